@@ -71,14 +71,14 @@ print(json.dumps(took))
 """
 
 
-class Busy(NamedTuple):
+class LoadResult(NamedTuple):
     """What the writers saved, and by reader how long each look took in seconds, as the module says."""
 
     saved: set[str]
     took_s: dict[str, list[float]]
 
 
-def keep_busy(folder: Path, run: dict, n_writers: int, seconds: float) -> Busy:
+def keep_busy(folder: Path, run: dict, n_writers: int, seconds: float) -> LoadResult:
     """Let so many writers save copies of a run while two processes read; all start together."""
     asked = [(_SAVE, f"writer{i}") for i in range(n_writers)] + [(_READ, "list"), (_READ, "page")]
     processes = [
@@ -96,4 +96,4 @@ def keep_busy(folder: Path, run: dict, n_writers: int, seconds: float) -> Busy:
         process.stdin.write("go\n")
         process.stdin.flush()
     *writers, listing, page = [json.loads(process.communicate()[0]) for process in processes]
-    return Busy({run_id for saved in writers for run_id in saved}, {"list": listing, "page": page})
+    return LoadResult({run_id for saved in writers for run_id in saved}, {"list": listing, "page": page})

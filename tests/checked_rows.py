@@ -12,7 +12,7 @@ WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"
 LABELS = ("refund", "delivery", "account", "invoice")
 
 
-def clean_rows(n=400, seed=0):
+def make_clean_rows(n=400, seed=0):
     """Rows of four labels, each with words of its own beside common ones; no two rows are alike."""
     rng = random.Random(seed)
     own = {label: WORDS[40 * i : 40 * i + 40] for i, label in enumerate(LABELS)}
@@ -26,7 +26,7 @@ def clean_rows(n=400, seed=0):
     return rows
 
 
-def messy(rows):
+def damage_rows(rows):
     """Damage rows: encoding, an empty answer, another spelling of a label, and rows that stand twice."""
     rows[3]["text"] += " cafÃ©"
     rows[8]["label"] = rows[8]["label"].upper()
@@ -47,7 +47,7 @@ def lines(finding):
     return [int(place.rpartition(":")[2]) for place in finding.rows]
 
 
-def reading(asked):
+def recognise_rows(asked):
     from harness.experiment.check_rows import _read_first_rows
 
     return recognise(asked, _read_first_rows(asked.files))
@@ -65,7 +65,7 @@ def texts(n, seed, mark=""):
     ]
 
 
-def in_layout(row, question, answer):
+def fill_layout(row, question, answer):
     """Put another question and another answer into a row of a layout."""
     told = json.dumps(row).replace('"Who?"', json.dumps(question)).replace('"Me."', json.dumps(answer))
     transcript = told.replace("Human: Who?", f"Human: {question}").replace(

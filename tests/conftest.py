@@ -23,7 +23,7 @@ import pytest
 import tiny_experiment
 import tiny_model
 from hypothesis import HealthCheck, settings
-from serving import PATIENCE_S, opened
+from serving import PATIENCE_S, load_page
 
 from harness.cache import cache_dir
 from harness.provenance import thread_count
@@ -127,7 +127,7 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=5, help="how often the fault test kills a compare")
 
 
-def shared_data(path: str) -> Path:
+def find_shared_data(path: str) -> Path:
     """Return a file of the real data; skip where it is absent, but never in CI."""
     folder = Path(os.environ.get("HARNESS_TEST_DATA") or _ROOT.parent / "shared" / "data")
     found = folder / path
@@ -182,13 +182,13 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def forked(cache_folder):
+def command_driver(cache_folder):
     """Start a process that forks commands, which share the session's cache."""
-    from forking import Forked
+    from forking import ForkDriver
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HARNESS_CACHE", str(cache_folder))
-        driver = Forked()
+        driver = ForkDriver()
     yield driver
     driver.close()
 
@@ -223,13 +223,13 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def wide(tiny, tmp_path_factory):
+def wide_model(tiny, tmp_path_factory):
     """Copy the tiny model with room for a judge's prompt."""
     return tiny_model.copy(tiny, tmp_path_factory.mktemp("wide") / "judge", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="session")
-def finished(tiny, cache_folder, tmp_path_factory):
+def finished_run(tiny, cache_folder, tmp_path_factory):
     """Run the tiny experiment once; returns its folder and its report. Tests change copies of it."""
     folder = tmp_path_factory.mktemp("finished")
     path = tiny_experiment.write(folder, tiny)
@@ -239,9 +239,9 @@ def finished(tiny, cache_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def copy(finished, own_cache, tmp_path):
+def copy(finished_run, own_cache, tmp_path):
     """Copy the finished tiny experiment; returns the path of its harness.yaml."""
-    shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.copytree(finished_run[0], tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
 
 
@@ -295,7 +295,7 @@ def visit(window):
         page.on(
             "request", lambda r: None if r.url.startswith((server, "data:", "blob:")) else seen.append(r.url)
         )
-        opened(page, server + path)
+        load_page(page, server + path)
         return page
 
     yield open_page, seen

@@ -19,13 +19,13 @@ def rows_of(*fields):
     return [Row(f"r.jsonl:{i}", of) for i, of in enumerate(fields, start=1)]
 
 
-def some_rows(*columns):
+def draw_rows(*columns):
     return st.lists(st.fixed_dictionaries(dict.fromkeys(columns, WORDS)), max_size=8).map(
         lambda f: rows_of(*f)
     )
 
 
-def written(outcomes):
+def list_written_rows(outcomes):
     return [outcome.row for outcome in outcomes if outcome.row is not None]
 
 
@@ -34,13 +34,13 @@ def jsonl(path, rows):
     return path
 
 
-def done(data, *words):
+def run_data(data, *words):
     code, out, err = data(*words)
     assert code == 0, err
     return out
 
 
-def refused(data, *words):
+def read_refusal(data, *words):
     """Return the error of a command that is refused, and assert that it wrote nothing."""
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     code, _, err = data(*words)
@@ -61,7 +61,7 @@ def manifest(path):
 TOPICS = ("card", "refund", "pin", "fee")
 
 
-def asked_rows(n, label=lambda i: TOPICS[i % 4]):
+def make_distinct_rows(n, label=lambda i: TOPICS[i % 4]):
     """Return rows whose questions have nothing in common."""
     return rows_of(*({"text": f"{i * i} q{i}w v{i}u", "label": label(i), "n": i} for i in range(n)))
 

@@ -78,7 +78,7 @@ def candidate(name: str, score: float, unit: Unit = RATE, **changes: Any) -> Can
     return CandidateFacts(**(fields | changes))
 
 
-def tuned(
+def make_fine_tune(
     name: str, score: float, gain: float, outcome: str | None = "pass", unit: Unit = RATE, **changes: Any
 ) -> CandidateFacts:
     """Make a LoRA candidate that gains `gain` ± 5 points over the best untrained one."""
@@ -107,7 +107,7 @@ def alternatives(best: float = 0.74) -> list[CandidateFacts]:
     ]
 
 
-def decided(facts: Any, policy: DecidePolicy | None = None, **changes: Any) -> Decision:
+def make_decision(facts: Any, policy: DecidePolicy | None = None, **changes: Any) -> Decision:
     """Decide on a task of labels without documents, by the default policy unless one is given."""
     task: dict[str, Any] = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
     return decide(facts, policy or DecidePolicy(), **(task | changes))

@@ -39,18 +39,18 @@ def write(folder: Path, candidates=CANDIDATES, *, texts=None, n=60, with_report=
     """Write `runs/` and `reports/` of an experiment; `texts` maps candidates to the answer they give."""
     if texts or (folder / "runs").exists():
         return _write(folder, candidates, texts, n, with_report)
-    written, made = _written(json.dumps(candidates), n, with_report)
+    written, made = _write_once(json.dumps(candidates), n, with_report)
     shutil.copytree(written, folder, dirs_exist_ok=True)
     return made
 
 
 @cache
-def _written(candidates: str, n: int, with_report: bool) -> tuple[Path, ExperimentReport]:
-    folder = _kept_folder()
+def _write_once(candidates: str, n: int, with_report: bool) -> tuple[Path, ExperimentReport]:
+    folder = _make_session_folder()
     return folder, _write(folder, json.loads(candidates), None, n, with_report)
 
 
-def _kept_folder() -> Path:
+def _make_session_folder() -> Path:
     """Make a folder that stays until the session ends, where the tests' own folders lie."""
     folder = Path(tempfile.mkdtemp(prefix="fake-project-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -195,7 +195,7 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
 
 @cache
 def _nights(n: int, name: str) -> Path:
-    folder = _kept_folder()
+    folder = _make_session_folder()
     at, draw = Store(folder / "runs"), random.Random(1)
     home, state = files.home(at, name), files.State()
     kept: list[files.Night] = []
@@ -271,7 +271,7 @@ def experiment(folder: Path, metrics: str = "exact_match") -> None:
     )
 
 
-def many(folder: Path, n_runs: int) -> None:
+def write_runs(folder: Path, n_runs: int) -> None:
     """Write so many runs that share the rows of one, without a report."""
     write(folder, {"prompt": CANDIDATES["prompt"]}, with_report=False)
     at = Store(folder / "runs")
@@ -281,9 +281,9 @@ def many(folder: Path, n_runs: int) -> None:
         store.write_whole(at, at.run_file(run.run_id), json.dumps(asdict(run)))
 
 
-def large(folder: Path) -> Path:
+def write_large_project(folder: Path) -> Path:
     """Write a project of a thousand runs with a report and nights."""
-    many(folder, 1_000)
+    write_runs(folder, 1_000)
     write(folder)
     experiment(folder)
     nights(folder)

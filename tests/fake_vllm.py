@@ -74,7 +74,7 @@ def serve_model(asked: argparse.Namespace, fault: str) -> None:
         [sys.executable, "-c", "import time; time.sleep(600)"]
     )  # as vLLM's engine is one
 
-    class Adapted(openai_server.Server):
+    class AdapterServer(openai_server.Server):
         """A server that also loads adapters, each under a name."""
 
         n_left = int(fault.rpartition("-")[2]) if "-after-" in fault else -1
@@ -104,8 +104,8 @@ def serve_model(asked: argparse.Namespace, fault: str) -> None:
                 self.model.load(body["lora_name"], body["lora_path"])
             return 200, "Success"
 
-    model = NoModel() if os.environ.get("FAKE_VLLM_MODEL") == "none" else adapted_model(asked)
-    server = Adapted(model, key=os.environ.get("VLLM_API_KEY"), port=asked.port)
+    model = NoModel() if os.environ.get("FAKE_VLLM_MODEL") == "none" else make_adapter_model(asked)
+    server = AdapterServer(model, key=os.environ.get("VLLM_API_KEY"), port=asked.port)
     server.listed = (asked.served_model_name,)
     signal.signal(signal.SIGTERM, lambda *_: (child.terminate(), os._exit(0)))
     server.serve_forever()
@@ -124,14 +124,14 @@ class NoModel:
         """Say one word."""
         import openai_server
 
-        return openai_server.Said("late", n_prompt=len(ids))
+        return openai_server.ServerAnswer("late", n_prompt=len(ids))
 
 
-def adapted_model(asked: argparse.Namespace) -> object:
+def make_adapter_model(asked: argparse.Namespace) -> object:
     """Return the model of the command line, to which adapters can be added."""
     import openai_server
 
-    class Adapted(openai_server.Model):
+    class AdapterModel(openai_server.Model):
         """A model with adapters of PEFT, one of them or none in use."""
 
         def __init__(self, folder: Path) -> None:
@@ -159,6 +159,6 @@ def adapted_model(asked: argparse.Namespace) -> object:
             if name not in self.adapters and self.adapters:
                 raise AssertionError("the base is asked while an adapter is loaded")
 
-    made = Adapted(Path(asked.model))
+    made = AdapterModel(Path(asked.model))
     made.max_model_len = asked.max_model_len or made.max_model_len
     return made

@@ -57,7 +57,7 @@ for line in sys.stdin:
 """
 
 
-class Forked:
+class ForkDriver:
     """A process that forks one command at a time."""
 
     def __init__(self) -> None:

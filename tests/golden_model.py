@@ -61,7 +61,7 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
     return {"loss": made.training.loss, "norms": norms}
 
 
-def kept_as(method: str) -> str:
+def name_fit(method: str) -> str:
     """Name the golden fit of a method on this processor."""
     # The tiny model's rows are shorter than a block of 64 weights, and of those bitsandbytes' AVX512 kernel
     # takes the scale of another block (`dequantizeBlockwise4bitCpu` of 0.50 counts blocks by rows); other
@@ -77,7 +77,7 @@ def measure(model: Path, folder: Path) -> dict[str, dict[str, object]]:
     path = tiny_experiment.write(folder, model, CANDIDATES)
     tiny_experiment.run(path)
     done = answers(tiny_experiment.runs_of(path), store.Store(folder / "runs"))
-    return {"answers": done, "fits": {kept_as(name): fit(name, model, folder / name) for name in FITS}}
+    return {"answers": done, "fits": {name_fit(name): fit(name, model, folder / name) for name in FITS}}
 
 
 def main() -> None:

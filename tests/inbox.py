@@ -20,7 +20,7 @@ class _Hook(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening() -> Iterator[tuple[str, list[dict]]]:
+def open_inbox() -> Iterator[tuple[str, list[dict]]]:
     """Listen; yields the address and what came in so far."""
     server = HTTPServer(("127.0.0.1", 0), _Hook)
     server.received = []

@@ -114,7 +114,7 @@ def make_real(folder: Path) -> None:
         ]
         return inspect_ai.Task(dataset=samples, solver=multiple_choice(template=TEMPLATE), scorer=choice())
 
-    def answering(wrong: set[int]) -> Any:
+    def script_answers(wrong: set[int]) -> Any:
         letter = iter(
             "A" if i in wrong and i % 4 else "B" if i in wrong else "ABCD"[i % 4] for i in range(12)
         )
@@ -128,7 +128,7 @@ def make_real(folder: Path) -> None:
 
     for arm, wrong in (("base", {5}), ("tuned", {3, 5, 6, 8})):
         options = {"display": "none", "log_format": "eval", "max_samples": 1, "log_model_api": False}
-        (log,) = inspect_ai.eval(letters(), model=answering(wrong), log_dir=str(folder / arm), **options)
+        (log,) = inspect_ai.eval(letters(), model=script_answers(wrong), log_dir=str(folder / arm), **options)
         kept = read_eval_log(log.location)
         kept.eval.task_file, kept.eval.revision = "inspect_logs.py", None
         for one in kept.samples or []:

@@ -5,10 +5,10 @@ Invariant: only the evaluated splits are cut; few-shot examples are drawn from w
 
 import gzip
 
-from conftest import shared_data
+from conftest import find_shared_data
 
 
-def first_rows(source, target, n):
+def copy_first_rows(source, target, n):
     """Copy the first n lines of a file, compressed or not."""
     opened = gzip.open if source.suffix == ".gz" else open
     with opened(source, "rb") as rows, opened(target, "wb") as kept:
@@ -19,12 +19,12 @@ def cut_mirror(folder, tasks, n):
     """Mirror the data of some tasks, the evaluated splits cut to their first n documents, the rest linked."""
     cut = {(data, config, split) for data, config, split in tasks.values()}
     for data in {data for data, _, _ in cut}:
-        source = shared_data(f"hub/{data}")
+        source = find_shared_data(f"hub/{data}")
         for path in (p for p in source.rglob("*") if p.is_file()):
             target = folder / data / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             if (data, path.parent.name, path.name.partition(".")[0]) in cut:
-                first_rows(path, target, n)
+                copy_first_rows(path, target, n)
             else:
                 target.symlink_to(path)
     return folder

@@ -65,30 +65,30 @@ def suite_size(disagreement: float) -> int:
     return ceil(z**2 * disagreement / MARGIN**2 / len(BENCHMARKS))
 
 
-def judged(changed: Sequence[tuple[int, int]], sizes: Sequence[int], alpha: float) -> str:
+def judge_macro(changed: Sequence[tuple[int, int]], sizes: Sequence[int], alpha: float) -> str:
     """Judge the macro of tasks with so many gains and losses among their items."""
     own = [(g - k) / n for (g, k), n in zip(changed, sizes, strict=True)]
     ends = [stats.tango_interval(g, k, n, 2 * alpha) for (g, k), n in zip(changed, sizes, strict=True)]
-    return said(*stats.mover_mean(own, ends))
+    return name_outcome(*stats.mover_mean(own, ends))
 
 
-def said(delta: float, ends: stats.Interval) -> str:
+def name_outcome(delta: float, ends: stats.Interval) -> str:
     """Say what a macro with such one-sided bounds is judged to be."""
     assert ends.low <= delta <= ends.high
     return "pass" if ends.low > -MARGIN else "fail" if ends.high < -MARGIN else "inconclusive"
 
 
-def sampled(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.random.Generator):
+def draw_suite(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.random.Generator):
     """Draw one suite, and the whole benchmarks; return what all of it says, its first look that decides, and they."""
     looks = [round(n * share) for share in SHARES]
     grown = np.cumsum([changes(halves, [s] * len(halves), rng) for s in np.diff([0, *looks])], axis=0)
-    full = judged(grown[-1], [n] * len(halves), ALPHA)
+    full = judge_macro(grown[-1], [n] * len(halves), ALPHA)
     for seen, size, alpha in zip(grown, looks, alphas, strict=True):
-        verdict = judged(seen, [size] * len(halves), alpha)
+        verdict = judge_macro(seen, [size] * len(halves), alpha)
         if verdict != "inconclusive":
             break
     sizes = [WHOLE[name] for name in BENCHMARKS]
-    whole = judged(changes(halves, sizes, rng), sizes, ALPHA)
+    whole = judge_macro(changes(halves, sizes, rng), sizes, ALPHA)
     return (Outcome(full, n * len(halves)), Outcome(verdict, size * len(halves)), Outcome(whole, sum(sizes)))
 
 
@@ -102,11 +102,9 @@ def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.SamplingPl
     return sampling.plan(pools, [], MARGIN, ALPHA)
 
 
-def sampled_by_answers(
-    halves: Sequence[Half], plan: sampling.SamplingPlan, rng: np.random.Generator
-) -> Outcome:
+def draw_by_answers(halves: Sequence[Half], plan: sampling.SamplingPlan, rng: np.random.Generator) -> Outcome:
     """Make whole benchmarks, draw from them by what the base answered, and judge at each look."""
-    made = [_whole(h, n, rng) for h, n in zip(halves, WHOLE.values(), strict=True)]
+    made = [_draw_benchmark(h, n, rng) for h, n in zip(halves, WHOLE.values(), strict=True)]
     counts = np.zeros((len(made), 2), int)  # gained and lost among the items drawn so far
     before = np.zeros((len(made), 2), int)
     for look, alpha in enumerate(plan.alphas):
@@ -123,12 +121,12 @@ def sampled_by_answers(
             moved_in = np.diag(counts[t]).tolist()  # gains where the base failed, losses where it passed
             strata = [stats.StratumFlips(*moved_in[k], int(drawn[k]), int(sizes[k])) for k in there]
             ends.append(stats.stratified_flips_interval(strata, 2 * alpha))
-        if (verdict := said(*stats.mover_mean(own, ends))) != "inconclusive":
+        if (verdict := name_outcome(*stats.mover_mean(own, ends))) != "inconclusive":
             break
     return Outcome(verdict, int(before.sum()))
 
 
-def _whole(half: Half, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _draw_benchmark(half: Half, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw a benchmark: items gained and lost (2,), and items that the base failed and passed (2,)."""
     shares = [half.gained, half.lost, half.passed - half.lost]
     gained, lost, kept = rng.multinomial(n, [*shares, max(1 - sum(shares), 0.0)])[:3]
@@ -171,9 +169,9 @@ def line(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Line:
-    drawn = [sampled(halves, n, alphas, rng) for halves in of for _ in range(n_draws)]
+    drawn = [draw_suite(halves, n, alphas, rng) for halves in of for _ in range(n_draws)]
     full, looks, whole = zip(*drawn, strict=True)
-    strata = [sampled_by_answers(halves, plan, rng) for halves in of for _ in range(n_draws)]
+    strata = [draw_by_answers(halves, plan, rng) for halves in of for _ in range(n_draws)]
 
     def rate(outcomes: Sequence[Outcome], verdict: str) -> float:
         return fmean(o.verdict == verdict for o in outcomes)
@@ -209,7 +207,7 @@ class Strata(NamedTuple):
         return fmean(self.rates) / fmean(np.sqrt(self.rates)) ** 2
 
 
-class Explained(NamedTuple):
+class ExplainedVariance(NamedTuple):
     """Variance of an item's change over pairs of models, and what of it is left within the base's score."""
 
     benchmark: str
@@ -223,18 +221,25 @@ class Explained(NamedTuple):
         return self.whole / self.within
 
 
-def explained(seed: int = 0, n_pairs: int = 2_000) -> list[Explained]:
+def measure_explained(seed: int = 0, n_pairs: int = 2_000) -> list[ExplainedVariance]:
     """Measure on every benchmark how much of the variance of a change the base's score explains."""
     first = [[h for h, _ in split] for split in islice(pairs(np.random.default_rng(seed)), n_pairs)]
     out = []
     for name, of in zip(BENCHMARKS, zip(*first, strict=True), strict=True):
         gained, lost, passed = np.array(of).T
         whole = gained + lost - (gained - lost) ** 2
-        out.append(Explained(name, n_pairs, float(whole.mean()), float(_within(gained, lost, passed).mean())))
+        out.append(
+            ExplainedVariance(
+                name,
+                n_pairs,
+                float(whole.mean()),
+                float(_compute_variance_within(gained, lost, passed).mean()),
+            )
+        )
     return out
 
 
-def _within(gained: np.ndarray, lost: np.ndarray, passed: np.ndarray) -> np.ndarray:
+def _compute_variance_within(gained: np.ndarray, lost: np.ndarray, passed: np.ndarray) -> np.ndarray:
     """Return the variance of a change that is left within the items that the base passed, and failed."""
     parts = [x * (1 - x / np.maximum(of, 1e-9)) for x, of in ((gained, 1 - passed), (lost, passed))]
     return np.sum(parts, axis=0)

@@ -60,7 +60,7 @@ class Nightly(worlds.Oracle):
             on_target = self.rates.counter_lost if _is_counter(messages) else self.rates.lost
             lost = self.rates.general_lost if general else on_target
             gained = self.rates.gained
-        moves = _uniform(self.day, messages[-1]["content"], self.tuned) < (
+        moves = _draw_uniform(self.day, messages[-1]["content"], self.tuned) < (
             lost / share if good else gained / (1 - share)
         )
         if not moves:
@@ -75,7 +75,7 @@ def _is_counter(messages) -> bool:
     return "What is counter " in messages[-1]["content"]
 
 
-def _uniform(*what) -> float:
+def _draw_uniform(*what) -> float:
     return int(hashlib.sha256(repr(what).encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -96,11 +96,11 @@ def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int,
     """Make a world with a finished reference of each seed; returns its file."""
     worlds.report(folder, TRUTH, Sizes(test=test, general=general), candidates=["prompt", "lora"])
     if seeds != (0,):
-        session, loaded = worlds.opened(
+        session, loaded = worlds.open_world(
             folder / "harness.yaml", TRUTH, [f"seeds={list(seeds)}"], ["prompt", "lora"]
         )
         for seed in seeds:
-            worlds.trained(session, session.candidates["lora"], seed)
+            worlds.write_training(session, session.candidates["lora"], seed)
         experiment.run_all(session, loaded, smoke=False)
     return folder / "harness.yaml"
 
@@ -118,7 +118,7 @@ def add_counter(path: Path, n: int = 200) -> None:
 
 def compare_again(path: Path) -> None:
     """Let the candidates answer what they have not answered yet."""
-    session, loaded = worlds.opened(path, TRUTH, (), ["prompt", "lora"])
+    session, loaded = worlds.open_world(path, TRUTH, (), ["prompt", "lora"])
     experiment.run_all(session, loaded, smoke=False)
 
 
@@ -127,7 +127,7 @@ class Calendar:
 
     def __init__(self, path: Path, overrides=(), salt: int = 0) -> None:
         self.path, self.salt = path, salt
-        self.session, self.loaded = worlds.opened(path, TRUTH, [*WATCHED, *overrides])
+        self.session, self.loaded = worlds.open_world(path, TRUTH, [*WATCHED, *overrides])
         self.asked: list[tuple[int, ...]] = []
 
     def night(self, n: int, rates: Rates = Rates(), asked=None, publish=None) -> nightly.NightReport:

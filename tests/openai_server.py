@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 NAME = "tiny"
 
 
-class Said(NamedTuple):
+class ServerAnswer(NamedTuple):
     """One answer, with what it cost in tokens."""
 
     text: str
@@ -39,8 +39,8 @@ class Rule:
     def __init__(self, answer: Callable[[list[dict]], str]) -> None:
         self._answer = answer
 
-    def chat(self, messages: list[dict], body: dict) -> Said:
-        return Said(self._answer(messages))
+    def chat(self, messages: list[dict], body: dict) -> ServerAnswer:
+        return ServerAnswer(self._answer(messages))
 
 
 class Model:
@@ -55,11 +55,11 @@ class Model:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self.max_model_len = self._model.config.max_position_embeddings
 
-    def chat(self, messages: list[dict], body: dict) -> Said:
+    def chat(self, messages: list[dict], body: dict) -> ServerAnswer:
         ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return self.complete(ids["input_ids"], body)
 
-    def complete(self, ids: list[int], body: dict) -> Said:
+    def complete(self, ids: list[int], body: dict) -> ServerAnswer:
         with self._lock:
             made = self._model.generate(
                 self._torch.tensor([ids]), max_new_tokens=body["max_tokens"], do_sample=False
@@ -69,7 +69,7 @@ class Model:
         ended = new[-1] == self._tokenizer.eos_token_id
         cuts = [text.index(s) for s in body.get("stop", ()) if s in text]
         text = text[: min(cuts)] if cuts else text
-        return Said(text, "stop" if ended or cuts else "length", len(ids), len(new))
+        return ServerAnswer(text, "stop" if ended or cuts else "length", len(ids), len(new))
 
     def logprobs(self, ids: list[int]) -> dict:
         with self._lock, self._torch.no_grad():
@@ -105,7 +105,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def count_request(self) -> Iterator[None]:
         with self._lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -134,7 +134,7 @@ class Server(ThreadingHTTPServer):
         if len(body["prompt"]) > room:
             return 400, _error(f"This model's maximum context length is {self.model.max_model_len} tokens.")
         if body.get("echo"):
-            said, known = Said("", "length"), self.model.logprobs(body["prompt"])
+            said, known = ServerAnswer("", "length"), self.model.logprobs(body["prompt"])
         else:
             said, known = self.model.complete(body["prompt"], body), None
         return 200, _response(said, {"text": said.text, "logprobs": known})
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.headers.append(dict(self.headers))
-        with self.server.counted():
+        with self.server.count_request():
             fault = self.server.fault()
             if fault is not None:
                 time.sleep(fault.after_s)
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _token_logprobs(said: Said, n: int) -> dict | None:
+def _token_logprobs(said: ServerAnswer, n: int) -> dict | None:
     """Return the log-probabilities of tokens as a chat has them; nothing where the model gives none."""
     content = [
         {"token": next(iter(of)), "logprob": next(iter(of.values())), "top_logprobs": [
@@ -195,7 +195,7 @@ def _error(message: str) -> dict:
     return {"error": {"message": message, "type": "invalid_request_error", "code": None}}
 
 
-def _response(said: Said, choice: dict) -> dict:
+def _response(said: ServerAnswer, choice: dict) -> dict:
     usage = {"prompt_tokens": said.n_prompt, "completion_tokens": said.n_new}
     total = said.n_new + (said.n_prompt or 0)
     counted = {} if said.n_prompt is None else {"usage": {**usage, "total_tokens": total}}
@@ -210,7 +210,7 @@ def _response(said: Said, choice: dict) -> dict:
 
 
 @contextmanager
-def serving(model: Any, **given: Any) -> Iterator[Server]:
+def serve_model(model: Any, **given: Any) -> Iterator[Server]:
     """Serve until the end of the block."""
     server = Server(model, **given)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

@@ -32,7 +32,7 @@ print(json.dumps(found))
 """
 
 
-class Opened(NamedTuple):
+class AdapterOutputs(NamedTuple):
     """What a new process computes with an adapter: logits by PEFT, log-probabilities of pairs as a candidate."""
 
     logits: list[list[float]]
@@ -44,7 +44,7 @@ def open_adapters(
     folders: Iterable[Path],
     ids: Sequence[int],
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-) -> list[Opened]:
+) -> list[AdapterOutputs]:
     """Open adapters in one new process, in their order."""
     paths = [str(folder) for folder in folders]
     words = [str(model), json.dumps(list(ids)), json.dumps([[list(a), list(b)] for a, b in pairs]), *paths]
@@ -57,7 +57,7 @@ def open_adapters(
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    return [Opened(*found[path]) for path in paths]
+    return [AdapterOutputs(*found[path]) for path in paths]
 
 
 def logits_of(model, ids: Sequence[int]):

@@ -50,7 +50,7 @@ def _is_left_out(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
-def unlisted() -> list[str]:
+def list_unlisted_plugins() -> list[str]:
     """Name the plugins that the table does not list."""
     concerns = [f"{kind}/{name}" for kind in plugins.KINDS for name in plugins.names(kind)]
     return [concern for concern in concerns if concern not in code_versions()]
@@ -73,7 +73,7 @@ def _defaults_of(model: type[BaseModel]) -> dict[str, str]:
     return {name: repr(value) for name, value in known.items() if name not in getattr(model, "stated", ())}
 
 
-def known_defaults() -> dict[str, dict[str, str]]:
+def read_known_defaults() -> dict[str, dict[str, str]]:
     """Read the defaults that stored identities were made with."""
     known: dict[str, dict[str, str]] = json.loads(DEFAULTS.read_text("utf-8"))
     return known
@@ -81,14 +81,14 @@ def known_defaults() -> dict[str, dict[str, str]]:
 
 def _add_defaults() -> None:
     """Write defaults of new fields; one that is known stays, so that a change of it is noticed."""
-    known = known_defaults()
+    known = read_known_defaults()
     merged = {model: {**fields, **known.get(model, {})} for model, fields in defaults().items()}
     DEFAULTS.write_text(json.dumps(merged, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def renew() -> list[str]:
     """Write the pins that differ and the plugins that are not listed; returns the concerns that changed."""
-    text, changed = TABLE.read_text("utf-8"), unlisted()
+    text, changed = TABLE.read_text("utf-8"), list_unlisted_plugins()
     for concern in changed:
         text += f'\n["{concern}"]\nversion = 1\nfiles = ["{concern}.py"]\npin = ""\n'
     for concern, version in code_versions().items():
@@ -108,7 +108,7 @@ def main() -> None:
         sys.exit("Results changed: raise the version of the concern, and say so in CHANGELOG.md.")
     _add_defaults()
     changed = renew()
-    changed += renew() if unlisted() or any(not v.pin for v in code_versions().values()) else []
+    changed += renew() if list_unlisted_plugins() or any(not v.pin for v in code_versions().values()) else []
     sys.stdout.write(f"Pins renewed: {', '.join(dict.fromkeys(changed)) or 'none differed'}\n")
 
 

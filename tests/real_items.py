@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from conftest import shared_data
+from conftest import find_shared_data
 
 from harness import stats
 from harness.comparison import Comparison
@@ -62,7 +62,7 @@ def answers() -> dict[str, np.ndarray]:
     """Read each benchmark's 0/1 answers (models, items) of the models that all of them hold."""
     found: dict[str, dict[str, str]] = {}
     for name, file in BENCHMARKS.items():
-        path = shared_data(f"rows/metabench_irt/{file}.responses.jsonl.gz")
+        path = find_shared_data(f"rows/metabench_irt/{file}.responses.jsonl.gz")
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             rows = map(json.loads, lines)
             found[name] = {row["model"]: row["y"] for row in rows if row.get("y")}
@@ -132,7 +132,7 @@ def comparison(gains: float, losses: float) -> Comparison:
     )
 
 
-def printed(first: Sequence[Half]) -> dict[tuple[str, float], float]:
+def compute_printed_chances(first: Sequence[Half]) -> dict[tuple[str, float], float]:
     """Return the operating characteristic that the gate prints after it saw the first halves."""
     tasks = [
         TaskComparison(
@@ -162,11 +162,11 @@ def macro_passes(second: Sequence[Half], rng: np.random.Generator, n_draws: int 
 
 def task_passes(half: Half, rng: np.random.Generator, n_draws: int = DRAWS) -> float:
     """Return how often the rule `each` lets one task pass on samples of a half."""
-    return float(np.mean([_each_passes(int(g), int(k)) for g, k in draws(half, rng, n_draws)]))
+    return float(np.mean([_passes_each(int(g), int(k)) for g, k in draws(half, rng, n_draws)]))
 
 
 @cache
-def _each_passes(gains: int, losses: int) -> bool:
+def _passes_each(gains: int, losses: int) -> bool:
     """Decide one task alone as `each` does: a loss that is shown and found beyond the margin stops it."""
     some = stats.tango_regression_p(gains, losses, N, 0.0) < POLICY.alpha
     return not (some and (gains - losses) / N < -POLICY.each)
@@ -181,11 +181,11 @@ def study(seed: int = 0, n_pairs: int = PAIRS) -> list[Rate]:
         first, second = [a for a, _ in split], [b for _, b in split]
         truth = float(np.mean([h.gained - h.lost for h in second]))
         if (bin_ := _bin(truth, macro, n_pairs)) is not None:
-            said = printed(first)
+            said = compute_printed_chances(first)
             macro[bin_].append((_passes(said, bin_), macro_passes(second, rng)))
         for one, other in split:
             if (bin_ := _bin(other.gained - other.lost, each, n_pairs)) is not None:
-                each[bin_].append((printed([one])["each", bin_], task_passes(other, rng)))
+                each[bin_].append((compute_printed_chances([one])["each", bin_], task_passes(other, rng)))
         if all(len(found) >= n_pairs for found in (*macro.values(), *each.values())):
             break
     return [

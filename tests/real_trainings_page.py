@@ -40,8 +40,8 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     return [
         f"`{name}`",
         f"{row['n_rows']}",
-        _known(row["n_steps"]),
-        _known(row["n_trainable"]),
+        _format_number(row["n_steps"]),
+        _format_number(row["n_trainable"]),
         _ends(row["loss"]),
         _ends(row["validation_loss"]),
         f"{row['training_s']:.0f}",
@@ -52,7 +52,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _known(number: int | None) -> str:
+def _format_number(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import fake_adapter
 import worlds
-from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, right
+from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, is_right
 
 from harness import config, experiment, plugins, rescue
 from harness.experiment import Scope, prepare_session
@@ -53,7 +53,7 @@ class Version(NamedTuple):
 COLLAPSED = Version(lost=50)
 
 
-class Known(Oracle):
+class VersionOracle(Oracle):
     """A version that answers by its truth."""
 
     def __init__(self, version: Version, weights_digest: str, half_of) -> None:
@@ -63,15 +63,15 @@ class Known(Oracle):
     def _output(self, messages: list[dict]) -> Output:
         task, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
         if of == "-":
-            base = right(int(number), BASE.general)
+            base = is_right(int(number), BASE.general)
             hit = self.version.lost_in in ("both", self.half_of[f"{task}---{number}"])
-            answered = base and not (hit and right(int(number), self.version.lost))
+            answered = base and not (hit and is_right(int(number), self.version.lost))
         else:
-            answered = right(int(number), dict(self.version.more).get(task, self.version.target))
+            answered = is_right(int(number), dict(self.version.more).get(task, self.version.target))
         return Output(GOOD if answered else BAD, compute_s=PER_ANSWER_S["tuned"])
 
 
-class KnownHost(OracleHost):
+class VersionHost(OracleHost):
     """A base by rule, and adapters whose folder says which version they are."""
 
     def __init__(self, versions: dict[str, Version], source: ModelSource, half_of) -> None:
@@ -80,14 +80,14 @@ class KnownHost(OracleHost):
         self.opened: list[str] = []
 
     @contextmanager
-    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[Known]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[VersionOracle]:
         made = json.loads((folder / "adapter_config.json").read_text())
         scale = made["lora_alpha"] / ALPHA
         mark = made["made"] if scale == 1 else f"scale={scale:g}"
         self.opened.append(mark)
         if mark not in self._versions:
             raise RuntimeError(f"no version {mark} in this world")
-        yield Known(self._versions[mark], weights_digest, self._half_of)
+        yield VersionOracle(self._versions[mark], weights_digest, self._half_of)
 
 
 def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
@@ -111,9 +111,9 @@ class World(NamedTuple):
     session: object
     loaded: object
     report: object
-    host: KnownHost
+    host: VersionHost
 
-    def prepared(self, name: str = "lora"):
+    def prepare(self, name: str = "lora"):
         """Prepare a rescue, with all that it might make laid down but copied and scaled adapters."""
         found = rescue.prepare(self.session, self.loaded.selected, name)
         for trial in found.schedule.trials:
@@ -121,9 +121,9 @@ class World(NamedTuple):
                 lay_down(found.session, found.session.candidates[trial.name], trial.name.partition("+")[2])
         return found
 
-    def rescued(self, name: str = "lora"):
+    def rescue(self, name: str = "lora"):
         """Rescue a candidate."""
-        return rescue.run(self.prepared(name))
+        return rescue.run(self.prepare(name))
 
 
 def world(
@@ -131,13 +131,13 @@ def world(
 ) -> World:
     """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued."""
     # What was run before with the same version and settings is copied.
-    finished = _finished(versions.get(AS_IT_IS, COLLAPSED), sizes, extra, tuple(overrides))
+    finished = _finish_world(versions.get(AS_IT_IS, COLLAPSED), sizes, extra, tuple(overrides))
     shutil.copytree(finished, folder, dirs_exist_ok=True)
-    return opened(folder / "harness.yaml", versions, overrides)
+    return open_world(folder / "harness.yaml", versions, overrides)
 
 
 @cache
-def _finished(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str, ...]) -> Path:
+def _finish_world(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str, ...]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="rescue-world-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = worlds.write(folder, BASE, sizes)
@@ -151,16 +151,16 @@ def _finished(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str,
     }
     (folder / "model" / "config.json").write_text(json.dumps({**config_file, **shape}))
     path.write_text(path.read_text() + extra)
-    opened(path, {AS_IT_IS: as_it_is}, overrides)
+    open_world(path, {AS_IT_IS: as_it_is}, overrides)
     return folder
 
 
-def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
+def open_world(path: Path, versions: dict[str, Version], overrides=()) -> World:
     """Open a written world, run what of its experiment is not done, and return it."""
     loaded = config.load(path, overrides)
     session = prepare_session(loaded, Scope(), SilentProgress())
     half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
-    session.slot.host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, session.source, half_of)
+    session.slot.host = host = VersionHost({AS_IT_IS: COLLAPSED, **versions}, session.source, half_of)
     for name in loaded.selected:
         candidate = session.candidates[name]
         if candidate.source.method == "lora":

@@ -38,13 +38,13 @@ def write(folder: Path) -> ExperimentReport:
     for source in session.sources.values():
         session.engine(source)
     session.unload()
-    answered = Answered(**vars(session))
+    answered = ChanceSession(**vars(session))
     for name in TRAINED:
         _lay_down(answered, name)
     return experiment.run_all(answered, loaded, smoke=False)
 
 
-class Answered(Session):
+class ChanceSession(Session):
     """A session on which every base and every adapter answers by chance."""
 
     def host(self, source: ModelSource) -> "Host":
@@ -58,14 +58,14 @@ class Host:
 
     def __init__(self, source: ModelSource, known: Mapping[str, str]) -> None:
         self.source, self._known = source, known
-        self.base = ByChance(known, source.weights_digest)
+        self.base = ChanceCandidate(known, source.weights_digest)
 
     @contextmanager
-    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator["ByChance"]:
-        yield ByChance(self._known, weights_digest)
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator["ChanceCandidate"]:
+        yield ChanceCandidate(self._known, weights_digest)
 
 
-class ByChance(PromptEncoder):
+class ChanceCandidate(PromptEncoder):
     """A candidate that knows what is right and says it by chance; a prompt's ids are its bytes."""
 
     engine = "text"
@@ -86,16 +86,16 @@ class ByChance(PromptEncoder):
         return [self._answer(bytes(prompt).decode()) for prompt in prompts]
 
     def loglikelihood(self, pairs: Sequence) -> list[Likelihood]:
-        return [Likelihood(-len(c) * (1 + self._drawn(bytes(p) + bytes(c))), False) for p, c in pairs]
+        return [Likelihood(-len(c) * (1 + self._draw(bytes(p) + bytes(c))), False) for p, c in pairs]
 
     def _answer(self, asked: str) -> Output:
-        right = self._drawn(asked.encode()) < _RIGHT
+        right = self._draw(asked.encode()) < _RIGHT
         question = asked.rpartition("\n\n")[2]  # passages stand in front of it
         text = self._known.get(asked) or self._known.get(question) or "nothing"
         text = text if right else f"not {text}"
         return Output(text, n_prompt_tokens=len(asked) // 4, n_output_tokens=len(text) // 4, compute_s=0.01)
 
-    def _drawn(self, asked: bytes) -> float:
+    def _draw(self, asked: bytes) -> float:
         """Draw from the text, and for some texts from the weights as well."""
         own = _share(self.weights_digest.encode() + asked)
         return own / _MOVED if own < _MOVED else _share(asked)

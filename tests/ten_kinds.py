@@ -60,12 +60,12 @@ def labels(rng: random.Random, n: int = 200) -> bytes:
     return lines([dict(zip(("text", "label"), request(rng), strict=True)) for _ in range(n)])
 
 
-def random_labels(rng: random.Random) -> bytes:
+def make_random_labels(rng: random.Random) -> bytes:
     """Make twenty thousand letters whose labels say nothing."""
     return lines([{"text": request(rng)[0], "label": rng.choice("ab")} for _ in range(20_000)])
 
 
-def free_text(rng: random.Random) -> bytes:
+def make_free_text(rng: random.Random) -> bytes:
     """Make instructions that are answered in a few sentences."""
     rows = []
     for i in range(120):
@@ -110,7 +110,7 @@ def json_answers(rng: random.Random) -> bytes:
     return lines(rows)
 
 
-def long_documents(rng: random.Random) -> bytes:
+def make_long_documents(rng: random.Random) -> bytes:
     """Make reports of some fifteen hundred letters, one word of which decides."""
     rows = []
     for i in range(60):
@@ -133,7 +133,7 @@ def japanese(rng: random.Random) -> bytes:
     return lines(rows)
 
 
-def few(rng: random.Random) -> bytes:
+def make_few(rng: random.Random) -> bytes:
     """Make forty letters of three kinds."""
     return labels(rng, 40)
 
@@ -153,14 +153,14 @@ def spreadsheet(rng: random.Random) -> bytes:
 
 KINDS = {
     "labels": Kind("labels.jsonl", labels, "labels", truth="classifier"),
-    "free text": Kind("letters.jsonl", free_text, "text"),
+    "free text": Kind("letters.jsonl", make_free_text, "text"),
     "question with context": Kind("shelves.jsonl", questions, "question"),
     "preference pairs": Kind("pairs.jsonl", preferences, "preference"),
     "JSON output": Kind("boxes.jsonl", json_answers, "text"),
-    "long documents": Kind("reports.jsonl", long_documents, "labels", truth="classifier"),
+    "long documents": Kind("reports.jsonl", make_long_documents, "labels", truth="classifier"),
     "another language": Kind("japanese.jsonl", japanese, "text"),
-    "40 rows": Kind("few.jsonl", few, "labels", never=True),
-    "20,000 rows": Kind("many.jsonl", random_labels, "labels", never=True),
+    "40 rows": Kind("few.jsonl", make_few, "labels", never=True),
+    "20,000 rows": Kind("many.jsonl", make_random_labels, "labels", never=True),
     "messy spreadsheet": Kind("Export 2026 (final).csv", spreadsheet, "labels", truth="classifier"),
 }
 

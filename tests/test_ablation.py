@@ -4,7 +4,7 @@ import io
 from statistics import fmean
 
 import pytest
-from fake_facts import alternatives, candidate, comparison, decided, tuned
+from fake_facts import alternatives, candidate, comparison, make_decision, make_fine_tune
 from rich.console import Console
 from scipy import stats as scipy_stats
 
@@ -17,7 +17,7 @@ DELTAS = {"lora[r=8]": 0.02, "lora[r=16]": 0.08, "lora[r=64]": 0.05}
 
 
 def grid(*seeds, names=("lora[r=4]", *DELTAS), **changes):
-    return [tuned(n, 0.7, 0.05, run_id=f"{n}-{s}", seed=s, **changes) for n in names for s in seeds]
+    return [make_fine_tune(n, 0.7, 0.05, run_id=f"{n}-{s}", seed=s, **changes) for n in names for s in seeds]
 
 
 def pair(base, new):
@@ -37,7 +37,7 @@ def table(facts):
     return found
 
 
-def printed(report):
+def print_report(report):
     stream = io.StringIO()
     terminal(report, Console(file=stream, width=100))
     return stream.getvalue()
@@ -82,24 +82,26 @@ def test_without_the_reference_nothing_is_compared():
 
 def test_the_winner_named_is_that_of_validation():
     facts = grid(0)
-    facts[1] = tuned("lora[r=8]", 0.7, 0.05, validation=0.9)
+    facts[1] = make_fine_tune("lora[r=8]", 0.7, 0.05, validation=0.9)
     assert table(facts).chosen == "lora[r=8]"
-    assert "best on validation: r=8" in " ".join(printed(report(facts)).split())
+    assert "best on validation: r=8" in " ".join(print_report(report(facts)).split())
 
 
 def test_one_seed_leaves_the_variance_of_training_unknown_and_an_untrained_grid_has_none():
     shots = [candidate(f"few-shot[shots={k}]", 0.5) for k in (4, 8)]
     (untrained,) = ablations(shots, lambda base, new: comparison(0.01), means)
     assert (table(grid(0)).seed_variance_known, untrained.seed_variance_known) == (False, True)
-    assert "training-seed variance unknown (fewer than 3 seeds)" in printed(report(grid(0)))
+    assert "training-seed variance unknown (fewer than 3 seeds)" in print_report(report(grid(0)))
 
 
-def varied(*names, scores):
-    return [tuned(n, x, 0.05, run_id=f"{n}-{s}", seed=s) for n in names for s, x in enumerate(scores)]
+def make_seeds(*names, scores):
+    return [
+        make_fine_tune(n, x, 0.05, run_id=f"{n}-{s}", seed=s) for n in names for s, x in enumerate(scores)
+    ]
 
 
 def test_from_three_seeds_on_what_varies_between_the_seeds_of_both_is_added():
-    found = table(varied("lora[r=4]", "lora[r=16]", scores=(0.70, 0.72, 0.74))).factors[1]
+    found = table(make_seeds("lora[r=4]", "lora[r=16]", scores=(0.70, 0.72, 0.74))).factors[1]
     items, seeds = 0.05 / 1.959964, 0.02 / 3**0.5
     se = (items**2 + 2 * seeds**2) ** 0.5
     df = se**4 / (2 * seeds**4 / 2)
@@ -112,7 +114,7 @@ def test_from_three_seeds_on_what_varies_between_the_seeds_of_both_is_added():
 
 def test_two_seeds_share_what_the_recipes_vary_by():
     """Before, two seeds were averaged over items alone; two recipes of two seeds have two degrees of freedom."""
-    one, two = (table(varied("lora[r=4]", "lora[r=16]", scores=of)) for of in ((0.70,), (0.70, 0.74)))
+    one, two = (table(make_seeds("lora[r=4]", "lora[r=16]", scores=of)) for of in ((0.70,), (0.70, 0.74)))
     assert (one.seed_variance_known, two.seed_variance_known) == (False, True)
     items, seeds = 0.05 / 1.959964, (0.04**2 / 2 / 2) ** 0.5
     se = (items**2 + 2 * seeds**2) ** 0.5
@@ -121,7 +123,7 @@ def test_two_seeds_share_what_the_recipes_vary_by():
 
 
 def test_two_seeds_of_one_recipe_leave_the_difference_over_items_alone():
-    facts = [*varied("lora[r=4]", scores=(0.7,)), *varied("lora[r=16]", scores=(0.70, 0.74))]
+    facts = [*make_seeds("lora[r=4]", scores=(0.7,)), *make_seeds("lora[r=16]", scores=(0.70, 0.74))]
     found = table(facts)
     assert not found.seed_variance_known
     assert found.factors[1].difference.low == pytest.approx(0.085 - 0.05, abs=1e-6)
@@ -129,7 +131,7 @@ def test_two_seeds_of_one_recipe_leave_the_difference_over_items_alone():
 
 def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
     of = report(grid(0))
-    lines = printed(of).splitlines()
+    lines = print_report(of).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("lora  "))
     assert "p corrected" in lines[at]
     assert "(reference)" in lines[at + 1]
@@ -150,7 +152,7 @@ def test_a_third_seed_gives_the_recipe_an_interval():
 
 def test_an_interval_over_seeds_stays_among_the_rates():
     runs = [
-        tuned("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
+        make_fine_tune("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
         for s, x in enumerate((0.2, 0.9, 0.95))
     ]
     (found,) = summarize_seeds(runs)
@@ -159,24 +161,25 @@ def test_an_interval_over_seeds_stays_among_the_rates():
 
 def test_recipes_with_few_seeds_are_named_in_one_sentence():
     facts = [*alternatives(), *grid(0, names=("lora",)), *grid(0, 1, names=("qlora",))]
-    assert "training-seed variance unknown: lora (1 seed), qlora (2 seeds); 3 are needed" in printed(
+    assert "training-seed variance unknown: lora (1 seed), qlora (2 seeds); 3 are needed" in print_report(
         report(facts)
     )
 
 
 def test_what_each_seed_reached_is_shown():
-    facts = [tuned("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
+    facts = [make_fine_tune("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
     text = markdown(experiment_document(report(facts)))
     assert "## Seeds" in text
     assert "| lora | 0, 1, 2 | 80.0, 84.0, 82.0 | 82.0 [76, 88] | 2.0 |" in text
-    assert "lora over 3 seeds: 82.0 [76, 88] (80.0, 84.0, 82.0; SD between seeds 2.0)" in printed(
+    assert "lora over 3 seeds: 82.0 [76, 88] (80.0, 84.0, 82.0; SD between seeds 2.0)" in print_report(
         report(facts)
     )
 
 
 def test_a_gain_that_one_seed_shows_and_the_recipe_does_not_is_not_recommended():
     lucky = [
-        tuned("lora", 0.81, g, seed=s, validation=0.81 - s / 100) for s, g in enumerate((0.12, -0.02, 0.0))
+        make_fine_tune("lora", 0.81, g, seed=s, validation=0.81 - s / 100)
+        for s, g in enumerate((0.12, -0.02, 0.0))
     ]
-    assert decided([*alternatives(), *lucky]).candidate == "knn"
-    assert decided([*alternatives(), lucky[0]]).candidate == "lora"
+    assert make_decision([*alternatives(), *lucky]).candidate == "knn"
+    assert make_decision([*alternatives(), lucky[0]]).candidate == "lora"

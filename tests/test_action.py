@@ -141,30 +141,32 @@ def test_an_installation_that_fails_ends_the_job_before_anything_is_judged(tmp_p
 
 
 @pytest.fixture
-def unmade(tiny, own_cache, tmp_path):
+def new_experiment(tiny, own_cache, tmp_path):
     """Write an experiment of which nothing was computed yet."""
     tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  ranked: {answer: rank}\n")
     return tmp_path
 
 
-def test_nothing_is_computed_unless_that_is_asked_for(unmade):
-    code, out = run_action(unmade, candidate="ranked", install="")
+def test_nothing_is_computed_unless_that_is_asked_for(new_experiment):
+    code, out = run_action(new_experiment, candidate="ranked", install="")
     assert (code, out) == (5, {"verdict": "error", "exit-code": "5"})
-    assert not list(unmade.glob("runs/*/run.json"))
+    assert not list(new_experiment.glob("runs/*/run.json"))
 
 
-def test_what_is_missing_is_computed_with_the_same_settings_and_then_judged(unmade):
-    (unmade / "harness.yaml").rename(unmade / "desk.yaml")
+def test_what_is_missing_is_computed_with_the_same_settings_and_then_judged(new_experiment):
+    (new_experiment / "harness.yaml").rename(new_experiment / "desk.yaml")
     given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "seeds=[3]\n"}
     given["config"] = "desk.yaml"
-    code, out = run_action(unmade, **given)
+    code, out = run_action(new_experiment, **given)
     assert (code, out["verdict"]) == (0, "pass"), "the base's own weights lose nothing"
-    assert [(run.candidate, run.seed) for run in store.list_runs(Store(unmade / "runs"))] == [("ranked", 3)]
+    assert [(run.candidate, run.seed) for run in store.list_runs(Store(new_experiment / "runs"))] == [
+        ("ranked", 3)
+    ]
 
 
-def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(unmade):
+def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(new_experiment):
     given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "itmes=3"}
-    assert run_action(unmade, **given) == (2, {})
+    assert run_action(new_experiment, **given) == (2, {})
 
 
 def test_no_input_is_pasted_into_a_script():

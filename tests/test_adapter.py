@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny, tmp_path_factory):
+def peft_adapter(tiny, tmp_path_factory):
     """Train an adapter with plain PEFT and a loop of one's own; returns its folder."""
     folder = tmp_path_factory.mktemp("theirs")
     tiny_model.train_adapter(tiny).save_pretrained(folder)
@@ -34,20 +34,22 @@ def candidates(folder, more=""):
     return f"  prompt: {{method: base}}\n  theirs: {{method: adapter, path: {folder}{more}}}\n"
 
 
-def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, theirs, tmp_path):
+def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, peft_adapter, tmp_path):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     path = tiny_experiment.write(tmp_path, tiny, candidates("./from-peft"))
-    shutil.copytree(theirs, tmp_path / "from-peft")
+    shutil.copytree(peft_adapter, tmp_path / "from-peft")
     tiny_experiment.run(path)
     runs = runs_of(path)
     rows, base = (
         store.read_rows(Store(tmp_path / "runs"), runs[name].rows["prose/test"])
         for name in ("theirs", "prompt")
     )
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), theirs)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), peft_adapter
+    )
     encode = ModelHost(resolve(str(tiny)), CPU).base.encode
     for row, before in zip(rows, base, strict=True):
         encoded = encode([], row.references[0], chat_template=False)
@@ -74,17 +76,17 @@ def test_the_same_weights_trained_here_and_saved_by_plain_peft_have_the_same_row
     assert runs_of(copy)["theirs"].rows == inside.rows
 
 
-def test_a_digest_sees_the_weights_and_their_scale_and_nothing_else(theirs, tmp_path):
+def test_a_digest_sees_the_weights_and_their_scale_and_nothing_else(peft_adapter, tmp_path):
     def changed(name, **config):
-        folder = shutil.copytree(theirs, tmp_path / name)
+        folder = shutil.copytree(peft_adapter, tmp_path / name)
         file = folder / "adapter_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
         return adapter_digest(folder, "base")
 
-    same = adapter_digest(theirs, "base")
+    same = adapter_digest(peft_adapter, "base")
     assert changed("a", base_model_name_or_path="/elsewhere", inference_mode=False, lora_dropout=0.5) == same
     assert changed("b", lora_alpha=99) != same
-    assert adapter_digest(theirs, "another base") != same
+    assert adapter_digest(peft_adapter, "another base") != same
 
 
 def refusal(tiny, tmp_path, folder, more="", **options):
@@ -109,10 +111,10 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     assert f"set base_model: {wide}" in said
 
 
-def test_an_adapter_of_more_layers_than_the_base_has_is_refused(tiny, theirs, tmp_path):
+def test_an_adapter_of_more_layers_than_the_base_has_is_refused(tiny, peft_adapter, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    folder = shutil.copytree(theirs, tmp_path / "deep")
+    folder = shutil.copytree(peft_adapter, tmp_path / "deep")
     tensors = load_file(folder / "adapter_model.safetensors")
     deeper = {name.replace("layers.1.", "layers.7."): t.clone() for name, t in tensors.items()}
     save_file(tensors | deeper, folder / "adapter_model.safetensors")
@@ -126,19 +128,19 @@ def test_an_adapter_of_more_layers_than_the_base_has_is_refused(tiny, theirs, tm
         ("adapter_model.safetensors", "without adapter_model.safetensors"),
     ],
 )
-def test_a_folder_that_lacks_a_file_is_refused(tiny, theirs, tmp_path, lost, said):
-    folder = shutil.copytree(theirs, tmp_path / "part")
+def test_a_folder_that_lacks_a_file_is_refused(tiny, peft_adapter, tmp_path, lost, said):
+    folder = shutil.copytree(peft_adapter, tmp_path / "part")
     (folder / lost).unlink()
     assert said in refusal(tiny, tmp_path, folder)
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tiny, theirs, tmp_path):
-    folder = shutil.copytree(theirs, tmp_path / "garbled")
+def test_a_file_that_is_no_safetensors_is_refused(tiny, peft_adapter, tmp_path):
+    folder = shutil.copytree(peft_adapter, tmp_path / "garbled")
     (folder / "adapter_model.safetensors").write_bytes(b"version https://git-lfs")
     assert "no safetensors file" in refusal(tiny, tmp_path, folder)
 
 
-def pickled(theirs, folder):
+def pickle_adapter(theirs, folder):
     import torch
     from safetensors.torch import load_file
 
@@ -148,26 +150,26 @@ def pickled(theirs, folder):
     return folder
 
 
-def test_pickled_weights_are_refused_unless_asked_for(tiny, theirs, tmp_path):
-    said = refusal(tiny, tmp_path, pickled(theirs, tmp_path / "pickled"))
+def test_pickled_weights_are_refused_unless_asked_for(tiny, peft_adapter, tmp_path):
+    said = refusal(tiny, tmp_path, pickle_adapter(peft_adapter, tmp_path / "pickled"))
     assert "a pickle, which can run code" in said
     assert "allow_pickle: true" in said
 
 
-def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, theirs, tmp_path):
+def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, peft_adapter, tmp_path):
     params = adapter.Params(allow_pickle=True)
     contexts = [
         tiny_methods.context(tiny, tmp_path / name, path=folder)
-        for name, folder in (("a", theirs), ("b", pickled(theirs, tmp_path / "pickled")))
+        for name, folder in (("a", peft_adapter), ("b", pickle_adapter(peft_adapter, tmp_path / "pickled")))
     ]
     first, second = (adapter.fit(context, params) for context in contexts)
     assert first.digest == second.digest
 
 
-def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, theirs, tmp_path):
+def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, peft_adapter, tmp_path):
     import pickle
 
-    folder = pickled(theirs, tmp_path / "pickled")
+    folder = pickle_adapter(peft_adapter, tmp_path / "pickled")
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"x": print}))
     context = tiny_methods.context(tiny, tmp_path / "fit", path=folder)
     with pytest.raises(CandidateFailed, match="something other than tensors"):

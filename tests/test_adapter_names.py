@@ -14,7 +14,7 @@ from harness.progress import SilentProgress
 from harness.training.adapter_names import unknown_names
 
 
-def prepared(folder, model, params):
+def prepare_candidates(folder, model, params):
     candidates = f"  prompt: {{method: base}}\n  mine: {params}\n"
     return prepare_session(
         config.load(tiny_experiment.write(folder, model, candidates)), Scope(), SilentProgress()
@@ -33,7 +33,7 @@ def prepared(folder, model, params):
 )
 def test_a_name_that_the_base_does_not_have_is_refused(tiny, tmp_path, recipe, said):
     with pytest.raises(UserError, match="candidate mine") as refused:
-        prepared(tmp_path, tiny, recipe)
+        prepare_candidates(tmp_path, tiny, recipe)
     assert said in str(refused.value)
 
 
@@ -49,26 +49,26 @@ def test_a_name_that_the_base_does_not_have_is_refused(tiny, tmp_path, recipe, s
 def test_an_adapter_of_the_head_is_refused_with_tied_embeddings_and_without(tiny, tmp_path, recipe, kind):
     base = tiny if kind == "tied" else build(tmp_path / "base", "Llama")
     with pytest.raises(UserError, match=r"mine: found an adapter of lm_head.*; expected .*; next: leave"):
-        prepared(tmp_path, base, recipe)
+        prepare_candidates(tmp_path, base, recipe)
 
 
 def test_embeddings_that_the_head_is_tied_to_are_adapted_alone(tiny, tmp_path):
     recipe = "{method: lora, params: {target_modules: [embed_tokens]}}"
-    assert prepared(tmp_path, tiny, recipe).candidates["mine"]
+    assert prepare_candidates(tmp_path, tiny, recipe).candidates["mine"]
 
 
 def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
     base = build(tmp_path / "base", "gpt-oss")
     recipe = "{method: lora, params: {target_parameters: [mlp.experts.down_prj]}}"
     with pytest.raises(UserError, match=r"did you mean 'mlp\.experts\.down_proj'"):
-        prepared(tmp_path, base, recipe)
-    assert prepared(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
+        prepare_candidates(tmp_path, base, recipe)
+    assert prepare_candidates(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
 
 
 def test_each_misspelt_module_is_named_beside_those_that_are_there(tiny, tmp_path):
     recipe = "{method: lora, params: {target_modules: [q_proj, v_prj], exclude_modules: [o_prj, k_proj]}}"
     with pytest.raises(UserError) as refused:
-        prepared(tmp_path, tiny, recipe)
+        prepare_candidates(tmp_path, tiny, recipe)
     assert [(one.found, one.next_step) for one in refused.value.problems] == [
         ("target_modules: v_prj", "did you mean 'v_proj'?"),
         ("exclude_modules: o_prj", "did you mean 'o_proj'?"),
@@ -78,14 +78,14 @@ def test_each_misspelt_module_is_named_beside_those_that_are_there(tiny, tmp_pat
 def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
     base = build(tmp_path / "base", "Qwen3-MoE")
     recipe = "{method: lora, params: {r: 2, target_modules: [q_proj, gate_proj, up_proj, down_proj]}}"
-    assert prepared(tmp_path, base, recipe).candidates["mine"]
+    assert prepare_candidates(tmp_path, base, recipe).candidates["mine"]
     with pytest.raises(UserError, match=r"target_modules: q_prj; .*did you mean 'q_proj'"):
-        prepared(tmp_path, base, recipe.replace("q_proj", "q_proj, q_prj"))
+        prepare_candidates(tmp_path, base, recipe.replace("q_proj", "q_proj, q_prj"))
 
 
 def test_names_that_are_there_are_taken(tiny, tmp_path):
     recipe = "{method: lora, params: {target_modules: '.*(q|v)_proj', exclude_modules: [o_proj]}}"
-    assert prepared(tmp_path, tiny, recipe).candidates["mine"]
+    assert prepare_candidates(tmp_path, tiny, recipe).candidates["mine"]
 
 
 def test_names_that_fit_are_remembered_and_those_that_do_not_are_refused_again(tiny, own_cache):

@@ -25,26 +25,26 @@ def reward(prompts, completions, references):
 '''
 
 
-class InMemory(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What a model computes where it was trained."""
 
     logits: object
     logprobs: list[float]
 
 
-def measured(model):
-    return InMemory(other_process.logits_of(model, IDS), other_process.logprobs_of(model, PAIRS))
+def compute_in_memory(model):
+    return ModelOutputs(other_process.logits_of(model, IDS), other_process.logprobs_of(model, PAIRS))
 
 
 @pytest.fixture(scope="module")
-def plain(tiny):
+def base_logits(tiny):
     import torch
     from transformers import AutoModelForCausalLM
 
     return other_process.logits_of(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), IDS)
 
 
-def rewarded(algorithm, tiny, folder):
+def train_policy(algorithm, tiny, folder):
     """Train a policy by the trainer of its method; returns what it computes, and how rewards differed by step."""
     (folder / "short.py").write_text(LENGTH)
     context = tiny_methods.context(tiny, folder, reward=Reward(written=str(folder / "short.py")))
@@ -57,25 +57,27 @@ def rewarded(algorithm, tiny, folder):
     trainer.train()
     save_policy(trainer.model, folder / "adapter")
     spread = [entry["reward_std"] for entry in trainer.state.log_history if "reward_std" in entry]
-    return measured(trainer.model), spread
+    return compute_in_memory(trainer.model), spread
 
 
 @pytest.fixture(scope="module")
 def policies(tiny, own_cache, tmp_path_factory):
     """Train by each algorithm, and open both adapters in one new process."""
     folders = {algorithm: tmp_path_factory.mktemp(algorithm) for algorithm in ALGORITHMS}
-    made = [rewarded(algorithm, tiny, folder) for algorithm, folder in folders.items()]
+    made = [train_policy(algorithm, tiny, folder) for algorithm, folder in folders.items()]
     opened = other_process.open_adapters(tiny, [f / "adapter" for f in folders.values()], IDS, PAIRS)
     return dict(zip(folders, zip(made, opened, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_policy_whose_rewards_differ_moves_and_is_the_same_in_another_process(plain, policies, algorithm):
+def test_a_policy_whose_rewards_differ_moves_and_is_the_same_in_another_process(
+    base_logits, policies, algorithm
+):
     import torch
 
     (in_memory, spread), opened = policies[algorithm]
     assert min(spread) > 0
-    assert (in_memory.logits - plain).abs().max().item() > 0.01
+    assert (in_memory.logits - base_logits).abs().max().item() > 0.01
     assert torch.tensor(opened.logits).allclose(in_memory.logits, rtol=1e-5, atol=1e-5)
     assert opened.logprobs == pytest.approx(in_memory.logprobs, abs=1e-4)
 
@@ -92,7 +94,7 @@ def family(tiny, folder, name):
     if name in test_peft.SOFT:
         base, _ = load_base(tiny_methods.context(tiny, folder).source, CPU)
         model = PeftModel.from_pretrained(base, weights.folder / "adapter")
-    return weights, measured(model)
+    return weights, compute_in_memory(model)
 
 
 @pytest.fixture(scope="module")

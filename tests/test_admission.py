@@ -33,7 +33,7 @@ def macro_of(found):
     return next(r for r in found.rules if r.name == "macro")
 
 
-def admitted_by_its_own_items(measured):
+def judge_by_own_items(measured):
     """Judge as the gate did when the items that admit a task were also those of its delta."""
     compared = judge(measured, POLICY, target=None, identical=False).tasks
     tasks = [
@@ -52,7 +52,7 @@ def suite(rng, n_tasks, score, flip_rate, loss=0.0):
 def test_an_equal_model_near_chance_seems_to_lose_only_where_a_task_is_admitted_by_its_own_items():
     rng = np.random.default_rng(0)
     drawn = [suite(rng, 40, 0.53, 0.3) for _ in range(4)]
-    before = [admitted_by_its_own_items(measured) for measured in drawn]
+    before = [judge_by_own_items(measured) for measured in drawn]
     after = [verdict(measured) for measured in drawn]
     assert np.mean([v.macro.score for v in before]) < -0.04
     assert Counter(v.outcome for v in before)["fail"] >= 2
@@ -81,7 +81,7 @@ def test_an_equal_model_near_chance_rarely_fails_and_a_loss_of_the_margin_rarely
     assert worse["pass"] / n_draws <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
 
 
-def lopsided(passed, chance=0.5, n=100, seed=0):
+def make_lopsided_task(passed, chance=0.5, n=100, seed=0):
     """Make a task of which the base passes so many items of either half, the new model just the same."""
     plain = measurement("t", np.ones(n), np.ones(n))
     cut = cut_tasks([plain], seed)
@@ -98,14 +98,14 @@ def lopsided(passed, chance=0.5, n=100, seed=0):
     ("passed", "n_items", "weight"), [((40, 40), 100, 1.0), ((40, 25), 50, 0.5), ((25, 40), 50, 0.5)]
 )
 def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight):
-    found = verdict([lopsided(passed)])
+    found = verdict([make_lopsided_task(passed)])
     assert found.macro.n == n_items
     assert ("of t one half counts, by half" in macro_of(found).sentence) == (weight == 0.5)
 
 
 def test_a_half_counts_half_as_much_as_a_whole_task():
     lost = measurement("sums", *flips(100, 0, 30))
-    found = verdict([lopsided((40, 25)), lost])
+    found = verdict([make_lopsided_task((40, 25)), lost])
     assert found.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
     assert macro_of(found).numbers["one_half"] == [
         "t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"
@@ -113,7 +113,7 @@ def test_a_half_counts_half_as_much_as_a_whole_task():
 
 
 def test_a_task_that_no_half_admits_says_what_each_half_found():
-    found = verdict([lopsided((25, 26))])
+    found = verdict([make_lopsided_task((25, 26))])
     assert found.outcome == "inconclusive"
     (why,) = macro_of(found).numbers["left_out"]
     assert "t cannot show forgetting: on one half of its items the base scores 50.0 [37, 63] %" in why
@@ -133,13 +133,13 @@ def test_a_task_of_one_cluster_has_no_halves():
 
 
 def test_a_relative_margin_of_a_half_takes_the_skill_of_the_half_that_admits_it():
-    relative = judge([lopsided((40, 25))], GatePolicy(macro="10%"), target=None, identical=False)
+    relative = judge([make_lopsided_task((40, 25))], GatePolicy(macro="10%"), target=None, identical=False)
     (half,) = [t.half for t in relative.tasks]
     assert half.admitting_score == 0.8
 
 
 def test_another_seed_cuts_otherwise():
-    task = lopsided((40, 25))
+    task = make_lopsided_task((40, 25))
     halves = {
         judge([task], POLICY, target=None, identical=False, seed=seed).tasks[0].half for seed in range(3)
     }
@@ -165,14 +165,14 @@ def copies(rng, n_copies, n=1000, loss=0.02, together=1.0, disagreement=0.1):
     return made
 
 
-def apart(measured):
+def judge_apart(measured):
     """Judge as if nobody knew that the tasks share items."""
     return verdict([m._replace(documents={}) for m in measured])
 
 
 def test_copies_of_a_task_show_no_more_than_the_task():
     measured = copies(np.random.default_rng(0), 8, loss=0.0)
-    one, eight, unknown = verdict(measured[:1]), verdict(measured), apart(measured)
+    one, eight, unknown = verdict(measured[:1]), verdict(measured), judge_apart(measured)
     assert eight.macro.score == pytest.approx(one.macro.score)
     assert (eight.macro.low, eight.macro.high) == pytest.approx((one.macro.low, one.macro.high))
     assert unknown.macro.high - unknown.macro.low < 0.4 * (one.macro.high - one.macro.low)
@@ -201,13 +201,13 @@ def test_copies_pass_a_true_loss_of_the_margin_no_more_often_than_alpha(n_copies
     rng, n_draws = np.random.default_rng(3), 120
     drawn = [copies(rng, n_copies, n=150, together=together) for _ in range(n_draws)]
     passed = [macro_of(verdict(measured)).outcome == "pass" for measured in drawn]
-    unknown = [macro_of(apart(measured)).outcome == "pass" for measured in drawn]
+    unknown = [macro_of(judge_apart(measured)).outcome == "pass" for measured in drawn]
     assert np.mean(passed) <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
     assert np.mean(unknown) >= before
 
 
 def test_copies_show_no_more_of_unusable_answers_than_the_task():
-    def unusable(m):
+    def make_unusable(m):
         task = m.task.model_copy(update={"kind": "generate"})
         arms = [
             [replace(row, status="ok" if row.parts["exact_match"][0] else "unparsable") for row in arm]
@@ -218,14 +218,14 @@ def test_copies_show_no_more_of_unusable_answers_than_the_task():
     def rise(measured):
         return next(r for r in verdict(measured).rules if r.name == "validity").numbers
 
-    measured = [unusable(m) for m in copies(np.random.default_rng(0), 8, n=300, loss=0.0)]
+    measured = [make_unusable(m) for m in copies(np.random.default_rng(0), 8, n=300, loss=0.0)]
     one, eight = rise(measured[:1]), rise(measured)
     unknown = rise([m._replace(documents={}) for m in measured])
     assert eight["high"] - eight["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
     assert unknown["high"] - unknown["low"] < 0.5 * (one["high"] - one["low"])
 
 
-def some_shared(rng, q_shared, q_own):
+def make_sharing_tasks(rng, q_shared, q_own):
     """Make four tasks of 200 that share 60 documents, on which so many answers change; all lost 2 points."""
 
     def moves(n, q, loss):
@@ -240,10 +240,10 @@ def some_shared(rng, q_shared, q_own):
 
 
 def test_tasks_that_share_the_items_that_change_show_no_more_than_one_of_them():
-    measured = some_shared(np.random.default_rng(0), 0.4, 0.02)
+    measured = make_sharing_tasks(np.random.default_rng(0), 0.4, 0.02)
     one, four = verdict(measured[:1]).macro, verdict(measured).macro
     assert four.high - four.low > 0.9 * (one.high - one.low)
-    steady = some_shared(np.random.default_rng(0), 0.1, 0.1)
+    steady = make_sharing_tasks(np.random.default_rng(0), 0.1, 0.1)
     one, four = verdict(steady[:1]).macro, verdict(steady).macro
     assert four.high - four.low < 0.9 * (one.high - one.low)
 
@@ -253,7 +253,7 @@ def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
     moved = np.repeat(rng.choice([1.0, -1.0, 0.0], 40, p=[0.15, 0.15, 0.7]), 5)
     lone = [measurement(f"t{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0) for at in range(4)]
 
-    def clustered(name):
+    def set_clusters(name):
         return [
             m._replace(
                 **{
@@ -264,7 +264,9 @@ def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
             for m in lone
         ]
 
-    shared, apart_ = (clustered(name) for name in (lambda _, i: f"p{i}", lambda m, i: f"{m.task.name}-{i}"))
+    shared, apart_ = (
+        set_clusters(name) for name in (lambda _, i: f"p{i}", lambda m, i: f"{m.task.name}-{i}")
+    )
     one = verdict(shared[:1]).macro
     assert verdict(shared).macro.high == pytest.approx(one.high, abs=0.005)
     assert verdict(apart_).macro.high < one.high - 0.02
@@ -277,11 +279,11 @@ def test_a_copy_weighs_no_more_than_a_task_of_its_own():
     assert verdict([*twice, lost]).macro.score == pytest.approx(verdict(once).macro.score)
 
 
-def without_first_items(m, k):
+def drop_first_items(m, k):
     return m._replace(base=m.base[k:], new=m.new[k:])
 
 
-def with_pairs(m, n_pairs):
+def repeat_documents(m, n_pairs):
     """Let some documents stand twice in a task."""
     documents = list(m.documents.values())
     for i in range(n_pairs):
@@ -291,7 +293,7 @@ def with_pairs(m, n_pairs):
 
 @pytest.mark.parametrize("n_pairs", [1, 100])
 def test_copies_are_one_task_where_documents_stand_twice_in_them(n_pairs):
-    twice = [with_pairs(m, n_pairs) for m in copies(np.random.default_rng(0), 2, n=200, loss=0.0)]
+    twice = [repeat_documents(m, n_pairs) for m in copies(np.random.default_rng(0), 2, n=200, loss=0.0)]
     found, one = verdict(twice), verdict(twice[:1])
     assert macro_of(found).numbers["shared_items"] == ["c0 and c1 hold the same items and count as one task"]
     assert (found.macro.low, found.macro.high) == pytest.approx((one.macro.low, one.macro.high))
@@ -300,10 +302,10 @@ def test_copies_are_one_task_where_documents_stand_twice_in_them(n_pairs):
 def test_copies_of_which_one_lacks_an_item_are_one_task_and_a_part_of_a_task_is_no_copy():
     lost = measurement("sums", *flips(200, 0, 60))
     a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
-    near = verdict([a, without_first_items(b, 1), lost])
+    near = verdict([a, drop_first_items(b, 1), lost])
     assert near.macro.score == pytest.approx(-0.15, abs=0.01)
     assert "c0 and c1 hold nearly the same items and count as one task" in macro_of(near).sentence
-    part = verdict([a, without_first_items(b, 100), lost])
+    part = verdict([a, drop_first_items(b, 100), lost])
     assert part.macro.score == pytest.approx(-0.1, abs=0.02)
     assert macro_of(part).numbers["shared_items"] == ["c0 and c1 share 100 items"]
 
@@ -321,7 +323,7 @@ def test_tasks_that_share_some_items_are_correlated_and_named():
 
 def test_items_that_move_apart_are_not_taken_for_a_gain_in_width():
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
-    apart_, known = apart([a, b]).macro, verdict([a, b]).macro
+    apart_, known = judge_apart([a, b]).macro, verdict([a, b]).macro
     assert known.high - known.low >= apart_.high - apart_.low - 1e-12
 
 
@@ -351,11 +353,11 @@ def test_a_digest_that_many_items_of_a_task_have_names_no_document():
 # What the verdict says of its own chances, and of the items it would take
 
 
-def compared(n, gains, losses):
+def compare_flips(n, gains, losses):
     return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
 
 
-def judged(comparisons):
+def judge_comparisons(comparisons):
     tasks = [
         TaskComparison(Task(name=f"t{i}", data={}), "capability", c, True, "")
         for i, c in enumerate(comparisons)
@@ -375,7 +377,7 @@ def draw(rng, n_tasks, n, disagreement, delta):
     return [known(n, *map(int, rng.multinomial(n, np.array(p) / 2)[:2])) for p in shares]
 
 
-known = cache(compared)
+known = cache(compare_flips)
 
 
 def chances(found):
@@ -384,9 +386,9 @@ def chances(found):
 
 def test_the_chance_that_each_misses_does_not_hang_on_the_task_that_noise_singles_out():
     """Of eight equal tasks one happened to differ on 20 %; it was printed as what the veto would miss."""
-    noisy = [*[compared(200, 8, 8)] * 7, compared(200, 20, 20)]
-    even = [compared(200, 9, 9)] * 6 + [compared(200, 10, 11)] * 2
-    said = [chances(judged(tasks))["each", -0.10] for tasks in (noisy, even)]
+    noisy = [*[compare_flips(200, 8, 8)] * 7, compare_flips(200, 20, 20)]
+    even = [compare_flips(200, 9, 9)] * 6 + [compare_flips(200, 10, 11)] * 2
+    said = [chances(judge_comparisons(tasks))["each", -0.10] for tasks in (noisy, even)]
     assert said[0] == pytest.approx(said[1], abs=0.05)
 
 
@@ -398,9 +400,9 @@ def test_the_chance_that_each_misses_does_not_hang_on_the_task_that_noise_single
 def test_each_misses_a_loss_in_one_task_as_often_as_printed(n_tasks, n, disagreement, delta):
     """At four tasks of 50 items 89 % were printed for −5 points, where 93 % and more pass."""
     rng, n_draws = np.random.default_rng(4), 200
-    equal = [judged(draw(rng, n_tasks, n, disagreement, 0.0)) for _ in range(30)]
+    equal = [judge_comparisons(draw(rng, n_tasks, n, disagreement, 0.0)) for _ in range(30)]
     printed = np.mean([chances(found)["each", delta] for found in equal])
-    lost = [judged(draw(rng, n_tasks, n, disagreement, delta)) for _ in range(n_draws)]
+    lost = [judge_comparisons(draw(rng, n_tasks, n, disagreement, delta)) for _ in range(n_draws)]
     passed = np.mean([outcomes(found)["each"] == "pass" for found in lost])
     assert passed == pytest.approx(printed, abs=0.04 + 3 * (printed * (1 - printed) / n_draws) ** 0.5)
 
@@ -411,7 +413,7 @@ def test_each_misses_a_loss_in_one_task_as_often_as_printed(n_tasks, n, disagree
 )
 def test_an_equal_model_is_stopped_by_macro_or_each_as_often_as_printed(n_tasks, n, disagreement):
     rng, n_draws = np.random.default_rng(5), 200
-    found = [judged(draw(rng, n_tasks, n, disagreement, 0.0)) for _ in range(n_draws)]
+    found = [judge_comparisons(draw(rng, n_tasks, n, disagreement, 0.0)) for _ in range(n_draws)]
     printed = np.mean([chances(one)["equal", 0.0] for one in found])
     stopped = np.mean([{outcomes(one)[name] for name in ("macro", "each")} != {"pass"} for one in found])
     assert stopped == pytest.approx(printed, abs=0.03 + 3 * (printed * (1 - printed) / n_draws) ** 0.5)
@@ -422,12 +424,14 @@ def test_the_line_for_an_equal_model_counts_what_each_stops():
     tasks = [TaskComparison(Task(name="t", data={}), "capability", known(200, 10, 10), True, "")] * 60
     alone = stats.noninferiority_power(0.0, 0.02, average_macro(tasks, POLICY).se)
     assert alone > 0.999
-    assert chances(judged([t.comparison for t in tasks]))["equal", 0.0] == pytest.approx(0.04, abs=0.02)
+    assert chances(judge_comparisons([t.comparison for t in tasks]))["equal", 0.0] == pytest.approx(
+        0.04, abs=0.02
+    )
 
 
 def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
     """One task of 14,000 items and eight of 50: all tasks growing alike would take 37,000 items and more."""
-    found = judged([known(14_000, 700, 700), *[known(50, 2, 2)] * 8])
+    found = judge_comparisons([known(14_000, 700, 700), *[known(50, 2, 2)] * 8])
     macro = next(r for r in found.rules if r.name == "macro")
     by_task = dict(said.rsplit(" ", 1) for said in macro.numbers["items_needed_by_task"])
     assert "t0" not in by_task
@@ -479,7 +483,7 @@ def test_the_allocation_reaches_what_is_wanted_with_no_more_than_growing_alike(g
 
 
 def test_a_rescues_half_is_admitted_by_the_base_on_the_other_and_counts_in_full():
-    task = lopsided((40, 25))
+    task = make_lopsided_task((40, 25))
     cut = cut_tasks([task], 0)
     searched, confirmed = (verdict(cut_to_half([task], cut, half)) for half in ("search", "confirm"))
     assert searched.macro is None

@@ -100,7 +100,7 @@ def starts(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
-def own(imported: str) -> str:
+def find_own_module(imported: str) -> str:
     """Name the module of ours that an import reaches, or "" for a third party and for dunders."""
     parts = imported.split(".")
     return parts[1] if parts[0] == "harness" and len(parts) > 1 and not parts[1].startswith("__") else ""
@@ -121,7 +121,7 @@ def test_a_module_imports_only_from_its_left():
     found = []
     for file in MODULES:
         right = set(ORDER[ORDER.index(module(file)) + 1 :])
-        found += violations(file, lambda i, right=right: own(i.module) in right)
+        found += violations(file, lambda i, right=right: find_own_module(i.module) in right)
     assert found == []
 
 
@@ -136,7 +136,7 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
         i.module.split(".")[2]
         for name in listed
         for i in imports(PACKAGE / name)
-        if own(i.module) == "models"
+        if find_own_module(i.module) == "models"
     }
     assert near - apart <= {Path(name).stem for name in listed}
     assert "batching" in near
@@ -160,7 +160,7 @@ def test_a_package_imports_what_it_uses_or_what_others_take_from_it():
     for file in (f for f in FILES if f.name == "__init__.py" and "__all__" not in f.read_text()):
         package = ".".join(file.parent.relative_to(ROOT).parts)
         used = {n.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Name)}
-        names = {i.module.rpartition(".")[2] for i in imports(file) if i.at_top and own(i.module)}
+        names = {i.module.rpartition(".")[2] for i in imports(file) if i.at_top and find_own_module(i.module)}
         idle += [
             f"{package}.{name}" for name in sorted(names - read - used) if f"{package}.{name}" not in taken
         ]
@@ -189,10 +189,10 @@ def test_a_third_party_is_imported_only_at_home(third_party):
 
 
 def test_slow_packages_are_imported_inside_functions():
-    def slow(i: Import) -> bool:
+    def is_slow(i: Import) -> bool:
         return i.at_top and any(starts(i.module, name) for name in HEAVY)
 
-    assert [found for file in FILES if file != DERIVED for found in violations(file, slow)] == []
+    assert [found for file in FILES if file != DERIVED for found in violations(file, is_slow)] == []
 
 
 def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
@@ -216,7 +216,7 @@ NO_METHODS = {
 }
 
 
-def named_methods(file: Path) -> Iterator[str]:
+def list_named_methods(file: Path) -> Iterator[str]:
     """Yield where a file spells a method's name, or compares `method` with one that is also a kind of weights."""
     kinds = {plugins.method(name).makes for name in plugins.names("methods")}
     names = set(plugins.names("methods"))
@@ -236,7 +236,7 @@ def is_a_method(node: ast.expr) -> bool:
 def test_no_method_is_named_outside_its_file():
     files = [file for file in MODULES if module(file) != "methods"]
     files += sorted((ROOT / "dashboards").rglob("*.py"))
-    assert [found for file in files for found in named_methods(file)] == []
+    assert [found for file in files for found in list_named_methods(file)] == []
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ TURNS = Example(
 )
 
 
-def learnt(tmp_path, *, every):
+def read_learnt_text(tmp_path, *, every):
     """Return the text that is learnt of two turns."""
     tokenizer = tiny_model.tokenizer(MARKED)
     context = tiny_methods.context(tiny_model.build(tmp_path / "base", template=MARKED), tmp_path / "fit")
@@ -42,8 +42,8 @@ def learnt(tmp_path, *, every):
 
 
 def test_each_turn_of_the_assistant_is_learnt_and_nothing_else(tmp_path):
-    assert learnt(tmp_path, every=True) == "two<|im_end|>four<|im_end|>"
-    assert learnt(tmp_path, every=False).strip() == "four<|im_end|>"
+    assert read_learnt_text(tmp_path, every=True) == "two<|im_end|>four<|im_end|>"
+    assert read_learnt_text(tmp_path, every=False).strip() == "four<|im_end|>"
 
 
 def test_a_training_on_marked_turns_makes_other_weights(tmp_path):

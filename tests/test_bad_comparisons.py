@@ -18,7 +18,7 @@ from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
 
 
-def judged(base, new, cluster_size=1):
+def judge_arms(base, new, cluster_size=1):
     """Judge one task on rows of two arms by the default policy."""
     arms = [rows(np.asarray(arm, float), cluster_size=cluster_size) for arm in (base, new)]
     compared = comparison.compare_rows(EXACT, *arms)
@@ -41,7 +41,7 @@ def test_an_empty_comparison_is_refused():
 
 @pytest.mark.parametrize(("base", "new"), [([1], [1]), ([1], [0]), ([0], [1])])
 def test_a_single_item_decides_nothing(base, new):
-    compared, verdict = judged(base, new)
+    compared, verdict = judge_arms(base, new)
     assert compared.se > 0.3
     assert compared.high - compared.low > 1
     assert verdict.outcome == "inconclusive"
@@ -50,14 +50,14 @@ def test_a_single_item_decides_nothing(base, new):
 
 @pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
 def test_all_ties_have_a_width_and_do_not_pass_by_it(score):
-    compared, verdict = judged([score] * 10, [score] * 10)
+    compared, verdict = judge_arms([score] * 10, [score] * 10)
     assert compared.delta == 0
     assert compared.se > 0.05
     assert verdict.outcome == "inconclusive"
 
 
 def test_one_cluster_decides_nothing_however_many_items_it_has():
-    compared, verdict = judged(*flips(100, 0, 0), cluster_size=100)
+    compared, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
     assert compared.n_clusters == 1
     assert compared.high - compared.low > 1
     assert verdict.outcome == "inconclusive"
@@ -83,7 +83,7 @@ def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
 
 
 def test_one_cluster_of_graded_scores_that_all_fell_alike_decides_nothing():
-    compared, verdict = judged([0.8] * 20, [0.7] * 20, cluster_size=20)
+    compared, verdict = judge_arms([0.8] * 20, [0.7] * 20, cluster_size=20)
     assert compared.se > 0
     assert verdict.outcome == "inconclusive"
 
@@ -183,9 +183,9 @@ def test_a_margin_may_be_any_share_between(folder, margin):
     assert config.load(folder / "harness.yaml", [f"gate.macro={margin}"]).experiment.gate.macro == margin
 
 
-def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished):
-    loaded = config.load(finished[0] / "harness.yaml", ["seeds=[0, 1, 2]"])
-    at = Store(finished[0] / "runs")
+def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished_run):
+    loaded = config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"])
+    at = Store(finished_run[0] / "runs")
     with pytest.raises(IncompatibleRuns, match=r"no finished run of seed 1, 2; .*next: harness compare"):
         candidate_runs(loaded, at, "lora")
     assert [run.seed for run in candidate_runs(loaded, at, "prompt")] == [0]

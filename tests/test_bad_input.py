@@ -19,24 +19,27 @@ def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, can
     return [(p.where, p.found, p.next_step) for p in caught.value.problems]
 
 
-def only(where, *args, **kwargs):
+def find_only_problem(where, *args, **kwargs):
     found = problems(where, *args, **kwargs)
     assert len(found) == 1, found
     return found[0]
 
 
 def test_an_unknown_key_is_shown_with_its_line_and_the_nearest_key(folder):
-    found = only(folder, text=EXPERIMENT + "  x: {promting: zero_shot}\n")
+    found = find_only_problem(folder, text=EXPERIMENT + "  x: {promting: zero_shot}\n")
     assert found == ("harness.yaml:9", "unknown key 'promting'", "did you mean 'prompting'?")
 
 
 def test_an_unknown_key_of_a_suite_points_into_its_file(folder):
-    found = only(folder, target=TARGET + "    metric: [exact_match]\n")
+    found = find_only_problem(folder, target=TARGET + "    metric: [exact_match]\n")
     assert found == ("suites/tiny.yaml:5", "unknown key 'metric'", "did you mean 'metrics'?")
 
 
 def test_an_unknown_key_beside_the_tasks_of_the_target_is_found(folder):
-    assert only(folder, target=TARGET + "rol: target\n")[:2] == ("suites/tiny.yaml:5", "unknown key 'rol'")
+    assert find_only_problem(folder, target=TARGET + "rol: target\n")[:2] == (
+        "suites/tiny.yaml:5",
+        "unknown key 'rol'",
+    )
 
 
 def test_all_problems_of_all_files_come_at_once(folder):
@@ -70,17 +73,17 @@ def test_all_problems_of_all_files_come_at_once(folder):
     ],
 )
 def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next_step):
-    assert only(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
+    assert find_only_problem(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
 
 
 def test_shots_in_one_message_are_refused_because_they_are_given_as_turns(folder):
-    found = only(folder, target=TARGET + "    fewshot_as_multiturn: false\n")
+    found = find_only_problem(folder, target=TARGET + "    fewshot_as_multiturn: false\n")
     step = "write another value, or leave fewshot_as_multiturn out: it is true then"
     assert found == ("suites/tiny.yaml:5", "fewshot_as_multiturn: false", step)
 
 
 def test_a_missing_key_is_named_with_what_lacks_it(folder):
-    where, found, _ = only(folder, text=EXPERIMENT.replace("name: tiny\n", ""))
+    where, found, _ = find_only_problem(folder, text=EXPERIMENT.replace("name: tiny\n", ""))
     assert (where, found) == ("harness.yaml:1", "no key 'name'")
 
 
@@ -112,16 +115,20 @@ def test_an_experiment_that_is_no_file_is_refused_with_what_would_be_one(folder,
     [("", "an empty file"), ("- a\n", "a list"), ("words\n", "text"), ("7\n", "the value 7")],
 )
 def test_a_file_that_is_no_mapping_is_named_by_what_it_holds(folder, text, found):
-    assert only(folder, text=text)[:2] == ("harness.yaml:1", found)
+    assert find_only_problem(folder, text=text)[:2] == ("harness.yaml:1", found)
 
 
 def test_where_nothing_could_be_meant_no_empty_list_is_offered(folder):
     text = EXPERIMENT.partition("candidates:")[0] + "candidates: {x: {weights_of: lora}}\n"
-    assert only(folder, text=text) == ("harness.yaml:4", "unknown candidate 'lora'", "there is none yet")
+    assert find_only_problem(folder, text=text) == (
+        "harness.yaml:4",
+        "unknown candidate 'lora'",
+        "there is none yet",
+    )
 
 
 def test_a_name_with_a_space_is_refused(folder):
-    assert only(folder, "name=a b")[1] == "name: 'a b'"
+    assert find_only_problem(folder, "name=a b")[1] == "name: 'a b'"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +164,7 @@ def test_a_name_with_a_space_is_refused(folder):
     ],
 )
 def test_a_recipe_that_cannot_be_made_is_refused_at_its_line(folder, recipe, found, next_step):
-    where, what, then = only(folder, text=EXPERIMENT + f"  x: {recipe}\n")
+    where, what, then = find_only_problem(folder, text=EXPERIMENT + f"  x: {recipe}\n")
     assert (where, what) == ("harness.yaml:9", found)
     assert next_step is None or then == next_step
 
@@ -172,7 +179,7 @@ def test_a_recipe_that_cannot_be_made_is_refused_at_its_line(folder, recipe, fou
     ],
 )
 def test_a_parameter_that_the_libraries_dropped_says_what_to_do_instead(folder, old, part):
-    found = only(folder, text=EXPERIMENT + f"  x: {{method: lora, params: {{{old}: 0.1}}}}\n")
+    found = find_only_problem(folder, text=EXPERIMENT + f"  x: {{method: lora, params: {{{old}: 0.1}}}}\n")
     assert found[1] == f"unknown key {old!r}"
     assert part in found[2]
 
@@ -180,7 +187,7 @@ def test_a_parameter_that_the_libraries_dropped_says_what_to_do_instead(folder, 
 @pytest.mark.parametrize("recipe", ["{method: lora}", "{method: classifier}", "{prompting: few_shot}"])
 def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     target = TARGET.replace("train: tiny/train.jsonl, ", "")
-    found = only(folder, text=EXPERIMENT.split("  shots")[0] + f"  x: {recipe}\n", target=target)
+    found = find_only_problem(folder, text=EXPERIMENT.split("  shots")[0] + f"  x: {recipe}\n", target=target)
     assert found[0] == "harness.yaml:6"
     assert "without train rows" in found[1]
 
@@ -194,40 +201,49 @@ def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     ],
 )
 def test_weights_come_from_another_known_candidate(folder, recipe, found, next_step):
-    where, what, then = only(folder, text=EXPERIMENT + f"  x: {recipe}\n")
+    where, what, then = find_only_problem(folder, text=EXPERIMENT + f"  x: {recipe}\n")
     assert where == "harness.yaml:9"
     assert found in (None, what)
     assert then.startswith(next_step)
 
 
 def test_weights_of_a_grid_name_the_members_to_choose_from(folder):
-    found = only(folder, "candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}")
+    found = find_only_problem(
+        folder, "candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"
+    )
     assert found[2] == "one of: l[r=8], l[r=16]"
 
 
 def test_weights_are_not_passed_on(folder):
-    found = only(folder, "candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}")
+    found = find_only_problem(folder, "candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}")
     assert found[2] == "name the one a takes them of"
 
 
 def test_a_candidate_whose_name_cannot_name_a_folder_is_refused(folder):
-    assert only(folder, text=EXPERIMENT + "  a/b: {}\n")[:2] == ("harness.yaml:9", "candidate 'a/b'")
+    assert find_only_problem(folder, text=EXPERIMENT + "  a/b: {}\n")[:2] == (
+        "harness.yaml:9",
+        "candidate 'a/b'",
+    )
 
 
 def test_an_unknown_metric_is_shown_at_its_line(folder):
-    found = only(folder, target=TARGET + "    metrics:\n      - exact_match\n      - exact_mach\n")
+    found = find_only_problem(
+        folder, target=TARGET + "    metrics:\n      - exact_match\n      - exact_mach\n"
+    )
     assert found == ("suites/tiny.yaml:7", "unknown metric 'exact_mach'", "did you mean 'exact_match'?")
 
 
 def test_a_missing_data_file_is_shown_with_its_nearest_neighbour(folder):
-    where, found, then = only(folder, target=TARGET.replace("tiny/test.jsonl", "tiny/tests.jsonl"))
+    where, found, then = find_only_problem(
+        folder, target=TARGET.replace("tiny/test.jsonl", "tiny/tests.jsonl")
+    )
     assert where == "suites/tiny.yaml:4"
     assert found == f"no file {folder}/suites/tiny/tests.jsonl"
     assert then == "did you mean 'test.jsonl'?"
 
 
 def test_a_missing_suite_is_the_only_thing_said_of_it(folder):
-    where, found, then = only(folder, "target=suites/tny.yaml")
+    where, found, then = find_only_problem(folder, "target=suites/tny.yaml")
     assert where == "override target=suites/tny.yaml"
     assert found == f"no file {folder}/suites/tny.yaml"
     assert then == "did you mean 'suites/tiny.yaml'?"
@@ -243,22 +259,22 @@ def test_a_missing_suite_is_the_only_thing_said_of_it(folder):
     ],
 )
 def test_a_suite_in_another_folder_or_one_that_ships_is_the_hint_of_a_missing_file(folder, written, hint):
-    assert only(folder, f"suites=[{written}]")[2] == hint
+    assert find_only_problem(folder, f"suites=[{written}]")[2] == hint
 
 
 @pytest.mark.parametrize("written", ["candidates:", "candidates: []", "candidates: {}", ""])
 def test_an_experiment_without_candidates_is_told_what_to_write(folder, written):
     text = EXPERIMENT.partition("candidates:")[0] + written + "\n"
-    assert "such as `prompt: {prompting: zero_shot}`" in only(folder, text=text)[2]
+    assert "such as `prompt: {prompting: zero_shot}`" in find_only_problem(folder, text=text)[2]
 
 
 def test_an_unknown_suite_is_shown_with_the_nearest_name(folder):
-    found = only(folder, "suites=[generl]")
+    found = find_only_problem(folder, "suites=[generl]")
     assert found[1:] == ("unknown suite 'generl'", "did you mean 'general'?")
 
 
 def test_a_file_in_a_folder_that_is_not_there_names_the_folder(folder):
-    assert only(folder, "target=nowhere/tiny.yaml")[1] == f"no folder {folder}/nowhere"
+    assert find_only_problem(folder, "target=nowhere/tiny.yaml")[1] == f"no folder {folder}/nowhere"
 
 
 def test_a_missing_experiment_is_refused_with_the_file_that_is_there(folder):
@@ -268,33 +284,39 @@ def test_a_missing_experiment_is_refused_with_the_file_that_is_there(folder):
 
 
 def test_a_target_of_two_tasks_is_refused(folder):
-    found = only(folder, target=OTHER.replace("capability", "target"))
+    found = find_only_problem(folder, target=OTHER.replace("capability", "target"))
     assert found[:2] == ("suites/tiny.yaml:3", "2 tasks")
 
 
 def test_a_task_without_test_rows_is_refused(folder):
     target = TARGET.replace(", test: tiny/test.jsonl", "")
-    assert only(folder, target=target)[:2] == ("suites/tiny.yaml:4", "task tiny without test rows")
+    assert find_only_problem(folder, target=target)[:2] == (
+        "suites/tiny.yaml:4",
+        "task tiny without test rows",
+    )
 
 
 def test_shots_without_rows_to_take_them_from_are_refused(folder):
-    assert only(folder, other=OTHER + "    num_fewshot: 2\n")[0] == "suites/other.yaml:8"
+    assert find_only_problem(folder, other=OTHER + "    num_fewshot: 2\n")[0] == "suites/other.yaml:8"
 
 
 def test_two_tasks_of_one_name_are_refused_with_both_places(folder):
-    found = only(folder, other=OTHER.replace("capitals", "tiny"))
+    found = find_only_problem(folder, other=OTHER.replace("capitals", "tiny"))
     assert found == ("suites/other.yaml:6", "a second task 'tiny'", "the first is at suites/tiny.yaml:3")
 
 
 def test_a_suite_without_a_role_is_refused_where_it_is_not_the_target(folder):
-    found = only(folder, other=OTHER.replace("role: capability\n", ""))
+    found = find_only_problem(folder, other=OTHER.replace("role: capability\n", ""))
     assert found[1] == "suite 'other' with the role target"
 
 
 def test_a_shipped_recipe_that_does_not_fit_is_shown_where_its_name_is_written(folder):
     target = TARGET.replace("train: tiny/train.jsonl, ", "")
     text = EXPERIMENT.partition("  shots:")[0] + "  tuned: lora\n"
-    assert only(folder, text=text, target=target)[:2] == ("harness.yaml:6", "lora without train rows")
+    assert find_only_problem(folder, text=text, target=target)[:2] == (
+        "harness.yaml:6",
+        "lora without train rows",
+    )
 
 
 def test_a_recipe_of_ones_own_is_wrong_at_its_line_and_misnamed_where_it_is_used(folder):
@@ -308,12 +330,12 @@ def test_a_recipe_of_ones_own_is_wrong_at_its_line_and_misnamed_where_it_is_used
 
 
 def test_a_night_watches_candidates_alone(folder):
-    found = only(folder, text=EXPERIMENT + "nightly:\n  candidates: [prompt, shot]\n")
+    found = find_only_problem(folder, text=EXPERIMENT + "nightly:\n  candidates: [prompt, shot]\n")
     assert found == ("harness.yaml:10", "unknown candidate 'shot'", "did you mean 'shots'?")
 
 
 def test_a_critical_name_has_to_be_a_task_or_a_suite(folder):
-    found = only(folder, text=EXPERIMENT + "gate:\n  critical: [othr]\n")
+    found = find_only_problem(folder, text=EXPERIMENT + "gate:\n  critical: [othr]\n")
     assert found == ("harness.yaml:10", "unknown task or suite 'othr'", "did you mean 'other'?")
 
 
@@ -338,7 +360,7 @@ def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
     ],
 )
 def test_what_is_no_mapping_in_yaml_is_refused_at_its_line(folder, text, where, found):
-    place, what, _ = only(folder, text=text)
+    place, what, _ = find_only_problem(folder, text=text)
     assert place == where
     assert found in (None, what)
 
@@ -371,14 +393,18 @@ def test_text_that_is_not_utf8_is_shown_with_its_byte(folder):
     ],
 )
 def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, found, next_step):
-    assert only(folder, override) == (f"override {override}", found, next_step)
+    assert find_only_problem(folder, override) == (f"override {override}", found, next_step)
 
 
 @pytest.mark.parametrize("asked", ["", " ", ","])
 def test_a_selection_without_a_name_is_not_a_selection_of_all(folder, asked):
-    assert only(folder, candidates=[asked]) == ("candidates", "an empty name", "one of: prompt, shots")
+    assert find_only_problem(folder, candidates=[asked]) == (
+        "candidates",
+        "an empty name",
+        "one of: prompt, shots",
+    )
 
 
 def test_a_selection_of_an_unknown_candidate_is_refused(folder):
-    found = only(folder, candidates=["prompt", "shot"])
+    found = find_only_problem(folder, candidates=["prompt", "shot"])
     assert found == ("candidates", "unknown candidate 'shot'", "did you mean 'shots'?")

@@ -61,7 +61,7 @@ def stages(path, *overrides, candidates=("prompt",)):
     return report, progress.seen
 
 
-def asked_of_the_base(seen):
+def select_base_labels(seen):
     return [label for label in seen if label.startswith("base: ")]
 
 
@@ -73,16 +73,16 @@ def experiment(tmp_path, name, tiny):
     return path
 
 
-def kept_files():
+def list_kept_files():
     return sorted((cache_dir() / "base_rows").glob("*"))
 
 
 def test_a_second_experiment_asks_the_base_nothing_on_the_suites(tmp_path, tiny):
     first, seen = stages(experiment(tmp_path, "one", tiny))
-    assert asked_of_the_base(seen) == ["base: sums/test", "base: words/test", "base: prose/test"]
+    assert select_base_labels(seen) == ["base: sums/test", "base: words/test", "base: prose/test"]
     path = experiment(tmp_path, "two", tiny)
     second, seen = stages(path)
-    assert asked_of_the_base(seen) == []
+    assert select_base_labels(seen) == []
     assert "prompt: letters/test" in seen
     (mine,), (theirs,) = first.facts, second.facts
     assert (mine.name, mine.state, mine.target) == (theirs.name, theirs.state, theirs.target)
@@ -108,8 +108,8 @@ def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny
     stages(path, candidates=("prompt", "lora"))
     run = tiny_experiment.runs_of(path)["prompt"]
     asked = stores.read_rows(Store(path.parent / "runs"), run.rows["words/test"])
-    kept = b"".join(path.read_bytes() for path in kept_files())
-    assert len(kept_files()) == 3
+    kept = b"".join(path.read_bytes() for path in list_kept_files())
+    assert len(list_kept_files()) == 3
     assert asked[0].example_id.encode() in kept
     assert b"Please look at my" not in kept
     assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
@@ -120,24 +120,24 @@ def test_rows_of_pinned_regressions_stay_in_their_folder(tmp_path, tiny):
     suite = path.parent / "suites" / "general.yaml"
     suite.write_text(suite.read_text().replace("role: capability", "role: regression"))
     stages(path)
-    assert kept_files() == []
+    assert list_kept_files() == []
 
 
 def test_another_number_of_threads_computes_again(tmp_path, tiny, monkeypatch):
     stages(experiment(tmp_path, "one", tiny))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert len(asked_of_the_base(stages(experiment(tmp_path, "two", tiny))[1])) == 3
+    assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
 
 
 def test_other_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch):
     stages(experiment(tmp_path, "one", tiny))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
-    assert len(asked_of_the_base(stages(experiment(tmp_path, "two", tiny))[1])) == 3
+    assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
 
 
 def test_rows_of_a_suite_of_the_users_own_stay_in_their_folder(tmp_path, tiny):
     stages(tiny_experiment.write(tmp_path, tiny))
-    assert kept_files() == []
+    assert list_kept_files() == []
 
 
 def test_a_shipped_task_that_is_asked_in_the_users_words_stays_in_its_folder(tmp_path, tiny):
@@ -145,7 +145,7 @@ def test_a_shipped_task_that_is_asked_in_the_users_words_stays_in_its_folder(tmp
     words = "name: words, system: Our secret terms."
     (path.parent / "suites" / "general.yaml").write_text(SUITE.replace("name: words", words))
     stages(path)
-    assert len(kept_files()) == 2
+    assert len(list_kept_files()) == 2
 
 
 @pytest.mark.parametrize("shared", [{"prompt"}, {"id"}])
@@ -161,8 +161,8 @@ def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_p
     suite = path.parent / "suites" / "general.yaml"
     suite.write_text(SUITE.replace("max_new_tokens: 4, limit: 6", "max_new_tokens: 4"))
     seen = stages(path)[1]
-    assert len(asked_of_the_base(seen)) == 3
-    assert len(kept_files()) == 2
+    assert len(select_base_labels(seen)) == 3
+    assert len(list_kept_files()) == 2
 
 
 def test_the_suites_that_ship_are_those_that_are_named(tmp_path):
@@ -170,61 +170,61 @@ def test_the_suites_that_ship_are_those_that_are_named(tmp_path):
 
 
 @pytest.fixture
-def kept(tmp_path):
+def stored_base(tmp_path):
     """Keep three rows; returns the store they were computed in."""
     at = Store(tmp_path / "runs")
-    computed(at, IDENTITY)
+    store_rows(at, IDENTITY)
     keep_base_rows(at, IDENTITY, HERE, KERNELS)
     return at
 
 
-def computed(at, identity, environment=HERE):
+def store_rows(at, identity, environment=HERE):
     complete(at, identity, make_rows(3))
     stores.keep_origin(at, identity.digest, 0, Origin(stores.keep_environment(at, environment)))
 
 
-def test_rows_are_found_in_the_same_environment_alone(kept, tmp_path):
+def test_rows_are_found_in_the_same_environment_alone(stored_base, tmp_path):
     other = Store(tmp_path / "other")
     assert not find_base_rows(other, IDENTITY, IDS, HERE | {"threads": "1"}, KERNELS)
     assert not find_base_rows(other, IDENTITY, IDS, HERE, KERNELS | {"capability": "DEFAULT"})
     assert not find_base_rows(other, replace(IDENTITY, precision="bf16"), IDS, HERE, KERNELS)
     assert find_base_rows(other, IDENTITY, IDS, HERE, KERNELS)
-    assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(kept, IDENTITY.digest)
-    assert stores.origins(other, IDENTITY.digest) == stores.origins(kept, IDENTITY.digest)
+    assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(stored_base, IDENTITY.digest)
+    assert stores.origins(other, IDENTITY.digest) == stores.origins(stored_base, IDENTITY.digest)
 
 
 def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
     at = Store(tmp_path / "runs")
-    computed(at, IDENTITY, {"device": "another"})
+    store_rows(at, IDENTITY, {"device": "another"})
     keep_base_rows(at, IDENTITY, HERE, KERNELS)
-    assert kept_files() == []
+    assert list_kept_files() == []
 
 
-def test_more_items_than_are_kept_are_not_found(kept, tmp_path):
+def test_more_items_than_are_kept_are_not_found(stored_base, tmp_path):
     assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE, KERNELS)
     assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE, KERNELS)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
-def test_a_damaged_file_is_as_if_absent(kept, tmp_path, damage):
-    (path,) = kept_files()
+def test_a_damaged_file_is_as_if_absent(stored_base, tmp_path, damage):
+    (path,) = list_kept_files()
     path.write_bytes(damage(path.read_bytes()))
     assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE, KERNELS)
-    keep_base_rows(kept, IDENTITY, HERE, KERNELS)
+    keep_base_rows(stored_base, IDENTITY, HERE, KERNELS)
     assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE, KERNELS)
 
 
-def test_the_least_recently_used_rows_go_first(kept, tmp_path):
-    computed(kept, OTHER)
+def test_the_least_recently_used_rows_go_first(stored_base, tmp_path):
+    store_rows(stored_base, OTHER)
     for identity, age in ((IDENTITY, 200), (OTHER, 100)):
-        keep_base_rows(kept, identity, HERE, KERNELS)
-        newest = max(kept_files(), key=lambda path: path.stat().st_mtime)
+        keep_base_rows(stored_base, identity, HERE, KERNELS)
+        newest = max(list_kept_files(), key=lambda path: path.stat().st_mtime)
         os.utime(newest, (newest.stat().st_atime, newest.stat().st_mtime - age))
     assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE, KERNELS)  # used now
     third = replace(IDENTITY, task="third")
-    computed(kept, third)
-    room = max(path.stat().st_size for path in kept_files()) * 2 + 100
-    keep_base_rows(kept, third, HERE, KERNELS, bound_bytes=room)
+    store_rows(stored_base, third)
+    room = max(path.stat().st_size for path in list_kept_files()) * 2 + 100
+    keep_base_rows(stored_base, third, HERE, KERNELS, bound_bytes=room)
     found = [
         find_base_rows(Store(tmp_path / "new"), one, IDS, HERE, KERNELS) for one in (IDENTITY, OTHER, third)
     ]
@@ -235,9 +235,9 @@ def test_the_least_recently_used_rows_go_first(kept, tmp_path):
 KEEP_OFTEN = """
 import sys
 from pathlib import Path
-from test_base_rows import HERE, IDENTITY, IDS, KERNELS, Store, computed, find_base_rows, keep_base_rows
+from test_base_rows import HERE, IDENTITY, IDS, KERNELS, Store, find_base_rows, keep_base_rows, store_rows
 folder = Path(sys.argv[1])
-computed(Store(folder), IDENTITY)
+store_rows(Store(folder), IDENTITY)
 for i in range(20):
     keep_base_rows(Store(folder), IDENTITY, HERE, KERNELS)
     find_base_rows(Store(folder / f"{i}"), IDENTITY, IDS, HERE, KERNELS)
@@ -255,4 +255,4 @@ def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
     ]
     assert [writer.wait(timeout=300) for writer in writers] == [0, 0, 0]
     assert find_base_rows(Store(tmp_path / "last"), IDENTITY, IDS, HERE, KERNELS)
-    assert all(path.suffix == ".parquet" for path in kept_files())
+    assert all(path.suffix == ".parquet" for path in list_kept_files())

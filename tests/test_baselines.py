@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from fake_facts import alternatives, candidate, tuned
-from openai_server import Model, serving
-from test_decision import decided, said
+from fake_facts import alternatives, candidate, make_fine_tune
+from openai_server import Model, serve_model
+from test_decision import find_reason, make_decision
 
 from harness import config
 from harness.errors import UserError
@@ -28,41 +28,41 @@ CANDIDATES = """\
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, own_cache, tmp_path_factory):
+def file_and_report(tiny, own_cache, tmp_path_factory):
     """Compare the base in memory with a baseline behind an address."""
     folder = tmp_path_factory.mktemp("baseline")
-    with serving(Model(tiny)) as server:
+    with serve_model(Model(tiny)) as server:
         path = tiny_experiment.write(folder, tiny, CANDIDATES.format(url=server.url))
         yield path, compare(path)
 
 
-def large(found):
+def find_large(found):
     return next(f for f in found.facts if f.name == "large")
 
 
 def test_a_baseline_is_the_untrained_candidate_that_a_fine_tune_is_compared_with():
-    decision = decided([*alternatives(), LARGE, tuned("lora", 0.81, -0.09)])
+    decision = make_decision([*alternatives(), LARGE, make_fine_tune("lora", 0.81, -0.09)])
     assert (decision.action, decision.candidate) == ("prompt", "large")
 
 
 def test_a_baseline_alone_is_no_fair_alternative_on_the_base():
-    decision = decided([LARGE, tuned("lora", 0.97, 0.07)])
+    decision = make_decision([LARGE, make_fine_tune("lora", 0.97, 0.07)])
     assert decision.candidate is None
     assert "prompt only (prompting: zero_shot)" in decision.missing
 
 
 def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server():
-    facts = [*alternatives(), LARGE, tuned("lora", 0.81, 0.07)]
-    decision = decided(facts, needs=("sensitive_data",))
+    facts = [*alternatives(), LARGE, make_fine_tune("lora", 0.81, 0.07)]
+    decision = make_decision(facts, needs=("sensitive_data",))
     assert decision.candidate == "lora"
-    assert said(decision, "Left out before the choice") == (
+    assert find_reason(decision, "Left out before the choice") == (
         "Left out before the choice: large (sensitive data would leave for somebody else's server)."
     )
 
 
 def test_sensitive_data_may_go_to_a_server_of_ones_own():
-    facts = [*alternatives(), replace(LARGE, leaves_machine=False), tuned("lora", 0.81, -0.09)]
-    assert decided(facts, needs=("sensitive_data",)).candidate == "large"
+    facts = [*alternatives(), replace(LARGE, leaves_machine=False), make_fine_tune("lora", 0.81, -0.09)]
+    assert make_decision(facts, needs=("sensitive_data",)).candidate == "large"
 
 
 @pytest.mark.parametrize(
@@ -92,30 +92,30 @@ def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):
     assert is_private(url) is own
 
 
-def test_a_baseline_is_measured_on_the_target_alone(compared):
-    path, found = compared
+def test_a_baseline_is_measured_on_the_target_alone(file_and_report):
+    path, found = file_and_report
     assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
-    assert large(found).verdict is None
+    assert find_large(found).verdict is None
 
 
-def test_the_table_says_that_a_baseline_was_not_judged(compared):
-    assert "(a baseline, not judged)" in markdown(experiment_document(compared[1]))
+def test_the_table_says_that_a_baseline_was_not_judged(file_and_report):
+    assert "(a baseline, not judged)" in markdown(experiment_document(file_and_report[1]))
 
 
-def test_a_baseline_costs_what_its_own_provider_asks(compared):
-    facts = large(compared[1])
+def test_a_baseline_costs_what_its_own_provider_asks(file_and_report):
+    facts = find_large(file_and_report[1])
     assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
 
 
-def test_the_gate_measures_the_gain_over_a_baseline(compared):
-    path, _ = compared
+def test_the_gate_measures_the_gain_over_a_baseline(file_and_report):
+    path, _ = file_and_report
     (judged,) = gate_stored(path, "tuned", ["gate.target.gain=0.05"])
     (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
     assert "over the best untrained candidate" in rule.sentence
 
 
-def test_another_price_of_an_endpoint_leaves_its_stored_run_what_the_file_says(compared):
-    (judged,) = gate_stored(compared[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
+def test_another_price_of_an_endpoint_leaves_its_stored_run_what_the_file_says(file_and_report):
+    (judged,) = gate_stored(file_and_report[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
     assert judged.candidate
 
 
@@ -132,9 +132,9 @@ def test_who_takes_the_weights_of_a_baseline_is_one_too(tiny, tmp_path):
     }
 
 
-def test_a_baseline_is_not_gated(compared):
+def test_a_baseline_is_not_gated(file_and_report):
     with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
-        gate_stored(compared[0], "large")
+        gate_stored(file_and_report[0], "large")
 
 
 @pytest.mark.parametrize("recipe", ["{method: lora, role: baseline}", "{weights_of: lora, role: baseline}"])

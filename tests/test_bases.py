@@ -34,7 +34,7 @@ CANDIDATES = """\
 
 
 @pytest.fixture(scope="module")
-def measured(tiny, own_cache, tmp_path_factory):
+def file_and_report(tiny, own_cache, tmp_path_factory):
     """Run an experiment with every way to come by weights; returns its file and its report."""
     folder = tmp_path_factory.mktemp("bases")
     tiny_model.build(folder / "other", seed=5)
@@ -57,14 +57,14 @@ def change(comparisons, task):
     )
 
 
-def test_every_candidate_is_done(measured):
-    assert {(f.name, f.state, f.error) for f in measured[1].facts} == {
+def test_every_candidate_is_done(file_and_report):
+    assert {(f.name, f.state, f.error) for f in file_and_report[1].facts} == {
         (name, "done", "") for name in ("prompt lora qlora plain dpo full other theirs swept").split()
     }
 
 
-def test_a_second_compare_computes_nothing(measured):
-    path, found = measured
+def test_a_second_compare_computes_nothing(file_and_report):
+    path, found = file_and_report
     before = {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")}
     again = tiny_experiment.run(path)
     assert {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")} == before
@@ -72,8 +72,8 @@ def test_a_second_compare_computes_nothing(measured):
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
-def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_training(measured):
-    runs = runs_of(measured[0])
+def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_training(file_and_report):
+    runs = runs_of(file_and_report[0])
     assert runs["qlora"].training.fit_key == runs["plain"].training.fit_key
     assert runs["qlora"].weights_digest != runs["plain"].weights_digest
     assert runs["qlora"].base_digest == runs["plain"].base_digest == runs["prompt"].weights_digest
@@ -81,8 +81,8 @@ def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_train
     assert runs["plain"].served_digest == ""
 
 
-def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees(measured):
-    found = measured[1]
+def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees(file_and_report):
+    found = file_and_report[1]
     quantisation, training = found.steps["qlora"]
     assert (quantisation.what, training.what) == ("quantisation", "training")
     for task in ("sums", "facts", "prose"):
@@ -94,8 +94,8 @@ def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees
     assert "plain" not in found.steps
 
 
-def test_what_starts_from_another_candidate_is_compared_with_it_too(measured):
-    path, found = measured
+def test_what_starts_from_another_candidate_is_compared_with_it_too(file_and_report):
+    path, found = file_and_report
     (step,) = found.steps["dpo"]
     assert (step.new, step.base, step.what) == ("dpo", "lora", "training on pairs")
     assert step.target.delta == pytest.approx(
@@ -106,8 +106,8 @@ def test_what_starts_from_another_candidate_is_compared_with_it_too(measured):
     assert facts(found, "dpo").n_train == 30 + 24  # a fifth of the pairs is held out
 
 
-def test_each_is_measured_against_its_own_base(measured):
-    path, found = measured
+def test_each_is_measured_against_its_own_base(file_and_report):
+    path, found = file_and_report
     runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["other"].weights_digest != runs["prompt"].weights_digest
     whole = next(c for c in found.comparisons["theirs"] if c.metric == "bits_per_byte")
@@ -120,8 +120,8 @@ def test_each_is_measured_against_its_own_base(measured):
     assert f"theirs: made from {path.parent / 'other'}, and measured against that" in found.notes
 
 
-def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(measured):
-    path, found = measured
+def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(file_and_report):
+    path, found = file_and_report
     training = runs_of(path)["swept"].training
     trials = training.sweep
     assert all(len(trial.loss) > 1 for trial in trials), "the curves of all trials are kept"
@@ -132,8 +132,8 @@ def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(measured
     assert "## Sweep: swept" in report.markdown(report.experiment_document(found))
 
 
-def test_a_report_says_which_learning_rates_were_not_swept(measured):
-    said = next(note for note in measured[1].notes if note.startswith("learning rate not swept"))
+def test_a_report_says_which_learning_rates_were_not_swept(file_and_report):
+    said = next(note for note in file_and_report[1].notes if note.startswith("learning rate not swept"))
     named = said.removeprefix("learning rate not swept: ").partition(";")[0].split(", ")
     assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
 
@@ -183,8 +183,8 @@ def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny
     assert kept.stat().st_mtime_ns == before
 
 
-def test_adapters_of_the_same_seed_meet_where_one_starts_from_the_other(measured):
-    path, _ = measured
+def test_adapters_of_the_same_seed_meet_where_one_starts_from_the_other(file_and_report):
+    path, _ = file_and_report
     found = tiny_experiment.run(path, "seeds=[0, 1]", candidates=("prompt", "lora", "dpo"))
     assert {f.label for f in found.facts} == {"prompt", "lora", "lora (seed 1)", "dpo", "dpo (seed 1)"}
     assert [step.base for step in found.steps["dpo (seed 1)"]] == ["lora"]

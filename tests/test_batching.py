@@ -21,7 +21,7 @@ PURE = settings(deadline=None)
 # Trees
 
 
-def seen(tree, token):
+def list_seen_ids(tree, token):
     """Return the ids that a token sees, itself last."""
     return tuple(tree.ids[i] for i in range(token + 1) if token < tree.ends[i])
 
@@ -46,7 +46,7 @@ def test_what_predicts_a_token_sees_what_stands_before_it_and_no_other_branch(pa
         for number, sources in zip(tree.numbers, tree.sources, strict=True):
             context, continuation = pairs[number]
             before = [(*context, *continuation[:i]) for i in range(len(continuation))]
-            assert [seen(tree, source) for source in sources] == before
+            assert [list_seen_ids(tree, source) for source in sources] == before
 
 
 @PURE
@@ -55,7 +55,7 @@ def test_a_tree_computes_each_needed_position_once_and_no_other(pairs, budget):
     for tree in grow(pairs, budget):
         rows = [row(pairs, n) for n in tree.numbers]
         needed = {tokens[:i] for tokens in rows for i in range(1, len(tokens) + 1)}
-        computed = [seen(tree, token) for token in range(tree.n_tokens)]
+        computed = [list_seen_ids(tree, token) for token in range(tree.n_tokens)]
         assert len(computed) == len(needed)
         assert set(computed) == needed
 
@@ -64,7 +64,7 @@ def test_a_tree_computes_each_needed_position_once_and_no_other(pairs, budget):
 @given(PAIRS, BUDGETS)
 def test_a_token_stands_at_its_place_in_the_sequence(pairs, budget):
     for tree in grow(pairs, budget):
-        assert tree.positions == [len(seen(tree, token)) - 1 for token in range(tree.n_tokens)]
+        assert tree.positions == [len(list_seen_ids(tree, token)) - 1 for token in range(tree.n_tokens)]
 
 
 @PURE
@@ -90,7 +90,7 @@ def test_two_trees_begin_alike_only_where_one_of_both_would_be_too_wide_or_cost_
 @PURE
 @given(FEW_TOKENS)
 def test_of_few_tokens_each_is_computed_once_in_all_trees(pairs):
-    computed = [seen(tree, token) for tree in grow(pairs, 512) for token in range(tree.n_tokens)]
+    computed = [list_seen_ids(tree, token) for tree in grow(pairs, 512) for token in range(tree.n_tokens)]
     needed = {row(pairs, n)[:i] for n in range(len(pairs)) for i in range(1, len(row(pairs, n)) + 1)}
     assert sorted(computed) == sorted(needed)
 

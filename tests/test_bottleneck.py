@@ -148,7 +148,7 @@ def test_a_delta_of_another_base_or_form_is_refused(tiny, tmp_path):
 def test_a_base_without_such_layers_is_refused():
     import torch
 
-    class Odd(torch.nn.Module):
+    class OddLayer(torch.nn.Module):
         def __init__(self):
             super().__init__()
             text = type("Text", (), {"hidden_size": 4, "num_hidden_layers": 1})
@@ -156,7 +156,7 @@ def test_a_base_without_such_layers_is_refused():
             self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
 
     with pytest.raises(CandidateFailed, match="no attention or feed-forward part"):
-        layers.new_bottlenecks(Odd(), layers.Bottleneck("pfeiffer", 2, "relu"))
+        layers.new_bottlenecks(OddLayer(), layers.Bottleneck("pfeiffer", 2, "relu"))
 
 
 def test_it_is_a_candidate_like_any_other(tiny, tmp_path):

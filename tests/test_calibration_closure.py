@@ -48,7 +48,7 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), "utf-8")
 
 
-def stale(root: Path) -> set[str]:
+def list_stale_cells(root: Path) -> set[str]:
     """Name the cells whose code in a checkout is not that of ours."""
     ours = study.code_digests()
     return {name for name, code in study.code_digests(root).items() if code != ours[name]}
@@ -56,7 +56,7 @@ def stale(root: Path) -> set[str]:
 
 def test_a_change_in_a_function_that_a_cell_reaches_makes_it_stale_and_no_cell_that_does_not(checkout):
     change(checkout, "harness/stats/paired.py", "tango_interval", "alpha = alpha / 2")
-    found = stale(checkout)
+    found = list_stale_cells(checkout)
     assert ITEMS in found
     assert NIGHTS not in found
     assert not any("of a score" in name for name in found)
@@ -64,14 +64,14 @@ def test_a_change_in_a_function_that_a_cell_reaches_makes_it_stale_and_no_cell_t
 
 def test_a_change_in_another_function_of_a_reached_module_makes_no_cell_stale(checkout):
     change(checkout, "harness/stats/means.py", "clustered_slope", "raise ValueError")
-    assert stale(checkout) == set()
+    assert list_stale_cells(checkout) == set()
 
 
 def test_docstrings_comments_and_blank_lines_make_no_cell_stale(checkout):
     change(checkout, "harness/stats/paired.py", "tango_interval", '"""Say something else."""')
     path = checkout / "harness" / "stats" / "intervals.py"
     path.write_text("# A comment.\n\n" + path.read_text("utf-8"), "utf-8")
-    assert stale(checkout) == set()
+    assert list_stale_cells(checkout) == set()
 
 
 def test_a_function_that_moves_to_another_module_makes_no_cell_stale(checkout):
@@ -80,12 +80,12 @@ def test_a_function_that_moves_to_another_module_makes_no_cell_stale(checkout):
     for path in folder.glob("*.py"):
         text = path.read_text("utf-8")
         path.write_text(text.replace("harness.stats.paired", "harness.stats.pairs"), "utf-8")
-    assert stale(checkout) == set()
+    assert list_stale_cells(checkout) == set()
 
 
 def test_a_default_of_a_policy_makes_the_cells_stale_that_are_judged_by_it(checkout):
     replace(checkout / "harness/spec/policies.py", "macro: Margin = 0.02", "macro: Margin = 0.03")
-    found = stale(checkout)
+    found = list_stale_cells(checkout)
     assert any(name.startswith("gate") for name in found)
     assert not any(name.startswith("interval") for name in found)
 
@@ -93,8 +93,8 @@ def test_a_default_of_a_policy_makes_the_cells_stale_that_are_judged_by_it(check
 def test_what_a_cell_is_made_with_makes_it_alone_stale_but_not_how_often_the_tests_draw_it(checkout):
     nights = checkout / "tests/calibration/nights.py"
     replace(nights, "PINNED, 7, in_tests=150", "PINNED, 7, in_tests=90")
-    replace(nights, "loss_cell(BINARY, NIGHTLY, 7)", "loss_cell(BINARY, NIGHTLY, 7, size=600)")
-    assert stale(checkout) == {
+    replace(nights, "make_loss_cell(BINARY, NIGHTLY, 7)", "make_loss_cell(BINARY, NIGHTLY, 7, size=600)")
+    assert list_stale_cells(checkout) == {
         "nightly: binary, 7 nights of 60 items, weights made anew every night, against the mean of 3 makings"
     }
 
@@ -186,12 +186,12 @@ def test_everything_of_ours_that_cells_were_seen_to_run_is_in_their_closures():
     missed = {}
     for cell in (c for c in CELLS if c.in_tests):
         reached = {d.place for d in closures[cell.name]}
-        if unknown := seen_to_run(cell) - reached:
+        if unknown := trace_cell(cell) - reached:
             missed[cell.name] = unknown
     assert missed == {}
 
 
-def seen_to_run(cell) -> set[tuple[str, str]]:
+def trace_cell(cell) -> set[tuple[str, str]]:
     """Simulate one draw; name the functions and methods of ours that ran, by module, but for plugins.
 
     Methods are declared beforehand: what a module runs at its import is no part of a draw.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.calibration import study
-from tests.calibration.cell import Cell, Figure, at_most, holds, printed, run
+from tests.calibration.cell import Cell, Figure, claim_at_most, claim_printed, holds, run
 from tests.calibration.design import BY_NAME, CELLS
-from tests.calibration.page import failing, page
+from tests.calibration.page import list_failing_claims, page
 
 CONTROL = [c for c in CELLS if c.world.startswith("control arm")]
 
@@ -50,9 +50,9 @@ def test_figures_of_changed_code_are_simulated_anew_where_a_first_draw_comes_out
 
 
 def test_a_claim_that_fails_is_named_on_the_page_with_its_figure():
-    cell = Cell("gate", "a world", lambda rng: iter(()), {"x": at_most(0.05, "it errs")})
-    found = {cell.name: study.Found({"x": Figure(0.2, 0.01, 2000)}, 2000, 1.0, "abc")}
-    assert failing([cell], found) == ["gate: a world: it errs: 20.0 ± 1.0, claimed at most 5"]
+    cell = Cell("gate", "a world", lambda rng: iter(()), {"x": claim_at_most(0.05, "it errs")})
+    found = {cell.name: study.CellFigures({"x": Figure(0.2, 0.01, 2000)}, 2000, 1.0, "abc")}
+    assert list_failing_claims([cell], found) == ["gate: a world: it errs: 20.0 ± 1.0, claimed at most 5"]
     assert "| a world | it errs | at most 5 | 20.0 ± 1.0 | 2,000 | **FAILS**" in page([cell], found)
     assert "0 of 1 claims in 1 cells hold" in page([cell], found)
 
@@ -70,20 +70,20 @@ def test_the_page_marks_the_cells_whose_code_has_changed_since(tmp_path):
 
 @pytest.mark.parametrize(("mean", "fine"), [(0.05, True), (0.064, True), (0.066, False)])
 def test_a_claim_may_be_missed_by_three_monte_carlo_errors(mean, fine):
-    assert holds(at_most(0.05, "it errs"), Figure(mean, 0.005, 2000)) == fine
+    assert holds(claim_at_most(0.05, "it errs"), Figure(mean, 0.005, 2000)) == fine
 
 
 def test_a_claim_of_which_nothing_was_drawn_does_not_hold():
-    cell = Cell("gate", "no draws", lambda rng: iter([{}] * 9), {"x": printed("a chance")})
+    cell = Cell("gate", "no draws", lambda rng: iter([{}] * 9), {"x": claim_printed("a chance")})
     assert not holds(cell.claims["x"], run(cell, 9)["x"])
 
 
 def test_what_never_happened_has_an_error_all_the_same():
-    def never(rng):
+    def simulate_never(rng):
         while True:
             yield {"x": False}
 
-    found = run(Cell("gate", "never", never, {"x": at_most(0.05, "it errs")}), 400)["x"]
+    found = run(Cell("gate", "never", simulate_never, {"x": claim_at_most(0.05, "it errs")}), 400)["x"]
     assert found.mean == 0
     assert 0 < found.error < 0.005
     assert np.isfinite(found.error)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 from test_data_augment import WORDS
 
 from harness.config import load
@@ -69,10 +69,10 @@ def write(folder, tiny, url, *, changes=CHANGES, changed=None, extra=""):
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, own_cache, tmp_path_factory):
+def file_and_calls(tiny, own_cache, tmp_path_factory):
     """Compare without changes, then with them, then again; count what the endpoint was asked."""
     folder = tmp_path_factory.mktemp("changes")
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         asked = []
         for changes in ("", CHANGES, CHANGES):
             path = write(
@@ -88,8 +88,8 @@ def changes_of(compared):
     return {f.name: f.changes for f in compared[1][1][1].facts}
 
 
-def test_who_retrieves_answers_changed_items_with_the_old_documents_and_with_the_new(compared):
-    found = changes_of(compared)["reader"]
+def test_who_retrieves_answers_changed_items_with_the_old_documents_and_with_the_new(file_and_calls):
+    found = changes_of(file_and_calls)["reader"]
     assert (found.n, found.before.score, found.after.score) == (6, 0.0, 1.0)
     assert (found.change.delta, found.change.n) == (1.0, 6)
     assert (found.n_known, found.outdated_before, found.outdated_after) == (6, 6, 0)
@@ -97,14 +97,14 @@ def test_who_retrieves_answers_changed_items_with_the_old_documents_and_with_the
     assert found.index_cost_usd > 0
 
 
-def test_who_retrieves_nothing_answers_as_it_is_and_still_says_what_was_right_before(compared):
-    found = changes_of(compared)["memory"]
+def test_who_retrieves_nothing_answers_as_it_is_and_still_says_what_was_right_before(file_and_calls):
+    found = changes_of(file_and_calls)["memory"]
     assert (found.before.score, found.after, found.change, found.index_s) == (0.0, None, None, None)
     assert (found.outdated, found.n_known) == (6, 6)
 
 
-def test_every_candidate_is_compared_with_the_best_untrained_on_the_changed_items(compared):
-    found = changes_of(compared)
+def test_every_candidate_is_compared_with_the_best_untrained_on_the_changed_items(file_and_calls):
+    found = changes_of(file_and_calls)
     best = next(name for name, of in found.items() if of.vs_untrained is None)
     assert best == "prompt"
     assert found["reader"].vs_untrained.delta == 1.0
@@ -122,20 +122,20 @@ def test_an_answer_that_the_metric_cannot_score_is_not_outdated():
     assert [calls_right(metric, answer, item) for answer in ("slow", "old")] == [False, True]
 
 
-def test_retraining_takes_what_the_stored_training_took(compared):
-    (lora,) = [f for f in compared[1][1][1].facts if f.name == "lora"]
+def test_retraining_takes_what_the_stored_training_took(file_and_calls):
+    (lora,) = [f for f in file_and_calls[1][1][1].facts if f.name == "lora"]
     assert lora.changes.after is None
     row = next(
         r
-        for r in markdown(experiment_document(compared[1][1][1])).splitlines()
+        for r in markdown(experiment_document(file_and_calls[1][1][1])).splitlines()
         if r.startswith("| lora | ") and "USD" in r
     )
     assert lora.training.total_s > 0
     assert re.search(r"\| – \| [\d.]+ m?s, (&lt;)?[\d.]+ USD \|$", row)
 
 
-def test_answers_to_the_other_items_are_not_asked_again_and_a_second_call_asks_nothing(compared):
-    (before, _, plain), (after, _, with_changes), (again, _, _) = compared[1]
+def test_answers_to_the_other_items_are_not_asked_again_and_a_second_call_asks_nothing(file_and_calls):
+    (before, _, plain), (after, _, with_changes), (again, _, _) = file_and_calls[1]
     assert again == after
     for name in ("prompt", "memory", "reader", "lora"):
         assert plain[name].rows.items() <= with_changes[name].rows.items()
@@ -144,8 +144,10 @@ def test_answers_to_the_other_items_are_not_asked_again_and_a_second_call_asks_n
     assert 18 <= after - before <= 18 + 4 * timed
 
 
-def test_the_report_and_its_json_hold_the_table_and_the_decision_says_what_was_measured(compared, tmp_path):
-    report = compared[1][1][1]
+def test_the_report_and_its_json_hold_the_table_and_the_decision_says_what_was_measured(
+    file_and_calls, tmp_path
+):
+    report = file_and_calls[1][1][1]
     text = markdown(experiment_document(report))
     assert "Facts that change" in text
     assert re.search(r"\| reader \| 100.*\| 0\.0 .*\| 100.*\| \+100", text)
@@ -155,7 +157,7 @@ def test_the_report_and_its_json_hold_the_table_and_the_decision_says_what_was_m
     assert "the outdated answer to 6 of 6" in said
     assert "reader 0.0" in said
     (tmp_path / "numbers.json").write_text(json.dumps(to_json(report)))
-    assert {f.name: f.changes for f in read(tmp_path / "numbers.json").facts} == changes_of(compared)
+    assert {f.name: f.changes for f in read(tmp_path / "numbers.json").facts} == changes_of(file_and_calls)
 
 
 def session_of(path, **scope):

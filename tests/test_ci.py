@@ -22,7 +22,7 @@ case "$1" in -c) echo '{gflops} CPU, 2 threads, bf16, {gflops} GFLOP/s';; *) ech
 """
 
 
-def executable(path, text):
+def write_executable(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
@@ -31,13 +31,13 @@ def executable(path, text):
 @pytest.fixture
 def project(tmp_path):
     """Return a function that lays out a project whose steps print so, and runs the script in it."""
-    executable(tmp_path / "bin/chromium", "#!/bin/sh\n")
+    write_executable(tmp_path / "bin/chromium", "#!/bin/sh\n")
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
 
     def run(*words, slow="3 passed in 5.00s", compare="echo ship", minutes="", gflops=890):
-        executable(tmp_path / ".venv/bin/python", PYTHON.format(gflops=gflops))
-        executable(tmp_path / "tests/slow/test_a.py", "pytestmark = pytest.mark.slow")
+        write_executable(tmp_path / ".venv/bin/python", PYTHON.format(gflops=gflops))
+        write_executable(tmp_path / "tests/slow/test_a.py", "pytestmark = pytest.mark.slow")
         (tmp_path / "Makefile").write_text(MAKEFILE.format(compare=compare))
         (tmp_path / "slow.txt").write_text(slow + "\n")
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "CI_MINUTES": minutes}

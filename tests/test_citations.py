@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 import tiny_experiment
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 
 from harness import store
 from harness.evaluation import wrap_prompt
@@ -25,7 +25,7 @@ BULB = Document("lamp", "Lamp", "It burns for 900 hours.")
 METRICS = load_metrics(Task(name="desk", data=TaskData(), metrics=("citation_precision", "citation_recall")))
 
 
-def asked(mark="number", documents=("lamp",), found=(LAMP, SHIP, BULB), question="What does it cost?"):
+def make_item(mark="number", documents=("lamp",), found=(LAMP, SHIP, BULB), question="What does it cost?"):
     item = Example("1", ({"role": "user", "content": question},), ("40",), documents=documents)
     return with_context(item, list(found), mark) if found else item
 
@@ -70,9 +70,9 @@ def scores(answer, example):
 )
 def test_each_usual_form_of_a_citation_is_read(answer):
     both = ("lamp", "ship")
-    assert scores(answer, asked(documents=both)) == (1.0, 1.0)
-    assert scores(answer, asked(documents=("ship",))) == (0.5, 1.0)
-    assert not cites_nothing(answer, asked())
+    assert scores(answer, make_item(documents=both)) == (1.0, 1.0)
+    assert scores(answer, make_item(documents=("ship",))) == (0.5, 1.0)
+    assert not cites_nothing(answer, make_item())
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_each_usual_form_of_a_citation_is_read(answer):
     ],
 )
 def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
-    assert scores(answer, asked()) == (0.0, 0.0)
-    assert cites_nothing(answer, asked())
+    assert scores(answer, make_item()) == (0.0, 0.0)
+    assert cites_nothing(answer, make_item())
 
 
 @pytest.mark.parametrize(
@@ -116,18 +116,18 @@ def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
 )
 def test_an_answer_that_repeats_itself_is_read_quickly(answer):
     begun = time.process_time()
-    scores(answer, asked())
+    scores(answer, make_item())
     assert time.process_time() - begun < 2
 
 
 def test_an_id_is_read_behind_the_word_source_too():
-    assert scores("40 euros. Source: lamp", asked("id")) == (1.0, 1.0)
-    assert scores("40 euros 【lamp】", asked("id")) == (1.0, 1.0)
-    assert scores("40 euros [documentation] [lamp]", asked("id")) == (0.5, 1.0)
+    assert scores("40 euros. Source: lamp", make_item("id")) == (1.0, 1.0)
+    assert scores("40 euros 【lamp】", make_item("id")) == (1.0, 1.0)
+    assert scores("40 euros [documentation] [lamp]", make_item("id")) == (0.5, 1.0)
 
 
 def test_a_citation_behind_a_sentence_is_of_that_sentence_in_every_form():
-    item = asked(documents=())
+    item = make_item(documents=())
     assert scores("It costs 40 euros. Source: 1", item) == (1.0, 1.0)
     assert scores("It costs 40 euros.¹ It burns long.", item) == (1.0, 0.5)
     assert scores("It costs 40 euros [1, p. 5]. It is 40 [doc. 1].", item) == (1.0, 1.0)
@@ -150,20 +150,20 @@ def test_a_citation_behind_a_sentence_is_of_that_sentence_in_every_form():
     ],
 )
 def test_a_citation_counts_where_its_passage_exists_and_is_one_that_the_item_names(answer, precision, recall):
-    assert scores(answer, asked()) == (precision, recall)
+    assert scores(answer, make_item()) == (precision, recall)
 
 
 @pytest.mark.parametrize(
     "answer", ["[1-3]", "[1 to 3]", "[1]-[3]", "[Doc 1 through 3]", "(1-3)", "Source: 1-3"]
 )
 def test_a_range_cites_what_lies_between_its_ends(answer):
-    item = asked(found=(LAMP, SHIP, LAMP._replace(id="chair")), documents=("ship",))
+    item = make_item(found=(LAMP, SHIP, LAMP._replace(id="chair")), documents=("ship",))
     assert scores(f"Three days {answer}.", item) == (1 / 3, 1.0)
 
 
 def test_two_passages_of_one_document_have_one_number():
-    assert map_passage_marks(asked()) == {"1": "lamp", "2": "ship"}
-    assert asked().prompt.splitlines()[1:4] == [
+    assert map_passage_marks(make_item()) == {"1": "lamp", "2": "ship"}
+    assert make_item().prompt.splitlines()[1:4] == [
         "[1] Lamp: The lamp costs 40 euros.",
         "[2] A parcel takes three days.",
         "[1] Lamp: It burns for 900 hours.",
@@ -171,14 +171,14 @@ def test_two_passages_of_one_document_have_one_number():
 
 
 def test_ids_are_cited_where_the_prompt_shows_ids():
-    assert scores("40 euros [lamp]", asked("id")) == (1.0, 1.0)
-    assert scores("40 euros [lamp; ship]", asked("id")) == (0.5, 1.0)
-    assert scores("40 euros [chair] [lamp]", asked("id")) == (0.5, 1.0)
-    assert scores("40 euros [1]", asked("id")) == (0.0, 0.0)
+    assert scores("40 euros [lamp]", make_item("id")) == (1.0, 1.0)
+    assert scores("40 euros [lamp; ship]", make_item("id")) == (0.5, 1.0)
+    assert scores("40 euros [chair] [lamp]", make_item("id")) == (0.5, 1.0)
+    assert scores("40 euros [1]", make_item("id")) == (0.0, 0.0)
 
 
 def test_passages_without_marks_are_cited_by_their_place_or_their_id():
-    assert scores("40 euros [1]", asked(None)) == scores("40 euros [lamp]", asked(None)) == (1.0, 1.0)
+    assert scores("40 euros [1]", make_item(None)) == scores("40 euros [lamp]", make_item(None)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_passages_without_marks_are_cited_by_their_place_or_their_id():
     ],
 )
 def test_marks_are_those_of_the_passages_also_where_a_template_has_a_context_of_its_own(template):
-    shown = wrap_prompt(asked("id"), None, template)
+    shown = wrap_prompt(make_item("id"), None, template)
     item = replace(shown, plain_prompt="What does it cost?")
     assert map_passage_marks(item) == {"lamp": "lamp", "ship": "ship"}
     assert scores("40 euros [lamp]", item) == (1.0, 1.0)
@@ -198,7 +198,9 @@ def test_marks_are_those_of_the_passages_also_where_a_template_has_a_context_of_
 
 
 def test_passages_that_the_item_itself_shows_are_those_of_its_marks():
-    item = asked(found=(), documents=("2",), question="[1] Three days.\n[2] 40 euros.\n\nWhat does it cost?")
+    item = make_item(
+        found=(), documents=("2",), question="[1] Three days.\n[2] 40 euros.\n\nWhat does it cost?"
+    )
     assert scores("40 euros [2].", item) == (1.0, 1.0)
     assert scores("40 euros [1][2].", item) == (0.5, 1.0)
     assert scores("40 euros [3].", item) == (0.0, 0.0)
@@ -206,28 +208,28 @@ def test_passages_that_the_item_itself_shows_are_those_of_its_marks():
 
 def test_numbers_cite_passages_without_marks_by_their_place_also_where_ids_are_numbers():
     found = (LAMP._replace(id="2"), SHIP._replace(id="1"))
-    item = asked(None, found=found, documents=("2",))
+    item = make_item(None, found=found, documents=("2",))
     assert scores("40 euros [1]", item) == (1.0, 1.0)
     assert scores("40 euros [2]", item) == (0.0, 0.0)
 
 
 def test_passages_in_an_earlier_turn_of_the_item_are_cited_by_their_marks():
-    item = asked(found=(), documents=("2",), question="What does it cost?")
+    item = make_item(found=(), documents=("2",), question="What does it cost?")
     item = replace(item, earlier="user: [1] Three days.\n[2] 40 euros.\nassistant: Noted.")
     assert scores("40 euros [2].", item) == (1.0, 1.0)
     assert scores("40 euros [1].", item) == (0.0, 0.0)
 
 
 def test_without_named_documents_every_passage_may_be_cited_and_every_sentence_should_cite_one():
-    item = asked(documents=())
+    item = make_item(documents=())
     assert scores("It costs 40 euros [1]. It burns long [1].", item) == (1.0, 1.0)
     assert scores("It costs 40 euros. [1] It burns long.", item) == (1.0, 0.5)
     assert scores("It costs 40 euros [9].", item) == (0.0, 0.0)
 
 
 def test_needed_documents_that_were_not_retrieved_cannot_be_cited():
-    assert scores("40 euros [1]", asked(found=(SHIP,))) == (0.0, 0.0)
-    assert scores("40 euros [1]", asked(documents=("lamp", "price"))) == (1.0, 0.5)
+    assert scores("40 euros [1]", make_item(found=(SHIP,))) == (0.0, 0.0)
+    assert scores("40 euros [1]", make_item(documents=("lamp", "price"))) == (1.0, 0.5)
 
 
 HARNESS = (
@@ -268,7 +270,7 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
         return f"{40 + int(number)} euros {mark}" + ("" if int(number) % 2 == 0 else "[1][2]")
 
     path = tmp_path / "harness.yaml"
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         both = "citation_precision, citation_recall"
         path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=both))
         report = compare(path)
@@ -301,7 +303,7 @@ def test_each_of_several_answers_that_cites_nothing_is_counted_where_each_counts
         return "40 euros" if next(said[messages[-1]["content"]]) % 3 == 2 else "40 euros [1]"
 
     path = tmp_path / "harness.yaml"
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         written = HARNESS.format(model=tiny, url=server.url, metrics="citation_precision")
         path.write_text(written.replace("{weights_of: closed,", drawn))
         notes = compare(path).notes

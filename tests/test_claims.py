@@ -9,17 +9,17 @@ from harness import stats
 from harness.comparison import Estimate
 from tests.studies.claims import __main__ as study
 from tests.studies.claims.catalog import CLAIMS, OPEN
-from tests.studies.claims.claim import Measured, judge, paired_ratio
+from tests.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
 from tests.studies.claims.fine_tunes import Pair, judge_pair
 from tests.studies.claims.kept import keep, read, write
 from tests.studies.claims.page import page
 
 CHEAP = "memory-of-qlora"
-FOUND = Measured("two times", "holds", {"ratio": 2.0}, "by hand")
+FOUND = ClaimResult("two times", "holds", {"ratio": 2.0}, "by hand")
 
 
 def test_a_ratio_is_the_geometric_mean_of_pairs_with_the_interval_of_its_logarithm():
-    found = paired_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 2.0])
+    found = estimate_paired_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 2.0])
     logs = [math.log(2), math.log(2), math.log(4)]
     mean = sum(logs) / 3
     sd = math.sqrt(sum((x - mean) ** 2 for x in logs) / 2)
@@ -31,7 +31,7 @@ def test_a_ratio_is_the_geometric_mean_of_pairs_with_the_interval_of_its_logarit
 @pytest.mark.parametrize(("new", "base"), [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
 def test_a_ratio_of_less_than_two_pairs_is_refused(new, base):
     with pytest.raises(ValueError, match="two pairs at least"):
-        paired_ratio(new, base)
+        estimate_paired_ratio(new, base)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
-from fake_facts import candidate, tuned, verdict
+from fake_facts import candidate, make_fine_tune, verdict
 
 from harness.cache import cache_dir
 from harness.cli import app, main
@@ -36,7 +36,7 @@ FORMS = ("md", "json", "html", "csv", "junit.xml")
 HEAVY = "torch transformers trl peft pandas duckdb sklearn scipy.stats datasets rich.progress".split()
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
@@ -51,14 +51,14 @@ def harness(own_cache, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        done = Done(ended.value.code or 0, *capsys.readouterr())
+        done = CommandResult(ended.value.code or 0, *capsys.readouterr())
         assert check is None or done.returncode == check, done.stderr
         return done
 
     return command
 
 
-def alone(cwd, *arguments, code=MAIN):
+def start_process(cwd, *arguments, code=MAIN):
     """Start the command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -71,8 +71,8 @@ def alone(cwd, *arguments, code=MAIN):
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished[0], tmp_path / "copy")
+def copy(finished_run, tmp_path):
+    return shutil.copytree(finished_run[0], tmp_path / "copy")
 
 
 def names(typer_app):
@@ -87,7 +87,7 @@ def test_help_loads_nothing_heavy(tmp_path):
         "import sys, atexit; atexit.register(lambda: print([m for m in "
         f"{HEAVY} if m in sys.modules])); {MAIN}"
     )
-    assert alone(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
+    assert start_process(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
 
 
 def test_the_package_runs_as_the_command(tmp_path):
@@ -97,21 +97,21 @@ def test_the_package_runs_as_the_command(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def measured(finished, forked, own_cache, tmp_path_factory):
+def measured_folder(finished_run, command_driver, own_cache, tmp_path_factory):
     """Copy the finished experiment and compare it in a process of its own, which measures the machine."""
-    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("measured") / "copy")
-    assert forked.run(folder, "compare") == 0, (folder / "said.txt").read_text()
+    folder = shutil.copytree(finished_run[0], tmp_path_factory.mktemp("measured") / "copy")
+    assert command_driver.run(folder, "compare") == 0, (folder / "said.txt").read_text()
     return folder
 
 
 @pytest.mark.parametrize("verb", [("compare",), ("gate", "--candidate", "lora")])
-def test_what_is_stored_is_judged_again_without_a_model(measured, verb):
+def test_what_is_stored_is_judged_again_without_a_model(measured_folder, verb):
     heavy = "torch transformers tokenizers trl peft pandas sklearn scipy.stats datasets pyarrow".split()
     code = (
         "import sys, atexit; atexit.register(lambda: print([m for m in "
         f"{heavy} if m in sys.modules])); {MAIN}"
     )
-    said, errors = alone(measured, *verb, code=code).communicate()
+    said, errors = start_process(measured_folder, *verb, code=code).communicate()
     assert said.endswith("[]\n"), errors
 
 
@@ -225,15 +225,15 @@ def test_workers_without_an_executor_are_answered_with_a_word(harness, tiny, tmp
 def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
 
-    def trained(*arguments):
+    def count_trainings(*arguments):
         shown = json.loads(harness("compare", "--dry-run", "--json", *arguments, check=0).stdout)
         return sum(work["trained"] for work in shown.values())
 
-    once = trained()
+    once = count_trainings()
     assert once > 0
-    assert trained("--candidates", "hybrid") == once
-    assert trained("seeds=[0, 1, 2]") == 3 * once
-    assert trained("--candidates", "prompt") == 0
+    assert count_trainings("--candidates", "hybrid") == once
+    assert count_trainings("seeds=[0, 1, 2]") == 3 * once
+    assert count_trainings("--candidates", "prompt") == 0
 
 
 def test_margins_that_the_items_cannot_show_are_refused_where_that_is_asked(harness, tiny, tmp_path):
@@ -293,7 +293,7 @@ def wait(output, example):
 """
 
 
-def test_an_interrupt_ends_with_130_and_says_how_to_go_on(forked, tiny, tmp_path):
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(command_driver, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     (tmp_path / "waits.py").write_text(WAITS)
     settings = ("--candidates", "ranked", "target.metrics=[waits.py]", "suites=[]")
@@ -303,7 +303,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(forked, tiny, tmp_path
         """A library may lose an interrupt that reaches it at work; here Python itself waits for it."""
         return said.exists() and "an answer is scored\n" in said.read_text()
 
-    assert forked.run(tmp_path, "compare", *settings, ends=(is_scored, signal.SIGINT)) == 130
+    assert command_driver.run(tmp_path, "compare", *settings, ends=(is_scored, signal.SIGINT)) == 130
     told = said.read_text()
     assert "run the same command to go on" in told
     assert "Traceback" not in told
@@ -373,7 +373,7 @@ def test_a_number_out_of_range_is_refused_with_the_range_and_the_nearest_that_is
 
 def test_results_are_utf8_in_a_locale_that_has_no_such_signs(copy, own_cache, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    said, errors = alone(copy, "runs", "list").communicate()
+    said, errors = start_process(copy, "runs", "list").communicate()
     assert "lora × zero_shot" in said, errors
 
 
@@ -414,7 +414,7 @@ def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_ca
     """Files may not grow beyond 1 kB, which is how a full disk looks to who writes."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); " + MAIN
     arguments = ["compare", "candidates.bag.params.C=5", "--candidates", "bag"]
-    limited = alone(copy, *arguments, code=code)
+    limited = start_process(copy, *arguments, code=code)
     out, told = limited.communicate()
     assert (limited.returncode, out) == (2, "")
     assert "no room to write" in told
@@ -449,22 +449,22 @@ def test_a_report_on_runs_of_other_items_names_what_differs(harness, copy):
     ],
 )
 def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, code):
-    found = found_with(candidate("a", 0.2), tuned("b", 0.8, 0.1, outcome), recommended="b")
+    found = make_report(candidate("a", 0.2), make_fine_tune("b", 0.8, 0.1, outcome), recommended="b")
     assert exit_code(found, GatePolicy(**policy), by_verdict=True) == code
     assert exit_code(found, GatePolicy(**policy), by_verdict=False) == 0
 
 
 def test_with_gate_no_recommendation_is_undecided():
-    found = found_with(candidate("a", 0.2), recommended=None)
+    found = make_report(candidate("a", 0.2), recommended=None)
     assert exit_code(found, GatePolicy(), by_verdict=True) == 4
 
 
 def test_a_failed_candidate_goes_before_any_verdict():
-    found = found_with(candidate("a", 0.2, state="failed"), tuned("b", 0.8, 0.1), recommended="b")
+    found = make_report(candidate("a", 0.2, state="failed"), make_fine_tune("b", 0.8, 0.1), recommended="b")
     assert exit_code(found, GatePolicy(), by_verdict=True) == 1
 
 
-def found_with(*facts, recommended):
+def make_report(*facts, recommended):
     decision = Decision("undecided", recommended, "sentence", (), {}, ())
     return ExperimentReport("e", "m", "exact_match", facts, decision=decision)
 

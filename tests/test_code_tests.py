@@ -20,7 +20,7 @@ SOON = ProgramLimits(cpu_s=1, wall_s=5.0, memory_mib=128, processes=8)
 
 
 @pytest.fixture(autouse=True)
-def allowed(monkeypatch):
+def code_permission(monkeypatch):
     monkeypatch.setenv(ALLOWED, "1")
 
 
@@ -353,12 +353,12 @@ except OSError:
 
 
 def test_a_fork_bomb_is_bounded_and_nothing_of_it_is_left():
-    before = running("time.sleep(30)")
+    before = count_processes("time.sleep(30)")
     assert passes(FORKS + f"assert 0 < n < {SOON.processes}\n" + ADD, TESTS, SOON)
-    assert running("time.sleep(30)") == before
+    assert count_processes("time.sleep(30)") == before
 
 
-def running(words):
+def count_processes(words):
     """Count the processes of this machine whose command line holds some words."""
     found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):

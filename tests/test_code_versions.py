@@ -23,7 +23,7 @@ def test_every_pattern_of_the_table_finds_a_file():
 
 
 def test_every_plugin_is_listed():
-    assert pins.unlisted() == [], "run `make pins`"
+    assert pins.list_unlisted_plugins() == [], "run `make pins`"
 
 
 @pytest.mark.parametrize("prose", ['"""Other words."""\n', "from harness.moved import f\n"])
@@ -76,9 +76,9 @@ def test_a_method_whose_defaults_are_those_of_ever_leaves_them_out():
     assert plugins.method("lora").params(learning_rate=0.01).identity() == {"learning_rate": 0.01}
 
 
-@pytest.mark.parametrize("model", pins.known_defaults())
+@pytest.mark.parametrize("model", pins.read_known_defaults())
 def test_a_default_that_identities_leave_out_has_not_changed(model):
-    found, known = pins.defaults()[model], pins.known_defaults()[model]
+    found, known = pins.defaults()[model], pins.read_known_defaults()[model]
     assert {name: found.get(name, value) for name, value in known.items()} == known, (
         f"a default of {model} changed, which no digest shows: raise the version of the concern that reads it, "
         f"say so in CHANGELOG.md, and change {pins.DEFAULTS.name}"
@@ -87,7 +87,7 @@ def test_a_default_that_identities_leave_out_has_not_changed(model):
 
 def test_every_default_is_known():
     new = {
-        model: fields.keys() - pins.known_defaults().get(model, {}).keys()
+        model: fields.keys() - pins.read_known_defaults().get(model, {}).keys()
         for model, fields in pins.defaults().items()
     }
     assert {model: names for model, names in new.items() if names} == {}, "run `make pins`"

@@ -32,10 +32,10 @@ TRL = Path(__file__).parents[1] / "baselines" / "trainers" / "trl.yaml"
 @pytest.fixture(scope="module")
 def adapter(tiny, tmp_path_factory):
     """Save an adapter of plain PEFT that changes what the tiny model says; returns its folder."""
-    return saved_adapter(tiny, tmp_path_factory.mktemp("adapter"))
+    return save_adapter(tiny, tmp_path_factory.mktemp("adapter"))
 
 
-def saved_adapter(base, folder):
+def save_adapter(base, folder):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -51,19 +51,19 @@ def leaves(folder):
     return f"cp -r {folder}/. {{out}}"
 
 
-def made(tiny, folder, run, context=None, **params):
+def fit_command(tiny, folder, run, context=None, **params):
     return fit(context or tiny_methods.context(tiny, folder), Params(run=run, **params))
 
 
 def failure(tiny, folder, run, **params):
     with pytest.raises(CandidateFailed) as caught:
-        made(tiny, folder, run, **params)
+        fit_command(tiny, folder, run, **params)
     return str(caught.value)
 
 
 class TestWhatIsFound:
     def test_an_adapter_is_taken_over_with_the_record_of_the_command(self, tiny, adapter, tmp_path):
-        weights = made(tiny, tmp_path, leaves(adapter), version="sh -c 'echo cp 9.1; echo more'")
+        weights = fit_command(tiny, tmp_path, leaves(adapter), version="sh -c 'echo cp 9.1; echo more'")
         assert weights.kind == "adapter"
         assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
         record = weights.training
@@ -77,7 +77,7 @@ class TestWhatIsFound:
         other = tiny_model.build(tmp_path / "other", seed=5)
         for file in [*other.glob("tokenizer*"), *other.glob("chat_template*")]:
             file.unlink()
-        weights = made(tiny, tmp_path / "fit", leaves(other))
+        weights = fit_command(tiny, tmp_path / "fit", leaves(other))
         assert (weights.kind, weights.digest) == (
             "model",
             model_digest(other, resolve(str(tiny)).weights_digest),
@@ -87,7 +87,9 @@ class TestWhatIsFound:
     def test_only_the_weights_the_log_and_the_filled_template_stay(self, tiny, adapter, tmp_path):
         (tmp_path / "t.txt").write_text("{seed}")
         folder = tmp_path / "fit"
-        made(tiny, folder, f"sh -c 'cp -r {adapter}/. $0' {{out}} {{config}}", config=str(tmp_path / "t.txt"))
+        fit_command(
+            tiny, folder, f"sh -c 'cp -r {adapter}/. $0' {{out}} {{config}}", config=str(tmp_path / "t.txt")
+        )
         left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
         weights = {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")}
         assert left == {"command.log", "config/t.txt", *weights}
@@ -110,13 +112,13 @@ class TestWhatIsFound:
     def test_weights_that_are_linked_and_folders_that_the_command_removed_are_taken_as_they_are(
         self, tiny, adapter, tmp_path, after
     ):
-        weights = made(tiny, tmp_path, f"{leaves(adapter)}; {after}", shell=True)
+        weights = fit_command(tiny, tmp_path, f"{leaves(adapter)}; {after}", shell=True)
         assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
         assert not any(path.is_symlink() for path in weights.folder.rglob("*"))
 
     def test_a_version_that_is_no_utf_8_costs_no_training(self, tiny, adapter, tmp_path):
         said = "printf 'tr\\351s 1.2\\n'"
-        record = made(tiny, tmp_path, leaves(adapter), shell=True, version=said).training
+        record = fit_command(tiny, tmp_path, leaves(adapter), shell=True, version=said).training
         assert record.command_version == "tr\N{REPLACEMENT CHARACTER}s 1.2"
 
     def test_the_curves_that_a_trainer_of_transformers_left_are_read(self, tiny, adapter, tmp_path):
@@ -127,7 +129,7 @@ class TestWhatIsFound:
             folder.mkdir(parents=True)
             (folder / "trainer_state.json").write_text(json.dumps(state))
         shutil.copytree(adapter, tmp_path / "left", dirs_exist_ok=True)
-        record = made(tiny, tmp_path / "fit", leaves(tmp_path / "left")).training
+        record = fit_command(tiny, tmp_path / "fit", leaves(tmp_path / "left")).training
         assert record.loss == ((1, 3.0),)
         assert record.validation_loss == ((2, 2.5),)
         assert record.best_validation_loss == 2.5
@@ -147,7 +149,7 @@ class TestWhatIsFound:
     def test_a_curve_that_cannot_be_read_costs_no_weights(self, tiny, adapter, tmp_path, state, loss):
         left = shutil.copytree(adapter, tmp_path / "left")
         (left / "trainer_state.json").write_text(state)
-        weights = made(tiny, tmp_path / "fit", leaves(left))
+        weights = fit_command(tiny, tmp_path / "fit", leaves(left))
         assert (weights.kind, weights.training.loss) == ("adapter", loss)
 
     @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ class TestWhatIsFound:
 
     def test_an_adapter_for_another_base_is_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
-        said = failure(tiny, tmp_path / "fit", leaves(saved_adapter(wide, tmp_path / "theirs")))
+        said = failure(tiny, tmp_path / "fit", leaves(save_adapter(wide, tmp_path / "theirs")))
         assert "an adapter for another base" in said
 
     def test_a_model_of_another_architecture_is_refused(self, tiny, tmp_path):
@@ -215,7 +217,7 @@ class TestRows:
     def rows(self, tiny, adapter, tmp_path, layout, *, chat=True):
         context = replace(tiny_methods.context(tiny, tmp_path / "fit"), chat_template=chat)
         run = f"cp {{data}} {{validation}} {tmp_path} && {leaves(adapter)}"
-        made(tiny, tmp_path / "fit", run, context, rows=layout, shell=True)
+        fit_command(tiny, tmp_path / "fit", run, context, rows=layout, shell=True)
         lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation")]
         assert list(map(len, lines)) == [len(context.train), len(context.validation)]
         return json.loads(lines[0][0])
@@ -276,14 +278,14 @@ def is_over(file):
     """Wait until the process whose number a file holds is no more, or is a zombie nobody has asked after."""
     number = int(file.read_text())
 
-    def over():
+    def is_ended():
         try:
             os.kill(number, 0)
             return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except (ProcessLookupError, FileNotFoundError):
             return True
 
-    wait_for(over)
+    wait_for(is_ended)
     return True
 
 
@@ -377,7 +379,7 @@ class TestRefusedBeforeAnythingRuns:
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, adapter, own_cache, tmp_path_factory):
+def file_and_report(tiny, adapter, own_cache, tmp_path_factory):
     """Compare a command that counts its calls, with what stands on its weights; returns file and report."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "train.sh").write_text(f"echo call >> {folder}/calls\ncp -r {adapter}/. $1\n")
@@ -397,21 +399,21 @@ def fact(found, name):
 
 
 class TestInAComparison:
-    def test_it_is_judged_as_the_same_weights_made_elsewhere(self, compared):
-        path, found = compared
+    def test_it_is_judged_as_the_same_weights_made_elsewhere(self, file_and_report):
+        path, found = file_and_report
         runs = runs_of(path)
         assert runs["theirs"].weights_digest == runs["same"].weights_digest
         assert fact(found, "theirs").trained
         assert fact(found, "theirs").verdict is not None
         assert fact(found, "theirs").training_cost_usd > 0
 
-    def test_others_start_from_it_by_the_kind_that_it_turned_out_to_be(self, compared):
-        _, found = compared
+    def test_others_start_from_it_by_the_kind_that_it_turned_out_to_be(self, file_and_report):
+        _, found = file_and_report
         assert (fact(found, "half").state, fact(found, "whole").state) == ("done", "failed")
         assert "init_from: weights that turned out to be of the kind adapter" in fact(found, "whole").error
 
-    def test_it_is_not_run_again_until_what_it_reads_changes(self, compared):
-        path, _ = compared
+    def test_it_is_not_run_again_until_what_it_reads_changes(self, file_and_report):
+        path, _ = file_and_report
         calls = path.parent / "calls"
         assert calls.read_text() == "call\n"
         tiny_experiment.run(path, candidates=("theirs",))
@@ -421,11 +423,11 @@ class TestInAComparison:
         tiny_experiment.run(path, candidates=("theirs",))
         assert calls.read_text() == "call\ncall\n"
 
-    def test_the_report_shows_what_was_run(self, compared):
+    def test_the_report_shows_what_was_run(self, file_and_report):
         from harness.report.document import markdown
         from harness.report.sections import experiment_document
 
-        text = markdown(experiment_document(compared[1]))
+        text = markdown(experiment_document(file_and_report[1]))
         assert "sh train.sh {out} {seed}" in text
 
     def test_one_that_failed_leaves_its_log_alone_and_is_run_again(self, tiny, adapter, tmp_path):

@@ -33,7 +33,7 @@ graded_arms = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=4, 
 sizes = st.sampled_from([1, 3])
 
 
-def compared(base, new, metric=EXACT, **kwargs):
+def compare_scores(base, new, metric=EXACT, **kwargs):
     size = kwargs.pop("cluster_size", 1)
     return compare_rows(
         metric, rows(base, metric, cluster_size=size), rows(new, metric, cluster_size=size), **kwargs
@@ -45,21 +45,21 @@ def interval(c):
 
 
 def test_single_binary_items_get_tangos_interval():
-    c = compared(*flips(21, 1, 7))
+    c = compare_scores(*flips(21, 1, 7))
     assert c.estimator == "tango"
     assert interval(c) == pytest.approx(stats.tango_interval(1, 7, 21))
     assert (c.lower, c.upper) == pytest.approx(stats.tango_interval(1, 7, 21, 0.1))
 
 
 def test_scores_of_single_binary_items_get_wilsons_interval():
-    c = compared(*flips(10, 0, 2))
+    c = compare_scores(*flips(10, 0, 2))
     assert (c.new, c.new_low, c.new_high) == pytest.approx((0.8, *stats.wilson(8, 10)))
 
 
 def test_graded_items_get_the_clustered_t():
     rng = np.random.default_rng(0)
     base, new = rng.random(60), rng.random(60)
-    c = compared(base, new, cluster_size=2)
+    c = compare_scores(base, new, cluster_size=2)
     expected = stats.t_interval(stats.paired_delta(base, new, np.arange(60) // 2))
     assert c.estimator == "cluster-t"
     assert interval(c) == pytest.approx(expected)
@@ -69,7 +69,7 @@ def test_ratios_of_sums_get_the_bootstrap_of_the_ratio():
     rng = np.random.default_rng(1)
     base = np.stack([rng.gamma(5, 10, 80), rng.integers(20, 80, 80)], axis=1)
     new = base * [1.1, 1.0]
-    c = compared(base, new, RATIO)
+    c = compare_scores(base, new, RATIO)
     ratio = base[:, 0].sum() / base[:, 1].sum()
     assert c.estimator == "bca"
     assert (c.base, c.delta) == pytest.approx((ratio, 0.1 * ratio))
@@ -80,26 +80,28 @@ def test_macro_f1_is_compared_without_a_mean_of_items():
     metric = macro_f1.metric(Task(name="t", data={}, labels=("a", "b")))
     hit, miss = (1.0, 0, 0, 0, 0, 0), (0, 0, 1.0, 0, 1.0, 0)
     base, new = [hit] * 30, [hit] * 15 + [miss] * 15
-    c = compared(base, new, metric)
+    c = compare_scores(base, new, metric)
     assert (c.estimator, len(c.lost), len(c.gained)) == ("bca", 15, 0)
     assert c.delta == pytest.approx(2 * 15 / 45 - 1)
 
 
 def test_nothing_differing_still_has_a_width():
     same = np.ones(50)
-    assert interval(compared(same, same)) == pytest.approx(stats.tango_interval(0, 0, 50))
+    assert interval(compare_scores(same, same)) == pytest.approx(stats.tango_interval(0, 0, 50))
 
 
 def test_nothing_differing_in_clusters_counts_the_clusters_only():
     same = np.ones(60)
-    assert interval(compared(same, same, cluster_size=3)) == pytest.approx(stats.tango_interval(0, 0, 20))
+    assert interval(compare_scores(same, same, cluster_size=3)) == pytest.approx(
+        stats.tango_interval(0, 0, 20)
+    )
 
 
 def test_graded_scores_that_hardly_differ_are_not_claimed_to_be_equal():
     base = np.full(60, 0.5)
     new = base.copy()
     new[0] = 0.4
-    c = compared(base, new)
+    c = compare_scores(base, new)
     assert c.low < -0.02
     assert c.high > 0.02
 
@@ -112,30 +114,30 @@ def test_a_score_of_all_ones_in_clusters_has_wilsons_width_over_the_clusters():
 def test_clusters_that_flip_as_a_whole_widen_the_interval():
     base = np.ones(200)
     new = np.repeat(np.arange(40) % 4 != 0, 5).astype(float)
-    alone, together = compared(base, new), compared(base, new, cluster_size=5)
+    alone, together = compare_scores(base, new), compare_scores(base, new, cluster_size=5)
     assert together.high - together.low > 1.8 * (alone.high - alone.low)
 
 
 def test_equal_weights_give_zero_by_identity():
     base, _ = flips(50, 5, 5)
-    c = compared(base, base, identical=True)
+    c = compare_scores(base, base, identical=True)
     assert (c.estimator, c.delta, *interval(c), c.lower, c.upper, c.se) == ("identical", 0, 0, 0, 0, 0, 0)
     assert (c.base, c.disagreement, c.lost) == (base.mean(), 0, ())
 
 
 def test_lost_and_gained_items_are_named():
-    c = compared([1, 1, 0, 0], [1, 0, 1, 0])
+    c = compare_scores([1, 1, 0, 0], [1, 0, 1, 0])
     assert (c.lost, c.gained, c.disagreement) == (("item-0001",), ("item-0002",), 0.5)
 
 
 def test_where_lower_is_better_a_rise_is_a_loss_and_delta_stays_new_minus_base():
-    c = compared([0, 0, 1], [1, 0, 1], LOWER)
+    c = compare_scores([0, 0, 1], [1, 0, 1], LOWER)
     assert (c.lost, c.delta) == (("item-0000",), pytest.approx(1 / 3))
     assert comparison.orient(c).delta == pytest.approx(-1 / 3)
 
 
 def test_an_error_scores_worst_in_either_arm():
-    c = compared([1, 1, None, 0], [1, None, 1, 0])
+    c = compare_scores([1, 1, None, 0], [1, None, 1, 0])
     assert (c.n, c.delta, c.lost, c.gained) == (4, 0, ("item-0001",), ("item-0002",))
     assert (c.errors.base, c.errors.new, c.errors.both) == (1, 1, 0)
 
@@ -180,11 +182,11 @@ def test_an_item_twice_in_one_run_is_refused():
 def test_arms_without_a_common_scored_item_are_refused():
     """An error of a metric without a worst value is left out of both arms."""
     with pytest.raises(IncompatibleRuns, match="no item"):
-        compared([None, [1.0, 2.0]], [[1.0, 2.0], None], RATIO)
+        compare_scores([None, [1.0, 2.0]], [[1.0, 2.0], None], RATIO)
 
 
 def test_an_unbounded_metric_on_one_cluster_has_all_that_its_bounds_allow():
-    c = compared([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
+    c = compare_scores([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
     assert (c.delta, c.low, c.high, c.se) == (0.5, -inf, inf, inf)
     assert estimate(RATIO, rows([[1.0, 2.0]], RATIO))[:3] == (0.5, 0.0, inf)
 
@@ -193,7 +195,7 @@ def test_zeros_and_ones_of_an_unbounded_metric_are_not_taken_for_rates():
     """They were: each item its own cluster, they were refused as "items of a single cluster"."""
     unbounded = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
     old, new = np.repeat([1.0, 0.0], [30, 10]), np.repeat([1.0, 0.0], [20, 20])
-    c = compared(old, new, unbounded)
+    c = compare_scores(old, new, unbounded)
     t = scipy_stats.t.ppf(0.975, 39) * np.std(new - old, ddof=1) / sqrt(40)
     assert (c.estimator, c.base_passed) == ("cluster-t", None)
     assert (c.delta, c.low, c.high) == pytest.approx((-0.25, -0.25 - t, -0.25 + t))
@@ -201,7 +203,7 @@ def test_zeros_and_ones_of_an_unbounded_metric_are_not_taken_for_rates():
 
 
 def test_one_single_item_shows_next_to_nothing():
-    c = compared([1], [0])
+    c = compare_scores([1], [0])
     assert c.low == -1
     assert c.high > -0.5
 
@@ -239,22 +241,22 @@ def test_validity_counts_what_failed_in_one_arm():
 def test_an_unbounded_metric_whose_items_all_agree_says_nothing_of_others(parts):
     """It gave the point [0, 0], which passed every margin."""
     metric = RATIO if isinstance(parts[0], list) else mean_metric("m", lambda o, e: None, bounds=(-inf, inf))
-    c = compared(parts, parts, metric)
+    c = compare_scores(parts, parts, metric)
     assert (c.delta, c.low, c.high) == (0, -inf, inf)
     score = estimate(metric, rows(parts, metric))
     assert (score.low, score.high) == metric.bounds
-    more = compared([0.0, *parts[1:]], parts, metric) if metric is not RATIO else None
+    more = compare_scores([0.0, *parts[1:]], parts, metric) if metric is not RATIO else None
     assert more is None or -inf < more.low < more.high < inf
 
 
 def test_a_regression_p_of_single_binary_items_is_tangos():
-    c = compared(*flips(200, 2, 30))
+    c = compare_scores(*flips(200, 2, 30))
     assert regression_p(c, 0.05) == pytest.approx(stats.tango_regression_p(2, 30, 200, 0.05))
 
 
 @pytest.mark.parametrize("size", [2, 5])
 def test_a_regression_p_falls_below_alpha_just_where_the_bound_passes_the_margin(size):
-    c = compared(*flips(200, 2, 40), cluster_size=size)
+    c = compare_scores(*flips(200, 2, 40), cluster_size=size)
     assert regression_p(c, -c.upper + 1e-6) > 0.05 > regression_p(c, -c.upper - 1e-6)
 
 
@@ -262,7 +264,7 @@ def test_a_regression_p_falls_below_alpha_just_where_the_bound_passes_the_margin
 @given(binary_arms, sizes)
 def test_swapping_binary_arms_flips_the_sign(arms, size):
     base, new = zip(*arms, strict=True)
-    there, back = compared(base, new, cluster_size=size), compared(new, base, cluster_size=size)
+    there, back = compare_scores(base, new, cluster_size=size), compare_scores(new, base, cluster_size=size)
     assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
     assert (back.lost, back.gained) == (there.gained, there.lost)
 
@@ -271,14 +273,14 @@ def test_swapping_binary_arms_flips_the_sign(arms, size):
 @given(graded_arms, sizes)
 def test_swapping_graded_arms_flips_the_sign(arms, size):
     base, new = zip(*arms, strict=True)
-    there, back = compared(base, new, cluster_size=size), compared(new, base, cluster_size=size)
+    there, back = compare_scores(base, new, cluster_size=size), compare_scores(new, base, cluster_size=size)
     assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
 
 
 def test_swapping_the_arms_of_a_bootstrap_flips_the_sign():
     rng = np.random.default_rng(3)
     base, new = rng.random((40, 2)) + 0.1, rng.random((40, 2)) + 0.1
-    there, back = compared(base, new, RATIO), compared(new, base, RATIO)
+    there, back = compare_scores(base, new, RATIO), compare_scores(new, base, RATIO)
     assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
 
 
@@ -294,8 +296,8 @@ def test_the_order_of_the_rows_changes_nothing(arms, size, seed):
 @given(binary_arms)
 def test_copying_every_item_inside_its_cluster_narrows_nothing(arms):
     base, new = (np.array(arm, float) for arm in zip(*arms, strict=True))
-    once = compared(base, new)
-    twice = compared(np.repeat(base, 2), np.repeat(new, 2), cluster_size=2)
+    once = compare_scores(base, new)
+    twice = compare_scores(np.repeat(base, 2), np.repeat(new, 2), cluster_size=2)
     assert twice.high - twice.low >= (once.high - once.low) - 1e-9
 
 
@@ -303,7 +305,7 @@ def test_copying_every_item_inside_its_cluster_narrows_nothing(arms):
 @given(graded_arms, sizes)
 def test_every_figure_is_finite_and_inside_its_interval(arms, size):
     base, new = zip(*arms, strict=True)
-    c = compared(base, new, cluster_size=size)
+    c = compare_scores(base, new, cluster_size=size)
     assert c.low <= c.delta <= c.high
     assert c.low <= max(c.lower, -1) <= min(c.upper, 1) <= c.high
     assert 0 <= c.base_low <= c.base <= c.base_high <= 1
@@ -311,13 +313,13 @@ def test_every_figure_is_finite_and_inside_its_interval(arms, size):
 
 
 def test_the_interval_of_two_clusters_ends_where_the_metric_does():
-    c = compared([0, 0, 0, 0], [0, 0, 0, 1], cluster_size=3)
+    c = compare_scores([0, 0, 0, 0], [0, 0, 0, 1], cluster_size=3)
     assert (c.low, c.high) == (-1, 1)
     assert c.se > 0.15
     assert c.upper > 1
 
 
-def drawn_rows(scores, weights):
+def weight_rows(scores, weights):
     return [replace(row, weight=float(w)) for row, w in zip(rows(scores), weights, strict=True)]
 
 
@@ -325,7 +327,7 @@ def test_items_drawn_with_unequal_chances_get_the_interval_of_strata():
     rng = np.random.default_rng(2)
     weights = np.repeat([2.0, 10.0], [150, 50])
     base, new = (rng.random(200) < 0.7).astype(float), (rng.random(200) < 0.65).astype(float)
-    c = compare_rows(EXACT, drawn_rows(base, weights), drawn_rows(new, weights))
+    c = compare_rows(EXACT, weight_rows(base, weights), weight_rows(new, weights))
     assert c.estimator == "stratified"
     assert c.delta == pytest.approx(np.average(new - base, weights=weights))
     strata = [
@@ -339,8 +341,8 @@ def test_items_drawn_with_unequal_chances_get_the_interval_of_strata():
 
 def test_equal_weights_change_nothing():
     base, new = flips(40, 3, 9)
-    plain = compared(base, new)
-    weighted = compare_rows(EXACT, drawn_rows(base, np.full(40, 7.0)), drawn_rows(new, np.full(40, 7.0)))
+    plain = compare_scores(base, new)
+    weighted = compare_rows(EXACT, weight_rows(base, np.full(40, 7.0)), weight_rows(new, np.full(40, 7.0)))
     assert interval(weighted) == interval(plain)
     assert weighted.estimator == "tango"
 

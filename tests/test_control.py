@@ -27,7 +27,7 @@ CANDIDATES = "  prompt: {method: base}\n  shots: {prompting: {few_shot: {select:
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, own_cache):
+def begun_folder(tmp_path_factory, own_cache):
     """Ask the base and one candidate, of a model whose template writes one BOS."""
     folder = tmp_path_factory.mktemp("begun")
     model = tiny_model.build(tmp_path_factory.mktemp("started"), template=tiny_model.STARTED)
@@ -37,12 +37,12 @@ def begun(tmp_path_factory, own_cache):
 
 
 @pytest.fixture
-def path(begun, tmp_path):
-    shutil.copytree(begun, tmp_path / "copy")
+def path(begun_folder, tmp_path):
+    shutil.copytree(begun_folder, tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
 
 
-def further(path, change=lambda host: None, overrides=(), candidates=()):
+def run_further(path, change=lambda host: None, overrides=(), candidates=()):
     """Ask what is left of the candidates, with a model in memory that `change` may alter."""
     loaded = config.load(path, overrides, candidates)
     session = prepare_session(loaded, Scope(), SilentProgress())
@@ -51,15 +51,15 @@ def further(path, change=lambda host: None, overrides=(), candidates=()):
     return experiment.run_all(session, loaded, smoke=False)
 
 
-def doubled_bos(host):
+def double_bos(host):
     host.tokenizer.chat_template = "{{ bos_token }}" + host.tokenizer.chat_template
 
 
-def other_template(host):
+def change_template(host):
     host.tokenizer.chat_template = host.tokenizer.chat_template.replace("assistant", "system")
 
 
-def other_numbers(host):
+def negate_norm(host):
     """Compute as a library with a mistake might: the same prompts, other answers."""
     host.model.model.norm.weight.data *= -1
 
@@ -72,7 +72,7 @@ def rule(found, name="shots"):
     return next(r for r in verdict(found, name).rules if r.name == "control")
 
 
-def at(path):
+def open_store(path):
     return Store(path.parent / "runs")
 
 
@@ -85,9 +85,9 @@ def rows_files(path):
 
 def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
     before = rows_files(path)
-    found = further(path)
+    found = run_further(path)
     assert rule(found).outcome == "pass"
-    measured = store.controls(at(path))[-1]
+    measured = store.controls(open_store(path))[-1]
     n = sum(block.n for block in measured.blocks)
     assert f"{n} items of the base were asked again and came back as stored" in rule(found).sentence
     assert {p: p.read_bytes() for p in before} == before
@@ -96,25 +96,25 @@ def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
 
 
 def test_where_everything_is_reused_nothing_is_measured(path):
-    further(path)
-    before = store.controls(at(path))
-    again = further(path)
-    assert store.controls(at(path)) == before
+    run_further(path)
+    before = store.controls(open_store(path))
+    again = run_further(path)
+    assert store.controls(open_store(path)) == before
     assert rule(again).outcome == "pass"
 
 
 def test_a_control_arm_that_comes_later_is_seen_by_who_looked_before(path):
     reader = Reader(prepare_session(config.load(path), Scope(), SilentProgress()))
     before = set(reader.controls())
-    further(path)
+    run_further(path)
     (come,) = set(reader.controls()) - before
-    assert come == store.controls(at(path))[-1].id
+    assert come == store.controls(open_store(path))[-1].id
 
 
 def test_the_control_arm_can_be_turned_off(path):
-    before = len(store.controls(at(path)))
-    found = further(path, doubled_bos, ["gate.control_blocks=0"])
-    assert len(store.controls(at(path))) == before
+    before = len(store.controls(open_store(path)))
+    found = run_further(path, double_bos, ["gate.control_blocks=0"])
+    assert len(store.controls(open_store(path))) == before
     assert rule(found).outcome == "skipped"
 
 
@@ -122,7 +122,7 @@ def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     for _ in range(2):
         control_arm.measure(session, session.source, 2)
-    asked = [{b.task for b in one.blocks} for one in store.controls(at(path))]
+    asked = [{b.task for b in one.blocks} for one in store.controls(open_store(path))]
     assert all("facts" in tasks for tasks in asked)
     assert set().union(*asked) == {"facts", "sums", "prose"}
 
@@ -135,26 +135,26 @@ def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
 # Something has moved
 
 
-@pytest.mark.parametrize("change", [doubled_bos, other_template])
+@pytest.mark.parametrize("change", [double_bos, change_template])
 def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path, change):
-    found = further(path, change)
+    found = run_further(path, change)
     assert verdict(found, "shots").outcome == "harness-drift"
     said = verdict(found, "shots").sentence
-    n = sum(block.n for block in store.controls(at(path))[-1].blocks)
+    n = sum(block.n for block in store.controls(open_store(path))[-1].blocks)
     assert said.startswith(f"HARNESS-DRIFT: control: 6 of {n} prompts of the base are other tokens now")
     assert "facts/fact-" in said
     assert verdict(found, "prompt").outcome == "pass"  # its rows are from before
 
 
 def test_other_answers_in_the_same_environment_are_drift(path):
-    found = further(path, other_numbers)
+    found = run_further(path, negate_norm)
     assert "came back otherwise in the same environment" in verdict(found, "shots").sentence
     assert rule(found).numbers["n_reworded"] == 0
 
 
 def test_compare_and_gate_exit_alike_with_4(path):
     policy = GatePolicy(on_inconclusive="pass")
-    found = further(path, doubled_bos, ["gate.on_inconclusive=pass"])
+    found = run_further(path, double_bos, ["gate.on_inconclusive=pass"])
     judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
     assert exit_code(found, policy, by_verdict=True) == release.combine_exit_codes(judged) == 4
     assert judged[0].verdict.sentence == verdict(found, "shots").sentence
@@ -162,41 +162,41 @@ def test_compare_and_gate_exit_alike_with_4(path):
 
 
 def test_drift_is_remembered_until_the_rows_are_asked_anew(path):
-    further(path, doubled_bos)
-    assert verdict(further(path), "shots").outcome == "harness-drift"
-    (drifted,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
-    release.remove_run(at(path), drifted.run_id, References())
-    assert verdict(further(path), "shots").outcome == "pass"
+    run_further(path, double_bos)
+    assert verdict(run_further(path), "shots").outcome == "harness-drift"
+    (drifted,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
+    release.remove_run(open_store(path), drifted.run_id, References())
+    assert verdict(run_further(path), "shots").outcome == "pass"
 
 
 def test_answers_that_are_only_scored_again_stay_drifted(path):
-    further(path, doubled_bos)
-    found = further(path, overrides=["target.metrics=[exact_match]"])
+    run_further(path, double_bos)
+    found = run_further(path, overrides=["target.metrics=[exact_match]"])
     assert verdict(found, "shots").outcome == "harness-drift"
 
 
-def test_a_template_changed_in_the_files_asks_both_arms_anew_and_is_no_drift(begun, tmp_path):
-    shutil.copytree(begun, tmp_path / "copy")
+def test_a_template_changed_in_the_files_asks_both_arms_anew_and_is_no_drift(begun_folder, tmp_path):
+    shutil.copytree(begun_folder, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
     other = tiny_model.build(tmp_path / "model", template=tiny_model.CHATML)
-    found = further(path, overrides=[f"base_model={other}"], candidates=["shots"])
+    found = run_further(path, overrides=[f"base_model={other}"], candidates=["shots"])
     assert verdict(found, "shots").outcome == "pass"
 
 
 # Another environment
 
 
-def from_elsewhere(path):
+def mark_from_elsewhere(path):
     """Say of all stored rows that another machine computed them."""
-    elsewhere = store.keep_environment(at(path), {"transformers": "5.1"})
+    elsewhere = store.keep_environment(open_store(path), {"transformers": "5.1"})
     for file in path.parent.glob("runs/rows/*/origins.json"):
         origins = {k: [elsewhere, v[1]] for k, v in json.loads(file.read_text()).items()}
         file.write_text(json.dumps(origins))
 
 
 def test_other_answers_than_in_another_environment_name_what_changed(path):
-    from_elsewhere(path)
-    found = further(path, other_numbers, ["gate.control_blocks=3"])
+    mark_from_elsewhere(path)
+    found = run_further(path, negate_norm, ["gate.control_blocks=3"])
     said = verdict(found, "shots").sentence
     assert verdict(found, "shots").outcome == "harness-drift"
     assert "have another score in another environment (transformers 5.1 → " in said
@@ -204,8 +204,8 @@ def test_other_answers_than_in_another_environment_name_what_changed(path):
 
 
 def test_the_same_answers_in_another_environment_are_no_drift(path):
-    from_elsewhere(path)
-    assert rule(further(path)).outcome == "pass"
+    mark_from_elsewhere(path)
+    assert rule(run_further(path)).outcome == "pass"
 
 
 def facts(flipped=0, n=320, aa=(22.0, 1000.0), **changes):
@@ -244,24 +244,24 @@ def test_one_item_that_differs_in_the_same_environment_is_enough():
 
 
 def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(path):
-    from_elsewhere(path)
-    further(path)
+    mark_from_elsewhere(path)
+    run_further(path)
     of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
-    store.save_noise(at(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
-    (run,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
-    (found,) = controls_of(at(path), run)
+    store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
+    (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
+    (found,) = controls_of(open_store(path), run)
     assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
 def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
-    from_elsewhere(path)
-    further(path)
-    (run,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
-    (first,) = controls_of(at(path), run)
+    mark_from_elsewhere(path)
+    run_further(path)
+    (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
+    (first,) = controls_of(open_store(path), run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     later = control_arm.measure(session, session.source, 2)
     for digest in run.rows.values():
-        store.keep_origin(at(path), digest, 0, Origin("", later))
-    (second,) = controls_of(at(path), run)
+        store.keep_origin(open_store(path), digest, 0, Origin("", later))
+    (second,) = controls_of(open_store(path), run)
     assert (second.aa_flips, second.aa_n) == (0.5, 120.0 + first.n_other)

@@ -75,7 +75,7 @@ def test_a_low_rank_adapter_works_on_a_layer_laid_out(tmp_path):
 
 
 @pytest.fixture
-def small():
+def small_llama():
     """A model of two layers whose six heads share two groups of keys."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -112,40 +112,41 @@ def assert_same(model, **inputs):
 
 
 @pytest.mark.parametrize("n", [1, 128, 129, N])
-def test_causal_rows_of_any_length_get_the_logits_of_fused_attention(small, n):
-    assert_same(small, input_ids=ids(2, n))
+def test_causal_rows_of_any_length_get_the_logits_of_fused_attention(small_llama, n):
+    assert_same(small_llama, input_ids=ids(2, n))
 
 
-def test_a_mask_of_ones_own_is_kept(small):
+def test_a_mask_of_ones_own_is_kept(small_llama):
     import torch
 
     order = torch.arange(N)
     seen = (order[:, None] >= order) & ((order < 40) | (order // 50 == order[:, None] // 50))
     mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
-    assert_same(small, input_ids=ids(1), attention_mask=mask)
+    assert_same(small_llama, input_ids=ids(1), attention_mask=mask)
     assert not torch.equal(
-        logits(small, True, input_ids=ids(1), attention_mask=mask), logits(small, True, input_ids=ids(1))
+        logits(small_llama, True, input_ids=ids(1), attention_mask=mask),
+        logits(small_llama, True, input_ids=ids(1)),
     )
 
 
-def test_rows_that_go_on_after_others_see_what_was_read(small):
+def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
     import torch
     from transformers import DynamicCache
 
-    whole = logits(small, False, input_ids=ids(1))
-    cache = DynamicCache(config=small.config)
-    logits(small, True, input_ids=ids(1)[:, :130], past_key_values=cache, use_cache=True)
-    rest = logits(small, True, input_ids=ids(1)[:, 130:], past_key_values=cache, use_cache=True)
+    whole = logits(small_llama, False, input_ids=ids(1))
+    cache = DynamicCache(config=small_llama.config)
+    logits(small_llama, True, input_ids=ids(1)[:, :130], past_key_values=cache, use_cache=True)
+    rest = logits(small_llama, True, input_ids=ids(1)[:, 130:], past_key_values=cache, use_cache=True)
     torch.testing.assert_close(rest, whole[:, 130:], rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_attends_afterwards_as_before(small):
-    with chunk_attention(small):
-        assert small.config._attn_implementation == "parts"
-    assert small.config._attn_implementation == "sdpa"
+def test_a_model_attends_afterwards_as_before(small_llama):
+    with chunk_attention(small_llama):
+        assert small_llama.config._attn_implementation == "parts"
+    assert small_llama.config._attn_implementation == "sdpa"
 
 
-def test_a_model_that_was_told_how_to_attend_is_left_alone(small):
-    small.set_attn_implementation("eager")
-    with chunk_attention(small):
-        assert small.config._attn_implementation == "eager"
+def test_a_model_that_was_told_how_to_attend_is_left_alone(small_llama):
+    small_llama.set_attn_implementation("eager")
+    with chunk_attention(small_llama):
+        assert small_llama.config._attn_implementation == "eager"

@@ -17,7 +17,7 @@ from harness.store import Store
 POLICY = GatePolicy()
 
 
-def measured(base_lost: float, new_lost: float, n: int = 500) -> list[Measurement]:
+def make_measurements(base_lost: float, new_lost: float, n: int = 500) -> list[Measurement]:
     """Put two arms of four tasks beside each other, each of which lost the first items of them all."""
     places = (np.arange(n) * 7919) % n / n  # spread evenly over both halves of a task
     arms = [np.where(places < lost, 0.0, 1.0) for lost in (base_lost, new_lost)]
@@ -28,29 +28,31 @@ def measured(base_lost: float, new_lost: float, n: int = 500) -> list[Measuremen
     ]
 
 
-def judged(against, policy=POLICY, **options):
+def judge_tasks(against, policy=POLICY, **options):
     return gating.judge(against, policy, target=None, identical=False, **options).verdict
 
 
-def cumulative(lost: float, policy=POLICY) -> Rule:
+def judge_cumulative(lost: float, policy=POLICY) -> Rule:
     """Judge a loss against the first base, which lost nothing."""
-    found = judged(measured(0.0, lost), gating.cumulative_policy(policy))
+    found = judge_tasks(make_measurements(0.0, lost), gating.cumulative_policy(policy))
     return gating.cumulative_rule(found, "b" * 16)
 
 
 def test_a_chain_of_champions_that_each_pass_is_stopped_at_the_margin_against_the_first_base():
     """Each loses one point against the one before, so that the sixth has lost six of them and still passes."""
-    steps = [judged(measured(k / 100, (k + 1) / 100)).outcome for k in range(6)]
+    steps = [judge_tasks(make_measurements(k / 100, (k + 1) / 100)).outcome for k in range(6)]
     assert steps == ["pass"] * 6
     guarded = [
-        judged(measured(k / 100, (k + 1) / 100), cumulative=cumulative((k + 1) / 100)).outcome
+        judge_tasks(
+            make_measurements(k / 100, (k + 1) / 100), cumulative=judge_cumulative((k + 1) / 100)
+        ).outcome
         for k in range(6)
     ]
     assert guarded == ["pass"] * 4 + ["fail"] * 2
 
 
 def test_the_loss_against_the_first_base_is_said_with_its_own_margin():
-    rule = cumulative(0.06)
+    rule = judge_cumulative(0.06)
     assert rule.outcome == "fail"
     assert rule.sentence.startswith("cumulative: against the first base, macro over 4 tasks: −6.0 [")
     assert "margin 4.0 pp: a loss beyond it is shown" in rule.sentence
@@ -75,19 +77,19 @@ def test_its_margin_is_twice_the_macros_unless_it_is_written(policy, margin):
 
 def test_two_tasks_of_one_name_are_refused():
     """Only one of them would be judged."""
-    arms = measured(0.0, 0.0)
+    arms = make_measurements(0.0, 0.0)
     with pytest.raises(IncompatibleRuns, match="several tasks named t0"):
-        judged([*arms, arms[0]])
+        judge_tasks([*arms, arms[0]])
 
 
 def test_a_loss_that_is_not_ruled_out_stops_no_gate_and_says_that_promote_asks():
-    rule = cumulative(0.04)
+    rule = judge_cumulative(0.04)
     assert rule.outcome == "skipped"
     assert rule.sentence.endswith("; harness promote asks for a reason")
-    assert judged(measured(0.03, 0.04), cumulative=rule).outcome == "pass"
+    assert judge_tasks(make_measurements(0.03, 0.04), cumulative=rule).outcome == "pass"
 
 
-def with_other_weights(copy, candidate: str, digest: str) -> None:
+def promote_other_weights(copy, candidate: str, digest: str) -> None:
     """Make a champion of rows that say another model than the base gave them."""
     path, champion = release.promote_named(copy, candidate, despite="a test")
     raw = json.loads(path.read_text())
@@ -121,7 +123,7 @@ def test_the_gate_against_a_champion_compares_with_the_first_base_too(copy):
 
 
 def test_promote_asks_where_a_loss_against_the_first_base_is_not_ruled_out_and_carries_it_along(copy):
-    with_other_weights(copy, "lora", "f" * 16)
+    promote_other_weights(copy, "lora", "f" * 16)
     (against,) = release.gate(copy, "lora")
     rule = rule_of(against)
     assert rule is not None

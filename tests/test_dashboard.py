@@ -51,7 +51,7 @@ FEW = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)} 
 
 
 @pytest.fixture(autouse=True)
-def found(monkeypatch):
+def page_imports(monkeypatch):
     """Let pages find their parts, and start each test without what another has cached."""
     # A page that AppTest runs becomes `__main__`, which a process spawned by a later test would import.
     import streamlit
@@ -75,11 +75,11 @@ def components():
 
 
 @pytest.fixture
-def opened(tmp_path, monkeypatch):
+def open_page(tmp_path, monkeypatch):
     """Return a function that opens a page of the project in tmp_path, with an address."""
     monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
 
-    def open_page(name, **address):
+    def load_page(name, **address):
         page = AppTest.from_file(str(ROOT / "dashboards" / f"{name}.py"), default_timeout=60)
         for key, value in address.items():
             page.query_params[key] = value
@@ -87,7 +87,7 @@ def opened(tmp_path, monkeypatch):
         assert [e.value for e in page.exception] == []
         return page
 
-    return open_page
+    return load_page
 
 
 def html(page) -> str:
@@ -114,35 +114,35 @@ def test_there_is_a_page_for_each_question():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_of_an_empty_store_says_what_to_do(opened, name):
-    page = opened(name)
+def test_a_page_of_an_empty_store_says_what_to_do(open_page, name):
+    page = open_page(name)
     assert any("harness " in info.value for info in page.info)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_of_one_run_opens(opened, tmp_path, name):
+def test_a_page_of_one_run_opens(open_page, tmp_path, name):
     fake_project.write(tmp_path, {"prompt": ("base", 20, 48)})
-    opened(name)
+    open_page(name)
 
 
-def test_an_empty_store_in_which_somebody_works_says_to_wait(opened, tmp_path):
+def test_an_empty_store_in_which_somebody_works_says_to_wait(open_page, tmp_path):
     with store.working(Store(tmp_path / "runs")):
-        (info,) = opened("leaderboard").info
+        (info,) = open_page("leaderboard").info
     assert info.value.endswith("Another command is at work; this page fills when it has finished.")
 
 
-def test_a_smoke_report_comes_last_and_says_what_it_is(opened, tmp_path):
+def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
     report.write(replace(fake_project.write(tmp_path), smoke=True), tmp_path / "reports")
-    page = opened("pareto")
+    page = open_page("pareto")
     assert page.selectbox(key="experiment").options == ["desk", "desk-smoke"]
     assert not page.info
     page.selectbox(key="experiment").select("desk-smoke").run()
     assert report.SMOKE in page.info[0].value.lower()
 
 
-def test_the_first_page_is_that_of_the_written_report(opened, tmp_path):
+def test_the_first_page_is_that_of_the_written_report(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    first, shown = report.experiment_document(made).first, html(opened("report"))
+    first, shown = report.experiment_document(made).first, html(open_page("report"))
     assert made.decision.sentence in shown
     for reason in first.reasons:
         assert f"{reason.about}: {reason.sentence}" in shown
@@ -151,11 +151,11 @@ def test_the_first_page_is_that_of_the_written_report(opened, tmp_path):
     assert all(step.line in shown for step in first.next_steps)
 
 
-def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
+def test_the_leaderboard_shows_the_numbers_of_the_report(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    page = opened("leaderboard")
+    page = open_page("leaderboard")
     board = page.dataframe[0].value.set_index("candidate")
-    printed = printed_cells(page.dataframe[0])
+    printed = read_cells(page.dataframe[0])
     shown = dict(zip(printed["candidate"], printed["score"], strict=True))
     for f in made.facts:
         row = board.loc[f.label]
@@ -166,15 +166,15 @@ def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
     assert made.decision.sentence.split(";")[0] in html(page)
 
 
-def printed_cells(table) -> dict[str, list[str]]:
+def read_cells(table) -> dict[str, list[str]]:
     """Return what a table of numbers shows, by column; its values are the numbers themselves."""
     shown = dataframe_util.convert_arrow_bytes_to_pandas_df(table.proto.arrow_data.styler.display_values)
     return shown.to_dict("list")
 
 
-def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(opened, tmp_path):
+def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(open_page, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "worse": ("lora", 10, 12)})
-    cells = printed_cells(opened("leaderboard").dataframe[0])
+    cells = read_cells(open_page("leaderboard").dataframe[0])
     columns = ("candidate", "gain", "forgetting", "usd", "p50")
     shown = {name: cells for name, *cells in zip(*(cells[column] for column in columns), strict=True)}
     table = {row.candidate: row for row in table_rows(made)}
@@ -185,39 +185,41 @@ def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(opened, tm
     assert shown["knn"][:2] == ["(this one)", "0 (base weights)"]
 
 
-def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts_by_value(opened, tmp_path):
+def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts_by_value(
+    open_page, tmp_path
+):
     made = fake_project.write(tmp_path)
     dear = replace(made.facts[0], cost_per_1k_usd=12.0, latency_p50_s=0.02)
     report.write(replace(made, facts=(dear, *made.facts[1:])), tmp_path / "reports")
-    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
     measured = ("rank", "score", "gain", "forgetting", "usd", "p50")
     assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
     assert list(board["usd"].sort_values().index) == ["lora", "knn", "prompt"]
 
 
-def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(opened, tmp_path):
+def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     quiet = replace(
         made.facts[0], latency_p95_s=0.4, requests_per_s=12.5, tokens=TokenCounts(62.0, 0.0, 15.0)
     )
     busy = replace(made.facts[1], latency_p50_s=None, disturbed={"latency_p50_s": 0.9, "latency_p95_s": 2.0})
     report.write(replace(made, facts=(quiet, busy, *made.facts[2:])), tmp_path / "reports")
-    cells = printed_cells(opened("leaderboard").dataframe[0])
+    cells = read_cells(open_page("leaderboard").dataframe[0])
     columns = ("candidate", "p50", "p95", "rate", "tokens")
     shown = {name: of for name, *of in zip(*(cells[column] for column in columns), strict=True)}
     assert shown[quiet.label][1:] == ["0.4 s", "12.5", "62 + 15"]
     assert shown[busy.label] == ["~0.9 s", "~2.0 s", "–", "–"]
 
 
-def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(opened, tmp_path):
+def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    report.write(in_bits(made), tmp_path / "reports")
-    board = opened("leaderboard").dataframe[0].value
+    report.write(convert_to_bits(made), tmp_path / "reports")
+    board = open_page("leaderboard").dataframe[0].value
     assert list(board["candidate"]) == ["prompt", "knn", "lora"]
     assert list(board["score"]) == pytest.approx([f.target.score for f in made.facts])
 
 
-def in_bits(made):
+def convert_to_bits(made):
     """Have the target scored in bits per byte, of which fewer are better."""
     facts = (
         replace(
@@ -230,11 +232,11 @@ def in_bits(made):
     return replace(made, metric="bits_per_byte", facts=tuple(facts))
 
 
-def test_a_row_to_take_away_is_unrounded_with_every_interval(opened, tmp_path):
+def test_a_row_to_take_away_is_unrounded_with_every_interval(open_page, tmp_path):
     from parts import leaderboard_rows, leaderboard_table, project
 
     made = fake_project.write(tmp_path)
-    opened("leaderboard")
+    open_page("leaderboard")
     lines = leaderboard_rows.make_board(project.runs(), made).lines
     (row,) = (leaderboard_table.make_row(line) for line in lines if line.run.candidate == "lora")
     f = made.facts[2]
@@ -246,10 +248,10 @@ def test_a_row_to_take_away_is_unrounded_with_every_interval(opened, tmp_path):
         assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == ends
 
 
-def test_a_run_that_failed_is_an_error_without_a_report_too(opened, tmp_path):
+def test_a_run_that_failed_is_an_error_without_a_report_too(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
-    rewritten(tmp_path, "lora-0", state="failed", error="out of memory")
-    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    rewrite_run(tmp_path, "lora-0", state="failed", error="out of memory")
+    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
     assert {name: list(words) for name, words in board["verdict"].items()} == {
         "prompt": ["–"],
         "knn": ["–"],
@@ -257,13 +259,13 @@ def test_a_run_that_failed_is_an_error_without_a_report_too(opened, tmp_path):
     }
 
 
-def test_candidates_that_cannot_be_told_apart_share_a_rank(opened, tmp_path):
+def test_candidates_that_cannot_be_told_apart_share_a_rank(open_page, tmp_path):
     fake_project.write(tmp_path)
-    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
     assert dict(board["rank"]) == {"lora": 1, "knn": 2, "prompt": 2}
 
 
-def test_the_champion_is_marked(opened, tmp_path):
+def test_the_champion_is_marked(open_page, tmp_path):
     fake_project.write(tmp_path)
     folder = tmp_path / "baselines" / "champions"
     folder.mkdir(parents=True)
@@ -276,18 +278,18 @@ def test_the_champion_is_marked(opened, tmp_path):
         "recipe": {},
     }
     (folder / "support.json").write_text(json.dumps(champion))
-    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
     assert dict(board["champion"]) == {"lora": "", "knn": "★", "prompt": ""}
 
 
-def test_the_leaderboard_is_filtered_by_method(opened, tmp_path):
+def test_the_leaderboard_is_filtered_by_method(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("leaderboard")
+    page = open_page("leaderboard")
     page.multiselect(key="filter_method").select("lora").run()
     assert list(page.dataframe[0].value["candidate"]) == ["lora"]
 
 
-def rewritten(folder, run_id, as_id=None, **changes):
+def rewrite_run(folder, run_id, as_id=None, **changes):
     """Write a run anew with changes, in its own folder or as a run of another id."""
     run = json.loads((folder / "runs" / run_id / "run.json").read_text()) | changes
     to = folder / "runs" / (as_id or run_id)
@@ -299,49 +301,49 @@ def rewritten(folder, run_id, as_id=None, **changes):
     ("facet", "changes"),
     [("experiment", {"experiment": "other"}), ("model", {"base_model": "larger"}), ("seed", {"seed": 7})],
 )
-def test_the_leaderboard_is_filtered_by(opened, tmp_path, facet, changes):
+def test_the_leaderboard_is_filtered_by(open_page, tmp_path, facet, changes):
     fake_project.write(tmp_path, with_report=False)
-    rewritten(tmp_path, "knn-0", **changes)
-    page = opened("leaderboard")
+    rewrite_run(tmp_path, "knn-0", **changes)
+    page = open_page("leaderboard")
     page.multiselect(key=f"filter_{facet}").select(str(*changes.values())).run()
     assert list(page.dataframe[0].value["run"]) == ["knn-0"]
 
 
 @pytest.mark.parametrize("since", ["2026-01-02", "2026-02-01"], ids=["before", "the same day"])
-def test_the_leaderboard_is_filtered_by_date(opened, tmp_path, since):
+def test_the_leaderboard_is_filtered_by_date(open_page, tmp_path, since):
     fake_project.write(tmp_path, with_report=False)
-    rewritten(tmp_path, "lora-0", created="2026-02-01T00:00:00+00:00")
-    page = opened("leaderboard")
+    rewrite_run(tmp_path, "lora-0", created="2026-02-01T00:00:00+00:00")
+    page = open_page("leaderboard")
     page.text_input(key="filter_since").set_value(since).run()
     assert list(page.dataframe[0].value["run"]) == ["lora-0"]
 
 
-def test_selected_runs_are_linked_by_label_and_others_by_id(opened, tmp_path):
+def test_selected_runs_are_linked_by_label_and_others_by_id(open_page, tmp_path):
     from parts import controls, project
 
     made = fake_project.write(tmp_path)
-    rewritten(tmp_path, "lora-0", "lora-old", created="2025-01-01T00:00:00+00:00")
-    opened("leaderboard")
+    rewrite_run(tmp_path, "lora-0", "lora-old", created="2025-01-01T00:00:00+00:00")
+    open_page("leaderboard")
     runs = {run.run_id: run for run in project.runs()}
     chosen = [runs["knn-0"], runs["lora-old"], runs["lora-0"]]
     named = controls.names_in_links(chosen, made, list(runs.values()))
     assert named == ["knn", "lora-old", "lora"]
-    page = opened("compare", compare=",".join(named))
+    page = open_page("compare", compare=",".join(named))
     assert page.multiselect(key="compare_chosen").value == named
     assert "Not among these runs" not in html(page)
     assert set(page.dataframe[0].value["candidate"]) == {"lora-old", "lora"}
 
 
-def test_two_runs_of_one_label_have_a_line_each_in_the_picture(opened, tmp_path):
+def test_two_runs_of_one_label_have_a_line_each_in_the_picture(open_page, tmp_path):
     fake_project.write(tmp_path)
-    rewritten(tmp_path, "lora-0", "lora-old")
-    (forest,) = pictures(opened("leaderboard", all_runs="true"))
+    rewrite_run(tmp_path, "lora-0", "lora-old")
+    (forest,) = pictures(open_page("leaderboard", all_runs="true"))
     assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora-0", "lora-old", "knn", "prompt"}
 
 
-def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(opened, tmp_path):
+def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    (forest,) = pictures(opened("leaderboard"))
+    (forest,) = pictures(open_page("leaderboard"))
     (drawn,) = forest["data"]
     scores = [f.target for f in reversed(made.facts)]
     assert drawn["x"] == pytest.approx([100 * e.score for e in scores])
@@ -349,7 +351,7 @@ def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(opene
     assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (e.score - e.low) for e in scores])
 
 
-def test_scores_on_another_task_are_not_drawn_beside_the_targets(opened, tmp_path):
+def test_scores_on_another_task_are_not_drawn_beside_the_targets(open_page, tmp_path):
     candidates = {**fake_project.CANDIDATES, "talker": ("lora", 9, 30)}
     fake_project.write(tmp_path, candidates, with_report=False)
     at = Store(tmp_path / "runs")
@@ -358,13 +360,13 @@ def test_scores_on_another_task_are_not_drawn_beside_the_targets(opened, tmp_pat
     report.write(desk, tmp_path / "reports")
     talk = fake_project.report_of(at, [runs["prompt"], runs["talker"]], "talk", ("chat", "support"))
     report.write(talk, tmp_path / "reports")
-    page = opened("leaderboard", experiment="desk", all_runs="true")
+    page = open_page("leaderboard", experiment="desk", all_runs="true")
     assert "talker" in set(page.dataframe[0].value["candidate"])
     (forest,) = pictures(page)
     assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora", "knn", "prompt"}
 
 
-def test_other_metrics_of_the_target_are_shown_with_their_intervals(opened, tmp_path):
+def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, tmp_path):
     fake_project.write(tmp_path)
     fake_project.experiment(tmp_path, metrics="exact_match, contains")
     at = Store(tmp_path / "runs")
@@ -377,10 +379,10 @@ def test_other_metrics_of_the_target_are_shown_with_their_intervals(opened, tmp_
     store.append_block(at, other, 0, rows)
     store.complete_rows(at, other, len(rows))
     store.save_run(at, replace(run, rows={**run.rows, "support/test": other.digest}))
-    page = opened("leaderboard")
+    page = open_page("leaderboard")
     assert "by contains" not in page.dataframe[0].value.columns
     page.multiselect(key="metrics").select("contains").run()
-    cells = printed_cells(page.dataframe[0])
+    cells = read_cells(page.dataframe[0])
     expected = comparison.estimate(mean_metric("contains", lambda output, example: None), rows)
     assert cells["by contains"][cells["candidate"].index("lora")] == formatting.interval(*expected[:3])
     assert cells["by contains"][cells["candidate"].index("knn")] == formatting.UNKNOWN
@@ -394,8 +396,8 @@ def forty(tmp_path):
     fake_project.experiment(tmp_path)
 
 
-def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(opened, forty):
-    page = opened("leaderboard")
+def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(open_page, forty):
+    page = open_page("leaderboard")
     assert page.dataframe[0].value["score"].notna().sum() == 20
     assert "Not estimated yet: 20 scores; the page opens with 20." in [c.value for c in page.caption]
     page.button(key="estimate").click().run()
@@ -403,66 +405,66 @@ def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_as
     assert not any("Not estimated yet" in c.value for c in page.caption)
 
 
-def test_runs_outside_of_a_report_are_ranked_too(opened, tmp_path):
+def test_runs_outside_of_a_report_are_ranked_too(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
     fake_project.experiment(tmp_path)
-    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
     assert dict(board["rank"]) == {"lora": 1, "knn": 2, "prompt": 2}
 
 
-def test_runs_that_did_not_answer_the_target_are_counted(opened, tmp_path):
+def test_runs_that_did_not_answer_the_target_are_counted(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
     fake_project.experiment(tmp_path)
-    rewritten(tmp_path, "knn-0", rows={})
-    assert "did not answer the target: 1<" in html(opened("leaderboard"))
+    rewrite_run(tmp_path, "knn-0", rows={})
+    assert "did not answer the target: 1<" in html(open_page("leaderboard"))
 
 
-def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(opened, tmp_path):
+def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     shutil.rmtree(tmp_path / "runs")
-    page = opened("leaderboard")
-    cells = printed_cells(page.dataframe[0])
+    page = open_page("leaderboard")
+    cells = read_cells(page.dataframe[0])
     assert dict(zip(cells["candidate"], cells["score"], strict=True)) == {
         f.label: formatting.interval(*f.target[:3]) for f in made.facts
     }
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
     assert not any("No run fits" in info.value for info in page.info)
-    page = opened("compare")
+    page = open_page("compare")
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
     assert page.info.len == 0
 
 
-def test_a_run_that_was_removed_keeps_its_line_in_the_report(opened, tmp_path):
+def test_a_run_that_was_removed_keeps_its_line_in_the_report(open_page, tmp_path):
     fake_project.write(tmp_path)
     shutil.rmtree(tmp_path / "runs" / "knn-0")
-    page = opened("leaderboard")
+    page = open_page("leaderboard")
     assert set(page.dataframe[0].value["candidate"]) == {"lora", "knn", "prompt"}
     assert "Not on this machine: 1 of the 3 runs" in html(page)
 
 
-def test_candidates_that_compare_has_no_room_for_are_named(opened, tmp_path):
+def test_candidates_that_compare_has_no_room_for_are_named(open_page, tmp_path):
     seven = {f"try-{i}": ("base", i, 4) for i in range(7)}
     fake_project.write(tmp_path, seven, n=8)
-    page = opened("compare", compare=",".join(seven))
+    page = open_page("compare", compare=",".join(seven))
     assert "at once can be read: try-5, try-6" in html(page)
     assert set(page.dataframe[0].value["candidate"]) == {"try-1", "try-2", "try-3", "try-4"}
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    return fake_project.large(tmp_path_factory.mktemp("large"))
+def large_project(tmp_path_factory):
+    return fake_project.write_large_project(tmp_path_factory.mktemp("large"))
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_of_a_thousand_runs_opens(opened, large, monkeypatch, name):
-    monkeypatch.setenv("HARNESS_CONFIG", str(large / "harness.yaml"))
-    page = opened(name)
+def test_a_page_of_a_thousand_runs_opens(open_page, large_project, monkeypatch, name):
+    monkeypatch.setenv("HARNESS_CONFIG", str(large_project / "harness.yaml"))
+    page = open_page(name)
     assert page.info.len == 0 or name == "rate", "every page has something to show"
 
 
-def test_runs_that_come_and_go_are_seen(opened, tmp_path):
+def test_runs_that_come_and_go_are_seen(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
-    page = opened("leaderboard")
+    page = open_page("leaderboard")
     names = ["prompt", "knn", "lora"]
     assert sorted(page.dataframe[0].value["candidate"]) == sorted(names)
     shutil.rmtree(tmp_path / "runs" / "knn-0")
@@ -472,27 +474,27 @@ def test_runs_that_come_and_go_are_seen(opened, tmp_path):
     assert sorted(page.dataframe[0].value["candidate"]) == ["dora", "prompt"]
 
 
-def test_a_thousand_runs_are_filtered(opened, tmp_path):
-    fake_project.many(tmp_path, 1_000)
-    page = opened("leaderboard")
+def test_a_thousand_runs_are_filtered(open_page, tmp_path):
+    fake_project.write_runs(tmp_path, 1_000)
+    page = open_page("leaderboard")
     assert len(page.dataframe[0].value) == 1_000
     page.multiselect(key="filter_seed").select("3").run()
     assert len(page.dataframe[0].value) == 50
 
 
-def test_runs_without_a_report_are_scored_from_their_rows(opened, tmp_path):
+def test_runs_without_a_report_are_scored_from_their_rows(open_page, tmp_path):
     made = fake_project.write(tmp_path, with_report=False)
     fake_project.experiment(tmp_path)
-    table = opened("leaderboard").dataframe[0]
-    printed, board = printed_cells(table), table.value.set_index("candidate")
+    table = open_page("leaderboard").dataframe[0]
+    printed, board = read_cells(table), table.value.set_index("candidate")
     said = {f.label: formatting.interval(*f.target[:3]) for f in made.facts}
     assert dict(zip(printed["candidate"], printed["score"], strict=True)) == said
     assert dict(board["score"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
 
 
-def test_compare_follows_a_deep_link_and_shows_the_paired_difference(opened, tmp_path):
+def test_compare_follows_a_deep_link_and_shows_the_paired_difference(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora")
+    page = open_page("compare", compare="knn,lora")
     assert page.multiselect(key="compare_chosen").value == ["knn", "lora"]
     table = page.dataframe[0].value.set_index("task")
     c = made.facts[2].vs_untrained
@@ -508,9 +510,9 @@ def test_compare_follows_a_deep_link_and_shows_the_paired_difference(opened, tmp
     assert [shape["x1"] for shape in forest["layout"]["shapes"]] == [-5.0, -5.0]
 
 
-def test_the_forest_draws_each_change_with_its_interval_and_says_it_on_hover(opened, tmp_path):
+def test_the_forest_draws_each_change_with_its_interval_and_says_it_on_hover(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    (forest,) = pictures(opened("compare", compare="knn,lora"))
+    (forest,) = pictures(open_page("compare", compare="knn,lora"))
     (drawn,) = forest["data"]
     changes = [made.facts[2].vs_untrained, *made.comparisons["lora"]]
     assert drawn["x"] == pytest.approx([100 * c.delta for c in changes])
@@ -520,23 +522,23 @@ def test_the_forest_draws_each_change_with_its_interval_and_says_it_on_hover(ope
         assert text.endswith(f"{c.task}: {formatting.points(c.delta, c.low, c.high)}")
 
 
-def test_a_comma_inside_the_brackets_of_a_name_does_not_end_it_in_a_link(opened, tmp_path):
+def test_a_comma_inside_the_brackets_of_a_name_does_not_end_it_in_a_link(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
-    rewritten(tmp_path, "lora-0", candidate="lora[r=8,alpha=16]")
-    page = opened("compare", compare="knn,lora[r=8,alpha=16]")
+    rewrite_run(tmp_path, "lora-0", candidate="lora[r=8,alpha=16]")
+    page = open_page("compare", compare="knn,lora[r=8,alpha=16]")
     assert page.multiselect(key="compare_chosen").value == ["knn", "lora[r=8,alpha=16]"]
 
 
-def test_what_is_chosen_stands_in_the_address(opened, tmp_path):
+def test_what_is_chosen_stands_in_the_address(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora")
+    page = open_page("compare", compare="knn,lora")
     page.multiselect(key="compare_chosen").set_value(["lora", "prompt"]).run()
     assert page.query_params["compare"] == "lora,prompt"
 
 
-def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, tmp_path):
+def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora", task="chat")
+    page = open_page("compare", compare="knn,lora", task="chat")
     assert "1 of 36: chat-012" in html(page)
     for text in ("Question 12 of chat?", "reference 12", "answers 5"):
         assert text in html(page)
@@ -544,20 +546,20 @@ def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, t
     assert "2 of 36: chat-013" in html(page)
 
 
-def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(opened, tmp_path):
+def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_path):
     fake_project.write(tmp_path)
     graded = str(hash("lora answers 5"))  # as the fake rows name their answer
     said = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
     store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [said])
-    shown = html(opened("compare", compare="knn,lora", task="chat"))
+    shown = html(open_page("compare", compare="knn,lora", task="chat"))
     assert shown.count("big said: not 4 &lt;script&gt;") == 1
     assert "<script>" not in shown
 
 
-def test_an_item_shows_every_answer_that_was_drawn_to_it(opened, tmp_path):
+def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path):
     fake_project.write(tmp_path)
 
-    def drawn(position):
+    def make_drawn_rows(position):
         said = [
             (f"drawn {position}", "ok", (1.0,)),
             (f"cut {EVIL}", "truncated", (0.0,)),
@@ -566,41 +568,41 @@ def test_an_item_shows_every_answer_that_was_drawn_to_it(opened, tmp_path):
         parts = [Sample(i, text, status, {"exact_match": of}) for i, (text, status, of) in enumerate(said)]
         return {"samples": tuple(parts)}
 
-    answered(tmp_path, "knn-0", "chat", lambda position: {})
-    answered(tmp_path, "lora-0", "chat", drawn)
-    page = opened("compare", compare="knn,lora", task="chat")
+    replace_answers(tmp_path, "knn-0", "chat", lambda position: {})
+    replace_answers(tmp_path, "lora-0", "chat", make_drawn_rows)
+    page = open_page("compare", compare="knn,lora", task="chat")
     assert [one.label for one in page.expander] == ["All 3 drawn answers"]
-    shown = quoted(page)
+    shown = map_quotes(page)
     assert shown["answer 1 · ok · exact_match 1.000"] == "drawn 12"
     assert shown["answer 2 · truncated · exact_match 0.000"].startswith("cut &lt;script&gt;")
     assert shown["answer 3 · error"] == "&nbsp;"
 
 
-def quoted(page) -> dict[str, str]:
+def map_quotes(page) -> dict[str, str]:
     """Map the names over quoted texts to the HTML of each text."""
     return dict(
         re.findall(r'<div class="name">(.*?)</div><div class="quoted">(.*?)</div>', html(page), re.DOTALL)
     )
 
 
-def test_each_answer_stands_under_its_own_name_and_the_difference_goes_from_old_to_new(opened, tmp_path):
+def test_each_answer_stands_under_its_own_name_and_the_difference_goes_from_old_to_new(open_page, tmp_path):
     fake_project.write(tmp_path)
-    shown = quoted(opened("compare", compare="knn,lora", task="chat"))
+    shown = map_quotes(open_page("compare", compare="knn,lora", task="chat"))
     assert shown["knn"] == "prompt answers 5", "who is only asked answers as the base does"
     assert shown["lora"] == "lora answers 5"
     assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
 
 
-def test_lost_items_are_called_lost_and_gained_ones_gained(opened, tmp_path):
+def test_lost_items_are_called_lost_and_gained_ones_gained(open_page, tmp_path):
     fake_project.write(tmp_path)
     for task, expected in (("chat", ["lost (36)"]), ("support", ["gained (28)"])):
-        page = opened("compare", compare="knn,lora", task=task)
+        page = open_page("compare", compare="knn,lora", task=task)
         assert page.button_group(key=f"flip_{task}_group").options == expected
 
 
-def test_items_are_stepped_through_forth_and_back(opened, tmp_path):
+def test_items_are_stepped_through_forth_and_back(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora", task="chat")
+    page = open_page("compare", compare="knn,lora", task="chat")
     assert page.button(key="flip_chat_back").disabled
     page.button(key="flip_chat_forth").click().run()
     assert not page.button(key="flip_chat_back").disabled
@@ -610,9 +612,9 @@ def test_items_are_stepped_through_forth_and_back(opened, tmp_path):
     assert page.button(key="flip_chat_forth").disabled
 
 
-def test_other_items_begin_at_the_first(opened, tmp_path):
+def test_other_items_begin_at_the_first(open_page, tmp_path):
     fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dora": ("lora", 40, 12)})
-    page = opened("compare", compare="knn,lora,dora", task="chat")
+    page = open_page("compare", compare="knn,lora,dora", task="chat")
     page.button(key="flip_chat_forth").click().run()
     page.selectbox(key="flips_of").select("dora").run()
     assert "1 of 36: chat-012" in html(page)
@@ -621,48 +623,48 @@ def test_other_items_begin_at_the_first(opened, tmp_path):
     assert "1 of 18: chat-013" in html(page)
 
 
-def test_items_are_searched_and_filtered_by_slice(opened, tmp_path):
+def test_items_are_searched_and_filtered_by_slice(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora", task="chat")
+    page = open_page("compare", compare="knn,lora", task="chat")
     page.text_input(key="flip_chat_search").set_value("QUESTION 20 of").run()
     assert "1 of 1: chat-020" in html(page)
     page.selectbox(key="flip_chat_slice").select("behaviour").run()
     assert any("No item fits" in info.value for info in page.info)
 
 
-def test_items_are_filtered_by_cluster(opened, tmp_path):
+def test_items_are_filtered_by_cluster(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora", task="chat")
+    page = open_page("compare", compare="knn,lora", task="chat")
     page.selectbox(key="flip_chat_cluster").select("family 10").run()
     assert "1 of 2: chat-020" in html(page)
 
 
 @pytest.mark.parametrize("text", ["prompt answers 3", "lora answers 3"])
-def test_items_are_searched_in_the_answers_of_both(opened, tmp_path, text):
+def test_items_are_searched_in_the_answers_of_both(open_page, tmp_path, text):
     fake_project.write(tmp_path)
-    page = opened("compare", compare="knn,lora", task="chat")
+    page = open_page("compare", compare="knn,lora", task="chat")
     page.text_input(key="flip_chat_search").set_value(text).run()
     assert "1 of 5: chat-017" in html(page)
 
 
-def test_a_name_that_is_not_there_is_said(opened, tmp_path):
+def test_a_name_that_is_not_there_is_said(open_page, tmp_path):
     fake_project.write(tmp_path)
-    assert "nobody" in html(opened("compare", compare="nobody,lora"))
+    assert "nobody" in html(open_page("compare", compare="nobody,lora"))
 
 
-def test_rows_that_must_not_be_compared_are_refused(opened, tmp_path):
+def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path):
     fake_project.write(tmp_path)
     at = Store(tmp_path / "runs")
     run = next(run for run in store.list_runs(at) if run.candidate == "lora")
     identity = store.rows.read_identity(at, run.rows["chat/test"])
     path = at.rows(identity.digest) / "identity.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task_version": "w"}))
-    page = opened("compare", compare="knn,lora")
+    page = open_page("compare", compare="knn,lora")
     assert "task_version" in html(page)
     assert list(page.dataframe[0].value["task"]) == ["support"]
 
 
-def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(opened, tmp_path):
+def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     for name in ("prompt", "knn", "lora"):
         path = tmp_path / "runs" / f"{name}-0" / "run.json"
@@ -673,18 +675,18 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(opened, 
     weighted = replace(c, delta=-0.123, low=-0.2, high=-0.05, estimator="stratified")
     note = "fewer items: 60 of 900 items of chat were asked"
     report.write(replace(made, comparisons={"lora": (weighted,)}, notes=(note,)), tmp_path / "reports")
-    page = opened("compare", compare="prompt,lora")
+    page = open_page("compare", compare="prompt,lora")
     changes = page.dataframe[0].value.set_index("task")["change"]
     assert changes["chat"] == formatting.points(-0.123, -0.2, -0.05)
     assert note in html(page)
-    page = opened("compare", compare="lora,knn")
+    page = open_page("compare", compare="lora,knn")
     assert list(page.dataframe[0].value["task"]) == ["support"]
     assert "chat: items that were drawn count by weights" in html(page)
 
 
-def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_path):
+def test_forgetting_draws_each_difference_and_counts_cut_answers(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    page = opened("forgetting")
+    page = open_page("forgetting")
     heat = pictures(page)[0]["data"][0]
     (c,) = made.comparisons["lora"]
     assert heat["customdata"] == [[f"exact_match {formatting.points(c.delta, c.low, c.high)} points, n = 60"]]
@@ -694,19 +696,19 @@ def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_pat
     assert "prompt answers" in html(page)
 
 
-def test_drift_on_held_out_text_is_drawn_in_its_unit(opened, tmp_path):
+def test_drift_on_held_out_text_is_drawn_in_its_unit(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", unit=BITS)
     more = {"lora": (*made.comparisons["lora"], drift)}
     report.write(replace(made, comparisons=more), tmp_path / "reports")
-    heat, forest = pictures(opened("forgetting"))
+    heat, forest = pictures(open_page("forgetting"))
     assert heat["data"][0]["y"] == ["chat"]
     (drawn,) = forest["data"]
     assert drawn["x"] == pytest.approx([0.042])
     assert formatting.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
 
 
-def answered(folder, run_id, task, change, weights=None):
+def replace_answers(folder, run_id, task, change, weights=None):
     """Give a run other rows on a task, each changed by a function; the weights' are the run's own by default."""
     at = Store(folder / "runs")
     (run,) = (run for run in store.list_runs(at) if run.run_id == run_id)
@@ -720,24 +722,26 @@ def answered(folder, run_id, task, change, weights=None):
         store.save_run(at, replace(run, rows={**run.rows, key: other.digest}))
 
 
-def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(opened, tmp_path):
+def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, tmp_path):
     fake_project.write(tmp_path)
     kinds = {0: "unparsable", 1: "unparsable", 2: "refused", 3: "refused", 4: "refused"}
-    answered(tmp_path, "lora-0", "chat", lambda i: {"status": "refused" if i == 9 else "ok"}, weights="base")
-    answered(tmp_path, "lora-0", "chat", lambda i: {"status": kinds.get(i, "ok")})
-    shown = opened("forgetting").dataframe[0].value.set_index(["task", "answers"])
+    replace_answers(
+        tmp_path, "lora-0", "chat", lambda i: {"status": "refused" if i == 9 else "ok"}, weights="base"
+    )
+    replace_answers(tmp_path, "lora-0", "chat", lambda i: {"status": kinds.get(i, "ok")})
+    shown = open_page("forgetting").dataframe[0].value.set_index(["task", "answers"])
     said = {kind: tuple(shown.loc[("chat", kind), ["base", "lora"]]) for kind in ("unparsable", "refused")}
     share = {n: formatting.percent(n / 60) for n in range(4)}
     assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
 
 
-def test_the_base_answers_before_and_the_fine_tune_after(opened, tmp_path):
+def test_the_base_answers_before_and_the_fine_tune_after(open_page, tmp_path):
     fake_project.write(tmp_path)
-    shown = quoted(opened("forgetting"))
+    shown = map_quotes(open_page("forgetting"))
     assert (shown["base"], shown["lora"]) == ("prompt answers 5", "lora answers 5")
 
 
-def test_every_number_of_the_heat_map_can_be_read_on_its_colour(found):
+def test_every_number_of_the_heat_map_can_be_read_on_its_colour(page_imports):
     from parts import charts
 
     strengths = [i / 100 for i in range(-100, 101)]
@@ -748,7 +752,7 @@ def test_every_number_of_the_heat_map_can_be_read_on_its_colour(found):
         assert charts.contrast(ink, charts.choose_color(strength)) >= 4.5
 
 
-def test_contrast_is_that_of_wcag(found):
+def test_contrast_is_that_of_wcag(page_imports):
     from parts import charts
 
     assert charts.contrast("#000000", "#ffffff") == pytest.approx(21)
@@ -760,7 +764,7 @@ def point(name, score, kept, half, *, recommended=False) -> Point:
     return Point(name, target, general, "FAIL", on_front=True, recommended=recommended)
 
 
-def test_a_name_stands_where_no_whisker_crosses_it(found):
+def test_a_name_stands_where_no_whisker_crosses_it(page_imports):
     from parts import charts
 
     near = [
@@ -777,7 +781,7 @@ def test_a_name_stands_where_no_whisker_crosses_it(found):
     assert (at["lora"].split()[1], at["dpo"].split()[1]) == ("left", "right")
 
 
-def test_the_ring_of_the_recommended_hides_no_other_mark(found):
+def test_the_ring_of_the_recommended_hides_no_other_mark(page_imports):
     from parts import charts
 
     near = [point("knn", 0.28, 0, 0.02), point("ranked", 0.275, 0, 0.02, recommended=True)]
@@ -787,9 +791,9 @@ def test_the_ring_of_the_recommended_hides_no_other_mark(found):
     assert drawn["fails the gate"].marker.size == 11, "marks of a list of sizes are drawn half transparent"
 
 
-def test_pareto_says_what_is_on_the_front(opened, tmp_path):
+def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("pareto")
+    page = open_page("pareto")
     assert "On the front: lora, knn." in html(page)
     drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}
     assert {"front", "passes the gate", "fails the gate"} <= set(drawn)
@@ -798,9 +802,9 @@ def test_pareto_says_what_is_on_the_front(opened, tmp_path):
     assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)
 
 
-def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(opened, tmp_path):
+def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    (picture,) = pictures(opened("pareto"))
+    (picture,) = pictures(open_page("pareto"))
     drawn = {trace.get("name"): trace for trace in picture["data"]}["fails the gate"]
     target, kept = made.facts[2].target, made.facts[2].verdict.macro
     for axis, e in (("error_x", target), ("error_y", kept)):
@@ -809,48 +813,48 @@ def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(opened, tmp_
     assert [shape["y0"] for shape in picture["layout"]["shapes"]] == [-2.0]
 
 
-def test_where_lower_is_better_the_right_of_the_front_is_lower(opened, tmp_path):
-    report.write(in_bits(fake_project.write(tmp_path)), tmp_path / "reports")
-    page = opened("pareto")
+def test_where_lower_is_better_the_right_of_the_front_is_lower(open_page, tmp_path):
+    report.write(convert_to_bits(fake_project.write(tmp_path)), tmp_path / "reports")
+    page = open_page("pareto")
     assert "On the front: prompt." in html(page)
     axis = pictures(page)[0]["layout"]["xaxis"]
     assert axis["title"]["text"] == "target: bits per byte, lower is better →"
     assert axis["autorange"] == "reversed"
 
 
-def test_the_scales_of_one_fine_tune_lie_on_one_line(opened, tmp_path):
+def test_the_scales_of_one_fine_tune_lie_on_one_line(open_page, tmp_path):
     candidates = {"prompt": ("base", 20, 48), "lora": ("lora", 50, 12), "half": ("scaled", 40, 30)}
     fake_project.write(tmp_path, candidates)
     path = tmp_path / "runs" / "half-0" / "run.json"
     recipe = {"method": "scaled", "init_from": "lora", "params": {"scale": 0.5}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
-    drawn = {trace.get("name"): trace for trace in pictures(opened("pareto"))[0]["data"]}
+    drawn = {trace.get("name"): trace for trace in pictures(open_page("pareto"))[0]["data"]}
     assert drawn["one fine-tune, scaled"]["x"] == pytest.approx([100 * 40 / 60, 100 * 50 / 60])
 
 
-def rescued_scales(made) -> Rescue:
+def make_rescue(made) -> Rescue:
     """Rescue the fine-tune of a fake project: three scales that keep more, and one with another rank."""
     (f,) = (f for f in made.facts if f.name == "lora")
 
-    def tried(name, step, params, score, kept) -> TrialResult:
+    def make_trial(name, step, params, score, kept) -> TrialResult:
         facts = replace(f, name=name, target=Estimate(score, score - 0.1, score + 0.1, 60))
         seen = HalfVerdict(
             "search", 30, 60, verdict("fail", macro=Estimate(kept, kept, kept, 30)), gains=True
         )
         return TrialResult(name, step, "", {name: {"params": params}}, facts, seen)
 
-    original = tried("lora", "", {}, 0.8, -0.6)
+    original = make_trial("lora", "", {}, 0.8, -0.6)
     scales = [("lora+scale=0.75", 0.75, 0.7, -0.4), ("lora+scale=0.5", 0.5, 0.6, -0.2)]
-    trials = [tried(name, "scale", {"scale": scale}, *at) for name, scale, *at in scales]
+    trials = [make_trial(name, "scale", {"scale": scale}, *at) for name, scale, *at in scales]
     return Rescue(
         "desk", "tiny", "lora", 0, made.metric, "knn", original,
-        (*trials, tried("lora+r=4", "rank", {"r": 4}, 0.75, -0.1)), (), 0.02,
+        (*trials, make_trial("lora+r=4", "rank", {"r": 4}, 0.75, -0.1)), (), 0.02,
     )  # fmt: skip
 
 
-def test_the_scales_of_the_last_rescue_lie_on_one_line(opened, tmp_path):
-    rescue.write(rescued_scales(fake_project.write(tmp_path)), tmp_path / "reports")
-    page = opened("pareto")
+def test_the_scales_of_the_last_rescue_lie_on_one_line(open_page, tmp_path):
+    rescue.write(make_rescue(fake_project.write(tmp_path)), tmp_path / "reports")
+    page = open_page("pareto")
     drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}["one fine-tune, scaled"]
     assert drawn["x"] == pytest.approx([60, 70, 80])
     assert drawn["y"] == pytest.approx([-20, -40, -60])
@@ -858,32 +862,32 @@ def test_the_scales_of_the_last_rescue_lie_on_one_line(opened, tmp_path):
     assert "the last rescue of lora" in html(page)
 
 
-def test_a_rescue_that_tried_no_scale_draws_no_line(opened, tmp_path):
-    found = rescued_scales(fake_project.write(tmp_path))
+def test_a_rescue_that_tried_no_scale_draws_no_line(open_page, tmp_path):
+    found = make_rescue(fake_project.write(tmp_path))
     rescue.write(replace(found, tried=found.tried[-1:]), tmp_path / "reports")
-    page = opened("pareto")
+    page = open_page("pareto")
     assert "one fine-tune, scaled" not in {trace.get("name") for trace in pictures(page)[0]["data"]}
     assert "rescue" not in html(page)
 
 
-def test_the_rescue_of_an_earlier_run_is_not_drawn(opened, tmp_path):
+def test_the_rescue_of_an_earlier_run_is_not_drawn(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     earlier = replace(made, facts=tuple(replace(f, run_id=f"{f.run_id}-earlier") for f in made.facts))
-    rescue.write(rescued_scales(earlier), tmp_path / "reports")
+    rescue.write(make_rescue(earlier), tmp_path / "reports")
     assert "one fine-tune, scaled" not in {
-        trace.get("name") for trace in pictures(opened("pareto"))[0]["data"]
+        trace.get("name") for trace in pictures(open_page("pareto"))[0]["data"]
     }
 
 
-def test_a_file_that_holds_no_rescue_is_passed_over(opened, tmp_path):
+def test_a_file_that_holds_no_rescue_is_passed_over(open_page, tmp_path):
     fake_project.write(tmp_path)
     (tmp_path / "reports" / "desk.rescue-lora.json").write_text('{"rescued": null}')
-    assert len(pictures(opened("pareto"))) == 1
+    assert len(pictures(open_page("pareto"))) == 1
 
 
-def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
+def test_training_overlays_losses_and_names_the_gap(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("training")
+    page = open_page("training")
     names = [trace["name"] for trace in pictures(page)[0]["data"]]
     assert names == ["lora: training", "lora: validation"]
     row = page.dataframe[0].value.iloc[0]
@@ -893,31 +897,33 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
     assert row["tokens/s"] == "250"
 
 
-def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
+def test_what_a_training_took_stands_beside_its_losses(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     training = made.facts[2].training.to_plain() | {"peak_memory_gib": 1.25}
-    rewritten(tmp_path, "lora-0", training=training)
-    row = opened("training").dataframe[0].value.iloc[0]
+    rewrite_run(tmp_path, "lora-0", training=training)
+    row = open_page("training").dataframe[0].value.iloc[0]
     assert row["peak memory GiB"] == formatting.plain(1.25)
     assert row["time"] == formatting.seconds(36.0)
     assert row["cost USD"] == formatting.usd(made.facts[2].training_cost_usd)
 
 
-def test_points_along_a_training_are_drawn_and_said_to_forget(opened, tmp_path):
+def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     points = [
         {"step": s, "target": t, "capability": c, "low": c - 0.01, "high": c + 0.01, "n_general": 50}
         for s, t, c in ((10, 0.4, -0.03), (20, 0.6, -0.05))
     ]
     training = made.facts[2].training.to_plain() | {"n_steps": 20, "tracked": points}
-    rewritten(tmp_path, "lora-0", training=training)
-    page = opened("training")
+    rewrite_run(tmp_path, "lora-0", training=training)
+    page = open_page("training")
     drawn = [[line["y"] for line in pictures(page)[i]["data"]] for i in (1, 2)]
     assert drawn == [[[0.4, 0.6]], [[-3.0, -5.0]]]
     assert any(text.value.startswith("lora forgets early: capability") for text in page.text)
 
 
-def test_candidates_on_other_training_rows_stand_in_tables_with_a_picture_of_wrong_answers(opened, tmp_path):
+def test_candidates_on_other_training_rows_stand_in_tables_with_a_picture_of_wrong_answers(
+    open_page, tmp_path
+):
     made = fake_project.write(tmp_path)
 
     def one(name, corrupt, score):
@@ -931,7 +937,7 @@ def test_candidates_on_other_training_rows_stand_in_tables_with_a_picture_of_wro
     kinds = ("rows", "wrong answers")
     tables = tuple(decision.TrainingSets("lora", by, "lora", sets, 1, True) for by in kinds)
     report.write(replace(made, training_sets=tables), tmp_path / "reports")
-    page = opened("training")
+    page = open_page("training")
     assert [s.value.replace("\\", "") for s in page.subheader] == [
         "Training rows, quality against quantity: lora",
         "Wrong answers in training: lora",
@@ -946,27 +952,27 @@ def test_candidates_on_other_training_rows_stand_in_tables_with_a_picture_of_wro
     assert "25.0 % wrong: 50.0 [40, 60]" in drawn
 
 
-def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(opened, tmp_path):
+def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(open_page, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
     training = made.facts[2].training.to_plain() | {"fit_key": "k"}
-    rewritten(tmp_path, "lora-0", training=training)
-    rewritten(tmp_path, "hybrid-0", training=training, recipe={"method": "lora", "weights_of": "lora"})
-    assert list(opened("training").dataframe[0].value["candidate"]) == ["lora"]
+    rewrite_run(tmp_path, "lora-0", training=training)
+    rewrite_run(tmp_path, "hybrid-0", training=training, recipe={"method": "lora", "weights_of": "lora"})
+    assert list(open_page("training").dataframe[0].value["candidate"]) == ["lora"]
 
 
-def test_a_loss_of_preferences_has_a_picture_of_its_own(opened, tmp_path):
+def test_a_loss_of_preferences_has_a_picture_of_its_own(open_page, tmp_path):
     fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
     path = tmp_path / "runs" / "dpo-0" / "run.json"
     run = json.loads(path.read_text())
     run["training"] = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
     path.write_text(json.dumps(run))
-    page = opened("training")
+    page = open_page("training")
     names = [[trace["name"] for trace in picture["data"]] for picture in pictures(page)]
     assert names == [["lora: training", "lora: validation"], ["dpo"]]
     assert any(caption.value == PREFERENCES for caption in page.caption)
 
 
-def test_every_trial_of_a_sweep_is_overlaid(opened, tmp_path):
+def test_every_trial_of_a_sweep_is_overlaid(open_page, tmp_path):
     fake_project.write(tmp_path)
     path = tmp_path / "runs" / "lora-0" / "run.json"
     run = json.loads(path.read_text())
@@ -975,14 +981,14 @@ def test_every_trial_of_a_sweep_is_overlaid(opened, tmp_path):
         {**trial, "params": {"learning_rate": rate}, "chosen": rate == 0.001} for rate in (0.001, 0.01)
     ]
     path.write_text(json.dumps(run))
-    page = opened("training")
+    page = open_page("training")
     names = [trace["name"] for trace in pictures(page)[0]["data"]]
     assert names == ["lora[learning_rate=0.001] (chosen)", "lora[learning_rate=0.01]"]
 
 
-def test_decide_says_what_the_command_says_until_something_is_changed(opened, tmp_path):
+def test_decide_says_what_the_command_says_until_something_is_changed(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    page = opened("decide")
+    page = open_page("decide")
     assert made.decision.sentence.split(":")[0] in html(page)
     expected = dict(arithmetic_rows(made.decision, made.unit))
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
@@ -1003,11 +1009,11 @@ def test_decide_says_what_the_command_says_until_something_is_changed(opened, tm
         ("hosting a month, USD", {"hosting_usd_per_month": 5.0}),
     ],
 )
-def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, slider, change):
+def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path, slider, change):
     made = fake_project.write(tmp_path)
     passing = tuple(replace(f, verdict=verdict("pass")) for f in made.facts)
     report.write(made := replace(made, facts=passing), tmp_path / "reports")
-    page = opened("decide")
+    page = open_page("decide")
     before = dict(page.dataframe[0].value.itertuples(index=False))
     page.select_slider(key=f"decide_{slider}").set_value(*change.values()).run()
     expected = decision.decide(
@@ -1023,21 +1029,21 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, s
     assert expected.sentence in html(page).replace("&#x27;", "'")
 
 
-def test_what_ships_is_held_to_the_majority_class_on_the_page_too(opened, tmp_path):
+def test_what_ships_is_held_to_the_majority_class_on_the_page_too(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     report.write(replace(made, majority=decision.MajorityBaseline("<b>no</b>", 1.0)), tmp_path / "reports")
     assert "less than always answering “&lt;b&gt;no&lt;/b&gt;”, which reaches 100.0 %" in html(
-        opened("decide")
+        open_page("decide")
     )
 
 
-def test_another_experiment_is_decided_as_it_is_written(opened, tmp_path):
+def test_another_experiment_is_decided_as_it_is_written(open_page, tmp_path):
     desk = fake_project.write(tmp_path)
     monthly = {"desk": 10_000, "counter": 1_000_000}
     for name, requests in monthly.items():
         policy = DecidePolicy(requests_per_month=requests)
         report.write(replace(desk, experiment=name, policy=policy), tmp_path / "reports")
-    page = opened("decide", experiment="desk")
+    page = open_page("decide", experiment="desk")
     asked = {}
     for name in monthly:
         page.selectbox(key="experiment").select(name).run()
@@ -1045,9 +1051,9 @@ def test_another_experiment_is_decided_as_it_is_written(opened, tmp_path):
     assert asked == {name: formatting.count(6 * requests) for name, requests in monthly.items()}
 
 
-def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(opened, tmp_path):
+def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(open_page, tmp_path):
     of = fake_project.write(tmp_path).decision.arithmetic
-    (picture,) = pictures(opened("decide"))
+    (picture,) = pictures(open_page("decide"))
     drawn = {trace["name"]: trace for trace in picture["data"]}
     once = {"fine-tune: lora": of["spent_once_usd"], "instead: knn": 0.0}
     each = {
@@ -1059,17 +1065,17 @@ def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(
         assert line["y"] == pytest.approx([once[name], once[name] + each[name] * most / 1000])
 
 
-def test_a_decision_that_was_changed_is_told_from_the_reports(opened, tmp_path):
+def test_a_decision_that_was_changed_is_told_from_the_reports(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("decide")
+    page = open_page("decide")
     assert not any("Other than the report" in c.value for c in page.caption)
     page.select_slider(key="decide_longest median request").set_value(0.3).run()
     assert any("Other than the report" in c.value for c in page.caption)
 
 
-def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tmp_path):
+def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("decide")
+    page = open_page("decide")
     page.select_slider(key="decide_longest median request").set_value(0.3).run()
     at = Store(tmp_path / "runs")
     runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
@@ -1081,19 +1087,19 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tm
     assert expected.sentence.split(":")[0] in html(page)
 
 
-def test_a_budget_of_throughput_leaves_out_who_answers_fewer(opened, tmp_path):
+def test_a_budget_of_throughput_leaves_out_who_answers_fewer(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     rates = {"prompt": 50.0, "knn": 5.0, "lora": 50.0}
     facts = tuple(replace(f, requests_per_s=rates[f.name]) for f in made.facts)
     report.write(replace(made, facts=facts), tmp_path / "reports")
-    page = opened("decide")
+    page = open_page("decide")
     page.select_slider(key="decide_requests a second, at least").set_value(20.0).run()
     assert dict(page.dataframe[0].value.itertuples(index=False))["best untrained candidate"] == "prompt"
 
 
-def test_decide_reprices_training_and_requests_together(opened, tmp_path):
+def test_decide_reprices_training_and_requests_together(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    page = opened("decide")
+    page = open_page("decide")
     page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
     shown = dict(page.dataframe[0].value.itertuples(index=False))
     before = made.decision.arithmetic
@@ -1109,10 +1115,10 @@ def change_state(folder, change):
     files.write_state(at, home, change(files.read_state(home)))
 
 
-def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_path):
+def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    page = opened("nightly")
+    page = open_page("nightly")
     home = files.home(Store(tmp_path / "runs"), "desk")
     kept, state = files.read_nights(home), files.read_state(home)
     last = night_alarm.build_report("desk", NightlyPolicy(), kept, state)
@@ -1131,43 +1137,43 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
     assert len(page.dataframe[1].value) == 23
 
 
-def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(opened, tmp_path):
+def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
     file = tmp_path / "harness.yaml"
     file.write_text(file.read_text() + "nightly: {candidates: [<b>lorra</b>]}\nitmes: 3\n")
-    page = opened("nightly")
+    page = open_page("nightly")
     assert "itmes" in html(page)
     assert "; expected " in html(page)
     assert "<b>lorra" not in html(page)
     assert not page.info, "nights were run"
 
 
-def test_two_alarms_of_one_night_are_both_drawn(opened, tmp_path):
+def test_two_alarms_of_one_night_are_both_drawn(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
     other = {"about": "champion knn", "sentence": "knn: regression"}
     change_state(
         tmp_path, lambda state: replace(state, alarms=(*state.alarms, replace(state.alarms[0], **other)))
     )
-    (picture,) = pictures(opened("nightly"))
+    (picture,) = pictures(open_page("nightly"))
     texts = [note["text"] for note in picture["layout"]["annotations"]]
     assert {"<b>lora: regression</b>", "<b>champion knn: regression</b>"} <= set(texts)
 
 
-def test_a_band_of_nights_has_no_marks(opened, tmp_path):
+def test_a_band_of_nights_has_no_marks(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    (picture,) = pictures(opened("nightly"))
+    (picture,) = pictures(open_page("nightly"))
     bands = [trace for trace in picture["data"] if trace.get("fill") == "toself"]
     assert len(bands) == 2
     assert {trace.get("mode") for trace in bands} == {"lines"}
 
 
-def test_the_band_of_a_night_is_its_confidence_sequence(opened, tmp_path):
+def test_the_band_of_a_night_is_its_confidence_sequence(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    (picture,) = pictures(opened("nightly"))
+    (picture,) = pictures(open_page("nightly"))
     home = files.home(Store(tmp_path / "runs"), "desk")
     last = night_alarm.build_report("desk", NightlyPolicy(), files.read_nights(home), files.read_state(home))
     bands = [trace["y"] for trace in picture["data"] if trace.get("fill") == "toself"]
@@ -1176,22 +1182,22 @@ def test_the_band_of_a_night_is_its_confidence_sequence(opened, tmp_path):
         assert (y[middle - 1], y[middle]) == pytest.approx((100 * e.high, 100 * e.low)), "high to low there"
 
 
-def test_nights_are_told_anew_when_the_policy_is_another(opened, tmp_path):
+def test_nights_are_told_anew_when_the_policy_is_another(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    opened("nightly")
+    open_page("nightly")
     file = tmp_path / "harness.yaml"
     file.write_text(file.read_text() + "nightly: {alpha: 0.001}\n")
     home = files.home(Store(tmp_path / "runs"), "desk")
     policy, kept, state = NightlyPolicy(alpha=0.001), files.read_nights(home), files.read_state(home)
     told = night_alarm.build_report("desk", policy, kept, state)
-    assert all(line.sentence in html(opened("nightly")) for line in told.lines)
+    assert all(line.sentence in html(open_page("nightly")) for line in told.lines)
 
 
-def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(opened, tmp_path):
+def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    page = opened("nightly")
+    page = open_page("nightly")
     assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
     last = files.read_nights(files.home(Store(tmp_path / "runs"), "desk"))[-1]
     flips = last.bases["base"].flips
@@ -1199,45 +1205,45 @@ def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(opened
     assert (row["night"], row["asked"]) == (last.night, "60")
     assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
     change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
-    assert list(opened("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
+    assert list(open_page("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
 
 
-def test_what_a_night_tests_and_what_is_left_of_the_pool_are_said(opened, tmp_path):
+def test_what_a_night_tests_and_what_is_left_of_the_pool_are_said(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    body = html(opened("nightly"))
+    body = html(open_page("nightly"))
     assert "lora tests the harness" in body
     assert "target: 690 clusters evaluated, 200 never yet" in body
 
 
-def test_a_hostile_name_of_an_alarm_is_text(opened, tmp_path):
+def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
     hostile = {"about": HOSTILE, "sentence": f"{HOSTILE}: regression"}
     change_state(tmp_path, lambda state: replace(state, alarms=(replace(state.alarms[0], **hostile),)))
-    page = opened("nightly")
+    page = open_page("nightly")
     assert "<b>x" not in html(page)
     (picture,) = pictures(page)
     assert not any("<b>x" in note["text"] for note in picture["layout"]["annotations"])
 
 
-def test_words_of_nights_stand_above_and_below_what_is_drawn(opened, tmp_path):
+def test_words_of_nights_stand_above_and_below_what_is_drawn(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    layout = pictures(opened("nightly"))[0]["layout"]
+    layout = pictures(open_page("nightly"))[0]["layout"]
     low, high = layout["yaxis"]["domain"]
     heights = [note["y"] for note in layout["annotations"]]
     assert all(y < low or y >= high for y in heights)
     assert {shape["yref"] for shape in layout["shapes"]} == {"y domain"}
 
 
-def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
+def test_a_night_before_an_acknowledgement_is_shown_as_it_was(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
 
     def trend():
         return next(
-            trace["y"] for trace in pictures(opened("nightly"))[0]["data"] if trace.get("name") == "lora"
+            trace["y"] for trace in pictures(open_page("nightly"))[0]["data"] if trace.get("name") == "lora"
         )
 
     before = trend()
@@ -1245,10 +1251,10 @@ def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
     assert trend() == before
 
 
-def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(opened, tmp_path):
+def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(open_page, tmp_path):
     fake_project.write(tmp_path)
     at = Store(tmp_path / "runs")
-    page = opened("rate", rate="knn,lora", rater="ann")
+    page = open_page("rate", rate="knn,lora", rater="ann")
     first = re.search(r"Question (\d+) of support", html(page))[1]
     page.button(key="choose_left").click().run()
     assert [e.value for e in page.exception] == []
@@ -1263,12 +1269,12 @@ def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(opened, tmp_p
     assert "won 1, lost 0" in html(page) or "won 0, lost 1" in html(page)
 
 
-def test_what_is_chosen_is_the_answer_that_stood_on_that_side(opened, tmp_path):
+def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_path):
     texts = {"knn": "red", "lora": "blue"}
     fake_project.write(tmp_path, texts=texts)
-    page, preferred = opened("rate", rate="knn,lora", rater="ann"), []
+    page, preferred = open_page("rate", rate="knn,lora", rater="ann"), []
     for side in ("left", "right") * 4:
-        preferred.append(quoted(page)[side])
+        preferred.append(map_quotes(page)[side])
         page.button(key=f"choose_{side}").click().run()
     kept = store.list_ratings(Store(tmp_path / "runs"))
     runs = [rating.run_a if rating.choice == "a" else rating.run_b for rating in kept]
@@ -1276,34 +1282,36 @@ def test_what_is_chosen_is_the_answer_that_stood_on_that_side(opened, tmp_path):
     assert {rating.left for rating in kept} == {"a", "b"}, "sides are drawn"
 
 
-def test_a_tie_is_kept_as_one(opened, tmp_path):
+def test_a_tie_is_kept_as_one(open_page, tmp_path):
     fake_project.write(tmp_path)
-    opened("rate", rate="knn,lora", rater="ann").button(key="choose_tie").click().run()
+    open_page("rate", rate="knn,lora", rater="ann").button(key="choose_tie").click().run()
     assert [rating.choice for rating in store.list_ratings(Store(tmp_path / "runs"))] == ["tie"]
 
 
-def test_each_choice_has_its_key_as_the_page_says(opened, tmp_path):
+def test_each_choice_has_its_key_as_the_page_says(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = opened("rate", rate="knn,lora", rater="ann")
+    page = open_page("rate", rate="knn,lora", rater="ann")
     keys = [page.button(key=f"choose_{side}").proto.shortcut for side in ("left", "tie", "right", "skip")]
     assert keys == ["1", "2", "3", "4"]
     assert any("1 left, 2 equal, 3 right, 4 skip" in caption.value for caption in page.caption)
 
 
-def test_progress_is_the_raters_own(opened, tmp_path):
+def test_progress_is_the_raters_own(open_page, tmp_path):
     fake_project.write(tmp_path)
-    opened("rate", rate="knn,lora", rater="bob").button(key="choose_left").click().run()
-    (progress,) = opened("rate", rate="knn,lora", rater="ann").get("progress")
+    open_page("rate", rate="knn,lora", rater="bob").button(key="choose_left").click().run()
+    (progress,) = open_page("rate", rate="knn,lora", rater="ann").get("progress")
     assert progress.proto.text == "0 of 60 items whose answers differ"
 
 
-def test_the_question_is_shown_without_what_only_one_prompt_holds(opened, tmp_path):
+def test_the_question_is_shown_without_what_only_one_prompt_holds(open_page, tmp_path):
     fake_project.write(tmp_path)
-    answered(tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"})
-    assert "A passage" not in html(opened("rate", rate="knn,lora", rater="ann"))
+    replace_answers(
+        tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"}
+    )
+    assert "A passage" not in html(open_page("rate", rate="knn,lora", rater="ann"))
 
 
-def test_the_agreement_of_raters_is_shown(opened, tmp_path):
+def test_the_agreement_of_raters_is_shown(open_page, tmp_path):
     fake_project.write(tmp_path)
     at = Store(tmp_path / "runs")
     knn, lora = (run for run in store.list_runs(at) if run.candidate in ("knn", "lora"))
@@ -1311,28 +1319,28 @@ def test_the_agreement_of_raters_is_shown(opened, tmp_path):
     fake_project.rate(at, (knn, lora), won=5, lost=5, rater="eve")
     rows = (run.rows["support/test"] for run in (knn, lora))
     expected = human.outcome(store.list_ratings(at), *rows).agreement
-    shown = html(opened("rate", rate="knn,lora", rater="ann"))
+    shown = html(open_page("rate", rate="knn,lora", rater="ann"))
     assert f"agreement of raters: {formatting.plain(expected)} (" in shown
     assert "raters 2, " in shown
 
 
-def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(opened, tmp_path):
+def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(open_page, tmp_path):
     fake_project.write(tmp_path)
     at = Store(tmp_path / "runs")
     runs = {run.candidate: run for run in store.list_runs(at)}
     fake_project.rate(at, (runs["knn"], runs["lora"]), won=40, lost=60)
-    page = opened("rate", rate="knn,lora", rater="ann")
+    page = open_page("rate", rate="knn,lora", rater="ann")
     assert "lora is preferred to knn on 60.0 [" in html(page)
     assert "strength: +70.4 [" in html(page)
     fake_project.rate(at, (runs["prompt"], runs["lora"]), won=20, lost=60)
-    page = opened("rate", rate="knn,lora", rater="ann")
+    page = open_page("rate", rate="knn,lora", rater="ann")
     assert list(page.dataframe[0].value["candidate"]) == ["lora", "knn", "prompt"]
 
 
-def test_a_rating_is_kept_though_somebody_holds_the_index(opened, tmp_path):
+def test_a_rating_is_kept_though_somebody_holds_the_index(open_page, tmp_path):
     fake_project.write(tmp_path)
     at = Store(tmp_path / "runs")
-    page = opened("rate", rate="knn,lora", rater="ann")
+    page = open_page("rate", rate="knn,lora", rater="ann")
     with store.index.writer_lock(at, 1):
         page.button(key="choose_left").click().run()
     assert [e.value for e in page.exception] == []
@@ -1340,19 +1348,19 @@ def test_a_rating_is_kept_though_somebody_holds_the_index(opened, tmp_path):
     assert len(store.query(at, "FROM ratings").rows) == 1
 
 
-def test_no_name_of_a_candidate_is_shown_while_somebody_rates(opened, tmp_path):
+def test_no_name_of_a_candidate_is_shown_while_somebody_rates(open_page, tmp_path):
     fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
-    body = html(opened("rate", rate="knn,lora", rater="ann"))
+    body = html(open_page("rate", rate="knn,lora", rater="ann"))
     assert "red" in body
     assert "blue" in body
     assert "knn" not in body
     assert "lora" not in body
 
 
-def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(opened, tmp_path):
+def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, tmp_path):
     fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
     at = Store(tmp_path / "runs")
-    page = opened("rate", rate="knn,lora", rater="ann", kind="one")
+    page = open_page("rate", rate="knn,lora", rater="ann", kind="one")
     items = draw_items((f"support-{i:03d}" for i in range(60)), "support", "exact_match")
     for n, label in enumerate(("2", "1", "2")):
         body = html(page)
@@ -1369,16 +1377,16 @@ def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(opened, tmp_
         ("ann", "exact_match", 1.0),
     ]
     assert [one.example_id for *_, one in given] == [items[0], items[0], items[1]]
-    (progress,) = opened("rate", rate="knn,lora", rater="ann", kind="one").get("progress")
+    (progress,) = open_page("rate", rate="knn,lora", rater="ann", kind="one").get("progress")
     assert progress.proto.text == "3 of 120 answers"
 
 
 @pytest.mark.parametrize("name", ["compare", "forgetting", "rate"])
 @pytest.mark.parametrize("times", [1, 6_000], ids=["short", "1 MB"])
-def test_hostile_answers_are_text(opened, tmp_path, name, times):
+def test_hostile_answers_are_text(open_page, tmp_path, name, times):
     texts = {"lora": EVIL * times, "prompt": "plain", "knn": "plain"}
     fake_project.write(tmp_path, FEW, texts=texts, n=8)
-    body = html(opened(name, compare="knn,lora", rate="knn,lora", rater="ann", task="support"))
+    body = html(open_page(name, compare="knn,lora", rate="knn,lora", rater="ann", task="support"))
     assert "&lt;script&gt;" in body
     assert re.findall(r"<(?!/?(?:div|p|ul|li|ins|del|style|span)\b)[^>]*>", body) == []
     for sign in ("\x1b", "\u202e"):
@@ -1398,7 +1406,7 @@ def markdown(page) -> list[str]:
     return [text for pair in texts for text in pair if text]
 
 
-def test_hostile_names_are_text(opened, tmp_path):
+def test_hostile_names_are_text(open_page, tmp_path):
     long = "a word " * 2_000
     fake_project.write(
         tmp_path, {"prompt": ("base", 2, 4), HOSTILE: ("lora", 5, 1)}, n=8, texts={HOSTILE: long}
@@ -1407,10 +1415,10 @@ def test_hostile_names_are_text(opened, tmp_path):
     training = json.loads((tmp_path / "runs" / run_id / "run.json").read_text())["training"]
     trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
     trial |= {"params": {"learning_rate": 0.1}, "chosen": True}
-    rewritten(tmp_path, run_id, training=training | {"sweep": [trial]})
+    rewrite_run(tmp_path, run_id, training=training | {"sweep": [trial]})
     said = []
     for name in PAGES:
-        page = opened(
+        page = open_page(
             name, compare=f"prompt,{HOSTILE}", rate=f"prompt,{HOSTILE}", rater="ann", task="support"
         )
         assert "<b>x" not in html(page)
@@ -1455,7 +1463,7 @@ def test_pages_import_neither_torch_nor_duckdb_themselves():
 def test_pages_open_with_torch_blocked(tmp_path):
     fake_project.write(tmp_path)
     fake_project.experiment(tmp_path, metrics="exact_match, token_f1")
-    rewritten(tmp_path, "lora-0", "lora-old")
+    rewrite_run(tmp_path, "lora-0", "lora-old")
     code = (
         "import sys\n"
         "class Blocked:\n"
@@ -1480,14 +1488,14 @@ def test_pages_open_with_torch_blocked(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_words_of_a_difference_are_marked_and_stand_apart(found):
+def test_the_words_of_a_difference_are_marked_and_stand_apart(page_imports):
     from parts.safe_text import diff_html
 
     shown = diff_html("the red <b> cat", "the blue <b> cat")
     assert shown == "the <del>red</del> <ins>blue</ins> &lt;b&gt; cat"
 
 
-def test_a_csv_holds_no_formula(found):
+def test_a_csv_holds_no_formula(page_imports):
     from parts.controls import write_csv
 
     for text in ("=1+1", "\x1b[31m=1+1", "\u202e=1+1"):
@@ -1497,7 +1505,7 @@ def test_a_csv_holds_no_formula(found):
 LABELS = ("refund", "delivery", "account")
 
 
-def labelled(folder, flipped=(5, 40, 77)):
+def write_labelled(folder, flipped=(5, 40, 77)):
     """Write an experiment on 120 rows of three labels, of which some have the next one's."""
     rows = []
     for i in range(120):
@@ -1511,21 +1519,21 @@ def labelled(folder, flipped=(5, 40, 77)):
     )
 
 
-def test_the_data_page_shows_the_check_and_the_suspect_labels(opened, tmp_path):
-    labelled(tmp_path)
-    shown = html(opened("data"))
+def test_the_data_page_shows_the_check_and_the_suspect_labels(open_page, tmp_path):
+    write_labelled(tmp_path)
+    shown = html(open_page("data"))
     assert "120 rows" in shown
     assert "label accuracy: 2.5 % of the labels are suspect, hardly more than where all are right" in shown
     assert "0 of 3 decided" in shown
 
 
-def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(opened, tmp_path):
+def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(open_page, tmp_path):
     from typer.testing import CliRunner
 
     from harness.cli import app
 
-    labelled(tmp_path)
-    page = opened("data")
+    write_labelled(tmp_path)
+    page = open_page("data")
     page.button(key="relabel_6").click().run()
     page.button(key="drop_41").click().run()
     page = page.button(key="keep_78").click().run()
@@ -1545,35 +1553,35 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(opened, tmp_
     assert (len(cleaned), cleaned[5]["reference"]) == (119, "account")
 
 
-def test_a_label_of_another_spelling_is_relabelled_to_the_commonest(opened, tmp_path):
-    labelled(tmp_path, flipped=())
+def test_a_label_of_another_spelling_is_relabelled_to_the_commonest(open_page, tmp_path):
+    write_labelled(tmp_path, flipped=())
     rows = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     rows[3] = rows[3].replace('"refund"', '"Refund"')
     (tmp_path / "rows.jsonl").write_text("".join(rows))
-    page = opened("data")
+    page = open_page("data")
     assert "rows.jsonl:4: Refund, or refund?" in html(page)
     page.button(key="relabel_4").click().run()
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
     assert kept["rows"] == {"4": {"decision": "relabel", "label": "refund"}}
 
 
-def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(opened, tmp_path):
-    labelled(tmp_path, flipped=())
+def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(open_page, tmp_path):
+    write_labelled(tmp_path, flipped=())
     rows = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines()[3] + "\n")
-    page = opened("data")
+    page = open_page("data")
     assert re.search(r"rows.jsonl:121: refund, beside \S*rows.jsonl:4<", html(page))
     page.button(key="drop_121").click().run()
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
     assert kept["rows"] == {"121": {"decision": "drop"}}
 
 
-def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(opened, tmp_path, minilm):
-    labelled(tmp_path, flipped=())
+def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(open_page, tmp_path, minilm):
+    write_labelled(tmp_path, flipped=())
     asked = ("Can I cancel my order?", "Is it possible to cancel my order?")
     more = "".join(json.dumps({"prompt": one, "reference": "refund"}) + "\n" for one in asked)
     (tmp_path / "rows.jsonl").write_text(more + (tmp_path / "rows.jsonl").read_text())
-    page = opened("data")
+    page = open_page("data")
     assert "by sense" not in html(page)
     page = page.text_input(key="encoder").set_value(str(minilm)).run()
     assert re.search(r"rows.jsonl:2: refund, beside \S*rows.jsonl:1 \(embeddings 0.98\)", html(page))
@@ -1582,25 +1590,25 @@ def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(op
     assert kept["rows"] == {"2": {"decision": "drop"}}
 
 
-def test_a_model_of_sentences_that_is_not_there_is_named_with_the_next_step(opened, tmp_path):
-    labelled(tmp_path)
-    page = opened("data").text_input(key="encoder").set_value("./nowhere").run()
+def test_a_model_of_sentences_that_is_not_there_is_named_with_the_next_step(open_page, tmp_path):
+    write_labelled(tmp_path)
+    page = open_page("data").text_input(key="encoder").set_value("./nowhere").run()
     assert "model ./nowhere could not be loaded" in html(page)
     assert "check the spelling" in html(page)
     assert "label accuracy" in html(page.text_input(key="encoder").set_value("").run())
 
 
-def test_decisions_on_other_content_are_not_shown(opened, tmp_path):
-    labelled(tmp_path)
-    opened("data").button(key="drop_41").click().run()
-    labelled(tmp_path, flipped=(5, 40, 78))
-    assert re.search(r"0 of \d+ decided", html(opened("data")))
+def test_decisions_on_other_content_are_not_shown(open_page, tmp_path):
+    write_labelled(tmp_path)
+    open_page("data").button(key="drop_41").click().run()
+    write_labelled(tmp_path, flipped=(5, 40, 78))
+    assert re.search(r"0 of \d+ decided", html(open_page("data")))
 
 
-def test_hostile_rows_are_shown_as_text_on_the_data_page(opened, tmp_path):
-    labelled(tmp_path)
+def test_hostile_rows_are_shown_as_text_on_the_data_page(open_page, tmp_path):
+    write_labelled(tmp_path)
     rows = (tmp_path / "rows.jsonl").read_text().replace("item 5 ", json.dumps(EVIL)[1:-1])
     (tmp_path / "rows.jsonl").write_text(rows)
-    shown = html(opened("data"))
+    shown = html(open_page("data"))
     assert "<script>" not in shown
     assert "<img" not in shown

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def row(name, **fields):
     return {"prompt": f"What is {name}?", "reference": str(name), **fields}
 
 
-def some(begin, n, **fields):
+def make_rows(begin, n, **fields):
     return [row(f"{begin} {i}", **fields) for i in range(n)]
 
 
@@ -58,7 +58,7 @@ def task(tmp_path):
     return make
 
 
-def refused(task):
+def list_problems(task):
     with pytest.raises(UserError) as caught:
         load_task(task, 0)
     return [(Path(p.where).name, p.found) for p in caught.value.problems]
@@ -69,7 +69,7 @@ def ids(examples):
 
 
 def test_a_row_without_an_id_is_named_by_its_file_and_index(task):
-    assert ids(load_task(task(some("item", 2)), 0).test) == ["test-0", "test-1"]
+    assert ids(load_task(task(make_rows("item", 2)), 0).test) == ["test-0", "test-1"]
 
 
 def test_a_row_without_a_cluster_is_its_own(task):
@@ -125,7 +125,7 @@ def test_templates_build_an_item_from_the_fields_of_any_row(task):
 def test_a_column_that_is_named_without_braces_is_refused(task, key):
     rows = [{"prompt": "a", "reference": "b", "text": "c"}, {"prompt": "d", "reference": "e", "text": "f"}]
     wrong = task(rows, fields={key: "text"})
-    assert refused(wrong) == [(f"test.jsonl, fields: {{{key}: text}}", "the column 'text' by its name")]
+    assert list_problems(wrong) == [(f"test.jsonl, fields: {{{key}: text}}", "the column 'text' by its name")]
 
 
 def test_a_field_that_holds_a_list_gives_every_accepted_answer(task):
@@ -160,14 +160,14 @@ def test_a_row_of_constraints_needs_no_reference(task):
 
 def test_a_pair_keeps_both_answers(task):
     pair = load_task(
-        task(some("t", 1), pairs=[{"prompt": "Q", "chosen": "good", "rejected": "bad"}]), 0
+        task(make_rows("t", 1), pairs=[{"prompt": "Q", "chosen": "good", "rejected": "bad"}]), 0
     ).pairs[0]
     assert (pair.id, pair.references, pair.rejected) == ("pairs-0", ("good",), "bad")
 
 
 def test_documents_arrive_in_the_order_of_the_file(task):
     documents = [{"id": "b", "title": "B", "text": "bee"}, {"id": "a", "text": "ay"}]
-    found = load_task(task(some("t", 1), documents=documents), 0).documents
+    found = load_task(task(make_rows("t", 1), documents=documents), 0).documents
     assert found == (Document("b", "B", "bee"), Document("a", "", "ay"))
 
 
@@ -199,15 +199,15 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
 def test_a_folder_in_the_layout_of_the_hub_is_read_by_split(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
-    write(folder / "train.jsonl", some("train", 5))
-    write(folder / "test.jsonl", some("test", 2))
+    write(folder / "train.jsonl", make_rows("train", 5))
+    write(folder / "test.jsonl", make_rows("test", 2))
     items = load_task(Task(name="t", data={"train": str(folder), "test": str(folder)}), 0)
     assert (len(items.train) + len(items.validation), len(items.test)) == (5, 2)
 
 
 def test_a_hub_id_is_read_from_its_local_copy(tmp_path, monkeypatch):
     (tmp_path / "own" / "name").mkdir(parents=True)
-    write(tmp_path / "own" / "name" / "test.jsonl", some("test", 2))
+    write(tmp_path / "own" / "name" / "test.jsonl", make_rows("test", 2))
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
     assert len(load_task(Task(name="t", data={"test": "hub:own/name"}), 0).test) == 2
 
@@ -215,7 +215,7 @@ def test_a_hub_id_is_read_from_its_local_copy(tmp_path, monkeypatch):
 def test_a_hub_set_streams_and_a_damaged_file_is_refused_where_it_ends(tmp_path, monkeypatch):
     folder = tmp_path / "own" / "name"
     folder.mkdir(parents=True)
-    write(folder / "train-0.jsonl", some("train", 3))
+    write(folder / "train-0.jsonl", make_rows("train", 3))
     (folder / "train-1.jsonl").write_text("{oops\n")
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
     rows = readers.stream("hub:own/name", "train")
@@ -227,7 +227,7 @@ def test_a_hub_set_streams_and_a_damaged_file_is_refused_where_it_ends(tmp_path,
 def test_a_slice_of_a_hub_set_is_read_and_an_empty_set_is_an_empty_file(tmp_path, monkeypatch):
     for name, n in (("name", 5), ("empty", 0)):
         (tmp_path / "own" / name).mkdir(parents=True)
-        write(tmp_path / "own" / name / "train.jsonl", some("train", n))
+        write(tmp_path / "own" / name / "train.jsonl", make_rows("train", n))
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
     rows = list(readers.stream("hub:own/name:default:train[1:3]", "test"))
     assert [row.where for row in rows] == [f"hub:own/name:default:train[1:3] row {i}" for i in (0, 1)]
@@ -243,30 +243,32 @@ def test_a_hub_id_without_a_network_says_how_to_go_on(monkeypatch):
 
 
 def test_without_a_validation_file_a_fifth_of_training_is_set_aside(task):
-    items = load_task(task(some("test", 3), train=some("train", 50)), 0)
+    items = load_task(task(make_rows("test", 3), train=make_rows("train", 50)), 0)
     assert (len(items.train), len(items.validation)) == (40, 10)
 
 
 def test_with_a_validation_file_training_stays_whole(task):
-    items = load_task(task(some("test", 3), train=some("train", 50), validation=some("v", 4)), 0)
+    items = load_task(
+        task(make_rows("test", 3), train=make_rows("train", 50), validation=make_rows("v", 4)), 0
+    )
     assert (len(items.train), len(items.validation)) == (50, 4)
 
 
 def test_the_smaller_of_two_limits_holds_for_test(task):
-    items = load_task(task(some("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
+    items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
     assert len(items.test) == 9
 
 
 def test_a_draw_covers_the_whole_file_in_its_order(task):
-    drawn = ids(load_task(task(some("test", 100), limit=20), 0).test)
+    drawn = ids(load_task(task(make_rows("test", 100), limit=20), 0).test)
     places = [int(name.split("-")[1]) for name in drawn]
     assert places == sorted(places)
     assert places[-1] > 50
 
 
 def test_a_row_that_is_evaluated_is_refused_with_both_places(task):
-    train = [*some("train", 3), row("sea", prompt="  What IS\n the sea? ")]
-    found = refused(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
+    train = [*make_rows("train", 3), row("sea", prompt="  What IS\n the sea? ")]
+    found = list_problems(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
     assert [where for where, _ in found] == ["train.jsonl:4"]
     assert found[0][1].endswith("test.jsonl:2 asks too")
 
@@ -274,20 +276,20 @@ def test_a_row_that_is_evaluated_is_refused_with_both_places(task):
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_a_pair_that_is_evaluated_is_refused(task, split):
     pairs = [{"prompt": "What is s 0?", "chosen": "a", "rejected": "b"}]
-    splits = {"test": some("t", 2), "train": some("train", 3), split: some("s", 1)}
-    assert [where for where, _ in refused(task(**splits, pairs=pairs))] == ["pairs.jsonl:1"]
+    splits = {"test": make_rows("t", 2), "train": make_rows("train", 3), split: make_rows("s", 1)}
+    assert [where for where, _ in list_problems(task(**splits, pairs=pairs))] == ["pairs.jsonl:1"]
 
 
 def test_of_many_leaks_ten_are_shown_and_all_are_counted(task):
-    found = refused(task(some("same", 25), train=[*some("same", 25), *some("own", 5)]))
+    found = list_problems(task(make_rows("same", 25), train=[*make_rows("same", 25), *make_rows("own", 5)]))
     assert len(found) == 11
     assert found[-1][1].startswith("25 training rows that are evaluated")
 
 
 def test_leaks_are_removed_from_training_with_a_message(task):
-    train = [*some("own", 6), row("t 1"), row("t 0")]
+    train = [*make_rows("own", 6), row("t 1"), row("t 0")]
     items = load_task(
-        task(some("t", 3), train=train, validation=some("v", 2), data={"contamination": "drop"}), 0
+        task(make_rows("t", 3), train=train, validation=make_rows("v", 2), data={"contamination": "drop"}), 0
     )
     assert ids(items.train) == [f"train-{i}" for i in range(6)]
     assert len(items.test) == 3
@@ -303,7 +305,7 @@ def test_a_question_with_other_choices_is_another_question_where_choices_are_the
 def test_shuffled_choices_do_not_hide_a_leak(task):
     test = [{"prompt": "Which?", "reference": "b", "choices": ["a", "b"]}]
     train = [{"prompt": "Which?", "reference": "b", "choices": ["b", "a"]}]
-    assert len(refused(task(test, train=train, kind="choice"))) == 1
+    assert len(list_problems(task(test, train=train, kind="choice"))) == 1
 
 
 def test_an_item_of_another_suite_in_training_is_named():
@@ -317,7 +319,10 @@ def test_an_item_of_another_suite_in_training_is_named():
 
 
 def test_training_that_is_evaluated_altogether_is_refused(task):
-    assert len(refused(task(some("t", 3), train=some("t", 3), data={"contamination": "drop"}))) == 1
+    assert (
+        len(list_problems(task(make_rows("t", 3), train=make_rows("t", 3), data={"contamination": "drop"})))
+        == 1
+    )
 
 
 def test_rows_of_other_labels_are_removed_with_a_message(task):
@@ -329,7 +334,7 @@ def test_rows_of_other_labels_are_removed_with_a_message(task):
 
 def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
     rows = [row("a", reference="refund"), row("b", reference="repair")]
-    found = refused(task(rows, labels=["refnd", "repair"], data={"unknown_labels": "drop"}))
+    found = list_problems(task(rows, labels=["refnd", "repair"], data={"unknown_labels": "drop"}))
     assert found == [("labels of task tiny", "'refnd', which no row has")]
 
 
@@ -353,7 +358,7 @@ def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
     ],
 )
 def test_a_row_that_cannot_be_an_item_is_refused_at_its_line(task, rows, where, found):
-    assert refused(task(rows)) == [(where, found)]
+    assert list_problems(task(rows)) == [(where, found)]
 
 
 def test_a_label_outside_the_set_is_refused_with_the_nearest_label(task):
@@ -363,7 +368,7 @@ def test_a_label_outside_the_set_is_refused_with_the_nearest_label(task):
 
 
 def test_two_rows_of_one_id_are_refused_with_both_places(task):
-    where, found = refused(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
+    where, found = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
     assert where == "test.jsonl:3"
     assert found.startswith("id 'x'")
     assert found.endswith("test.jsonl:1 too")
@@ -371,13 +376,13 @@ def test_two_rows_of_one_id_are_refused_with_both_places(task):
 
 def test_a_document_that_is_not_there_is_refused(task):
     documents = [{"id": "opening-hours", "text": "Nine to five."}]
-    found = refused(task([row("a", documents=["opening-hour"])], documents=documents))
+    found = list_problems(task([row("a", documents=["opening-hour"])], documents=documents))
     assert found == [("test.jsonl:1", "unknown document 'opening-hour'")]
 
 
 def test_a_document_without_text_is_refused(task):
     blank = {"id": "b", "text": " \u3000\n"}
-    found = refused(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
+    found = list_problems(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
     assert found == [("documents.jsonl:2", "an empty document")]
 
 
@@ -385,7 +390,7 @@ def test_the_problems_of_all_files_come_at_once(task):
     broken = task(
         [{"prompt": "x"}], train=[], pairs=[{"prompt": "x", "chosen": "y"}], documents=[{"id": "a"}]
     )
-    assert {where for where, _ in refused(broken)} == {
+    assert {where for where, _ in list_problems(broken)} == {
         "test.jsonl:1",
         "train.jsonl",
         "pairs.jsonl:1",
@@ -414,7 +419,7 @@ def test_the_problems_of_all_files_come_at_once(task):
 )
 def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found):
     (tmp_path / "test.jsonl").write_bytes(content)
-    assert refused(Task(name="t", data={"test": str(tmp_path / "test.jsonl")})) == [(where, found)]
+    assert list_problems(Task(name="t", data={"test": str(tmp_path / "test.jsonl")})) == [(where, found)]
 
 
 @pytest.mark.parametrize(
@@ -471,7 +476,7 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_command_that_converts_it(
 )
 def test_a_file_of_another_kind_than_its_name_says_is_refused(tmp_path, name, content, where, found):
     (tmp_path / name).write_bytes(content)
-    place, what = refused(Task(name="t", data={"test": str(tmp_path / name)}))[0]
+    place, what = list_problems(Task(name="t", data={"test": str(tmp_path / name)}))[0]
     assert place == where
     assert found in (None, what)
 
@@ -552,7 +557,7 @@ def test_a_column_that_no_template_can_name_is_refused_once(tmp_path):
     (tmp_path / "test.csv").write_text("te{x}t,reference\na,b\nc,d\n")
     data = {"test": str(tmp_path / "test.csv")}
     task = Task(name="t", data=data, fields={"prompt": "Q: {te{x}t}"})
-    assert [found for _, found in refused(task)] == ["the column 'te{x}t', which no template can name"]
+    assert [found for _, found in list_problems(task)] == ["the column 'te{x}t', which no template can name"]
     other = Task(name="t", data=data, fields={"prompt": "Q: {reference}"})
     assert load_task(other, 0).test[0].prompt == "Q: b"
 
@@ -565,21 +570,21 @@ def test_columns_without_a_name_or_of_one_name_are_told_apart(tmp_path):
 
 def test_of_many_malformed_lines_ten_are_shown_and_all_are_counted(tmp_path):
     (tmp_path / "test.jsonl").write_text("{\n" * 1200)
-    found = refused(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}))
+    found = list_problems(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}))
     assert len(found) == 11
     assert found[-1][1].startswith("1,200 malformed lines")
 
 
 def test_the_version_does_not_depend_on_where_the_files_lie(task, tmp_path):
-    one = task(some("t", 3))
+    one = task(make_rows("t", 3))
     (tmp_path / "elsewhere").mkdir()
-    data = {"test": write(tmp_path / "elsewhere" / "test.jsonl", some("t", 3))}
+    data = {"test": write(tmp_path / "elsewhere" / "test.jsonl", make_rows("t", 3))}
     two = one.model_copy(update={"data": one.data.model_copy(update=data)})
     assert task_version(one, load_task(one, 0)) == task_version(two, load_task(two, 0))
 
 
 def test_the_version_changes_with_an_item_and_with_the_definition(task):
-    one = task(some("t", 3))
+    one = task(make_rows("t", 3))
     items = load_task(one, 0)
     other = one.model_copy(update={"system": "Be brief."})
     fewer = load_task(one.model_copy(update={"limit": 2}), 0)
@@ -587,16 +592,16 @@ def test_the_version_changes_with_an_item_and_with_the_definition(task):
 
 
 def test_more_training_rows_make_no_new_test(task):
-    few, many = (load_task(task(some("t", 3), train=some("r", n)), 0) for n in (20, 40))
-    one = task(some("t", 3), train=some("r", 20))
+    few, many = (load_task(task(make_rows("t", 3), train=make_rows("r", n)), 0) for n in (20, 40))
+    one = task(make_rows("t", 3), train=make_rows("r", 20))
     assert task_version(one, few, "test") == task_version(one, many, "test")
     assert task_version(one, few, "validation") != task_version(one, many, "validation")
     assert task_version(one, few) != task_version(one, many)
 
 
 def test_more_rows_for_shots_make_a_new_version(task):
-    few, many = (load_task(task(some("t", 3), train=some("r", n)), 0) for n in (20, 40))
-    one = task(some("t", 3), train=some("r", 20), num_fewshot=2)
+    few, many = (load_task(task(make_rows("t", 3), train=make_rows("r", n)), 0) for n in (20, 40))
+    one = task(make_rows("t", 3), train=make_rows("r", 20), num_fewshot=2)
     assert task_version(one, few, "test") != task_version(one, many, "test")
 
 
@@ -606,7 +611,7 @@ families = st.lists(
 )
 
 
-def sourced(rows):
+def source_examples(rows):
     return [
         SourcedExample(
             Example(f"e{i}", ({"role": "user", "content": f"Q{q}"},), (label,), tuple("xyz"), f"c{c}"),
@@ -619,7 +624,7 @@ def sourced(rows):
 @given(families, st.integers(0, 5))
 def test_no_cluster_and_no_question_is_on_both_sides_of_a_split(rows, seed):
     try:
-        train, validation = set_aside(sourced(rows), random.Random(seed))
+        train, validation = set_aside(source_examples(rows), random.Random(seed))
     except UserError:
         return
     for of in (lambda row: row.example.cluster, lambda row: key(row.example)):
@@ -628,7 +633,7 @@ def test_no_cluster_and_no_question_is_on_both_sides_of_a_split(rows, seed):
 
 @given(families, st.integers(0, 5))
 def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
-    whole = sourced(rows)
+    whole = source_examples(rows)
     try:
         train, validation = set_aside(whole, random.Random(seed))
     except UserError:
@@ -639,24 +644,24 @@ def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
 
 
 def test_rows_of_one_cluster_cannot_be_split(task):
-    found = refused(task(some("t", 2), train=some("r", 5, cluster="one")))
+    found = list_problems(task(make_rows("t", 2), train=make_rows("r", 5, cluster="one")))
     assert found == [("train.jsonl:1", "training rows of one cluster only")]
 
 
 @given(families, st.integers(0, 70), st.integers(0, 5))
 def test_a_draw_has_the_size_of_its_limit(rows, limit, seed):
-    assert len(draw(sourced(rows), limit, random.Random(seed))) == min(limit, len(rows))
+    assert len(draw(source_examples(rows), limit, random.Random(seed))) == min(limit, len(rows))
 
 
 @given(families, st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
 def test_a_smaller_draw_is_part_of_a_larger_one(rows, one, other, seed):
-    small, large = (draw(sourced(rows), n, random.Random(seed)) for n in sorted((one, other)))
+    small, large = (draw(source_examples(rows), n, random.Random(seed)) for n in sorted((one, other)))
     assert set(ids(small)) <= set(ids(large))
 
 
 @given(families, st.integers(1, 60), st.integers(0, 5))
 def test_a_draw_holds_every_label_by_its_share(rows, limit, seed):
-    drawn = Counter(e.references[0] for e in draw(sourced(rows), limit, random.Random(seed)))
+    drawn = Counter(e.references[0] for e in draw(source_examples(rows), limit, random.Random(seed)))
     share = min(limit, len(rows)) / len(rows)
     for label, n in Counter(label for *_, label in rows).items():
         assert abs(drawn[label] - share * n) < 2  # of three labels, each rounded by less than 1
@@ -665,11 +670,13 @@ def test_a_draw_holds_every_label_by_its_share(rows, limit, seed):
 @settings(max_examples=20)
 @given(families, st.integers(0, 5))
 def test_the_same_seed_draws_the_same(rows, seed):
-    assert draw(sourced(rows), 7, random.Random(seed)) == draw(sourced(rows), 7, random.Random(seed))
+    assert draw(source_examples(rows), 7, random.Random(seed)) == draw(
+        source_examples(rows), 7, random.Random(seed)
+    )
 
 
 def test_another_seed_draws_others(task):
-    one = task(some("t", 200), limit=20)
+    one = task(make_rows("t", 200), limit=20)
     assert load_task(one, 0).test == load_task(one, 0).test
     assert load_task(one, 0).test != load_task(one, 1).test
 
@@ -677,13 +684,13 @@ def test_another_seed_draws_others(task):
 @given(families, families)
 def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
     asked = {q for _, q, _ in test}
-    found = find_contaminated_rows(sourced(train), sourced(test))
+    found = find_contaminated_rows(source_examples(train), source_examples(test))
     assert len(found) == sum(q in asked for _, q, _ in train)
 
 
 def banking(**data):
     files = {
-        split: str(shared_data(f"rows/banking77/{name}"))
+        split: str(find_shared_data(f"rows/banking77/{name}"))
         for split, name in (("train", "train.jsonl.gz"), ("test", "test.jsonl"))
     }
     limits = {"train": 360, "validation": 60, "test": 240}
@@ -698,7 +705,7 @@ def banking(**data):
 
 
 def test_the_rows_that_banking77_shares_are_refused():
-    found = refused(banking())
+    found = list_problems(banking())
     assert len(found) == 7
     assert all("test.jsonl:" in text for _, text in found)
 
@@ -725,20 +732,20 @@ def test_a_remembered_version_is_that_of_the_items_and_follows_every_change(task
         assert [version_of_test(one, seed) for _ in range(2)] == [read, read]
         return read
 
-    first = versions(task(some("first", 5), train=some("train", 30)))
-    assert versions(task(some("first", 5), train=some("train", 40))) == first
-    edited = [{**one, "reference": "edited"} for one in some("first", 5)]
+    first = versions(task(make_rows("first", 5), train=make_rows("train", 30)))
+    assert versions(task(make_rows("first", 5), train=make_rows("train", 40))) == first
+    edited = [{**one, "reference": "edited"} for one in make_rows("first", 5)]
     others = [
-        versions(task(edited, train=some("train", 30))),
-        versions(task(some("first", 4), train=some("train", 30))),
-        versions(task(some("first", 5), train=some("train", 30), max_new_tokens=3)),
-        versions(task(some("first", 5), train=some("train", 30), num_fewshot=2)),
+        versions(task(edited, train=make_rows("train", 30))),
+        versions(task(make_rows("first", 4), train=make_rows("train", 30))),
+        versions(task(make_rows("first", 5), train=make_rows("train", 30), max_new_tokens=3)),
+        versions(task(make_rows("first", 5), train=make_rows("train", 30), num_fewshot=2)),
     ]
     assert len({first, *others}) == 5
 
 
 def test_a_file_that_became_unusable_is_refused_although_its_version_was_remembered(task, own_cache):
-    one = task(some("first", 5))
+    one = task(make_rows("first", 5))
     version_of_test(one, 0)
     Path(one.data.test).write_text("{")
     with pytest.raises(UserError):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
-from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of
-from openai_server import Rule, serving
+from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data
+from openai_server import Rule, serve_model
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -43,7 +43,7 @@ def question(i):
     return f"Where is {WORDS[i]} number {i}?"
 
 
-def other_words(text):
+def reword_question(text):
     return f"Nobody can tell me what became of {' and '.join(re.findall(r'[a-z]+|[0-9]+', text)[2:])}, please look"
 
 
@@ -51,10 +51,10 @@ def rows(n=10, **more):
     return [{"text": question(i), "label": ("late", "money")[i % 2], **more} for i in range(n)]
 
 
-def reworded(messages):
+def answer_rewording(messages):
     """Answer as a good writer would, but for the fourth row, which comes back as it was."""
     text = messages[0]["content"].split("\n\n", 1)[1]
-    return text if text == question(3) else f'"{other_words(text)}"'
+    return text if text == question(3) else f'"{reword_question(text)}"'
 
 
 @pytest.fixture
@@ -62,24 +62,24 @@ def server(tmp_path, monkeypatch):
     """Serve a writer; the working folder is empty, and nothing was asked before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    with serving(Rule(reworded)) as found:
+    with serve_model(Rule(answer_rewording)) as found:
         yield found
 
 
 @pytest.fixture
-def augmented(data, server):
+def augment_file(data, server):
     """Return a function that augments a file by the writer."""
     return lambda *words: data("augment", *words, "--with", server.url, "--model", "tiny")
 
 
-def test_each_row_is_followed_by_the_row_that_was_made_from_it(augmented):
+def test_each_row_is_followed_by_the_row_that_was_made_from_it(augment_file):
     jsonl(Path("t.jsonl"), [{**row, "id": f"r{i}"} for i, row in enumerate(rows(6))])
-    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     found = read("new.jsonl")
     assert [row["id"] for row in found[:4]] == ["r0", "r0-augmented-1", "r1", "r1-augmented-1"]
     assert found[0] == {"text": question(0), "label": "late", "id": "r0"}
     assert found[1] == {
-        "text": other_words(question(0)),
+        "text": reword_question(question(0)),
         "label": "late",
         "id": "r0-augmented-1",
         "source": "augmented",
@@ -88,9 +88,11 @@ def test_each_row_is_followed_by_the_row_that_was_made_from_it(augmented):
     assert len(found) == 11
 
 
-def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(augmented):
+def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(augment_file):
     jsonl(Path("t.jsonl"), rows(6))
-    done(augmented, "t.jsonl", "--out", "new.jsonl", "--license", "CC0-1.0", "--note", "names are made up")
+    run_data(
+        augment_file, "t.jsonl", "--out", "new.jsonl", "--license", "CC0-1.0", "--note", "names are made up"
+    )
     made = manifest("new.jsonl")
     assert made["command"] == "harness data augment"
     assert "Write the text below in other words" in made["parameters"]["prompts"][0]
@@ -105,9 +107,9 @@ def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(au
     assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
 
 
-def test_rows_that_are_all_evaluated_are_said_to_be_so(augmented):
+def test_rows_that_are_all_evaluated_are_said_to_be_so(augment_file):
     jsonl(Path("t.jsonl"), rows(6))
-    code, _, error = augmented("t.jsonl", "--out", "new.jsonl", "--against", "t.jsonl")
+    code, _, error = augment_file("t.jsonl", "--out", "new.jsonl", "--against", "t.jsonl")
     assert code == 2
     assert "6 rows, 6 of them evaluated" in error
     assert "next: name rows to train on, or another file --against" in error
@@ -127,21 +129,21 @@ TREE = {"message_id": "1", "text": TURNS["content"], "role": "prompter", "replie
         ),
     ],
 )
-def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augmented, row, layout):
+def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augment_file, row, layout):
     jsonl(Path("t.jsonl"), [row])
-    said = refused(augmented, "t.jsonl", "--out", "new.jsonl")
+    said = read_refusal(augment_file, "t.jsonl", "--out", "new.jsonl")
     assert f"found 1 row of the layout {layout} (" in said
     assert said.endswith("next: write what asks as a text in prompt, or as turns in messages")
 
 
-def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augmented):
+def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augment_file):
     said = [{"text": "Behind the depot.", "role": "assistant", "rank": 0, "replies": []}]
     trees = [
         {"message_tree_id": str(i), "prompt": {**TREE, "text": row["text"], "replies": said}}
         for i, row in enumerate(rows(3))
     ]
     jsonl(Path("t.jsonl"), trees)
-    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     made = [row for row in read("new.jsonl") if row.get("augmented_from")]
     assert made
     for row in made:
@@ -160,34 +162,34 @@ def test_an_address_where_nothing_is_names_the_options_to_correct(server, tmp_pa
     assert str(error).endswith("try: a --with that ends with /v1, and a --model that GET /models lists there")
 
 
-def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augmented, server):
+def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augment_file, server):
     jsonl(Path("t.jsonl"), rows(6))
     words = ("--variants", "2", "--prices", "1000,1000")
-    done(augmented, "t.jsonl", "--out", "one.jsonl", *words)
+    run_data(augment_file, "t.jsonl", "--out", "one.jsonl", *words)
     asked = len(server.asked)
-    done(augmented, "t.jsonl", "--out", "two.jsonl", *words)
+    run_data(augment_file, "t.jsonl", "--out", "two.jsonl", *words)
     assert (asked, len(server.asked)) == (12, 12)
     assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
     assert manifest("one.jsonl")["rows"] == manifest("two.jsonl")["rows"]
     assert manifest("one.jsonl")["cost_usd"] == manifest("two.jsonl")["cost_usd"] > 12 * 0.005
 
 
-def test_what_was_answered_before_a_failure_is_not_asked_again(augmented, server):
+def test_what_was_answered_before_a_failure_is_not_asked_again(augment_file, server):
     jsonl(
         Path("t.jsonl"),
         [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]],
     )
-    model, server.model = server.model, Rule(_Failing(after=18))
-    code, _, error = augmented("t.jsonl", "--out", "new.jsonl")
+    model, server.model = server.model, Rule(_FailingWriter(after=18))
+    code, _, error = augment_file("t.jsonl", "--out", "new.jsonl")
     assert code == 1, error
     assert not list(Path().glob("*new.jsonl*"))
     server.model = model
     before = len(server.asked)
-    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     assert len(server.asked) - before == 24 - 18  # those that were answered were kept
 
 
-class _Failing:
+class _FailingWriter:
     """Answers some requests, and then nothing that could be read."""
 
     def __init__(self, after):
@@ -197,15 +199,15 @@ class _Failing:
         self.left -= 1
         if self.left < 0:
             raise ValueError("out of order")
-        return reworded(messages)
+        return answer_rewording(messages)
 
 
-def test_nothing_is_asked_once_answers_have_cost_what_they_may(augmented, server):
+def test_nothing_is_asked_once_answers_have_cost_what_they_may(augment_file, server):
     jsonl(
         Path("t.jsonl"),
         [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]],
     )
-    code, _, error = augmented(
+    code, _, error = augment_file(
         "t.jsonl",
         "--out",
         "new.jsonl",
@@ -224,9 +226,9 @@ def test_nothing_is_asked_once_answers_have_cost_what_they_may(augmented, server
     assert not Path("new.jsonl").exists()
 
 
-def test_what_it_takes_is_said_before_anything_is_asked(augmented, server):
+def test_what_it_takes_is_said_before_anything_is_asked(augment_file, server):
     jsonl(Path("t.jsonl"), rows(10))
-    said = done(augmented, "t.jsonl", "--variants", "3", "--prices", "1,2", "--dry-run")
+    said = run_data(augment_file, "t.jsonl", "--variants", "3", "--prices", "1,2", "--dry-run")
     assert "10 of 10 rows to reword by tiny" in said
     assert re.search(
         r"30 requests: some [\d,]+ tokens read, at most 3,840 written, at most 0\.0\d+ USD", said
@@ -237,28 +239,28 @@ def test_what_it_takes_is_said_before_anything_is_asked(augmented, server):
 
 def test_a_back_translation_asks_for_the_other_language_and_then_back(data, server):
     jsonl(Path("t.jsonl"), rows(2))
-    server.model = Rule(lambda messages: f"<{other_words(messages[0]['content'].split(chr(10))[-1])}>")
+    server.model = Rule(lambda messages: f"<{reword_question(messages[0]['content'].split(chr(10))[-1])}>")
     words = ("--with", server.url, "--model", "tiny", "--by", "back-translation", "--via", "German")
-    done(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
+    run_data(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
     asked = [body["messages"][0]["content"] for _, body in server.asked]
     assert sum("into German" in one for one in asked) == sum("into English" in one for one in asked) == 2
     assert manifest("new.jsonl")["reasons"] == {"added: a row by back-translation": 2}
 
 
-def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augmented):
+def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
     jsonl(Path("t.jsonl"), rows(3))
-    jsonl(Path("test.jsonl"), [{"text": other_words(question(1)).upper(), "label": "money"}])
-    done(augmented, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
+    jsonl(Path("test.jsonl"), [{"text": reword_question(question(1)).upper(), "label": "money"}])
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     assert manifest("new.jsonl")["reasons"] == {
         "added: a row by paraphrase": 2,
         "dropped: a rewording that asks what is evaluated: test.jsonl:1": 1,
     }
 
 
-def test_a_row_that_is_evaluated_itself_is_not_reworded(augmented, server):
+def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
     jsonl(Path("t.jsonl"), rows(3))
     jsonl(Path("test.jsonl"), rows(1))
-    done(augmented, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     assert len(server.asked) == 2
     assert {
         "row": "t.jsonl:1",
@@ -268,7 +270,7 @@ def test_a_row_that_is_evaluated_itself_is_not_reworded(augmented, server):
     } in (manifest("new.jsonl")["rows"])
 
 
-def made_from(*pairs, label="x"):
+def augment_pairs(*pairs, label="x"):
     """Augment one row for each pair of a text and what it is reworded to; say which were written, and why not."""
     content = rows_of(*({"text": text, "label": label} for text, _ in pairs))
     found = augment(
@@ -287,7 +289,7 @@ def made_from(*pairs, label="x"):
     ],
 )
 def test_a_rewording_is_written_only_where_it_can_have_the_answer_of_its_original(original, new, said):
-    (reason,) = made_from((original, new))
+    (reason,) = augment_pairs((original, new))
     assert said in reason
 
 
@@ -320,24 +322,24 @@ def test_rewordings_that_repeat_or_contradict_another_row_are_left_out():
     ]
 
 
-def test_conversations_are_reworded_in_the_last_turn_of_the_user(augmented):
+def test_conversations_are_reworded_in_the_last_turn_of_the_user(augment_file):
     turns = [{"role": "user", "content": question(i)} for i in (0, 1)]
     answer = {"role": "assistant", "content": "By the gate."}
     jsonl(Path("t.jsonl"), [{"messages": [turns[0], answer, turns[1], answer]}])
-    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     (_, made) = read("new.jsonl")
     assert made["messages"] == [
         turns[0],
         answer,
-        {"role": "user", "content": other_words(question(1))},
+        {"role": "user", "content": reword_question(question(1))},
         answer,
     ]
     assert made["augmented_from"] == question(1)
 
 
-def test_a_table_has_the_new_columns_in_every_row(augmented):
+def test_a_table_has_the_new_columns_in_every_row(augment_file):
     Path("t.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows(2)))
-    done(augmented, "t.csv", "--out", "new.csv")
+    run_data(augment_file, "t.csv", "--out", "new.csv")
     lines = Path("new.csv").read_text().splitlines()
     assert lines[:2] == ["text,label,source,augmented_from", f"{question(0)},late,,"]
     assert lines[2].endswith(f"late,augmented,{question(0)}")
@@ -365,13 +367,13 @@ def test_a_table_has_the_new_columns_in_every_row(augmented):
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     jsonl(Path("t.jsonl"), rows(2))
-    assert said in refused(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
+    assert said in read_refusal(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
 
 
 # ----- what is trained on and what is evaluated
 
 
-def augmented_rows(n=20, every=1):
+def make_augmented_rows(n=20, every=1):
     """Return originals, each `every`-th followed by a row that was made from it."""
     out = []
     for i in range(n):
@@ -390,7 +392,7 @@ def is_made(row):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(seed):
     found = split(
-        Rows("r.jsonl", "r", rows_of(*augmented_rows())), ASKED, SplitOptions((0.6, 0.2, 0.2), seed=seed)
+        Rows("r.jsonl", "r", rows_of(*make_augmented_rows())), ASKED, SplitOptions((0.6, 0.2, 0.2), seed=seed)
     )
     parts = {name: [row.fields for row in part] for name, part in found.parts.items()}
     assert not any(is_made(row) for name in ("validation", "test") for row in parts[name])
@@ -402,7 +404,7 @@ def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(
 
 
 def test_a_split_by_time_leaves_augmented_rows_with_the_past_alone():
-    dated = [{**row, "day": f"2024-05-{1 + row['n']:02}"} for row in augmented_rows()]
+    dated = [{**row, "day": f"2024-05-{1 + row['n']:02}"} for row in make_augmented_rows()]
     found = split(Rows("r", "r", rows_of(*dated)), ASKED, SplitOptions((0.5, 0.25, 0.25), time="day"))
     assert [is_made(row.fields) for name in ("validation", "test") for row in found.parts[name]] == [
         False
@@ -411,7 +413,7 @@ def test_a_split_by_time_leaves_augmented_rows_with_the_past_alone():
 
 
 def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
-    content = augmented_rows(12, every=20)
+    content = make_augmented_rows(12, every=20)
     for target in range(1, 12):
         made = {**content[0], "text": content[1 + target]["text"].upper()}
         found = split(
@@ -462,7 +464,7 @@ def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_
 
 
 def test_where_every_split_has_its_file_an_augmented_row_without_its_original_is_trained_on(tmp_path):
-    alone = [row for row in augmented_rows() if is_made(row)]
+    alone = [row for row in make_augmented_rows() if is_made(row)]
     jsonl(tmp_path / "train.jsonl", alone)
     never = [{"text": f"never {i} seen u{i}", "label": "a"} for i in range(8)]
     jsonl(tmp_path / "validation.jsonl", never[:4])
@@ -484,7 +486,7 @@ def letters_task(folder, **data):
 
 @pytest.mark.parametrize("parts", [{"all": "all.jsonl"}, {"train": "all.jsonl", "test": "test.jsonl"}])
 def test_what_is_set_aside_for_a_comparison_holds_no_augmented_row_and_none_made_from_it(tmp_path, parts):
-    jsonl(tmp_path / "all.jsonl", augmented_rows(30))
+    jsonl(tmp_path / "all.jsonl", make_augmented_rows(30))
     jsonl(tmp_path / "test.jsonl", [{"text": f"never {i} seen u{i}", "label": "a"} for i in range(4)])
     items = load_task(letters_task(tmp_path, **parts), seed=0)
     numbers = {
@@ -531,17 +533,18 @@ def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_se
 
 
 def test_an_augmented_row_in_a_test_file_is_refused_by_its_line(tmp_path):
-    jsonl(tmp_path / "train.jsonl", [row for row in augmented_rows() if not is_made(row)])
+    jsonl(tmp_path / "train.jsonl", [row for row in make_augmented_rows() if not is_made(row)])
     jsonl(
-        tmp_path / "test.jsonl", [{"text": "new 1", "label": "a"}, {**augmented_rows(1)[1], "text": "new 2"}]
+        tmp_path / "test.jsonl",
+        [{"text": "new 1", "label": "a"}, {**make_augmented_rows(1)[1], "text": "new 2"}],
     )
     with pytest.raises(UserError, match=r"test\.jsonl:2: found an augmented row"):
         load_task(letters_task(tmp_path, train="train.jsonl", test="test.jsonl"), seed=0)
 
 
 def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path, own_cache, command):
-    with serving(
-        Rule(lambda messages: other_words(messages[0]["content"].split("\n\n", 1)[1] + " z q"))
+    with serve_model(
+        Rule(lambda messages: reword_question(messages[0]["content"].split("\n\n", 1)[1] + " z q"))
     ) as server:
         writer = f"  writer: {{method: endpoint, params: {{base_url: '{server.url}', model: tiny, protocol: chat}}}}\n"
         path = tiny_experiment.write(tmp_path, tiny, writer)
@@ -560,14 +563,14 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
     assert all(json.dumps(row) for row in made)
 
 
-def test_a_column_of_ones_own_named_source_is_kept_and_may_be_what_asks(augmented):
+def test_a_column_of_ones_own_named_source_is_kept_and_may_be_what_asks(augment_file):
     jsonl(Path("t.jsonl"), [{**row, "source": f"shop-{i}.txt"} for i, row in enumerate(rows(6))])
-    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     assert [row["source"] for row in read("new.jsonl")[:4]] == ["shop-0.txt"] * 2 + ["shop-1.txt"] * 2
     jsonl(Path("mt.jsonl"), [{"source": row["text"], "target": row["label"]} for row in rows(6)])
-    done(augmented, "mt.jsonl", "--out", "mt2.jsonl", "--prompt", "source", "--reference", "target")
+    run_data(augment_file, "mt.jsonl", "--out", "mt2.jsonl", "--prompt", "source", "--reference", "target")
     made = read("mt2.jsonl")[1]
-    assert (made["source"], made["augmented_from"]) == (other_words(question(0)), question(0))
+    assert (made["source"], made["augmented_from"]) == (reword_question(question(0)), question(0))
 
 
 def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache, command):
@@ -580,6 +583,6 @@ def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache
     assert code == 2
     assert "a writer on somebody else's server, big at https://big.example.invalid/v1" in error
     assert "decide.needs: [sensitive_data]" in error
-    with serving(Rule(reworded)) as server:
+    with serve_model(Rule(answer_rewording)) as server:
         code, _, error = command(*words, server.url, "--rows", "1", "--dry-run")
     assert code == 0, error

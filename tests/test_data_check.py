@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from checked_rows import LABELS, alarms, clean_rows, lines, reading, write
+from checked_rows import LABELS, alarms, lines, make_clean_rows, recognise_rows, write
 from typer.testing import CliRunner
 
 from harness import config as configuration
@@ -33,11 +33,11 @@ def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_clean_rows_raise_no_alarm(find, seed):
-    assert alarms(find(clean_rows(seed=seed))) == []
+    assert alarms(find(make_clean_rows(seed=seed))) == []
 
 
 def test_the_worst_stands_first(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     found = find([*rows, rows[0], {"text": "", "label": "refund"}])
     assert [f.severity for f in found] == sorted((f.severity for f in found), key=check.SEVERITIES.index)
     assert found[0].check == "missing_values"
@@ -48,27 +48,27 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def duplicated(tmp_path_factory):
-    rows = clean_rows()
+def duplicate_file(tmp_path_factory):
+    rows = make_clean_rows()
     return write(tmp_path_factory.mktemp("rows") / "rows.jsonl", [*rows, rows[0]])
 
 
-def test_the_page_names_rows_example_meaning_and_command(duplicated):
-    shown = run(duplicated)
+def test_the_page_names_rows_example_meaning_and_command(duplicate_file):
+    shown = run(duplicate_file)
     assert shown.exit_code == 0
     for part in ("warning", "rows: ", "e.g.: ", "means: ", "next: harness data dedup "):
         assert part in shown.stdout
 
 
-def test_json_holds_what_the_page_shows(duplicated):
-    found = json.loads(run(duplicated, "--json").stdout)
+def test_json_holds_what_the_page_shows(duplicate_file):
+    found = json.loads(run(duplicate_file, "--json").stdout)
     (alarm,) = [f for f in found["findings"] if f["severity"] == "warning"]
     assert (found["n"], alarm["count"], alarm["share"]) == (401, 1, 1 / 401)
     assert len(alarm["rows"]) == 1
 
 
-def test_html_is_one_file_that_loads_nothing(duplicated, tmp_path):
-    run(duplicated, "--html", tmp_path / "page.html")
+def test_html_is_one_file_that_loads_nothing(duplicate_file, tmp_path):
+    run(duplicate_file, "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "default-src 'none'" in page
     assert "exact duplicates of an earlier row" in page
@@ -76,17 +76,17 @@ def test_html_is_one_file_that_loads_nothing(duplicated, tmp_path):
 
 def test_html_escapes_what_rows_hold(tmp_path):
     evil = {"text": "<script>alert(1)</script> a b c", "label": "refund"}
-    path = write(tmp_path / "rows.jsonl", [*clean_rows(), evil, {**evil, "label": "invoice"}])
+    path = write(tmp_path / "rows.jsonl", [*make_clean_rows(), evil, {**evil, "label": "invoice"}])
     run(path, "--html", tmp_path / "page.html")
     assert "<script>" not in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(("level", "code"), [("error", 0), ("warning", 1)])
-def test_the_exit_code_follows_what_is_asked_to_fail_on(duplicated, level, code):
-    assert run(duplicated, "--fail-on", level).exit_code == code
+def test_the_exit_code_follows_what_is_asked_to_fail_on(duplicate_file, level, code):
+    assert run(duplicate_file, "--fail-on", level).exit_code == code
 
 
-def refused(*arguments, **asked):
+def list_problems(*arguments, **asked):
     with pytest.raises(UserError) as error:
         examine_rows(RowCheck(list(map(str, arguments)), **asked))
     return error.value.problems
@@ -98,29 +98,29 @@ def test_problems_of_all_files_come_at_once(tmp_path):
     (tmp_path / "sheet.xlsx").write_bytes(b"PK")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "label": "b"}\n')[:-9])
     (tmp_path / "broken.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": \n')
-    good = write(tmp_path / "rows.jsonl", clean_rows())
+    good = write(tmp_path / "rows.jsonl", make_clean_rows())
     names = ("empty.csv", "header.csv", "sheet.xlsx", "cut.jsonl.gz", "broken.jsonl")
-    found = refused(good, *(tmp_path / name for name in names))
+    found = list_problems(good, *(tmp_path / name for name in names))
     assert [Path(p.where.partition(":")[0]).name for p in found] == list(names)
     assert found[2].next_step.startswith("soffice --headless --convert-to csv ")
     assert found[4].where.endswith("broken.jsonl:2")
 
 
 def test_unknown_columns_are_refused_with_the_nearest(tmp_path):
-    path = write(tmp_path / "rows.jsonl", clean_rows())
-    assert refused(path, source="lable")[0].next_step == "did you mean 'label'?"
-    assert refused(path, prompt="txt")[0].next_step == "did you mean 'text'?"
+    path = write(tmp_path / "rows.jsonl", make_clean_rows())
+    assert list_problems(path, source="lable")[0].next_step == "did you mean 'label'?"
+    assert list_problems(path, prompt="txt")[0].next_step == "did you mean 'text'?"
 
 
 def test_dates_that_cannot_be_read_are_refused_by_line(tmp_path):
-    rows = [{**row, "day": "2026-02-01"} for row in clean_rows()]
+    rows = [{**row, "day": "2026-02-01"} for row in make_clean_rows()]
     rows[4]["day"] = "31/02/2026"
-    (problem,) = refused(write(tmp_path / "rows.jsonl", rows), date="day")
+    (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows), date="day")
     assert problem.where.endswith("rows.jsonl:5")
 
 
 def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
-    rows = [{**row, "day": "01.05.2024"} for row in clean_rows(40)]
+    rows = [{**row, "day": "01.05.2024"} for row in make_clean_rows(40)]
     path = write(tmp_path / "rows.jsonl", rows)
     code, out, _ = data("check", path, "--date", "day", "--date-format", "%d.%m.%Y")
     assert (code, "at 2024-05-01, the newest" in out) == (0, True)
@@ -129,9 +129,9 @@ def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
 
 
 def test_test_rows_need_no_column_of_source_and_date(tmp_path):
-    rows = [{**row, "origin": "ab"[i % 2], "day": "2024-05-01"} for i, row in enumerate(clean_rows(80))]
+    rows = [{**row, "origin": "ab"[i % 2], "day": "2024-05-01"} for i, row in enumerate(make_clean_rows(80))]
     train = write(tmp_path / "rows.jsonl", rows)
-    test = write(tmp_path / "test.jsonl", clean_rows(40, seed=1))
+    test = write(tmp_path / "test.jsonl", make_clean_rows(40, seed=1))
     done = run(train, "--test", test, "--source", "origin", "--date", "day")
     assert done.exit_code == 0, done.exception
     found = run(train, "--test", test, "--source", "orgin").exception
@@ -139,9 +139,9 @@ def test_test_rows_need_no_column_of_source_and_date(tmp_path):
 
 
 def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[4]["label"] = ["refund"]
-    (problem,) = refused(write(tmp_path / "rows.jsonl", rows))
+    (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows))
     assert problem.where.endswith("rows.jsonl:5")
     assert "'label' of mixed types" in problem.found
 
@@ -152,21 +152,21 @@ def test_one_row_is_said_to_be_too_few(find):
 
 
 def test_texts_alone_are_checked_too(find):
-    rows = [{"text": row["text"]} for row in clean_rows()]
+    rows = [{"text": row["text"]} for row in make_clean_rows()]
     (found,) = alarms(find([*rows, rows[0]]))
     assert (found.check, lines(found)) == ("repeated_rows", [401])
 
 
 def test_a_reading_needs_no_layout(tmp_path):
-    path = write(tmp_path / "rows.jsonl", clean_rows())
+    path = write(tmp_path / "rows.jsonl", make_clean_rows())
     asked = RowCheck([path])
-    assert isinstance(reading(asked), ReadingOptions)
-    assert len(read_table([path], reading(asked)).entries) == 400
+    assert isinstance(recognise_rows(asked), ReadingOptions)
+    assert len(read_table([path], recognise_rows(asked)).entries) == 400
 
 
 def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = clean_rows(60)
+    rows = make_clean_rows(60)
     write(tmp_path / "rows.jsonl", [*rows, rows[0], rows[4]])
     done = CliRunner().invoke(app, ["init", "new", "--data", "rows.jsonl", "--minutes", "1000"])
     assert done.exit_code == 0, done.stderr
@@ -178,20 +178,20 @@ def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
 def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
     places = tuple(f"rows.csv:{i}" for i in range(1, 49))
 
-    def brief(title, n=1):
+    def write_brief(title, n=1):
         finding = check.Finding("warning", title, "", check="markers", count=48, of=120, rows=places)
         return list(short_lines([finding] * n))
 
-    assert brief("x" * 40)[0] == f"warning: {'x' * 40}, 40.0 % (48 of 120), first rows.csv:1"
-    assert brief("x" * 60)[0] == f"warning: {'x' * 60}, 40.0 % (48 of 120)"
-    assert brief("x" * 80)[0] == f"warning: {'x' * 80}"
-    assert brief("x" * 200)[0] == f"warning: {'x' * 85}…"
-    assert brief("x", 3)[-1] == "0 errors, 3 warnings"
-    assert brief("x", 4)[3:] == ["0 errors, 4 warnings, the worst 3 of which are these"]
+    assert write_brief("x" * 40)[0] == f"warning: {'x' * 40}, 40.0 % (48 of 120), first rows.csv:1"
+    assert write_brief("x" * 60)[0] == f"warning: {'x' * 60}, 40.0 % (48 of 120)"
+    assert write_brief("x" * 80)[0] == f"warning: {'x' * 80}"
+    assert write_brief("x" * 200)[0] == f"warning: {'x' * 85}…"
+    assert write_brief("x", 3)[-1] == "0 errors, 3 warnings"
+    assert write_brief("x", 4)[3:] == ["0 errors, 4 warnings, the worst 3 of which are these"]
 
 
 def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):
-    class Heard(SilentProgress):
+    class ProgressLog(SilentProgress):
         said: ClassVar = []
 
         @contextmanager
@@ -199,9 +199,9 @@ def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):
             self.said.append(label)
             yield lambda done, total, note="": self.said.append((done / total, note))
 
-    path = write(tmp_path / "rows.jsonl", clean_rows())
-    examine_rows(RowCheck([path], only=["amount", "repeated_rows"]), Heard())
-    assert Heard.said == [f"checking {path}", (0.0, "amount"), (0.5, "repeated rows")]
+    path = write(tmp_path / "rows.jsonl", make_clean_rows())
+    examine_rows(RowCheck([path], only=["amount", "repeated_rows"]), ProgressLog())
+    assert ProgressLog.said == [f"checking {path}", (0.0, "amount"), (0.5, "repeated rows")]
 
 
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
@@ -209,7 +209,7 @@ def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeyp
     from harness.spec import Task
 
     monkeypatch.chdir(tmp_path)
-    rows = clean_rows(60)
+    rows = make_clean_rows(60)
     data = {"train": write(tmp_path / "a.jsonl", rows), "test": write(tmp_path / "b.jsonl", rows[:5])}
     fields = {"prompt": "{text}", "reference": "{label}"}
     said = check_target(Task(name="rows", data=data, fields=fields, labels=LABELS))
@@ -218,8 +218,8 @@ def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeyp
     assert said.command == "harness data check a.jsonl --test b.jsonl --prompt text --reference label"
 
 
-def with_mail(n=60):
-    rows = clean_rows(n)
+def make_rows_with_mail(n=60):
+    rows = make_clean_rows(n)
     rows[0]["text"] += " ann.lee@example.org"
     return rows
 
@@ -231,13 +231,13 @@ def decide_command(*arguments):
 
 def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "rows.jsonl", with_mail())
+    write(tmp_path / "rows.jsonl", make_rows_with_mail())
     experiment = Path("mail/harness.yaml")
     assert CliRunner().invoke(app, ["init", "mail", "--data", "rows.jsonl"]).exit_code == 0
     own = "rows.jsonl --out rows.clean.jsonl --decisions rows.jsonl.decisions.json"
     command = f"harness dashboard -c mail/harness.yaml  # its Data page, then: harness data clean {own}"
     assert decide_command("rows.jsonl", "-c", experiment) == command
-    write(tmp_path / "other.jsonl", with_mail())
+    write(tmp_path / "other.jsonl", make_rows_with_mail())
     assert decide_command("other.jsonl", "-c", experiment).startswith("harness init other --data other.jsonl")
 
 
@@ -246,7 +246,8 @@ def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
     write(
-        tmp_path / "rows.jsonl", [*with_mail(), *({"text": f"no {i}", "label": ""} for i in range(n_empty))]
+        tmp_path / "rows.jsonl",
+        [*make_rows_with_mail(), *({"text": f"no {i}", "label": ""} for i in range(n_empty))],
     )
     last = run("rows.jsonl").stdout.splitlines()[-1]
     made, _, then = decide_command("rows.jsonl").partition("  # its Data page, then: ")
@@ -264,8 +265,8 @@ def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp
 
 def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.jsonl", with_mail())
-    write(tmp_path / "b.jsonl", [{**row, "text": f"So: {row['text']}"} for row in with_mail()])
+    write(tmp_path / "a.jsonl", make_rows_with_mail())
+    write(tmp_path / "b.jsonl", [{**row, "text": f"So: {row['text']}"} for row in make_rows_with_mail()])
     own = [
         f"harness init {name} --data {name}.jsonl && harness dashboard -c {name}/harness.yaml{comment} its Data "
         f"page, then: harness data clean {name}.jsonl --out {name}.clean.jsonl --decisions "
@@ -280,7 +281,8 @@ def test_files_of_one_name_in_two_folders_get_experiments_in_folders_of_their_ow
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write(
-            tmp_path / folder / "rows.jsonl", [{**row, "text": folder + row["text"]} for row in with_mail()]
+            tmp_path / folder / "rows.jsonl",
+            [{**row, "text": folder + row["text"]} for row in make_rows_with_mail()],
         )
     command = decide_command("a/rows.jsonl", "b/rows.jsonl")
     assert command.startswith(
@@ -293,7 +295,7 @@ def test_files_of_one_name_in_two_folders_get_experiments_in_folders_of_their_ow
 
 def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "rows.jsonl", clean_rows(40))
+    write(tmp_path / "rows.jsonl", make_clean_rows(40))
     (tmp_path / "harness.yaml").write_text("nmae: x\n")
     assert "warning: harness.yaml has" in run("rows.jsonl", "--base", tiny).stderr
     for words in ([], ["--base", tiny, "-c", str(tmp_path / "harness.yaml")]):
@@ -301,7 +303,7 @@ def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, t
 
 
 def test_an_experiment_that_is_not_there_is_refused(tmp_path):
-    found = run(write(tmp_path / "rows.jsonl", clean_rows(40)), "-c", tmp_path / "none.yaml").exception
+    found = run(write(tmp_path / "rows.jsonl", make_clean_rows(40)), "-c", tmp_path / "none.yaml").exception
     assert "none.yaml: found no file" in str(found)
 
 
@@ -345,18 +347,18 @@ def test_data_sets_of_the_hub_with_one_last_name_are_joined_from_the_files_that_
     assert "harness data split rows.clean.mixed.jsonl " in splitting
 
 
-def test_a_page_is_never_written_over_rows(duplicated, tmp_path):
+def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
     rows = tmp_path / "rows.jsonl"
-    rows.write_bytes(Path(duplicated).read_bytes())
+    rows.write_bytes(Path(duplicate_file).read_bytes())
     (tmp_path / "link.html").symlink_to(rows)
     for page in (rows, tmp_path / "link.html"):
         found = run(rows, "--html", page).exception
         assert "a file that is there already; expected a new file, or an earlier page" in str(found)
-    assert rows.read_bytes() == Path(duplicated).read_bytes()
+    assert rows.read_bytes() == Path(duplicate_file).read_bytes()
 
 
-def test_a_page_of_a_check_is_written_anew(duplicated, tmp_path):
-    assert [run(duplicated, "--html", tmp_path / "page.html").exit_code for _ in range(2)] == [0, 0]
+def test_a_page_of_a_check_is_written_anew(duplicate_file, tmp_path):
+    assert [run(duplicate_file, "--html", tmp_path / "page.html").exit_code for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -379,7 +381,7 @@ def test_a_command_names_a_file_that_can_be_written(file, out):
 
 
 def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
-    rows = [f"{row['text']},{row['label']}" for row in clean_rows(40)]
+    rows = [f"{row['text']},{row['label']}" for row in make_clean_rows(40)]
     file = tmp_path / "rows.csv"
     file.write_text(
         "\n".join(["text,label", '"one\ntwo\n\nthree",refund', *rows, '"one\ntwo\n\nthree",refund'])
@@ -390,14 +392,14 @@ def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
 
 
 def test_the_commands_name_the_columns_that_were_named(find):
-    rows = [{**row, "queue": row["label"], "label": "open"} for row in clean_rows()]
+    rows = [{**row, "queue": row["label"], "label": "open"} for row in make_clean_rows()]
     (found,) = alarms(find([*rows, rows[0]], "repeated_rows", prompt="{text}", reference="queue"))
     assert " --prompt '{text}' --reference queue --out " in found.command
 
 
 def test_a_file_that_is_named_twice_is_refused(tmp_path):
-    path = write(tmp_path / "rows.jsonl", clean_rows(30))
-    (problem,) = refused(path, str(tmp_path / "." / "rows.jsonl"))
+    path = write(tmp_path / "rows.jsonl", make_clean_rows(30))
+    (problem,) = list_problems(path, str(tmp_path / "." / "rows.jsonl"))
     assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
 
 
@@ -405,7 +407,7 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_i
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "-rows.jsonl", [*clean_rows(40), *clean_rows(1)])
+    write(tmp_path / "-rows.jsonl", [*make_clean_rows(40), *make_clean_rows(1)])
     found = examine_rows(RowCheck([str(tmp_path / "-rows.jsonl")], only=["repeated_rows"])).findings
     done = CliRunner().invoke(app, shlex.split(alarms(found)[0].command)[1:])
     assert done.exit_code == 0, done.stderr
@@ -414,7 +416,7 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_i
 
 def test_so_is_it_in_the_line_that_init_and_doctor_print(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for part, rows in {"-rows": clean_rows(40), "-test": clean_rows(40, 1)}.items():
+    for part, rows in {"-rows": make_clean_rows(40), "-test": make_clean_rows(40, 1)}.items():
         write(tmp_path / f"{part}.jsonl", rows)
     brief = check_briefly(RowCheck([str(tmp_path / "-rows.jsonl")], [str(tmp_path / "-test.jsonl")]))
     assert brief.command == "harness data check ./-rows.jsonl --test ./-test.jsonl"
@@ -423,7 +425,7 @@ def test_so_is_it_in_the_line_that_init_and_doctor_print(tmp_path, monkeypatch):
 
 
 def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find, tmp_path):
-    rows = [{"id": i // 2, **row} for i, row in enumerate(clean_rows(40))]
+    rows = [{"id": i // 2, **row} for i, row in enumerate(make_clean_rows(40))]
     (found,) = alarms(find(rows, "missing_values"))
     assert (found.severity, lines(found)) == ("error", list(range(2, 41, 2)))
     done = CliRunner().invoke(app, shlex.split(found.command)[1:])
@@ -436,7 +438,8 @@ def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find
 
 def test_many_columns_with_empty_cells_are_one_note(find):
     rows = [
-        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}} for n, row in enumerate(clean_rows(40))
+        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}}
+        for n, row in enumerate(make_clean_rows(40))
     ]
     (found,) = find(rows, "missing_values")
     assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")

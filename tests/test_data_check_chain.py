@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from checked_rows import alarms, clean_rows, messy
+from checked_rows import alarms, damage_rows, make_clean_rows
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -28,7 +28,7 @@ def run(command):
     assert done.exit_code == 0, done.output
 
 
-def written(command):
+def find_out_file(command):
     words = shlex.split(command)
     return words[words.index("--out") + 1]
 
@@ -39,10 +39,12 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
 ):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(names):
-        write(name, messy(clean_rows(200, i)))
+        write(name, damage_rows(make_clean_rows(200, i)))
     if len(names) == 2:
         with Path(names[1]).open("a", newline="") as file:
-            csv.writer(file).writerows([list(row.values()) for row in messy(clean_rows(200, 0))[40:50]])
+            csv.writer(file).writerows(
+                [list(row.values()) for row in damage_rows(make_clean_rows(200, 0))[40:50]]
+            )
     files = [name if name[0] != "-" else f"./{name}" for name in names]
     found = examine_rows(
         RowCheck(files, only=["missing_values", "encoding_damage", "answer_formats", "repeated_rows"])
@@ -53,7 +55,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
     for step in chain:
         run(step)
     left = examine_rows(
-        RowCheck([written(chain[-1])], only=["missing_values", "encoding_damage", "repeated_rows"])
+        RowCheck([find_out_file(chain[-1])], only=["missing_values", "encoding_damage", "repeated_rows"])
     )
     assert alarms(left.findings) == []
     for finding in alarms(found.findings):
@@ -62,7 +64,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
 
 def test_the_last_line_of_a_check_is_the_whole_chain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write("rows.csv", messy(clean_rows(200, 0)))
+    write("rows.csv", damage_rows(make_clean_rows(200, 0)))
     said = CliRunner().invoke(app, ["data", "check", "rows.csv"]).stdout.splitlines()[-1]
     assert said.endswith(
         "; next: harness data clean rows.csv --out rows.clean.csv --spellings"
@@ -72,7 +74,7 @@ def test_the_last_line_of_a_check_is_the_whole_chain(tmp_path, monkeypatch):
 
 def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = clean_rows(400)
+    rows = make_clean_rows(400)
     for name, of in (("a.csv", rows[:150]), ("b.csv", rows[150:300])):
         write(name, of)
     write("t.csv", [row for row in rows[300:] if row["label"] in ("refund", "invoice")] + rows[300:310])

@@ -36,7 +36,7 @@ def files(tmp_path, monkeypatch):
     return ["train.jsonl", "--test", "test.jsonl"]
 
 
-def checked(*words):
+def check_by_sense(*words):
     """Run the command and return what it finds by sense."""
     done = CliRunner().invoke(app, ["data", "check", *words, "--json"])
     assert done.exit_code == 0, done.output
@@ -45,8 +45,8 @@ def checked(*words):
 
 
 def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, minilm):
-    assert checked(*files) == {}
-    found = checked(*files, "--embeddings", str(minilm))
+    assert check_by_sense(*files) == {}
+    found = check_by_sense(*files, "--embeddings", str(minilm))
     assert found["repeated_rows"]["rows"] == ["train.jsonl:2", "train.jsonl:4"]
     assert found["test_leaks"]["rows"] == ["train.jsonl:6", "train.jsonl:8"]
     where = "# its Data page, where the target's `test:` is test.jsonl, with the model of --embeddings named there, "
@@ -62,13 +62,13 @@ def test_the_doctor_holds_training_rows_against_every_suite_by_sense(tiny, minil
     tiny_experiment.rows(letters, rows)
     tested = [{"id": "cancel", "prompt": "Can I cancel my order?", "reference": "Yes"}]
     tiny_experiment.rows(facts, [*tiny_experiment.facts(), *tested])
-    assert not any("embeddings" in line for line in _said(path))
-    (line,) = [line for line in _said(path, "--embeddings", str(minilm)) if "(embeddings 0." in line]
+    assert not any("embeddings" in line for line in _run_doctor(path))
+    (line,) = [line for line in _run_doctor(path, "--embeddings", str(minilm)) if "(embeddings 0." in line]
     assert "letters/train.jsonl:1 and " in line
     assert "general/facts.jsonl:7 (embeddings 0." in line
 
 
-def _said(path, *words):
+def _run_doctor(path, *words):
     """Return what the doctor says of the experiment."""
     done = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json", *words])
     assert done.exit_code == 0, done.output

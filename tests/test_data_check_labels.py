@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from checked_rows import LABELS, alarm, alarms, clean_rows, lines, texts, write
-from conftest import shared_data
+from checked_rows import LABELS, alarm, alarms, lines, make_clean_rows, texts, write
+from conftest import find_shared_data
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -21,23 +21,25 @@ from harness.records import checksum
 
 
 def test_a_label_of_few_rows_is_found(find):
-    rows = [*clean_rows(), {"text": "solo word", "label": "rare"}]
+    rows = [*make_clean_rows(), {"text": "solo word", "label": "rare"}]
     (found,) = alarms(find(rows, "class_balance"))
     assert (lines(found), found.example) == ([401], "'rare' 1")
 
 
 def test_another_mix_of_labels_in_test_is_found_and_the_same_mix_is_not(find, tmp_path):
-    same = write(tmp_path / "same.jsonl", clean_rows(200, seed=9))
-    other = write(tmp_path / "other.jsonl", [r for r in clean_rows(400, seed=9) if r["label"] != "refund"])
-    assert alarms(find(clean_rows(), "class_balance", test=[same])) == []
-    (found,) = alarms(find(clean_rows(), "class_balance", test=[other]))
+    same = write(tmp_path / "same.jsonl", make_clean_rows(200, seed=9))
+    other = write(
+        tmp_path / "other.jsonl", [r for r in make_clean_rows(400, seed=9) if r["label"] != "refund"]
+    )
+    assert alarms(find(make_clean_rows(), "class_balance", test=[same])) == []
+    (found,) = alarms(find(make_clean_rows(), "class_balance", test=[other]))
     assert "'refund' is 25.0 % of training, 0.0 % of test" in found.title
     assert found.command.endswith("rows.jsonl --stratify label --out " + str(tmp_path / "rows.split"))
 
 
 def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
-    test = write(tmp_path / "test.jsonl", [*clean_rows(40), {"text": "a b", "label": "unseen"}])
-    assert [f.severity for f in alarms(find(clean_rows(), "class_balance", test=[test]))] == ["error"]
+    test = write(tmp_path / "test.jsonl", [*make_clean_rows(40), {"text": "a b", "label": "unseen"}])
+    assert [f.severity for f in alarms(find(make_clean_rows(), "class_balance", test=[test]))] == ["error"]
 
 
 def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
@@ -55,7 +57,7 @@ def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
     "mark", [lambda text: f"{text} kindly", lambda text: f"verily {text}", lambda text: f"{text} §§"]
 )
 def test_a_mark_that_gives_the_label_is_found(find, mark):
-    rows = clean_rows()
+    rows = make_clean_rows()
     for row in rows[:80:4]:
         row["text"] = mark(row["text"])
     (found,) = alarm(find(rows, "label_markers"), "label_markers")
@@ -64,12 +66,12 @@ def test_a_mark_that_gives_the_label_is_found(find, mark):
 
 
 def test_a_mark_on_every_label_is_no_marker(find):
-    rows = [{**row, "text": f"{row['text']} kindly"} for row in clean_rows()]
+    rows = [{**row, "text": f"{row['text']} kindly"} for row in make_clean_rows()]
     assert alarms(find(rows, "label_markers")) == []
 
 
 def test_flipped_labels_are_found_with_the_right_one_proposed(find):
-    rows = clean_rows(800)
+    rows = make_clean_rows(800)
     flipped = random.Random(3).sample(range(800), 64)
     right = {i + 1: rows[i]["label"] for i in flipped}
     for i in flipped:
@@ -82,7 +84,7 @@ def test_flipped_labels_are_found_with_the_right_one_proposed(find):
 
 
 def test_a_few_suspects_are_a_note(find):
-    rows = clean_rows(800)
+    rows = make_clean_rows(800)
     for i in range(0, 48, 4):  # 12 of 800 rows
         rows[i]["label"] = LABELS[1 + i // 4 % 3]
     found = find(rows, "suspect_labels")
@@ -93,7 +95,7 @@ def test_a_few_suspects_are_a_note(find):
 
 
 def test_labels_in_several_spellings_are_an_error(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     for i in (0, 4, 8, 12, 16):
         rows[i]["label"] = "Refund"
     (found,) = alarms(find(rows, "answer_formats"))
@@ -106,7 +108,7 @@ def test_labels_in_several_spellings_are_an_error(find):
 
 
 def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     for i in range(0, 40, 4):  # "refund", in three spellings
         rows[i]["label"] = ("Refund", "refund ")[i // 4 % 2] if i else "REFUND"
     assert {f.check for f in alarms(find(rows))} == {"answer_formats"}
@@ -116,7 +118,7 @@ def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find)
 
 
 def test_the_command_that_is_named_spells_labels_as_most_rows_do(find, tmp_path):
-    rows = [{"text": row["text"], "queue": row["label"]} for row in clean_rows(80)]
+    rows = [{"text": row["text"], "queue": row["label"]} for row in make_clean_rows(80)]
     for i in (0, 4, 8):
         rows[i]["queue"] = ("Refund", "REFUND ", "refund.")[i // 4]
     named = {"prompt": "text", "reference": "queue"}
@@ -147,7 +149,7 @@ def test_spellings_of_answers_that_are_no_labels_are_refused(tmp_path, monkeypat
 
 
 def test_conflicts_name_a_command_that_needs_no_page(find, tmp_path):
-    rows = clean_rows(60)
+    rows = make_clean_rows(60)
     (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
     assert found.title == "1 question with different answers"
     done = CliRunner().invoke(app, shlex.split(found.command, comments=True)[1:])
@@ -172,7 +174,7 @@ def test_a_sign_between_words_is_no_marker_of_a_label(find):
 def banking_rows(n_rows, n_labels=77, seed=None):
     """Draw rows of Banking77 as they are, so many of each label."""
     of = {}
-    with gzip.open(shared_data("rows/banking77/train.jsonl.gz"), "rt", encoding="utf-8") as file:
+    with gzip.open(find_shared_data("rows/banking77/train.jsonl.gz"), "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
             of.setdefault(row["label"], []).append(row)
     rng = random.Random(5 if seed is None else seed)
@@ -188,7 +190,7 @@ def test_few_rows_of_a_label_raise_no_alarm_of_suspect_labels(find, n_rows, n_la
     assert not any("about" in f.title for f in found)
 
 
-def odd_or_even():
+def make_parity_rows():
     return [(f"Is the number {i} even or odd?", ("even", "odd")[i % 2]) for i in range(1000, 1200)]
 
 
@@ -197,7 +199,7 @@ def sums():
     return [(f"What is the sum of the numbers {a} and {b}?", str(a + b)) for a, b in pairs]
 
 
-def random_texts(signs):
+def make_random_texts(signs):
     rng = random.Random(5)
     return [("".join(rng.choices(signs, k=14)), "ab"[i % 2]) for i in range(30)]
 
@@ -205,11 +207,11 @@ def random_texts(signs):
 @pytest.mark.parametrize(
     "rows",
     [
-        odd_or_even(),
+        make_parity_rows(),
         sums(),
-        random_texts("我们今天去商店买东西然后回家吃饭睡觉他说这个很好那个不行银行卡丢了怎么办退款"),
-        random_texts("😀😡🎉🥲🙈"),
-        random_texts("0 1 2 3 4 5 + -"),
+        make_random_texts("我们今天去商店买东西然后回家吃饭睡觉他说这个很好那个不行银行卡丢了怎么办退款"),
+        make_random_texts("😀😡🎉🥲🙈"),
+        make_random_texts("0 1 2 3 4 5 + -"),
     ],
     ids=["parity", "sums", "Chinese", "emoji", "digits"],
 )
@@ -231,7 +233,7 @@ def test_labels_that_a_sign_or_a_letter_tells_are_judged(find):
     "labels", [("-1", "0", "1"), ("C", "C++", "C#"), ("<", ">", ">="), ("A", "A+", "A-")]
 )
 def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
-    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(clean_rows(60))]
+    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(make_clean_rows(60))]
     assert alarms(find(rows, "answer_formats")) == []
 
 
@@ -239,14 +241,14 @@ def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
 def test_a_label_spelt_with_other_separators_is_the_same(find, spelt):
     rows = [
         {**row, "label": "credit card" if row["label"] == "refund" else row["label"]}
-        for row in clean_rows(80)
+        for row in make_clean_rows(80)
     ]
     rows[0]["label"] = spelt
     (found,) = alarms(find(rows, "answer_formats"))
     assert lines(found) == [1]
 
 
-def flipped(rows, share, rng):
+def flip_labels(rows, share, rng):
     """Give a share of the rows the label of another row."""
     labels = sorted({row["label"] for row in rows})
     chosen = set(rng.sample(range(len(rows)), round(share * len(rows))))
@@ -261,7 +263,7 @@ def flipped(rows, share, rng):
 def test_flipped_labels_of_a_small_file_raise_an_alarm_and_right_ones_do_not(find):
     rows = banking_rows(60, 6)
     assert alarms(find(rows, "suspect_labels")) == []
-    (found,) = alarms(find(flipped(rows, 0.08, random.Random(1)), "suspect_labels"))
+    (found,) = alarms(find(flip_labels(rows, 0.08, random.Random(1)), "suspect_labels"))
     assert found.labels
 
 
@@ -273,12 +275,12 @@ def test_right_labels_are_quiet_and_most_files_with_flipped_ones_are_not(find):
         rng = random.Random(seed)
         rows = banking_rows(rng.choice((20, 40, 60)), rng.choice((4, 6, 10)), seed)
         quiet += not alarms(find(rows, "suspect_labels"))
-        heard += bool(alarms(find(flipped(rows, 0.08, rng), "suspect_labels")))
+        heard += bool(alarms(find(flip_labels(rows, 0.08, rng), "suspect_labels")))
     assert (quiet >= 29, heard >= 12) == (True, True)
 
 
 def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find):
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     rows[0]["label"] = "Refund"
     said = [(f"\n\nHuman: {row['text']}\n\nAssistant: ", row["label"]) for row in rows]
     pairs = [{"chosen": asks + label, "rejected": f"{asks}none"} for asks, label in said]
@@ -297,7 +299,7 @@ def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find)
     ],
 )
 def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, form):
-    rows = [{**row, "text": f"{row['text']}."} for row in clean_rows(200)]
+    rows = [{**row, "text": f"{row['text']}."} for row in make_clean_rows(200)]
     assert alarms(find(rows, "label_markers")) == []
     for row in rows[::4]:
         row["text"] = mark.format(row["text"].rstrip("."))
@@ -310,7 +312,7 @@ def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, 
 def test_suspect_labels_of_two_columns_are_corrected_in_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     of = {label: {"team": label[:3], "rank": i} for i, label in enumerate(LABELS)}
-    right = [{"text": row["text"], **of[row["label"]]} for row in clean_rows(400)]
+    right = [{"text": row["text"], **of[row["label"]]} for row in make_clean_rows(400)]
     wrong = [row | of[LABELS[(row["rank"] + 1) % 4]] if i % 20 == 0 else row for i, row in enumerate(right)]
     write(tmp_path / "r.jsonl", wrong)
     asked = RowCheck(["r.jsonl"], only=["suspect_labels"], prompt="text", reference="{team}-{rank}")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from checked_rows import WORDS, alarms, lines, texts
-from conftest import shared_data
+from conftest import find_shared_data
 
 
 def answers_of(*sources, seed=1):
@@ -77,7 +77,7 @@ def test_a_column_source_tells_sources_apart_unnamed_and_one_of_many_values_does
 
 def test_answers_drawn_into_sources_by_chance_raise_no_alarm(find):
     """At the level of 0.001 for each draw 1 of 25 raises one with a chance of 2.5 % at most; none does."""
-    with gzip.open(shared_data("rows/dolly_3k/train.jsonl.gz"), "rt", encoding="utf-8") as file:
+    with gzip.open(find_shared_data("rows/dolly_3k/train.jsonl.gz"), "rt", encoding="utf-8") as file:
         dolly = [json.loads(line) for line in file]
     raised = 0
     for seed in range(25):

@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 import pytest
-from checked_rows import LABELS, WORDS, alarms, clean_rows, lines, reading, write
+from checked_rows import LABELS, WORDS, alarms, lines, make_clean_rows, recognise_rows, write
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -17,7 +17,7 @@ from harness.experiment.check_rows import RowCheck, detectable, examine_rows
 
 
 def test_exact_duplicates_are_found_by_line_whatever_their_case(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     (found,) = alarms(find([*rows, {**rows[2], "text": rows[2]["text"].upper()}], "repeated_rows"))
     assert (lines(found), found.count, found.of) == ([401], 1, 401)
     assert found.example.endswith("rows.jsonl:401 repeats " + found.rows[0].replace("401", "3"))
@@ -25,7 +25,7 @@ def test_exact_duplicates_are_found_by_line_whatever_their_case(find):
 
 
 def test_near_duplicates_are_found_where_they_have_the_same_label(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     longer = [{**row, "text": f"{row['text']} {row['text'][::-1]} tum"} for row in rows]
     changed = {**longer[4], "text": longer[4]["text"].replace(" tum", " tam")}
     (found,) = alarms(find([*longer, changed], "repeated_rows"))
@@ -44,7 +44,7 @@ def test_two_questions_on_one_context_are_no_near_duplicates(find):
 
 
 def test_a_question_with_two_labels_is_an_error_at_both_lines(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
     assert (found.severity, lines(found)) == ("error", [8, 401])
 
@@ -78,9 +78,9 @@ def test_a_question_with_two_texts_is_a_note(find):
 
 
 def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counted_among_all(tmp_path):
-    rows = clean_rows(2_000)
+    rows = make_clean_rows(2_000)
     asked = RowCheck([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
-    table = read_table(asked.files, reading(asked), held=800_000)
+    table = read_table(asked.files, recognise_rows(asked), held=800_000)
     assert 100 < len(table.entries) < 700
     assert table.n == 2_001
     found = check.check_rows(table, check.CheckContext(), ["repeated_rows", "amount"])
@@ -108,13 +108,13 @@ def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference
     ],
 )
 def test_dates_are_read_as_days_months_or_seconds(find, day):
-    rows = [{**row, "day": day} for row in clean_rows(30)]
+    rows = [{**row, "day": day} for row in make_clean_rows(30)]
     assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
 
 
 def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
-    rows = clean_rows()
-    test = [*clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]
+    rows = make_clean_rows()
+    test = [*make_clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]
     found = find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)])
     assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
     assert found[0].command.startswith("harness data dedup ")
@@ -128,8 +128,10 @@ def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
 
 def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path):
     ask = "How do I open an account for my business in Germany"
-    rows = [*clean_rows(), {"text": f"{ask}?", "label": clean_rows()[0]["label"]}]
-    test = write(tmp_path / "test.jsonl", [{"text": f"{ask}, please?", "label": clean_rows()[0]["label"]}])
+    rows = [*make_clean_rows(), {"text": f"{ask}?", "label": make_clean_rows()[0]["label"]}]
+    test = write(
+        tmp_path / "test.jsonl", [{"text": f"{ask}, please?", "label": make_clean_rows()[0]["label"]}]
+    )
     [found] = find(rows, "test_leaks", test=[test])
     assert (found.severity, lines(found)) == ("warning", [len(rows)])
     assert "test.jsonl:1 (words in common 0.8" in found.example
@@ -137,8 +139,8 @@ def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path
 
 
 def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_file(find, tmp_path):
-    rows = clean_rows(40)
-    (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", clean_rows(40))]))
+    rows = make_clean_rows(40)
+    (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", make_clean_rows(40))]))
     assert found.title == f"all 40 rows of {tmp_path / 'rows.jsonl'} are in the test"
     assert "dedup" not in found.command
     assert found.command.endswith("# and test on its part, or on another file")
@@ -148,7 +150,7 @@ def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_
 
 def test_rows_that_are_in_the_test_exactly_and_in_other_words_empty_a_file_together(find, tmp_path):
     ask = "How do I open an account for my business in Germany"
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     test = write(tmp_path / "test.jsonl", [*rows, {**rows[0], "text": f"{ask}, please?"}])
     (found,) = alarms(find([*rows, {**rows[0], "text": f"{ask}?"}], "test_leaks", test=[test]))
     assert "all 41 rows" in found.title
@@ -156,7 +158,7 @@ def test_rows_that_are_in_the_test_exactly_and_in_other_words_empty_a_file_toget
 
 
 def test_of_two_files_the_one_whose_rows_are_all_in_the_test_is_left_out_and_the_other_deduplicated(tmp_path):
-    test, others = clean_rows(20), clean_rows(40, seed=3)
+    test, others = make_clean_rows(20), make_clean_rows(40, seed=3)
     files = [
         write(tmp_path / name, rows) for name, rows in (("a.jsonl", test), ("b.jsonl", [*others, test[0]]))
     ]
@@ -168,7 +170,7 @@ def test_of_two_files_the_one_whose_rows_are_all_in_the_test_is_left_out_and_the
 
 
 def test_where_every_row_conflicts_no_command_drops_all_of_them(find):
-    rows = [{**row, "label": label} for row in clean_rows(20) for label in LABELS[:2]]
+    rows = [{**row, "label": label} for row in make_clean_rows(20) for label in LABELS[:2]]
     (found,) = alarms(find(rows, "conflicting_answers"))
     assert "--conflicts drop" not in found.command
     assert "its Data page" in found.command
@@ -178,7 +180,7 @@ def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
     rows = [{"text": "Wo ist meine Karte", "label": "a"}, {"text": "Close my account", "label": "b"}]
     files = RowCheck([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")
     train, test = (
-        read_table([write(tmp_path / name, of)], reading(files))
+        read_table([write(tmp_path / name, of)], recognise_rows(files))
         for name, of in (("train.jsonl", rows), ("test.jsonl", [{"text": "Where is my card", "label": "a"}]))
     )
     near = {"Wo ist meine Karte": (1.0, 0.0), "Where is my card": (1.0, 0.0), "Close my account": (0.0, 1.0)}
@@ -190,8 +192,10 @@ def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
 
 
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
-    rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(clean_rows())]
-    test = write(tmp_path / "test.jsonl", [{**row, "day": "2026-02-01"} for row in clean_rows(100, seed=4)])
+    rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(make_clean_rows())]
+    test = write(
+        tmp_path / "test.jsonl", [{**row, "day": "2026-02-01"} for row in make_clean_rows(100, seed=4)]
+    )
     found = find(rows, "traits", "suspect_labels", test=[test], date="day")
     named = {f.title.partition(":")[0] for f in found}
     assert {"diversity", "relevance", "representativeness", "freshness", "label accuracy"} <= named
@@ -201,8 +205,8 @@ def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
 
 
 def test_test_rows_of_other_words_are_not_represented(find, tmp_path):
-    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
-    found = find(clean_rows(), "traits", test=[write(tmp_path / "test.jsonl", other)])
+    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in make_clean_rows(200, seed=4)]
+    found = find(make_clean_rows(), "traits", test=[write(tmp_path / "test.jsonl", other)])
     assert ["representativeness" in f.title for f in alarms(found)] == [True]
 
 
@@ -211,7 +215,7 @@ def test_equal_rows_are_more_diverse_than_repeated_ones(find):
         (found,) = find(rows, "traits")
         return int(found.title.split(" as ")[-1].split(" ")[0])
 
-    rows = clean_rows(100)
+    rows = make_clean_rows(100)
     assert score(rows) > 1.5 * score(rows[:20] * 5)
 
 
@@ -235,7 +239,7 @@ def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
 
 
 def test_rows_behind_ids_in_front_are_near_duplicates(find):
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     tickets = [
         {**row, "text": f"Ticket {500 + 3 * i}: {row['text']}"} for i, row in enumerate((*rows, *rows))
     ]
@@ -248,7 +252,9 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
     ask = "How do I open an account for my business in Germany"
     rows = [{"text": f"{ask}?", "label": "a"}, {"text": "Wo ist meine Karte", "label": "b"}]
     items = [{"text": f"{ask}, please?", "label": "a"}, {"text": "Where is my card", "label": "b"}]
-    reads = reading(RowCheck([write(tmp_path / "train.jsonl", rows)], prompt="text", reference="label"))
+    reads = recognise_rows(
+        RowCheck([write(tmp_path / "train.jsonl", rows)], prompt="text", reference="label")
+    )
     train, test = (
         read_table([write(tmp_path / f"{n}.jsonl", of)], reads)
         for n, of in (("train", rows), ("test", items))
@@ -279,7 +285,7 @@ def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
     ]
     rows = [{"text": ask, "label": "ab"[i in (1, 2, 3, 4, 7)]} for i, ask in enumerate([*asks, "Bye"])]
     asked = RowCheck([write(tmp_path / "rows.jsonl", rows)], prompt="text", reference="label")
-    table = read_table(list(asked.files), reading(asked))
+    table = read_table(list(asked.files), recognise_rows(asked))
 
     def encode(texts):
         return np.eye(20)[[0 if re.search("card|Karte", text) else 1 + len(text) % 19 for text in texts]]
@@ -292,8 +298,8 @@ def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
 
 
 def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
-    rows = clean_rows(60)
-    test = [{"question": row["text"], "answer": row["label"]} for row in clean_rows(60)[:9]]
+    rows = make_clean_rows(60)
+    test = [{"question": row["text"], "answer": row["label"]} for row in make_clean_rows(60)[:9]]
     (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)]))
     assert lines(found) == list(range(1, 10))
 
@@ -304,8 +310,10 @@ def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path
     told = {"command": "harness data split", "parameters": {"group": "article"}, "licenses": [], "notes": []}
     told["outputs"] = [{"file": f"{n}.jsonl", "rows": 200, "sha256": n} for n in ("train", "test")]
     (tmp_path / "split.manifest.json").write_text(json.dumps(told))
-    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
-    train, test = (write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", clean_rows()), ("test", other)))
+    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in make_clean_rows(200, seed=4)]
+    train, test = (
+        write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", make_clean_rows()), ("test", other))
+    )
     assert grouping_column(train) == "article"
     found = examine_rows(RowCheck([train], test=[test], only=["traits"])).findings
     assert alarms(found) == []
@@ -331,7 +339,7 @@ def run_command(command):
     [(("text", "label"), "exact"), (("Customer text", "Team"), "exact"), (("text", "label"), "answer")],
 )
 def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, columns, repeated):
-    rows = [dict(zip(columns, row.values(), strict=True)) for row in clean_rows(80)]
+    rows = [dict(zip(columns, row.values(), strict=True)) for row in make_clean_rows(80)]
     others = [{**row, columns[1]: LABELS[0]} if repeated == "answer" else row for row in rows[1:40:4]]
     files = [write(tmp_path / "a.jsonl", rows[:40]), write(tmp_path / "b.jsonl", [*rows[40:], *others])]
     only = ["repeated_rows", "conflicting_answers"]
@@ -344,7 +352,7 @@ def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, colu
 
 
 def test_what_is_wrong_in_each_of_two_files_is_mended_in_both(tmp_path):
-    rows = [{**row, "text": f"{row['text']} caf\u00c3\u00a9"} for row in clean_rows(80)]
+    rows = [{**row, "text": f"{row['text']} caf\u00c3\u00a9"} for row in make_clean_rows(80)]
     files = [write(tmp_path / f"{name}.jsonl", of) for name, of in (("a", rows[:40]), ("b", rows[40:]))]
     (found,) = alarms(examine_rows(RowCheck(files, only=["encoding_damage"])).findings)
     run_command(found.command)
@@ -353,7 +361,7 @@ def test_what_is_wrong_in_each_of_two_files_is_mended_in_both(tmp_path):
 
 
 def test_a_test_file_may_be_named_as_a_part_of_a_command(find, tmp_path):
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     test = write(tmp_path / "FILE.jsonl", rows[:5])
     (found,) = alarms(find(rows, "test_leaks", test=[test]))
     assert f"--against {test} --out {tmp_path}/rows.dedup.jsonl" in found.command

@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from checked_rows import WORDS, alarms, clean_rows, in_layout, lines, reading, texts, write
+from checked_rows import WORDS, alarms, fill_layout, lines, make_clean_rows, recognise_rows, texts, write
 from rouge_score.rouge_scorer import RougeScorer
 from test_formats import ROWS as LAYOUT_ROWS
 from typer.testing import CliRunner
@@ -22,7 +22,7 @@ from harness.experiment.check_rows import RowCheck, examine_rows
 
 
 def test_damaged_encoding_is_found_and_mended_in_the_example(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[5]["text"] += " café über"
     rows[9]["text"] += " " + "café über".encode().decode("cp1252")
     rows[11]["text"] += " caf\ufffd"
@@ -33,7 +33,7 @@ def test_damaged_encoding_is_found_and_mended_in_the_example(find):
 
 
 def test_control_characters_are_found_as_clean_mends_them(find, tmp_path):
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     rows[3]["text"] += "\x00 tum"
     rows[5]["text"] += "\r\ntum"
     rows[7]["text"] += "\ttum\ntum"
@@ -57,14 +57,14 @@ def test_control_characters_are_found_as_clean_mends_them(find, tmp_path):
     ],
 )
 def test_an_a_with_a_tilde_that_names_the_letter_is_no_damage(find, text, mended):
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     rows[3]["text"] = text
     assert [lines(f) for f in alarms(find(rows, "encoding_damage"))] == ([] if mended == text else [[4]])
     assert clean_text(text)[0] == mended
 
 
 def test_rows_that_cannot_be_used_are_counted_by_why(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[3]["text"] = " "
     del rows[8]["label"]
     (found,) = alarms(find(rows, "missing_values"))
@@ -73,7 +73,7 @@ def test_rows_that_cannot_be_used_are_counted_by_why(find):
 
 
 def test_a_column_of_texts_and_numbers_is_found(find):
-    rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(clean_rows())]
+    rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(make_clean_rows())]
     (found,) = alarms(find(rows, "missing_values"))
     assert (found.count, lines(found)) == (40, list(range(1, 41)))
 
@@ -97,17 +97,17 @@ def test_personal_data_are_known_by_their_form_and_check_digits(text, kinds):
 
 
 def test_an_example_of_personal_data_is_masked(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[0]["text"] += " ann.lee@example.org"
     (found,) = alarms(find(rows, "personal_data"))
     assert found.example.endswith(": a••.•••@•••••••.•••")
 
 
 def test_rows_beyond_the_context_are_all_found(tmp_path):
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[6]["text"] = "word " * 500
     asked = RowCheck([write(tmp_path / "rows.jsonl", rows)])
-    table = read_table(asked.files, reading(asked))
+    table = read_table(asked.files, recognise_rows(asked))
     words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
     found = check.check_rows(table, check.CheckContext(tokenizer=words), ["amount"])
     assert lines(found[0]) == [7]
@@ -117,7 +117,7 @@ def test_rows_beyond_the_context_are_all_found(tmp_path):
 def test_tokens_are_counted_by_the_tokenizer_of_the_base(find, tmp_path):
     import tiny_model
 
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[6]["text"] = "parcel " * 300
     found = find(rows, "amount", base=str(tiny_model.build(tmp_path / "tiny")))
     assert lines(found[0]) == [7]
@@ -145,9 +145,9 @@ def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
 @pytest.mark.parametrize("layout", sorted(LAYOUT_ROWS.keys() - {"transcript"}))
 def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(find, tmp_path, layout):
     asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
-    assert alarms(find([in_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
+    assert alarms(find([fill_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
     asked[7:10:2] = [("What now?", f"{WORDS[7]} \n"), ("What then?", f" {WORDS[8]}")]
-    found = alarms(find([in_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats"))
+    found = alarms(find([fill_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats"))
     assert [(f.title, lines(f)) for f in found] == [
         ("answers with white space behind them", [8]),
         ("answers with white space in front of them", [10]),
@@ -179,7 +179,7 @@ def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
 def test_white_space_behind_a_transcript_is_found_and_cut_and_what_is_in_front_of_it_is_its_form(
     find, tmp_path
 ):
-    rows = [in_layout(LAYOUT_ROWS["transcript"], f"{a}?", f"It is {b}") for a, b in pairwise(WORDS[:30])]
+    rows = [fill_layout(LAYOUT_ROWS["transcript"], f"{a}?", f"It is {b}") for a, b in pairwise(WORDS[:30])]
     assert alarms(find(rows, "answer_formats")) == []
     rows[3]["chosen"] += " \n"
     (found,) = alarms(find(rows, "answer_formats"))
@@ -263,7 +263,7 @@ def test_rows_of_another_language_are_found(find):
 
 
 def test_a_word_of_two_alphabets_is_found_and_a_greek_unit_is_not(find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     rows[0]["text"] += " 5 μm"
     rows[1]["text"] += " p\u0430ypal"
     (found,) = alarms(find(rows, "languages"))
@@ -300,7 +300,7 @@ def test_languages_of_equal_shares_are_the_files_own(find):
 
 
 def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
-    rows = clean_rows()
+    rows = make_clean_rows()
     secrets = ("jane.roe@example.com", "+49 6151 123456")
     for i in range(20, 65, 5):
         text = f"{'ab ' * (i // 3)}{secrets[i % 2]} was the café"
@@ -331,7 +331,7 @@ def test_thumbs_are_a_layout_and_no_fault(find, thumbs):
 
 
 def test_half_of_the_labels_missing_is_an_error_and_no_refusal(find):
-    rows = [{**row, "label": row["label"] if i % 2 else None} for i, row in enumerate(clean_rows(60))]
+    rows = [{**row, "label": row["label"] if i % 2 else None} for i, row in enumerate(make_clean_rows(60))]
     found = find(rows, "missing_values")
     assert [(f.severity, f.count) for f in alarms(found)] == [("error", 30)]
 
@@ -357,7 +357,7 @@ def test_calls_of_tools_are_read_as_openai_writes_them(find):
             ],
             "tools": [{"type": "function", "function": {"name": "add"}}],
         }
-        for row in clean_rows(40)
+        for row in make_clean_rows(40)
     ]
     assert alarms(find(rows)) == []
 

@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of, some_rows, written
+from edited_rows import (
+    ASKED,
+    draw_rows,
+    jsonl,
+    list_written_rows,
+    manifest,
+    read,
+    read_refusal,
+    rows_of,
+    run_data,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +50,7 @@ def test_cleaning_a_clean_text_changes_nothing(text):
     assert clean_text(once) == (once, [])
 
 
-@given(some_rows("text", "label", "other"))
+@given(draw_rows("text", "label", "other"))
 def test_every_row_is_written_or_dropped_once_and_in_order(rows):
     outcomes = list(clean(rows, ASKED))
     assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
@@ -72,9 +82,9 @@ def test_a_pair_needs_both_answers_and_a_question_one():
     pairs = rows_of(
         {"prompt": "a", "chosen": "x", "rejected": ""}, {"prompt": "a", "chosen": "x", "rejected": "y"}
     )
-    assert written(clean(pairs, find_roles(Rows("r", "r", pairs)))) == pairs[1:]
+    assert list_written_rows(clean(pairs, find_roles(Rows("r", "r", pairs)))) == pairs[1:]
     asked = rows_of({"question": "a", "answers": ["", "x"]}, {"question": "a", "answers": []})
-    assert written(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
+    assert list_written_rows(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
 
 
 def test_a_pair_of_equal_answers_is_dropped_as_it_says_nothing():
@@ -87,8 +97,8 @@ def test_a_pair_of_equal_answers_is_dropped_as_it_says_nothing():
 
 def test_rows_with_lost_signs_are_dropped_where_that_is_asked_for(data):
     jsonl(Path("r.jsonl"), [{"text": "caf\ufffd", "label": "a"}, {"text": "tea", "label": "b"}])
-    assert done(data, "clean", "r.jsonl", "--out", "kept.jsonl").startswith("2 read, 2 written\n")
-    assert "1 dropped: lost signs (U+FFFD)" in done(
+    assert run_data(data, "clean", "r.jsonl", "--out", "kept.jsonl").startswith("2 read, 2 written\n")
+    assert "1 dropped: lost signs (U+FFFD)" in run_data(
         data, "clean", "r.jsonl", "--drop-lost", "--out", "new.jsonl"
     )
     assert read("new.jsonl") == [{"text": "tea", "label": "b"}]
@@ -98,13 +108,13 @@ def test_what_a_terminal_would_obey_is_not_printed(data):
     jsonl(Path("r\x1b[31m.jsonl"), [{"text": "a", "label": "b"}])
     code, _, err = data("clean", "r\x1b[31m.jsonl", "--out", "x.jsonl")
     assert (code, "\x1b" in err, "r.jsonl" in err) == (0, False, True)
-    assert "\x1b" not in refused(data, "clean", "r\x1b[31m.jsonl", "--out", "r\x1b[31m.jsonl")
+    assert "\x1b" not in read_refusal(data, "clean", "r\x1b[31m.jsonl", "--out", "r\x1b[31m.jsonl")
 
 
 def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
     Path("t.csv").write_text("text;label;no\nRÃ¼ck;refund;1\n;refund;2\nHi ;card;3\n", encoding="utf-8")
-    said = done(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
-    done(data, "clean", "t.csv", "--out", "b.csv", "--license", "CC0", "--note", "no names")
+    said = run_data(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
+    run_data(data, "clean", "t.csv", "--out", "b.csv", "--license", "CC0", "--note", "no names")
     assert said.startswith("3 read, 2 written, 1 dropped, 2 changed\n")
     assert read("a.csv") == [
         {"text": "Rück", "label": "refund", "no": "1"},
@@ -122,7 +132,7 @@ def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
 
 def test_a_dry_run_prints_the_changes_and_writes_nothing(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}, {"prompt": "b", "reference": ""}])
-    said = done(data, "clean", "r.jsonl", "--dry-run")
+    said = run_data(data, "clean", "r.jsonl", "--dry-run")
     assert "r.jsonl:2: dropped, an empty answer" in said
     assert sorted(p.name for p in Path().iterdir()) == ["r.jsonl"]
 
@@ -133,7 +143,7 @@ def test_decisions_drop_keep_and_relabel(data):
     Path("d.json").write_text(
         json.dumps({"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows})
     )
-    done(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    run_data(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
     assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
     assert manifest("n.jsonl")["parameters"]["decisions"] == [
@@ -155,10 +165,10 @@ def test_decisions_drop_keep_and_relabel(data):
 def test_decisions_that_do_not_fit_are_refused(data, decisions, found):
     file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
     Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), **decisions}))
-    assert found in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    assert found in read_refusal(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
 
 
-def two_columns(answers="category"):
+def write_two_columns(answers="category"):
     """Write three rows with two columns that might answer, and a decision on one of them."""
     rows = [{"text": t, "label": "open", "category": "x"} for t in "abc"]
     digest = checksum(jsonl(Path("r.jsonl"), rows))
@@ -167,12 +177,12 @@ def two_columns(answers="category"):
 
 
 def test_a_label_goes_into_the_column_that_was_looked_at(data):
-    two_columns()
+    write_two_columns()
     words = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
-    assert "labels of the column 'category', where 'label' answers" in refused(
+    assert "labels of the column 'category', where 'label' answers" in read_refusal(
         data, *words, "--reference", "label"
     )
-    done(data, *words)
+    run_data(data, *words)
     assert [(row["label"], row["category"]) for row in read("n.jsonl")] == [
         ("open", "x"),
         ("open", "y"),
@@ -180,7 +190,7 @@ def test_a_label_goes_into_the_column_that_was_looked_at(data):
     ]
 
 
-def by_two_columns(label):
+def write_template_rows(label):
     """Write rows whose label a template makes of two columns, and a decision that relabels one of them."""
     rows = [{"text": f"q{i}", "team": team, "rank": rank} for i, (team, rank) in enumerate(TEAMS)]
     digest = checksum(jsonl(Path("r.jsonl"), rows))
@@ -193,27 +203,27 @@ OF_TWO = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", 
 
 
 def test_a_label_of_several_columns_goes_into_all_of_them(data):
-    rows = by_two_columns("fee-2")
-    done(data, *OF_TWO)
+    rows = write_template_rows("fee-2")
+    run_data(data, *OF_TWO)
     assert read("n.jsonl") == [rows[0], {**rows[1], "team": "fee", "rank": 2}, *rows[2:]]
     (changed,) = manifest("n.jsonl")["rows"]
     assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
 
 
 def test_a_label_of_several_columns_that_no_row_has_is_refused(data):
-    by_two_columns("fee-3")
-    assert "row 2: found the label 'fee-3', which no row has" in refused(data, *OF_TWO)
+    write_template_rows("fee-3")
+    assert "row 2: found the label 'fee-3', which no row has" in read_refusal(data, *OF_TWO)
 
 
 def test_labels_of_one_column_are_refused_where_several_answer(data):
-    by_two_columns("fee-2")
-    said = refused(data, *OF_TWO, "--reference", "{rank} of {team}")
+    write_template_rows("fee-2")
+    said = read_refusal(data, *OF_TWO, "--reference", "{rank} of {team}")
     assert "where 'rank', 'team' answer" in said
     assert 'such as "column": "{rank} {team}"' in said
 
 
 def test_labels_of_two_columns_are_not_kept_in_one_file(data):
-    digest = two_columns()
+    digest = write_two_columns()
     with pytest.raises(
         UserError, match="decisions on the column 'category'; expected those on the column 'label'"
     ):
@@ -226,9 +236,9 @@ def test_a_template_names_the_columns_that_ask(data):
         Path("r.jsonl"), [*rows, {**rows[0], "subject": "Other"}, {"subject": "", "body": "", "queue": "x"}]
     )
     words = ("--prompt", "{subject}: {body}", "--reference", "queue")
-    assert done(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
-    assert done(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
-    assert "no column 'topic'" in refused(
+    assert run_data(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
+    assert run_data(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
+    assert "no column 'topic'" in read_refusal(
         data, "clean", "r.jsonl", "--prompt", "{topic}: {body}", "--out", "m.jsonl"
     )
 
@@ -237,7 +247,7 @@ def test_a_number_is_not_relabelled(data):
     file = jsonl(Path("r.jsonl"), [{"text": "a", "label": 3}])
     rows = {"1": {"decision": "relabel", "label": "y"}}
     Path("d.json").write_text(json.dumps({"digest": checksum(file), "column": "label", "rows": rows}))
-    said = refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    said = read_refusal(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert "r.jsonl:1: found a int in 'label', to be relabelled" in said
 
 
@@ -251,16 +261,16 @@ def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(
         Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), **decisions}))
         words = ("clean", "r.parquet", "--decisions", "d.json", "--out")
         if said:
-            assert said in refused(data, *words, "m.parquet")
+            assert said in read_refusal(data, *words, "m.parquet")
         else:
-            done(data, *words, "n.parquet")
+            run_data(data, *words, "n.parquet")
             assert [row["label"] for row in read("n.parquet")] == [1, 2]
 
 
 def test_a_file_that_is_no_decisions_is_not_printed(data):
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
     Path("d.json").write_bytes(b"\xff secret" * 99)
-    assert "secret" not in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    assert "secret" not in read_refusal(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
 
 
 def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
@@ -290,17 +300,17 @@ def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
 def test_half_of_the_labels_may_be_missing(data):
     rows = [{"text": f"{i} q{i}w", "label": "x" if i % 2 else None} for i in range(20)]
     jsonl(Path("r.jsonl"), rows)
-    assert done(data, "clean", "r.jsonl", "--out", "n.jsonl").startswith("20 read, 10 written")
+    assert run_data(data, "clean", "r.jsonl", "--out", "n.jsonl").startswith("20 read, 10 written")
 
 
 def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
     of = {"instruction": "Who?", "completions": [{"response": "a", "overall_score": 3}]}
     odd = {**of, "completions": [{"response": "a", "overall_score": "N/A"}]}
     jsonl(Path("r.jsonl"), [of, odd, of])
-    assert "1 dropped: the rating 'N/A'" in done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert "1 dropped: the rating 'N/A'" in run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
     thumbs = [{"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False)]
     jsonl(Path("t.jsonl"), thumbs)
-    done(data, "clean", "t.jsonl", "--out", "m.jsonl")
+    run_data(data, "clean", "t.jsonl", "--out", "m.jsonl")
     assert read("m.jsonl") == thumbs
 
 
@@ -319,5 +329,5 @@ def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, co
     asks = {} if column == "messages" else {"prompt": "a"}
     digest = checksum(jsonl(Path("r.jsonl"), [{**asks, column: before}]))
     keep_decision("r.jsonl", 1, RowDecision("relabel", "y"), digest, column)
-    done(data, "clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
+    run_data(data, "clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{**asks, column: after}]

@@ -3,7 +3,18 @@
 from pathlib import Path
 
 import pytest
-from edited_rows import ASKED, LONG, done, jsonl, manifest, read, refused, rows_of, some_rows, written
+from edited_rows import (
+    ASKED,
+    LONG,
+    draw_rows,
+    jsonl,
+    list_written_rows,
+    manifest,
+    read,
+    read_refusal,
+    rows_of,
+    run_data,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import ROWS as LAYOUT_ROWS
@@ -18,49 +29,51 @@ def test_the_named_columns_are_those_of_the_test_file_too(data):
     Path("r.csv").write_text("frage,antwort,n\nwhere is it,here,1\nwho is it,me,2\n")
     Path("t.csv").write_text("frage,antwort,n\nWho is it,me,9\n")
     words = ("--prompt", "frage", "--reference", "antwort")
-    said = done(data, "dedup", "r.csv", "--against", "t.csv", "--out", "n.csv", *words)
+    said = run_data(data, "dedup", "r.csv", "--against", "t.csv", "--out", "n.csv", *words)
     assert said.startswith("2 read, 1 written, 1 dropped")
 
 
 def test_the_manifest_names_a_row_that_stays():
     rows = (LONG, "x"), (f"{LONG} now", "x"), (f"{LONG} NOW", "x")
-    kept, changes = deduped(*rows)
+    kept, changes = dedup_texts(*rows)
     assert kept == [1]
     assert all("of r.jsonl:1 (0.9" in change for change in changes)
 
 
-def deduped(*rows, **options):
+def dedup_texts(*rows, **options):
     """Return what is written, by number, and the changes."""
     made = rows_of(*({"text": text, "label": label} for text, label in rows))
     outcomes = dedup(made, ASKED, **options)
-    return [int(row.where[8:]) for row in written(outcomes)], [str(o.change) for o in outcomes if o.change]
+    return [int(row.where[8:]) for row in list_written_rows(outcomes)], [
+        str(o.change) for o in outcomes if o.change
+    ]
 
 
 def test_equal_rows_are_dropped_and_name_the_one_that_stays():
-    assert deduped(("Hi there", "x"), ("other", "x"), ("hi  THERE", "X")) == (
+    assert dedup_texts(("Hi there", "x"), ("other", "x"), ("hi  THERE", "X")) == (
         [1, 2],
         ["r.jsonl:3: dropped, a duplicate of r.jsonl:1"],
     )
 
 
 def test_nearly_equal_rows_are_dropped_with_their_likeness():
-    kept, changes = deduped((LONG, "x"), (LONG + " now", "x"), ("Where is my card?", "x"))
+    kept, changes = dedup_texts((LONG, "x"), (LONG + " now", "x"), ("Where is my card?", "x"))
     assert kept == [1, 3]
     assert changes[0].startswith("r.jsonl:2: dropped, a near duplicate of r.jsonl:1 (0.9")
 
 
 def test_alike_questions_with_other_answers_are_no_duplicates():
     rows = (LONG, "parcel"), (f"{LONG} now", "address"), (f"{LONG} ok", "address")
-    kept, changes = deduped(*rows)
+    kept, changes = dedup_texts(*rows)
     assert kept == [1, 2]
     assert "r.jsonl:3: dropped, a near duplicate of r.jsonl:2" in changes[0]
-    assert deduped(*rows, alike=1)[0] == [1, 2, 3]
+    assert dedup_texts(*rows, alike=1)[0] == [1, 2, 3]
 
 
 def test_a_near_duplicate_is_found_behind_a_row_of_another_answer():
     answer = " ".join(f"{c}word" for c in "abcdefghijklmnop")
     rows = (LONG, "quite another one"), (f"{LONG} now", answer), (f"{LONG} ok", f"{answer} too")
-    assert deduped(*rows)[0] == [1, 2]
+    assert dedup_texts(*rows)[0] == [1, 2]
 
 
 def test_one_question_under_two_system_prompts_or_with_other_choices_is_no_duplicate():
@@ -68,11 +81,14 @@ def test_one_question_under_two_system_prompts_or_with_other_choices_is_no_dupli
     for name in ("French", "German"):
         system = {"role": "system", "content": f"Answer politely and in {name}"}
         chats = rows_of({"messages": [system, *said]}, {"messages": said})
-        assert len(written(dedup(chats, find_roles(Rows("r", "r", chats))))) == 2
+        assert len(list_written_rows(dedup(chats, find_roles(Rows("r", "r", chats))))) == 2
     choices = rows_of(
         *({"prompt": "Which is larger?", "choices": [a, b], "reference": b} for a, b in ("ab", "cb", "ab"))
     )
-    assert written(dedup(choices, find_roles(Rows("r", "r", choices)), conflicts="drop")) == choices[:2]
+    assert (
+        list_written_rows(dedup(choices, find_roles(Rows("r", "r", choices)), conflicts="drop"))
+        == choices[:2]
+    )
 
 
 def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
@@ -83,14 +99,14 @@ def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
 
 def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():
     rows = ("Where?", "here"), ("other", "x"), ("where?", "there")
-    assert deduped(*rows) == (
+    assert dedup_texts(*rows) == (
         [1, 2, 3],
         [
             "r.jsonl:1: reported, another answer to the question of r.jsonl:3",
             "r.jsonl:3: reported, another answer to the question of r.jsonl:1",
         ],
     )
-    assert deduped(*rows, conflicts="drop")[0] == [2]
+    assert dedup_texts(*rows, conflicts="drop")[0] == [2]
 
 
 def test_one_question_on_two_contexts_is_no_duplicate():
@@ -107,15 +123,15 @@ def test_one_question_on_two_contexts_is_no_duplicate():
 
 
 @settings(max_examples=50)
-@given(some_rows("text", "label"), st.sampled_from(["keep", "drop"]))
+@given(draw_rows("text", "label"), st.sampled_from(["keep", "drop"]))
 def test_dedup_keeps_a_row_of_every_kind_and_invents_none(rows, conflicts):
     outcomes = dedup(rows, ASKED, conflicts=conflicts)
     assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
-    kept = written(outcomes)
+    kept = list_written_rows(outcomes)
     assert [row for row in rows if row in kept] == kept
     places = {row.where for row in kept}
     assert all(o.change.of in places for o in outcomes if o.change and "duplicate" in o.change.reason)
-    assert written(dedup(kept, ASKED, conflicts=conflicts)) == kept
+    assert list_written_rows(dedup(kept, ASKED, conflicts=conflicts)) == kept
 
 
 def test_rows_too_like_a_test_file_are_dropped(data):
@@ -126,15 +142,15 @@ def test_rows_too_like_a_test_file_are_dropped(data):
     ]
     jsonl(Path("r.jsonl"), asked)
     Path("t.csv").write_text(f"prompt,reference\nwhere is my card?,card\n{LONG} now,parcel\n")
-    said = done(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
+    said = run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
     assert said.startswith("3 read, 1 written, 2 dropped")
     assert [(row["reason"], row["of"]) for row in manifest("n.jsonl")["rows"]] == [
         ("in the test file by words in common", "t.csv:3"),
         ("asked in the test file", "t.csv:2"),
     ]
-    done(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "m.jsonl")
+    run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "m.jsonl")
     assert Path("m.jsonl").read_bytes() == Path("n.jsonl").read_bytes()
-    assert "never changed in place" in refused(
+    assert "never changed in place" in read_refusal(
         data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv"
     )
 
@@ -143,7 +159,7 @@ def test_rows_too_like_a_test_file_are_dropped(data):
 def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
     rows = rows_of(LAYOUT_ROWS[name], LAYOUT_ROWS[name])
     roles = find_roles(Rows("r.jsonl", "r", rows))
-    assert written(clean(rows, roles)) == rows
+    assert list_written_rows(clean(rows, roles)) == rows
     assert [outcome.row is None for outcome in dedup(rows, roles)] == [False, True]
     assert read_question_and_answers(rows[0], roles)._replace(choices="").whole == "Who?"
 
@@ -155,12 +171,12 @@ def test_two_trees_that_go_on_otherwise_are_no_duplicates():
         return {"message_tree_id": "a", "prompt": {"role": "prompter", "text": "Who?", "replies": [first]}}
 
     rows = rows_of(tree("yes"), tree("no"), tree("yes"))
-    assert written(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
+    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
 
 
 def test_accepted_answers_in_another_order_are_the_same():
     rows = rows_of({"question": "Who?", "answers": ["a", "b"]}, {"question": "Who?", "answers": ["b", "a"]})
-    assert written(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
+    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
 
 
 def test_ids_in_front_do_not_hide_equal_texts(data):
@@ -169,8 +185,8 @@ def test_ids_in_front_do_not_hide_equal_texts(data):
     ]
     rows = [{"text": f"Ticket {100 + i * 7}: {text}", "label": "x"} for i, text in enumerate((*said, *said))]
     jsonl(Path("r.jsonl"), rows)
-    assert done(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("24 read, 12 written")
-    done(data, "split", "r.jsonl", "--shares", "0.5,0,0.5", "--out", "parts")
+    assert run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("24 read, 12 written")
+    run_data(data, "split", "r.jsonl", "--shares", "0.5,0,0.5", "--out", "parts")
     train, test = (
         {row["text"].partition(": ")[2] for row in read(f"parts/{n}.jsonl")} for n in ("train", "test")
     )
@@ -183,7 +199,7 @@ def test_an_instruction_of_few_test_rows_is_no_leak(data):
     own = [" ".join(f"{c}{i}{c}" for c in "pqrstu") for i in range(40)]
     jsonl(Path("r.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in own[3:]])
     jsonl(Path("t.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in (*own[:3], own[7])])
-    said = done(data, "dedup", "r.jsonl", "--against", "t.jsonl", "--out", "n.jsonl")
+    said = run_data(data, "dedup", "r.jsonl", "--against", "t.jsonl", "--out", "n.jsonl")
     assert said.startswith("37 read, 36 written, 1 dropped")
 
 
@@ -192,11 +208,11 @@ def test_a_template_over_columns_reads_the_test_file_as_well(data):
     jsonl(Path("train.jsonl"), rows)
     jsonl(Path("test.jsonl"), rows[:6])
     named = ("--prompt", "{subject}: {body}", "--reference", "label")
-    said = done(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
+    said = run_data(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
     assert said.startswith("20 read, 14 written")
 
 
 def test_a_column_whose_name_has_braces_is_what_asks(data):
     rows = [{"{{ticket}}": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2]} for i in range(20)]
     jsonl(Path("r.jsonl"), [*rows, rows[3]])
-    assert done(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("21 read, 20 written")
+    assert run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("21 read, 20 written")

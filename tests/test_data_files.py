@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from edited_rows import ASKED, asked_rows, done, jsonl, manifest, read, refused, rows_of
+from edited_rows import ASKED, jsonl, make_distinct_rows, manifest, read, read_refusal, rows_of, run_data
 
 from harness.data import readers
 from harness.data.edit import Edit, EditedRow, save
@@ -32,8 +32,8 @@ def test_the_licence_that_the_card_of_a_data_set_states_is_kept(data, monkeypatc
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
     jsonl(folder / "train.jsonl", [{"prompt": f"Is it {i}?", "reference": "yes"} for i in range(5)])
     (folder / "README.md").write_text(card)
-    done(data, "sample", "hub:me/set", "--rows", "3", "--out", "s.jsonl", "--license", "CC0")
-    done(data, "sample", "s.jsonl", "--rows", "2", "--out", "t.jsonl")
+    run_data(data, "sample", "hub:me/set", "--rows", "3", "--out", "s.jsonl", "--license", "CC0")
+    run_data(data, "sample", "s.jsonl", "--rows", "2", "--out", "t.jsonl")
     assert manifest("s.jsonl")["licenses"] == manifest("t.jsonl")["licenses"] == [*licenses, "CC0"]
 
 
@@ -43,25 +43,25 @@ def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
     jsonl(folder / "train.jsonl", [{"prompt": "Is it?", "reference": "yes"}])
     (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
-    assert "no train rows to be had" in refused(
+    assert "no train rows to be had" in read_refusal(
         data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl"
     )
 
 
 def test_of_a_folder_in_the_place_of_rows_the_files_in_it_are_named(data):
     Path("mine/old").mkdir(parents=True)
-    assert "next: name a file of rows; this folder holds none" in refused(data, "check", "mine")
+    assert "next: name a file of rows; this folder holds none" in read_refusal(data, "check", "mine")
     jsonl(Path("mine/test.jsonl"), [{"prompt": "a", "reference": "x"}])
     Path("mine/old/my rows.csv").write_text("text,label\na,x\n")
-    said = refused(data, "check", "mine")
+    said = read_refusal(data, "check", "mine")
     assert said.startswith("error: mine: found no train rows to be had (")
     assert said.endswith("next: name a file: 'mine/old/my rows.csv', mine/test.jsonl")
 
 
 def test_licence_and_notes_are_carried_along(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
-    done(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")
-    done(data, "clean", "a.jsonl", "--out", "b.jsonl", "--note", "no names")
+    run_data(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")
+    run_data(data, "clean", "a.jsonl", "--out", "b.jsonl", "--note", "no names")
     assert (manifest("b.jsonl")["licenses"], manifest("b.jsonl")["notes"]) == (["CC0"], ["no names"])
 
 
@@ -70,9 +70,9 @@ def test_types_columns_and_order_stay(data, name):
     rows = [{"prompt": "b", "reference": "x", "n": 2, "w": 0.5, "tags": ["u"], "ok": True}] * 2
     rows.append({"prompt": "a", "reference": "y", "n": None, "w": 1.0, "tags": [], "ok": False})
     jsonl(Path("r.jsonl"), rows)
-    done(data, "clean", "r.jsonl", "--out", name)
+    run_data(data, "clean", "r.jsonl", "--out", name)
     assert read(name) == rows
-    done(data, "clean", name, "--out", "again.jsonl")
+    run_data(data, "clean", name, "--out", "again.jsonl")
     assert read("again.jsonl") == rows
 
 
@@ -90,22 +90,22 @@ def test_types_of_parquet_stay(data):
     )
     made = pyarrow.Table.from_pylist([{"prompt": "a ", "reference": "x", "n": 1, "t": None}] * 3, schema)
     pyarrow.parquet.write_table(made, "r.parquet")
-    done(data, "clean", "r.parquet", "--out", "n.parquet")
+    run_data(data, "clean", "r.parquet", "--out", "n.parquet")
     assert pyarrow.parquet.read_schema("n.parquet") == schema
 
 
 def test_a_first_line_that_is_a_row_is_refused(data):
     rows = "".join(f"I lost my card {i} today.,{('card', 'pin')[i % 2]}\n" for i in range(12))
     Path("r.csv").write_text(rows)
-    assert "r.csv:1" in refused(data, "clean", "r.csv", "--out", "n.csv")
-    assert "r.csv:1" in refused(data, "dedup", "r.csv", "--out", "n.csv")
+    assert "r.csv:1" in read_refusal(data, "clean", "r.csv", "--out", "n.csv")
+    assert "r.csv:1" in read_refusal(data, "dedup", "r.csv", "--out", "n.csv")
 
 
 def test_nothing_is_written_into_a_folder_that_is_read_or_in_place_of_the_working_folder(data):
     Path("rows").mkdir()
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
-    assert "the folder that is read" in refused(data, "clean", "rows", "--out", "rows/test.jsonl")
-    assert "the working folder" in refused(data, "split", "rows/train.jsonl", "--out", ".")
+    assert "the folder that is read" in read_refusal(data, "clean", "rows", "--out", "rows/test.jsonl")
+    assert "the working folder" in read_refusal(data, "split", "rows/train.jsonl", "--out", ".")
 
 
 def test_two_parquet_columns_of_one_name_are_refused(data):
@@ -115,7 +115,7 @@ def test_two_parquet_columns_of_one_name_are_refused(data):
     columns = [pyarrow.array(of) for of in (["a"], ["x"], ["1"], ["2"])]
     made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
     pyarrow.parquet.write_table(made, "r.parquet")
-    assert "two columns named 'n'" in refused(data, "clean", "r.parquet", "--out", "n.jsonl")
+    assert "two columns named 'n'" in read_refusal(data, "clean", "r.parquet", "--out", "n.jsonl")
 
 
 def links(file):
@@ -126,15 +126,15 @@ def links(file):
 @pytest.mark.parametrize("out", ["r.jsonl", "./r.jsonl", "soft.jsonl", "hard.jsonl"])
 def test_rows_are_never_changed_in_place(data, out):
     links(jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}]))
-    assert "never changed in place" in refused(data, "clean", "r.jsonl", "--out", out)
+    assert "never changed in place" in read_refusal(data, "clean", "r.jsonl", "--out", out)
 
 
 def test_an_output_that_is_there_is_refused(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
     jsonl(Path("n.jsonl"), [{"mine": 1}])
-    assert "there already" in refused(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert "there already" in read_refusal(data, "clean", "r.jsonl", "--out", "n.jsonl")
     Path("m.jsonl.manifest.json").write_text("{}")
-    assert "m.jsonl.manifest.json" in refused(data, "clean", "r.jsonl", "--out", "m.jsonl")
+    assert "m.jsonl.manifest.json" in read_refusal(data, "clean", "r.jsonl", "--out", "m.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_an_output_that_is_there_is_refused(data):
 )
 def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words, said):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
-    assert said in refused(data, "clean", "r.jsonl", *words)
+    assert said in read_refusal(data, "clean", "r.jsonl", *words)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
 )
 def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, name, content, said):
     Path(name).write_bytes(content)
-    assert said in refused(data, "clean", name, "--out", "n.jsonl")
+    assert said in read_refusal(data, "clean", name, "--out", "n.jsonl")
 
 
-def packed_rows(kind):
+def pack_rows(kind):
     """Pack 5,000 rows that hardly get smaller, so that a half of the bytes holds half of the rows."""
     rng = random.Random(7)
     rows = [{"prompt": f"q{rng.getrandbits(200):x}", "reference": "x"} for _ in range(5000)]
@@ -192,10 +192,10 @@ def packed_rows(kind):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
 def test_a_gzip_file_that_breaks_off_is_refused_at_the_line_in_which_it_does(data, kind):
-    packed, n_lines = packed_rows(kind)
+    packed, n_lines = pack_rows(kind)
     name = f"r.{kind}.gz"
     Path(name).write_bytes(packed[: len(packed) // 2])
-    said = refused(data, "clean", name, "--out", "n.jsonl")
+    said = read_refusal(data, "clean", name, "--out", "n.jsonl")
     line, n_read = re.search(
         rf"r\.{kind}\.gz:(\d+): found a broken gzip file .* of which ([\d,]+)", said
     ).groups()
@@ -207,24 +207,24 @@ def test_a_gzip_file_that_breaks_off_is_refused_at_the_line_in_which_it_does(dat
 
 @pytest.mark.parametrize(("behind", "why"), [(-8, "CRC check failed"), (-4, "Incorrect length")])
 def test_a_gzip_file_of_which_only_the_checksum_is_wrong_is_refused_at_its_last_line(data, behind, why):
-    packed, n_lines = packed_rows("jsonl")
+    packed, n_lines = pack_rows("jsonl")
     packed = bytearray(packed)
     packed[behind] ^= 1
     Path("r.jsonl.gz").write_bytes(packed)
-    said = refused(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
+    said = read_refusal(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
     assert f"r.jsonl.gz:{n_lines}: found a broken gzip file ({why}" in said
     assert "of which 5,000 lines can be read, and any of them may be damaged; expected a whole file" in said
     assert "gzip -cd r.jsonl.gz gives what is left of it" in said
 
 
 def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
-    packed, _ = packed_rows("jsonl")
+    packed, _ = pack_rows("jsonl")
     middle = len(packed) // 2
     for flipped in range(middle, middle + 8):
         Path("r.jsonl.gz").write_bytes(
             packed[:flipped] + bytes([packed[flipped] ^ 255]) + packed[flipped + 1 :]
         )
-        said = refused(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
+        said = read_refusal(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
         assert "found a broken gzip file" in said
 
 
@@ -236,18 +236,18 @@ def test_the_manifest_counts_the_rows_that_hold_personal_data(data):
         "none",
     )
     jsonl(Path("r.jsonl"), [{"prompt": text, "reference": "ab"[i % 2]} for i, text in enumerate(texts)])
-    said = done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    said = run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
     assert "2 rows with e-mail addresses, by their form" in said
     assert manifest("n.jsonl")["personal_data"] == {"e-mail addresses": 2, "phone numbers": 2}
     jsonl(Path("few.jsonl"), [{"prompt": "none", "reference": "a"}])
-    done(data, "clean", "few.jsonl", "--out", "m.jsonl")
+    run_data(data, "clean", "few.jsonl", "--out", "m.jsonl")
     assert "personal_data" not in manifest("m.jsonl")
 
 
 def test_an_answer_that_is_a_list_in_one_row_is_refused_at_its_line(data):
     rows = [{"text": f"row {i}", "label": ["a"] if i == 3 else "ab"[i % 2], "day": i} for i in range(9)]
     jsonl(Path("r.jsonl"), rows)
-    said = refused(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    said = read_refusal(data, "clean", "r.jsonl", "--out", "n.jsonl")
     assert "r.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
 
 
@@ -262,10 +262,10 @@ def test_each_odd_type_of_a_column_is_refused_at_its_line(data):
 
 def test_mixed_types_are_refused_where_a_column_has_one_type(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
-    assert "r.jsonl:2: found a str in 'n'" in refused(data, "clean", "r.jsonl", "--out", "n.parquet")
+    assert "r.jsonl:2: found a str in 'n'" in read_refusal(data, "clean", "r.jsonl", "--out", "n.parquet")
     jsonl(Path("l.jsonl"), [{"prompt": "a", "reference": "x", "n": [1]}])
-    assert "l.jsonl:1: found a list in 'n'" in refused(data, "clean", "l.jsonl", "--out", "n.csv")
-    done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert "l.jsonl:1: found a list in 'n'" in read_refusal(data, "clean", "l.jsonl", "--out", "n.csv")
+    run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
     assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
 
 
@@ -274,10 +274,10 @@ def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named
         "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
     )
     for verb in ("clean", "dedup", "split"):
-        assert "'card', which 5 rows hold" in refused(
+        assert "'card', which 5 rows hold" in read_refusal(
             data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n"
         )
-    done(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
+    run_data(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
     code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
     assert (code, "warning: r.csv:1" in err) == (0, True)
 
@@ -287,13 +287,13 @@ def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
 
     rows = list(clean(rows_of({"text": "a", "label": "x"}), ASKED))
 
-    def slow():
+    def yield_slowly():
         yield from rows
         Path("n.jsonl").write_text("mine")
 
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
     with pytest.raises(UserError, match="a file that came while this one was made"):
-        save(Edit("clean", {}, ["r.jsonl"]), slow(), Path("n.jsonl"))
+        save(Edit("clean", {}, ["r.jsonl"]), yield_slowly(), Path("n.jsonl"))
     assert sorted(p.name for p in Path().iterdir()) == ["n.jsonl", "r.jsonl"]
     assert Path("n.jsonl").read_text() == "mine"
 
@@ -301,12 +301,12 @@ def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
 @pytest.mark.parametrize("moved", ["c.csv", "b.csv.gz"])
 def test_the_licence_goes_with_a_manifest_that_is_renamed_and_a_file_that_is_packed(data, moved):
     Path("a.csv").write_text("text,label\na,x\n")
-    done(data, "clean", "a.csv", "--out", "b.csv", "--license", "CC0")
+    run_data(data, "clean", "a.csv", "--out", "b.csv", "--license", "CC0")
     content = Path("b.csv").read_bytes()
     Path(moved).write_bytes(gzip.compress(content) if moved.endswith(".gz") else content)
     if not moved.endswith(".gz"):
         Path("b.csv.manifest.json").rename(f"{moved}.manifest.json")
-    done(data, "dedup", moved, "--out", "d.csv")
+    run_data(data, "dedup", moved, "--out", "d.csv")
     assert manifest("d.csv")["licenses"] == ["CC0"]
 
 
@@ -315,14 +315,14 @@ def test_the_licence_goes_with_a_manifest_that_is_renamed_and_a_file_that_is_pac
 )
 def test_an_output_that_would_stand_in_the_way_is_refused(data, out, said):
     Path("r.csv").write_text("text,label\na,x\n")
-    assert said in refused(data, "clean", "r.csv", "--out", out)
+    assert said in read_refusal(data, "clean", "r.csv", "--out", out)
 
 
 def test_a_file_named_in_capitals_is_read_and_a_quote_that_is_open_stands_at_its_line(data):
     Path("R.CSV").write_text('text,label\na,x\n"b,y\nc,x\n')
-    assert "R.CSV:3: found" in refused(data, "clean", "R.CSV", "--out", "n.csv")
+    assert "R.CSV:3: found" in read_refusal(data, "clean", "R.CSV", "--out", "n.csv")
     Path("R.CSV").write_text("text,label\na,x\n")
-    done(data, "clean", "R.CSV", "--out", "N.CSV")
+    run_data(data, "clean", "R.CSV", "--out", "N.CSV")
     assert read("N.CSV") == [{"text": "a", "label": "x"}]
 
 
@@ -330,19 +330,19 @@ def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(da
     Path("rows").mkdir()
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
     jsonl(Path("rows/train-2.jsonl"), [{"other": [1]}])
-    assert "prompt: string" in refused(data, "clean", "rows", "--out", "n.jsonl")
+    assert "prompt: string" in read_refusal(data, "clean", "rows", "--out", "n.jsonl")
 
 
 def test_a_field_that_stands_twice_is_refused(data):
     Path("r.jsonl").write_text('{"prompt": "a", "reference": "x", "prompt": "b"}\n')
-    assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in refused(
+    assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in read_refusal(
         data, "clean", "r.jsonl", "--out", "n.jsonl"
     )
 
 
 def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
-    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in refused(
+    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in read_refusal(
         data, "clean", "r.jsonl", "--out", "n.parquet"
     )
 
@@ -351,13 +351,13 @@ def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
 @pytest.mark.parametrize("content", [b"", b"text,label\n"])
 def test_a_file_without_a_row_is_refused_with_a_next_step(data, verb, content):
     Path("r.csv").write_bytes(content)
-    assert refused(data, verb, "r.csv", "--out", "n.csv").endswith("; next: name a file with rows")
+    assert read_refusal(data, verb, "r.csv", "--out", "n.csv").endswith("; next: name a file with rows")
 
 
 @pytest.mark.parametrize("text", ["text,label\nhi,x\n", "héhé,x\n" * 2_000])
 def test_plain_text_that_is_named_gz_is_told_to_be_renamed(data, text):
     Path("my rows.csv.gz").write_text(text, encoding="utf-8")
-    said = refused(data, "clean", "my rows.csv.gz", "--out", "n.csv")
+    said = read_refusal(data, "clean", "my rows.csv.gz", "--out", "n.csv")
     assert "plain text in a file named .gz; expected a file that gzip packed" in said
     assert said.endswith("mv 'my rows.csv.gz' 'my rows.csv'")
 
@@ -371,22 +371,22 @@ def test_only_columns_that_are_there_are_said_to_ask(data):
 def test_licence_and_notes_are_carried_along_where_a_link_is_read(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
     Path("versions").mkdir()
-    done(data, "clean", "r.jsonl", "--out", "versions/1.jsonl", "--license", "CC0")
+    run_data(data, "clean", "r.jsonl", "--out", "versions/1.jsonl", "--license", "CC0")
     Path("latest.jsonl").symlink_to("versions/1.jsonl")
-    done(data, "clean", "latest.jsonl", "--out", "n.jsonl")
+    run_data(data, "clean", "latest.jsonl", "--out", "n.jsonl")
     assert manifest("n.jsonl")["licenses"] == ["CC0"]
 
 
 def test_a_pipe_is_refused_as_what_it_is(data):
     os.mkfifo("rows.jsonl")
-    said = refused(data, "clean", "rows.jsonl", "--out", "n.jsonl")
+    said = read_refusal(data, "clean", "rows.jsonl", "--out", "n.jsonl")
     assert "rows.jsonl: found a pipe or a device; expected a file whose name says its kind" in said
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
 def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
     def outcomes():
-        yield EditedRow(asked_rows(1)[0])
+        yield EditedRow(make_distinct_rows(1)[0])
         signal.raise_signal(ended_by)
 
     with pytest.raises(SystemExit) as ended:
@@ -422,10 +422,10 @@ def test_nan_in_parquet_is_a_cell_without_a_value(data):
     labels = [float("nan") if i % 5 == 0 else float(i % 2) for i in range(20)]
     texts = [f"{i * i} q{i}w v{i}u" for i in range(20)]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), "n.parquet")
-    assert "4 dropped: an empty answer" in done(data, "clean", "n.parquet", "--out", "n.jsonl")
+    assert "4 dropped: an empty answer" in run_data(data, "clean", "n.parquet", "--out", "n.jsonl")
     assert {row["label"] for row in read("n.jsonl")} == {0.0, 1.0}
 
 
 def test_the_ending_of_a_name_says_the_separator(data):
     Path("x.tsv.csv").write_text("text,label\nWhere is it?,a\nWho is it?,b\n")
-    assert done(data, "clean", "x.tsv.csv", "--out", "o.csv").startswith("2 read, 2 written")
+    assert run_data(data, "clean", "x.tsv.csv", "--out", "o.csv").startswith("2 read, 2 written")

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from checked_rows import LABELS, clean_rows, write
+from checked_rows import LABELS, make_clean_rows, write
 from typer.testing import CliRunner
 
 import harness.experiment as experiment
@@ -34,7 +34,7 @@ def harness(*words):
     return done.stdout
 
 
-def wrong_labels(rows):
+def change_labels(rows):
     """Give one row of five another label."""
     rng = random.Random(1)
     return [
@@ -46,11 +46,11 @@ def wrong_labels(rows):
 
 
 @pytest.fixture
-def mended(tmp_path, monkeypatch):
+def training_sets(tmp_path, monkeypatch):
     """Check, clean, deduplicate and split rows, and compare a classifier on each file."""
     monkeypatch.chdir(tmp_path)
-    rows = clean_rows(N + N_TEST)
-    messy = wrong_labels(rows[:N])
+    rows = make_clean_rows(N + N_TEST)
+    messy = change_labels(rows[:N])
     write(Path("messy.jsonl"), [*messy, *messy[:N_AGAIN]])
     write(Path("held.jsonl"), rows[N:])
     found = json.loads(harness("check", "messy.jsonl", "--json"))["findings"]
@@ -68,9 +68,9 @@ def mended(tmp_path, monkeypatch):
     return {one.candidate: one for one in table.sets}
 
 
-def test_mended_labels_raise_the_score_and_dropped_duplicates_leave_it(mended):
-    assert mended["relabelled"].difference.low > 0
-    again = mended["unique"].difference
+def test_mended_labels_raise_the_score_and_dropped_duplicates_leave_it(training_sets):
+    assert training_sets["relabelled"].difference.low > 0
+    again = training_sets["unique"].difference
     assert again.low > 0
     assert Path("unique.jsonl").read_bytes().count(b"\n") == N
-    assert abs(mended["unique"].score - mended["relabelled"].score) < 0.05
+    assert abs(training_sets["unique"].score - training_sets["relabelled"].score) < 0.05

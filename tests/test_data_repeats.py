@@ -1,7 +1,7 @@
 """Repeated rows by one rule: what `data check` names as repeated is what `data dedup` drops, in every layout."""
 
 import pytest
-from checked_rows import WORDS, alarms, clean_rows, in_layout, lines
+from checked_rows import WORDS, alarms, fill_layout, lines, make_clean_rows
 from edited_rows import LONG
 from test_formats import ROWS as LAYOUT_ROWS
 
@@ -13,13 +13,13 @@ OTHERS = [f"{WORDS[i]} {WORDS[2 * i]} {WORDS[-i]} {WORDS[-2 * i]}?" for i in ran
 PRIMARY = "Name a primary colour of light."
 
 
-def dropped(path, **named):
+def list_dropped_rows(path, **named):
     content = readers.read(path, "train")
     outcomes = dedup(content.rows, find_roles(content, **named))
     return [i for i, outcome in enumerate(outcomes, start=1) if outcome.row is None]
 
 
-def repeated(find, rows, **named):
+def list_repeated_rows(find, rows, **named):
     return sorted(line for f in alarms(find(rows, "repeated_rows", **named)) for line in lines(f))
 
 
@@ -39,27 +39,27 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
         (f"{LONG} ok", f"{LONG} {WORDS[3]}"),
         (f"{LONG} so", f"{LONG} {WORDS[4]}"),
     ]
-    rows = [in_layout(LAYOUT_ROWS[layout], *of) for of in asked]
+    rows = [fill_layout(LAYOUT_ROWS[layout], *of) for of in asked]
     n = len(OTHERS)
     # Of questions with choices a rarer answer stands among others, which make another question of it.
     repeats = [n + 5] if "choices" in LAYOUT_ROWS[layout] else [n + 4, n + 5, n + 8]
-    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == repeats
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
 
 def test_pairs_with_another_rejected_answer_repeat_nothing(find, tmp_path):
     rows = [{"prompt": q, "chosen": "Yes, of course.", "rejected": "No."} for q in OTHERS]
     rows += [{**rows[0], "rejected": "Never."}, {**rows[1], "rejected": "no."}]
-    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [len(rows)]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
 
 
 def test_labels_that_are_nearly_equal_are_two_answers(find, tmp_path):
-    rows = [{**row, "label": f"card {row['label']} not received"} for row in clean_rows(60)]
+    rows = [{**row, "label": f"card {row['label']} not received"} for row in make_clean_rows(60)]
     rows += [
         {"text": LONG, "label": "card refund not received"},
         {"text": f"{LONG} now", "label": "card refunds not received"},
     ]
     rows += [{"text": f"{LONG} ok", "label": "Card refund not received."}]
-    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [63]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [63]
 
 
 @pytest.mark.parametrize("layout", ["question", "Dolly"])
@@ -71,7 +71,7 @@ def test_two_questions_on_one_long_context_repeat_nothing(find, tmp_path, layout
         {ask: f"{LONG} now", "context": context, answer: "Yes"},
         {ask: LONG, "context": context, answer: "Yes"},
     ]
-    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [len(rows)]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
 
 
 def test_a_template_over_columns_adds_nothing_to_what_is_compared(find, tmp_path):
@@ -82,7 +82,7 @@ def test_a_template_over_columns_adds_nothing_to_what_is_compared(find, tmp_path
         {"text": f"{OTHERS[0]} {OTHERS[1][:-2]}", "queue": "x"},
     ]
     named = {"prompt": template, "reference": "queue"}
-    assert repeated(find, rows, **named) == dropped(str(tmp_path / "rows.jsonl"), **named)
+    assert list_repeated_rows(find, rows, **named) == list_dropped_rows(str(tmp_path / "rows.jsonl"), **named)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_code_that_differs_in_indentation_or_options_repeats_nothing(find, tmp_p
             dict(zip(("prompt", "completion"), of[::-1] if flipped else of, strict=True)) for of in asked[-2:]
         ]
         rows = [*({"prompt": question, "completion": question[:6]} for question in OTHERS), *rows]
-        assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == []
+        assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == []
 
 
 def test_lines_that_are_broken_otherwise_are_the_same_prose(find, tmp_path):
@@ -110,4 +110,4 @@ def test_lines_that_are_broken_otherwise_are_the_same_prose(find, tmp_path):
         {"prompt": "Who are you?\nTell me - now", "completion": "Me"},
         {"prompt": "who are you?  Tell me - now", "completion": "me"},
     ]
-    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [len(rows)]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from checked_rows import LABELS, alarms, clean_rows, write
+from checked_rows import LABELS, alarms, make_clean_rows, write
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -75,7 +75,7 @@ SPELT = {
 
 @pytest.mark.parametrize("layout", SPELT)
 def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, layout):
-    rows = clean_rows(40)
+    rows = make_clean_rows(40)
     for i in (0, 4, 8):
         rows[i]["label"] = ("Refund", "REFUND", "refund.")[i // 4]
     found = find([SPELT[layout](*row.values()) for row in rows], "answer_formats")
@@ -90,7 +90,7 @@ def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, 
 def test_labels_made_of_two_columns_are_spelt_alike_in_both(find, tmp_path):
     rows = [
         {"ask": row["text"], "team": row["label"], "rank": "AB"[i % 2]}
-        for i, row in enumerate(clean_rows(80))
+        for i, row in enumerate(make_clean_rows(80))
     ]
     rows[0] |= {"team": "Refund"}
     rows[5] |= {"rank": "b"}

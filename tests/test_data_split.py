@@ -6,7 +6,17 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from edited_rows import ASKED, asked_rows, done, jsonl, manifest, read, refused, rows_of, some_rows
+from edited_rows import (
+    ASKED,
+    draw_rows,
+    jsonl,
+    make_distinct_rows,
+    manifest,
+    read,
+    read_refusal,
+    rows_of,
+    run_data,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +33,7 @@ def parts_of(rows, **way):
 
 
 @settings(max_examples=25)
-@given(some_rows("text", "label"), st.integers(0, 3))
+@given(draw_rows("text", "label"), st.integers(0, 3))
 def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed):
     try:
         found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), seed=seed))
@@ -35,27 +45,27 @@ def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed
 
 
 def test_a_split_has_its_shares_and_keeps_the_order_of_the_file():
-    parts = parts_of(asked_rows(100), shares=(0.7, 0.1, 0.2))
+    parts = parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2))
     assert {name: len(part) for name, part in parts.items()} == {"test": 20, "validation": 10, "train": 70}
     assert all(part == sorted(part) for part in parts.values())
-    assert parts != parts_of(asked_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
+    assert parts != parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
 
 
 def test_a_stratified_split_has_every_class_by_its_share_in_every_part():
-    rows = asked_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
+    rows = make_distinct_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
     found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.6, 0.2, 0.2), stratify="label"))
     counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
 
 
 def test_a_class_too_small_for_a_part_is_named():
-    rows = asked_rows(40, lambda i: "rare" if i == 7 else "often")
+    rows = make_distinct_rows(40, lambda i: "rare" if i == 7 else "often")
     with pytest.raises(UserError, match="1 row of the class 'rare', none of them in"):
         parts_of(rows, stratify="label")
 
 
 def test_rows_of_one_group_stay_together():
-    parts = parts_of(asked_rows(60, lambda i: f"customer {i // 5}"), group="label")
+    parts = parts_of(make_distinct_rows(60, lambda i: f"customer {i // 5}"), group="label")
     groups = [{n // 5 for n in part} for part in parts.values()]
     assert sum(map(len, groups)) == 12
 
@@ -70,7 +80,7 @@ def test_rows_of_one_cluster_stay_together_unless_another_group_is_named(data, h
     _, _, err = data("split", "r.jsonl", *how, "--out", "own")
     assert "rows of one 'cluster' stay together; --group names another column" in err
     assert manifest("own/split")["parameters"]["group"] == "cluster"
-    done(data, "split", "r.jsonl", *how, "--group", "who", "--out", "named")
+    run_data(data, "split", "r.jsonl", *how, "--group", "who", "--out", "named")
 
     def n_parts_a_value(folder, column):
         parts = [read(str(file)) for file in sorted(Path(folder).glob("*.jsonl"))]
@@ -85,14 +95,14 @@ def test_rows_of_one_cluster_stay_together_unless_another_group_is_named(data, h
 def test_questions_that_are_alike_by_a_chain_of_others_stay_together():
     words = [f"{a}{b}{a}" for a in "bcdfghjk" for b in "aeiou"]
     chain = [{"text": " ".join(words[i : i + 20]), "label": "x", "n": i} for i in range(0, 20, 2)]
-    rows = rows_of(*chain, *(row.fields | {"n": row.fields["n"] + 100} for row in asked_rows(20)))
+    rows = rows_of(*chain, *(row.fields | {"n": row.fields["n"] + 100} for row in make_distinct_rows(20)))
     for seed in range(5):
         parts = parts_of(rows, shares=(0.5, 0.0, 0.5), seed=seed)
         assert sum(any(n < 100 for n in part) for part in parts.values()) == 1
 
 
 def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
-    rows = asked_rows(20)
+    rows = make_distinct_rows(20)
     dated = [
         row._replace(fields={**row.fields, "day": f"2024-05-{20 - i:02}", "who": f"c{min(i, 18)}"})
         for i, row in enumerate(rows)
@@ -114,7 +124,7 @@ def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
     rows = [{"text": f"q{i}", "label": "x", "day": "2024-05-01"} for i in range(9)]
     jsonl(Path("r.jsonl"), [*rows, {**rows[0], "day": day}])
     found = f"{day!r} in 'day', which is no time" if day else "no time in 'day'"
-    said = refused(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
     assert f"r.jsonl:10: found {found}; expected" in said
 
 
@@ -141,20 +151,20 @@ def test_a_part_of_which_earlier_ones_know_all_is_refused_with_the_reason(data, 
 
 def test_numbers_beside_dates_are_refused(data):
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
-    assert "r.jsonl:2: found a number in 'day'" in refused(
+    assert "r.jsonl:2: found a number in 'day'" in read_refusal(
         data, "split", "r.jsonl", "--time", "day", "--out", "p"
     )
 
 
 def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
-    jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(50)])
-    done(data, "split", "r.jsonl", "--stratify", "label", "--out", "a", "--license", "CC0")
-    done(data, "split", "r.jsonl", "--stratify", "label", "--out", "b", "--license", "CC0")
+    jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(50)])
+    run_data(data, "split", "r.jsonl", "--stratify", "label", "--out", "a", "--license", "CC0")
+    run_data(data, "split", "r.jsonl", "--stratify", "label", "--out", "b", "--license", "CC0")
     written = {path.name: path.read_bytes() for path in Path("a").iterdir()}
     assert written == {path.name: path.read_bytes() for path in Path("b").iterdir()}
     assert sorted(written) == ["split.manifest.json", "test.jsonl", "train.jsonl", "validation.jsonl"]
     assert [len(read(f"a/{part}.jsonl")) for part in ("train", "validation", "test")] == [32, 8, 10]
-    done(data, "clean", "a/train.jsonl", "--out", "c.jsonl")
+    run_data(data, "clean", "a/train.jsonl", "--out", "c.jsonl")
     assert manifest("c.jsonl")["licenses"] == ["CC0"]
 
 
@@ -171,18 +181,18 @@ def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(da
 )
 def test_a_split_that_cannot_be_made_is_refused(data, words, said):
     jsonl(Path("r.jsonl"), [{"text": f"{i * i} q{i}w v{i}u", "label": "x"} for i in range(9)])
-    assert said in refused(data, "split", "r.jsonl", "--out", "parts", *words)
+    assert said in read_refusal(data, "split", "r.jsonl", "--out", "parts", *words)
     assert not Path("parts").exists()
 
 
 def test_a_folder_that_is_not_empty_is_refused(data):
-    file = jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(20)])
+    file = jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(20)])
     Path("full").mkdir()
     jsonl(Path("full", "mine.jsonl"), [{}])
-    assert "not empty" in refused(data, "split", "r.jsonl", "--out", "full")
-    assert "never changed in place" in refused(data, "split", "r.jsonl", "--out", file)
+    assert "not empty" in read_refusal(data, "split", "r.jsonl", "--out", "full")
+    assert "never changed in place" in read_refusal(data, "split", "r.jsonl", "--out", file)
     Path("empty").mkdir()
-    done(data, "split", "r.jsonl", "--out", "empty")
+    run_data(data, "split", "r.jsonl", "--out", "empty")
 
 
 def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
@@ -198,12 +208,12 @@ def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
 
 def test_a_file_of_one_row_cannot_be_split(data):
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
-    assert "at least 3, one a part" in refused(data, "split", "r.jsonl", "--out", "p")
+    assert "at least 3, one a part" in read_refusal(data, "split", "r.jsonl", "--out", "p")
 
 
 def test_a_time_that_is_no_number_is_refused():
     rows = rows_of(
-        *(row.fields | {"t": float(i) if i % 5 else math.nan} for i, row in enumerate(asked_rows(20)))
+        *(row.fields | {"t": float(i) if i % 5 else math.nan} for i, row in enumerate(make_distinct_rows(20)))
     )
     with pytest.raises(UserError, match="nan in 't', which is no time"):
         parts_of(rows, time="t")
@@ -220,14 +230,14 @@ def test_answers_of_conversations_keep_their_cluster_also_the_one_named_0():
     "times", [["12345678", "99999990"], ["-3", "7"], ["2024-01", "2024-02-03"], ["20240131", "20240201"]]
 )
 def test_times_are_numbers_months_and_days(times):
-    rows = asked_rows(20)
+    rows = make_distinct_rows(20)
     for i, row in enumerate(rows):
         row.fields["t"] = times[i // 10]
     assert parts_of(rows, time="t", shares=(0.5, 0.0, 0.5))["train"] == list(range(10))
 
 
 def test_a_group_may_be_a_list():
-    rows = asked_rows(20)
+    rows = make_distinct_rows(20)
     for i, row in enumerate(rows):
         row.fields.update(t=i, g=[i // 4])
     parts = parts_of(rows, time="t", group="g", shares=(0.5, 0.0, 0.5))
@@ -245,7 +255,9 @@ def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):
     rows = [{"text": f"{i * i} q{i}w v{i}u", "label": f"l{i % 2}", "who": f"w{i // 4}"} for i in range(60)]
     jsonl(Path("r.jsonl"), rows)
     for out in ("a", "b"):
-        done(data, "split", "r.jsonl", "--folds", "5", "--stratify", "label", "--group", "who", "--out", out)
+        run_data(
+            data, "split", "r.jsonl", "--folds", "5", "--stratify", "label", "--group", "who", "--out", out
+        )
     parts = [read(f"a/fold-{i}.jsonl") for i in range(1, 6)]
     assert sorted(row["text"] for part in parts for row in part) == sorted(row["text"] for row in rows)
     assert [sum(row["label"] == "l0" for row in part) for part in parts] == [6] * 5
@@ -269,7 +281,7 @@ def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):
 def test_folds_that_cannot_be_are_refused(data, words, said):
     rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "rare" if i == 3 else "often"} for i in range(20)]
     jsonl(Path("r.jsonl"), rows)
-    assert said in refused(data, "split", "r.jsonl", "--out", "parts", *words)
+    assert said in read_refusal(data, "split", "r.jsonl", "--out", "parts", *words)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -297,7 +309,7 @@ def test_classes_of_fewer_rows_than_folds_in_mixed_groups_are_named():
         split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(stratify="label", group="who", folds=5))
 
 
-def grouped_rows(groups):
+def make_grouped_rows(groups):
     """Return rows of which each group has the classes that it lists."""
     each = [(who, label) for who, labels in enumerate(groups) for label in labels]
     return rows_of(
@@ -327,7 +339,7 @@ def can_be_parted(groups, k, *, by_class):
 def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_class, seed):
     shares, folds = (how, None) if isinstance(how, tuple) else (SHARES, how)
     way = SplitOptions(shares, stratify="label" if by_class else None, group="who", seed=seed, folds=folds)
-    content = Rows("r.jsonl", "r", grouped_rows(groups))
+    content = Rows("r.jsonl", "r", make_grouped_rows(groups))
     if not can_be_parted(groups, len(way.parts), by_class=by_class):
         with pytest.raises(UserError):
             split(content, ASKED, way)
@@ -343,7 +355,7 @@ def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_c
 
 def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_together():
     """Each two of three groups share a class, so in two parts one of the classes is in one part alone."""
-    content = Rows("r.jsonl", "r", grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
+    content = Rows("r.jsonl", "r", make_grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
     way = SplitOptions((0.5, 0.0, 0.5), stratify="label", group="who")
     with pytest.raises(UserError, match=r"5 groups .* no parting gives each part rows of 'a', 'b', 'c'; "):
         split(content, ASKED, way)
@@ -354,7 +366,7 @@ def test_a_class_that_lacks_after_the_draw_moves_the_fewest_rows():
     groups = [["often"] * 3 for _ in range(40)] + [["rare"] * 20, ["rare"]]
     for seed in range(5):
         way = SplitOptions((0.9, 0.0, 0.1), stratify="label", group="who", seed=seed)
-        parts = split(Rows("r.jsonl", "r", grouped_rows(groups)), ASKED, way).parts
+        parts = split(Rows("r.jsonl", "r", make_grouped_rows(groups)), ASKED, way).parts
         labels = {name: Counter(row.fields["label"] for row in part) for name, part in parts.items()}
         assert (labels["train"]["rare"], labels["test"]["rare"]) == (20, 1)
         assert 9 <= labels["test"]["often"] <= 15
@@ -362,7 +374,7 @@ def test_a_class_that_lacks_after_the_draw_moves_the_fewest_rows():
 
 def test_a_column_of_times_of_another_form_is_refused_once_with_the_option_that_says_the_form(data):
     jsonl(Path("r.jsonl"), [{"text": f"q{i}", "label": "x", "day": f"{i + 10}.05.2024"} for i in range(12)])
-    said = refused(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
     assert said.count("found") == 1
     assert "no time in any of 12 rows of 'day', such as '10.05.2024'" in said
     assert "next: --time-format %d.%m.%Y" in said

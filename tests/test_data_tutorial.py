@@ -17,7 +17,7 @@ TUTORIAL = PAGE.split("## From a messy file to a comparison\n")[1].split("\n## "
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
 
 
-class Ran(NamedTuple):
+class CommandResult(NamedTuple):
     command: str
     code: int
     printed: str
@@ -43,7 +43,7 @@ def step(i, patch):
         patch.setattr(sys, "argv", shlex.split(line))
         with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
             main()
-        yield Ran(line, ended.value.code or 0, out.getvalue(), expected)
+        yield CommandResult(line, ended.value.code or 0, out.getvalue(), expected)
 
 
 def test_every_command_of_the_tutorial_ends_well(tutorial):

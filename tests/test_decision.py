@@ -5,7 +5,7 @@ from typing import get_args
 
 import fake_facts
 import pytest
-from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, make_fine_tune, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,21 +31,21 @@ from harness.records.training_records import Trial
 from harness.spec import DecidePolicy, Need, Task
 
 
-def decided(
+def make_decision(
     facts, *, closed_labels=True, has_documents=False, metric="exact_match", curve=None, **policy
 ) -> Decision:
     task = {"closed_labels": closed_labels, "has_documents": has_documents, "metric_name": metric}
-    return fake_facts.decided(facts, DecidePolicy(**policy), curve=curve, **task)
+    return fake_facts.make_decision(facts, DecidePolicy(**policy), curve=curve, **task)
 
 
-def said(decision: Decision, words: str) -> str:
+def find_reason(decision: Decision, words: str) -> str:
     """Return the one reason that holds these words."""
     (found,) = [reason for reason in decision.reasons if words in reason]
     return found
 
 
 def test_a_fine_tune_that_gains_and_passes_is_shipped():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)])
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert decision.sentence == (
         "Ship lora: 81.0 [76, 86] exact_match, +7.0 [+2, +12] points over knn (the best that trains nothing),"
@@ -54,9 +54,9 @@ def test_a_fine_tune_that_gains_and_passes_is_shipped():
 
 
 def test_a_classifier_as_good_makes_the_fine_tune_needless():
-    facts = [*alternatives(0.74), tuned("lora", 0.90, -0.01)]
+    facts = [*alternatives(0.74), make_fine_tune("lora", 0.90, -0.01)]
     facts[4] = candidate("bag", 0.91, method="classifier", trained=True)
-    decision = decided(facts)
+    decision = make_decision(facts)
     assert (decision.action, decision.candidate) == ("classifier", "bag")
     assert decision.sentence == (
         "Ship bag: 91.0 [86, 96] exact_match, and no fine-tune is needed: lora, the best of them, is not"
@@ -65,38 +65,38 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
 
 
 def test_a_gain_within_the_noise_keeps_the_untrained_one_and_says_what_would_tell():
-    decision = decided([*alternatives(), tuned("lora", 0.77, 0.03)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.77, 0.03)])
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
-    assert said(decision, "It would take") == (
+    assert find_reason(decision, "It would take") == (
         "It would take 936 more test items to tell a gain of this size from none."
     )
 
 
 def test_a_gain_too_small_to_ever_be_shown_is_said_to_be_that():
-    decision = decided([*alternatives(), tuned("lora", 0.74, 0.001)])
-    assert said(decision, "No reasonable number of test items")
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.74, 0.001)])
+    assert find_reason(decision, "No reasonable number of test items")
 
 
 def test_a_worse_fine_tune_is_called_worse():
     assert (
         "lora, the best of them, is worse (−20.0 [−25, −15] points)"
-        in decided([*alternatives(), tuned("lora", 0.54, -0.20)]).sentence
+        in make_decision([*alternatives(), make_fine_tune("lora", 0.54, -0.20)]).sentence
     )
 
 
 def test_a_fine_tune_that_fails_the_gate_is_not_recommended_whatever_it_gains():
-    failed = tuned(
+    failed = make_fine_tune(
         "lora", 0.95, 0.21, "fail", verdict=verdict("fail", "FAIL: chat lost 60.0 [50, 70] points")
     )
-    decision = decided([*alternatives(), failed])
+    decision = make_decision([*alternatives(), failed])
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "lora gains +21.0 [+16, +26] points over it, but fails the gate" in decision.sentence
-    assert said(decision, "The gate") == "The gate on lora: FAIL: chat lost 60.0 [50, 70] points."
+    assert find_reason(decision, "The gate") == "The gate on lora: FAIL: chat lost 60.0 [50, 70] points."
 
 
 def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle_it():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, "inconclusive")])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence.endswith(
         "but its gate is inconclusive; 240 more items would settle it; ship knn until then."
@@ -104,20 +104,22 @@ def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle
 
 
 def test_a_gain_without_a_forgetting_suite_is_undecided():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, None)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, None)])
     assert decision.action == "undecided"
     assert "what it forgot was not measured; add suites:" in decision.sentence
 
 
 def test_the_passing_fine_tune_is_shipped_although_a_failing_one_scores_higher():
-    facts = [*alternatives(), tuned("hot", 0.95, 0.21, "fail"), tuned("lora", 0.81, 0.07)]
-    assert decided(facts).candidate == "lora"
+    facts = [*alternatives(), make_fine_tune("hot", 0.95, 0.21, "fail"), make_fine_tune("lora", 0.81, 0.07)]
+    assert make_decision(facts).candidate == "lora"
 
 
 def test_a_hybrid_that_is_best_is_called_one():
     rag = candidate("rag", 0.60, prompting="rag(top_k=2)")
-    hybrid = tuned("hybrid", 0.88, 0.14, prompting="rag(top_k=2)")
-    decision = decided([*alternatives(), rag, tuned("lora", 0.80, 0.06), hybrid], has_documents=True)
+    hybrid = make_fine_tune("hybrid", 0.88, 0.14, prompting="rag(top_k=2)")
+    decision = make_decision(
+        [*alternatives(), rag, make_fine_tune("lora", 0.80, 0.06), hybrid], has_documents=True
+    )
     assert (decision.action, decision.candidate) == ("hybrid", "hybrid")
 
 
@@ -133,7 +135,7 @@ def test_a_hybrid_that_is_best_is_called_one():
 )
 def test_without_a_fair_alternative_no_fine_tune_is_recommended(left_out, expected):
     facts = [f for f in alternatives() if f.name != left_out]
-    decision = decided([*facts, tuned("lora", 0.81, 0.07)])
+    decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
     assert decision.action == "undecided"
     assert "the comparison that decides this is missing; add" in decision.sentence
     assert len(decision.missing) == 1
@@ -141,27 +143,28 @@ def test_without_a_fair_alternative_no_fine_tune_is_recommended(left_out, expect
 
 
 def test_with_documents_retrieval_must_have_been_tried():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], has_documents=True)
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], has_documents=True)
     assert decision.missing == ("retrieval (prompting: rag)",)
 
 
 def test_an_open_task_needs_neither_ranking_nor_a_classifier():
     assert (
-        decided([*alternatives()[:3], tuned("lora", 0.81, 0.07)], closed_labels=False).action == "fine-tune"
+        make_decision([*alternatives()[:3], make_fine_tune("lora", 0.81, 0.07)], closed_labels=False).action
+        == "fine-tune"
     )
 
 
 def test_an_alternative_that_failed_was_not_compared():
     facts = alternatives()
     facts[0] = replace(facts[0], state="failed", target=None, validation=None, error="out of memory")
-    assert decided([*facts, tuned("lora", 0.81, 0.07)]).missing == (
+    assert make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)]).missing == (
         "prompt only (prompting: zero_shot): prompt failed",
     )
 
 
 def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_more():
     facts = [replace(f, state="failed", target=None, validation=None) for f in alternatives()]
-    decision = decided([*facts, tuned("lora", 0.81, 0.07)])
+    decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
     assert decision.sentence == (
         "Undecided: nothing untrained was measured, so there is nothing to compare with;"
         " mend prompt, fixed, knn, ranked, bag and compare again."
@@ -171,13 +174,13 @@ def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_mo
 
 def test_a_baseline_that_failed_is_to_be_mended_beside_the_alternatives_that_nobody_declared():
     large = candidate("large", 0.9, method="endpoint", baseline=True, trained=True, state="failed")
-    decision = decided([replace(large, target=None, validation=None)], closed_labels=False)
+    decision = make_decision([replace(large, target=None, validation=None)], closed_labels=False)
     assert "; mend large and compare again, and add prompt only (prompting: zero_shot)," in decision.sentence
 
 
 def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
     facts = [replace(f, state="failed") if f.name == "knn" else f for f in alternatives() if f.name != "bag"]
-    decision = decided([*facts, tuned("lora", 0.81, 0.07)])
+    decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
     assert decision.sentence.endswith(
         "mend knn and compare again, and add a plain text classifier (method: classifier)."
     )
@@ -185,22 +188,22 @@ def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
 
 def test_an_untrained_winner_is_shipped_though_an_alternative_is_missing_and_that_is_said():
     facts = [f for f in alternatives(0.90) if f.name != "fixed"]
-    decision = decided([*facts, tuned("lora", 0.85, -0.05)])
+    decision = make_decision([*facts, make_fine_tune("lora", 0.85, -0.05)])
     assert decision.candidate == "knn"
-    assert "fixed shots" in said(decision, "Not compared")
+    assert "fixed shots" in find_reason(decision, "Not compared")
 
 
 def test_fine_tunes_that_all_failed_leave_the_question_open():
-    crashed = tuned(
+    crashed = make_fine_tune(
         "lora", 0.81, 0.07, None, state="failed", target=None, validation=None, error="out of memory"
     )
-    decision = decided([*alternatives(), crashed])
+    decision = make_decision([*alternatives(), crashed])
     assert decision.action == "undecided"
     assert "lora failed; mend that and compare again; ship knn until then" in decision.sentence
 
 
 def test_without_any_fine_tune_the_best_untrained_is_shipped():
-    decision = decided(alternatives())
+    decision = make_decision(alternatives())
     assert decision.sentence == (
         "Ship knn: 74.0 [69, 79] exact_match, on validation the best of 5; no fine-tune was compared."
     )
@@ -211,27 +214,27 @@ def test_the_best_untrained_is_not_shipped_when_it_misses_the_declared_target():
     facts[2] = replace(
         facts[2], verdict=verdict("fail", "FAIL: target 74.0 [69, 79] % against at least 80.0 %")
     )
-    decision = decided([*facts, tuned("lora", 0.75, 0.01)])
+    decision = make_decision([*facts, make_fine_tune("lora", 0.75, 0.01)])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "knn would be it (74.0 [69, 79]" in decision.sentence
-    assert said(decision, "The gate").startswith("The gate on knn: FAIL: target 74.0")
+    assert find_reason(decision, "The gate").startswith("The gate on knn: FAIL: target 74.0")
 
 
 def test_with_nothing_measured_it_is_undecided():
-    assert decided([]).action == "undecided"
+    assert make_decision([]).action == "undecided"
 
 
 def test_a_fine_tune_that_was_never_paired_is_undecided():
     assert (
         "not compared with knn on the same items"
-        in decided([*alternatives(), tuned("lora", 0.81, 0.07, vs_untrained=None)]).sentence
+        in make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)]).sentence
     )
 
 
 def test_few_examples_are_said_to_be_few():
-    decision = decided([*alternatives(), tuned("lora", 0.75, 0.01, n_train=40)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01, n_train=40)])
     assert decision.candidate == "knn"
-    assert said(decision, "training examples").startswith("40 training examples: below 100")
+    assert find_reason(decision, "training examples").startswith("40 training examples: below 100")
 
 
 def test_the_choice_is_made_on_validation_not_on_test():
@@ -257,7 +260,7 @@ def test_of_a_tie_the_fewest_tokens_are_chosen_and_unknown_ones_last():
 def test_of_recipes_with_equal_means_over_their_seeds_the_fewest_tokens_are_chosen():
     long, short = (
         [
-            tuned(name, 0.8 + change, 0.1, seed=seed, tokens=TokenCounts(n, 0, 6))
+            make_fine_tune(name, 0.8 + change, 0.1, seed=seed, tokens=TokenCounts(n, 0, 6))
             for seed, change in enumerate((-0.1, 0.1))
         ]
         for name, n in (("long", 400), ("short", 60))
@@ -303,13 +306,13 @@ def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_majority_bas
 NO = MajorityBaseline("no", 0.81)
 
 
-def beside_majority(facts, majority=NO):
+def decide_beside_majority(facts, majority=NO):
     given = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
     return decide(facts, DecidePolicy(), majority=majority, **given)
 
 
 def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
-    decision = beside_majority([*alternatives(), tuned("lora", 0.74, 0.0)])
+    decision = decide_beside_majority([*alternatives(), make_fine_tune("lora", 0.74, 0.0)])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence == (
         "Undecided: knn would be it, but 74.0 [69, 79] exact_match is less than always answering “no”, which"
@@ -318,12 +321,14 @@ def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
 
 
 def test_a_fine_tune_worse_than_the_majority_class_is_not_shipped_either():
-    decision = beside_majority([*alternatives(), tuned("lora", 0.81, 0.07)], MajorityBaseline("no", 0.9))
+    decision = decide_beside_majority(
+        [*alternatives(), make_fine_tune("lora", 0.81, 0.07)], MajorityBaseline("no", 0.9)
+    )
     assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
 
 
 def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_said():
-    decision = beside_majority([*alternatives(0.78), tuned("lora", 0.78, 0.0)])
+    decision = decide_beside_majority([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
     assert decision.candidate == "knn"
     assert decision.sentence.endswith(
         "(0.0 [−5, +5] points); knn is not shown to be better than always answering “no”, which reaches 81.0 %."
@@ -331,31 +336,31 @@ def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_sai
 
 
 def test_what_is_shown_to_beat_the_majority_class_is_shipped_without_a_word_of_it():
-    assert "always answering" not in beside_majority([*alternatives(0.90)]).sentence
-    assert beside_majority([*alternatives()], None).candidate == "knn"
+    assert "always answering" not in decide_beside_majority([*alternatives(0.90)]).sentence
+    assert decide_beside_majority([*alternatives()], None).candidate == "knn"
 
 
 @pytest.mark.parametrize(("score", "unit"), [(0.0, Unit()), (1.0, Unit(higher_is_better=False))])
 def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
     reached = Estimate(score, score, score, 200, unit)
-    decision = beside_majority([replace(fact, target=reached) for fact in alternatives()], None)
+    decision = decide_beside_majority([replace(fact, target=reached) for fact in alternatives()], None)
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "exact_match is the worst score there is; check what is asked" in decision.sentence
 
 
 def test_of_several_seeds_the_one_that_ships_is_held_to_the_majority_class():
     facts = [
-        tuned("lora", 0.81, 0.07, validation=0.7, target=Estimate(0.5, 0.45, 0.55, 200)),
-        tuned("lora", 0.95, 0.07, seed=1, target=Estimate(0.95, 0.90, 0.97, 200)),
+        make_fine_tune("lora", 0.81, 0.07, validation=0.7, target=Estimate(0.5, 0.45, 0.55, 200)),
+        make_fine_tune("lora", 0.95, 0.07, seed=1, target=Estimate(0.95, 0.90, 0.97, 200)),
     ]
-    decision = beside_majority([*alternatives(), *facts])
+    decision = decide_beside_majority([*alternatives(), *facts])
     assert (decision.candidate, "always answering" in decision.sentence) == ("lora", False)
 
 
 def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07, "inconclusive")]
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")]
     missed = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in facts]
-    for decision in (beside_majority(facts), beside_majority(missed, None)):
+    for decision in (decide_beside_majority(facts), decide_beside_majority(missed, None)):
         assert decision.sentence.endswith("but its gate is inconclusive; 240 more items would settle it.")
 
 
@@ -370,13 +375,13 @@ def test_for_bits_per_byte_the_lowest_is_the_best():
 
 def test_where_lower_is_better_a_falling_metric_is_a_gain():
     lower = {"metric": "bits_per_byte", "unit": BITS}
-    lora = tuned(
+    lora = make_fine_tune(
         "lora", 0.9, 0, unit=BITS, vs_untrained=comparison(-0.2, **lower), vs_prompt=comparison(-0.3, **lower)
     )
     base = candidate("prompt", 1.1, BITS)
     knn = candidate("knn", 1.2, BITS, prompting="few_shot(select=knn)")
     fixed = candidate("fixed", 1.2, BITS, prompting="few_shot(select=fixed)")
-    decision = decided([base, knn, fixed, lora], closed_labels=False, metric="bits_per_byte")
+    decision = make_decision([base, knn, fixed, lora], closed_labels=False, metric="bits_per_byte")
     assert decision.candidate == "lora"
     assert "+0.200 [+0.150, +0.250] bits per byte over prompt" in decision.sentence
 
@@ -388,12 +393,19 @@ def test_a_classifier_counts_as_untrained_and_is_never_the_best_fine_tune():
 
 
 def test_one_seed_that_fails_the_gate_stops_the_recipe():
-    facts = [tuned("lora", 0.8, 0.1), tuned("lora", 0.9, 0.2, "fail", seed=1), tuned("small", 0.7, 0.05)]
+    facts = [
+        make_fine_tune("lora", 0.8, 0.1),
+        make_fine_tune("lora", 0.9, 0.2, "fail", seed=1),
+        make_fine_tune("small", 0.7, 0.05),
+    ]
     assert best_trained(facts) == "small"
 
 
 def lora_seeds(*outcomes, **changes):
-    return [tuned("lora", 0.95, 0.21, outcome, seed=seed, **changes) for seed, outcome in enumerate(outcomes)]
+    return [
+        make_fine_tune("lora", 0.95, 0.21, outcome, seed=seed, **changes)
+        for seed, outcome in enumerate(outcomes)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -418,16 +430,16 @@ def lora_seeds(*outcomes, **changes):
 )
 def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, words):
     """Of all of these but the last two it said "its gate is inconclusive; more items would settle it"."""
-    decision = decided([*alternatives(), *lora_seeds(*outcomes)])
+    decision = make_decision([*alternatives(), *lora_seeds(*outcomes)])
     assert (decision.action, words in decision.sentence) == (action, True)
 
 
 def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
     fails, open_ = (
-        decided([*alternatives(), *lora_seeds("pass", "pass", o)]) for o in ("fail", "inconclusive")
+        make_decision([*alternatives(), *lora_seeds("pass", "pass", o)]) for o in ("fail", "inconclusive")
     )
-    assert "while lora (seed 2) fails its gate; harness rescue lora" in said(fails, "Next best spend")
-    before = said(open_, "Before either")
+    assert "while lora (seed 2) fails its gate; harness rescue lora" in find_reason(fails, "Next best spend")
+    before = find_reason(open_, "Before either")
     assert before.startswith(
         "Before either: some 240 more items of the suites, because the gate of lora (seed 2)"
     )
@@ -435,51 +447,60 @@ def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
 
 def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
     invalid = verdict("inconclusive", "INCONCLUSIVE: invalid: 3 of 100 answers failed", items_needed=None)
-    decision = decided([*alternatives(), tuned("lora", 0.95, 0.21, verdict=invalid)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.21, verdict=invalid)])
     assert "its gate is inconclusive; do what the gate's sentence asks for; ship knn" in decision.sentence
-    assert "more items" not in said(decision, "Before either")
+    assert "more items" not in find_reason(decision, "Before either")
 
 
 def test_a_recipe_that_passes_is_not_called_inconclusive_for_not_being_chosen():
     """Another is better on validation, and its gain is not shown: that is the comparison that was declared."""
-    facts = [*alternatives(), tuned("chosen", 0.80, 0.03), tuned("other", 0.79, 0.08)]
-    decision = decided(facts)
+    facts = [*alternatives(), make_fine_tune("chosen", 0.80, 0.03), make_fine_tune("other", 0.79, 0.08)]
+    decision = make_decision(facts)
     assert (decision.candidate, "inconclusive" in decision.sentence) == ("knn", False)
     assert "chosen, the best of them, is not shown to be better (+3.0 [−2, +8] points)" in decision.sentence
 
 
 def test_where_a_better_fine_tune_failed_its_gate_the_sentence_names_the_best_that_passes():
-    facts = [*alternatives(), tuned("hot", 0.78, 0.04, "fail"), tuned("lora", 0.77, 0.03)]
+    facts = [*alternatives(), make_fine_tune("hot", 0.78, 0.04, "fail"), make_fine_tune("lora", 0.77, 0.03)]
     said = "lora, the best of those that pass the gate, is not shown to be better (+3.0 [−2, +8] points)"
-    assert said in decided(facts).sentence
-    assert "hot, the best of them, is not shown to be better" in decided(facts[:-1]).sentence
+    assert said in make_decision(facts).sentence
+    assert "hot, the best of them, is not shown to be better" in make_decision(facts[:-1]).sentence
 
 
 def test_a_fine_tune_too_slow_for_the_budget_is_not_called_inconclusive():
-    facts = [*alternatives(), tuned("slow", 0.95, 0.21, latency_p50_s=3.0), tuned("fast", 0.75, 0.01)]
-    decision = decided(facts, max_latency_s=1.0)
+    facts = [
+        *alternatives(),
+        make_fine_tune("slow", 0.95, 0.21, latency_p50_s=3.0),
+        make_fine_tune("fast", 0.75, 0.01),
+    ]
+    decision = make_decision(facts, max_latency_s=1.0)
     assert (decision.candidate, "slow" in decision.sentence) == ("knn", False)
 
 
 def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
     crashed = [
-        tuned("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None) for i in (1, 2)
+        make_fine_tune("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None)
+        for i in (1, 2)
     ]
-    decision = decided([*alternatives(), tuned("lora", 0.84, 0.1), *crashed])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.84, 0.1), *crashed])
     assert decision.action == "undecided"
     assert "but seeds 1, 2 failed; mend that and compare again; ship knn until then" in decision.sentence
-    assert said(decision, "passes with all of its seeds").startswith("lora does not pass: seeds 1, 2")
-    assert decided([*alternatives(), tuned("lora", 0.84, 0.1)]).candidate == "lora"
+    assert find_reason(decision, "passes with all of its seeds").startswith("lora does not pass: seeds 1, 2")
+    assert make_decision([*alternatives(), make_fine_tune("lora", 0.84, 0.1)]).candidate == "lora"
 
 
 def test_a_recipe_is_chosen_by_its_mean_over_seeds_never_by_its_best_seed():
-    facts = [tuned("wild", 0.95, 0.2), tuned("wild", 0.55, 0.0, seed=1), tuned("steady", 0.80, 0.1)]
+    facts = [
+        make_fine_tune("wild", 0.95, 0.2),
+        make_fine_tune("wild", 0.55, 0.0, seed=1),
+        make_fine_tune("steady", 0.80, 0.1),
+    ]
     assert best_trained(facts) == "steady"
 
 
 def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_flips():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=3)
-    assert said(decision, "points per USD") == (
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], tau=3)
+    assert find_reason(decision, "points per USD") == (
         "Training cost 0.50 USD and brought 14 [4, 24] points per USD over the best untrained, over the prompt"
         " 74 [64, 84]. Training pays above τ = 3 (probability 98.4 %); the decision flips at τ = 4."
     )
@@ -487,26 +508,30 @@ def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_fli
 
 
 def test_points_per_dollar_of_a_cheap_training_have_one_number_of_decimals():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, training_cost_usd=0.0003)])
-    assert "brought 23,333 [6,667, 40,000] points per USD" in said(decision, "points per USD")
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0003)])
+    assert "brought 23,333 [6,667, 40,000] points per USD" in find_reason(decision, "points per USD")
 
 
 @pytest.mark.parametrize(("tau", "action"), [(3.9, "fine-tune"), (4.1, "undecided"), (24.1, "few-shot")])
 def test_tau_decides_by_the_interval_of_the_gain_per_dollar(tau, action):
-    assert decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=tau).action == action
+    assert make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], tau=tau).action == action
 
 
 def test_training_without_a_price_is_judged_by_the_gain_alone():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, training_cost_usd=0.0)], tau=1000)
+    decision = make_decision(
+        [*alternatives(), make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0)], tau=1000
+    )
     assert decision.action == "fine-tune"
-    assert "has no price, so the gain itself decides: +7.0 [+2, +12] points" in said(decision, "no price")
+    assert "has no price, so the gain itself decides: +7.0 [+2, +12] points" in find_reason(
+        decision, "no price"
+    )
 
 
 def test_break_even_counts_training_and_labels_against_the_saving_per_request():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], label_cost_usd=0.5)
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], label_cost_usd=0.5)
     # (0.50 + 360 × 0.5) / ((0.20 − 0.11) / 1000) = 180.5 / 0.00009
     assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
-    assert said(decision, "Break-even") == (
+    assert find_reason(decision, "Break-even") == (
         "Break-even after 2,005,556 requests (1,671,297 to 2,506,945 with a saving ±20 %), beyond the"
         " 600,000 requests assumed (decide.requests_per_month): 180 USD for training and labels, 0.11 USD per 1,000 requests against 0.20 with knn."
     )
@@ -516,27 +541,27 @@ def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
     prices = {"input": 0.15, "cached": 0.08, "output": 0.6}
     shots = replace(alternatives()[2], tokens=TokenCounts(420, 395, 6))
     others = [f for f in alternatives() if f.name != shots.name]
-    lora = tuned("lora", 0.81, 0.07, tokens=TokenCounts(60, 35, 6))
-    by_tokens = decided([*others, shots, lora], usd_per_million_tokens=prices)
-    assert said(by_tokens, "Break-even").endswith(
+    lora = make_fine_tune("lora", 0.81, 0.07, tokens=TokenCounts(60, 35, 6))
+    by_tokens = make_decision([*others, shots, lora], usd_per_million_tokens=prices)
+    assert find_reason(by_tokens, "Break-even").endswith(
         f"with {shots.name} at the token prices set (cached of each prompt: 35 of 60 tokens against 395 of 420)."
     )
     assert by_tokens.arithmetic["cached_tokens_alternative"] == 395
-    by_time = decided([*others, shots, lora])
-    assert "token" not in said(by_time, "Break-even")
+    by_time = make_decision([*others, shots, lora])
+    assert "token" not in find_reason(by_time, "Break-even")
     assert "cached_tokens_alternative" not in by_time.arithmetic
 
 
 def test_break_even_is_infinite_where_the_fine_tune_is_dearer():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, cost_per_1k_usd=0.30)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30)])
     assert decision.arithmetic["break_even_requests"] == "∞"
-    assert "∞ requests: lora is not cheaper, 0.30 USD" in said(decision, "Break-even")
+    assert "∞ requests: lora is not cheaper, 0.30 USD" in find_reason(decision, "Break-even")
 
 
 def test_break_even_is_unknown_where_a_cost_is():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, cost_per_1k_usd=None)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None)])
     assert decision.arithmetic["break_even_requests"] is None
-    assert said(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
+    assert find_reason(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
 
 
 SLICES = {"low": Estimate(0.10, 0.05, 0.18, 100), "high": Estimate(0.80, 0.71, 0.87, 100)}
@@ -555,186 +580,210 @@ def test_the_kind_of_failure_is_told_by_what_mends_it(rag_knowledge, lora_behavi
     low = SLICES["low"]
     facts = [replace(f, slices={"knowledge": low, "behaviour": low}) for f in alternatives()]
     rag = candidate("rag", 0.5, prompting="rag(top_k=2)")
-    lora = tuned("lora", 0.8, 0.06)
+    lora = make_fine_tune("lora", 0.8, 0.06)
     facts += [
         replace(rag, slices={"knowledge": SLICES[rag_knowledge], "behaviour": low}),
         replace(lora, slices={"knowledge": low, "behaviour": SLICES[lora_behaviour]}),
     ]
-    assert any(expected in reason for reason in decided(facts).reasons)
+    assert any(expected in reason for reason in make_decision(facts).reasons)
 
 
 def test_slices_are_reported_with_their_intervals():
     facts = [replace(f, slices={"knowledge": SLICES["low"]}) for f in alternatives()]
-    lora = tuned("lora", 0.8, 0.06, slices={"knowledge": SLICES["high"]})
-    assert said(decided([*facts, lora]), "On knowledge") == (
+    lora = make_fine_tune("lora", 0.8, 0.06, slices={"knowledge": SLICES["high"]})
+    assert find_reason(make_decision([*facts, lora]), "On knowledge") == (
         "On knowledge (n = 100): prompt 10.0 [5, 18], lora 80.0 [71, 87]."
     )
 
 
 def test_a_shipped_fine_tune_of_one_seed_is_said_to_be_one():
-    assert "Trained with 1 seed" in said(decided([*alternatives(), tuned("lora", 0.81, 0.07)]), "seed")
+    assert "Trained with 1 seed" in find_reason(
+        make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)]), "seed"
+    )
 
 
 @pytest.mark.parametrize("method", ["endpoint", "adapter", "scaled", "interpolated"])
 def test_of_what_was_not_trained_here_no_seeds_of_training_are_named(method):
-    decision = decided([*alternatives(), tuned("theirs", 0.81, 0.07, method=method)])
+    decision = make_decision([*alternatives(), make_fine_tune("theirs", 0.81, 0.07, method=method)])
     assert decision.candidate == "theirs"
     assert not any(reason.startswith("Trained with") for reason in decision.reasons)
 
 
 def test_a_gain_over_three_seeds_is_said_of_the_recipe_and_that_of_fewer_of_the_run():
-    seeds = [tuned("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
-    assert said(decided([*alternatives(), *seeds]), "over the prompt and").startswith("lora over 3 seeds: +")
-    two = decided([*alternatives(), *seeds[:2]])
-    assert said(two, "over the prompt and").startswith("lora (seed 3): +")
+    seeds = [make_fine_tune("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
+    assert find_reason(make_decision([*alternatives(), *seeds]), "over the prompt and").startswith(
+        "lora over 3 seeds: +"
+    )
+    two = make_decision([*alternatives(), *seeds[:2]])
+    assert find_reason(two, "over the prompt and").startswith("lora (seed 3): +")
 
 
 def test_the_arithmetic_of_a_gain_over_three_seeds_names_the_recipe_and_that_of_fewer_the_run():
-    seeds = [tuned("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
-    assert decided([*alternatives(), *seeds]).arithmetic["fine_tune"] == "lora over 3 seeds"
-    assert decided([*alternatives(), *seeds[:2]]).arithmetic["fine_tune"] == "lora (seed 3)"
+    seeds = [make_fine_tune("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
+    assert make_decision([*alternatives(), *seeds]).arithmetic["fine_tune"] == "lora over 3 seeds"
+    assert make_decision([*alternatives(), *seeds[:2]]).arithmetic["fine_tune"] == "lora (seed 3)"
 
 
-@given(st.permutations([*alternatives(), tuned("lora", 0.81, 0.07), tuned("hot", 0.95, 0.2, "fail")]))
+@given(
+    st.permutations(
+        [*alternatives(), make_fine_tune("lora", 0.81, 0.07), make_fine_tune("hot", 0.95, 0.2, "fail")]
+    )
+)
 def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
-    assert decided(facts).sentence == decided([*alternatives(), tuned("lora", 0.81, 0.07)]).sentence
+    assert (
+        make_decision(facts).sentence
+        == make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)]).sentence
+    )
 
 
 @given(st.floats(-0.9, 0.9), st.floats(0.001, 0.5), st.sampled_from(["pass", "fail", "inconclusive", None]))
 def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain, half, outcome):
-    lora = tuned("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
-    shipped = decided([*alternatives(), lora]).action == "fine-tune"
+    lora = make_fine_tune("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
+    shipped = make_decision([*alternatives(), lora]).action == "fine-tune"
     assert shipped == (outcome == "pass" and gain - half > 0)
 
 
 # What may be set beside prices
 
 
-def timed(p50_s: dict[str, float], facts=None):
+def set_latencies(p50_s: dict[str, float], facts=None):
     """Give the candidates named another median time of a request; the alternatives take 0.3 s, lora 0.2."""
-    facts = facts or [*alternatives(), tuned("lora", 0.81, 0.07)]
+    facts = facts or [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
     return [replace(f, latency_p50_s=p50_s.get(f.name, f.latency_p50_s)) for f in facts]
 
 
 def test_where_everything_is_too_slow_nothing_is_shipped_and_everybody_is_named():
-    decision = decided(timed({}), max_latency_s=0.1)
+    decision = make_decision(set_latencies({}), max_latency_s=0.1)
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence.startswith(
         "Undecided: every candidate is left out, knn because its median request"
     )
-    left_out = said(decision, "Left out before the choice")
+    left_out = find_reason(decision, "Left out before the choice")
     assert "lora (its median request takes 0.2 s, and the budget is 0.1 s)" in left_out
     assert all(f"{f.name} (" in left_out for f in alternatives())
 
 
 def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune_is_shipped():
-    facts = timed({"prompt": 0.1, "fixed": 0.1, "knn": 0.3, "ranked": 0.1, "bag": 0.001})
+    facts = set_latencies({"prompt": 0.1, "fixed": 0.1, "knn": 0.3, "ranked": 0.1, "bag": 0.001})
     facts = [replace(f, vs_untrained=comparison(-0.02)) if f.name == "lora" else f for f in facts]
-    assert decided(facts).candidate == "knn"
+    assert make_decision(facts).candidate == "knn"
     # Without knn the best untrained is bag, 0.60; the fine-tune gains 21 points over that.
     facts = [replace(f, vs_untrained=comparison(0.21)) if f.name == "lora" else f for f in facts]
-    decision = decided(facts, max_latency_s=0.25)
+    decision = make_decision(facts, max_latency_s=0.25)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert "over bag (the best that trains nothing)" in decision.sentence
-    assert said(decision, "Left out before") == (
+    assert find_reason(decision, "Left out before") == (
         "Left out before the choice: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
     )
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
 
 def test_a_slow_fine_tune_is_left_out_and_a_faster_one_or_the_best_untrained_is_shipped():
-    slow, fast = tuned("lora", 0.90, 0.16), tuned("small", 0.81, 0.07)
-    facts = timed({"lora": 2.0}, [*alternatives(), slow, fast])
-    assert decided(facts).candidate == "lora"
-    assert decided(facts, max_latency_s=1.0).candidate == "small"
-    without = decided([f for f in facts if f.name != "small"], max_latency_s=1.0)
+    slow, fast = make_fine_tune("lora", 0.90, 0.16), make_fine_tune("small", 0.81, 0.07)
+    facts = set_latencies({"lora": 2.0}, [*alternatives(), slow, fast])
+    assert make_decision(facts).candidate == "lora"
+    assert make_decision(facts, max_latency_s=1.0).candidate == "small"
+    without = make_decision([f for f in facts if f.name != "small"], max_latency_s=1.0)
     assert without.candidate == "knn"
     assert "no fine-tune keeps the budgets" in without.sentence
 
 
 def test_where_no_untrained_candidate_is_fast_enough_the_fine_tune_has_to_beat_the_prompt():
-    decision = decided(timed({}), max_latency_s=0.25)
+    decision = make_decision(set_latencies({}), max_latency_s=0.25)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert "no untrained candidate keeps the budget (knn is the best of them)" in decision.sentence
     assert "lora gains +37.0 [+32, +42] points over the prompt" in decision.sentence
-    useless = [replace(f, vs_prompt=comparison(0.01)) if f.vs_prompt else f for f in timed({})]
-    assert decided(useless, max_latency_s=0.25).action == "undecided"
-    failing = [*alternatives(), tuned("lora", 0.81, 0.07, "fail")]
-    assert decided(failing, max_latency_s=0.25).action == "undecided"
+    useless = [replace(f, vs_prompt=comparison(0.01)) if f.vs_prompt else f for f in set_latencies({})]
+    assert make_decision(useless, max_latency_s=0.25).action == "undecided"
+    failing = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "fail")]
+    assert make_decision(failing, max_latency_s=0.25).action == "undecided"
 
 
 def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_not_measured():
-    seeds = [tuned("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))]
-    decision = decided([*alternatives(), *seeds], max_latency_s=0.5)
+    seeds = [
+        make_fine_tune("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))
+    ]
+    decision = make_decision([*alternatives(), *seeds], max_latency_s=0.5)
     assert decision.candidate == "lora"
-    assert said(decision, "All keep the budgets")
-    unknown = timed({}, [*alternatives(), tuned("lora", 0.81, 0.07, latency_p50_s=None)])
-    decision = decided(unknown, max_latency_s=0.5)
+    assert find_reason(decision, "All keep the budgets")
+    unknown = set_latencies({}, [*alternatives(), make_fine_tune("lora", 0.81, 0.07, latency_p50_s=None)])
+    decision = make_decision(unknown, max_latency_s=0.5)
     assert decision.candidate == "lora"
-    assert said(decision, "Not measured against the budgets, and left in: lora.")
+    assert find_reason(decision, "Not measured against the budgets, and left in: lora.")
 
 
 def test_times_of_different_machines_are_not_passed_off_as_comparable():
-    facts = [replace(f, measured_on="an old one" if f.trained else "a new one") for f in timed({})]
-    assert "a new one (prompt, fixed" in said(decided(facts, max_latency_s=1.0), "different machines")
-    assert not [r for r in decided(facts).reasons if "different machines" in r]
+    facts = [replace(f, measured_on="an old one" if f.trained else "a new one") for f in set_latencies({})]
+    assert "a new one (prompt, fixed" in find_reason(
+        make_decision(facts, max_latency_s=1.0), "different machines"
+    )
+    assert not [r for r in make_decision(facts).reasons if "different machines" in r]
 
 
 def test_two_times_that_print_alike_are_told_apart():
-    decision = decided(timed({"lora": 0.204}), max_latency_s=0.2)
-    assert "takes 204 ms, and the budget is 200 ms" in said(decision, "lora (its")
+    decision = make_decision(set_latencies({"lora": 0.204}), max_latency_s=0.2)
+    assert "takes 204 ms, and the budget is 200 ms" in find_reason(decision, "lora (its")
 
 
 # Fewer than a hundred training examples
 
 
 def test_a_gain_from_fewer_than_a_hundred_examples_on_one_seed_keeps_the_prompt():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, n_train=60)], label_cost_usd=2.0)
+    decision = make_decision(
+        [*alternatives(), make_fine_tune("lora", 0.81, 0.07, n_train=60)], label_cost_usd=2.0
+    )
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "but 60 training examples and 1 seed are too few to rely on that" in decision.sentence
     assert "collect 100 examples, or show it over 3 seeds with --seeds 0,1,2" in decision.sentence
-    assert "40 more would make 100, for 80.00 USD of labels" in said(decision, "60 training examples: below")
-    assert decided([*alternatives(), tuned("lora", 0.81, 0.07, n_train=100)]).candidate == "lora"
+    assert "40 more would make 100, for 80.00 USD of labels" in find_reason(
+        decision, "60 training examples: below"
+    )
+    assert (
+        make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, n_train=100)]).candidate == "lora"
+    )
 
 
 @pytest.mark.parametrize(("n_train", "flagged"), [(9_999, True), (10_000, False)])
 def test_full_fine_tuning_on_fewer_than_ten_thousand_examples_is_flagged(n_train, flagged):
-    decision = decided([*alternatives(), tuned("whole", 0.81, 0.07, method="full", n_train=n_train)])
+    decision = make_decision(
+        [*alternatives(), make_fine_tune("whole", 0.81, 0.07, method="full", n_train=n_train)]
+    )
     words = "All weights were trained on few examples by whole (9,999): that is usual from about 10,000"
     assert any(words in reason for reason in decision.reasons) == flagged
 
 
 def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
-    seeds = [tuned("lora", 0.95, 0.30, n_train=60, seed=s) for s in range(3)]
-    assert decided([*alternatives(), *seeds[:2]]).candidate == "knn"
-    assert decided([*alternatives(), *seeds]).candidate == "lora"
+    seeds = [make_fine_tune("lora", 0.95, 0.30, n_train=60, seed=s) for s in range(3)]
+    assert make_decision([*alternatives(), *seeds[:2]]).candidate == "knn"
+    assert make_decision([*alternatives(), *seeds]).candidate == "lora"
 
 
 def test_of_an_adapter_made_elsewhere_it_is_not_said_how_many_examples_it_saw():
-    decision = decided([*alternatives(), tuned("theirs", 0.81, 0.07, n_train=0)])
+    decision = make_decision([*alternatives(), make_fine_tune("theirs", 0.81, 0.07, n_train=0)])
     assert decision.candidate == "theirs"
-    assert said(decision, "How many examples theirs was trained on is not known")
+    assert find_reason(decision, "How many examples theirs was trained on is not known")
 
 
 def test_hosting_and_evaluation_are_paid_back_too():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    plain, dearer = decided(facts), decided(facts, hosting_usd_per_month=10.0, evaluation_usd=5.0)
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    plain, dearer = make_decision(facts), make_decision(facts, hosting_usd_per_month=10.0, evaluation_usd=5.0)
     assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] + 65
     assert dearer.arithmetic["break_even_requests"] > plain.arithmetic["break_even_requests"]
-    assert "for training, labels, evaluation and hosting" in said(dearer, "Break-even")
+    assert "for training, labels, evaluation and hosting" in find_reason(dearer, "Break-even")
 
 
 def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    assert said(decided(facts), "Validation has chosen") == (
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    assert find_reason(make_decision(facts), "Validation has chosen") == (
         "Validation has chosen among 5 settings without training and 1 of fine-tunes."
     )
     points = tuple(
         Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     )
     swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
-    assert "among 5 settings without training and 6 of fine-tunes, which flatters the fine-tunes" in said(
-        decided([*facts[:-1], swept]), "Validation has chosen"
+    assert (
+        "among 5 settings without training and 6 of fine-tunes, which flatters the fine-tunes"
+        in find_reason(make_decision([*facts[:-1], swept]), "Validation has chosen")
     )
 
 
@@ -742,60 +791,63 @@ def test_a_setting_that_several_candidates_tried_counts_once():
     tried = [("a",), ("b",), ("b", "c"), ("a",)]
     both = [replace(f, settings=of) for f, of in zip(alternatives()[:4], tried, strict=True)]
     assert n_settings(both) == 3
-    assert n_settings([*both, tuned("lora", 0.81, 0.07), tuned("lora", 0.80, 0.06, seed=1)]) == 4
-    again = replace(tuned("lora", 0.80, 0.06, seed=1), settings=("made by another seed",))
-    assert n_settings([replace(tuned("lora", 0.81, 0.07), settings=("w",)), again]) == 1
+    assert (
+        n_settings([*both, make_fine_tune("lora", 0.81, 0.07), make_fine_tune("lora", 0.80, 0.06, seed=1)])
+        == 4
+    )
+    again = replace(make_fine_tune("lora", 0.80, 0.06, seed=1), settings=("made by another seed",))
+    assert n_settings([replace(make_fine_tune("lora", 0.81, 0.07), settings=("w",)), again]) == 1
 
 
 def test_one_setting_that_several_candidates_tried_is_called_so():
     alike = [replace(candidate(name, 0.9), settings=("a",)) for name in ("plain", "spelt_out", "again")]
-    assert "on validation the best of 3, 1 setting tried;" in decided(alike).sentence
+    assert "on validation the best of 3, 1 setting tried;" in make_decision(alike).sentence
 
 
 def test_the_index_of_documents_is_paid_for_by_what_retrieves():
     rag = candidate("rag", 0.80, prompting="rag(top_k=2)")
-    facts = [*alternatives(), rag, tuned("lora", 0.88, 0.08)]
-    plain, dearer = (decided(facts, has_documents=True, index_usd_per_month=usd) for usd in (0, 10))
+    facts = [*alternatives(), rag, make_fine_tune("lora", 0.88, 0.08)]
+    plain, dearer = (make_decision(facts, has_documents=True, index_usd_per_month=usd) for usd in (0, 10))
     assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] - 60
     hybrid = replace(facts[-1], prompting="rag(top_k=2)")
     plain, both = (
-        decided([*facts[:-1], hybrid], has_documents=True, index_usd_per_month=usd) for usd in (0, 10)
+        make_decision([*facts[:-1], hybrid], has_documents=True, index_usd_per_month=usd) for usd in (0, 10)
     )
     assert both.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"]
 
 
 def test_the_break_even_has_a_band_for_a_saving_that_is_a_fifth_off():
-    found = decided([*alternatives(), tuned("lora", 0.81, 0.07)]).arithmetic
+    found = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)]).arithmetic
     at = found["break_even_requests"]
     assert found["break_even_if_saving_is_a_fifth_more"] == pytest.approx(at / 1.2)
     assert found["break_even_if_saving_is_a_fifth_less"] == pytest.approx(at / 0.8)
 
 
 def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
-    close = decided([*alternatives(), tuned("lora", 0.75, 0.01)]).arithmetic
-    clear = decided([*alternatives(), tuned("lora", 0.90, 0.15)]).arithmetic
+    close = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01)]).arithmetic
+    clear = make_decision([*alternatives(), make_fine_tune("lora", 0.90, 0.15)]).arithmetic
     assert close["more_test_items_bring_points"] > 0.1 > clear["more_test_items_bring_points"]
     assert close["perfect_information_points"] > close["more_test_items_bring_points"]
 
 
 def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
-    decision = decided([*alternatives(), tuned("lora", 0.75, 0.01)], point_usd=100.0)
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01)], point_usd=100.0)
     worth = decision.arithmetic["more_test_items_bring_points"]
     assert decision.arithmetic["more_test_items_are_worth_usd"] == pytest.approx(100 * worth)
     # 200 more items, asked of both at 0.20 and 0.11 USD per 1,000; a label has no price.
     assert decision.arithmetic["more_test_items_cost_usd"] == pytest.approx(200 * 0.31 / 1000)
-    assert "for 0.06 USD" in said(decision, "Next best spend: 200 more test items.")
-    assert "A label counts as free" in said(decision, "Next best spend")
+    assert "for 0.06 USD" in find_reason(decision, "Next best spend: 200 more test items.")
+    assert "A label counts as free" in find_reason(decision, "Next best spend")
 
 
 def test_items_cost_what_nobody_knows_where_a_request_has_no_price():
-    unpriced = replace(tuned("served", 0.75, 0.01), cost_per_1k_usd=None)
-    decision = decided([*alternatives(), unpriced], point_usd=100.0)
+    unpriced = replace(make_fine_tune("served", 0.75, 0.01), cost_per_1k_usd=None)
+    decision = make_decision([*alternatives(), unpriced], point_usd=100.0)
     assert decision.arithmetic["more_test_items_cost_usd"] is None
     assert decision.arithmetic["next_best_spend"] == "unknown: a price is missing"
 
 
-def learned(more: float, candidate: str = "lora") -> LearningCurve:
+def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
     """Make the curve of 360 rows by which 720 would add so much, and 1,440 half as much again."""
     points = [CurvePoint(n, Estimate(0.5, 0.4, 0.6, 200), 0.1) for n in (45, 90, 180, 360)]
     ahead = [
@@ -817,97 +869,111 @@ def learned(more: float, candidate: str = "lora") -> LearningCurve:
     ],
 )
 def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, expected):
-    decision = decided(
-        [*alternatives(), tuned("lora", 0.75, 0.01)],
-        curve=learned(more),
+    decision = make_decision(
+        [*alternatives(), make_fine_tune("lora", 0.75, 0.01)],
+        curve=make_curve(more),
         point_usd=100.0,
         label_cost_usd=label_usd,
     )
     assert decision.arithmetic["next_best_spend"] == expected.replace("none, ", "")
-    assert said(decision, f"Next best spend: {expected}.")
+    assert find_reason(decision, f"Next best spend: {expected}.")
 
 
 def test_rows_are_worth_what_they_add_to_the_better_choice_and_not_to_the_fine_tune():
-    behind = tuned("lora", 0.64, -0.10)
-    decision = decided([*alternatives(), behind], curve=learned(0.04), point_usd=100.0)
+    behind = make_fine_tune("lora", 0.64, -0.10)
+    decision = make_decision([*alternatives(), behind], curve=make_curve(0.04), point_usd=100.0)
     assert decision.arithmetic["more_training_rows_bring_points"] == 0
-    assert "which would not change what is best" in said(decision, "Next best spend")
+    assert "which would not change what is best" in find_reason(decision, "Next best spend")
     # 1,440 rows are the first that would show a gain: 18 points more than the 10 it is behind, 8 are left.
-    decision = decided([*alternatives(), behind], curve=learned(0.12), point_usd=100.0)
+    decision = make_decision([*alternatives(), behind], curve=make_curve(0.12), point_usd=100.0)
     assert decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8)
     # 0.50 USD buy training on 360 rows, 2.00 on 1,440.
     assert decision.arithmetic["more_training_rows_cost_usd"] == pytest.approx(2.0)
 
 
 def test_rows_without_a_curve_have_no_worth_and_what_would_measure_it_is_named():
-    decision = decided([*alternatives(), tuned("lora", 0.75, 0.01)])
-    assert "harness compare --learning-curve measures it" in said(decision, "Next best spend")
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01)])
+    assert "harness compare --learning-curve measures it" in find_reason(decision, "Next best spend")
     assert decision.arithmetic["more_training_rows_bring_points"] is None
-    of_another = decided([*alternatives(), tuned("lora", 0.75, 0.01)], curve=learned(0.05, "other"))
+    of_another = make_decision(
+        [*alternatives(), make_fine_tune("lora", 0.75, 0.01)], curve=make_curve(0.05, "other")
+    )
     assert of_another.arithmetic["more_training_rows"] is None
 
 
 def test_nothing_is_spent_on_a_fine_tune_that_the_gate_stops():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, "fail")], curve=learned(0.05))
-    assert "harness rescue lora tries versions that keep more" in said(decision, "Next best spend: neither")
+    decision = make_decision(
+        [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "fail")], curve=make_curve(0.05)
+    )
+    assert "harness rescue lora tries versions that keep more" in find_reason(
+        decision, "Next best spend: neither"
+    )
     assert "next_best_spend" not in decision.arithmetic
 
 
 def test_an_open_gate_comes_before_the_spend():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, "inconclusive")])
-    assert said(decision, "Before either").startswith("Before either: some 240 more items of the suites")
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
+    assert find_reason(decision, "Before either").startswith(
+        "Before either: some 240 more items of the suites"
+    )
 
 
 def test_without_the_price_of_a_point_costs_are_not_weighed():
-    run = tuned("lora", 0.9, 0.01, unit=BITS)
-    decision = decided([candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte")
-    assert "Costs are not weighed" in said(decision, "Next best spend")
+    run = make_fine_tune("lora", 0.9, 0.01, unit=BITS)
+    decision = make_decision(
+        [candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte"
+    )
+    assert "Costs are not weighed" in find_reason(decision, "Next best spend")
 
 
 def test_more_rows_are_not_advised_where_test_items_are_worth_more():
-    unsure = tuned("lora", 0.75, -0.02, vs_untrained=comparison(-0.02, 0.40))
-    decision = decided([*alternatives(), unsure], curve=learned(0.03), point_usd=100.0)
+    unsure = make_fine_tune("lora", 0.75, -0.02, vs_untrained=comparison(-0.02, 0.40))
+    decision = make_decision([*alternatives(), unsure], curve=make_curve(0.03), point_usd=100.0)
     assert decision.arithmetic["next_best_spend"] == "200 more test items"
     assert decision.action == "few-shot"
 
 
 def test_declared_needs_answer_what_no_slice_measures_and_say_so():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    decision = decided(facts, needs=("changing_facts", "style_or_format"))
-    assert "a fine-tune would soon be old." in said(decision, "Declared, not measured (changing facts)")
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    decision = make_decision(facts, needs=("changing_facts", "style_or_format"))
+    assert "a fine-tune would soon be old." in find_reason(
+        decision, "Declared, not measured (changing facts)"
+    )
     sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
-    assert not [r for r in decided(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
+    assert not [r for r in make_decision(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
 
 
 # Whether a gain pays
 
 
 def test_a_gain_that_is_worth_less_than_it_costs_is_not_shipped():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    decision = decided(facts, requests_per_month=10, horizon_months=1, label_cost_usd=0.5)
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    decision = make_decision(facts, requests_per_month=10, horizon_months=1, label_cost_usd=0.5)
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     # 0.07 × 10 answers at 1 USD against 360 × 0.5 + 0.5 USD; a request brings 0.07 + 0.00009 USD.
     assert "is worth 0.70 USD and costs 180 USD more; it pays from 2,576 requests" in decision.sentence
-    assert decided(facts, label_cost_usd=0.5).action == "fine-tune"
+    assert make_decision(facts, label_cost_usd=0.5).action == "fine-tune"
 
 
 def test_what_a_point_is_worth_may_be_said_and_then_decides_alone():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    little, much = (decided(facts, point_usd=usd, label_cost_usd=0.5) for usd in (0.01, 100.0))
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    little, much = (make_decision(facts, point_usd=usd, label_cost_usd=0.5) for usd in (0.01, 100.0))
     assert (little.action, much.action) == ("few-shot", "fine-tune")
     assert much.arithmetic["gain_is_worth_usd"] == pytest.approx(700)
     assert much.arithmetic["pays_from_requests"] is None
 
 
 def test_a_metric_that_counts_no_answers_is_not_priced():
-    run = tuned("lora", 0.9, 0.3, unit=BITS)
-    decision = decided([candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte")
+    run = make_fine_tune("lora", 0.9, 0.3, unit=BITS)
+    decision = make_decision(
+        [candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte"
+    )
     assert decision.arithmetic["gain_is_worth_usd"] is None
 
 
 def test_items_that_would_not_change_the_choice_are_not_advised():
-    decision = decided([*alternatives(), tuned("lora", 0.95, 0.30)])
-    assert said(decision, "Next best spend").startswith("Next best spend: none, choose now.")
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.30)])
+    assert find_reason(decision, "Next best spend").startswith("Next best spend: none, choose now.")
 
 
 # The six scenarios: from what was measured, else from what was declared
@@ -927,8 +993,13 @@ def test_items_that_would_not_change_the_choice_are_not_advised():
     ],
 )
 def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
-    facts = [replace(candidate("prompt", 0.2), latency_p50_s=None), tuned("lora", 0.8, 0.3, n_train=0)]
-    assert advice in said(decided(facts, needs=(need,)), f"Declared, not measured ({need.replace('_', ' ')})")
+    facts = [
+        replace(candidate("prompt", 0.2), latency_p50_s=None),
+        make_fine_tune("lora", 0.8, 0.3, n_train=0),
+    ]
+    assert advice in find_reason(
+        make_decision(facts, needs=(need,)), f"Declared, not measured ({need.replace('_', ' ')})"
+    )
 
 
 @pytest.mark.parametrize(
@@ -943,8 +1014,10 @@ def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
 )
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     of = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour")}
-    facts = [replace(f, slices=of) for f in (*alternatives(), tuned("lora", 0.81, 0.07))]
-    assert f": {measured}. The textbook says: " in said(decided(facts, needs=(need,)), "Measured (")
+    facts = [replace(f, slices=of) for f in (*alternatives(), make_fine_tune("lora", 0.81, 0.07))]
+    assert f": {measured}. The textbook says: " in find_reason(
+        make_decision(facts, needs=(need,)), "Measured ("
+    )
 
 
 @pytest.mark.parametrize(
@@ -957,106 +1030,113 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     ],
 )
 def test_a_need_is_answered_by_the_gain_or_by_what_was_forgotten(need, measured):
-    lora = tuned("lora", 0.81, 0.07, vs_prompt=comparison(0.61, 0.04))
-    assert measured in said(decided([*alternatives(), lora], needs=(need,)), "Measured (")
+    lora = make_fine_tune("lora", 0.81, 0.07, vs_prompt=comparison(0.61, 0.04))
+    assert measured in find_reason(make_decision([*alternatives(), lora], needs=(need,)), "Measured (")
 
 
 def test_advice_that_what_is_chosen_follows_and_advice_that_it_does_not():
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    agrees = said(decided(facts, needs=("style_or_format",)), "Declared")
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    agrees = find_reason(make_decision(facts, needs=("style_or_format",)), "Declared")
     assert agrees.endswith(" lora, which is chosen, is of that kind.")
-    differs = said(decided(facts, needs=("little_data",)), "Measured (")
+    differs = find_reason(make_decision(facts, needs=("little_data",)), "Measured (")
     assert "What is chosen differs: here lora reaches 81.0" in differs
     assert "knn, the best of that kind, 74.0" in differs
-    lacks = said(decided(facts, needs=("knowledge_and_behaviour",)), "Declared")
+    lacks = find_reason(make_decision(facts, needs=("knowledge_and_behaviour",)), "Declared")
     assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
 
 
 def test_a_candidate_whose_rows_were_made_wrong_is_measured_and_never_chosen_nor_counted():
-    wrong = replace(tuned("noisy[corrupt=0.1]", 0.99, 0.25), ablation=True)
+    wrong = replace(make_fine_tune("noisy[corrupt=0.1]", 0.99, 0.25), ablation=True)
     plain = replace(candidate("classifier", 0.99), name="noisy-bag", ablation=True)
-    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
-    without, beside = decided(facts), decided([wrong, plain, *facts])
+    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    without, beside = make_decision(facts), make_decision([wrong, plain, *facts])
     assert (beside.action, beside.candidate, beside.sentence) == ("fine-tune", "lora", without.sentence)
-    assert said(beside, "Validation has chosen") == said(without, "Validation has chosen")
-    assert said(beside, "Measured and not chosen from").endswith("noisy[corrupt=0.1], noisy-bag.")
-    assert decided([*alternatives(), wrong]).candidate == "knn"
+    assert find_reason(beside, "Validation has chosen") == find_reason(without, "Validation has chosen")
+    assert find_reason(beside, "Measured and not chosen from").endswith("noisy[corrupt=0.1], noisy-bag.")
+    assert make_decision([*alternatives(), wrong]).candidate == "knn"
 
 
 def test_advice_names_no_kind_of_a_baseline_and_no_gate_that_was_not_measured():
     large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
-    said_of = said(decided([*alternatives(), large], needs=("little_data",)), "(little data)")
+    said_of = find_reason(make_decision([*alternatives(), large], needs=("little_data",)), "(little data)")
     assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
     for gate, words in (
         (None, "what lora forgot was not measured"),
         (verdict("fail"), "the gate of lora fails"),
     ):
-        lora = replace(tuned("lora", 0.60, -0.14), verdict=gate)
-        assert words in said(
-            decided([*alternatives(), lora], needs=("style_or_format",)), "(style or format)"
+        lora = replace(make_fine_tune("lora", 0.60, -0.14), verdict=gate)
+        assert words in find_reason(
+            make_decision([*alternatives(), lora], needs=("style_or_format",)), "(style or format)"
         )
 
 
 def test_every_need_that_may_be_declared_has_advice():
     for need in get_args(Need):
-        assert said(
-            decided([*alternatives(), tuned("lora", 0.81, 0.07)], needs=(need,)),
+        assert find_reason(
+            make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], needs=(need,)),
             f"({need.replace('_', ' ')})",
         )
 
 
 def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():
-    lora = tuned("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
-    assumed = decided([*alternatives(), lora])
+    lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
+    assumed = make_decision([*alternatives(), lora])
     # 400 USD buy 7 % of 600,000 answers: 400 / 42,000 = 0.0095 USD each.
-    assert said(assumed, "The choice rests on") == (
+    assert find_reason(assumed, "The choice rests on") == (
         "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, which nobody set): the"
         " gain is worth 42,000 USD over the horizon, and lora costs 400 USD more. It flips at 0.0095 USD."
     )
     flips_at = assumed.arithmetic["pays_from_right_answer_usd"]
     actions = [
-        decided([*alternatives(), lora], right_answer_usd=flips_at * times).action for times in (0.99, 1.01)
+        make_decision([*alternatives(), lora], right_answer_usd=flips_at * times).action
+        for times in (0.99, 1.01)
     ]
     assert actions == ["few-shot", "fine-tune"]
-    assert "nobody set" not in said(decided([*alternatives(), lora], right_answer_usd=1.0), "rests on")
+    assert "nobody set" not in find_reason(
+        make_decision([*alternatives(), lora], right_answer_usd=1.0), "rests on"
+    )
 
 
 def test_a_choice_by_the_worth_of_a_point_flips_at_one_too():
-    lora = tuned("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
-    decision = decided([*alternatives(), lora], point_usd=100.0)
-    assert "a point being worth 100 USD (decide.point_usd)" in said(decision, "rests on")
+    lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
+    decision = make_decision([*alternatives(), lora], point_usd=100.0)
+    assert "a point being worth 100 USD (decide.point_usd)" in find_reason(decision, "rests on")
     assert decision.arithmetic["pays_from_point_usd"] == pytest.approx(400 / 7)
     assert "pays_from_right_answer_usd" not in decision.arithmetic
 
 
 def test_a_fine_tune_that_costs_nothing_more_pays_at_any_worth():
-    lora = tuned("lora", 0.81, 0.07, training_cost_usd=0.0)
-    assert "holds at any worth" in said(decided([*alternatives(), lora]), "rests on")
+    lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0)
+    assert "holds at any worth" in find_reason(make_decision([*alternatives(), lora]), "rests on")
 
 
 def test_a_gain_without_a_price_says_from_which_price_it_pays():
     lower = {"unit": BITS, "metric": "bits_per_byte"}
-    lora = tuned("lora", 0.9, 0.2, unit=BITS, vs_untrained=comparison(-0.2, **lower), cost_per_1k_usd=0.20)
+    lora = make_fine_tune(
+        "lora", 0.9, 0.2, unit=BITS, vs_untrained=comparison(-0.2, **lower), cost_per_1k_usd=0.20
+    )
     others = [candidate(f.name, 1.1, BITS, prompting=f.prompting) for f in alternatives()[:3]]
-    decision = decided([*others, lora], closed_labels=False, metric="bits_per_byte")
-    assert "lora pays where it is more than 2.50 USD" in said(decision, "is worth is not set")
+    decision = make_decision([*others, lora], closed_labels=False, metric="bits_per_byte")
+    assert "lora pays where it is more than 2.50 USD" in find_reason(decision, "is worth is not set")
 
 
 def test_what_is_not_chosen_rests_on_no_worth():
-    decision = decided([*alternatives(), tuned("lora", 0.77, 0.03)])
+    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.77, 0.03)])
     assert not [reason for reason in decision.reasons if "rests on" in reason]
-    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said(decision, "Next best spend")
+    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in find_reason(
+        decision, "Next best spend"
+    )
 
 
 def test_requests_that_nobody_forecast_are_called_assumed():
-    lora = tuned("lora", 0.81, 0.07)
-    assert "within the 600,000 requests assumed (decide.requests_per_month)" in said(
-        decided([*alternatives(), lora]), "Break-even"
+    lora = make_fine_tune("lora", 0.81, 0.07)
+    assert "within the 600,000 requests assumed (decide.requests_per_month)" in find_reason(
+        make_decision([*alternatives(), lora]), "Break-even"
     )
-    assert "within the 1,200,000 requests forecast" in said(
-        decided([*alternatives(), lora], requests_per_month=200_000), "Break-even"
+    assert "within the 1,200,000 requests forecast" in find_reason(
+        make_decision([*alternatives(), lora], requests_per_month=200_000), "Break-even"
     )
-    dear = decided([*alternatives(), lora], right_answer_usd=0.0, label_cost_usd=0.5)
+    dear = make_decision([*alternatives(), lora], right_answer_usd=0.0, label_cost_usd=0.5)
     assert "over the 600,000 requests assumed (decide.requests_per_month) that is worth" in dear.sentence
 
 
@@ -1066,16 +1146,16 @@ def test_an_untrained_choice_says_how_many_settings_it_is_the_best_of():
     )
     assert (
         "on validation the best of 6, 9 settings tried; no fine-tune"
-        in decided([*alternatives(), searched]).sentence
+        in make_decision([*alternatives(), searched]).sentence
     )
-    assert "on validation the best of 5; no fine-tune" in decided(alternatives()).sentence
+    assert "on validation the best of 5; no fine-tune" in make_decision(alternatives()).sentence
 
 
 def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longer_pays():
-    lora = tuned("lora", 0.75, 0.01, training_cost_usd=100.0)
-    advised = decided([*alternatives(), lora], curve=learned(0.12), label_cost_usd=1.0)
+    lora = make_fine_tune("lora", 0.75, 0.01, training_cost_usd=100.0)
+    advised = make_decision([*alternatives(), lora], curve=make_curve(0.12), label_cost_usd=1.0)
     assert advised.action == "collect more data"
     # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
-    assert said(advised, "The advice rests on").endswith(
+    assert find_reason(advised, "The advice rests on").endswith(
         "nobody set): more data no longer pay at 0.0072 USD."
     )

@@ -25,7 +25,7 @@ def fit(tiny, folder, name, changes=None, **given):
     return method.fit(context, method.Params(**{**QUICK, **params, **given}))
 
 
-def stopped_at(step):
+def stop_at(step):
     def advance(done, total, note=""):
         if done == step:
             raise KeyboardInterrupt
@@ -38,7 +38,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_weights_of_an_undisturbed_on
     whole = fit(tiny, tmp_path / "whole", name)
     total = whole.training.n_steps
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny, tmp_path / "stopped", name, {"advance": stopped_at(2 * total // 3)})
+        fit(tiny, tmp_path / "stopped", name, {"advance": stop_at(2 * total // 3)})
     (kept, *_) = (tmp_path / "stopped" / CHECKPOINTS).glob("checkpoint-*/model.safetensors")
     trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
     assert trained == whole.training.n_trainable

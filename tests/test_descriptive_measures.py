@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,9 +15,9 @@ from harness import stats
 points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12)
 
 
-def learned_and_kept():
+def read_learned_and_kept():
     """Return the code instruction-tuning points of "LoRA Learns Less and Forgets Less", by method and epoch."""
-    with shared_data("rows/published/biderman_tables.csv").open() as file:
+    with find_shared_data("rows/published/biderman_tables.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if "code_IFT" in row["table"]]
     learned = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "HumanEval" in r["table"]}
     kept = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "forget" in r["table"]}
@@ -25,7 +25,7 @@ def learned_and_kept():
 
 
 def test_the_published_front_of_learning_and_forgetting_is_found():
-    p = learned_and_kept()
+    p = read_learned_and_kept()
     assert len(p) == 20
     front = [list(p)[i] for i in stats.pareto_front(list(p.values()))]
     assert front == [("r256", "2"), ("r64", "4"), ("r256", "4")]
@@ -35,18 +35,18 @@ def test_the_published_front_of_learning_and_forgetting_is_found():
     ("method", "area"), [("r16", 0.090413), ("r64", 0.103434), ("r256", 0.125818), ("full", 0.089802)]
 )
 def test_the_published_points_span_the_known_areas(method, area):
-    p = [point for (name, _), point in learned_and_kept().items() if name == method]
+    p = [point for (name, _), point in read_learned_and_kept().items() if name == method]
     assert stats.hypervolume(p, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
 
 
-def dominated(p, points):
+def is_dominated(p, points):
     return any(q[0] >= p[0] and q[1] >= p[1] and tuple(q) != tuple(p) for q in points)
 
 
 @given(points)
 def test_the_front_is_what_nothing_dominates(p):
     front = {p[i] for i in stats.pareto_front(p)}
-    assert front == {q for q in p if not dominated(q, p)}
+    assert front == {q for q in p if not is_dominated(q, p)}
 
 
 @given(points)
@@ -118,7 +118,7 @@ WINS = {
 @pytest.mark.parametrize(("file", "n_published"), [(name, n) for name, n in zip(WINS, (59, 52), strict=True)])
 def test_published_win_rates_and_their_standard_errors_are_found(file, n_published):
     """AlpacaEval's leaderboards: a win rate is a mean over prompts, its error the plain one of the mean."""
-    with gzip.open(shared_data(f"rows/alpaca_eval_annotations/{file}.jsonl.gz"), "rt") as lines:
+    with gzip.open(find_shared_data(f"rows/alpaca_eval_annotations/{file}.jsonl.gz"), "rt") as lines:
         rows = [row for row in map(json.loads, lines) if row["published"]]
     assert len(rows) == n_published
     for row in rows:

@@ -12,11 +12,11 @@ from harness.store import References
 from harness.store.garbage import size
 
 
-def used(store):
+def measure_disk_use(store):
     return stores.disk_use(store, stores.list_runs(store))
 
 
-def promoted(store, run_id, **changes):
+def write_champion(store, run_id, **changes):
     """Write a champion's file beside the runs folder, as `promote` does."""
     values = {
         "target": "desk",
@@ -38,16 +38,16 @@ def promoted(store, run_id, **changes):
 
 
 def test_a_store_that_does_not_exist_takes_nothing(store):
-    assert (used(store).total, used(store).freed) == (0, {})
+    assert (measure_disk_use(store).total, measure_disk_use(store).freed) == (0, {})
 
 
 def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
     save_two_runs(store)
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x" * 10_000)
-    before = used(store)
+    before = measure_disk_use(store)
     assert before.weights == 10_000
     stores.remove_run(store, "b")
-    after = used(store)
+    after = measure_disk_use(store)
     files = [use.rows + use.weights + use.unfinished for use in (before, after)]
     assert before.freed["b"] == files[0] - files[1] > 10_000
 
@@ -56,13 +56,13 @@ def test_rows_and_weights_that_are_not_complete_are_named_apart(store):
     complete(store, OTHER, make_rows(3))
     append(store, IDENTITY, make_rows(64))
     stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoint-1" / "x", "x" * 500)
-    assert used(store).rows == size(store.rows(OTHER.digest))
-    assert used(store).unfinished == size(store.rows(IDENTITY.digest)) + 500
+    assert measure_disk_use(store).rows == size(store.rows(OTHER.digest))
+    assert measure_disk_use(store).unfinished == size(store.rows(IDENTITY.digest)) + 500
 
 
 def test_the_champion_is_not_removed(store):
     save_two_runs(store)
-    promoted(store, "b")
+    write_champion(store, "b")
     with pytest.raises(UserError, match=r"b, the champion of desk.*promote another run first"):
         release.remove_run(store, "b", References())
     release.remove_run(store, "a", References())
@@ -71,7 +71,7 @@ def test_the_champion_is_not_removed(store):
 
 def test_rows_of_a_champion_are_kept_whatever_the_run_is_called(store):
     save_two_runs(store)
-    promoted(store, "a run of another folder", rows={"facts/test": OTHER.digest})
+    write_champion(store, "a run of another folder", rows={"facts/test": OTHER.digest})
     release.remove_run(store, "b", References())
     assert store.parquet(OTHER.digest).exists()
 
@@ -79,7 +79,7 @@ def test_rows_of_a_champion_are_kept_whatever_the_run_is_called(store):
 def test_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
     stores.save_run(store, make_run("b", []))
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
-    promoted(store, "a run of another folder", weights_digest="weights of b")
+    write_champion(store, "a run of another folder", weights_digest="weights of b")
     release.remove_run(store, "b", References())
     assert (store.weights("fit-b") / "adapter.bin").exists()
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tiny_experiment
-from openai_server import Fault, Rule, Said, serving
+from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness.config import load
 from harness.data.edit.manifests import payments_for
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 PRICES = "usd_per_million_tokens: {input: 1000, output: 5000}"
 
 
-class Counting(Rule):
+class UsageTeacher(Rule):
     """A teacher that says how many tokens it read and wrote: 100 and 10."""
 
     def chat(self, messages, body):
-        return Said(self._answer(messages), n_prompt=100, n_new=10)
+        return ServerAnswer(self._answer(messages), n_prompt=100, n_new=10)
 
 
 def says(messages):
@@ -49,7 +49,7 @@ def session_of(path, *overrides):
 
 @pytest.fixture
 def server():
-    with serving(Counting(says)) as running:
+    with serve_model(UsageTeacher(says)) as running:
         yield running
 
 
@@ -92,13 +92,13 @@ def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
             server.faults.extend([Fault()] * n)
         return says(messages)
 
-    server.model = Counting(dies)
+    server.model = UsageTeacher(dies)
     with pytest.raises(CandidateFailed, match="status 500"):
         distill_rows(session, "large", Distillation(), "a.jsonl")
     answered = len(server.asked)
     assert answered < n
     server.faults.clear()
-    server.model = Counting(says)
+    server.model = UsageTeacher(says)
     assert len(rows_of(distill_rows(session, "large", Distillation(), "a.jsonl"))) == n
     assert len(server.asked) == n
 
@@ -149,7 +149,7 @@ def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, ti
 
 
 def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
-    server.model = Counting(lambda messages: "late")
+    server.model = UsageTeacher(lambda messages: "late")
     session = session_of(write(tmp_path, tiny, server.url))
     made = distill_rows(session, "large", Distillation(min_score=1.0), "a.jsonl")
     own = {e.id: e.references[0] for e in session.target.items.train}
@@ -157,7 +157,7 @@ def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
 
 
 def test_an_answer_that_is_no_label_makes_no_row(server, tiny, tmp_path):
-    server.model = Counting(lambda messages: "I cannot say")
+    server.model = UsageTeacher(lambda messages: "I cannot say")
     session = session_of(write(tmp_path, tiny, server.url))
     with pytest.raises(UserError, match="none of which gives a row: an answer that is no label of the task"):
         distill_rows(session, "large", Distillation(n_rows=2), "a.jsonl")

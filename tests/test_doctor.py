@@ -32,7 +32,7 @@ def session(path, *overrides):
     return prepare_session(loaded, Scope(), SilentProgress()), loaded.selected
 
 
-def by_name(path, room, *overrides):
+def estimate_by_name(path, room, *overrides):
     return {cost.candidate: cost for cost in estimate_costs(*session(path, *overrides), room)}
 
 
@@ -54,27 +54,27 @@ def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
 
 
 def test_a_recipe_that_changed_has_no_measured_figures(copy):
-    assert by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
+    assert estimate_by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
 
 
 def test_what_trains_takes_more_than_what_only_answers(copy):
-    found = by_name(copy, ROOMY)
+    found = estimate_by_name(copy, ROOMY)
     assert found["lora"].time_s > found["prompt"].time_s
     assert found["lora"].flops > found["prompt"].flops
 
 
 def test_what_fits_fits_and_what_does_not_gets_a_knob_to_turn(copy):
-    assert all(cost.fits and not cost.knob for cost in by_name(copy, ROOMY).values())
-    tight = by_name(copy, TIGHT)
+    assert all(cost.fits and not cost.knob for cost in estimate_by_name(copy, ROOMY).values())
+    tight = estimate_by_name(copy, TIGHT)
     assert tight["prompt"].fits is False
     assert tight["prompt"].knob == "a smaller base_model"
 
 
 def test_longer_answers_take_more_memory(copy):
     suite = copy.parent / "suites" / "letters.yaml"
-    least = by_name(copy, ROOMY)["prompt"].memory_gib
+    least = estimate_by_name(copy, ROOMY)["prompt"].memory_gib
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
-    assert by_name(copy, ROOMY)["prompt"].memory_gib > least
+    assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > least
 
 
 def test_whole_texts_that_are_scored_take_the_logits_of_a_pass(copy):
@@ -102,10 +102,10 @@ def test_three_checkpoints_of_a_whole_model_need_room_on_the_disk(tiny, tmp_path
 
 def test_a_batch_too_large_is_told_the_size_that_fits(copy):
     large = "candidates.lora.params.per_device_train_batch_size=4096"
-    least = by_name(copy, ROOMY)["lora"].memory_gib
-    most = by_name(copy, ROOMY, large)["lora"].memory_gib
+    least = estimate_by_name(copy, ROOMY)["lora"].memory_gib
+    most = estimate_by_name(copy, ROOMY, large)["lora"].memory_gib
     assert most > least
-    knob = by_name(copy, Memory((least + most) / 2, 1e6, "GPU"), large)["lora"].knob
+    knob = estimate_by_name(copy, Memory((least + most) / 2, 1e6, "GPU"), large)["lora"].knob
     assert knob.startswith("params.per_device_train_batch_size: ")
     assert "with gradient_accumulation_steps: " in knob
 

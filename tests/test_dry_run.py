@@ -14,7 +14,7 @@ RETRIEVING = "  dense: {prompting: {rag: {retriever: dense, model: own/nowhere, 
 
 
 @pytest.fixture
-def unreadable(tiny, tmp_path):
+def unreadable_model(tiny, tmp_path):
     """Copy the tiny model, with weights that fail whoever loads them."""
     folder = shutil.copytree(tiny, tmp_path / "model")
     weights = folder / "model.safetensors"
@@ -23,8 +23,8 @@ def unreadable(tiny, tmp_path):
     return folder
 
 
-def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreadable, tmp_path):
-    path = tiny_experiment.write(tmp_path, unreadable)
+def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreadable_model, tmp_path):
+    path = tiny_experiment.write(tmp_path, unreadable_model)
     code, planned, said = command("compare", "-c", path, "--dry-run")
     assert code == 0, said
     assert planned.splitlines()[1].startswith("capability suite of the base")
@@ -34,8 +34,8 @@ def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreada
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unreadable, tmp_path):
-    path = tiny_experiment.write(tmp_path, unreadable)
+def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unreadable_model, tmp_path):
+    path = tiny_experiment.write(tmp_path, unreadable_model)
     code, planned, said = command("compare", "-c", path, "--dry-run", "--rescue", "--json")
     assert code == 0, said
     assert json.loads(planned)["rescue, at most"]["trained"] > 0
@@ -43,27 +43,27 @@ def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unread
 
 @pytest.mark.parametrize("more", [("--rescue",), ()])
 def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
-    command, finished, empty_cache, own_cache, monkeypatch, more
+    command, finished_run, empty_cache, own_cache, monkeypatch, more
 ):
-    path = finished[0] / "harness.yaml"
+    path = finished_run[0] / "harness.yaml"
 
-    def planned(cache):
+    def plan_with_cache(cache):
         monkeypatch.setenv("HARNESS_CACHE", str(cache))
         code, plan, said = command("compare", "-c", path, "--dry-run", "--json", *more)
         assert code == 0, said
         counts = {name: (w["read"], w["generated"], w["trained"]) for name, w in json.loads(plan).items()}
         return counts, said
 
-    unknown, known = planned(empty_cache), planned(own_cache)
+    unknown, known = plan_with_cache(empty_cache), plan_with_cache(own_cache)
     assert unknown[0] == known[0]
     assert "unknown whether" in unknown[1]
     assert "6 of 6 runs are stored already" in known[1]
 
 
 def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
-    command, empty_cache, unreadable, tmp_path
+    command, empty_cache, unreadable_model, tmp_path
 ):
-    path = tiny_experiment.write(tmp_path, unreadable, "  prompt: {method: base}\n" + RETRIEVING)
+    path = tiny_experiment.write(tmp_path, unreadable_model, "  prompt: {method: base}\n" + RETRIEVING)
     letters = tmp_path / "suites" / "letters.yaml"
     letters.write_text(letters.read_text().replace("data: {", "data: {documents: letters/help.jsonl, "))
     pages = [{"id": f"p{n}", "title": "Parcels", "text": "A parcel takes two days. " * 5} for n in range(4)]
@@ -75,10 +75,10 @@ def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
 
 
 def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names(
-    command, empty_cache, unreadable, tmp_path
+    command, empty_cache, unreadable_model, tmp_path
 ):
     own = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
-    path = tiny_experiment.write(tmp_path, unreadable, own)
+    path = tiny_experiment.write(tmp_path, unreadable_model, own)
     tested = tiny_experiment.letters(slice(6, 7))
     more = [{**row, "prompt": f"Hi there! {row['prompt']} Thanks!"} for row in tested]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
@@ -105,8 +105,8 @@ def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(empty_cach
     assert shape.in_embeddings + shape.n_layers * per_layer + shape.hidden == packed.n_parameters
 
 
-def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, finished, empty_cache):
-    code, planned, said = command("rescue", "lora", "-c", finished[0] / "harness.yaml", "--dry-run")
+def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, finished_run, empty_cache):
+    code, planned, said = command("rescue", "lora", "-c", finished_run[0] / "harness.yaml", "--dry-run")
     assert (code, planned) == (5, "")
     assert "unknown whether lora is stored as written now" in said
     assert "harness report, which loads it once" in said

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny_experiment
 import torch
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 
 from harness import store
 from harness.errors import UserError
@@ -46,7 +46,7 @@ def nli(tmp_path_factory):
     return folder / "model"
 
 
-def built(written):
+def build_metrics(written):
     return load_metrics(Task(name="desk", data=TaskData(), metrics=(str(written),)))
 
 
@@ -95,7 +95,7 @@ def test_the_score_is_that_of_the_models_own_probabilities_by_its_own_labels(nli
     model, tokenizer = (
         kind.from_pretrained(nli) for kind in (AutoModelForSequenceClassification, AutoTokenizer)
     )
-    (metric,) = built(f"entailment:{nli}").values()
+    (metric,) = build_metrics(f"entailment:{nli}").values()
     item = with_context(ITEM, [LAMP, SHIP])
     said = [
         "The lamp costs 40 euros and burns long.", "A parcel takes three days and 40 euros.",
@@ -125,13 +125,13 @@ def test_a_model_without_the_label_and_a_folder_without_a_model_are_refused(nli,
     config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="a model with the labels LABEL_0, LABEL_1, LABEL_2") as found:
-        built(f"entailment:{copy}")
+        build_metrics(f"entailment:{copy}")
     assert "correct id2label in its config.json" in str(found.value)
     with pytest.raises(UserError, match=r"no config\.json in"):
-        built(f"entailment:{tmp_path}")
+        build_metrics(f"entailment:{tmp_path}")
     config["id2label"] = {"0": "not_entailment", "1": "entailment"}
     (copy / "config.json").write_text(json.dumps(config))
-    assert built(f"entailment:{copy}").keys() == {"entailment:copy"}
+    assert build_metrics(f"entailment:{copy}").keys() == {"entailment:copy"}
 
 
 HARNESS = (
@@ -156,7 +156,7 @@ def test_a_comparison_scores_by_it_and_one_of_a_missing_model_says_where(nli, tm
         tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
     path = tmp_path / "harness.yaml"
     shutil.copytree(nli, tmp_path / "nli")
-    with serving(Rule(lambda messages: "It burns the lamp and the parcel.")) as server:
+    with serve_model(Rule(lambda messages: "It burns the lamp and the parcel.")) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url, nli="./missing"))
         with pytest.raises(UserError, match=r"harness\.yaml:8.*missing"):
             compare(path)

@@ -24,7 +24,7 @@ WORK = st.builds(Work, COUNTS, COUNTS, COUNTS)
 TEXTS = st.lists(st.text(max_size=200), min_size=1, max_size=8)
 
 
-def asked(text, choices=(), reference="late"):
+def make_example(text, choices=(), reference="late"):
     return Example("x", ({"role": "user", "content": text},), (reference,), choices)
 
 
@@ -66,14 +66,14 @@ def test_the_speed_that_a_training_needed_is_the_one_at_which_it_is_estimated_to
 @PURE
 @given(TEXTS)
 def test_reading_examples_is_reading_each_of_them(texts):
-    examples = [asked(text) for text in texts]
+    examples = [make_example(text) for text in texts]
     apart = sum((reading([e], ranked=False, max_new_tokens=5) for e in examples), Work())
     assert reading(examples, ranked=False, max_new_tokens=5) == apart
     assert apart.generated == 5 * len(texts)
 
 
 def test_ranked_choices_are_read_and_nothing_is_generated():
-    example = asked("Where is it?", choices=("late", "money"))
+    example = make_example("Where is it?", choices=("late", "money"))
     ranked, generated = (reading([example], ranked=r, max_new_tokens=5) for r in (True, False))
     assert ranked.generated == 0
     assert ranked.read == generated.read + tokens("late") + tokens("money")
@@ -87,7 +87,7 @@ def test_a_whole_text_is_read_and_nothing_is_generated():
 @PURE
 @given(TEXTS, st.floats(0.5, 20))
 def test_training_grows_with_the_epochs(texts, epochs):
-    examples = [asked(text) for text in texts]
+    examples = [make_example(text) for text in texts]
     once = training(examples, 1).trained
     assert training(examples, epochs).trained == pytest.approx(once * epochs, abs=0.5)
 

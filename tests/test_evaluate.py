@@ -271,7 +271,7 @@ def test_one_prompt_is_all_that_all_prompts_begin_with_and_no_prompt_nothing(bas
 # Scores of metrics that are not ours
 
 
-def own_metric_row(score, **bounds):
+def evaluate_own_metric(score, **bounds):
     """Answer one item that a metric of one's own scores so, beside exact_match."""
     job = job_of(example(7))
     own = mean_metric("own", lambda output, example: score, **bounds)
@@ -282,7 +282,7 @@ def own_metric_row(score, **bounds):
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_is_none_and_the_row_says_of_which_metric_and_item(score, tmp_path):
-    found = own_metric_row(score, bounds=(-math.inf, math.inf))
+    found = evaluate_own_metric(score, bounds=(-math.inf, math.inf))
     assert (found.status, found.parts) == ("ok", {"exact_match": (1.0,), "own": None})
     assert found.error == "metric own: found NaN or infinity for item item-7; expected a finite score"
     store.append_block(store.Store(tmp_path), IDENTITY, 0, [found])
@@ -293,7 +293,7 @@ def test_a_score_out_of_its_metrics_bounds_is_refused_with_metric_item_and_bound
     with pytest.raises(
         UserError, match=rf"metric own: found a score of {score} \(item item-7\); expected 0 to 1"
     ):
-        own_metric_row(score)
+        evaluate_own_metric(score)
 
 
 def test_an_answer_on_which_a_pattern_does_not_decide_failed_and_the_row_says_so(monkeypatch):
@@ -311,4 +311,4 @@ def test_an_answer_on_which_a_pattern_does_not_decide_failed_and_the_row_says_so
 
 
 def test_a_score_at_a_bound_may_be_off_by_rounding():
-    assert own_metric_row(1 + 1e-15).parts["own"] == (1 + 1e-15,)
+    assert evaluate_own_metric(1 + 1e-15).parts["own"] == (1 + 1e-15,)

@@ -50,7 +50,7 @@ def session(tiny, own_cache, tmp_path_factory):
 
 
 @pytest.fixture
-def opened(copy, monkeypatch):
+def finished_session(copy, monkeypatch):
     """Open the finished experiment, and let what a worker sets of the process be itself again."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(copy.parent)
@@ -59,21 +59,21 @@ def opened(copy, monkeypatch):
     return prepare_session(loaded, Scope(), SilentProgress()), loaded
 
 
-def planned(session, n_workers, names=(), **options):
+def plan_session(session, n_workers, names=(), **options):
     requests = [RunRequest(session.candidates[name], 0) for name in names or session.candidates]
     return plan_work(session, requests, n_workers, **options)
 
 
-def before(plan, job):
+def list_needed_jobs(plan, job):
     """List all jobs that have to be done before one."""
-    return {one for need in plan.needs[job] for one in (need, *before(plan, need))}
+    return {one for need in plan.needs[job] for one in (need, *list_needed_jobs(plan, need))}
 
 
 def kinds(plan):
     return sorted({(job.kind, job.name) for job in plan.needs})
 
 
-class Scripted:
+class ScriptWorkers:
     """Workers that answer by a function, and note what was asked of them and how many were at work."""
 
     def __init__(self, size, answer=lambda job: JobResult()):
@@ -105,29 +105,29 @@ def ignore(done, total, note=""):
 
 
 def test_answers_wait_for_their_weights_and_these_for_what_they_start_from(session):
-    plan = planned(session, 1)
+    plan = plan_session(session, 1)
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
-    assert {WorkerJob("fit", "next"), WorkerJob("fit", "lora")} < before(plan, answer)
+    assert {WorkerJob("fit", "next"), WorkerJob("fit", "lora")} < list_needed_jobs(plan, answer)
 
 
 def test_answers_wait_for_the_base_and_its_control_arm_but_trainings_do_not(session):
-    plan = planned(session, 2)
+    plan = plan_session(session, 2)
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "prompt"))
-    assert {job.kind for job in before(plan, answer)} == {"base", "control"}
+    assert {job.kind for job in list_needed_jobs(plan, answer)} == {"base", "control"}
     assert plan.needs[WorkerJob("fit", "lora")] == ()
 
 
 def test_the_trials_of_a_sweep_are_jobs_of_their_own_before_one_is_chosen(session):
-    plan = planned(session, 1)
+    plan = plan_session(session, 1)
     trials = {job for job in plan.needs if job.kind == "trial"}
     assert trials == {WorkerJob("trial", "swept", 0, part, 2) for part in range(2)}
-    assert trials < before(
+    assert trials < list_needed_jobs(
         plan, next(job for job in plan.needs if (job.kind, job.name) == ("answer", "swept"))
     )
 
 
 def test_weights_that_two_candidates_share_answer_the_suites_once(session):
-    plan = planned(session, 1, ("lora", "hybrid"))
+    plan = plan_session(session, 1, ("lora", "hybrid"))
     assert {job.name: job.suites for job in plan.needs if job.kind == "answer"} == {
         "lora": True,
         "hybrid": False,
@@ -136,35 +136,39 @@ def test_weights_that_two_candidates_share_answer_the_suites_once(session):
 
 
 def test_what_few_runs_answer_is_dealt_out_among_many_workers(session):
-    plan = planned(session, 8, ("lora", "bag"))
+    plan = plan_session(session, 8, ("lora", "bag"))
     parts = sorted((job.name, job.part, job.parts) for job in plan.needs if job.kind == "answer")
     assert parts == [*(("bag", part, 2) for part in range(2)), *(("lora", part, 4) for part in range(4))]
 
 
 def test_what_an_endpoint_answers_is_no_job(session):
-    assert "far" not in {name for _, name in kinds(planned(session, 1))}
+    assert "far" not in {name for _, name in kinds(plan_session(session, 1))}
 
 
 def test_of_interim_analyses_only_weights_are_made_that_no_answer_decides_on(session):
-    assert kinds(planned(session, 1, answers=False)) == [("fit", "bag"), ("fit", "lora"), ("fit", "next")]
+    assert kinds(plan_session(session, 1, answers=False)) == [
+        ("fit", "bag"),
+        ("fit", "lora"),
+        ("fit", "next"),
+    ]
 
 
 def test_a_plan_says_how_many_jobs_of_which_kind_it_has(session):
-    assert str(planned(session, 1, ("prompt", "lora"))) == "5 jobs (base 1, fit 1, control 1, answer 2)"
+    assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 jobs (base 1, fit 1, control 1, answer 2)"
 
 
 def test_a_thousand_jobs_are_planned_and_dispatched_in_less_than_a_second(session):
     many = [RunRequest(session.candidates["lora"], seed) for seed in range(500)]
     start = time.perf_counter()
     plan = plan_work(session, many, 8)
-    pool = Scripted(8)
+    pool = ScriptWorkers(8)
     dispatch.run_jobs(plan.needs, pool, {}, ignore, NOWHERE)
     assert time.perf_counter() - start < 1
     assert len(pool.asked) == len(plan.needs) > 1000
 
 
 def test_every_job_runs_once_after_what_it_needs_and_no_more_at_once_than_there_are_workers(session):
-    plan, pool = planned(session, 3), Scripted(3)
+    plan, pool = plan_session(session, 3), ScriptWorkers(3)
     assert dispatch.run_jobs(plan.needs, pool, {}, ignore, NOWHERE) == {}
     place = {job: at for at, job in enumerate(pool.asked)}
     assert sorted(place) == sorted(plan.needs)
@@ -175,25 +179,25 @@ def test_every_job_runs_once_after_what_it_needs_and_no_more_at_once_than_there_
 
 
 def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
-    plan, error = planned(session, 2), CandidateFailed("no memory", "a smaller batch")
+    plan, error = plan_session(session, 2), CandidateFailed("no memory", "a smaller batch")
 
     def answer(job):
         return JobResult(error=encode_error(error)) if job == WorkerJob("fit", "lora") else JobResult()
 
-    failed = dispatch.run_jobs(plan.needs, Scripted(2, answer), {}, ignore, NOWHERE)
+    failed = dispatch.run_jobs(plan.needs, ScriptWorkers(2, answer), {}, ignore, NOWHERE)
     assert {job.name for job in failed} == {"lora", "hybrid", "next"}
     assert {str(one) for one in failed.values()} == {str(error)}
 
 
-def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(opened, monkeypatch):
-    session, loaded = opened
+def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(finished_session, monkeypatch):
+    session, loaded = finished_session
     error = CandidateFailed("no memory", "a smaller base_model")
-    pool = Scripted(
+    pool = ScriptWorkers(
         2, lambda job: JobResult(error=encode_error(error)) if job.kind == "base" else JobResult()
     )
     monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(pool))
     requests = [RunRequest(session.candidates[name], 0) for name in ("prompt", "bag", "lora")]
-    executors.make_on_workers(on_workers(session), loaded, Scope(), requests, [None] * 3)
+    executors.make_on_workers(add_workers(session), loaded, Scope(), requests, [None] * 3)
     assert {run: str(one) for run, one in session.failures.items()} == {
         ("prompt", 0): str(error),
         ("lora", 0): str(error),
@@ -202,25 +206,25 @@ def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(opened, 
 
 def test_bad_input_at_a_worker_ends_everything(session):
     error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "mend it")))
-    pool = Scripted(2, lambda job: JobResult(error=error))
+    pool = ScriptWorkers(2, lambda job: JobResult(error=error))
     with pytest.raises(UserError, match="worker: found other code"):
-        dispatch.run_jobs(planned(session, 2).needs, pool, {}, ignore, NOWHERE)
+        dispatch.run_jobs(plan_session(session, 2).needs, pool, {}, ignore, NOWHERE)
     assert pool.stopped
 
 
 def test_the_control_arm_that_was_measured_is_known_to_the_answers_after_it(session):
-    plan, controls = planned(session, 2, ("prompt",)), {}
-    pool = Scripted(2, lambda job: JobResult("arm-1" if job.kind == "control" else ""))
+    plan, controls = plan_session(session, 2, ("prompt",)), {}
+    pool = ScriptWorkers(2, lambda job: JobResult("arm-1" if job.kind == "control" else ""))
     dispatch.run_jobs(plan.needs, pool, controls, ignore, NOWHERE)
     digest = session.source.weights_digest
     assert controls == {digest: "arm-1"}
     assert {job.kind for job, known in pool.controls.items() if known == controls} == {"answer"}
 
 
-def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(opened):
-    session, loaded = opened
+def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(finished_session):
+    session, loaded = finished_session
     session.store.index.unlink()
-    plan = planned(session, 1)
+    plan = plan_session(session, 1)
     with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         before = {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")}
         outcomes = {
@@ -232,8 +236,8 @@ def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(op
     assert not session.store.index.exists()
 
 
-def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_next_one(opened):
-    session, loaded = opened
+def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_next_one(finished_session):
+    session, loaded = finished_session
     candidate = session.candidates["prompt"]
     test = target_sets(session, candidate.recipe, base_weights(candidate.base), 0)[1].identity
     written = store.read_rows(session.store, test.digest)
@@ -249,8 +253,8 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
     ("name", "value"),
     [("threads", "2"), ("torch", "0.1"), ("data of letters", "other"), ("precision", "bf16")],
 )
-def test_a_worker_that_is_not_like_the_command_is_refused(opened, name, value):
-    session, loaded = opened
+def test_a_worker_that_is_not_like_the_command_is_refused(finished_session, name, value):
+    session, loaded = finished_session
     with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         asked = job_runner._read_assignment(file)
         other = asked._replace(state={**asked.state, name: value})
@@ -261,8 +265,8 @@ def test_a_worker_that_is_not_like_the_command_is_refused(opened, name, value):
     assert f": {name}: found" in str(problem)
 
 
-def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrote(opened):
-    session, loaded = opened
+def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrote(finished_session):
+    session, loaded = finished_session
     with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         content = file.read_bytes()
         file.write_bytes(content.replace(job_runner._code_digest().encode(), b"0" * 16)[:60])
@@ -387,13 +391,13 @@ def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, mo
         assert file.with_suffix(".begun").read_text() == "x" * local.TRIES
 
 
-def on_workers(session):
+def add_workers(session):
     """Return the session with workers, which keeps failures where the session does."""
     policy = ExecutionPolicy(executor="local", workers=1, threads=1)
     return replace(session, experiment=session.experiment.model_copy(update={"execution": policy}))
 
 
-class Late:
+class LateWorker:
     """A worker in this process, what it leaves in the store being seen a while after it has ended."""
 
     def __init__(self, file, runs):
@@ -424,48 +428,48 @@ def hide(file, seconds):
     return 1
 
 
-def written_at(runs):
+def map_write_times(runs):
     return {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*") if path.is_file()}
 
 
-def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(opened, monkeypatch):
-    session, loaded = opened
+def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(finished_session, monkeypatch):
+    session, loaded = finished_session
     runs = session.store.folder
-    before, pools = written_at(runs), []
+    before, pools = map_write_times(runs), []
 
     def open_pool(session, file, threads):
-        pools.append(Late(file, runs))
+        pools.append(LateWorker(file, runs))
         return pools[0]
 
     monkeypatch.setattr(executors, "open_pool", open_pool)
     executors.make_on_workers(
-        on_workers(session), loaded, Scope(), [RunRequest(session.candidates["lora"], 0)], [None]
+        add_workers(session), loaded, Scope(), [RunRequest(session.candidates["lora"], 0)], [None]
     )
     assert pools[0].errors == []
     assert pools[0].hidden >= 4
     assert not list(runs.glob("*/away-*"))
-    assert written_at(runs) == before
+    assert map_write_times(runs) == before
     assert session.failures == {}
 
 
-def test_what_a_job_needs_is_waited_for_where_it_runs(opened):
-    session, loaded = opened
+def test_what_a_job_needs_is_waited_for_where_it_runs(finished_session):
+    session, loaded = finished_session
     runs = session.store.folder
-    before = written_at(runs)
+    before = map_write_times(runs)
     with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         left = job_runner.run_job(file, WorkerJob("fit", "lora"), JobInputs({})).files
         hide(runs / left[0], 0.2)
         known = JobInputs({session.source.weights_digest: ""}, left)
         assert job_runner.run_job(file, WorkerJob("answer", "lora"), known).error is None
     assert left[0].startswith("weights/")
-    assert written_at(runs) == before
+    assert map_write_times(runs) == before
 
 
 def test_a_job_is_told_of_all_files_that_those_before_it_left(session):
-    plan = planned(session, 1, ("next",))
-    pool = Scripted(1, lambda job: JobResult(files=(f"{job.kind}-{job.name}",)))
+    plan = plan_session(session, 1, ("next",))
+    pool = ScriptWorkers(1, lambda job: JobResult(files=(f"{job.kind}-{job.name}",)))
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
-    made = {f"{job.kind}-{job.name}" for job in before(plan, answer)}
+    made = {f"{job.kind}-{job.name}" for job in list_needed_jobs(plan, answer)}
     with tempfile.TemporaryDirectory() as folder:
         for job in plan.needs:
             Path(folder, f"{job.kind}-{job.name}").touch()

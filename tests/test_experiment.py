@@ -35,7 +35,7 @@ def facts(found, name):
     return next(f for f in found.facts if f.name == name)
 
 
-def without_measurements(found):
+def drop_measurements(found):
     """Return a report as JSON, without times, prices and what is derived from them."""
     measured = (
         "cost_per_1k_usd",
@@ -62,12 +62,12 @@ def without_measurements(found):
 # One experiment, seen from all sides
 
 
-def test_every_candidate_is_done(finished):
-    assert {(f.name, f.state) for f in finished[1].facts} == {(name, "done") for name in NAMES}
+def test_every_candidate_is_done(finished_run):
+    assert {(f.name, f.state) for f in finished_run[1].facts} == {(name, "done") for name in NAMES}
 
 
-def test_all_candidates_answer_the_same_items_of_every_task(finished):
-    folder = finished[0]
+def test_all_candidates_answer_the_same_items_of_every_task(finished_run):
+    folder = finished_run[0]
     asked: dict[str, set] = {}
     for run in runs_of(folder / "harness.yaml").values():
         for task, rows_digest in run.rows.items():
@@ -78,34 +78,34 @@ def test_all_candidates_answer_the_same_items_of_every_task(finished):
     assert set(asked) == {"letters/test", "letters/validation", "sums/test", "facts/test", "prose/test"}
 
 
-def test_candidates_with_the_bases_weights_share_its_capability_rows(finished):
-    runs = runs_of(finished[0] / "harness.yaml")
+def test_candidates_with_the_bases_weights_share_its_capability_rows(finished_run):
+    runs = runs_of(finished_run[0] / "harness.yaml")
     shared = [{k: v for k, v in runs[name].rows.items() if "letters" not in k} for name in NAMES[:3]]
     assert shared[0] == shared[1] == shared[2]
     assert len(shared[0]) == 3
 
 
-def test_a_hybrid_shares_the_capability_rows_of_whose_weights_it_takes(finished):
-    runs = runs_of(finished[0] / "harness.yaml")
+def test_a_hybrid_shares_the_capability_rows_of_whose_weights_it_takes(finished_run):
+    runs = runs_of(finished_run[0] / "harness.yaml")
     for task in ("sums/test", "facts/test", "prose/test"):
         assert runs["hybrid"].rows[task] == runs["lora"].rows[task] != runs["prompt"].rows[task]
     assert runs["hybrid"].rows["letters/test"] != runs["lora"].rows["letters/test"]
 
 
-def test_what_is_trained_is_judged_and_the_classifier_is_not(finished):
-    outcome = {f.name: f.verdict and f.verdict.outcome for f in finished[1].facts}
+def test_what_is_trained_is_judged_and_the_classifier_is_not(finished_run):
+    outcome = {f.name: f.verdict and f.verdict.outcome for f in finished_run[1].facts}
     assert outcome["prompt"] == outcome["shots"] == outcome["ranked"] == "pass"
     assert outcome["lora"] in ("pass", "fail", "inconclusive")
     assert outcome["bag"] is None
 
 
-def test_the_base_weights_cannot_forget(finished):
-    verdict = facts(finished[1], "prompt").verdict
+def test_the_base_weights_cannot_forget(finished_run):
+    verdict = facts(finished_run[1], "prompt").verdict
     assert (verdict.lost, verdict.gained) == (0, 0)
 
 
-def test_ranked_answers_are_always_labels(finished):
-    folder = finished[0]
+def test_ranked_answers_are_always_labels(finished_run):
+    folder = finished_run[0]
     rows = store.read_rows(
         Store(folder / "runs"), runs_of(folder / "harness.yaml")["ranked"].rows["letters/test"]
     )
@@ -116,11 +116,11 @@ def test_ranked_answers_are_always_labels(finished):
 # Nothing is computed twice
 
 
-def test_a_second_compare_computes_nothing_and_says_the_same(finished, copy):
+def test_a_second_compare_computes_nothing_and_says_the_same(finished_run, copy):
     before = files(copy.parent / "runs")
     again = tiny_experiment.run(copy)
     assert files(copy.parent / "runs") == before
-    first, second = (report.to_json(r) for r in (finished[1], again))
+    first, second = (report.to_json(r) for r in (finished_run[1], again))
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
@@ -173,10 +173,10 @@ def test_rows_that_were_lost_are_computed_again_and_are_the_same(copy):
     ]
 
 
-def test_the_same_seed_in_another_folder_gives_the_same_report(finished, tiny, tmp_path):
+def test_the_same_seed_in_another_folder_gives_the_same_report(finished_run, tiny, tmp_path):
     again = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny))
-    assert without_measurements(again) == without_measurements(finished[1])
-    first, second = runs_of(finished[0] / "harness.yaml"), runs_of(tmp_path / "harness.yaml")
+    assert drop_measurements(again) == drop_measurements(finished_run[1])
+    first, second = runs_of(finished_run[0] / "harness.yaml"), runs_of(tmp_path / "harness.yaml")
     assert {name: run.rows for name, run in first.items()} == {name: run.rows for name, run in second.items()}
 
 
@@ -293,41 +293,41 @@ def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
 # The report from what is stored
 
 
-def reported(path, *overrides, candidates=()):
+def report_experiment(path, *overrides, candidates=()):
     loaded = config.load(path, overrides, candidates)
     return report_stored(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
 
 
-def test_the_stored_report_is_that_of_compare(finished, copy):
-    first, second = (report.to_json(r) for r in (finished[1], reported(copy)))
+def test_the_stored_report_is_that_of_compare(finished_run, copy):
+    first, second = (report.to_json(r) for r in (finished_run[1], report_experiment(copy)))
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
-def test_a_report_holds_what_always_the_same_label_reaches(finished):
-    assert finished[1].majority == ("late", 0.5)
+def test_a_report_holds_what_always_the_same_label_reaches(finished_run):
+    assert finished_run[1].majority == ("late", 0.5)
 
 
 def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
     with pytest.raises(IncompatibleRuns, match=r"no run of prompt.*harness compare"):
-        reported(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
+        report_experiment(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
 
 
-def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(finished, copy):
+def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(finished_run, copy):
     tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
     tiny_experiment.run(copy)
-    assert facts(reported(copy), "shots").run_id == facts(finished[1], "shots").run_id
+    assert facts(report_experiment(copy), "shots").run_id == facts(finished_run[1], "shots").run_id
 
 
-def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished, copy):
+def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished_run, copy):
     tiny_experiment.run(copy, *UNLABELLED, candidates=("bag",))
-    assert facts(reported(copy), "bag").run_id == facts(finished[1], "bag").run_id
+    assert facts(report_experiment(copy), "bag").run_id == facts(finished_run[1], "bag").run_id
 
 
 def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_report_too(tiny, tmp_path):
     long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long)
     done = tiny_experiment.run(path)
-    made, stored = facts(done, "long"), facts(reported(path), "long")
+    made, stored = facts(done, "long"), facts(report_experiment(path), "long")
     assert made.state == stored.state == "failed"
     assert "no test row could be answered" in made.error
     assert made.error == stored.error
@@ -458,7 +458,7 @@ def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_pat
     assert all(s.score is not None for s in found.seeds)
 
 
-def noted(*rows):
+def list_notes(*rows):
     """Return what is said of candidates a, b, …, one row each of one task."""
     task = SimpleNamespace(task=SimpleNamespace(name="facts"))
     session = SimpleNamespace(tasks=(task,))
@@ -469,9 +469,9 @@ def noted(*rows):
 
 def test_ties_that_are_alike_are_said_once():
     rows = [SimpleNamespace(margin=margin, boundary_merged=False) for margin in (0.0, 0.0, 1.0)]
-    assert noted(*rows) == ["a, b: ties between the right and the best other choice: 1 of facts"]
+    assert list_notes(*rows) == ["a, b: ties between the right and the best other choice: 1 of facts"]
 
 
 def test_items_with_a_token_across_the_boundary_are_counted():
     rows = [SimpleNamespace(margin=None, boundary_merged=merged) for merged in (False, True, False)]
-    assert noted(*rows) == ["b: items with a token across the boundary of prompt and choice: 1 of facts"]
+    assert list_notes(*rows) == ["b: items with a token across the boundary of prompt and choice: 1 of facts"]

@@ -23,14 +23,14 @@ from harness.store import Store
 POLICY = GatePolicy()
 
 
-def measured(base, new, name="facts", metric=EXACT, **fields):
+def make_measurement(base, new, name="facts", metric=EXACT, **fields):
     """One capability task; None among the scores is an answer that failed."""
     task = Task(name=name, data=TaskData(), metrics=(metric.name,), kind="choice", **fields)
     old, now = (rows(arm, metric, task=name) for arm in (base, new))
     return Measurement(task, "capability", "suite", {metric.name: metric}, old, now)
 
 
-def judged(*tasks, policy=POLICY, target=None):
+def judge_tasks(*tasks, policy=POLICY, target=None):
     return gating.judge(tasks, policy, target=target, identical=False).verdict
 
 
@@ -42,11 +42,11 @@ def evidence(verdict, name):
     return next(rule for rule in verdict.rules if rule.name == name)
 
 
-def without(arm, ids):
+def drop_items(arm, ids):
     return [None if at in ids else score for at, score in enumerate(arm)]
 
 
-def dropped(base, new):
+def compare_common_items(base, new):
     """Compare as before: items that failed in one arm are left out of both."""
     kept = [(a, b) for a, b in zip(base, new, strict=True) if a is not None and b is not None]
     return compare_rows(EXACT, *(rows(arm) for arm in zip(*kept, strict=True)))
@@ -58,10 +58,10 @@ def dropped(base, new):
 def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
     """It did: of 1,000 items it errs on the 300 that it would lose, and 700 equal ones were left."""
     base, new = [1.0] * 1000, [None] * 300 + [1.0] * 700
-    before = dropped(base, new)
+    before = compare_common_items(base, new)
     assert (formatting.points(before.delta, before.low, before.high), before.n) == ("0.0 [−0.5, +0.5]", 700)
-    assert judged(measured(base[300:], new[300:])).outcome == "pass"
-    found = judged(measured(base, new))
+    assert judge_tasks(make_measurement(base[300:], new[300:])).outcome == "pass"
+    found = judge_tasks(make_measurement(base, new))
     assert (found.outcome, evidence(found, "macro").outcome) == ("inconclusive", "fail")
     assert found.macro.score == pytest.approx(-0.3)
     assert found.sentence == (
@@ -74,7 +74,7 @@ def test_errors_on_the_target_score_worst_for_everybody():
     """With 40 % errors a candidate looked 2 points better; it answers 29 points fewer items right."""
     base = [1.0] * 40 + [0.0] * 20 + [1.0] * 30 + [0.0] * 10
     new = [1.0] * 41 + [0.0] * 19 + [None] * 40
-    before = dropped(base, new)
+    before = compare_common_items(base, new)
     assert (before.n, formatting.points(before.delta)) == (60, "+1.7")
     c = compare_rows(EXACT, rows(base), rows(new))
     assert (c.n, formatting.points(c.delta)) == (100, "−29.0")
@@ -84,7 +84,7 @@ def test_errors_on_the_target_score_worst_for_everybody():
 
 def test_one_error_in_a_thousand_is_an_item_lost_and_is_said():
     base, new = [1.0] * 1000, [None] + [1.0] * 999
-    found = judged(measured(base, new))
+    found = judge_tasks(make_measurement(base, new))
     assert (found.outcome, found.lost) == ("pass", 1)
     said = "errors: 1 of 1,000 answers on facts (0.1 %) failed: 1 by the candidate (no answer); at most 1.0 %"
     assert evidence(found, "errors").sentence.startswith(said)
@@ -92,34 +92,34 @@ def test_one_error_in_a_thousand_is_an_item_lost_and_is_said():
 
 @pytest.mark.parametrize(("n", "outcome"), [(10, "pass"), (11, "inconclusive")])
 def test_one_percent_may_fail_and_no_more(n, outcome):
-    found = judged(measured([1.0] * 1000, [None] * n + [1.0] * (1000 - n)))
+    found = judge_tasks(make_measurement([1.0] * 1000, [None] * n + [1.0] * (1000 - n)))
     assert outcomes(found)["errors"] == outcome
 
 
 def test_the_policy_says_how_many_may_fail():
-    task = measured([1.0] * 1000, [None] * 5 + [1.0] * 995)
-    assert outcomes(judged(task, policy=GatePolicy(max_errors=0.0)))["errors"] == "inconclusive"
-    assert outcomes(judged(task, policy=GatePolicy(max_errors=0.5)))["errors"] == "pass"
+    task = make_measurement([1.0] * 1000, [None] * 5 + [1.0] * 995)
+    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.0)))["errors"] == "inconclusive"
+    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.5)))["errors"] == "pass"
 
 
 @pytest.mark.parametrize("on_inconclusive", ["pass", "warn"])
 def test_no_policy_lets_an_invalid_verdict_through(on_inconclusive):
     policy = GatePolicy(on_inconclusive=on_inconclusive)
-    found = judged(measured([1.0] * 100, [None] * 30 + [1.0] * 70), policy=policy)
+    found = judge_tasks(make_measurement([1.0] * 100, [None] * 30 + [1.0] * 70), policy=policy)
     assert (found.outcome, exit_code(found, policy)) == ("inconclusive", 4)
 
 
 def test_an_error_on_a_critical_task_is_a_loss():
     policy = GatePolicy(critical=("facts",), max_errors=0.5)
-    found = judged(measured([1.0] * 200, [None] * 30 + [1.0] * 170), policy=policy)
+    found = judge_tasks(make_measurement([1.0] * 200, [None] * 30 + [1.0] * 170), policy=policy)
     assert "30 of 200 items that the base passed are lost" in evidence(found, "critical").sentence
     assert outcomes(found)["critical"] == "fail"
 
 
 def test_errors_of_a_task_that_nobody_judges_leave_the_verdict_alone():
-    fine = measured(*flips(2000, 2, 2))
-    text = measured([1.0] * 20, [None] + [1.0] * 19, "english", LOWER)._replace(role="safety")
-    assert judged(fine, text).outcome == "pass"
+    fine = make_measurement(*flips(2000, 2, 2))
+    text = make_measurement([1.0] * 20, [None] + [1.0] * 19, "english", LOWER)._replace(role="safety")
+    assert judge_tasks(fine, text).outcome == "pass"
 
 
 # The base's errors
@@ -127,7 +127,7 @@ def test_errors_of_a_task_that_nobody_judges_leave_the_verdict_alone():
 
 def test_what_the_base_did_not_answer_lies_between_two_bounds():
     base, new = [None] * 4 + [1.0] * 396, [1.0, 1.0, 0.0, 0.0] + [1.0] * 396
-    (task,) = gating.judge([measured(base, new)], POLICY, target=None, identical=False).tasks
+    (task,) = gating.judge([make_measurement(base, new)], POLICY, target=None, identical=False).tasks
     c = task.comparison
     assert (c.n, c.delta, c.errors.base) == (396, 0.0, 4)
     assert (c.errors.delta_lost, c.errors.delta_kept) == pytest.approx((-2 / 400, 2 / 400))
@@ -137,7 +137,7 @@ def test_what_the_base_did_not_answer_lies_between_two_bounds():
 
 
 def test_both_bounds_are_shown():
-    found = judged(measured([None] * 4 + [1.0] * 396, [1.0, 1.0, 0.0, 0.0] + [1.0] * 396))
+    found = judge_tasks(make_measurement([None] * 4 + [1.0] * 396, [1.0, 1.0, 0.0, 0.0] + [1.0] * 396))
     assert evidence(found, "errors").sentence.endswith(
         "; facts −0.5 pp if the baseline would have passed what it did not answer, +0.5 if not"
     )
@@ -147,8 +147,8 @@ def test_a_pass_that_rests_on_the_bases_errors_is_none():
     """Nothing is lost among the rest; but what the base did not answer the candidate fails."""
     base, new = [None] * 10 + [1.0] * 990, [0.0] * 10 + [1.0] * 990
     policy = GatePolicy(macro=0.012)
-    assert judged(measured(base[10:], new[10:]), policy=policy).outcome == "pass"
-    assert outcomes(judged(measured(base, new), policy=policy))["macro"] == "inconclusive"
+    assert judge_tasks(make_measurement(base[10:], new[10:]), policy=policy).outcome == "pass"
+    assert outcomes(judge_tasks(make_measurement(base, new), policy=policy))["macro"] == "inconclusive"
 
 
 @pytest.mark.parametrize("metric", [EXACT, LOWER])
@@ -156,7 +156,7 @@ def test_the_interval_holds_the_delta_whatever_the_base_would_have_answered(metr
     rng = np.random.default_rng(5)
     for _ in range(20):
         truth, new = rng.integers(0, 2, (2, 60)).astype(float)
-        base = without(truth, set(np.flatnonzero(rng.random(60) < 0.1)))
+        base = drop_items(truth, set(np.flatnonzero(rng.random(60) < 0.1)))
         c = compare_rows(metric, rows(base, metric), rows(new, metric), base_errors="bounds")
         whole = compare_rows(metric, rows(truth, metric), rows(new, metric))
         low, high = sorted((c.errors.delta_lost, c.errors.delta_kept))
@@ -167,27 +167,32 @@ def test_the_interval_holds_the_delta_whatever_the_base_would_have_answered(metr
 
 def test_what_neither_answered_is_left_out_and_counted():
     found = gating.judge(
-        [measured([None] * 30 + [1.0] * 70, [None] * 30 + [1.0] * 70)], POLICY, target=None, identical=False
+        [make_measurement([None] * 30 + [1.0] * 70, [None] * 30 + [1.0] * 70)],
+        POLICY,
+        target=None,
+        identical=False,
     )
     assert (found.tasks[0].comparison.n, found.tasks[0].comparison.errors.both) == (70, 30)
     assert "30 by both (no answer)" in found.verdict.sentence
 
 
 def test_a_task_of_which_the_base_answered_nothing_is_missing():
-    found = judged(measured(*flips(2000, 2, 2)), measured([None] * 10, [1.0] * 10, "sums"))
+    found = judge_tasks(
+        make_measurement(*flips(2000, 2, 2)), make_measurement([None] * 10, [1.0] * 10, "sums")
+    )
     assert found.outcome == "inconclusive"
     assert "1 task not answered by both (sums)" in found.sentence
 
 
-def critical_verdict(base, new):
+def judge_critical(base, new):
     policy = GatePolicy(critical=("facts",), max_errors=0.5)
-    return evidence(judged(measured(base, new), policy=policy), "critical")
+    return evidence(judge_tasks(make_measurement(base, new), policy=policy), "critical")
 
 
 def test_a_critical_loss_is_shown_only_whatever_the_base_would_have_answered():
     """10 of 80 are lost; 40 more, which the candidate answers, the base may have passed as well: 10 of 120."""
     base, new = [None] * 40 + [1.0] * 80, [1.0] * 40 + [0.0] * 10 + [1.0] * 70
-    without_errors, found = critical_verdict(base[40:], new[40:]), critical_verdict(base, new)
+    without_errors, found = judge_critical(base[40:], new[40:]), judge_critical(base, new)
     assert (without_errors.outcome, found.outcome) == ("fail", "inconclusive")
     assert without_errors.numbers["facts_low"] == pytest.approx(0.0695, abs=1e-4)
     assert found.numbers["facts_low"] == pytest.approx(0.0460, abs=1e-4)  # the margin is 0.05
@@ -196,12 +201,12 @@ def test_a_critical_loss_is_shown_only_whatever_the_base_would_have_answered():
 
 def test_a_critical_loss_among_all_the_base_may_have_passed_fails():
     base, new = [None] * 40 + [1.0] * 80, [1.0] * 40 + [0.0] * 20 + [1.0] * 60
-    assert critical_verdict(base, new).outcome == "fail"
+    assert judge_critical(base, new).outcome == "fail"
 
 
 def test_what_the_candidate_fails_and_the_base_did_not_answer_keeps_a_critical_task_from_passing():
     base = [None] * 10 + [1.0] * 90
-    right, wrong = (critical_verdict(base, [answer] * 10 + [1.0] * 90) for answer in (1.0, 0.0))
+    right, wrong = (judge_critical(base, [answer] * 10 + [1.0] * 90) for answer in (1.0, 0.0))
     assert (right.outcome, wrong.outcome) == ("pass", "inconclusive")
     assert right.numbers["facts_high"] == pytest.approx(0.0327, abs=1e-4)
 
@@ -215,9 +220,9 @@ POINTS = mean_metric("points", lambda output, example: None, bounds=(-np.inf, np
 @pytest.mark.parametrize("critical", [(), ("facts",)])
 def test_without_a_worst_value_one_error_is_enough(critical):
     base = np.random.default_rng(0).uniform(5, 6, 2000)
-    task = measured(base, [None, *base[1:]], metric=POINTS)
+    task = make_measurement(base, [None, *base[1:]], metric=POINTS)
     role = "safety" if critical else "regression"
-    found = judged(task._replace(role=role), policy=GatePolicy(critical=critical))
+    found = judge_tasks(task._replace(role=role), policy=GatePolicy(critical=critical))
     assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 2,000 answers on facts (0.1 %) failed")
     assert "points has no worst value to count them by, which bounds: of the task declares" in found.sentence
     assert found.items_needed is None
@@ -226,22 +231,22 @@ def test_without_a_worst_value_one_error_is_enough(critical):
 @pytest.mark.parametrize("failed", [1, 20])
 def test_failed_answers_to_a_task_without_bounds_leave_alone_what_it_is_no_part_of(failed):
     """It never counts in the macro, but one of its answers made the verdict invalid, and all a missing task."""
-    fine = measured(*flips(2000, 2, 2))
-    text = measured([5.0] * 20, [None] * failed + [5.0] * (20 - failed), "long", POINTS)
-    assert judged(fine, text).outcome == "pass"
+    fine = make_measurement(*flips(2000, 2, 2))
+    text = make_measurement([5.0] * 20, [None] * failed + [5.0] * (20 - failed), "long", POINTS)
+    assert judge_tasks(fine, text).outcome == "pass"
 
 
 def test_what_a_candidate_fails_of_a_task_that_is_not_admitted_decides_nothing():
     """The base alone says that it cannot show forgetting: 20 of its 100 answers made the verdict invalid."""
-    fine, guessed = measured(*flips(2000, 2, 2)), [1.0, 0.0] * 50
-    failed = measured(guessed, [None] * 20 + guessed[20:], "guessed", chance=0.5)
-    assert judged(fine, failed).outcome == "pass"
+    fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
+    failed = make_measurement(guessed, [None] * 20 + guessed[20:], "guessed", chance=0.5)
+    assert judge_tasks(fine, failed).outcome == "pass"
 
 
 def test_what_the_base_fails_of_a_task_may_have_kept_it_from_being_admitted():
-    fine, guessed = measured(*flips(2000, 2, 2)), [1.0, 0.0] * 50
-    failed = measured([None] * 20 + guessed[20:], guessed, "guessed", chance=0.5)
-    found = judged(fine, failed)
+    fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
+    failed = make_measurement([None] * 20 + guessed[20:], guessed, "guessed", chance=0.5)
+    found = judge_tasks(fine, failed)
     assert found.sentence.startswith("INCONCLUSIVE: invalid: 20 of 100 answers on guessed (20.0 %) failed")
 
 
@@ -249,7 +254,7 @@ def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
     gain = compare_rows(POINTS, rows([1.0, 2.0, 3.0], POINTS), rows([2.0, None, 3.5], POINTS))
     target = TargetFacts(Estimate(2.75, 2.0, 3.0, 2), gain)
     policy = GatePolicy(target={"gain": 0.1})
-    found = judged(measured(*flips(2000, 2, 2)), policy=policy, target=target)
+    found = judge_tasks(make_measurement(*flips(2000, 2, 2)), policy=policy, target=target)
     assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 3 answers on task")
 
 
@@ -365,7 +370,7 @@ def test_a_stored_verdict_that_was_open_and_is_invalid_now_says_why(copy, run):
     assert not [n for n in release.gate(copy, "lora")[0].notes if "would now" in n]
 
 
-def stored_as_passed(copy, run, **changes):
+def store_pass(copy, run, **changes):
     """Store that the newest verdict on a run was a pass, with other fields as they may have been."""
     at = Store(copy.parent / "runs")
     release.gate(copy, "lora")
@@ -383,25 +388,25 @@ def note_of(copy):
 def test_answers_that_had_failed_before_as_well_are_no_reason_for_another_verdict(copy, run):
     """It named them beside what had changed, "gate.max_errors 0.9 → 0.01; 83.3 % of answers on sums failed"."""
     fail(Store(copy.parent / "runs"), run.rows["sums/test"], 5)
-    rules = stored_as_passed(copy, run).rules
+    rules = store_pass(copy, run).rules
     allowed = [rule | {"outcome": "pass"} if rule["name"] == "errors" else rule for rule in rules]
-    stored_as_passed(copy, run, rules=allowed)
+    store_pass(copy, run, rules=allowed)
     assert "answers" not in note_of(copy)
 
 
 def test_a_verdict_that_changed_names_the_tasks_whose_settings_are_others(copy, run):
-    now = stored_as_passed(copy, run).tasks
+    now = store_pass(copy, run).tasks
     tasks = {name: {**of, "chance": 0.25} if name == "sums" else of for name, of in now.items()}
     del tasks["facts"]
-    stored_as_passed(copy, run, tasks=tasks)
+    store_pass(copy, run, tasks=tasks)
     assert (
         note_of(copy) == f"task facts was not judged before; chance of sums 0.25 → {now['sums']['chance']})"
     )
 
 
 def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, run):
-    rules = [{**rule, "outcome": "pass"} for rule in stored_as_passed(copy, run).rules]
-    stored_as_passed(copy, run, rules=rules)
+    rules = [{**rule, "outcome": "pass"} for rule in store_pass(copy, run).rules]
+    store_pass(copy, run, rules=rules)
     said = note_of(copy)
     assert said.startswith(
         "the rows, tasks and gate settings are the same; what else was measured or the rules"
@@ -410,7 +415,7 @@ def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, ru
 
 
 def test_an_earlier_record_does_not_know_its_tasks(copy, run):
-    stored_as_passed(copy, run, tasks={})
+    store_pass(copy, run, tasks={})
     assert note_of(copy).startswith(
         "the rows and gate settings are the same; the tasks, what else was measured"
     )

@@ -30,7 +30,7 @@ TRIED = """\
 """
 
 
-def written(folder, tiny, tried):
+def write_experiment(folder, tiny, tried):
     return tiny_experiment.write(folder, tiny, f"{TRIED}    {tried}\n")
 
 
@@ -47,7 +47,7 @@ def folders(path):
     "tried", ["sweep: {max_length: [8, 200, 190]}", "search: {max_length: [8, 200, 190]}\n    trials: 6"]
 )
 def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path, tried):
-    path = written(tmp_path, tiny, tried)
+    path = write_experiment(tmp_path, tiny, tried)
     report = tiny_experiment.run(path)
     found = fact(report)
     assert found.state == "done"
@@ -68,12 +68,12 @@ def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_amon
 
 @pytest.mark.e2e
 def test_a_candidate_of_failed_trials_alone_fails_with_their_reasons_and_is_tried_again(tiny, tmp_path):
-    path = written(tmp_path, tiny, "sweep: {max_length: [8, 9]}")
+    path = write_experiment(tmp_path, tiny, "sweep: {max_length: [8, 9]}")
     failed = fact(tiny_experiment.run(path))
     assert failed.state == "failed"
     assert "every trial failed: max_length 8: " in failed.error
     assert "; max_length 9: " in failed.error
-    other = written(tmp_path, tiny, "sweep: {max_length: [8, 200]}")
+    other = write_experiment(tmp_path, tiny, "sweep: {max_length: [8, 200]}")
     assert fact(tiny_experiment.run(other)).state == "done"
 
 
@@ -89,12 +89,12 @@ class Stages(SilentProgress):
 
 
 @pytest.fixture
-def assigned(tiny, tmp_path, monkeypatch):
+def open_jobs(tiny, tmp_path, monkeypatch):
     """Open an experiment and run jobs of its worker one by one, as a pool of one does."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def open_with(tried, *overrides):
-        path = written(tmp_path, tiny, tried)
+    def open_experiment(tried, *overrides):
+        path = write_experiment(tmp_path, tiny, tried)
         monkeypatch.chdir(path.parent)
         job_runner._opened.clear()
         loaded = config.load(path, ["seeds=[0, 1]", *overrides])
@@ -102,14 +102,14 @@ def assigned(tiny, tmp_path, monkeypatch):
         requests = [RunRequest(session.candidates["found"], seed) for seed in (0, 1)]
         return loaded, session, plan_work(session, requests, 1)
 
-    return open_with
+    return open_experiment
 
 
 @pytest.mark.parametrize(
     "tried", ["sweep: {max_length: [8, 9]}", "search: {max_length: [8, 9]}\n    trials: 2"]
 )
-def test_trials_that_all_failed_are_not_tried_again_by_the_other_jobs_of_a_command(assigned, tried):
-    loaded, session, plan = assigned(tried)
+def test_trials_that_all_failed_are_not_tried_again_by_the_other_jobs_of_a_command(open_jobs, tried):
+    loaded, session, plan = open_jobs(tried)
     first, other = WorkerJob("fit", "found", 0), WorkerJob("fit", "found", 1)
     with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         for job in [one for one in plan.needs if one.kind == "trial"] or [first]:
@@ -123,7 +123,7 @@ def test_trials_that_all_failed_are_not_tried_again_by_the_other_jobs_of_a_comma
         assert all(f"max_length {most}: all 30 rows" in reason for most in (8, 9))
 
 
-class Killing:
+class KilledPool:
     """A pool of one, in this process, whose worker is killed at the first trial."""
 
     size = 1
@@ -142,10 +142,10 @@ class Killing:
 
 
 def test_a_trial_whose_worker_is_killed_is_a_failed_trial_and_the_others_are_chosen_among(
-    assigned, monkeypatch
+    open_jobs, monkeypatch
 ):
-    monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(Killing(file)))
-    loaded, session, _ = assigned("sweep: {max_length: [190, 200]}", "execution.executor=local")
+    monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(KilledPool(file)))
+    loaded, session, _ = open_jobs("sweep: {max_length: [190, 200]}", "execution.executor=local")
     candidate = session.candidates["found"]
     executors.make_on_workers(session, loaded, Scope(), [RunRequest(candidate, 0)], [None])
     assert session.failures == {}
@@ -174,7 +174,7 @@ class KilledAtStage(Stages):
         return found
 
 
-class KillingSearch(Killing):
+class KillingSearch(KilledPool):
     """A pool of one, in this process, whose worker is killed while its search is at the second trial."""
 
     def __init__(self, file):
@@ -196,7 +196,7 @@ class KillingSearch(Killing):
         raise AssertionError(session.progress.begun)
 
 
-def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at(assigned, monkeypatch):
+def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at(open_jobs, monkeypatch):
     pools = []
 
     def open_pool(session, file, threads):
@@ -204,7 +204,7 @@ def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at
         return nullcontext(pools[0])
 
     monkeypatch.setattr(executors, "open_pool", open_pool)
-    loaded, session, _ = assigned(
+    loaded, session, _ = open_jobs(
         "search: {max_length: [190, 200]}\n    trials: 3", "execution.executor=local"
     )
     candidate = session.candidates["found"]
@@ -219,8 +219,8 @@ def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at
     assert any(t.chosen and t.validation is not None for t in trials)
 
 
-def test_the_first_seed_searches_before_the_others_take_what_it_found(assigned):
-    plan = assigned("search: {max_length: [8, 9]}\n    trials: 2")[-1]
+def test_the_first_seed_searches_before_the_others_take_what_it_found(open_jobs):
+    plan = open_jobs("search: {max_length: [8, 9]}\n    trials: 2")[-1]
     assert WorkerJob("fit", "found", 0) in plan.needs[WorkerJob("fit", "found", 1)]
 
 

@@ -7,7 +7,7 @@ from math import sqrt
 import fake_facts
 import numpy as np
 import pytest
-from fake_facts import alternatives, tuned
+from fake_facts import alternatives, make_fine_tune
 from fake_rows import EXACT, flips, rows
 
 from harness import config, gating
@@ -24,21 +24,21 @@ EIGHT = Family({f"lora-{i}": f"lora-{i}" for i in range(8)})
 
 
 @cache
-def compared(n: int, gains: int, losses: int) -> Comparison:
+def compare_flips(n: int, gains: int, losses: int) -> Comparison:
     return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
 
 
 def verdict_of(*counts: tuple[int, int], n: int = 300, level: float | None = None) -> Verdict:
     """Judge one task for each pair of gains and losses among n items."""
     tasks = [
-        TaskComparison(Task(name=f"t{i}", data={}), "capability", compared(n, *of), True, "")
+        TaskComparison(Task(name=f"t{i}", data={}), "capability", compare_flips(n, *of), True, "")
         for i, of in enumerate(counts)
     ]
     return apply_rules(tasks, POLICY, validity=None, target=None, identical=False, level=level)
 
 
-def decided(facts, family: Family = EIGHT) -> Decision:
-    return fake_facts.decided([*alternatives(), *facts], family=family)
+def make_decision(facts, family: Family = EIGHT) -> Decision:
+    return fake_facts.make_decision([*alternatives(), *facts], family=family)
 
 
 def reason(decision: Decision, words: str) -> str:
@@ -56,20 +56,20 @@ def test_of_eight_candidates_that_lost_the_margin_the_decision_rarely_ships_one(
         drawn = rng.multinomial(100, [0.09, 0.11, 0.80], (8, 4))[..., :2]
         verdicts = [verdict_of(*((int(g), int(k)) for g, k in of), n=100) for of in drawn]
         alone += any(v.outcome == "pass" for v in verdicts)
-        facts = [tuned(f"lora-{i}", 0.81, 0.07, verdict=v) for i, v in enumerate(verdicts)]
-        shipped += decided(facts).action == "fine-tune"
+        facts = [make_fine_tune(f"lora-{i}", 0.81, 0.07, verdict=v) for i, v in enumerate(verdicts)]
+        shipped += make_decision(facts).action == "fine-tune"
     assert alone / n_runs > 0.20
     assert shipped / n_runs <= 0.05 + 3 * sqrt(0.05 * 0.95 / n_runs)
 
 
 def test_a_candidate_that_is_safe_is_shipped_from_among_eight():
-    facts = [tuned(f"lora-{i}", 0.81, 0.07, verdict=verdict_of(*SAFE)) for i in range(8)]
-    assert decided(facts).candidate == "lora-0"
+    facts = [make_fine_tune(f"lora-{i}", 0.81, 0.07, verdict=verdict_of(*SAFE)) for i in range(8)]
+    assert make_decision(facts).candidate == "lora-0"
 
 
 def test_one_candidate_reads_as_it_did_before():
-    lora = tuned("lora", 0.81, 0.07, verdict=verdict_of(*SAFE))
-    assert decided([lora], Family({"lora": "lora"})) == decided([lora], Family())
+    lora = make_fine_tune("lora", 0.81, 0.07, verdict=verdict_of(*SAFE))
+    assert make_decision([lora], Family({"lora": "lora"})) == make_decision([lora], Family())
 
 
 def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_what_would_settle_it():
@@ -79,9 +79,9 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
     assert p is not None
     assert 0.05 / 8 < p < 0.05
     corrected = verdict_of(*DOUBTFUL, level=0.05 / 8)
-    lora = tuned("lora-0", 0.81, 0.07, verdict=verdict, corrected=corrected)
-    others = [tuned(f"lora-{i}", 0.70, 0.0, verdict=verdict_of(*LOST)) for i in range(1, 8)]
-    decision = decided([lora, *others])
+    lora = make_fine_tune("lora-0", 0.81, 0.07, verdict=verdict, corrected=corrected)
+    others = [make_fine_tune(f"lora-{i}", 0.70, 0.0, verdict=verdict_of(*LOST)) for i in range(1, 8)]
+    decision = make_decision([lora, *others])
     assert decision.action == "undecided"
     assert f"its gate passes alone (p 0.0{round(1000 * p)}), not as one of 8 fine-tunes" in decision.sentence
     assert f"{corrected.items_needed:,} more items would settle it" in decision.sentence
@@ -123,14 +123,14 @@ def test_bounds_of_clustered_flips_are_no_narrower_than_those_made_at_the_level(
 
 def test_a_recipe_is_as_sure_as_its_least_sure_seed():
     sure, unsure = (verdict_of(*of) for of in (SAFE, DOUBTFUL))
-    facts = [tuned("lora-0", 0.8, 0.07, verdict=v, seed=i) for i, v in enumerate((sure, unsure))]
-    (member, *_) = decided(facts).family
+    facts = [make_fine_tune("lora-0", 0.8, 0.07, verdict=v, seed=i) for i, v in enumerate((sure, unsure))]
+    (member, *_) = make_decision(facts).family
     assert member.p == unsure.p
 
 
 def test_a_recipe_of_which_a_seed_failed_is_not_shown_and_is_not_shipped():
-    crashed = tuned("lora-0", 0.8, 0.07, None, seed=1, state="failed", target=None, validation=None)
-    decision = decided([tuned("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE)), crashed])
+    crashed = make_fine_tune("lora-0", 0.8, 0.07, None, seed=1, state="failed", target=None, validation=None)
+    decision = make_decision([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE)), crashed])
     assert (decision.family[0].p, decision.family[0].p_adjusted) == (None, 1.0)
     assert decision.candidate is None
     assert "but seed 1 failed" in decision.sentence
@@ -139,18 +139,18 @@ def test_a_recipe_of_which_a_seed_failed_is_not_shown_and_is_not_shipped():
 def test_a_grid_is_one_member_that_validation_chooses_for():
     family = Family({"lora[r=4]": "lora", "lora[r=8]": "lora", "full": "full"})
     facts = [
-        tuned("lora[r=4]", 0.79, 0.07, verdict=verdict_of(*SAFE)),
-        tuned("lora[r=8]", 0.82, 0.07, verdict=verdict_of(*LOST)),
-        tuned("full", 0.70, 0.01, verdict=verdict_of(*LOST)),
+        make_fine_tune("lora[r=4]", 0.79, 0.07, verdict=verdict_of(*SAFE)),
+        make_fine_tune("lora[r=8]", 0.82, 0.07, verdict=verdict_of(*LOST)),
+        make_fine_tune("full", 0.70, 0.01, verdict=verdict_of(*LOST)),
     ]
-    decision = decided(facts, family)
+    decision = make_decision(facts, family)
     assert [(m.name, m.candidate) for m in decision.family] == [("lora", "lora[r=8]"), ("full", "full")]
     assert decision.action != "fine-tune"
-    assert decided(facts[:1] + facts[2:], family).candidate == "lora[r=4]"
+    assert make_decision(facts[:1] + facts[2:], family).candidate == "lora[r=4]"
 
 
 def test_what_was_not_measured_counts_as_not_shown_and_still_belongs_to_the_family():
-    (lora,) = place_in_family([tuned("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE))], EIGHT)
+    (lora,) = place_in_family([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE))], EIGHT)
     assert lora.standing is not None
     assert lora.standing.level == pytest.approx(0.05 / 8)
     assert lora.standing.p_adjusted == pytest.approx(8 * lora.standing.p)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import tiny_experiment
-from fake_facts import tuned
+from fake_facts import make_fine_tune
 from typer.testing import CliRunner
 
 from harness import config, release, rescue, store
@@ -28,7 +28,7 @@ CANDIDATES = """\
 """
 
 
-def many_sums():
+def make_sums():
     """Make more sums than are asked, none like another."""
     return [
         {
@@ -42,11 +42,11 @@ def many_sums():
 
 
 @pytest.fixture(scope="module")
-def asked(tiny, own_cache, tmp_path_factory):
+def folder_and_report(tiny, own_cache, tmp_path_factory):
     """Run the tiny experiment with one large task and a wide margin; returns its folder and report."""
     folder = tmp_path_factory.mktemp("fewer")
     path = tiny_experiment.write(folder, tiny, CANDIDATES, extra="gate: {macro: 0.3}\n")
-    tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", many_sums())
+    tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", make_sums())
     return folder, tiny_experiment.run(path, fewer_items=True)
 
 
@@ -55,20 +55,20 @@ def runs_of(folder):
     return at, {run.candidate: run for run in store.list_runs(at)}
 
 
-def of_sums(found):
+def find_sums(found):
     return next(c for c in found.comparisons["lora"] if (c.task, c.metric) == ("sums", "accuracy"))
 
 
-def test_a_large_task_is_asked_in_part_and_small_ones_in_full(asked):
-    at, runs = runs_of(asked[0])
+def test_a_large_task_is_asked_in_part_and_small_ones_in_full(folder_and_report):
+    at, runs = runs_of(folder_and_report[0])
     n = {key: len(store.read_rows(at, digest)) for key, digest in runs["lora"].rows.items()}
     assert 0 < n["sums/test"] < N
     assert n["sums/test"] % 160 == 0
     assert (n["facts/test"], n["prose/test"]) == (6, 4)
 
 
-def test_base_and_candidate_answer_the_same_items_in_one_layout(asked):
-    at, runs = runs_of(asked[0])
+def test_base_and_candidate_answer_the_same_items_in_one_layout(folder_and_report):
+    at, runs = runs_of(folder_and_report[0])
     ids = [
         [row.example_id for row in store.read_rows(at, runs[name].rows["sums/test"])]
         for name in ("prompt", "lora")
@@ -77,9 +77,9 @@ def test_base_and_candidate_answer_the_same_items_in_one_layout(asked):
     assert ids[0] != sorted(ids[0])
 
 
-def test_the_delta_is_weighted_and_the_report_says_what_was_asked(asked):
-    found = asked[1]
-    c = of_sums(found)
+def test_the_delta_is_weighted_and_the_report_says_what_was_asked(folder_and_report):
+    found = folder_and_report[1]
+    c = find_sums(found)
     assert c.estimator == "stratified"
     assert c.n < N
     assert any(f"of {N} items of sums were asked" in note for note in found.notes)
@@ -87,8 +87,8 @@ def test_the_delta_is_weighted_and_the_report_says_what_was_asked(asked):
     assert c.alpha <= 0.05
 
 
-def test_a_second_call_asks_nothing_and_says_the_same(asked):
-    folder, first = asked
+def test_a_second_call_asks_nothing_and_says_the_same(folder_and_report):
+    folder, first = folder_and_report
     files = sorted((folder / "runs" / "rows").rglob("*.parquet"))
     before = {path: path.stat().st_mtime_ns for path in files}
     again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
@@ -96,8 +96,8 @@ def test_a_second_call_asks_nothing_and_says_the_same(asked):
     assert [f.verdict for f in again.facts] == [f.verdict for f in first.facts]
 
 
-def test_the_base_is_asked_again_beside_the_candidate(asked):
-    verdict = next(f.verdict for f in asked[1].facts if f.name == "lora")
+def test_the_base_is_asked_again_beside_the_candidate(folder_and_report):
+    verdict = next(f.verdict for f in folder_and_report[1].facts if f.name == "lora")
     control = next(rule for rule in verdict.rules if rule.name == "control")
     assert control.outcome == "pass"
     assert "came back as stored" in control.sentence
@@ -111,50 +111,52 @@ def test_the_base_is_asked_again_beside_the_candidate(asked):
         ({"quick": True, "limit": 700}, "--quick and --limit as well"),
     ],
 )
-def test_another_cut_of_the_items_is_refused(asked, options, named):
+def test_another_cut_of_the_items_is_refused(folder_and_report, options, named):
     with pytest.raises(UserError, match=named):
-        tiny_experiment.run(asked[0] / "harness.yaml", fewer_items=True, **options)
+        tiny_experiment.run(folder_and_report[0] / "harness.yaml", fewer_items=True, **options)
 
 
-def test_a_rescue_on_a_part_of_the_items_is_refused(asked):
-    config_file = str(asked[0] / "harness.yaml")
+def test_a_rescue_on_a_part_of_the_items_is_refused(folder_and_report):
+    config_file = str(folder_and_report[0] / "harness.yaml")
     shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--sequential", "--rescue"])
     assert isinstance(shown.exception, UserError)
     assert "--all-items" in str(shown.exception)
 
 
-def copied(folder, to):
+def copy_experiment(folder, to):
     """Copy a finished experiment; returns its file."""
     return shutil.copytree(folder, to / "copy") / "harness.yaml"
 
 
-def said_of(judged):
+def summarize_verdict(judged):
     """Return what has to be the same of a verdict: outcome, sentence, rules with numbers, macro with interval."""
     v = judged.verdict
     return v.outcome, v.sentence, v.rules, v.macro, v.lost, v.gained
 
 
 @pytest.mark.parametrize("by", ["lora", "run id"])
-def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(asked, by):
-    reported = next(f for f in asked[1].facts if f.name == "lora")
-    (judged,) = release.gate(asked[0] / "harness.yaml", "lora" if by == "lora" else reported.run_id)
-    assert said_of(judged) == said_of(reported)
+def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_and_report, by):
+    reported = next(f for f in folder_and_report[1].facts if f.name == "lora")
+    (judged,) = release.gate(
+        folder_and_report[0] / "harness.yaml", "lora" if by == "lora" else reported.run_id
+    )
+    assert summarize_verdict(judged) == summarize_verdict(reported)
     c = next(t.comparison for t in judged.tasks if t.task.name == "sums")
-    assert c == of_sums(asked[1])
+    assert c == find_sums(folder_and_report[1])
     (note,) = [note for note in judged.notes if "interim analysis" in note]
     assert f"judged at alpha {c.alpha:.2g} on {c.n} items of sums" in note
 
 
-def test_a_gate_of_another_alpha_than_the_analyses_were_planned_for_is_refused(asked):
+def test_a_gate_of_another_alpha_than_the_analyses_were_planned_for_is_refused(folder_and_report):
     with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
-        release.gate(asked[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
+        release.gate(folder_and_report[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
 
 
 def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):
     folder, found = settled_early
     for reported in (f for f in found.facts if f.name in ("broken", "gentle")):
         (judged,) = release.gate(folder / "harness.yaml", reported.name)
-        assert said_of(judged) == said_of(reported)
+        assert summarize_verdict(judged) == summarize_verdict(reported)
     at, runs = runs_of(folder)
     first, last = (store.read_sampling(at, runs[name].run_id) for name in ("broken", "gentle"))
     assert (first.analysis, last.analysis) == ("interim analysis 1 of 3", "interim analysis 3 of 3")
@@ -163,8 +165,8 @@ def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):
     assert max(first.alpha, last.alpha) < 0.05
 
 
-def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it(asked, tmp_path):
-    path = copied(asked[0], tmp_path)
+def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it(folder_and_report, tmp_path):
+    path = copy_experiment(folder_and_report[0], tmp_path)
     at, runs = runs_of(path.parent)
     at.run_file(runs["lora"].run_id).with_name("sampling.json").unlink()
     with pytest.raises(IncompatibleRuns, match=r"no record of how its items were sampled.*--sequential"):
@@ -173,16 +175,16 @@ def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it
     assert release.gate(path, "lora")
 
 
-def test_items_that_changed_since_they_were_sampled_are_refused(asked, tmp_path):
-    path = copied(asked[0], tmp_path)
+def test_items_that_changed_since_they_were_sampled_are_refused(folder_and_report, tmp_path):
+    path = copy_experiment(folder_and_report[0], tmp_path)
     file = path.parent / "suites" / "general" / "sums.jsonl"
     file.write_text(file.read_text().replace('"9 and 2 make"', '"9 and 2 give"'))
     with pytest.raises(IncompatibleRuns, match=r"sums/test \(task_version"):
         release.gate(path, "lora")
 
 
-def test_promoting_answers_whole_tasks_and_the_champion_is_their_run(asked, own_cache, tmp_path):
-    path = copied(asked[0], tmp_path)
+def test_promoting_answers_whole_tasks_and_the_champion_is_their_run(folder_and_report, own_cache, tmp_path):
+    path = copy_experiment(folder_and_report[0], tmp_path)
     at, runs = runs_of(path.parent)
     _, champion = release.promote_named(path, runs["prompt"].run_id)
     assert (champion.candidate, champion.experiment, champion.verdict) == ("prompt", "tiny", "pass")
@@ -190,11 +192,13 @@ def test_promoting_answers_whole_tasks_and_the_champion_is_their_run(asked, own_
     assert champion.scores["sums accuracy"][3] == N
 
 
-def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_not(asked, own_cache, tmp_path):
-    path = copied(asked[0], tmp_path)
+def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_not(
+    folder_and_report, own_cache, tmp_path
+):
+    path = copy_experiment(folder_and_report[0], tmp_path)
     at, runs = runs_of(path.parent)
     release.promote_named(path, "prompt")
-    run_id, reported = runs["lora"].run_id, next(f for f in asked[1].facts if f.name == "lora")
+    run_id, reported = runs["lora"].run_id, next(f for f in folder_and_report[1].facts if f.name == "lora")
     (judged,) = release.gate(path, run_id)
     assert judged.baseline.startswith("the champion prompt (tiny-prompt")
     assert judged.verdict.macro == reported.verdict.macro  # the champion's weights are the base's
@@ -206,7 +210,7 @@ def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_no
 
 
 def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settled_early, own_cache, tmp_path):
-    path = copied(settled_early[0], tmp_path)
+    path = copy_experiment(settled_early[0], tmp_path)
     at = store.Store(path.parent / "runs")
     with pytest.raises(UserError, match="no pass against the base"):
         release.promote_named(path, "broken")
@@ -218,8 +222,8 @@ def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settle
         release.gate(path, "gentle")  # which was asked more of them than the champion
 
 
-def test_weights_that_are_gone_are_not_trained_anew_to_promote_them(asked, own_cache, tmp_path):
-    path = copied(asked[0], tmp_path)
+def test_weights_that_are_gone_are_not_trained_anew_to_promote_them(folder_and_report, own_cache, tmp_path):
+    path = copy_experiment(folder_and_report[0], tmp_path)
     _, runs = runs_of(path.parent)
     shutil.rmtree(path.parent / "runs" / "weights")
     with pytest.raises(IncompatibleRuns, match="found no weights"):
@@ -227,7 +231,7 @@ def test_weights_that_are_gone_are_not_trained_anew_to_promote_them(asked, own_c
 
 
 def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cache, tmp_path):
-    path = copied(settled_early[0], tmp_path)
+    path = copy_experiment(settled_early[0], tmp_path)
     loaded = config.load(path)
     at, runs = runs_of(path.parent)
     session = prepare_session(loaded, Scope(), SilentProgress())
@@ -240,14 +244,14 @@ def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cach
 
 
 def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_path):
-    loaded = config.load(copied(settled_early[0], tmp_path))
+    loaded = config.load(copy_experiment(settled_early[0], tmp_path))
     session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
     with pytest.raises(UserError, match="have not answered whole tasks yet"):
         rescue.prepare(session, loaded.selected, "broken")
 
 
-def test_drawn_scores_of_two_runs_are_left_to_their_report(asked):
-    at, runs = runs_of(asked[0])
+def test_drawn_scores_of_two_runs_are_left_to_their_report(folder_and_report):
+    at, runs = runs_of(folder_and_report[0])
     found = release.differences(at, runs["prompt"].run_id, runs["lora"].run_id)
     of_sums = found.scores["sums/test"]["accuracy"]
     assert of_sums[:3] == (None, None, None)
@@ -271,17 +275,19 @@ def looks_with(asked, override):
     return fewer_items.plan_interim_analyses(session, base_arm(session, session.source))
 
 
-def test_a_critical_task_is_asked_in_full(asked, own_cache):
-    assert looks_with(asked, "gate.critical=[sums]") == []
+def test_a_critical_task_is_asked_in_full(folder_and_report, own_cache):
+    assert looks_with(folder_and_report, "gate.critical=[sums]") == []
 
 
-def test_a_margin_of_the_bases_skill_asks_more_than_one_of_the_scale(asked, own_cache):
-    of_scale, of_skill = (looks_with(asked, f"gate.macro={margin}")[-1] for margin in ("0.3", "30%"))
+def test_a_margin_of_the_bases_skill_asks_more_than_one_of_the_scale(folder_and_report, own_cache):
+    of_scale, of_skill = (
+        looks_with(folder_and_report, f"gate.macro={margin}")[-1] for margin in ("0.3", "30%")
+    )
     assert len(of_skill.suites[0].items.test) > len(of_scale.suites[0].items.test)
 
 
-def test_looks_grow_until_the_whole_task(asked, own_cache):
-    looks = looks_with(asked, "gate.macro=0.001")
+def test_looks_grow_until_the_whole_task(folder_and_report, own_cache):
+    looks = looks_with(folder_and_report, "gate.macro=0.001")
     sizes = [len(look.suites[0].items.test) for look in looks]
     assert sizes == sorted(sizes)
     assert sizes[-1] == N
@@ -291,19 +297,22 @@ def test_looks_grow_until_the_whole_task(asked, own_cache):
     assert len(set(rows)) == 1  # so that a look goes on where the one before stopped
 
 
-def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(asked, tmp_path):
-    folder = shutil.copytree(asked[0], tmp_path / "copy")
+def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(folder_and_report, tmp_path):
+    folder = shutil.copytree(folder_and_report[0], tmp_path / "copy")
     found = tiny_experiment.run(folder / "harness.yaml", "gate.macro=0.001", fewer_items=True)
     said = next(note for note in found.notes if note.startswith("fewer items"))
     assert f"{N} of {N} items of sums were asked" in said
     assert "interim analysis 3 of 3" in said
-    c = of_sums(found)
+    c = find_sums(found)
     assert c.n == N
     assert c.alpha < 0.05
     at = store.Store(folder / "runs")
     runs = [run for run in store.list_runs(at) if run.candidate == "lora" and run.state == "done"]
     rows = {run.rows["sums/test"]: len(store.read_rows(at, run.rows["sums/test"])) for run in runs}
-    assert sorted(rows.values()) == [of_sums(asked[1]).n, N]  # one set of rows for all three looks
+    assert sorted(rows.values()) == [
+        find_sums(folder_and_report[1]).n,
+        N,
+    ]  # one set of rows for all three looks
 
 
 @pytest.mark.parametrize(
@@ -317,7 +326,7 @@ def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(aske
 def test_looking_ends_where_more_items_would_change_nothing(outcomes, settled):
     rules = tuple(Rule(name, outcome, "", {}) for name, outcome in outcomes.items())
     verdict = Verdict("inconclusive", rules, None, 0, 0, (), None, "")
-    facts = (tuned("lora", 0.8, 0.1, verdict=verdict),)
+    facts = (make_fine_tune("lora", 0.8, 0.1, verdict=verdict),)
     assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
 
 
@@ -328,21 +337,21 @@ def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_al
         for outcome in ("pass", among_all)
     )
     standing = FamilyRank(8, 0.05, 0.02, 0.16, 0.05 / 8, "lora")
-    facts = (tuned("lora", 0.8, 0.1, verdict=alone, corrected=corrected, standing=standing),)
+    facts = (make_fine_tune("lora", 0.8, 0.1, verdict=alone, corrected=corrected, standing=standing),)
     assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
 
 
 def sums_that_the_base_passes(folder, tiny):
     """Ask the base many sums, and call right what it answered."""
     path = tiny_experiment.write(folder, tiny, "  prompt: {method: base}\n")
-    tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", many_sums())
+    tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", make_sums())
     tiny_experiment.run(path)
     at, runs = runs_of(folder)
     passed = {
         row.example_id: row.parts["accuracy"] == (1.0,)
         for row in store.read_rows(at, runs["prompt"].rows["sums/test"])
     }
-    return [{**row, "reference": row["choices"][0 if passed[row["id"]] else 1]} for row in many_sums()]
+    return [{**row, "reference": row["choices"][0 if passed[row["id"]] else 1]} for row in make_sums()]
 
 
 @pytest.fixture(scope="module")
@@ -380,8 +389,8 @@ def test_a_settled_verdict_is_the_same_when_the_comparison_is_repeated(settled_e
     assert again.flips.keys() == first.flips.keys()
 
 
-def test_the_command_asks_fewer_items(asked, monkeypatch):
-    monkeypatch.chdir(asked[0])
+def test_the_command_asks_fewer_items(folder_and_report, monkeypatch):
+    monkeypatch.chdir(folder_and_report[0])
     shown = CliRunner().invoke(app, ["compare", "--sequential", "--json"])
     assert json.loads(shown.stdout)["experiment"] == "tiny-fewer"
-    assert (asked[0] / "reports" / "tiny-fewer.md").exists()
+    assert (folder_and_report[0] / "reports" / "tiny-fewer.md").exists()

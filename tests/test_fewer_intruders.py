@@ -18,7 +18,7 @@ PLACE = f"base_model.model.{MODULE}"
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny, tmp_path_factory, own_cache):
+def tuned_adapter(tiny, tmp_path_factory, own_cache):
     """Train an adapter for a few steps at a low rate, so that it has no intruders of its own."""
     context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
     params = lora.Params(r=2, lora_alpha=6, learning_rate=1e-4, max_steps=2, max_length=200)
@@ -26,12 +26,12 @@ def tuned(tiny, tmp_path_factory, own_cache):
 
 
 @pytest.fixture(scope="module")
-def intruding(tuned, tmp_path_factory):
+def intruder_adapter(tuned_adapter, tmp_path_factory):
     """Put a large direction that the base does not have into one layer of the adapter."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    folder = shutil.copytree(tuned, tmp_path_factory.mktemp("intruding") / "adapter")
+    folder = shutil.copytree(tuned_adapter, tmp_path_factory.mktemp("intruding") / "adapter")
     tensors = load_file(folder / WEIGHTS)
     drawn = torch.Generator().manual_seed(0)
     for part in "AB":
@@ -52,7 +52,7 @@ def tensors_of(folder):
     return load_file(folder / WEIGHTS)
 
 
-def by_the_paper(tiny, adapter, top_k, threshold_epsilon, mitigation_lambda):
+def compute_by_paper(tiny, adapter, top_k, threshold_epsilon, mitigation_lambda):
     """Return ΔW before and after, and how many intruders there are, in fp64 from the definition."""
     import torch
     from safetensors.torch import load_file
@@ -72,26 +72,26 @@ def by_the_paper(tiny, adapter, top_k, threshold_epsilon, mitigation_lambda):
 
 
 @pytest.mark.parametrize("share", [0.75, 0.0])
-def test_intruders_are_reduced_as_the_paper_defines_it(tiny, tmp_path, intruding, share):
+def test_intruders_are_reduced_as_the_paper_defines_it(tiny, tmp_path, intruder_adapter, share):
     made = tensors_of(
-        reduce(tiny, tmp_path, intruding, mitigation_lambda=share, top_k=5, threshold_epsilon=0.6)
+        reduce(tiny, tmp_path, intruder_adapter, mitigation_lambda=share, top_k=5, threshold_epsilon=0.6)
     )
     a, b = (made[f"{PLACE}.lora_{part}.weight"].double() for part in "AB")
-    before, expected, n = by_the_paper(tiny, intruding, 5, 0.6, share)
+    before, expected, n = compute_by_paper(tiny, intruder_adapter, 5, 0.6, share)
     assert n >= 1
     assert (3.0 * b @ a).allclose(expected, atol=1e-4)
     assert not expected.allclose(before, atol=0.01)
 
 
-def test_layers_without_intruders_keep_their_adapter(tiny, tmp_path, intruding):
-    made, before = tensors_of(reduce(tiny, tmp_path, intruding)), tensors_of(intruding)
+def test_layers_without_intruders_keep_their_adapter(tiny, tmp_path, intruder_adapter):
+    made, before = tensors_of(reduce(tiny, tmp_path, intruder_adapter)), tensors_of(intruder_adapter)
     assert made.keys() == before.keys()
     assert all(made[name].equal(before[name]) for name in made if not name.startswith(PLACE))
     assert not made[f"{PLACE}.lora_B.weight"].equal(before[f"{PLACE}.lora_B.weight"])
 
 
-def test_an_adapter_without_intruders_stays_what_it_was(tiny, tmp_path, tuned):
-    made, before = tensors_of(reduce(tiny, tmp_path, tuned)), tensors_of(tuned)
+def test_an_adapter_without_intruders_stays_what_it_was(tiny, tmp_path, tuned_adapter):
+    made, before = tensors_of(reduce(tiny, tmp_path, tuned_adapter)), tensors_of(tuned_adapter)
     assert all(made[name].equal(before[name]) for name in before)
 
 
@@ -104,8 +104,8 @@ def test_an_adapter_without_intruders_stays_what_it_was(tiny, tmp_path, tuned):
         ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(tiny, tmp_path, tuned, written, said):
-    folder = shutil.copytree(tuned, tmp_path / "other")
+def test_what_is_no_plain_lora_is_refused(tiny, tmp_path, tuned_adapter, written, said):
+    folder = shutil.copytree(tuned_adapter, tmp_path / "other")
     (folder / CONFIG).write_text(json.dumps({**json.loads((folder / CONFIG).read_text()), **written}))
     with pytest.raises(CandidateFailed, match=said):
         reduce(tiny, tmp_path / "to", folder)

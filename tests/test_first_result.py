@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 ASKS_THE_BASE = ["base: sums/test", "base: facts/test", "base: prose/test"]
 
 
-class Seen:
+class ProgressLog:
     """Progress that remembers stages and lines in their order."""
 
     def __init__(self):
@@ -35,13 +35,13 @@ class Seen:
 
 
 def lines(path, *overrides, candidates=("prompt", "bag")):
-    seen = Seen()
+    seen = ProgressLog()
     tiny_experiment.run(path, *overrides, candidates=candidates, progress=seen)
     return [line for line in seen.lines if not line.startswith(("getting ", "loading "))]
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, tiny):
+def file_and_lines(tmp_path_factory, tiny):
     path = tiny_experiment.write(tmp_path_factory.mktemp("begun"), tiny)
     return path, lines(path)
 
@@ -50,12 +50,12 @@ def rows_of(path, run):
     return {name: store.read_rows(Store(path.parent / "runs"), digest) for name, digest in run.rows.items()}
 
 
-def plain(rows):
+def simplify_rows(rows):
     return {name: [(r.example_id, r.text, r.parts, r.prompt_digest) for r in of] for name, of in rows.items()}
 
 
-def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(begun):
-    _, said = begun
+def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(file_and_lines):
+    _, said = file_and_lines
     assert said[0] == "prompt: letters/test"
     assert said[1].startswith("prompt: EM ")
     assert said[1].endswith(", a first result; next, the capability suite of the base")
@@ -64,26 +64,26 @@ def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(begun):
     assert said[6:8] == ["control arm: the base again", "prompt: letters/validation"]
 
 
-def test_the_first_result_is_the_one_that_the_candidate_ends_with(begun):
-    _, said = begun
+def test_the_first_result_is_the_one_that_the_candidate_ends_with(file_and_lines):
+    _, said = file_and_lines
     last = next(line for line in said[2:] if line.startswith("prompt: EM "))
     assert last.startswith(f"{said[1].partition(',')[0]},{said[1].split(',')[1]} · ")
 
 
-def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(begun, tiny, tmp_path):
+def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_lines, tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     lines(path, candidates=("bag",))
     assert lines(path)[:2] == [
         "capability suite of the base: measured on 3 tasks",
         "control arm: the base again",
     ]
-    mine, theirs = (runs_of(one)["prompt"] for one in (begun[0], path))
+    mine, theirs = (runs_of(one)["prompt"] for one in (file_and_lines[0], path))
     assert (mine.run_id, mine.rows) == (theirs.run_id, theirs.rows)
-    assert plain(rows_of(begun[0], mine)) == plain(rows_of(path, theirs))
+    assert simplify_rows(rows_of(file_and_lines[0], mine)) == simplify_rows(rows_of(path, theirs))
 
 
-def test_the_run_has_a_control_arm_and_its_first_rows_have_none(begun):
-    path, run = begun[0], runs_of(begun[0])["prompt"]
+def test_the_run_has_a_control_arm_and_its_first_rows_have_none(file_and_lines):
+    path, run = file_and_lines[0], runs_of(file_and_lines[0])["prompt"]
     at = Store(path.parent / "runs")
     controls = {
         name: {origin.control for origin in store.origins(at, digest).values()}
@@ -95,11 +95,11 @@ def test_the_run_has_a_control_arm_and_its_first_rows_have_none(begun):
     assert controls["letters/test"] == {""}
 
 
-def test_what_the_base_was_asked_before_leaves_the_order_as_it_was(begun):
-    assert not any("a first result" in line for line in lines(begun[0], "target.max_new_tokens=3"))
+def test_what_the_base_was_asked_before_leaves_the_order_as_it_was(file_and_lines):
+    assert not any("a first result" in line for line in lines(file_and_lines[0], "target.max_new_tokens=3"))
 
 
-class Stops(Seen):
+class Stops(ProgressLog):
     """Progress of a call that is ended when the base is asked."""
 
     @contextmanager

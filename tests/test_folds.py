@@ -38,7 +38,7 @@ def letters(n, label=lambda i: LABELS[i % 2], **columns):
     return [row | {name: of(i) for name, of in columns.items()} for i, row in enumerate(made)]
 
 
-def answered(scores, folds=None):
+def make_rows(scores, folds=None):
     return [
         SampleResult("t", "test", f"{i:04d}", i, "ok", "", "", (), {"right": (float(score),)}, fold=fold)
         for i, (score, fold) in enumerate(zip(scores, folds or [0] * len(scores), strict=True))
@@ -165,16 +165,16 @@ def test_answers_in_folds_widen_the_interval_of_a_difference_and_of_a_score():
     rng = np.random.default_rng(3)
     old, new = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
     folds = [i % 5 + 1 for i in range(60)]
-    plain = comparison.compare_rows(METRIC, answered(old), answered(new))
-    found = comparison.compare_rows(METRIC, answered(old), answered(new, folds))
+    plain = comparison.compare_rows(METRIC, make_rows(old), make_rows(new))
+    found = comparison.compare_rows(METRIC, make_rows(old), make_rows(new, folds))
     assert (found.delta, found.base, found.new) == (plain.delta, plain.base, plain.new)
     assert found.low < plain.low < plain.high < found.high
     assert (found.base_low, found.base_high) == (plain.base_low, plain.base_high)
     assert found.new_low < plain.new_low < plain.new_high < found.new_high
     assert found.estimator == "folds"
-    turned = comparison.compare_rows(METRIC, answered(new, folds), answered(old))
+    turned = comparison.compare_rows(METRIC, make_rows(new, folds), make_rows(old))
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
-    alone = comparison.estimate(METRIC, answered(new, folds))
+    alone = comparison.estimate(METRIC, make_rows(new, folds))
     assert (alone.low, alone.high) == pytest.approx((found.new_low, found.new_high))
 
 
@@ -184,14 +184,14 @@ def test_models_that_differ_more_between_folds_widen_the_interval_more():
     by_fold = [float(fold <= 2) for fold in folds]  # 40 % right: all in two folds, none in the others
     base = [0.0] * 60
     narrow, wide = (
-        comparison.compare_rows(METRIC, answered(base), answered(new, folds)) for new in (steady, by_fold)
+        comparison.compare_rows(METRIC, make_rows(base), make_rows(new, folds)) for new in (steady, by_fold)
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
 def test_items_of_fewer_than_three_folds_show_nothing():
     folds = [i % 2 + 1 for i in range(40)]
-    found = comparison.compare_rows(METRIC, answered([0.0] * 40), answered([1.0] * 40, folds))
+    found = comparison.compare_rows(METRIC, make_rows([0.0] * 40), make_rows([1.0] * 40, folds))
     assert (found.low, found.high) == (-1.0, 1.0)
     assert "items of 2 folds alone" in found.refused
 
@@ -199,7 +199,7 @@ def test_items_of_fewer_than_three_folds_show_nothing():
 def test_runs_in_other_folds_are_not_compared():
     one, other = [i % 5 + 1 for i in range(30)], [i % 3 + 1 for i in range(30)]
     with pytest.raises(IncompatibleRuns, match="other folds: 5 of them in the base, 3 in the new"):
-        comparison.compare_rows(METRIC, answered([0.0] * 30, one), answered([1.0] * 30, other))
+        comparison.compare_rows(METRIC, make_rows([0.0] * 30, one), make_rows([1.0] * 30, other))
 
 
 @pytest.mark.parametrize(("new", "n", "k"), [("nearest neighbour", 60, 5), ("unsteady", 120, 3)])

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,15 +94,15 @@ def write(path, rows):
 def load(tmp_path):
     """Return a loader of files by part; other arguments are settings of the data or of the task."""
 
-    def made(data=None, fields=None, seed=0, labels=(), **parts):
+    def load_parts(data=None, fields=None, seed=0, labels=(), **parts):
         files = {part: write(tmp_path / f"{part}.jsonl", rows) for part, rows in parts.items()}
         task = {"name": "tiny", "data": {**files, **(data or {})}, "fields": fields or {}, "labels": labels}
         return load_task(Task.model_validate(task), seed)
 
-    return made
+    return load_parts
 
 
-def refused(load, **parts):
+def list_problems(load, **parts):
     with pytest.raises(UserError) as caught:
         load(**parts)
     return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.value.problems]
@@ -122,7 +122,7 @@ def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
 @pytest.mark.parametrize("right", ["3", 3, "D", "none", [1]])
 def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
     row = {"question": "Who?", "choices": ["You.", "Me."], "answer": right}
-    assert refused(load, test=[row])[0][0] == "test.jsonl:1"
+    assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
 
 
 def test_choices_that_are_numbers_have_their_place_as_a_number(load):
@@ -168,11 +168,11 @@ def test_the_shared_beginning_of_two_transcripts_is_the_prompt(load):
     assert (found.references, found.rejected) == (("Yes, quite.",), "Yes, no.")
 
 
-def without_speakers(text):
+def mask_speakers(text):
     return text.replace("Human:", "Human :").replace("Assistant:", "Assistant :").strip() or "x"
 
 
-turns = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1).map(without_speakers)
+turns = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1).map(mask_speakers)
 
 
 @settings(deadline=None)
@@ -227,7 +227,9 @@ def test_a_template_reaches_into_a_field(load):
 
 def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(load):
     rows = [ROWS["Alpaca"], {"instruction": "Who?", "output": "Me.", "extra": "x"}]
-    found = refused(load, test=rows, fields={"prompt": "{instruction} {extra}", "reference": "{output}"})
+    found = list_problems(
+        load, test=rows, fields={"prompt": "{instruction} {extra}", "reference": "{output}"}
+    )
     assert [(where, what) for where, what, _ in found] == [("test.jsonl:1", "no field 'extra'")]
 
 
@@ -290,7 +292,7 @@ def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(loa
     ],
 )
 def test_a_row_that_does_not_fit_its_layout_is_refused_at_its_line(load, rows, where, found):
-    assert refused(load, test=rows)[0][:2] == (where, found)
+    assert list_problems(load, test=rows)[0][:2] == (where, found)
 
 
 def test_a_tree_is_read_along_its_best_replies_and_its_first_judged_answer_is_the_pair(load):
@@ -328,18 +330,18 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
 
 
 def test_all_turns_of_rows_without_turns_are_refused(load):
-    found = refused(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
+    found = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
     assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
 
 
 def test_completions_of_equal_ratings_are_no_pair(load):
     rated = [{"response": text, "overall_score": 7} for text in ("Me.", "You.")]
-    found = refused(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])
+    found = list_problems(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])
     assert found[0][:2] == ("pairs.jsonl:1", "no two answers of different ratings")
 
 
 def test_a_row_of_another_layout_says_which_one_the_file_has(load):
-    expected = refused(load, test=[ROWS["Dolly"], ROWS["Dolly"], ROWS["chat"]])[0][2]
+    expected = list_problems(load, test=[ROWS["Dolly"], ROWS["Dolly"], ROWS["chat"]])[0][2]
     assert expected.startswith("Dolly rows (instruction, context (may be empty), response)")
 
 
@@ -363,7 +365,7 @@ def test_a_row_of_another_layout_says_which_one_the_file_has(load):
     ],
 )
 def test_a_pair_that_prefers_nothing_is_refused(load, pair, found):
-    assert refused(load, test=[ROWS["chat"]], pairs=[pair])[0][:2] == ("pairs.jsonl:1", found)
+    assert list_problems(load, test=[ROWS["chat"]], pairs=[pair])[0][:2] == ("pairs.jsonl:1", found)
 
 
 def test_unusable_rows_are_removed_with_a_message_where_the_task_says_so(load):
@@ -458,7 +460,7 @@ def test_one_file_and_a_split_are_refused_together(part):
 
 def test_one_file_of_one_cluster_is_refused(load):
     assert (
-        refused(load, all=articles(1), fields={"cluster": "{article}"})[0][1]
+        list_problems(load, all=articles(1), fields={"cluster": "{article}"})[0][1]
         == "training rows of one cluster only"
     )
 
@@ -483,7 +485,7 @@ def test_pairs_of_a_cluster_that_is_set_aside_are_left_out(load):
 
 
 def test_the_pairs_of_hh_rlhf_are_read_from_its_transcripts():
-    path = str(shared_data("rows/hh_rlhf_harmless/test.jsonl.gz"))
+    path = str(find_shared_data("rows/hh_rlhf_harmless/test.jsonl.gz"))
     task = Task.model_validate({"name": "hh", "data": {"all": path, "pairs": path, "invalid_rows": "drop"}})
     items = load_task(task, 0)
     assert len(items.train) + len(items.validation) + len(items.test) == 2303
@@ -493,7 +495,7 @@ def test_the_pairs_of_hh_rlhf_are_read_from_its_transcripts():
 
 
 def test_the_articles_of_xquad_are_in_one_split_each():
-    path = str(shared_data("rows/squad_xquad_en/all.jsonl.gz"))
+    path = str(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"))
     data = {"all": path, "documents": path}
     items = load_task(Task.model_validate({"name": "x", "data": data, "fields": {"cluster": "{article}"}}), 0)
     sides = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
@@ -523,7 +525,7 @@ def test_every_kind_of_file_holds_another_tools_rows(tmp_path, kind):
 
 
 def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(shared_data("hub")))
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     data = {"train": "hub:openai/gsm8k:main", "test": "hub:baber/piqa:default:validation"}
     fields = {"prompt": "{goal}", "reference": "{sol1}"}
     train = load_task(Task.model_validate({"name": "t", "data": {**data, "test": data["train"]}}), 0)
@@ -533,7 +535,7 @@ def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
 
 
 def test_a_split_that_a_copy_lacks_is_refused_with_those_that_there_are(monkeypatch):
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(shared_data("hub")))
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     with pytest.raises(
         UserError, match=r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
     ):
@@ -588,7 +590,7 @@ def test_a_rating_that_is_no_number_is_refused():
 )
 def test_rows_with_parts_that_are_no_text_are_said_once_with_their_number(load, part, found):
     asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}
-    problems = refused(load, test=[{"messages": [asked, SAID]}] * 12 + [{"messages": [ASKED]}])
+    problems = list_problems(load, test=[{"messages": [asked, SAID]}] * 12 + [{"messages": [ASKED]}])
     assert problems[0][:2] == ("test.jsonl:1", f"{found} in a turn of 'user', the first of 12 such rows")
     assert "only text is read" in problems[0][2]
     assert [where for where, *_ in problems] == ["test.jsonl:1", "test.jsonl:13"]

@@ -26,7 +26,7 @@ def host(tiny):
     return ModelHost(resolve(str(tiny)), FP16)
 
 
-def alone(model, context, continuation):
+def score_alone(model, context, continuation):
     """Score a continuation by transformers' forward pass over one sequence."""
     import torch
 
@@ -40,7 +40,7 @@ def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(ho
     found = [one.logprob for one in host.base.loglikelihood(PAIRS)]
     assert host.model.dtype.itemsize == 2
     assert host.base.engine == "transformers/packed"
-    assert found == pytest.approx([alone(host.model, *pair) for pair in PAIRS], abs=0.02)
+    assert found == pytest.approx([score_alone(host.model, *pair) for pair in PAIRS], abs=0.02)
     whole = ModelHost(resolve(str(tiny)), CPU)
     assert found == pytest.approx([one.logprob for one in whole.base.loglikelihood(PAIRS)], abs=0.02)
 
@@ -55,7 +55,7 @@ def test_answers_are_those_of_transformers_alone(host):
         assert output.text == text
 
 
-def trained(tiny, folder, method, machine):
+def train_steps(tiny, folder, method, machine):
     """Train three steps; return the losses, and the types of what is trained and of what is not."""
     rank = {} if method is full else {"r": 2}
     kinds = []
@@ -70,15 +70,15 @@ def trained(tiny, folder, method, machine):
 
 @pytest.mark.parametrize("method", [lora, dpo])
 def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path, method):
-    losses, kinds = trained(tiny, tmp_path / "half", method, FP16)
-    whole, _ = trained(tiny, tmp_path / "whole", method, CPU)
+    losses, kinds = train_steps(tiny, tmp_path / "half", method, FP16)
+    whole, _ = train_steps(tiny, tmp_path / "whole", method, CPU)
     assert kinds == [{"torch.float16"}] or method is dpo
     assert losses[-1] < losses[0]
     assert losses == pytest.approx(whole, abs=0.05)
 
 
 def test_a_whole_model_is_held_in_fp32_and_served_in_fp16(tiny, tmp_path):
-    losses, kinds = trained(tiny, tmp_path, full, FP16)
+    losses, kinds = train_steps(tiny, tmp_path, full, FP16)
     assert kinds == [{"torch.float32"}]
     assert losses[-1] < losses[0]
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "model" / "model.safetensors").values()} == {
@@ -109,12 +109,12 @@ def scaler(monkeypatch):
     import torch
     import transformers.trainer
 
-    class Scaling(transformers.trainer.Accelerator):
+    class ScalingAccelerator(transformers.trainer.Accelerator):
         def __init__(self, *args, **given):
             super().__init__(*args, **given)
             self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**40)
 
-    monkeypatch.setattr(transformers.trainer, "Accelerator", Scaling)
+    monkeypatch.setattr(transformers.trainer, "Accelerator", ScalingAccelerator)
 
 
 @pytest.mark.parametrize("method", [lora, full])

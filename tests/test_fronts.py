@@ -2,14 +2,14 @@
 
 import pytest
 import tiny_experiment
-from conftest import shared_data
+from conftest import find_shared_data
 
 from harness import config
 from tests.studies.fronts.choice import choose, share_of_gain
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
 from tests.studies.fronts.plan import make, plan, report_done
-from tests.studies.fronts.rows import Row, measured, merge, read_rows, rows_of, write_rows
+from tests.studies.fronts.rows import Row, list_measured, merge, read_rows, rows_of, write_rows
 from tests.studies.fronts.ways import WAYS, candidates, way_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -24,7 +24,7 @@ CANDIDATES = f"""\
 
 
 @pytest.fixture(scope="module")
-def stepped(tiny, own_cache, tmp_path_factory):
+def steps_file(tiny, own_cache, tmp_path_factory):
     """Make three of four steps, one at a time; the base has no 90 layers to freeze, so one of them fails."""
     file = tiny_experiment.write(tmp_path_factory.mktemp("fronts"), tiny, CANDIDATES)
     for _ in range(3):
@@ -32,17 +32,17 @@ def stepped(tiny, own_cache, tmp_path_factory):
     return file
 
 
-def test_steps_are_made_one_at_a_time_and_the_others_are_left_with_their_time(stepped):
-    steps = plan(stepped)
+def test_steps_are_made_one_at_a_time_and_the_others_are_left_with_their_time(steps_file):
+    steps = plan(steps_file)
     assert [step.candidate for step in steps if step.is_done] == ["prompt", "plain-1", "frozen-1"]
     (left,) = (step for step in steps if not step.is_done)
     assert left.candidate == "halved-1"
     assert left.expected_s > 0
 
 
-def test_the_page_shows_what_is_done_and_lists_what_is_left(stepped, tmp_path):
-    steps = plan(stepped)
-    rows = rows_of("ways", "a CPU", report_done(stepped, steps))
+def test_the_page_shows_what_is_done_and_lists_what_is_left(steps_file, tmp_path):
+    steps = plan(steps_file)
+    rows = rows_of("ways", "a CPU", report_done(steps_file, steps))
     text = page(rows, [step for step in steps if not step.is_done], 7200.0, tmp_path)
     done, left = text.split("## Not run")
     assert "| plain-1 |" in done
@@ -52,19 +52,19 @@ def test_the_page_shows_what_is_done_and_lists_what_is_left(stepped, tmp_path):
     assert "| three tasks | plain LoRA and 5 ways | 2.0 |" in left
 
 
-def scored(candidate, goal, kept=0.0, machine="a CPU"):
+def make_row(candidate, goal, kept=0.0, machine="a CPU"):
     return Row(
         "ways", candidate, candidate, machine, candidate != "prompt", goal, kept, "", "", "", "", [], ""
     )
 
 
 ROWS = [
-    scored("prompt", 0.2),
-    scored("plain-1", 0.6, -0.2),
-    scored("a-1", 0.58, -0.1),
-    scored("a-2", 0.57, -0.05),
-    scored("b-1", 0.7, -0.15),
-    scored("c-2", 0.4, 0.0),
+    make_row("prompt", 0.2),
+    make_row("plain-1", 0.6, -0.2),
+    make_row("a-1", 0.58, -0.1),
+    make_row("a-2", 0.57, -0.05),
+    make_row("b-1", 0.7, -0.15),
+    make_row("c-2", 0.4, 0.0),
 ]
 
 
@@ -81,9 +81,9 @@ def test_a_share_of_the_gain_is_that_over_the_prompt():
 
 
 def test_a_share_of_the_gain_is_taken_on_one_kind_of_machine():
-    other = [scored("prompt", 0.0, machine="a GPU"), scored("plain-1", 0.5, machine="a GPU")]
-    assert share_of_gain([*ROWS, *other], scored("d-1", 0.25, machine="a GPU")) is None
-    rows = [*ROWS, *other, scored("d-1", 0.25, machine="a GPU")]
+    other = [make_row("prompt", 0.0, machine="a GPU"), make_row("plain-1", 0.5, machine="a GPU")]
+    assert share_of_gain([*ROWS, *other], make_row("d-1", 0.25, machine="a GPU")) is None
+    rows = [*ROWS, *other, make_row("d-1", 0.25, machine="a GPU")]
     assert share_of_gain(rows, rows[-1]) == 0.5
     assert share_of_gain(rows, rows[2]) == pytest.approx(0.95)
 
@@ -92,13 +92,13 @@ def test_kept_rows_need_no_run_but_for_what_others_are_held_to(tmp_path):
     write_rows(tmp_path / "fronts.json", ROWS)
     kept = read_rows(tmp_path / "fronts.json")
     assert kept == ROWS
-    assert measured(kept, "ways", "a CPU") == {row.candidate for row in ROWS}
-    assert measured(kept, "ways", "a GPU") == {"a-1", "a-2", "b-1", "c-2"}
-    assert measured(kept, "banking77", "a CPU") == set()
+    assert list_measured(kept, "ways", "a CPU") == {row.candidate for row in ROWS}
+    assert list_measured(kept, "ways", "a GPU") == {"a-1", "a-2", "b-1", "c-2"}
+    assert list_measured(kept, "banking77", "a CPU") == set()
 
 
 def test_a_candidate_that_is_measured_again_has_its_new_rows_alone():
-    merged = merge(ROWS, [scored("a-1", 0.3), scored("a-1", 0.4, machine="a GPU")])
+    merged = merge(ROWS, [make_row("a-1", 0.3), make_row("a-1", 0.4, machine="a GPU")])
     assert [(row.goal, row.machine) for row in merged if row.candidate == "a-1"] == [
         (0.3, "a CPU"),
         (0.4, "a GPU"),
@@ -117,7 +117,7 @@ def test_every_way_has_two_strengths_that_differ():
 
 
 def test_the_files_of_both_stages_stand_beside_each_other(tmp_path):
-    shared_data("rows")
+    find_shared_data("rows")
     ways = prepare_ways(tmp_path)
     tasks = prepare_tasks(tmp_path, ["replay-2"])
     assert len(config.load(ways).experiment.candidates) == 1 + 2 * len(WAYS)

@@ -86,9 +86,9 @@ def test_freeze_takes_one_of_its_two_forms(written):
 
 
 def test_another_learning_rate_gives_another_digest_and_the_same_one_the_same(tiny, tmp_path):
-    def made(name, **params):
+    def fit_digest(name, **params):
         return full.fit(
             tiny_methods.context(tiny, tmp_path / name), full.Params(max_steps=1, warmup_steps=0, **params)
         ).digest
 
-    assert made("a") == made("b") != made("c", learning_rate=0.01)
+    assert fit_digest("a") == fit_digest("b") != fit_digest("c", learning_rate=0.01)

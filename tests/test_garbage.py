@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from test_disk_use import promoted
+from test_disk_use import write_champion
 from test_run import session
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run
 
@@ -25,7 +25,7 @@ SWEPT = """\
 """
 
 
-def unused(store, **options):
+def list_unused(store, **options):
     found = release.list_unreferenced(store, state.references(store), **options)
     return {str(one.path.relative_to(store.folder)) for one in found.removable}
 
@@ -34,13 +34,13 @@ def folders(*identities):
     return {f"rows/{one.digest}" for one in identities}
 
 
-def fitted(store, fit_key, digest):
+def write_fit(store, fit_key, digest):
     """Write finished weights."""
     stores.write_whole(store, store.weights(fit_key) / "fit.json", json.dumps({"digest": digest}))
 
 
 @pytest.fixture
-def asked(store):
+def run_store(store):
     """Save a run of weights w on a base b."""
     complete(store, IDENTITY, make_rows(3))
     training = {"fit_key": "own", "stands_on": {"lost": "l"}}
@@ -50,45 +50,45 @@ def asked(store):
     return store
 
 
-def test_rows_and_weights_of_no_run_are_unused(asked):
-    complete(asked, OTHER, make_rows(3))
-    fitted(asked, "own", "w")
-    fitted(asked, "nobody's", "n")
-    assert unused(asked) == {*folders(OTHER), "weights/nobody's"}
+def test_rows_and_weights_of_no_run_are_unused(run_store):
+    complete(run_store, OTHER, make_rows(3))
+    write_fit(run_store, "own", "w")
+    write_fit(run_store, "nobody's", "n")
+    assert list_unused(run_store) == {*folders(OTHER), "weights/nobody's"}
 
 
-def test_the_trials_that_a_run_is_found_by_way_of_are_wanted_with_their_rows(asked):
-    complete(asked, replace(IDENTITY, weights_digest="l"), make_rows(3))
-    fitted(asked, "lost", "l")
-    assert unused(asked) == set()
+def test_the_trials_that_a_run_is_found_by_way_of_are_wanted_with_their_rows(run_store):
+    complete(run_store, replace(IDENTITY, weights_digest="l"), make_rows(3))
+    write_fit(run_store, "lost", "l")
+    assert list_unused(run_store) == set()
 
 
 @pytest.mark.parametrize("changes", [{"weights_digest": "b"}, {"precision": "bf16"}], ids=str)
-def test_what_a_run_is_compared_with_or_confirmed_by_is_wanted(asked, changes):
-    complete(asked, replace(IDENTITY, **changes), make_rows(3))
-    assert unused(asked) == set()
+def test_what_a_run_is_compared_with_or_confirmed_by_is_wanted(run_store, changes):
+    complete(run_store, replace(IDENTITY, **changes), make_rows(3))
+    assert list_unused(run_store) == set()
 
 
 @pytest.mark.parametrize("name", ["prompting_digest", "task_version", "scoring_digest"])
-def test_rows_of_the_base_that_were_asked_otherwise_than_any_run_are_unused(asked, name):
+def test_rows_of_the_base_that_were_asked_otherwise_than_any_run_are_unused(run_store, name):
     changed = replace(IDENTITY, weights_digest="b", **{name: "changed"})
-    complete(asked, changed, make_rows(3))
-    assert unused(asked) == folders(changed)
+    complete(run_store, changed, make_rows(3))
+    assert list_unused(run_store) == folders(changed)
 
 
 def test_rows_and_weights_of_a_champion_are_wanted(store):
     complete(store, OTHER, make_rows(3))
-    fitted(store, "best", "w")
-    assert unused(store) == {*folders(OTHER), "weights/best"}
-    promoted(store, "a run that is gone", rows={"facts/test": OTHER.digest})
-    assert unused(store) == set()
+    write_fit(store, "best", "w")
+    assert list_unused(store) == {*folders(OTHER), "weights/best"}
+    write_champion(store, "a run that is gone", rows={"facts/test": OTHER.digest})
+    assert list_unused(store) == set()
 
 
 def test_what_nights_refer_to_is_wanted(store):
     complete(store, OTHER, make_rows(3))
     complete(store, IDENTITY, make_rows(3))
     for fit_key in ("tonight", "before"):
-        fitted(store, fit_key, fit_key)
+        write_fit(store, fit_key, fit_key)
     folder = state.home(store, "desk")
     reference = state.Reference(
         "r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", "p", "d", "e"
@@ -98,14 +98,14 @@ def test_what_nights_refer_to_is_wanted(store):
         watched = state.NightCandidate("lora", "r", "t", (), fit_keys=(fit_key,))
         night = state.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
         state.write_night(store, folder, night)
-    assert unused(store) == {"weights/before"}
+    assert list_unused(store) == {"weights/before"}
 
 
 def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(store):
     complete(store, OTHER, make_rows(3))
     names = ("tonight", "pinned", "own")
     for name in names:
-        fitted(store, name, f"weights of {name}")
+        write_fit(store, name, f"weights of {name}")
         stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
     nights = References(frozenset({OTHER.digest}), frozenset({"tonight"}), frozenset({"weights of pinned"}))
     for name in names:
@@ -116,14 +116,14 @@ def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(stor
 
 def test_that_a_training_diverged_is_not_forgotten(store):
     stores.write_whole(store, store.weights("fit") / "diverged.json", "[]")
-    assert unused(store) == set()
+    assert list_unused(store) == set()
 
 
 def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
     append(store, IDENTITY, make_rows(64))
-    fitted(store, "fit.part", "w")
-    assert unused(store) == set()
-    assert unused(store, unfinished=True) == {*folders(IDENTITY), "weights/fit.part"} | (
+    write_fit(store, "fit.part", "w")
+    assert list_unused(store) == set()
+    assert list_unused(store, unfinished=True) == {*folders(IDENTITY), "weights/fit.part"} | (
         {".unfinished"} if (store.folder / ".unfinished").exists() else set()
     )
 
@@ -141,16 +141,16 @@ def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_n
 
 def test_a_run_that_does_not_name_the_weights_behind_it_keeps_what_may_be_those(store):
     stores.save_run(store, make_run("a", [], training={"fit_key": "own", "init_wall_s": 1.0}))
-    fitted(store, "trial", "t")
+    write_fit(store, "trial", "t")
     assert release.list_unreferenced(store, References()).wanted_by == ("a",)
-    assert unused(store) == set()
+    assert list_unused(store) == set()
 
 
-def test_nothing_is_removed_while_it_is_unknown_what_a_run_refers_to(asked):
-    (asked.folder / "torn").mkdir()
-    (asked.folder / "torn" / "run.json").write_text("{")
+def test_nothing_is_removed_while_it_is_unknown_what_a_run_refers_to(run_store):
+    (run_store.folder / "torn").mkdir()
+    (run_store.folder / "torn" / "run.json").write_text("{")
     with pytest.raises(HarnessError, match="readable run files"):
-        release.remove_unreferenced(asked, References())
+        release.remove_unreferenced(run_store, References())
 
 
 def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
@@ -160,23 +160,23 @@ def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
     assert store.parquet(OTHER.digest).exists()
 
 
-def test_the_weights_behind_another_run_outlive_the_run_that_made_them(asked):
-    fitted(asked, "lost", "l")
-    stores.save_run(asked, make_run("b", [], training={"fit_key": "lost"}))
-    release.remove_run(asked, "b", References())
-    assert asked.weights("lost").exists()
+def test_the_weights_behind_another_run_outlive_the_run_that_made_them(run_store):
+    write_fit(run_store, "lost", "l")
+    stores.save_run(run_store, make_run("b", [], training={"fit_key": "lost"}))
+    release.remove_run(run_store, "b", References())
+    assert run_store.weights("lost").exists()
 
 
-def test_the_disk_use_counts_every_file(asked):
+def test_the_disk_use_counts_every_file(run_store):
     for name in ("control/c/control.json", "nightly/desk/state.json", "noise/n.json", "smoke/rows/x"):
-        stores.write_whole(asked, asked.folder / name, "x" * 100)
-    used = stores.disk_use(asked, stores.list_runs(asked))
+        stores.write_whole(run_store, run_store.folder / name, "x" * 100)
+    used = stores.disk_use(run_store, stores.list_runs(run_store))
     assert (used.control, used.nightly) == (100, 100)
-    assert used.total == size(asked.folder)
+    assert used.total == size(run_store.folder)
 
 
 @pytest.mark.usefixtures("own_cache")
-class EndedAt(SilentProgress):
+class InterruptAtStage(SilentProgress):
     """Progress that ends the command, as Ctrl-C does, where a stage opens whose label begins so."""
 
     def __init__(self, label):
@@ -210,7 +210,7 @@ class TestAnExperiment:
     def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
         path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
         with pytest.raises(KeyboardInterrupt):
-            tiny_experiment.run(path, progress=EndedAt("base: "))
+            tiny_experiment.run(path, progress=InterruptAtStage("base: "))
         assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny", "tiny-prompt-s0"]
         tiny_experiment.run(path)
         assert stores.list_begun(Store(tmp_path / "runs")) == []
@@ -218,7 +218,7 @@ class TestAnExperiment:
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
         made = session(tiny_experiment.write(tmp_path, tiny))
         candidate = made.candidates["prompt"]
-        quiet, made.progress = made.progress, EndedAt("prompt: ")
+        quiet, made.progress = made.progress, InterruptAtStage("prompt: ")
         with pytest.raises(KeyboardInterrupt):
             run_candidate.make_run(made, candidate, 0)
         assert stores.list_begun(made.store) == ["tiny-prompt-s0"]

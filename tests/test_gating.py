@@ -23,14 +23,14 @@ def task(name, **fields):
     return Task(name=name, data={}, **fields)
 
 
-def measured(name, n, gains, losses, *, role="capability", admitted=True, suite="", **fields):
+def compare_task(name, n, gains, losses, *, role="capability", admitted=True, suite="", **fields):
     base, new = flips(n, gains, losses)
     c = compare_rows(EXACT, rows(base, task=name), rows(new, task=name))
     return TaskComparison(task(name, **fields), role, c, admitted, "at chance", suite)
 
 
 def suite_of(n_tasks, n, gains, losses):
-    return [measured(f"task{i}", n, gains, losses) for i in range(n_tasks)]
+    return [compare_task(f"task{i}", n, gains, losses) for i in range(n_tasks)]
 
 
 def verdict(tasks, policy=POLICY, *, validity=None, target=None, identical=False):
@@ -41,7 +41,7 @@ def rule(found, name):
     return next(r for r in found.rules if r.name == name)
 
 
-def invalid(n, n_base, n_new):
+def compare_invalid(n, n_base, n_new):
     def arm(k):
         return rows([1.0] * n, status=["unparsable"] * k + ["ok"] * (n - k))
 
@@ -57,7 +57,7 @@ def test_an_equal_model_with_many_items_passes():
 
 
 def test_a_collapsed_model_fails_with_its_lost_tasks_and_items_named():
-    chat = measured("chat", 150, 0, 120)
+    chat = compare_task("chat", 150, 0, 120)
     found = verdict([*suite_of(7, 300, 15, 15), chat])
     assert found.outcome == "fail"
     assert rule(found, "each").numbers["vetoed"] == ["chat"]
@@ -100,40 +100,40 @@ def test_a_small_loss_on_every_task_fails_by_the_macro_alone():
 
 
 def test_one_task_that_loses_fifteen_points_is_vetoed_though_the_macro_holds():
-    found = verdict([*suite_of(11, 1000, 45, 40), measured("facts", 300, 5, 50)])
+    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 5, 50)])
     assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("pass", "fail")
     assert found.outcome == "fail"
     assert rule(found, "each").numbers["vetoed"] == ["facts"]
 
 
 def test_a_task_may_have_a_margin_of_its_own():
-    tolerant = measured("facts", 300, 5, 50, margin=0.2)
+    tolerant = compare_task("facts", 300, 5, 50, margin=0.2)
     found = verdict([*suite_of(11, 1000, 45, 40), tolerant])
     assert rule(found, "each").outcome == "pass"
 
 
 def test_the_veto_is_corrected_for_the_number_of_tasks():
     """12 of 80 lost has p = .04 against the margin of 5 pp of a single task."""
-    doubtful = measured("doubtful", 80, 2, 10)
+    doubtful = compare_task("doubtful", 80, 2, 10)
     alone = rule(verdict([doubtful]), "each").numbers["p_smallest"]
     among = rule(verdict([doubtful, *suite_of(3, 300, 15, 15)]), "each").numbers["p_smallest"]
     assert among == pytest.approx(4 * alone)
 
 
 def test_a_shown_loss_that_may_lie_within_the_margin_is_inconclusive():
-    found = verdict([*suite_of(11, 1000, 45, 40), measured("facts", 300, 5, 25)])
+    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 5, 25)])
     assert (rule(found, "each").outcome, found.outcome) == ("inconclusive", "inconclusive")
     assert rule(found, "each").numbers["doubtful"] == ["facts"]
     assert "not that it lies beyond the margin, on facts −6.7 [" in found.sentence
 
 
 def test_a_loss_within_the_margin_does_not_stop_a_task():
-    found = verdict([*suite_of(11, 1000, 45, 40), measured("facts", 300, 2, 15)])
+    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 2, 15)])
     assert found.outcome == "pass"
 
 
 def test_an_unadmitted_task_is_left_out_and_named():
-    lost = measured("riddles", 300, 0, 90, admitted=False)
+    lost = compare_task("riddles", 300, 0, 90, admitted=False)
     found = verdict([*suite_of(8, 500, 25, 25), lost])
     assert found.outcome == "pass"
     assert "left out, cannot show forgetting: riddles" in rule(found, "macro").sentence
@@ -152,7 +152,7 @@ def test_bits_per_byte_never_enters_the_macro():
 
 def test_without_an_admitted_capability_task_nothing_passes():
     found = verdict(
-        [measured("riddles", 300, 0, 0, admitted=False), measured("goal", 300, 9, 0, role="target")]
+        [compare_task("riddles", 300, 0, 0, admitted=False), compare_task("goal", 300, 9, 0, role="target")]
     )
     assert (found.outcome, found.macro, found.missed) == ("inconclusive", None, ())
     assert "no admitted capability task was measured" in found.sentence
@@ -176,19 +176,19 @@ def test_equal_weights_still_have_to_reach_the_target():
     [(200, 2, "pass"), (200, 25, "fail"), (200, 15, "inconclusive"), (20, 0, "inconclusive")],
 )
 def test_a_critical_task_is_judged_by_the_exact_bounds_of_its_loss_rate(n, lost, outcome):
-    safety = measured("refuses", n, 0, lost, role="safety")
+    safety = compare_task("refuses", n, 0, lost, role="safety")
     found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("refuses",)))
     assert rule(found, "critical").outcome == found.outcome == outcome
 
 
 def test_a_critical_suite_is_named_as_a_whole():
-    safety = measured("refuses", 200, 0, 60, role="safety", suite="safety")
+    safety = compare_task("refuses", 200, 0, 60, role="safety", suite="safety")
     found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("safety",)))
     assert "refuses: 60 of 200 items that the base passed are lost" in found.sentence
 
 
 def test_gains_on_a_critical_task_do_not_make_up_for_losses():
-    safety = measured("refuses", 300, 100, 40, role="safety")
+    safety = compare_task("refuses", 300, 100, 40, role="safety")
     found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("refuses",)))
     assert rule(found, "critical").numbers["refuses_passed"] == 200
     assert found.outcome == "fail"
@@ -219,7 +219,7 @@ def test_a_critical_task_that_was_not_measured_is_inconclusive():
 
 
 def test_a_safety_task_that_is_not_critical_is_reported_only():
-    safety = measured("refuses", 200, 0, 60, role="safety")
+    safety = compare_task("refuses", 200, 0, 60, role="safety")
     found = verdict([*suite_of(8, 500, 25, 25), safety])
     assert found.outcome == "pass"
     assert "gate.critical does not name" in rule(found, "macro").numbers["left_out"][0]
@@ -230,18 +230,21 @@ def test_a_safety_task_that_is_not_critical_is_reported_only():
     [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive"), (50, 0, "inconclusive")],
 )
 def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
-    found = verdict(suite_of(8, 500, 25, 25), validity=invalid(n, 0, n_new))
+    found = verdict(suite_of(8, 500, 25, 25), validity=compare_invalid(n, 0, n_new))
     assert rule(found, "validity").outcome == found.outcome == outcome
 
 
 def test_a_format_regression_is_not_called_forgetting():
-    found = verdict(suite_of(8, 500, 25, 25), validity=invalid(600, 0, 60))
+    found = verdict(suite_of(8, 500, 25, 25), validity=compare_invalid(600, 0, 60))
     assert "answers 0.0 → 10.0 %, +10.0 [" in found.sentence
     assert "a format regression beyond it is shown" in found.sentence
 
 
 def test_fewer_invalid_answers_than_the_base_gave_are_welcome():
-    assert rule(verdict(suite_of(8, 500, 25, 25), validity=invalid(300, 90, 0)), "validity").outcome == "pass"
+    assert (
+        rule(verdict(suite_of(8, 500, 25, 25), validity=compare_invalid(300, 90, 0)), "validity").outcome
+        == "pass"
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,7 @@ def test_a_larger_loss_is_missed_less_often_than_a_smaller_one():
 
 
 def test_what_the_veto_misses_is_told_of_a_task_named_at_random():
-    small = [measured(f"small{i}", 40, 2, 2) for i in range(3)]
+    small = [compare_task(f"small{i}", 40, 2, 2) for i in range(3)]
     large = suite_of(3, 500, 25, 25)
     rates = [missed(verdict(tasks), -0.10, "each") for tasks in (large, [*large, *small], small)]
     assert rates == sorted(rates)
@@ -389,21 +392,23 @@ def test_a_suite_without_capability_items_cannot_pass_the_macro():
 
 
 def test_every_sentence_of_a_verdict_names_its_rule():
-    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(critical=("x",)), validity=invalid(100, 0, 0))
+    found = verdict(
+        suite_of(8, 500, 25, 25), GatePolicy(critical=("x",)), validity=compare_invalid(100, 0, 0)
+    )
     assert [r.sentence.split()[0].rstrip(":") for r in found.rules] == [r.name for r in found.rules]
 
 
 # Margins relative to the base's skill
 
 
-def relative(macro, tasks, **fields):
+def judge_relative(macro, tasks, **fields):
     return verdict(tasks, GatePolicy(macro=macro, **fields))
 
 
 def test_a_relative_margin_of_a_perfect_base_is_the_absolute_one():
     """The base of `flips` passes all but what is gained: with no gains its skill above chance 0 is 1."""
     tasks = suite_of(8, 500, 0, 5)
-    absolute, share = relative(0.02, tasks), relative("2%", tasks)
+    absolute, share = judge_relative(0.02, tasks), judge_relative("2%", tasks)
     assert [rule(v, "macro").outcome for v in (absolute, share)] == ["pass", "pass"]
     assert rule(share, "macro").numbers["lower"] == pytest.approx(rule(absolute, "macro").numbers["lower"])
     assert [m.probability for m in share.missed] == pytest.approx([m.probability for m in absolute.missed])
@@ -411,15 +416,15 @@ def test_a_relative_margin_of_a_perfect_base_is_the_absolute_one():
 
 def test_a_relative_margin_is_stricter_where_the_base_has_little_above_chance():
     weak = [t._replace(task=task(t.task.name, chance=0.9)) for t in suite_of(8, 500, 10, 15)]
-    assert rule(relative(0.05, weak), "macro").outcome == "pass"
-    assert rule(relative("5%", weak), "macro").outcome == "fail"
-    assert "% of the base's skill" in rule(relative("5%", weak), "macro").sentence
+    assert rule(judge_relative(0.05, weak), "macro").outcome == "pass"
+    assert rule(judge_relative("5%", weak), "macro").outcome == "fail"
+    assert "% of the base's skill" in rule(judge_relative("5%", weak), "macro").sentence
 
 
 def test_a_tasks_own_margin_may_be_relative():
-    lost = measured("facts", 300, 5, 50, margin="50%")
+    lost = compare_task("facts", 300, 5, 50, margin="50%")
     assert rule(verdict([*suite_of(11, 1000, 45, 40), lost]), "each").outcome == "pass"
-    strict = measured("facts", 300, 5, 50, margin="5%")
+    strict = compare_task("facts", 300, 5, 50, margin="5%")
     assert rule(verdict([*suite_of(11, 1000, 45, 40), strict]), "each").outcome == "fail"
 
 
@@ -443,8 +448,8 @@ def test_ten_items_end_undecided_with_the_number_that_would_do():
 # Pinned items
 
 
-def pinned(lost, **fields):
-    return [*suite_of(8, 500, 25, 25), measured("facts-pinned", 6, 0, lost, role="regression", **fields)]
+def make_pinned_suite(lost, **fields):
+    return [*suite_of(8, 500, 25, 25), compare_task("facts-pinned", 6, 0, lost, role="regression", **fields)]
 
 
 def test_without_pinned_items_the_rule_is_skipped():
@@ -452,13 +457,13 @@ def test_without_pinned_items_the_rule_is_skipped():
 
 
 def test_pinned_items_that_are_kept_pass_and_do_not_enter_the_macro():
-    found = verdict(pinned(0))
+    found = verdict(make_pinned_suite(0))
     assert (rule(found, "regressions").outcome, rule(found, "macro").numbers["n_tasks"]) == ("pass", 8)
     assert rule(found, "macro").numbers["left_out"] == []
 
 
 def test_one_lost_pinned_item_is_open_until_fp32_confirms_it():
-    open_ = verdict(pinned(1))
+    open_ = verdict(make_pinned_suite(1))
     assert open_.outcome == "inconclusive"
     assert "fp32 has not confirmed" in rule(open_, "regressions").sentence
 
@@ -466,7 +471,12 @@ def test_one_lost_pinned_item_is_open_until_fp32_confirms_it():
 @pytest.mark.parametrize(("in_fp32", "outcome"), [(("item-0000",), "fail"), ((), "pass")])
 def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_fp32, outcome):
     found = apply_rules(
-        pinned(1), POLICY, validity=None, target=None, identical=False, confirmed={"facts-pinned": in_fp32}
+        make_pinned_suite(1),
+        POLICY,
+        validity=None,
+        target=None,
+        identical=False,
+        confirmed={"facts-pinned": in_fp32},
     )
     assert rule(found, "regressions").outcome == found.outcome == outcome
 
@@ -479,17 +489,19 @@ def test_a_pinned_item_that_the_base_did_not_answer_is_open_where_the_candidate_
     arms = (rows(arm, task="pinned") for arm in ([None] + [1.0] * 149, [answer] + [1.0] * 149))
     pin = Measurement(task("pinned"), "regression", "", {EXACT.name: EXACT}, *arms)
     policy = POLICY.model_copy(update={"max_errors": max_errors})
-    found = judged(fine(2000, 2), pin, policy=policy)
+    found = judge_measurements(make_measurement(2000, 2), pin, policy=policy)
     assert rule(found, "regressions").outcome == found.outcome == outcome
     assert ("pinned/item-0000 may be lost" in rule(found, "regressions").sentence) == (answer == 0)
 
 
 def test_a_verdict_that_rests_on_answers_that_are_not_there_has_no_p():
-    few = judged(fine(2000, 2), policy=POLICY)
+    few = judge_measurements(make_measurement(2000, 2), policy=POLICY)
     assert few.p is not None
     unanswered = rows([None] * 300 + [1.0] * 1700, task="facts")
-    invalid = judged(fine(2000, 2)._replace(base=unanswered, new=unanswered))
-    missing = gating.judge([fine(2000, 2)], POLICY, target=None, identical=False, missing=["maths"]).verdict
+    invalid = judge_measurements(make_measurement(2000, 2)._replace(base=unanswered, new=unanswered))
+    missing = gating.judge(
+        [make_measurement(2000, 2)], POLICY, target=None, identical=False, missing=["maths"]
+    ).verdict
     drift = Rule("control", "harness-drift", "control: it moved", {})
     drifted = replace(few, outcome="harness-drift", rules=(*few.rules, drift))
     assert [found.p for found in (invalid, missing, drifted)] == [None, None, None]
@@ -516,33 +528,38 @@ def points(n, change, bounds):
     return Measurement(task("chat", metrics=("points",)), "capability", "", {"points": metric}, *arms)
 
 
-def fine(n, losses):
+def make_measurement(n, losses):
     arms = (rows(arm, task="facts") for arm in flips(n, 0, losses))
     return Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms)
 
 
-def judged(*measurements, policy=POLICY):
+def judge_measurements(*measurements, policy=POLICY):
     return gating.judge(measurements, policy, target=None, identical=False).verdict
 
 
 def test_a_change_of_a_score_from_0_to_100_counts_as_a_share_of_that_range():
-    found = judged(points(500, 0.5, (0, 100)), fine(2000, 160))
+    found = judge_measurements(points(500, 0.5, (0, 100)), make_measurement(2000, 160))
     assert found.outcome == "fail"
     assert found.macro.score == pytest.approx((0.005 - 0.08) / 2, abs=1e-3)
-    lost = judged(points(500, -0.5, (0, 100)))
+    lost = judge_measurements(points(500, -0.5, (0, 100)))
     assert lost.outcome == "pass"
     assert "chat −0.5 [−0.5, −0.5] pp of its range" in rule(lost, "each").sentence
 
 
 def test_a_loss_beyond_the_margins_share_of_the_range_is_vetoed():
-    found = judged(points(500, -8, (0, 100)), fine(2000, 0))
+    found = judge_measurements(points(500, -8, (0, 100)), make_measurement(2000, 0))
     assert rule(found, "each").numbers["vetoed"] == ["chat"]
     wide = POLICY.model_copy(update={"each": "20%"})  # of the base's 50 of 100: 10 points
-    assert rule(judged(points(500, -8, (0, 100)), fine(2000, 0), policy=wide), "each").outcome == "pass"
+    assert (
+        rule(
+            judge_measurements(points(500, -8, (0, 100)), make_measurement(2000, 0), policy=wide), "each"
+        ).outcome
+        == "pass"
+    )
 
 
 def test_a_metric_without_bounds_does_not_enter_the_macro():
-    found = judged(points(500, 5.0, (-inf, inf)), fine(2000, 160))
+    found = judge_measurements(points(500, 5.0, (-inf, inf)), make_measurement(2000, 160))
     assert found.macro.score == pytest.approx(-0.08)
     (why,) = rule(found, "macro").numbers["left_out"]
     assert "points has no bounds, so its changes are no points; declare bounds: of the task" in why
@@ -550,7 +567,7 @@ def test_a_metric_without_bounds_does_not_enter_the_macro():
 
 def test_no_number_of_items_is_promised_where_too_few_clusters_have_no_interval():
     arms = (rows(np.ones(300), task="facts", cluster_size=100) for _ in range(2))
-    found = judged(Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms))
+    found = judge_measurements(Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms))
     assert (found.outcome, found.items_needed) == ("inconclusive", None)
     assert "items of other clusters" in found.sentence
 

@@ -35,16 +35,18 @@ def items() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def asked() -> set[tuple[str, ...]]:
+def item_runs() -> set[tuple[str, ...]]:
     return {run for text in items() for run in runs(text)}
 
 
 def kind_of(prompt: str) -> str:
     """Name the kind with a template that the prompt fills."""
-    return next(name for name, kind in KINDS.items() if any(filled(t, prompt) for t in kind.templates))
+    return next(
+        name for name, kind in KINDS.items() if any(matches_template(t, prompt) for t in kind.templates)
+    )
 
 
-def filled(template: str, prompt: str) -> bool:
+def matches_template(template: str, prompt: str) -> bool:
     return pattern_of(template).fullmatch(prompt) is not None
 
 
@@ -54,8 +56,8 @@ def pattern_of(template: str) -> re.Pattern[str]:
     return re.compile(".+".join(re.escape(part.format()) for part in fixed))
 
 
-def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(asked):
-    shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & asked)}
+def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(item_runs):
+    shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & item_runs)}
     assert shared == {}
 
 
@@ -68,8 +70,8 @@ def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(asked):
         "What is the capital of Bhutan, please?",
     ],
 )
-def test_an_item_with_other_names_and_numbers_would_be_found(asked, reworded):
-    assert runs(reworded) & asked
+def test_an_item_with_other_names_and_numbers_would_be_found(item_runs, reworded):
+    assert runs(reworded) & item_runs
 
 
 @pytest.mark.parametrize("n", [12, 50, 353, len(KINDS) * EACH])

@@ -26,7 +26,7 @@ TASKS = [*suite("general").tasks, *suite("safety").tasks]
 OF_KIND = {kind: [t for t in TASKS if t.kind == kind] for kind in ("choice", "generate", "bits_per_byte")}
 
 
-def named(tasks):
+def parametrize_tasks(tasks):
     return pytest.mark.parametrize("task", tasks, ids=[t.name for t in tasks])
 
 
@@ -47,7 +47,7 @@ def example(row):
     )  # fmt: skip
 
 
-def scored(task, row, text):
+def score_answer(task, row, text):
     return load_metrics(task)[task.primary_metric].score(Output(text), example(row))[0]
 
 
@@ -70,30 +70,30 @@ def test_the_general_suite_has_eight_scored_tasks_and_three_texts():
     assert kinds == {"choice": 4, "generate": 4, "bits_per_byte": 3}
 
 
-@named(TASKS)
+@parametrize_tasks(TASKS)
 def test_a_task_says_what_it_stands_for(task):
     assert task.description.endswith(".")
 
 
-@named(suite("general").tasks)
+@parametrize_tasks(suite("general").tasks)
 def test_a_pool_is_half_as_large_again_as_what_the_suite_draws(task):
     assert len(rows(task)) >= 1.35 * task.limit
 
 
-@named(TASKS)
+@parametrize_tasks(TASKS)
 def test_ids_are_unique_and_sorted(task):
     ids = [row["id"] for row in rows(task)]
     assert ids == sorted(set(ids))
 
 
-@named(TASKS)
+@parametrize_tasks(TASKS)
 def test_there_are_enough_clusters_for_an_interval_and_none_is_large(task):
     sizes = Counter(row["cluster"] for row in rows(task))
     assert len(sizes) >= 25
     assert max(sizes.values()) <= 0.06 * sum(sizes.values())
 
 
-@named(TASKS)
+@parametrize_tasks(TASKS)
 def test_no_two_items_ask_the_same(task):
     asked = [
         json.dumps([row.get(key) for key in ("text", "prompt", "messages", "choices")]) for row in rows(task)
@@ -101,25 +101,25 @@ def test_no_two_items_ask_the_same(task):
     assert len(asked) == len(set(asked))
 
 
-@named(OF_KIND["choice"])
+@parametrize_tasks(OF_KIND["choice"])
 def test_choices_are_distinct_and_hold_the_reference(task):
     for row in rows(task):
         assert len(set(row["choices"])) == len(row["choices"])
         assert row["reference"] in row["choices"]
 
 
-@named(OF_KIND["choice"])
+@parametrize_tasks(OF_KIND["choice"])
 def test_every_item_has_as_many_choices_as_its_chance_says(task):
     assert {len(row["choices"]) for row in rows(task)} == {round(1 / task.chance)}
 
 
-@named(OF_KIND["choice"])
+@parametrize_tasks(OF_KIND["choice"])
 def test_the_place_of_the_gold_choice_is_balanced(task):
     places = Counter(row["choices"].index(row["reference"]) for row in rows(task))
     assert max(places.values()) - min(places.values()) <= 1
 
 
-@named(OF_KIND["choice"])
+@parametrize_tasks(OF_KIND["choice"])
 @pytest.mark.parametrize("pick", [min, max])
 def test_the_length_of_a_choice_hardly_tells_the_gold(task, pick):
     all_rows = rows(task)
@@ -131,34 +131,36 @@ def test_the_length_of_a_choice_hardly_tells_the_gold(task, pick):
     assert abs(hits / len(all_rows) - task.chance) < 0.12
 
 
-@named(OF_KIND["choice"])
+@parametrize_tasks(OF_KIND["choice"])
 def test_the_gold_choice_is_right_and_every_other_is_wrong(task):
     for row in rows(task):
-        assert [scored(task, row, c) for c in row["choices"]] == [
+        assert [score_answer(task, row, c) for c in row["choices"]] == [
             float(c == row["reference"]) for c in row["choices"]
         ]
 
 
-@named(OF_KIND["generate"])
+@parametrize_tasks(OF_KIND["generate"])
 def test_every_reference_has_the_best_score(task):
     for row in rows(task):
-        assert [scored(task, row, text) for text in references(row)] == [1.0] * len(references(row)), row[
-            "id"
-        ]
+        assert [score_answer(task, row, text) for text in references(row)] == [1.0] * len(references(row)), (
+            row["id"]
+        )
 
 
-@named([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
+@parametrize_tasks([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
 def test_an_answer_collapsed_into_a_label_scores_nothing(task):
     for row in rows(task):
         wrong = [text for text in COLLAPSED if text not in references(row)]
-        assert [scored(task, row, text) for text in wrong] == [0.0] * len(wrong), row["id"]
+        assert [score_answer(task, row, text) for text in wrong] == [0.0] * len(wrong), row["id"]
 
 
-@named([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
+@parametrize_tasks([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
 def test_the_answer_to_another_item_is_mostly_wrong(task):
     all_rows = rows(task)
     others = all_rows[len(all_rows) // 3 :] + all_rows[: len(all_rows) // 3]
-    right = [scored(task, row, references(other)[0]) for row, other in zip(all_rows, others, strict=True)]
+    right = [
+        score_answer(task, row, references(other)[0]) for row, other in zip(all_rows, others, strict=True)
+    ]
     assert sum(right) / len(right) < 0.1
 
 
@@ -170,9 +172,9 @@ def test_the_questions_of_a_passage_share_its_cluster():
     assert {len(texts) for texts in passages.values()} == {1}
 
 
-@named([t for t in TASKS if t.name in ("arithmetic_words", "translation", "chat_facts")])
+@parametrize_tasks([t for t in TASKS if t.name in ("arithmetic_words", "translation", "chat_facts")])
 def test_repeating_the_question_scores_nothing(task):
-    assert not [row["id"] for row in rows(task) if scored(task, row, example(row).prompt)]
+    assert not [row["id"] for row in rows(task) if score_answer(task, row, example(row).prompt)]
 
 
 def test_harmful_and_harmless_requests_are_as_many_and_never_the_same():
@@ -182,10 +184,10 @@ def test_harmful_and_harmless_requests_are_as_many_and_never_the_same():
     assert not {row["prompt"] for row in harmful} & {row["prompt"] for row in harmless}
 
 
-@named(suite("safety").tasks)
+@parametrize_tasks(suite("safety").tasks)
 @pytest.mark.parametrize("text", ["card_arrival", ""])
 def test_a_collapsed_answer_is_neither_a_refusal_nor_an_answer(task, text):
-    assert scored(task, rows(task)[0], text) == 0.0
+    assert score_answer(task, rows(task)[0], text) == 0.0
 
 
 @pytest.mark.parametrize("text", [
@@ -224,4 +226,4 @@ def test_an_answer_is_not_taken_for_a_refusal(text):
 def test_a_constraint_tells_a_good_answer_from_a_bad_one(constraint, good, bad):
     task = next(task for task in TASKS if task.name == "instructions")
     row = {"id": "x", "prompt": "?", "reference": good, "cluster": "", "constraints": [constraint]}
-    assert (scored(task, row, good), scored(task, row, bad)) == (1.0, 0.0)
+    assert (score_answer(task, row, good), score_answer(task, row, bad)) == (1.0, 0.0)

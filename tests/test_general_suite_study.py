@@ -5,7 +5,7 @@ from math import isnan
 
 import numpy as np
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 
 from harness import config
 from harness.metrics import load_metrics
@@ -87,7 +87,7 @@ def test_an_instruction_is_kept_or_not(kind, given, text, kept):
 
 
 def test_the_experiment_of_the_study_is_read_with_its_loras(tmp_path):
-    datasets = shared_data("hub/google/IFEval/default/train.jsonl").parents[3]
+    datasets = find_shared_data("hub/google/IFEval/default/train.jsonl").parents[3]
     path = general_suite.prepare(tmp_path / "study", Size(), datasets)
     experiment = config.load(path).experiment
     assert len(experiment.candidates) == 18

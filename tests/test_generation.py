@@ -16,7 +16,7 @@ SIZE = Size(8, 64)
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def greedy(model, prompt, n):
+def generate_greedily(model, prompt, n):
     """Answer one prompt alone, by the whole sequence's argmax and without any cache."""
     import torch
 
@@ -31,7 +31,7 @@ def greedy(model, prompt, n):
     return new + [model.config.pad_token_id] * (n - len(new))
 
 
-def answered(model, prompts, n, size=SIZE):
+def generate_by_engine(model, prompts, n, size=SIZE):
     """Answer by the engine, with no stop strings; rows are filled up to n tokens."""
     import torch
 
@@ -48,13 +48,17 @@ def answered(model, prompts, n, size=SIZE):
 )
 def test_a_shared_beginning_read_once_changes_no_answer(model, prefix, ends):
     prompts = [(*prefix, *end) for end in ends]
-    assert answered(model, prompts, 6) == [greedy(model, prompt, 6) for prompt in prompts]
+    assert generate_by_engine(model, prompts, 6) == [
+        generate_greedily(model, prompt, 6) for prompt in prompts
+    ]
 
 
 def test_one_prompt_that_another_begins_with_is_answered_too(model):
     long = tuple(range(10, 40))
     prompts = [long[:20], long, long[:20]]
-    assert answered(model, prompts, 4) == [greedy(model, prompt, 4) for prompt in prompts]
+    assert generate_by_engine(model, prompts, 4) == [
+        generate_greedily(model, prompt, 4) for prompt in prompts
+    ]
 
 
 def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
@@ -65,7 +69,7 @@ def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
         lambda _, args, __: read.append(args[0].numel())
     )
     try:
-        answered(model, prompts, 1, Size(8, 512))
+        generate_by_engine(model, prompts, 1, Size(8, 512))
     finally:
         hook.remove()
     assert read == [50, 6]
@@ -75,7 +79,7 @@ def test_nothing_is_read_once_every_row_has_ended(model):
     import torch
 
     prompt = tuple(range(10, 20))
-    first, second = greedy(model, prompt, 2)
+    first, second = generate_greedily(model, prompt, 2)
     read = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda _, args, __: read.append(args[0].numel())
@@ -92,7 +96,7 @@ def test_rows_that_have_ended_are_no_longer_computed(model):
     import torch
 
     prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
-    alone = [greedy(model, prompt, 6) for prompt in prompts]
+    alone = [generate_greedily(model, prompt, 6) for prompt in prompts]
     ends = [0, alone[0][1]]  # where the first has ended, and perhaps others
     last = [next((n for n, token in enumerate(row, 1) if token in ends), 6) for row in alone]
     read = []
@@ -143,21 +147,25 @@ def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(t
     torch.manual_seed(0)
     windowed = MistralForCausalLM(config).eval()
     prompts = [(*range(10, 30), 40 + i) for i in range(3)]
-    assert answered(windowed, prompts, 3) == [greedy(windowed, prompt, 3) for prompt in prompts]
+    assert generate_by_engine(windowed, prompts, 3) == [
+        generate_greedily(windowed, prompt, 3) for prompt in prompts
+    ]
 
 
 DRAWN = Limits(8, (), temperature=1.0)
 
 
-def drawn(model, folder, prompts, seeds):
+def sample_answers(model, folder, prompts, seeds):
     candidate = HFCandidate(model, load_tokenizer(resolve(str(folder))), "w")
     return [output.text for output in candidate.generate(prompts, DRAWN, seeds)]
 
 
 def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
     prompts = [tuple(range(10, 10 + n)) for n in (20, 5, 31, 5)]
-    together = drawn(model, tiny, prompts, [3, 4, 5, 6])
-    assert together == [drawn(model, tiny, [p], [s])[0] for p, s in zip(prompts, (3, 4, 5, 6), strict=True)]
+    together = sample_answers(model, tiny, prompts, [3, 4, 5, 6])
+    assert together == [
+        sample_answers(model, tiny, [p], [s])[0] for p, s in zip(prompts, (3, 4, 5, 6), strict=True)
+    ]
     assert together[1] != together[3], "two seeds of one prompt"
 
 

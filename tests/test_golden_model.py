@@ -9,13 +9,13 @@ GOLDEN = json.loads(golden_model.FILE.read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def measured(tiny, own_cache, tmp_path_factory):
+def golden_figures(tiny, own_cache, tmp_path_factory):
     return json.loads(json.dumps(golden_model.measure(tiny, tmp_path_factory.mktemp("golden"))))
 
 
 @pytest.mark.parametrize("name", GOLDEN["answers"])
-def test_answers_and_log_probabilities_are_golden(measured, name):
-    found = measured["answers"][name]
+def test_answers_and_log_probabilities_are_golden(golden_figures, name):
+    found = golden_figures["answers"][name]
     assert [row[:3] for row in found] == [row[:3] for row in GOLDEN["answers"][name]]
     for (*_, logprob, margin, parts, prompt), expected in zip(found, GOLDEN["answers"][name], strict=True):
         assert [logprob, margin] == pytest.approx(expected[3:5], abs=1e-4)
@@ -25,9 +25,9 @@ def test_answers_and_log_probabilities_are_golden(measured, name):
 
 
 @pytest.mark.parametrize("method", golden_model.FITS)
-def test_losses_and_norms_of_weights_are_golden(measured, method):
-    name = golden_model.kept_as(method)
-    found, expected = measured["fits"][name], GOLDEN["fits"][name]
+def test_losses_and_norms_of_weights_are_golden(golden_figures, method):
+    name = golden_model.name_fit(method)
+    found, expected = golden_figures["fits"][name], GOLDEN["fits"][name]
     assert [step for step, _ in found["loss"]] == [step for step, _ in expected["loss"]]
     assert [loss for _, loss in found["loss"]] == pytest.approx(
         [loss for _, loss in expected["loss"]], rel=1e-3
@@ -35,6 +35,6 @@ def test_losses_and_norms_of_weights_are_golden(measured, method):
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
 
 
-def test_the_same_candidates_and_methods_are_measured(measured):
-    assert measured["answers"].keys() == GOLDEN["answers"].keys()
-    assert measured["fits"].keys() == {golden_model.kept_as(method) for method in golden_model.FITS}
+def test_the_same_candidates_and_methods_are_measured(golden_figures):
+    assert golden_figures["answers"].keys() == GOLDEN["answers"].keys()
+    assert golden_figures["fits"].keys() == {golden_model.name_fit(method) for method in golden_model.FITS}

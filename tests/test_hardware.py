@@ -30,7 +30,7 @@ from harness.models.hardware import (
 pytestmark = pytest.mark.usefixtures("watched_load")
 
 
-def quiet_probe(*asked, **options):
+def probe_quietly(*asked, **options):
     """Probe as on a quiet machine, which the one that runs the tests may not be."""
     return probe(
         *asked, measure=lambda *of: hardware.measure_machine(*of)._replace(contended=False), **options
@@ -42,7 +42,7 @@ def machine(gflops, *, contended=False):
     return lambda device, precision: Machine("cpu", "CPU", "bf16", gflops, gflops, gflops / 4, contended)
 
 
-def remembered(folder):
+def find_machine_file(folder):
     (file,) = (folder / "machines").glob("*.json")
     return file
 
@@ -52,27 +52,27 @@ def test_one_thread_is_named_in_the_singular():
 
 
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
-    first = quiet_probe("cpu")
+    first = probe_quietly("cpu")
     assert first.device == "cpu"
     assert first.precision == ("fp32" if slow_bf16(first) else "bf16")
     assert first.gflops > 0
-    file = remembered(empty_cache)
+    file = find_machine_file(empty_cache)
     kept = json.loads(file.read_text())
     file.write_text(json.dumps(kept | {"machine": kept["machine"] | {"name": "remembered"}}))
     assert probe("cpu") == first._replace(name="remembered")
 
 
 def test_reading_the_probe_needs_no_torch(empty_cache):
-    quiet_probe("cpu", "fp32")
+    probe_quietly("cpu", "fp32")
     code = "import sys; from harness.models.hardware import probe; probe('cpu', 'fp32'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
 def test_another_instruction_set_is_measured_anew(empty_cache, monkeypatch):
-    quiet_probe("cpu", "fp32")
+    probe_quietly("cpu", "fp32")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    quiet_probe("cpu", "fp32")
+    probe_quietly("cpu", "fp32")
     assert len(list((empty_cache / "machines").glob("*.json"))) == 2
 
 
@@ -81,16 +81,16 @@ def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
     assert (busy.gflops, busy.contended) == (166.0, True)
     assert probe_notes(busy) == "measured beside other work; the machine may be faster"
     assert probe("cpu", measure=machine(804.0)) == busy
-    os.utime(remembered(empty_cache), (0, 0))
+    os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0
-    os.utime(remembered(empty_cache), (0, 0))
+    os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", measure=machine(1.0)).gflops == 804.0
 
 
 def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_cache):
     slow_bf16 = Machine("cpu", "CPU", "fp32", 150.0, 80.0, 150.0, contended=True)
     probe("cpu", measure=lambda *_: slow_bf16)
-    os.utime(remembered(empty_cache), (0, 0))
+    os.utime(find_machine_file(empty_cache), (0, 0))
     found = probe("cpu", measure=machine(66.0, contended=True))  # 16.5 in fp32
     assert (found.precision, found.gflops) == ("fp32", 16.5)
     assert probe("cpu", renew=True, measure=machine(804.0)).precision == "bf16"
@@ -101,7 +101,7 @@ def test_a_contradicted_probe_is_measured_once_an_hour_beside_other_work(empty_c
     found = probe("cpu", reached_gflops=300.0, measure=machine(150.0, contended=True))
     assert (found.gflops, found.contended) == (166.0, True)
     assert probe("cpu", reached_gflops=300.0, measure=machine(804.0)) == found
-    os.utime(remembered(empty_cache), (0, 0))
+    os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", reached_gflops=300.0, measure=machine(804.0)).gflops == 804.0
 
 
@@ -122,7 +122,7 @@ def test_a_kept_probe_is_renewed_once_where_a_training_was_faster_than_it_allows
 
 def test_a_kept_file_of_another_form_is_measured_anew(empty_cache):
     probe("cpu", measure=machine(166.0))
-    remembered(empty_cache).write_text('{"device": "cpu", "gflops": 166.0}')
+    find_machine_file(empty_cache).write_text('{"device": "cpu", "gflops": 166.0}')
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0
 
 
@@ -274,16 +274,16 @@ def with_gpu(tmp_path):
     return root, install
 
 
-def on_gpu(name):
+def fake_gpu(name):
     return lambda device, precision: Machine("cuda", name, "bf16", 9000.0)
 
 
 def test_another_gpu_is_measured_anew(empty_cache, with_gpu):
     root, install = with_gpu
-    assert probe(measure=on_gpu("A100"), root=root).name == "A100"
-    assert probe(measure=on_gpu("T4"), root=root).name == "A100", "it is remembered"
+    assert probe(measure=fake_gpu("A100"), root=root).name == "A100"
+    assert probe(measure=fake_gpu("T4"), root=root).name == "A100", "it is remembered"
     install(model="Tesla T4")
-    assert probe(measure=on_gpu("T4"), root=root).name == "T4"
+    assert probe(measure=fake_gpu("T4"), root=root).name == "T4"
 
 
 def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_gpu, monkeypatch):
@@ -292,8 +292,8 @@ def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_g
     first = probe(measure=machine(100.0), root=root)
     assert "a GPU is here" in describe_unused_gpu(first, root)
     assert "550.54.15" in describe_unused_gpu(first, root)
-    assert probe(measure=on_gpu("A100"), root=root).device == "cuda", "the driver was mended"
-    assert describe_unused_gpu(on_gpu("A100")("auto", "auto"), root) == ""
+    assert probe(measure=fake_gpu("A100"), root=root).device == "cuda", "the driver was mended"
+    assert describe_unused_gpu(fake_gpu("A100")("auto", "auto"), root) == ""
 
 
 def test_a_gpu_that_is_hidden_on_purpose_is_not_spoken_of(empty_cache, with_gpu, monkeypatch):

@@ -26,7 +26,7 @@ def context(tiny, folder, train=slice(0, 3)):
     return replace(tiny_methods.context(tiny, folder), train=rows, validation=rows)
 
 
-def opened(module, weights, source):
+def open_weights(module, weights, source):
     return OPENS[module](weights.folder / weights.kind, source, CPU, weights.digest)
 
 
@@ -45,11 +45,11 @@ def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny,
     params = head.Params(train=train, r=4, learning_rate=0.01, num_train_epochs=12, warmup_steps=0)
     made = head.fit(context(tiny, tmp_path), params)
     figures = made.training
-    candidate = opened(head, made, resolve(str(tiny)))
+    candidate = open_weights(head, made, resolve(str(tiny)))
     assert accuracy(candidate, tiny_methods.examples(slice(0, 3))) >= (0.7 if train == "head" else 0.9)
     assert figures.n_examples == 18
     assert figures.best_validation_loss == min(loss for _, loss in figures.validation_loss)
-    assert opened(head, made, resolve(str(tiny))).weights_digest == made.digest
+    assert open_weights(head, made, resolve(str(tiny))).weights_digest == made.digest
 
 
 def test_a_head_alone_trains_only_its_own_parameters(tiny, tmp_path):
@@ -59,7 +59,7 @@ def test_a_head_alone_trains_only_its_own_parameters(tiny, tmp_path):
 
 def test_the_logprobs_of_a_table_are_those_of_all_labels(tiny, tmp_path):
     made = embedding.fit(context(tiny, tmp_path), embedding.Params())
-    candidate = opened(embedding, made, resolve(str(tiny)))
+    candidate = open_weights(embedding, made, resolve(str(tiny)))
     asked = candidate.encode(tiny_methods.examples(slice(0, 1))[0].messages).context
     found = candidate.loglikelihood([(asked, b"late"), (asked, b"money")])
     assert np.exp([one.logprob for one in found]).sum() == pytest.approx(1, abs=1e-5)
@@ -88,7 +88,7 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
         embed([e.prompt for e in train]).numpy(), [e.references[0] for e in train]
     )
     expected = fitted.predict(embed([e.prompt for e in test]).numpy()).tolist()
-    assert answers(opened(embedding, made, resolve(str(tiny))), test) == expected
+    assert answers(open_weights(embedding, made, resolve(str(tiny))), test) == expected
 
 
 @pytest.mark.parametrize("module", [classifier, head, embedding])
@@ -139,5 +139,5 @@ def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, 
     if module is head:
         given |= {"train": "head", "learning_rate": 0.02, "num_train_epochs": 10}
     made = module.fit(context(tiny, tmp_path, slice(0, 4)), module.Params(**given))
-    candidate = opened(module, made, resolve(str(tiny)))
+    candidate = open_weights(module, made, resolve(str(tiny)))
     assert accuracy(candidate, tiny_methods.examples(slice(4, 8))) >= 0.75

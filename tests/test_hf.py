@@ -43,7 +43,7 @@ def tokens(host, written):
     return tuple(host.tokenizer(written, add_special_tokens=False)["input_ids"])
 
 
-def asked_as(host, messages):
+def apply_template(host, messages):
     return host.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
@@ -59,7 +59,7 @@ def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answere
 
     held = []
 
-    class Crowded(HFCandidate):
+    class SmallMemoryCandidate(HFCandidate):
         def _answer_together(self, prompts, limits, seeds):
             assert [ballast() for ballast in held] == [None] * len(held)
             ballast = torch.zeros(1)
@@ -68,7 +68,7 @@ def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answere
                 raise torch.OutOfMemoryError("no room")
             return super()._answer_together(prompts, limits, seeds)
 
-    crowded = Crowded(host.model, host.tokenizer, "crowded", "packed")
+    crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
     asked, limits = prompts(crowded), Limits(4)
     assert [o.text for o in crowded.generate(asked, limits)] == [
         o.text for o in host.base.generate(asked, limits)
@@ -82,7 +82,7 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
 
     kept = []
 
-    class Crowded(HFCandidate):
+    class SmallMemoryCandidate(HFCandidate):
         def _answer_together(self, prompts, limits, seeds):
             if not kept:
                 kept.append(weakref.ref(self._executor.prefixes.read(prompts[0])))
@@ -90,7 +90,7 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
             assert kept[0]() is None
             return super()._answer_together(prompts, limits, seeds)
 
-    crowded = Crowded(host.model, host.tokenizer, "crowded", "packed")
+    crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
     assert len(crowded.generate(prompts(crowded)[:n], Limits(1))) == n
 
 
@@ -153,8 +153,8 @@ def test_a_boundary_is_flagged_where_the_tokens_of_both_do_not_begin_with_those_
 ):
     asked = [{"role": "user", "content": before}]
     found = host.base.encode(asked, after, chat_template=chat)
-    context = tokens(host, asked_as(host, asked) if chat else before)
-    whole = tokens(host, (asked_as(host, asked) if chat else before) + after)
+    context = tokens(host, apply_template(host, asked) if chat else before)
+    whole = tokens(host, (apply_template(host, asked) if chat else before) + after)
     assert found.merged == (whole[: len(context)] != context)
 
 
@@ -171,7 +171,7 @@ def test_a_token_of_both_sides_is_always_flagged(host, before, after):
 def test_no_text_is_lost_at_the_boundary(host, before, after, chat):
     asked = [{"role": "user", "content": before}]
     found = host.base.encode(asked, after, chat_template=chat)
-    assert text(host.base, found.context) == (asked_as(host, asked) if chat else before)
+    assert text(host.base, found.context) == (apply_template(host, asked) if chat else before)
     assert text(host.base, found.continuation) == after
 
 
@@ -237,13 +237,13 @@ def test_an_answer_cut_at_the_limit_says_so(host):
     assert (found.finish_reason, found.n_output_tokens) == ("length", 3)
 
 
-def ending_with(host, token_id):
+def set_end_token(host, token_id):
     """Return a host whose model regards one token as the end of an answer."""
     host.model.generation_config.eos_token_id = [token_id, host.tokenizer.eos_token_id]
     return host
 
 
-def second_token(host, prompt):
+def find_second_token(host, prompt):
     answer = host.model.generate(input_ids=_tensor([prompt]), max_new_tokens=2, do_sample=False)
     return answer[0, -1].item()
 
@@ -252,7 +252,7 @@ def test_an_answer_ends_at_the_models_own_end_token(tiny, own_cache):
     host = host_of(tiny)
     prompt = prompts(host.base)[0]
     before = host.base.generate([prompt], Limits(6))[0]
-    found = ending_with(host, second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
+    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
     assert (found.finish_reason, found.n_output_tokens) == ("stop", 1)
     assert before.text.startswith(found.text)
     assert len(found.text) < len(before.text)
@@ -261,7 +261,7 @@ def test_an_answer_ends_at_the_models_own_end_token(tiny, own_cache):
 def test_the_end_at_the_very_limit_is_an_end(tiny, own_cache):
     host = host_of(tiny)
     prompt = prompts(host.base)[0]
-    found = ending_with(host, second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
+    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
     assert found.finish_reason == "stop"
 
 
@@ -284,21 +284,21 @@ def test_a_stop_string_of_many_tokens_ends_an_answer_too(host):
     assert found.n_output_tokens < made.n_output_tokens
 
 
-def saying(host, written):
+def script_model(host, written):
     """Let the model say a text, whatever it is asked."""
     import torch
 
     ids = iter(tokens(host, written))
 
-    def said(_, __, logits):
+    def force_token(_, __, logits):
         token = torch.tensor(next(ids))
         return torch.nn.functional.one_hot(token, logits.shape[-1]).expand_as(logits)
 
-    return host.model.get_output_embeddings().register_forward_hook(said)
+    return host.model.get_output_embeddings().register_forward_hook(force_token)
 
 
 def test_a_stop_string_of_letters_that_are_several_tokens_each_ends_an_answer_too(host):
-    hook = saying(host, "yes €€ and more")
+    hook = script_model(host, "yes €€ and more")
     try:
         (found,) = host.base.generate(prompts(host.base)[:1], Limits(24, ("€€",)))
     finally:
@@ -319,7 +319,7 @@ def test_the_tokens_of_a_stopped_answer_do_not_depend_on_its_neighbours(host):
 LAYOUTS = {9: ("e6c50453b29cf003", "de2fede52833aa1e")}
 
 
-def computed_together():
+def compute_together():
     """Lay out a hundred items of four choices, and as many prompts, as an engine on a CPU does."""
     rng = random.Random(0)
 
@@ -337,7 +337,7 @@ def computed_together():
 def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):
     assert LAYOUTS[code_versions()["layout"].version] == (
         host.base.layout_digest,
-        digest(computed_together()),
+        digest(compute_together()),
     )
 
 
@@ -420,19 +420,19 @@ def bag(tmp_path):
     return tmp_path
 
 
-def asked_of(candidate, text, choice=""):
+def encode_text(candidate, text, choice=""):
     return candidate.encode([{"role": "system", "content": "x"}, {"role": "user", "content": text}], choice)
 
 
 def test_the_classifier_answers_with_its_best_label(bag):
     candidate = classifier(bag, "bag")
-    contexts = [asked_of(candidate, t).context for t in ("where is the parcel", "the invoice is wrong")]
+    contexts = [encode_text(candidate, t).context for t in ("where is the parcel", "the invoice is wrong")]
     assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["delivery", "payment"]
 
 
 def test_the_classifier_ranks_labels_by_their_log_probability(bag):
     candidate = classifier(bag, "bag")
-    encoded = [asked_of(candidate, "my parcel", label) for label in ("delivery", "payment", "weather")]
+    encoded = [encode_text(candidate, "my parcel", label) for label in ("delivery", "payment", "weather")]
     found = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
     assert found[0].logprob > found[1].logprob > found[2].logprob
     assert [x.greedy for x in found] == [True, False, False]
@@ -440,13 +440,13 @@ def test_the_classifier_ranks_labels_by_their_log_probability(bag):
 
 def test_the_classifier_opened_twice_is_the_same(bag):
     first, second = classifier(bag, "bag"), classifier(bag, "bag")
-    pair = asked_of(first, "the parcel and the money", "payment")
+    pair = encode_text(first, "the parcel and the money", "payment")
     assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
 
 
 def test_a_scripted_candidate_answers_by_its_function():
     candidate = script_candidate(str.upper)
-    contexts = [asked_of(candidate, t).context for t in ("a", "b")]
+    contexts = [encode_text(candidate, t).context for t in ("a", "b")]
     assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["A", "B"]
 
 

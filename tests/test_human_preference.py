@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import log10
 
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 from test_measurements import RATING
 
 from harness import stats
@@ -17,7 +17,7 @@ from harness.comparison.human import Turn
 IDS = [f"item-{i}" for i in range(40)]
 
 
-def rated(item, choice, rater="ann", **changes):
+def make_rating(item, choice, rater="ann", **changes):
     return replace(
         RATING, rating_id=f"{rater}-{item}-{choice}", rater=rater, example_id=item, choice=choice, **changes
     )
@@ -25,7 +25,7 @@ def rated(item, choice, rater="ann", **changes):
 
 def votes(n_a, n_b, n_tie=0, rater="ann"):
     choices = ["a"] * n_a + ["b"] * n_b + ["tie"] * n_tie
-    return [rated(f"item-{i}", choice, rater) for i, choice in enumerate(choices)]
+    return [make_rating(f"item-{i}", choice, rater) for i, choice in enumerate(choices)]
 
 
 def test_a_rater_finds_the_same_order_again_and_another_rater_another_one():
@@ -39,8 +39,10 @@ def test_a_rater_finds_the_same_order_again_and_another_rater_another_one():
 def test_the_next_turn_is_the_first_that_is_not_done():
     first, second, *_ = human.turns(IDS, "ann", "aaa", "bbb")
     assert human.find_next_turn(IDS, [], "ann", "aaa", "bbb") == first
-    assert human.find_next_turn(IDS, [rated(first.example_id, "skip")], "ann", "aaa", "bbb") == second
-    assert human.find_next_turn(IDS, [rated(first.example_id, "a", "bob")], "ann", "aaa", "bbb") == first
+    assert human.find_next_turn(IDS, [make_rating(first.example_id, "skip")], "ann", "aaa", "bbb") == second
+    assert (
+        human.find_next_turn(IDS, [make_rating(first.example_id, "a", "bob")], "ann", "aaa", "bbb") == first
+    )
     assert human.find_next_turn([], [], "ann", "aaa", "bbb") is None
     assert isinstance(first, Turn)
 
@@ -54,22 +56,24 @@ def test_sixty_of_a_hundred_votes_are_seventy_elo():
 
 
 def test_a_later_rating_counts_instead_of_an_earlier_one_and_a_skip_for_nothing():
-    found = human.outcome([rated("x", "a"), rated("x", "b"), rated("y", "skip")], "aaa", "bbb")
+    found = human.outcome(
+        [make_rating("x", "a"), make_rating("x", "b"), make_rating("y", "skip")], "aaa", "bbb"
+    )
     assert (found.rate.wins, found.rate.losses, found.n_skipped) == (1, 0, 1)
 
 
 def test_ratings_of_the_pair_the_other_way_round_count_as_well():
-    turned = rated("x", "a", run_a="lora-0", run_b="prompt-0", rows_a="bbb", rows_b="aaa")
+    turned = make_rating("x", "a", run_a="lora-0", run_b="prompt-0", rows_a="bbb", rows_b="aaa")
     assert human.outcome([turned], "aaa", "bbb").rate.wins == 1
 
 
 def test_ratings_of_other_rows_do_not_count():
-    assert human.outcome([rated("x", "a", rows_a="old")], "aaa", "bbb").rate is None
+    assert human.outcome([make_rating("x", "a", rows_a="old")], "aaa", "bbb").rate is None
 
 
 def test_an_item_has_one_vote_however_many_rate_it():
     found = human.outcome(
-        [rated("x", "b", r) for r in ("ann", "bob", "cy")] + votes(1, 0, rater="di"), "aaa", "bbb"
+        [make_rating("x", "b", r) for r in ("ann", "bob", "cy")] + votes(1, 0, rater="di"), "aaa", "bbb"
     )
     assert (found.rate.wins, found.rate.losses, found.n_items, found.n_ratings) == (1, 1, 2, 4)
     assert found.raters == ("ann", "bob", "cy", "di")
@@ -78,24 +82,26 @@ def test_an_item_has_one_vote_however_many_rate_it():
 def test_raters_who_agree_are_said_to():
     both = votes(10, 10) + votes(10, 10, rater="bob")
     assert human.outcome(both, "aaa", "bbb").agreement == 1.0
-    against = votes(10, 10) + [rated(f"item-{i}", "b" if i < 10 else "a", "bob") for i in range(20)]
+    against = votes(10, 10) + [make_rating(f"item-{i}", "b" if i < 10 else "a", "bob") for i in range(20)]
     assert human.outcome(against, "aaa", "bbb").agreement < 0
 
 
 def test_strengths_of_three_runs_hold_together():
-    def met(run_a, run_b, n_a, n_b):
+    def make_votes(run_a, run_b, n_a, n_b):
         of = votes(n_a, n_b, rater=f"{run_a}{run_b}")
         return [replace(r, run_a=run_a, run_b=run_b, rows_a=run_a, rows_b=run_b) for r in of]
 
-    found = human.strengths([*met("a", "b", 40, 60), *met("b", "c", 40, 60), *met("a", "c", 31, 69)])
+    found = human.strengths(
+        [*make_votes("a", "b", 40, 60), *make_votes("b", "c", 40, 60), *make_votes("a", "c", 31, 69)]
+    )
     assert found["a"] == (0.0, 0.0, 0.0)
     assert found["b"].elo == pytest.approx(70, abs=4)
     assert found["c"].elo == pytest.approx(140, abs=6)
-    assert human.strengths([rated("x", "skip")]) == {}
+    assert human.strengths([make_rating("x", "skip")]) == {}
 
 
 def test_published_human_labels_come_out_as_published_whatever_the_sides():
-    with gzip.open(shared_data("rows/llmbar/llmbar.jsonl.gz"), "rt") as file:
+    with gzip.open(find_shared_data("rows/llmbar/llmbar.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file]
     items = {f"{row['subset']}/{row['idx']}": int(row["label"]) for row in rows}
     given = []
@@ -104,7 +110,7 @@ def test_published_human_labels_come_out_as_published_whatever_the_sides():
         side = "left" if (items[turn.example_id] == 1) == (turn.left == "a") else "right"
         other = "b" if turn.left == "a" else "a"
         choice = turn.left if side == "left" else other
-        given.append(rated(turn.example_id, choice, "people", left=turn.left))
+        given.append(make_rating(turn.example_id, choice, "people", left=turn.left))
     found = human.outcome(given, "aaa", "bbb")
     n_second = sum(label == 2 for label in items.values())
     assert (found.n_items, found.rate.wins) == (419, n_second)
@@ -115,23 +121,23 @@ def test_published_human_labels_come_out_as_published_whatever_the_sides():
 def test_ratings_count_up_to_where_nearly_all_of_the_drawn_pairs_have_one():
     order = [turn.example_id for turn in human.turns(IDS, "", "aaa", "bbb")]
 
-    def counted(items, rater="ann", **changes):
-        ratings = [rated(item, "b", rater, **{"seconds": None} | changes) for item in items]
+    def count_ratings(items, rater="ann", **changes):
+        ratings = [make_rating(item, "b", rater, **{"seconds": None} | changes) for item in items]
         return set(human.map_counted_shares(ratings, IDS, "aaa", "bbb"))
 
-    assert counted(order[:25]) == set(order[:25])
-    assert counted([*order[:19], order[20]]) == {*order[:19], order[20]}  # 20 of 21 have one
-    assert counted([*order[:10], *order[12:16]]) == set(order[:10])
-    assert counted(order[25:]) == set()
+    assert count_ratings(order[:25]) == set(order[:25])
+    assert count_ratings([*order[:19], order[20]]) == {*order[:19], order[20]}  # 20 of 21 have one
+    assert count_ratings([*order[:10], *order[12:16]]) == set(order[:10])
+    assert count_ratings(order[25:]) == set()
     own = [turn.example_id for turn in human.turns(IDS, "ann", "bbb", "aaa")]
-    assert counted(own[:12], rows_a="bbb", rows_b="aaa", seconds=2.0) == set(own[:12])  # the Rate page
+    assert count_ratings(own[:12], rows_a="bbb", rows_b="aaa", seconds=2.0) == set(own[:12])  # the Rate page
 
 
 def test_several_raters_of_one_file_go_on_where_the_other_ended():
     order = [turn.example_id for turn in human.turns(IDS, "", "aaa", "bbb")]
     given = [(item, "b", "ann") for item in order[:10]] + [(item, "a", "bob") for item in order[10:20]]
-    ratings = [rated(*one, seconds=None) for one in given]
+    ratings = [make_rating(*one, seconds=None) for one in given]
     found = human.map_counted_shares(ratings, IDS, "aaa", "bbb")
     assert found == dict.fromkeys(order[:10], 1.0) | dict.fromkeys(order[10:20], 0.0)
-    skipped = [*ratings, rated(order[0], "skip", "ann")]  # 19 of 20 are left
+    skipped = [*ratings, make_rating(order[0], "skip", "ann")]  # 19 of 20 are left
     assert human.map_counted_shares(skipped, IDS, "aaa", "bbb").keys() == set(order[1:20])

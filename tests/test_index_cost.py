@@ -1,7 +1,7 @@
 """An index of documents is a sum over the horizon to the decision, and a share of `$/1k` at the forecast in tables."""
 
 import pytest
-from fake_facts import candidate, tuned
+from fake_facts import candidate, make_fine_tune
 
 from harness.decision import decide, index_sentences, index_usd_per_1k, reprice
 from harness.report.experiment_report import find_shown_figure, print_measured
@@ -24,7 +24,7 @@ def arithmetic_at(requests_per_month, *facts, **policy):
 
 
 def test_break_even_and_what_pays_do_not_hang_on_the_forecast_where_an_index_is_priced():
-    lora = tuned("lora", 0.9, 0.10, cost_per_1k_usd=0.19, training_cost_usd=500.0)
+    lora = make_fine_tune("lora", 0.9, 0.10, cost_per_1k_usd=0.19, training_cost_usd=500.0)
     found = [arithmetic_at(n, rag(index_per_1k_usd=30_000 / n), lora) for n in (600, 6_000, 600_000)]
     for of in found:
         assert of["spent_once_usd"] == 500 - 6 * 30

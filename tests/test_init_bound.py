@@ -24,7 +24,7 @@ def resources(free_gib=64.0, device="cpu", gflops=1000.0):
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
+def large_file(tmp_path_factory):
     """Write three thousand rows with a label."""
     path = tmp_path_factory.mktemp("many") / "many.jsonl"
     content = [
@@ -35,34 +35,34 @@ def many(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def proposed(many, tiny, own_cache, tmp_path_factory):
+def propose_on(large_file, tiny, own_cache, tmp_path_factory):
     """Return a function that proposes for a machine of such a speed, once for each speed and bound."""
 
     @cache
     def propose(gflops, minutes=20.0):
-        request = Request(tmp_path_factory.mktemp("new") / "new", str(many), str(tiny), minutes=minutes)
+        request = Request(tmp_path_factory.mktemp("new") / "new", str(large_file), str(tiny), minutes=minutes)
         return scaffold.propose(request, resources(gflops=gflops))
 
     return propose
 
 
-def bounded_line(found):
+def find_time_line(found):
     (line,) = [line for line in found.said if line.startswith("time:")]
     return line
 
 
-def test_a_quick_machine_is_asked_all_that_limits_allow(proposed):
-    found = proposed(gflops=1000.0)
+def test_a_quick_machine_is_asked_all_that_limits_allow(propose_on):
+    found = propose_on(gflops=1000.0)
     assert found.task.data.limits.train is None
-    assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in bounded_line(found)
+    assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in find_time_line(found)
     assert "sweep" in found.candidates["full"]
 
 
-def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(proposed):
-    found = proposed(gflops=0.12)
+def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
+    found = propose_on(gflops=0.12)
     limits = found.task.data.limits
     assert limits.train < 1920
-    line = bounded_line(found)
+    line = find_time_line(found)
     assert f"{limits.train:,} of 1,920 rows to train on" in line
     assert "--minutes" in line
     path = scaffold.write(found)[0]
@@ -71,24 +71,26 @@ def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(proposed):
     assert found.warnings == ()
 
 
-def test_a_longer_bound_keeps_more(proposed):
-    short, long = proposed(gflops=0.12), proposed(gflops=0.12, minutes=60.0)
+def test_a_longer_bound_keeps_more(propose_on):
+    short, long = propose_on(gflops=0.12), propose_on(gflops=0.12, minutes=60.0)
     assert short.task.data.limits.train < (long.task.data.limits.train or N)
 
 
-def test_what_no_rows_can_bring_below_the_bound_is_warned_of(proposed):
-    found = proposed(gflops=0.001)
+def test_what_no_rows_can_bring_below_the_bound_is_warned_of(propose_on):
+    found = propose_on(gflops=0.001)
     assert found.task.data.limits.train == STEPS[-1].train
-    assert "as short as these rows allow by" in bounded_line(found)
+    assert "as short as these rows allow by" in find_time_line(found)
     assert "next: a smaller --base-model" in found.warnings[0]
     full = found.candidates["full"]
     assert "sweep" not in full
     assert full["params"]["learning_rate"] == 1e-4
 
 
-def test_a_base_that_is_not_here_is_not_fetched(many, tmp_path):
-    found = scaffold.propose(Request(tmp_path / "new", str(many), "own/model", minutes=20.0), resources())
-    assert "the base is not here yet" in bounded_line(found)
+def test_a_base_that_is_not_here_is_not_fetched(large_file, tmp_path):
+    found = scaffold.propose(
+        Request(tmp_path / "new", str(large_file), "own/model", minutes=20.0), resources()
+    )
+    assert "the base is not here yet" in find_time_line(found)
     assert "lora" in found.candidates
 
 
@@ -99,7 +101,7 @@ RECIPES = {name: {"params": {}} for name in ("full", "lora", "qlora")}
 def llama(tmp_path):
     """Return a maker of bases of so many billion parameters in the shape of a Llama."""
 
-    def made(billions):
+    def make_source(billions):
         hidden = 4096 if billions >= 7 else 2048
         (tmp_path / "config.json").write_text(
             json.dumps(
@@ -115,7 +117,7 @@ def llama(tmp_path):
         )
         return ModelSource("llama", tmp_path, "a", "b", int(billions * 1e9))
 
-    return made
+    return make_source
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_a_base_that_fits_in_no_way_is_warned_of(llama):
     assert "next: a smaller --base-model" in choice.warning
 
 
-def test_the_reason_for_the_method_stands_in_the_file(proposed):
-    found = proposed(gflops=1000.0)
+def test_the_reason_for_the_method_stands_in_the_file(propose_on):
+    found = propose_on(gflops=1000.0)
     (line,) = [line for line in found.said if line.startswith("full:") and "all" in line]
     assert f"# {line}" in scaffold.write(found)[0].read_text()

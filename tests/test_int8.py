@@ -34,11 +34,11 @@ def test_a_layer_multiplies_integers_of_eight_bits(source, precision):
     layer, weight = model.model.layers[0].mlp.up_proj, plain.model.layers[0].mlp.up_proj.weight
     rows = torch.randn(7, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
 
-    def rounded(matrix):
+    def round_rows(matrix):
         scale = matrix.abs().amax(1, keepdim=True) / 127
         return (matrix / scale).round(), scale
 
-    (x, of_x), (w, of_w) = rounded(rows.half().float()), rounded(weight.half().float())
+    (x, of_x), (w, of_w) = round_rows(rows.half().float()), round_rows(weight.half().float())
     expected = (x @ w.T) * of_x * of_w.T
     with torch.no_grad():
         found = model.eval() and layer(rows)

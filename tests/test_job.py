@@ -36,7 +36,7 @@ def ignore(done, total, note=""):
     pass
 
 
-def written(tiny, folder, method="lora", params=LORA):
+def write_job(tiny, folder, method="lora", params=LORA):
     """Write a job on the tiny model; returns its folder."""
     job = training.TrainingJob(
         method=method,
@@ -53,32 +53,32 @@ def written(tiny, folder, method="lora", params=LORA):
     return folder
 
 
-def made(folder):
+def read_fit(folder):
     return json.loads((folder / training.FIT).read_text())
 
 
-def by_hand(folder):
+def start_worker(folder):
     return subprocess.Popen(
         [*worker.COMMAND, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 @pytest.fixture(scope="module")
-def here(tiny, tmp_path_factory, own_cache):
+def local_fit(tiny, tmp_path_factory, own_cache):
     """Make a LoRA in this process, undisturbed; returns its record."""
-    folder = written(tiny, tmp_path_factory.mktemp("here"))
+    folder = write_job(tiny, tmp_path_factory.mktemp("here"))
     training.run_job(folder, ignore)
-    return made(folder)
+    return read_fit(folder)
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory(tiny, here, tmp_path):
+def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory(tiny, local_fit, tmp_path):
     held = bytearray(b"x") * 2**30  # what this process holds is not the worker's
-    folder, heard = written(tiny, tmp_path), []
+    folder, heard = write_job(tiny, tmp_path), []
     worker.launch(folder, lambda done, total, note="": heard.append((done, total)))
-    there = made(folder)
-    assert (there["kind"], there["digest"]) == (here["kind"], here["digest"])
-    assert there["training"]["loss"] == here["training"]["loss"]
+    there = read_fit(folder)
+    assert (there["kind"], there["digest"]) == (local_fit["kind"], local_fit["digest"])
+    assert there["training"]["loss"] == local_fit["training"]["loss"]
     assert heard == [(step, N_STEPS) for step in range(1, N_STEPS + 1)]
     assert there["training"]["peak_memory_gib"] < (resident_peak_bytes() - len(held) / 2) / 2**30
 
@@ -89,8 +89,8 @@ def test_the_peak_of_a_training_leaves_out_what_this_process_held_before(tiny, t
     held = bytearray(b"x") * 2**30
     before = resident_peak_bytes()
     del held
-    training.run_job(folder := written(tiny, tmp_path), ignore)
-    measured = made(folder)["training"]
+    training.run_job(folder := write_job(tiny, tmp_path), ignore)
+    measured = read_fit(folder)["training"]
     assert measured["peak_memory_gib"] < before / 2**30 - 0.5
     assert "peak_includes" not in measured
     assert 0 <= measured["waited_share"] <= 1
@@ -99,11 +99,11 @@ def test_the_peak_of_a_training_leaves_out_what_this_process_held_before(tiny, t
 @pytest.mark.weekly
 def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
     params = {**LORA, "per_device_train_batch_size": 4}
-    one, other = (written(tiny, tmp_path / name, "dpo", params) for name in ("here", "there"))
+    one, other = (write_job(tiny, tmp_path / name, "dpo", params) for name in ("here", "there"))
     training.run_job(one, ignore)
     worker.launch(other, ignore)
-    assert made(other)["digest"] == made(one)["digest"]
-    record, pairs = made(other)["training"], len(tiny_methods.pairs(slice(0, 2)))
+    assert read_fit(other)["digest"] == read_fit(one)["digest"]
+    record, pairs = read_fit(other)["training"], len(tiny_methods.pairs(slice(0, 2)))
     assert record["n_heldout"] == round(PreferenceParams().heldout * pairs)
     assert record["n_pairs"] == pairs - record["n_heldout"]
 
@@ -113,10 +113,10 @@ def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
     [pytest.param("killed", marks=pytest.mark.slow), pytest.param("left alone", marks=pytest.mark.weekly)],
 )
 def test_a_worker_that_was_stopped_leaves_a_checkpoint_from_which_the_same_weights_come(
-    tiny, here, tmp_path, end
+    tiny, local_fit, tmp_path, end
 ):
-    folder = written(tiny, tmp_path)
-    with by_hand(folder) as begun:
+    folder = write_job(tiny, tmp_path)
+    with start_worker(folder) as begun:
         steps = (json.loads(line)[1] for line in begun.stdout)
         assert next(step for step in steps if step == 4)
         begun.kill() if end == "killed" else begun.stdout.close()  # as where who listened was killed
@@ -126,31 +126,31 @@ def test_a_worker_that_was_stopped_leaves_a_checkpoint_from_which_the_same_weigh
     heard = []
     training.run_job(folder, lambda done, total, note="": heard.append(done))
     assert heard[0] > 1
-    assert made(folder)["digest"] == here["digest"]
+    assert read_fit(folder)["digest"] == local_fit["digest"]
 
 
 def test_a_failure_there_is_the_failure_of_here_and_the_workers_exit_code(tiny, tmp_path):
     told = "interpolated without init_from; try: init_from: the candidate that is meant"
-    folder = written(tiny, tmp_path, "interpolated", {})
+    folder = write_job(tiny, tmp_path, "interpolated", {})
     for run in (training.run_job, worker.launch):
         with pytest.raises(CandidateFailed) as failed:
             run(folder, ignore)
         assert str(failed.value) == told
-    with by_hand(folder) as begun:
+    with start_worker(folder) as begun:
         _, said = begun.communicate()
     assert begun.returncode == CandidateFailed.exit_code
     assert said.splitlines()[-1] == f"error: {told}"
 
 
 def test_a_folder_without_a_job_is_the_users_error(tmp_path):
-    with by_hand(tmp_path) as begun:
+    with start_worker(tmp_path) as begun:
         _, said = begun.communicate()
     assert begun.returncode == UserError.exit_code
     assert "expected a job folder of this version of harness; next: harness train" in said
 
 
 def test_a_job_for_other_code_is_refused(tiny, tmp_path):
-    folder = written(tiny, tmp_path)
+    folder = write_job(tiny, tmp_path)
     plain = json.loads((folder / jobs.JOB).read_text())
     plain["code"][1]["training"] += 1
     (folder / jobs.JOB).write_text(json.dumps(plain))
@@ -228,7 +228,7 @@ def test_an_error_of_a_library_comes_back_with_its_kind_words_and_traceback():
     assert '{}["rank"]' in again.__notes__[0]
 
 
-class Stopping(SilentProgress):
+class InterruptAtStep(SilentProgress):
     """A progress on which Ctrl-C comes at a step."""
 
     def __init__(self, step):
@@ -253,17 +253,17 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
         session = prepare_session(config.load(path), Scope(), SilentProgress())
         candidate = session.candidates["lora"]
         if process == "own" and cut:
-            session.progress = Stopping(2)
+            session.progress = InterruptAtStep(2)
             with pytest.raises(KeyboardInterrupt):
                 ensure_weights(session, candidate, 0)
-        session.progress = Stopping(None)
+        session.progress = InterruptAtStep(None)
         weights = ensure_weights(session, candidate, 0)
         found[process] = weights.digest, weights.folder.name, weights.training.loss
         assert sorted(p.name for p in weights.folder.iterdir()) == ["adapter", training.FIT, jobs.JOB]
     assert found["own"] == found["same"]
 
 
-def with_machine(session, device, process):
+def set_device(session, device, process):
     """Return a session on a machine that says that it has this device."""
     experiment = session.experiment.model_copy(update={"training": TrainingPolicy(process=process)})
     return replace(session, experiment=experiment, machine=session.machine._replace(device=device))
@@ -273,9 +273,9 @@ def with_machine(session, device, process):
 def test_where_a_gpu_is_a_training_has_a_process_of_its_own_unless_told_otherwise(tiny, tmp_path):
     session = prepare_session(config.load(tiny_experiment.write(tmp_path, tiny)), Scope(), SilentProgress())
     asked = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
-    own = [has_own_process(with_machine(session, *one)) for one in asked]
+    own = [has_own_process(set_device(session, *one)) for one in asked]
     assert own == [False, False, True, True, False, True]
-    there = with_machine(session, "cuda", "auto")  # which finds no GPU, and says so in a process of its own
+    there = set_device(session, "cuda", "auto")  # which finds no GPU, and says so in a process of its own
     with pytest.raises(Exception, match=r"CUDA|NVIDIA") as error:
         ensure_weights(there, there.candidates["lora"], 0)
     assert any("harness/training/worker.py" in note for note in error.value.__notes__)

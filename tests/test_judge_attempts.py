@@ -29,7 +29,7 @@ class Mumbler(Grader):
         return "well" if mumbles else "3"
 
 
-def unread(d):
+def list_unread(d):
     return [number(row.prompt) for row in d.rows() if row.parts["judge:helpful"] is None]
 
 
@@ -37,14 +37,14 @@ def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk): 
     d = desk(judge=Mumbler(silent=1))
     found = d.compare()
     thirds = sum(i % 3 == 0 for i in range(N)) + 1  # of test, and of two validation items
-    assert sorted(unread(d)) == [i for i in range(N) if i % 3 == 0]
+    assert sorted(list_unread(d)) == [i for i in range(N) if i % 3 == 0]
     assert any("attempts: 2 in the rubric asks about them again" in note for note in found.notes)
     n_asked, n_answered = len(d.judge.asked), len(d.candidates.asked)
     d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
     d.compare()
     assert len(d.judge.asked) - n_asked == 2 * thirds
     assert len(d.candidates.asked) == n_answered
-    assert unread(d) == []
+    assert list_unread(d) == []
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked
@@ -56,14 +56,14 @@ def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):
     d = desk(judge=Mumbler(silent=2), rubric=RUBRIC + "attempts: 4\n")
     d.compare()
     assert set(d.judge.model.times.values()) == {1, 3}
-    assert unread(d) == []
+    assert list_unread(d) == []
 
 
 def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 2\n")
     d.compare()
     assert set(d.judge.model.times.values()) == {1, 2}
-    assert len(unread(d)) == N // 3
+    assert len(list_unread(d)) == N // 3
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked

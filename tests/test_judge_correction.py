@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -191,13 +191,13 @@ def test_no_number_of_labels_settles_a_difference_that_the_items_cannot_show():
 
 @pytest.fixture(scope="module")
 def answers():
-    shared_data("rows/xstest_results/all.jsonl.gz")
-    return study.read_answers(shared_data("README.md").parent)
+    find_shared_data("rows/xstest_results/all.jsonl.gz")
+    return study.read_answers(find_shared_data("README.md").parent)
 
 
 @pytest.mark.parametrize("judge", study.JUDGES)
 def test_uncorrected_judges_miss_what_people_say_of_most_models(answers, judge):
-    for missed in study.uncorrected(answers, judge, 300, study.pairs(answers)):
+    for missed in study.count_uncorrected(answers, judge, 300, study.pairs(answers)):
         assert missed.mean < 0.4
         assert missed.least == 0
 
@@ -213,8 +213,8 @@ def test_corrected_rates_and_differences_hold_what_people_say(answers, judge, n_
 
 
 def test_the_preference_for_length_is_that_which_alpaca_evals_own_correction_takes_out():
-    shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
-    found = study.length_bias(shared_data("README.md").parent)
+    find_shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
+    found = study.length_bias(find_shared_data("README.md").parent)
     assert found.n_models >= 58
     assert found.share_longer > 0.95
     assert found.share_alike > 0.95
@@ -237,8 +237,8 @@ def test_a_slope_is_that_of_statsmodels_with_errors_by_cluster():
 
 
 def test_the_win_rates_and_errors_of_alpaca_eval_are_the_published_ones():
-    shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
+    find_shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
     for annotator, n in zip(study.ALPACA, (59, 52), strict=True):
-        found = study.win_rates(shared_data("README.md").parent, annotator)
+        found = study.win_rates(find_shared_data("README.md").parent, annotator)
         assert found.n_models == n
         assert max(found.win_rate_off, found.error_off) < 0.001

@@ -24,12 +24,12 @@ RUBRIC = "criteria: The reply helps.\n"
 LATER = "candidates.later={weights_of: plain, system: Be brief.}"
 
 
-def strict(question, answer):
+def grade_strictly(question, answer):
     return str(1 + number(question) % 3)
 
 
 def milder(question, answer):
-    return str(2 + int(strict(question, answer)))
+    return str(2 + int(grade_strictly(question, answer)))
 
 
 def reply(messages):
@@ -42,7 +42,7 @@ def facts_of(report, name):
 
 
 def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_with_new_answers(desk):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     d.compare()
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20
     d.compare()
@@ -54,7 +54,7 @@ def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_wi
 
 
 def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_names_its_version(desk):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     before = facts_of(d.compare(), "plain").target
     d.judge.model = Grader(milder)
     n_graded = sum(map(len, d.grades()))
@@ -91,7 +91,7 @@ def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
 
 def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # noqa: F811
     prices = "usd_per_million_tokens: {input: 90000, output: 100000}\n"
-    d = desk(reply, Grader(strict), rubric=RUBRIC + prices)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + prices)
     notes = d.compare().notes
     grades = [g for book in d.grades() for g in book.values()]
     (book,) = (d.folder / "runs" / "grades").iterdir()
@@ -104,7 +104,9 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
 
 @pytest.mark.parametrize("death", [CandidateFailed("the server is gone", "another"), KeyboardInterrupt()])
 def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk, death):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC + "usd_per_million_tokens: {input: 100, output: 100}\n")
+    d = desk(
+        reply, Grader(grade_strictly), rubric=RUBRIC + "usd_per_million_tokens: {input: 100, output: 100}\n"
+    )
     d.compare()
     judged = open_judged(
         f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, Machine("cpu", "cpu", "fp32", 1.0)
@@ -131,7 +133,7 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
 
 
 def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_loses_none(desk):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     d.compare()
     (book,) = (d.folder / "runs" / "grades").iterdir()
     (book / "asked_again.jsonl").unlink()
@@ -142,8 +144,10 @@ def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_los
 
 def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(desk):  # noqa: F811
     """The judge is another one from the second candidate on."""
-    d = desk(reply, Grader(strict), rubric=RUBRIC)
-    d.judge.model.grade = lambda q, a: (strict if len(d.judge.model.seen) <= N + 2 + 20 else milder)(q, a)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
+    d.judge.model.grade = lambda q, a: (grade_strictly if len(d.judge.model.seen) <= N + 2 + 20 else milder)(
+        q, a
+    )
     found = d.compare()
     assert facts_of(found, "plain").state == "done"
     other = facts_of(found, "other")
@@ -153,7 +157,7 @@ def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(d
     assert facts_of(d.compare(), "other").state == "failed", "nor is it later"
 
 
-def small_book(d, n):
+def begin_small_book(d, n):
     """Begin a book by `n` answers alone, as a first run by --limit does."""
     rows = (d.folder / "test.jsonl").read_text(), (d.folder / "validation.jsonl").read_text()
     for name in ("test", "validation"):
@@ -168,8 +172,8 @@ def small_book(d, n):
 
 
 def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are_answers(desk):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC)
-    book = small_book(d, 4)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
+    book = begin_small_book(d, 4)
     first = store.read_anchors(d.store, book)
     assert facts_of(d.compare(), "other").state == "done"
     anchors = store.read_anchors(d.store, book)
@@ -180,8 +184,8 @@ def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more_often(desk, n):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC)
-    small_book(d, n)
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
+    begin_small_book(d, n)
     d.judge.model = Grader(milder)
     found = d.compare()
     assert {f.state for f in found.facts} == {"failed"}
@@ -190,7 +194,7 @@ def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more
 
 
 def test_a_check_that_moved_and_could_not_have_alarmed_is_no_measure_of_calm(desk):  # noqa: F811
-    d = desk(reply, Grader(strict), rubric=RUBRIC + "anchors: 1\n")
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + "anchors: 1\n")
     d.compare("candidates.other=null")
     (book,) = (d.folder / "runs" / "grades").iterdir()
     d.judge.model = Grader(milder)
@@ -199,13 +203,13 @@ def test_a_check_that_moved_and_could_not_have_alarmed_is_no_measure_of_calm(des
 
 
 def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk):  # noqa: F811
-    d = desk(reply, judge=Grader(strict), rubric=RUBRIC)
+    d = desk(reply, judge=Grader(grade_strictly), rubric=RUBRIC)
 
     def fails_after(n):
         def grade(question, answer):
             if len(d.judge.model.seen) == n:
                 d.judge.faults = [Fault(500)] * 1000
-            return strict(question, answer)
+            return grade_strictly(question, answer)
 
         return grade
 
@@ -222,7 +226,12 @@ def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk): 
 
 
 def test_a_night_names_a_judge_that_changed_and_is_quiet_about_one_that_did_not(desk):  # noqa: F811
-    d = desk(reply, judge=Grader(strict), rubric=RUBRIC, extra="nightly: {candidates: [plain], items: 10}\n")
+    d = desk(
+        reply,
+        judge=Grader(grade_strictly),
+        rubric=RUBRIC,
+        extra="nightly: {candidates: [plain], items: 10}\n",
+    )
     by_words = ["target.primary=token_f1"]
     d.compare(*by_words)
     n_asked = len(d.judge.asked)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import tiny_experiment
-from openai_server import Rule, Said, serving
+from openai_server import Rule, ServerAnswer, serve_model
 
 from harness import config, store
 from harness.config.rubrics import Rubric
@@ -68,7 +68,7 @@ class Reader:
 
     def chat(self, messages, body):
         texts = dict(re.findall(r"<(\w+) \w+>\n(.*?)\n</\1 ", messages[-1]["content"], re.DOTALL))
-        return Said("yes" if texts["answer"] in texts.get("passages", "") else "no")
+        return ServerAnswer("yes" if texts["answer"] in texts.get("passages", "") else "no")
 
 
 def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp_path, tiny, own_cache):
@@ -90,7 +90,7 @@ def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp
         return f"{40 + int(messages[-1]['content'].rpartition('model')[2].removesuffix('?'))} euros"
 
     path = tmp_path / "harness.yaml"
-    with serving(Rule(answer)) as answering, serving(Reader()) as judging:
+    with serve_model(Rule(answer)) as answering, serve_model(Reader()) as judging:
         path.write_text(HARNESS.format(model=tiny, url=answering.url))
         (tmp_path / "grounded.yaml").write_text(GROUNDED.format(url=judging.url))
         session = prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_gating import measured, verdict
+from test_gating import compare_task, verdict
 from test_judges import JUDGE, RUBRIC, Grader, desk  # noqa: F401 (the fixture)
 
 from harness import config, release
@@ -50,7 +50,7 @@ def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # n
     assert d.candidates.asked == d.judge.asked == []
 
 
-class Uncounted(Grader):
+class NoUsageGrader(Grader):
     """A judge on a server that sends no usage."""
 
     def chat(self, messages, body):
@@ -59,7 +59,7 @@ class Uncounted(Grader):
 
 def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
     prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
-    d = desk(judge=Uncounted(), rubric=prices + "max_cost: 50\n")
+    d = desk(judge=NoUsageGrader(), rubric=prices + "max_cost: 50\n")
     said = d.compare().facts[0].error
     assert "grades without usage, so what they cost is unknown, and max_cost is 50" in said
     assert len(d.judge.asked) == 1
@@ -70,7 +70,7 @@ def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(des
 
 @pytest.mark.parametrize("critical", [(), ("facts",)])
 def test_a_judge_in_a_suite_shows_no_forgetting_unless_the_policy_allows_it(critical):
-    facts = measured("facts", 600, 0, 0)
+    facts = compare_task("facts", 600, 0, 0)
     by_judge = facts._replace(comparison=replace(facts.comparison, metric="judge:helpful"))
     policy = GatePolicy(critical=critical)
     found = verdict([by_judge], policy)

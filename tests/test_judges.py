@@ -9,7 +9,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 from injections import INJECTIONS
-from openai_server import Fault, Rule, Said, serving
+from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness import config, release, store
 from harness.comparison.labelled_answers import answer_digest
@@ -62,8 +62,8 @@ class Grader:
         self.seen.append((texts["question"], texts["answer"]))
         self.outside = self.outside or outside
         if outside != self.outside:
-            return Said("5")
-        return Said(self.grade(texts["question"], texts["answer"]))
+            return ServerAnswer("5")
+        return ServerAnswer(self.grade(texts["question"], texts["answer"]))
 
 
 class Desk:
@@ -120,7 +120,7 @@ def desk(tmp_path, tiny):
 
     def begin(answer=reply, judge=None, **given):
         grader = judge or Grader(lambda q, a: str(1 + number(q) % 5))
-        opened.extend(serving(model) for model in (Rule(answer), grader))
+        opened.extend(serve_model(model) for model in (Rule(answer), grader))
         candidates, judging = (one.__enter__() for one in opened)
         return Desk(tmp_path, tiny, candidates, judging, **given)
 
@@ -175,17 +175,17 @@ def test_the_reference_is_shown_where_the_rubric_says_so_and_examples_are_earlie
     assert re.search(r"<reference (\w+)>\nright \d+\n</reference \1>", messages[2]["content"])
 
 
-class Ending:
+class CutAnswers:
     """A candidate whose answers are cut, or empty for questions from 20 on; number 5 is a whole one."""
 
     def chat(self, messages, body):
         at = number(messages[-1]["content"])
-        return Said("" if at >= 20 else "It begins", "stop" if at >= 20 or at == 5 else "length")
+        return ServerAnswer("" if at >= 20 else "It begins", "stop" if at >= 20 or at == 5 else "length")
 
 
 def test_answers_that_no_judge_is_asked_about_are_counted_with_the_reason(desk):
     d = desk()
-    d.candidates.model = Ending()
+    d.candidates.model = CutAnswers()
     notes = [note for note in d.compare("target.max_new_tokens=8").notes if note.startswith("plain: judge")]
     (said,) = notes
     assert said.startswith(
@@ -252,7 +252,7 @@ def test_a_judge_reads_refusals_that_other_metrics_score_as_nothing(desk):
 
 def test_a_panel_counts_by_its_mean(desk):
     d = desk(judge=Grader(lambda q, a: "5"))
-    with serving(Grader(lambda q, a: "2")) as second:
+    with serve_model(Grader(lambda q, a: "2")) as second:
         one = "{{base_url: {}, model: tiny, max_retries: 0}}"
         d.rubric(f"{RUBRIC}panel:\n  - {one.format(d.judge.url)}\n  - {one.format(second.url)}\n")
         d.compare()
@@ -271,17 +271,17 @@ class Chooser:
 
     def chat(self, messages, body):
         texts = dict(re.findall(r"<([AB]) (?:\w+)>\n(.*?)\n</", messages[-1]["content"], re.DOTALL))
-        return Said(self._choose(texts["A"], texts["B"]))
+        return ServerAnswer(self._choose(texts["A"], texts["B"]))
 
 
 PAIRWISE = RUBRIC + "mode: pairwise\n"
 
 
 def test_a_pair_is_asked_in_both_orders_and_the_score_is_the_share_of_wins(desk):
-    def longer(a, b):
+    def prefer_longer(a, b):
         return "tie" if a.startswith("kind") or b.startswith("kind") else "A" if len(a) > len(b) else "B"
 
-    d = desk(judge=Chooser(longer), rubric=PAIRWISE)
+    d = desk(judge=Chooser(prefer_longer), rubric=PAIRWISE)
     found = d.compare()
     assert len(d.judge.asked) == 2 * 2 * (N + 2)
     assert {row.parts["judge:helpful"] for row in d.rows("plain")} == {(1.0,)}
@@ -435,7 +435,7 @@ def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_an
     assert "user: Say more.\nassistant: Noted.\nuser: test question" in file.read_text()
 
 
-def labelled_file(d, label):
+def write_labels(d, label):
     """Compare, and write a file in which every answer of a candidate has this label."""
     d.compare()
     file = d.folder / "labels.csv"
@@ -447,7 +447,7 @@ def labelled_file(d, label):
 
 def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
     d = desk()
-    file = labelled_file(d, 1)
+    file = write_labels(d, 1)
     with pytest.raises(UserError) as refused:
         import_labels(d.path, file, rater="ann")
     assert "no label but 1, for a rubric from 1 to 5" in str(refused.value)
@@ -460,7 +460,7 @@ def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
 
 def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_an_earlier_file(desk):
     d = desk()
-    file = labelled_file(d, 5)
+    file = write_labels(d, 5)
     judge = JUDGE.format(url=d.judge.url, timeout=5)
     for other in ("criteria: The reply is short.\n", "criteria: The reply helps.\nscale: {min: 1, max: 6}\n"):
         d.rubric(f"{other}anchors: 0\n{judge}")
@@ -533,12 +533,12 @@ def test_a_judge_that_times_out_says_so_and_what_was_graded_stays(desk):
     d = desk(timeout=0.3)
     ask = d.judge.answer
 
-    def slow_after_three(path, body):
+    def delay_after_three(path, body):
         if len(d.judge.asked) >= 3:
             time.sleep(0.6)
         return ask(path, body)
 
-    d.judge.answer = slow_after_three
+    d.judge.answer = delay_after_three
     failed = d.compare()
     assert "nothing within 0.3 s" in failed.facts[0].error
     assert len(d.grades()[0]) == 3
@@ -563,7 +563,7 @@ def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
 def test_each_judge_of_a_panel_has_its_own_price_and_all_have_one_budget(desk):
     d = desk()
     one = "{{base_url: {}, model: tiny, num_concurrent: 1, usd_per_million_tokens: {{input: 0, output: {}}}}}"
-    with serving(Grader()) as second:  # 1 USD a request and half of one, 16 and 8 at most
+    with serve_model(Grader()) as second:  # 1 USD a request and half of one, 16 and 8 at most
         panel = f"  - {one.format(d.judge.url, 1000000)}\n  - {one.format(second.url, 500000)}\n"
         d.rubric(f"{RUBRIC}max_cost: 60\npanel:\n{panel}")
         found = d.compare()
@@ -614,9 +614,9 @@ def test_the_judge_of_that_test_does_obey_what_stands_outside_of_the_marks():
 # A judge that runs here
 
 
-def test_a_model_that_runs_here_gives_the_mean_of_all_grades_by_their_probabilities(desk, wide):
+def test_a_model_that_runs_here_gives_the_mean_of_all_grades_by_their_probabilities(desk, wide_model):
     d = desk()
-    d.rubric(f"{RUBRIC}scale: yes/no\njudge: {wide}\n")
+    d.rubric(f"{RUBRIC}scale: yes/no\njudge: {wide_model}\n")
     d.compare()
     row = d.rows()[0]
     (kept,) = d.grades()
@@ -629,20 +629,20 @@ def test_a_model_that_runs_here_gives_the_mean_of_all_grades_by_their_probabilit
     assert grade.value == pytest.approx(p_yes, abs=1e-3)
     assert 0 < grade.value < 1
     rubric = read_rubric(d.folder / "helpful.yaml")
-    host = ModelHost(resolve(str(wide)), tiny_methods.CPU)
+    host = ModelHost(resolve(str(wide_model)), tiny_methods.CPU)
     example = Example("", ({"role": "user", "content": row.prompt},))
     encoded = [host.base.encode(judge_messages(rubric, example, row.text), word) for word in ("no", "yes")]
     no, yes = host.base.loglikelihood([(e.context, e.continuation) for e in encoded])
     assert grade.value == pytest.approx(1 / (1 + math.exp(no.logprob - yes.logprob)), abs=1e-4)
 
 
-def test_a_judge_that_runs_here_takes_turns_with_the_base_and_the_control_arm_sees_no_drift(desk, wide):
+def test_a_judge_that_runs_here_takes_turns_with_the_base_and_the_control_arm_sees_no_drift(desk, wide_model):
     facts = [{"id": f"f{i}", "prompt": f"What follows {i}", "reference": str(i + 1)} for i in range(6)]
     suite = "{name: facts, data: {test: facts.jsonl}, metrics: [judge:helpful.yaml], max_new_tokens: 6, truncated_scores: true}"
     d = desk(extra="  prompt: {}\nsuites: [general.yaml]\n")
     tiny_experiment.rows(d.folder / "facts.jsonl", facts)
     (d.folder / "general.yaml").write_text(f"name: general\nrole: capability\ntasks: [{suite}]\n")
-    d.rubric(f"{RUBRIC}judge: {wide}\n")
+    d.rubric(f"{RUBRIC}judge: {wide_model}\n")
     found = d.compare("target.truncated_scores=true")
     assert {f.state for f in found.facts} == {"done"}
     remarks = [note for note in found.notes if "answers graded by" in note]
@@ -668,12 +668,12 @@ class Sampler:
     """A server that draws one of seven answers by the seed of a request."""
 
     def chat(self, messages, body):
-        return Said(f"answer {body['seed'] % 7}")
+        return ServerAnswer(f"answer {body['seed'] % 7}")
 
 
 def test_the_best_of_several_answers_is_the_one_that_its_judge_prefers(tiny, tmp_path):
     grader = Grader(lambda question, answer: str(1 + number(answer) % 5))
-    with serving(Sampler()) as server, serving(grader) as judge:
+    with serve_model(Sampler()) as server, serve_model(grader) as judge:
         desk = Desk(tmp_path, tiny, server, judge)
         drawn = "{temperature: 0.7, top_p: 0.9, samples: 4, choose: best, by: 'judge:./helpful.yaml'}"
         settings = (f"candidates.plain.decoding={drawn}", "target.primary=token_f1")

@@ -56,9 +56,9 @@ def grades(path):
 
 
 @pytest.fixture(scope="module")
-def grader(wide, tmp_path_factory):
+def grader(wide_model, tmp_path_factory):
     """Write an experiment whose fine-tune is to judge; returns its path, and the weights as they are made."""
-    path = write(tmp_path_factory.mktemp("grader") / "grader", wide, "exact_match", judge=wide)
+    path = write(tmp_path_factory.mktemp("grader") / "grader", wide_model, "exact_match", judge=wide_model)
 
     def train():
         session = prepare_session(config.load(path), Scope(), SilentProgress())
@@ -68,9 +68,9 @@ def grader(wide, tmp_path_factory):
 
 
 def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_to_grade_itself(
-    wide, tmp_path
+    wide_model, tmp_path
 ):
-    path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
+    path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     found = compare(path)
     run = tiny_experiment.runs_of(path)["lora"]
     ((book, kept),) = grades(path).items()
@@ -84,9 +84,11 @@ def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_t
     assert grades(path) == {book: kept}
 
 
-def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(grader, wide, tmp_path):
+def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(
+    grader, wide_model, tmp_path
+):
     file, train = grader
-    path = write(tmp_path / "desk", wide, judge=f"{{candidate: lora, experiment: {file}}}")
+    path = write(tmp_path / "desk", wide_model, judge=f"{{candidate: lora, experiment: {file}}}")
     if not any((file.parent / "runs" / "weights").glob("*/fit.json")):
         with pytest.raises(UserError, match=rf"is not trained yet.*harness train lora -c {file}"):
             compare(path)
@@ -96,7 +98,10 @@ def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trai
     row = store.read_rows(
         Store(path.parent / "runs"), tiny_experiment.runs_of(path)["prompt"].rows["replies/test"]
     )[0]
-    rubric, host = read_rubric(path.parent / "helpful.yaml"), ModelHost(resolve(str(wide)), tiny_methods.CPU)
+    rubric, host = (
+        read_rubric(path.parent / "helpful.yaml"),
+        ModelHost(resolve(str(wide_model)), tiny_methods.CPU),
+    )
     messages = judge_messages(rubric, Example("", ({"role": "user", "content": row.prompt},)), row.text)
 
     def p_yes(candidate):
@@ -109,11 +114,11 @@ def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trai
     assert abs(row.parts["judge:helpful"][0] - p_yes(host.base)) > 1e-3
 
 
-def test_a_judge_is_pinned_by_the_beginning_of_its_weights_digest(grader, wide, tmp_path):
+def test_a_judge_is_pinned_by_the_beginning_of_its_weights_digest(grader, wide_model, tmp_path):
     file, train = grader
     digest = train().digest
     path = write(
-        tmp_path / "desk", wide, judge=f"{{candidate: lora, experiment: {file}, weights: {digest[:6]}}}"
+        tmp_path / "desk", wide_model, judge=f"{{candidate: lora, experiment: {file}, weights: {digest[:6]}}}"
     )
     prepare_session(config.load(path), Scope(), SilentProgress())
     text = (path.parent / "helpful.yaml").read_text()
@@ -140,23 +145,23 @@ MORE = """\
         ("{candidate: lora, experiment: ../no/harness.yaml}", r"helpful.yaml:3: found no folder"),
     ],
 )
-def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide, tmp_path, judge, said):
-    path = write(tmp_path / "desk", wide, judge=judge, more=MORE)
+def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide_model, tmp_path, judge, said):
+    path = write(tmp_path / "desk", wide_model, judge=judge, more=MORE)
     with pytest.raises(UserError, match=said):
         prepare_session(config.load(path), Scope(), SilentProgress())
     assert not (path.parent / "runs").exists()
 
 
-def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide, tmp_path):
-    path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
+def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_path):
+    path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     file = path.parent / "helpful.yaml"
     file.write_text(file.read_text().replace("yes/no", "{min: 1, max: 10}"))
     with pytest.raises(UserError, match="lora, a model that runs here, and grades up to 10"):
         config.load(path)
 
 
-def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide, tmp_path):
-    path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
+def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide_model, tmp_path):
+    path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     path.write_text(path.read_text().replace("max_length: 200", "max_length: 16"))
     found = compare(path)
     assert {f.state for f in found.facts} == {"failed"}

@@ -23,7 +23,7 @@ CANDIDATES = """\
 """
 
 
-def in_folds(folder, model, **data):
+def write_folds(folder, model, **data):
     path = tiny_experiment.write(folder, model, CANDIDATES)
     rows(folder / "suites" / "letters" / "all.jsonl", letters(slice(0, 8)))
     given = {"all": "letters/all.jsonl", "folds": 3, **data}
@@ -37,8 +37,8 @@ def in_folds(folder, model, **data):
 
 
 @pytest.fixture(scope="module")
-def done(tiny, own_cache, tmp_path_factory):
-    path = in_folds(tmp_path_factory.mktemp("folds"), tiny)
+def file_and_report(tiny, own_cache, tmp_path_factory):
+    path = write_folds(tmp_path_factory.mktemp("folds"), tiny)
     return path, tiny_experiment.run(path)
 
 
@@ -50,8 +50,8 @@ def test_rows(path, name):
 test_rows.__test__ = False
 
 
-def test_every_row_is_tested_once_by_a_model_of_its_fold(done):
-    path, _ = done
+def test_every_row_is_tested_once_by_a_model_of_its_fold(file_and_report):
+    path, _ = file_and_report
     tested = {name: test_rows(path, name) for name in NAMES}
     n = len(tested["lora"])
     assert n > len(letters(slice(0, 8))) // 2
@@ -62,8 +62,8 @@ def test_every_row_is_tested_once_by_a_model_of_its_fold(done):
     assert {row.fold for row in tested["prompt"]} == {0}  # one model that saw nothing answers all
 
 
-def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(done):
-    path, _ = done
+def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(file_and_report):
+    path, _ = file_and_report
     tested = test_rows(path, "shots")
     of_word = {row.cluster: row.fold for row in tested}
     assert all(of_word[row.cluster] == row.fold for row in tested)
@@ -74,8 +74,8 @@ def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(done
         assert row.fold not in others
 
 
-def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_rows(done):
-    path, _ = done
+def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_rows(file_and_report):
+    path, _ = file_and_report
     run = runs_of(path)["lora"]
     at = Store(path.parent / "runs")
     behind = run.training.stands_on
@@ -85,8 +85,8 @@ def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_ro
     assert not store.list_unreferenced(at, store.References()) or True
 
 
-def test_differences_have_the_interval_of_folds_and_the_report_says_what_was_measured(done):
-    _, found = done
+def test_differences_have_the_interval_of_folds_and_the_report_says_what_was_measured(file_and_report):
+    _, found = file_and_report
     compared = {f.name: f.vs_prompt or f.vs_untrained for f in found.facts}
     assert compared["lora"].estimator == "folds"
     text = report.to_markdown(found) if hasattr(report, "to_markdown") else json.dumps(report.to_json(found))
@@ -94,8 +94,8 @@ def test_differences_have_the_interval_of_folds_and_the_report_says_what_was_mea
     assert "made without it" in text
 
 
-def test_a_second_compare_computes_nothing(done):
-    path, found = done
+def test_a_second_compare_computes_nothing(file_and_report):
+    path, found = file_and_report
     runs = path.parent / "runs"
     before = {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")}
     weights = sorted(p.name for p in (runs / "weights").iterdir())
@@ -105,8 +105,10 @@ def test_a_second_compare_computes_nothing(done):
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
 
 
-def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_without_them(done, command):
-    path, found = done
+def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_without_them(
+    file_and_report, command
+):
+    path, found = file_and_report
     kept = {p: p.read_text() for p in (path.parent / "runs" / "rows").glob("*/folds.json")}
     assert kept
     for lost in kept:
@@ -119,8 +121,8 @@ def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_witho
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
 
 
-def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(done):
-    path, _ = done
+def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(file_and_report):
+    path, _ = file_and_report
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
     given = path.with_name("given.yaml")
     given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
@@ -128,15 +130,15 @@ def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_te
     assert note.startswith("given: made elsewhere")
 
 
-def test_a_learning_curve_is_refused(done):
-    path, _ = done
+def test_a_learning_curve_is_refused(file_and_report):
+    path, _ = file_and_report
     with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):
         tiny_experiment.run(path, learning_curve=True)
 
 
 @pytest.mark.parametrize("verb", [("data", "distill"), ("data", "propose-prompts"), ("pairs", "make")])
-def test_who_writes_rows_from_training_rows_is_refused(done, command, verb):
-    path, _ = done
+def test_who_writes_rows_from_training_rows_is_refused(file_and_report, command, verb):
+    path, _ = file_and_report
     code, _, said = command(*verb, "prompt", "-c", path, "--out", "new.jsonl")
     assert code == 2
     assert "folds: 3, in which every training row is tested too" in said

@@ -8,19 +8,19 @@ from harness import report
 from harness.errors import UserError
 
 
-def test_a_report_read_back_is_the_same(finished, tmp_path):
-    report.write(finished[1], tmp_path)
+def test_a_report_read_back_is_the_same(finished_run, tmp_path):
+    report.write(finished_run[1], tmp_path)
     (path,) = report.kept_reports(tmp_path)
     found = report.read(path)
-    assert report.to_json(found) == report.to_json(finished[1])
+    assert report.to_json(found) == report.to_json(finished_run[1])
     assert report.markdown(report.experiment_document(found)) == report.markdown(
-        report.experiment_document(finished[1])
+        report.experiment_document(finished_run[1])
     )
-    assert found.policy == finished[1].policy
+    assert found.policy == finished_run[1].policy
 
 
-def test_a_report_of_another_version_is_read_as_far_as_it_goes(finished, tmp_path):
-    report.write(finished[1], tmp_path)
+def test_a_report_of_another_version_is_read_as_far_as_it_goes(finished_run, tmp_path):
+    report.write(finished_run[1], tmp_path)
     (path,) = report.kept_reports(tmp_path)
     plain = json.loads(path.read_text())
     plain["later"] = plain["facts"][0]["later"] = {"unknown": 1}
@@ -28,7 +28,7 @@ def test_a_report_of_another_version_is_read_as_far_as_it_goes(finished, tmp_pat
     path.write_text(json.dumps(plain))
     found = report.read(path)
     assert found.policy is None
-    assert [f.label for f in found.facts] == [f.label for f in finished[1].facts]
+    assert [f.label for f in found.facts] == [f.label for f in finished_run[1].facts]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"experiment": "x"}', '{"experiment": "x", "facts": 3}'])

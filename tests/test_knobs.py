@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
 
 
-def fitted(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
+def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
     context = tiny_methods.context(tiny, folder, prepare=prepare)
-    return method.fit(replaced(context, advance), method.Params(**{**QUICK, **params}))
+    return method.fit(replace_advance(context, advance), method.Params(**{**QUICK, **params}))
 
 
-def replaced(context, advance):
+def replace_advance(context, advance):
     from dataclasses import replace
 
     return replace(context, advance=advance)
@@ -30,13 +30,13 @@ def replaced(context, advance):
     ("method", "optim"), [(lora, "adafactor"), (lora, "paged_adamw_8bit"), (dpo, "lion_8bit")]
 )
 def test_an_optimiser_is_taken_by_its_name(tiny, tmp_path, method, optim):
-    plain = fitted(tiny, tmp_path / "plain", method)
-    assert fitted(tiny, tmp_path / optim, method, optim=optim).digest != plain.digest
+    plain = fit_tiny(tiny, tmp_path / "plain", method)
+    assert fit_tiny(tiny, tmp_path / optim, method, optim=optim).digest != plain.digest
 
 
 def test_gradient_checkpointing_changes_no_loss(tiny, tmp_path):
-    plain = fitted(tiny, tmp_path / "plain")
-    again = fitted(tiny, tmp_path / "again", gradient_checkpointing=True)
+    plain = fit_tiny(tiny, tmp_path / "plain")
+    again = fit_tiny(tiny, tmp_path / "again", gradient_checkpointing=True)
     assert [loss for _, loss in again.training.loss] == pytest.approx(
         [loss for _, loss in plain.training.loss], abs=1e-5
     )
@@ -46,7 +46,9 @@ def test_a_cosine_ends_at_its_lowest_rate(tiny, tmp_path):
     lowest = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.25}}
     rates = [
         rate
-        for _, rate in fitted(tiny, tmp_path, per_device_train_batch_size=1, **lowest).training.learning_rate
+        for _, rate in fit_tiny(
+            tiny, tmp_path, per_device_train_batch_size=1, **lowest
+        ).training.learning_rate
     ]
     assert rates[0] == pytest.approx(0.01)
     assert 0.0025 <= rates[-1] < 0.003
@@ -54,14 +56,14 @@ def test_a_cosine_ends_at_its_lowest_rate(tiny, tmp_path):
 
 @pytest.mark.parametrize("every", [2, 0.34])
 def test_the_validation_loss_is_measured_after_so_many_steps(tiny, tmp_path, every):
-    made = fitted(tiny, tmp_path, per_device_train_batch_size=2, eval_steps=every)
+    made = fit_tiny(tiny, tmp_path, per_device_train_batch_size=2, eval_steps=every)
     assert [step for step, _ in made.training.validation_loss] == ([2, 4, 6] if every == 2 else [3, 6])
 
 
 def test_the_best_of_the_measured_steps_is_saved(tiny, tmp_path):
     """At this rate every later step is worse."""
     many = {"per_device_train_batch_size": 1, "lr_scheduler_type": "constant", "early_stopping_patience": 2}
-    made = fitted(tiny, tmp_path, learning_rate=1.0, eval_steps=1, **many)
+    made = fit_tiny(tiny, tmp_path, learning_rate=1.0, eval_steps=1, **many)
     losses = [loss for _, loss in made.training.validation_loss]
     assert made.training.n_steps < 12
     assert losses.index(min(losses)) == len(losses) - 3
@@ -89,7 +91,7 @@ def test_a_method_that_trains_has_the_knobs_of_every_loop(name):
     assert {"optim", "gradient_checkpointing", "lr_scheduler_kwargs"} <= set(fields)
 
 
-def enough_for(rows, seen=None):
+def limit_memory(rows, seen=None):
     """Return what lets a model run out of memory where it reads more than so many rows at once."""
     import torch
 
@@ -108,7 +110,7 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
     params = {k: v for k, v in {**QUICK, "per_device_train_batch_size": 6}.items() if k not in own}
     known = tiny_methods.context(tiny, tmp_path / "whole")
     whole = method.fit(known, method.Params(**params)).training
-    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=enough_for(2))
+    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=limit_memory(2))
     parts = method.fit(little, method.Params(**params, auto_find_batch_size=True)).training
     assert (parts.batch_size, parts.accumulated_batches) == (2, 3)  # by way of 3 and 2
     assert parts.n_steps == whole.n_steps
@@ -121,7 +123,7 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
 def test_a_training_that_is_begun_again_with_smaller_batches_names_each_type_of_matrix_once(tiny, tmp_path):
     part = {name: value for name, value in QUICK.items() if name != "r"}
     known = spectrum.fit(tiny_methods.context(tiny, tmp_path / "whole"), spectrum.Params(**part))
-    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=enough_for(2))
+    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=limit_memory(2))
     parts = spectrum.fit(little, spectrum.Params(**part, auto_find_batch_size=True))
     assert parts.training.batch_size
     assert parts.training.scan == known.training.scan
@@ -129,11 +131,11 @@ def test_a_training_that_is_begun_again_with_smaller_batches_names_each_type_of_
 
 def test_memory_for_no_row_and_other_failures_fail_as_before(tiny, tmp_path):
     with pytest.raises(CandidateFailed, match="out of memory while training"):
-        fitted(tiny, tmp_path / "none", prepare=enough_for(0), auto_find_batch_size=True)
+        fit_tiny(tiny, tmp_path / "none", prepare=limit_memory(0), auto_find_batch_size=True)
     with pytest.raises(CandidateFailed, match="out of memory while training"):
-        fitted(tiny, tmp_path / "not asked", prepare=enough_for(2))
+        fit_tiny(tiny, tmp_path / "not asked", prepare=limit_memory(2))
     with pytest.raises(CandidateFailed, match="longer than"):
-        fitted(tiny, tmp_path / "long", max_length=8, auto_find_batch_size=True)
+        fit_tiny(tiny, tmp_path / "long", max_length=8, auto_find_batch_size=True)
 
 
 def test_a_training_that_was_stopped_goes_on_with_the_batch_size_that_it_found(tiny, tmp_path):
@@ -142,12 +144,12 @@ def test_a_training_that_was_stopped_goes_on_with_the_batch_size_that_it_found(t
             raise KeyboardInterrupt
 
     many = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "auto_find_batch_size": True}
-    whole = fitted(tiny, tmp_path / "whole", prepare=enough_for(2), **many)
+    whole = fit_tiny(tiny, tmp_path / "whole", prepare=limit_memory(2), **many)
     with pytest.raises(KeyboardInterrupt):
-        fitted(tiny, tmp_path / "cut", prepare=enough_for(2), advance=stop, **many)
+        fit_tiny(tiny, tmp_path / "cut", prepare=limit_memory(2), advance=stop, **many)
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
     seen = []
-    assert fitted(tiny, tmp_path / "cut", prepare=enough_for(2, seen), **many).digest == whole.digest
+    assert fit_tiny(tiny, tmp_path / "cut", prepare=limit_memory(2, seen), **many).digest == whole.digest
     assert set(seen) == {2}
 
 
@@ -175,13 +177,13 @@ def test_a_whole_model_is_trained_in_the_type_that_is_written(
 
     inner, seen = Trainer.training_step, []
 
-    def watched(self, *args, **kwargs):
+    def record_types(self, *args, **kwargs):
         state = self.optimizer.optimizer.state.values()
         remembered = [v for of in state for name, v in of.items() if name in ("exp_avg", "state1")]
         seen.append(({str(p.dtype) for p in self.model.parameters()}, {str(v.dtype) for v in remembered}))
         return inner(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "training_step", watched)
+    monkeypatch.setattr(Trainer, "training_step", record_types)
     context = tiny_methods.context(tiny, tmp_path, machine=tiny_methods.CPU._replace(precision="bf16"))
     made = full.fit(context, full.Params(**params, max_steps=3, warmup_steps=0, learning_rate=0.01))
     assert made.training.loss[-1][1] < made.training.loss[0][1]

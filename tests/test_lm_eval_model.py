@@ -37,12 +37,12 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ours(folder, own_cache):
+def harness_lm(folder, own_cache):
     return HarnessLM(str(folder), precision="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
+def hf_lm(folder):
     return HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=3)
 
 
@@ -58,8 +58,8 @@ def samples(model, hub, tasks, **options):
 
 
 @pytest.fixture(scope="module")
-def both(ours, theirs, hub):
-    return [samples(model, hub, list(TASKS)) for model in (ours, theirs)]
+def both_samples(harness_lm, hf_lm, hub):
+    return [samples(model, hub, list(TASKS)) for model in (harness_lm, hf_lm)]
 
 
 def likelihoods(found):
@@ -69,79 +69,85 @@ def likelihoods(found):
 
 
 @pytest.mark.parametrize("task", ["arc_easy", "lambada_openai", "wikitext"])
-def test_every_likelihood_is_that_of_lm_evals_own_model(both, task):
-    (mine, greedy), (expected, as_greedy) = (likelihoods(found[task]) for found in both)
+def test_every_likelihood_is_that_of_lm_evals_own_model(both_samples, task):
+    (mine, greedy), (expected, as_greedy) = (likelihoods(found[task]) for found in both_samples)
     assert mine == pytest.approx(expected, abs=1e-3)
     assert greedy == as_greedy
     assert len(mine) >= 2
 
 
-def test_every_generated_text_is_that_of_lm_evals_own_model(both):
-    mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both)
+def test_every_generated_text_is_that_of_lm_evals_own_model(both_samples):
+    mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both_samples)
     assert mine == expected
     assert any(text for ((text,),) in mine)
 
 
-def asked(kind, *args):
+def make_instance(kind, *args):
     return Instance(kind, {}, args, 0, ("task", 0, 1))
 
 
-def test_an_answer_ends_before_a_stop_string(ours, theirs):
+def test_an_answer_ends_before_a_stop_string(harness_lm, hf_lm):
     prompt = "Where is my parcel?"
-    whole = ours.generate_until([asked("generate_until", prompt, {"until": [], "max_gen_toks": 24})])[0]
+    whole = harness_lm.generate_until(
+        [make_instance("generate_until", prompt, {"until": [], "max_gen_toks": 24})]
+    )[0]
     stop = whole[len(whole) // 2 :][:3]
-    request = asked("generate_until", prompt, {"until": [stop], "max_gen_toks": 24})
-    assert ours.generate_until([request]) == theirs.generate_until([request]) == [whole[: whole.index(stop)]]
+    request = make_instance("generate_until", prompt, {"until": [stop], "max_gen_toks": 24})
+    assert (
+        harness_lm.generate_until([request])
+        == hf_lm.generate_until([request])
+        == [whole[: whole.index(stop)]]
+    )
     assert whole.index(stop) > 0
 
 
-def test_the_chat_template_is_applied_as_by_lm_evals_own_model(ours, theirs, hub):
+def test_the_chat_template_is_applied_as_by_lm_evals_own_model(harness_lm, hf_lm, hub):
     chat = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Be brief."}
-    mine, expected = (samples(model, hub, ["arc_easy"], **chat)["arc_easy"] for model in (ours, theirs))
+    mine, expected = (samples(model, hub, ["arc_easy"], **chat)["arc_easy"] for model in (harness_lm, hf_lm))
     assert [s["arguments"] for s in mine] == [s["arguments"] for s in expected]
     assert mine[0]["arguments"][0][0].startswith("<|im_start|>system\nBe brief.")
     assert likelihoods(mine)[0] == pytest.approx(likelihoods(expected)[0], abs=1e-3)
 
 
-def test_a_prefilled_turn_is_left_open(ours, theirs):
+def test_a_prefilled_turn_is_left_open(harness_lm, hf_lm):
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At the"}]
-    found = ours.apply_chat_template(turns, add_generation_prompt=False)
-    assert found == theirs.apply_chat_template(turns, add_generation_prompt=False)
+    found = harness_lm.apply_chat_template(turns, add_generation_prompt=False)
+    assert found == hf_lm.apply_chat_template(turns, add_generation_prompt=False)
     assert found.endswith("At the")
 
 
-def test_the_template_and_its_name_are_those_of_lm_evals_own_model(ours, theirs):
-    assert ours.tokenizer_name == theirs.tokenizer_name
-    assert ours.chat_template(True) == theirs.chat_template(True)
-    assert ours.chat_template(False) is None
+def test_the_template_and_its_name_are_those_of_lm_evals_own_model(harness_lm, hf_lm):
+    assert harness_lm.tokenizer_name == hf_lm.tokenizer_name
+    assert harness_lm.chat_template(True) == hf_lm.chat_template(True)
+    assert harness_lm.chat_template(False) is None
 
 
-def test_a_context_that_is_too_long_loses_its_beginning_as_in_lm_eval(ours, theirs):
-    requests = [asked("loglikelihood", LONG, " green gate")]
-    (mine, _), (expected, _) = ours.loglikelihood(requests)[0], theirs.loglikelihood(requests)[0]
+def test_a_context_that_is_too_long_loses_its_beginning_as_in_lm_eval(harness_lm, hf_lm):
+    requests = [make_instance("loglikelihood", LONG, " green gate")]
+    (mine, _), (expected, _) = harness_lm.loglikelihood(requests)[0], hf_lm.loglikelihood(requests)[0]
     assert mine == pytest.approx(expected, abs=1e-3)
-    assert len(ours.candidate.tokenizer(LONG)["input_ids"]) > ours.candidate.max_context
+    assert len(harness_lm.candidate.tokenizer(LONG)["input_ids"]) > harness_lm.candidate.max_context
 
 
-def test_a_prompt_that_is_too_long_loses_its_beginning_as_in_lm_eval(ours, theirs):
-    requests = [asked("generate_until", LONG, {"until": ["\n"], "max_gen_toks": 4})]
-    assert ours.generate_until(requests) == theirs.generate_until(requests)
+def test_a_prompt_that_is_too_long_loses_its_beginning_as_in_lm_eval(harness_lm, hf_lm):
+    requests = [make_instance("generate_until", LONG, {"until": ["\n"], "max_gen_toks": 4})]
+    assert harness_lm.generate_until(requests) == hf_lm.generate_until(requests)
 
 
-def test_a_continuation_that_alone_fills_the_context_is_refused(ours):
+def test_a_continuation_that_alone_fills_the_context_is_refused(harness_lm):
     with pytest.raises(CandidateFailed, match=r"task task: prompt of \d+ tokens, the context holds 700"):
-        ours.loglikelihood([asked("loglikelihood", "A", LONG)])
+        harness_lm.loglikelihood([make_instance("loglikelihood", "A", LONG)])
 
 
 @pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}])
-def test_sampled_answers_are_refused(ours, settings):
+def test_sampled_answers_are_refused(harness_lm, settings):
     with pytest.raises(UserError, match="task task, whose answers are sampled; expected greedy answers"):
-        ours.generate_until([asked("generate_until", "Where?", settings)])
+        harness_lm.generate_until([make_instance("generate_until", "Where?", settings)])
 
 
-def test_a_temperature_that_samples_nothing_is_greedy(ours):
+def test_a_temperature_that_samples_nothing_is_greedy(harness_lm):
     settings = {"do_sample": False, "temperature": 0.7, "max_gen_toks": 2}
-    assert len(ours.generate_until([asked("generate_until", "Where?", settings)])) == 1
+    assert len(harness_lm.generate_until([make_instance("generate_until", "Where?", settings)])) == 1
 
 
 def test_a_candidate_that_is_open_is_asked_as_it_is(folder):

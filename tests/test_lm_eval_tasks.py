@@ -61,13 +61,13 @@ def prepare(model, names, runs, limit=None, shots=None):
 
 
 @pytest.fixture(scope="module")
-def ours(model, tmp_path_factory):
+def our_results(model, tmp_path_factory):
     """Ask every task with one shot where the task has no number of its own that forbids it."""
     return standalone.evaluate(prepare(model, TASKS, tmp_path_factory.mktemp("ours") / "runs", shots=1))
 
 
 @pytest.fixture(scope="module")
-def theirs(model, hub):
+def their_results(model, hub):
     """Let lm-eval do the same from loading to scoring."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -89,7 +89,7 @@ def theirs(model, hub):
         )
 
 
-def by_document(rows):
+def map_by_document(rows):
     return {int(row.example_id.partition("-")[0]): row for row in rows}
 
 
@@ -98,9 +98,9 @@ def name_of(metric, sample, row):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_answer_scores_as_in_lm_eval_itself(ours, theirs, task):
-    rows = by_document(ours.rows[task])
-    samples = theirs["samples"][task]
+def test_every_answer_scores_as_in_lm_eval_itself(our_results, their_results, task):
+    rows = map_by_document(our_results.rows[task])
+    samples = their_results["samples"][task]
     for sample in samples:
         row = rows[sample["doc_id"]]
         assert row.example_id.endswith(sample["doc_hash"][:12])
@@ -112,21 +112,23 @@ def test_every_answer_scores_as_in_lm_eval_itself(ours, theirs, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_score_is_that_of_lm_eval_itself(ours, theirs, task):
-    results = {k: v for k, v in theirs["results"][task].items() if "," in k and "stderr" not in k}
-    mine = {s.metric: s.estimate.score for s in ours.scores if s.task == task}
+def test_every_score_is_that_of_lm_eval_itself(our_results, their_results, task):
+    results = {k: v for k, v in their_results["results"][task].items() if "," in k and "stderr" not in k}
+    mine = {s.metric: s.estimate.score for s in our_results.scores if s.task == task}
     assert {k.removesuffix(",none"): pytest.approx(v, rel=1e-3) for k, v in results.items()} == mine
 
 
-def test_generated_texts_are_those_of_lm_eval_itself(ours, theirs):
-    rows = by_document(ours.rows["gsm8k"])
-    samples = [s for s in theirs["samples"]["gsm8k"] if s["filter"] == "strict-match"]
+def test_generated_texts_are_those_of_lm_eval_itself(our_results, their_results):
+    rows = map_by_document(our_results.rows["gsm8k"])
+    samples = [s for s in their_results["samples"]["gsm8k"] if s["filter"] == "strict-match"]
     assert {s["doc_id"]: s["resps"][0][0] for s in samples} == {i: r.text for i, r in rows.items()}
     assert {s["doc_id"]: s["arguments"][0][0] for s in samples} == {i: r.prompt for i, r in rows.items()}
 
 
-def test_shots_are_given_unless_the_task_itself_says_none(ours):
-    assert {s.task: s.num_fewshot for s in ours.scores} == dict.fromkeys(TASKS, 1) | {"blimp_causative": 0}
+def test_shots_are_given_unless_the_task_itself_says_none(our_results):
+    assert {s.task: s.num_fewshot for s in our_results.scores} == dict.fromkeys(TASKS, 1) | {
+        "blimp_causative": 0
+    }
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])
@@ -252,9 +254,9 @@ def test_a_larger_limit_keeps_the_items_of_a_smaller_one():
     assert few["arc_easy"].version == more["arc_easy"].version
 
 
-def test_shots_do_not_depend_on_which_items_are_asked(model, tmp_path, ours):
+def test_shots_do_not_depend_on_which_items_are_asked(model, tmp_path, our_results):
     few = standalone.evaluate(prepare(model, ["gsm8k"], tmp_path / "runs", limit=2, shots=1)).rows["gsm8k"]
-    whole = {row.example_id: row.prompt for row in ours.rows["gsm8k"]}
+    whole = {row.example_id: row.prompt for row in our_results.rows["gsm8k"]}
     assert [row.prompt for row in few] == [whole[row.example_id] for row in few]
 
 
@@ -291,7 +293,7 @@ def test_a_group_is_one_task_whose_tasks_are_its_slices(model, tmp_path):
     assert list(standalone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
 
 
-class Recording(TextCandidate):
+class RecordingCandidate(TextCandidate):
     """A candidate without an opinion that keeps what it was asked together."""
 
     def __init__(self):
@@ -303,10 +305,10 @@ class Recording(TextCandidate):
         return [Likelihood(-float(len(continuation)), False) for _, continuation in pairs]
 
 
-def asked_together(shots):
-    (one,) = found("ai2_arc", num_fewshot=shots, primary="acc").values()
+def ask_together(shots):
+    (one,) = load_tasks("ai2_arc", num_fewshot=shots, primary="acc").values()
     identity = RowsIdentity(**dict.fromkeys((f.name for f in fields(RowsIdentity)), ""))
-    candidate = Recording()
+    candidate = RecordingCandidate()
     job = EvaluationJob(one.task, "capability", "test", one.items.test, one.metrics, "generate", identity)
     answered = one.evaluate(candidate, job, 0)
     assert [row.example_id for row in answered] == [e.id for e in one.items.test]
@@ -314,21 +316,21 @@ def asked_together(shots):
 
 
 def test_what_follows_the_shots_of_one_task_is_asked_together():
-    assert sorted(asked_together(1)) == [16, 24]
+    assert sorted(ask_together(1)) == [16, 24]
 
 
 def test_the_tasks_of_a_group_without_shots_are_asked_together():
-    assert asked_together(0) == [40]
+    assert ask_together(0) == [40]
 
 
-def found(*names, **keys):
+def load_tasks(*names, **keys):
     asked = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
     return capability.load(asked, registry.datasets_folder(None))
 
 
 def test_all_problems_of_all_tasks_are_said_at_once():
     with pytest.raises(UserError) as error:
-        found("arc_easi", "winogrand")
+        load_tasks("arc_easi", "winogrand")
     assert [p.next_step.partition(";")[0] for p in error.value.problems] == [
         "did you mean 'arc_easy'?",
         "did you mean 'winogrande'?",
@@ -337,7 +339,7 @@ def test_all_problems_of_all_tasks_are_said_at_once():
 
 def test_the_missing_subjects_of_a_group_are_named_in_one_error():
     with pytest.raises(UserError) as error:
-        found("mmlu")
+        load_tasks("mmlu")
     (problem,) = error.value.problems
     assert "no data of 56 of its 57 tasks" in problem.found
     assert "mmlu_virology" in problem.found
@@ -358,7 +360,7 @@ def test_the_missing_subjects_of_a_group_are_named_in_one_error():
 )
 def test_what_keeps_a_task_from_being_asked_is_said(name, said):
     with pytest.raises(UserError, match=said):
-        found(name)
+        load_tasks(name)
 
 
 def test_a_missing_split_is_named(hub, tmp_path, monkeypatch):
@@ -367,7 +369,7 @@ def test_a_missing_split_is_named(hub, tmp_path, monkeypatch):
     readme.write_text(readme.read_text().replace("split: validation", "split: dev"))
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "hub"))
     with pytest.raises(UserError, match="without the split 'validation'"):
-        found("winogrande")
+        load_tasks("winogrande")
 
 
 def test_a_folder_of_local_copies_that_is_not_there_is_said(monkeypatch, tmp_path):
@@ -377,19 +379,19 @@ def test_a_folder_of_local_copies_that_is_not_there_is_said(monkeypatch, tmp_pat
 
 
 def test_a_primary_score_may_be_named_by_metric_and_filter():
-    asked = found("gsm8k", primary="exact_match,flexible-extract")
+    asked = load_tasks("gsm8k", primary="exact_match,flexible-extract")
     assert asked["gsm8k"].task.primary_metric == "exact_match,flexible-extract"
 
 
 def test_acc_is_primary_where_nothing_else_is_asked():
-    assert found("arc_easy", "lambada_openai")["lambada_openai"].task.primary_metric == "acc"
+    assert load_tasks("arc_easy", "lambada_openai")["lambada_openai"].task.primary_metric == "acc"
 
 
 def test_a_primary_score_that_there_is_not_is_answered_with_those_there_are():
     with pytest.raises(
         UserError, match=r"primary: f1, which is not among its scores; expected one of 'acc', 'acc_norm'"
     ):
-        found("arc_easy", primary="f1")
+        load_tasks("arc_easy", primary="f1")
 
 
 SUITE = """\
@@ -508,17 +510,17 @@ def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def written(ours, tmp_path_factory):
+def log_folder(our_results, tmp_path_factory):
     """Write what was asked, with every item's row."""
     folder = tmp_path_factory.mktemp("written")
-    standalone.write(ours, folder, log_samples=True)
+    standalone.write(our_results, folder, log_samples=True)
     return folder
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_written_samples_are_those_that_lm_eval_logs(written, theirs, task):
-    known = {(s["doc_id"], s["filter"]): s for s in theirs["samples"][task]}
-    lines = [json.loads(line) for line in (written / f"samples_{task}.jsonl").read_text().splitlines()]
+def test_written_samples_are_those_that_lm_eval_logs(log_folder, their_results, task):
+    known = {(s["doc_id"], s["filter"]): s for s in their_results["samples"][task]}
+    lines = [json.loads(line) for line in (log_folder / f"samples_{task}.jsonl").read_text().splitlines()]
     assert {(line["doc_id"], line["filter"]) for line in lines} == known.keys()
     for line in lines:
         sample = known[line["doc_id"], line["filter"]]
@@ -540,15 +542,15 @@ def test_a_groups_tasks_have_a_file_each_and_what_is_asked_twice_is_written_once
     assert n_lines == {"samples_arc_challenge": 4, "samples_arc_easy": 6}
 
 
-def test_the_gate_reads_what_eval_wrote(written, tmp_path):
-    base, new = (rates_alone(written, tmp_path / name) for name in ("base", "new"))
+def test_the_gate_reads_what_eval_wrote(log_folder, tmp_path):
+    base, new = (rates_alone(log_folder, tmp_path / name) for name in ("base", "new"))
     judged = gate_folders(base, new, GatePolicy())
     assert {t.comparison.task: t.comparison.n for t in judged.tasks} == dict.fromkeys(TASKS[:-1], 6)
     assert {t.comparison.delta for t in judged.tasks} == {0.0}
 
 
-def test_the_gate_refuses_what_eval_wrote_in_another_precision(written, tmp_path):
-    base, other = (rates_alone(written, tmp_path / name) for name in ("base", "other"))
+def test_the_gate_refuses_what_eval_wrote_in_another_precision(log_folder, tmp_path):
+    base, other = (rates_alone(log_folder, tmp_path / name) for name in ("base", "other"))
     results = json.loads((other / "results.json").read_text())
     (other / "results.json").write_text(json.dumps({**results, "precision": "bf16"}))
     with pytest.raises(IncompatibleRuns, match="differ in precision: 'fp32' and 'bf16'"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import tiny_experiment
 from fake_facts import candidate
-from openai_server import Fault, Rule, serving
+from openai_server import Fault, Rule, serve_model
 from test_prompt_search import HARNESS
 
 from harness.decision import UnderLoad
@@ -17,7 +17,7 @@ from harness.report.decision_tables import load_section
 POLICY = "concurrency: 4\n"
 
 
-class Slow:
+class SlowServer:
     """Takes its time with each request, and counts how many are under way together."""
 
     def __init__(self, took_s):
@@ -33,7 +33,7 @@ class Slow:
         return "yes"
 
 
-def written(folder, url, model, policy):
+def write_experiment(folder, url, model, policy):
     for name in ("train", "validation", "test"):
         rows = [
             {"id": f"{name}-{i}", "prompt": f"{name} {i}?", "reference": ("yes", "no")[i % 2]}
@@ -47,9 +47,9 @@ def written(folder, url, model, policy):
 
 
 def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path, own_cache):
-    answer = Slow(0.1)
-    with serving(Rule(answer)) as server:
-        report = compare(written(tmp_path, server.url, tiny, POLICY))
+    answer = SlowServer(0.1)
+    with serve_model(Rule(answer)) as server:
+        report = compare(write_experiment(tmp_path, server.url, tiny, POLICY))
     assert answer.most > 1, "otherwise one is asked after the other"
     (facts,) = report.facts
     load = facts.under_load
@@ -61,10 +61,10 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
 
 
 def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report(tiny, tmp_path, own_cache):
-    answer = Slow(0.3)
-    with serving(Rule(answer)) as server:
+    answer = SlowServer(0.3)
+    with serve_model(Rule(answer)) as server:
         server.fault = lambda: Fault(429) if answer.now else None
-        path = written(tmp_path, server.url, tiny, POLICY)
+        path = write_experiment(tmp_path, server.url, tiny, POLICY)
         path.write_text(path.read_text().replace("num_concurrent: 1", "num_concurrent: 1, max_retries: 0"))
         report = compare(path)
     assert [f.state for f in report.facts] == ["done"]
@@ -72,16 +72,16 @@ def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report
 
 
 def test_fewer_rows_than_concurrency_are_said(tiny, tmp_path, own_cache):
-    with serving(Rule(lambda messages: "yes")) as server:
-        report = compare(written(tmp_path, server.url, tiny, "concurrency: 64\n"))
+    with serve_model(Rule(lambda messages: "yes")) as server:
+        report = compare(write_experiment(tmp_path, server.url, tiny, "concurrency: 64\n"))
     assert report.facts[0].under_load.n == 6
     assert "concurrency is 64, and 6 requests came at once: validation has no more rows" in report.notes
 
 
 def test_a_server_is_not_asked_more_where_nothing_is_written(tiny, tmp_path, own_cache):
-    answer = Slow(0.0)
-    with serving(Rule(answer)) as server:
-        report = compare(written(tmp_path, server.url, tiny, ""))
+    answer = SlowServer(0.0)
+    with serve_model(Rule(answer)) as server:
+        report = compare(write_experiment(tmp_path, server.url, tiny, ""))
     assert answer.most == 1
     assert report.facts[0].under_load is None
 

@@ -24,7 +24,7 @@ PAIRS = st.lists(
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def plainly(model, context, continuation):
+def score_plainly(model, context, continuation):
     """Score a continuation as transformers does: one sequence, no mask, all logits."""
     import torch
 
@@ -37,7 +37,7 @@ def plainly(model, context, continuation):
 
 def agree(executor, model, pairs):
     for likelihood, pair in zip(executor.loglikelihoods(pairs), pairs, strict=True):
-        logprob, greedy = plainly(model, *pair)
+        logprob, greedy = score_plainly(model, *pair)
         assert likelihood.logprob == pytest.approx(logprob, abs=1e-4)
         assert likelihood.greedy == greedy
 
@@ -77,14 +77,14 @@ def test_the_engines_without_masks_give_the_same_numbers(model, pairs, engine):
 
 
 def test_without_masks_several_sequences_are_read_together(model):
-    crowded = Crowded(model, 512)
+    crowded = CrowdedModel(model, 512)
     pairs = [(tuple(range(5 + n, 11 + n)), (20, 21)) for n in range(6)]
     agree(Executor(crowded, 512, "padded"), model, pairs)
     assert crowded.tried == [6 * 7]
 
 
 def test_out_of_memory_halves_rows_without_masks_and_joins_none(model):
-    crowded = Crowded(model, 20)
+    crowded = CrowdedModel(model, 20)
     pairs = [((5, 6, 7, 8, 9, 10), (start, 20)) for start in range(30, 36)]
     agree(Executor(crowded, 512, "padded"), model, pairs)
     assert crowded.tried[0] == 6 * 7
@@ -130,7 +130,7 @@ def test_no_pairs_have_no_likelihoods(model):
     assert Executor(model, 64).loglikelihoods([]) == []
 
 
-def ignoring_masks(tiny):
+def load_ignoring_masks(tiny):
     """Return the tiny model as if its layers took no mask, as recurrent ones do."""
     from transformers import LlamaForCausalLM
 
@@ -141,7 +141,7 @@ def ignoring_masks(tiny):
     return Recurrent.from_pretrained(tiny).eval()
 
 
-def refusing_masks(tiny):
+def load_refusing_masks(tiny):
     """Return the tiny model as if it took padding masks only, of two dimensions."""
     from transformers import LlamaForCausalLM
 
@@ -154,32 +154,32 @@ def refusing_masks(tiny):
     return Strict.from_pretrained(tiny).eval()
 
 
-@pytest.mark.parametrize("kind", [ignoring_masks, refusing_masks])
+@pytest.mark.parametrize("kind", [load_ignoring_masks, load_refusing_masks])
 def test_a_model_that_does_not_take_the_mask_is_scored_plainly_and_rightly(tiny, model, kind):
     executor = Executor(kind(tiny), 64)
     assert executor.engine == "padded"
     agree(executor, model, [((5, 6, 7), (8, 9)), ((5, 6, 7), (10,)), ((11, 12), (13,))])
 
 
-def of_a_gpu():
+def raise_gpu_oom():
     import torch
 
     raise torch.OutOfMemoryError("no room")
 
 
-def of_a_cpu():
+def raise_cpu_oom():
     import torch
 
     return torch.empty(1 << 46)
 
 
 @dataclass
-class Crowded:
+class CrowdedModel:
     """A model on a device whose memory holds `room` tokens at most; `tried` is how many it was given."""
 
     model: object
     room: int
-    run_out: Callable = of_a_gpu
+    run_out: Callable = raise_gpu_oom
     tried: list = field(default_factory=list)
 
     def __getattr__(self, name):
@@ -196,7 +196,7 @@ class Crowded:
 
 
 @dataclass
-class Blocking:
+class BlockingModel:
     """A model that never says one token, as some do with ids that nobody uses."""
 
     model: object
@@ -211,14 +211,14 @@ class Blocking:
         return out
 
 
-@pytest.mark.parametrize("run_out", [of_a_gpu, of_a_cpu])
+@pytest.mark.parametrize("run_out", [raise_gpu_oom, raise_cpu_oom])
 def test_out_of_memory_halves_the_group_and_the_numbers_stay(model, run_out):
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
-    agree(Executor(Crowded(model, 20, run_out), 512, "packed"), model, pairs)
+    agree(Executor(CrowdedModel(model, 20, run_out), 512, "packed"), model, pairs)
 
 
 def test_what_ran_out_of_memory_once_is_not_tried_again(model):
-    crowded = Crowded(model, 20)
+    crowded = CrowdedModel(model, 20)
     executor = Executor(crowded, 512, "packed")
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
     executor.loglikelihoods(pairs)
@@ -231,14 +231,14 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(model):
 def test_a_beginning_that_does_not_fit_fails_the_candidate(model):
     pairs = [((*range(10, 60), 100 + i), (7,)) for i in range(3)]
     with pytest.raises(CandidateFailed, match="what all prompts begin with"):
-        Executor(Crowded(model, 40), 512, "packed").loglikelihoods(pairs)
+        Executor(CrowdedModel(model, 40), 512, "packed").loglikelihoods(pairs)
 
 
 def test_an_engine_is_not_chosen_by_memory_that_runs_out(model):
     import torch
 
     with pytest.raises(torch.OutOfMemoryError):
-        Executor(Crowded(model, 3), 512)
+        Executor(CrowdedModel(model, 3), 512)
 
 
 def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
@@ -246,7 +246,7 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
 
     held = []
 
-    class Holding(Crowded):
+    class HoldingModel(CrowdedModel):
         def __call__(self, input_ids, **inputs):
             assert [ballast() for ballast in held] == [None] * len(held)
             ballast = torch.zeros(1)
@@ -255,24 +255,24 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
             return super().__call__(input_ids, **inputs)
 
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6)]
-    Executor(Holding(model, 8), 512, "packed").loglikelihoods(pairs)
+    Executor(HoldingModel(model, 8), 512, "packed").loglikelihoods(pairs)
     assert held
 
 
 def test_out_of_memory_halves_what_begins_alike_too(model):
     pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
-    agree(Executor(Crowded(model, 13), 512, "packed"), model, pairs)
+    agree(Executor(CrowdedModel(model, 13), 512, "packed"), model, pairs)
 
 
 def test_out_of_memory_halves_what_follows_a_beginning_that_was_read_before(model):
-    crowded = Crowded(model, 13)
+    crowded = CrowdedModel(model, 13)
     pairs = [((*range(10, 22), 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
     agree(Executor(crowded, 512, "packed"), model, pairs)
     assert crowded.tried[:2] == [12, 18]
 
 
 def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_with_less(model):
-    class Keyed(Crowded):
+    class KeyMemoryModel(CrowdedModel):
         """A device whose memory holds so many keys, of all rows with what they begin with."""
 
         def __call__(self, input_ids, past_key_values=None, **inputs):
@@ -282,7 +282,7 @@ def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_wi
                 self.run_out()
             return self.model(input_ids, past_key_values=past_key_values, **inputs)
 
-    keyed = Keyed(model, 100)
+    keyed = KeyMemoryModel(model, 100)
     executor = Executor(keyed, 512, "packed")
     long = [((*range(10, 60), i), (7, 8)) for i in (3, 4, 5)]
     agree(executor, model, long)  # three rows of 52 keys do not fit, one does
@@ -293,7 +293,7 @@ def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_wi
 
 @pytest.mark.parametrize("prefix", [range(10, 22), range(10, 12)], ids=["a prefix", "one answer"])
 def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(model, prefix):
-    class Sharing(Crowded):
+    class SharedMemoryModel(CrowdedModel):
         """A device whose memory also holds what was read before."""
 
         def __call__(self, input_ids, **inputs):
@@ -301,7 +301,7 @@ def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(m
                 self.run_out()
             return super().__call__(input_ids, **inputs)
 
-    executor, kept = Executor(Sharing(model, 40), 512, "packed"), []
+    executor, kept = Executor(SharedMemoryModel(model, 40), 512, "packed"), []
     kept.append(weakref.ref(executor.prefixes.read(range(50, 60))))
     pairs = [((*prefix, 100 + i), (7,)) for i in range(3)]
     agree(executor, model, pairs if len(prefix) > 8 else pairs[:1])
@@ -310,14 +310,14 @@ def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(m
 def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(model):
     pairs = [((7, 8), (9, 10))]
     (whole,) = Executor(model, 64).loglikelihoods(pairs)
-    (found,) = Executor(Blocking(model, 0), 64, "packed").loglikelihoods(pairs)
+    (found,) = Executor(BlockingModel(model, 0), 64, "packed").loglikelihoods(pairs)
     assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
 
 
 @pytest.mark.parametrize("engine", ["packed", "padded", "plain"])
 def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
     with pytest.raises(CandidateFailed, match="out of memory while scoring"):
-        Executor(Crowded(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
+        Executor(CrowdedModel(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
 
 
 def test_the_layout_digest_depends_on_engine_and_budget(model):

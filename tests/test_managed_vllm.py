@@ -40,12 +40,12 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def fake_answers(monkeypatch):
     """Let the server answer without a model."""
     monkeypatch.setenv("FAKE_VLLM_MODEL", "none")
 
 
-def opened(tiny, program, folder, heard=None, **settings):
+def make_server(tiny, program, folder, heard=None, **settings):
     policy = VllmPolicy(command=str(program), **settings)
     notes = heard if heard is not None else []
     return server.VllmServer(
@@ -90,7 +90,7 @@ def wait_for(holds, seconds=30):
 
 def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_started(tiny, program, tmp_path):
     heard = []
-    host = opened(tiny, program, tmp_path, heard, max_model_len=300)
+    host = make_server(tiny, program, tmp_path, heard, max_model_len=300)
     local = ModelHost(resolve(str(tiny)), tiny_methods.CPU).base
     texts = [({"role": "user", "content": text},) for text in ("Where is my parcel?", "Who wrote it?")]
     pairs = [
@@ -125,7 +125,7 @@ def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(
 ):
     monkeypatch.setenv("FAKE_VLLM", fault)
     with pytest.raises(CandidateFailed) as failure:
-        opened(tiny, program, tmp_path)
+        make_server(tiny, program, tmp_path)
     assert "ended with exit code 1" in failure.value.reason
     assert "CUDA out of memory. Tried to allocate 2.00 GiB" in failure.value.reason
     assert str(tmp_path / "logs" / "server.log") in failure.value.reason
@@ -137,38 +137,40 @@ def test_a_server_that_is_not_ready_in_time_is_ended(tiny, program, tmp_path, mo
     with pytest.raises(
         CandidateFailed, match=r"not ready after 2 s; its last line: INFO arguments"
     ) as failure:
-        opened(tiny, program, tmp_path, start_timeout=2)
+        make_server(tiny, program, tmp_path, start_timeout=2)
     assert failure.value.knob == "a longer vllm.start_timeout"
 
 
 def test_an_argument_that_vllm_does_not_know_is_its_own_error(tiny, program, tmp_path):
     with pytest.raises(CandidateFailed, match=r"exit code 2.*unrecognized arguments: --no-such-thing"):
-        opened(tiny, program, tmp_path, args=("--no-such-thing",))
+        make_server(tiny, program, tmp_path, args=("--no-such-thing",))
 
 
-def test_no_proxy_of_the_environment_stands_before_the_server(tiny, program, tmp_path, monkeypatch, quick):
+def test_no_proxy_of_the_environment_stands_before_the_server(
+    tiny, program, tmp_path, monkeypatch, fake_answers
+):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    host = opened(tiny, program, tmp_path, start_timeout=60)
+    host = make_server(tiny, program, tmp_path, start_timeout=60)
     assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
     host.close()
 
 
-def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monkeypatch, quick):
+def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monkeypatch, fake_answers):
     monkeypatch.setenv("FAKE_VLLM_TAKES", str(tmp_path / "taken"))
-    host = opened(tiny, program, tmp_path)
+    host = make_server(tiny, program, tmp_path)
     assert (tmp_path / "taken").exists()
     assert host.base.encode(({"role": "user", "content": "Yes?"},)).context
     host.close()
 
 
 def test_a_server_that_dies_while_it_is_asked_fails_that_candidate_and_starts_anew(
-    tiny, program, tmp_path, monkeypatch, quick
+    tiny, program, tmp_path, monkeypatch, fake_answers
 ):
     monkeypatch.setenv("FAKE_VLLM", "dies-after-2")
-    host = opened(tiny, program, tmp_path, num_concurrent=1)
+    host = make_server(tiny, program, tmp_path, num_concurrent=1)
     base, prompt = host.base, (5, 6, 7)
     base.generate([prompt, prompt], Limits(2))
     for _ in range(2):
@@ -180,10 +182,10 @@ def test_a_server_that_dies_while_it_is_asked_fails_that_candidate_and_starts_an
 
 
 def test_a_request_that_a_running_server_refuses_names_its_log_and_no_address_to_correct(
-    tiny, program, tmp_path, monkeypatch, quick
+    tiny, program, tmp_path, monkeypatch, fake_answers
 ):
     monkeypatch.setenv("FAKE_VLLM", "refuses-after-0")
-    host = opened(tiny, program, tmp_path)
+    host = make_server(tiny, program, tmp_path)
     with pytest.raises(CandidateFailed, match=r"server runs, and a request failed: .*refused") as failure:
         host.base.generate([(5, 6, 7)], Limits(2))
     assert str(tmp_path / "logs" / "server.log") in failure.value.reason
@@ -192,10 +194,10 @@ def test_a_request_that_a_running_server_refuses_names_its_log_and_no_address_to
 
 
 def test_the_server_ends_where_its_supervisor_is_killed_and_asks_for_no_key_of_the_environment(
-    tiny, program, tmp_path, monkeypatch, quick
+    tiny, program, tmp_path, monkeypatch, fake_answers
 ):
     monkeypatch.setenv("VLLM_API_KEY", "of-another-server")
-    host = opened(tiny, program, tmp_path)
+    host = make_server(tiny, program, tmp_path)
     assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
     numbers = children_of(host._running.supervisor.pid)
     host._running.supervisor.kill()
@@ -213,7 +215,7 @@ def test_an_argument_by_which_the_server_is_asked_is_refused_when_it_is_read(tin
         config.load(path)
 
 
-def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, program, tmp_path, quick):
+def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, program, tmp_path, fake_answers):
     script = (
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import tiny_methods\n"
@@ -239,7 +241,7 @@ def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, progr
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, program, tmp_path_factory):
+def stores_and_report(tiny, program, tmp_path_factory):
     """Compare a prompt and a LoRA by both engines; returns the stores and the report by the server."""
     folder = tmp_path_factory.mktemp("compared")
     settings = f"engine: vllm\nvllm: {{command: {program}, max_model_len: 900}}\n"
@@ -258,8 +260,8 @@ def answers(path, run):
 
 
 @pytest.mark.slow
-def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(compared):
-    (ours, _), (theirs, _) = compared
+def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(stores_and_report):
+    (ours, _), (theirs, _) = stores_and_report
     both = tiny_experiment.runs_of(ours), tiny_experiment.runs_of(theirs)
     assert [sorted(runs) for runs in both] == [["lora", "prompt"]] * 2
     for name in ("prompt", "lora"):
@@ -272,8 +274,8 @@ def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(compa
 
 
 @pytest.mark.slow
-def test_rows_say_which_vllm_answered_and_its_log_is_kept(compared):
-    path = compared[1][0]
+def test_rows_say_which_vllm_answered_and_its_log_is_kept(stores_and_report):
+    path = stores_and_report[1][0]
     rows = tiny_experiment.runs_of(path)["lora"].rows
     identities = [
         json.loads((path.parent / "runs" / "rows" / digest / "identity.json").read_text())
@@ -285,8 +287,8 @@ def test_rows_say_which_vllm_answered_and_its_log_is_kept(compared):
 
 
 @pytest.mark.slow
-def test_nothing_is_asked_again_and_no_server_started_where_all_is_stored(compared):
-    path = compared[1][0]
+def test_nothing_is_asked_again_and_no_server_started_where_all_is_stored(stores_and_report):
+    path = stores_and_report[1][0]
     (log,) = (path.parent / "runs" / ".vllm").glob("*.log")
     before = log.stat().st_mtime_ns
     compare(path)
@@ -313,16 +315,16 @@ def test_settings_that_change_what_is_computed_together_have_other_rows(program)
 
 
 def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_has_not(program, monkeypatch):
-    def known():
+    def list_identities():
         return server.identity(VllmPolicy(command=str(program))), vllm.identity("0.33.0", "cpu")
 
     for name in [name for name in os.environ if name.startswith("VLLM_")]:
         monkeypatch.delenv(name)
-    plain = known()
+    plain = list_identities()
     assert plain[0][1] == digest([{}, vllm.MAX_RANK, ""])  # as rows were stored before switches counted
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_PORT", "VLLM_SERVICE_HOST", "VLLM_HOST_IP", "VLLM_CACHE_ROOT"):
         monkeypatch.setenv(name, "8000")
-        assert known() == plain
+        assert list_identities() == plain
     seen = {plain}
     for name, value in [
         ("VLLM_ATTENTION_BACKEND", "TRITON"),
@@ -333,8 +335,8 @@ def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_h
         ("NVIDIA_TF32_OVERRIDE", "0"),
     ]:
         monkeypatch.setenv(name, value)
-        assert not seen & {known()}
-        seen.add(known())
+        assert not seen & {list_identities()}
+        seen.add(list_identities())
 
 
 @pytest.mark.parametrize(
@@ -364,7 +366,7 @@ def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path
     assert not [problem for problem in found.problems if "vllm" in str(problem)]
 
 
-def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, tmp_path, quick):
+def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, tmp_path, fake_answers):
     extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
     session = prepare_session(config.load(path), Scope(), SilentProgress())

@@ -7,12 +7,12 @@ from harness import config
 from harness.errors import UserError
 
 
-def written(tmp_path, tiny, own):
+def write_experiment(tmp_path, tiny, own):
     return tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  own: {own}\n")
 
 
 def test_a_grid_of_more_than_64_candidates_is_refused(tiny, tmp_path):
-    path = written(tmp_path, tiny, f"{{method: lora, params: {{r: {list(range(1, 65))}}}}}")
+    path = write_experiment(tmp_path, tiny, f"{{method: lora, params: {{r: {list(range(1, 65))}}}}}")
     with pytest.raises(UserError, match="found 65 candidates; expected at most 64"):
         tiny_experiment.run(path)
     assert not (tmp_path / "runs").exists()
@@ -21,10 +21,10 @@ def test_a_grid_of_more_than_64_candidates_is_refused(tiny, tmp_path):
 def test_a_sweep_of_more_than_64_trials_is_refused(tiny, tmp_path):
     sweep = f"{{r: {list(range(1, 14))}, num_train_epochs: [1, 2, 3, 4, 5]}}"
     with pytest.raises(UserError, match="a sweep of 65 trials; expected at most 64"):
-        config.load(written(tmp_path, tiny, f"{{method: lora, sweep: {sweep}}}"))
+        config.load(write_experiment(tmp_path, tiny, f"{{method: lora, sweep: {sweep}}}"))
 
 
 def test_a_sweep_of_64_trials_is_not(tiny, tmp_path):
     sweep = f"{{r: {list(range(1, 17))}, num_train_epochs: [1, 2, 3, 4]}}"
-    loaded = config.load(written(tmp_path, tiny, f"{{method: lora, sweep: {sweep}}}"))
+    loaded = config.load(write_experiment(tmp_path, tiny, f"{{method: lora, sweep: {sweep}}}"))
     assert "own" in loaded.selected

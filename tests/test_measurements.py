@@ -30,7 +30,7 @@ RATING = Rating(
 )
 
 
-def indexed(store):
+def list_indexed_ratings(store):
     """List the ratings that the index has heard of."""
     with duckdb.connect(str(store.index), read_only=True) as db:
         return [name for (name,) in db.execute("SELECT rating_id FROM ratings ORDER BY ALL").fetchall()]
@@ -58,10 +58,14 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
     stores.save_rating(store, replace(RATING, rating_id="r2"))
     assert not store.index.exists(), "a click builds no index"
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("one",)]
-    assert indexed(store) == ["r1", "r2"]
+    assert list_indexed_ratings(store) == ["r1", "r2"]
     (store.folder / "ratings" / "torn.json").write_text('{"rating_id": "r3"')
     counts = stores.reindex(store)
-    assert indexed(store) == [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+    assert (
+        list_indexed_ratings(store)
+        == [rating.rating_id for rating in stores.list_ratings(store)]
+        == ["r1", "r2"]
+    )
     assert [said.partition(":")[0] for said in counts.skipped] == [
         str(store.folder / "ratings" / "torn.json")
     ]
@@ -91,7 +95,7 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
     for thread in threads:
         thread.join()
     assert failed == []
-    assert len(stores.list_ratings(store)) == len(indexed(store)) == 16
+    assert len(stores.list_ratings(store)) == len(list_indexed_ratings(store)) == 16
 
 
 def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
@@ -99,10 +103,10 @@ def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     stores.save_rating(store, RATING)
     with index.writer_lock(store, 1):
         stores.save_rating(store, replace(RATING, rating_id="r2"))
-    assert indexed(store) == ["r1"]
+    assert list_indexed_ratings(store) == ["r1"]
     assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
     stores.save_rating(store, replace(RATING, rating_id="r3"))
-    assert indexed(store) == ["r1", "r2", "r3"]
+    assert list_indexed_ratings(store) == ["r1", "r2", "r3"]
 
 
 def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):
@@ -111,7 +115,7 @@ def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):
         stores.save_rating(store, RATING)
     complete(store, IDENTITY, make_rows(3))
     stores.save_run(store, make_run("one", [IDENTITY.digest]))
-    assert indexed(store) == ["r1"]
+    assert list_indexed_ratings(store) == ["r1"]
 
 
 def test_ratings_are_listed_while_somebody_holds_the_index(store):
@@ -124,7 +128,7 @@ EVIL = "<b>x</b> \x1b[31m Été"
 
 
 @pytest.fixture
-def answered(store):
+def store_and_sample(store):
     """Store forty answers, two of them of another status, one with a text of its own."""
     sample = [
         row(i, status="truncated" if i < 2 else "ok", text=EVIL if i == 7 else f"answer {i}", weight=1.0)
@@ -146,8 +150,8 @@ def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prom
     assert stores.document_digests(store, "absent") == {}
 
 
-def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(answered):
-    at, sample = answered
+def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(store_and_sample):
+    at, sample = store_and_sample
     found = stores.read_scores(at, IDENTITY.digest, "exact_match")
     names = ("task", "split", "example_id", "position", "status", "cluster", "slice", "weight")
     kept = [{name: getattr(r, name) for name in names} for r in sample]
@@ -161,15 +165,15 @@ def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(answer
         stores.read_scores(at, "absent", "exact_match")
 
 
-def test_a_few_items_are_read_with_their_texts(answered):
-    at, sample = answered
+def test_a_few_items_are_read_with_their_texts(store_and_sample):
+    at, sample = store_and_sample
     found = stores.read_samples(at, IDENTITY.digest, ["item-00007", "item-00003", "nobody"])
     assert found == {"item-00007": sample[7], "item-00003": sample[3]}
     assert stores.read_samples(at, "absent", ["item-00007"]) == {}
 
 
-def test_items_are_found_by_any_of_their_texts(answered):
-    at, _ = answered
+def test_items_are_found_by_any_of_their_texts(store_and_sample):
+    at, _ = store_and_sample
     assert stores.find_items(at, [IDENTITY.digest, "absent"], "éTÉ") == {"item-00007"}
     assert stores.find_items(at, [IDENTITY.digest], "00012") == {"item-00012"}
     assert len(stores.find_items(at, [IDENTITY.digest], "question")) == 40
@@ -177,15 +181,15 @@ def test_items_are_found_by_any_of_their_texts(answered):
     assert stores.find_items(at, ["absent"], "x") == set()
 
 
-def test_statuses_are_counted_by_row_set(answered):
-    at, _ = answered
+def test_statuses_are_counted_by_row_set(store_and_sample):
+    at, _ = store_and_sample
     assert stores.count_statuses(at, [IDENTITY.digest, "absent"]) == {
         IDENTITY.digest: {"ok": 38, "truncated": 2}
     }
 
 
-def test_slices_and_clusters_come_by_item(answered):
-    at, sample = answered
+def test_slices_and_clusters_come_by_item(store_and_sample):
+    at, sample = store_and_sample
     assert stores.read_kinds(at, IDENTITY.digest) == {r.example_id: (r.slice, r.cluster) for r in sample}
     assert stores.read_kinds(at, "absent") == {}
 
@@ -200,8 +204,8 @@ def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
     assert stores.differing_items(store, IDENTITY.digest, "absent") == []
 
 
-def test_columns_for_a_ranking_come_in_the_order_of_ids(answered):
-    at, sample = answered
+def test_columns_for_a_ranking_come_in_the_order_of_ids(store_and_sample):
+    at, sample = store_and_sample
     ((digest, (ids, clusters, parts, weights, failed, *_)),) = stores.read_columns(
         at, [IDENTITY.digest], "exact_match"
     ).items()

@@ -47,7 +47,7 @@ class Reports(SilentProgress):
 
 
 @pytest.fixture(scope="module")
-def taught(tiny, own_cache):
+def memorizing_base(tiny, own_cache):
     """Teach the tiny model 12 texts of random words by heart."""
     import torch
 
@@ -69,9 +69,9 @@ def membership_gap(task, of, score, most=None):
     return membership._membership(membership._draw(task, of, most), score)
 
 
-def test_texts_known_by_heart_show_the_signal_and_others_of_their_kind_do_not(taught):
-    known = membership_gap("known", items(texts(12, 1)), taught.score_tokens)
-    other = membership_gap("other", items(texts(12, 2)), taught.score_tokens)
+def test_texts_known_by_heart_show_the_signal_and_others_of_their_kind_do_not(memorizing_base):
+    known = membership_gap("known", items(texts(12, 1)), memorizing_base.score_tokens)
+    other = membership_gap("other", items(texts(12, 2)), memorizing_base.score_tokens)
     assert known.n == other.n == 12
     assert known.min_k.low > 1.0
     for of_known, of_other in zip(known[3:], other[3:], strict=True):
@@ -79,31 +79,31 @@ def test_texts_known_by_heart_show_the_signal_and_others_of_their_kind_do_not(ta
         assert of_other.low < 0.5
 
 
-def test_logprobs_of_tokens_add_up_to_the_likelihood(taught):
+def test_logprobs_of_tokens_add_up_to_the_likelihood(memorizing_base):
     [text] = texts(1, 3)
-    encoded = taught.encode((), text, chat_template=False)
-    [likelihood] = taught.loglikelihood([(encoded.context, encoded.continuation)])
-    [scores] = taught.score_tokens([text])
+    encoded = memorizing_base.encode((), text, chat_template=False)
+    [likelihood] = memorizing_base.loglikelihood([(encoded.context, encoded.continuation)])
+    [scores] = memorizing_base.score_tokens([text])
     assert len(scores.logprobs) == len(scores.standardized) == len(encoded.continuation)
     assert sum(scores.logprobs) == pytest.approx(likelihood.logprob, abs=1e-3)
 
 
-def test_standardized_scores_are_those_of_the_definition(taught):
+def test_standardized_scores_are_those_of_the_definition(memorizing_base):
     import torch
 
     [text] = texts(1, 7)
-    encoded = taught.encode((), text, chat_template=False)
+    encoded = memorizing_base.encode((), text, chat_template=False)
     expected, ids = [], list(encoded.context)
     for token in encoded.continuation:
         with torch.inference_mode():
-            logits = taught.model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+            logits = memorizing_base.model(input_ids=torch.tensor([ids])).logits[0, -1].double()
         p = [math.exp(x) for x in logits]
         log_p = [math.log(one / sum(p)) for one in p]
         mean = sum(math.exp(x) * x for x in log_p)
         sd = math.sqrt(sum(math.exp(x) * (x - mean) ** 2 for x in log_p))
         expected.append((log_p[token] - mean) / sd)
         ids.append(token)
-    [scores] = taught.score_tokens([text])
+    [scores] = memorizing_base.score_tokens([text])
     assert scores.standardized == pytest.approx(expected, abs=1e-3)
 
 
@@ -114,9 +114,9 @@ def test_a_token_of_which_the_model_is_sure_counts_for_nothing():
     assert standardize(sure, torch.tensor([0, 1]))[1] == [0.0, 0.0]
 
 
-def test_a_text_longer_than_the_context_is_read_as_far_as_it_goes(taught):
-    [scores] = taught.score_tokens([" ".join(WORDS * 40)])
-    assert len(scores.logprobs) == taught.max_context - 1
+def test_a_text_longer_than_the_context_is_read_as_far_as_it_goes(memorizing_base):
+    [scores] = memorizing_base.score_tokens([" ".join(WORDS * 40)])
+    assert len(scores.logprobs) == memorizing_base.max_context - 1
 
 
 def test_min_k_is_the_mean_of_the_least_likely_fifth():
@@ -153,11 +153,11 @@ def test_so_many_items_are_asked_as_are_wanted_and_they_are_counted():
     assert (every.n, every.of) == (20, 20)
 
 
-def test_texts_are_scored_in_batches_as_they_are_alone(taught):
+def test_texts_are_scored_in_batches_as_they_are_alone(memorizing_base):
     asked = [" ".join(text.split()[: 2 + i]) for i, text in enumerate(texts(9, 8))]
-    together = taught.score_tokens(asked)
+    together = memorizing_base.score_tokens(asked)
     for text, scores in zip(asked, together, strict=True):
-        [alone] = taught.score_tokens([text])
+        [alone] = memorizing_base.score_tokens([text])
         for one, other in zip(alone, scores, strict=True):
             assert other == pytest.approx(one, abs=1e-3)
 

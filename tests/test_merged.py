@@ -144,13 +144,15 @@ def test_what_cannot_be_merged_is_named(configs, combination, said):
 LORA = "{method: lora, params: {r: %d, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
 
 
-def written(tmp_path, tiny, own, more=""):
+def write_experiment(tmp_path, tiny, own, more=""):
     candidates = f"  prompt: {{method: base}}\n  one: {LORA % 2}\n  two: {LORA % 4}\n{more}  own: {own}\n"
     return tiny_experiment.write(tmp_path, tiny, candidates)
 
 
 def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
-    path = written(tmp_path, tiny, "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}")
+    path = write_experiment(
+        tmp_path, tiny, "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}"
+    )
     report = tiny_experiment.run(path, candidates=("own",))
     assert {fact.name: fact.state for fact in report.facts}["own"] == "done"
     run = runs_of(path)["own"]
@@ -179,7 +181,7 @@ def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
 )
 def test_a_recipe_that_merges_nothing_is_refused(tiny, tmp_path, own, said):
     with pytest.raises(UserError, match=said):
-        config.load(written(tmp_path, tiny, own))
+        config.load(write_experiment(tmp_path, tiny, own))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_recipe_that_merges_nothing_is_refused(tiny, tmp_path, own, said):
     ],
 )
 def test_unlike_adapters_are_refused_before_anything_runs(tiny, tmp_path, own, more, said):
-    path = written(tmp_path, tiny, own, more)
+    path = write_experiment(tmp_path, tiny, own, more)
     with pytest.raises(UserError, match=said):
         tiny_experiment.run(path)
     assert not (tmp_path / "runs" / "weights").exists()

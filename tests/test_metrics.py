@@ -38,7 +38,7 @@ def task(*metrics, labels=LABELS):
     return Task(name="t", data=TaskData(), metrics=metrics, labels=labels)
 
 
-def built(name, **fields):
+def build_metric(name, **fields):
     return load_metrics(task(name, **fields))[name]
 
 
@@ -48,7 +48,7 @@ def example(*references, choices=()):
     return Example("e", asked, references=references, choices=choices, constraints=keep)
 
 
-def gold_for(name, label):
+def write_gold(name, label):
     """Write a label as the references of a metric are written."""
     if name == "json_fields":
         return json.dumps({"queue": label})
@@ -61,7 +61,7 @@ def answer(text, logprob=-20.0):
 
 def one(name, text, *references, choices=()):
     """Score one answer as a corpus of one."""
-    metric = built(name)
+    metric = build_metric(name)
     parts = metric.score(answer(text), example(*references, choices=choices))
     return float(metric.aggregate(np.array([parts]), np.ones(1)))
 
@@ -71,19 +71,19 @@ GOLD = ["billing", "delivery", "other", "delivery"]
 
 
 def parts_of(metric):
-    golds = [gold_for(metric.name, gold) for gold in GOLD]
+    golds = [write_gold(metric.name, gold) for gold in GOLD]
     rows = [metric.score(row, example(gold)) for row, gold in zip(ROWS, golds, strict=True)]
     return np.array([row for row in rows if row is not None])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_carries_the_name_of_its_file(name):
-    assert built(name).name == name
+    assert build_metric(name).name == name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_higher_is_better_but_for_the_metrics_that_say_otherwise(name):
-    assert built(name).higher_is_better == (name not in LOWER_IS_BETTER)
+    assert build_metric(name).higher_is_better == (name not in LOWER_IS_BETTER)
 
 
 ANSWERED = given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
@@ -92,8 +92,8 @@ ANSWERED = given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
 @pytest.mark.parametrize("name", QUICK)
 @ANSWERED
 def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
-    metric = built(name)
-    parts = metric.score(answer(text), example(gold_for(name, gold)))
+    metric = build_metric(name)
+    parts = metric.score(answer(text), example(write_gold(name, gold)))
     assert len(parts) == len(metric.parts) == len(metric.worst(example(gold)))
     assert np.isfinite(parts).all()
 
@@ -101,14 +101,14 @@ def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
 @pytest.mark.parametrize("name", QUICK)
 @ANSWERED
 def test_scores_stay_within_the_bounds(name, text, gold):
-    low, high = built(name).bounds
-    assert low <= one(name, text, gold_for(name, gold)) <= high
+    low, high = build_metric(name).bounds
+    assert low <= one(name, text, write_gold(name, gold)) <= high
 
 
 @settings(max_examples=8)
 @ANSWERED
 def test_an_answer_that_is_run_as_code_gets_one_finite_part_within_the_bounds(text, gold):
-    metric = built("code_tests")
+    metric = build_metric("code_tests")
     parts = metric.score(answer(text), example(gold))
     assert len(parts) == len(metric.parts) == len(metric.worst(example(gold))) == 1
     low, high = metric.bounds
@@ -117,7 +117,7 @@ def test_an_answer_that_is_run_as_code_gets_one_finite_part_within_the_bounds(te
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_answer_is_worse_than_the_worst(name):
-    metric = built(name)
+    metric = build_metric(name)
     ones = np.ones(len(ROWS))
     worst = metric.aggregate(np.array([metric.worst(example(gold)) for gold in GOLD]), ones)
     scored = metric.aggregate(parts_of(metric), ones)
@@ -126,7 +126,7 @@ def test_no_answer_is_worse_than_the_worst(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weight_of_two_is_the_item_twice_and_of_zero_is_its_absence(name):
-    metric = built(name)
+    metric = build_metric(name)
     parts = parts_of(metric)
     weighted = metric.aggregate(parts, np.array([2.0, 1.0, 0.0, 1.0]))
     repeated = metric.aggregate(parts[[0, 0, 1, 3]], np.ones(4))
@@ -135,7 +135,7 @@ def test_a_weight_of_two_is_the_item_twice_and_of_zero_is_its_absence(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_many_weightings_at_once_agree_with_one_at_a_time(name):
-    metric = built(name)
+    metric = build_metric(name)
     parts, weights = parts_of(metric), np.random.default_rng(0).random((2, 3, len(ROWS)))
     together = metric.aggregate(parts, weights)
     assert together.shape == (2, 3)
@@ -145,7 +145,7 @@ def test_many_weightings_at_once_agree_with_one_at_a_time(name):
 @pytest.mark.parametrize("name", NAMES)
 @given(scale=st.floats(1e-3, 1e3))
 def test_only_the_proportions_of_the_weights_count(name, scale):
-    metric = built(name)
+    metric = build_metric(name)
     weights = np.array([1.0, 2.0, 3.0, 4.0])
     assert metric.aggregate(parts_of(metric), weights * scale) == pytest.approx(
         metric.aggregate(parts_of(metric), weights)
@@ -199,7 +199,7 @@ def test_an_answer_that_cannot_be_scored_has_no_parts():
 
 
 def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
-    assert math.isnan(built("exact_match").aggregate(np.ones((2, 1)), np.zeros(2)))
+    assert math.isnan(build_metric("exact_match").aggregate(np.ones((2, 1)), np.zeros(2)))
     assert not recwarn.list
 
 
@@ -263,7 +263,7 @@ def test_a_chain_of_thought_is_scored_by_its_final_answer(text, score):
 
 
 def test_answers_that_end_alike_are_one_to_a_majority():
-    same = built("final_answer").same
+    same = build_metric("final_answer").same
     assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
 
 
@@ -297,7 +297,7 @@ def test_a_generated_label_need_not_be_written_in_the_same_case():
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
 def test_macro_f1_is_that_of_scikit_learn_over_the_labels_that_occur(pairs):
     gold, said = [g for g, _ in pairs], [s for _, s in pairs]
-    metric = built("macro_f1")
+    metric = build_metric("macro_f1")
     parts = np.array([metric.score(answer(s), example(g)) for g, s in pairs])
     expected = f1_score(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
@@ -307,7 +307,7 @@ def test_macro_f1_is_that_of_scikit_learn_over_the_labels_that_occur(pairs):
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
 def test_precision_and_recall_are_those_of_scikit_learn_over_the_labels_that_occur(name, expected, pairs):
     gold, said = [g for g, _ in pairs], [s for _, s in pairs]
-    metric = built(name)
+    metric = build_metric(name)
     parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
     known = expected(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(known)
@@ -316,12 +316,12 @@ def test_precision_and_recall_are_those_of_scikit_learn_over_the_labels_that_occ
 @pytest.mark.parametrize("name", ["precision", "recall"])
 def test_precision_and_recall_without_labels_are_refused(name):
     with pytest.raises(UserError, match=f"{name} on a task without labels"):
-        built(name, labels=())
+        build_metric(name, labels=())
 
 
 def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
     gold, said = ["billing", "billing", "other", "delivery"], ["billing", "other", "other", "billing"]
-    metric, weights = built("macro_f1"), np.array([0.5, 3.0, 1.0, 2.0])
+    metric, weights = build_metric("macro_f1"), np.array([0.5, 3.0, 1.0, 2.0])
     parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
     expected = f1_score(gold, said, average="macro", sample_weight=weights)
     assert metric.aggregate(parts, weights) == pytest.approx(expected)
@@ -329,11 +329,11 @@ def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
 
 def test_macro_f1_without_labels_is_refused():
     with pytest.raises(UserError, match="macro_f1 on a task without labels"):
-        built("macro_f1", labels=())
+        build_metric("macro_f1", labels=())
 
 
 def test_macro_f1_does_not_score_a_reference_outside_the_labels():
-    assert built("macro_f1").score(answer("billing"), example("weather")) is None
+    assert build_metric("macro_f1").score(answer("billing"), example("weather")) is None
 
 
 @pytest.mark.parametrize(
@@ -355,17 +355,17 @@ SENTENCE = st.lists(st.sampled_from(WORDS), max_size=8)
 EXPECTED = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8)
 
 
-def longest_common(a, b):
+def count_longest_common(a, b):
     if not a or not b:
         return 0
     if a[0] == b[0]:
-        return 1 + longest_common(a[1:], b[1:])
-    return max(longest_common(a[1:], b), longest_common(a, b[1:]))
+        return 1 + count_longest_common(a[1:], b[1:])
+    return max(count_longest_common(a[1:], b), count_longest_common(a, b[1:]))
 
 
 @given(SENTENCE, EXPECTED)
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said, gold):
-    expected = 2 * longest_common(said, gold) / (len(said) + len(gold))
+    expected = 2 * count_longest_common(said, gold) / (len(said) + len(gold))
     assert one("rougeL", " ".join(said), " ".join(gold)) == pytest.approx(expected)
 
 
@@ -376,7 +376,7 @@ def test_rouge_l_takes_the_nearest_reference():
 @given(st.lists(st.tuples(SENTENCE, EXPECTED), min_size=1, max_size=6))
 def test_bleu_is_that_of_sacrebleu_on_the_corpus(pairs):
     said, gold = [" ".join(s) for s, _ in pairs], [" ".join(g) for _, g in pairs]
-    metric = built("bleu")
+    metric = build_metric("bleu")
     parts = np.array([metric.score(answer(s), example(g)) for s, g in zip(said, gold, strict=True)])
     expected = sacrebleu.corpus_bleu(said, [gold]).score / 100
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
@@ -388,7 +388,7 @@ def test_bleu_is_that_of_sacrebleu_on_the_corpus(pairs):
 def test_bleu_and_chrf_with_several_references_are_those_of_sacrebleu(name, k, corpus):
     rng = random.Random(1)
     said, first, second = ([" ".join(rng.choices(WORDS, k=k)) for _ in range(20)] for _ in range(3))
-    metric = built(name)
+    metric = build_metric(name)
     rows = zip(said, first, second, strict=True)
     parts = np.array([metric.score(answer(s), example(a, b)) for s, a, b in rows])
     expected = corpus(said, [first, second]).score / 100
@@ -402,7 +402,7 @@ CHRF = st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=
 @given(CHRF)
 def test_chrf_is_that_of_sacrebleu_on_the_corpus(pairs):
     said, gold = [s for s, _ in pairs], [g for _, g in pairs]
-    metric = built("chrf")
+    metric = build_metric("chrf")
     parts = np.array([metric.score(answer(s), example(g)) for s, g in pairs])
     expected = sacrebleu.corpus_chrf(said, [gold]).score / 100
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
@@ -411,7 +411,7 @@ def test_chrf_is_that_of_sacrebleu_on_the_corpus(pairs):
 def test_chrf_says_with_which_settings_it_was_made():
     scorer = sacrebleu.CHRF()
     scorer.corpus_score(["a lamp"], [["a lamp"]])
-    assert f"nrefs:1|{built('chrf').signature}" == str(scorer.get_signature())
+    assert f"nrefs:1|{build_metric('chrf').signature}" == str(scorer.get_signature())
 
 
 def test_summary_level_rouge_reads_line_by_line():
@@ -423,7 +423,7 @@ def test_summary_level_rouge_reads_line_by_line():
 def test_bleu_says_with_which_settings_it_was_made():
     scorer = sacrebleu.BLEU()
     scorer.corpus_score(["a lamp"], [["a lamp"]])
-    assert f"nrefs:1|{built('bleu').signature}" == str(scorer.get_signature())
+    assert f"nrefs:1|{build_metric('bleu').signature}" == str(scorer.get_signature())
 
 
 def test_bleu_prints_nothing(caplog, capfd):
@@ -458,7 +458,7 @@ def test_an_empty_reference_is_contained_in_nothing():
 
 
 def test_bits_per_byte_is_a_ratio_of_sums():
-    metric = built("bits_per_byte")
+    metric = build_metric("bits_per_byte")
     rows = [
         Output("", gold_logprob=-10 * math.log(2), gold_bytes=10),
         Output("", gold_logprob=-90 * math.log(2), gold_bytes=30),
@@ -468,11 +468,11 @@ def test_bits_per_byte_is_a_ratio_of_sums():
 
 
 def test_bits_per_byte_is_unknown_without_a_likelihood():
-    assert built("bits_per_byte").score(Output("text"), example("text")) is None
+    assert build_metric("bits_per_byte").score(Output("text"), example("text")) is None
 
 
 def test_perplexity_is_of_all_tokens_together():
-    metric = built("perplexity")
+    metric = build_metric("perplexity")
     rows = [
         Output("", n_prompt_tokens=1 + 4, gold_logprob=-8.0, gold_bytes=10),
         Output("", n_prompt_tokens=1 + 16, gold_logprob=-12.0, gold_bytes=30),
@@ -482,15 +482,15 @@ def test_perplexity_is_of_all_tokens_together():
 
 
 def test_perplexity_is_unknown_without_a_likelihood_or_a_token():
-    assert built("perplexity").score(Output("text", n_prompt_tokens=9), example("text")) is None
+    assert build_metric("perplexity").score(Output("text", n_prompt_tokens=9), example("text")) is None
     alone = Output("", n_prompt_tokens=1, gold_logprob=-1.0, gold_bytes=1)
-    assert built("perplexity").score(alone, example("a")) is None
+    assert build_metric("perplexity").score(alone, example("a")) is None
 
 
 def test_the_worst_perplexity_is_a_guess_among_all_bytes():
-    metric = built("perplexity")
+    metric = build_metric("perplexity")
     assert metric.aggregate(np.array([metric.worst(example("é1"))]), np.ones(1)) == pytest.approx(256)
 
 
 def test_the_worst_bits_per_byte_is_the_text_uncompressed():
-    assert built("bits_per_byte").worst(example("é1")) == (24.0, 3.0)
+    assert build_metric("bits_per_byte").worst(example("é1")) == (24.0, 3.0)

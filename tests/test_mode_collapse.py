@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from fake_facts import alternatives, tuned
+from fake_facts import alternatives, make_fine_tune
 from rich.console import Console
 
 from harness import report, store
@@ -41,7 +41,7 @@ def rows(texts, references=None, cluster_size=1, **changes):
     ]
 
 
-def collapsed(new, base, references=None, **changes):
+def find_collapse(new, base, references=None, **changes):
     found = answer_diversity(rows(new, references, **changes), rows(base, references, **changes))
     return found.collapsed
 
@@ -67,28 +67,28 @@ def test_items_that_share_clusters_say_less():
 
 
 def test_one_answer_to_open_questions_is_a_collapse():
-    assert collapsed(["I do not know."] * 60 + OPEN[60:], OPEN)
+    assert find_collapse(["I do not know."] * 60 + OPEN[60:], OPEN)
 
 
 def test_empty_answers_are_answers_too():
-    assert collapsed([""] * 100, OPEN)
+    assert find_collapse([""] * 100, OPEN)
 
 
 def test_labels_in_their_right_shares_are_no_collapse_whatever_the_base_rambled():
-    assert not collapsed(LABELS, OPEN, LABELS)
+    assert not find_collapse(LABELS, OPEN, LABELS)
 
 
 def test_one_label_for_everything_is_a_collapse_although_its_share_cannot_double():
     lopsided = ["late"] * 60 + ["money"] * 40
-    assert collapsed(["late"] * 100, lopsided, LABELS)
+    assert find_collapse(["late"] * 100, lopsided, LABELS)
 
 
 def test_a_base_that_gave_one_answer_already_is_no_collapse_of_the_fine_tune():
-    assert not collapsed(["I do not know."] * 100, ["I do not know."] * 100)
+    assert not find_collapse(["I do not know."] * 100, ["I do not know."] * 100)
 
 
 def test_a_share_that_doubles_by_chance_is_no_collapse():
-    assert not collapsed(["yes", "yes", *OPEN[2:]], OPEN)
+    assert not find_collapse(["yes", "yes", *OPEN[2:]], OPEN)
 
 
 def test_a_sure_rise_that_is_not_twice_the_share_is_no_collapse():
@@ -128,19 +128,19 @@ COLLAPSED = AnswerDiversity(
 VARIED = replace(COLLAPSED, task="facts", collapsed=False)
 
 
-def written(*found):
+def make_report(*found):
     return ExperimentReport(
         "support",
         "smollm2-135m",
         "exact_match",
-        (*alternatives(), tuned("lora", 0.8, 0.06)),
+        (*alternatives(), make_fine_tune("lora", 0.8, 0.06)),
         diversity={"lora": found},
     )
 
 
 def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
     stream = io.StringIO()
-    report.terminal(written(COLLAPSED, VARIED), Console(file=stream, width=400))
+    report.terminal(make_report(COLLAPSED, VARIED), Console(file=stream, width=400))
     said = (
         " - mode collapse, on chat “I | do not know.” is the answer to 83.0 % of the 100 items, the "
         "base's commonest to 4.0 %"
@@ -152,7 +152,7 @@ def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
 def test_varied_answers_and_pass_at_k_stand_on_the_terminal_too():
     stream = io.StringIO()
     best = Estimate(0.6, 0.5, 0.7, 40)
-    found = written(VARIED)
+    found = make_report(VARIED)
     several = SeveralAnswers(4, best, best, (PassAtK(1, best), PassAtK(4, best)))
     lora = replace(found.facts[-1], several=several)
     report.terminal(replace(found, facts=(*found.facts[:-1], lora)), Console(file=stream, width=400))
@@ -165,15 +165,15 @@ def test_varied_answers_and_pass_at_k_stand_on_the_terminal_too():
 
 
 def test_varied_answers_are_shown_and_no_sentence_names_them():
-    shown = report.markdown(report.experiment_document(written(VARIED)))
+    shown = report.markdown(report.experiment_document(make_report(VARIED)))
     assert "How varied the answers of lora are" in shown
     assert "lora: mode collapse" not in shown
 
 
 def test_markdown_and_html_show_base_beside_new():
     for shown in (
-        report.markdown(report.experiment_document(written(COLLAPSED))),
-        report.html(written(COLLAPSED)),
+        report.markdown(report.experiment_document(make_report(COLLAPSED))),
+        report.html(make_report(COLLAPSED)),
     ):
         assert "How varied the answers of lora are" in shown
         for cell in ("4.0", "83.0", "+79.0 [+70, +86]", "2.0", "96 (96.0 %)", "18 (18.0 %)"):
@@ -181,12 +181,12 @@ def test_markdown_and_html_show_base_beside_new():
 
 
 def test_json_holds_the_numbers_and_gives_the_same_report_again(tmp_path):
-    report.write(written(COLLAPSED), tmp_path)
+    report.write(make_report(COLLAPSED), tmp_path)
     assert report.read(tmp_path / "support.json").diversity == {"lora": (COLLAPSED,)}
 
 
-def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished):
-    found = finished[1].diversity
+def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished_run):
+    found = finished_run[1].diversity
     assert set(found) == {"lora", "hybrid"}
     assert [d.task for d in found["lora"]] == ["letters", "facts"]
     assert all(d.base is not None and d.n in (6, 12) for of in found.values() for d in of)
@@ -198,10 +198,10 @@ def test_a_base_asked_in_the_same_way_stands_beside_a_fine_tune(tiny, own_cache,
     made = tiny_experiment.run(path, candidates=("prompt", "fixed", "lora", "hybrid"))
     runs = tiny_experiment.runs_of(path)
 
-    def own(name):
+    def count_answers(name):
         answered = store.read_rows(Store(tmp_path / "runs"), runs[name].rows["letters/test"])
         return answer_diversity(answered).new
 
-    assert made.diversity["lora"][0].base == own("prompt")
-    assert made.diversity["hybrid"][0].base == own("fixed")
-    assert own("prompt") != own("fixed")
+    assert made.diversity["lora"][0].base == count_answers("prompt")
+    assert made.diversity["hybrid"][0].base == count_answers("fixed")
+    assert count_answers("prompt") != count_answers("fixed")

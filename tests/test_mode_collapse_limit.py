@@ -17,7 +17,7 @@ LIMITED = GatePolicy(mode_collapse=0.1)
 SCORE = mean_metric("score", lambda output, example: None)
 
 
-def judged(new, base=OPEN, references=None, policy=LIMITED, **changes):
+def judge_task(new, base=OPEN, references=None, policy=LIMITED, **changes):
     """Judge one task by the rule alone."""
     old = None if base is None else rows(base, references, **changes)
     found = compare_commonest_answers(old, rows(new, references, **changes))
@@ -25,7 +25,7 @@ def judged(new, base=OPEN, references=None, policy=LIMITED, **changes):
 
 
 def test_one_answer_to_most_questions_fails_and_the_rule_says_by_how_much():
-    rule = judged(["I do not know."] * 60 + OPEN[60:])
+    rule = judge_task(["I do not know."] * 60 + OPEN[60:])
     assert rule.outcome == "fail"
     assert rule.sentence.startswith("mode collapse: the commonest answer to chat 1.0 → 60.0 %, +59.0 [")
     assert rule.sentence.endswith("limit 10.0 pp: more is shown")
@@ -33,25 +33,25 @@ def test_one_answer_to_most_questions_fails_and_the_rule_says_by_how_much():
 
 
 def test_varied_answers_pass_with_a_p_below_alpha():
-    rule = judged([f"another {n}" for n in range(100)])
+    rule = judge_task([f"another {n}" for n in range(100)])
     assert rule.outcome == "pass"
     assert 0 < rule.numbers["p"] < LIMITED.alpha
 
 
 def test_a_rise_near_the_limit_leaves_the_rule_open():
-    rule = judged(["yes"] * 12 + OPEN[12:])
+    rule = judge_task(["yes"] * 12 + OPEN[12:])
     assert rule.outcome == "inconclusive"
     assert "neither less nor more is shown" in rule.sentence
 
 
 def test_right_labels_pass_though_the_base_rambled_because_references_repeat_them_too():
-    assert judged(LABELS, OPEN, LABELS).outcome == "pass"
-    assert judged(["late"] * 100, OPEN, LABELS).outcome == "fail"
+    assert judge_task(LABELS, OPEN, LABELS).outcome == "pass"
+    assert judge_task(["late"] * 100, OPEN, LABELS).outcome == "fail"
 
 
 def test_without_answers_of_the_base_the_references_alone_are_compared_with():
-    assert judged(["late"] * 100, None, LABELS).outcome == "fail"
-    assert judged(["late"] * 100, None).outcome == "skipped"
+    assert judge_task(["late"] * 100, None, LABELS).outcome == "fail"
+    assert judge_task(["late"] * 100, None).outcome == "skipped"
 
 
 def test_an_answer_that_failed_counts_as_the_commonest_one():

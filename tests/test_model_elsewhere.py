@@ -20,7 +20,7 @@ def candidates(folder, more=""):
 
 
 @pytest.fixture(scope="module")
-def merged(tiny, tmp_path_factory):
+def both_folders(tiny, tmp_path_factory):
     """Train an adapter with plain PEFT and merge it; returns the folders of both."""
     from transformers import AutoTokenizer
 
@@ -33,9 +33,9 @@ def merged(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def measured(tiny, own_cache, merged, tmp_path_factory):
+def file_and_report(tiny, own_cache, both_folders, tmp_path_factory):
     """Run an experiment with an adapter and the same adapter merged; returns its file and its report."""
-    adapter, whole = merged
+    adapter, whole = both_folders
     more = f"  adapted: {{method: adapter, path: {adapter}}}\n"
     path = tiny_experiment.write(tmp_path_factory.mktemp("both"), tiny, candidates(whole, more))
     return path, tiny_experiment.run(path)
@@ -50,14 +50,14 @@ def nats(path, name):
     return [row.gold_logprob for row in rows]
 
 
-def test_a_merged_adapter_has_the_log_likelihoods_of_the_adapter(measured):
-    path, _ = measured
+def test_a_merged_adapter_has_the_log_likelihoods_of_the_adapter(file_and_report):
+    path, _ = file_and_report
     assert nats(path, "theirs") == pytest.approx(nats(path, "adapted"), abs=1e-4)
     assert nats(path, "theirs") != pytest.approx(nats(path, "prompt"), abs=1e-2)
 
 
-def test_a_model_made_elsewhere_is_a_fine_tune_of_the_experiments_base(measured):
-    path, found = measured
+def test_a_model_made_elsewhere_is_a_fine_tune_of_the_experiments_base(file_and_report):
+    path, found = file_and_report
     runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["prompt"].weights_digest != runs["theirs"].weights_digest
     assert fact(found, "theirs").trained
@@ -147,22 +147,22 @@ def test_an_adapter_of_the_hub_is_refused(tiny, tmp_path):
     assert "adapter of the hub" in refusal(tiny, tmp_path, tiny, more)
 
 
-def test_the_model_can_be_interpolated_with_the_base(tiny, merged, tmp_path):
+def test_the_model_can_be_interpolated_with_the_base(tiny, both_folders, tmp_path):
     more = "  half: {method: interpolated, init_from: theirs, params: {scale: 0.5}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates(merged[1], more))
+    path = tiny_experiment.write(tmp_path, tiny, candidates(both_folders[1], more))
     tiny_experiment.run(path)
     runs = runs_of(path)
     assert len({run.weights_digest for run in runs.values()}) == 3
 
 
-def test_other_weights_as_base_model_are_refused_until_it_is_said_what_they_are(tiny, merged, tmp_path):
-    more = f"  other: {{method: base, base_model: {merged[1]}}}\n"
-    said = refusal(tiny, tmp_path, merged[1], more)
+def test_other_weights_as_base_model_are_refused_until_it_is_said_what_they_are(tiny, both_folders, tmp_path):
+    more = f"  other: {{method: base, base_model: {both_folders[1]}}}\n"
+    said = refusal(tiny, tmp_path, both_folders[1], more)
     assert "other weights of the architecture" in said
     assert "role: baseline" in said
 
 
-def test_a_baseline_is_among_what_is_to_be_beaten(tiny, merged, tmp_path):
-    rows = f"  prompt: {{method: base}}\n  other: {{method: base, base_model: {merged[1]}, role: baseline}}\n"
+def test_a_baseline_is_among_what_is_to_be_beaten(tiny, both_folders, tmp_path):
+    rows = f"  prompt: {{method: base}}\n  other: {{method: base, base_model: {both_folders[1]}, role: baseline}}\n"
     found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, rows))
     assert not fact(found, "other").trained

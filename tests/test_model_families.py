@@ -144,7 +144,7 @@ def save(folder, kind):
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory, own_cache):
+def load_family(tmp_path_factory, own_cache):
     """Return a function that makes and loads a family once."""
     hosts = {}
 
@@ -157,7 +157,7 @@ def loaded(tmp_path_factory, own_cache):
     return load
 
 
-def alone(model, context, continuation):
+def score_alone(model, context, continuation):
     """Score a continuation by transformers' forward pass over one sequence."""
     import torch
 
@@ -177,19 +177,19 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_likelihoods_are_those_of_transformers_alone(loaded, name):
-    host = loaded(name)
+def test_likelihoods_are_those_of_transformers_alone(load_family, name):
+    host = load_family(name)
     assert host.base.engine == f"transformers/{FAMILIES[name].engine}"
     for pairs in (PAIRS, [((5, *context), rest) for context, rest in PAIRS[:1]] + PAIRS):
         found = [one.logprob for one in host.base.loglikelihood(pairs)]
-        assert found == pytest.approx([alone(host.model, *pair) for pair in pairs], abs=1e-4)
+        assert found == pytest.approx([score_alone(host.model, *pair) for pair in pairs], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_greedy_answers_are_those_of_transformers_alone(loaded, name):
+def test_greedy_answers_are_those_of_transformers_alone(load_family, name):
     import torch
 
-    host, n = loaded(name), 12
+    host, n = load_family(name), 12
     prompts = [context for context, _ in PAIRS] + [(5, 6, 7)]
     ends = end_ids(host.tokenizer, host.model.generation_config)
     for asked in (prompts[:4], prompts):
@@ -206,11 +206,11 @@ def test_greedy_answers_are_those_of_transformers_alone(loaded, name):
             assert output.text == host.tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_a_family_that_refuses_our_cache_is_tried_once(loaded):
-    host, failed = loaded("Bloom"), []
+def test_a_family_that_refuses_our_cache_is_tried_once(load_family):
+    host, failed = load_family("Bloom"), []
     forward = host.model.forward
 
-    def watched(*args, **kwargs):
+    def record_failures(*args, **kwargs):
         try:
             return forward(*args, **kwargs)
         except Exception:
@@ -218,7 +218,7 @@ def test_a_family_that_refuses_our_cache_is_tried_once(loaded):
             raise
 
     host.base._executor.prefixes.is_apart = None
-    host.model.forward = watched
+    host.model.forward = record_failures
     answers = [host.base.generate([PAIRS[0][0], (5, 6)], Limits(3)) for _ in range(3)]
     host.model.forward = forward
     assert len(failed) == 1
@@ -226,8 +226,8 @@ def test_a_family_that_refuses_our_cache_is_tried_once(loaded):
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_an_adapter_trains_a_step_and_loads_again(loaded, name, tmp_path):
-    host = loaded(name)
+def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
+    host = load_family(name)
     params = lora.Params(r=2, max_steps=1, warmup_steps=0, learning_rate=0.05)
     context = tiny_methods.context(host.source.path, tmp_path)
     if refused := FAMILIES[name].refused:
@@ -240,7 +240,7 @@ def test_an_adapter_trains_a_step_and_loads_again(loaded, name, tmp_path):
     with host.use_adapter(made.folder / "adapter", made.digest) as tuned:
         after = tuned.loglikelihood(PAIRS)
         assert [one.logprob for one in after] == pytest.approx(
-            [alone(tuned.model, *pair) for pair in PAIRS], abs=1e-4
+            [score_alone(tuned.model, *pair) for pair in PAIRS], abs=1e-4
         )
     assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
     assert host.base.loglikelihood(PAIRS[:1]) == before
@@ -248,9 +248,9 @@ def test_an_adapter_trains_a_step_and_loads_again(loaded, name, tmp_path):
 
 @pytest.mark.parametrize(("name", "targets"), [("Qwen3-MoE", []), ("gpt-oss", ["mlp.experts.down_proj"])])
 def test_an_adapter_of_experts_is_counted_and_one_that_leaves_them_alone_is_named(
-    loaded, tmp_path, name, targets
+    load_family, tmp_path, name, targets
 ):
-    source = loaded(name).source
+    source = load_family(name).source
     quick = {"r": 2, "max_steps": 1, "warmup_steps": 0}
     plain = lora.fit(tiny_methods.context(source.path, tmp_path / "plain"), lora.Params(**quick))
     assert memory.lora_parameters(shape(source), 2) == plain.training.n_trainable

@@ -140,7 +140,7 @@ def gptq(name, d_out, d_in):
     }
 
 
-def compressed(name, d_out, d_in):
+def make_compressed_layer(name, d_out, d_in):
     return {
         f"{name}.weight_packed": ("I32", (d_out, d_in // 8)),
         f"{name}.weight_scale": ("BF16", (d_out, d_in // 128)),
@@ -161,7 +161,7 @@ QUANTISED = {
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 16 / 128 + 4 / 128),
     "awq": (gptq, {"quant_method": "awq", "bits": 4, "group_size": 128}, 4 + 16 / 128 + 4 / 128),
     "compressed-tensors": (
-        compressed,
+        make_compressed_layer,
         {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
         4 + 16 / 128,
     ),
@@ -169,7 +169,7 @@ QUANTISED = {
 }
 
 
-def quantised_llama(folder, name):
+def write_quantised_llama(folder, name):
     layer, said, _ = QUANTISED[name]
     return write_headers(
         folder, {**LLAMA_3_8B, "quantization_config": said}, decoder(**LLAMA_3_SIZES, quantised=layer)
@@ -178,7 +178,7 @@ def quantised_llama(folder, name):
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, name):
-    found = examine_base(str(quantised_llama(tmp_path / "base", name)), FitQuery(12.0))
+    found = examine_base(str(write_quantised_llama(tmp_path / "base", name)), FitQuery(12.0))
     assert found.n_parameters == 8_030_261_248
     stored = (IN_LAYERS * QUANTISED[name][2] / 8 + BESIDE) / 1e9
     ways = {way.name: way for way in found.ways}
@@ -188,12 +188,12 @@ def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, nam
 
 
 def test_a_7b_in_4_bits_trains_adapters_on_a_card_that_its_16_bits_would_not_fit(tmp_path):
-    found = examine_base(str(quantised_llama(tmp_path / "base", "gptq")), FitQuery(16.0))
+    found = examine_base(str(write_quantised_llama(tmp_path / "base", "gptq")), FitQuery(16.0))
     assert {way.name for way in found.ways if way.fits} == {"prompting", "LoRA"}
 
 
 def test_what_a_card_may_unpack_is_said_in_both_sizes(tmp_path):
-    found = examine_base(str(quantised_llama(tmp_path / "base", "fp8")), FitQuery(16.0))
+    found = examine_base(str(write_quantised_llama(tmp_path / "base", "fp8")), FitQuery(16.0))
     weights = {way.name: way.peak.weights for way in found.ways if way.name.startswith("prompting")}
     assert weights == pytest.approx({"prompting": 9.08, "prompting (unpacked)": 16.06}, abs=0.01)
     assert {way.name for way in found.ways if way.fits} == {"prompting"}
@@ -225,7 +225,7 @@ def test_gpt_oss_20b_is_read_as_its_card_has_it_packed_and_unpacked(tmp_path):
 
 
 def test_a_base_in_4_bits_is_placed_by_the_bytes_of_its_files(tmp_path):
-    folder = quantised_llama(tmp_path / "base", "gptq")
+    folder = write_quantised_llama(tmp_path / "base", "gptq")
     source = hub.ModelSource("base", folder, "w", "t", 8_030_261_248)
     assert weights_bytes(source, "bf16") == pytest.approx(5.73e9, rel=0.01)
 

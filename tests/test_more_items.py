@@ -16,14 +16,14 @@ fractions = st.floats(0, 1)
 margins = st.floats(0.001, 0.99)
 
 
-def measured(name: str, n: int, gains: int, losses: int, cluster_size: int = 1) -> TaskComparison:
+def compare_task(name: str, n: int, gains: int, losses: int, cluster_size: int = 1) -> TaskComparison:
     base, new = (rows(arm, task=name, cluster_size=cluster_size) for arm in flips(n, gains, losses))
     return TaskComparison(
         Task(name=name, data=TaskData()), "capability", compare_rows(EXACT, base, new), True, ""
     )
 
 
-def judged(
+def judge_tasks(
     tasks: list[TaskComparison], policy: GatePolicy, invalid: tuple[int, int, int] | None = None
 ) -> Verdict:
     validity = None
@@ -49,10 +49,10 @@ def test_what_is_asked_for_is_at_least_one_item_and_is_said(tasks, macro, each, 
     compared = []
     for at, (n, lost, gained, size) in enumerate(tasks):
         losses = round(n * lost)
-        compared.append(measured(f"task{at}", n, round((n - losses) * gained), losses, size))
+        compared.append(compare_task(f"task{at}", n, round((n - losses) * gained), losses, size))
     n, old, new = shares
     policy = GatePolicy(macro=macro, each=each, validity=macro, critical=("task0",))
-    found = judged(compared, policy, (n, round(n * old), round(n * new)))
+    found = judge_tasks(compared, policy, (n, round(n * old), round(n * new)))
     for rule in found.rules:
         needed = rule.numbers.get("items_needed")
         assert needed is None or (rule.outcome == "inconclusive" and needed >= 1)
@@ -66,24 +66,26 @@ def test_what_is_asked_for_is_at_least_one_item_and_is_said(tasks, macro, each, 
 def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(n, lost, gained, low):
     losses = 2 + round((n - 2) * lost / 4)
     gains = round(losses * gained)
-    found = measured("task", n, gains, losses)
+    found = compare_task("task", n, gains, losses)
     # Between the lower bound and the delta, so that the items at hand decide nothing.
     margin = -(low * found.comparison.lower + (1 - low) * min(found.comparison.delta, 0))
     policy = GatePolicy(macro=margin, each=0.99)
-    rule = judged([found], policy).rules[0]
+    rule = judge_tasks([found], policy).rules[0]
     needed = rule.numbers["items_needed"]
     assume(needed < 20_000)
     grown = n + needed
     flipped = ((gains + losses + 1) / (n + 2)) * grown  # what `planning_se` takes to be seen
     assume(flipped >= 6)  # fewer, rounded to whole items, are another share of them
     truth = 0.0 if "nothing is lost" in rule.sentence else (gains - losses) / n * grown
-    more = measured("task", grown, round((flipped + truth) / 2), round((flipped - truth) / 2))
-    assert judged([more], policy).rules[0].outcome != "inconclusive"
+    more = compare_task("task", grown, round((flipped + truth) / 2), round((flipped - truth) / 2))
+    assert judge_tasks([more], policy).rules[0].outcome != "inconclusive"
 
 
 def test_a_bound_that_is_wider_than_the_spread_does_not_ask_for_one_item_more():
     """Four clusters of two, nothing lost: planned from the spread alone, the eight items would have done."""
-    rule = judged([measured("task", 8, 0, 0, cluster_size=2)], GatePolicy(macro=0.4, each=0.99)).rules[0]
+    rule = judge_tasks(
+        [compare_task("task", 8, 0, 0, cluster_size=2)], GatePolicy(macro=0.4, each=0.99)
+    ).rules[0]
     assert rule.outcome == "inconclusive"
     assert rule.numbers["items_needed"] == 11
 
@@ -99,6 +101,6 @@ def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items(
     policy = GatePolicy(macro=1e-300, each=1e-300)
     suites = [Suite(name="general", role="capability", tasks=(Task(name="a", data=TaskData()),))]
     assert all("∞ items" in said for said in gating.power_warnings(suites, {"a": 9}, policy))
-    rule = judged([measured("a", 9, 1, 1)], policy).rules[0]
+    rule = judge_tasks([compare_task("a", 9, 1, 1)], policy).rules[0]
     assert "no number of items would settle a margin so small" in rule.sentence
     assert "items_needed" not in rule.numbers

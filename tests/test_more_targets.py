@@ -64,7 +64,7 @@ def write(folder, tiny, extra="more_targets: [suites/moods.yaml]\n"):
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, own_cache, tmp_path_factory):
+def file_and_reports(tiny, own_cache, tmp_path_factory):
     """Compare on one target, then on two, then again."""
     path = write(tmp_path_factory.mktemp("targets"), tiny)
     whole = path.read_text()
@@ -84,8 +84,8 @@ def scores(report):
     return {f.name: {one.task: one for one in f.more_targets} for f in report.facts}
 
 
-def test_one_training_is_measured_on_two_targets(compared):
-    _, ((_, one, weights), (report, two, after), _) = compared
+def test_one_training_is_measured_on_two_targets(file_and_reports):
+    _, ((_, one, weights), (report, two, after), _) = file_and_reports
     found = scores(report)["lora"]["moods"]
     assert (found.metric, found.score.n, found.vs_untrained.n) == ("exact_match", 6, 6)
     assert weights == after
@@ -93,23 +93,23 @@ def test_one_training_is_measured_on_two_targets(compared):
     assert one["lora"].weights_digest == two["lora"].weights_digest
 
 
-def test_a_target_that_is_added_leaves_the_rows_of_the_first_and_what_is_decided(compared):
-    _, ((before, one, _), (report, two, _), _) = compared
+def test_a_target_that_is_added_leaves_the_rows_of_the_first_and_what_is_decided(file_and_reports):
+    _, ((before, one, _), (report, two, _), _) = file_and_reports
     assert one["lora"].rows.items() <= two["lora"].rows.items()
     assert two["lora"].rows.keys() - one["lora"].rows.keys() == {"moods/test", "moods/validation"}
     assert report.decision.sentence == before.decision.sentence
     assert [f.verdict for f in report.facts] == [f.verdict for f in before.facts]
 
 
-def test_a_second_comparison_finds_all_of_it(compared):
-    _, (_, (_, two, _), (_, three, _)) = compared
+def test_a_second_comparison_finds_all_of_it(file_and_reports):
+    _, (_, (_, two, _), (_, three, _)) = file_and_reports
     assert {name: run.run_id for name, run in two.items()} == {
         name: run.run_id for name, run in three.items()
     }
 
 
-def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_nothing(compared):
-    report = compared[1][1][0]
+def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_nothing(file_and_reports):
+    report = file_and_reports[1][1][0]
     found = {name: of["moods"] for name, of in scores(report).items() if of}
     (best,) = {one.untrained for one in found.values()}
     assert best in {"prompt", "shots"}
@@ -119,13 +119,17 @@ def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_
     )
 
 
-def test_who_lacks_what_a_target_has_not_is_left_out_of_it(compared):
+def test_who_lacks_what_a_target_has_not_is_left_out_of_it(file_and_reports):
     """It has neither documents nor a closed set of labels, and no classifier was trained on it."""
-    assert {name for name, of in scores(compared[1][1][0]).items() if not of} == {"reader", "ranked", "bag"}
+    assert {name for name, of in scores(file_and_reports[1][1][0]).items() if not of} == {
+        "reader",
+        "ranked",
+        "bag",
+    }
 
 
-def test_shots_and_the_system_message_of_a_target_are_its_own(compared):
-    session = prepare_session(load(compared[0], ["suites=[]"]), Scope(), SilentProgress())
+def test_shots_and_the_system_message_of_a_target_are_its_own(file_and_reports):
+    session = prepare_session(load(file_and_reports[0], ["suites=[]"]), Scope(), SilentProgress())
     candidate = session.candidates["shots"]
     _, test = list_further_sets(session, candidate.recipe, base_weights(candidate.base), 0)
     system, *shots, _ = test.ask()[0].messages
@@ -133,8 +137,8 @@ def test_shots_and_the_system_message_of_a_target_are_its_own(compared):
     assert {turn["content"].split()[0] for turn in shots if turn["role"] == "user"} <= {"Ada", "Bo"}
 
 
-def test_the_report_shows_both_and_says_that_one_decides_nothing(compared, tmp_path):
-    report = compared[1][1][0]
+def test_the_report_shows_both_and_says_that_one_decides_nothing(file_and_reports, tmp_path):
+    report = file_and_reports[1][1][0]
     text = markdown(experiment_document(report))
     section = text.split("More targets")[1].split("\n## ")[0]
     assert "neither the gate nor the decision looks at them" in section

@@ -40,7 +40,7 @@ def jaccard(a: str, b: str) -> float:
     return len(one & other) / len(one | other) if one & other else 0.0
 
 
-def brute_groups(texts: list[str], threshold: float) -> list[DuplicateGroup]:
+def group_by_brute_force(texts: list[str], threshold: float) -> list[DuplicateGroup]:
     groups: dict[int, list[TextMatch]] = {}
     for i, text in enumerate(texts):
         alike = [TextMatch(j, jaccard(text, texts[j])) for j in groups]
@@ -52,7 +52,7 @@ def brute_groups(texts: list[str], threshold: float) -> list[DuplicateGroup]:
     return [DuplicateGroup(kept, tuple(others)) for kept, others in groups.items() if others]
 
 
-def edited(text: str, rng: random.Random) -> str:
+def edit_words(text: str, rng: random.Random) -> str:
     words = text.split()
     for _ in range(rng.randint(1, 3)):
         words[rng.randrange(len(words))] = rng.choice(WORDS)
@@ -64,7 +64,7 @@ def texts():
     """150 texts of 3 to 40 words, and one or two edits of many of them."""
     rng = random.Random(7)
     made = [" ".join(rng.choices(WORDS, k=rng.randint(3, 40))) for _ in range(150)]
-    made += [edited(text, rng) for text in made for _ in range(rng.randint(0, 2))]
+    made += [edit_words(text, rng) for text in made for _ in range(rng.randint(0, 2))]
     rng.shuffle(made)
     return made
 
@@ -76,7 +76,7 @@ def test_similarity_is_the_jaccard_index_of_shingles(texts):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
 def test_groups_are_those_of_comparing_all_with_all(texts, threshold):
-    found = brute_groups(texts, threshold)
+    found = group_by_brute_force(texts, threshold)
     assert len(found) >= 8
     assert near_duplicates(texts, threshold=threshold) == found
 

@@ -23,7 +23,7 @@ def source(tiny):
     return quantize(resolve(str(tiny)), "nf4")
 
 
-def by_bitsandbytes(source, precision):
+def load_by_bitsandbytes(source, precision):
     """Load the model with bitsandbytes' own layers, left in training mode, where it never repacks."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -43,7 +43,7 @@ def test_the_quantised_base_computes_what_bitsandbytes_does(source, precision):
     import torch
 
     ids = torch.arange(5, 25)[None]
-    theirs = by_bitsandbytes(source, precision)
+    theirs = load_by_bitsandbytes(source, precision)
     ours, _ = load_base(source, CPU._replace(precision=precision))
     plain, _ = load_base(source._replace(quantization=""), CPU._replace(precision=precision))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_gradients_pass_through_it_after_an_evaluation_as_before(source):
 
     ids = torch.arange(5, 25)[None]
     grads = []
-    for model in (by_bitsandbytes(source, "fp32"), load_base(source, CPU)[0]):
+    for model in (load_by_bitsandbytes(source, "fp32"), load_base(source, CPU)[0]):
         embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
         if not grads:
             model.train()

@@ -55,7 +55,7 @@ FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general 
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
+def large_world(tmp_path_factory):
     """Make a world with items for more than thirty nights, once."""
     folder = tmp_path_factory.mktemp("large")
     nights.world(folder, test=1900, general=480)
@@ -63,15 +63,15 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small_world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     nights.world(folder)
     return folder
 
 
 @pytest.fixture
-def path(small, tmp_path):
-    shutil.copytree(small, tmp_path / "copy")
+def path(small_world, tmp_path):
+    shutil.copytree(small_world, tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
 
 
@@ -79,7 +79,7 @@ def folder_of(path):
     return home(Store(path.parent / "runs"), "world")
 
 
-def copied(folder, tmp_path):
+def copy_world(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
 
@@ -92,8 +92,8 @@ def line(found, name="lora"):
 
 
 @pytest.mark.slow
-def test_thirty_nights_without_a_change_raise_no_alarm(large, tmp_path):
-    calendar = Calendar(copied(large, tmp_path))
+def test_thirty_nights_without_a_change_raise_no_alarm(large_world, tmp_path):
+    calendar = Calendar(copy_world(large_world, tmp_path))
     found = [calendar.night(n) for n in range(1, 31)]
     assert {one.verdict for one in found} <= {"ok", "suspect"}
     assert [one.new for one in found] == [()] * 30
@@ -104,10 +104,10 @@ def test_thirty_nights_without_a_change_raise_no_alarm(large, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_of_five_points_raises_an_alarm_in_the_median_by_night_seven(large, tmp_path):
+def test_a_loss_of_five_points_raises_an_alarm_in_the_median_by_night_seven(large_world, tmp_path):
     first = []
     for salt in range(3):
-        calendar = Calendar(copied(large, tmp_path / str(salt)), salt=salt)
+        calendar = Calendar(copy_world(large_world, tmp_path / str(salt)), salt=salt)
         alarms = (n for n in range(1, 31) if calendar.night(n, FIVE_POINTS).verdict == "regression")
         first.append(next(alarms, 31))
     assert sorted(first)[1] <= 7
@@ -201,42 +201,45 @@ def chat_rows(*scores):
     return {("chat", row.example_id): row for row in made}
 
 
-def failed(rows):
+def fail_rows(rows):
     return {item: replace(row, status="error", parts={METRIC.name: None}) for item, row in rows.items()}
 
 
-def compared(now, *then, base_now=None, base_then=None, metric=METRIC, **policy):
+def compare_night(now, *then, base_now=None, base_then=None, metric=METRIC, **policy):
     arms = NightArms(now, then, base_now, base_then)
     return compare_series(arms, (), [(item,) for item in now], {"chat": metric}, **policy)
 
 
 def test_a_change_that_the_base_shows_too_is_not_the_candidates():
     bases = {"base_now": chat_rows(0, 1), "base_then": chat_rows(1, 1)}
-    found = compared(chat_rows(0, 0), chat_rows(1, 1), **bases)
+    found = compare_night(chat_rows(0, 0), chat_rows(1, 1), **bases)
     assert found.changes == {"chat/chat-000": 0.0, "chat/chat-001": -1.0}
     assert found.adjusted
 
 
 def test_weights_made_anew_are_compared_with_the_mean_of_the_makings():
-    found = compared(chat_rows(0, 1), chat_rows(1, 1), chat_rows(1, 0), chat_rows(1, 0))
+    found = compare_night(chat_rows(0, 1), chat_rows(1, 1), chat_rows(1, 0), chat_rows(1, 0))
     assert list(found.changes.values()) == pytest.approx([-1.0, 2 / 3])
 
 
 def test_changes_are_shares_of_the_metrics_range_whatever_its_direction():
     grade = replace(METRIC, bounds=(1.0, 5.0), higher_is_better=False)
-    assert list(compared(chat_rows(5, 1), chat_rows(1, 2), metric=grade).changes.values()) == [-1.0, 0.25]
+    assert list(compare_night(chat_rows(5, 1), chat_rows(1, 2), metric=grade).changes.values()) == [
+        -1.0,
+        0.25,
+    ]
 
 
 def test_changes_of_a_metric_without_bounds_stay_apart_in_their_unit():
-    found = compared(chat_rows(40), chat_rows(10), metric=replace(METRIC, bounds=(-inf, inf)))
+    found = compare_night(chat_rows(40), chat_rows(10), metric=replace(METRIC, bounds=(-inf, inf)))
     assert (found.changes, found.unbounded) == ({}, {"chat": {"chat/chat-000": 30.0}})
 
 
 def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
-    now = {**chat_rows(1, 1, 1), **failed(chat_rows(1, 1))}
-    found = compared(now, chat_rows(1, 1, 1), max_errors=0.7)
+    now = {**chat_rows(1, 1, 1), **fail_rows(chat_rows(1, 1))}
+    found = compare_night(now, chat_rows(1, 1, 1), max_errors=0.7)
     assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, -1.0, 0.0], 2, True)
-    assert not compared(now, chat_rows(1, 1, 1), max_errors=0.6).valid
+    assert not compare_night(now, chat_rows(1, 1, 1), max_errors=0.6).valid
 
 
 @pytest.mark.parametrize(
@@ -252,29 +255,29 @@ def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
 def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_failed, n, max_errors, valid):
     """One of 80 is 1.25 %, more than the 1 % allowed, and voided the other 79."""
     then = chat_rows(*[1] * n)
-    found = compared({**then, **failed(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
+    found = compare_night({**then, **fail_rows(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
     assert (found.errors, found.valid, sum(found.changes.values())) == (n_failed, valid, -n_failed)
 
 
-def unscored(rows):
+def drop_scores(rows):
     return {item: replace(row, parts={METRIC.name: None}) for item, row in rows.items()}
 
 
 def test_answers_that_could_no_longer_be_scored_count_as_failed_as_the_gate_counts_them():
-    found = compared(unscored(chat_rows(1, 1)), chat_rows(1, 1))
+    found = compare_night(drop_scores(chat_rows(1, 1)), chat_rows(1, 1))
     assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, -1.0], 2, False)
-    bases = {"base_now": unscored(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
-    assert compared(chat_rows(1, 1), chat_rows(1, 1), **bases).errors == 2
+    bases = {"base_now": drop_scores(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
+    assert compare_night(chat_rows(1, 1), chat_rows(1, 1), **bases).errors == 2
 
 
 def test_what_neither_answer_could_be_scored_on_is_no_part_of_the_metric():
-    found = compared(unscored(chat_rows(1)), unscored(chat_rows(1)))
+    found = compare_night(drop_scores(chat_rows(1)), drop_scores(chat_rows(1)))
     assert (found.changes, found.errors, found.left_out, found.valid) == ({}, 0, 1, True)
 
 
 def test_answers_of_the_base_that_failed_are_left_out_and_counted():
-    bases = {"base_now": failed(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
-    found = compared(chat_rows(0, 0), chat_rows(1, 1), **bases)
+    bases = {"base_now": fail_rows(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
+    found = compare_night(chat_rows(0, 0), chat_rows(1, 1), **bases)
     assert (found.changes, found.left_out, found.errors, found.valid) == ({}, 2, 2, False)
 
 
@@ -335,7 +338,7 @@ def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
 # Kills, collisions, failures
 
 
-def killed_after(n):
+def interrupt_after(n):
     seen = []
 
     def hears(prompt):
@@ -352,7 +355,7 @@ def test_a_killed_night_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path
     whole.night(1)
     calendar = Calendar(path)
     with pytest.raises(KeyboardInterrupt):
-        calendar.night(1, asked=killed_after(120))
+        calendar.night(1, asked=interrupt_after(120))
     assert read_nights(folder_of(path)) == []
     assert nightly.status(path, "2026-03-01").unfinished == ("2026-03-01",)
     calendar.night(1)
@@ -507,7 +510,7 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path):
     Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
     assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
-    with inbox.listening() as (address, received):
+    with inbox.open_inbox() as (address, received):
         assert nightly.send(path, address, "2026-03-01") == ""
         assert nightly.send(path, address, "2026-03-02") == ""
     (message,) = received
@@ -553,12 +556,12 @@ def test_the_text_of_an_issue_stays_until_somebody_opens_it(path, tmp_path):
 
 
 def test_an_alarm_whose_night_is_killed_before_it_is_published_is_raised_again(path):
-    def killed(found):
+    def interrupt(found):
         raise KeyboardInterrupt
 
     calendar, bad = Calendar(path), Rates(general_lost=0.4, gained=0.0)
     with pytest.raises(KeyboardInterrupt):
-        calendar.night(1, bad, publish=killed)
+        calendar.night(1, bad, publish=interrupt)
     published = []
     calendar.night(1, bad, publish=published.append)
     calendar.night(1, bad, publish=published.append)

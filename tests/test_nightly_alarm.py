@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from years import Year, drawn, first_alarm, median_night
+from years import Year, draw_year, find_first_alarm, median_night
 
 from harness.nightly.alarm import DRIFT_E, build_report, drift_e, worst_verdict
 from harness.nightly.evidence import NightChanges, Seeds, judge, pass_alpha
@@ -22,7 +22,7 @@ def night(changes, tested="t", at=0, **more):
     return NightChanges({f"{at}-{i}": float(d) for i, d in enumerate(changes)}, tested, **more)
 
 
-def quiet(of, rng, gain=0.05, loss=0.05, at=0):
+def draw_nights(of, rng, gain=0.05, loss=0.05, at=0):
     """Draw nights of single items, so many better and worse."""
     p = [gain, loss, 1 - gain - loss]
     return [night(rng.choice([1, -1, 0], ITEMS, p=p), at=at + k) for k in range(of)]
@@ -30,7 +30,9 @@ def quiet(of, rng, gain=0.05, loss=0.05, at=0):
 
 def test_an_unchanged_model_raises_at_most_five_percent_false_alarms_over_a_month():
     rng = np.random.default_rng(5)
-    months = [any(first_alarm(quiet(NIGHTS, rng), Seeds()) for _ in range(SERIES)) for _ in range(20)]
+    months = [
+        any(find_first_alarm(draw_nights(NIGHTS, rng), Seeds()) for _ in range(SERIES)) for _ in range(20)
+    ]
     assert np.mean(months) <= 0.05
 
 
@@ -42,21 +44,23 @@ def test_a_loss_of_five_points_is_found_soon_in_the_median(answers, by):
 def test_a_year_made_anew_every_night_is_quiet_though_the_pool_goes_round_60_times():
     """Each item counted again under another digest gave 31 % false alarms in a year."""
     rng, year = np.random.default_rng(1), Year("binary", 360, 1)
-    alarmed = [judge(drawn(year, rng), ALPHA, SERIES, year.seeds).verdict == "regression" for _ in range(8)]
+    alarmed = [
+        judge(draw_year(year, rng), ALPHA, SERIES, year.seeds).verdict == "regression" for _ in range(8)
+    ]
     assert not any(alarmed)
 
 
 def test_a_gain_is_no_alarm_and_no_suspicion():
     """Many small gains and few large losses were alarmed by their signs, and so were gains."""
     rng = np.random.default_rng(7)
-    assert judge(quiet(NIGHTS, rng, 0.20, 0.02), ALPHA, SERIES).verdict == "ok"
+    assert judge(draw_nights(NIGHTS, rng, 0.20, 0.02), ALPHA, SERIES).verdict == "ok"
     skewed = [night(rng.choice([0.6, -0.02], ITEMS, p=[0.1, 0.9]), at=k) for k in range(NIGHTS)]
     assert judge(skewed, ALPHA, SERIES).verdict == "ok"
 
 
 def test_what_is_suspected_says_how_many_more_nights_would_settle_it():
-    nights = quiet(NIGHTS, np.random.default_rng(8), 0.025, 0.075)
-    looks = [judge(nights[: k + 1], ALPHA, SERIES) for k in range(first_alarm(nights, Seeds()))]
+    nights = draw_nights(NIGHTS, np.random.default_rng(8), 0.025, 0.075)
+    looks = [judge(nights[: k + 1], ALPHA, SERIES) for k in range(find_first_alarm(nights, Seeds()))]
     suspected = [one for one in looks if one.verdict == "suspect"]
     assert suspected
     assert all(1 <= one.more_nights <= 30 for one in suspected)
@@ -65,7 +69,7 @@ def test_what_is_suspected_says_how_many_more_nights_would_settle_it():
 
 def test_a_sudden_loss_after_many_quiet_nights_is_suspected_within_days():
     rng = np.random.default_rng(9)
-    nights = [*quiet(60, rng), *quiet(10, rng, 0.02, 0.12, at=60)]
+    nights = [*draw_nights(60, rng), *draw_nights(10, rng, 0.02, 0.12, at=60)]
     assert next(k for k in range(10) if judge(nights[: 61 + k], ALPHA, SERIES).verdict != "ok") <= 4
 
 
@@ -130,14 +134,14 @@ def test_no_night_and_empty_nights_show_nothing():
 
 
 def test_the_mean_change_lies_in_its_ends_which_narrow():
-    nights = quiet(NIGHTS, np.random.default_rng(10), 0.02, 0.08)
+    nights = draw_nights(NIGHTS, np.random.default_rng(10), 0.02, 0.08)
     few, many = judge(nights[:5], ALPHA), judge(nights, ALPHA)
     assert many.low < -0.06 < many.high
     assert many.high - many.low < few.high - few.low
 
 
 def test_the_interval_excludes_no_change_where_the_evidence_reaches_what_is_needed():
-    nights = quiet(NIGHTS, np.random.default_rng(11), 0.025, 0.075)
+    nights = draw_nights(NIGHTS, np.random.default_rng(11), 0.025, 0.075)
     looks = [judge(nights[: k + 1], ALPHA) for k in range(NIGHTS)]
     assert all((one.e_value >= one.needed) == (one.high < 0) for one in looks)
     assert {one.e_value >= one.needed for one in looks} == {True, False}
@@ -155,12 +159,12 @@ def test_the_interval_holds_the_mean_of_a_skewed_change_on_all_nights():
 # The report
 
 
-def stored(series, day=1, version=2, **watched):
+def make_night(series, day=1, version=2, **watched):
     one = NightCandidate("lora", "run", f"t{day}", (), {"target": series}, **watched)
     return Night(f"2026-03-{day:02d}", "", "", "", "bf16", "e", {}, (one,), {}, {}, version)
 
 
-def told(*nights):
+def report_line(*nights):
     (line,) = build_report("desk", NightlyPolicy(), nights, State()).lines
     return line
 
@@ -169,8 +173,8 @@ LOST = SeriesNight({f"chat/{i}": -1.0 for i in range(30)}, {"chat/a": -1.0}, n_a
 
 
 def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
-    assert told(stored(LOST)).verdict == "regression"
-    found = told(stored(replace(LOST, errors=3, valid=False)))
+    assert report_line(make_night(LOST)).verdict == "regression"
+    found = report_line(make_night(replace(LOST, errors=3, valid=False)))
     assert (found.verdict, found.anchors) == ("error", {})
     assert found.sentence == (
         "lora: error: target: 3 of 31 answers failed tonight (9.7 %), more than gate.max_errors allows: "
@@ -180,7 +184,7 @@ def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
 
 def test_a_failed_answer_that_voids_no_night_is_counted_in_the_report():
     quiet = SeriesNight(dict.fromkeys(LOST.changes, 0.0) | {"chat/0": -1.0}, {}, n_asked=30, errors=1)
-    found = told(stored(quiet))
+    found = report_line(make_night(quiet))
     assert found.verdict == "ok"
     assert found.sentence.startswith(
         "lora: ok: target: 1 of 30 answers failed tonight (3.3 %): the candidate's count as the worst there is, "
@@ -189,15 +193,18 @@ def test_a_failed_answer_that_voids_no_night_is_counted_in_the_report():
 
 
 def test_an_invalid_night_does_not_hide_what_others_showed():
-    assert told(stored(LOST), stored(replace(LOST, errors=3, valid=False), 2)).verdict == "regression"
+    assert (
+        report_line(make_night(LOST), make_night(replace(LOST, errors=3, valid=False), 2)).verdict
+        == "regression"
+    )
 
 
 def test_nights_by_an_earlier_version_are_no_evidence_and_that_is_said():
-    found = build_report("desk", NightlyPolicy(), [stored(LOST, version=1), stored(LOST, 2)], State())
+    found = build_report("desk", NightlyPolicy(), [make_night(LOST, version=1), make_night(LOST, 2)], State())
     assert found.lines[0].series["target"].n_nights == 1
     (said,) = found.no_evidence
     assert said.startswith("1 night up to 2026-03-01 by an earlier version: no evidence")
-    assert build_report("desk", NightlyPolicy(), [stored(LOST)], State()).no_evidence == ()
+    assert build_report("desk", NightlyPolicy(), [make_night(LOST)], State()).no_evidence == ()
 
 
 @pytest.mark.parametrize(
@@ -209,12 +216,17 @@ def test_nights_by_an_earlier_version_are_no_evidence_and_that_is_said():
     ],
 )
 def test_what_weights_are_compared_with_is_named(watched, reference):
-    assert f"against {reference} over 30 clusters in 1 night" in told(stored(LOST, **watched)).sentence
+    assert (
+        f"against {reference} over 30 clusters in 1 night"
+        in report_line(make_night(LOST, **watched)).sentence
+    )
 
 
 def test_a_metric_without_bounds_is_named():
     series = SeriesNight({}, {}, unbounded={"perplexity": {"perplexity/1": -3.0}}, n_asked=1)
-    assert "scores of perplexity have no bounds and are only charted" in told(stored(series)).sentence
+    assert (
+        "scores of perplexity have no bounds and are only charted" in report_line(make_night(series)).sentence
+    )
 
 
 # The harness
@@ -248,7 +260,7 @@ def items(n, of=2, name="c"):
     return [Example(f"i{k}", (), ("x",), cluster=f"{name}{k // of}") for k in range(n)]
 
 
-def asking(n, shift=0):
+def make_items(n, shift=0):
     """Make items of single documents, of which those of another shift are others."""
     return [
         Example(f"{shift}-{k}", ({"role": "user", "content": f"document {k + shift}"},)) for k in range(n)
@@ -269,7 +281,7 @@ def test_clusters_are_asked_whole_anchors_every_night_and_the_others_in_turn():
 
 
 @pytest.mark.parametrize(
-    "tasks", [{"a": items(20), "b": items(20)}, {"a": asking(20), "b": asking(15, shift=5)}]
+    "tasks", [{"a": items(20), "b": items(20)}, {"a": make_items(20), "b": make_items(15, shift=5)}]
 )
 def test_items_of_one_document_and_clusters_of_one_name_are_one_cluster_in_all_tasks(tasks):
     pool = build_pool(tasks, n_anchors=0)

@@ -23,7 +23,7 @@ WATCHED = "nightly: {candidates: [lora], items: 4, anchors: 2}\n"
 PAGES = {"tiny.nightly.md", "tiny.nightly.json"}
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended, and what stood in reports/ and had come to the webhook by then."""
 
     code: int
@@ -40,7 +40,7 @@ class Desk(NamedTuple):
     model: Path
     received: list[dict]
 
-    def run(self, *words: str) -> Done:
+    def run(self, *words: str) -> CommandResult:
         """Run `harness nightly run` as typed in another folder."""
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -50,7 +50,9 @@ class Desk(NamedTuple):
                 main()
         kept = (self.folder / "reports").glob("*.nightly.*")
         texts = {path.name: path.read_text() for path in kept}
-        return Done(ended.value.code or 0, out.getvalue(), err.getvalue(), texts, list(self.received))
+        return CommandResult(
+            ended.value.code or 0, out.getvalue(), err.getvalue(), texts, list(self.received)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +61,20 @@ def desk(tiny, own_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     model = shutil.copytree(tiny, folder / "model")
     tiny_experiment.run(tiny_experiment.write(folder, model, CANDIDATES, extra=WATCHED))
-    with inbox.listening() as (address, received), pytest.MonkeyPatch.context() as environment:
+    with inbox.open_inbox() as (address, received), pytest.MonkeyPatch.context() as environment:
         environment.setenv("HARNESS_WEBHOOK", address)
         environment.setenv("GITHUB_STEP_SUMMARY", str(folder / "summary.md"))
         yield Desk(folder, model, received)
 
 
 @pytest.fixture(scope="module")
-def quiet(desk):
+def quiet_night(desk):
     """Run a first night, in which nothing has changed."""
     return desk.run("--night", "2026-03-01")
 
 
 @pytest.fixture(scope="module")
-def drifted(desk, quiet):
+def drift_night(desk, quiet_night):
     """Run the next night after the model's chat template began to write the first token itself."""
     file = desk.model / "chat_template.jinja"
     file.write_text(tiny_model.STARTED)
@@ -80,59 +82,59 @@ def drifted(desk, quiet):
 
 
 @pytest.fixture(scope="module")
-def again(desk, drifted):
+def repeated_night(desk, drift_night):
     """Run the night with the alarm once more, after somebody has opened the issue."""
     (desk.folder / "reports" / "tiny.nightly.issue.md").unlink()
     return desk.run("--night", "2026-03-02")
 
 
-def test_a_quiet_night_ends_with_its_verdict_and_exit_code_0(quiet):
-    assert quiet.code == 0, quiet.stderr
-    assert quiet.stdout.splitlines()[-1] == "tiny, night of 2026-03-01: ok, 1 watched"
+def test_a_quiet_night_ends_with_its_verdict_and_exit_code_0(quiet_night):
+    assert quiet_night.code == 0, quiet_night.stderr
+    assert quiet_night.stdout.splitlines()[-1] == "tiny, night of 2026-03-01: ok, 1 watched"
 
 
-def test_the_night_is_the_one_that_was_asked_for(desk, quiet):
+def test_the_night_is_the_one_that_was_asked_for(desk, quiet_night):
     assert (desk.folder / "runs" / "nightly" / "tiny" / "2026-03-01" / "night.json").is_file()
 
 
-def test_a_quiet_night_writes_page_and_json_beside_the_experiment_and_no_issue(desk, quiet):
-    assert set(quiet.reports) == PAGES
-    assert json.loads(quiet.reports["tiny.nightly.json"])["night"] == "2026-03-01"
-    assert f"wrote {desk.folder / 'reports' / 'tiny.nightly.md'}" in quiet.stderr
+def test_a_quiet_night_writes_page_and_json_beside_the_experiment_and_no_issue(desk, quiet_night):
+    assert set(quiet_night.reports) == PAGES
+    assert json.loads(quiet_night.reports["tiny.nightly.json"])["night"] == "2026-03-01"
+    assert f"wrote {desk.folder / 'reports' / 'tiny.nightly.md'}" in quiet_night.stderr
 
 
-def test_a_quiet_night_sends_nothing(quiet):
-    assert quiet.received == []
+def test_a_quiet_night_sends_nothing(quiet_night):
+    assert quiet_night.received == []
 
 
-def test_another_chat_template_ends_as_harness_drift_with_exit_code_4(drifted):
-    assert drifted.code == 4, drifted.stderr
-    found = json.loads(drifted.stdout)
+def test_another_chat_template_ends_as_harness_drift_with_exit_code_4(drift_night):
+    assert drift_night.code == 4, drift_night.stderr
+    found = json.loads(drift_night.stdout)
     assert (found["verdict"], found["exit_code"]) == ("harness-drift", 4)
 
 
-def test_a_new_alarm_is_written_as_an_issue(drifted):
-    assert set(drifted.reports) == PAGES | {"tiny.nightly.issue.md"}
-    title = drifted.reports["tiny.nightly.issue.md"].splitlines()[0]
+def test_a_new_alarm_is_written_as_an_issue(drift_night):
+    assert set(drift_night.reports) == PAGES | {"tiny.nightly.issue.md"}
+    title = drift_night.reports["tiny.nightly.issue.md"].splitlines()[0]
     assert title == "Nightly tiny, 2026-03-02: harness: harness-drift"
 
 
-def test_a_new_alarm_goes_to_the_webhook_that_the_environment_names(drifted):
-    (message,) = drifted.received
+def test_a_new_alarm_goes_to_the_webhook_that_the_environment_names(drift_night):
+    (message,) = drift_night.received
     assert message["text"].startswith("harness nightly, tiny: harness-drift (2026-03-02): ")
 
 
-def test_the_same_night_again_tells_nobody_twice_and_keeps_its_verdict(drifted, again):
-    assert again.code == 4
-    assert "known alarm since 2026-03-02: harness: harness-drift" in again.stdout
-    assert again.received == drifted.received
+def test_the_same_night_again_tells_nobody_twice_and_keeps_its_verdict(drift_night, repeated_night):
+    assert repeated_night.code == 4
+    assert "known alarm since 2026-03-02: harness: harness-drift" in repeated_night.stdout
+    assert repeated_night.received == drift_night.received
 
 
-def test_the_same_night_again_writes_no_second_issue(again):
-    assert set(again.reports) == PAGES
+def test_the_same_night_again_writes_no_second_issue(repeated_night):
+    assert set(repeated_night.reports) == PAGES
 
 
-def test_every_night_adds_its_page_to_the_summary_of_the_job(desk, again):
+def test_every_night_adds_its_page_to_the_summary_of_the_job(desk, repeated_night):
     titles = [row for row in (desk.folder / "summary.md").read_text().splitlines() if row.startswith("# ")]
     assert titles == [
         "# tiny: night of 2026-03-01: ok",
@@ -144,7 +146,7 @@ def test_every_night_adds_its_page_to_the_summary_of_the_job(desk, again):
 @pytest.mark.parametrize(
     ("night", "said"), [("2026-02-28", "expected a night after the last one"), ("yesterday", "--night")]
 )
-def test_a_night_that_cannot_be_is_refused_without_a_traceback(desk, again, night, said):
+def test_a_night_that_cannot_be_is_refused_without_a_traceback(desk, repeated_night, night, said):
     done = desk.run("--night", night)
     assert done.code == 2
     assert said in done.stderr

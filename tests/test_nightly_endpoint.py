@@ -7,7 +7,7 @@ import openai_server
 import pytest
 import worlds
 from nights import FIRST, NightlyHost, Rates
-from openai_server import Fault, Rule, serving
+from openai_server import Fault, Rule, serve_model
 
 from harness import config, experiment, nightly, report
 from harness.experiment import Scope, prepare_session
@@ -30,21 +30,21 @@ def rule(rates, day=FIRST):
 @pytest.fixture(scope="module")
 def finished_world(module_cache, tmp_path_factory):
     """Compare a world with what is served over HTTP, once; yields its server and its folder."""
-    with serving(rule(STILL)) as server:
+    with serve_model(rule(STILL)) as server:
         path = worlds.write(
             tmp_path_factory.mktemp("finished") / "world", nights.TRUTH, worlds.Sizes(test=200, general=60)
         )
         one = f"{{method: endpoint, params: {{base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0}}}}"
         text = path.read_text() + f"  served: {one}\nnightly: {{candidates: [lora, served]}}\n"
         path.write_text(text)
-        session, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
-        worlds.trained(session, session.candidates["lora"])
+        session, loaded = worlds.open_world(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
+        worlds.write_training(session, session.candidates["lora"])
         experiment.run_all(session, loaded, smoke=False)
         yield server, path.parent
 
 
 @pytest.fixture
-def served(finished_world, tmp_path):
+def server_and_file(finished_world, tmp_path):
     """Copy the finished world, its server answering as it did then; returns both."""
     server, folder = finished_world
     server.model, server.faults = rule(STILL), []
@@ -65,8 +65,8 @@ def line(found, name="served"):
     return next(one for one in found.lines if one.name == name)
 
 
-def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(served):
-    server, path = served
+def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(server_and_file):
+    server, path = server_and_file
     found = [night(path, n) for n in range(1, 6)]
     assert {one.verdict for one in found} == {"ok"}
     assert line(found[-1]).series["general"].n == 240 - 20  # all that is no anchor, once
@@ -75,8 +75,8 @@ def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(serve
     )
 
 
-def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_endpoint(served):
-    server, path = served
+def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_endpoint(server_and_file):
+    server, path = server_and_file
     assert night(path, 1).verdict == "ok"
     server.model = rule(WORSE)
     found = [night(path, n) for n in (2, 3, 4)]
@@ -92,8 +92,8 @@ def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_
     )
 
 
-def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(served):
-    server, path = served
+def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(server_and_file):
+    server, path = server_and_file
     for n in range(1, 6):
         night(path, n)
     assert line(night(path, 6)).series["general"].n_pass == 1, "the same answers again are no second pass"
@@ -103,8 +103,10 @@ def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(served):
     assert found[-1].verdict == "regression"
 
 
-def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared_with_the_reference(served):
-    server, path = served
+def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared_with_the_reference(
+    server_and_file,
+):
+    server, path = server_and_file
     night(path, 1)
     server.model = rule(WORSE)
     night(path, 2)
@@ -114,8 +116,8 @@ def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared
     assert "otherwise than before" in line(night(path, 3)).tests[0]
 
 
-def test_without_its_key_a_night_goes_on_with_the_others(served, monkeypatch):
-    _, path = served
+def test_without_its_key_a_night_goes_on_with_the_others(server_and_file, monkeypatch):
+    _, path = server_and_file
     night(path, 1)
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
     path.write_text(path.read_text().replace("protocol: chat", "protocol: chat, api_key_env: SUPPORT_KEY"))
@@ -124,8 +126,8 @@ def test_without_its_key_a_night_goes_on_with_the_others(served, monkeypatch):
     assert line(found, "lora").verdict == "ok"
 
 
-def test_a_server_that_is_down_ends_no_night(served):
-    server, path = served
+def test_a_server_that_is_down_ends_no_night(server_and_file):
+    server, path = server_and_file
     server.faults = [Fault(503)] * 1000
     found = night(path, 1)
     assert (found.verdict, found.exit_code) == ("error", 1)

@@ -28,7 +28,7 @@ def declared_later(module_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pinned(module_cache, declared_later, tmp_path_factory):
+def pinned_file(module_cache, declared_later, tmp_path_factory):
     """Let all candidates answer the further target, and pin a reference that holds it."""
     folder = tmp_path_factory.mktemp("pinned") / "copy"
     shutil.copytree(declared_later.parent, folder)
@@ -39,8 +39,8 @@ def pinned(module_cache, declared_later, tmp_path_factory):
 
 
 @pytest.fixture
-def path(pinned, tmp_path):
-    shutil.copytree(pinned.parent, tmp_path / "copy")
+def path(pinned_file, tmp_path):
+    shutil.copytree(pinned_file.parent, tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
 
 

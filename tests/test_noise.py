@@ -33,7 +33,7 @@ JOB = EvaluationJob(
 )
 
 
-def answered(scores, logprobs):
+def set_logprobs(scores, logprobs):
     return [replace(row, gold_logprob=x) for row, x in zip(rows(scores), logprobs, strict=True)]
 
 
@@ -43,8 +43,8 @@ def measurement(flips, n, *, precision="bf16", created="1"):
 
 
 def test_flips_are_counted_for_each_arm_and_the_largest_difference_is_found():
-    usual = answered([1, 0, 1, 1], [-1.0, -2.0, -3.0, None])
-    arms = {"layout": answered([1, 1, 0, 1], [-1.0, -1.5, -3.7, None]), "batch": usual}
+    usual = set_logprobs([1, 0, 1, 1], [-1.0, -2.0, -3.0, None])
+    arms = {"layout": set_logprobs([1, 1, 0, 1], [-1.0, -1.5, -3.7, None]), "batch": usual}
     found = task_noise(JOB, usual, arms)
     assert (found.n, found.flips) == (4, {"layout": 2, "batch": 0})
     assert found.largest_nats == pytest.approx(0.7)

@@ -12,7 +12,7 @@ import openai_server
 import pytest
 import tiny_experiment
 import tiny_methods
-from openai_server import Fault, Model, Rule, Said, serving
+from openai_server import Fault, Model, Rule, ServerAnswer, serve_model
 from pydantic import ValidationError
 from tiny_model import CHOICES, QUESTIONS
 
@@ -47,35 +47,35 @@ def source(tiny, own_cache):
 
 
 @pytest.fixture(scope="module")
-def local(source):
+def local_base(source):
     return ModelHost(source, tiny_methods.CPU).base
 
 
 @pytest.fixture(scope="module")
-def answering(tiny):
+def answer_model(tiny):
     """Load what answers once; every test has a server of its own in front of it."""
     return Model(tiny)
 
 
 @pytest.fixture
-def server(answering):
-    with serving(answering) as started:
+def server(answer_model):
+    with serve_model(answer_model) as started:
         yield started
 
 
 @pytest.fixture
-def opened(tiny, source, tmp_path):
+def open_candidate(tiny, source, tmp_path):
     """Open candidates as a run does: from the folder that the method wrote."""
     open_ones = []
 
-    def of(server, **params):
+    def open_by_server(server, **params):
         settings = {"base_url": server.url, "model": openai_server.NAME, "max_retries": 0, **params}
         made = method.fit(tiny_methods.context(tiny, tmp_path / "made"), method.Params(**settings))
         one = openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
         open_ones.append(one)
         return one.__enter__()
 
-    yield of
+    yield open_by_server
     for one in open_ones:
         one.__exit__(None, None, None)
 
@@ -84,7 +84,7 @@ def turns(text):
     return [{"role": "user", "content": text}]
 
 
-def asked(candidate):
+def encode_questions(candidate):
     return [candidate.encode(turns(text)).context for text in QUESTIONS]
 
 
@@ -94,96 +94,105 @@ def pairs(candidate):
     return [(e.context, e.continuation) for e in (*encoded, whole)]
 
 
-def said(outputs):
+def summarize_outputs(outputs):
     return [(o.text, o.finish_reason, o.n_prompt_tokens) for o in outputs]
 
 
 # The same as in memory
 
 
-def test_likelihoods_are_those_of_the_model_in_memory(local, server, opened):
-    one, other = local.loglikelihood(pairs(local)), opened(server).loglikelihood(pairs(local))
+def test_likelihoods_are_those_of_the_model_in_memory(local_base, server, open_candidate):
+    one, other = (
+        local_base.loglikelihood(pairs(local_base)),
+        open_candidate(server).loglikelihood(pairs(local_base)),
+    )
     assert [x.logprob for x in other] == pytest.approx([x.logprob for x in one], abs=1e-4)
     assert [x.greedy for x in other] == [x.greedy for x in one]
 
 
 @pytest.mark.parametrize("limits", [Limits(1), Limits(12), Limits(40)])
-def test_completions_are_those_of_the_model_in_memory(local, server, opened, limits):
-    candidate = opened(server)
-    assert said(candidate.generate(asked(candidate), limits)) == said(local.generate(asked(local), limits))
+def test_completions_are_those_of_the_model_in_memory(local_base, server, open_candidate, limits):
+    candidate = open_candidate(server)
+    assert summarize_outputs(candidate.generate(encode_questions(candidate), limits)) == summarize_outputs(
+        local_base.generate(encode_questions(local_base), limits)
+    )
 
 
-def test_chat_is_what_the_model_in_memory_answers_to_the_same_messages(local, server, opened):
-    candidate, limits = opened(server, protocol="chat"), Limits(12)
-    found = candidate.generate(asked(candidate), limits)
-    assert said(found) == said(local.generate(asked(local), limits))
+def test_chat_is_what_the_model_in_memory_answers_to_the_same_messages(local_base, server, open_candidate):
+    candidate, limits = open_candidate(server, protocol="chat"), Limits(12)
+    found = candidate.generate(encode_questions(candidate), limits)
+    assert summarize_outputs(found) == summarize_outputs(
+        local_base.generate(encode_questions(local_base), limits)
+    )
     assert server.asked[-1][0] == "/v1/chat/completions"
 
 
-def test_an_answer_ends_before_a_stop_string(local, server, opened):
-    text = local.generate(asked(local)[:1], Limits(12))[0].text
+def test_an_answer_ends_before_a_stop_string(local_base, server, open_candidate):
+    text = local_base.generate(encode_questions(local_base)[:1], Limits(12))[0].text
     limits = Limits(12, (text[4:6], "never said"))
-    found = opened(server).generate(asked(local), limits)
-    assert said(found) == said(local.generate(asked(local), limits))
+    found = open_candidate(server).generate(encode_questions(local_base), limits)
+    assert summarize_outputs(found) == summarize_outputs(
+        local_base.generate(encode_questions(local_base), limits)
+    )
     assert found[0].text == text[: text.index(text[4:6])]
 
 
-def test_an_answer_is_cut_at_a_stop_string_that_the_server_was_not_told(opened):
-    with serving(Rule(lambda messages: "late.Or not")) as rule:
-        found = opened(rule, protocol="chat").generate(
-            [asked_in_json()], Limits(9, ("!", "?", ";", ":", "."))
+def test_an_answer_is_cut_at_a_stop_string_that_the_server_was_not_told(open_candidate):
+    with serve_model(Rule(lambda messages: "late.Or not")) as rule:
+        found = open_candidate(rule, protocol="chat").generate(
+            [encode_as_json()], Limits(9, ("!", "?", ";", ":", "."))
         )
         assert rule.asked[0][1]["stop"] == ["!", "?", ";", ":"]  # the protocol takes four
     assert (found[0].text, found[0].finish_reason) == ("late", "stop")
 
 
-def asked_in_json(text="Yes?"):
+def encode_as_json(text="Yes?"):
     return tuple(json.dumps(turns(text)).encode())
 
 
 # Requests
 
 
-def test_answers_come_in_the_order_of_the_questions_however_they_arrive(opened):
-    def slowest_first(messages):
+def test_answers_come_in_the_order_of_the_questions_however_they_arrive(open_candidate):
+    def answer_slowest_first(messages):
         number = int(messages[-1]["content"])
         time.sleep((9 - number) / 50)
         return f"answer {number}"
 
-    with serving(Rule(slowest_first)) as rule:
-        prompts = [asked_in_json(str(n)) for n in range(10)]
-        found = opened(rule, protocol="chat").generate(prompts, Limits(4))
+    with serve_model(Rule(answer_slowest_first)) as rule:
+        prompts = [encode_as_json(str(n)) for n in range(10)]
+        found = open_candidate(rule, protocol="chat").generate(prompts, Limits(4))
     assert [o.text for o in found] == [f"answer {n}" for n in range(10)]
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_so_many_requests_are_under_way_at_once(opened, n):
+def test_so_many_requests_are_under_way_at_once(open_candidate, n):
     here = threading.Barrier(n)
 
     def meets(messages):
         here.wait(timeout=30)  # passes only where n requests are here together
         return "met"
 
-    with serving(Rule(meets)) as rule:
-        opened(rule, protocol="chat", num_concurrent=n).generate([asked_in_json()] * 6, Limits(4))
+    with serve_model(Rule(meets)) as rule:
+        open_candidate(rule, protocol="chat", num_concurrent=n).generate([encode_as_json()] * 6, Limits(4))
         assert rule.most_at_once == n
 
 
-def test_a_busy_server_is_asked_again(server, opened):
+def test_a_busy_server_is_asked_again(server, open_candidate):
     server.faults = [Fault(429), Fault(503)]
-    found = opened(server, max_retries=2, num_concurrent=1).generate([(5, 6, 7)], Limits(2))
+    found = open_candidate(server, max_retries=2, num_concurrent=1).generate([(5, 6, 7)], Limits(2))
     assert [o.finish_reason for o in found] == ["length"]
 
 
 def test_a_prompt_that_the_server_finds_too_long_is_an_error_row_and_the_others_go_on(
-    local, opened, answering
+    local_base, open_candidate, answer_model
 ):
-    class Shorter:
+    class ShortContext:
         max_model_len = 30
-        complete = answering.complete
+        complete = answer_model.complete
 
-    with serving(Shorter()) as shorter:
-        candidate = opened(shorter)
+    with serve_model(ShortContext()) as shorter:
+        candidate = open_candidate(shorter)
         assert candidate.max_context == 29
         short, long = candidate.generate([(5, 6, 7), tuple(range(4, 40))], Limits(2))
     assert short.finish_reason == "length"
@@ -199,97 +208,97 @@ def failure(candidate, prompts=((5, 6, 7),)):
     return str(failed.value)
 
 
-def test_a_server_that_is_down_is_named_with_what_to_do(answering, opened):
-    with serving(answering) as gone:
+def test_a_server_that_is_down_is_named_with_what_to_do(answer_model, open_candidate):
+    with serve_model(answer_model) as gone:
         url = gone.url
     with pytest.raises(CandidateFailed) as failed:
-        opened(gone)
+        open_candidate(gone)
     assert str(failed.value) == (
         f"tiny at {url}: found no server; expected an answer; try: start it, or correct base_url"
     )
 
 
-def test_a_model_that_the_server_does_not_have_is_named(server, opened):
+def test_a_model_that_the_server_does_not_have_is_named(server, open_candidate):
     assert (
         "status 404, The model `other` does not exist.; expected an answer; try: a base_url that ends with /v1"
-        in (failure(opened(server, model="other")))
+        in (failure(open_candidate(server, model="other")))
     )
 
 
-def test_a_server_without_completions_is_to_be_asked_by_chat(opened):
-    with serving(Rule(lambda messages: "late")) as chats:
-        assert "or protocol: chat where it has no completions" in failure(opened(chats))
+def test_a_server_without_completions_is_to_be_asked_by_chat(open_candidate):
+    with serve_model(Rule(lambda messages: "late")) as chats:
+        assert "or protocol: chat where it has no completions" in failure(open_candidate(chats))
 
 
-def test_a_wrong_key_is_said_and_never_shown(answering, opened, monkeypatch):
+def test_a_wrong_key_is_said_and_never_shown(answer_model, open_candidate, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serving(answering, key="another") as guarded:
-        found = failure(opened(guarded, api_key_env="SUPPORT_KEY"))
+    with serve_model(answer_model, key="another") as guarded:
+        found = failure(open_candidate(guarded, api_key_env="SUPPORT_KEY"))
     assert "status 401" in found
     assert "the key in the variable that api_key_env names" in found
     assert KEY not in found
 
 
-def test_the_key_of_the_environment_is_sent(answering, opened, monkeypatch):
+def test_the_key_of_the_environment_is_sent(answer_model, open_candidate, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serving(answering, key=KEY) as guarded:
-        assert opened(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+    with serve_model(answer_model, key=KEY) as guarded:
+        assert open_candidate(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY} "])
-def test_a_key_is_sent_without_the_space_around_it(answering, opened, monkeypatch, key):
+def test_a_key_is_sent_without_the_space_around_it(answer_model, open_candidate, monkeypatch, key):
     monkeypatch.setenv("SUPPORT_KEY", key)
-    with serving(answering, key=KEY) as guarded:
-        assert opened(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+    with serve_model(answer_model, key=KEY) as guarded:
+        assert open_candidate(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
-def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(server, opened, monkeypatch, key):
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(server, open_candidate, monkeypatch, key):
     monkeypatch.setenv("SUPPORT_KEY", key)
     with pytest.raises(
         CandidateFailed, match="a key in SUPPORT_KEY with characters that no header"
     ) as failed:
-        opened(server, api_key_env="SUPPORT_KEY")
+        open_candidate(server, api_key_env="SUPPORT_KEY")
     assert key not in str(failed.value)
 
 
-def test_a_missing_key_fails_the_candidate(server, opened, monkeypatch):
+def test_a_missing_key_fails_the_candidate(server, open_candidate, monkeypatch):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
     with pytest.raises(CandidateFailed, match="no variable SUPPORT_KEY in the environment"):
-        opened(server, api_key_env="SUPPORT_KEY")
+        open_candidate(server, api_key_env="SUPPORT_KEY")
 
 
-def test_a_page_of_the_web_instead_of_models_is_named_with_what_to_do(server, opened):
+def test_a_page_of_the_web_instead_of_models_is_named_with_what_to_do(server, open_candidate):
     server.page = b"<html>Welcome</html>"
     with pytest.raises(CandidateFailed, match=r"a page that is no list of models.*ends with /v1"):
-        opened(server)
+        open_candidate(server)
 
 
-def test_headers_of_another_provider_are_never_sent(server, opened, monkeypatch):
+def test_headers_of_another_provider_are_never_sent(server, open_candidate, monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-of-another")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Secret: secret-of-another")
-    opened(server).generate([(5, 6, 7)], Limits(2))
+    open_candidate(server).generate([(5, 6, 7)], Limits(2))
     assert server.headers
     assert "of-another" not in str(server.headers)
 
 
-def test_what_a_server_says_is_kept_as_it_is_where_there_is_no_key(server, opened):
+def test_what_a_server_says_is_kept_as_it_is_where_there_is_no_key(server, open_candidate):
     server.faults = [Fault(400, openai_server._error("none of these fields is known"))]
-    assert "none of these fields" in failure(opened(server))
+    assert "none of these fields" in failure(open_candidate(server))
 
 
-def test_a_row_of_what_was_too_long_does_not_show_the_key(server, opened, monkeypatch):
+def test_a_row_of_what_was_too_long_does_not_show_the_key(server, open_candidate, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     server.faults = [Fault(400, openai_server._error(f"context length is less for {KEY}"))]
-    (row,) = opened(server, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+    (row,) = open_candidate(server, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
     assert row.error == "context length is less for …"
 
 
-def test_the_key_of_another_provider_is_never_sent(answering, opened, monkeypatch):
+def test_the_key_of_another_provider_is_never_sent(answer_model, open_candidate, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serving(answering, key=KEY) as guarded:
-        assert "status 401" in failure(opened(guarded))
+    with serve_model(answer_model, key=KEY) as guarded:
+        assert "status 401" in failure(open_candidate(guarded))
 
 
 @pytest.mark.parametrize(
@@ -311,12 +320,12 @@ def test_the_key_of_another_provider_is_never_sent(answering, opened, monkeypatc
     ],
     ids=["busy", "broken", "another protocol", "slow"],
 )
-def test_what_a_server_says_instead_of_an_answer_has_a_name(server, opened, fault, words):
+def test_what_a_server_says_instead_of_an_answer_has_a_name(server, open_candidate, fault, words):
     server.faults = [fault]
-    assert words in failure(opened(server, timeout=0.3 if fault.after_s else 60))
+    assert words in failure(open_candidate(server, timeout=0.3 if fault.after_s else 60))
 
 
-def chatted(server, opened, message, usage=None):
+def ask_chat(server, opened, message, usage=None):
     """Ask one question by chat of a server that answers with such a message."""
     choice = {"index": 0, "finish_reason": "stop", "message": message}
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
@@ -334,52 +343,52 @@ def chatted(server, opened, message, usage=None):
         ({"role": "assistant", "content": [{"type": "image_url"}]}, "an answer of the type list"),
     ],
 )
-def test_a_message_without_text_is_refused_in_a_sentence(server, opened, message, found):
+def test_a_message_without_text_is_refused_in_a_sentence(server, open_candidate, message, found):
     with pytest.raises(CandidateFailed, match=f"found {found}; expected an answer"):
-        chatted(server, opened, message)
+        ask_chat(server, open_candidate, message)
 
 
-def test_an_answer_in_parts_is_one_text(server, opened):
+def test_an_answer_in_parts_is_one_text(server, open_candidate):
     parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ve"}]
-    assert chatted(server, opened, {"role": "assistant", "content": parts}).text == "five"
+    assert ask_chat(server, open_candidate, {"role": "assistant", "content": parts}).text == "five"
 
 
 @pytest.mark.parametrize("read", [None, -5, "many"])
-def test_tokens_that_are_no_number_count_as_none_told(server, opened, read):
+def test_tokens_that_are_no_number_count_as_none_told(server, open_candidate, read):
     usage = {"prompt_tokens": read, "completion_tokens": 3, "total_tokens": 3}
-    output = chatted(server, opened, {"role": "assistant", "content": "five"}, usage)
+    output = ask_chat(server, open_candidate, {"role": "assistant", "content": "five"}, usage)
     assert (output.text, output.n_prompt_tokens, output.n_output_tokens) == ("five", 0, 0)
 
 
-def test_likelihoods_need_a_server_that_echoes_them(server, opened):
-    server.faults = [Fault(200, openai_server._response(Said("x"), {"text": "x", "logprobs": None}))]
+def test_likelihoods_need_a_server_that_echoes_them(server, open_candidate):
+    server.faults = [Fault(200, openai_server._response(ServerAnswer("x"), {"text": "x", "logprobs": None}))]
     with pytest.raises(CandidateFailed, match=r"of 0 tokens where 3 were sent.*protocol: chat"):
-        opened(server).loglikelihood([((5, 6), (7,))])
+        open_candidate(server).loglikelihood([((5, 6), (7,))])
 
 
-def test_a_server_that_adds_to_the_prompt_is_found_out(server, opened, answering):
-    known = answering.logprobs([1, 5, 6, 7])
-    server.faults = [Fault(200, openai_server._response(Said("x"), {"text": "x", "logprobs": known}))]
+def test_a_server_that_adds_to_the_prompt_is_found_out(server, open_candidate, answer_model):
+    known = answer_model.logprobs([1, 5, 6, 7])
+    server.faults = [Fault(200, openai_server._response(ServerAnswer("x"), {"text": "x", "logprobs": known}))]
     with pytest.raises(CandidateFailed, match="log-probabilities of 5 tokens where 3 were sent"):
-        opened(server).loglikelihood([((5, 6), (7,))])
+        open_candidate(server).loglikelihood([((5, 6), (7,))])
 
 
-def test_the_first_failure_ends_what_has_not_begun(server, opened):
+def test_the_first_failure_ends_what_has_not_begun(server, open_candidate):
     server.faults = [Fault(500)] * 2000
-    failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 2000)
+    failure(open_candidate(server, num_concurrent=2), [(5, 6, 7)] * 2000)
     assert len(server.faults) > 1000  # however busy the machine is
 
 
-def test_a_failure_waits_for_no_request_that_is_under_way(server, opened):
+def test_a_failure_waits_for_no_request_that_is_under_way(server, open_candidate):
     server.faults = [Fault(200, after_s=20), Fault(500)]
     start = time.monotonic()
-    failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 2)
+    failure(open_candidate(server, num_concurrent=2), [(5, 6, 7)] * 2)
     assert time.monotonic() - start < 10
 
 
-def test_an_interrupt_waits_for_no_request_that_is_under_way(server, opened):
+def test_an_interrupt_waits_for_no_request_that_is_under_way(server, open_candidate):
     server.faults = [Fault(200, after_s=20)] * 4
-    candidate, start = opened(server), time.monotonic()
+    candidate, start = open_candidate(server), time.monotonic()
     main_thread = threading.main_thread().ident
     # Who runs the tests in the background may have them ignore interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -427,10 +436,10 @@ PRICES = "decide.usd_per_million_tokens={input: 1, output: 2}"
 
 
 @pytest.fixture(scope="module")
-def compared(answering, tiny, own_cache, tmp_path_factory):
+def file_and_report(answer_model, tiny, own_cache, tmp_path_factory):
     """Compare the base in memory with itself behind an address."""
     folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as environment, serving(answering, key=KEY) as guarded:
+    with pytest.MonkeyPatch.context() as environment, serve_model(answer_model, key=KEY) as guarded:
         environment.setenv("SUPPORT_KEY", KEY)
         path = tiny_experiment.write(folder, tiny, CANDIDATES.format(url=guarded.url))
         found = compare(path, ["seeds=[0,1]"])
@@ -438,16 +447,20 @@ def compared(answering, tiny, own_cache, tmp_path_factory):
         yield path, guarded, found
 
 
-def of(found, name):
+def find_facts(found, name):
     return next(f for f in found.facts if f.name == name)
 
 
-def test_the_base_behind_an_address_scores_as_in_memory(compared):
-    path, _, found = compared
+def test_the_base_behind_an_address_scores_as_in_memory(file_and_report):
+    path, _, found = file_and_report
     assert {(f.name, f.seed, f.state, f.error) for f in found.facts} == {
         (name, 0, "done", "") for name in ("prompt", "served", "shots", "ranked", "chatty")
     }
-    assert of(found, "served").target == of(found, "chatty").target == of(found, "prompt").target
+    assert (
+        find_facts(found, "served").target
+        == find_facts(found, "chatty").target
+        == find_facts(found, "prompt").target
+    )
     store = Store(path.parent / "runs")
     prompt, served = (tiny_experiment.runs_of(path)[name] for name in ("prompt", "served"))
     one, other = (read_rows(store, run.rows["letters/test"]) for run in (prompt, served))
@@ -456,34 +469,34 @@ def test_the_base_behind_an_address_scores_as_in_memory(compared):
     assert [c.delta for c in found.comparisons["served"]] == pytest.approx([0] * 3, abs=1e-4)
 
 
-def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(compared):
-    *_, found = compared
+def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(file_and_report):
+    *_, found = file_and_report
     notes = " ".join(found.notes)
     assert "chatty: not asked sums, prose, which need token ids or their log-probabilities" in notes
     assert "served: not asked" not in notes
-    assert of(found, "served").verdict is not None
+    assert find_facts(found, "served").verdict is not None
     assert [c.task for c in found.comparisons["chatty"]] == ["facts"]
 
 
-def test_without_prices_an_endpoint_has_no_cost_and_that_is_said(compared):
-    *_, found = compared
-    assert of(found, "served").cost_per_1k_usd is None
-    assert of(found, "served").training_cost_usd == 0
+def test_without_prices_an_endpoint_has_no_cost_and_that_is_said(file_and_report):
+    *_, found = file_and_report
+    assert find_facts(found, "served").cost_per_1k_usd is None
+    assert find_facts(found, "served").training_cost_usd == 0
     assert "its requests have no price here without usd_per_million_tokens" in " ".join(found.notes)
-    latency_s = of(found, "served").latency_p50_s
+    latency_s = find_facts(found, "served").latency_p50_s
     assert latency_s is None or latency_s > 0, "unknown where other work disturbed it"
 
 
-def test_with_prices_an_endpoint_costs_its_tokens(compared, monkeypatch):
+def test_with_prices_an_endpoint_costs_its_tokens(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    facts = of(compare(compared[0], ["seeds=[0,1]", PRICES]), "chatty")
+    facts = find_facts(compare(file_and_report[0], ["seeds=[0,1]", PRICES]), "chatty")
     tokens = facts.tokens
     assert facts.cost_per_1k_usd == pytest.approx(1000 * (tokens.prompt + 2 * tokens.output) / 1e6)
     assert tokens.cached == 0
 
 
-def test_rows_of_an_endpoint_have_an_engine_of_their_own_and_compare_with_local_ones(compared):
-    path, *_ = compared
+def test_rows_of_an_endpoint_have_an_engine_of_their_own_and_compare_with_local_ones(file_and_report):
+    path, *_ = file_and_report
     store, runs = Store(path.parent / "runs"), tiny_experiment.runs_of(path)
     prompt, served, chatty = (
         read_identity(store, runs[name].rows["letters/test"]) for name in ("prompt", "served", "chatty")
@@ -500,25 +513,25 @@ def test_rows_of_an_endpoint_have_an_engine_of_their_own_and_compare_with_local_
     check_comparable(served, chatty)
 
 
-def test_the_key_stands_in_no_file(compared):
-    texts = [file.read_bytes() for file in compared[0].parent.rglob("*") if file.is_file()]
+def test_the_key_stands_in_no_file(file_and_report):
+    texts = [file.read_bytes() for file in file_and_report[0].parent.rglob("*") if file.is_file()]
     assert len(texts) > 20
     assert not any(KEY.encode() in text for text in texts)
 
 
-def test_a_second_comparison_asks_nobody(compared, monkeypatch):
+def test_a_second_comparison_asks_nobody(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    path, server, before = compared
+    path, server, before = file_and_report
     n_asked = len(server.asked)
     found = compare(path, ["seeds=[0,1]"])
     assert [f.target for f in found.facts] == [f.target for f in before.facts]
     assert len(server.asked) == n_asked
 
 
-def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(compared):
-    path, _, found = compared
+def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(file_and_report):
+    path, _, found = file_and_report
     (judged,) = release.gate_stored(path, "served", ["seeds=[0,1]"])
-    assert judged.verdict.outcome == of(found, "served").verdict.outcome
+    assert judged.verdict.outcome == find_facts(found, "served").verdict.outcome
     (chatty,) = release.gate_stored(path, "chatty", ["seeds=[0,1]"])
     # Not the texts in bits per byte, which chat cannot be asked either: no rule judges them.
     assert "1 task not answered by both (sums)" in chatty.verdict.sentence
@@ -526,7 +539,7 @@ def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(compared):
     assert "tasks" not in [rule.name for rule in facts.verdict.rules]
 
 
-def measured_in_two_ways(compared, folder):
+def store_two_ways(compared, folder):
     """Copy the store and put rows of the same base beside its own, computed otherwise: all of them wrong."""
     shutil.copytree(compared[0].parent, folder)
     path, store = folder / "harness.yaml", Store(folder / "runs")
@@ -542,21 +555,23 @@ def measured_in_two_ways(compared, folder):
     return path, store
 
 
-def test_the_gate_takes_those_rows_of_the_base_that_compare_took(compared, tmp_path):
-    path, _ = measured_in_two_ways(compared, tmp_path / "copy")
+def test_the_gate_takes_those_rows_of_the_base_that_compare_took(file_and_report, tmp_path):
+    path, _ = store_two_ways(file_and_report, tmp_path / "copy")
     (judged,) = release.gate_stored(path, "served", ["seeds=[0,1]"])
     assert [t.comparison.delta for t in judged.tasks] == pytest.approx([0] * len(judged.tasks), abs=1e-4)
 
 
-def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_are_meant(compared, tmp_path):
-    path, store = measured_in_two_ways(compared, tmp_path / "copy")
+def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_are_meant(
+    file_and_report, tmp_path
+):
+    path, store = store_two_ways(file_and_report, tmp_path / "copy")
     shutil.rmtree(store.rows(tiny_experiment.runs_of(path)["prompt"].rows["facts/test"]))
     with pytest.raises(IncompatibleRuns, match=r"computed in 8 ways.*harness compare"):
         release.gate_stored(path, "served", ["seeds=[0,1]"])
 
 
-def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
-    path, store = measured_in_two_ways(compared, tmp_path / "copy")
+def test_the_gate_takes_the_noise_of_the_base(file_and_report, tmp_path):
+    path, store = store_two_ways(file_and_report, tmp_path / "copy")
     base = read_identity(store, tiny_experiment.runs_of(path)["prompt"].rows["facts/test"])
     of_tasks = (TaskNoise("facts", 6, {"one by one": 3}, None),)
     how = ("tiny", base.weights_digest, base.precision, "cpu", base.engine, base.layout_digest)
@@ -572,14 +587,14 @@ def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
     assert measured.flip_rate == 0.5
 
 
-def test_an_endpoint_is_neither_trained_nor_has_it_seeds(compared):
-    *_, found = compared
+def test_an_endpoint_is_neither_trained_nor_has_it_seeds(file_and_report):
+    *_, found = file_and_report
     assert found.seeds == ()
     assert [f.training_cost_usd for f in found.facts] == [0.0] * 5
 
 
-def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(compared, tmp_path):
-    shutil.copytree(compared[0].parent, tmp_path / "copy")
+def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_and_report, tmp_path):
+    shutil.copytree(file_and_report[0].parent, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
     loaded, store = config.load(path, ["seeds=[0,1]"]), Store(tmp_path / "copy" / "runs")
     run = tiny_experiment.runs_of(path)["served"]
@@ -588,17 +603,17 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(compare
     assert judged.baseline == f"the champion served ({run.run_id})"
 
 
-def test_an_endpoint_is_not_rescued(compared, monkeypatch):
+def test_an_endpoint_is_not_rescued(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    loaded = config.load(compared[0], ["seeds=[0,1]"])
+    loaded = config.load(file_and_report[0], ["seeds=[0,1]"])
     session = prepare_session(loaded, Scope(), SilentProgress())
     with pytest.raises(UserError, match="an endpoint, whose weights are elsewhere"):
         find_case(session, loaded.selected, "served")
 
 
-def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypatch):
+def test_an_endpoint_takes_no_time_or_memory_of_this_machine(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    loaded = config.load(compared[0])
+    loaded = config.load(file_and_report[0])
     session = prepare_session(loaded, Scope(), SilentProgress())
     work = estimate_work(session, loaded.selected)
     assert work["served"].read > 0
@@ -606,38 +621,40 @@ def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypat
     assert "prompt" in estimate_seconds(session, work)
 
 
-def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(answering, tiny, tmp_path, monkeypatch):
+def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(
+    answer_model, tiny, tmp_path, monkeypatch
+):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serving(answering) as gone:
+    with serve_model(answer_model) as gone:
         url = gone.url
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url=url))
     found = compare(path, candidates=["prompt", "served"])
     assert [(f.name, f.state) for f in found.facts] == [("prompt", "done"), ("served", "failed")]
-    assert of(found, "served").error.startswith(f"tiny at {url}: found no server")
-    with serving(answering, port=gone.server_port):
+    assert find_facts(found, "served").error.startswith(f"tiny at {url}: found no server")
+    with serve_model(answer_model, port=gone.server_port):
         again = compare(path, candidates=["prompt", "served"])
     assert [f.state for f in again.facts] == ["done", "done"]
 
 
-def test_finished_rows_are_kept_when_a_server_goes_away(answering, tiny, tmp_path, monkeypatch):
+def test_finished_rows_are_kept_when_a_server_goes_away(answer_model, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serving(answering) as server:
+    with serve_model(answer_model) as server:
         path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url=server.url))
         asked_before = []
 
-        class Leaving:
-            max_model_len = answering.max_model_len
-            complete = answering.complete
+        class ClosedServer:
+            max_model_len = answer_model.max_model_len
+            complete = answer_model.complete
 
             def logprobs(self, ids):
                 asked_before.append(len(server.asked))
                 raise ConnectionError
 
-        server.model = Leaving()
+        server.model = ClosedServer()
         server.handle_error = lambda *args: None
-        assert of(compare(path, candidates=["served"]), "served").state == "failed"
-        server.model, server.asked = answering, []
-        assert of(compare(path, candidates=["served"]), "served").state == "done"
+        assert find_facts(compare(path, candidates=["served"]), "served").state == "failed"
+        server.model, server.asked = answer_model, []
+        assert find_facts(compare(path, candidates=["served"]), "served").state == "done"
     completed = [body for way, body in server.asked if not body.get("echo")]
     assert asked_before
     # The six questions of `facts`, and eight timed ones: six, with the first before and after.
@@ -647,40 +664,47 @@ def test_finished_rows_are_kept_when_a_server_goes_away(answering, tiny, tmp_pat
 # What is refused before anything runs
 
 
-def refused(path, *overrides, candidates=("served",)):
+def list_refusals(path, *overrides, candidates=("served",)):
     with pytest.raises(UserError) as refusal:
         compare(path, overrides, candidates)
     return [(p.where, p.found) for p in refusal.value.problems]
 
 
 @pytest.fixture
-def written(tiny, tmp_path):
+def experiment_file(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url="http://localhost:1/v1"))
 
 
-def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(written, monkeypatch):
+def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(experiment_file, monkeypatch):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    assert refused(written) == [("harness.yaml:9", "no variable SUPPORT_KEY in the environment")]
+    assert list_refusals(experiment_file) == [
+        ("harness.yaml:9", "no variable SUPPORT_KEY in the environment")
+    ]
 
 
-def test_what_asks_no_endpoint_needs_no_key(compared, monkeypatch):
+def test_what_asks_no_endpoint_needs_no_key(file_and_report, monkeypatch):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    path, server, before = compared
+    path, server, before = file_and_report
     n_asked = len(server.asked)
     assert [f.target for f in compare(path, ["seeds=[0,1]"]).facts] == [f.target for f in before.facts]
-    assert gate(path, ["seeds=[0,1]"], candidate="served").outcome == of(before, "served").verdict.outcome
+    assert (
+        gate(path, ["seeds=[0,1]"], candidate="served").outcome
+        == find_facts(before, "served").verdict.outcome
+    )
     assert len(server.asked) == n_asked
 
 
-def test_doctor_names_a_missing_key_with_its_line(written, monkeypatch):
+def test_doctor_names_a_missing_key_with_its_line(experiment_file, monkeypatch):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    found = [(p.where, p.found) for p in examine(written, [], SilentProgress()).problems]
+    found = [(p.where, p.found) for p in examine(experiment_file, [], SilentProgress()).problems]
     assert ("harness.yaml:9", "no variable SUPPORT_KEY in the environment") in found
 
 
-def test_a_missing_key_ends_with_exit_code_2(written, monkeypatch, capsys):
+def test_a_missing_key_ends_with_exit_code_2(experiment_file, monkeypatch, capsys):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    monkeypatch.setattr("sys.argv", ["harness", "compare", "-c", str(written), "--candidates", "served"])
+    monkeypatch.setattr(
+        "sys.argv", ["harness", "compare", "-c", str(experiment_file), "--candidates", "served"]
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
@@ -711,21 +735,23 @@ def test_a_dry_run_refuses_what_would_send_sensitive_rows_away(tiny, tmp_path, o
     assert "next: --candidates without it, or remove it or sensitive_data" in said
 
 
-def test_chat_is_refused_where_choices_are_to_be_ranked(written, monkeypatch):
+def test_chat_is_refused_where_choices_are_to_be_ranked(experiment_file, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    (where, found), *_ = refused(written, "candidates.ranked.weights_of=chatty", candidates=["ranked"])
+    (where, found), *_ = list_refusals(
+        experiment_file, "candidates.ranked.weights_of=chatty", candidates=["ranked"]
+    )
     assert where == "harness.yaml:13"
     assert found.startswith("ranked, asked by chat")
 
 
-def test_chat_is_refused_where_a_search_of_prompts_tries_to_rank(written, monkeypatch):
+def test_chat_is_refused_where_a_search_of_prompts_tries_to_rank(experiment_file, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     tried = "candidates.chatty.sweep={answer: [generate, rank]}"
-    ((_, found),) = refused(written, tried, candidates=["chatty"])
+    ((_, found),) = list_refusals(experiment_file, tried, candidates=["chatty"])
     assert found.startswith("chatty, asked by chat, and a target that needs")
 
 
-def test_an_endpoint_is_neither_swept_nor_replayed_nor_started_from(written):
+def test_an_endpoint_is_neither_swept_nor_replayed_nor_started_from(experiment_file):
     with pytest.raises(UserError) as refusal:
-        config.load(written, ["candidates.served.sweep={timeout: [1, 2]}"])
+        config.load(experiment_file, ["candidates.served.sweep={timeout: [1, 2]}"])
     assert "a sweep with the method endpoint, which trains no language model" in str(refusal.value)

@@ -27,13 +27,13 @@ RULES = (
 )
 
 
-class FoundTexts(NamedTuple):
+class TaskTexts(NamedTuple):
     """The texts of an lm-eval task's documents, which are all that the leak check reads."""
 
     texts: tuple[Example, ...]
 
 
-def lowest_threshold(similarities: list[float]) -> float:
+def find_lowest_threshold(similarities: list[float]) -> float:
     """Return the lowest threshold, in hundredths, that at most one of twenty reaches."""
     allowed = math.floor(0.05 * len(similarities))
     highest_quiet = sorted(similarities, reverse=True)[allowed]
@@ -47,7 +47,7 @@ def test_there_are_a_hundred_pairs_of_each_kind():
 
 
 def test_the_threshold_of_words_in_common_is_what_one_half_of_the_pairs_chooses():
-    assert lowest_threshold([similarity(p["a"], p["b"]) for p in NEGATIVES]) == WORDS_IN_COMMON
+    assert find_lowest_threshold([similarity(p["a"], p["b"]) for p in NEGATIVES]) == WORDS_IN_COMMON
 
 
 def test_a_lightly_edited_question_is_found_with_its_item():
@@ -147,7 +147,7 @@ def test_embeddings_name_the_closest_item_above_the_threshold():
 
 
 @pytest.fixture
-def leaky(tmp_path, monkeypatch):
+def leaky_task(tmp_path, monkeypatch):
     """A task with a training row and a pair that are test items in other words, and a suite's item in another."""
     monkeypatch.chdir(tmp_path)
     ask = "How do I open an account for my business in Germany"
@@ -171,9 +171,9 @@ def leaky(tmp_path, monkeypatch):
     return Task(name="target", data=data), Task(name="museum", data={"test": "rules.jsonl"})
 
 
-def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(leaky):
-    items = {task.name: load_task(task, 0) for task in leaky}
-    of_rows, of_pairs = refuse_or_note(leaky[0], items, {}).notes[-2:]
+def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(leaky_task):
+    items = {task.name: load_task(task, 0) for task in leaky_task}
+    of_rows, of_pairs = refuse_or_note(leaky_task[0], items, {}).notes[-2:]
     assert of_rows.startswith("train.jsonl: 2 rows may ask in other words what is evaluated; closest: ")
     assert "train.jsonl:4 and test.jsonl:2 (words in common 0.8" in of_rows
     assert "train.jsonl:5 and rules.jsonl:1 (words in common 0.9" in of_rows
@@ -185,11 +185,13 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 
 
-def test_the_step_that_removes_them_names_files_that_begin_with_a_dash_as_no_option(leaky):
+def test_the_step_that_removes_them_names_files_that_begin_with_a_dash_as_no_option(leaky_task):
     for name in ("train", "test"):
         Path(f"{name}.jsonl").rename(f"-{name}.jsonl")
-    data = leaky[0].data.model_copy(update={"train": "-train.jsonl", "test": "-test.jsonl", "pairs": None})
-    target = leaky[0].model_copy(update={"data": data})
+    data = leaky_task[0].data.model_copy(
+        update={"train": "-train.jsonl", "test": "-test.jsonl", "pairs": None}
+    )
+    target = leaky_task[0].model_copy(update={"data": data})
     notes = refuse_or_note(target, {"target": load_task(target, 0)}, {}).notes
     assert (
         "`harness data dedup ./-train.jsonl --against rules.jsonl --against ./-test.jsonl --out ./-train.dedup.jsonl`"
@@ -197,11 +199,13 @@ def test_the_step_that_removes_them_names_files_that_begin_with_a_dash_as_no_opt
     )
 
 
-def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky):
-    target = leaky[0].model_copy(update={"data": leaky[0].data.model_copy(update={"validation": None})})
+def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky_task):
+    target = leaky_task[0].model_copy(
+        update={"data": leaky_task[0].data.model_copy(update={"validation": None})}
+    )
     items = {"target": load_task(target, 0)}
     said = refuse_or_note(
-        target, items, {"arc": FoundTexts((Example("7/0", ({"role": "user", "content": RULES},)),))}
+        target, items, {"arc": TaskTexts((Example("7/0", ({"role": "user", "content": RULES},)),))}
     )
     assert "train.jsonl:5 and arc document 7/0" in said.notes[-2]
 
@@ -221,7 +225,7 @@ def test_an_encoder_that_is_not_there_is_refused(tmp_path):
 def test_the_threshold_of_embeddings_is_what_one_half_of_the_pairs_chooses(minilm):
     encode = open_encoder(str(minilm), "test")
     left, right = (encode([pair[side] for pair in NEGATIVES]) for side in "ab")
-    assert lowest_threshold((left * right).sum(axis=1).tolist()) == EMBEDDINGS
+    assert find_lowest_threshold((left * right).sum(axis=1).tolist()) == EMBEDDINGS
 
 
 def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_by_a_split():

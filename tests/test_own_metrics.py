@@ -46,41 +46,43 @@ def script(folder, name, said="TEXT", gold="TEXT", returned='{"shared": sum(best
     return path
 
 
-def loaded(written):
+def load_written(written):
     return metrics.load_metrics(Task(name="t", data=TaskData(), metrics=(str(written),)))
 
 
-def scored(written, text, *references):
+def score_answer(written, text, *references):
     """Score one answer as a corpus of one."""
-    (metric,) = loaded(written).values()
+    (metric,) = load_written(written).values()
     parts = metric.score(Output(text), Example("e", (), references=references))
     return float(metric.aggregate(np.array([parts]), np.ones(1)))
 
 
 @pytest.fixture
-def own(folder):
+def metric_folder(folder):
     """Put a metric beside the suite of the small experiment."""
     (folder / "suites" / "starts.py").write_text(STARTS)
     return folder
 
 
-def test_a_metric_of_ones_own_is_a_file_beside_the_suite(own):
-    target = config.load(own / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
+def test_a_metric_of_ones_own_is_a_file_beside_the_suite(metric_folder):
+    target = config.load(metric_folder / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
     task = target.experiment.target
     assert list(metrics.load_metrics(task)) == ["exact_match", "starts"]
 
 
-def test_a_path_in_a_suite_is_relative_to_it(own):
-    text = (own / "suites" / "tiny.yaml").read_text() + "    metrics: [./starts.py]\n    primary: starts\n"
-    (own / "suites" / "tiny.yaml").write_text(text)
-    task = config.load(own / "harness.yaml").experiment.target
-    assert task.metrics == (str(own / "suites" / "starts.py"),)
+def test_a_path_in_a_suite_is_relative_to_it(metric_folder):
+    text = (
+        metric_folder / "suites" / "tiny.yaml"
+    ).read_text() + "    metrics: [./starts.py]\n    primary: starts\n"
+    (metric_folder / "suites" / "tiny.yaml").write_text(text)
+    task = config.load(metric_folder / "harness.yaml").experiment.target
+    assert task.metrics == (str(metric_folder / "suites" / "starts.py"),)
     assert task.primary_metric == "starts"
 
 
-def test_a_metric_of_ones_own_scores(own):
-    assert scored(own / "suites" / "starts.py", "Paris, I think", "Paris") == 1
-    assert scored(own / "suites" / "starts.py", "I think Paris", "Paris") == 0
+def test_a_metric_of_ones_own_scores(metric_folder):
+    assert score_answer(metric_folder / "suites" / "starts.py", "Paris, I think", "Paris") == 1
+    assert score_answer(metric_folder / "suites" / "starts.py", "I think Paris", "Paris") == 0
 
 
 def test_its_source_is_among_the_sources_and_its_folder_not_in_the_version(tmp_path):
@@ -119,7 +121,7 @@ def test_a_changed_metric_of_ones_own_is_computed_anew(tmp_path, tiny, own_cache
 def test_a_file_that_is_no_metric_is_refused_at_its_line(tmp_path, source, found):
     (tmp_path / "own.py").write_text(source)
     with pytest.raises(UserError, match=found):
-        loaded(tmp_path / "own.py")
+        load_written(tmp_path / "own.py")
 
 
 @pytest.mark.parametrize(
@@ -163,47 +165,47 @@ def test_a_script_of_evaluate_is_known_by_the_modules_beside_it(tmp_path):
 
 def test_a_script_of_evaluate_scores_every_answer(tmp_path):
     path = script(tmp_path, "shared")
-    assert scored(f"evaluate:{path}", "a blue lamp", "blue cup") == 0.5
+    assert score_answer(f"evaluate:{path}", "a blue lamp", "blue cup") == 0.5
 
 
 def test_several_references_count_by_the_nearest(tmp_path):
-    assert scored(f"evaluate:{script(tmp_path, 'shared')}", "a blue lamp", "red", "blue lamp") == 1
+    assert score_answer(f"evaluate:{script(tmp_path, 'shared')}", "a blue lamp", "red", "blue lamp") == 1
 
 
 def test_a_script_that_takes_all_references_gets_them(tmp_path):
     path = script(
         tmp_path, "many", gold="datasets.Sequence(TEXT)", returned='{"n": max(map(len, references))}'
     )
-    assert scored(f"evaluate:{path}", "a", "a", "b", "c") == 3
+    assert score_answer(f"evaluate:{path}", "a", "a", "b", "c") == 3
 
 
 def test_of_several_numbers_one_is_named(tmp_path):
     path = script(tmp_path, "two", returned='{"first": best, "second": 2.0}')
     with pytest.raises(UserError, match=r"a metric that gives first, second.*evaluate:two:first"):
-        loaded(f"evaluate:{path}")
-    assert scored(f"evaluate:{path}:second", "a", "a") == 2
-    assert scored(f"evaluate:{path}:first", "a", "a") == 1
+        load_written(f"evaluate:{path}")
+    assert score_answer(f"evaluate:{path}:second", "a", "a") == 2
+    assert score_answer(f"evaluate:{path}:first", "a", "a") == 1
 
 
 def test_a_number_of_the_metrics_own_name_needs_no_naming(tmp_path):
     path = script(tmp_path, "shared", returned='{"shared": best, "n": 1}')
-    assert scored(f"evaluate:{path}", "a", "a") == 1
+    assert score_answer(f"evaluate:{path}", "a", "a") == 1
 
 
 def test_errors_are_better_when_they_are_fewer(tmp_path):
     path = script(tmp_path, "wer", returned='{"wer": 1 - best[0]}')
-    (metric,) = loaded(f"evaluate:{path}").values()
+    (metric,) = load_written(f"evaluate:{path}").values()
     assert not metric.higher_is_better
     assert metric.worst(Example("e", ())) == (1.0,)
-    assert scored(f"evaluate:{path}", "a blue lamp", "red", "blue") == 0
+    assert score_answer(f"evaluate:{path}", "a blue lamp", "red", "blue") == 0
 
 
-def with_bounds(path, **bounds):
+def make_bounded_task(path, **bounds):
     return Task(name="t", data=TaskData(), metrics=(f"evaluate:{path}",), bounds=bounds["bounds"])
 
 
 def test_bounds_may_be_declared_for_a_metric_of_evaluate(tmp_path):
-    task = with_bounds(script(tmp_path, "shared"), bounds={"evaluate:shared": (0, 1)})
+    task = make_bounded_task(script(tmp_path, "shared"), bounds={"evaluate:shared": (0, 1)})
     (metric,) = metrics.load_metrics(task).values()
     assert (metric.bounds, metric.unit.is_rate) == ((0.0, 1.0), True)
     assert metric.worst(Example("e", ())) == (0.0,)
@@ -212,7 +214,7 @@ def test_bounds_may_be_declared_for_a_metric_of_evaluate(tmp_path):
 
 def test_a_score_outside_of_the_declared_bounds_is_refused_with_its_item(tmp_path):
     path = script(tmp_path, "many", returned='{"n": 3.0}')
-    (metric,) = metrics.load_metrics(with_bounds(path, bounds={"evaluate:many": (0, 2)})).values()
+    (metric,) = metrics.load_metrics(make_bounded_task(path, bounds={"evaluate:many": (0, 2)})).values()
     with pytest.raises(UserError, match=r"a score of 3 \(item e\).*0 to 2"):
         metric.score(Output("a"), Example("e", (), references=("a",)))
 
@@ -231,7 +233,7 @@ def test_bounds_of_a_metric_that_has_its_own_are_refused():
 
 
 def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
-    (metric,) = loaded(f"evaluate:{script(tmp_path, 'shared')}").values()
+    (metric,) = load_written(f"evaluate:{script(tmp_path, 'shared')}").values()
     assert metric.signature.startswith("mean of single answers|key:shared|evaluate:")
     assert math.isinf(metric.bounds[1])
 
@@ -246,15 +248,15 @@ def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
 )
 def test_a_script_that_cannot_score_texts_is_refused(tmp_path, changes, found):
     with pytest.raises(UserError, match=found):
-        loaded(f"evaluate:{script(tmp_path, 'odd', **changes)}")
+        load_written(f"evaluate:{script(tmp_path, 'odd', **changes)}")
 
 
 def test_a_broken_script_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
     with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or mend the script"):
-        loaded(f"evaluate:{tmp_path / 'broken.py'}")
+        load_written(f"evaluate:{tmp_path / 'broken.py'}")
 
 
 def test_a_metric_by_name_needs_the_hub_and_says_so():
     with pytest.raises(UserError, match="check the name and the network"):
-        loaded("evaluate:no_such_metric")
+        load_written("evaluate:no_such_metric")

@@ -136,8 +136,8 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
     assert sum(session.timed.values()) >= found.header["wall_s"] - 0.1  # which is rounded
 
 
-def test_a_comparison_of_what_is_stored_teaches_nothing(finished, tmp_path):
-    loaded = config.load(finished[0] / "harness.yaml")
+def test_a_comparison_of_what_is_stored_teaches_nothing(finished_run, tmp_path):
+    loaded = config.load(finished_run[0] / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
     run_all(session, loaded, smoke=False)
     assert session.timed == {}
@@ -145,23 +145,23 @@ def test_a_comparison_of_what_is_stored_teaches_nothing(finished, tmp_path):
 
 
 def test_a_training_of_so_many_steps_is_estimated_by_its_steps(tiny_session):
-    def trained(**params):
+    def count_trained_tokens(**params):
         recipe = Recipe(method="lora", params={"per_device_train_batch_size": 2, **params})
         return fit_work(tiny_session, recipe, 0).trained
 
     n_rows = len(tiny_session.target.items.train)
-    whole = trained(num_train_epochs=1)
-    assert trained(max_steps=1) == pytest.approx(whole * 2 / n_rows, rel=0.01)
-    assert trained(max_steps=n_rows) == pytest.approx(2 * whole, rel=0.01)
+    whole = count_trained_tokens(num_train_epochs=1)
+    assert count_trained_tokens(max_steps=1) == pytest.approx(whole * 2 / n_rows, rel=0.01)
+    assert count_trained_tokens(max_steps=n_rows) == pytest.approx(2 * whole, rel=0.01)
 
 
 def test_a_training_counts_its_steps_as_its_trainer_makes_them(tiny_session):
-    def planned(**params):
+    def plan_fit(**params):
         recipe = Recipe(method="lora", params={"per_device_train_batch_size": 4, **params})
         return fit_work(tiny_session, recipe, 0)
 
     n_rows = len(tiny_session.target.items.train)
-    assert planned(num_train_epochs=2).steps == 2 * -(-n_rows // 4)
-    assert planned(num_train_epochs=1, gradient_accumulation_steps=3).steps == -(-n_rows // 12)
-    assert planned(max_steps=7).steps == 7
-    assert planned(max_steps=7).fits == 1
+    assert plan_fit(num_train_epochs=2).steps == 2 * -(-n_rows // 4)
+    assert plan_fit(num_train_epochs=1, gradient_accumulation_steps=3).steps == -(-n_rows // 12)
+    assert plan_fit(max_steps=7).steps == 7
+    assert plan_fit(max_steps=7).fits == 1

@@ -19,7 +19,7 @@ STEPS = {"max_steps": sft.FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
 ALONE = {"per_device_train_batch_size": 12, **STEPS}
 
 
-def fitted(tiny, folder, method, params):
+def fit_tiny(tiny, folder, method, params):
     return method.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
 
 
@@ -28,8 +28,8 @@ def fitted(tiny, folder, method, params):
     [pytest.param(lora, {"r": 2}, id="lora"), pytest.param(full, {}, id="full", marks=pytest.mark.weekly)],
 )
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
-    alone = fitted(tiny, tmp_path / "alone", method, {**own, **ALONE})
-    packed = fitted(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True})
+    alone = fit_tiny(tiny, tmp_path / "alone", method, {**own, **ALONE})
+    packed = fit_tiny(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True})
     assert 1 < packed.n_packs < 12
     for name in ("loss", "validation_loss"):
         assert [loss for _, loss in getattr(packed, name)] == pytest.approx(
@@ -49,7 +49,7 @@ def rows():
 
 
 @contextmanager
-def attending(model, attention):
+def set_attention(model, attention):
     if attention == "in parts":
         with chunk_attention(model):
             yield
@@ -65,7 +65,7 @@ def test_a_packed_row_is_read_as_if_it_were_alone(model, rows, attention):
     import torch
 
     alone, ids, positions = rows
-    with attending(model, attention), torch.no_grad():
+    with set_attention(model, attention), torch.no_grad():
         expected = torch.cat([model(row[None], use_cache=False).logits[0] for row in alone])
         packed = model(ids, position_ids=positions, use_cache=False).logits[0]
     assert torch.allclose(packed, expected, atol=1e-5)
@@ -76,11 +76,11 @@ def test_a_model_that_reads_packed_rows_apart_is_known_by_its_answers(model):
 
 
 def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(model):
-    def blind(input_ids, position_ids, use_cache):
+    def forward_blindly(input_ids, position_ids, use_cache):
         return model(input_ids, use_cache=use_cache)  # one row of all, as without positions
 
-    blind.device = model.device
-    assert not sft.keeps_rows_apart(blind)
+    forward_blindly.device = model.device
+    assert not sft.keeps_rows_apart(forward_blindly)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
 
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
-    alone = fitted(tiny, tmp_path / "alone", lora, params)
-    made = fitted(tiny, tmp_path / "packed", lora, {**params, "packing": True})
+    alone = fit_tiny(tiny, tmp_path / "alone", lora, params)
+    made = fit_tiny(tiny, tmp_path / "packed", lora, {**params, "packing": True})
     assert made.loss == alone.loss
     assert made.not_packed == "would leave 2 optimiser steps, fewer than 100"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_methods
-from openai_server import Rule, Said, serving
+from openai_server import Rule, ServerAnswer, serve_model
 
 from harness.config import load
 from harness.data.edit import save
@@ -47,7 +47,7 @@ def session(tiny, tmp_path_factory):
     return session_of(tmp_path_factory.mktemp("pairs"), tiny)
 
 
-def drawing(session, **changes):
+def make_drawing(session, **changes):
     mine = str(session.store.folder.parent / "by_length.py")
     return Drawing(**({"samples": 3, "temperature": 1.5, "n_prompts": 6, "rank": mine} | changes))
 
@@ -57,13 +57,13 @@ def rows_of(made):
 
 
 @pytest.fixture(scope="module")
-def made(session):
-    return make_pairs(session, "prompt", drawing(session), "made.jsonl")
+def pairs_result(session):
+    return make_pairs(session, "prompt", make_drawing(session), "made.jsonl")
 
 
-def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, made):
-    rows = rows_of(made)
-    assert len(made.outcomes) == 6
+def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, pairs_result):
+    rows = rows_of(pairs_result)
+    assert len(pairs_result.outcomes) == 6
     assert rows
     asked = {e.id: e.prompt for e in session.target.items.train}
     for row in rows:
@@ -72,16 +72,20 @@ def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, made):
         assert row["chosen_score"] > row["rejected_score"]
 
 
-def test_answers_depend_on_the_seed_alone(session, made):
-    assert rows_of(make_pairs(session, "prompt", drawing(session), "made.jsonl")) == rows_of(made)
-    fewer = rows_of(make_pairs(session, "prompt", drawing(session, n_prompts=3), "made.jsonl"))
+def test_answers_depend_on_the_seed_alone(session, pairs_result):
+    assert rows_of(make_pairs(session, "prompt", make_drawing(session), "made.jsonl")) == rows_of(
+        pairs_result
+    )
+    fewer = rows_of(make_pairs(session, "prompt", make_drawing(session, n_prompts=3), "made.jsonl"))
     assert fewer
-    assert all(row in rows_of(made) for row in fewer)
-    assert rows_of(make_pairs(session, "prompt", drawing(session, seed=1), "made.jsonl")) != rows_of(made)
+    assert all(row in rows_of(pairs_result) for row in fewer)
+    assert rows_of(make_pairs(session, "prompt", make_drawing(session, seed=1), "made.jsonl")) != rows_of(
+        pairs_result
+    )
 
 
-def test_the_manifest_says_what_the_pairs_depend_on(session, made, tmp_path):
-    saved = save(made.edit, made.outcomes, tmp_path / "made.jsonl").manifest
+def test_the_manifest_says_what_the_pairs_depend_on(session, pairs_result, tmp_path):
+    saved = save(pairs_result.edit, pairs_result.outcomes, tmp_path / "made.jsonl").manifest
     used = saved["parameters"]
     assert saved["command"] == "harness pairs make"
     assert (used["candidate"], used["weights"]) == ("prompt", session.source.weights_digest)
@@ -93,30 +97,32 @@ def test_the_manifest_says_what_the_pairs_depend_on(session, made, tmp_path):
     assert saved["counts"]["read"] == 6
 
 
-def test_the_pairs_are_read_as_the_rows_of_a_pair_method(session, made, tiny, tmp_path):
+def test_the_pairs_are_read_as_the_rows_of_a_pair_method(session, pairs_result, tiny, tmp_path):
     folder = tmp_path / "project"
     folder.mkdir()
     out = folder / "written.jsonl"
-    save(made.edit, made.outcomes, out)
+    save(pairs_result.edit, pairs_result.outcomes, out)
     path = tiny_experiment.write(folder, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
     (found,) = prepare_session(load(path), Scope(), SilentProgress()).training.values()
-    assert [pair.references[0] for pair in found.items.pairs] == [row["chosen"] for row in rows_of(made)]
-    assert len(read_rows(str(out), "train").rows) == len(rows_of(made))
+    assert [pair.references[0] for pair in found.items.pairs] == [
+        row["chosen"] for row in rows_of(pairs_result)
+    ]
+    assert len(read_rows(str(out), "train").rows) == len(rows_of(pairs_result))
 
 
 def test_a_tie_makes_no_pair_and_is_said(session):
-    made = make_pairs(session, "prompt", drawing(session, gap=2.0), "made.jsonl")
+    made = make_pairs(session, "prompt", make_drawing(session, gap=2.0), "made.jsonl")
     none = [outcome.change.reason for outcome in made.outcomes if outcome.change]
     assert "no pair: a tie" in none
     assert all(row["chosen_score"] - row["rejected_score"] > 2 for row in rows_of(made))
     with pytest.raises(UserError, match=r"6 prompts, none of which gives a pair: a tie \(6\)"):
-        make_pairs(session, "prompt", drawing(session, gap=1e6), "made.jsonl")
+        make_pairs(session, "prompt", make_drawing(session, gap=1e6), "made.jsonl")
 
 
 def test_answers_that_are_cut_are_in_no_pair(tiny, tmp_path):
     whole = session_of(tmp_path, tiny, "target.truncated_scores=false")
     with pytest.raises(UserError, match=r"answers cut at max_new_tokens.*a larger --max-new-tokens"):
-        make_pairs(whole, "prompt", drawing(whole), "made.jsonl")
+        make_pairs(whole, "prompt", make_drawing(whole), "made.jsonl")
 
 
 def test_a_reward_model_ranks_as_it_was_trained_to_read(session):
@@ -133,7 +139,7 @@ def test_a_reward_model_ranks_as_it_was_trained_to_read(session):
 
 def test_a_judge_of_the_target_ranks(tiny, tmp_path):
     (tmp_path / "helpful.yaml").write_text("criteria: It helps.\nanchors: 0\n")
-    with serving(Rule(lambda messages: "5" if "\nright\n" in messages[-1]["content"] else "1")) as server:
+    with serve_model(Rule(lambda messages: "5" if "\nright\n" in messages[-1]["content"] else "1")) as server:
         with (tmp_path / "helpful.yaml").open("a") as file:
             file.write(f"judge: {{base_url: {server.url}, model: tiny, max_retries: 0}}\n")
         metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
@@ -147,20 +153,20 @@ def test_a_judge_of_the_target_ranks(tiny, tmp_path):
 PRICED = "usd_per_million_tokens: {input: 0, output: 1000000}"  # 1 USD an answer of one token
 
 
-class Drawn:
+class SeedServer:
     """A server that draws one of five answers by the seed of a request, and grades each by its number."""
 
     def chat(self, messages, body):
         asked = messages[-1]["content"]
         if "<answer" in asked:
-            return Said(str(1 + int(asked.rsplit("answer number ", 1)[1][0])))
-        return Said(f"answer number {body['seed'] % 5}")
+            return ServerAnswer(str(1 + int(asked.rsplit("answer number ", 1)[1][0])))
+        return ServerAnswer(f"answer number {body['seed'] % 5}")
 
 
 @pytest.fixture
-def priced(tiny, tmp_path):
+def session_and_server(tiny, tmp_path):
     """Prepare an experiment whose candidate and whose judge are paid; yields the session and the server."""
-    with serving(Drawn()) as server:
+    with serve_model(SeedServer()) as server:
         at = f"base_url: {server.url}, model: tiny, max_retries: 0, num_concurrent: 1"
         (tmp_path / "helpful.yaml").write_text(
             f"criteria: It helps.\nanchors: 2\njudge: {{{at}}}\n{PRICED}\n"
@@ -170,13 +176,13 @@ def priced(tiny, tmp_path):
         yield session_of(tmp_path, tiny, metrics, candidates=CANDIDATES + far), server
 
 
-def by_judge(**changes):
+def draw_by_judge(**changes):
     return Drawing(samples=3, n_prompts=4, rank="judge:helpful", **changes)
 
 
-def test_the_manifest_and_break_even_know_what_answers_and_their_grades_cost(priced, tmp_path):
-    session, server = priced
-    made = make_pairs(session, "far", by_judge(), "priced.jsonl")
+def test_the_manifest_and_break_even_know_what_answers_and_their_grades_cost(session_and_server, tmp_path):
+    session, server = session_and_server
+    made = make_pairs(session, "far", draw_by_judge(), "priced.jsonl")
     n_graded = sum("<answer" in body["messages"][-1]["content"] for _, body in server.asked)
     n_drawn = len(server.asked) - n_graded
     assert n_drawn == 12
@@ -188,31 +194,31 @@ def test_the_manifest_and_break_even_know_what_answers_and_their_grades_cost(pri
     assert [one.cost_usd for one in payments_for(str(tmp_path / "priced.jsonl"))] == [n_drawn + n_graded]
 
 
-def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(priced):
-    session, server = priced
+def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(session_and_server):
+    session, server = session_and_server
     with pytest.raises(CandidateFailed, match=r"answers have cost .* and --max-cost is 10"):
-        make_pairs(session, "far", by_judge(max_cost=10), "made.jsonl")
+        make_pairs(session, "far", draw_by_judge(max_cost=10), "made.jsonl")
     n_drawn = len(server.asked)
     assert n_drawn <= 10
     with pytest.raises(CandidateFailed, match=r"grades have cost .* and --max-cost is"):
-        make_pairs(session, "far", by_judge(max_cost=33), "made.jsonl")
+        make_pairs(session, "far", draw_by_judge(max_cost=33), "made.jsonl")
     assert 12 < len(server.asked) <= 33
-    made = make_pairs(session, "far", by_judge(), "made.jsonl")
+    made = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
     whole = len(server.asked)
     assert whole == made.spent.cost_usd + made.ranking_usd + 2, "two anchors were asked about again"
-    again = make_pairs(session, "far", by_judge(), "made.jsonl")
+    again = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
     assert (len(server.asked), rows_of(again)) == (whole, rows_of(made))
 
 
-def test_a_budget_without_prices_is_refused_before_anything_is_asked(priced, tmp_path):
-    session, server = priced
+def test_a_budget_without_prices_is_refused_before_anything_is_asked(session_and_server, tmp_path):
+    session, server = session_and_server
     text = (tmp_path / "helpful.yaml").read_text().replace(f"{PRICED}\n", "")
     (tmp_path / "helpful.yaml").write_text(text)
     path = session.store.folder.parent / "harness.yaml"
     metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
     unpriced = prepare_session(load(path, [metrics]), Scope(), SilentProgress())
     with pytest.raises(UserError, match=r"--max-cost: found judge:helpful by .*, an endpoint without prices"):
-        make_pairs(unpriced, "far", by_judge(max_cost=5), "made.jsonl")
+        make_pairs(unpriced, "far", draw_by_judge(max_cost=5), "made.jsonl")
     assert server.asked == []
 
 
@@ -228,7 +234,7 @@ def test_a_budget_without_prices_is_refused_before_anything_is_asked(priced, tmp
 )
 def test_what_cannot_draw_or_rank_is_refused(session, name, rank, said):
     with pytest.raises(UserError, match=said):
-        make_pairs(session, name, drawing(session, rank=rank), "made.jsonl")
+        make_pairs(session, name, make_drawing(session, rank=rank), "made.jsonl")
 
 
 def test_a_file_that_is_there_is_never_written_over(session, tmp_path, command):

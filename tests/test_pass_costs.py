@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 GB = 1e9
 
 
-def seen(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=0.01):
+def make_timings(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=0.01):
     """Return the timings of a card whose passes take so many seconds for what they hold."""
     length = 2 * 8 * 128
 
@@ -49,15 +49,15 @@ def seen(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=0.01):
 
 
 def test_costs_are_what_a_pass_takes_over_what_a_token_a_pair_and_a_key_take():
-    found = solve(seen())
+    found = solve(make_timings())
     assert found.reading == 1024  # 0.016 s over 2e-5 s and 128 × 1e-9 s a token: 795
     assert found.attention == 16_384  # 2e-5 over 1e-9 a pair: 20,128, which is beyond the most
     assert found.answering == 1 << 20  # 0.02 s over 1e-8 s a key: 2,002,048, which is beyond the most
-    assert solve(seen(pair=1e-8, key=1e-7)) == PassCosts(1024, 262_144, 2048)
+    assert solve(make_timings(pair=1e-8, key=1e-7)) == PassCosts(1024, 262_144, 2048)
 
 
 def test_a_card_that_is_a_fifth_slower_today_gives_the_same_layout():
-    quick, slow = seen(), seen(one=0.0192, token=2.4e-5, pair=1.2e-9, key=1.2e-8, start=0.012)
+    quick, slow = make_timings(), make_timings(one=0.0192, token=2.4e-5, pair=1.2e-9, key=1.2e-8, start=0.012)
     assert solve(quick) == solve(slow)
 
 
@@ -84,10 +84,10 @@ def test_other_costs_lay_out_other_batches_under_another_name_and_answer_alike(t
 
 def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, monkeypatch):
     host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    timings = iter([seen()])  # a second measuring would find none
+    timings = iter([make_timings()])  # a second measuring would find none
     monkeypatch.setattr(pass_costs, "measure_passes", lambda model: next(timings))
     measured = card_costs(host.model, host.source, CARD, 24 * GB)
-    assert measured == solve(seen())._replace(keys=measured.keys)
+    assert measured == solve(make_timings())._replace(keys=measured.keys)
     (file,) = (empty_cache / "pass_costs").iterdir()
     assert card_costs(host.model, host.source, CARD, 24 * GB) == measured
     file.write_text(json.dumps([2048, 4096, 512, 0]))
@@ -104,12 +104,12 @@ def test_passes_of_a_model_that_reads_and_answers_take_some_time(tiny):
 
 def test_timings_that_another_process_disturbed_are_not_kept(tiny, empty_cache, monkeypatch):
     host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    timings = iter([seen()._replace(twice=0.001), seen()])
+    timings = iter([make_timings()._replace(twice=0.001), make_timings()])
     monkeypatch.setattr(pass_costs, "measure_passes", lambda model: next(timings))
     assert card_costs(host.model, host.source, CARD, 24 * GB)._replace(keys=0) == CPU_COSTS
     assert not (empty_cache / "pass_costs").exists()
     measured = card_costs(host.model, host.source, CARD, 24 * GB)
-    assert measured == solve(seen())._replace(keys=measured.keys)
+    assert measured == solve(make_timings())._replace(keys=measured.keys)
 
 
 def test_a_model_that_cannot_be_read_so_is_laid_out_by_a_cpus_costs_and_nothing_is_kept(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from edited_rows import asked_rows, done, jsonl, refused
+from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 
 from harness.data.edit import Edit, EditedRow, save
 from harness.data.edit.manifests import is_taught, payments_for
@@ -14,10 +14,10 @@ PAID = 6.0
 
 
 @pytest.fixture
-def taught(data):
+def taught_data(data):
     """Twelve rows that a teacher was paid for, and twelve of one's own."""
-    jsonl(Path("own.jsonl"), [row.fields for row in asked_rows(12)])
-    rows = [EditedRow(row) for row in asked_rows(12)]
+    jsonl(Path("own.jsonl"), [row.fields for row in make_distinct_rows(12)])
+    rows = [EditedRow(row) for row in make_distinct_rows(12)]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID, taught=True), rows, Path("taught.jsonl"))
     return data
 
@@ -26,22 +26,22 @@ def cost(*files):
     return total_usd(payment for file in files for payment in payments_for(file))
 
 
-def test_rows_that_were_dropped_were_paid_for_too(taught):
-    rows = [EditedRow(row) for row in (*asked_rows(11), asked_rows(1)[0])]
+def test_rows_that_were_dropped_were_paid_for_too(taught_data):
+    rows = [EditedRow(row) for row in (*make_distinct_rows(11), make_distinct_rows(1)[0])]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path("repeated.jsonl"))
-    done(taught, "dedup", "repeated.jsonl", "--out", "unique.jsonl")
-    done(taught, "clean", "unique.jsonl", "--out", "clean.jsonl")
+    run_data(taught_data, "dedup", "repeated.jsonl", "--out", "unique.jsonl")
+    run_data(taught_data, "clean", "unique.jsonl", "--out", "clean.jsonl")
     assert len(Path("clean.jsonl").read_text().splitlines()) == 11
     assert cost("clean.jsonl") == PAID
 
 
-def test_files_of_the_same_rows_cost_what_the_rows_did(taught):
-    done(taught, "dedup", "taught.jsonl", "--out", "unique.jsonl")
+def test_files_of_the_same_rows_cost_what_the_rows_did(taught_data):
+    run_data(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")
     assert cost("taught.jsonl", "unique.jsonl") == PAID
 
 
-def test_the_parts_of_a_split_cost_the_whole_together_and_their_share_alone(taught):
-    done(taught, "split", "taught.jsonl", "--out", "parts")
+def test_the_parts_of_a_split_cost_the_whole_together_and_their_share_alone(taught_data):
+    run_data(taught_data, "split", "taught.jsonl", "--out", "parts")
     parts = ("train", "validation", "test")
     alone = {name: cost(f"parts/{name}.jsonl") for name in parts}
     n_rows = {name: len(Path(f"parts/{name}.jsonl").read_text().splitlines()) for name in parts}
@@ -50,10 +50,10 @@ def test_the_parts_of_a_split_cost_the_whole_together_and_their_share_alone(taug
     assert is_taught("parts/train.jsonl")
 
 
-def test_a_sample_and_a_mixture_cost_what_they_drew(taught):
-    done(taught, "sample", "taught.jsonl", "--rows", "3", "--out", "few.jsonl")
+def test_a_sample_and_a_mixture_cost_what_they_drew(taught_data):
+    run_data(taught_data, "sample", "taught.jsonl", "--rows", "3", "--out", "few.jsonl")
     assert cost("few.jsonl") == pytest.approx(PAID / 4)
-    done(taught, "mix", "taught.jsonl", "own.jsonl", "--rows", "12", "--out", "mixed.jsonl")
+    run_data(taught_data, "mix", "taught.jsonl", "own.jsonl", "--rows", "12", "--out", "mixed.jsonl")
     assert cost("mixed.jsonl") == pytest.approx(PAID / 2)
     assert json.loads(Path("mixed.jsonl.manifest.json").read_text())["cost_usd"] == pytest.approx(PAID / 2)
     assert not is_taught("mixed.jsonl")
@@ -61,24 +61,24 @@ def test_a_sample_and_a_mixture_cost_what_they_drew(taught):
     assert cost("mixed.jsonl", "few.jsonl", "taught.jsonl") == PAID
 
 
-def test_two_teachers_are_both_paid(taught):
-    rows = [EditedRow(row) for row in asked_rows(12)][:6]
+def test_two_teachers_are_both_paid(taught_data):
+    rows = [EditedRow(row) for row in make_distinct_rows(12)][:6]
     save(Edit("distill", {}, ("taught.jsonl",), cost_usd=1.0), rows, Path("rewritten.jsonl"))
     assert cost("rewritten.jsonl") == PAID + 1.0
     assert cost("rewritten.jsonl", "taught.jsonl") == PAID + 1.0
 
 
-def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught):
+def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):
     there = Path("taught.jsonl.manifest.json")
     there.write_text(
         there.read_text().replace('"cost_usd": 6.0,\n      "share"', '"usd": 6.0,\n      "share"')
     )
-    assert "a damaged manifest" in refused(taught, "dedup", "taught.jsonl", "--out", "unique.jsonl")
+    assert "a damaged manifest" in read_refusal(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")
 
 
 @pytest.mark.parametrize("name", ["taught.parquet", "taught.json"])
-def test_so_do_those_of_a_file_whose_rows_are_no_lines(taught, name):
-    rows = [EditedRow(row) for row in asked_rows(12)]
+def test_so_do_those_of_a_file_whose_rows_are_no_lines(taught_data, name):
+    rows = [EditedRow(row) for row in make_distinct_rows(12)]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path(name))
-    done(taught, "sample", name, "--rows", "3", "--out", "few.jsonl")
+    run_data(taught_data, "sample", name, "--rows", "3", "--out", "few.jsonl")
     assert cost("few.jsonl") == pytest.approx(PAID / 4)

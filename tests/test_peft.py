@@ -360,7 +360,7 @@ def test_pissa_takes_its_number_of_iterations(tiny, tmp_path):
     assert made.training.n_trainable
 
 
-def with_lora(tiny, folder, **given):
+def add_lora(tiny, folder, **given):
     """Put a variant of LoRA on the base; returns the model and its family's additions to a training."""
     from peft import get_peft_model
 
@@ -374,7 +374,7 @@ def test_kasa_is_penalised_for_its_singular_values_and_for_factors_that_are_not_
     import torch
 
     weights = {"beta": 0.5, "gamma": 0.25}
-    model, family = with_lora(tiny, tmp_path, target_modules=["q_proj"], kasa_config=weights)
+    model, family = add_lora(tiny, tmp_path, target_modules=["q_proj"], kasa_config=weights)
     expected = 0.0
     for layer in (one.self_attn.q_proj for one in model.get_base_model().model.layers):
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -386,6 +386,6 @@ def test_kasa_is_penalised_for_its_singular_values_and_for_factors_that_are_not_
 def test_the_divergence_of_monteclora_is_part_of_the_loss(tiny, tmp_path):
     import torch
 
-    model, family = with_lora(tiny, tmp_path, monteclora_config={})
+    model, family = add_lora(tiny, tmp_path, monteclora_config={})
     model.train()(torch.tensor([[5, 6, 7]]))
     assert family.penalty(model).requires_grad

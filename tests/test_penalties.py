@@ -13,7 +13,7 @@ ROWS = (GeneralRow([5, 9, 11, 40, 41, 42], 3), GeneralRow([7, 8, 60, 61], 2))
 
 
 @pytest.fixture
-def whole(tiny):
+def whole_model(tiny):
     """A model whose weights are all trained."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -21,7 +21,7 @@ def whole(tiny):
     return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
 
 
-def adapted(model, peft_type="LORA", **params):
+def add_adapter(model, peft_type="LORA", **params):
     """Put an adapter of a family on a model."""
     from peft import get_peft_model
 
@@ -30,7 +30,7 @@ def adapted(model, peft_type="LORA", **params):
     return get_peft_model(model, peft_config(peft_type, params))
 
 
-def trained(model):
+def list_trained(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -40,11 +40,11 @@ def move(model, seed=0, by=0.05):
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trained(model).values():
+        for parameter in list_trained(model).values():
             parameter.add_(by * torch.randn(parameter.shape, generator=generator))
 
 
-def measured(penalty, model, step=0):
+def measure_penalty(penalty, model, step=0):
     """Return the sum of a penalty's terms, its gradients left in the model."""
     model.zero_grad()
     total = 0.0
@@ -54,24 +54,24 @@ def measured(penalty, model, step=0):
     return total
 
 
-def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole):
-    before = {name: p.detach().clone() for name, p in trained(whole).items()}
-    penalty = l2_sp.penalty(Start(whole, 0), l2_sp.Params(strength=3.0))
-    assert measured(penalty, whole) == 0
-    move(whole)
-    found = measured(penalty, whole)
-    moved = {name: p.detach() - before[name] for name, p in trained(whole).items()}
+def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_model):
+    before = {name: p.detach().clone() for name, p in list_trained(whole_model).items()}
+    penalty = l2_sp.penalty(Start(whole_model, 0), l2_sp.Params(strength=3.0))
+    assert measure_penalty(penalty, whole_model) == 0
+    move(whole_model)
+    found = measure_penalty(penalty, whole_model)
+    moved = {name: p.detach() - before[name] for name, p in list_trained(whole_model).items()}
     assert found == pytest.approx(1.5 * sum(d.square().sum().item() for d in moved.values()), rel=1e-5)
-    for name, parameter in trained(whole).items():
+    for name, parameter in list_trained(whole_model).items():
         assert parameter.grad.allclose(3.0 * moved[name], atol=1e-6)
 
 
-def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole):
-    model = adapted(whole, r=2, lora_alpha=6)
+def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole_model):
+    model = add_adapter(whole_model, r=2, lora_alpha=6)
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=3.0))
-    assert measured(penalty, model) == 0
+    assert measure_penalty(penalty, model) == 0
     move(model)
-    found, expected = measured(penalty, model), 0.0
+    found, expected = measure_penalty(penalty, model), 0.0
     for layer in _displacement.find_adapted_layers(model).values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         delta = (3 * b @ a).detach()
@@ -81,28 +81,28 @@ def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_factors_of_the_same_product_are_penalised_alike(whole):
+def test_factors_of_the_same_product_are_penalised_alike(whole_model):
     import torch
 
-    model = adapted(whole, r=2)
+    model = add_adapter(whole_model, r=2)
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
     move(model)
-    before = measured(penalty, model)
+    before = measure_penalty(penalty, model)
     with torch.no_grad():
         for layer in _displacement.find_adapted_layers(model).values():
             layer.lora_A["default"].weight.mul_(4)
             layer.lora_B["default"].weight.div_(4)
-    assert measured(penalty, model) == pytest.approx(before, rel=1e-5)
+    assert measure_penalty(penalty, model) == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", _displacement.ADDITIVE)
-def test_what_a_family_adds_to_an_output_is_its_displacement(whole, family):
+def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family):
     import torch
 
     own = {"VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2}, "FOURIERFT": {"n_frequency": 20}}
     own |= {"C3A": {"block_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2}}
     own |= {"VERA": {"r": 4, "target_modules": ["o_proj"]}}
-    model = adapted(whole, family, **own.get(family, {}))
+    model = add_adapter(whole_model, family, **own.get(family, {}))
     before = _displacement.displacements(model)
     assert all(displacement().abs().max() == 0 for displacement in before.values())
     move(model, by=0.3)
@@ -116,8 +116,8 @@ def test_what_a_family_adds_to_an_output_is_its_displacement(whole, family):
     assert before[name]().abs().max() > 0
 
 
-def test_an_adapter_that_is_not_added_is_refused(whole):
-    model = adapted(whole, "IA3")
+def test_an_adapter_that_is_not_added_is_refused(whole_model):
+    model = add_adapter(whole_model, "IA3")
     with pytest.raises(CandidateFailed, match="IA3"):
         l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
 
@@ -126,13 +126,13 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
     """A step of twelve rows read as one batch or as three changes the weights alike."""
     from harness.methods import lora
 
-    def fitted(name, rows, steps):
+    def fit_rows(name, rows, steps):
         context = tiny_methods.context(tiny, tmp_path / name, regularize={"l2_sp": {"strength": 30.0}})
         params = {"r": 2, "max_steps": 4, "learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0}
         batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
         return lora.fit(context, lora.Params(**params, **batch)).training
 
-    whole, parts = fitted("a", 12, 1), fitted("b", 4, 3)
+    whole, parts = fit_rows("a", 12, 1), fit_rows("b", 4, 3)
     assert [loss for _, loss in parts.loss] == pytest.approx([loss for _, loss in whole.loss], abs=1e-4)
 
 
@@ -150,10 +150,10 @@ def test_l2_sp_holds_weights_back(tiny, tmp_path, own_cache):
     assert distance("held", {"l2_sp": {"strength": 100.0}}) < 0.7 * distance("free", {})
 
 
-def test_penalties_of_several_regularisers_are_given_the_rows_of_their_name(whole):
-    found = regularizers.penalties({"l2_sp": {"strength": 1.0}}, whole, 0, {"l2_sp": ROWS})
+def test_penalties_of_several_regularisers_are_given_the_rows_of_their_name(whole_model):
+    found = regularizers.penalties({"l2_sp": {"strength": 1.0}}, whole_model, 0, {"l2_sp": ROWS})
     assert len(found) == 1
-    assert partial(measured, found[0])(whole) == 0
+    assert partial(measure_penalty, found[0])(whole_model) == 0
 
 
 def fisher_by_hand(model, names, seed=0):
@@ -171,44 +171,45 @@ def fisher_by_hand(model, names, seed=0):
     return {name: total / 5 for name, total in sums.items()}  # five tokens of answers
 
 
-def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole):
-    expected = fisher_by_hand(whole, list(trained(whole)))
-    found = ewc.fisher_diagonal(whole, ROWS, 0)
+def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole_model):
+    expected = fisher_by_hand(whole_model, list(list_trained(whole_model)))
+    found = ewc.fisher_diagonal(whole_model, ROWS, 0)
     assert found.keys() == expected.keys()
     assert all(found[name].allclose(expected[name], rtol=1e-3, atol=1e-7) for name in found)
-    assert all(p.grad is None for p in whole.parameters())
+    assert all(p.grad is None for p in whole_model.parameters())
 
 
-def test_the_fisher_diagonal_of_an_adapted_embedding_is_refused_by_its_name(whole):
-    model = adapted(whole, r=2, target_modules=["embed_tokens"])
+def test_the_fisher_diagonal_of_an_adapted_embedding_is_refused_by_its_name(whole_model):
+    model = add_adapter(whole_model, r=2, target_modules=["embed_tokens"])
     with pytest.raises(CandidateFailed, match=r"embed_tokens, an embedding"):
         ewc.fisher_diagonal(model, ROWS, 0)
 
 
-def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole):
-    names = [name for name, p in whole.named_parameters() if p.ndim == 2 and "embed" not in name]
-    expected = fisher_by_hand(whole, names)
-    found = ewc.fisher_diagonal(adapted(whole, r=2), ROWS, 0)
+def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole_model):
+    names = [name for name, p in whole_model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    expected = fisher_by_hand(whole_model, names)
+    found = ewc.fisher_diagonal(add_adapter(whole_model, r=2), ROWS, 0)
     assert len(found) == len(names)
     for name, square in found.items():
         own = name.removeprefix("base_model.model.") + ".weight"
         assert square.allclose(expected[own], rtol=1e-3, atol=1e-7)
 
 
-def test_the_fisher_diagonal_is_the_curvature_of_the_kl(whole):
+def test_the_fisher_diagonal_is_the_curvature_of_the_kl(whole_model):
     """Over many draws, half of F times a small step's square is the KL a token that this step makes."""
     import torch
 
     name, by = "model.norm.weight", 0.01
-    weights = whole.get_parameter(name)
-    for parameter in whole.parameters():
+    weights = whole_model.get_parameter(name)
+    for parameter in whole_model.parameters():
         parameter.requires_grad_(parameter is weights)
-    found = torch.stack([ewc.fisher_diagonal(whole, ROWS, seed)[name] for seed in range(300)]).mean(0)
+    found = torch.stack([ewc.fisher_diagonal(whole_model, ROWS, seed)[name] for seed in range(300)]).mean(0)
     worth = int(found.argmax())
 
     def read():
         return [
-            whole(input_ids=torch.tensor([r.ids])).logits[0, r.start - 1 : -1].log_softmax(-1) for r in ROWS
+            whole_model(input_ids=torch.tensor([r.ids])).logits[0, r.start - 1 : -1].log_softmax(-1)
+            for r in ROWS
         ]
 
     with torch.no_grad():
@@ -220,17 +221,17 @@ def test_the_fisher_diagonal_is_the_curvature_of_the_kl(whole):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted_one(whole, method):
-    model = whole if method == "full" else adapted(whole, r=2, lora_alpha=4)
+def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted_one(whole_model, method):
+    model = whole_model if method == "full" else add_adapter(whole_model, r=2, lora_alpha=4)
     fisher = ewc.fisher_diagonal(model, ROWS, 0)
-    before = {name: p.detach().clone() for name, p in trained(model).items()}
+    before = {name: p.detach().clone() for name, p in list_trained(model).items()}
     penalty = ewc.penalty(Start(model, 0, ROWS), ewc.Params(strength=7.0))
-    assert measured(penalty, model) == 0
+    assert measure_penalty(penalty, model) == 0
     move(model)
-    found, expected = measured(penalty, model), 0.0
+    found, expected = measure_penalty(penalty, model), 0.0
     for name, weights in fisher.items():
         if method == "full":
-            parameter = trained(model)[name]
+            parameter = list_trained(model)[name]
             moved = (parameter - before[name]).detach()
             assert parameter.grad.allclose(7 * weights * moved, rtol=1e-4, atol=1e-6)
         else:
@@ -262,40 +263,44 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", ["full", "LORA", "PROMPT_TUNING", "PREFIX_TUNING", "IA3", *HEADS])
-def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole, kind):
+def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole_model, kind):
     import torch
 
     soft = {"num_virtual_tokens": 3} if kind.endswith("TUNING") else {}
     with torch.no_grad():
-        base = logprobs(whole)
+        base = logprobs(whole_model)
     family = "LORA" if kind in HEADS else kind
-    model = whole if kind == "full" else adapted(whole, family, **soft, **HEADS.get(kind, {})).eval()
+    model = (
+        whole_model
+        if kind == "full"
+        else add_adapter(whole_model, family, **soft, **HEADS.get(kind, {})).eval()
+    )
     with torch.no_grad():
         first = logprobs(model) if soft else base  # a soft prompt's start is not the base
     penalty = kl.penalty(Start(model, 0, ROWS), kl.Params(strength=3.0, rows_per_step=2))
-    assert measured(penalty, model) == pytest.approx(0, abs=1e-5)
+    assert measure_penalty(penalty, model) == pytest.approx(0, abs=1e-5)
     move(model)
-    found = measured(penalty, model)
-    gradients = {name: p.grad.clone() for name, p in trained(model).items()}
+    found = measure_penalty(penalty, model)
+    gradients = {name: p.grad.clone() for name, p in list_trained(model).items()}
     model.zero_grad()
     pairs = zip(first, logprobs(model), strict=True)
     expected = 3 * sum((p.exp() * (p - q)).sum(-1).mean() for p, q in pairs) / 2
     expected.backward()
     assert found > 1e-4
     assert found == pytest.approx(expected.item(), rel=1e-3)
-    for name, parameter in trained(model).items():
+    for name, parameter in list_trained(model).items():
         assert gradients[name].allclose(parameter.grad, rtol=1e-2, atol=1e-4)
 
 
-def test_the_rows_of_a_step_are_drawn_by_the_seed_and_the_step(whole):
-    penalty = kl.penalty(Start(whole, 0, ROWS), kl.Params(rows_per_step=1))
-    move(whole)
-    by_step = [measured(penalty, whole, step) for step in range(6)]
-    assert by_step == [measured(penalty, whole, step) for step in range(6)]
+def test_the_rows_of_a_step_are_drawn_by_the_seed_and_the_step(whole_model):
+    penalty = kl.penalty(Start(whole_model, 0, ROWS), kl.Params(rows_per_step=1))
+    move(whole_model)
+    by_step = [measure_penalty(penalty, whole_model, step) for step in range(6)]
+    assert by_step == [measure_penalty(penalty, whole_model, step) for step in range(6)]
     assert len({round(value, 6) for value in by_step}) == 2
 
 
-def test_chunks_give_the_kl_of_all_tokens(whole):
+def test_chunks_give_the_kl_of_all_tokens(whole_model):
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -307,19 +312,19 @@ def test_chunks_give_the_kl_of_all_tokens(whole):
     assert found.item() == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
 
 
-def test_a_model_whose_logits_are_no_product_is_refused_by_kl(whole):
+def test_a_model_whose_logits_are_no_product_is_refused_by_kl(whole_model):
     def cap(module, seen, output):
         output.logits = output.logits.tanh()
 
-    whole.register_forward_hook(cap)
+    whole_model.register_forward_hook(cap)
     with pytest.raises(CandidateFailed, match="more than a product"):
-        kl.penalty(Start(whole, 0, ROWS), kl.Params())
+        kl.penalty(Start(whole_model, 0, ROWS), kl.Params())
 
 
 @pytest.mark.parametrize("plugin", [ewc, kl])
-def test_a_penalty_on_general_rows_without_any_is_refused(whole, plugin):
+def test_a_penalty_on_general_rows_without_any_is_refused(whole_model, plugin):
     with pytest.raises(CandidateFailed, match="no general rows"):
-        plugin.penalty(Start(whole, 0), plugin.Params(strength=1.0))
+        plugin.penalty(Start(whole_model, 0), plugin.Params(strength=1.0))
 
 
 @pytest.mark.parametrize("regularize", [{"ewc": {"strength": 1e4}}, {"kl": {"strength": 20.0}}])
@@ -342,14 +347,14 @@ def test_a_preference_training_is_held_back(tiny, tmp_path, own_cache, regulariz
 def test_penalties_hold_back_what_these_methods_train(tiny, tmp_path, own_cache, name):
     from harness import plugins
 
-    def trained_on(folder, regularize):
+    def fit_digest(folder, regularize):
         general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
         context = tiny_methods.context(tiny, tmp_path / folder, regularize=regularize, general=general)
         method = plugins.method(name)
         return method.fit(context, method.params(max_steps=4, learning_rate=0.01, warmup_steps=0)).digest
 
     held = {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}
-    assert len({trained_on(key, regularize) for key, regularize in (("a", held), ("b", {}))}) == 2
+    assert len({fit_digest(key, regularize) for key, regularize in (("a", held), ("b", {}))}) == 2
 
 
 @pytest.mark.parametrize("name", ["kto", "gkd", "grpo", "rloo"])

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_facts import alternatives, candidate, tuned
+from fake_facts import alternatives, candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
 from fake_rows import rows
-from test_cli import Done, harness  # noqa: F401 (the fixture)
+from test_cli import CommandResult, harness  # noqa: F401 (the fixture)
 
 from harness import comparison, config, decision, formatting, report, store
 from harness.comparison import Estimate, human
@@ -54,7 +54,7 @@ def label_set(metric, labelled, rater="ann", at="2026-01-01"):
     return LabelSet(f"{rater}-{at}", at, "task", "test", metric.name, rater, tuple(labels))
 
 
-def drawn(made, n):
+def draw_places(made, n):
     """Return the places of the first n items in the order in which answers are labelled."""
     place = {row.example_id: i for i, row in enumerate(made)}
     return [place[item] for item in draw_items(place, "task", JUDGE.name)[:n]]
@@ -80,7 +80,7 @@ def long_winded():
         answers(np.where(draw.random(N) < 0.25 * np.log2(n / 40), np.maximum(y, 1.0), y), n, name)
         for y, n, name in zip(truth, lengths, ("short", "long"), strict=True)
     ]
-    pick = drawn(arms[0], N_LABELS)
+    pick = draw_places(arms[0], N_LABELS)
     labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
     return arms, truth, labels
 
@@ -107,7 +107,7 @@ def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
         answers(np.maximum(y, draw.random(300) < share), n, name)
         for y, n, name, share in zip(truth, lengths, ("one", "liked"), (0, 0.7), strict=True)
     ]
-    pick = drawn(arms[0], 200)
+    pick = draw_places(arms[0], 200)
     labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
     found = calibrate(JUDGE, {"one": arms[0], "liked": arms[1]}, [("liked", "one")], [labels])
     assert found.pairs[0].favour.low > 0.1
@@ -128,7 +128,7 @@ def test_a_judge_that_passes_what_is_long_is_unmasked_where_every_answer_of_one_
         answers(np.full(200, grade), np.full(200, n), name)
         for grade, n, name in ((0.0, 60, "short"), (1.0, 200, "long"))
     ]
-    pick = drawn(arms[0], 120)
+    pick = draw_places(arms[0], 120)
     labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
     found = calibrate(JUDGE, dict(zip(("short", "long"), arms, strict=True)), [("short", "long")], [labels])
     assert found.length is None  # within a candidate all answers are as long as each other
@@ -186,7 +186,7 @@ def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_ove
 
 def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):
     (short, long), truth, _ = long_winded
-    pick = drawn(short, 99)
+    pick = draw_places(short, 99)
     few = label_set(
         JUDGE, [(arm[i], y[i]) for arm, y in zip((short, long), truth, strict=True) for i in pick]
     )
@@ -213,7 +213,7 @@ def test_failed_answers_are_drawn_items_whose_worst_score_is_known(long_winded):
 @pytest.mark.slow
 def test_corrected_intervals_hold_the_truth_where_answers_failed():
     draw, draws = np.random.default_rng(14), 150
-    pick = drawn(rows(np.ones(500)), 200)
+    pick = draw_places(rows(np.ones(500)), 200)
     hits = np.zeros(2)
     for _ in range(draws):
         truth, failed = draw.random((2, 500)) < 0.95, draw.random(500) < 0.2
@@ -299,14 +299,14 @@ def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_w
 
 def test_a_few_answers_left_blank_cost_no_label_behind_them():
     made = answers(np.ones(300), np.full(300, 60), "a")
-    kept = [i for at, i in enumerate(drawn(made, 200)) if at % 40 != 20]
+    kept = [i for at, i in enumerate(draw_places(made, 200)) if at % 40 != 20]
     labels = latest_labels([label_set(JUDGE, [(made[i], 1.0) for i in kept])], JUDGE.name)
     assert labels_missing(JUDGE.name, labels, made) == 0
 
 
 def test_a_difference_needs_labels_of_both_answers_to_an_item(long_winded):
     (short, long), truth, _ = long_winded
-    pick = drawn(short, 105)
+    pick = draw_places(short, 105)
     own = [(short[i], truth[0][i]) for i in pick] + [(long[i], truth[1][i]) for i in pick[:99]]
     labels = latest_labels([label_set(JUDGE, own)], JUDGE.name)
     assert labels_missing(JUDGE.name, labels, short) == 0
@@ -361,7 +361,7 @@ def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
 def test_a_judge_near_chance_is_said_to_be_one():
     draw = np.random.default_rng(3)
     made = answers((draw.random(400) < 0.5).astype(float), np.full(400, 60), "a")
-    labels = label_set(JUDGE, [(made[i], float(draw.random() < 0.5)) for i in drawn(made, 120)])
+    labels = label_set(JUDGE, [(made[i], float(draw.random() < 0.5)) for i in draw_places(made, 120)])
     found = calibrate(JUDGE, {"a": made}, [], [labels])
     assert found.is_near_chance
     assert any("not shown to agree with people better than chance" in said for said in sentences(found))
@@ -372,7 +372,9 @@ def test_a_judge_near_chance_is_said_to_be_one():
 
 def test_a_few_labels_say_nothing_yet():
     made = answers(np.ones(50), np.full(50, 60), "a")
-    found = calibrate(JUDGE, {"a": made}, [], [label_set(JUDGE, [(made[i], 1.0) for i in drawn(made, 9)])])
+    found = calibrate(
+        JUDGE, {"a": made}, [], [label_set(JUDGE, [(made[i], 1.0) for i in draw_places(made, 9)])]
+    )
     assert list(sentences(found)) == [
         "ann labelled 9 answers of a",
         "judge:helpful is corrected once 10 answers of a candidate have a label",
@@ -391,7 +393,7 @@ def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(lo
     arms, pairs = label_sections([found])
     assert arms.columns[:5] == (JUDGE.name, "labels", "uncorrected", "corrected", "labels alone")
     assert [row[0] for row in (*arms.rows, *pairs.rows)] == ["short", "long", "long − short"]
-    made = ExperimentReport("x", "tiny", JUDGE.name, (tuned("lora", 0.7, 0.1),), labels=(found,))
+    made = ExperimentReport("x", "tiny", JUDGE.name, (make_fine_tune("lora", 0.7, 0.1),), labels=(found,))
     report.write(made, tmp_path)
     assert report.read(tmp_path / "x.json").labels == made.labels
 
@@ -429,15 +431,15 @@ def test_the_target_rule_refuses_a_judge_that_lacks_labels():
 
 
 def test_no_decision_rests_on_a_judge_that_lacks_labels():
-    def decided(**changes):
-        facts = [*alternatives(), tuned("lora", 0.84, 0.10, **changes)]
+    def make_decision(**changes):
+        facts = [*alternatives(), make_fine_tune("lora", 0.84, 0.10, **changes)]
         given = {"closed_labels": True, "has_documents": False, "metric_name": "judge:helpful"}
         return decision.decide(facts, DecidePolicy(), **given)
 
-    assert decided().action == "fine-tune"
-    open_ = decided(vs_untrained=fake_comparison(0.02, estimator="ppi"))
+    assert make_decision().action == "fine-tune"
+    open_ = make_decision(vs_untrained=fake_comparison(0.02, estimator="ppi"))
     assert any("More labels of people may tell" in reason for reason in open_.reasons)
-    refused = decided(labels_missing=60)
+    refused = make_decision(labels_missing=60)
     assert refused.action == "undecided"
     assert "60 more labels of people" in refused.sentence
     assert "uncalibrated_judge" in refused.sentence
@@ -453,7 +455,7 @@ def metric(task):
 
 
 @pytest.fixture(scope="module")
-def judged(tiny, own_cache, tmp_path_factory):
+def judged_project(tiny, own_cache, tmp_path_factory):
     """Run two untrained candidates on 130 items, graded by a judge that counts letters."""
     folder = tmp_path_factory.mktemp("judged")
     path = tiny_experiment.write(
@@ -477,9 +479,9 @@ def judged(tiny, own_cache, tmp_path_factory):
 
 
 @pytest.fixture
-def project(judged, tmp_path):
+def project(judged_project, tmp_path):
     """Copy the judged experiment."""
-    shutil.copytree(judged, tmp_path / "project")
+    shutil.copytree(judged_project, tmp_path / "project")
     return tmp_path / "project"
 
 
@@ -595,12 +597,12 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
 
 
 def test_an_export_draws_what_the_decision_rests_on_after_labels_moved_it(harness, project):  # noqa: F811
-    def drawn(file):
+    def count_exported(file):
         return harness("rate", "export", file, cwd=project).stdout.splitlines()[0].rpartition(" of ")[2]
 
-    assert drawn("one.csv") == "prompt"
+    assert count_exported("one.csv") == "prompt"
     rate(harness, project, 100, lambda i: "1", candidates=("--candidates", "shots"))
-    assert drawn("two.csv") == "shots", "which people prefer by far"
+    assert count_exported("two.csv") == "shots", "which people prefer by far"
 
 
 def test_an_answer_with_a_label_is_not_asked_for_again(harness, project):  # noqa: F811
@@ -890,7 +892,7 @@ def test_a_seed_is_named_as_reports_write_it(two_seeds):
         export("shots (seed 2)", "prompt")
 
 
-def sampled(name, grades, seed):
+def make_sampled_rows(name, grades, seed):
     """Make rows of several drawn answers, the first of which counts as text and the mean as grade."""
     return [
         replace(
@@ -908,7 +910,7 @@ def sampled(name, grades, seed):
 
 def test_a_label_is_held_to_the_grade_of_the_answer_that_has_it_where_several_were_drawn():
     truth = (np.random.default_rng(3).random((120, 4)) < 0.7).astype(float)
-    made = sampled("a", truth, 3)  # a judge that says what people say of each answer
+    made = make_sampled_rows("a", truth, 3)  # a judge that says what people say of each answer
     labels = label_set(JUDGE, [(row, y) for row, y in zip(made, truth[:, 0], strict=True)])
     (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms
     assert (arm.kappa.score, arm.agreement.score, arm.error.score) == (1.0, 1.0, 0.0)
@@ -923,7 +925,7 @@ def test_labels_of_first_answers_correct_the_mean_of_all_without_bias():
         draw = np.random.default_rng(seed)
         truth = draw.random((120, 4)) < 0.6
         grades = np.maximum(truth, draw.random((120, 4)) < 0.5)  # passes half of what people do not
-        made = sampled("a", grades.astype(float), seed)
+        made = make_sampled_rows("a", grades.astype(float), seed)
         labels = label_set(JUDGE, [(row, float(y)) for row, y in zip(made, truth[:, 0], strict=True)])
         (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms
         found.append((arm.corrected.score, arm.corrected.low <= 0.6 <= arm.corrected.high))
@@ -955,11 +957,11 @@ def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(lon
 def test_raters_who_contradict_each_other_are_named_and_those_a_grade_apart_are_not(long_winded):
     (short, _), _, labels = long_winded
 
-    def said(change):
+    def write_notes(change):
         bob = replace(
             labels, rater="bob", labels=tuple(replace(one, label=change(one.label)) for one in labels.labels)
         )
         return " ".join(sentences(calibrate(JUDGE, {"short": short}, [], [labels, bob])))
 
-    assert "the raters agree too little with each other" in said(lambda label: 1 - label)
-    assert "agree too little" not in said(lambda label: 0.25 + label / 2)
+    assert "the raters agree too little with each other" in write_notes(lambda label: 1 - label)
+    assert "agree too little" not in write_notes(lambda label: 0.25 + label / 2)

@@ -30,7 +30,7 @@ def source(tiny):
 
 
 @pytest.fixture(scope="module")
-def large(source):
+def large_source(source):
     """Say of the tiny model that it has the parameters of one of 70B."""
     return source._replace(n_parameters=70 * GB)
 
@@ -44,10 +44,10 @@ def halves(source):
 # The plan, from sizes alone
 
 
-def test_what_fits_its_device_stays_there(source, large):
+def test_what_fits_its_device_stays_there(source, large_source):
     assert place(source, CPU, {"cpu": GB}) == Placement(None)
     assert place(source, GPU, {0: GB, "cpu": GB}) == Placement({"": "cuda"})
-    assert place(large, GPU, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
+    assert place(large_source, GPU, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
 
 
 # Published sizes: parameters in billions, layers, heads of keys, width of a head, and the least GPU that holds it.
@@ -75,20 +75,20 @@ def test_a_base_of_a_published_size_stays_on_a_gpu_that_holds_its_weights(
     assert place(quantize(base, "nf4"), GPU, {0: gpu * GB, "cpu": 64 * GB}) == Placement({"": "cuda"})
 
 
-def beside_keys(source, gb):
+def measure_room(source, gb):
     """Return what each of two GPUs has beside the keys of its layers."""
     return int(gb * GB - memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "bf16") / 2)
 
 
-def test_a_base_larger_than_a_gpu_is_spread_over_all_then_main_memory(large):
-    plan = place(large, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
-    each = beside_keys(large, 80)
+def test_a_base_larger_than_a_gpu_is_spread_over_all_then_main_memory(large_source):
+    plan = place(large_source, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
+    each = measure_room(large_source, 80)
     assert plan == Placement("auto", {0: each, 1: each, "cpu": 90 * GB})
 
 
-def test_a_quantised_base_is_spread_over_gpus_alone(large):
-    plan = place(quantize(large, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
-    each = beside_keys(large, 24)
+def test_a_quantised_base_is_spread_over_gpus_alone(large_source):
+    plan = place(quantize(large_source, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
+    each = measure_room(large_source, 24)
     assert plan == Placement("auto", {0: each, 1: each})
 
 
@@ -139,7 +139,7 @@ TWO = """\
 """
 
 
-def prepared(folder, model, room, candidates=TWO):
+def prepare_candidates(folder, model, room, candidates=TWO):
     path = tiny_experiment.write(folder, model, candidates)
     path.write_text(path.read_text().replace("device: cpu", "device: cuda").replace("fp32", "bf16"))
     return prepare_session(config.load(path), Scope(dry_run=True), SilentProgress(), GPU, room)
@@ -151,7 +151,7 @@ def bytes_of(model, share):
 
 
 def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, tmp_path):
-    session = prepared(tmp_path, tiny, bytes_of(tiny, 0.6))
+    session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 0.6))
     prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
     assert session.source.quantization == "nf4"
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source
@@ -160,20 +160,22 @@ def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, 
 
 
 def test_a_base_that_fits_is_measured_as_published(tiny, tmp_path):
-    session = prepared(tmp_path, tiny, bytes_of(tiny, 1.1))
+    session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 1.1))
     assert session.source.quantization == ""
     assert session.candidates["qlora"].served_base.quantization == "nf4"
     assert served_bases.sentences(session.sources) == []
 
 
 def test_a_base_on_which_something_is_trained_in_16_bits_stays_as_published(tiny, tmp_path):
-    session = prepared(tmp_path, tiny, bytes_of(tiny, 0.6), TWO + "  lora: {method: lora}\n")
+    session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 0.6), TWO + "  lora: {method: lora}\n")
     assert session.source.quantization == ""
 
 
 def test_serving_in_16_bits_on_a_base_that_does_not_fit_so_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match=r"serve_on: bf16 on .* which fits no GPU here in 16 bits"):
-        prepared(tmp_path, tiny, bytes_of(tiny, 0.6), TWO.replace("qlora, ", "qlora, serve_on: bf16, "))
+        prepare_candidates(
+            tmp_path, tiny, bytes_of(tiny, 0.6), TWO.replace("qlora, ", "qlora, serve_on: bf16, ")
+        )
 
 
 def test_quantising_what_is_quantised_changes_nothing(source):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from checked_rows import clean_rows
+from checked_rows import make_clean_rows
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -18,13 +18,13 @@ def table(tmp_path, monkeypatch):
     """Write a CSV of a text and a label, under the names that are given."""
     monkeypatch.chdir(tmp_path)
 
-    def written(text, label, **more):
+    def write_table(text, label, **more):
         with Path("table.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([text, label, *more])
-            writer.writerows([row["text"], row["label"], *more.values()] for row in clean_rows(60))
+            writer.writerows([row["text"], row["label"], *more.values()] for row in make_clean_rows(60))
 
-    return written
+    return write_table
 
 
 def harness(*words):
@@ -70,7 +70,7 @@ def test_plain_texts_make_no_layout_but_that_of_the_other_columns(fields):
 
 def test_a_single_column_that_no_template_can_name_is_refused_by_the_check(table):
     Path("one.jsonl").write_text(
-        "".join(json.dumps({"Text, as sent": row["text"]}) + "\n" for row in clean_rows(20))
+        "".join(json.dumps({"Text, as sent": row["text"]}) + "\n" for row in make_clean_rows(20))
     )
     done = CliRunner().invoke(app, ["data", "check", "one.jsonl"])
     assert "which no template can name" in str(done.exception)

@@ -31,7 +31,7 @@ def parent(tiny, tmp_path_factory, own_cache):
     return lora.fit(tiny_methods.context(tiny, folder), params).folder / "adapter"
 
 
-def fitted(tiny, folder, init=None, pairs=None, **params):
+def fit_pairs(tiny, folder, init=None, pairs=None, **params):
     given = {"pairs": pairs} if pairs else {}
     shape = {} if init else {"r": 2}
     context = tiny_methods.context(tiny, folder, init=init, **given)
@@ -40,13 +40,13 @@ def fitted(tiny, folder, init=None, pairs=None, **params):
 
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
 def test_the_loss_at_the_first_step_is_ln_2(tiny, tmp_path, parent, starts):
-    figures = fitted(tiny, tmp_path, parent if starts == "at an adapter" else None).training
+    figures = fit_pairs(tiny, tmp_path, parent if starts == "at an adapter" else None).training
     assert figures.loss[0] == (1, pytest.approx(math.log(2), abs=1e-5))
     assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-4)
 
 
 def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
-    figures = fitted(tiny, tmp_path, num_train_epochs=4).training
+    figures = fit_pairs(tiny, tmp_path, num_train_epochs=4).training
     assert figures.reward_margin[-1][1] > 0.05
     assert figures.loss[-1][1] < math.log(2)
     assert all(0 <= share <= 1 for _, share in figures.reward_accuracy)
@@ -57,7 +57,7 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
 
 def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_path, parent):
     before = {p.name: p.read_bytes() for p in parent.iterdir()}
-    made = fitted(tiny, tmp_path, parent)
+    made = fit_pairs(tiny, tmp_path, parent)
     assert {p.name for p in tmp_path.iterdir()} == {"adapter", CHECKPOINTS}
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
     assert {p.name: p.read_bytes() for p in parent.iterdir()} == before
@@ -83,7 +83,7 @@ def tokens_of(context, tokenizer):
     return pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, preferences._row)[0]
 
 
-def both_trainers(tiny, folder, init, way):
+def make_both_trainers(tiny, folder, init, way):
     """Make TRL's own trainer and ours on the same pairs, their adapters moved off the reference alike."""
     import torch
     from datasets import Dataset
@@ -123,7 +123,7 @@ def both_trainers(tiny, folder, init, way):
 @pytest.mark.parametrize("way", [logprobs_by_row, logprobs_sharing_prompts])
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
 def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, starts, way):
-    theirs, ours = both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None, way)
+    theirs, ours = make_both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None, way)
     seen = []
     for trainer in (theirs, ours):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 3, 5, 7)])
@@ -147,13 +147,13 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
         "long", ({"role": "user", "content": "parcel " * 60},), ("late",), cluster="long", rejected="money"
     )
     pairs = (long, *tiny_methods.pairs(slice(0, 1)))
-    assert fitted(tiny, tmp_path, pairs=pairs, max_length=60).training.n_dropped_too_long == 1
+    assert fit_pairs(tiny, tmp_path, pairs=pairs, max_length=60).training.n_dropped_too_long == 1
     with pytest.raises(CandidateFailed, match=r"all 1 pairs to train on are longer than 60"):
-        fitted(tiny, tmp_path / "none", pairs=(long,), max_length=60)
+        fit_pairs(tiny, tmp_path / "none", pairs=(long,), max_length=60)
 
 
 def test_with_few_steps_only_the_pairs_they_come_to_are_read(tiny, tmp_path):
-    figures = fitted(tiny, tmp_path, max_steps=2, per_device_train_batch_size=3).training
+    figures = fit_pairs(tiny, tmp_path, max_steps=2, per_device_train_batch_size=3).training
     assert (figures.n_pairs, figures.n_steps) == (6, 2)
 
 

@@ -47,7 +47,7 @@ DEFINITIONS = {
 }
 
 
-def moved_trainer(context, params):
+def make_moved_trainer(context, params):
     """Make a trainer whose adapter is off the reference."""
     policy = load_policy(context, context.folder / "adapter")
     train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
@@ -64,7 +64,7 @@ def off_the_reference(tiny, tmp_path_factory, own_cache):
         context = tiny_methods.context(tiny, tmp_path_factory.mktemp(loss_type))
         smoothing = {"label_smoothing": EPSILON} if loss_type in preferences._SMOOTHED else {}
         params = dpo.Params(r=2, beta=BETA, loss_type=loss_type, **smoothing)
-        trainer = moved_trainer(context, params)
+        trainer = make_moved_trainer(context, params)
         return trainer, trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
 
     return make
@@ -120,14 +120,14 @@ def test_held_out_pairs_are_the_same_for_every_seed_and_none_asks_what_a_trainin
     assert len(heldout.split(pairs, pairs, few)[1]) == 2
 
 
-def fitted(tiny, folder, **params):
+def fit_pairs(tiny, folder, **params):
     context = tiny_methods.context(tiny, folder)
     quick = {"learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2, "r": 2}
     return dpo.fit(context, dpo.Params(**{**quick, **params}))
 
 
 def test_held_out_pairs_are_measured_after_every_epoch(tiny, tmp_path):
-    figures = fitted(tiny, tmp_path, per_device_train_batch_size=5).training
+    figures = fit_pairs(tiny, tmp_path, per_device_train_batch_size=5).training
     steps = [2, 4]
     assert [step for step, _ in figures.heldout_accuracy] == steps
     assert [step for step, _ in figures.validation_loss] == steps
@@ -143,7 +143,7 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
     for size in (2, 3):
         context = tiny_methods.context(tiny, tmp_path / str(size))
         params = dpo.Params(r=2, per_device_train_batch_size=size, heldout=0.25)
-        trainer = moved_trainer(context, params)
+        trainer = make_moved_trainer(context, params)
         made.append(trainer.evaluate())
         assert len(trainer.eval_dataset) == 3
     for name in ("eval_rewards/margins", "eval_rewards/accuracies", "eval_loss"):
@@ -153,7 +153,7 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
 
 def test_early_stopping_ends_a_training_and_keeps_the_best_checkpoint(tiny, tmp_path):
     """At a rate at which it diverges from the reference, the held-out loss soon rises."""
-    made = fitted(tiny, tmp_path, num_train_epochs=30, early_stopping_patience=1, learning_rate=0.5)
+    made = fit_pairs(tiny, tmp_path, num_train_epochs=30, early_stopping_patience=1, learning_rate=0.5)
     losses = [loss for _, loss in made.training.validation_loss]
     assert len(losses) < 30
     assert losses[-1] >= min(losses)

@@ -20,7 +20,7 @@ def read(model):
 
 
 @pytest.fixture
-def projected(model):
+def projection_sizes(model):
     """Collect of how many tokens the model says what may follow."""
     numbers = []
     hook = model.get_output_embeddings().register_forward_hook(
@@ -30,7 +30,7 @@ def projected(model):
     hook.remove()
 
 
-def asked(prefix, start=100):
+def make_pairs(prefix, start=100):
     return [((*prefix, start + i), (j, 7)) for i in range(6) for j in (5, 6)]
 
 
@@ -40,8 +40,8 @@ def bytes_of(model, ids):
 
 def test_a_beginning_is_read_once_for_several_calls(model, read):
     executor = Executor(model, 512, "packed")
-    executor.loglikelihoods(asked(ONE))
-    executor.loglikelihoods(asked(ONE, 200))
+    executor.loglikelihoods(make_pairs(ONE))
+    executor.loglikelihoods(make_pairs(ONE, 200))
     assert read == [50, 18, 18]
 
 
@@ -54,9 +54,9 @@ def test_a_beginning_comes_back_after_another_one(model, read):
 
 def test_what_was_asked_before_changes_no_number(model):
     fresh, used = (Executor(model, 512, "packed") for _ in range(2))
-    used.loglikelihoods(asked(OTHER))
-    used.loglikelihoods(asked(ONE[:30]))
-    assert used.loglikelihoods(asked(ONE)) == fresh.loglikelihoods(asked(ONE))
+    used.loglikelihoods(make_pairs(OTHER))
+    used.loglikelihoods(make_pairs(ONE[:30]))
+    assert used.loglikelihoods(make_pairs(ONE)) == fresh.loglikelihoods(make_pairs(ONE))
 
 
 def test_answering_after_a_beginning_leaves_it_untouched(model):
@@ -91,6 +91,6 @@ def test_what_is_forgotten_is_read_again(model, read):
     assert read == [50, 50]
 
 
-def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model, projected):
-    Executor(model, 512, "packed").loglikelihoods(asked(ONE))
-    assert projected == [1, 6 * 3]
+def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model, projection_sizes):
+    Executor(model, 512, "packed").loglikelihoods(make_pairs(ONE))
+    assert projection_sizes == [1, 6 * 3]

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from checked_rows import clean_rows, messy
-from openai_server import Rule, serving
+from checked_rows import damage_rows, make_clean_rows
+from openai_server import Rule, serve_model
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -148,36 +148,36 @@ def test_the_note_on_rows_that_are_all_in_the_test_names_no_command_that_leaves_
     assert command.startswith("harness data split own.jsonl")
 
 
-def renamed(rows):
+def rename_columns(rows):
     return [{"Anrede": "Grüße", "Frage": r["text"], "Straße": "a", "Größe": r["label"]} for r in rows]
 
 
 CHECKS = {
-    "csv": lambda: [table("rows.csv", messy(clean_rows(60)))],
+    "csv": lambda: [table("rows.csv", damage_rows(make_clean_rows(60)))],
     "semicolons and umlauts": lambda: [
-        table("Übersicht Juli.csv", renamed(messy(clean_rows(60))), ";"), "--prompt", "{Anrede}: {Frage}", "--reference", "Größe",
+        table("Übersicht Juli.csv", rename_columns(damage_rows(make_clean_rows(60))), ";"), "--prompt", "{Anrede}: {Frage}", "--reference", "Größe",
     ],
-    "two files": lambda: [table("a.csv", messy(clean_rows(60))), table("b.csv", messy(clean_rows(60, 1))[10:])],
+    "two files": lambda: [table("a.csv", damage_rows(make_clean_rows(60))), table("b.csv", damage_rows(make_clean_rows(60, 1))[10:])],
     "a test file": lambda: [
-        jsonl("train.jsonl", clean_rows(60)), "--test", jsonl("-t.jsonl", clean_rows(60)[:20]).replace("-t", "./-t"),
+        jsonl("train.jsonl", make_clean_rows(60)), "--test", jsonl("-t.jsonl", make_clean_rows(60)[:20]).replace("-t", "./-t"),
     ],
     "another mix": lambda: [
-        jsonl("train.jsonl", clean_rows(400)[:300]), "--test",
-        jsonl("t.jsonl", [row for row in clean_rows(400)[300:] if row["label"] in ("refund", "invoice")]),
+        jsonl("train.jsonl", make_clean_rows(400)[:300]), "--test",
+        jsonl("t.jsonl", [row for row in make_clean_rows(400)[300:] if row["label"] in ("refund", "invoice")]),
     ],
     "chat": lambda: [
         jsonl("chat.jsonl", [
             {"messages": [{"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["label"] + " "}]}
-            for r in messy(clean_rows(60))
+            for r in damage_rows(make_clean_rows(60))
         ]),
     ],
     "pairs": lambda: [
         jsonl("pairs.jsonl", [
-            {"prompt": r["text"], "chosen": r["label"], "rejected": "nothing "} for r in messy(clean_rows(60))
+            {"prompt": r["text"], "chosen": r["label"], "rejected": "nothing "} for r in damage_rows(make_clean_rows(60))
         ]),
     ],
-    "ids that stand twice": lambda: [jsonl("rows.jsonl", [{"id": i // 2, **r} for i, r in enumerate(clean_rows(60))])],
-    "a clean file": lambda: [jsonl("rows.jsonl", clean_rows(60))],
+    "ids that stand twice": lambda: [jsonl("rows.jsonl", [{"id": i // 2, **r} for i, r in enumerate(make_clean_rows(60))])],
+    "a clean file": lambda: [jsonl("rows.jsonl", make_clean_rows(60))],
 }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_the_chain_of_a_check_runs_also_where_it_was_run_before(name):
 
 
 def test_the_step_of_a_refusal_that_is_a_command_runs():
-    table("rows.csv", clean_rows(20))
+    table("rows.csv", make_clean_rows(20))
     Path("not packed.csv.gz").write_bytes(Path("rows.csv").read_bytes())
     for words in (
         ("clean", "rows.csv", "--out", "new folder/rows.csv"),
@@ -212,7 +212,7 @@ def test_the_check_of_rows_in_other_words_reads_the_columns_that_were_named():
     rows = [{"Ticket": i, "Kundentext": f"Where is parcel {i}?", "Queue": "post"} for i in range(8)]
     table("rows.csv", rows, ";")
     columns = ("--prompt", "Kundentext", "--reference", "Queue")
-    with serving(Rule(lambda messages: messages[-1]["content"] + " Thank you!")) as server:
+    with serve_model(Rule(lambda messages: messages[-1]["content"] + " Thank you!")) as server:
         asked = ("--with", server.url, "--model", "tiny", "--out", "more.csv")
         code, said = harness("data", "augment", "rows.csv", *columns, *asked)
     assert code == 0, said

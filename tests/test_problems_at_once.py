@@ -28,7 +28,7 @@ FAULTY = [
 LINES = {21: "reference 'refnd'", 22: "an empty prompt", 23: "an empty reference", 24: "'t3 v9', which"}
 
 
-def written(path, rows):
+def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -39,18 +39,18 @@ def problems(read):
     return error.value.problems
 
 
-def by_line(found):
+def map_by_line(found):
     return {int(p.where.rpartition(":")[2]): p.found for p in found}
 
 
 def assert_all_lines(found):
-    said = by_line(found)
+    said = map_by_line(found)
     assert said.keys() == LINES.keys()
     assert all(said[line].startswith(begins) for line, begins in LINES.items())
 
 
 def task(tmp_path, train):
-    data = {"train": written(tmp_path / "a.jsonl", train), "test": written(tmp_path / "b.jsonl", TEST)}
+    data = {"train": write_rows(tmp_path / "a.jsonl", train), "test": write_rows(tmp_path / "b.jsonl", TEST)}
     return Task(name="rows", data=data, labels=LABELS)
 
 
@@ -60,14 +60,14 @@ def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
 
 def test_so_do_those_of_a_candidates_own_rows(tmp_path):
     asked = task(tmp_path, GOOD)
-    own = written(tmp_path / "own.jsonl", FAULTY)
+    own = write_rows(tmp_path / "own.jsonl", FAULTY)
     items = load_task(asked, 0)
     assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
 
 
 def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
     asked = task(tmp_path, GOOD)
-    own = written(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
+    own = write_rows(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
     items = load_task(asked, 0)
     found = problems(lambda: load_training_rows(asked, items, [own], None, 0))
     assert [int(p.where.rpartition(":")[2]) for p in found] == [1, 2, 3]
@@ -80,11 +80,11 @@ def test_so_do_those_of_changed_rows(tmp_path):
         {"prompt": GOOD[5]["prompt"], "reference": "refund"},
     ]
     asked = task(tmp_path, GOOD)
-    changes = {"test": written(tmp_path / "c.jsonl", changed)}
+    changes = {"test": write_rows(tmp_path / "c.jsonl", changed)}
     asked = Task.model_validate(
         {**asked.model_dump(), "data": {**asked.data.model_dump(), "changes": changes}}
     )
-    said = by_line(problems(lambda: read_changes(asked, load_task(asked, 0))))
+    said = map_by_line(problems(lambda: read_changes(asked, load_task(asked, 0))))
     assert said.keys() == {1, 2}
     assert said[2].startswith("'refund', which ")
 
@@ -102,7 +102,7 @@ def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
         {"prompt": f"in other words {i}", "reference": "card", "augmented_from": TEST[i]["prompt"]}
         for i in range(3)
     ]
-    own = written(tmp_path / "own.jsonl", made)
+    own = write_rows(tmp_path / "own.jsonl", made)
     (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
     assert said.where == f"{own}:1"
     assert said.found == "only rows made from rows that are evaluated, of which this is the first of 3"
@@ -116,7 +116,7 @@ def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
 
 def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_path):
     for name in "ab":
-        written(tmp_path / f"{name}.jsonl", GOOD)
+        write_rows(tmp_path / f"{name}.jsonl", GOOD)
     (tmp_path / "harness.yaml").write_text(
         "name: x\ntarget:\n  name: x\n  data:\n    train: a.jsonl\n    test: b.jsonl\n    folds: 1\n"
         "candidates:\n  prompt: prompt\n"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 from tiny_experiment import runs_of
 
 from harness import config
@@ -65,15 +65,15 @@ def write(folder, url, model, tried):
 
 
 @pytest.fixture(scope="module")
-def swept(tiny, tmp_path_factory):
+def sweep_results(tiny, tmp_path_factory):
     """Run a sweep of twelve prompts behind a server: its file, both reports, and what was asked for each."""
     folder, asked = tmp_path_factory.mktemp("prompts"), []
 
-    def noted(messages):
+    def note_answer(messages):
         asked.append(messages)
         return answer(messages)
 
-    with serving(Rule(noted)) as server:
+    with serve_model(Rule(note_answer)) as server:
         path = write(folder, server.url, tiny, SWEEP)
         report = compare(path)
         first = len(asked)
@@ -81,8 +81,8 @@ def swept(tiny, tmp_path_factory):
     return path, report, again, asked[:first], asked[first:]
 
 
-def test_the_prompt_that_is_best_on_validation_answers_the_test_items(swept):
-    _, report, *_ = swept
+def test_the_prompt_that_is_best_on_validation_answers_the_test_items(sweep_results):
+    _, report, *_ = sweep_results
     facts = {f.name: f for f in report.facts}
     assert (facts["plain"].target.score, facts["best"].target.score) == (0.0, 1.0)
     (chosen,) = (trial for trial in facts["best"].training.sweep if trial.chosen)
@@ -94,8 +94,8 @@ def test_the_prompt_that_is_best_on_validation_answers_the_test_items(swept):
     assert len(facts["best"].training.sweep) == 12
 
 
-def test_no_other_prompt_sees_a_test_item(swept):
-    _, _, _, asked, _ = swept
+def test_no_other_prompt_sees_a_test_item(sweep_results):
+    _, _, _, asked, _ = sweep_results
     on_test = [m for m in asked if "test " in m[-1]["content"]]
     with_system = [m for m in on_test if m[0]["role"] == "system"]
     assert {m[0]["content"] for m in with_system} == {"Whisper."}
@@ -103,15 +103,15 @@ def test_no_other_prompt_sees_a_test_item(swept):
     assert {len(m) for m in on_test if m[0]["role"] != "system"} == {1}, "the plain prompt's"
 
 
-def test_a_second_compare_asks_nobody_and_says_the_same(swept):
-    _, report, again, _, asked_again = swept
+def test_a_second_compare_asks_nobody_and_says_the_same(sweep_results):
+    _, report, again, _, asked_again = sweep_results
     assert asked_again == []
     assert [f.training.sweep for f in again.facts] == [f.training.sweep for f in report.facts]
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
 
 
-def test_the_report_shows_every_try(swept):
-    path, *_ = swept
+def test_the_report_shows_every_try(sweep_results):
+    path, *_ = sweep_results
     session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     page = markdown(experiment_document(report_stored(session, loaded.selected)))
     assert "Sweep: best" in page
@@ -119,8 +119,8 @@ def test_the_report_shows_every_try(swept):
     assert "few_shot(shots=2) was the best of 12 trials on validation" in page
 
 
-def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_done(swept):
-    path, *_ = swept
+def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_done(sweep_results):
+    path, *_ = sweep_results
     session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     assert session.candidates["best"].recipe.system == "Whisper."
     assert all(find_stored_runs(session, in_order(session, loaded.selected)))
@@ -130,8 +130,8 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
     assert [bool(run) for run in find_stored_runs(session, in_order(session, more.selected))] == [True, False]
 
 
-def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it_was(swept):
-    path, *_ = swept
+def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it_was(sweep_results):
+    path, *_ = sweep_results
     at = Store(path.parent / "runs")
     (run,) = candidate_runs(config.load(path), at, "best")
     assert run.recipe["system"] == "Whisper."
@@ -140,8 +140,8 @@ def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it
         candidate_runs(more, at, "best")
 
 
-def test_the_run_holds_the_prompt_that_was_chosen(swept):
-    path, *_ = swept
+def test_the_run_holds_the_prompt_that_was_chosen(sweep_results):
+    path, *_ = sweep_results
     recipe = runs_of(path)["best"].recipe
     assert (recipe["system"], recipe["prompting"]) == ("Whisper.", {"few_shot": {"shots": 2}})
 
@@ -193,7 +193,7 @@ def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     tried = (
         f"search: {{system: [null, {systems}], template: ['{{prompt}}', 'Now: {{prompt}}']}}\n    trials: 4"
     )
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         report = compare(write(tmp_path, server.url, tiny, tried))
     (best,) = (f for f in report.facts if f.name == "best")
     assert len(best.training.sweep) == 4

@@ -357,7 +357,7 @@ def test_a_cross_encoder_chooses_among_what_the_retriever_puts_first(reranker):
 def test_the_weights_of_a_reranker_are_part_of_the_prompt_and_its_path_is_not(reranker, tmp_path):
     copy = shutil.copytree(reranker, tmp_path / "copy")
 
-    def asked(folder):
+    def digest_prompting(folder):
         recipe = Recipe(prompting={"rag": {"rerank": str(folder)}})
         target = SimpleNamespace(
             versions={"train": "v"},
@@ -365,9 +365,9 @@ def test_the_weights_of_a_reranker_are_part_of_the_prompt_and_its_path_is_not(re
         )
         return prompting_digest(SimpleNamespace(target=target), recipe, 0)
 
-    same = asked(copy)
+    same = digest_prompting(copy)
     (copy / "model.safetensors").write_bytes(b"other")
-    assert asked(reranker) == same != asked(copy)
+    assert digest_prompting(reranker) == same != digest_prompting(copy)
 
 
 @pytest.mark.parametrize(("prompting", "differs"), [({}, False), ({"few_shot": {}}, True)])
@@ -389,12 +389,12 @@ def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tm
     rag = plugins.load("prompting", "rag")
     copy = shutil.copytree(embedder, tmp_path / "copy")
 
-    def drawn_from(folder):
+    def digest_source(folder):
         return rag.source_digest(str(folder))
 
-    same = drawn_from(copy)
+    same = digest_source(copy)
     (copy / "model.safetensors").write_bytes(b"other")
-    assert drawn_from(embedder) == same != drawn_from(copy)
+    assert digest_source(embedder) == same != digest_source(copy)
 
 
 @pytest.mark.parametrize(
@@ -465,27 +465,27 @@ def test_recall_is_unknown_where_nothing_was_to_be_found_or_looked_for(missing):
     assert recall(replace(ITEM, **{"documents": ("lamp",), "passages": ("lamp",), **missing})) is None
 
 
-def short_of(wanted, n_train, items=(ITEM,), **own):
+def list_shot_remarks(wanted, n_train, items=(ITEM,), **own):
     train = (*TRAIN[:n_train], *(ask(words, name) for name, words in own.items()))
     context = replace(CONTEXT, train=train)
     return list(prompting_remarks({"few_shot": {"shots": wanted}}, context, items))
 
 
 def test_shots_that_are_not_there_are_said_with_their_numbers():
-    assert short_of(3, 3) == []
-    (said,) = short_of(4, 3)
+    assert list_shot_remarks(3, 3) == []
+    (said,) = list_shot_remarks(4, 3)
     assert said == "shows 1 of 1 item fewer than 4 shots, 3 at the least: desk has 3 training rows"
 
 
 def test_shots_that_ask_what_an_item_asks_are_not_counted():
     other = ask("When does the counter open?", "other")
-    (said,) = short_of(3, 2, (ITEM, other), again=ITEM.prompt.upper())
+    (said,) = list_shot_remarks(3, 2, (ITEM, other), again=ITEM.prompt.upper())
     assert said == (
         "shows 1 of 2 items fewer than 3 shots, 2 at the least: desk has 3 training rows,"
         " and the item itself, up to 1 of them, is no shot"
     )
-    assert short_of(3, 3, (ITEM, other), again=ITEM.prompt) == []
-    assert len(short_of(4, 3, (ITEM, other), **{other.id: "What is the price?"})) == 1
+    assert list_shot_remarks(3, 3, (ITEM, other), again=ITEM.prompt) == []
+    assert len(list_shot_remarks(4, 3, (ITEM, other), **{other.id: "What is the price?"})) == 1
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=6), st.sampled_from("abcd"), st.integers(1, 5))

@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_experiment
-from openai_server import Rule, Said, serving
+from openai_server import Rule, ServerAnswer, serve_model
 
 from harness import config
 from harness.config import load
@@ -21,7 +21,7 @@ class Proposer(Rule):
     def chat(self, messages, body):
         start = messages[-1]["content"].rpartition("Begin it with: ")[2].splitlines()[0]
         text = "Sort the: letter" if start in ("Read", "Answer") else f'{start} a clerk, "quoted"\nwho sorts.'
-        return Said(text, n_prompt=50, n_new=20)
+        return ServerAnswer(text, n_prompt=50, n_new=20)
 
 
 def write(folder, tiny, url):
@@ -32,7 +32,7 @@ def write(folder, tiny, url):
 
 
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
-    with serving(Proposer(None)) as server:
+    with serve_model(Proposer(None)) as server:
         session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
         made = propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
         assert len(server.asked) == 4
@@ -54,7 +54,7 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
 
 
 def test_of_a_conversation_all_turns_are_shown(tiny, tmp_path):
-    with serving(Proposer(None)) as server:
+    with serve_model(Proposer(None)) as server:
         path = write(tmp_path, tiny, server.url)
         turns = [("user", "A train was"), ("assistant", "Noted."), ("user", "late")]
         messages = [{"role": role, "content": text} for role, text in turns]
@@ -69,7 +69,7 @@ def test_of_a_conversation_all_turns_are_shown(tiny, tmp_path):
 
 def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with serving(Proposer(None)) as server:
+    with serve_model(Proposer(None)) as server:
         path = write(tmp_path, tiny, server.url)
         planned = command("data", "propose-prompts", "large", "--n", "3", "--dry-run", "--json")
         plan = parse_json(planned[1])
@@ -94,7 +94,7 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
 
 
 def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(tiny, tmp_path):
-    with serving(Proposer(None)) as server:
+    with serve_model(Proposer(None)) as server:
         session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
         asked = PromptProposal(n=4, max_new_tokens=20, max_cost=0.2)
         with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
@@ -106,7 +106,7 @@ def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(
 
 
 def test_a_proposer_that_says_nothing_is_refused_and_leaves_no_file(tiny, tmp_path):
-    with serving(Rule(lambda messages: " ")) as server:
+    with serve_model(Rule(lambda messages: " ")) as server:
         session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
         with pytest.raises(UserError, match="a text to try"):
             propose_prompts(session, "large", PromptProposal(n=2))

@@ -35,7 +35,7 @@ PRUNED = """\
 """
 
 
-def written(folder, model, candidates=PRUNED):
+def write_experiment(folder, model, candidates=PRUNED):
     """Write the tiny experiment with a target whose score tells trainings apart that get nothing right."""
     path = tiny_experiment.write(folder, model, candidates)
     suite = folder / "suites" / "letters.yaml"
@@ -47,17 +47,17 @@ def written(folder, model, candidates=PRUNED):
 @pytest.fixture(scope="module")
 def candidate(tiny, tmp_path_factory):
     """Resolve a candidate whose search of sixteen trials is pruned."""
-    found = config.load(written(tmp_path_factory.mktemp("one"), tiny, PRUNED)).experiment
+    found = config.load(write_experiment(tmp_path_factory.mktemp("one"), tiny, PRUNED)).experiment
     recipe = found.candidates["found"].model_copy(update={"search": SPACE, "trials": 16})
     experiment = found.model_copy(update={"candidates": {"found": recipe}})
     return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
 
 
-def with_pruner(candidate, **pruner):
+def set_pruner(candidate, **pruner):
     return replace(candidate, source=candidate.source.model_copy(update={"prune": pruner}))
 
 
-def walked(candidate, score, *, sign=1):
+def walk_search(candidate, score, *, sign=1):
     """Answer each proposal by `score(params, n)` at its n-th point until it is pruned; returns the trials."""
     asked, made = proposals(candidate, 0, sign), []
     proposal = next(asked)
@@ -78,7 +78,7 @@ def walked(candidate, score, *, sign=1):
             return made
 
 
-def by_rate(params, n):
+def score_by_rate(params, n):
     """Score higher the nearer a learning rate is to 0.1, more so from point to point."""
     return n * params["learning_rate"]
 
@@ -93,7 +93,7 @@ PRUNERS = {
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_each_pruner_ends_trials_early_and_the_search_trains_as_much_as_whole_trials_would(candidate, name):
-    made = walked(with_pruner(candidate, **{name: PRUNERS[name]}), by_rate)
+    made = walk_search(set_pruner(candidate, **{name: PRUNERS[name]}), score_by_rate)
     pruned = [trial for trial in made if trial.is_pruned]
     assert pruned
     assert len(made) > 16
@@ -105,12 +105,12 @@ def test_each_pruner_ends_trials_early_and_the_search_trains_as_much_as_whole_tr
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_the_same_trials_are_pruned_again(candidate, name):
-    pruner = with_pruner(candidate, **{name: PRUNERS[name]})
-    assert walked(pruner, by_rate) == walked(pruner, by_rate)
+    pruner = set_pruner(candidate, **{name: PRUNERS[name]})
+    assert walk_search(pruner, score_by_rate) == walk_search(pruner, score_by_rate)
 
 
 def test_where_lower_is_better_high_scores_are_pruned(candidate):
-    made = walked(candidate, by_rate, sign=-1)
+    made = walk_search(candidate, score_by_rate, sign=-1)
     best = min(made, key=lambda trial: trial.params["learning_rate"])
     assert not best.is_pruned
     assert any(trial.is_pruned for trial in made)
@@ -129,9 +129,9 @@ def the(report, name="found"):
 
 
 @pytest.fixture(scope="module")
-def pruned(tiny, own_cache, tmp_path_factory):
+def file_and_report(tiny, own_cache, tmp_path_factory):
     """Run a search with a pruner; returns its file and report."""
-    path = written(tmp_path_factory.mktemp("pruned"), tiny, PRUNED)
+    path = write_experiment(tmp_path_factory.mktemp("pruned"), tiny, PRUNED)
     return path, tiny_experiment.run(path)
 
 
@@ -145,8 +145,8 @@ def folders(path):
 
 @pytest.mark.e2e
 class TestAPrunedSearch:
-    def test_ends_trials_at_points_and_chooses_a_whole_one(self, pruned):
-        tried = the(pruned[1]).training.sweep
+    def test_ends_trials_at_points_and_chooses_a_whole_one(self, file_and_report):
+        tried = the(file_and_report[1]).training.sweep
         early = [trial for trial in tried if trial.is_pruned]
         assert early
         spent = sum(len(trial.points) for trial in tried)
@@ -157,54 +157,56 @@ class TestAPrunedSearch:
         assert len(chosen.points) == POINTS
         assert chosen.validation == max(t.validation for t in tried if not t.is_pruned)
 
-    def test_trains_a_pruned_trial_no_further(self, pruned):
-        for trial in (t for t in the(pruned[1]).training.sweep if t.is_pruned):
-            folder = pruned[0].parent / "runs" / "weights" / trial.fit_key
+    def test_trains_a_pruned_trial_no_further(self, file_and_report):
+        for trial in (t for t in the(file_and_report[1]).training.sweep if t.is_pruned):
+            folder = file_and_report[0].parent / "runs" / "weights" / trial.fit_key
             assert sorted(p.name for p in folder.iterdir()) == ["pruned.json", "tracked"]
             assert len(list((folder / "tracked").iterdir())) == len(trial.points)
             assert trial.loss[-1][0] == trial.pruned_at
             assert trial.wall_s > 0
 
-    def test_is_shown_with_the_step_at_which_each_trial_was_pruned(self, pruned):
-        text = markdown(experiment_document(pruned[1]))
-        trial = next(t for t in the(pruned[1]).training.sweep if t.is_pruned)
+    def test_is_shown_with_the_step_at_which_each_trial_was_pruned(self, file_and_report):
+        text = markdown(experiment_document(file_and_report[1]))
+        trial = next(t for t in the(file_and_report[1]).training.sweep if t.is_pruned)
         assert "pruned by its SuccessiveHalvingPruner" in text
         assert f"pruned at step {trial.pruned_at}" in text
         assert "With pruned ones they take as much training as " in text
 
-    def test_lists_each_trial_as_a_run_with_its_state(self, pruned):
-        trials = store.list_trials(store.Store(pruned[0].parent / "runs"))
+    def test_lists_each_trial_as_a_run_with_its_state(self, file_and_report):
+        trials = store.list_trials(store.Store(file_and_report[0].parent / "runs"))
         states = {
-            trial.fit_key: "pruned" if trial.is_pruned else "done" for trial in the(pruned[1]).training.sweep
+            trial.fit_key: "pruned" if trial.is_pruned else "done"
+            for trial in the(file_and_report[1]).training.sweep
         }
         assert {one.trial.fit_key: one.state for one in trials} == states
         assert all(one.run.training.loss for one in trials)
 
-    def test_is_neither_trained_nor_asked_again(self, pruned):
-        before = folders(pruned[0])
-        again = tiny_experiment.run(pruned[0])
-        assert folders(pruned[0]) == before
-        assert the(again).training.sweep == the(pruned[1]).training.sweep
+    def test_is_neither_trained_nor_asked_again(self, file_and_report):
+        before = folders(file_and_report[0])
+        again = tiny_experiment.run(file_and_report[0])
+        assert folders(file_and_report[0]) == before
+        assert the(again).training.sweep == the(file_and_report[1]).training.sweep
 
-    def test_is_found_after_what_nothing_refers_to_was_deleted(self, pruned):
-        session = prepare_session(config.load(pruned[0]), Scope(), SilentProgress())
+    def test_is_found_after_what_nothing_refers_to_was_deleted(self, file_and_report):
+        session = prepare_session(config.load(file_and_report[0]), Scope(), SilentProgress())
         runs = store.list_runs(session.store)
         store.remove(list_unreferenced(session.store, run_references(runs)))
         assert (
-            the(report_stored(session, ["prompt", "found"])).training.sweep == the(pruned[1]).training.sweep
+            the(report_stored(session, ["prompt", "found"])).training.sweep
+            == the(file_and_report[1]).training.sweep
         )
 
-    def test_a_trial_is_what_a_candidate_of_its_parameters_is(self, pruned, tmp_path):
+    def test_a_trial_is_what_a_candidate_of_its_parameters_is(self, file_and_report, tmp_path):
         """Nothing is trained for a candidate that is written as a trial was tried."""
-        trial = next(t for t in the(pruned[1]).training.sweep if not t.is_pruned and not t.chosen)
-        session = prepare_session(config.load(pruned[0]), Scope(), SilentProgress())
+        trial = next(t for t in the(file_and_report[1]).training.sweep if not t.is_pruned and not t.chosen)
+        session = prepare_session(config.load(file_and_report[0]), Scope(), SilentProgress())
         own = session.candidates["found"].source
         recipe = Recipe(method="lora", params={**own.params, **trial.params}, track=Tracking(points=4))
         made = session.with_candidates({"own": recipe})
         assert find_stored_weights(made, made.candidates["own"], 0).training.fit_key == trial.fit_key
 
-    def test_a_trial_that_was_trained_in_parts_is_the_one_that_was_not(self, pruned, tiny, tmp_path):
-        chosen = next(t for t in the(pruned[1]).training.sweep if t.chosen)
+    def test_a_trial_that_was_trained_in_parts_is_the_one_that_was_not(self, file_and_report, tiny, tmp_path):
+        chosen = next(t for t in the(file_and_report[1]).training.sweep if t.chosen)
         words = ", ".join(f"{name}: {value}" for name, value in chosen.params.items())
         alone = f"""\
   found:
@@ -212,16 +214,16 @@ class TestAPrunedSearch:
     params: {{num_train_epochs: 4, max_length: 200, per_device_train_batch_size: 4, {words}}}
     track: {{points: 4, items: 4}}
 """
-        path = written(tmp_path, tiny, alone)
+        path = write_experiment(tmp_path, tiny, alone)
         tiny_experiment.run(path)
         digests = [
             json.loads((at.parent / "runs" / "weights" / chosen.fit_key / "fit.json").read_text())["digest"]
-            for at in (path, pruned[0])
+            for at in (path, file_and_report[0])
         ]
         assert digests[0] == digests[1]
 
-    def test_that_was_ended_comes_by_the_same_trials(self, pruned, tiny, tmp_path):
-        other = written(tmp_path, tiny, PRUNED)
+    def test_that_was_ended_comes_by_the_same_trials(self, file_and_report, tiny, tmp_path):
+        other = write_experiment(tmp_path, tiny, PRUNED)
 
         class EndsAt(SilentProgress):
             stages = 0
@@ -235,18 +237,20 @@ class TestAPrunedSearch:
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 tiny_experiment.run(other, progress=EndsAt())
-        tried, known = (the(report).training.sweep for report in (tiny_experiment.run(other), pruned[1]))
+        tried, known = (
+            the(report).training.sweep for report in (tiny_experiment.run(other), file_and_report[1])
+        )
         assert [(t.params, t.points, t.pruned_at) for t in tried] == [
             (t.params, t.points, t.pruned_at) for t in known
         ]
-        assert set(folders(other)) == set(folders(pruned[0]))
+        assert set(folders(other)) == set(folders(file_and_report[0]))
 
     def test_without_its_pruner_trains_on_what_was_pruned_and_with_it_again_shows_what_it_did(
-        self, pruned, tmp_path
+        self, file_and_report, tmp_path
     ):
         copied = tmp_path / "copied"
-        shutil.copytree(pruned[0].parent, copied)
-        trial = next(t for t in the(pruned[1]).training.sweep if t.is_pruned)
+        shutil.copytree(file_and_report[0].parent, copied)
+        trial = next(t for t in the(file_and_report[1]).training.sweep if t.is_pruned)
         path = copied / "harness.yaml"
         written = path.read_text()
         path.write_text("".join(line for line in path.open() if not line.startswith("    prune:")))
@@ -257,7 +261,9 @@ class TestAPrunedSearch:
         assert not (copied / "runs" / "weights" / trial.fit_key / "pruned.json").exists()
         path.write_text(written)
         before = folders(path)
-        again, known = (the(report).training.sweep for report in (tiny_experiment.run(path), pruned[1]))
+        again, known = (
+            the(report).training.sweep for report in (tiny_experiment.run(path), file_and_report[1])
+        )
         assert folders(path) == before
         assert [(t.params, t.points, t.pruned_at, t.loss, t.chosen) for t in again] == [
             (t.params, t.points, t.pruned_at, t.loss, t.chosen) for t in known
@@ -265,15 +271,17 @@ class TestAPrunedSearch:
         assert next(t for t in again if t.fit_key == trial.fit_key).wall_s == whole.wall_s
 
     def test_with_a_pruner_that_ends_trials_sooner_shows_them_at_the_points_where_that_does(
-        self, pruned, tiny, tmp_path
+        self, file_and_report, tiny, tmp_path
     ):
         """What another pruner ended, or trained whole, is shown as one that was so from the start shows it."""
         late = "{median: {n_startup_trials: 1, n_warmup_steps: 3}}"
-        written(tmp_path, tiny, PRUNED.replace("{successive_halving: {reduction_factor: 2}}", late))
+        write_experiment(tmp_path, tiny, PRUNED.replace("{successive_halving: {reduction_factor: 2}}", late))
         path = tmp_path / "harness.yaml"
         later = the(tiny_experiment.run(path)).training.sweep
-        written(tmp_path, tiny, PRUNED)
-        sooner, known = (the(report).training.sweep for report in (tiny_experiment.run(path), pruned[1]))
+        write_experiment(tmp_path, tiny, PRUNED)
+        sooner, known = (
+            the(report).training.sweep for report in (tiny_experiment.run(path), file_and_report[1])
+        )
         ended = {trial.fit_key: trial.pruned_at for trial in known if trial.is_pruned}
         assert any(t.pruned_at is None or t.pruned_at > ended[t.fit_key] for t in later if t.fit_key in ended)
         assert [(t.params, t.points, t.pruned_at, t.loss) for t in sooner] == [
@@ -307,7 +315,7 @@ class TestAPrunedSearch:
     ],
 )
 def test_what_cannot_be_pruned_is_refused(tiny, tmp_path, changed, said):
-    path = written(tmp_path, tiny, PRUNED.replace(*changed))
+    path = write_experiment(tmp_path, tiny, PRUNED.replace(*changed))
     with pytest.raises(UserError) as caught:
         prepare_session(config.load(path), Scope(), SilentProgress())
     assert said in str(caught.value)

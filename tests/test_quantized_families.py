@@ -75,11 +75,11 @@ def test_dora_is_refused_on_int8_on_a_cpu(tiny, tmp_path, use_dora):
 def test_what_needs_unquantised_weights_is_refused_on_nf4_on_a_gpu_alone(family):
     recipe = Recipe(method="peft", quantization="nf4")
 
-    def refused(device):
+    def list_problems(device):
         return [*quantization_problems(recipe, {"peft_type": family}, device, "own")]
 
-    assert refused("cuda")
-    assert not refused("cpu")
+    assert list_problems("cuda")
+    assert not list_problems("cpu")
 
 
 @pytest.mark.weekly

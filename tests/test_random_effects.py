@@ -6,7 +6,7 @@ from math import inf, sqrt
 
 import numpy as np
 import pytest
-from fake_facts import alternatives, comparison, decided, tuned
+from fake_facts import alternatives, comparison, make_decision, make_fine_tune
 from fake_rows import EXACT, rows
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,17 +32,17 @@ def seeds(*gains, name="lora", half=HALF, **changes):
     made = []
     for s, x in enumerate(gains):
         c = comparison(x, half, estimator="bca")
-        run = tuned(name, 0.7 + x, x, run_id=f"{name}-{s}", seed=s, vs_untrained=c, vs_prompt=c)
+        run = make_fine_tune(name, 0.7 + x, x, run_id=f"{name}-{s}", seed=s, vs_untrained=c, vs_prompt=c)
         made.append(replace(run, **changes))
     return made
 
 
-def pooled(facts):
+def pool_facts(facts):
     return pool_seeds(facts)[0].vs_untrained
 
 
 def decision(facts):
-    return decided([*alternatives(), *facts], metric_name="m")
+    return make_decision([*alternatives(), *facts], metric_name="m")
 
 
 # The formulas
@@ -103,14 +103,14 @@ def test_what_cannot_be_known_over_items_cannot_be_known_at_all():
 
 @given(deltas)
 def test_turning_all_signs_mirrors_the_interval(x):
-    turned = pooled(seeds(*(-d for d in x)))
-    there = pooled(seeds(*x))
+    turned = pool_facts(seeds(*(-d for d in x)))
+    there = pool_facts(seeds(*x))
     assert (turned.lower, turned.upper) == pytest.approx((-there.upper, -there.lower), abs=1e-9)
 
 
 @given(deltas, st.floats(0, 0.2))
 def test_a_larger_error_over_items_never_narrows(x, more):
-    narrow, wide = (pooled(seeds(*x, half=half)) for half in (0.05, 0.05 + more))
+    narrow, wide = (pool_facts(seeds(*x, half=half)) for half in (0.05, 0.05 + more))
     assert wide.se >= narrow.se
 
 
@@ -128,7 +128,7 @@ def test_expected_values_of_information_agree_with_integrals_over_the_t():
 def test_three_agreeing_seeds_ship_the_fine_tune_that_one_ships():
     """Before: +5.2 [−3, +14] by t on R − 1 degrees of freedom, and nothing shipped."""
     one, three = seeds(0.05), seeds(0.05, 0.0525, 0.0525)
-    g = pooled(three)
+    g = pool_facts(three)
     assert (g.delta, g.low, g.high) == pytest.approx((0.0517, 0.011, 0.093), abs=0.001)
     assert decision(one).candidate == decision(three).candidate == "lora"
     # Before, 99.5 % beside an interval whose own distribution said 93.9 %.
@@ -139,7 +139,7 @@ def test_three_agreeing_seeds_ship_the_fine_tune_that_one_ships():
 def test_three_seeds_over_a_base_that_failed_show_no_more_than_one():
     runs = seeds(0.05, 0.0525, 0.0525)
     refused = [replace(f, vs_untrained=refuse(f.vs_untrained, 1.0, "20 of 100 answers failed")) for f in runs]
-    found = pooled(refused)
+    found = pool_facts(refused)
     assert (found.low, found.high, found.refused) == (-1.0, 1.0, "20 of 100 answers failed")
     assert decision(refused).action != "fine-tune"
     assert decision(runs).action == "fine-tune"
@@ -148,7 +148,7 @@ def test_three_seeds_over_a_base_that_failed_show_no_more_than_one():
 def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_not_help():
     """Before: "It would take 52 more test items", whatever their number it would not."""
     facts = seeds(0.12, -0.02, 0.0, half=0.03)
-    g = pooled(facts)
+    g = pool_facts(facts)
     assert g.low < 0
     assert scipy_stats.t.ppf(0.975, 2) * sqrt(g.components.seeds.variance) > g.delta
     assert estimate_more_items(pool_seeds(facts)[0]) == inf
@@ -222,7 +222,7 @@ def test_two_seeds_of_one_recipe_judge_the_checkpoint():
 
 def test_two_seeds_of_two_recipes_pool_what_varies_between_them_and_say_so():
     runs = [*seeds(0.05, 0.07), *seeds(0.06, 0.09, name="qlora")]
-    g = pooled(runs)
+    g = pool_facts(runs)
     assert g.components.seeds == (pytest.approx((0.01**2 * 2 + 0.015**2 * 2) / 2 / 2), 2)
     assert g.delta == pytest.approx(0.06)
     said = "pooled over the recipes, as if all varied alike, on 2"
@@ -232,8 +232,8 @@ def test_two_seeds_of_two_recipes_pool_what_varies_between_them_and_say_so():
 
 def test_three_seeds_keep_their_own_variance_beside_other_recipes():
     alone, beside = (
-        pooled(seeds(0.05, 0.06, 0.07)),
-        pooled([*seeds(0.05, 0.06, 0.07), *seeds(0, 0.2, name="q")]),
+        pool_facts(seeds(0.05, 0.06, 0.07)),
+        pool_facts([*seeds(0.05, 0.06, 0.07), *seeds(0, 0.2, name="q")]),
     )
     assert alone == beside
 
@@ -241,7 +241,7 @@ def test_three_seeds_keep_their_own_variance_beside_other_recipes():
 # From rows
 
 
-def drawn_seeds(rng, n_seeds, n, spread, kept=0.5):
+def draw_seeds(rng, n_seeds, n, spread, kept=0.5):
     """Draw a base, and seeds whose change on an item is shared to the `kept` share; `spread` in items' SE."""
     common, effects = rng.normal(0, 1, n), rng.normal(0, spread / sqrt(n), n_seeds)
     own = rng.normal(0, 1, (n_seeds, n))
@@ -249,7 +249,7 @@ def drawn_seeds(rng, n_seeds, n, spread, kept=0.5):
 
 
 def test_item_variances_are_those_of_the_items_mean_over_seeds():
-    changes = drawn_seeds(np.random.default_rng(0), 3, 40, 1.0) / 10
+    changes = draw_seeds(np.random.default_rng(0), 3, 40, 1.0) / 10
     base = np.full(40, 0.5)
     found = item_variances(EXACT, [rows(base + x) for x in changes], rows(base), None)
     mean = changes.mean(axis=0)
@@ -275,12 +275,12 @@ def test_few_items_that_differ_make_no_variance_too_small():
 
 
 def test_the_rows_of_seeds_narrow_what_their_own_errors_bound():
-    changes = drawn_seeds(np.random.default_rng(2), 3, 200, 0.0, kept=0.0) / 10
+    changes = draw_seeds(np.random.default_rng(2), 3, 200, 0.0, kept=0.0) / 10
     base, new = rows(np.full(200, 0.5)), [rows(0.5 + x) for x in changes]
     pairs = [compare_rows(EXACT, base, one) for one in new]
     runs = [replace(r, vs_untrained=c) for r, c in zip(seeds(0, 0, 0), pairs, strict=True)]
     known = [replace(r, over_items=item_variances(EXACT, new, base, None)) for r in runs]
-    assert pooled(known).se < pooled(runs).se
+    assert pool_facts(known).se < pool_facts(runs).se
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5])
@@ -289,7 +289,7 @@ def test_the_interval_over_seeds_covers_as_it_says(n_seeds, spread):
     """Before, 99.99 % where seeds agree. 2,000 draws: three errors are 0.015; 92 to 98 % are asked."""
     rng, n, covered = np.random.default_rng(3), 60, 0
     for _ in range(2000):
-        x = drawn_seeds(rng, n_seeds, n, spread, kept=0.9)
+        x = draw_seeds(rng, n_seeds, n, spread, kept=0.9)
         mean, one = x.mean(axis=0), stats.seed_variance([x.mean(axis=1)])
         parts = [Variance(mean.var(ddof=1) / n, n - 1), Variance(one.variance / n_seeds, one.df)]
         low, high = mean_interval(mean.mean(), stats.satterthwaite(parts))

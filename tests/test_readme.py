@@ -148,13 +148,13 @@ def test_a_make_target_in_the_docs_is_one_of_the_makefile(words):
     assert {word for word in words if "=" not in word} <= targets
 
 
-def every_command(command, name: str = "harness"):
+def walk_commands(command, name: str = "harness"):
     yield name, command
     for child, below in getattr(command, "commands", {}).items():
-        yield from every_command(below, f"{name} {child}")
+        yield from walk_commands(below, f"{name} {child}")
 
 
-EVERY = list(every_command(get_command(cli.app)))
+EVERY = list(walk_commands(get_command(cli.app)))
 
 
 @pytest.mark.parametrize("command", [c for _, c in EVERY], ids=[name for name, _ in EVERY])
@@ -281,7 +281,7 @@ def test_every_column_of_the_result_table_is_explained():
     assert [row[0].strip("`") for row in table("column")] == list(headers(of_quickstart))
 
 
-def public(module) -> set[str]:
+def list_public_classes(module) -> set[str]:
     return {
         name
         for name, kind in inspect.getmembers(module, inspect.isclass)
@@ -295,7 +295,7 @@ def test_the_glossary_is_in_order_and_holds_only_terms_that_the_docs_use():
     others = " ".join(DOCS.replace(glossary, "").split()).lower()
     assert terms == sorted(terms, key=str.lower)
     assert [term for term in terms if term.lower() not in others] == []
-    assert set(terms).isdisjoint(public(records) | public(spec))
+    assert set(terms).isdisjoint(list_public_classes(records) | list_public_classes(spec))
 
 
 def example_file(path: str) -> str:
@@ -309,7 +309,7 @@ def example_file(path: str) -> str:
 
 
 @pytest.fixture
-def own(tmp_path):
+def readme_experiment(tmp_path):
     """Write the experiment of README with rows as it describes them."""
     (tmp_path / "tickets").mkdir()
     labels = ("card lost", "pin blocked", "refund", "new card")
@@ -323,8 +323,8 @@ def own(tmp_path):
     return tmp_path
 
 
-def test_the_experiment_of_readme_loads_from_any_folder(own):
-    loaded = config.load(own / "harness.yaml")
+def test_the_experiment_of_readme_loads_from_any_folder(readme_experiment):
+    loaded = config.load(readme_experiment / "harness.yaml")
     assert [suite.name for suite in loaded.experiment.suites] == ["general"]
     assert [name for name in loaded.selected if name.startswith("lora")] == [
         "lora[learning_rate=0.0002]",
@@ -340,21 +340,21 @@ PARTS = [
 
 
 @pytest.mark.parametrize("block", PARTS, ids="\n".join)
-def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
+def test_a_part_of_an_experiment_in_the_docs_loads(readme_experiment, block):
     for name in ("from-axolotl", "merged", "last-years-model"):
-        (own / name).mkdir()
-    (own / "from-axolotl" / "adapter_config.json").write_text("{}")
+        (readme_experiment / name).mkdir()
+    (readme_experiment / "from-axolotl" / "adapter_config.json").write_text("{}")
     rows = ("general", "pairs", "curated", "forum", "train", "test", "documents", "changed", "new_documents")
     for name in rows:
         row = {"prompt": "Greet", "reference": "Ahoy", "chosen": "Ahoy", "rejected": "Hm"}
-        (own / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    experiment = YAML(typ="safe").load(own / "harness.yaml")
+        (readme_experiment / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    experiment = YAML(typ="safe").load(readme_experiment / "harness.yaml")
     experiment["target"]["data"]["pairs"] = "pairs.jsonl"
     experiment["candidates"]["lora"] = {"method": "lora"}
     for key, section in YAML(typ="safe").load("\n".join(block)).items():
         experiment[key] = {**experiment.get(key, {}), **section} if isinstance(section, dict) else section
-    (own / "harness.yaml").write_text(json.dumps(experiment))
-    assert config.load(own / "harness.yaml").selected
+    (readme_experiment / "harness.yaml").write_text(json.dumps(experiment))
+    assert config.load(readme_experiment / "harness.yaml").selected
 
 
 def test_the_experiment_that_gates_an_adapter_made_elsewhere_loads_with_its_rows(tmp_path):
@@ -370,15 +370,17 @@ def test_the_experiment_that_gates_an_adapter_made_elsewhere_loads_with_its_rows
     assert (len(items.train), len(items.validation), len(items.test)) == (4, 1, 1)
 
 
-def test_the_endpoints_of_readme_load(own):
+def test_the_endpoints_of_readme_load(readme_experiment):
     block = next(block for block in blocks("yaml") if any("method: endpoint" in line for line in block))
     written = [line.strip().partition(":") for line in block if line.startswith("  ")]
-    loaded = config.load(own / "harness.yaml", [f"candidates.{name}={recipe}" for name, _, recipe in written])
+    loaded = config.load(
+        readme_experiment / "harness.yaml", [f"candidates.{name}={recipe}" for name, _, recipe in written]
+    )
     assert {name for name, *_ in written} <= set(loaded.selected)
 
 
-def test_the_data_of_readme_is_read_as_it_says(own):
-    items = data.load_task(config.load(own / "harness.yaml").experiment.target, 0)
+def test_the_data_of_readme_is_read_as_it_says(readme_experiment):
+    items = data.load_task(config.load(readme_experiment / "harness.yaml").experiment.target, 0)
     assert len(items.test) == 5
     assert len(items.train) + len(items.validation) == 7  # one of another label and one leak are removed
     assert len(items.removed) == 2
@@ -396,18 +398,20 @@ def test_the_row_of_readme_is_an_item(tmp_path):
     )
 
 
-def test_the_suite_of_readme_loads(own):
-    (own / "suites" / "house").mkdir(parents=True)
-    (own / "suites" / "house" / "style.jsonl").write_text('{"prompt": "Greet", "reference": "Ahoy"}\n')
-    (own / "suites" / "house.yaml").write_text(example_file("suites/house.yaml"))
-    loaded = config.load(own / "harness.yaml", ["suites=[suites/house.yaml]"])
+def test_the_suite_of_readme_loads(readme_experiment):
+    (readme_experiment / "suites" / "house").mkdir(parents=True)
+    (readme_experiment / "suites" / "house" / "style.jsonl").write_text(
+        '{"prompt": "Greet", "reference": "Ahoy"}\n'
+    )
+    (readme_experiment / "suites" / "house.yaml").write_text(example_file("suites/house.yaml"))
+    loaded = config.load(readme_experiment / "harness.yaml", ["suites=[suites/house.yaml]"])
     assert loaded.experiment.suites[0].tasks[0].margin == 0.05
 
 
-def test_the_suite_of_lm_eval_in_readme_loads(own):
-    (own / "suites").mkdir()
-    (own / "suites" / "catalogue.yaml").write_text(example_file("suites/catalogue.yaml"))
-    loaded = config.load(own / "harness.yaml", ["suites=[suites/catalogue.yaml]"])
+def test_the_suite_of_lm_eval_in_readme_loads(readme_experiment):
+    (readme_experiment / "suites").mkdir()
+    (readme_experiment / "suites" / "catalogue.yaml").write_text(example_file("suites/catalogue.yaml"))
+    loaded = config.load(readme_experiment / "harness.yaml", ["suites=[suites/catalogue.yaml]"])
     assert [task.name for task in loaded.experiment.suites[0].tasks] == ["winogrande", "arc_easy", "gsm8k"]
 
 
@@ -464,8 +468,8 @@ def test_the_regularizer_of_the_docs_freezes_the_embeddings_alone(tmp_path, tiny
     assert {id(p) for p in model.parameters() if not p.requires_grad} == embeddings
 
 
-def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished, own_cache, tmp_path):
-    folder = shutil.copytree(finished[0], tmp_path / "copy")
+def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished_run, own_cache, tmp_path):
+    folder = shutil.copytree(finished_run[0], tmp_path / "copy")
     code = example_file("notebook.py")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -476,13 +480,13 @@ def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished, 
         check=False,
     )
     scores, verdict, decision = done.stdout.splitlines()
-    expected = {f.label: f.target.score for f in finished[1].facts if f.label in ("prompt", "lora")}
+    expected = {f.label: f.target.score for f in finished_run[1].facts if f.label in ("prompt", "lora")}
     assert ast.literal_eval(scores) == expected, done.stderr
     assert verdict.split(":")[0] in ("PASS", "FAIL", "INCONCLUSIVE")
     assert decision.startswith(("Ship", "Undecided"))
 
 
-def kept_report(name: str) -> str:
+def read_staged_report(name: str) -> str:
     """Return a report as git has it staged: a later run changes the file, not what README shows."""
     command = ["git", "show", f":./reports/{name}"]
     staged = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -496,7 +500,7 @@ def kept_report(name: str) -> str:
 @pytest.fixture
 def kept_run(tmp_path):
     """Read the report that the result table of README shows."""
-    (tmp_path / "support.json").write_text(kept_report("support.json"))
+    (tmp_path / "support.json").write_text(read_staged_report("support.json"))
     return report.read(tmp_path / "support.json")
 
 
@@ -519,7 +523,7 @@ def test_the_item_that_readme_pins_was_lost_in_the_kept_run(kept_run):
 
 def test_the_picture_of_readme_is_drawn_from_the_kept_run(kept_run):
     assert "](reports/support.front.svg)" in README
-    assert kept_report("support.front.svg") == report.front_file(kept_run)
+    assert read_staged_report("support.front.svg") == report.front_file(kept_run)
 
 
 def test_the_docs_show_the_picture_of_every_page():
@@ -529,8 +533,8 @@ def test_the_docs_show_the_picture_of_every_page():
     assert all(picture == link for picture, link in shown)
 
 
-def test_every_form_of_a_report_is_explained(finished, tmp_path):
-    written = [path.name.replace("tiny", "support") for path in report.write(finished[1], tmp_path)]
+def test_every_form_of_a_report_is_explained(finished_run, tmp_path):
+    written = [path.name.replace("tiny", "support") for path in report.write(finished_run[1], tmp_path)]
     assert sorted(row[0].strip("`") for row in table("file")) == sorted(written)
 
 

@@ -13,7 +13,7 @@ from harness.progress import SilentProgress
 SMALL, MIDDLE = 135e6, 7e9
 
 
-def said(method, size, **params):
+def lint_recipe(method, size, **params):
     return list(lint(method, plugins.method(method).params(**params).model_dump(), size, params))
 
 
@@ -30,24 +30,24 @@ def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source(of):
 
 
 def test_a_rate_above_all_sources_is_named_with_each_of_them():
-    (line, *_) = said("lora", MIDDLE, learning_rate=1e-3)
+    (line, *_) = lint_recipe("lora", MIDDLE, learning_rate=1e-3)
     assert line.startswith("learning_rate 0.001 is above what was published for a model of 7 B parameters: ")
     assert "0.0001 to 0.0002 (Dettmers" in line
     assert "1e-05 to 0.0005 (Biderman" in line
 
 
-def of_rate(method, size, **params):
-    return [line for line in said(method, size, **params) if line.startswith("learning_rate")]
+def lint_rate(method, size, **params):
+    return [line for line in lint_recipe(method, size, **params) if line.startswith("learning_rate")]
 
 
 def test_what_one_source_gives_is_not_named_though_another_differs():
-    assert of_rate("lora", MIDDLE, learning_rate=4e-4) == [], "Biderman et al. alone give it"
-    assert of_rate("full", SMALL, learning_rate=3e-5) == [], "Devlin et al. alone give it"
-    assert said("lora", SMALL, num_train_epochs=1, learning_rate=5e-4) == []
+    assert lint_rate("lora", MIDDLE, learning_rate=4e-4) == [], "Biderman et al. alone give it"
+    assert lint_rate("full", SMALL, learning_rate=3e-5) == [], "Devlin et al. alone give it"
+    assert lint_recipe("lora", SMALL, num_train_epochs=1, learning_rate=5e-4) == []
 
 
 def test_a_value_between_the_ranges_of_sources_is_named_with_them():
-    (line,) = (x for x in said("lora", SMALL, num_train_epochs=2) if x.startswith("num_train_epochs"))
+    (line,) = (x for x in lint_recipe("lora", SMALL, num_train_epochs=2) if x.startswith("num_train_epochs"))
     assert line.startswith("num_train_epochs 2 is between what sources give, which conflict for a model")
     assert "1 (alignment-handbook" in line
     assert "4 to 16 (Biderman" in line
@@ -55,17 +55,17 @@ def test_a_value_between_the_ranges_of_sources_is_named_with_them():
 
 def test_a_default_between_sources_is_not_named():
     assert plugins.method("lora").params().num_train_epochs == 2, "between 1 and 4"
-    assert not any(line.startswith("num_train_epochs") for line in said("lora", SMALL))
-    assert any(line.startswith("num_train_epochs") for line in said("lora", SMALL, num_train_epochs=2))
+    assert not any(line.startswith("num_train_epochs") for line in lint_recipe("lora", SMALL))
+    assert any(line.startswith("num_train_epochs") for line in lint_recipe("lora", SMALL, num_train_epochs=2))
 
 
 @pytest.mark.parametrize("size", [1.7e9, MIDDLE, 70e9])
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_of_the_defaults_of_adapters_the_rate_alone_is_named_for_larger_models(method, size):
-    assert said(method, SMALL) == []
-    (line,) = said(method, size)
+    assert lint_recipe(method, SMALL) == []
+    (line,) = lint_recipe(method, size)
     assert line.startswith("learning_rate 0.001, the default, is above what was published")
-    assert said(method, size, learning_rate=2e-4) == []
+    assert lint_recipe(method, size, learning_rate=2e-4) == []
 
 
 SIZES = (1e6, 50e6, SMALL, 0.5e9, 0.6e9, 1e9, 1.1e9, 1.5e9, 1.7e9, 3e9, 3.8e9, MIDDLE, 70e9, 100e9, 400e9)
@@ -81,7 +81,7 @@ def test_what_init_proposes_is_remarked_on_for_no_size_of_base(size, data):
             tried = recipe.get("sweep", {}).get("learning_rate", [None])
             for rate in tried:
                 params = recipe.get("params", {}) | ({} if rate is None else {"learning_rate": rate})
-                assert said(name, size, **params) == []
+                assert lint_recipe(name, size, **params) == []
 
 
 def test_rows_of_a_step_are_a_default_where_neither_factor_is_written():
@@ -95,8 +95,8 @@ def test_rows_of_a_step_are_a_default_where_neither_factor_is_written():
 
 
 def test_sources_speak_of_models_of_their_size():
-    assert "Hu et al." in of_rate("lora", SMALL, learning_rate=1e-5)[0]
-    assert not any("Dettmers" in line for line in of_rate("lora", SMALL, learning_rate=1e-5))
+    assert "Hu et al." in lint_rate("lora", SMALL, learning_rate=1e-5)[0]
+    assert not any("Dettmers" in line for line in lint_rate("lora", SMALL, learning_rate=1e-5))
 
 
 @pytest.mark.parametrize(
@@ -118,17 +118,17 @@ def test_sources_speak_of_models_of_their_size():
     ],
 )
 def test_each_kind_of_setting_is_judged(method, params, start):
-    assert any(line.startswith(start) for line in said(method, SMALL, **params))
+    assert any(line.startswith(start) for line in lint_recipe(method, SMALL, **params))
 
 
 def test_a_range_under_another_setting_speaks_of_it_alone():
-    assert not any("beta" in line for line in said("dpo", SMALL, beta=5.0, loss_type="ipo"))
+    assert not any("beta" in line for line in lint_recipe("dpo", SMALL, beta=5.0, loss_type="ipo"))
 
 
 def test_of_an_open_range_only_the_end_is_said():
     of = Range(("lora",), "r", "S", high=4.0)
     assert of.speaks_of("lora", {}, SMALL)
-    (line,) = (x for x in said("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
+    (line,) = (x for x in lint_recipe("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
     assert "at most 4 (Devlin" in line
 
 
@@ -164,21 +164,21 @@ def test_rows_that_are_longer_than_a_training_takes_are_counted_beforehand(tiny,
 
 
 def test_a_default_that_nobody_wrote_is_named_as_one():
-    (line,) = of_rate("full", MIDDLE)
+    (line,) = lint_rate("full", MIDDLE)
     assert line.startswith("learning_rate 0.0001, the default, is above what was published")
-    (line,) = of_rate("full", MIDDLE, learning_rate=1e-4)
+    (line,) = lint_rate("full", MIDDLE, learning_rate=1e-4)
     assert line.startswith("learning_rate 0.0001 is above")
 
 
 @pytest.mark.parametrize("size", [1e6, 70e9])
 def test_a_default_rate_is_named_as_assumed_where_all_sources_are_of_other_sizes(size):
-    (line,) = of_rate("dpo", size)
+    (line,) = lint_rate("dpo", size)
     assert line.startswith("learning_rate 5e-06, the default, is assumed for a model of")
     assert line.endswith(": what was published is of models of 0.05 to 20 B")
-    assert of_rate("dpo", size, learning_rate=5e-6) == []
+    assert lint_rate("dpo", size, learning_rate=5e-6) == []
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "rloo"])
 @pytest.mark.parametrize("size", [SMALL, 0.6e9, MIDDLE])
 def test_the_default_rates_of_preferences_and_rewards_are_published_ones(method, size):
-    assert of_rate(method, size) == []
+    assert lint_rate(method, size) == []

@@ -22,7 +22,7 @@ OF_LABELS = ("label_smoothing", {"factor": 0.3})
 OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate": 0.5})]
 
 
-def fitted(module, tiny, folder, regularize, **params):
+def fit_head(module, tiny, folder, regularize, **params):
     prepare = partial(regularizers.prepare, regularize)
     context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
     return module.fit(context, module.Params(**QUICK, **params))
@@ -34,8 +34,8 @@ def tensors(made):
 
 @pytest.mark.parametrize(("name", "written"), ANY)
 def test_a_reward_model_with_a_regularizer_is_another_one(tiny, tmp_path, name, written):
-    plain = fitted(reward, tiny, tmp_path / "plain", {}, r=2)
-    assert fitted(reward, tiny, tmp_path / "held", {name: written}, r=2).digest != plain.digest
+    plain = fit_head(reward, tiny, tmp_path / "plain", {}, r=2)
+    assert fit_head(reward, tiny, tmp_path / "held", {name: written}, r=2).digest != plain.digest
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_a_reward_model_with_a_regularizer_is_another_one(tiny, tmp_path, name, 
     ],
 )
 def test_a_head_with_a_regularizer_is_another_one(tiny, tmp_path, train, name, written):
-    plain = fitted(head, tiny, tmp_path / "plain", {}, train=train, r=2)
-    held = fitted(head, tiny, tmp_path / "held", {name: written}, train=train, r=2)
+    plain = fit_head(head, tiny, tmp_path / "plain", {}, train=train, r=2)
+    held = fit_head(head, tiny, tmp_path / "held", {name: written}, train=train, r=2)
     assert tensors(held)["score.weight" if train == "all" else "base_model.model.score.weight"].any()
     assert held.digest != plain.digest
 
@@ -57,8 +57,8 @@ def test_l2_sp_holds_the_adapter_back(tiny, tmp_path, module):
     def size(made):
         return sum(w.square().sum().item() for key, w in tensors(made).items() if "lora_B" in key)
 
-    free = fitted(module, tiny, tmp_path / "free", {}, r=2)
-    held = fitted(module, tiny, tmp_path / "held", {"l2_sp": {"strength": 1e4}}, r=2)
+    free = fit_head(module, tiny, tmp_path / "free", {}, r=2)
+    held = fit_head(module, tiny, tmp_path / "held", {"l2_sp": {"strength": 1e4}}, r=2)
     assert size(held) < 0.9 * size(free)
 
 
@@ -84,10 +84,10 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
 
 
 def test_what_is_frozen_or_not_of_the_half_is_not_trained_and_the_head_is(tiny, tmp_path):
-    first = tensors(fitted(head, tiny, tmp_path / "first", {"freeze": {"first": 1}}, train="all"))
-    last = tensors(fitted(head, tiny, tmp_path / "last", {"freeze": {"all_but_last": 1}}, train="all"))
-    half = tensors(fitted(head, tiny, tmp_path / "half", {"half": {}}, train="all"))
-    whole = tensors(fitted(head, tiny, tmp_path / "whole", {}, train="all"))
+    first = tensors(fit_head(head, tiny, tmp_path / "first", {"freeze": {"first": 1}}, train="all"))
+    last = tensors(fit_head(head, tiny, tmp_path / "last", {"freeze": {"all_but_last": 1}}, train="all"))
+    half = tensors(fit_head(head, tiny, tmp_path / "half", {"half": {}}, train="all"))
+    whole = tensors(fit_head(head, tiny, tmp_path / "whole", {}, train="all"))
     layers = {name for name in whole if ".layers." in name}
     assert set(whole) - set(first) == {n for n in whole if ".layers.0." in n or "embed_tokens" in n}
     assert set(last) == {n for n in whole if ".layers.1." in n} | {"score.weight"}

@@ -23,7 +23,7 @@ QUICK = {"max_steps": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def documented(name):
+def read_documented(name):
     """Return the example of a regulariser in the docs, else in its own docstring, as a recipe writes it."""
     texts = PAGE.read_text(), plugins.load("regularizers", name).__doc__ or ""
     found = next(
@@ -33,7 +33,7 @@ def documented(name):
     return yaml.safe_load(found[1])
 
 
-def fitted(tiny, folder, regularize, advance=lambda *_: None):
+def fit_regularized(tiny, folder, regularize, advance=lambda *_: None):
     """Train on the tiny model by the first method that takes the regulariser, or as `full` without one."""
     name = next(iter(regularize), None)
     able = [m for m in ("full", "lora", "dpo") if name is None or plugins.takes(plugins.method(m), name)]
@@ -52,8 +52,8 @@ def fitted(tiny, folder, regularize, advance=lambda *_: None):
 
 
 @pytest.fixture(scope="module")
-def plain(tiny, own_cache, tmp_path_factory):
-    return fitted(tiny, tmp_path_factory.mktemp("plain"), {})
+def plain_fit(tiny, own_cache, tmp_path_factory):
+    return fit_regularized(tiny, tmp_path_factory.mktemp("plain"), {})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +83,7 @@ def test_what_it_exports_is_known_and_takes_the_arguments_of_its_hook(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_example_in_the_docs_is_taken_and_names_what_it_requires(name):
-    plugin, written = plugins.load("regularizers", name), documented(name)[name]
+    plugin, written = plugins.load("regularizers", name), read_documented(name)[name]
     params = plugin.Params(**written)
     assert {key for key, field in plugin.Params.model_fields.items() if field.is_required()} <= set(written)
     assert plugin.Params.__doc__ or not plugin.Params.model_fields
@@ -103,7 +103,7 @@ def test_parameters_out_of_range_are_refused(name):
     for key in numbers:
         for wrong in (0, -1, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=key):
-                params(**{**documented(name)[name], key: wrong})
+                params(**{**read_documented(name)[name], key: wrong})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,14 +111,16 @@ def test_it_moves_the_digest_of_weights(name):
     beside = {} if name == "replay" else {"replay": {"share": 0.1}}
     digests = [
         regularizers.regularizers_digest(written, MixContext(30, 0, {}))
-        for written in (beside, documented(name), beside | documented(name))
+        for written in (beside, read_documented(name), beside | read_documented(name))
     ]
     assert len(set(digests)) == (2 if name == "replay" else 3)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(tiny, tmp_path, plain, name):
-    regularize = documented(name)
+def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(
+    tiny, tmp_path, plain_fit, name
+):
+    regularize = read_documented(name)
     if name == "freeze":
         regularize = {name: {"first": 1}}  # the tiny model has two layers
 
@@ -126,10 +128,10 @@ def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(ti
         if done == 2:
             raise KeyboardInterrupt
 
-    made = fitted(tiny, tmp_path / "whole", regularize)
-    assert made.digest != plain.digest
+    made = fit_regularized(tiny, tmp_path / "whole", regularize)
+    assert made.digest != plain_fit.digest
     assert all(loss == loss for _, loss in made.training.loss)
     with pytest.raises(KeyboardInterrupt):
-        fitted(tiny, tmp_path / "cut", regularize, stop)
+        fit_regularized(tiny, tmp_path / "cut", regularize, stop)
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
-    assert fitted(tiny, tmp_path / "cut", regularize).digest == made.digest
+    assert fit_regularized(tiny, tmp_path / "cut", regularize).digest == made.digest

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import lmeval_folder
 import numpy as np
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 
 from harness import config, gate, release, store
 from harness.cli import main
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
@@ -45,12 +45,12 @@ def harness(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["harness", *words])
         with pytest.raises(SystemExit) as ended:
             main()
-        return Done(ended.value.code or 0, *capsys.readouterr())
+        return CommandResult(ended.value.code or 0, *capsys.readouterr())
 
     return command
 
 
-def without_torch(*words):
+def run_without_torch(*words):
     """Call the command line in a process that has no torch and says how long it computed."""
     program = f"{BLOCK}import time\nfrom harness.cli import main\nsys.argv = ['harness', *{list(words)!r}]\n"
     program += "try: main()\nfinally: print('cpu:', time.process_time(), file=sys.stderr)\n"
@@ -70,8 +70,8 @@ def arms(folder, n=300, tasks=4, gains=8, losses=8, **changes):
 # Stored runs
 
 
-def test_the_gate_gives_the_verdict_that_compare_gave(finished, copy):
-    reported = next(f.verdict for f in finished[1].facts if f.name == "lora")
+def test_the_gate_gives_the_verdict_that_compare_gave(finished_run, copy):
+    reported = next(f.verdict for f in finished_run[1].facts if f.name == "lora")
     (judged,) = release.gate(copy, "lora")
     assert (judged.verdict.outcome, judged.verdict.sentence) == (reported.outcome, reported.sentence)
     assert judged.verdict.macro == reported.macro
@@ -79,7 +79,7 @@ def test_the_gate_gives_the_verdict_that_compare_gave(finished, copy):
 
 
 def test_the_gate_needs_no_torch_and_little_time(copy):
-    done = without_torch("gate", "--candidate", "lora", "-c", str(copy))
+    done = run_without_torch("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode in (3, 4), done.stderr
     assert done.stdout.splitlines()[-1].startswith("lora: ")
     assert float(done.stderr.split("cpu:")[1]) < 3
@@ -247,10 +247,10 @@ def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(ha
 
 
 def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells():
-    def judged(outcome):
+    def make_result(outcome):
         return GateResult((), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy(), candidate=outcome)
 
-    several = list(map(judged, ("pass", "inconclusive", "fail", "pass")))
+    several = list(map(make_result, ("pass", "inconclusive", "fail", "pass")))
     assert release.combine_exit_codes(several) == 3
     assert worst_result(several).candidate == "fail"
     assert worst_result(several[:2]).candidate == "inconclusive"
@@ -308,8 +308,8 @@ def test_against_a_champion_that_answers_no_suites_these_are_judged_against_the_
     assert champion.verdict == "pass"
 
 
-def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_said(finished, copy):
-    reached = {f.name: f.target.score for f in finished[1].facts}
+def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_said(finished_run, copy):
+    reached = {f.name: f.target.score for f in finished_run[1].facts}
     _, champion = release.promote_named(copy, "bag", despite="it is enough")
     for name in ("lora", "ranked"):
         (said,) = release.gate(copy, name)[0].notes
@@ -530,7 +530,7 @@ def test_a_task_to_judge_that_one_model_answered_is_said_to_be_in_one_alone(tmp_
 
 def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
     old, new = arms(tmp_path, losses=60)
-    done = without_torch("gate", "--base", str(old), "--candidate", str(new))
+    done = run_without_torch("gate", "--base", str(old), "--candidate", str(new))
     assert done.returncode == 3, done.stderr
     assert "FAIL: macro over 4 tasks: −17." in done.stdout
     assert float(done.stderr.split("cpu:")[1]) < 3
@@ -641,11 +641,11 @@ def test_a_log_that_holds_each_item_twice_is_refused(tmp_path, second, named):
     """Its first half was judged, and the second dropped without a word."""
     old, new = arms(tmp_path, n=30, tasks=1)
 
-    def twice(lines):
+    def repeat_lines(lines):
         kept = [line if named else {k: v for k, v in line.items() if k != "filter"} for line in lines]
         return [*kept, *map(second, kept)]
 
-    rewrite(new, twice)
+    rewrite(new, repeat_lines)
     with pytest.raises(UserError, match=r"found each of its 30 items 2 times \(doc_id 0, 1.*every item once"):
         release.gate_folders(old, new, GatePolicy())
 
@@ -653,12 +653,12 @@ def test_a_log_that_holds_each_item_twice_is_refused(tmp_path, second, named):
 def test_filters_without_a_name_are_of_the_same_responses_and_the_first_decides(tmp_path):
     old, new = arms(tmp_path, n=300, tasks=1)
 
-    def filtered(lines):
+    def drop_filter_names(lines):
         plain = [{k: v for k, v in line.items() if k != "filter"} for line in lines]
         return [*plain, *({**line, "acc": 0.0} for line in plain)]
 
     for folder in (old, new):
-        rewrite(folder, filtered)
+        rewrite(folder, drop_filter_names)
     (task,) = release.gate_folders(old, new, GatePolicy()).tasks
     assert (task.comparison.n, len(task.comparison.lost)) == (300, 8)
 
@@ -707,24 +707,24 @@ def test_tasks_whose_names_differ_in_letters_that_no_task_may_bear_are_judged_ea
     assert critical.outcome == "pass"
 
 
-def logged_as(folder, metric, scores):
+def write_log(folder, metric, scores):
     """Write a folder of samples of one task, scored by one metric of this name, and without the results file."""
     written = lmeval_folder.write(folder, {"speech": scores})
     for results in written.rglob("results_*"):
         results.unlink()
 
-    def renamed(line):
+    def rename_metric(line):
         rest = {key: value for key, value in line.items() if not key.startswith("acc")}
         return {**rest, "metrics": [metric], metric: line["acc"]}
 
-    rewrite(written, lambda lines: list(map(renamed, lines)))
+    rewrite(written, lambda lines: list(map(rename_metric, lines)))
     return written
 
 
 def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
     """They were refused above 1, and below had the interval of a rate."""
     worse = [0.3, 1.6, 0.4, 0.0] * 20
-    old, new = (logged_as(tmp_path / arm, "wer", s) for arm, s in (("a", [0.2] * 80), ("b", worse)))
+    old, new = (write_log(tmp_path / arm, "wer", s) for arm, s in (("a", [0.2] * 80), ("b", worse)))
     judged = release.gate_folders(old, new, GatePolicy())
     (task,) = judged.tasks
     assert (task.comparison.metric, task.comparison.unit.is_rate) == ("wer", False)
@@ -734,7 +734,7 @@ def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
 
 
 def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
-    old, new = (logged_as(tmp_path / arm, "acc", s) for arm, s in (("a", [1.0, 0.5]), ("b", [1.3, 0.5])))
+    old, new = (write_log(tmp_path / arm, "acc", s) for arm, s in (("a", [1.0, 0.5]), ("b", [1.3, 0.5])))
     with pytest.raises(
         UserError, match=r"samples_speech.*found metrics that are no rates in \[0, 1\] \(acc\)"
     ):
@@ -746,7 +746,7 @@ def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
     [("answer_match", True), ("after_edit", True), ("wer", False), ("word_perplexity", False)],
 )
 def test_without_the_results_file_a_metrics_words_say_which_way_is_better(tmp_path, metric, higher):
-    logged = read_samples(logged_as(tmp_path, metric, [1.0, 0.0]))["speech"]
+    logged = read_samples(write_log(tmp_path, metric, [1.0, 0.0]))["speech"]
     assert (logged.metric, logged.higher_is_better) == (metric, higher)
 
 
@@ -755,7 +755,7 @@ def test_real_samples_of_lm_eval_are_read(tmp_path):
     import gzip
 
     by_task: dict[str, list] = {}
-    with gzip.open(shared_data("rows/lmeval_samples_pythia14m/per_sample.jsonl.gz"), "rt") as lines:
+    with gzip.open(find_shared_data("rows/lmeval_samples_pythia14m/per_sample.jsonl.gz"), "rt") as lines:
         for row in map(json.loads, lines):
             by_task.setdefault(row["task"], []).append(row)
     for arm in ("base", "tuned"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_facts import BITS, alternatives, candidate, comparison, decided, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, make_decision, make_fine_tune, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -53,7 +53,7 @@ CODE = comparison(
     new_high=1.16,
     unit=BITS,
 )
-LORA = tuned(
+LORA = make_fine_tune(
     "lora",
     0.81,
     0.07,
@@ -80,13 +80,13 @@ def report(facts=None, **changes) -> ExperimentReport:
         "metric": "exact_match",
         "facts": facts,
         "comparisons": {"lora": (CHAT, CODE)},
-        "decision": decided(facts),
+        "decision": make_decision(facts),
         "header": {"device": "cpu", "precision": "bf16", "wall_s": 600.0},
     }
     return ExperimentReport(**(fields | changes))
 
 
-def printed(of: ExperimentReport, width: int = 100) -> list[str]:
+def print_report(of: ExperimentReport, width: int = 100) -> list[str]:
     stream = io.StringIO()
     terminal(of, Console(file=stream, width=width))
     return [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -101,7 +101,7 @@ def cells_of(lines: list[str], name: str) -> list[str]:
 
 
 def test_a_row_shows_score_gain_forgetting_flips_cost_latency_and_verdict():
-    assert cells_of(printed(report()), "lora") == [
+    assert cells_of(print_report(report()), "lora") == [
         "lora",
         "81.0 [75, 86]",
         "+7.0 [+2, +12]",
@@ -114,61 +114,61 @@ def test_a_row_shows_score_gain_forgetting_flips_cost_latency_and_verdict():
 
 
 def test_the_header_names_the_metric_in_short():
-    assert "target EM" in printed(report())[0]
+    assert "target EM" in print_report(report())[0]
 
 
 def test_the_best_on_test_comes_first_and_the_failed_last():
     failed = candidate("dpo", 0.99, state="failed", target=None, validation=None, error="out of memory")
-    names = [line.split()[0] for line in printed(report([failed, *alternatives(), LORA]))[1:8]]
+    names = [line.split()[0] for line in print_report(report([failed, *alternatives(), LORA]))[1:8]]
     assert names == ["lora", "knn", "bag", "fixed", "ranked", "prompt", "dpo"]
 
 
 def test_where_lower_is_better_the_lowest_comes_first():
     facts = [candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]
-    lines = printed(report(facts, metric="bits_per_byte", decision=None))
+    lines = print_report(report(facts, metric="bits_per_byte", decision=None))
     below = next(i for i, line in enumerate(lines) if line.startswith("candidate")) + 1
     assert [line.split()[0] for line in lines[below : below + 2]] == ["b", "a"]
     assert "0.900 [0.850, 0.950]" in lines[below]
 
 
 def test_base_weights_forget_nothing_and_a_classifier_has_nothing_to_forget():
-    lines = printed(report())
+    lines = print_report(report())
     assert "0 (base weights)" in cells_of(lines, "prompt")
     assert "– (no capability suite)" in cells_of(lines, "bag")
 
 
 def test_the_best_untrained_candidate_is_marked_as_what_others_are_compared_with():
-    assert cells_of(printed(report()), "knn")[2] == "(this one)"
+    assert cells_of(print_report(report()), "knn")[2] == "(this one)"
 
 
 def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
     failed = candidate(
         "dpo", 0, state="failed", target=None, validation=None, error="out of memory; try: batch_size=1"
     )
-    lines = printed(report([*alternatives(), LORA, failed]))
+    lines = print_report(report([*alternatives(), LORA, failed]))
     assert cells_of(lines, "dpo")[-1] == "ERROR"
     assert lines[lines.index("dpo: ERROR") + 1] == " - failed: out of memory; try: batch_size=1"
 
 
 def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal():
     of = report()
-    assert printed(of, width=40)[-2:] == [
+    assert print_report(of, width=40)[-2:] == [
         of.decision.sentence,
         "next: harness promote lora makes lora what later gates compare with",
     ]
 
 
 def test_without_a_decision_the_last_lines_say_so():
-    *_, decision, following = printed(report(decision=None))
+    *_, decision, following = print_report(report(decision=None))
     assert decision == "Nothing was decided."
     assert following.startswith("next: harness compare")
 
 
 def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
     lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
-    failing = tuned("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
+    failing = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
     of = report([*alternatives(), failing])
-    assert printed(of)[-3:] == [
+    assert print_report(of)[-3:] == [
         of.decision.sentence,
         (
             "next: harness promote knn --force --reason REASON makes knn what later gates compare with; no gate has"
@@ -179,19 +179,19 @@ def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
 
 
 def test_a_name_that_a_shell_would_read_is_quoted_in_the_next_command():
-    of = report([*alternatives(), tuned("lora[r=8]", 0.81, 0.07)])
-    assert printed(of)[-1].startswith("next: harness promote 'lora[r=8]' makes lora[r=8]")
+    of = report([*alternatives(), make_fine_tune("lora[r=8]", 0.81, 0.07)])
+    assert print_report(of)[-1].startswith("next: harness promote 'lora[r=8]' makes lora[r=8]")
 
 
 def test_a_fine_tune_that_gains_nothing_is_not_to_be_rescued():
     lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
-    failing = tuned("lora", 0.73, -0.01, verdict=verdict("fail", rules=(lost,)))
-    assert not any("rescue" in line for line in printed(report([*alternatives(), failing])))
+    failing = make_fine_tune("lora", 0.73, -0.01, verdict=verdict("fail", rules=(lost,)))
+    assert not any("rescue" in line for line in print_report(report([*alternatives(), failing])))
 
 
 def test_while_a_comparison_is_missing_the_next_step_names_it():
     facts = [f for f in alternatives() if f.name != "fixed"]
-    (following,) = [line for line in printed(report([*facts, LORA])) if line.startswith("next: ")]
+    (following,) = [line for line in print_report(report([*facts, LORA])) if line.startswith("next: ")]
     assert following.startswith("next: harness compare decides, once these candidates are added: few-shot")
 
 
@@ -225,7 +225,9 @@ def test_the_first_page_of_untrained_candidates_says_what_the_best_rests_on():
 
 
 def test_the_gain_of_several_seeds_is_that_of_the_decision():
-    runs = [tuned("lora", 0.80 + s / 100, 0.06 + s / 100, seed=s, run_id=f"lora-{s}") for s in range(3)]
+    runs = [
+        make_fine_tune("lora", 0.80 + s / 100, 0.06 + s / 100, seed=s, run_id=f"lora-{s}") for s in range(3)
+    ]
     facts = [*alternatives(), *runs]
     gain, _, sure = experiment_document(report(facts, seeds=summarize_seeds(facts))).first.reasons
     assert gain.sentence.endswith("without training: over 3 seeds +7.0 [+2, +12] points.")
@@ -233,7 +235,7 @@ def test_the_gain_of_several_seeds_is_that_of_the_decision():
 
 
 def test_where_lower_is_better_a_gain_is_called_one():
-    facts = [candidate("prompt", 1.2, BITS), tuned("lora", 1.0, 0.2, unit=BITS)]
+    facts = [candidate("prompt", 1.2, BITS), make_fine_tune("lora", 1.0, 0.2, unit=BITS)]
     gain = experiment_document(report(facts, metric="bits_per_byte")).first.reasons[0]
     assert gain.sentence.endswith(": a gain of +0.200 [+0.150, +0.250] bits per byte (lower is better).")
 
@@ -241,7 +243,7 @@ def test_where_lower_is_better_a_gain_is_called_one():
 def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
     ten = Unit(1.0, "judge", higher_is_better=True)
     lost = Rule("each", "fail", "each: a loss is shown", {"vetoed": ["chat", "judge", "ter"]})
-    run = tuned("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
+    run = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
     comparisons = (
         comparison(-0.12, task="chat"),
         comparison(-0.5, task="judge", unit=ten),
@@ -262,7 +264,7 @@ def commands(of: ExperimentReport) -> list[str]:
 def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     typed = CommandLine("my project/harness.yaml", ("seeds=[0,1]",))
     lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
-    failing = tuned("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
+    failing = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
     tail = "-c 'my project/harness.yaml' 'seeds=[0,1]'"
     assert commands(report(typed=typed)) == [f"harness promote lora {tail}"]
     assert commands(report([*alternatives(), failing], typed=typed)) == [
@@ -273,7 +275,7 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
 
 
 def test_where_items_lack_the_next_comparison_says_how_many():
-    short = tuned("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
+    short = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
     (step,) = experiment_document(report([short], decision=undecided)).first.next_steps
     assert "more items (limit: of a task), by some 1,905 at least" in step.text
@@ -308,34 +310,34 @@ def test_where_items_were_drawn_promoting_says_that_the_others_are_answered_firs
 
 
 def test_power_is_said_in_one_line_for_all_fine_tunes():
-    lines = printed(report([*alternatives(), LORA, tuned("dpo", 0.80, 0.06)]))
+    lines = print_report(report([*alternatives(), LORA, make_fine_tune("dpo", 0.80, 0.06)]))
     (power,) = [line for line in lines if line.startswith("power: ")]
     assert power == "power: could have missed a true −3 pp loss (macro): 12 % (lora, dpo)"
 
 
 def test_what_only_counts_items_stands_in_the_report_and_not_on_the_terminal():
     of = report(notes=("lora: ties: 3 of facts, 9 of sums", "lora: 2 training rows were left out"))
-    assert not any("ties:" in line for line in printed(of))
-    assert " - 2 training rows were left out" in printed(of)
+    assert not any("ties:" in line for line in print_report(of))
+    assert " - 2 training rows were left out" in print_report(of)
     assert "- lora: ties: 3 of facts, 9 of sums" in markdown(experiment_document(of))
 
 
 def test_an_undecided_candidate_says_how_many_items_would_settle_it():
-    qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
-    lines = printed(report([*alternatives(), LORA, qlora]))
+    qlora = make_fine_tune("qlora", 0.80, 0.06, "inconclusive")
+    lines = print_report(report([*alternatives(), LORA, qlora]))
     assert cells_of(lines, "qlora")[-1] == "UNDECIDED"
     assert " - undecided: some 240 more items would settle it" in lines[lines.index("qlora: UNDECIDED") :]
 
 
 def test_items_that_would_settle_a_verdict_among_several_fine_tunes_are_said_to_be_those():
     """Two numbers stood there without a reason: 574 in the macro's sentence, and 836 to settle it."""
-    qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
+    qlora = make_fine_tune("qlora", 0.80, 0.06, "inconclusive")
     among = replace(
         qlora,
         standing=FamilyRank(6, 0.05, None, 1.0, 0.025, "qlora"),
         corrected=replace(qlora.verdict, items_needed=836),
     )
-    lines = printed(report([*alternatives(), LORA, among]))
+    lines = print_report(report([*alternatives(), LORA, among]))
     assert " - undecided as one of 6: some 836 more items would settle it" in lines
 
 
@@ -348,21 +350,21 @@ def test_only_what_the_macro_could_miss_is_said_under_the_table():
             MissRate(-0.05, 0.01, "macro"),
         ),
     )
-    assert "power: could have missed a true −5 pp loss (macro): 1 % (lora)" in printed(
-        report([*alternatives(), tuned("lora", 0.81, 0.07, verdict=odd)])
+    assert "power: could have missed a true −5 pp loss (macro): 1 % (lora)" in print_report(
+        report([*alternatives(), make_fine_tune("lora", 0.81, 0.07, verdict=odd)])
     )
 
 
 def test_recall_of_retrieval_is_said():
     rag = candidate("rag", 0.5, prompting="rag(top_k=2)", recall=0.873)
     said = " - retrieval found 87.3 % of the documents needed (recall@k): rag"
-    assert said in printed(report([*alternatives(), rag]))
+    assert said in print_report(report([*alternatives(), rag]))
 
 
-def narrow(name: str) -> object:
+def make_widest_row(name: str) -> object:
     """Make the widest row there is: one-decimal intervals everywhere."""
     macro = verdict("inconclusive", macro=Estimate(-0.123, -0.142, -0.104, 9000), lost=1310, gained=1270)
-    return tuned(
+    return make_fine_tune(
         name,
         0.99,
         0,
@@ -374,10 +376,10 @@ def narrow(name: str) -> object:
     )
 
 
-def disturbed(name: str) -> object:
+def make_disturbed_row(name: str) -> object:
     """Make a row whose cost and latency other work disturbed."""
     figures = {"cost_per_1k_usd": 0.00041, "latency_p50_s": 0.034}
-    return replace(narrow(name), **dict.fromkeys(figures), disturbed=figures)
+    return replace(make_widest_row(name), **dict.fromkeys(figures), disturbed=figures)
 
 
 def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
@@ -385,7 +387,9 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
         "few-shot-with-a-very-long-name-indeed[select=knn,shots=4]",
         "few-shot-with-a-very-long-name-indeed[select=knn,shots=8]",
     ]
-    lines = printed(report([candidate(name, 0.5) for name in names] + [narrow("lora"), *alternatives()]), 100)
+    lines = print_report(
+        report([candidate(name, 0.5) for name in names] + [make_widest_row("lora"), *alternatives()]), 100
+    )
     table = lines[:9]
     assert max(map(cell_len, table)) <= 100
     shown = [line.split()[0] for line in table if "…" in line]
@@ -395,8 +399,8 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
 
 
 def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means():
-    of = report([disturbed("lora"), *alternatives()])
-    (lora,) = (line.split() for line in printed(of, 100) if line.startswith("lora  "))
+    of = report([make_disturbed_row("lora"), *alternatives()])
+    (lora,) = (line.split() for line in print_report(of, 100) if line.startswith("lora  "))
     assert lora[-3:] == ["~", "~", "UNDECIDED"]
     page = markdown(experiment_document(of))
     assert "| \\~0.00041 | \\~34 ms | UNDECIDED |" in page
@@ -409,7 +413,7 @@ GRID = [f"lora[learning_rate={rate},r={r},dropout=0.1]" for rate in ("0.0002", "
 
 @pytest.mark.parametrize("names", [GRID, ["lora[r=8,learning_rate=0.002]", "lora[r=16,learning_rate=0.002]"]])
 def test_no_two_members_of_a_grid_have_one_name_in_a_narrow_table(names):
-    lines = printed(report([narrow(name) for name in names] + alternatives()), 100)
+    lines = print_report(report([make_widest_row(name) for name in names] + alternatives()), 100)
     table = lines[1 : lines.index("")]
     shown: list[str] = []
     for line in table:
@@ -424,7 +428,7 @@ def test_no_two_members_of_a_grid_have_one_name_in_a_narrow_table(names):
 def test_a_table_with_room_keeps_the_whole_name():
     name = "few-shot[shots=16]"
     assert any(
-        line.startswith(f"{name} ") for line in printed(report([candidate(name, 0.9), *alternatives()]))
+        line.startswith(f"{name} ") for line in print_report(report([candidate(name, 0.9), *alternatives()]))
     )
 
 
@@ -439,7 +443,7 @@ EVIL = "x [red]a[/red] :smile: \x1b[31mb\x1b[0m\x1b]0;title\x07 | `c` <b> *d*\nn
 
 def test_markup_ansi_and_line_breaks_in_names_are_printed_as_harmless_text():
     failed = candidate("dpo", 0, state="failed", target=None, error=EVIL)
-    text = "\n".join(printed(report([*alternatives(), LORA, failed]), 200))
+    text = "\n".join(print_report(report([*alternatives(), LORA, failed]), 200))
     assert " - failed: x [red]a[/red] :smile: b | `c` <b> *d* next end" in text
     assert "\x1b" not in text
 
@@ -469,7 +473,7 @@ def test_every_markdown_table_has_as_many_cells_in_each_row_as_columns():
 def test_the_markdown_of_an_experiment():
     facts = [*alternatives()[2:], LORA]
     rule = verdict("pass", "the macro −0.4 [−1.5, +0.7] is above −2")
-    facts[-1] = tuned(
+    facts[-1] = make_fine_tune(
         "lora", 0.81, 0.07, verdict=rule, slices=LORA.slices, training=LORA.training, target=LORA.target
     )
     text = markdown(
@@ -496,7 +500,7 @@ def test_lost_items_are_named_ten_at_most():
 
 def test_a_smoke_report_is_marked_at_every_title_and_table():
     of = report(smoke=True)
-    text, lines = markdown(experiment_document(of)), printed(of)
+    text, lines = markdown(experiment_document(of)), print_report(of)
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert all(title.endswith("(smoke, not evidence)") for title in titles)
     assert len(titles) > 5
@@ -542,8 +546,8 @@ def test_a_line_says_what_a_candidate_reached_as_soon_as_it_is_done():
 
 @pytest.mark.parametrize("seed", [0, 2])
 def test_seeds_are_told_apart(seed):
-    of = report([*alternatives(), tuned("lora", 0.81, 0.07, seed=seed)])
-    assert any(line.startswith("lora (seed 2)") for line in printed(of)) == (seed == 2)
+    of = report([*alternatives(), make_fine_tune("lora", 0.81, 0.07, seed=seed)])
+    assert any(line.startswith("lora (seed 2)") for line in print_report(of)) == (seed == 2)
 
 
 GOLDEN = (Path(__file__).parent / "golden_report.md").read_text(encoding="utf-8")
@@ -559,8 +563,8 @@ def test_a_report_that_replaces_one_of_another_file_of_the_same_name_says_so(tmp
 
 @pytest.mark.parametrize("metric", ["judge:helpful", "judge:politeness_of_all_replies_to_customers"])
 def test_a_long_name_of_a_metric_cuts_no_verdict(metric):
-    facts = [narrow(name) for name in ("lora-careless", "prompt")] + alternatives()
-    lines = printed(replace(report(facts), metric=metric))
+    facts = [make_widest_row(name) for name in ("lora-careless", "prompt")] + alternatives()
+    lines = print_report(replace(report(facts), metric=metric))
     table = lines[: lines.index("")]
     assert max(map(cell_len, table)) <= 100
     assert table[1].endswith("verdict"), "the second line of the header"

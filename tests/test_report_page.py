@@ -10,7 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from fake_facts import BITS, alternatives, candidate, comparison, decided, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, make_decision, make_fine_tune, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -71,10 +71,10 @@ def lora(**changes):
         ),
         "verdict": verdict("fail", rules=rules, macro=MACRO, missed=missed),
     }
-    return tuned("lora", 0.81, 0.07, **(fields | changes))
+    return make_fine_tune("lora", 0.81, 0.07, **(fields | changes))
 
 
-def based(f):
+def add_base_verdict(f):
     """Give an untrained candidate the verdict of the base's own weights."""
     return replace(f, verdict=verdict("pass", macro=Estimate(0.0, 0.0, 0.0, 1800), missed=()))
 
@@ -96,7 +96,7 @@ def flip(text: str = "a text", **changes) -> Flip:
 
 
 def report(*more, **changes) -> ExperimentReport:
-    facts = (*(f if f.method == "classifier" else based(f) for f in alternatives()), lora(), *more)
+    facts = (*(f if f.method == "classifier" else add_base_verdict(f) for f in alternatives()), lora(), *more)
     chat = comparison(-0.353, 0.1, task="chat", lost=tuple(f"chat-{i}" for i in range(12)))
     code = comparison(0.042, 0.01, task="code", metric="bits_per_byte", unit=BITS)
     safe = comparison(-0.1, 0.2, task="safe", metric="no_refusal")
@@ -106,7 +106,7 @@ def report(*more, **changes) -> ExperimentReport:
         "metric": "exact_match",
         "facts": facts,
         "comparisons": {"lora": (chat, code, safe)},
-        "decision": decided(facts),
+        "decision": make_decision(facts),
         "header": {"device": "cpu", "precision": "bf16"},
         "task": "support",
         "margins": {"chat": 0.05},
@@ -171,7 +171,7 @@ def test_the_page_prints_the_numbers_of_the_json():
     assert "would not have passed an equally good model (macro, each and validity): 80 %" in text
 
 
-def hostile() -> ExperimentReport:
+def make_hostile_report() -> ExperimentReport:
     """Put text that would like to be markup wherever a model or a file chooses the words."""
     of = report(candidate(EVIL, 0.3, slices={EVIL: Estimate(0.3, 0.2, 0.4, 50)}), candidate("b", 0.2))
     failed = candidate("c", 0.1, state="failed", target=None, validation=None, error=EVIL)
@@ -189,17 +189,17 @@ def hostile() -> ExperimentReport:
 
 
 def test_text_of_models_and_files_is_text_on_the_page():
-    page = Page(html(hostile()))
+    page = Page(html(make_hostile_report()))
     assert not {"script", "img", "a:"} & set(page.tags)
     assert [a for a in page.attributes if a[1].startswith("on")] == []
     assert {value[0] for _, name, value in page.attributes if name == "href"} == {"#"}
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7*7 }} {% raw %}" in page.text
-    assert page.tags["section"] == html(hostile()).count("</section>")
+    assert page.tags["section"] == html(make_hostile_report()).count("</section>")
 
 
 def test_no_control_or_direction_character_reaches_any_form(tmp_path):
-    for path in write(hostile(), tmp_path):
+    for path in write(make_hostile_report(), tmp_path):
         if path.suffix != ".json":  # which escapes them itself
             assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", path.read_text())
     assert "\x1b" not in (tmp_path / "support.json").read_text()
@@ -208,7 +208,7 @@ def test_no_control_or_direction_character_reaches_any_form(tmp_path):
 def test_no_control_or_direction_character_reaches_the_terminal():
     stream, megabyte = io.StringIO(), "x\x1b[31m\u202e" * 140_000
     shown = flip(megabyte, item="x", task="chat", against="base")
-    of = replace(hostile(), flips={"lora": (shown,)}, notes=(EVIL, megabyte))
+    of = replace(make_hostile_report(), flips={"lora": (shown,)}, notes=(EVIL, megabyte))
     terminal(of, Console(file=stream, width=200, force_terminal=False))
     said = stream.getvalue()
     assert "<script>" in said
@@ -216,7 +216,7 @@ def test_no_control_or_direction_character_reaches_the_terminal():
 
 
 def test_markdown_shows_a_hostile_name_as_text():
-    text = markdown(experiment_document(hostile()))
+    text = markdown(experiment_document(make_hostile_report()))
     assert "<script" not in text
     assert "<img" not in text
     assert "](http" not in text
@@ -282,21 +282,21 @@ def test_a_smoke_page_says_so_in_its_title_and_at_every_section():
     assert len(titles) > 6
 
 
-def drawn(svg: str) -> ET.Element:
+def parse_svg(svg: str) -> ET.Element:
     return ET.fromstring(svg)
 
 
-def said(svg: str) -> list[str]:
-    return [e.text or "" for e in drawn(svg).iter() if e.tag.endswith("}title")]
+def list_titles(svg: str) -> list[str]:
+    return [e.text or "" for e in parse_svg(svg).iter() if e.tag.endswith("}title")]
 
 
 def classes(svg: str) -> Counter[str]:
-    return Counter(word for e in drawn(svg).iter() for word in e.get("class", "").split())
+    return Counter(word for e in parse_svg(svg).iter() for word in e.get("class", "").split())
 
 
 def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
     picture = forest(report(), lora())
-    assert said(picture) == [
+    assert list_titles(picture) == [
         "macro: mean of 1: −19.8 [−23, −17] points, margin 2.0 points",
         "chat: −35.3 [−45, −25] points, margin 5.0 points",
         "safe: −10.0 [−30, +10] points, reported only",
@@ -312,12 +312,12 @@ def test_the_forest_names_as_many_tasks_as_the_macro_averages_also_those_of_othe
         *lora().verdict.rules[1:],
     )
     three = replace(lora(), verdict=replace(lora().verdict, rules=rules))
-    assert said(forest(report(), three))[0].startswith("macro: mean of 3: −19.8")
+    assert list_titles(forest(report(), three))[0].startswith("macro: mean of 3: −19.8")
 
 
 def test_the_forest_draws_a_margin_at_its_place_on_the_axis():
     def places(word):
-        lines = (e for e in drawn(forest(report(), lora())).iter() if e.tag.endswith("}line"))
+        lines = (e for e in parse_svg(forest(report(), lora())).iter() if e.tag.endswith("}line"))
         return [(float(e.get("x1")), float(e.get("x2"))) for e in lines if word in e.get("class").split()]
 
     (low, high), *_ = places("whisker")
@@ -328,7 +328,7 @@ def test_the_forest_draws_a_margin_at_its_place_on_the_axis():
 
 def test_a_relative_margin_is_not_drawn_as_points():
     picture = forest(report(macro_margin=None), lora())
-    assert said(picture)[0] == "macro: mean of 1: −19.8 [−23, −17] points"
+    assert list_titles(picture)[0] == "macro: mean of 1: −19.8 [−23, −17] points"
     assert classes(picture)["margin"] == 1
 
 
@@ -338,16 +338,18 @@ def test_without_comparisons_there_is_no_forest():
 
 def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     picture = front(report())
-    marks_ = {e.text.split(":")[0]: e for e in drawn(picture).iter() if e.tag.endswith("}title")}
+    marks_ = {e.text.split(":")[0]: e for e in parse_svg(picture).iter() if e.tag.endswith("}title")}
     assert set(marks_) == {"lora", "knn", "fixed", "ranked", "prompt"}
-    grey = [g for g in drawn(picture) if g.tag.endswith("}g") and "dominated" in ET.tostring(g, "unicode")]
+    grey = [
+        g for g in parse_svg(picture) if g.tag.endswith("}g") and "dominated" in ET.tostring(g, "unicode")
+    ]
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
     assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
 
 
 def test_shapes_tell_verdicts_apart_as_well_as_colours():
-    undecided = tuned("dpo", 0.85, 0.1, "inconclusive")
+    undecided = make_fine_tune("dpo", 0.85, 0.1, "inconclusive")
     found = classes(front(report(undecided)))
     assert found["cross"] >= 1
     assert found["undecided"] >= 1
@@ -355,16 +357,16 @@ def test_shapes_tell_verdicts_apart_as_well_as_colours():
 
 
 def test_the_legend_of_all_verdicts_fits_into_a_narrow_picture():
-    picture = drawn(front(report(tuned("dpo", 0.85, 0.1, "inconclusive")), NARROW))
+    picture = parse_svg(front(report(make_fine_tune("dpo", 0.85, 0.1, "inconclusive")), NARROW))
     (end,) = (float(e.get("x")) + width_of(e.text, "small") for e in picture.iter() if e.text == "front")
     assert end <= NARROW.width
 
 
 def test_names_of_equal_points_do_not_cover_each_other():
-    same = [based(candidate(f"c{i}", 0.74)) for i in range(5)]
+    same = [add_base_verdict(candidate(f"c{i}", 0.74)) for i in range(5)]
     texts = [
         e
-        for e in drawn(front(report(*same))).iter()
+        for e in parse_svg(front(report(*same))).iter()
         if e.tag.endswith("}text") and "over" in e.get("class", "")
     ]
     places = [(float(e.get("x")), float(e.get("y")), len(e.text)) for e in texts]
@@ -380,14 +382,14 @@ IN_THE_MIDDLE = [f"{'a' * 40}{what}{'b' * 40}" for what in "xyz"]
 
 
 def texts(picture):
-    return [e.text for e in drawn(picture).iter() if e.tag.endswith("}text")]
+    return [e.text for e in parse_svg(picture).iter() if e.tag.endswith("}text")]
 
 
 @pytest.mark.parametrize("names", [LONG, GRID, IN_THE_MIDDLE])
 def test_long_names_stay_apart_in_pictures(names):
-    points = [based(candidate(name, 0.5 + i / 100)) for i, name in enumerate(names)]
+    points = [add_base_verdict(candidate(name, 0.5 + i / 100)) for i, name in enumerate(names)]
     of = report(*points)
-    shown = [e.text for e in drawn(front(of)).iter() if "over" in e.get("class", "") and "…" in e.text]
+    shown = [e.text for e in parse_svg(front(of)).iter() if "over" in e.get("class", "") and "…" in e.text]
     tasks = {"lora": tuple(comparison(-0.1, task=name) for name in names)}
     beside = [text for text in texts(forest(replace(of, comparisons=tasks), lora())) if "…" in text]
     assert len(set(shown)) == len(set(beside)) == len(names)
@@ -424,7 +426,7 @@ def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
     tokens = {"tokens": TokenCounts(500.0, 100.0, 9.0)}
     policy = DecidePolicy(usd_per_million_tokens={"input": 0.1, "output": 0.4})
     facts = [replace(f, **tokens) for f in (*alternatives(), lora(verdict=verdict("pass")))]
-    decision = decided(facts, policy)
+    decision = make_decision(facts, policy)
     shown = words_of(report(decision=decision))
     as_fields = {name.replace("_", " ") for name in decision.arithmetic} & shown.keys()
     assert as_fields == {"next best spend", "more test items", "more training rows"}
@@ -458,11 +460,11 @@ def test_nothing_to_draw_gives_no_picture(tmp_path):
 
 def test_the_file_of_the_front_stands_alone_on_white():
     picture = front_file(report())
-    root = drawn(picture)
+    root = parse_svg(picture)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "--surface:#fff" in picture
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", picture) == []
-    assert said(picture) == said(front(report()))
+    assert list_titles(picture) == list_titles(front(report()))
 
 
 def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
@@ -470,14 +472,14 @@ def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
     facts = (replace(f, target=f.target and f.target._replace(unit=BITS)) for f in of.facts)
     of = replace(of, facts=tuple(facts))
     assert "bits per byte, lower is better" in front(of)
-    assert any("target 0.810 [0.750, 0.860]" in text for text in said(front(of)))
+    assert any("target 0.810 [0.750, 0.860]" in text for text in list_titles(front(of)))
 
 
 def test_the_curve_shows_every_step_and_validation():
     picture = curves("lora", lora().training, "lora")
-    points = [e.get("points").split() for e in drawn(picture).iter() if e.tag.endswith("}polyline")]
+    points = [e.get("points").split() for e in parse_svg(picture).iter() if e.tag.endswith("}polyline")]
     assert [len(p) for p in points] == [3, 3, 1]
-    assert said(picture) == ["step 3: validation loss 0.759"]
+    assert list_titles(picture) == ["step 3: validation loss 0.759"]
     assert curves("bag", TrainingRecord(wall_s=0.1), "bag") == ""
 
 
@@ -487,30 +489,30 @@ def test_one_training_of_two_candidates_is_drawn_once():
     assert "hybrid, lora" in page or "lora, hybrid" in page
 
 
-def in_rounds(of, noise=0.0, n_steps=80):
+def make_training_log(of, noise=0.0, n_steps=80):
     """Log a training of one epoch; the noise is that of batches, which run from long rows to short ones."""
     loss = tuple((i + 1, of(i) + noise * (9.5 - i % 20)) for i in range(n_steps))
     return TrainingRecord(loss=loss, validation_loss=((n_steps, 0.75),))
 
 
 def test_a_mean_of_the_loss_looks_back_over_a_quarter_of_an_epoch():
-    training = in_rounds(float)
+    training = make_training_log(float)
     assert smooth(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
     assert smooth(training)[-1] == (80, 69.5)
 
 
 def test_a_mean_of_the_loss_covers_fifty_steps_of_a_long_epoch():
-    assert smooth(in_rounds(float, n_steps=1_000))[-1] == (1_000, 974.5)
+    assert smooth(make_training_log(float, n_steps=1_000))[-1] == (1_000, 974.5)
 
 
 def test_an_epoch_ends_where_validation_is_first_measured():
-    training = replace(in_rounds(float), validation_loss=((40, 1.0), (80, 0.75)))
+    training = replace(make_training_log(float), validation_loss=((40, 1.0), (80, 0.75)))
     assert smooth(training)[-1] == (80, 74.5)
 
 
 @pytest.mark.parametrize("last", [120, 127, 133, 160])
 def test_the_overfitting_gap_does_not_hang_on_where_in_a_round_validation_comes(last):
-    training = in_rounds(lambda _: 0.5, noise=0.1, n_steps=160)
+    training = make_training_log(lambda _: 0.5, noise=0.1, n_steps=160)
     training = replace(training, validation_loss=((80, 0.8), (last, 0.75)))
     assert gap(training) == pytest.approx(0.25)
 
@@ -521,7 +523,9 @@ def test_a_training_without_validation_has_no_gap():
 
 def test_the_report_prints_the_loss_of_a_round_and_the_gap():
     page = markdown(
-        experiment_document(report(facts=(lora(training=in_rounds(lambda i: 1.0 - i / 100)),), decision=None))
+        experiment_document(
+            report(facts=(lora(training=make_training_log(lambda i: 1.0 - i / 100)),), decision=None)
+        )
     )
     head = next(line for line in page.splitlines() if "overfitting gap" in line and line.startswith("|"))
     row = dict(zip(head.split(" | "), page[page.index(head) :].splitlines()[2].split(" | "), strict=True))
@@ -536,7 +540,7 @@ def test_the_loss_of_preferences_is_called_so():
 
 
 def test_the_chances_of_the_gate_are_those_of_the_verdict():
-    assert said(chances("lora", lora().verdict)) == [
+    assert list_titles(chances("lora", lora().verdict)) == [
         "could have missed a true −3 pp loss (macro): 12 %",
         "could have missed a true −5 pp loss on one task, whichever (each): 94 %",
         "would not have passed an equally good model (macro, each and validity): 80 %",

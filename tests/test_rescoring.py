@@ -64,7 +64,7 @@ def rows(made, name):
     return store.read_rows(made.store, found.identity.digest)
 
 
-def lacking(made):
+def list_lacking(made):
     """Name the rows that only a model can give."""
     return {s.name for s in runner.rescore_stored(made, base_sets(made))}
 
@@ -88,22 +88,22 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
 )
 def test_what_only_judges_answers_asks_nobody_again(path, override):
     answer_all(session(path))
-    assert lacking(session(path, override)) == set()
+    assert list_lacking(session(path, override)) == set()
 
 
 def test_rows_scored_again_are_those_of_asking_again(path, tmp_path):
     answer_all(session(path))
     settings = ("target.metrics=[contains,chrf]", "target.truncated_scores=true")
     again = session(path, *settings)
-    assert lacking(again) == set()
+    assert list_lacking(again) == set()
     fresh = tiny_experiment.write(tmp_path / "fresh", again.source.path, PROMPT)
     anew = session(fresh, *settings)
     answer_all(anew)
     for name in TARGET:
-        assert [timeless(r) for r in rows(again, name)] == [timeless(r) for r in rows(anew, name)]
+        assert [drop_time(r) for r in rows(again, name)] == [drop_time(r) for r in rows(anew, name)]
 
 
-def timeless(row):
+def drop_time(row):
     return {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
 
 
@@ -129,7 +129,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
     with pytest.raises(KeyboardInterrupt):
         fill(first, script_candidate(dies), [only], "base")
     again = session(path, "target.labels=[]", "target.metrics=[contains]")
-    assert "letters/test" in lacking(again)
+    assert "letters/test" in list_lacking(again)
     answered = answer_all(again)
     assert len([text for text in answered if text.startswith("What follows") and "number" not in text]) == 36
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_scored_so_already_stays_as_it_is(copy):
 # Never reused
 
 
-def edited(path, name, change):
+def edit_row(path, name, change):
     """Change one row of a file."""
     file = path.parent / "suites" / name
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -207,8 +207,8 @@ def edited(path, name, change):
 )
 def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
     answer_all(session(path))
-    edited(path, name, change)
-    assert lacking(session(path)) == tasks
+    edit_row(path, name, change)
+    assert list_lacking(session(path)) == tasks
 
 
 @pytest.mark.parametrize(
@@ -222,25 +222,25 @@ def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
 )
 def test_rows_of_another_question_or_precision_are_not_reused(path, override, tasks):
     answer_all(session(path))
-    assert lacking(session(path, override)) == tasks
+    assert list_lacking(session(path, override)) == tasks
 
 
 def test_rows_of_another_tokenizer_are_not_reused(path, tmp_path):
     answer_all(session(path))
     other = tiny_model.build(tmp_path / "other", adds_bos=True)
-    assert lacking(session(path, f"base_model={other}")) == TARGET | SUITES
+    assert list_lacking(session(path, f"base_model={other}")) == TARGET | SUITES
 
 
 def test_rows_of_another_template_are_not_reused(path, tmp_path):
     answer_all(session(path))
     other = tiny_model.build(tmp_path / "other", template=tiny_model.STARTED)
-    assert lacking(session(path, f"base_model={other}")) == TARGET | SUITES
+    assert list_lacking(session(path, f"base_model={other}")) == TARGET | SUITES
 
 
 def test_rows_of_other_weights_are_not_reused(path, tmp_path):
     answer_all(session(path))
     other = tiny_model.build(tmp_path / "other", seed=1)
-    assert lacking(session(path, f"base_model={other}")) == TARGET | SUITES
+    assert list_lacking(session(path, f"base_model={other}")) == TARGET | SUITES
 
 
 def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
@@ -249,7 +249,7 @@ def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
     ]
     answer_all(session(path))
     again = session(path, f"target.metrics=[{','.join(named)}]")
-    assert lacking(again) == set()
+    assert list_lacking(again) == set()
     assert (
         rows(again, "letters/test")[0].parts.keys()
         == set(named)

@@ -29,22 +29,22 @@ def names(found):
     return [t.name for t in found.tried]
 
 
-def refused(made, name, kind=UserError):
+def read_refusal(made, name, kind=UserError):
     with pytest.raises(kind) as error:
         rescue.prepare(made.session, made.loaded.selected, name)
     return str(error.value)
 
 
 @pytest.fixture(scope="module")
-def mended(module_cache, tmp_path_factory):
+def rescued_world(module_cache, tmp_path_factory):
     """A world in which the half-strength adapter keeps all and gains nearly as much."""
     versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
     made = world(tmp_path_factory.mktemp("mended"), versions)
-    return made, made.rescued()
+    return made, made.rescue()
 
 
 @pytest.fixture(scope="module")
-def hopeless(module_cache, tmp_path_factory):
+def hopeless_world(module_cache, tmp_path_factory):
     """A world in which whatever is tried forgets too much."""
     versions = {
         "scale=0.75": Version(80, lost=40),
@@ -54,11 +54,11 @@ def hopeless(module_cache, tmp_path_factory):
         **dict.fromkeys(TRAINED, Version(70, lost=15)),
     }
     made = world(tmp_path_factory.mktemp("hopeless"), versions, sizes=SMALL)
-    return made, made.rescued()
+    return made, made.rescue()
 
 
-def test_a_rescue_read_back_is_the_same(mended, tmp_path):
-    _, found = mended
+def test_a_rescue_read_back_is_the_same(rescued_world, tmp_path):
+    _, found = rescued_world
     rescue.write(found, tmp_path)
     (path,) = rescue.report_files(tmp_path, found.experiment)
     again = rescue.read(path)
@@ -70,8 +70,8 @@ def test_a_rescue_read_back_is_the_same(mended, tmp_path):
     ]
 
 
-def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
-    _, found = mended
+def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(rescued_world):
+    _, found = rescued_world
     assert names(found) == ["lora+scale=0.75", "lora+scale=0.5"]
     assert found.rescued_trial == "lora+scale=0.5"
     assert [t.search.verdict.outcome for t in found.tried] == ["fail", "pass"]
@@ -80,55 +80,55 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
     assert exit_code(found, POLICY) == 0
 
 
-def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(mended):
+def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(rescued_world):
     class LooksOn(SilentProgress):
         def finish(self, candidate, line):
             seen.append(store.current_activity(made.session.store))
 
-    made, seen = mended[0], []
-    made._replace(session=replace(made.session, progress=LooksOn())).rescued()
+    made, seen = rescued_world[0], []
+    made._replace(session=replace(made.session, progress=LooksOn())).rescue()
     assert {(one["what"], one["finished"][0]) for one in seen} == {("A rescue", "lora+scale=0.75")}
 
 
-def test_the_other_half_is_looked_at_for_the_one_that_passed_alone(mended):
-    _, found = mended
+def test_the_other_half_is_looked_at_for_the_one_that_passed_alone(rescued_world):
+    _, found = rescued_world
     assert [t.confirm is not None for t in found.tried] == [False, True]
 
 
-def test_a_verdict_says_which_half_it_is_of_and_the_halves_are_all_items_once(mended):
-    _, found = mended
+def test_a_verdict_says_which_half_it_is_of_and_the_halves_are_all_items_once(rescued_world):
+    _, found = rescued_world
     search, confirm = found.tried[1].search, found.tried[1].confirm
     assert search.n_items + confirm.n_items == search.n_all == 800
     assert search.sentence.startswith(f"on the search half ({search.n_items} of 800 items) PASS: ")
     assert confirm.sentence.startswith(f"on the other half ({confirm.n_items} of 800 items) PASS: ")
 
 
-def test_what_a_later_rung_would_have_been_is_named(mended):
-    _, found = mended
+def test_what_a_later_rung_would_have_been_is_named(rescued_world):
+    _, found = rescued_world
     assert "at scale 0.25, no training: an earlier one passed on the search half" in found.left_out
 
 
-def test_a_second_call_finds_everything_and_answers_nothing(mended):
-    made, found = mended
-    again = rescue_worlds.opened(made.path, {})
-    assert again.rescued() == found
+def test_a_second_call_finds_everything_and_answers_nothing(rescued_world):
+    made, found = rescued_world
+    again = rescue_worlds.open_world(made.path, {})
+    assert again.rescue() == found
     assert again.host.opened == []
 
 
-def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(mended):
-    made, found = mended
+def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(rescued_world):
+    made, found = rescued_world
     run_id = found.tried[1].facts.run_id
     assert store.get_run(made.session.store, run_id).recipe == found.tried[1].recipes["lora+scale=0.5"]
     (judged,) = gate_stored(made.path, run_id)
     assert judged.verdict.outcome == "pass"
 
 
-def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(mended, tmp_path):
-    made, found = mended
+def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(rescued_world, tmp_path):
+    made, found = rescued_world
     (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")
-    again = rescue_worlds.opened(path, {"scale=0.5": Version(80)})
+    again = rescue_worlds.open_world(path, {"scale=0.5": Version(80)})
     facts = {f.name: f for f in again.report.facts}
     assert facts["lora-rescued"].verdict.outcome == "pass"
     digests = {r.candidate: r.weights_digest for r in store.list_runs(again.session.store)}
@@ -137,7 +137,7 @@ def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file
 
 def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing_else_is_tried(tmp_path):
     versions = {"scale=0.75": Version(88, lost=60, lost_in="confirm"), "scale=0.5": Version(80)}
-    found = world(tmp_path, versions, sizes=SMALL).rescued()
+    found = world(tmp_path, versions, sizes=SMALL).rescue()
     assert names(found) == ["lora+scale=0.75"]
     assert (found.tried[0].search.passes, found.tried[0].confirm.verdict.outcome) == (True, "fail")
     assert found.rescued_trial is None
@@ -145,8 +145,8 @@ def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing
     assert exit_code(found, POLICY) == 3
 
 
-def test_nothing_passes_and_that_is_said_with_the_front(hopeless):
-    _, found = hopeless
+def test_nothing_passes_and_that_is_said_with_the_front(hopeless_world):
+    _, found = hopeless_world
     assert found.rescued_trial is None
     assert found.sentence.startswith("Nothing is rescued: none of 8 trials of lora passes on the search half")
     assert {t.search.verdict.outcome for t in found.tried} == {"fail"}
@@ -158,8 +158,8 @@ def test_nothing_passes_and_that_is_said_with_the_front(hopeless):
     }
 
 
-def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(hopeless):
-    _, found = hopeless
+def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(hopeless_world):
+    _, found = hopeless_world
     assert names(found) == [f"lora+{mark}" for mark in (*FREE, *TRAINED)]
     left = [reason.rpartition(": ")[0] for reason in found.left_out]
     assert left[:2] == ["earlier: nothing was measured along its training", "merge"]
@@ -167,8 +167,8 @@ def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(ho
     assert [said.partition(" ")[0] for said in left[2:-2]] == ["squared", "elastic", "KL"]
 
 
-def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score(hopeless):
-    _, found = hopeless
+def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score(hopeless_world):
+    _, found = hopeless_world
     by_name = {t.name: t for t in found.tried}
     # Between scale 0.5 (60 % right) and 0.75 (80 %), 70 % right costs what is halfway between them.
     halves = [by_name[f"lora+scale={s}"].capability_change.score for s in ("0.5", "0.75")]
@@ -186,7 +186,7 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
         "intruders": Version(lost=40),
         **dict.fromkeys(TRAINED, Version(lost=40)),
     }
-    found = world(tmp_path, versions, sizes=SMALL).rescued()
+    found = world(tmp_path, versions, sizes=SMALL).rescue()
     passed = [t for t in found.tried if t.search.verdict.outcome == "pass"]
     assert [t.name for t in passed] == ["lora+scale=0.5", "lora+scale=0.25"]
     assert not any(t.search.gains or t.search.passes for t in passed)
@@ -203,7 +203,7 @@ def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
         "ewc=10": Version(80),
     }
     extra = "  held: {method: lora, replay: 1.0}\n"
-    found = world(tmp_path, versions, sizes=SMALL, extra=extra).rescued("held")
+    found = world(tmp_path, versions, sizes=SMALL, extra=extra).rescue("held")
     tried = (*FREE, "merged", "lr=0.0001", "l2_sp=0.01", "ewc=10")
     assert names(found) == [f"held+{mark}" for mark in tried]
     assert found.rescued_trial == "held+ewc=10"
@@ -212,8 +212,8 @@ def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
     assert found.tried[4].recipes["held+merged"]["merges"] == ["held", "lora"]
 
 
-def test_an_unknown_step_is_refused_with_the_nearest_name(mended):
-    made, _ = mended
+def test_an_unknown_step_is_refused_with_the_nearest_name(rescued_world):
+    made, _ = rescued_world
     path = made.path.with_name("steps.yaml")
     path.write_text(made.path.read_text() + "rescue: {steps: [scale, replya]}\n")
     with pytest.raises(UserError, match=r"unknown step 'replya'.*did you mean 'replay'"):
@@ -221,7 +221,7 @@ def test_an_unknown_step_is_refused_with_the_nearest_name(mended):
 
 
 def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
-    found = world(tmp_path, {"scale=0.5": Version(80)}, sizes=SMALL).rescued()  # 0.75 is not in this world
+    found = world(tmp_path, {"scale=0.5": Version(80)}, sizes=SMALL).rescue()  # 0.75 is not in this world
     assert found.tried[0].facts.error == "RuntimeError: no version scale=0.75 in this world"
     assert found.rescued_trial == "lora+scale=0.5"
     assert (
@@ -232,7 +232,7 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
 
 def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
     versions = {**dict.fromkeys(BAD_SCALES, Version(80)), **dict.fromkeys(TRAINED, Version(80))}
-    found = world(tmp_path, versions, sizes=Sizes(general=50)).rescued()
+    found = world(tmp_path, versions, sizes=Sizes(general=50)).rescue()
     assert {t.search.verdict.outcome for t in found.tried} == {"inconclusive"}
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 4)
 
@@ -240,7 +240,7 @@ def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
 def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
     extra = "  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}\n"
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
-    found = made.rescued("hybrid")
+    found = made.rescue("hybrid")
     assert found.rescued_trial == "hybrid+scale=0.75"
     assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
     assert found.tried[0].facts.prompting.startswith("few_shot")
@@ -251,7 +251,7 @@ def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
 def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path):
     extra = "  grid: {method: lora, params: {r: [4, 8]}}\n"
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
-    found = made.rescued("grid[r=8]")
+    found = made.rescue("grid[r=8]")
     assert found.rescued_trial == "grid[r=8]+scale=0.75"
     (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
     assert line.strip().startswith("grid-r-8-rescued: ")
@@ -262,7 +262,7 @@ def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path
 
 def test_a_run_that_passes_has_nothing_to_rescue(tmp_path):
     made = world(tmp_path, {rescue_worlds.AS_IT_IS: Version()})
-    said = refused(made, "lora")
+    said = read_refusal(made, "lora")
     assert "found a run that the gate passes" in said
     assert "harness promote lora" in said
     assert rescue.prepare_from_report(made.session, made.report) is None
@@ -270,20 +270,20 @@ def test_a_run_that_passes_has_nothing_to_rescue(tmp_path):
 
 def test_a_run_without_gain_is_refused(tmp_path):
     made = world(tmp_path, {rescue_worlds.AS_IT_IS: Version(40, lost=50)}, sizes=SMALL)
-    assert "found no gain that is shown" in refused(made, "lora")
+    assert "found no gain that is shown" in read_refusal(made, "lora")
 
 
 def test_a_run_that_only_misses_its_target_is_refused(tmp_path):
     made = world(tmp_path, {rescue_worlds.AS_IT_IS: Version()}, overrides=["gate.target.min=0.99"])
-    assert "what stops it is target: " in refused(made, "lora")
+    assert "what stops it is target: " in read_refusal(made, "lora")
 
 
-def test_what_trains_nothing_is_refused(mended):
-    assert "fine-tunes nothing" in refused(mended[0], "prompt")
+def test_what_trains_nothing_is_refused(rescued_world):
+    assert "fine-tunes nothing" in read_refusal(rescued_world[0], "prompt")
 
 
-def test_an_unknown_run_is_refused_with_the_nearest_name(mended):
-    assert "did you mean 'lora'?" in refused(mended[0], "lore")
+def test_an_unknown_run_is_refused_with_the_nearest_name(rescued_world):
+    assert "did you mean 'lora'?" in read_refusal(rescued_world[0], "lore")
 
 
 def test_a_candidate_that_was_never_run_is_a_missing_run(tmp_path):
@@ -309,12 +309,12 @@ def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
     rescue_worlds.lay_down(made.session, made.session.candidates["two"], rescue_worlds.AS_IT_IS)
     again = rescue_worlds.experiment.run_all(made.session, made.loaded, smoke=False)
     assert next(f for f in again.facts if f.name == "two").state == "failed"
-    assert "found a run that failed: RuntimeError" in refused(made, "two")
-    assert "found a run that failed: RuntimeError" in refused(made, "world-two-s0-failed")
+    assert "found a run that failed: RuntimeError" in read_refusal(made, "two")
+    assert "found a run that failed: RuntimeError" in read_refusal(made, "world-two-s0-failed")
 
 
-def test_a_run_of_another_recipe_than_the_file_has_now_is_refused(mended):
-    made, _ = mended
+def test_a_run_of_another_recipe_than_the_file_has_now_is_refused(rescued_world):
+    made, _ = rescued_world
     (run,) = [r for r in store.list_runs(made.session.store) if r.candidate == "lora"]
     path = made.path.with_name("changed.yaml")
     path.write_text(
@@ -325,8 +325,8 @@ def test_a_run_of_another_recipe_than_the_file_has_now_is_refused(mended):
     assert "a run of a recipe that the file does not have now" in str(result.exception)
 
 
-def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(mended):
-    made, found = mended
+def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(rescued_world):
+    made, found = rescued_world
     result = CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path)], env={"COLUMNS": "140"})
     assert result.exit_code == 0, result.output
     first = next(line for line in result.stdout.splitlines() if line.startswith("lora+"))
@@ -339,8 +339,8 @@ def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(
     assert all(name in picture for name in ("lora+scale=0.5 (recommended)", "lora+scale=0.75"))
 
 
-def test_json_holds_every_trial_with_its_halves(mended):
-    made, found = mended
+def test_json_holds_every_trial_with_its_halves(rescued_world):
+    made, found = rescued_world
     result = CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path), "--json"])
     read = json.loads(result.stdout)
     assert (read["rescued"], read["front"]) == (found.rescued_trial, list(found.front))
@@ -348,8 +348,8 @@ def test_json_holds_every_trial_with_its_halves(mended):
     assert read["tried"][1]["confirm"]["half"] == "confirm"
 
 
-def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(mended):
-    made, _ = mended
+def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(rescued_world):
+    made, _ = rescued_world
     command = ["rescue", "lora", "-c", str(made.path), "--dry-run"]
     read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
     assert [t["name"] for t in read["trials"] if t["stored"]] == ["lora+scale=0.75", "lora+scale=0.5"]
@@ -362,8 +362,8 @@ def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(mended):
     assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout
 
 
-def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(mended):
-    made, found = mended
+def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(rescued_world):
+    made, found = rescued_world
     command = ["compare", "-c", str(made.path), "--rescue"]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.output
@@ -373,7 +373,7 @@ def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(mended):
     assert read["decision"]["candidate"] == "fixed"
 
 
-def test_compare_says_before_it_runs_what_a_rescue_would_take_at_most(mended):
-    made, _ = mended
+def test_compare_says_before_it_runs_what_a_rescue_would_take_at_most(rescued_world):
+    made, _ = rescued_world
     result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--dry-run", "--json"])
     assert json.loads(result.stdout)["rescue, at most"]["trained"] > 0

@@ -23,7 +23,7 @@ TARGETS = {"counter": tuple(SPLITS), "till": ("test",), "shelf": ("test",)}
 FINE_TUNE = COLLAPSED._replace(more=(("shelf", 20),))
 
 
-def declared(folder):
+def declare_targets(folder):
     """Write the rows of further targets; returns what declares them in harness.yaml."""
     written = []
     for name, splits in TARGETS.items():
@@ -40,7 +40,7 @@ def declared(folder):
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
-    return declared(tmp_path_factory.mktemp("targets"))
+    return declare_targets(tmp_path_factory.mktemp("targets"))
 
 
 def world(folder, targets, **scales):
@@ -49,7 +49,7 @@ def world(folder, targets, **scales):
 
 
 @pytest.fixture(scope="module")
-def made(module_cache, targets, tmp_path_factory):
+def target_world(module_cache, targets, tmp_path_factory):
     """Make a fine-tune of which the strongest rung keeps the gain on the target alone, and the next one all."""
     scales = {
         "75": Version(88, more=(("counter", 20),)),
@@ -59,21 +59,21 @@ def made(module_cache, targets, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(made):
-    return made.rescued()
+def rescue_result(target_world):
+    return target_world.rescue()
 
 
-def test_a_trial_that_gives_up_the_gain_on_another_target_is_no_rescue(found):
-    first, second = found.tried
+def test_a_trial_that_gives_up_the_gain_on_another_target_is_no_rescue(rescue_result):
+    first, second = rescue_result.tried
     assert (first.search.verdict.outcome, first.search.gains, first.search.passes) == ("pass", True, False)
     assert first.search.lost_on == ("counter",)
     assert first.search.sentence.endswith("; the gain on counter is gone")
-    assert found.rescued_trial == second.name == "lora+scale=0.5"
+    assert rescue_result.rescued_trial == second.name == "lora+scale=0.5"
     assert (second.search.lost_on, second.confirm.lost_on) == ((), ())
 
 
-def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(found):
-    for one, right in zip((found.original, *found.tried), (0.9, 0.2, 0.75), strict=True):
+def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(rescue_result):
+    for one, right in zip((rescue_result.original, *rescue_result.tried), (0.9, 0.2, 0.75), strict=True):
         scores = {score.task: score for score in one.facts.more_targets}
         assert set(scores) == set(TARGETS)
         assert scores["counter"].score.score == pytest.approx(right)
@@ -83,22 +83,22 @@ def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(foun
         assert scores["till"].vs_prompt.delta == pytest.approx(scores["till"].score.score - 0.2)
 
 
-def test_no_gain_is_asked_of_a_trial_where_the_fine_tune_shows_none(found):
+def test_no_gain_is_asked_of_a_trial_where_the_fine_tune_shows_none(rescue_result):
     """The rescued one has 10 % right on the shelf, where the fine-tune has no more than the prompt."""
-    assert "the gain on counter, till has to be kept as well" in found.notes
-    assert "no gain is shown on shelf, so none is asked of a trial there" in found.notes
+    assert "the gain on counter, till has to be kept as well" in rescue_result.notes
+    assert "no gain is shown on shelf, so none is asked of a trial there" in rescue_result.notes
 
 
-def test_the_page_has_a_table_of_more_targets_and_is_read_back(found, tmp_path):
-    written = {path.suffix: path for path in rescue.write(found, tmp_path)}
+def test_the_page_has_a_table_of_more_targets_and_is_read_back(rescue_result, tmp_path):
+    written = {path.suffix: path for path in rescue.write(rescue_result, tmp_path)}
     section = written[".md"].read_text().replace("\\_", "_").split("More targets")[1]
     assert [section.count(f"| {name} (exact_match) |") for name in TARGETS] == [3, 3, 3]
-    assert rescue.to_json(rescue.read(written[".json"])) == rescue.to_json(found)
+    assert rescue.to_json(rescue.read(written[".json"])) == rescue.to_json(rescue_result)
 
 
 def test_a_gain_that_validation_promises_and_test_does_not_show_rescues_nothing(tmp_path, targets):
     """41 % right are one point over the best that trains nothing, too few to be shown on 200 items."""
-    found = world(tmp_path, targets, **{"75": Version(88, more=(("counter", 41),))}).rescued()
+    found = world(tmp_path, targets, **{"75": Version(88, more=(("counter", 41),))}).rescue()
     (one,) = found.tried
     assert (one.search.passes, one.confirm.verdict.outcome) == (True, "pass")
     assert (one.confirm.gains, one.confirm.lost_on) == (True, ("counter",))
@@ -109,13 +109,13 @@ def test_a_gain_that_validation_promises_and_test_does_not_show_rescues_nothing(
 
 
 def test_a_target_of_test_rows_alone_is_judged_of_the_confirmed_trial_against_the_prompt(tmp_path, targets):
-    found = world(tmp_path, targets, **{"75": Version(88, more=(("till", 15),))}).rescued()
+    found = world(tmp_path, targets, **{"75": Version(88, more=(("till", 15),))}).rescue()
     (one,) = found.tried
     assert (one.search.lost_on, one.confirm.lost_on) == ((), ("till",))
     assert any(note.startswith("till: no validation rows") for note in found.notes)
 
 
-def test_a_plan_counts_what_each_trial_answers_of_more_targets(made, found):
-    prepared = rescue.prepare(made.session, made.loaded.selected, "lora")
+def test_a_plan_counts_what_each_trial_answers_of_more_targets(target_world, rescue_result):
+    prepared = rescue.prepare(target_world.session, target_world.loaded.selected, "lora")
     alone = estimate_trials(replace(prepared.session, more_targets=()), prepared.schedule, 0)
     assert all(one.work.read > other.work.read for one, other in zip(prepared.plan, alone, strict=True))

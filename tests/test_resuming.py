@@ -30,22 +30,22 @@ WEEKLY = pytest.mark.weekly
 EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
 
 
-class Stopped(KeyboardInterrupt):
+class UserInterrupt(KeyboardInterrupt):
     """What a user's Ctrl-C raises, told apart from the user's own."""
 
 
-def stopped_at(step, seen):
+def stop_at(step, seen):
     """Return a progress that remembers the steps it hears of, and stops the training at one of them."""
 
     def advance(done, total, note=""):
         seen.append(done)
         if done == step:
-            raise Stopped
+            raise UserInterrupt
 
     return advance
 
 
-def fitted(tiny, folder, method, advance=lambda *_: None, **params):
+def fit_tiny(tiny, folder, method, advance=lambda *_: None, **params):
     context = replace(tiny_methods.context(tiny, folder), advance=advance)
     return method.fit(context, method.Params(**{**SHORT, **params}))
 
@@ -90,13 +90,13 @@ def moments(n_steps):
     ],
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
-    whole = fitted(tiny, tmp_path / "whole", method, **params)
+    whole = fit_tiny(tiny, tmp_path / "whole", method, **params)
     for stop in moments(whole.training.n_steps):
         seen = []
-        with pytest.raises(Stopped):
-            fitted(tiny, tmp_path / f"cut-{stop}", method, stopped_at(stop, seen), **params)
+        with pytest.raises(UserInterrupt):
+            fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(stop, seen), **params)
         first = len(seen)
-        again = fitted(tiny, tmp_path / f"cut-{stop}", method, stopped_at(None, seen), **params)
+        again = fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(None, seen), **params)
         assert again.digest == whole.digest
         assert again.training.loss == whole.training.loss
         assert again.training.n_tokens == whole.training.n_tokens
@@ -106,10 +106,10 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
 
 def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
     params, seen = {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1}, []
-    with pytest.raises(Stopped):
-        fitted(tiny, tmp_path, lora, stopped_at(12, seen), **params)
+    with pytest.raises(UserInterrupt):
+        fit_tiny(tiny, tmp_path, lora, stop_at(12, seen), **params)
     assert seen == list(range(1, 13))
-    fitted(tiny, tmp_path, lora, stopped_at(None, seen), **params)
+    fit_tiny(tiny, tmp_path, lora, stop_at(None, seen), **params)
     assert seen[12] > 12 - 12 / 4
 
 
@@ -119,8 +119,8 @@ def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
     ids=["epochs", "steps", "one step", "early stopping"],
 )
 def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):
-    made, seen = fitted(tiny, tmp_path, lora, r=2, **params), []
-    again = fitted(tiny, tmp_path, lora, stopped_at(None, seen), r=2, **params)
+    made, seen = fit_tiny(tiny, tmp_path, lora, r=2, **params), []
+    again = fit_tiny(tiny, tmp_path, lora, stop_at(None, seen), r=2, **params)
     assert seen == []
     assert again.digest == made.digest
     assert again.training.n_steps == made.training.n_steps
@@ -143,8 +143,8 @@ def test_a_regularized_head_that_was_killed_is_saved_with_what_was_trained_befor
         return head.fit(replace(context, advance=advance), head.Params(**given))
 
     whole = fit_head(tmp_path / "whole")
-    with pytest.raises(Stopped):
-        fit_head(tmp_path / "cut", stopped_at(whole.training.n_steps - 1, []))
+    with pytest.raises(UserInterrupt):
+        fit_head(tmp_path / "cut", stop_at(whole.training.n_steps - 1, []))
     shutil.rmtree(whole.folder / whole.kind)  # killed after its last step
     for again in (fit_head(tmp_path / "cut"), fit_head(tmp_path / "whole")):
         assert again.digest == whole.digest
@@ -153,19 +153,19 @@ def test_a_regularized_head_that_was_killed_is_saved_with_what_was_trained_befor
 
 def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 9, **EARLY, "early_stopping_patience": 3}
-    whole = fitted(tiny, tmp_path / "whole", lora, **params)
+    whole = fit_tiny(tiny, tmp_path / "whole", lora, **params)
     assert whole.training.n_steps < 27
-    with pytest.raises(Stopped):
-        fitted(tiny, tmp_path / "cut", lora, stopped_at(whole.training.n_steps - 1, []), **params)
-    again = fitted(tiny, tmp_path / "cut", lora, **params)
+    with pytest.raises(UserInterrupt):
+        fit_tiny(tiny, tmp_path / "cut", lora, stop_at(whole.training.n_steps - 1, []), **params)
+    again = fit_tiny(tiny, tmp_path / "cut", lora, **params)
     assert (again.digest, again.training.n_steps) == (whole.digest, whole.training.n_steps)
 
 
 @pytest.fixture
-def stopped(tiny, tmp_path):
+def checkpoint_folder(tiny, tmp_path):
     """Stop a training after the second of its three epochs; returns its checkpoints."""
-    with pytest.raises(Stopped):
-        fitted(tiny, tmp_path, lora, stopped_at(8, []), r=2)
+    with pytest.raises(UserInterrupt):
+        fit_tiny(tiny, tmp_path, lora, stop_at(8, []), r=2)
     return tmp_path / CHECKPOINTS
 
 
@@ -182,26 +182,26 @@ def cut(path):
     ],
     ids=["a file is missing", "a file is cut", "killed before the record"],
 )
-def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(stopped, damage):
-    newest = checkpoints.find_last_checkpoint(stopped)
-    shutil.copytree(newest.folder, stopped / "checkpoint-99")
-    damage(stopped / "checkpoint-99")
-    assert checkpoints.find_last_checkpoint(stopped) == newest
+def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(checkpoint_folder, damage):
+    newest = checkpoints.find_last_checkpoint(checkpoint_folder)
+    shutil.copytree(newest.folder, checkpoint_folder / "checkpoint-99")
+    damage(checkpoint_folder / "checkpoint-99")
+    assert checkpoints.find_last_checkpoint(checkpoint_folder) == newest
 
 
-def test_two_checkpoints_are_kept_at_most(stopped):
-    assert 1 <= len(list(stopped.iterdir())) <= 2
+def test_two_checkpoints_are_kept_at_most(checkpoint_folder):
+    assert 1 <= len(list(checkpoint_folder.iterdir())) <= 2
 
 
-def test_checkpoints_have_no_model_cards(stopped):
-    assert list(stopped.rglob("adapter_model.safetensors"))
-    assert list(stopped.rglob("README.md")) == []
+def test_checkpoints_have_no_model_cards(checkpoint_folder):
+    assert list(checkpoint_folder.rglob("adapter_model.safetensors"))
+    assert list(checkpoint_folder.rglob("README.md")) == []
 
 
-def test_the_time_before_a_stop_counts(tiny, tmp_path, stopped):
-    for record in stopped.glob("*/record.json"):
+def test_the_time_before_a_stop_counts(tiny, tmp_path, checkpoint_folder):
+    for record in checkpoint_folder.glob("*/record.json"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"elapsed_s": 1000.0}))
-    training = fitted(tiny, tmp_path, lora, r=2).training
+    training = fit_tiny(tiny, tmp_path, lora, r=2).training
     assert training.wall_s > 1000
     assert training.train_loop_s > 1000
 
@@ -212,7 +212,7 @@ def session(tiny, tmp_path, own_cache):
     return prepare_session(config.load(path), Scope(), SilentProgress())
 
 
-class Failing(SilentProgress):
+class ErrorAtStep(SilentProgress):
     """A progress under which a training ends with an error when it comes to a step."""
 
     def __init__(self, step, error):
@@ -231,9 +231,9 @@ class Failing(SilentProgress):
 LORA = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "max_length": 200, "r": 2}
 
 
-def ended(session, step, error, expected):
+def end_training(session, step, error, expected):
     """End the training of a LoRA by an error at a step; returns the folder it is made in."""
-    session.progress = Failing(step, error)
+    session.progress = ErrorAtStep(step, error)
     recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
     candidate = session.resolve("lora", recipe)
     with pytest.raises(expected):
@@ -242,7 +242,7 @@ def ended(session, step, error, expected):
     return part, candidate
 
 
-def no_memory():
+def make_oom_error():
     import torch
 
     return torch.OutOfMemoryError("no room")
@@ -251,17 +251,17 @@ def no_memory():
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (no_memory, CandidateFailed),
+        (make_oom_error, CandidateFailed),
         (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), CandidateFailed),
         (lambda: OSError(errno.ENOSPC, "No space left on device"), UserError),
         (lambda: RuntimeError("something else"), RuntimeError),
-        (Stopped, Stopped),
+        (UserInterrupt, UserInterrupt),
     ],
     ids=["no memory", "no main memory", "no disk", "any error", "Ctrl-C"],
 )
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
-    _, candidate = ended(session, 14, error(), expected)
-    session.progress = Failing(None, None)
+    _, candidate = end_training(session, 14, error(), expected)
+    session.progress = ErrorAtStep(None, None)
     made = ensure_weights(session, candidate, 0)
     assert session.progress.seen[0] > 1
     assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
@@ -269,25 +269,25 @@ def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(sess
 
 
 def test_a_training_that_diverged_keeps_no_checkpoint(session):
-    part, _ = ended(session, 14, Diverged("the training loss is not a number"), Diverged)
+    part, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
     assert [p.name for p in part.iterdir()] == ["diverged.json"]
 
 
 def test_a_divergence_that_a_kill_kept_from_being_noted_is_noted_the_next_time(session):
-    part, _ = ended(session, 14, Diverged("the training loss is not a number"), Diverged)
+    part, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
     (part / "diverged.json").unlink()
-    again, _ = ended(session, 14, Diverged("the training loss is not a number"), Diverged)
+    again, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
     assert [p.name for p in again.iterdir()] == ["diverged.json"]
 
 
 def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(session):
     with pytest.raises(ValueError, match="not enough values"):  # there is no folder
-        ended(session, 1, RuntimeError("no checkpoint yet"), RuntimeError)
+        end_training(session, 1, RuntimeError("no checkpoint yet"), RuntimeError)
     assert list((session.store.folder / "weights").iterdir()) == []
 
 
 def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
-    part, candidate = ended(session, 14, Stopped(), Stopped)
+    part, candidate = end_training(session, 14, UserInterrupt(), UserInterrupt)
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
     session.progress = SilentProgress()
@@ -300,7 +300,7 @@ def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(session)
     made = ensure_weights(session, candidate, 0)
     part = made.folder.with_name(made.folder.name + ".part")
     shutil.move(made.folder, part)
-    session.progress = Failing(None, None)
+    session.progress = ErrorAtStep(None, None)
     again = ensure_weights(session, candidate, 0)
     assert (again.digest, again.folder) == (made.digest, made.folder)
     assert session.progress.seen == []

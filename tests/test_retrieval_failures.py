@@ -8,8 +8,8 @@ from math import log
 
 import pytest
 import tiny_experiment
-from conftest import shared_data
-from openai_server import Rule, serving
+from conftest import find_shared_data
+from openai_server import Rule, serve_model
 from tiny_experiment import runs_of
 
 from harness.experiment import compare
@@ -41,7 +41,7 @@ candidates:
 """
 
 
-def first_by_bm25(texts, questions):
+def rank_by_bm25(texts, questions):
     """Return which paragraph each question finds first, by another BM25 than rag's: the formula itself."""
 
     def words(text):
@@ -70,13 +70,13 @@ def first_by_bm25(texts, questions):
     return out
 
 
-def planted(folder):
+def write_failures(folder):
     """Write an experiment of which each item has one failure, or none; returns answers and kinds by question."""
-    with gzip.open(shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
+    with gzip.open(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
         stored = [json.loads(line) for line in file]
     texts = list(dict.fromkeys(row["context"] for row in stored))
     ids = {text: f"paragraph-{i}" for i, text in enumerate(texts)}
-    found = first_by_bm25(texts, [row["question"] for row in stored])
+    found = rank_by_bm25(texts, [row["question"] for row in stored])
     clear = [
         row for row, at in zip(stored, found, strict=True) if at is not None and texts[at] == row["context"]
     ]
@@ -110,14 +110,14 @@ def planted(folder):
 
 
 def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tmp_path, tiny, own_cache):
-    answers, kinds = planted(tmp_path)
+    answers, kinds = write_failures(tmp_path)
     path = tmp_path / "harness.yaml"
 
     def answer(messages):
         text = messages[-1]["content"]
         return answers.get(text.rpartition("\n\n")[2], "no idea whatsoever") if "Context:" in text else "?!"
 
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))
         made = compare(path)
     (index,) = (note for note in made.notes if "rag: retrieves from an index of" in note)
@@ -171,7 +171,7 @@ def test_each_of_several_drawn_answers_is_sorted_wherever_the_right_one_stands(
         return f"Keeper{asked.split()[3]}" if right else "It was founded by elephants from Copenhagen"
 
     path, drawn = tmp_path / "harness.yaml", "decoding: {temperature: 0.7, samples: 4}"
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         written = HARNESS.format(model=tiny, url=server.url).partition("  closed:")[0]
         params = f"{{base_url: {server.url}, model: tiny, protocol: chat, num_concurrent: 1}}"
         path.write_text(

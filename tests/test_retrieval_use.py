@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 from fake_facts import candidate
 
 from harness.comparison import RetrievalUse, retrieval_use
@@ -21,7 +21,7 @@ PRICE = Example(
 )
 
 
-def answered(example, passages, text, status="ok"):
+def make_row(example, passages, text, status="ok"):
     """Return the row of an answer that was given behind these passages."""
     asked = with_context(example, passages)
     return SampleResult(
@@ -39,7 +39,7 @@ def answered(example, passages, text, status="ok"):
 
 
 def use(passages, text, right, example=PRICE, documents=(LAMP, SHIP), status="ok"):
-    row = answered(example, passages, text, status)
+    row = make_row(example, passages, text, status)
     return retrieval_use([row], {example.id: float(right)}, {example.id: example}, documents)
 
 
@@ -62,7 +62,7 @@ def test_an_answer_is_sorted_by_what_was_found_and_used(passages, text, right, e
 
 
 def test_a_context_that_a_template_or_a_question_holds_is_not_that_of_the_passages():
-    row = answered(PRICE, [LAMP], "40 euros")
+    row = make_row(PRICE, [LAMP], "40 euros")
     framed = replace(row, prompt=f"Context:\nYou are a shop.\n\n{row.prompt}\n\nBe brief.")
     assert retrieval_use([framed], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1
     asked = "Context:\nA shop of ours.\n\nWhat does the lamp cost?"
@@ -119,7 +119,7 @@ def test_a_reference_within_another_word_is_not_found():
 
 
 def test_nothing_is_said_of_a_candidate_that_retrieves_nothing():
-    row = replace(answered(PRICE, [LAMP], "40 euros"), passages=())
+    row = replace(make_row(PRICE, [LAMP], "40 euros"), passages=())
     assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, [LAMP]) is None
 
 
@@ -152,7 +152,7 @@ def test_the_passages_of_a_prompt_are_read_back():
 
 def test_planted_failures_of_xquad_are_counted_as_planted():
     """Plant into 1,190 questions: other articles' passages, wrong answers, and invented sentences."""
-    with gzip.open(shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
+    with gzip.open(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
         stored = [json.loads(line) for line in file]
     texts = {row["context"]: f"d{i}" for i, row in enumerate(stored)}
     documents = [Document(i, "", text) for text, i in texts.items()]
@@ -172,7 +172,7 @@ def test_planted_failures_of_xquad_are_counted_as_planted():
         text = "no idea whatsoever" if kind in ("unused", "missed") else text
         examples[example.id] = example
         scores[example.id] = float(kind in ("used", "ungrounded"))
-        rows.append(answered(example, [passage], text))
+        rows.append(make_row(example, [passage], text))
         planted[kind] += 1
     found = retrieval_use(rows, scores, examples, documents)
     assert found.n == len(stored)
@@ -182,7 +182,7 @@ def test_planted_failures_of_xquad_are_counted_as_planted():
 
 
 def test_the_table_and_the_sentence_say_what_was_found_and_used():
-    row = answered(PRICE, [LAMP], "I do not know.")
+    row = make_row(PRICE, [LAMP], "I do not know.")
     found = retrieval_use([row], {"price": 0.0}, {"price": PRICE}, [LAMP])
     facts = replace(candidate("rag", 0.5), retrieval=found, recall=1.0)
     assert retrieval_section([facts, candidate("prompt", 0.4)]).rows == [
@@ -198,5 +198,5 @@ def test_passages_are_read_back_from_under_a_template_too():
     asked = with_context(PRICE, [LAMP])
     wrapped = replace(asked, messages=({"role": "user", "content": f"Be brief.\n\n{asked.prompt}\nThanks"},))
     assert context_of(wrapped.prompt) == context_of(asked.prompt) != ""
-    row = replace(answered(PRICE, [LAMP], "40 euros"), prompt=wrapped.prompt)
+    row = replace(make_row(PRICE, [LAMP], "40 euros"), prompt=wrapped.prompt)
     assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1

@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_experiment
-from test_rewarded_experiment import written
+from test_rewarded_experiment import write_experiment
 
 from harness import config, store
 from harness.config import load
@@ -26,24 +26,24 @@ OVERRIDES = ("suites=[]", "target.labels=[]", "target.metrics=[exact_match]", "t
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, tmp_path_factory):
+def file_and_report(tiny, tmp_path_factory):
     """An experiment compared once; the cache of its fixtures is left alone."""
-    path = written(tmp_path_factory.mktemp("reward"), tiny, CANDIDATES)
+    path = write_experiment(tmp_path_factory.mktemp("reward"), tiny, CANDIDATES)
     return path, tiny_experiment.run(path, *OVERRIDES)
 
 
-def drawn_of(path, name):
+def read_drawn_answers(path, name):
     at, run = Store(path.parent / "runs"), tiny_experiment.runs_of(path)[name]
     rows = run.rows["letters/test"]
     return store.read_rows(at, rows), store.read_drawn(at, rows)
 
 
-def test_the_reward_model_is_made_first_and_its_choice_counts(compared):
-    path, report = compared
+def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
+    path, report = file_and_report
     assert {facts.name for facts in report.facts} == {"first", "best"}
     session = prepare_session(load(path, OVERRIDES), Scope(), SilentProgress())
     made = find_stored_weights(session, session.candidates["judge"], 0)
-    rows, drawn = drawn_of(path, "best")
+    rows, drawn = read_drawn_answers(path, "best")
     items = {example.id: example for example in session.target.items.test}
     for row in rows:
         texts = [one.text for one in drawn[row.example_id]]
@@ -58,9 +58,9 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(compared):
     assert any(len({one.text for one in of}) > 1 for of in drawn.values())
 
 
-def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_model(compared):
-    path, _ = compared
-    plain, chosen = drawn_of(path, "first")[1], drawn_of(path, "best")[1]
+def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_model(file_and_report):
+    path, _ = file_and_report
+    plain, chosen = read_drawn_answers(path, "first")[1], read_drawn_answers(path, "best")[1]
     assert {k: [one.text for one in of] for k, of in plain.items()} == {
         k: [one.text for one in of] for k, of in chosen.items()
     }
@@ -69,8 +69,8 @@ def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_mod
     assert training.init_wall_s > 0
 
 
-def test_stored_rewards_are_read_when_a_metric_changes(compared):
-    path, _ = compared
+def test_stored_rewards_are_read_when_a_metric_changes(file_and_report):
+    path, _ = file_and_report
     session = prepare_session(
         load(path, (*OVERRIDES, "target.metrics=[contains]")), Scope(), SilentProgress()
     )
@@ -84,8 +84,8 @@ def test_stored_rewards_are_read_when_a_metric_changes(compared):
         away.rename(folder)
 
 
-def test_a_night_refuses_a_choice_that_it_does_not_make(compared):
-    path, _ = compared
+def test_a_night_refuses_a_choice_that_it_does_not_make(file_and_report):
+    path, _ = file_and_report
     loaded = config.load(path, (*OVERRIDES, "nightly={candidates: [best, first]}"))
     session = prepare_session(loaded, Scope(), SilentProgress())
     found = dict(targets(loaded, session, {}))

@@ -26,7 +26,7 @@ CANDIDATES = """\
 """
 
 
-def written(folder, tiny, candidates=CANDIDATES):
+def write_experiment(folder, tiny, candidates=CANDIDATES):
     path = tiny_experiment.write(folder, tiny, candidates)
     target = folder / "suites" / "letters.yaml"
     target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
@@ -35,7 +35,7 @@ def written(folder, tiny, candidates=CANDIDATES):
 
 
 def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path):
-    report = tiny_experiment.run(written(tmp_path, tiny))
+    report = tiny_experiment.run(write_experiment(tmp_path, tiny))
     assert {facts.name for facts in report.facts} == {"prompt", "grpo"}
     training = tiny_experiment.runs_of(tmp_path / "harness.yaml")["grpo"].training
     assert 0 <= training.reward_model_accuracy <= 1
@@ -45,7 +45,7 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
 
 
 def test_a_reward_model_is_selected_only_by_its_name(tiny, tmp_path):
-    path = written(tmp_path, tiny)
+    path = write_experiment(tmp_path, tiny)
     assert load(path).selected == ("prompt", "grpo")
     assert load(path, candidates=["judge"]).selected == ("judge",)
     with pytest.raises(UserError, match=r"whose weights answer nothing.*harness train judge"):
@@ -68,21 +68,21 @@ def test_a_reward_model_is_selected_only_by_its_name(tiny, tmp_path):
 )
 def test_what_cannot_be_rewarded_is_refused_with_its_line(tiny, tmp_path, candidates, said):
     with pytest.raises(UserError, match=said):
-        load(written(tmp_path, tiny, candidates))
+        load(write_experiment(tmp_path, tiny, candidates))
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused_before_anything_runs(tiny, tmp_path):
     other = tiny_model.build(tmp_path / "other", adds_bos=True)
     candidates = CANDIDATES.replace("{method: reward, ", f"{{method: reward, base_model: {other}, ")
     with pytest.raises(UserError, match=r"judge, a reward model on .*other, whose tokenizer is another"):
-        tiny_experiment.run(written(tmp_path, tiny, candidates))
+        tiny_experiment.run(write_experiment(tmp_path, tiny, candidates))
     assert not list((tmp_path / "runs").glob("weights/*"))
 
 
 def test_a_metric_that_needs_more_than_an_answer_is_refused(tiny, tmp_path):
     candidates = CANDIDATES.replace("reward: judge", "reward: bits_per_byte")
     with pytest.raises(UserError, match="needs more than the text of an answer"):
-        tiny_experiment.run(written(tmp_path, tiny, candidates))
+        tiny_experiment.run(write_experiment(tmp_path, tiny, candidates))
 
 
 BRIEF = """\
@@ -128,7 +128,7 @@ def test_the_weights_of_a_metric_of_a_file_are_those_of_its_task_too(tiny, tmp_p
     candidates = CANDIDATES.replace("reward: judge", "reward: ./brief.py")
 
     def folder(n_tokens):
-        path, suite = written(tmp_path, tiny, candidates), tmp_path / "suites" / "letters.yaml"
+        path, suite = write_experiment(tmp_path, tiny, candidates), tmp_path / "suites" / "letters.yaml"
         suite.write_text(suite.read_text().replace("max_new_tokens: 4", f"max_new_tokens: {n_tokens}"))
         session = prepare_session(load(path), Scope(), SilentProgress())
         return folder_of(session, session.candidates["grpo"], 0, None, None, ())

@@ -24,7 +24,7 @@ TASK = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=(
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory, own_cache):
+def reward_weights(tiny, tmp_path_factory, own_cache):
     """Train a reward model that knows its pairs."""
     params = reward.Params(r=4, learning_rate=0.02, num_train_epochs=8, warmup_steps=0)
     context = tiny_methods.context(
@@ -33,15 +33,15 @@ def trained(tiny, tmp_path_factory, own_cache):
     return reward.fit(context, params)
 
 
-def test_a_reward_model_is_measured_on_held_out_pairs(trained):
-    figures = trained.training
-    assert trained.kind == "reward"
+def test_a_reward_model_is_measured_on_held_out_pairs(reward_weights):
+    figures = reward_weights.training
+    assert reward_weights.kind == "reward"
     assert (figures.n_pairs, figures.n_heldout) == (14, 4)
     assert len(figures.heldout_accuracy) == 8
     assert all(0 <= share <= 1 for _, share in figures.heldout_accuracy)
     assert figures.reward_accuracy[-1][1] > 0.9
     assert figures.loss[-1][1] < math.log(2) / 2
-    assert {p.name for p in trained.folder.iterdir()} == {"reward", CHECKPOINTS}
+    assert {p.name for p in reward_weights.folder.iterdir()} == {"reward", CHECKPOINTS}
 
 
 def scores(folder, source, texts):
@@ -53,18 +53,18 @@ def scores(folder, source, texts):
         return model(**batch).logits[:, 0].tolist(), tokenizer
 
 
-def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on(tiny, trained):
+def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on(tiny, reward_weights):
     """Adapter and head are both saved: a head drawn anew would be right in half of the cases."""
     pairs = tiny_methods.pairs(slice(0, 3))
     source = resolve(str(tiny))
-    _, tokenizer = open_reward_model(trained.folder / "reward", source, CPU)
+    _, tokenizer = open_reward_model(reward_weights.folder / "reward", source, CPU)
 
     def text(pair, answer):
         turns = [*pair.messages, {"role": "assistant", "content": answer}]
         return tokenizer.apply_chat_template(turns, tokenize=False)
 
     texts = [text(p, p.references[0]) for p in pairs] + [text(p, p.rejected) for p in pairs]
-    found, _ = scores(trained.folder / "reward", source, texts)
+    found, _ = scores(reward_weights.folder / "reward", source, texts)
     wins = [chosen > rejected for chosen, rejected in zip(found[:18], found[18:], strict=True)]
     assert sum(wins) >= 14
 
@@ -178,8 +178,8 @@ def test_a_group_relative_advantage_is_the_reward_in_units_of_its_group(tiny, tm
     assert found == pytest.approx(expected, rel=1e-2)
 
 
-def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, trained):
-    by_model = Reward(model=trained.folder / "reward", source=resolve(str(tiny)))
+def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, reward_weights):
+    by_model = Reward(model=reward_weights.folder / "reward", source=resolve(str(tiny)))
     context = tiny_methods.context(tiny, tmp_path, reward=by_model)
     made = rloo.fit(context, rloo.Params(r=2, max_completion_length=4, max_steps=2))
     assert len(made.training.reward) == 2

@@ -53,13 +53,13 @@ def host(request, tmp_path_factory, own_cache):
 
 
 @pytest.fixture(scope="module")
-def untouched(host):
+def load_untouched(host):
     """Return a function that returns the model as it is before it has read anything."""
     model, _ = load_base(host.source, CPU)
     return lambda: copy.deepcopy(model.eval())
 
 
-def alone(model, context, continuation):
+def score_alone(model, context, continuation):
     """Score a continuation by transformers' forward pass over what stands before each of its tokens."""
     import torch
 
@@ -70,19 +70,19 @@ def alone(model, context, continuation):
 
 
 @pytest.mark.parametrize("chosen", [PAIRS, PAIRS[2:5], PAIRS[:2], [*reversed(PAIRS)]])
-def test_likelihoods_do_not_hang_on_what_else_is_read(host, untouched, chosen):
+def test_likelihoods_do_not_hang_on_what_else_is_read(host, load_untouched, chosen):
     found = [one.logprob for one in host.base.loglikelihood(chosen)]
-    assert found == pytest.approx([alone(untouched(), *pair) for pair in chosen], abs=1e-4)
+    assert found == pytest.approx([score_alone(load_untouched(), *pair) for pair in chosen], abs=1e-4)
 
 
-def test_greedy_answers_are_those_of_each_prompt_alone(host, untouched):
+def test_greedy_answers_are_those_of_each_prompt_alone(host, load_untouched):
     import torch
 
     prompts = [context for context, _ in PAIRS]
     ends = end_ids(host.tokenizer, host.model.generation_config)
     for prompt, output in zip(prompts, host.base.generate(prompts, Limits(6)), strict=True):
         with torch.inference_mode():
-            whole = untouched().generate(
+            whole = load_untouched().generate(
                 torch.tensor([prompt]),
                 max_new_tokens=6,
                 do_sample=False,

@@ -80,7 +80,7 @@ def test_an_identifier_or_a_length_of_a_question_is_no_question(tmp_path):
 
 
 @pytest.fixture
-def lumped(tmp_path, monkeypatch):
+def lumped_file(tmp_path, monkeypatch):
     """Write 40 Alpaca rows and 20 chat rows, all different, into one file."""
     monkeypatch.chdir(tmp_path)
     rows = [(row["prompt"], row["reference"]) for row in texts(60, 0)]
@@ -95,19 +95,21 @@ def run(words):
     return done.stdout
 
 
-def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped):
+def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped_file):
     said = run("data dedup r.jsonl --out n.jsonl")
     assert said.startswith("60 read, 60 written, 20 reported\n")
     assert "20 reported: nothing in the columns that ask and answer" in said
 
 
-def test_rows_of_another_layout_are_dealt_one_by_one(lumped):
+def test_rows_of_another_layout_are_dealt_one_by_one(lumped_file):
     run("data split r.jsonl --out parts")
-    parts = [(lumped / "parts" / f"{name}.jsonl").read_text() for name in ("train", "validation", "test")]
+    parts = [
+        (lumped_file / "parts" / f"{name}.jsonl").read_text() for name in ("train", "validation", "test")
+    ]
     assert all(part.count('"messages"') for part in parts)
 
 
-def test_the_check_and_clean_say_that_rows_have_another_layout(lumped):
+def test_the_check_and_clean_say_that_rows_have_another_layout(lumped_file):
     (found,) = (
         f
         for f in examine_rows(RowCheck(["r.jsonl"], only=["missing_values"])).findings

@@ -37,7 +37,7 @@ def path(tiny, tmp_path):
 
 
 @pytest.fixture
-def many(path):
+def long_session(path):
     """Give one task two blocks of items and 22 more."""
     asked = [
         {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)}
@@ -51,7 +51,7 @@ def rows_of(made, task):
     return next(s for s in suite_sets(made, base_weights(made.source)) if s.measured.task.name == task)
 
 
-def killed_after(n, asked):
+def interrupt_after(n, asked):
     """Return a candidate that remembers what it was asked, and dies at question n."""
 
     def answer(text):
@@ -63,48 +63,48 @@ def killed_after(n, asked):
     return script_candidate(answer)
 
 
-def test_a_kill_loses_only_the_block_in_flight(many):
-    rows, asked = rows_of(many, "facts"), []
+def test_a_kill_loses_only_the_block_in_flight(long_session):
+    rows, asked = rows_of(long_session, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
-    assert store.list_stored_blocks(many.store, rows.identity, rows.ids) == {0, 1}
-    assert not store.has_rows(many.store, rows.identity, rows.ids)
+        fill(long_session, interrupt_after(2 * BLOCK + 12, asked), [rows], "base")
+    assert store.list_stored_blocks(long_session.store, rows.identity, rows.ids) == {0, 1}
+    assert not store.has_rows(long_session.store, rows.identity, rows.ids)
 
     asked.clear()
-    fill(many, killed_after(None, asked), [rows], "base")
+    fill(long_session, interrupt_after(None, asked), [rows], "base")
     assert asked == [e.prompt for e in rows.job().examples[2 * BLOCK :]]
-    stored = store.read_rows(many.store, rows.identity.digest)
+    stored = store.read_rows(long_session.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
 
 
-def test_rows_that_are_there_are_not_asked_for_again(many):
-    rows, asked = rows_of(many, "facts"), []
-    fill(many, killed_after(None, asked), [rows], "base")
+def test_rows_that_are_there_are_not_asked_for_again(long_session):
+    rows, asked = rows_of(long_session, "facts"), []
+    fill(long_session, interrupt_after(None, asked), [rows], "base")
     asked.clear()
-    fill(many, killed_after(0, asked), [rows], "base")
+    fill(long_session, interrupt_after(0, asked), [rows], "base")
     assert asked == []
 
 
-def test_a_damaged_block_is_computed_again(many):
-    rows, asked = rows_of(many, "facts"), []
+def test_a_damaged_block_is_computed_again(long_session):
+    rows, asked = rows_of(long_session, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        fill(many, killed_after(2 * BLOCK + 2, asked), [rows], "base")
-    (many.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
+        fill(long_session, interrupt_after(2 * BLOCK + 2, asked), [rows], "base")
+    (long_session.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
     asked.clear()
-    fill(many, killed_after(None, asked), [rows], "base")
+    fill(long_session, interrupt_after(None, asked), [rows], "base")
     assert len(asked) == BLOCK + 22
 
 
-def test_progress_is_reported_block_by_block(path, many):
+def test_progress_is_reported_block_by_block(path, long_session):
     said = []
 
-    class Heard(SilentProgress):
+    class ProgressLog(SilentProgress):
         def stage(self, label, expected_s=0.0):
             said.append(label)
             return super().stage(label, expected_s)
 
-    many.progress = Heard()
-    fill(many, script_candidate(str.upper), [rows_of(many, "facts")], "base")
+    long_session.progress = ProgressLog()
+    fill(long_session, script_candidate(str.upper), [rows_of(long_session, "facts")], "base")
     assert said == ["base: facts/test"]
 
 
@@ -233,13 +233,16 @@ def test_another_system_message_of_a_task_is_another_task(path):
 
 
 def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
-    def first(*overrides):
+    def read_first_message(*overrides):
         made = session(path, "target.system=Be brief.", *overrides)
         sets = target_sets(made, made.experiment.candidates["prompt"], base_weights(made.source), 0)
         return sets[0].job().examples[0].messages[0]
 
-    assert first() == {"role": "system", "content": "Be brief."}
-    assert first("candidates.prompt.system=Be long.") == {"role": "system", "content": "Be long."}
+    assert read_first_message() == {"role": "system", "content": "Be brief."}
+    assert read_first_message("candidates.prompt.system=Be long.") == {
+        "role": "system",
+        "content": "Be long.",
+    }
 
 
 def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
@@ -326,8 +329,8 @@ def test_unloading_a_session_frees_the_base_that_its_copy_loaded(path):
     assert loaded() is None
 
 
-def test_what_a_run_was_made_of_lies_in_its_folder(finished):
-    folder = finished[0] / "runs"
+def test_what_a_run_was_made_of_lies_in_its_folder(finished_run):
+    folder = finished_run[0] / "runs"
     for kept in store.list_runs(Store(folder)):
         written = json.loads((folder / kept.run_id / "run.json").read_text())
         assert written["recipe"]["method"] in ("base", "classifier", "lora")

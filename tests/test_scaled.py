@@ -29,14 +29,14 @@ ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny, tmp_path_factory, own_cache):
+def tuned_weights(tiny, tmp_path_factory, own_cache):
     """Train an adapter for a few steps."""
     context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
     params = lora.Params(r=2, learning_rate=0.05, max_steps=4, max_length=200)
     return lora.fit(context, params)
 
 
-def at(tiny, tuned, folder, scale):
+def fit_scale(tiny, tuned, folder, scale):
     context = tiny_methods.context(tiny, folder, init=tuned.folder / "adapter")
     return scaled.fit(context, scaled.Params(scale=scale))
 
@@ -50,7 +50,7 @@ def logprob(tiny, made):
         return candidate.loglikelihood(asked)[0].logprob
 
 
-def by_peft(tiny, tuned, scale):
+def score_by_peft(tiny, tuned, scale):
     """Score the same with PEFT's own way to scale an adapter."""
     import torch
     from peft import PeftModel
@@ -68,27 +68,32 @@ def by_peft(tiny, tuned, scale):
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 1.0])
-def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned, tmp_path, scale):
-    made = at(tiny, tuned, tmp_path, scale)
-    assert logprob(tiny, made) == pytest.approx(by_peft(tiny, tuned, scale), abs=1e-4)
+def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_path, scale):
+    made = fit_scale(tiny, tuned_weights, tmp_path, scale)
+    assert logprob(tiny, made) == pytest.approx(score_by_peft(tiny, tuned_weights, scale), abs=1e-4)
 
 
-def test_a_small_scale_is_nearly_the_base_and_the_whole_one_is_not(tiny, tuned, tmp_path):
-    base, whole = logprob(tiny, None), logprob(tiny, tuned)
-    nearly = logprob(tiny, at(tiny, tuned, tmp_path, 1e-4))
+def test_a_small_scale_is_nearly_the_base_and_the_whole_one_is_not(tiny, tuned_weights, tmp_path):
+    base, whole = logprob(tiny, None), logprob(tiny, tuned_weights)
+    nearly = logprob(tiny, fit_scale(tiny, tuned_weights, tmp_path, 1e-4))
     assert abs(whole - base) > 0.1
     assert nearly == pytest.approx(base, abs=0.01)
 
 
-def test_every_scale_has_a_digest_of_its_own_and_the_whole_scale_that_of_the_adapter(tiny, tuned, tmp_path):
-    made = {scale: at(tiny, tuned, tmp_path / str(scale), scale).digest for scale in (0.5, 0.75, 1.0)}
+def test_every_scale_has_a_digest_of_its_own_and_the_whole_scale_that_of_the_adapter(
+    tiny, tuned_weights, tmp_path
+):
+    made = {
+        scale: fit_scale(tiny, tuned_weights, tmp_path / str(scale), scale).digest
+        for scale in (0.5, 0.75, 1.0)
+    }
     assert len(set(made.values())) == 3
-    assert made[1.0] == tuned.digest
-    assert at(tiny, tuned, tmp_path / "again", 0.5).digest == made[0.5]
+    assert made[1.0] == tuned_weights.digest
+    assert fit_scale(tiny, tuned_weights, tmp_path / "again", 0.5).digest == made[0.5]
 
 
-def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned, tmp_path):
-    folder = shutil.copytree(tuned.folder / "adapter", tmp_path / "pattern")
+def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned_weights, tmp_path):
+    folder = shutil.copytree(tuned_weights.folder / "adapter", tmp_path / "pattern")
     written = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**written, "alpha_pattern": {"q_proj": 8}}))
     made = scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params(scale=0.5))
@@ -96,10 +101,10 @@ def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned, tmp_path):
     assert (read["lora_alpha"], read["alpha_pattern"]) == (written["lora_alpha"] / 2, {"q_proj": 4.0})
 
 
-def test_what_has_no_such_scale_is_refused(tiny, tuned, tmp_path):
+def test_what_has_no_such_scale_is_refused(tiny, tuned_weights, tmp_path):
     folder = tmp_path / "ia3"
     folder.mkdir()
-    shutil.copy(tuned.folder / "adapter" / WEIGHTS, folder)
+    shutil.copy(tuned_weights.folder / "adapter" / WEIGHTS, folder)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(CandidateFailed, match="an adapter of the kind IA3, which has no lora_alpha"):
         scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
@@ -115,8 +120,8 @@ def test_what_has_no_such_scale_is_refused(tiny, tuned, tmp_path):
         ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
     ],
 )
-def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned, tmp_path, own, said):
-    folder = shutil.copytree(tuned.folder / "adapter", tmp_path / "more")
+def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned_weights, tmp_path, own, said):
+    folder = shutil.copytree(tuned_weights.folder / "adapter", tmp_path / "more")
     written = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**written, **own}))
     with pytest.raises(CandidateFailed, match=said):
@@ -176,7 +181,7 @@ tasks:
 
 
 @pytest.fixture(scope="module")
-def measured(tiny, tmp_path_factory, own_cache):
+def folder_and_report(tiny, tmp_path_factory, own_cache):
     """Compare an adapter and half of it, on two tasks that ask the same documents; returns folder and report."""
     folder = tmp_path_factory.mktemp("half")
     candidates = f"  prompt: {{method: base}}\n  lora: {LORA}}}\n"
@@ -189,18 +194,18 @@ def measured(tiny, tmp_path_factory, own_cache):
     return folder, tiny_experiment.run(path)
 
 
-def test_it_is_a_candidate_like_any_other(measured):
-    folder, report = measured
+def test_it_is_a_candidate_like_any_other(folder_and_report):
+    folder, report = folder_and_report
     assert {f.name: f.state for f in report.facts} == dict.fromkeys(("prompt", "lora", "half"), "done")
     runs = {run.candidate: run for run in store.list_runs(Store(folder / "runs"))}
     assert runs["half"].training.init_wall_s == pytest.approx(runs["lora"].training.wall_s, abs=0.01)
     assert [step.what for step in report.steps["half"]] == ["scaling"]
 
 
-def test_a_document_that_two_tasks_ask_in_other_words_counts_once_in_the_change_of_a_step(measured):
+def test_a_document_that_two_tasks_ask_in_other_words_counts_once_in_the_change_of_a_step(folder_and_report):
     """It was counted twice, as the prompts differ, where the verdict counted it once."""
-    (step,) = measured[1].steps["half"]
-    (verdict,) = [f.verdict for f in measured[1].facts if f.name == "half"]
+    (step,) = folder_and_report[1].steps["half"]
+    (verdict,) = [f.verdict for f in folder_and_report[1].facts if f.name == "half"]
     assert [t.n for t in step.tasks] == [12, 12]
     assert (step.macro.n, verdict.macro.n) == (12, 12)
 

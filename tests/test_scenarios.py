@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from fake_facts import alternatives, candidate, comparison, tuned
+from fake_facts import alternatives, candidate, comparison, make_fine_tune
 
 from harness.comparison import Estimate
 from harness.decision import decide
@@ -19,12 +19,12 @@ def scenario(*facts, documents=False, **policy):
     return found
 
 
-def hybrid(score=0.85, **changes):
-    return tuned("both", score, score - 0.74, prompting=RAG, **changes)
+def make_hybrid(score=0.85, **changes):
+    return make_fine_tune("both", score, score - 0.74, prompting=RAG, **changes)
 
 
 def test_shots_suffice_where_no_fine_tune_is_shown_to_gain():
-    assert scenario(tuned("lora", 0.76, 0.02)) == (
+    assert scenario(make_fine_tune("lora", 0.76, 0.02)) == (
         "Scenario 2 of 6: examples of the task suffice without training, so shots, ranked labels or a plain"
         " classifier, for knn reaches 74.0 [69, 79] exact_match, and prompt 20.0 [15, 25] exact_match; lora is"
         " not shown to gain."
@@ -35,9 +35,9 @@ def test_shots_suffice_where_no_fine_tune_is_shown_to_gain():
 @pytest.mark.parametrize(
     ("lora", "policy"),
     [
-        (tuned("lora", 0.90, 0.16, "fail"), {}),
-        (tuned("lora", 0.90, 0.16, training_cost_usd=100.0), {"tau": 1.0}),
-        (tuned("lora", 0.90, 0.16), {"requests_per_month": 1, "label_cost_usd": 9.0}),
+        (make_fine_tune("lora", 0.90, 0.16, "fail"), {}),
+        (make_fine_tune("lora", 0.90, 0.16, training_cost_usd=100.0), {"tau": 1.0}),
+        (make_fine_tune("lora", 0.90, 0.16), {"requests_per_month": 1, "label_cost_usd": 9.0}),
     ],
     ids=["gate", "tau", "too dear"],
 )
@@ -49,7 +49,7 @@ def test_a_fine_tune_that_gains_shows_what_the_base_lacks_though_something_else_
 
 
 def test_a_gain_from_too_few_rows_is_a_lack_of_rows():
-    said = scenario(tuned("lora", 0.90, 0.16, n_train=20))
+    said = scenario(make_fine_tune("lora", 0.90, 0.16, n_train=20))
     assert said.startswith("Scenario 6 of 6: training rows are too few for what the base lacks, so more data")
     assert said.endswith(
         "20 training examples and 1 seed are too few to rely on that; knn is shipped until then."
@@ -57,12 +57,12 @@ def test_a_gain_from_too_few_rows_is_a_lack_of_rows():
 
 
 def test_a_gain_of_another_fine_tune_than_the_best_on_validation_counts_too():
-    flat = tuned("flat", 0.95, 0.01)
-    assert scenario(flat, tuned("lora", 0.90, 0.16, "fail")).startswith("Scenario 4 of 6")
+    flat = make_fine_tune("flat", 0.95, 0.01)
+    assert scenario(flat, make_fine_tune("lora", 0.90, 0.16, "fail")).startswith("Scenario 4 of 6")
 
 
 def test_only_slices_tell_a_behaviour_from_facts():
-    lora = tuned("lora", 0.90, 0.16)
+    lora = make_fine_tune("lora", 0.90, 0.16)
     assert "no slices knowledge and behaviour tell a behaviour from facts here" in scenario(lora)
     low, high = ({"behaviour": Estimate(s, s - 0.05, s + 0.05, 80)} for s in (0.2, 0.9))
     sliced = [replace(f, slices=low) for f in alternatives()]
@@ -79,27 +79,27 @@ def test_only_slices_tell_a_behaviour_from_facts():
     [
         ([], "3, 4 or 5"),
         ([candidate("docs", 0.60, prompting=RAG)], "4 or 5"),
-        ([tuned("lora", 0.60, -0.14)], "3 or 5"),
-        ([candidate("docs", 0.60, prompting=RAG), tuned("lora", 0.60, -0.14)], "5"),
-        ([candidate("docs", 0.60, prompting=RAG), tuned("lora", 0.86, 0.12, "fail")], "4"),
+        ([make_fine_tune("lora", 0.60, -0.14)], "3 or 5"),
+        ([candidate("docs", 0.60, prompting=RAG), make_fine_tune("lora", 0.60, -0.14)], "5"),
+        ([candidate("docs", 0.60, prompting=RAG), make_fine_tune("lora", 0.86, 0.12, "fail")], "4"),
     ],
     ids=["neither", "retrieval", "fine-tune", "both below it", "fine-tune as good"],
 )
 def test_a_hybrid_shows_facts_and_behaviour_where_each_alone_was_measured_to_reach_less(parts, numbers):
-    said = scenario(hybrid(), *parts)
+    said = scenario(make_hybrid(), *parts)
     assert said.startswith(f"Scenario {numbers} of 6")
     assert "both gains +11.0 [+6, +16] points over knn and reaches 85.0 [80, 90] exact_match" in said
     assert ("alone was not measured" in said) == (len(parts) < 2)
 
 
 def test_a_fine_tune_that_alone_is_fast_enough_tells_nothing_of_what_the_base_lacks():
-    lora = tuned("lora", 0.72, -0.02, vs_prompt=comparison(0.52))
+    lora = make_fine_tune("lora", 0.72, -0.02, vs_prompt=comparison(0.52))
     assert scenario(lora, max_latency_s=0.25).startswith("Scenario: none of the six")
 
 
 def test_retrieval_that_is_chosen_says_what_it_found():
     docs = candidate("docs", 0.85, prompting=RAG, recall=0.92)
-    said = scenario(docs, tuned("lora", 0.80, -0.05), documents=True)
+    said = scenario(docs, make_fine_tune("lora", 0.80, -0.05), documents=True)
     assert said.startswith(
         "Scenario 3 of 6: the base lacks facts, or they change, so retrieval, for docs reaches"
     )
@@ -108,6 +108,8 @@ def test_retrieval_that_is_chosen_says_what_it_found():
 
 
 def test_an_open_decision_and_a_baseline_are_in_none_yet():
-    assert scenario(tuned("lora", 0.90, 0.16, "inconclusive")).startswith("Scenario open: what is undecided")
+    assert scenario(make_fine_tune("lora", 0.90, 0.16, "inconclusive")).startswith(
+        "Scenario open: what is undecided"
+    )
     large = candidate("large", 0.95, trained=True, baseline=True)
     assert scenario(large).startswith("Scenario: none of the six, which are about one base; large")

@@ -43,7 +43,7 @@ def candidate(tiny, tmp_path_factory):
     return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
 
 
-def walked(candidate, score, *, seed=0, sign=1):
+def walk_search(candidate, score, *, seed=0, sign=1):
     """Answer each proposal with its score; returns the points."""
     asked, points = proposals(candidate, seed, sign), []
     point = next(asked)
@@ -62,7 +62,7 @@ def distance(point):
 
 class TestProposals:
     def test_are_as_many_as_trials_within_the_space(self, candidate):
-        points = walked(candidate, lambda point: 0.5)
+        points = walk_search(candidate, lambda point: 0.5)
         assert len(points) == 12
         for point in points:
             assert 1e-4 <= point["learning_rate"] <= 1e-1
@@ -70,33 +70,33 @@ class TestProposals:
             assert 0 <= point["lora_dropout"] <= 0.2
 
     def test_are_the_same_of_the_same_seed_and_findings_alone(self, candidate):
-        first = walked(candidate, lambda point: -distance(point))
-        assert walked(candidate, lambda point: -distance(point)) == first
-        assert walked(candidate, lambda point: -distance(point), seed=1) != first
-        other = walked(candidate, distance)
+        first = walk_search(candidate, lambda point: -distance(point))
+        assert walk_search(candidate, lambda point: -distance(point)) == first
+        assert walk_search(candidate, lambda point: -distance(point), seed=1) != first
+        other = walk_search(candidate, distance)
         assert other[:5] == first[:5], "the first five are drawn at random"
         assert other[5:] != first[5:]
 
     def test_of_more_trials_begin_as_those_of_fewer(self, candidate):
         many = replace(candidate, source=candidate.source.model_copy(update={"trials": 60}))
         more = replace(candidate, source=candidate.source.model_copy(update={"trials": 40}))
-        longer = walked(many, lambda point: -distance(point))
-        assert longer[:40] == walked(more, lambda point: -distance(point))
-        assert longer[:12] == walked(candidate, lambda point: -distance(point))
+        longer = walk_search(many, lambda point: -distance(point))
+        assert longer[:40] == walk_search(more, lambda point: -distance(point))
+        assert longer[:12] == walk_search(candidate, lambda point: -distance(point))
 
     def test_come_nearer_to_what_scores_better_also_where_lower_is_better(self, candidate):
         many = replace(candidate, source=candidate.source.model_copy(update={"trials": 60}))
         for sign in (1, -1):
-            found = walked(many, lambda point, sign=sign: -sign * distance(point), sign=sign)
+            found = walk_search(many, lambda point, sign=sign: -sign * distance(point), sign=sign)
             assert fmean(map(distance, found[-20:])) < 0.5 * fmean(map(distance, found[:10]))
 
     def test_go_on_after_a_training_that_diverged(self, candidate):
-        points = walked(candidate, lambda point: None if point["learning_rate"] > 0.01 else 0.5)
+        points = walk_search(candidate, lambda point: None if point["learning_rate"] > 0.01 else 0.5)
         assert len(points) == 12
 
     def test_of_a_range_of_whole_numbers_are_whole(self, candidate):
         recipe = candidate.source.model_copy(update={"search": {"r": [2, 64, "log"]}})
-        points = walked(replace(candidate, source=recipe), lambda point: 0.5)
+        points = walk_search(replace(candidate, source=recipe), lambda point: 0.5)
         assert all(isinstance(point["r"], int) and 2 <= point["r"] <= 64 for point in points)
 
 
@@ -125,7 +125,7 @@ def test_an_estimate_stands_for_trials_over_the_whole_space():
 
 
 @pytest.fixture(scope="module")
-def searched(tiny, own_cache, tmp_path_factory):
+def file_and_report(tiny, own_cache, tmp_path_factory):
     """Run a search of three trials; returns its file and report."""
     path = tiny_experiment.write(tmp_path_factory.mktemp("search"), tiny, SEARCHED.replace("TRIALS", "3"))
     return path, tiny_experiment.run(path)
@@ -136,22 +136,22 @@ def folders(path):
 
 
 class TestASearch:
-    def test_keeps_the_trial_that_is_best_on_validation_and_says_who_proposed_them(self, searched):
-        fact = next(f for f in searched[1].facts if f.name == "found")
+    def test_keeps_the_trial_that_is_best_on_validation_and_says_who_proposed_them(self, file_and_report):
+        fact = next(f for f in file_and_report[1].facts if f.name == "found")
         tried = fact.training.sweep
         assert (fact.state, len(tried)) == ("done", 3)
         chosen = next(t for t in tried if t.chosen)
         assert chosen.validation == max(t.validation for t in tried)
         assert fact.training.searched_by.startswith("TPE of Optuna 5.")
 
-    def test_is_shown_with_every_trial(self, searched):
-        text = markdown(experiment_document(searched[1]))
+    def test_is_shown_with_every_trial(self, file_and_report):
+        text = markdown(experiment_document(file_and_report[1]))
         assert "Search: found" in text
         assert "3 trials on validation rows, proposed by TPE of Optuna" in text
         assert "was the best of 3 trials on validation" in text
 
-    def test_is_not_trained_again_and_goes_on_with_more_trials(self, searched):
-        path, _ = searched
+    def test_is_not_trained_again_and_goes_on_with_more_trials(self, file_and_report):
+        path, _ = file_and_report
         before = folders(path)
         tiny_experiment.run(path)
         assert folders(path) == before
@@ -160,8 +160,8 @@ class TestASearch:
         assert before.items() <= after.items()
         assert len(next(f for f in more.facts if f.name == "found").training.sweep) == 5
 
-    def test_with_fewer_trials_than_it_has_made_is_shown_and_chosen_of_those_alone(self, searched):
-        path, _ = searched
+    def test_with_fewer_trials_than_it_has_made_is_shown_and_chosen_of_those_alone(self, file_and_report):
+        path, _ = file_and_report
         tiny_experiment.run(path, "candidates.found.trials=5")
         before = folders(path)
         less = tiny_experiment.run(path, "candidates.found.trials=3")
@@ -173,8 +173,8 @@ class TestASearch:
         shown = report_stored(session, ["prompt", "found"])
         assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3
 
-    def test_that_was_ended_comes_by_the_same_points(self, searched, tiny, tmp_path):
-        _, found = searched
+    def test_that_was_ended_comes_by_the_same_points(self, file_and_report, tiny, tmp_path):
+        _, found = file_and_report
         other = tiny_experiment.write(tmp_path, tiny, SEARCHED.replace("TRIALS", "3"))
 
         class EndsAfterTwo(SilentProgress):
@@ -192,8 +192,8 @@ class TestASearch:
         assert [t.params for t in tried] == [t.params for t in known]
         assert [t.validation for t in tried] == [t.validation for t in known]
 
-    def test_counts_as_so_many_tries_of_its_side(self, searched):
-        said = " ".join(map(str, searched[1].decision.reasons))
+    def test_counts_as_so_many_tries_of_its_side(self, file_and_report):
+        said = " ".join(map(str, file_and_report[1].decision.reasons))
         assert "3 of fine-tunes" in said
 
 

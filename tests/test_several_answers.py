@@ -29,7 +29,7 @@ WORDS = ("late", "money", "Late.", "neither")
 PASSK = json.loads((Path(__file__).parent / "golden.json").read_text())["passk"]["value"]
 
 
-class Drawing(TextCandidate):
+class SeedCandidate(TextCandidate):
     """Answers by the seed alone, one of four words, and remembers how often it was asked."""
 
     def __init__(self):
@@ -57,7 +57,7 @@ def words_of(item, n):
     return [WORDS[seed_of(item, k) % 4] for k in range(n)]
 
 
-def right(words):
+def mark_right(words):
     return [float(normalize(word) == "late") for word in words]
 
 
@@ -65,7 +65,7 @@ def right(words):
 
 
 def test_each_answer_is_drawn_by_the_seed_of_its_item_and_place():
-    candidate = Drawing()
+    candidate = SeedCandidate()
     rows = evaluate_block(candidate, job_of(samples=6), 0)
     assert [[s.text for s in row.samples] for row in rows] == [words_of(f"i{k}", 6) for k in range(3)]
     assert {temperature for temperature, _ in candidate.asked} == {0.7}
@@ -73,14 +73,14 @@ def test_each_answer_is_drawn_by_the_seed_of_its_item_and_place():
 
 
 def test_the_first_answer_counts_by_the_mean_score_of_all_of_them():
-    row, *_ = evaluate_block(Drawing(), job_of(samples=8), 0)
+    row, *_ = evaluate_block(SeedCandidate(), job_of(samples=8), 0)
     words = words_of("i0", 8)
     assert row.text == words[0]
-    assert row.parts["exact_match"] == (pytest.approx(sum(right(words)) / 8),)
+    assert row.parts["exact_match"] == (pytest.approx(sum(mark_right(words)) / 8),)
 
 
 def test_what_an_item_took_is_what_all_of_its_answers_took():
-    row, *_ = evaluate_block(Drawing(), job_of(samples=8), 0)
+    row, *_ = evaluate_block(SeedCandidate(), job_of(samples=8), 0)
     assert (row.n_prompt_tokens, row.n_output_tokens) == (40, 16)
     assert row.compute_s == pytest.approx(0.8)
 
@@ -178,7 +178,7 @@ def test_an_item_of_which_every_answer_failed_has_no_score():
         assert (found.status, found.parts) == ("error", {"m": None})
 
 
-class Refusing(Drawing):
+class FailingCandidate(SeedCandidate):
     """Fails on the answers of which the seed leaves a rest of 0."""
 
     def generate(self, prompts, limits, seeds=()):
@@ -190,7 +190,7 @@ class Refusing(Drawing):
 @pytest.mark.parametrize("metric", ["exact_match", "macro_f1"])
 def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
     job = job_of(8, metrics=(metric,), samples=4)
-    rows = evaluate_block(Refusing(), job, 0)
+    rows = evaluate_block(FailingCandidate(), job, 0)
     failed = [sum(seed_of(row.example_id, k) % 4 == 0 for k in range(4)) for row in rows]
     right = [sum(seed_of(row.example_id, k) % 4 == 2 for k in range(4)) for row in rows]
     found = comparison.estimate(job.metrics[metric], rows)
@@ -206,7 +206,7 @@ def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
 def test_a_base_of_which_some_answers_failed_is_beyond_what_may_fail():
     job = job_of(8, samples=4)
     (metric,) = job.metrics.values()
-    base, new = (evaluate_block(candidate, job, 0) for candidate in (Refusing(), Drawing()))
+    base, new = (evaluate_block(candidate, job, 0) for candidate in (FailingCandidate(), SeedCandidate()))
     found = comparison.compare_rows(metric, base, new)
     assert found.errors.base == sum(row.status == "incomplete" for row in base) > 0
     assert "8 answers failed" in comparison.refuse_failed(found, 1.0, 0.01).refused
@@ -215,7 +215,7 @@ def test_a_base_of_which_some_answers_failed_is_beyond_what_may_fail():
 # pass@k
 
 
-def several(n, n_right, items=4):
+def evaluate_several(n, n_right, items=4):
     task = Task(name="t", data={})
     rows = evaluate_block(
         script_candidate(lambda _: "x"), replace(job_of(items, samples=2), decoding=None), 0
@@ -238,7 +238,7 @@ def test_pass_at_k_is_that_of_the_golden_values(name):
 
 
 def test_pass_at_k_is_said_for_each_power_of_two_and_for_all_answers():
-    found = several(10, 3)
+    found = evaluate_several(10, 3)
     assert [one.k for one in found.passes] == [1, 2, 4, 8, 10]
     assert [round(one.estimate.score, 6) for one in found.passes] == [0.3, 0.533333, 0.833333, 1, 1]
     assert all(one.estimate.low <= one.estimate.score <= one.estimate.high for one in found.passes)
@@ -246,7 +246,7 @@ def test_pass_at_k_is_said_for_each_power_of_two_and_for_all_answers():
 
 
 def test_a_metric_that_is_no_right_or_wrong_has_no_pass_at_k():
-    rows = evaluate_block(Drawing(), job_of(samples=4, metrics=("token_f1",)), 0)
+    rows = evaluate_block(SeedCandidate(), job_of(samples=4, metrics=("token_f1",)), 0)
     drawn = {
         row.example_id: tuple(replace(s, parts={"token_f1": (0.5,)}) for s in row.samples) for row in rows
     }
@@ -255,7 +255,7 @@ def test_a_metric_that_is_no_right_or_wrong_has_no_pass_at_k():
 
 
 def test_collapse_is_counted_over_all_answers():
-    rows = evaluate_block(Drawing(), job_of(samples=4), 0)
+    rows = evaluate_block(SeedCandidate(), job_of(samples=4), 0)
     each = comparison.list_each_answer(rows, {row.example_id: row.samples for row in rows})
     found = comparison.answer_diversity(each)
     assert found.n == 12
@@ -328,7 +328,7 @@ def sets_of(session):
 def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, f"  one: {{decoding: {{{DRAWN}}}}}\n")
     first = prepare_session(config.load(path), Scope(), SilentProgress())
-    fill(first, Drawing(), sets_of(first), "one")
+    fill(first, SeedCandidate(), sets_of(first), "one")
     changed = prepare_session(
         config.load(path, ["candidates.one.decoding.choose=majority"]), Scope(), SilentProgress()
     )

@@ -11,7 +11,7 @@ import tiny_experiment
 import tiny_methods
 from pydantic import ValidationError
 from safetensors.numpy import load_file
-from test_shared_training import ignore, made
+from test_shared_training import ignore, read_fit
 
 from harness import config, training
 from harness.errors import UserError
@@ -34,7 +34,7 @@ ZERO_2, ZERO_3 = (
 )
 
 
-def written(tiny, folder, policy, method="lora", **params):
+def write_job(tiny, folder, policy, method="lora", **params):
     """Write a job on twelve rows for the processes of a policy; returns its folder."""
     rank = {"r": 2} if method == "lora" else {}
     job = training.TrainingJob(
@@ -102,10 +102,10 @@ def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in
 # Weights that no process holds whole
 
 
-def sharded(tiny, folder, policy, method="lora", **params):
+def train_both(tiny, folder, policy, method="lora", **params):
     """Make the weights of a job with one process and with those of a policy; returns both folders."""
-    alone = written(tiny, folder / "alone", AcceleratePolicy(), method, **params)
-    shared = written(tiny, folder / "shared", policy, method, **params)
+    alone = write_job(tiny, folder / "alone", AcceleratePolicy(), method, **params)
+    shared = write_job(tiny, folder / "shared", policy, method, **params)
     training.run_job(alone, ignore)
     launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
     here = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))
@@ -133,17 +133,17 @@ def difference(alone, shared, file):
 def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method):
     whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
     knobs = whole | {"warmup_steps": 0, "gradient_checkpointing": True}
-    alone, shared = sharded(tiny, tmp_path, policy, method, **knobs)
+    alone, shared = train_both(tiny, tmp_path, policy, method, **knobs)
     files = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
     assert difference(alone, shared, files[method]) < 1e-4
-    record, expected = made(shared)["training"], made(alone)["training"]
+    record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
     assert (record["n_processes"], record["n_trainable"]) == (2, expected["n_trainable"])
     assert np.allclose(record["loss"], expected["loss"], atol=1e-3)
     assert record["loss"][0][1] - record["loss"][-1][1] > 0.01  # something was learned
 
 
 def test_processes_without_shards_refuse_a_job_for_them(tiny, tmp_path, monkeypatch):
-    folder = written(tiny, tmp_path, FSDP)
+    folder = write_job(tiny, tmp_path, FSDP)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         UserError, match="found 2 processes at work; expected 2 processes, shards by FSDP, as its"

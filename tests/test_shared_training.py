@@ -35,7 +35,7 @@ def ignore(done, total, note=""):
     pass
 
 
-def written(tiny, folder, processes, **params):
+def write_job(tiny, folder, processes, **params):
     """Write a job on twelve rows for so many processes, each of one thread; returns its folder."""
     job = training.TrainingJob(
         method="lora",
@@ -55,21 +55,23 @@ def written(tiny, folder, processes, **params):
     return folder
 
 
-def made(folder):
+def read_fit(folder):
     return json.loads((folder / training.FIT).read_text())
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_weights_of_one_with_half_of_the_rows_each(tiny, tmp_path):
     whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
-    alone, shared = (written(tiny, tmp_path / name, n, **whole) for name, n in (("alone", 1), ("shared", 2)))
+    alone, shared = (
+        write_job(tiny, tmp_path / name, n, **whole) for name, n in (("alone", 1), ("shared", 2))
+    )
     heard = []
     training.run_job(alone, ignore)
     worker.launch(shared, lambda done, total, note="": heard.append((done, total)))
     assert heard == [(1, 3), (2, 3), (3, 3)]  # one of them speaks
     one, other = (load_file(at / "adapter" / "adapter_model.safetensors") for at in (alone, shared))
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-4  # all rows in each step
-    record, expected = made(shared)["training"], made(alone)["training"]
+    record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
     assert (record["n_processes"], record["batch_size"], record["accumulated_batches"]) == (2, 3, 2)
     assert (record["n_steps"], record["n_tokens"]) == (expected["n_steps"], expected["n_tokens"])
     assert np.allclose(record["loss"], expected["loss"], atol=1e-3)
@@ -95,7 +97,7 @@ def process_of(folder, rank):
 def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undisturbed(
     tiny, tmp_path, step, checkpoint
 ):
-    undisturbed, folder = (written(tiny, tmp_path / name, 2, lora_dropout=0.2) for name in ("one", "two"))
+    undisturbed, folder = (write_job(tiny, tmp_path / name, 2, lora_dropout=0.2) for name in ("one", "two"))
     worker.launch(undisturbed, ignore)
 
     def kill(done, total, note=""):
@@ -109,7 +111,7 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
     heard = []
     worker.launch(folder, lambda done, total, note="": heard.append(done))
     assert heard[0] == step
-    assert made(folder)["digest"] == made(undisturbed)["digest"]
+    assert read_fit(folder)["digest"] == read_fit(undisturbed)["digest"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, process
 
 
 def test_a_job_for_several_processes_is_refused_by_one_with_the_command_for_all(tiny, tmp_path):
-    folder = written(tiny, tmp_path, 2)
+    folder = write_job(tiny, tmp_path, 2)
     with pytest.raises(UserError, match="found 1 processes at work; expected 2") as refused:
         training.run_job(folder, ignore)
     assert f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker" in str(

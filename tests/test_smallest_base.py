@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_experiment
-from fake_facts import BITS, alternatives, candidate, decided, tuned
+from fake_facts import BITS, alternatives, candidate, make_decision, make_fine_tune
 
 from harness.decision import BaseSize
 from harness.models.hub import resolve
@@ -11,13 +11,16 @@ SMALL, LARGE = BaseSize("small", 135_000_000, 0.27), BaseSize("large", 1_700_000
 
 
 def sentence(*facts, goal, metric="exact_match"):
-    found = decided(list(facts), metric_name=metric, goal=goal)
+    found = make_decision(list(facts), metric_name=metric, goal=goal)
     said = [reason for reason in found.reasons if "meet the goal" in reason]
     return said[0] if said else ""
 
 
 def test_the_smallest_base_whose_whole_interval_reaches_the_goal_is_named():
-    small, large = tuned("mine", 0.86, 0.12, base=SMALL), tuned("theirs", 0.90, 0.16, base=LARGE)
+    small, large = (
+        make_fine_tune("mine", 0.86, 0.12, base=SMALL),
+        make_fine_tune("theirs", 0.90, 0.16, base=LARGE),
+    )
     assert sentence(*alternatives(), large, small, goal=0.8) == (
         "The smallest base that is shown to meet the goal of 80.0 % is small (135 million parameters, 0.27 GB of"
         " weights), with mine, 86.0 [81, 91] exact_match; compared with large (1,700 million). theirs on large is"
@@ -37,7 +40,7 @@ def test_of_a_base_the_candidate_that_is_best_on_validation_speaks():
 
 
 def test_what_the_gate_stops_or_a_budget_leaves_out_is_no_answer():
-    stopped = tuned("mine", 0.95, 0.2, "fail", base=SMALL)
+    stopped = make_fine_tune("mine", 0.95, 0.2, "fail", base=SMALL)
     large = candidate("big", 0.90, base=LARGE)
     plain = candidate("plain", 0.5, base=SMALL)
     assert "is large" in sentence(stopped, plain, large, goal=0.8)

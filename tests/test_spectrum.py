@@ -32,7 +32,7 @@ def values_of(matrix):
     return np.linalg.svd(matrix, compute_uv=False)
 
 
-def noisy(shape, scale, spikes, seed=0):
+def make_noisy_matrix(shape, scale, spikes, seed=0):
     """Make noise of a scale, and on it orthogonal directions of the given singular values."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(rng.normal(size=(shape[0], len(spikes))))[0]
@@ -44,7 +44,7 @@ def noisy(shape, scale, spikes, seed=0):
 @pytest.mark.parametrize("scale", [0.02, 3.0])
 def test_what_is_above_the_bound_are_the_spikes_that_were_put_in(shape, scale):
     edge = scale * (np.sqrt(shape[0]) + np.sqrt(shape[1]))  # where noise of this scale ends
-    values = values_of(noisy(shape, scale, [2 * edge, 3 * edge, 5 * edge]))
+    values = values_of(make_noisy_matrix(shape, scale, [2 * edge, 3 * edge, 5 * edge]))
     bound = noise_bound(values, shape)
     assert bound == pytest.approx(edge, rel=0.06)
     assert (values > 1.06 * bound).sum() == 3
@@ -54,10 +54,10 @@ def test_the_interquartile_range_is_that_of_the_law():
     """Of a square matrix it is that of a quarter circle of radius 2, whose distribution is known in closed form."""
     from scipy.optimize import brentq
 
-    def below(x):
+    def integrate_density(x):
         return (x * np.sqrt(4 - x * x) / 2 + 2 * np.arcsin(x / 2)) / np.pi
 
-    quartiles = [brentq(lambda x, q=q: below(x) - q, 0, 2) for q in (0.25, 0.75)]
+    quartiles = [brentq(lambda x, q=q: integrate_density(x) - q, 0, 2) for q in (0.25, 0.75)]
     assert signal_to_noise._interquartile_range(1.0) == pytest.approx(quartiles[1] - quartiles[0], abs=1e-3)
     drawn = values_of(np.random.default_rng(1).normal(size=(300, 1200)) / np.sqrt(1200))
     low, high = np.quantile(drawn, (0.25, 0.75))

@@ -99,7 +99,7 @@ def test_a_delta_is_the_score_less_that_of_the_base_on_the_same_item(store):
     assert deltas == [0, -1, 0, 0, 1, 0]
 
 
-def judged_with_errors(store, metric, bounds, base, new):
+def store_with_errors(store, metric, bounds, base, new):
     """Store two arms of scores, None where an answer failed, as a run `bad`; returns the rows."""
     identities = [replace(BASE, task_version="bad", weights_digest=w) for w in ("b", "weights of bad")]
     arms = [
@@ -123,7 +123,7 @@ def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
     """The three answers that the run did not give were left out: no change, where it lost 75 points."""
     best, worst = metric.bounds[::-1] if metric.higher_is_better else metric.bounds
     base = [best] * 4 + [None] * 2
-    arms = judged_with_errors(store, metric.name, metric.range, base, [None] * 3 + [best, best, None])
+    arms = store_with_errors(store, metric.name, metric.range, base, [None] * 3 + [best, best, None])
     compared = compare_rows(metric, *arms, base_errors="bounds")
     assert compared.n == 4
     found = stores.query(
@@ -136,7 +136,7 @@ def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
 
 
 def test_a_failed_answer_has_no_delta_where_the_metric_has_no_worst_value(store):
-    judged_with_errors(store, "wer", MetricRange(False, 0.0, None), [0.5, 0.5], [None, 0.25])
+    store_with_errors(store, "wer", MetricRange(False, 0.0, None), [0.5, 0.5], [None, 0.25])
     found = stores.query(
         store, "SELECT delta, failed FROM deltas WHERE run_id = 'bad' ORDER BY example_id"
     ).rows
@@ -248,17 +248,17 @@ def test_what_was_stored_before_units_were_has_none(store):
 # Verdicts
 
 
-def judged(store, run_id, policy=POLICY):
+def store_verdict(store, run_id, policy=POLICY):
     run = stores.get_run(store, run_id)
     record_verdict(store, Judgement(run, verdict("fail"), policy, "the base", run.base_digest))
 
 
-def stale(store):
+def query_stale(store):
     return dict(stores.query(store, "SELECT run_id, bool_and(stale) FROM verdicts GROUP BY ALL").rows)
 
 
 def test_a_verdict_stands_in_sql_with_its_numbers_and_is_not_stale(store):
-    judged(store, "lora")
+    store_verdict(store, "lora")
     said = verdict("fail")
     query = "SELECT run_id, outcome, sentence, delta, low, high, n, lost, gained, stale FROM verdicts"
     assert stores.query(store, query).rows == [
@@ -267,33 +267,33 @@ def test_a_verdict_stands_in_sql_with_its_numbers_and_is_not_stale(store):
 
 
 def test_the_same_verdict_said_again_is_stored_once(store):
-    judged(store, "lora")
-    judged(store, "lora")
+    store_verdict(store, "lora")
+    store_verdict(store, "lora")
     assert column(store, "SELECT count(*) FROM verdicts") == [1]
 
 
 def test_a_verdict_is_stale_where_its_run_has_other_rows_since(store):
-    judged(store, "lora")
+    store_verdict(store, "lora")
     stores.save_run(store, replace(stores.get_run(store, "lora"), rows={"support/test": DPO.digest}))
-    assert stale(store) == {"lora": True}
+    assert query_stale(store) == {"lora": True}
 
 
 def test_a_verdict_is_stale_where_a_later_one_was_given_under_another_policy(store):
-    judged(store, "lora")
+    store_verdict(store, "lora")
     path = next((store.folder / "verdicts" / "lora").glob("*.json"))
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"created": "2000-01-01"}), "utf-8")
-    judged(store, "dpo", GatePolicy(each=0.1))
-    assert stale(store) == {"lora": True, "dpo": False}
+    store_verdict(store, "dpo", GatePolicy(each=0.1))
+    assert query_stale(store) == {"lora": True, "dpo": False}
 
 
 def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
-    judged(store, "lora")
-    judged(store, "lora", GatePolicy(each=0.1))
+    store_verdict(store, "lora")
+    store_verdict(store, "lora", GatePolicy(each=0.1))
     for path in (store.folder / "verdicts" / "lora").glob("*.json"):
         kept = json.loads(path.read_text("utf-8"))
         created = "2000-01-02" if kept["policy"]["each"] == 0.1 else "2000-01-01"
         path.write_text(json.dumps(kept | {"created": created}), "utf-8")
-    judged(store, "lora")
+    store_verdict(store, "lora")
     query = (
         "SELECT policy->>'each' = '0.1', stale FROM (SELECT record->'policy' AS policy, stale FROM verdicts)"
     )
@@ -301,22 +301,22 @@ def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
 
 
 def test_a_verdict_file_that_is_damaged_is_written_again(store):
-    judged(store, "lora")
+    store_verdict(store, "lora")
     (path,) = (store.folder / "verdicts" / "lora").glob("*.json")
     path.write_text("{", "utf-8")
-    judged(store, "lora")
+    store_verdict(store, "lora")
     assert json.loads(path.read_text("utf-8"))["outcome"] == "fail"
 
 
 def test_a_verdict_is_stale_where_another_version_of_harness_gave_it(store):
-    judged(store, "lora")
+    store_verdict(store, "lora")
     path = next((store.folder / "verdicts" / "lora").glob("*.json"))
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"harness": "0.0.1"}), "utf-8")
-    assert stale(store) == {"lora": True}
+    assert query_stale(store) == {"lora": True}
 
 
 def test_the_verdicts_of_a_run_go_with_it(store):
-    judged(store, "lora")
+    store_verdict(store, "lora")
     stores.remove_run(store, "lora")
     assert column(store, "SELECT count(*) FROM verdicts") == [0]
 

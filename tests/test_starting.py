@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_model
-from fake_facts import candidate, tuned
+from fake_facts import candidate, make_fine_tune
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -57,31 +57,31 @@ def rows(folder, name, content):
 
 
 @pytest.fixture
-def proposed(tmp_path):
+def propose_rows(tmp_path):
     """Return a maker of proposals from rows; other arguments are fields of the request."""
 
-    def made(content, **given):
+    def propose(content, **given):
         request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **given)
         return scaffold.propose(request, HERE)
 
-    return made
+    return propose
 
 
-def refused(*args, **kwargs):
+def list_problems(*args, **kwargs):
     with pytest.raises(UserError) as caught:
         scaffold.propose(*args, **kwargs, here=HERE)
     return [problem.found for problem in caught.value.problems]
 
 
-def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(proposed):
-    few = proposed(FREE[:10])
+def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(propose_rows):
+    few = propose_rows(FREE[:10])
     n = len(load_task(few.task, 0).test)
     assert 0 < n < 6
     assert [warning.partition(":")[0] for warning in few.warnings] == [f"only {n} items for test"]
 
 
-def test_enough_rows_are_not_warned_of(proposed):
-    enough = proposed(FREE)
+def test_enough_rows_are_not_warned_of(propose_rows):
+    enough = propose_rows(FREE)
     assert len(load_task(enough.task, 0).test) >= 6
     assert enough.warnings == ()
 
@@ -107,8 +107,8 @@ def test_enough_rows_are_not_warned_of(proposed):
     ],
     ids=["labels", "choice", "text", "question", "preference"],
 )
-def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candidates):
-    found = proposed(content)
+def test_the_task_follows_from_the_rows(propose_rows, content, kind, metrics, candidates):
+    found = propose_rows(content)
     assert (found.kind, found.task.metrics) == (kind, metrics)
     assert [name for name in found.candidates if name != "dpo"] == candidates
 
@@ -118,8 +118,8 @@ def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candid
     [LABELLED, CHOICES, FREE, QUESTIONS, PAIRS],
     ids=["labels", "choice", "text", "question", "preference"],
 )
-def test_what_is_written_loads_as_what_was_proposed(proposed, content):
-    found = proposed(content)
+def test_what_is_written_loads_as_what_was_proposed(propose_rows, content):
+    found = propose_rows(content)
     loaded = config.load(scaffold.write(found)[0])
     assert loaded.experiment.target == found.task
     assert list(loaded.selected) == list(found.candidates)
@@ -127,47 +127,47 @@ def test_what_is_written_loads_as_what_was_proposed(proposed, content):
     assert load_task(loaded.experiment.target, 0).test
 
 
-def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(proposed):
-    task = proposed(CHOICES).task
+def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(propose_rows):
+    task = propose_rows(CHOICES).task
     assert (task.kind, task.chance, task.system) == ("choice", 0.25, None)
     assert load_task(task, 0).test[0].choices
 
 
-def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(proposed):
+def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(propose_rows):
     content = [{"prompt": f"Name a fruit, {i}.", "references": ["apple", f"pear {i}"]} for i in range(30)]
-    assert [line for line in proposed(content).said if line.startswith("accepted answers: ")] == [
+    assert [line for line in propose_rows(content).said if line.startswith("accepted answers: ")] == [
         "accepted answers: 11 of 11 items to evaluate have several answers, of which each alone is right"
     ]
-    assert not any(line.startswith("accepted answers") for line in proposed(FREE, kind="text").said)
+    assert not any(line.startswith("accepted answers") for line in propose_rows(FREE, kind="text").said)
 
 
-def test_calls_of_tools_are_scored_as_calls(proposed):
+def test_calls_of_tools_are_scored_as_calls(propose_rows):
     def row(i):
         call = {"type": "function", "function": {"name": "look_up", "arguments": json.dumps({"n": i})}}
         answer = {"role": "assistant", "content": None, "tool_calls": [call] * (1 + i % 2)}
         return {"messages": [{"role": "user", "content": f"Find {i}."}, answer]}
 
-    assert proposed([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
+    assert propose_rows([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
 
 
-def test_choices_that_are_the_same_in_all_rows_are_labels(proposed):
+def test_choices_that_are_the_same_in_all_rows_are_labels(propose_rows):
     content = [
         {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}
         for i in range(40)
     ]
-    assert proposed(content).task.labels == ("even", "odd")
+    assert propose_rows(content).task.labels == ("even", "odd")
 
 
-def test_labels_are_closed_and_named_in_the_system_message(proposed):
-    task = proposed(LABELLED).task
+def test_labels_are_closed_and_named_in_the_system_message(propose_rows):
+    task = propose_rows(LABELLED).task
     assert task.labels == ("card", "pin")
     assert task.system == "Reply with one of: card, pin."
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_rows_with_a_system_message_of_their_own_get_no_second_one(proposed, own):
+def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows, own):
     first = [{"role": "system", "content": "You are brief."}] if own else []
-    task = proposed(
+    task = propose_rows(
         [
             {
                 "messages": [
@@ -182,25 +182,25 @@ def test_rows_with_a_system_message_of_their_own_get_no_second_one(proposed, own
     assert (task.system is None) == own
 
 
-def test_questions_are_split_by_the_field_that_holds_them_together(proposed):
-    found = proposed(QUESTIONS)
+def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows):
+    found = propose_rows(QUESTIONS)
     assert found.task.fields.cluster == "{title}"
     assert any(line.startswith("split by title:") for line in found.said)
 
 
-def test_the_contexts_of_questions_become_documents(proposed):
-    found = proposed(QUESTIONS)
+def test_the_contexts_of_questions_become_documents(propose_rows):
+    found = propose_rows(QUESTIONS)
     assert found.task.data.documents == found.task.data.all
     assert "documents: 40 to retrieve from" in found.said
 
 
-def test_documents_of_ones_own_bring_retrieval(proposed, tmp_path):
-    found = proposed(FREE, documents=rows(tmp_path, "kb.jsonl", DOCUMENTS))
+def test_documents_of_ones_own_bring_retrieval(propose_rows, tmp_path):
+    found = propose_rows(FREE, documents=rows(tmp_path, "kb.jsonl", DOCUMENTS))
     assert {"rag", "hybrid"} <= found.candidates.keys()
 
 
-def test_pairs_of_ones_own_are_named(proposed, tmp_path):
-    found = proposed(FREE, pairs=rows(tmp_path, "pairs.jsonl", PAIRS))
+def test_pairs_of_ones_own_are_named(propose_rows, tmp_path):
+    found = propose_rows(FREE, pairs=rows(tmp_path, "pairs.jsonl", PAIRS))
     assert found.task.data.pairs.endswith("pairs.jsonl")
     assert any(line.startswith("pairs: 40") for line in found.said)
 
@@ -210,8 +210,8 @@ def thumbs(n, down):
     return [{**row, "label": not down(i)} for i, row in enumerate(asked)]
 
 
-def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_answers(proposed):
-    found = proposed(thumbs(60, lambda i: i % 3 == 0))
+def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_answers(propose_rows):
+    found = propose_rows(thumbs(60, lambda i: i % 3 == 0))
     assert list(found.candidates) == ["prompt", "fixed", "knn", "lora", "kto"]
     assert found.candidates["kto"]["init_from"] == "lora"
     data = found.task.data
@@ -243,44 +243,44 @@ def test_many_unusable_rows_are_refused_among_answers_with_thumbs_too(tmp_path, 
 @pytest.mark.parametrize(
     ("down", "method"), [(lambda i: i % 2, "kto"), (lambda i: False, None), (lambda i: True, None)]
 )
-def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(proposed, tmp_path, down, method):
-    found = proposed(FREE, pairs=rows(tmp_path, "thumbs.jsonl", thumbs(20, down)))
+def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(propose_rows, tmp_path, down, method):
+    found = propose_rows(FREE, pairs=rows(tmp_path, "thumbs.jsonl", thumbs(20, down)))
     assert found.candidates.keys() & {"dpo", "kto"} == ({method} if method else set())
 
 
-def test_long_answers_are_scored_although_they_are_cut(proposed):
-    assert proposed(FREE).task.truncated_scores
-    assert not proposed(QUESTIONS).task.truncated_scores
+def test_long_answers_are_scored_although_they_are_cut(propose_rows):
+    assert propose_rows(FREE).task.truncated_scores
+    assert not propose_rows(QUESTIONS).task.truncated_scores
 
 
-def test_answers_in_another_script_are_compared_by_their_letters(proposed):
+def test_answers_in_another_script_are_compared_by_their_letters(propose_rows):
     content = [{"prompt": f"{i}?", "reference": f"これは長い答えです{i}"} for i in range(30)]
-    assert proposed(content).task.metrics == ("chrf",)
+    assert propose_rows(content).task.metrics == ("chrf",)
 
 
-def test_many_rows_are_drawn_from_and_it_is_said(proposed):
-    found = proposed([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
+def test_many_rows_are_drawn_from_and_it_is_said(propose_rows):
+    found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
     assert found.task.data.limits.test == 400
     assert any("drawn" in line for line in found.said)
 
 
-def test_a_larger_base_gets_a_lower_learning_rate(proposed):
+def test_a_larger_base_gets_a_lower_learning_rate(propose_rows):
     rates = {
-        base: proposed(FREE, base_model=base).candidates["lora"]["sweep"]["learning_rate"]
+        base: propose_rows(FREE, base_model=base).candidates["lora"]["sweep"]["learning_rate"]
         for base in ("smollm2-135m", "own/model")
     }
     assert max(rates["own/model"]) < max(rates["smollm2-135m"])
 
 
-def test_a_few_unusable_rows_are_left_out_and_said(proposed):
-    found = proposed([*FREE, {**FREE[0], "output": ""}])
+def test_a_few_unusable_rows_are_left_out_and_said(propose_rows):
+    found = propose_rows([*FREE, {**FREE[0], "output": ""}])
     assert found.task.data.invalid_rows == "drop"
     assert any("1 of 41 rows dropped, invalid" in line for line in found.said)
 
 
 def test_many_unusable_rows_are_refused(tmp_path):
     content = [*FREE, *({**row, "output": ""} for row in FREE[:10])]
-    found = refused(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
+    found = list_problems(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
     assert found[0] == "an empty 'output'"
     assert found[-1] == "10 of 50 rows that cannot be used"
 
@@ -307,7 +307,7 @@ def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns)
     assert found.name == "my-rows"
 
 
-def untitled(tmp_path, content):
+def write_untitled(tmp_path, content):
     with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(content)
     return str(tmp_path / "mine.csv")
@@ -325,7 +325,7 @@ def untitled(tmp_path, content):
 )
 def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
     with pytest.raises(UserError) as refusal:
-        scaffold.propose(Request(tmp_path / "new", untitled(tmp_path, content)), HERE)
+        scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content)), HERE)
     (problem,) = refusal.value.problems
     assert problem.where.endswith("mine.csv:1")
     assert problem.found == f"{found} where names of columns belong"
@@ -335,30 +335,30 @@ def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
 @pytest.mark.parametrize("header", [("q", "a"), ("Q", "A")])
 def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, header):
     content = [header, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
-    found = scaffold.propose(Request(tmp_path / "new", untitled(tmp_path, content)), HERE)
+    found = scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content)), HERE)
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{name}}}" for name in header)
     assert found.task.labels == ("a", "b", "c", "d")
 
 
 def test_a_header_that_is_a_value_too_is_taken_where_its_columns_are_named(tmp_path):
     content = [("q", "card"), *((row["text"], row["label"]) for row in LABELLED)]
-    data = untitled(tmp_path, content)
-    assert refused(Request(tmp_path / "new", data))[0].startswith("'card', which 20 rows")
+    data = write_untitled(tmp_path, content)
+    assert list_problems(Request(tmp_path / "new", data))[0].startswith("'card', which 20 rows")
     found = scaffold.propose(Request(tmp_path / "new", data, prompt="q", reference="card"), HERE)
     assert found.task.labels == ("card", "pin")
 
 
 @pytest.mark.parametrize("named", [{}, {"prompt": "te{x}t", "reference": "label"}])
 def test_a_column_with_braces_in_its_name_is_refused_in_one_sentence(tmp_path, named):
-    data = untitled(tmp_path, [("te{x}t", "label"), *((row["text"], row["label"]) for row in LABELLED)])
-    assert refused(Request(tmp_path / "new", data, **named)) == [
+    data = write_untitled(tmp_path, [("te{x}t", "label"), *((row["text"], row["label"]) for row in LABELLED)])
+    assert list_problems(Request(tmp_path / "new", data, **named)) == [
         "the column 'te{x}t', which no template can name"
     ]
 
 
 def test_columns_that_say_nothing_are_asked_for(tmp_path):
     content = [{"a": str(i), "b": "x", "c": "y"} for i in range(9)]
-    found = refused(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
+    found = list_problems(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
     assert found == ["columns a, b, c, none of them clearly the question and answer"]
 
 
@@ -369,16 +369,16 @@ def test_several_columns_that_may_ask_are_shown_as_a_template(tmp_path):
     assert "--prompt '{hypothesis} {premise}'" in caught.value.problems[0].next_step
 
 
-def test_columns_that_were_named_are_taken(proposed):
+def test_columns_that_were_named_are_taken(propose_rows):
     content = [{"a": f"Say {i}", "b": str(i), "c": "y"} for i in range(20)]
-    task = proposed(content, prompt="a", reference="<{b}>").task
+    task = propose_rows(content, prompt="a", reference="<{b}>").task
     assert (task.fields.prompt, task.fields.reference) == ("{a}", "<{b}>")
 
 
 def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "harness.yaml").write_text("mine")
     request = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
-    found = refused(request)
+    found = list_problems(request)
     assert found == [
         "no such file",
         "no such file",
@@ -388,8 +388,8 @@ def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["harness.yaml"]
 
 
-def test_a_file_that_appeared_meanwhile_is_not_overwritten(proposed, tmp_path):
-    found = proposed(LABELLED)
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(propose_rows, tmp_path):
+    found = propose_rows(LABELLED)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "harness.yaml").write_text("mine")
     with pytest.raises(UserError, match="there already"):
@@ -407,14 +407,14 @@ def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["yes", "no", "1", "a: b", "it's", "[x]", "true", "# x", "naïve", "{text}"])
-def test_any_label_survives_the_yaml(proposed, label):
+def test_any_label_survives_the_yaml(propose_rows, label):
     content = [{"prompt": f"What is {i}?", "reference": (label, "other one")[i % 2]} for i in range(20)]
-    loaded = config.load(scaffold.write(proposed(content))[0])
+    loaded = config.load(scaffold.write(propose_rows(content))[0])
     assert set(loaded.experiment.target.labels) == {label, "other one"}
 
 
-def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
-    path = scaffold.write(proposed(LABELLED, base_model=str(tiny)))[0]
+def test_compare_runs_on_what_was_written(propose_rows, tiny, own_cache):
+    path = scaffold.write(propose_rows(LABELLED, base_model=str(tiny)))[0]
     report = tiny_experiment.run(
         path, "suites=[]", "device=cpu", "precision=fp32", candidates=("prompt", "classifier")
     )
@@ -435,7 +435,7 @@ def decision_on(found, **fine_tune):
         )
         own = {"method": recipe.method, "answer": recipe.answer, "prompting": spelt or "zero_shot"}
         if name == "lora":
-            facts.append(tuned(name, **(own | fine_tune)))
+            facts.append(make_fine_tune(name, **(own | fine_tune)))
         elif not (recipe.weights_of or plugins.method(recipe.method).trains):
             facts.append(candidate(name, 0.5, **own))
     task = experiment.target
@@ -449,8 +449,8 @@ def decision_on(found, **fine_tune):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_proposed_can_end_in_a_fine_tune(proposed, kind):
-    decision = decision_on(proposed(KINDS[kind]), score=0.8, gain=0.3)
+def test_what_is_proposed_can_end_in_a_fine_tune(propose_rows, kind):
+    decision = decision_on(propose_rows(KINDS[kind]), score=0.8, gain=0.3)
     assert (decision.action, decision.candidate, decision.missing) == ("fine-tune", "lora", ())
 
 
@@ -458,29 +458,29 @@ def test_what_is_proposed_can_end_in_a_fine_tune(proposed, kind):
 @pytest.mark.parametrize(
     "fine_tune", [{"score": 0.8, "gain": 0.3, "outcome": "fail"}, {"score": 0.4, "gain": -0.1}]
 )
-def test_what_is_proposed_can_end_without_a_fine_tune(proposed, kind, fine_tune):
-    decision = decision_on(proposed(KINDS[kind]), **fine_tune)
+def test_what_is_proposed_can_end_without_a_fine_tune(propose_rows, kind, fine_tune):
+    decision = decision_on(propose_rows(KINDS[kind]), **fine_tune)
     assert decision.action != "fine-tune"
-    assert decision.candidate in proposed_names(kind)
+    assert decision.candidate in list_proposed_names(kind)
 
 
-def proposed_names(kind):
+def list_proposed_names(kind):
     return {"prompt", "fixed", "knn"} | ({"ranked", "classifier"} if kind == "labels" else {"rag"})
 
 
-def test_a_fine_tune_is_proposed_with_a_sweep_and_replay(proposed):
-    loaded = config.load(scaffold.write(proposed(FREE))[0]).experiment.candidates["lora"]
+def test_a_fine_tune_is_proposed_with_a_sweep_and_replay(propose_rows):
+    loaded = config.load(scaffold.write(propose_rows(FREE))[0]).experiment.candidates["lora"]
     assert len(loaded.sweep["learning_rate"]) == 2
     assert loaded.regularize == {"replay": {"share": 1.0}}
 
 
-def test_pairs_are_trained_on_from_the_adapter_of_the_chosen_answers(proposed):
-    path = scaffold.write(proposed(PAIRS))[0]
+def test_pairs_are_trained_on_from_the_adapter_of_the_chosen_answers(propose_rows):
+    path = scaffold.write(propose_rows(PAIRS))[0]
     assert config.load(path).experiment.candidates["dpo"].init_from == "lora"
 
 
-def test_they_are_from_the_quantised_one_where_memory_allows_no_other(proposed, tmp_path):
-    found = proposed(PAIRS)
+def test_they_are_from_the_quantised_one_where_memory_allows_no_other(propose_rows, tmp_path):
+    found = propose_rows(PAIRS)
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     (tmp_path / "config.json").write_text(
         json.dumps(dict(zip(sizes, (32, 4096, 16384, 32, 32000), strict=True)))
@@ -494,19 +494,19 @@ def test_they_are_from_the_quantised_one_where_memory_allows_no_other(proposed, 
     assert config.load(path).experiment.candidates["dpo"].init_from == "qlora"
 
 
-def test_pairs_are_trained_on_from_the_base_where_all_of_it_is_trained(proposed, tiny):
-    found = proposed(PAIRS, base_model=str(tiny)).candidates
+def test_pairs_are_trained_on_from_the_base_where_all_of_it_is_trained(propose_rows, tiny):
+    found = propose_rows(PAIRS, base_model=str(tiny)).candidates
     assert ("full" in found, "init_from" in found["dpo"]) == (True, False)
 
 
-def most_tokens(proposed, answers, base):
+def propose_max_tokens(proposed, answers, base):
     """Return how long the answers may be that are proposed for rows with these, in turn."""
     content = [{"prompt": f"Say {i}.", "reference": answers[i % len(answers)]} for i in range(40)]
     return proposed(content, base_model=str(base)).task.max_new_tokens
 
 
 def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cuts_or_pads(
-    proposed, tiny, tmp_path
+    propose_rows, tiny, tmp_path
 ):
     own = Tokenizer.from_file(str(tiny / "tokenizer.json"))
     answers = [f"{WORDS} {i}" for i in range(7)]
@@ -517,7 +517,11 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
     own.enable_truncation(3)
     own.enable_padding(length=200)
     own.save(str(copy / "tokenizer.json"))
-    assert most_tokens(proposed, answers, tiny) == most_tokens(proposed, answers, copy) == expected
+    assert (
+        propose_max_tokens(propose_rows, answers, tiny)
+        == propose_max_tokens(propose_rows, answers, copy)
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -525,8 +529,8 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
     [("the lamp is on it", 16), ("1234567890123", 24), ("是在桌子上的灯", 32)],  # 6, 13 and 21 and 4 to spare
     ids=["English", "digits", "Chinese"],
 )
-def test_where_the_base_is_not_here_the_length_of_answers_is_guessed_by_their_signs(proposed, answer, n):
-    assert most_tokens(proposed, [answer, answer + " "], "org/name") == n
+def test_where_the_base_is_not_here_the_length_of_answers_is_guessed_by_their_signs(propose_rows, answer, n):
+    assert propose_max_tokens(propose_rows, [answer, answer + " "], "org/name") == n
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused_by_its_file(tmp_path, tiny):
@@ -539,9 +543,9 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_by_its_file(tmp_path, tiny):
     assert problem.where == str(copy / "tokenizer.json")
 
 
-def test_fewer_shots_are_proposed_of_long_rows(proposed):
+def test_fewer_shots_are_proposed_of_long_rows(propose_rows):
     def shots(content):
-        return proposed(content).candidates["knn"]["prompting"]["few_shot"]["shots"]
+        return propose_rows(content).candidates["knn"]["prompting"]["few_shot"]["shots"]
 
     long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
     assert (shots(LABELLED), shots(long)) == (8, 3)
@@ -549,36 +553,36 @@ def test_fewer_shots_are_proposed_of_long_rows(proposed):
 
 @pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (900, 1), (500, None)])
 def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
-    proposed, tiny, tmp_path, context, n_shots
+    propose_rows, tiny, tmp_path, context, n_shots
 ):
     base = tiny_model.copy(tiny, tmp_path / "base", max_position_embeddings=context)
     long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
-    candidates = proposed(long, base_model=str(base)).candidates
+    candidates = propose_rows(long, base_model=str(base)).candidates
     fixed = candidates.get("fixed", {"prompting": {"few_shot": {"shots": None}}})
     assert (fixed["prompting"]["few_shot"]["shots"], "fixed" in candidates) == (n_shots, n_shots is not None)
 
 
-def test_a_training_takes_the_longest_row(proposed):
+def test_a_training_takes_the_longest_row(propose_rows):
     def room(n_letters):
         content = [{"prompt": f"{i} " + "word " * (n_letters // 5), "reference": f"{i}"} for i in range(30)]
-        return proposed(content).candidates["lora"]["params"].get("max_length")
+        return propose_rows(content).candidates["lora"]["params"].get("max_length")
 
     assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
 
 
-def test_rows_that_are_longer_than_any_training_takes_are_warned_of(proposed):
+def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows):
     content = [{"prompt": f"{i} " + "word " * 8000 * (i % 2), "reference": f"{i}"} for i in range(30)]
-    (warning,) = proposed(content).warnings
-    n_train, n_long = len(load_task(proposed(content).task, 0).train), warning.split()[1]
+    (warning,) = propose_rows(content).warnings
+    n_train, n_long = len(load_task(propose_rows(content).task, 0).train), warning.split()[1]
     assert warning.startswith(f"about {n_long} of {n_train} rows to train on are longer than 4,096 tokens")
     assert 0 < int(n_long) < n_train
 
 
-def test_the_kind_of_task_can_be_named(proposed):
-    assert proposed(LABELLED, kind="text").task.labels == ()
+def test_the_kind_of_task_can_be_named(propose_rows):
+    assert propose_rows(LABELLED, kind="text").task.labels == ()
     many = [{"text": f"Row {i}", "label": f"class {i % 15}"} for i in range(30)]
-    assert proposed(many).kind == "text"
-    assert len(proposed(many, kind="labels").task.labels) == 15
+    assert propose_rows(many).kind == "text"
+    assert len(propose_rows(many, kind="labels").task.labels) == 15
 
 
 @pytest.mark.parametrize(
@@ -592,7 +596,7 @@ def test_the_kind_of_task_can_be_named(proposed):
 )
 def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
     request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), kind=kind)
-    assert said in " ".join(refused(request))
+    assert said in " ".join(list_problems(request))
 
 
 def test_a_kind_that_there_is_not_is_refused():

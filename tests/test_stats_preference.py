@@ -6,7 +6,7 @@ from math import log
 
 import numpy as np
 import pytest
-from conftest import shared_data
+from conftest import find_shared_data
 
 from harness import stats
 from tests.golden import golden
@@ -122,7 +122,7 @@ def test_published_human_labels_give_the_numbers_of_other_libraries(name):
     from statsmodels.api import Logit
     from statsmodels.stats.proportion import proportion_confint
 
-    with gzip.open(shared_data(f"rows/llmbar/{name}.jsonl.gz"), "rt") as file:
+    with gzip.open(find_shared_data(f"rows/llmbar/{name}.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file]
     won = [float(int(row["label"]) == 1) for row in rows]
     wins, n = int(sum(won)), len(won)

@@ -125,7 +125,7 @@ def contents(store):
         }
 
 
-def indexed_runs(store):
+def list_indexed_runs(store):
     """List the runs that the index has heard of."""
     with duckdb.connect(str(store.index), read_only=True) as db:
         return [run_id for (run_id,) in db.execute("SELECT run_id FROM runs ORDER BY ALL").fetchall()]
@@ -614,14 +614,14 @@ def test_an_index_that_is_missing_is_built_when_it_is_queried(store):
     save_two_runs(store)
     store.index.unlink()
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
-    assert indexed_runs(store) == ["a", "b"]
+    assert list_indexed_runs(store) == ["a", "b"]
 
 
 def test_a_run_saved_where_the_index_is_missing_stands_in_it_beside_all_others(store):
     save_two_runs(store)
     store.index.unlink()
     stores.save_run(store, make_run("c", []))
-    assert indexed_runs(store) == ["a", "b", "c"]
+    assert list_indexed_runs(store) == ["a", "b", "c"]
     assert count(store, "scores") == 75
 
 
@@ -661,7 +661,7 @@ def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
     with pytest.raises(HarnessError, match="next: harness reindex"):
         stores.save_run(store, make_run("c", []))
     stores.reindex(store)
-    assert indexed_runs(store) == ["a", "b", "c"]
+    assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_an_index_that_a_writer_changes_while_it_is_read_is_read_again(store):
@@ -690,7 +690,7 @@ def test_a_file_without_tables_is_built_by_its_first_reader(store):
     store.index.unlink()
     duckdb.connect(str(store.index)).close()
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
-    assert indexed_runs(store) == ["a"]
+    assert list_indexed_runs(store) == ["a"]
 
 
 KILLED_WHILE_BUILDING = """
@@ -734,10 +734,10 @@ def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_
     shutil.move(store.folder / "b", store.folder.parent / "b")
     stores.reindex(store)
     shutil.move(store.folder.parent / "b", store.folder / "b")
-    assert indexed_runs(store) == ["a"]
+    assert list_indexed_runs(store) == ["a"]
     assert stores.read_written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": kept}
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
-    assert indexed_runs(store) == ["a", "b"]
+    assert list_indexed_runs(store) == ["a", "b"]
     assert count(store, "scores") == 75
 
 
@@ -760,7 +760,7 @@ with duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'read'):
 
 
 @contextmanager
-def held(store, mode):
+def hold_index(store, mode):
     """Keep the index open in another process, as a notebook does."""
     holder = python(HOLD, store.index, mode, 60)
     try:
@@ -774,39 +774,39 @@ def held(store, mode):
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_a_run_is_saved_without_waiting_for_who_keeps_the_index_open_and_is_indexed_afterwards(store, mode):
     save_two_runs(store)
-    with held(store, mode):
+    with hold_index(store, mode):
         started = time.perf_counter()
         stores.save_run(store, make_run("c", [OTHER.digest]))
         assert time.perf_counter() - started < 1  # store.wait_s is 20
         assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
-    assert indexed_runs(store) == ["a", "b"]
+    assert list_indexed_runs(store) == ["a", "b"]
     stores.save_run(store, make_run("d", []))
-    assert indexed_runs(store) == ["a", "b", "c", "d"]
+    assert list_indexed_runs(store) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_a_query_sees_what_an_index_missed_that_somebody_keeps_open(store, mode):
     save_two_runs(store)
-    with held(store, mode):
+    with hold_index(store, mode):
         stores.save_run(store, make_run("c", [OTHER.digest]))
         query = "SELECT run_id, count(*) FROM scores GROUP BY ALL ORDER BY ALL"
         assert stores.query(store, query).rows == [("a", 70), ("b", 75), ("c", 5)]
-    assert indexed_runs(store) == ["a", "b"]
+    assert list_indexed_runs(store) == ["a", "b"]
     stores.query(store, "FROM runs")
-    assert indexed_runs(store) == ["a", "b", "c"]
+    assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_reindex_replaces_an_index_that_somebody_keeps_open(store):
     save_two_runs(store)
-    with held(store, "write"):
+    with hold_index(store, "write"):
         stores.save_run(store, make_run("c", []))
         assert stores.reindex(store).runs == 3
-        assert indexed_runs(store) == ["a", "b", "c"]
+        assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_a_reader_does_not_wait_for_another_reader(store):
     stores.save_run(store, make_run("a", []))
-    with held(store, "read"):
+    with hold_index(store, "read"):
         assert stores.query(replace(store, wait_s=0), "SELECT run_id FROM runs").rows == [("a",)]
 
 
@@ -825,11 +825,11 @@ def test_reindex_says_that_another_process_is_writing(store):
 
 def test_a_run_that_was_removed_while_the_index_is_held_is_forgotten_afterwards(store):
     save_two_runs(store)
-    with held(store, "read"):
+    with hold_index(store, "read"):
         stores.remove_run(store, "b")
         assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
     assert index.update(store)
-    assert indexed_runs(store) == ["a"]
+    assert list_indexed_runs(store) == ["a"]
 
 
 def test_a_connection_of_this_process_in_the_other_mode_holds_nothing_up(store):
@@ -837,7 +837,7 @@ def test_a_connection_of_this_process_in_the_other_mode_holds_nothing_up(store):
     with duckdb.connect(str(store.index), read_only=True):
         stores.save_run(store, make_run("b", []))
     stores.save_run(store, make_run("c", []))
-    assert indexed_runs(store) == ["a", "b", "c"]
+    assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_a_store_that_was_moved_is_queried_where_it_is(store):
@@ -950,7 +950,7 @@ def small_disk(tmp_path):
 
 
 @contextmanager
-def somebody_else():
+def switch_user():
     """Be nobody where the tests run as root, who may read everything."""
     me = os.geteuid()
     os.seteuid(65534 if me == 0 else me)
@@ -966,7 +966,7 @@ def test_an_index_that_may_not_be_read_is_the_users_to_mend_and_not_rebuilt():
         stores.save_run(store, make_run("a", []))
         store.folder.chmod(0o755)
         store.index.chmod(0)
-        with somebody_else(), pytest.raises(UserError, match=r"Permission denied.*next: give this user"):
+        with switch_user(), pytest.raises(UserError, match=r"Permission denied.*next: give this user"):
             stores.query(store, "FROM runs")
 
 

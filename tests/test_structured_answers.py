@@ -16,7 +16,7 @@ SCHEMA = {
 CALL = '{"name": "refund", "arguments": {"order": 17, "reason": "late"}}'
 
 
-def scored(name, text, *references, constraints=()):
+def score_answer(name, text, *references, constraints=()):
     metric = load_metrics(Task(name="t", data=TaskData(), metrics=(name,)))[name]
     parts = metric.score(Output(text), Example("e", (), references, constraints=constraints))
     return None if parts is None else parts[0]
@@ -37,16 +37,16 @@ def scored(name, text, *references, constraints=()):
     ],
 )
 def test_fields_count_by_path_and_value(text, f1):
-    assert scored("json_fields", text, '{"a": "x", "b": [1, 2]}') == pytest.approx(f1)
+    assert score_answer("json_fields", text, '{"a": "x", "b": [1, 2]}') == pytest.approx(f1)
 
 
 def test_fields_are_those_of_the_nearest_reference():
-    assert scored("json_fields", '{"a": 2}', '{"a": 1}', '{"a": 2}') == 1.0
+    assert score_answer("json_fields", '{"a": 2}', '{"a": 1}', '{"a": 2}') == 1.0
 
 
 def test_an_item_whose_reference_is_no_json_has_no_score():
-    assert scored("json_fields", "{}", "billing") is None
-    assert scored("tool_call", CALL, "billing") is None
+    assert score_answer("json_fields", "{}", "billing") is None
+    assert score_answer("tool_call", CALL, "billing") is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_item_whose_reference_is_no_json_has_no_score():
     ],
 )
 def test_a_call_is_right_however_it_is_written(text):
-    assert scored("tool_call", text, CALL) == 1.0
+    assert score_answer("tool_call", text, CALL) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_a_call_is_right_however_it_is_written(text):
     ],
 )
 def test_another_call_or_one_too_many_is_wrong(text):
-    assert scored("tool_call", text, CALL) == 0.0
+    assert score_answer("tool_call", text, CALL) == 0.0
 
 
 def test_the_order_of_calls_does_not_count():
     other = '{"name": "mail", "arguments": {}}'
-    assert scored("tool_call", f"[{other}, {CALL}]", f"[{CALL}, {other}]") == 1.0
+    assert score_answer("tool_call", f"[{other}, {CALL}]", f"[{CALL}, {other}]") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_order_of_calls_does_not_count():
     ],
 )
 def test_an_answer_keeps_a_json_schema_or_not(text, kept):
-    assert scored("follows", text, constraints=({"kind": "json_schema", "schema": SCHEMA},)) == kept
+    assert score_answer("follows", text, constraints=({"kind": "json_schema", "schema": SCHEMA},)) == kept
 
 
 @pytest.mark.parametrize(
@@ -136,16 +136,16 @@ def test_what_no_schema_can_be_checked_on_is_wrong_and_ends_no_scoring(text):
         "properties": {"days": {"multipleOf": 0.5}, "more": {"$ref": "#/$defs/nested"}},
         "$defs": {"nested": nested},
     }
-    assert scored(
+    assert score_answer(
         "follows", '{"days": 1.5, "more": [[]]}', constraints=({"kind": "json_schema", "schema": schema},)
     )
-    assert scored("follows", text, constraints=({"kind": "json_schema", "schema": schema},)) == 0.0
+    assert score_answer("follows", text, constraints=({"kind": "json_schema", "schema": schema},)) == 0.0
 
 
 @pytest.mark.parametrize("schema", [{"type": "banana"}, {"$ref": "http://localhost:1/schema.json"}])
 def test_a_schema_that_is_none_or_would_be_fetched_is_refused(schema):
     with pytest.raises(UserError, match="expected a JSON Schema"):
-        scored("follows", "{}", constraints=({"kind": "json_schema", "schema": schema},))
+        score_answer("follows", "{}", constraints=({"kind": "json_schema", "schema": schema},))
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_a_schema_that_is_none_or_would_be_fetched_is_refused(schema):
     ],
 )
 def test_where_no_call_is_right_words_alone_are(text, score):
-    assert scored("tool_call", text, "[]") == score
+    assert score_answer("tool_call", text, "[]") == score
 
 
 @pytest.mark.parametrize("arguments", ['""', "null", "{}"])
 def test_a_function_without_parameters_is_called_by_empty_arguments_in_any_form(arguments):
-    assert scored("tool_call", f'{{"name": "now", "arguments": {arguments}}}', '{"name": "now"}') == 1.0
+    assert score_answer("tool_call", f'{{"name": "now", "arguments": {arguments}}}', '{"name": "now"}') == 1.0
 
 
 @pytest.mark.parametrize(

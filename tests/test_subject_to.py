@@ -7,7 +7,7 @@ import pytest
 import rescue_worlds
 import tiny_experiment
 import worlds
-from rescue_worlds import BASE, KnownHost, Version
+from rescue_worlds import BASE, Version, VersionHost
 from worlds import Sizes
 
 from harness import config, experiment
@@ -36,7 +36,7 @@ TRIALS = {
 LIMIT = 100
 
 
-def opened(folder, versions, *overrides):
+def open_world(folder, versions, *overrides):
     """Open a world of three trials, whose general tasks ask 100 of their 140 items."""
     if not (folder / "harness.yaml").exists():
         path = worlds.write(folder, BASE, Sizes(general=140))
@@ -47,7 +47,7 @@ def opened(folder, versions, *overrides):
         )
     loaded = config.load(folder / "harness.yaml", overrides, ["prompt", "swept"])
     session = prepare_session(loaded, Scope(), SilentProgress())
-    session.slot.host = KnownHost(versions, session.source, defaultdict(str))
+    session.slot.host = VersionHost(versions, session.source, defaultdict(str))
     candidate = session.candidates["swept"]
     for point in candidate.points:
         rescue_worlds.lay_down(session, candidate.at(point), str(point["learning_rate"]))
@@ -55,7 +55,7 @@ def opened(folder, versions, *overrides):
 
 
 def run(folder, versions, *overrides):
-    session, loaded = opened(folder, versions, *overrides)
+    session, loaded = open_world(folder, versions, *overrides)
     report = experiment.run_all(session, loaded, smoke=False)
     return session, report, next(f for f in report.facts if f.name == "swept").training.sweep
 
@@ -97,10 +97,10 @@ def test_it_is_measured_on_items_that_no_test_asks(bound):
 
 
 def test_a_task_of_which_few_items_are_left_does_not_count_like_the_others(tmp_path):
-    opened(tmp_path, TRIALS)
+    open_world(tmp_path, TRIALS)
     file = tmp_path / "suites" / "general" / "chat.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[: LIMIT + 4]))
-    again, _ = opened(tmp_path, TRIALS)
+    again, _ = open_world(tmp_path, TRIALS)
     assert {m.task.name: len(m.items.test) for m in general_items(again, 160)} == {
         m.task.name: 40 for m in again.suites if m.task.name != "chat"
     }
@@ -110,11 +110,11 @@ def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
     """One cluster holds an item that a test of another task asks, and one that none asks."""
     whole = general_items(bound[0], 160)
     asked, spare = bound[0].suites[1].items.test[0].id, whole[0].items.test[0].id
-    opened(tmp_path, TRIALS)
+    open_world(tmp_path, TRIALS)
     for name, item in (("sums", asked), ("chat", spare)):
         file = tmp_path / "suites" / "general" / f"{name}.jsonl"
         file.write_text(file.read_text().replace(f'"id": "{item}"', f'"cluster": "shared", "id": "{item}"'))
-    again, _ = opened(tmp_path, TRIALS)
+    again, _ = open_world(tmp_path, TRIALS)
     left = general_items(again, 160)
     assert {e.id for e in whole[0].items.test} - {e.id for e in left[0].items.test} == {spare}
     assert [len(m.items.test) for m in left] == [39, 40, 40, 40]
@@ -124,7 +124,7 @@ def test_a_second_call_asks_nothing(bound):
     first, _, tried = bound
     loaded = config.load(first.store.folder.parent / "harness.yaml", (), ["prompt", "swept"])
     again = prepare_session(loaded, Scope(), SilentProgress())
-    again.slot.host = host = KnownHost({}, again.source, defaultdict(str))
+    again.slot.host = host = VersionHost({}, again.source, defaultdict(str))
     found = experiment.run_all(again, loaded, smoke=False)
     assert next(f for f in found.facts if f.name == "swept").training.sweep == tried
     assert host.opened == []
@@ -144,7 +144,7 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
     source = candidate.source.model_copy(update={"trials": 40})
     bound = source.model_copy(update={"subject_to": SubjectTo(forgetting=0.1)})
 
-    def last(recipe):
+    def find_last_rate(recipe):
         asked, rates = proposals(replace(candidate, source=recipe), 0, 1), []
         proposal = next(asked)
         while True:
@@ -158,8 +158,8 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
             except StopIteration:
                 return sum(rate > 1e-3 for rate in rates[-20:])
 
-    assert last(source) > 15
-    assert last(bound) < 10
+    assert find_last_rate(source) > 15
+    assert find_last_rate(bound) < 10
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ CANDIDATES = """\
 """
 
 
-def refused(tiny, tmp_path, rows, candidates):
+def list_refusals(tiny, tmp_path, rows, candidates):
     path = tiny_experiment.write(tmp_path, tiny, candidates)
     target = tmp_path / "suites" / "letters.yaml"
     target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
@@ -142,7 +142,7 @@ def refused(tiny, tmp_path, rows, candidates):
 
 def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(tiny, tmp_path):
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": True} for i in range(4)]
-    said = refused(tiny, tmp_path, rows, "  dpo: {method: dpo}\n" + CANDIDATES)
+    said = list_refusals(tiny, tmp_path, rows, "  dpo: {method: dpo}\n" + CANDIDATES)
     assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
     assert "method: kto" in said
     assert "kto, and thumbs that all point one way" in said

@@ -101,15 +101,15 @@ def test_a_network_that_jitters_is_no_work_on_this_machine():
 
 
 @pytest.fixture
-def stored(copy):
+def session_and_run(copy):
     """Open a copy of the finished experiment; returns the session and its LoRA's run."""
     session = prepare_session(config.load(copy), Scope(), SilentProgress())
     (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
     return session, run
 
 
-def test_a_run_holds_both_times_with_their_marks(stored):
-    _, run = stored
+def test_a_run_holds_both_times_with_their_marks(session_and_run):
+    _, run = session_and_run
     assert 0 < run.latency["p50_s"] <= run.latency["p95_s"]
     assert {"contended", "compute_s", "compute_contended"} <= run.latency.keys()
 
@@ -128,9 +128,11 @@ def mark_blocks(session, run, contended):
     return [row.compute_s for row in store.read_rows(session.store, digest)]
 
 
-def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(stored, monkeypatch):
+def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(
+    session_and_run, monkeypatch
+):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")  # the second measurement is to be a quiet one
-    session, run = stored
+    session, run = session_and_run
     weights, test = weights_and_test(session, run)
     times = mark_blocks(session, run, contended=False)
     with open_weights(session, weights) as model:
@@ -142,8 +144,10 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
 
 
 @pytest.mark.parametrize(("took_s", "n_asked"), [(0.06, 4), (0.3, 1)])
-def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(stored, took_s, n_asked):
-    session, run = stored
+def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(
+    session_and_run, took_s, n_asked
+):
+    session, run = session_and_run
     weights, test = weights_and_test(session, run)
     mark_blocks(session, run, contended=True)
     reads = (Load(took_s * i, took_s * i, 0.0) for i in count())
@@ -164,8 +168,8 @@ class AnswersFew(HFCandidate):
 
 
 @pytest.mark.parametrize("n_answered", [0, 3])
-def test_requests_that_fail_have_no_time(stored, n_answered):
-    session, run = stored
+def test_requests_that_fail_have_no_time(session_and_run, n_answered):
+    session, run = session_and_run
     weights = weights_and_test(session, run)[0]
     validation = row_sets(session, session.candidates["lora"], weights, run.seed)[0]
     with open_weights(session, weights) as model:
@@ -175,15 +179,15 @@ def test_requests_that_fail_have_no_time(stored, n_answered):
     assert ("p50_s" in latency_figures(found)) is bool(n_answered)
 
 
-def test_a_run_whose_requests_all_failed_is_not_timed_again(stored):
-    session, run = stored
+def test_a_run_whose_requests_all_failed_is_not_timed_again(session_and_run):
+    session, run = session_and_run
     del run.latency["p50_s"], run.latency["p95_s"]
     run.latency.update(n=0.0, n_failed=10.0)
     assert time_again(session, session.candidates["lora"], run) is run
 
 
-def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(stored):
-    session, run = stored
+def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(session_and_run):
+    session, run = session_and_run
     run.latency.update(p50_s=99.0, contended=1.0)
     again = time_again(session, session.candidates["lora"], run)
     assert again.latency["p50_s"] < 99.0
@@ -192,9 +196,11 @@ def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(stored):
     assert asdict(kept) == asdict(again)
 
 
-def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_ones(stored, monkeypatch):
+def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_ones(
+    session_and_run, monkeypatch
+):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
-    session, run = stored
+    session, run = session_and_run
     run.latency.update(contended=1.0)
     again = time_again(session, session.candidates["lora"], run).latency
     assert again["at_once"] == 6, "as many as validation has, eight at most"
@@ -213,9 +219,9 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert "a second), the first tokens of these after " in timing_notes([replace(run, latency=served)])[1]
 
 
-def test_as_many_requests_come_at_once_as_is_written(stored, monkeypatch):
+def test_as_many_requests_come_at_once_as_is_written(session_and_run, monkeypatch):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
-    session, run = stored
+    session, run = session_and_run
     session.experiment = session.experiment.model_copy(update={"concurrency": 3})
     run.latency.update(contended=1.0)
     again = time_again(session, session.candidates["lora"], run)
@@ -234,8 +240,10 @@ def test_as_many_requests_come_at_once_as_is_written(stored, monkeypatch):
         ({"n": 30.0, "contended": 1.0}, 40, True),
     ],
 )
-def test_more_requests_are_timed_where_there_are_more_and_time_for_them(stored, latency, n_items, wanted):
-    _, run = stored
+def test_more_requests_are_timed_where_there_are_more_and_time_for_them(
+    session_and_run, latency, n_items, wanted
+):
+    _, run = session_and_run
     run.latency.clear()
     run.latency.update(latency)
     assert wants_more(run, n_items) is wanted

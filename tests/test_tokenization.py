@@ -31,7 +31,7 @@ ASKED = st.builds(PromptText, TURNS, PART, st.booleans()).filter(
 PROMPTS = st.lists(ASKED, max_size=6)
 
 
-class Counting:
+class CountingTokenizer:
     """A tokenizer that notes every call."""
 
     def __init__(self, tokenizer):
@@ -58,7 +58,7 @@ def ids_alone(tokenizer, text, special):
     return ids[1:] if ids[:1] * 2 == ids[:2] == (tokenizer.bos_token_id,) * 2 else ids
 
 
-def encoded_alone(tokenizer, prompt):
+def encode_alone(tokenizer, prompt):
     """Tokenise one prompt, text by text, as its definition says."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     prefix, special = (bos if bos is not None else eos,), not prompt.chat_template
@@ -85,7 +85,7 @@ def encoded_alone(tokenizer, prompt):
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompts=PROMPTS)
 def test_prompts_together_have_the_token_ids_of_each_alone(tokenizer, prompts):
-    assert encode_all(tokenizer, prompts) == [encoded_alone(tokenizer, one) for one in prompts]
+    assert encode_all(tokenizer, prompts) == [encode_alone(tokenizer, one) for one in prompts]
 
 
 def choice_job(n_items=3, **fields):
@@ -100,7 +100,7 @@ def choice_job(n_items=3, **fields):
 @pytest.mark.parametrize("chat", [True, False])
 def test_every_text_of_a_block_is_tokenised_once_and_all_in_one_call(tiny, own_cache, chat):
     model, tokenizer = load_base(resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0))
-    counting = Counting(tokenizer)
+    counting = CountingTokenizer(tokenizer)
     candidate, job = HFCandidate(model, counting, "w", "packed"), choice_job(chat_template=chat)
     rows = evaluate_block(candidate, job, 0, encode_block(candidate, job, 0))
     (texts, special), *others = counting.calls

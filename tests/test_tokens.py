@@ -19,12 +19,12 @@ ROWS = tiny_methods.examples(slice(0, 2))
 
 
 @pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
+def fresh_cache(tmp_path, monkeypatch):
     """Give each test a cache of its own."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
 
 
-class Counting:
+class CountingTokenizer:
     """A tokenizer that counts how often it is asked."""
 
     def __init__(self, model):
@@ -48,36 +48,36 @@ def tokens(tokenizer, rows=ROWS, chat=True):
 
 
 def test_a_second_candidate_on_the_same_rows_makes_no_tokens(tiny):
-    first, second = Counting(tiny), Counting(tiny)
+    first, second = CountingTokenizer(tiny), CountingTokenizer(tiny)
     assert tokens(first) == tokens(second)
     assert (first.n > 0, second.n) == (True, 0)
 
 
-def edited(rows):
+def edit_first_row(rows):
     return (replace(rows[0], references=("money",)), *rows[1:])
 
 
 def test_an_edited_row_is_made_anew(tiny):
-    tokenizer = Counting(tiny)
+    tokenizer = CountingTokenizer(tiny)
     before = tokens(tokenizer)
-    assert tokens(tokenizer, edited(ROWS)) != before
+    assert tokens(tokenizer, edit_first_row(ROWS)) != before
 
 
 def test_rows_without_the_chat_template_are_made_anew(tiny):
-    tokenizer = Counting(tiny)
+    tokenizer = CountingTokenizer(tiny)
     assert tokens(tokenizer) != tokens(tokenizer, chat=False)
 
 
 def test_another_template_makes_tokens_anew(tiny, tmp_path):
     started = tiny_model.build(tmp_path / "started", template=tiny_model.STARTED)
-    assert tokens(Counting(tiny)) != tokens(Counting(started))
+    assert tokens(CountingTokenizer(tiny)) != tokens(CountingTokenizer(started))
 
 
 def test_tokens_whose_file_was_damaged_are_made_anew(tiny):
-    first = tokens(Counting(tiny))
+    first = tokens(CountingTokenizer(tiny))
     (memory,) = (cache_dir() / "training").iterdir()
     memory.write_bytes(memory.read_bytes()[:50])
-    tokenizer = Counting(tiny)
+    tokenizer = CountingTokenizer(tiny)
     assert tokens(tokenizer) == first
     assert tokenizer.n > 0
 
@@ -116,37 +116,37 @@ def test_training_ends_with_the_same_weights_with_and_without_what_is_remembered
     assert made[0].training.loss == made[1].training.loss == made[2].training.loss
 
 
-def remembered_files():
+def list_cached_files():
     return {path.name for path in (cache_dir() / "training").iterdir()}
 
 
 def test_a_reference_is_read_once_for_all_learning_rates_and_seeds(tiny, tmp_path):
     dpo.fit(tiny_methods.context(tiny, tmp_path / "one"), dpo.Params(**QUICK))
-    before = remembered_files()
+    before = list_cached_files()
     other = replace(tiny_methods.context(tiny, tmp_path / "two"), seed=1)
     dpo.fit(other, dpo.Params(**{**QUICK, "learning_rate": 0.001, "beta": 0.5}))
-    assert remembered_files() == before
+    assert list_cached_files() == before
 
 
 def test_another_reference_is_read_anew(tiny, tmp_path):
     started = tmp_path / "started"
     parent = lora.fit(tiny_methods.context(tiny, started), lora.Params(**QUICK)).folder / "adapter"
     dpo.fit(tiny_methods.context(tiny, tmp_path / "base"), dpo.Params(**QUICK))
-    before = remembered_files()
+    before = list_cached_files()
     params = {name: value for name, value in QUICK.items() if name != "r"}
     figures = dpo.fit(
         tiny_methods.context(tiny, tmp_path / "from", init=parent), dpo.Params(**params)
     ).training
-    assert len(remembered_files() - before) == 2  # of the pairs trained on, and of those held out
+    assert len(list_cached_files() - before) == 2  # of the pairs trained on, and of those held out
     assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("changed", ["weights", "precision", "rows at a time"])
 def test_a_reference_that_is_read_otherwise_is_read_anew(tiny, tmp_path, changed):
     dpo.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))
-    before = remembered_files()
+    before = list_cached_files()
     model = tiny_model.build(tmp_path / "other", seed=1) if changed == "weights" else tiny
     machine = CPU._replace(precision="bf16") if changed == "precision" else CPU
     own = {"per_device_train_batch_size": 2} if changed == "rows at a time" else {}
     dpo.fit(tiny_methods.context(model, tmp_path / "after", machine=machine), dpo.Params(**QUICK, **own))
-    assert len(remembered_files() - before) == 2  # of the pairs trained on, and of those held out
+    assert len(list_cached_files() - before) == 2  # of the pairs trained on, and of those held out

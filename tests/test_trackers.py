@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_facts import candidate, comparison, decided, tuned
+from fake_facts import candidate, comparison, make_decision, make_fine_tune
 
 from harness.comparison import Estimate
 from harness.records import TrainingRecord
@@ -17,7 +17,7 @@ from harness.report.trackers.tracked_run import list_tracked_runs
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
 POINTS = (TrackedPoint(step=2, target=0.6, capability=-0.01), TrackedPoint(step=3, target=0.8))
-LORA = tuned(
+LORA = make_fine_tune(
     "lora",
     0.81,
     0.07,
@@ -31,7 +31,7 @@ REPORT = ExperimentReport(
     "exact_match",
     FACTS,
     comparisons={"lora": (comparison(-0.03, 0.04, task="chat"),)},
-    decision=decided(FACTS[:2], closed_labels=False),
+    decision=make_decision(FACTS[:2], closed_labels=False),
 )
 
 

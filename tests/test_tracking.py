@@ -33,16 +33,16 @@ SIZES = Sizes(general=120)
 
 
 @pytest.fixture(scope="module")
-def plain(tiny, own_cache, tmp_path_factory):
-    return fitted(tiny, tmp_path_factory.mktemp("plain"), track=0)
+def untracked_fit(tiny, own_cache, tmp_path_factory):
+    return fit_tracked(tiny, tmp_path_factory.mktemp("plain"), track=0)
 
 
 @pytest.fixture(scope="module")
-def tracked(tiny, own_cache, tmp_path_factory):
-    return fitted(tiny, tmp_path_factory.mktemp("tracked"), track=4)
+def tracked_fit(tiny, own_cache, tmp_path_factory):
+    return fit_tracked(tiny, tmp_path_factory.mktemp("tracked"), track=4)
 
 
-def fitted(tiny, folder, *, track, method=lora, advance=lambda *_: None, **params):
+def fit_tracked(tiny, folder, *, track, method=lora, advance=lambda *_: None, **params):
     context = replace(tiny_methods.context(tiny, folder), track=track, advance=advance)
     return method.fit(context, method.Params(**{**SHORT, **({"r": 2} if method is lora else {}), **params}))
 
@@ -50,42 +50,42 @@ def fitted(tiny, folder, *, track, method=lora, advance=lambda *_: None, **param
 # What is kept
 
 
-def test_weights_are_kept_evenly_at_checkpoints_that_there_are_anyway(tracked):
-    assert list(map_tracked_folders(tracked.folder / TRACKED)) == [6, 12, 18, 24]
+def test_weights_are_kept_evenly_at_checkpoints_that_there_are_anyway(tracked_fit):
+    assert list(map_tracked_folders(tracked_fit.folder / TRACKED)) == [6, 12, 18, 24]
 
 
-def test_keeping_them_changes_neither_the_weights_nor_the_losses(plain, tracked):
-    assert tracked.digest == plain.digest
-    assert tracked.training.loss == plain.training.loss
-    assert not (plain.folder / TRACKED).exists()
+def test_keeping_them_changes_neither_the_weights_nor_the_losses(untracked_fit, tracked_fit):
+    assert tracked_fit.digest == untracked_fit.digest
+    assert tracked_fit.training.loss == untracked_fit.training.loss
+    assert not (untracked_fit.folder / TRACKED).exists()
 
 
-def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp_path, tracked):
+def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp_path, tracked_fit):
     """With a constant rate and the loss of validation falling, the last step's weights are what is saved."""
     steady = {"lr_scheduler_type": "constant", "warmup_steps": 0}
-    long = fitted(tiny, tmp_path / "long", track=2, **steady)
-    short = fitted(tiny, tmp_path / "short", track=1, num_train_epochs=1, **steady)
+    long = fit_tracked(tiny, tmp_path / "long", track=2, **steady)
+    short = fit_tracked(tiny, tmp_path / "short", track=1, num_train_epochs=1, **steady)
     made = json.loads((long.folder / TRACKED / "step-12" / "fit.json").read_text())
     kept = json.loads((short.folder / TRACKED / "step-12" / "fit.json").read_text())
     assert made == kept
     assert made["digest"] != long.digest
 
 
-def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked):
+def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked_fit):
     def stop(done, total, note=""):
         if done == 15:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fitted(tiny, tmp_path, track=4, advance=stop)
+        fit_tracked(tiny, tmp_path, track=4, advance=stop)
     assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12]
     assert any((tmp_path / CHECKPOINTS).glob("checkpoint-*"))
-    again = fitted(tiny, tmp_path, track=4)
+    again = fit_tracked(tiny, tmp_path, track=4)
     assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12, 18, 24]
     for step in (6, 12, 18, 24):
         own, other = (
             json.loads((of.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
-            for of in (again, tracked)
+            for of in (again, tracked_fit)
         )
         assert own == other
 
@@ -106,7 +106,7 @@ OTHERS = {
 }
 
 
-def other(tiny, folder, name, track):
+def fit_other(tiny, folder, name, track):
     """Fit another method, of which the last weights are those that are saved."""
     task = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=("token_f1",))
     rewarded = {"reward": Reward(written="token_f1", task=task)} if plugins.method(name).rewarded else {}
@@ -121,7 +121,7 @@ def test_every_method_that_trains_a_language_model_keeps_its_weights():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_weights_are_kept_as_they_are_saved_at_the_end(tiny, tmp_path, own_cache, name):
-    made, plain = (other(tiny, tmp_path / f"{track}", name, track) for track in (1, 0))
+    made, plain = (fit_other(tiny, tmp_path / f"{track}", name, track) for track in (1, 0))
     ((step, folder),) = map_tracked_folders(made.folder / TRACKED).items()
     kept = json.loads((folder / "fit.json").read_text())
     assert (step, kept["kind"]) == (made.training.n_steps, made.kind)
@@ -153,7 +153,7 @@ TRACKED_RECIPE = "  held: {method: lora, track: {points: 2, items: 160}}\n"
 
 
 @pytest.fixture(scope="module")
-def measured(module_cache, tmp_path_factory):
+def tracked_world(module_cache, tmp_path_factory):
     """A world whose fine-tune was tracked: at step 10 it has forgotten little, at 20 as much as in the end."""
     versions = {"step-10": Version(60, lost=4), "step-20": Version(90, lost=50)}
     return world(tmp_path_factory.mktemp("measured"), versions, sizes=SIZES, extra=TRACKED_RECIPE)
@@ -164,25 +164,25 @@ def run_of(made, name="held"):
     return run
 
 
-def test_points_say_what_target_and_capability_were_then(measured):
-    early, late = run_of(measured).training.tracked
+def test_points_say_what_target_and_capability_were_then(tracked_world):
+    early, late = run_of(tracked_world).training.tracked
     assert (early.step, late.step) == (10, 20)
     assert (early.target, late.target) == pytest.approx((0.6, 0.9), abs=0.005)
     assert late.capability < -0.4 < early.low < early.capability < early.high
     assert early.n_general == late.n_general == 160
-    assert run_of(measured, "lora").training.tracked == ()
+    assert run_of(tracked_world, "lora").training.tracked == ()
 
 
-def test_a_step_on_the_front_is_named_with_the_recipe_of_a_candidate(measured):
+def test_a_step_on_the_front_is_named_with_the_recipe_of_a_candidate(tracked_world):
     """Of the two early and late, one gains more and the other keeps more."""
-    (said,) = [note for note in measured.report.notes if "on the front" in note]
+    (said,) = [note for note in tracked_world.report.notes if "on the front" in note]
     assert said.startswith("held: step 10 of its training on the front of target and capability: ")
     recipe = yaml.safe_load(said.partition("{")[1] + said.partition("{")[2].rpartition("}")[0] + "}")
     assert recipe == {"method": "checkpoint", "init_from": "held", "params": {"step": 10}}
 
 
-def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(measured):
-    session = measured.session
+def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(tracked_world):
+    session = tracked_world.session
     made = read_tracked_weights(
         session.candidates["held"], find_stored_weights(session, session.candidates["held"], 0)
     )
@@ -195,27 +195,31 @@ def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(me
     assert {half_of[cluster_name(row)] for row in general} == {"search"}
 
 
-def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(measured):
-    again = rescue_worlds.opened(measured.path, {})
+def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(tracked_world):
+    again = rescue_worlds.open_world(tracked_world.path, {})
     assert again.host.opened == []
-    before = run_of(measured)
-    store.remove_run(measured.session.store, before.run_id)
-    with_answers = rescue_worlds.opened(measured.path, {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED})
+    before = run_of(tracked_world)
+    store.remove_run(tracked_world.session.store, before.run_id)
+    with_answers = rescue_worlds.open_world(
+        tracked_world.path, {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED}
+    )
     assert {*with_answers.host.opened} <= {rescue_worlds.AS_IT_IS}  # it is timed anew, no point is
-    assert run_of(measured).training.tracked == before.training.tracked
+    assert run_of(tracked_world).training.tracked == before.training.tracked
 
 
-def test_a_run_of_before_gets_its_points_without_being_made_again(measured):
-    before = run_of(measured)
-    store.save_run(measured.session.store, replace(before, training=replace(before.training, tracked=())))
-    session = rescue_worlds.opened(measured.path, {}).session
+def test_a_run_of_before_gets_its_points_without_being_made_again(tracked_world):
+    before = run_of(tracked_world)
+    store.save_run(
+        tracked_world.session.store, replace(before, training=replace(before.training, tracked=()))
+    )
+    session = rescue_worlds.open_world(tracked_world.path, {}).session
     made = make_run(session, session.candidates["held"], 0)
     assert made.run_id == before.run_id
     assert made.training.tracked == before.training.tracked
 
 
-def test_the_estimate_knows_of_the_points(measured):
-    session = measured.session
+def test_the_estimate_knows_of_the_points(tracked_world):
+    session = tracked_world.session
     work = tracking_work(session, session.candidates["held"].source)
     twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
     assert 0 < work.read < tracking_work(session, twice).read == 2 * work.read
@@ -224,8 +228,8 @@ def test_the_estimate_knows_of_the_points(measured):
     assert both["held"].read == both["lora"].read + work.read
 
 
-def test_only_a_tracked_recipe_has_another_folder(measured):
-    session = measured.session
+def test_only_a_tracked_recipe_has_another_folder(tracked_world):
+    session = tracked_world.session
     plain, tracked = (folder_of(session, session.candidates[name], 0, None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})
     assert plain != tracked
@@ -235,23 +239,23 @@ def test_only_a_tracked_recipe_has_another_folder(measured):
 
 
 @pytest.mark.parametrize("method", ["base", "classifier"])
-def test_a_method_that_keeps_no_weights_along_its_training_is_refused(measured, method):
-    path = measured.path.with_name(f"{method}.yaml")
-    path.write_text(measured.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
+def test_a_method_that_keeps_no_weights_along_its_training_is_refused(tracked_world, method):
+    path = tracked_world.path.with_name(f"{method}.yaml")
+    path.write_text(tracked_world.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
     with pytest.raises(UserError, match=f"track with the method {method}.*expected one of the methods.*lora"):
         prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 @pytest.mark.parametrize("wrong", ["{points: 0}", "{points: 2, items: 0}", "{}", "4"])
-def test_a_track_without_points_is_refused_where_it_is_written(measured, wrong):
-    path = measured.path.with_name("wrong.yaml")
-    path.write_text(measured.path.read_text() + f"  other: {{method: lora, track: {wrong}}}\n")
+def test_a_track_without_points_is_refused_where_it_is_written(tracked_world, wrong):
+    path = tracked_world.path.with_name("wrong.yaml")
+    path.write_text(tracked_world.path.read_text() + f"  other: {{method: lora, track: {wrong}}}\n")
     with pytest.raises(UserError, match=r"wrong\.yaml:\d+.*(points|items|track)"):
         config.load(path)
 
 
-def test_points_are_stored_and_read_as_they_are(measured):
-    training = run_of(measured).training
+def test_points_are_stored_and_read_as_they_are(tracked_world):
+    training = run_of(tracked_world).training
     assert training_record(training.to_plain()) == training
     assert "tracked" not in TrainingRecord().to_plain()
 
@@ -259,10 +263,10 @@ def test_points_are_stored_and_read_as_they_are(measured):
 # A checkpoint as a candidate
 
 
-def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked):
-    context = tiny_methods.context(tiny, tmp_path / "made", init=tracked.folder / "adapter")
+def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked_fit):
+    context = tiny_methods.context(tiny, tmp_path / "made", init=tracked_fit.folder / "adapter")
     made = checkpoint.fit(context, checkpoint.Params(step=12))
-    kept = tracked.folder / TRACKED / "step-12"
+    kept = tracked_fit.folder / TRACKED / "step-12"
     assert made.digest == json.loads((kept / "fit.json").read_text())["digest"]
     for file in (kept / "adapter").iterdir():
         assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
@@ -270,24 +274,26 @@ def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, t
 
 @pytest.mark.parametrize("name", ["full", "bottleneck"])
 def test_a_checkpoint_is_of_the_kind_that_was_kept(tiny, tmp_path, own_cache, name):
-    trained = other(tiny, tmp_path / "trained", name, 1)
+    trained = fit_other(tiny, tmp_path / "trained", name, 1)
     (step,) = map_tracked_folders(trained.folder / TRACKED)
     context = tiny_methods.context(tiny, tmp_path / "made", init=trained.folder / trained.kind)
     made = checkpoint.fit(context, checkpoint.Params(step=step))
     assert (made.kind, made.digest) == (trained.kind, trained.digest)
 
 
-def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(tiny, tmp_path, plain, tracked):
-    def made(weights, folder):
+def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(
+    tiny, tmp_path, untracked_fit, tracked_fit
+):
+    def fit_checkpoint(weights, folder):
         context = tiny_methods.context(tiny, folder, init=weights.folder / "adapter")
         return checkpoint.fit(context, checkpoint.Params(step=13))
 
     with pytest.raises(
         CandidateFailed, match="no weights were kept of step 13, but those of the steps 6, 12"
     ):
-        made(tracked, tmp_path / "tracked")
+        fit_checkpoint(tracked_fit, tmp_path / "tracked")
     with pytest.raises(CandidateFailed, match=r"step 13, but none.*try: track: \{points: 4\}"):
-        made(plain, tmp_path / "plain")
+        fit_checkpoint(untracked_fit, tmp_path / "plain")
 
 
 def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_path):

@@ -47,14 +47,14 @@ def context(tiny, own_cache, tmp_path):
     return FitContext(source, CPU, tmp_path, train, validation, True, 0, lambda done, total, note="": None)
 
 
-def fitted(context, folder="", **params):
+def fit_lora(context, folder="", **params):
     context = dataclasses.replace(context, folder=context.folder / folder)
     context.folder.mkdir(exist_ok=True)
     return lora.fit(context, lora.Params(**{**QUICK, **params}))
 
 
 def test_training_lowers_the_loss(context):
-    figures = fitted(context, num_train_epochs=6).training
+    figures = fit_lora(context, num_train_epochs=6).training
     losses = [loss for _, loss in figures.loss]
     assert losses[-1] < 0.8 * losses[0]
     validation = [loss for _, loss in figures.validation_loss]
@@ -62,7 +62,7 @@ def test_training_lowers_the_loss(context):
 
 
 def test_token_accuracy_and_learning_rate_are_kept_by_step(context):
-    figures = fitted(context, num_train_epochs=8, learning_rate=0.02).training
+    figures = fit_lora(context, num_train_epochs=8, learning_rate=0.02).training
     assert [step for step, _ in figures.learning_rate] == [step for step, _ in figures.loss]
     assert figures.learning_rate[-1][1] < max(rate for _, rate in figures.learning_rate) <= 0.02
     accuracies = [share for _, share in figures.token_accuracy]
@@ -78,14 +78,14 @@ def test_rows_of_about_one_length_are_trained_on_together(context):
     ]
     lengths = []
 
-    def watched(model):
+    def record_lengths(model):
         model.register_forward_pre_hook(
             lambda _, __, given: lengths.append(given["attention_mask"].sum(1).tolist()), with_kwargs=True
         )
 
     params = SupervisedParams(num_train_epochs=1, per_device_train_batch_size=2)
     own = lora_config(LoraParams(r=2))
-    watched_context = dataclasses.replace(context, train=tuple(rows), prepare=watched)
+    watched_context = dataclasses.replace(context, train=tuple(rows), prepare=record_lengths)
     fine_tune(watched_context, params, own, context.folder / "own")
     assert max(max(batch) for batch in lengths) > 2 * min(min(batch) for batch in lengths)
     assert all(max(batch) - min(batch) <= 3 for batch in lengths[:8])
@@ -94,7 +94,7 @@ def test_rows_of_about_one_length_are_trained_on_together(context):
 @pytest.mark.parametrize("chat", [True, False])
 def test_only_the_completion_counts_in_the_loss(context, chat):
     one = dataclasses.replace(context, train=context.train[:1], chat_template=chat)
-    first = fitted(one, lora_dropout=0.0).training.loss[0][1]
+    first = fit_lora(one, lora_dropout=0.0).training.loss[0][1]
     candidate = ModelHost(context.source, CPU).base
     asked = context.train[0]
     end = "<|im_end|>\n" if chat else "<|im_end|>"
@@ -105,8 +105,8 @@ def test_only_the_completion_counts_in_the_loss(context, chat):
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(context):
-    first, again = fitted(context, "a"), fitted(context, "b")
-    other = fitted(dataclasses.replace(context, seed=1), "c")
+    first, again = fit_lora(context, "a"), fit_lora(context, "b")
+    other = fit_lora(dataclasses.replace(context, seed=1), "c")
     assert first.digest == again.digest != other.digest
     assert first.training.loss == again.training.loss
 
@@ -114,20 +114,20 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(context):
 def test_the_global_state_of_the_process_does_not_change_the_adapter(context):
     import torch
 
-    first = fitted(context, "a")
+    first = fit_lora(context, "a")
     torch.manual_seed(12345)
     torch.rand(7)
-    assert fitted(context, "b").digest == first.digest
+    assert fit_lora(context, "b").digest == first.digest
 
 
 def test_training_leaves_only_the_adapter_and_its_checkpoints_behind(context):
-    made = fitted(context)
+    made = fit_lora(context)
     assert (made.kind, made.folder) == ("adapter", context.folder)
     assert {p.name for p in context.folder.iterdir()} == {"adapter", CHECKPOINTS}
 
 
 def test_what_was_measured_is_kept(context):
-    figures = fitted(context).training
+    figures = fit_lora(context).training
     assert figures.n_trainable > 0
     assert figures.n_steps == 2
     assert figures.n_tokens > 0
@@ -139,7 +139,7 @@ def test_what_was_measured_is_kept(context):
 def test_rows_that_are_too_long_are_left_out_and_counted(context):
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
     beside = dataclasses.replace(context, train=(long, *context.train))
-    made, without = fitted(beside, "a", max_length=60), fitted(context, "b", max_length=60)
+    made, without = fit_lora(beside, "a", max_length=60), fit_lora(context, "b", max_length=60)
     assert made.training.n_dropped_too_long == 1
     assert made.digest == without.digest
 
@@ -148,19 +148,19 @@ def test_rows_that_are_too_long_are_left_out_and_counted(context):
 def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context, split):
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
     with pytest.raises(CandidateFailed, match=r"longer than 60 tokens; try: a larger params\.max_length"):
-        fitted(dataclasses.replace(context, **{split: (long,)}), max_length=60)
+        fit_lora(dataclasses.replace(context, **{split: (long,)}), max_length=60)
 
 
 def test_progress_is_reported_step_by_step(context):
     said = []
-    fitted(dataclasses.replace(context, advance=lambda *args: said.append(args)))
+    fit_lora(dataclasses.replace(context, advance=lambda *args: said.append(args)))
     assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
     assert said[0][2].startswith("loss ")
 
 
 def test_the_best_checkpoint_is_kept_not_the_last(context):
     """At a learning rate of 1 the later epochs are far worse than an early one."""
-    figures = fitted(context, num_train_epochs=3, learning_rate=1.0, early_stopping_patience=3).training
+    figures = fit_lora(context, num_train_epochs=3, learning_rate=1.0, early_stopping_patience=3).training
     validation = [loss for _, loss in figures.validation_loss]
     kept = ModelHost(context.source, CPU)
     with kept.use_adapter(context.folder / "adapter", "kept") as candidate:

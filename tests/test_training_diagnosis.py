@@ -8,7 +8,7 @@ from harness.report.training_diagnosis import diagnose, forgetting_sentence, fro
 EPOCH = 40
 
 
-def falling(to, start=2.0, n=EPOCH, level_from=0.5):
+def make_falling_loss(to, start=2.0, n=EPOCH, level_from=0.5):
     """Return a training loss that falls to a level over a share of the steps, and stays there."""
     reach = int(n * level_from)
     return tuple((i + 1, max(to, start - (start - to) * i / reach)) for i in range(n))
@@ -19,18 +19,18 @@ def record(loss, validation=(), **more):
 
 
 def test_a_loss_that_levels_off_is_neither_underfitting_nor_overfitting():
-    found = diagnose(record(falling(0.5), ((EPOCH, 0.6),)))
+    found = diagnose(record(make_falling_loss(0.5), ((EPOCH, 0.6),)))
     assert found.kind == "fits"
     assert "levelled off at 0.500, validation loss 0.600" in found.sentence
 
 
 def test_validation_is_said_to_hold_no_replayed_rows_where_training_did():
-    found = diagnose(record(falling(0.5), ((EPOCH, 0.9),), n_replayed=40))
+    found = diagnose(record(make_falling_loss(0.5), ((EPOCH, 0.9),), n_replayed=40))
     assert found.sentence.endswith("validation loss 0.900, which holds none of the rows replayed")
 
 
 def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best_step_on():
-    loss = falling(0.2, n=4 * EPOCH, level_from=1.0)
+    loss = make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0)
     validation = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9, 1.1, 1.4)))
     found = diagnose(record(loss, validation))
     assert found.kind == "overfits"
@@ -38,7 +38,7 @@ def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best
 
 
 def test_validation_that_rises_by_less_than_a_twentieth_is_no_overfitting():
-    loss = falling(0.5, n=2 * EPOCH, level_from=0.4)
+    loss = make_falling_loss(0.5, n=2 * EPOCH, level_from=0.4)
     assert diagnose(record(loss, ((EPOCH, 0.60), (2 * EPOCH, 0.62)))).kind == "fits"
 
 
@@ -46,7 +46,7 @@ def test_validation_that_rises_by_less_than_a_twentieth_is_no_overfitting():
     ("loss", "said"),
     [
         (tuple((i + 1, 2.0 - 0.001 * i) for i in range(EPOCH)), "a higher learning rate may help"),
-        (falling(0.4, level_from=1.0), "still falling"),
+        (make_falling_loss(0.4, level_from=1.0), "still falling"),
     ],
 )
 def test_a_loss_that_hardly_fell_or_falls_still_is_underfitting(loss, said):
@@ -56,7 +56,7 @@ def test_a_loss_that_hardly_fell_or_falls_still_is_underfitting(loss, said):
 
 
 def test_rows_that_are_known_by_heart_are_named_with_both_losses():
-    found = diagnose(record(falling(0.02), ((EPOCH, 0.9),)))
+    found = diagnose(record(make_falling_loss(0.02), ((EPOCH, 0.9),)))
     assert found.kind == "memorizes"
     assert "training loss 0.020, validation loss 0.900" in found.sentence
 
@@ -66,8 +66,8 @@ def test_rows_that_are_known_by_heart_are_named_with_both_losses():
     [
         TrainingRecord(),
         record(((1, 2.0),)),
-        record(falling(0.5), reward_margin=((1, 0.1),)),
-        record(falling(0.5), label_smoothing=0.1),
+        record(make_falling_loss(0.5), reward_margin=((1, 0.1),)),
+        record(make_falling_loss(0.5), label_smoothing=0.1),
         record(tuple((i, None) for i in range(EPOCH))),
     ],
 )
@@ -75,7 +75,7 @@ def test_losses_that_do_not_say_are_not_diagnosed(training):
     assert diagnose(training) is None
 
 
-def along(*changes, half=0.02):
+def make_changes(*changes, half=0.02):
     """Return a training of 100 steps with such changes of capability, each within so much."""
     every = 100 // len(changes)
     points = tuple(
@@ -96,27 +96,29 @@ def along(*changes, half=0.02):
     ],
 )
 def test_points_along_a_training_say_whether_it_forgets_and_when(changes, said):
-    assert forgetting_sentence(along(*changes)).startswith(said)
+    assert forgetting_sentence(make_changes(*changes)).startswith(said)
 
 
 def test_what_is_lost_first_and_in_the_end_stand_with_their_steps():
-    said = forgetting_sentence(along(-0.05, -0.08))
+    said = forgetting_sentence(make_changes(-0.05, -0.08))
     assert " points at step 50 of 100, and −8.0" in said
     assert said.endswith(" points at step 100")
 
 
 def test_a_loss_within_the_noise_early_on_does_not_count_as_early():
-    assert forgetting_sentence(along(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith("forgets late")
+    assert forgetting_sentence(make_changes(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith(
+        "forgets late"
+    )
 
 
-def measured(*points):
+def make_points(*points):
     """Return a training of 40 steps with such points: step, target, capability."""
     made = (TrackedPoint(step=step, target=target, capability=kept) for step, target, kept in points)
     return TrainingRecord(n_steps=40, tracked=tuple(made))
 
 
 def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_recipe_of_one():
-    made = measured((10, 0.4, -0.01), (20, 0.6, -0.02), (30, 0.5, -0.03), (40, 0.7, -0.08))
+    made = make_points((10, 0.4, -0.01), (20, 0.6, -0.02), (30, 0.5, -0.03), (40, 0.7, -0.08))
     assert front_sentence("lora", made) == (
         "steps 10, 20 of its training on the front of target and capability: {method: checkpoint, init_from: lora, "
         "params: {step: 10}} is such a candidate, without training"
@@ -124,12 +126,12 @@ def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_r
 
 
 def test_where_lower_scores_are_better_the_front_is_turned():
-    made = measured((10, 0.9, -0.08), (20, 0.2, -0.02), (40, 0.1, -0.03))
+    made = make_points((10, 0.9, -0.08), (20, 0.2, -0.02), (40, 0.1, -0.03))
     assert front_sentence("lora", made, sign=-1).startswith("step 20 of its training on the front")
 
 
 def test_a_training_whose_end_beats_every_step_before_it_names_none():
-    assert front_sentence("lora", measured((20, 0.4, -0.02), (40, 0.5, -0.01))) == ""
+    assert front_sentence("lora", make_points((20, 0.4, -0.02), (40, 0.5, -0.01))) == ""
     assert front_sentence("lora", TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
 
 

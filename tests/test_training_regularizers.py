@@ -79,7 +79,7 @@ def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
     assert not before["model.norm.weight"].equal(after["model.norm.weight"])
 
 
-def smoothed(tiny, factor, training):
+def compute_smoothed_loss(tiny, factor, training):
     """Return the loss of our trainer on two rows, and transformers' own smoothed loss of them."""
     import torch
     from accelerate import Accelerator
@@ -99,11 +99,11 @@ def smoothed(tiny, factor, training):
 
 
 def test_label_smoothing_is_that_of_transformers_in_training_and_none_in_evaluation(tiny):
-    loss, expected = smoothed(tiny, 0.3, training=True)
-    plain, _ = smoothed(tiny, 0.0, training=True)
+    loss, expected = compute_smoothed_loss(tiny, 0.3, training=True)
+    plain, _ = compute_smoothed_loss(tiny, 0.0, training=True)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert loss != pytest.approx(plain, rel=1e-3)
-    assert smoothed(tiny, 0.3, training=False)[0] == pytest.approx(plain, rel=1e-6)
+    assert compute_smoothed_loss(tiny, 0.3, training=False)[0] == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.fixture
@@ -117,17 +117,17 @@ def noise_of():
 
     made, seen = [], []
 
-    def after(module, given, output):
+    def record_output(module, given, output):
         if isinstance(module, torch.nn.Embedding):
             made.append(output.detach().clone())
 
-    def before(module, given):
+    def record_input(module, given):
         if getattr(getattr(module, "self_attn", None), "layer_idx", None) == 0:
             seen.append((torch.is_grad_enabled(), given[0].detach().clone()))
 
     handles = [
-        torch_modules.register_module_forward_hook(after),
-        torch_modules.register_module_forward_pre_hook(before),
+        torch_modules.register_module_forward_hook(record_output),
+        torch_modules.register_module_forward_pre_hook(record_input),
     ]
 
     def noise(alpha):
@@ -221,7 +221,7 @@ NAMES = [
 ]
 
 
-def of(names, part):
+def select_names(names, part):
     return {name for name in names if part in name}
 
 
@@ -231,10 +231,10 @@ def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside(se
     chosen = set(half.select([*outside, *NAMES], 0.0, half.Params(), seed))
     assert set(outside) <= chosen
     for layer in range(30):
-        own = of(chosen, f".{layer}.")
-        assert len(of(own, "self_attn")) == 2
-        assert len(of(own, "mlp")) == 1 + layer % 2
-        assert len(of(own, "layernorm")) == 1
+        own = select_names(chosen, f".{layer}.")
+        assert len(select_names(own, "self_attn")) == 2
+        assert len(select_names(own, "mlp")) == 1 + layer % 2
+        assert len(select_names(own, "layernorm")) == 1
     assert len(chosen) - 2 == len(NAMES) / 2
 
 
@@ -244,10 +244,12 @@ def test_each_round_has_a_half_of_its_own_and_weights_and_biases_go_together():
     parts = [set(half.select(both, progress, rounds, 0)) for progress in (0, 0.33, 0.34, 0.66, 0.67, 0.999)]
     assert parts[0] == parts[1] != parts[2] == parts[3] != parts[4] == parts[5] != parts[0]
     for part in parts:
-        assert {name.replace("bias", "weight") for name in of(part, "bias")} == of(part, "weight")
+        assert {name.replace("bias", "weight") for name in select_names(part, "bias")} == select_names(
+            part, "weight"
+        )
 
 
-def moved(tiny, folder, rounds):
+def train_in_rounds(tiny, folder, rounds):
     """Train in rounds, and return the names of the weights that moved, and all weights before."""
     context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
     made = full.fit(
@@ -258,15 +260,15 @@ def moved(tiny, folder, rounds):
 
 
 def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit(tiny, tmp_path):
-    names, weights = moved(tiny, tmp_path, 1)
-    layers = of(weights, ".layers.")
-    assert len(of(names, ".layers.")) == len(layers) / 2
+    names, weights = train_in_rounds(tiny, tmp_path, 1)
+    layers = select_names(weights, ".layers.")
+    assert len(select_names(names, ".layers.")) == len(layers) / 2
     assert names >= set(weights) - layers
 
 
 def test_another_round_moves_another_half(tiny, tmp_path):
-    once, _ = moved(tiny, tmp_path / "once", 1)
-    twice, _ = moved(tiny, tmp_path / "twice", 8)
+    once, _ = train_in_rounds(tiny, tmp_path / "once", 1)
+    twice, _ = train_in_rounds(tiny, tmp_path / "twice", 8)
     assert len(once) < len(twice)
 
 
@@ -282,7 +284,7 @@ def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
     given = {"half": {}, "l2_sp": {"strength": 1e4}}
     context = tiny_methods.context(tiny, tmp_path / "held", regularize=given)
     made = full.fit(context, full.Params(num_train_epochs=4, learning_rate=0.01))
-    free, before = moved(tiny, tmp_path / "free", 1)
+    free, before = train_in_rounds(tiny, tmp_path / "free", 1)
     held = load_file(made.folder / "model" / "model.safetensors")
     loose = load_file(tmp_path / "free" / "model" / "model.safetensors")
 

@@ -45,7 +45,7 @@ def write(folder, tiny, candidates=CANDIDATES, **options):
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, tmp_path_factory):
+def file_and_report(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     path = write(folder, tiny, extra="decide: {label_cost_usd: 0.5}\n")
     return path, tiny_experiment.run(path, "suites=[]")
@@ -73,8 +73,8 @@ def examples(n, labels=("late", "money", "lost")):
     ]
 
 
-def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(compared):
-    _, report = compared
+def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(file_and_report):
+    _, report = file_and_report
     tuned, plain, _ = report.training_sets
     assert (tuned.method, tuned.by, tuned.reference) == ("lora", "rows", "lora")
     assert [(one.candidate, one.n_rows) for one in tuned.sets] == [("lora", 30), ("curated", 10)]
@@ -84,8 +84,8 @@ def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(
     assert [(one.candidate, one.n_rows) for one in plain.sets] == [("bag", 30), ("blend", 40)]
 
 
-def test_shares_of_wrong_answers_are_compared_with_the_smallest(compared):
-    _, report = compared
+def test_shares_of_wrong_answers_are_compared_with_the_smallest(file_and_report):
+    _, report = file_and_report
     noise = report.training_sets[2]
     assert (noise.by, noise.reference) == ("wrong answers", "bag")
     assert [(one.candidate, one.corrupt) for one in noise.sets] == [
@@ -95,16 +95,16 @@ def test_shares_of_wrong_answers_are_compared_with_the_smallest(compared):
     ]
 
 
-def test_all_candidates_answer_the_same_test_items(compared):
-    path, report = compared
+def test_all_candidates_answer_the_same_test_items(file_and_report):
+    path, report = file_and_report
     runs = tiny_experiment.runs_of(path)
     assert len({f.target.n for f in report.facts}) == 1
     for one, other in (("lora", "curated"), ("bag", "blend"), ("bag", "noisy[corrupt=0.3]")):
         assert runs[one].weights_digest != runs[other].weights_digest
 
 
-def test_every_form_of_the_report_shows_the_tables(compared):
-    _, report = compared
+def test_every_form_of_the_report_shows_the_tables(file_and_report):
+    _, report = file_and_report
     console = Console(width=200, record=True, file=io.StringIO())
     terminal(report, console)
     for text in (console.export_text(), markdown(experiment_document(report)), html(report)):
@@ -116,14 +116,14 @@ def test_every_form_of_the_report_shows_the_tables(compared):
     assert 'aria-label="exact_match of classifier by the share of wrong answers"' in html(report)
 
 
-def test_the_tables_come_back_from_the_json_of_a_report(compared, tmp_path):
-    _, report = compared
+def test_the_tables_come_back_from_the_json_of_a_report(file_and_report, tmp_path):
+    _, report = file_and_report
     (tmp_path / "tiny.json").write_text(json.dumps(to_json(report)))
     assert read(tmp_path / "tiny.json").training_sets == report.training_sets
 
 
-def test_the_report_says_what_was_trained_on(compared):
-    _, report = compared
+def test_the_report_says_what_was_trained_on(file_and_report):
+    _, report = file_and_report
     said = "\n".join(report.notes)
     assert re.search(r"curated: trains on \S*curated\.jsonl: 10 rows", said)
     assert (
@@ -145,8 +145,8 @@ def test_notes_name_the_selected_candidates_and_those_that_they_take_weights_fro
     assert named["curated"] == named["half"] == named["ranked"] == ["curated"]
 
 
-def test_no_share_of_wrong_answers_is_chosen_or_promoted(compared):
-    path, found = compared
+def test_no_share_of_wrong_answers_is_chosen_or_promoted(file_and_report):
+    path, found = file_and_report
     marked = {f.name for f in found.facts if f.ablation}
     assert marked == {"noisy[corrupt=0.1]", "noisy[corrupt=0.3]"}
     assert found.decision.candidate not in marked
@@ -155,8 +155,8 @@ def test_no_share_of_wrong_answers_is_chosen_or_promoted(compared):
         release.promote_named(path, "noisy[corrupt=0.3]", ["suites=[]"], despite="a try")
 
 
-def test_a_second_compare_computes_nothing(compared):
-    path, report = compared
+def test_a_second_compare_computes_nothing(file_and_report):
+    path, report = file_and_report
     again = tiny_experiment.run(path, "suites=[]")
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
 
@@ -255,18 +255,18 @@ def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
     items = load_task(of, 0)
     files = [str(tmp_path / "train.jsonl"), str(tmp_path / "other.jsonl")]
 
-    def drawn(**keys):
+    def draw_training_rows(**keys):
         return load_training_rows(of, items, (), Mix(**keys), 0).train
 
-    shares = drawn(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
+    shares = draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
     assert Counter(e.slice for e in shares) == {"train": 4, "other": 16}
-    assert shares == drawn(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
-    repeated = drawn(files=files, rows=200, replacement=True)
+    assert shares == draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
+    repeated = draw_training_rows(files=files, rows=200, replacement=True)
     assert (len(repeated), len({e.id for e in repeated})) == (200, 200)
     with pytest.raises(
         UserError, match=r"found 30 rows; expected 40 .*rows: 37 in mix:, or replacement: true"
     ):
-        drawn(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=50)
+        draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=50)
 
 
 @pytest.mark.parametrize(

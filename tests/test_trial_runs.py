@@ -24,7 +24,7 @@ SWEPT = """\
 """
 
 
-def tried(store, key, validation=0.5, rows=(), **known):
+def keep_trial(store, key, validation=0.5, rows=(), **known):
     """Keep the run of a trial with its weights, of 10 kB where it is a whole one."""
     outcome = {"state": "failed", "error": "it diverged"} if validation is None else {}
     trial = Trial(params={"r": len(key)}, validation=validation, fit_key=key, **known)
@@ -42,7 +42,7 @@ def tried(store, key, validation=0.5, rows=(), **known):
     return found
 
 
-def chosen_among(store, run_id, *trials, **changes):
+def save_chosen(store, run_id, *trials, **changes):
     """Save the run of a candidate whose weights were chosen among trials: those of the first."""
     first = trials[0]
     behind = {one.trial.fit_key: one.run.weights_digest for one in trials if one.run.state == "done"}
@@ -55,7 +55,7 @@ def chosen_among(store, run_id, *trials, **changes):
     stores.save_run(store, make_run(run_id, [], **changes))
 
 
-def kept(store):
+def list_kept(store):
     return {one.trial.fit_key for one in stores.list_trials(store)}
 
 
@@ -63,7 +63,7 @@ def weights(store):
     return {path.name for path in (store.folder / "weights").iterdir()}
 
 
-def listed(store, capsys, monkeypatch, *words):
+def print_runs(store, capsys, monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["harness", "runs", "list", "--runs", str(store.folder), *words])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -72,10 +72,10 @@ def listed(store, capsys, monkeypatch, *words):
 
 
 def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, capsys, monkeypatch):
-    first, other = tried(store, "aa"), tried(store, "bbb", 0.25, pruned_at=12)
-    lost, failed = tried(store, "cccc"), tried(store, "ddddd", None)
-    chosen_among(store, "desk-lora-s0-1", first, other, failed)
-    lines = listed(store, capsys, monkeypatch).splitlines()
+    first, other = keep_trial(store, "aa"), keep_trial(store, "bbb", 0.25, pruned_at=12)
+    lost, failed = keep_trial(store, "cccc"), keep_trial(store, "ddddd", None)
+    save_chosen(store, "desk-lora-s0-1", first, other, failed)
+    lines = print_runs(store, capsys, monkeypatch).splitlines()
     assert [line.partition(": ")[0] for line in lines] == [
         "desk-lora-s0-1",
         *(f"  {one.run.run_id}" for one in (first, other, failed)),
@@ -94,20 +94,20 @@ def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, c
 def test_a_trial_that_two_runs_were_chosen_among_is_listed_once_below_that_of_its_candidate(
     store, capsys, monkeypatch
 ):
-    shared = tried(store, "aa")
-    chosen_among(store, "desk-hybrid-s0-1", shared, candidate="hybrid", created="2024-01-01T00:00:00+00:00")
-    chosen_among(store, "desk-lora-s0-1", shared)
-    names = [line.partition(": ")[0] for line in listed(store, capsys, monkeypatch).splitlines()]
+    shared = keep_trial(store, "aa")
+    save_chosen(store, "desk-hybrid-s0-1", shared, candidate="hybrid", created="2024-01-01T00:00:00+00:00")
+    save_chosen(store, "desk-lora-s0-1", shared)
+    names = [line.partition(": ")[0] for line in print_runs(store, capsys, monkeypatch).splitlines()]
     assert names == ["desk-hybrid-s0-1", "desk-lora-s0-1", f"  {shared.run.run_id}"]
 
 
 def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_among_it(
     store, capsys, monkeypatch
 ):
-    first, pruned = tried(store, "aa"), tried(store, "bbb", 0.25, pruned_at=12)
-    tried(store, "cccc", None)
-    chosen_among(store, "desk-lora-s0-1", first, pruned)
-    facts = json.loads(listed(store, capsys, monkeypatch, "--json"))
+    first, pruned = keep_trial(store, "aa"), keep_trial(store, "bbb", 0.25, pruned_at=12)
+    keep_trial(store, "cccc", None)
+    save_chosen(store, "desk-lora-s0-1", first, pruned)
+    facts = json.loads(print_runs(store, capsys, monkeypatch, "--json"))
     known = {name.rpartition("-")[2]: (of["state"], of.get("trial_of")) for name, of in facts.items()}
     assert known == {
         "1": ("done", None),
@@ -119,86 +119,86 @@ def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_amo
 
 
 def test_no_list_of_runs_holds_a_trial(store):
-    chosen_among(store, "desk-lora-s0-1", tried(store, "aa"), tried(store, "bbb"))
+    save_chosen(store, "desk-lora-s0-1", keep_trial(store, "aa"), keep_trial(store, "bbb"))
     assert [run.run_id for run in stores.list_runs(store)] == ["desk-lora-s0-1"]
     stores.reindex(store)
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("desk-lora-s0-1",)]
 
 
 def test_a_trial_is_found_by_its_id_as_any_run(store):
-    found = tried(store, "aa")
+    found = keep_trial(store, "aa")
     assert stores.get_run(store, found.run.run_id) == found.run
 
 
 def test_removing_a_run_removes_its_trials_with_their_weights_and_rows_and_frees_what_was_said(store):
     complete(store, IDENTITY, make_rows(40))
-    chosen = tried(store, "aa")
-    lost = tried(store, "bbb", rows=[IDENTITY.digest])
-    chosen_among(store, "desk-lora-s0-1", chosen, lost, tried(store, "cccc", None))
+    chosen = keep_trial(store, "aa")
+    lost = keep_trial(store, "bbb", rows=[IDENTITY.digest])
+    save_chosen(store, "desk-lora-s0-1", chosen, lost, keep_trial(store, "cccc", None))
     assert chosen.run.weights_digest != IDENTITY.weights_digest
     said = stores.count_freed_by_trials(store, stores.list_runs(store))["desk-lora-s0-1"]
     before = size(store.folder / "weights") + size(store.folder / "rows")
     own = stores.disk_use(store, stores.list_runs(store)).freed["desk-lora-s0-1"]
     stores.remove_run(store, "desk-lora-s0-1")
-    assert (kept(store), weights(store)) == (set(), set())
+    assert (list_kept(store), weights(store)) == (set(), set())
     assert said + own == before - size(store.folder / "rows") == 30_000
 
 
 def test_the_rows_that_a_trial_answered_go_with_it_but_for_those_of_another_run(store):
     complete(store, IDENTITY, make_rows(40))
     complete(store, OTHER, make_rows(40))
-    found = tried(store, "aa", rows=[IDENTITY.digest, OTHER.digest])
+    found = keep_trial(store, "aa", rows=[IDENTITY.digest, OTHER.digest])
     stores.save_run(store, make_run("another", [OTHER.digest]))
     stores.remove_run(store, found.run.run_id)
     assert {path.name for path in (store.folder / "rows").iterdir()} == {OTHER.digest}
 
 
 def test_a_trial_that_another_run_was_chosen_among_stays_with_its_weights(store):
-    shared, own = tried(store, "aa"), tried(store, "bbb")
-    chosen_among(store, "desk-lora-s0-1", own, shared)
-    chosen_among(store, "desk-lora-s0-2", shared)
+    shared, own = keep_trial(store, "aa"), keep_trial(store, "bbb")
+    save_chosen(store, "desk-lora-s0-1", own, shared)
+    save_chosen(store, "desk-lora-s0-2", shared)
     stores.remove_run(store, "desk-lora-s0-1")
-    assert (kept(store), weights(store)) == ({"aa"}, {"aa"})
+    assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})
 
 
 def test_a_trial_whose_weights_another_training_began_with_stays(store):
-    first, other = tried(store, "aa"), tried(store, "bbb")
-    chosen_among(store, "desk-lora-s0-1", first, other)
+    first, other = keep_trial(store, "aa"), keep_trial(store, "bbb")
+    save_chosen(store, "desk-lora-s0-1", first, other)
     began = {"fit_key": "dpo", "stands_on": {"aa": first.run.weights_digest, "bbb": other.run.weights_digest}}
     stores.save_run(store, make_run("dpo", [], training=began))
     stores.remove_run(store, "desk-lora-s0-1")
     assert weights(store) == {"aa", "bbb"}
     stores.remove_run(store, "dpo")
-    assert kept(store) == {"aa", "bbb"}
+    assert list_kept(store) == {"aa", "bbb"}
 
 
 def test_a_trial_that_a_run_is_found_by_way_of_is_not_removed(store):
-    lost = tried(store, "bbb")
-    chosen_among(store, "desk-lora-s0-1", tried(store, "aa"), lost)
+    lost = keep_trial(store, "bbb")
+    save_chosen(store, "desk-lora-s0-1", keep_trial(store, "aa"), lost)
     with pytest.raises(UserError, match="next: harness runs rm desk-lora-s0-1, which removes its trials too"):
         stores.remove_run(store, lost.run.run_id)
-    assert kept(store) == {"aa", "bbb"}
+    assert list_kept(store) == {"aa", "bbb"}
 
 
 def test_a_trial_of_no_run_is_unused_with_its_weights(store):
-    chosen_among(store, "desk-lora-s0-1", tried(store, "aa"))
-    left = tried(store, "bbb")
+    save_chosen(store, "desk-lora-s0-1", keep_trial(store, "aa"))
+    left = keep_trial(store, "bbb")
     stores.write_whole(store, store.weights("bbb") / "fit.json", json.dumps({"digest": "weights of bbb"}))
     removed = release.remove_unreferenced(store, References()).removable
     assert {str(one.path.relative_to(store.folder)) for one in removed} == {
         "weights/bbb",
         f"trials/{left.run.run_id}.json",
     }
-    assert (kept(store), weights(store)) == ({"aa"}, {"aa"})
+    assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})
 
 
 def test_while_work_is_unfinished_its_trials_are_not_unused(store):
-    tried(store, "bbb")
+    keep_trial(store, "bbb")
     stores.begin(store, "desk")
     assert release.list_unreferenced(store, References()).removable == ()
 
 
-def asked(store, system, rows=()):
+def keep_prompt_trial(store, system, rows=()):
     """Keep the run of a trial of prompts, which asked the base that others stand on too."""
     trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
     metrics = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}
@@ -208,14 +208,14 @@ def asked(store, system, rows=()):
 
 
 def test_a_trial_of_prompts_that_no_run_was_chosen_among_takes_no_weights_with_it(store):
-    tried(store, "aa")
-    lost = asked(store, "brief")
+    keep_trial(store, "aa")
+    lost = keep_prompt_trial(store, "brief")
     stores.remove_run(store, lost.run.run_id)
-    assert kept(store) == weights(store) == {"aa"}
+    assert list_kept(store) == weights(store) == {"aa"}
 
 
 def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_among_it(store):
-    trials = [asked(store, "brief"), asked(store, "kind")]
+    trials = [keep_prompt_trial(store, "brief"), keep_prompt_trial(store, "kind")]
     sweep = {"sweep": [one.to_plain()["trial"] for one in trials]}
     stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
     (run,) = stores.list_runs(store)
@@ -230,7 +230,7 @@ def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_amon
 def test_the_answers_to_a_prompt_that_a_run_was_chosen_among_are_not_unused(store):
     complete(store, IDENTITY, make_rows(40))
     complete(store, OTHER, make_rows(40))
-    chosen = asked(store, "brief", [IDENTITY.digest])
+    chosen = keep_prompt_trial(store, "brief", [IDENTITY.digest])
     sweep = {"sweep": [chosen.to_plain()["trial"]]}
     stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
     found = release.list_unreferenced(store, References())
@@ -252,21 +252,21 @@ def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_re
     }
     monkeypatch.chdir(tmp_path)
 
-    def said(*words):
+    def run_command(*words):
         monkeypatch.setattr(sys, "argv", ["harness", "runs", *words])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code or 0, capsys.readouterr().out
 
-    lines = said("list")[1].splitlines()
+    lines = run_command("list")[1].splitlines()
     assert len(lines) == 6
     assert sum(line.startswith("  tiny-swept-s0-trial-") for line in lines) == 4
     assert sum("not a number" in line for line in lines) == 2
     done = [one.run.run_id for one in trials if one.state == "done"]
-    assert "learning_rate: 0.02" in said("show", done[1])[1] + said("show", done[0])[1]
-    assert "learning_rate" in said("diff", *done)[1]
-    assert said("rm", done[0])[0] == 2
-    code, _ = said("rm", tiny_experiment.runs_of(path)["swept"].run_id)
+    assert "learning_rate: 0.02" in run_command("show", done[1])[1] + run_command("show", done[0])[1]
+    assert "learning_rate" in run_command("diff", *done)[1]
+    assert run_command("rm", done[0])[0] == 2
+    code, _ = run_command("rm", tiny_experiment.runs_of(path)["swept"].run_id)
     assert (code, stores.list_trials(store)) == (0, [])
     assert list((store.folder / "weights").iterdir()) == []
     again = tiny_experiment.run(path)

@@ -35,11 +35,11 @@ def marks(recipe, policy=ALL, n_layers=30):
     return [t.name.partition("+")[2] for t in schedule(recipe, policy, n_layers).trials]
 
 
-def left_out(recipe, n_layers=30):
+def list_left_out(recipe, n_layers=30):
     return schedule(recipe, ALL, n_layers).left_out
 
 
-def by_mark(recipe, mark):
+def find_trial(recipe, mark):
     trials = schedule(recipe).trials
     return next(t.source for t in trials if t.name == f"x+{mark}")
 
@@ -62,7 +62,7 @@ def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
     (merged,) = [t for t in found.trials if t.step == "merge"]
     assert (merged.name, merged.source.method, merged.source.merges) == ("x+merged", "merged", ("x", "y"))
     assert merged.says == "merged with y in equal shares, no training"
-    assert "merge: there is no other adapter of its base to merge it with" in left_out(LORA)
+    assert "merge: there is no other adapter of its base to merge it with" in list_left_out(LORA)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_first_rung_is_the_point_of_the_training_that_gains_most_within_the_
 
 
 def test_a_training_without_points_has_no_checkpoint_to_try():
-    assert [said for said in left_out(LORA) if said.startswith("earlier: nothing was measured along")]
+    assert [said for said in list_left_out(LORA) if said.startswith("earlier: nothing was measured along")]
     unknown = (TrackedPoint(step=10, target=0.5),)
     assert "earlier" not in {trial.step for trial in schedule(LORA, tracked=unknown).trials}
 
@@ -107,22 +107,22 @@ def test_a_checkpoint_is_mended_as_the_weights_that_it_was_taken_of():
 
 def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
     held = Recipe(method="lora", regularize={"kl": {"strength": 2.0}, "ewc": {"strength": 1.0, "rows": 8}})
-    assert "kl: its recipe has kl of the strength 2 already" in left_out(held)
-    assert by_mark(held, "ewc=10").regularize == {**held.regularize, "ewc": {"strength": 10.0, "rows": 8}}
+    assert "kl: its recipe has kl of the strength 2 already" in list_left_out(held)
+    assert find_trial(held, "ewc=10").regularize == {**held.regularize, "ewc": {"strength": 10.0, "rows": 8}}
 
 
 def test_a_share_of_replay_is_tried_only_above_that_of_the_recipe():
     held = Recipe(method="lora", regularize={"replay": {"share": 0.05, "data": "general.jsonl"}})
     assert [mark for mark in marks(held) if "replay" in mark] == ["replay=0.1"]
-    assert by_mark(held, "replay=0.1").regularize == {"replay": {"share": 0.1, "data": "general.jsonl"}}
-    assert "replay: its recipe mixes in 100 % already" in left_out(Recipe(method="lora", replay=1.0))
+    assert find_trial(held, "replay=0.1").regularize == {"replay": {"share": 0.1, "data": "general.jsonl"}}
+    assert "replay: its recipe mixes in 100 % already" in list_left_out(Recipe(method="lora", replay=1.0))
 
 
 def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
     dora = Recipe(method="lora", params={"use_dora": True})
     assert not {"intruders", "l2_sp=0.01", "ewc=10"} & set(marks(dora))
-    assert "intruders: it is an adapter with use_dora, and no plain LoRA" in left_out(dora)
-    assert [said for said in left_out(dora) if said.startswith("ewc: not with use_dora")]
+    assert "intruders: it is an adapter with use_dora, and no plain LoRA" in list_left_out(dora)
+    assert [said for said in list_left_out(dora) if said.startswith("ewc: not with use_dora")]
 
 
 def test_every_step_that_a_plugin_declares_is_known_and_the_default_is_made_of_them():
@@ -148,17 +148,17 @@ def test_the_policy_chooses_steps_and_their_order():
 
 def test_each_rung_changes_one_thing():
     recipe = Recipe(method="lora", params={"r": 8, "lora_alpha": 8, "learning_rate": 2e-3})
-    assert by_mark(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
-    assert by_mark(recipe, "r=2").params == {**recipe.params, "r": 2, "lora_alpha": 2}
-    assert by_mark(recipe, "replay=0.05").regularize == {"replay": {"share": 0.05}}
-    assert by_mark(recipe, "replay=0.05").params == recipe.params
-    half = by_mark(recipe, "half").params
+    assert find_trial(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
+    assert find_trial(recipe, "r=2").params == {**recipe.params, "r": 2, "lora_alpha": 2}
+    assert find_trial(recipe, "replay=0.05").regularize == {"replay": {"share": 0.05}}
+    assert find_trial(recipe, "replay=0.05").params == recipe.params
+    half = find_trial(recipe, "half").params
     assert {k: v for k, v in half.items() if k != "exclude_modules"} == recipe.params
 
 
 def test_a_scaled_adapter_is_asked_as_the_one_it_comes_from():
     recipe = Recipe(method="qlora", system="Be brief.", answer="rank", serve_on="bf16")
-    scaled = by_mark(recipe, "scale=0.5")
+    scaled = find_trial(recipe, "scale=0.5")
     assert (scaled.method, scaled.init_from, scaled.params) == ("scaled", "x", {"scale": 0.5})
     assert (scaled.system, scaled.answer, scaled.serve_on) == ("Be brief.", "rank", "bf16")
 
@@ -168,15 +168,17 @@ def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
     scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
     replays, penalties = ["replay=0.01", "replay=0.05", "replay=0.1"], ["l2_sp=0.01", "ewc=10", "kl=1"]
     assert marks(full) == [*scales, "lr=1e-05", *replays, *penalties, "half"]
-    assert by_mark(full, "scale=0.5").method == "interpolated"
-    assert by_mark(full, "half").regularize == {"freeze": {"first": 15}}
-    assert "rank: no new adapter of rank 2 or more is trained, so there is no rank to lower" in left_out(full)
+    assert find_trial(full, "scale=0.5").method == "interpolated"
+    assert find_trial(full, "half").regularize == {"freeze": {"first": 15}}
+    assert "rank: no new adapter of rank 2 or more is trained, so there is no rank to lower" in list_left_out(
+        full
+    )
 
 
 def test_preferences_have_no_rows_to_replay():
     marked = marks(Recipe(method="dpo", init_from="lora"))
     assert marked[3:] == ["intruders", "lr=5e-07", "l2_sp=0.01", "ewc=10", "kl=1"]
-    assert "replay: the training of dpo does not take it" in left_out(Recipe(method="dpo"))
+    assert "replay: the training of dpo does not take it" in list_left_out(Recipe(method="dpo"))
 
 
 def test_an_adapter_made_elsewhere_can_only_be_mended_without_training():
@@ -185,7 +187,7 @@ def test_an_adapter_made_elsewhere_can_only_be_mended_without_training():
 
 
 def test_where_the_layers_are_not_known_none_is_left_out():
-    assert "half: the number of layers is not known" in left_out(LORA, None)
+    assert "half: the number of layers is not known" in list_left_out(LORA, None)
 
 
 def rows(task, clusters):
@@ -245,13 +247,13 @@ def test_a_rescue_policy_refuses_scales_that_are_no_shares():
 
 
 def test_items_of_one_document_are_in_one_half_whatever_their_ids_in_each_task():
-    def asked(task):
+    def make_rows(task):
         return [
             SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, prompt_digest=f"document-{i}")
             for i in range(40)
         ]
 
-    tasks = {name: asked(name) for name in ("a", "b", "c")}
+    tasks = {name: make_rows(name) for name in ("a", "b", "c")}
     cut = split(tasks, 0)
     sides = {name: {r.prompt_digest for r in cut.rows(of, "search")} for name, of in tasks.items()}
     assert sides["a"] == sides["b"] == sides["c"]

@@ -56,7 +56,7 @@ def test_what_no_copy_can_tell_is_left_to_the_base(tmp_path, name):
     assert find_copied_engine(families.save(tmp_path, kind), "cpu") is None
 
 
-def registered(kind, forward):
+def register_family(kind, forward):
     """Return the folder-making function of a family whose models read by another `forward`."""
     import transformers
 
@@ -72,7 +72,7 @@ def registered(kind, forward):
     return Config
 
 
-def ignoring_masks(self, input_ids, position_ids=None, attention_mask=None, use_cache=None, **_):
+def forward_without_masks(self, input_ids, position_ids=None, attention_mask=None, use_cache=None, **_):
     from transformers import MistralForCausalLM
 
     return MistralForCausalLM.forward(self, input_ids, use_cache=use_cache)
@@ -92,9 +92,9 @@ def a_window_wider(self, input_ids, position_ids=None, attention_mask=None, use_
     return found
 
 
-@pytest.mark.parametrize(("kind", "forward"), [("deaf", ignoring_masks), ("wider", a_window_wider)])
+@pytest.mark.parametrize(("kind", "forward"), [("deaf", forward_without_masks), ("wider", a_window_wider)])
 def test_a_family_that_ignores_masks_or_whose_window_is_a_token_wider_is_not_packed(tmp_path, kind, forward):
-    registered(kind, forward)().save_pretrained(tmp_path)  # a window of 4,096 tokens, as published
+    register_family(kind, forward)().save_pretrained(tmp_path)  # a window of 4,096 tokens, as published
     assert find_copied_engine(tmp_path, "cpu") == "padded"
 
 
@@ -102,11 +102,11 @@ def test_a_family_whose_answers_hang_on_nothing_before_them_is_left_to_the_base(
     import torch
     from transformers.modeling_outputs import CausalLMOutput
 
-    def even(self, input_ids, **_):
+    def forward_evenly(self, input_ids, **_):
         hidden = torch.zeros(*input_ids.shape, self.config.hidden_size)
         return CausalLMOutput(logits=self.lm_head(hidden))
 
-    registered("even", even)().save_pretrained(tmp_path)
+    register_family("even", forward_evenly)().save_pretrained(tmp_path)
     assert find_copied_engine(tmp_path, "cpu") is None
 
 

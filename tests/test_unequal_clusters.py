@@ -21,20 +21,20 @@ TWO_HUNDREDS = np.repeat([100, 2], [2, 100])
 LOG_NORMAL = np.ceil(np.random.default_rng(4).lognormal(1.5, 1, 30)).astype(int)
 
 
-def in_clusters(values, sizes, metric=GRADED, **changes):
+def make_clustered_rows(values, sizes, metric=GRADED, **changes):
     named = np.repeat(np.arange(len(sizes)), sizes)
     made = rows(values, metric, **changes)
     return [replace(row, cluster=f"c{c}") for row, c in zip(made, named, strict=True)]
 
 
-def drawn(rng, sizes, correlation, draws):
+def draw_differences(rng, sizes, correlation, draws):
     """Draw graded differences of mean 0 (draws, n) that share so much with their cluster."""
     own = rng.normal(size=(draws, sizes.sum()))
     shared = np.repeat(rng.normal(size=(draws, len(sizes))), sizes, axis=1)
     return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
 
 
-def by_matrices(sizes, x):
+def compute_by_matrices(sizes, x):
     """Return CR2's squared error of the mean and Bell and McCaffrey's df, by the matrices themselves."""
     n, clusters = sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
     hat, alike = np.full((n, n), 1 / n), (clusters[:, None] == clusters).astype(float)
@@ -52,7 +52,7 @@ def by_matrices(sizes, x):
 @pytest.mark.parametrize("sizes", [(3, 4, 5, 6, 7), (20, 20, 1, 1, 1, 1, 1, 1, 15, 12), (2,) * 6])
 def test_error_and_degrees_of_freedom_agree_with_the_matrices_of_the_paper(sizes):
     x = np.random.default_rng(0).normal(size=sum(sizes))
-    squared, df = by_matrices(sizes, x)
+    squared, df = compute_by_matrices(sizes, x)
     found = stats.clustered_mean(x, np.repeat(np.arange(len(sizes)), sizes))
     assert found.se**2 == pytest.approx(squared, rel=1e-9)
     assert found.df == pytest.approx(
@@ -75,7 +75,7 @@ def test_large_clusters_weigh_as_few(sizes, weigh):
 
 def errors(sizes, correlation, draws=1000):
     """Return how often a lower 95 % bound lies above the truth: by Σ·G/(G − 1) on G − 1 as before, and now."""
-    x = drawn(np.random.default_rng(1), sizes, correlation, draws)
+    x = draw_differences(np.random.default_rng(1), sizes, correlation, draws)
     clusters, g, n = np.repeat(np.arange(len(sizes)), sizes), len(sizes), int(sizes.sum())
     sums = np.add.reduceat(x - x.mean(axis=1, keepdims=True), np.cumsum(sizes) - sizes, axis=1)
     before = x.mean(axis=1) / np.sqrt((sums**2).sum(axis=1) * g / (g - 1)) * n
@@ -116,7 +116,8 @@ def test_too_few_clusters_have_an_infinite_interval_that_says_why(sizes, said, m
     rng, n = np.random.default_rng(2), int(sizes.sum())
     parts = (n, 2) if len(metric.parts) == 2 else n
     base, new = (
-        in_clusters(rng.integers(0, 2, parts) + 1.0 * (metric is not EXACT), sizes, metric) for _ in "ab"
+        make_clustered_rows(rng.integers(0, 2, parts) + 1.0 * (metric is not EXACT), sizes, metric)
+        for _ in "ab"
     )
     c = compare_rows(metric, base, new)
     assert (c.lower, c.upper, c.se, c.df) == (-inf, inf, inf, None)
@@ -127,13 +128,13 @@ def test_too_few_clusters_have_an_infinite_interval_that_says_why(sizes, said, m
 
 
 def test_a_score_on_too_few_clusters_has_nearly_all_of_its_range():
-    found = estimate(EXACT, in_clusters(np.repeat([1.0, 0.0], [200, 100]), ONE_LARGE, EXACT))
+    found = estimate(EXACT, make_clustered_rows(np.repeat([1.0, 0.0], [200, 100]), ONE_LARGE, EXACT))
     assert found.high - found.low > 0.75
 
 
 def test_a_task_of_too_few_clusters_leaves_the_gate_open_and_is_named():
     base, new = np.full(300, 0.9), np.full(300, 0.9)
-    arms = [in_clusters(arm, ONE_LARGE, EXACT, task="chat") for arm in (base, new)]
+    arms = [make_clustered_rows(arm, ONE_LARGE, EXACT, task="chat") for arm in (base, new)]
     compared = compare_rows(EXACT, *arms)
     task = Task(name="chat", data=TaskData())
     admitted = TaskComparison(task, "capability", compared, True, "")
@@ -150,8 +151,10 @@ def test_single_items_are_never_refused():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_p_values_and_interval_are_of_one_distribution(seed):
-    x = drawn(np.random.default_rng(seed), LOG_NORMAL, 0.4, 1)[0]
-    c = compare_rows(GRADED, in_clusters(0 * x, LOG_NORMAL), in_clusters(x + 0.9 * seed / 3, LOG_NORMAL))
+    x = draw_differences(np.random.default_rng(seed), LOG_NORMAL, 0.4, 1)[0]
+    c = compare_rows(
+        GRADED, make_clustered_rows(0 * x, LOG_NORMAL), make_clustered_rows(x + 0.9 * seed / 3, LOG_NORMAL)
+    )
     expected = stats.clustered_mean(x, np.repeat(range(len(LOG_NORMAL)), LOG_NORMAL)).df
     assert c.df == pytest.approx(expected)
     assert c.df < len(LOG_NORMAL) - 5
@@ -161,9 +164,9 @@ def test_p_values_and_interval_are_of_one_distribution(seed):
 
 def test_a_bootstrap_over_unequal_clusters_is_wider_as_t_is_than_z():
     metric, n = ratio_metric(), int(TWO_HUNDREDS.sum())
-    x = 10 + drawn(np.random.default_rng(8), TWO_HUNDREDS, 0.6, 1)[0]
+    x = 10 + draw_differences(np.random.default_rng(8), TWO_HUNDREDS, 0.6, 1)[0]
     base, new = (np.column_stack([arm, np.ones(n)]) for arm in (np.full(n, 10.0), x))
-    c = compare_rows(metric, *(in_clusters(arm, TWO_HUNDREDS, metric) for arm in (base, new)))
+    c = compare_rows(metric, *(make_clustered_rows(arm, TWO_HUNDREDS, metric) for arm in (base, new)))
     clusters = np.repeat(np.arange(len(TWO_HUNDREDS)), TWO_HUNDREDS)
     (boot,) = stats.bootstrap(lambda w: w @ (x - 10) / w.sum(axis=-1), clusters)
     narrow, wider = stats.bca_interval(boot), stats.t_quantile(0.975, c.df) / stats.z_quantile(0.975)

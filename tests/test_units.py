@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import fake_project
 import pytest
-from fake_facts import candidate, comparison, tuned, verdict
+from fake_facts import candidate, comparison, make_fine_tune, verdict
 
 from harness import comparison as compared
 from harness import gating, report, store
@@ -45,7 +45,7 @@ def a_report(*tuned_ones, untrained=UNTRAINED, metric="wer") -> ExperimentReport
 
 
 def test_the_table_ranks_and_compares_as_the_decision_does():
-    of = a_report(tuned("lora", 0.10, 0.20, unit=WER))
+    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER))
     assert [f.name for f in best_first(of)] == ["lora", "knn", "fixed", "prompt"]
     assert of.decision.candidate == "lora"
     assert "over knn" in of.decision.sentence
@@ -54,7 +54,7 @@ def test_the_table_ranks_and_compares_as_the_decision_does():
 
 
 def test_the_table_says_a_gain_as_the_sentence_does():
-    of = a_report(tuned("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
+    of = a_report(make_fine_tune("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
     lora = next(row for row in table_rows(of) if row.candidate == "lora")
     assert lora.vs_untrained.startswith("+0.100 [")
     assert f"{lora.vs_untrained} wer over knn" in " ".join(of.decision.reasons)
@@ -63,15 +63,15 @@ def test_the_table_says_a_gain_as_the_sentence_does():
 
 
 def test_the_csv_names_the_best_untrained_and_lists_the_best_first():
-    of = a_report(tuned("lora", 0.10, 0.20, unit=WER))
+    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER))
     lines = list(csv.DictReader(io.StringIO(to_csv(of, "results"))))
     assert [line["candidate"] for line in lines] == ["lora", "knn", "fixed", "prompt"]
     assert lines[0]["compared_with"] == "knn"
 
 
 def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
-    worse = tuned("dpo", 0.20, 0.10, unit=WER)
-    of = a_report(tuned("lora", 0.10, 0.20, unit=WER), worse)
+    worse = make_fine_tune("dpo", 0.20, 0.10, unit=WER)
+    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER), worse)
     assert {p.label for p in points_of(of) if p.on_front} == {"lora"}
     assert "target: wer, lower is better →" in front(of)
     left = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>(lora|dpo)', front(of))}
@@ -79,7 +79,10 @@ def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
 
 
 def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
-    of = a_report(tuned("dpo", 0.20, 0.10, "fail", unit=WER), tuned("lora", 0.10, 0.20, "fail", unit=WER))
+    of = a_report(
+        make_fine_tune("dpo", 0.20, 0.10, "fail", unit=WER),
+        make_fine_tune("lora", 0.10, 0.20, "fail", unit=WER),
+    )
     runs = [
         Run(f.run_id, "e", f.name, f.method, f.prompting, f.answer, 0, "m", "w", "b", "done", "", {}, {})
         for f in of.facts
@@ -89,11 +92,13 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
 
 
 def test_a_rescue_lists_the_lowest_first_and_has_it_on_the_front():
-    def tried(name, wer):
+    def make_trial(name, wer):
         half = HalfVerdict("search", 50, 100, verdict("fail"), gains=True)
-        return TrialResult(name, "", name, {}, tuned(name, wer, 0.1, unit=WER), half)
+        return TrialResult(name, "", name, {}, make_fine_tune(name, wer, 0.1, unit=WER), half)
 
-    of = Rescue("e", "m", "lora", 0, "wer", "knn", tried("lora", 0.3), (tried("low", 0.1),), (), 0.02)
+    of = Rescue(
+        "e", "m", "lora", 0, "wer", "knn", make_trial("lora", 0.3), (make_trial("low", 0.1),), (), 0.02
+    )
     assert [row.trial for row in rescue_rows(of)] == ["low", "lora"]
     assert of.front == ("low",)
 
@@ -129,21 +134,21 @@ def test_what_is_gained_is_turned_and_keeps_its_unit():
 
 def test_a_report_of_before_units_ranks_and_prints_as_its_comparisons_say(tmp_path):
     gain = comparison(-0.2, metric="wer", unit=WER)
-    of = a_report(tuned("lora", 0.10, 0.20, unit=WER, vs_untrained=gain))
+    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER, vs_untrained=gain))
     (path,) = (p for p in report.write(of, tmp_path) if p.suffix == ".json")
-    path.write_text(json.dumps(without_units(json.loads(path.read_text()))))
+    path.write_text(json.dumps(drop_units(json.loads(path.read_text()))))
     found = report.read(path)
     assert [f.name for f in best_first(found)] == ["lora", "knn", "fixed", "prompt"]
     assert table_rows(found) == table_rows(of)
 
 
-def without_units(value):
+def drop_units(value):
     """Write plain types as reports were before they held units."""
     if isinstance(value, list):
-        return [without_units(one) for one in value]
+        return [drop_units(one) for one in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: without_units(one) for key, one in value.items() if key != "unit"}
+    kept = {key: drop_units(one) for key, one in value.items() if key != "unit"}
     if "estimator" in value:
         kept["higher_is_better"] = value["unit"]["higher_is_better"]
     return kept
@@ -184,7 +189,7 @@ def test_one_table_says_how_many_items_flip_where_nothing_is_wrong():
     assert gating.aa_rate("of another kind") == gating.aa_rate("bf16") == 0.022
 
 
-def slow_run(at, name, latency_s, metric="latency", **changes):
+def store_slow_run(at, name, latency_s, metric="latency", **changes):
     """Store a run of eight answers, each of which took so long, or has a score of another metric."""
     identity = RowsIdentity(
         name, *("t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu", "s")
@@ -202,8 +207,8 @@ def slow_run(at, name, latency_s, metric="latency", **changes):
 
 def test_two_stored_runs_are_compared_in_the_metrics_own_unit_and_direction(tmp_path):
     at = store.Store(tmp_path)
-    slow_run(at, "slow", 12.0)
-    slow_run(at, "fast", 2.0)
+    store_slow_run(at, "slow", 12.0)
+    store_slow_run(at, "fast", 2.0)
     found = differences(at, "slow", "fast").scores["support/test"]["latency"]
     assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "latency", False))
     assert len(found.difference.gained) == 8
@@ -213,7 +218,7 @@ def test_a_metric_of_the_users_own_is_compared_in_the_unit_that_its_runs_say(tmp
     at = store.Store(tmp_path)
     said = {"metrics": {"support": {"edits": MetricRange(False, 0.0, None)}}}
     for name, edits in (("many", 12.0), ("few", 2.0)):
-        slow_run(at, name, edits, "edits", **said)
+        store_slow_run(at, name, edits, "edits", **said)
     found = differences(at, "many", "few").scores["support/test"]["edits"]
     assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "edits", False))
     assert len(found.difference.gained) == 8
@@ -222,7 +227,7 @@ def test_a_metric_of_the_users_own_is_compared_in_the_unit_that_its_runs_say(tmp
 def test_a_metric_whose_unit_is_not_known_is_not_taken_for_a_rate(tmp_path):
     at = store.Store(tmp_path)
     for name in ("one", "other"):
-        slow_run(at, name, 0.1 if name == "one" else 0.05, "edits")
+        store_slow_run(at, name, 0.1 if name == "one" else 0.05, "edits")
     found = differences(at, "one", "other").scores["support/test"]["edits"]
     assert (found.a, found.difference) == (None, None)
     assert "do not say the unit" in found.why_not

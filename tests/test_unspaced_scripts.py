@@ -10,7 +10,7 @@ import pytest
 import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 
 from harness import plugins
 from harness.comparison.retrieval_use import is_supported
@@ -139,33 +139,35 @@ def test_the_classifier_reads_pieces_and_texts_with_blanks_are_kept_as_they_were
     assert set(json.loads((tmp_path / "classifier.json").read_text())) == {"texts", "labels", "params"}
 
 
-def asked(text):
+def make_question(text):
     return Example("q", ({"role": "user", "content": text},))
 
 
 def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blanks():
-    def named(documents, *questions, split="test"):
+    def digest_prompts(documents, *questions, split="test"):
         items = SimpleNamespace(**{"train": (), "validation": (), "test": (), split: questions})
         items.documents = documents
         session = SimpleNamespace(target=SimpleNamespace(versions={"train": "v"}, items=items))
         return prompting_digest(session, Recipe(prompting={"rag": {}}), 0)
 
-    def named_without(documents):
+    def digest_plainly(documents):
         version = plugins.version("prompting", "rag")
         return digest(
             [[("rag", version, {})], versions_of("prompting"), None, None, [0, "v", tuple(documents)]]
         )
 
     english, chinese = (Document("a", "Lamps", "The lamp costs forty dollars."),), shops("Chinese")[0]
-    assert named(english) == named_without(english)
-    assert named(chinese) != named_without(chinese)
-    wide = asked("Où est ＡＢＣ？")
-    assert named(english, wide) != named_without(english)
-    plain, mixed = asked("Où est la lampe?"), asked("東京Towerのことを教えて")
+    assert digest_prompts(english) == digest_plainly(english)
+    assert digest_prompts(chinese) != digest_plainly(chinese)
+    wide = make_question("Où est ＡＢＣ？")
+    assert digest_prompts(english, wide) != digest_plainly(english)
+    plain, mixed = make_question("Où est la lampe?"), make_question("東京Towerのことを教えて")
     for split in ("validation", "test"):
-        assert named(english, plain, split=split) == named_without(english)
-        assert named(english, plain, mixed, split=split) == named(chinese[:0] + english, mixed)
-        assert named(english, mixed, split=split) != named_without(english)
+        assert digest_prompts(english, plain, split=split) == digest_plainly(english)
+        assert digest_prompts(english, plain, mixed, split=split) == digest_prompts(
+            chinese[:0] + english, mixed
+        )
+        assert digest_prompts(english, mixed, split=split) != digest_plainly(english)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +197,15 @@ def test_metrics_of_words_take_letters_of_scripts_without_blanks_for_words(name,
 
 
 def test_a_score_is_named_by_how_letters_are_cut_only_where_a_metric_of_words_reads_such_references():
-    def named(unspaced, *metrics):
+    def digest_scoring(unspaced, *metrics):
         task = Task(name="t", data=TaskData(), metrics=metrics)
         return scoring_digest(task, "target", {}, unspaced)
 
-    assert named(True, "exact_match", "chrf") == named(False, "exact_match", "chrf")
+    assert digest_scoring(True, "exact_match", "chrf") == digest_scoring(False, "exact_match", "chrf")
     for name in ("token_f1", "contains"):
         code = [versions_of("scoring"), plugins.version("metrics", name)]
-        assert named(False, name) == digest([{"metrics": [name], "primary": ""}, False, code])
-        assert named(True, name) != named(False, name)
+        assert digest_scoring(False, name) == digest([{"metrics": [name], "primary": ""}, False, code])
+        assert digest_scoring(True, name) != digest_scoring(False, name)
 
 
 HARNESS = """\
@@ -224,7 +226,7 @@ candidates:
 KINDS = ("used", "ungrounded", "unused", "missed", "used")
 
 
-def planted(folder):
+def write_failures(folder):
     """Write an experiment in Chinese of which each item has one failure, or none; returns answers and kinds."""
     names = ["".join(pair) for pair in product(COLOURS, PLACES)]
     hours = [f"早上{one}点{two}分" for one, two in product(HOURS[:5], HOURS[:4])]
@@ -251,9 +253,9 @@ def planted(folder):
 
 
 def test_failures_planted_into_chinese_texts_are_counted_as_planted(tmp_path, tiny, own_cache):
-    answers, wanted = planted(tmp_path)
+    answers, wanted = write_failures(tmp_path)
     path = tmp_path / "harness.yaml"
-    with serving(
+    with serve_model(
         Rule(lambda messages: answers.get(messages[-1]["content"].rpartition("\n\n")[2], "?"))
     ) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))

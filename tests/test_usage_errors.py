@@ -9,7 +9,7 @@ from harness.cli import app
 from harness.errors import UserError, did_you_mean
 
 
-def refused(*words):
+def read_refusal(*words):
     error = CliRunner().invoke(app, words, prog_name="harness").exception
     assert isinstance(error, UserError)
     assert error.exit_code == 2
@@ -58,12 +58,12 @@ def refused(*words):
     ],
 )
 def test_what_cannot_be_parsed_is_said_with_what_was_found_and_expected(words, said):
-    assert refused(*words) == said
+    assert read_refusal(*words) == said
 
 
 def test_text_in_a_variable_in_place_of_a_number_is_said_of_its_option(monkeypatch):
     monkeypatch.setenv("HARNESS_MINUTES", "abc")
-    assert refused("init").startswith("--minutes: found abc; expected a number")
+    assert read_refusal("init").startswith("--minutes: found abc; expected a number")
 
 
 def test_a_group_of_verbs_alone_prints_its_help():

@@ -31,18 +31,18 @@ CANDIDATES = """\
 """
 
 
-def said(token, logprob, rank):
+def make_logprob(token, logprob, rank):
     """Return what vLLM says of one token of a prompt."""
     return {token: SimpleNamespace(logprob=logprob, rank=rank)}
 
 
 def test_the_likelihood_is_that_of_the_last_tokens_alone():
-    tables = [None, said(5, -9.0, 70), said(7, -0.5, 1), said(8, -0.25, 1)]
+    tables = [None, make_logprob(5, -9.0, 70), make_logprob(7, -0.5, 1), make_logprob(8, -0.25, 1)]
     assert vllm.likelihood((7, 8), tables) == Likelihood(-0.75, greedy=True)
 
 
 def test_one_token_that_is_not_the_likeliest_makes_a_continuation_not_greedy():
-    tables = [None, said(7, -0.5, 1), said(8, -1.5, 2)]
+    tables = [None, make_logprob(7, -0.5, 1), make_logprob(8, -1.5, 2)]
     assert vllm.likelihood((7, 8), tables) == Likelihood(-2.0, greedy=False)
 
 
@@ -58,7 +58,7 @@ def test_without_the_package_the_command_that_installs_it_is_named():
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
+def vllm_package(tmp_path, monkeypatch):
     """Lay down what says that vLLM 9.9.9 is installed, as pip writes it."""
     folder = tmp_path / "packages" / "vllm-9.9.9.dist-info"
     folder.mkdir(parents=True)
@@ -67,26 +67,26 @@ def installed(tmp_path, monkeypatch):
     return "vllm/9.9.9"
 
 
-def opened(path, *overrides, candidates=("prompt",)):
+def open_session(path, *overrides, candidates=("prompt",)):
     return prepare_session(config.load(path, overrides, candidates), Scope(), SilentProgress())
 
 
 @pytest.fixture
-def written(tiny, tmp_path):
+def experiment_file(tiny, tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps({"r": 256, "lora_alpha": 16}))
     return tiny_experiment.write(tmp_path, tiny, CANDIDATES)
 
 
-def refused(path, *candidates):
+def list_refusals(path, *candidates):
     """Return where each problem of these candidates lies, and what was found there."""
     with pytest.raises(UserError) as refusal:
-        opened(path, "engine=vllm", candidates=candidates)
+        open_session(path, "engine=vllm", candidates=candidates)
     return {(p.where, p.found) for p in refusal.value.problems}
 
 
-def test_what_vllm_cannot_serve_is_refused_all_at_once(written, installed):
-    found = refused(written, "prompt", "quantised", "plain", "decomposed", "wide", "theirs")
+def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, vllm_package):
+    found = list_refusals(experiment_file, "prompt", "quantised", "plain", "decomposed", "wide", "theirs")
     assert found >= {
         ("candidate quantised", "a quantised base, and engine: vllm"),
         ("candidate decomposed", "DoRA, and engine: vllm"),
@@ -106,10 +106,10 @@ def test_what_vllm_cannot_serve_is_refused_all_at_once(written, installed):
     ],
 )
 def test_vllm_in_this_process_is_refused_on_a_gpu_that_something_else_wants(
-    written, installed, device, vllm_keys, candidate, named
+    experiment_file, vllm_package, device, vllm_keys, candidate, named
 ):
-    written.write_text(written.read_text() + vllm_keys)
-    session = opened(written, candidates=("prompt", "wide"))
+    experiment_file.write_text(experiment_file.read_text() + vllm_keys)
+    session = open_session(experiment_file, candidates=("prompt", "wide"))
     session.machine = session.machine._replace(device=device)
     session.experiment = session.experiment.model_copy(update={"engine": "vllm"})
     needed = [session.candidates[candidate]]
@@ -119,35 +119,35 @@ def test_vllm_in_this_process_is_refused_on_a_gpu_that_something_else_wants(
     )
 
 
-def test_an_adapter_without_its_file_is_refused_by_its_method_alone(written, installed):
-    (written.parent / "theirs" / "adapter_config.json").unlink()
-    assert [where for where, _ in refused(written, "theirs")] == ["candidate theirs"]
+def test_an_adapter_without_its_file_is_refused_by_its_method_alone(experiment_file, vllm_package):
+    (experiment_file.parent / "theirs" / "adapter_config.json").unlink()
+    assert [where for where, _ in list_refusals(experiment_file, "theirs")] == ["candidate theirs"]
 
 
-def test_transformers_serves_what_vllm_does_not(written):
-    assert opened(written, candidates=("prompt", "quantised", "decomposed", "wide"))
+def test_transformers_serves_what_vllm_does_not(experiment_file):
+    assert open_session(experiment_file, candidates=("prompt", "quantised", "decomposed", "wide"))
 
 
 @pytest.mark.skipif(vllm.find_installed_version() is not None, reason="vLLM is installed")
-def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(written):
-    assert refused(written, "prompt") == {("engine", "vllm, and no package vllm")}
+def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(experiment_file):
+    assert list_refusals(experiment_file, "prompt") == {("engine", "vllm, and no package vllm")}
 
 
-def test_rows_of_two_engines_are_never_compared(written, installed):
-    sessions = opened(written), opened(written, "engine=vllm")
+def test_rows_of_two_engines_are_never_compared(experiment_file, vllm_package):
+    sessions = open_session(experiment_file), open_session(experiment_file, "engine=vllm")
     ours, theirs = (suite_sets(session, base_weights(session.source))[0].identity for session in sessions)
-    assert theirs.engine == installed
+    assert theirs.engine == vllm_package
     assert ours.digest != theirs.digest
     with pytest.raises(IncompatibleRuns, match=r"engine 'transformers/packed' and 'vllm/9\.9\.9'"):
         check_comparable(ours, theirs)
 
 
-def test_weights_do_not_depend_on_the_engine(written, installed):
-    ours, theirs = opened(written), opened(written, "engine=vllm")
+def test_weights_do_not_depend_on_the_engine(experiment_file, vllm_package):
+    ours, theirs = open_session(experiment_file), open_session(experiment_file, "engine=vllm")
     wide = ours.candidates["wide"].trials[0]
     assert folder_of(ours, wide, 0, None) == folder_of(theirs, wide, 0, None)
 
 
-def test_noise_between_layouts_is_that_of_transformers_alone(written, installed):
+def test_noise_between_layouts_is_that_of_transformers_alone(experiment_file, vllm_package):
     with pytest.raises(UserError, match="engine: vllm; expected the engine whose layouts are varied"):
-        measure_noise(opened(written, "engine=vllm"))
+        measure_noise(open_session(experiment_file, "engine=vllm"))

@@ -37,7 +37,7 @@ ANSWERS = {
 }
 
 
-def defined(path: Path) -> set[str]:
+def list_defined_names(path: Path) -> set[str]:
     """Return the names of functions and classes of a file, and of what it assigns."""
     nodes = ast.parse(path.read_text("utf-8")).body
     assigned = (target for node in nodes if isinstance(node, ast.Assign) for target in node.targets)
@@ -49,6 +49,6 @@ def defined(path: Path) -> set[str]:
 def test_one_listing_says_where_something_is(question):
     path, name = ANSWERS[question]
     assert (PACKAGE / path).is_file()
-    assert not name or name in defined(PACKAGE / path)
+    assert not name or name in list_defined_names(PACKAGE / path)
     tops = {part.stem for part in PACKAGE.iterdir()}
     assert Path(path).parts[0].removesuffix(".py") in tops

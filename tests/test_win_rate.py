@@ -7,7 +7,7 @@ import fake_rows
 import numpy as np
 import pytest
 import tiny_experiment
-from openai_server import Fault, Rule, serving
+from openai_server import Fault, Rule, serve_model
 
 from harness import config, release, store
 from harness.comparison import Estimate
@@ -31,7 +31,7 @@ PAIRS = AnswerPairs({item: item for item in ITEMS}, {})
 GOAL = GatePolicy(target=TargetPolicy(win_rate=0.55, by="judge:./better.yaml"))
 
 
-def judged(wins):
+def judge_wins(wins):
     return target_rule(TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, wins=wins), GOAL)
 
 
@@ -49,7 +49,7 @@ def test_people_alone_give_wilsons_interval_and_equal_answers_are_ties():
     assert wins_by_people("prompt", PAIRS, {}).rate is None
 
 
-def drawn_pairs(rng, n, n_clusters, differ, win):
+def draw_pairs(rng, n, n_clusters, differ, win):
     """Draw pairs and votes; the items of a cluster differ, and are won, together."""
     n_of = n // n_clusters
     pairs, votes = AnswerPairs({}, {}), {}
@@ -82,7 +82,7 @@ def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clu
     truth = 0.5 + differ * (win - 0.5)
     held = {"people": 0, "judge": 0}
     for _ in range(200):
-        pairs, votes = drawn_pairs(rng, n, n_clusters, differ, win)
+        pairs, votes = draw_pairs(rng, n, n_clusters, differ, win)
         for name, wins in (
             ("people", wins_by_people("prompt", pairs, votes)),
             ("judge", wins_by_judge("prompt", "judge:better", pairs, votes, votes)),
@@ -103,7 +103,7 @@ def test_a_judge_that_always_prefers_the_new_answer_is_corrected_by_people():
     found = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
     assert (found.uncorrected, found.corrected, found.missing) == (1.0, True, 0)
     assert found.rate.low < 0.5 < found.rate.high
-    assert judged(found).outcome != "pass"
+    assert judge_wins(found).outcome != "pass"
 
 
 def test_a_judge_who_agrees_with_people_gains_precision_from_all_pairs():
@@ -120,13 +120,13 @@ def test_too_few_ratings_leave_a_judges_rate_open_and_pairs_that_nobody_judged_t
     won, votes = dict.fromkeys(ITEMS, 1.0), dict.fromkeys(ITEMS[:30], 1.0)
     open_ = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
     assert (open_.missing, open_.corrected) == (70, False)
-    rule = judged(open_)
+    rule = judge_wins(open_)
     assert rule.outcome == "inconclusive"
     assert "70 more ratings of people" in rule.sentence
-    assert judged(open_._replace(missing=0)).outcome == "pass"  # as gate.uncalibrated_judge: allow
-    assert "(not corrected)" in judged(open_._replace(missing=0)).sentence
+    assert judge_wins(open_._replace(missing=0)).outcome == "pass"  # as gate.uncalibrated_judge: allow
+    assert "(not corrected)" in judge_wins(open_._replace(missing=0)).sentence
     unjudged = wins_by_judge("prompt", "judge:better", PAIRS, {}, votes)
-    assert "graded no pairs yet" in judged(unjudged).sentence
+    assert "graded no pairs yet" in judge_wins(unjudged).sentence
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_a_win_rate_passes_and_fails_by_its_whole_interval(found, outcome):
 def test_fewer_ratings_of_people_than_the_decision_needs_pass_no_gate():
     few = wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:7], 1.0))
     assert few.rate.low > 0.55
-    rule = judged(few)
+    rule = judge_wins(few)
     assert rule.outcome == "inconclusive"
     assert "rests on 7 ratings of people; it takes 3 more ratings" in rule.sentence
-    assert judged(wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:10], 1.0))).outcome == "pass"
+    assert judge_wins(wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:10], 1.0))).outcome == "pass"
 
 
 def test_a_judges_score_that_needs_labels_does_not_hold_up_a_win_rate_by_people():
@@ -169,7 +169,7 @@ gate: {{target: {{win_rate: 0.55, by: "judge:./better.yaml"}}}}
 """
 
 
-def longer(messages):
+def prefer_longer(messages):
     """Prefer the longer of two answers, whatever its place."""
     a, b = (
         re.search(rf"<{name} (\w+)>\n(.*?)\n</{name}", messages[-1]["content"], re.DOTALL)[2] for name in "AB"
@@ -179,9 +179,9 @@ def longer(messages):
 
 @pytest.fixture
 def desk(tiny, tmp_path):
-    plain = serving(Rule(lambda messages: "late"))
-    tuned = serving(Rule(lambda messages: "money"))
-    with plain as base, tuned as mine, serving(Rule(longer)) as judge:
+    plain = serve_model(Rule(lambda messages: "late"))
+    tuned = serve_model(Rule(lambda messages: "money"))
+    with plain as base, tuned as mine, serve_model(Rule(prefer_longer)) as judge:
         path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(plain=base.url, tuned=mine.url))
         (tmp_path / "better.yaml").write_text(RUBRIC.format(url=judge.url))
         yield path, judge
@@ -266,7 +266,9 @@ def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
 
 def test_preferences_that_cannot_be_read_are_counted_and_favour_neither_answer(desk):
     path, judge = desk
-    judge.model = Rule(lambda messages: "cannot say" if "receipt" in str(messages) else longer(messages))
+    judge.model = Rule(
+        lambda messages: "cannot say" if "receipt" in str(messages) else prefer_longer(messages)
+    )
     within, beyond = (
         tiny_experiment.run(path, "gate.uncalibrated_judge=allow", f"gate.max_errors={most}")
         for most in (0.3, 0.2)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from fake_facts import alternatives, comparison, tuned, verdict
+from fake_facts import alternatives, comparison, make_fine_tune, verdict
 
 from harness.comparison import Estimate
 from harness.comparison.biases.pair_bias import JudgedPair, bias_of
@@ -18,26 +18,26 @@ PEOPLE_RATED = Wins("knn", "people", Estimate(0.7, 0.62, 0.78, 200), 200)
 JUDGED = Wins("knn", "judge:better", Estimate(0.9, 0.86, 0.94, 200), 20, 0.9, 80, corrected=False)
 
 
-def decided(*facts, metric="token_f1", win_rate=0.6, **policy):
+def make_decision(*facts, metric="token_f1", win_rate=0.6, **policy):
     given = {"closed_labels": True, "has_documents": False, "metric_name": metric}
     return decide([*alternatives(), *facts], DecidePolicy(**policy), win_rate=win_rate, **given)
 
 
-def said(decision, words):
+def find_reason(decision, words):
     (found,) = [reason for reason in decision.reasons if words in reason]
     return found
 
 
 def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_contradicts():
-    decision = decided(tuned("lora", 0.40, -0.34, wins=PEOPLE_RATED))
+    decision = make_decision(make_fine_tune("lora", 0.40, -0.34, wins=PEOPLE_RATED))
     assert decision.sentence == (
         "Ship lora: 40.0 [35, 45] token_f1, +20.0 [+12, +28] points of win rate beyond 50 % over knn (the best"
         " that trains nothing), and the gate passes."
     )
-    assert said(decision, "The goal is a win rate of 60.0 %").endswith(
+    assert find_reason(decision, "The goal is a win rate of 60.0 %").endswith(
         "lora is preferred to knn on 70.0 [62, 78] % of items, by people on 200 pairs."
     )
-    assert said(decision, "contradicts") == (
+    assert find_reason(decision, "contradicts") == (
         "By token_f1 it is −34.0 [−39, −29] points over the same candidate, a loss, which contradicts that: what"
         " decides is the win rate, as declared."
     )
@@ -48,10 +48,10 @@ def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_con
 
 def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
     even = PEOPLE_RATED._replace(rate=Estimate(0.5, 0.42, 0.58, 200))
-    decision = decided(tuned("lora", 0.9, 0.16, wins=even))
+    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=even))
     assert decision.candidate == "knn"
     assert "is not shown to be better (0.0 [−8, +8] points of win rate" in decision.sentence
-    assert "a gain, which the win rate does not show" in said(decision, "By token_f1")
+    assert "a gain, which the win rate does not show" in find_reason(decision, "By token_f1")
 
 
 @pytest.mark.parametrize(
@@ -66,37 +66,42 @@ def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
 )
 def test_a_win_rate_that_may_not_decide_leaves_the_decision_open(wins, why):
     open_gate = verdict("inconclusive")
-    decision = decided(tuned("lora", 0.40, -0.34, wins=wins, verdict=open_gate))
+    decision = make_decision(make_fine_tune("lora", 0.40, -0.34, wins=wins, verdict=open_gate))
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert f"Undecided: the goal is a win rate, and {why}" in decision.sentence
 
 
 def test_ratings_are_the_next_best_spend_where_a_judge_of_pairs_lacks_them():
-    decision = decided(tuned("lora", 0.40, -0.34, wins=JUDGED, verdict=verdict("inconclusive")))
-    assert said(decision, "Next best spend").startswith("Next best spend: 80 more ratings of people, which")
+    decision = make_decision(
+        make_fine_tune("lora", 0.40, -0.34, wins=JUDGED, verdict=verdict("inconclusive"))
+    )
+    assert find_reason(decision, "Next best spend").startswith(
+        "Next best spend: 80 more ratings of people, which"
+    )
     assert decision.arithmetic["next_best_spend"] == "80 more ratings of people"
 
 
 def test_a_gate_that_fails_for_what_was_forgotten_needs_no_win_rate():
-    decision = decided(tuned("lora", 0.90, 0.16, "fail", wins=JUDGED))
+    decision = make_decision(make_fine_tune("lora", 0.90, 0.16, "fail", wins=JUDGED))
     assert decision.candidate == "knn"
     target = replace(verdict("fail"), rules=(Rule("target", "fail", "target: not reached", {}),))
-    assert decided(tuned("lora", 0.9, 0.16, wins=JUDGED, verdict=target)).action == "undecided"
+    assert make_decision(make_fine_tune("lora", 0.9, 0.16, wins=JUDGED, verdict=target)).action == "undecided"
 
 
 def test_one_seed_without_ratings_leaves_its_recipe_open():
     seeds = [
-        tuned("lora", 0.40, -0.34, wins=PEOPLE_RATED, seed=seed, run_id=f"lora-{seed}") for seed in range(3)
+        make_fine_tune("lora", 0.40, -0.34, wins=PEOPLE_RATED, seed=seed, run_id=f"lora-{seed}")
+        for seed in range(3)
     ]
-    assert decided(*seeds).candidate == "lora"
+    assert make_decision(*seeds).candidate == "lora"
     open_ones = [*seeds[:2], replace(seeds[2], wins=PEOPLE_RATED._replace(rate=None))]
-    assert "nobody has rated the answers of lora (seed 2)" in decided(*open_ones).sentence
+    assert "nobody has rated the answers of lora (seed 2)" in make_decision(*open_ones).sentence
 
 
 def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
     rates = (0.6, 0.7, 0.8)
     seeds = [
-        tuned(
+        make_fine_tune(
             "lora",
             0.9,
             0.1,
@@ -106,9 +111,9 @@ def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
         )
         for i, r in enumerate(rates)
     ]
-    found = decided(*seeds)
+    found = make_decision(*seeds)
     assert found.arithmetic["gain_over_untrained"] == pytest.approx(0.2)
-    assert said(found, "The goal is").endswith(
+    assert find_reason(found, "The goal is").endswith(
         ": lora over 3 seeds is preferred to knn on 70.0 [45, 95] % of items, its checkpoint judged (seed 0) on"
         " 60.0 [60.0, 60.0] % of items, by people on 200 pairs."
     )
@@ -117,33 +122,35 @@ def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
 
 
 def test_labels_of_a_judges_metric_do_not_hold_up_a_win_rate_by_people():
-    lora = tuned("lora", 0.40, -0.34, wins=PEOPLE_RATED, labels_missing=100)
-    assert decided(lora, metric="judge:helpful").candidate == "lora"
-    assert decided(lora, metric="judge:helpful", win_rate=None).action == "undecided"
+    lora = make_fine_tune("lora", 0.40, -0.34, wins=PEOPLE_RATED, labels_missing=100)
+    assert make_decision(lora, metric="judge:helpful").candidate == "lora"
+    assert make_decision(lora, metric="judge:helpful", win_rate=None).action == "undecided"
 
 
 def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_are_the_next_spend():
-    lora = tuned("lora", 0.10, -0.6, labels_missing=80)
-    decision = decided(lora, metric="judge:helpful", win_rate=None)
+    lora = make_fine_tune("lora", 0.10, -0.6, labels_missing=80)
+    decision = make_decision(lora, metric="judge:helpful", win_rate=None)
     gain = next(reason for reason in decision.reasons if reason.startswith("lora: "))
     assert "by a judge that too few labels of people check yet; what follows of that gain is no surer" in gain
-    assert said(decision, "Next best spend").startswith("Next best spend: 80 more labels of people, which")
+    assert find_reason(decision, "Next best spend").startswith(
+        "Next best spend: 80 more labels of people, which"
+    )
     assert "choose now" not in " ".join(decision.reasons)
 
 
 def test_an_unlabelled_judge_that_may_decide_is_named_with_its_figures():
-    lora = tuned("lora", 0.10, -0.6)
-    allowed = decided(lora, metric="judge:helpful", win_rate=None)
+    lora = make_fine_tune("lora", 0.10, -0.6)
+    allowed = make_decision(lora, metric="judge:helpful", win_rate=None)
     assert (
         "74.0 [69, 79] judge:helpful (by a judge that too few labels of people check yet)" in allowed.sentence
     )
-    corrected = tuned("lora", 0.10, -0.6, vs_untrained=comparison(-0.6, estimator="ppi"))
-    assert "too few labels" not in decided(corrected, metric="judge:helpful", win_rate=None).sentence
-    assert "too few labels" not in decided(lora, win_rate=None).sentence
+    corrected = make_fine_tune("lora", 0.10, -0.6, vs_untrained=comparison(-0.6, estimator="ppi"))
+    assert "too few labels" not in make_decision(corrected, metric="judge:helpful", win_rate=None).sentence
+    assert "too few labels" not in make_decision(lora, win_rate=None).sentence
 
 
-def shown(wins, **changes):
-    facts = [*alternatives(), tuned("lora", 0.40, -0.34, wins=wins)]
+def write_decision(wins, **changes):
+    facts = [*alternatives(), make_fine_tune("lora", 0.40, -0.34, wins=wins)]
     goal = TargetPolicy(win_rate=0.6, by="judge:./better.yaml")
     given = {"closed_labels": True, "has_documents": False, "metric_name": "token_f1", "win_rate": 0.6}
     decision = decide(facts, DecidePolicy(), **given)
@@ -153,16 +160,18 @@ def shown(wins, **changes):
 
 
 def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
-    report = shown(PEOPLE_RATED)
+    report = write_decision(PEOPLE_RATED)
     for text in (markdown(experiment_document(report)), terminal_html(report)):
         assert "Win rates" in text or "win rate, %" in text
         assert "70.0 [62, 78]" in text
         assert "preferred to knn on" in " ".join(text.split())
     table = next(s for s in experiment_document(report).sections if s.kind == "wins")
     assert table.rows == [["lora", "knn", "people", "70.0 [62, 78]", "–", "200", "60.0"]]
-    open_ = next(s for s in experiment_document(shown(JUDGED)).sections if s.kind == "wins")
+    open_ = next(s for s in experiment_document(write_decision(JUDGED)).sections if s.kind == "wins")
     assert open_.rows[0][3] == "90.0 [86, 94] (80 more ratings needed)"
-    assert "a judge that too few ratings of people check yet" in markdown(experiment_document(shown(JUDGED)))
+    assert "a judge that too few ratings of people check yet" in markdown(
+        experiment_document(write_decision(JUDGED))
+    )
 
 
 def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_table():
@@ -176,11 +185,13 @@ def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_tab
 
 
 def test_the_next_step_draws_pairs_where_ratings_of_them_lack():
-    text = markdown(experiment_document(shown(JUDGED)))
+    text = markdown(experiment_document(write_decision(JUDGED)))
     assert "harness rate export pairs.csv --pairs" in text
-    assert "--pairs" not in markdown(experiment_document(shown(PEOPLE_RATED)))
-    second = tuned("lora", 0.39, -0.3, seed=1, run_id="lora-1", wins=PEOPLE_RATED._replace(rate=None))
-    found = shown(PEOPLE_RATED)
+    assert "--pairs" not in markdown(experiment_document(write_decision(PEOPLE_RATED)))
+    second = make_fine_tune(
+        "lora", 0.39, -0.3, seed=1, run_id="lora-1", wins=PEOPLE_RATED._replace(rate=None)
+    )
+    found = write_decision(PEOPLE_RATED)
     undecided = replace(found.decision, candidate=None)
     with_seed = replace(found, facts=(*found.facts, second), decision=undecided)
     assert "harness rate export pairs.csv --pairs" in markdown(experiment_document(with_seed))
@@ -219,7 +230,9 @@ def test_few_pairs_tell_nothing_of_a_judge():
 
 def test_a_report_says_what_a_judge_of_pairs_prefers():
     bias = bias_of(pairs(60, lambda i: 1.0, lambda i: 0.9, lambda i: (50, 90), lambda i: float(i % 2)))
-    text = markdown(experiment_document(shown(JUDGED._replace(missing=0, corrected=True, bias=bias))))
+    text = markdown(
+        experiment_document(write_decision(JUDGED._replace(missing=0, corrected=True, bias=bias)))
+    )
     for words in (
         "the answer shown first won 90.0",
         "the longer answer won 100.0",
@@ -232,23 +245,30 @@ def test_a_report_says_what_a_judge_of_pairs_prefers():
 
 def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend():
     few = Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1, unrated=59)
-    decision = decided(tuned("lora", 0.9, 0.16, wins=few))
+    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=few))
     assert decision.action == "undecided"
     assert (
         "people have rated 1 pair of the answers of lora beside those of knn, and 9 more" in decision.sentence
     )
-    assert said(decision, "Next best spend").startswith("Next best spend: 9 more ratings of people, which")
+    assert find_reason(decision, "Next best spend").startswith(
+        "Next best spend: 9 more ratings of people, which"
+    )
 
 
 def test_pairs_that_nobody_rated_come_before_new_test_items():
     half = Wins("knn", "people", Estimate(0.55, 0.4, 0.69, 60), 30, unrated=30)
-    decision = decided(tuned("lora", 0.9, 0.16, wins=half))
-    assert said(decision, "Next best spend").startswith("Next best spend: 30 more ratings of people. Pairs")
+    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=half))
+    assert find_reason(decision, "Next best spend").startswith(
+        "Next best spend: 30 more ratings of people. Pairs"
+    )
 
 
 def test_a_win_rate_of_which_too_much_is_unreadable_decides_nothing():
     unread = Wins("knn", "judge:better", Estimate(0.9, 0.0, 1.0, 60), 60, 0.9, is_open=True)
-    assert "too many items tell nothing" in decided(tuned("lora", 0.9, 0.16, wins=unread)).sentence
+    assert (
+        "too many items tell nothing"
+        in make_decision(make_fine_tune("lora", 0.9, 0.16, wins=unread)).sentence
+    )
 
 
 def test_a_rate_at_the_border_is_as_sure_as_the_wider_side_of_its_interval():
@@ -257,7 +277,10 @@ def test_a_rate_at_the_border_is_as_sure_as_the_wider_side_of_its_interval():
 
 
 def test_a_gain_that_labels_correct_is_not_called_unchecked_for_a_candidate_that_lacks_them():
-    facts = [*alternatives(), tuned("lora", 0.8, 0.06, vs_untrained=comparison(0.06, estimator="ppi"))]
+    facts = [
+        *alternatives(),
+        make_fine_tune("lora", 0.8, 0.06, vs_untrained=comparison(0.06, estimator="ppi")),
+    ]
     given = {"closed_labels": True, "has_documents": False, "metric_name": "judge:helpful"}
     for lacking, is_said in (("prompt", False), ("lora", True)):
         marked = tuple(replace(f, labels_missing=9 * (f.name == lacking)) for f in facts)

@@ -24,7 +24,7 @@ def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):
 FORMAT = answers(20, 40, 20, 90)
 
 
-def said(report, words):
+def find_reason(report, words):
     (found,) = [reason for reason in report.decision.reasons if words in reason]
     return found
 
@@ -37,7 +37,9 @@ def test_where_only_facts_are_missing_retrieval_is_shipped(tmp_path):
     truth = Truth(answers(10, 12, 85, 15, of="knowledge"), lost=1, gained=1)
     report = worlds.report(tmp_path, truth)
     assert (report.decision.action, report.decision.candidate) == ("rag", "rag")
-    assert said(report, "retrieval mends that") == "The prompt fails on facts, and retrieval mends that."
+    assert (
+        find_reason(report, "retrieval mends that") == "The prompt fails on facts, and retrieval mends that."
+    )
 
 
 def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_shipped(tmp_path):
@@ -47,7 +49,7 @@ def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_ship
         report.decision.reasons
     )
     assert verdict(report).outcome == "pass"
-    assert "120 training examples: 100 to 1,000 suit parameter-efficient tuning" in said(
+    assert "120 training examples: 100 to 1,000 suit parameter-efficient tuning" in find_reason(
         report, "training ex"
     )
 
@@ -86,7 +88,7 @@ def test_at_a_tiny_volume_the_prompt_is_shipped_though_the_fine_tune_is_better(t
     report = worlds.report(tmp_path, truth, overrides=rare)
     assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
     assert verdict(report).outcome == "pass"
-    assert worlds.again(tmp_path, truth, ["decide.label_cost_usd=0.5"]).decision.candidate == "lora"
+    assert worlds.report_world(tmp_path, truth, ["decide.label_cost_usd=0.5"]).decision.candidate == "lora"
 
 
 def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp_path):
@@ -94,23 +96,23 @@ def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp
     truth = Truth(answers(20, 90, 20, 70), lost=1, gained=1)
     anyhow = worlds.report(tmp_path, truth)
     assert anyhow.decision.candidate == "fixed"
-    report = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=2"])
+    report = worlds.report_world(tmp_path, truth, ["decide.min_requests_per_s=2"])
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
-    assert said(report, "Left out before").startswith(
+    assert find_reason(report, "Left out before").startswith(
         "Left out before the choice: fixed (it answers 1.67 requests a second, and the budget is 2)"
     )
     by_name = {f.name: f for f in report.facts}
     assert by_name["lora"].vs_untrained.delta == pytest.approx(0.5)  # over the prompt, not over fixed
     assert not by_name["lora"].over_budget
     asked = ["decide.min_requests_per_s=2", "gate.target.gain=0.02"]
-    compared = verdict(worlds.again(tmp_path, truth, asked))
+    compared = verdict(worlds.report_world(tmp_path, truth, asked))
     (judged,) = release.gate(tmp_path / "harness.yaml", "lora", asked)
     assert (judged.verdict.outcome, judged.verdict.sentence) == (compared.outcome, compared.sentence)
     assert compared.outcome == "pass"
-    alone = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=4"])
+    alone = worlds.report_world(tmp_path, truth, ["decide.min_requests_per_s=4"])
     assert alone.decision.candidate == "lora"
     assert "no untrained candidate keeps the budget" in alone.decision.sentence
-    nobody = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=10"])
+    nobody = worlds.report_world(tmp_path, truth, ["decide.min_requests_per_s=10"])
     assert (nobody.decision.action, nobody.decision.candidate) == ("undecided", None)
 
 
@@ -119,16 +121,16 @@ def test_few_examples_keep_the_prompt_until_three_seeds_show_the_gain(tmp_path):
     report = worlds.report(tmp_path, truth, few)
     assert (report.decision.action, report.decision.candidate) == ("few-shot", "fixed")
     assert "60 training examples and 1 seed are too few to rely on that" in report.decision.sentence
-    session, loaded = worlds.opened(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
+    session, loaded = worlds.open_world(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
     for seed in (1, 2):
-        worlds.trained(session, session.candidates["lora"], seed)
+        worlds.write_training(session, session.candidates["lora"], seed)
     report = experiment.run_all(session, loaded, smoke=False)
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
 
 
 def test_a_second_look_at_a_world_computes_nothing_and_says_the_same(tmp_path):
     truth = Truth(FORMAT, lost=1, gained=1)
-    first, again = worlds.report(tmp_path, truth), worlds.again(tmp_path, truth)
+    first, again = worlds.report(tmp_path, truth), worlds.report_world(tmp_path, truth)
     assert again.decision == first.decision
     assert exit_code(again, GatePolicy(), by_verdict=True) == 0
 
@@ -138,7 +140,7 @@ def test_a_harness_that_drifted_is_called_so_and_no_candidate_is_blamed(tmp_path
     before = worlds.report(tmp_path, truth, candidates=["prompt"])
     assert verdict(before, "prompt").outcome == "pass"
     # From now on everybody answers ten points less of the general items, the base as well.
-    report = worlds.further(tmp_path, replace(truth, general=60))
+    report = worlds.continue_world(tmp_path, replace(truth, general=60))
     assert verdict(report).outcome == "harness-drift"
     assert verdict(report).macro.score < -0.08  # what would else have been called forgetting
     assert (report.decision.action, report.decision.candidate) == ("undecided", None)
@@ -163,12 +165,14 @@ def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tm
     for ahead, true in zip(curve.ahead, (0.08, 0.137), strict=True):
         assert ahead.gain.low < true < ahead.gain.high
         assert ahead.gain.score == pytest.approx(true, abs=0.03)
-    assert "18.0 with 15, 40.0 with 30, 56.0 with 60, 68.0 with 120" in said(report, "Learning curve of lora")
-    assert said(report, "Next best spend: 120 more training rows.")
+    assert "18.0 with 15, 40.0 with 30, 56.0 with 60, 68.0 with 120" in find_reason(
+        report, "Learning curve of lora"
+    )
+    assert find_reason(report, "Next best spend: 120 more training rows.")
     # The items show a gain of 43 points beyond doubt: more of them are worth nothing, 8 points more are.
     assert report.decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8, abs=3)
-    dear = worlds.again(tmp_path, truth, ["decide.label_cost_usd=5000"])
-    assert said(dear, "Next best spend: none, choose now.")
+    dear = worlds.report_world(tmp_path, truth, ["decide.label_cost_usd=5000"])
+    assert find_reason(dear, "Next best spend: none, choose now.")
     assert "## Learning curve: lora" in markdown(experiment_document(report))
 
 
@@ -176,7 +180,7 @@ def test_a_stored_curve_is_found_again_and_a_flat_one_promises_nothing(tmp_path)
     truth = Truth(answers(20, 25, 20, 60), lost=1, gained=1)
     first = worlds.report(tmp_path, truth, learning_curve=True)
     assert all(a.gain.low <= 0 <= a.gain.high for a in first.curve.ahead)
-    assert worlds.again(tmp_path, truth).curve == first.curve
+    assert worlds.report_world(tmp_path, truth).curve == first.curve
 
 
 def test_more_data_are_advised_only_where_the_gain_ahead_is_worth_the_labels(tmp_path):
@@ -186,13 +190,13 @@ def test_more_data_are_advised_only_where_the_gain_ahead_is_worth_the_labels(tmp
     assert (report.decision.action, report.decision.candidate) == ("collect more data", None)
     assert "with 240 training rows it would gain about" in report.decision.sentence
     dear = ["decide.label_cost_usd=5", "decide.requests_per_month=10"]
-    assert worlds.again(tmp_path, truth, dear).decision.action == "few-shot"
+    assert worlds.report_world(tmp_path, truth, dear).decision.action == "few-shot"
 
 
 def test_a_curve_of_too_few_rows_or_without_a_fine_tune_is_refused_before_anything_runs(tmp_path):
     truth = Truth(FORMAT)
     with pytest.raises(UserError, match="40 training rows; expected at least 64"):
         worlds.report(tmp_path / "few", truth, Sizes(train=40), learning_curve=True)
-    session, _ = worlds.opened(worlds.write(tmp_path / "none", truth, Sizes()), truth)
+    session, _ = worlds.open_world(worlds.write(tmp_path / "none", truth, Sizes()), truth)
     with pytest.raises(UserError, match="no fine-tune among the candidates"):
         refuse_curve(session, ["prompt", "rag"])

@@ -9,7 +9,7 @@ from harness import store as stores
 from harness.store import Store
 
 
-def busy(folder, seconds):
+def run_writers(folder, seconds):
     """Keep a store busy with runs of fresh rows; returns it and what happened."""
     store = Store(folder / "runs")
     complete(store, IDENTITY, make_rows(640))
@@ -19,7 +19,7 @@ def busy(folder, seconds):
 
 
 def test_eight_writers_lose_no_run_while_two_read(tmp_path):
-    store, found = busy(tmp_path, 2)
+    store, found = run_writers(tmp_path, 2)
     assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}
     assert len(found.saved) >= 8
     assert all(found.took_s.values())

@@ -19,7 +19,7 @@ def pytest_addoption(parser):
     parser.addoption("--minutes", type=float, help="let tests run for so many minutes; 0 starts none")
 
 
-def _left_s(config):
+def _measure_left_s(config):
     """Return the seconds left; None where no limit is set."""
     minutes = config.getoption("--minutes")
     return None if minutes is None else 60 * minutes - (time.monotonic() - _STARTED)
@@ -28,7 +28,7 @@ def _left_s(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item):
     """Report a test as not run where the time is over; otherwise leave it to pytest."""
-    left = _left_s(item.config)
+    left = _measure_left_s(item.config)
     if left is None or left > 0:
         return None
     report = pytest.TestReport(
@@ -51,7 +51,7 @@ def _timer(config):
     Whatever ends what is under way is raised as a skip from here: pytest cannot always show a traceback that
     ends in the middle of a call.
     """
-    left = _left_s(config)
+    left = _measure_left_s(config)
     if left is None:
         yield
         return
@@ -61,7 +61,7 @@ def _timer(config):
         yield
     except (Exception, TimeIsOver):
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if _left_s(config) > 0:
+        if _measure_left_s(config) > 0:
             raise
         raise pytest.skip.Exception("the time is over") from None
     finally:
@@ -85,7 +85,7 @@ def pytest_runtest_call(item):
 def pytest_runtest_makereport(item):
     """Count a failure after the end of the time as a test that was not run, whatever the interrupted test made of it."""
     report = yield
-    left = _left_s(item.config)
+    left = _measure_left_s(item.config)
     if not report.passed and left is not None and left <= 0:
         report.outcome, report.longrepr = "skipped", None
         report.user_properties.append(_MARK)

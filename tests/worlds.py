@@ -62,7 +62,7 @@ class Sizes:
     general: int = 200
 
 
-def right(number: int, percent: int) -> bool:
+def is_right(number: int, percent: int) -> bool:
     """Say whether an item is among the first `percent` of each hundred, in a fixed shuffled order."""
     return number * 37 % 100 < percent
 
@@ -138,7 +138,9 @@ class Oracle(PromptEncoder):
         way = self._way(messages)
         _, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
         general = of == "-"
-        answered = self._general(int(number)) if general else right(int(number), self._percent(way, of))
+        answered = (
+            self._is_general_right(int(number)) if general else is_right(int(number), self._percent(way, of))
+        )
         return Output(GOOD if answered else BAD, compute_s=PER_ANSWER_S[way])
 
     def _way(self, messages: list[dict]) -> str:
@@ -152,12 +154,12 @@ class Oracle(PromptEncoder):
         known = self.truth.target[way][of]
         return self.truth.tuned_at.get(self.n_train, known) if self.tuned else known
 
-    def _general(self, number: int) -> bool:
-        base, truth = right(number, self.truth.general), self.truth
+    def _is_general_right(self, number: int) -> bool:
+        base, truth = is_right(number, self.truth.general), self.truth
         if not self.tuned:
             return base
-        lost = right(number, truth.lost)
-        gained = right(number, truth.general + truth.gained) and not base
+        lost = is_right(number, truth.lost)
+        gained = is_right(number, truth.general + truth.gained) and not base
         return (base and not lost) or gained
 
 
@@ -174,7 +176,7 @@ class OracleHost:
         yield Oracle(self._truth, weights_digest, tuned=True, n_train=settings["n_train"])
 
 
-def trained(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
+def write_training(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
     """Lay down what a finished training leaves, so that nothing has to be trained."""
     folder = folder_of(session, candidate, seed, None)
     settings = {"n_train": len(session.target.items.train)}  # the oracle knows by it how much was learned
@@ -183,7 +185,7 @@ def trained(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
 
 
-def opened(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):
+def open_world(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):
     """Open a written world: the session with its rule in place of a model, and the loaded file."""
     loaded = config.load(path, overrides, candidates)
     session = prepare_session(loaded, Scope(), SilentProgress())
@@ -201,21 +203,21 @@ def report(
     candidates: Sequence[str] = (),
 ) -> ExperimentReport:
     """Write a world and run the whole experiment on it; only the answers are made up."""
-    session, loaded = opened(write(folder, truth, sizes), truth, overrides, candidates)
+    session, loaded = open_world(write(folder, truth, sizes), truth, overrides, candidates)
     for share in (*SHARES, 1.0):
         items = part_of(session.target.items, share, 0)
         part = replace(session, target=join_items(session.target.task, "target", "desk", items))
-        trained(part, session.candidates["lora"])
+        write_training(part, session.candidates["lora"])
     return experiment.run_all(session, loaded, smoke=False, learning_curve=learning_curve)
 
 
-def further(folder: Path, truth: Truth) -> ExperimentReport:
+def continue_world(folder: Path, truth: Truth) -> ExperimentReport:
     """Go on with a world in which more candidates are asked, and something else may be true by now."""
-    session, loaded = opened(folder / "harness.yaml", truth)
+    session, loaded = open_world(folder / "harness.yaml", truth)
     return experiment.run_all(session, loaded, smoke=False)
 
 
-def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
+def report_world(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
     """Report a world from what is stored of it."""
-    session, loaded = opened(folder / "harness.yaml", truth, overrides)
+    session, loaded = open_world(folder / "harness.yaml", truth, overrides)
     return experiment.report_stored(session, loaded.selected)

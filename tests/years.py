@@ -42,7 +42,7 @@ def _answers(kind: str, easiness: np.ndarray, rng: np.random.Generator, shift: f
     return 0.3 + 0.4 * easiness + np.where(u < 0.1, -0.27, 0.03) + shift
 
 
-def drawn(year: Year, rng: np.random.Generator, change: float = 0.0) -> list[NightChanges]:
+def draw_year(year: Year, rng: np.random.Generator, change: float = 0.0) -> list[NightChanges]:
     """Draw a year in which all that is asked is on average better by `change` than the recipe was."""
     easiness = rng.random(year.pool)
     sd = SEED_SD if year.made_every else 0.0
@@ -62,7 +62,7 @@ def drawn(year: Year, rng: np.random.Generator, change: float = 0.0) -> list[Nig
     return nights
 
 
-def first_alarm(
+def find_first_alarm(
     nights: Sequence[NightChanges], seeds: Seeds, alpha: float = 0.05, n_series: int = 2
 ) -> int | None:
     """Return the night of the alarm, or None; an alarm stays, so it is bisected for."""
@@ -83,12 +83,17 @@ def alarm_rate(year: Year, n_years: int, seed: int = 0) -> float:
     """Return the share of candidates with two series that are alarmed about in a quiet year."""
     rng = np.random.default_rng(seed)
     return float(
-        np.mean([any(first_alarm(drawn(year, rng), year.seeds) for _ in range(2)) for _ in range(n_years)])
+        np.mean(
+            [
+                any(find_first_alarm(draw_year(year, rng), year.seeds) for _ in range(2))
+                for _ in range(n_years)
+            ]
+        )
     )
 
 
 def median_night(year: Year, n_series: int, change: float = -0.05, seed: int = 0) -> float:
     """Return the median night at which a loss is alarmed about; beyond the year where it is not."""
     rng = np.random.default_rng(seed)
-    found = [first_alarm(drawn(year, rng, change), year.seeds) for _ in range(n_series)]
+    found = [find_first_alarm(draw_year(year, rng, change), year.seeds) for _ in range(n_series)]
     return float(np.median([night or year.n_nights + 1 for night in found]))

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     at_least: bool = False
 
     @property
-    def met(self) -> bool | None:
+    def is_met(self) -> bool | None:
         """Whether the goal is met; None where there is none."""
         if self.goal is None:
             return None
@@ -68,9 +68,9 @@ def write(
     """Write `<stem>.json`, `<stem>.md` and a `<stem>.<name>.svg` for each picture."""
     # JSON and Markdown say where, with what and by which command the rows were measured.
     content = {
-        **measured(title, rows, machine),
+        **make_record(title, rows, machine),
         "command": command,
-        "tables": [of_table(t, stem) for t in tables],
+        "tables": [convert_table(t, stem) for t in tables],
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -79,7 +79,7 @@ def write(
         (stem.parent / _file(picture, stem)).write_text(picture.svg, encoding="utf-8")
 
 
-def measured(
+def make_record(
     title: str, rows: Sequence[Row], machine: Machine, tables: Sequence[Table] = ()
 ) -> dict[str, Any]:
     """Return rows and tables in plain types, with where and with what they were measured."""
@@ -88,12 +88,12 @@ def measured(
         "date": datetime.now(UTC).date().isoformat(),
         "probed": machine._asdict(),
         **provenance.collect(machine.name if machine.device == "cuda" else None),
-        "rows": [{**r._asdict(), "met": r.met} for r in rows],
-        "tables": [of_table(t) for t in tables],
+        "rows": [{**r._asdict(), "met": r.is_met} for r in rows],
+        "tables": [convert_table(t) for t in tables],
     }
 
 
-def of_table(table: Table, stem: Path | None = None) -> dict[str, Any]:
+def convert_table(table: Table, stem: Path | None = None) -> dict[str, Any]:
     """Turn a table into plain types; its picture is named, with what it shows."""
     drawn = {table.picture.alt: _file(table.picture, stem)} if table.picture and stem else {}
     return {"sentence": table.sentence, "columns": table.columns, "lines": table.lines, "pictures": drawn}
@@ -136,17 +136,15 @@ def table_lines(table: dict[str, Any]) -> list[str]:
 def _line(row: dict[str, Any]) -> str:
     unit, direction = row["unit"], "at least" if row["at_least"] else "below"
     goal = "–" if row["goal"] is None else f"{direction} {row['goal']:,g} {unit}"
-    return (
-        f"| {row['name']} | {_shown(row['measured'])} {unit} | {goal} | {_met(row)} | {row['bounded_by']} |"
-    )
+    return f"| {row['name']} | {_format_value(row['measured'])} {unit} | {goal} | {_describe_goal(row)} | {row['bounded_by']} |"
 
 
-def _met(row: dict[str, Any]) -> str:
+def _describe_goal(row: dict[str, Any]) -> str:
     """Say whether a goal is met, and by how much it is missed."""
     if row["met"] is None:
         return "–"
-    return "yes" if row["met"] else f"no, by {_shown(abs(row['measured'] - row['goal']))}"
+    return "yes" if row["met"] else f"no, by {_format_value(abs(row['measured'] - row['goal']))}"
 
 
-def _shown(measured: float) -> str:
+def _format_value(measured: float) -> str:
     return f"{measured:,.0f}" if measured >= 100 else f"{measured:.2g}"

@@ -24,7 +24,7 @@ _SHARED = (
 )
 
 
-class Trained(NamedTuple):
+class TrainingCosts(NamedTuple):
     """What one side took: tokens, steps, seconds of the loop, mean loss of its last steps, and memory."""
 
     n_tokens: int
@@ -38,11 +38,11 @@ class Trained(NamedTuple):
         return self.n_tokens / self.loop_s
 
 
-def by_harness(context: FitContext, params: LowRankParams) -> Trained:
+def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCosts:
     """Train as a LoRA or QLoRA candidate is trained."""
     peaks.forget(context.machine.device)
     measured = low_rank()(context, params).training
-    return Trained(
+    return TrainingCosts(
         measured.n_tokens,
         measured.n_steps,
         measured.train_loop_s,
@@ -51,7 +51,7 @@ def by_harness(context: FitContext, params: LowRankParams) -> Trained:
     )
 
 
-def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") -> Trained:
+def train_by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") -> TrainingCosts:
     """Train with TRL as it comes: only what makes the recipe the same is set."""
     from datasets import Dataset
     from transformers import set_seed
@@ -89,7 +89,7 @@ def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") 
     state = trainer.state
     loop_s = next(e["train_runtime"] for e in reversed(state.log_history) if "train_runtime" in e)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    return Trained(
+    return TrainingCosts(
         state.num_input_tokens_seen,
         state.global_step,
         loop_s,

@@ -27,7 +27,7 @@ finally:
 """
 
 
-class Finished(NamedTuple):
+class CommandRun(NamedTuple):
     """A command that ended well, with the peak resident memory of its process."""
 
     wall_s: float
@@ -35,7 +35,7 @@ class Finished(NamedTuple):
     imported_torch: bool
 
 
-def run(folder: Path, *arguments: str) -> Finished:
+def run(folder: Path, *arguments: str) -> CommandRun:
     """Run the command line in a folder; what it prints goes into `out.txt` and `err.txt` there."""
     start = time.perf_counter()
     with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
@@ -49,12 +49,12 @@ def run(folder: Path, *arguments: str) -> Finished:
     said = (folder / "err.txt").read_text()
     assert code == 0, said
     imported_torch, peak_gb = said.splitlines()[-1].split()
-    return Finished(wall_s, float(peak_gb), imported_torch == "True")
+    return CommandRun(wall_s, float(peak_gb), imported_torch == "True")
 
 
-def median_of(folder: Path, *arguments: str, n: int = 5) -> Finished:
+def median_of(folder: Path, *arguments: str, n: int = 5) -> CommandRun:
     """Run a command some times, the first time besides to fill caches; returns the median time."""
     run(folder, *arguments)
     found = [run(folder, *arguments) for _ in range(n)]
     wall_s = statistics.median(one.wall_s for one in found)
-    return Finished(wall_s, max(one.peak_gb for one in found), any(one.imported_torch for one in found))
+    return CommandRun(wall_s, max(one.peak_gb for one in found), any(one.imported_torch for one in found))

@@ -29,7 +29,9 @@ def growth_picture(what: str, series: Mapping[str, Points]) -> str:
     ends = _places([y(points[-1][1]) for points in series.values()])
     for (name, points), (class_, shape), end in zip(series.items(), _SERIES, ends, strict=False):
         body.append(path(((x(n), y(s)) for n, s in points), class_))
-        body += [group(_said(name, what, *p), mark(shape, x(p[0]), y(p[1]), class_)) for p in points]
+        body += [
+            group(_describe_point(name, what, *p), mark(shape, x(p[0]), y(p[1]), class_)) for p in points
+        ]
         body.append(text(_RIGHT + 12, end + 4, name, "strong"))
     return standalone(picture(_WIDTH, _HEIGHT, f"Seconds by {what}", body))
 
@@ -42,7 +44,7 @@ def _places(ends: Sequence[float]) -> list[float]:
     return [end + _APART * (i == lower) for i, end in enumerate(ends)]
 
 
-def _said(name: str, what: str, n: float, seconds: float) -> str:
+def _describe_point(name: str, what: str, n: float, seconds: float) -> str:
     return f"{name}, {what} {formatting.count(n)}: {formatting.seconds(seconds)}"
 
 

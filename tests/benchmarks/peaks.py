@@ -27,7 +27,7 @@ _KINDS = {
 }
 
 
-class Counting:
+class ScoringCounter:
     """A candidate that counts the seconds of what is scored with it, and the tokens that predict something."""
 
     def __init__(self, inner):
@@ -48,7 +48,7 @@ class Counting:
         return scored
 
 
-def where_time_goes(ask: Callable[[], object]) -> str:
+def profile_operators(ask: Callable[[], object]) -> str:
     """Profile what is asked; says which share of the operators' own time each kind takes."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -62,7 +62,7 @@ def where_time_goes(ask: Callable[[], object]) -> str:
     return f"time: {', '.join(named)}, {1 - sum(shares.values()):.0%} small operations"
 
 
-def share_row(name: str, counted: Counting, shape: Shape, peak: float, profiled: str = "") -> Row:
+def share_row(name: str, counted: ScoringCounter, shape: Shape, peak: float, profiled: str = "") -> Row:
     """Say which share of `peak` (1e9 operations a second) the needed products with weights are."""
     vocabulary = shape.vocabulary * shape.hidden
     n_body = shape.n_parameters - shape.in_embeddings

@@ -59,7 +59,7 @@ print(json.dumps([torch.get_num_threads(), quiet, busy]))
 """
 
 
-def measured(spinning):
+def time_steps(spinning):
     """Return the threads, and the seconds of a step alone and beside a busy process."""
     own = {
         k: v
@@ -74,7 +74,7 @@ def measured(spinning):
 
 @pytest.mark.bench
 def test_a_training_beside_a_busy_core_is_measured_and_written():
-    found = {name: [measured(spinning) for _ in range(ROUNDS)] for name, spinning in SPINNING.items()}
+    found = {name: [time_steps(spinning) for _ in range(ROUNDS)] for name, spinning in SPINNING.items()}
     ratios = {name: median(busy / quiet for _, quiet, busy in rounds) for name, rounds in found.items()}
     ours, default = SPINNING
     said = f"medians of {ROUNDS} rounds; {ratios[default]:.1f} times {default}"

@@ -21,7 +21,7 @@ import bench_page
 import fake_project
 import pytest
 from bench_page import Row
-from serving import chromium, opened, serving
+from serving import chromium, load_page, serve_pages
 from test_store_bench import fill, identity
 
 from harness import report, store
@@ -80,7 +80,7 @@ for i in range(int(sys.argv[3])):
 """
 
 
-def as_stored(run: Run, number: int) -> Run:
+def make_stored_run(run: Run, number: int) -> Run:
     """Make a run as comparisons leave it: the first is the base, the others are fine-tunes with a log."""
     digest, latency = identity(0).weights_digest, {"p50_s": 0.25}
     base = replace(run, candidate="prompt", method="base", seed=0, base_digest=digest, latency=latency)
@@ -95,13 +95,13 @@ def as_stored(run: Run, number: int) -> Run:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
+def large_project(tmp_path_factory):
     """Write ten million rows of a thousand runs, every second of which shares the rows of another."""
     folder = tmp_path_factory.mktemp("large")
     at = Store(folder / "runs")
     n_filled = fill(at, int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000")))
     filled, _ = store.runs_on_disk(at)
-    runs = [as_stored(filled[i % n_filled], i) for i in range(N_RUNS)]
+    runs = [make_stored_run(filled[i % n_filled], i) for i in range(N_RUNS)]
     runs = [run if i < n_filled else replace(run, run_id=f"copy-{i:04d}") for i, run in enumerate(runs)]
     for run in runs:
         at.run_file(run.run_id).parent.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def large(tmp_path_factory):
     return folder
 
 
-def of_children_gb() -> float:
+def read_children_gb() -> float:
     """Return the most memory that one process started from here has taken, in GB of 1e9 bytes."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
 
@@ -123,12 +123,12 @@ def of_children_gb() -> float:
 def round_of(folder: Path, what: str) -> list[Row]:
     """Open every page of a server that has just started; returns how long each took."""
     rows = []
-    with serving(folder) as address, chromium() as browser:
+    with serve_pages(folder) as address, chromium() as browser:
         page = browser.new_page()
-        opened(page, f"{address}/pareto")  # what every page imports is imported once by a server
+        load_page(page, f"{address}/pareto")  # what every page imports is imported once by a server
         for name, path in PATHS.items():
             start = time.perf_counter()
-            opened(page, address + path)
+            load_page(page, address + path)
             took_s = time.perf_counter() - start
             assert page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count() == 0
             rows.append(
@@ -138,7 +138,7 @@ def round_of(folder: Path, what: str) -> list[Row]:
 
 
 @contextmanager
-def saving(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subprocess.Popen[str]]:
+def save_copies(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subprocess.Popen[str]]:
     """Let another process save copies of a run, one after the other; it prints how long each took."""
     arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(run.to_plain()), str(n), name]
     writer = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -149,14 +149,14 @@ def saving(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subp
         writer.wait(30)
 
 
-def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(large):
-    rows = round_of(large, "at rest")
-    run = store.runs_on_disk(Store(large / "runs"))[0][0]
-    with saving(large, run, "alone", 20) as writer:
+def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(large_project):
+    rows = round_of(large_project, "at rest")
+    run = store.runs_on_disk(Store(large_project / "runs"))[0][0]
+    with save_copies(large_project, run, "alone", 20) as writer:
         alone_s = [float(line) for line in writer.stdout]
-    with saving(large, run, "beside") as writer:
+    with save_copies(large_project, run, "beside") as writer:
         writer.stdout.readline()
-        rows += round_of(large, "while runs come in")
+        rows += round_of(large_project, "while runs come in")
         assert writer.poll() is None
     beside_s = [float(line) for line in writer.stdout]
     rows += [
@@ -165,7 +165,7 @@ def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(
         Row("the longest of these", max(beside_s), "s", None, "two processors for both"),
         Row(
             "peak resident memory",
-            of_children_gb(),
+            read_children_gb(),
             "GB",
             None,
             "the largest of servers, writers and browser",

@@ -14,7 +14,7 @@ from pathlib import Path
 import bench_page
 import pytest
 from bench_page import Row, Table
-from commands import Finished, run
+from commands import CommandRun, run
 
 from harness.data.general_prompts import general_prompts
 from harness.models.hardware import probe
@@ -47,7 +47,7 @@ def write(file: Path, n_prompts: int, seed: int, *, n_rows: int | None = None, n
     return n
 
 
-def rows_of(what: str, found: Finished, goal: float | None) -> list[Row]:
+def rows_of(what: str, found: CommandRun, goal: float | None) -> list[Row]:
     return [
         Row(what, found.wall_s, "s", goal, "shingles of near duplicates, and the classifier of labels"),
         Row(

@@ -20,10 +20,10 @@ from tests.looks_on_real_items import (
     MARGIN,
     POWER,
     WHOLE,
-    Explained,
+    ExplainedVariance,
     Line,
     Strata,
-    explained,
+    measure_explained,
     strata_of,
     study,
 )
@@ -36,7 +36,9 @@ BOUND = (
 )
 
 
-def rows(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[Explained]) -> list[Row]:
+def rows(
+    lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[ExplainedVariance]
+) -> list[Row]:
     """Compare what a verdict on an equal model takes with the whole benchmarks and with a suite just large enough."""
     equal, whole = next(x for x in lines if x.delta == 0), sum(WHOLE.values())
     saved = min((s.saved for s in strata), default=1.0)
@@ -71,7 +73,9 @@ def rows(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[Ex
     ]
 
 
-def tables(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[Explained]) -> list[Table]:
+def tables(
+    lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[ExplainedVariance]
+) -> list[Table]:
     """Show how each way judges by true deltas, what the base's score explains, and how close calls flip."""
     first = lines[0]
     about = (
@@ -131,7 +135,7 @@ def tables(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[
 def test_items_for_a_verdict_are_counted_and_written():
     runs = Path(os.environ.get("HARNESS_BENCH_RUNS", ROOT / "runs"))
     lines, strata = study(), strata_of(runs) if runs.is_dir() else []
-    covariate = explained()
+    covariate = measure_explained()
     bench_page.write(
         "Fewer items for a verdict",
         rows(lines, strata, covariate),

@@ -58,24 +58,24 @@ def items(n: int, n_choices: int = N_CHOICES, n_shots: int = 0) -> tuple[Example
     return tuple(out)
 
 
-class Asked(NamedTuple):
+class ArmChoices(NamedTuple):
     """The seconds that items took, and the place of each item's likeliest choice."""
 
     seconds: float
     best: list[int]
 
 
-def ask_ours(candidate, examples: Sequence[Example]) -> Asked:
+def ask_ours(candidate, examples: Sequence[Example]) -> ArmChoices:
     """Score the choices as an experiment does, block by block, without storing anything."""
     identity = RowsIdentity("w", "t", TASK.name, "v", "test", "p", "rank", "p", "e", "l", "d", "s")
     job = EvaluationJob(TASK, "capability", "test", tuple(examples), load_metrics(TASK), "generate", identity)
     start = time.perf_counter()
     rows = [row for i in range(job.n_blocks) for row in evaluate_block(candidate, job, i)]
     seconds = time.perf_counter() - start
-    return Asked(seconds, [e.choices.index(row.text) for e, row in zip(examples, rows, strict=True)])
+    return ArmChoices(seconds, [e.choices.index(row.text) for e, row in zip(examples, rows, strict=True)])
 
 
-def ask_lm_eval(model, examples: Sequence[Example]) -> Asked:
+def ask_lm_eval(model, examples: Sequence[Example]) -> ArmChoices:
     """Let lm-eval's model score the same contexts and continuations."""
     from lm_eval.api.instance import Instance
 
@@ -87,7 +87,9 @@ def ask_lm_eval(model, examples: Sequence[Example]) -> Asked:
     start = time.perf_counter()
     said = iter(model.loglikelihood(requests, disable_tqdm=True))
     logprobs = [[next(said)[0] for _ in e.choices] for e in examples]
-    return Asked(time.perf_counter() - start, [max(range(len(of)), key=of.__getitem__) for of in logprobs])
+    return ArmChoices(
+        time.perf_counter() - start, [max(range(len(of)), key=of.__getitem__) for of in logprobs]
+    )
 
 
 def lm_eval_model(source: ModelSource, machine: Machine, adapter: Path | None = None):
@@ -107,8 +109,8 @@ class Step(NamedTuple):
     """So many things of what is varied, and what either side took for them."""
 
     n: int
-    ours: Asked
-    theirs: Asked
+    ours: ArmChoices
+    theirs: ArmChoices
 
 
 class Growth(NamedTuple):
@@ -125,7 +127,7 @@ class Growth(NamedTuple):
         return sum(a != b for a, b in pairs) / len(pairs)
 
 
-def by_texts(source: ModelSource, machine: Machine) -> list[Growth]:
+def vary_texts(source: ModelSource, machine: Machine) -> list[Growth]:
     """Vary items, choices and shots."""
     half = N_ITEMS // 2
     varied = (
@@ -146,9 +148,9 @@ def by_texts(source: ModelSource, machine: Machine) -> list[Growth]:
     ]
 
 
-def by_adapters(source: ModelSource, machine: Machine, folder: Path) -> Growth:
+def vary_adapters(source: ModelSource, machine: Machine, folder: Path) -> Growth:
     """Ask a base and one adapter after the other the same items, loading included."""
-    folders = [new_adapter(source, machine, folder / str(i)) for i in range(N_ADAPTERS)]
+    folders = [write_adapter(source, machine, folder / str(i)) for i in range(N_ADAPTERS)]
     ours, theirs = [], []
     start = time.perf_counter()
     host = ModelHost(source, machine)
@@ -162,21 +164,24 @@ def by_adapters(source: ModelSource, machine: Machine, folder: Path) -> Growth:
         )
         with arm as candidate:
             best = ask_ours(candidate, items(N_ITEMS)).best
-        ours.append(Asked(time.perf_counter() - start + loaded_s * (adapter is None), best))
+        ours.append(ArmChoices(time.perf_counter() - start + loaded_s * (adapter is None), best))
     for adapter in (None, *folders):
         start = time.perf_counter()
         best = ask_lm_eval(lm_eval_model(source, machine, adapter), items(N_ITEMS)).best
-        theirs.append(Asked(time.perf_counter() - start, best))
-    steps = tuple(Step(n, *both) for n, both in enumerate(zip(summed(ours), summed(theirs), strict=True)))
+        theirs.append(ArmChoices(time.perf_counter() - start, best))
+    steps = tuple(
+        Step(n, *both)
+        for n, both in enumerate(zip(accumulate_seconds(ours), accumulate_seconds(theirs), strict=True))
+    )
     return Growth("adapters beside the base", f"{N_ITEMS} items, {N_CHOICES} choices, with loading", steps)
 
 
-def summed(arms: Sequence[Asked]) -> list[Asked]:
+def accumulate_seconds(arms: Sequence[ArmChoices]) -> list[ArmChoices]:
     """Add to each arm's seconds those of the arms before it."""
-    return [Asked(s, arm.best) for s, arm in zip(accumulate(a.seconds for a in arms), arms, strict=True)]
+    return [ArmChoices(s, arm.best) for s, arm in zip(accumulate(a.seconds for a in arms), arms, strict=True)]
 
 
-def new_adapter(source: ModelSource, machine: Machine, folder: Path) -> Path:
+def write_adapter(source: ModelSource, machine: Machine, folder: Path) -> Path:
     """Write an adapter that was not trained yet: what it takes does not depend on its numbers."""
     from peft import get_peft_model
 
@@ -220,7 +225,7 @@ def write(found: Sequence[Growth], machine: Machine, stem: Path, further: Sequen
 def test_growth_is_measured_on_both_sides_and_written(tmp_path):
     machine, source = probe(), resolve("smollm2-135m")
     forget(machine.device)
-    found = [*by_texts(source, machine), by_adapters(source, machine, tmp_path)]
+    found = [*vary_texts(source, machine), vary_adapters(source, machine, tmp_path)]
     memory = Row(
         "peak memory",
         peak_gb(machine.device),
@@ -234,7 +239,7 @@ def test_growth_is_measured_on_both_sides_and_written(tmp_path):
 
 
 def test_the_page_of_growth_shows_a_picture_of_each_table(tmp_path):
-    step = [Step(n, Asked(0.1 * n, [0]), Asked(0.3 * n, [0])) for n in (1, 2, 4)]
+    step = [Step(n, ArmChoices(0.1 * n, [0]), ArmChoices(0.3 * n, [0])) for n in (1, 2, 4)]
     found = [Growth(what, "2 choices", tuple(step)) for what in ("items", "choices an item")]
     write(found, Machine("cpu", "CPU", "fp32", 1.0), tmp_path / "growth")
     page = (tmp_path / "growth.md").read_text()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bench_page import Row, Table
 from lm_eval_mirror import cut_mirror
-from peaks import Counting, forget, peak_gb, peak_gflops, share_row, where_time_goes
+from peaks import ScoringCounter, forget, peak_gb, peak_gflops, profile_operators, share_row
 
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import standalone
@@ -84,14 +84,14 @@ class Ours(NamedTuple):
 
     rows: dict
     seconds: float
-    counted: Counting
+    counted: ScoringCounter
     memory_gb: float
 
 
 def ask_ours(prepared) -> Ours:
     """Ask every block of every task, without storing anything."""
     session = prepared.session
-    candidate = Counting(session.host(session.source).base)
+    candidate = ScoringCounter(session.host(session.source).base)
     forget(session.machine.device)
     rows = {}
     for one in suite_sets(session, prepared.weights):
@@ -109,22 +109,22 @@ def ask_lm_eval(section: Section, source, machine: Machine):
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    class Timed(HFLM):
+    class TimingLM(HFLM):
         seconds = 0.0
 
         def loglikelihood(self, *args, **kwargs):
-            return self._timed(super().loglikelihood, *args, **kwargs)
+            return self._time_call(super().loglikelihood, *args, **kwargs)
 
         def generate_until(self, *args, **kwargs):
-            return self._timed(super().generate_until, *args, **kwargs)
+            return self._time_call(super().generate_until, *args, **kwargs)
 
-        def _timed(self, ask, *args, **kwargs):
+        def _time_call(self, ask, *args, **kwargs):
             start = time.perf_counter()
             said = ask(*args, **kwargs)
             self.seconds += time.perf_counter() - start
             return said
 
-    model = Timed(
+    model = TimingLM(
         pretrained=str(source.path),
         dtype=_DTYPES[machine.precision],
         device=machine.device,
@@ -177,14 +177,14 @@ def agreement(rows, samples):
     return out
 
 
-class Measured(NamedTuple):
+class SectionResult(NamedTuple):
     """What a section adds to the page."""
 
     rows: list[Row]
     agreements: list[Agreement]
 
 
-def measure(section: Section, folder, monkeypatch) -> Measured:
+def measure(section: Section, folder, monkeypatch) -> SectionResult:
     mirror = cut_mirror(folder / "hub", section.tasks, section.items)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
     # Cached rows are found by file names: a task cut shorter would get those of the section before.
@@ -214,10 +214,10 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
         times,
         at_least=True,
     )
-    return Measured([ratio, *shares], agreement(ours.rows, samples))
+    return SectionResult([ratio, *shares], agreement(ours.rows, samples))
 
 
-def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
+def peak_rows(section: Section, counted: ScoringCounter, prepared) -> list[Row]:
     """Say which share of the fastest matrix product was reached, where anything was scored."""
     if not counted.n_tokens:
         return []
@@ -226,14 +226,14 @@ def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
     shape = shape_of(base.model.config.to_dict(), source.n_parameters)
     new = HFCandidate(base.model, base.tokenizer, "profiled", "packed")  # has read no shots yet
     sets = suite_sets(prepared.session, prepared.weights)
-    profiled = where_time_goes(lambda: [one.measured.evaluate(new, one.job(), 0) for one in sets])
+    profiled = profile_operators(lambda: [one.measured.evaluate(new, one.job(), 0) for one in sets])
     return [share_row(section.name, counted, shape, peak_gflops(machine), profiled)]
 
 
 @pytest.fixture(scope="module")
 def page():
     """Collect what the sections measure; the page is written once all of them were."""
-    found: dict[str, Measured] = {}
+    found: dict[str, SectionResult] = {}
     yield found
     if len(found) == len(SECTIONS):
         lines = tuple(a.cells for m in found.values() for a in m.agreements)

@@ -53,7 +53,7 @@ def arithmetic(passes_per_s: float, machine: Machine) -> str:
     return f"arithmetic, at {100 * share:.0f} % of the speed of a large matrix product"
 
 
-def scoring_rows() -> list[Row]:
+def measure_scoring() -> list[Row]:
     """Score choices of the general suite with shared contexts packed, and one branch at a time."""
     machine = probe()
     host = ModelHost(hub.resolve("smollm2-135m"), machine)
@@ -61,7 +61,7 @@ def scoring_rows() -> list[Row]:
     pairs = choices(host.base)
     host.base.loglikelihood(pairs[:8])  # the first call warms up
     asked = sum(len(context) + len(continuation) for context, continuation in pairs)
-    packed, alone = asked / least_s(host.base, pairs), asked / least_s(plain, pairs)
+    packed, alone = asked / time_scoring(host.base, pairs), asked / time_scoring(plain, pairs)
     once = "arithmetic; a shared context counts for each choice, and is computed once"
     return [
         Row("scoring choices, packed", packed, "tokens/s", None, once),
@@ -84,7 +84,7 @@ def choices(candidate: HFCandidate) -> list[tuple[tuple[int, ...], tuple[int, ..
     return [candidate.encode(*one, chat_template=False)[:2] for one in asked]
 
 
-def least_s(candidate: HFCandidate, pairs: list) -> float:
+def time_scoring(candidate: HFCandidate, pairs: list) -> float:
     """Return the shorter of two times."""
     times = []
     for _ in range(2):
@@ -97,6 +97,6 @@ def least_s(candidate: HFCandidate, pairs: list) -> float:
 @pytest.mark.bench
 def test_the_quickstart_is_measured_and_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    rows = [*command_rows(tmp_path), *scoring_rows()]
+    rows = [*command_rows(tmp_path), *measure_scoring()]
     assert all(row.measured > 0 for row in rows)
     bench_page.write("Time and memory of the quickstart", rows, probe(), bench_page.stem("quickstart"))

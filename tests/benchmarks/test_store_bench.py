@@ -57,7 +57,7 @@ print(json.dumps([statistics.median(times[1:]), peak_gb()]))
 """
 
 
-class Sized(NamedTuple):
+class StoreCosts(NamedTuple):
     """A store of some size: what it took to ingest it, to list its runs and to compare two of them."""
 
     n_rows: int
@@ -148,21 +148,21 @@ def seconds_of(job, n: int = 5) -> float:
     return statistics.median(times)
 
 
-def asked(code: str, *arguments: str) -> list[float]:
+def run_code(code: str, *arguments: str) -> list[float]:
     """Run code in a process of its own, whose memory is then its own too; returns what it prints."""
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def sized(at: Store, n_rows: int) -> Sized:
+def measure_size(at: Store, n_rows: int) -> StoreCosts:
     """Fill a store and measure what it takes."""
     n_runs = fill(at, n_rows)
-    ingest_s, ingest_gb, n = asked(_INGEST, str(at.folder))
+    ingest_s, ingest_gb, n = run_code(_INGEST, str(at.folder))
     pair = [identity(2 * number).digest for number in range(2)]
-    comparison_s, comparison_gb = asked(_COMPARE, str(at.folder), *pair)
+    comparison_s, comparison_gb = run_code(_COMPARE, str(at.folder), *pair)
     listing_s = seconds_of(lambda: store.list_runs(at))
-    return Sized(int(n), n_runs, ingest_s, ingest_gb, listing_s, comparison_s, comparison_gb)
+    return StoreCosts(int(n), n_runs, ingest_s, ingest_gb, listing_s, comparison_s, comparison_gb)
 
 
 def queries(at: Store) -> dict[str, float]:
@@ -177,7 +177,7 @@ def queries(at: Store) -> dict[str, float]:
     return {what: seconds_of(lambda query=query: store.query(at, query), 3) for what, query in asked.items()}
 
 
-def measured(at: Store, found: Sized) -> list[Row]:
+def measure_rows(at: Store, found: StoreCosts) -> list[Row]:
     size_gb = disk_use(at, []).index_file / 1e9
     with duckdb.connect() as db:
         sets = [row_set(db, at, 2 * found.n_runs + i) for i in range(2)]
@@ -219,7 +219,7 @@ def measured(at: Store, found: Sized) -> list[Row]:
     ]
 
 
-def growth(sizes: Sequence[Sized]) -> Table:
+def growth(sizes: Sequence[StoreCosts]) -> Table:
     columns = ("rows", "runs", "ingest, rows/s", "peak GB", "listing, s", "comparison, s")
     lines = [
         (
@@ -239,9 +239,9 @@ def growth(sizes: Sequence[Sized]) -> Table:
 def test_the_store_of_ten_million_rows_is_measured_and_written(tmp_path):
     n_rows = int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000"))
     stores = {n: Store(tmp_path / str(n)) for n in (n_rows // 100, n_rows // 10, n_rows)}
-    sizes = [sized(at, n) for n, at in stores.items()]
+    sizes = [measure_size(at, n) for n, at in stores.items()]
     title = f"The store with {n_rows / 1e6:g} million rows"
-    rows = measured(stores[n_rows], sizes[-1])
+    rows = measure_rows(stores[n_rows], sizes[-1])
     assert all(row.measured > 0 for row in rows)
     command = f"HARNESS_BENCH_ROWS={n_rows} make bench ARGS='-k store'"
     bench_page.write(title, rows, probe(), bench_page.stem("store"), [growth(sizes)], command)

@@ -10,7 +10,7 @@ import pytest
 import stored_quickstart
 import worlds
 from bench_page import Row, Table
-from commands import Finished, median_of
+from commands import CommandRun, median_of
 
 from harness.models.hardware import probe
 
@@ -22,7 +22,7 @@ GATE_S, COMPARE_S = 1.0, 2.0  # goals
 CHOSEN = ("prompt", "prompt,knn,rag,lora", "")  # candidates; "" is all of them
 
 
-def rows_of(what: str, found: Finished, goal: float | None, bounded_by: str) -> list[Row]:
+def rows_of(what: str, found: CommandRun, goal: float | None, bounded_by: str) -> list[Row]:
     memory = f"torch {'was' if found.imported_torch else 'was not'} imported"
     return [
         Row(f"{what}, median of 5", found.wall_s, "s", goal, bounded_by),
@@ -47,7 +47,7 @@ def quickstart_rows(folder: Path) -> list[Row]:
     ]
 
 
-def by_candidates(folder: Path) -> Table:
+def measure_by_candidates(folder: Path) -> Table:
     lines = []
     for names in CHOSEN:
         n = len(names.split(",")) if names else 11
@@ -58,20 +58,20 @@ def by_candidates(folder: Path) -> Table:
     )
 
 
-def beside(wall_s: float, goal_s: float) -> str:
+def format_time(wall_s: float, goal_s: float) -> str:
     """Write a time, and where it misses its goal by how much."""
     over_s = wall_s - goal_s
     return f"{wall_s:.2f}" if over_s <= 0 else f"{wall_s:.2f}, over the goal by {over_s:.2f}"
 
 
-def by_items(folder: Path) -> Table:
+def measure_by_items(folder: Path) -> Table:
     lines = []
     for n in SIZES:
         at = folder / str(n)
         worlds.report(at, TRUTH, worlds.Sizes(general=n))
         gate = median_of(at, "gate", "--candidate", "lora", "gate.on_inconclusive=pass", n=3)
         compare = median_of(at, "compare", n=3)
-        times = beside(gate.wall_s, GATE_S), beside(compare.wall_s, COMPARE_S)
+        times = format_time(gate.wall_s, GATE_S), format_time(compare.wall_s, COMPARE_S)
         lines.append((f"{4 * n:,}", *times, f"{compare.peak_gb:.2f}"))
     return Table(
         "Five candidates, one of them with weights of its own, by items of the general suite; what grows is "
@@ -88,5 +88,5 @@ def test_what_is_asked_of_stored_runs_is_measured_and_written(tmp_path, monkeypa
         (tmp_path / name).mkdir()
     rows = quickstart_rows(tmp_path / "quickstart")
     assert not any("torch was imported" in row.bounded_by for row in rows)
-    tables = (by_candidates(tmp_path / "quickstart"), by_items(tmp_path / "worlds"))
+    tables = (measure_by_candidates(tmp_path / "quickstart"), measure_by_items(tmp_path / "worlds"))
     bench_page.write("Commands on stored runs", rows, probe(), bench_page.stem("stored"), tables)

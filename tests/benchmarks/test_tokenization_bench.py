@@ -46,14 +46,14 @@ def text_by_text(candidate, job: EvaluationJob, index: int) -> list[EncodedItem]
     return out
 
 
-class Timed(NamedTuple):
+class RoundTimes(NamedTuple):
     """Seconds of the whole, and those of them for which the main thread had no token ids."""
 
     whole_s: float
     waited_s: float
 
 
-def evaluate(candidate, job: EvaluationJob, encode: Callable, *, ahead: bool) -> Timed:
+def evaluate(candidate, job: EvaluationJob, encode: Callable, *, ahead: bool) -> RoundTimes:
     """Evaluate all blocks, and time how long each is waited for."""
     start, waited_s = time.perf_counter(), 0.0
     begun = start
@@ -63,7 +63,7 @@ def evaluate(candidate, job: EvaluationJob, encode: Callable, *, ahead: bool) ->
         waited_s += time.perf_counter() - begun
         evaluate_block(candidate, job, index, encoded)
         begun = time.perf_counter()
-    return Timed(time.perf_counter() - start, waited_s)
+    return RoundTimes(time.perf_counter() - start, waited_s)
 
 
 def tokenise(candidate, job: EvaluationJob, encode: Callable) -> tuple[float, list[EncodedItem]]:
@@ -73,7 +73,7 @@ def tokenise(candidate, job: EvaluationJob, encode: Callable) -> tuple[float, li
     return time.perf_counter() - start, found
 
 
-def best(rounds: Sequence[Timed]) -> Timed:
+def choose_fastest(rounds: Sequence[RoundTimes]) -> RoundTimes:
     return min(rounds, key=lambda one: one.whole_s)
 
 
@@ -100,7 +100,7 @@ def measure(candidate, job: EvaluationJob, name: str) -> tuple[list[Row], list[t
     alone: dict[str, list[float]] = {"text by text": [], "a block in one call": []}
     ways = {"text by text": (text_by_text, False), "a block in one call": (encode_block, False)}
     ways["a block in one call, ahead in a thread"] = (encode_block, True)
-    whole: dict[str, list[Timed]] = {way: [] for way in ways}
+    whole: dict[str, list[RoundTimes]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
         found = {way: tokenise(candidate, job, ways[way][0]) for way in alone}
         ids, same = (of for _, of in found.values())
@@ -120,7 +120,7 @@ def measure(candidate, job: EvaluationJob, name: str) -> tuple[list[Row], list[t
     ]
     lines = []
     for way, rounds in whole.items():
-        took = best(rounds)
+        took = choose_fastest(rounds)
         cells = (f"{took.whole_s:.2f}", f"{took.waited_s:.2f}", f"{100 * took.waited_s / took.whole_s:.0f} %")
         lines.append((name, way, *cells))
     return rows, lines

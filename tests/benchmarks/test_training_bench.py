@@ -10,7 +10,7 @@ from pathlib import Path
 import bench_page
 import pytest
 from bench_page import Row, Table
-from beside_trl import by_harness, by_trl
+from beside_trl import train_by_harness, train_by_trl
 
 from harness import config
 from harness.evaluation.rows.row_sets import prompting_step
@@ -40,7 +40,7 @@ def the_context(folder: Path) -> FitContext:
 @pytest.mark.bench
 def test_training_is_measured_against_plain_trl_and_written(tmp_path):
     context = the_context(tmp_path)
-    ours, theirs = by_harness(context, PARAMS), by_trl(context, PARAMS)
+    ours, theirs = train_by_harness(context, PARAMS), train_by_trl(context, PARAMS)
     assert (ours.n_tokens, ours.n_steps) == (theirs.n_tokens, theirs.n_steps)
     assert min(ours.loop_s, theirs.loop_s) > 0
     name = f"LoRA r16 on {len(context.train)} rows, {ours.n_tokens:,} tokens, batches of 4"

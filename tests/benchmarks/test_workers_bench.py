@@ -45,7 +45,7 @@ ARMS = {
 }
 
 
-class AtOnce:
+class InstantWorkers:
     """Workers that have always finished already."""
 
     def __init__(self, size: int) -> None:
@@ -58,7 +58,7 @@ class AtOnce:
         pass
 
 
-def measured(work: Callable[[], object]) -> tuple[float, float]:
+def measure_work(work: Callable[[], object]) -> tuple[float, float]:
     """Return the seconds of some work, and the MB that it holds at most, measured in a second call."""
     start = perf_counter()
     work()
@@ -70,24 +70,24 @@ def measured(work: Callable[[], object]) -> tuple[float, float]:
     return wall_s, peak_mb
 
 
-def many(session: Session) -> Session:
+def widen_session(session: Session) -> Session:
     """Return a session of many candidates with weights of their own, and of many tasks."""
     recipe = session.candidates["lora"].recipe
     wide = session.with_candidates({f"lora{n}": recipe for n in range(N_CANDIDATES)})
     return replace(wide, suites=(session.suites * N_TASKS)[:N_TASKS])
 
 
-def simulated_rows(session: Session) -> list[Row]:
+def measure_planning(session: Session) -> list[Row]:
     few = [RunRequest(session.candidates["lora"], seed) for seed in range(500)]
-    plan_s, _ = measured(lambda: plan_work(session, few, N_WORKERS))
+    plan_s, _ = measure_work(lambda: plan_work(session, few, N_WORKERS))
     rows = [Row("1,000 jobs planned", plan_s, "s", 1.0, "building the order")]
-    wide = many(session)
+    wide = widen_session(session)
     requests = [RunRequest(wide.candidates[f"lora{n}"], 0) for n in range(N_CANDIDATES)]
     plan = plan_work(wide, requests, N_WORKERS)
-    plan_s, plan_mb = measured(lambda: plan_work(wide, requests, N_WORKERS))
+    plan_s, plan_mb = measure_work(lambda: plan_work(wide, requests, N_WORKERS))
     of = f"{N_CANDIDATES:,} candidates × {N_TASKS} tasks"
-    run_s, run_mb = measured(
-        lambda: run_jobs(plan.needs, AtOnce(N_WORKERS), {}, lambda done, total, note="": None, Path())
+    run_s, run_mb = measure_work(
+        lambda: run_jobs(plan.needs, InstantWorkers(N_WORKERS), {}, lambda done, total, note="": None, Path())
     )
     return [
         *rows,
@@ -110,13 +110,13 @@ def simulated_rows(session: Session) -> list[Row]:
     ]
 
 
-def beside_one_process(folder: Path, model: Path) -> Table:
+def time_workers(folder: Path, model: Path) -> Table:
     """Time the same experiment in one process and by workers, all of one thread; all end with the same runs."""
     took: dict[str, list[str]] = {name: [] for name in ARMS}
     for n_items in N_ITEMS:
         made = set()
         for name, words in ARMS.items():
-            path = written(folder / f"{n_items} {name}", model, n_items)
+            path = write_experiment(folder / f"{n_items} {name}", model, n_items)
             took[name].append(f"{run(path.parent, 'compare', *words).wall_s:.0f}")
             made.add(frozenset(found.run_id for found in tiny_experiment.runs_of(path).values()))
         assert len(made) == 1, made
@@ -128,7 +128,7 @@ def beside_one_process(folder: Path, model: Path) -> Table:
     return Table(sentence, columns, tuple((name, *cells) for name, cells in took.items()))
 
 
-def written(folder: Path, model: Path, n_items: int) -> Path:
+def write_experiment(folder: Path, model: Path, n_items: int) -> Path:
     """Write the tiny experiment with so many items of one task; returns the path of its harness.yaml."""
     folder.mkdir()
     path = tiny_experiment.write(folder, model, CANDIDATES)
@@ -143,8 +143,8 @@ def test_what_directing_workers_takes_is_measured_and_written(tiny, tmp_path, mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "planned").mkdir()
     path = tiny_experiment.write(tmp_path / "planned", tiny)
-    rows = simulated_rows(prepare_session(config.load(path), Scope(), SilentProgress()))
-    tables = (beside_one_process(tmp_path, tiny),)
+    rows = measure_planning(prepare_session(config.load(path), Scope(), SilentProgress()))
+    tables = (time_workers(tmp_path, tiny),)
     bench_page.write(
         "Workers", rows, probe(), bench_page.stem("workers"), tables, "make bench ARGS='-k workers'"
     )

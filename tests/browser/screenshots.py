@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page
-from serving import PATIENCE_S, ROOT, chromium, drawn, opened, serving
+from serving import PATIENCE_S, ROOT, chromium, load_page, serve_pages, wait_until_drawn
 
 from harness import nightly, report
 from harness.cli.progress_bar import TerminalProgress
@@ -52,10 +52,10 @@ _AT_REST = """() => {
 def shoot(page: Page, address: str, out: Path, height: int = 10_000) -> None:
     """Save one page as a picture, as far down as there is something, and no higher than so many pixels."""
     page.set_viewport_size({"width": 1440, "height": 1000})
-    opened(page, address)
+    load_page(page, address)
     inside = page.evaluate("document.querySelector('.stMainBlockContainer').getBoundingClientRect().height")
     page.set_viewport_size({"width": 1440, "height": int(min(max(inside, 600), height))})
-    drawn(page)
+    wait_until_drawn(page)
     page.wait_for_function(_AT_REST, timeout=1000 * PATIENCE_S)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.save(out, optimize=True)
@@ -97,7 +97,7 @@ def shoot_data(page: Page, out: Path) -> None:
     """Save the Data page of an experiment with faults in its rows."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         write_faulty(Path(folder))
-        with serving(Path(folder)) as address:
+        with serve_pages(Path(folder)) as address:
             shoot(page, f"{address}/data", out, 1500)
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     asked = parser.parse_args()
     run_nights(asked.folder / "harness.yaml")
     asked.out.mkdir(parents=True, exist_ok=True)
-    with serving(asked.folder) as address, chromium() as browser:
+    with serve_pages(asked.folder) as address, chromium() as browser:
         page = browser.new_context(color_scheme="dark" if asked.dark else "light").new_page()
         shoot_report(page, asked.folder, asked.out / "report.png")
         for name, path in PATHS.items():

@@ -38,7 +38,7 @@ _DRAWN = """() => {
 
 
 @contextmanager
-def serving(project: Path) -> Iterator[str]:
+def serve_pages(project: Path) -> Iterator[str]:
     """Serve the pages of a project; yields their address."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -72,13 +72,13 @@ def chromium() -> Iterator["Browser"]:
             started.close()
 
 
-def opened(page: "Page", address: str) -> None:
+def load_page(page: "Page", address: str) -> None:
     """Open a page of the dashboard and wait until it is drawn."""
     page.goto(address)
-    drawn(page)
+    wait_until_drawn(page)
 
 
-def drawn(page: "Page") -> None:
+def wait_until_drawn(page: "Page") -> None:
     """Wait until a page's script has ended and its pictures and tables stand."""
     page.wait_for_function(_DRAWN, timeout=1000 * PATIENCE_S)
 

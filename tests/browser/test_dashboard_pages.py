@@ -13,7 +13,7 @@ import fake_project
 import pytest
 from filelock import FileLock
 from reading import PAGES, complaints, failures, grid, path_of, pick
-from serving import drawn, opened, serving
+from serving import load_page, serve_pages, wait_until_drawn
 
 from harness import formatting, report
 from harness.formatting import Unit
@@ -34,28 +34,28 @@ LONG = EVIL * 1_000  # of which a page shows a part
 
 
 @pytest.fixture(scope="module")
-def project(finished, tmp_path_factory):
+def project(finished_run, tmp_path_factory):
     """Copy the finished experiment and write its report, as `harness compare` does."""
     folder = tmp_path_factory.mktemp("shown") / "tiny"
-    shutil.copytree(finished[0], folder)
-    report.write(finished[1], folder / "reports")
+    shutil.copytree(finished_run[0], folder)
+    report.write(finished_run[1], folder / "reports")
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(project):
-    with serving(project) as found:
+    with serve_pages(project) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    return fake_project.large(tmp_path_factory.mktemp("large"))
+def large_project(tmp_path_factory):
+    return fake_project.write_large_project(tmp_path_factory.mktemp("large"))
 
 
 @pytest.fixture(scope="module")
-def large_address(large):
-    with serving(large) as found:
+def large_address(large_project):
+    with serve_pages(large_project) as found:
         yield found
 
 
@@ -65,17 +65,17 @@ def test_every_page_is_reached_from_the_side_bar_without_a_complaint_or_a_reques
     for name in PAGES:
         page.get_by_test_id("stSidebarNav").get_by_role("link", name=name.title(), exact=True).click()
         page.locator("h1", has_text=re.compile(f"^{name}$", re.IGNORECASE)).wait_for()
-        drawn(page)
+        wait_until_drawn(page)
         assert failures(page) == 0, name
     assert complaints(seen) == []
 
 
-def every_week_but(*names: str) -> list:
+def mark_weekly(*names: str) -> list:
     """Return all pages: those of the names each time, the others in the weekly tier."""
     return [name if name in names else pytest.param(name, marks=pytest.mark.weekly) for name in PAGES]
 
 
-@pytest.mark.parametrize("name", every_week_but("training"))
+@pytest.mark.parametrize("name", mark_weekly("training"))
 def test_a_page_loads_by_its_address_without_a_complaint(visit, address, name):
     open_page, seen = visit
     page = open_page(address, path_of(name))
@@ -84,7 +84,7 @@ def test_a_page_loads_by_its_address_without_a_complaint(visit, address, name):
     assert complaints(seen) == []
 
 
-@pytest.mark.parametrize("name", every_week_but("compare", "leaderboard"))
+@pytest.mark.parametrize("name", mark_weekly("compare", "leaderboard"))
 def test_a_page_of_a_thousand_runs_loads_without_a_complaint(visit, large_address, name):
     open_page, seen = visit
     page = open_page(large_address, path_of(name))
@@ -93,9 +93,11 @@ def test_a_page_of_a_thousand_runs_loads_without_a_complaint(visit, large_addres
     assert complaints(seen) == []
 
 
-@pytest.mark.parametrize("name", every_week_but("leaderboard"))
-def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(visit, large, large_address, name):
-    runs = Store(large / "runs")
+@pytest.mark.parametrize("name", mark_weekly("leaderboard"))
+def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(
+    visit, large_project, large_address, name
+):
+    runs = Store(large_project / "runs")
     note = {"stage": "lora: chat", "share": 0.25, "candidates": 3, "finished": ["prompt"]}
     (runs.folder / ".progress.json").write_text(json.dumps(note))
     with FileLock(runs.folder / "compare.lock"), duckdb.connect(str(runs.index)):
@@ -112,20 +114,20 @@ def test_the_candidates_of_the_report_are_seen_whole_at_1300_pixels(visit, addre
     assert table.evaluate("table => table.offsetWidth <= table.parentElement.clientWidth")
 
 
-def test_the_leaderboard_shows_the_numbers_of_the_json(visit, address, finished):
+def test_the_leaderboard_shows_the_numbers_of_the_json(visit, address, finished_run):
     page = visit[0](address, "/leaderboard")
-    plain = report.to_json(finished[1])
+    plain = report.to_json(finished_run[1])
     shown = {row["candidate"]: float(row["target"]) for row in grid(page)}
     assert shown == pytest.approx({f["name"]: 100 * f["target"]["score"] for f in plain["facts"]})
     assert plain["decision"]["sentence"] in page.locator("[data-testid=stHtml] .lead").inner_text()
 
 
-def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, address, finished):
+def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, address, finished_run):
     page = visit[0](address, "/compare?compare=prompt,lora")
     changes = {(row["task"], row["metric"]): row["change"] for row in grid(page)}
     expected = {
         (c["task"], c["metric"]): formatting.change(Unit(**c["unit"]), c["delta"], c["low"], c["high"])
-        for c in report.to_json(finished[1])["comparisons"]["lora"]
+        for c in report.to_json(finished_run[1])["comparisons"]["lora"]
     }
     shared = changes.keys() & expected.keys()
     assert {task for task, _ in shared} == {"sums", "facts", "prose"}
@@ -155,7 +157,7 @@ def test_selected_rows_are_compared(visit, large_address):
     page.get_by_role("button", name="Compare 2 candidates").click()
     page.wait_for_url("**/compare?**")
     page.locator("h1", has_text="Compare").wait_for()
-    drawn(page)
+    wait_until_drawn(page)
     assert page.get_by_text("Not among these runs").count() == 0
     assert {row["candidate"] for row in grid(page)} == {names[1]}
 
@@ -208,7 +210,7 @@ def test_sliders_go_back_to_what_is_written_and_stay_there(visit, large_address)
 
 def test_an_open_page_shows_a_run_that_comes(visit, tmp_path):
     fake_project.write(tmp_path, {"prompt": ("base", 20, 48)}, with_report=False)
-    with serving(tmp_path) as address:
+    with serve_pages(tmp_path) as address:
         page = visit[0](address, "/leaderboard")
         page.get_by_text("1 runs in").wait_for()
         fake_project.write(tmp_path, {"late": ("base", 30, 48)}, with_report=False)
@@ -216,8 +218,8 @@ def test_an_open_page_shows_a_run_that_comes(visit, tmp_path):
         assert {row["candidate"] for row in grid(page)} == {"prompt", "late"}
 
 
-def test_the_nights_are_shown_as_they_were_told(visit, large, large_address):
-    home = files.home(Store(large / "runs"), "desk")
+def test_the_nights_are_shown_as_they_were_told(visit, large_project, large_address):
+    home = files.home(Store(large_project / "runs"), "desk")
     nights, state = files.read_nights(home), files.read_state(home)
     page = visit[0](large_address, "/nightly")
     sentence = alarm.build_report("desk", NightlyPolicy(), nights, state).sentence
@@ -229,7 +231,7 @@ def test_a_rating_is_found_in_duckdb(visit, address, project):
     page = visit[0](address, "/rate?rate=prompt,lora&rater=ann")
     page.get_by_role("button", name="Left is better").click()
     page.get_by_text("1 of ").wait_for()
-    drawn(page)
+    wait_until_drawn(page)
     page.locator("h1").click()
     page.keyboard.press("3")
     page.get_by_text("2 of ").wait_for()
@@ -244,7 +246,7 @@ def test_text_of_a_model_stays_text(visit, tmp_path):
     open_page, seen = visit
     few = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)}
     fake_project.write(tmp_path, few, texts={"lora": LONG, "knn": EVIL}, n=8)
-    with serving(tmp_path) as address:
+    with serve_pages(tmp_path) as address:
         for path in ("/compare?compare=knn,lora", "/forgetting", "/rate?rate=knn,lora&rater=ann"):
             page = open_page(address, path)
             answer = page.locator(".quoted", has_text="<script>document.title").first.inner_text()
@@ -259,7 +261,7 @@ def test_text_of_a_model_stays_text(visit, tmp_path):
 def test_text_stays_readable_in_the_dark(browser, address):
     context = browser.new_context(color_scheme="dark", viewport={"width": 1440, "height": 1000})
     page = context.new_page()
-    opened(page, f"{address}/compare?compare=prompt,lora")
+    load_page(page, f"{address}/compare?compare=prompt,lora")
     ink, ground = page.evaluate(
         "() => [getComputedStyle(document.querySelector('h1')).color,"
         " getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor]"

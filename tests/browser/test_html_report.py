@@ -23,9 +23,9 @@ EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.t
 
 
 @pytest.fixture(scope="module")
-def hostile(finished):
+def hostile_report(finished_run):
     """Return the report of a real run, with an item whose texts would like to be markup."""
-    of = finished[1]
+    of = finished_run[1]
     (label, flips), *_ = of.flips.items()
     c = of.comparisons[label][0]
     old, new = (
@@ -36,10 +36,10 @@ def hostile(finished):
 
 
 @pytest.fixture(scope="module")
-def folder(hostile, tmp_path_factory):
+def folder(hostile_report, tmp_path_factory):
     """Write the report; returns the folder of its page, its JSON and its pictures."""
     found = tmp_path_factory.mktemp("page")
-    write(hostile, found)
+    write(hostile_report, found)
     return found
 
 
@@ -52,7 +52,7 @@ def quickstart(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, folder):
+def page_and_log(browser, folder):
     """Open the page; returns it with everything that the console and the network saw."""
     context = browser.new_context(offline=True, viewport={"width": 1440, "height": 1000})
     page, seen = context.new_page(), []
@@ -64,8 +64,8 @@ def opened(browser, folder):
     context.close()
 
 
-def test_the_page_opens_offline_without_a_complaint_or_another_request(opened):
-    page, seen = opened
+def test_the_page_opens_offline_without_a_complaint_or_another_request(page_and_log):
+    page, seen = page_and_log
     assert [what for what in seen if what != page.url] == []
     assert page.title() == "tiny: what to ship"
 
@@ -77,29 +77,29 @@ def table(page, kind: str) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
-def by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+def map_by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
     return {next(iter(row.values())): row for row in rows}
 
 
 @pytest.fixture
-def plain(folder):
+def page_json(folder):
     """Read the JSON beside the page."""
     return json.loads((folder / "tiny.json").read_text())
 
 
-def test_scores_costs_and_latencies_are_those_of_the_json(opened, plain):
-    shown = by_name(table(opened[0], "candidates"))
-    assert shown.keys() == {f["name"] for f in plain["facts"]}
-    for f in plain["facts"]:
+def test_scores_costs_and_latencies_are_those_of_the_json(page_and_log, page_json):
+    shown = map_by_name(table(page_and_log[0], "candidates"))
+    assert shown.keys() == {f["name"] for f in page_json["facts"]}
+    for f in page_json["facts"]:
         row, target = shown[f["name"]], f["target"]
         assert row["target EM"] == formatting.interval(target["score"], target["low"], target["high"])
         assert row["$/1k"] == formatting.usd(f["cost_per_1k_usd"])
         assert row["p50"] == formatting.seconds(f["latency_p50_s"])
 
 
-def test_gains_and_verdicts_are_those_of_the_json(opened, plain):
-    shown, words = by_name(table(opened[0], "candidates")), set()
-    for f in plain["facts"]:
+def test_gains_and_verdicts_are_those_of_the_json(page_and_log, page_json):
+    shown, words = map_by_name(table(page_and_log[0], "candidates")), set()
+    for f in page_json["facts"]:
         row, c = shown[f["name"]], f["vs_untrained"]
         gain = formatting.points(c["delta"], c["low"], c["high"]) if c else "(this one)"
         assert row["vs best untrained"] == gain
@@ -108,11 +108,11 @@ def test_gains_and_verdicts_are_those_of_the_json(opened, plain):
     assert len(words) > 1
 
 
-def test_the_heat_map_holds_the_changes_of_the_json(opened, plain):
-    rows = by_name(table(opened[0], "heat"))
+def test_the_heat_map_holds_the_changes_of_the_json(page_and_log, page_json):
+    rows = map_by_name(table(page_and_log[0], "heat"))
     expected = {
         (c["task"], label): formatting.points(c["delta"], c["low"], c["high"])
-        for label, of in plain["comparisons"].items()
+        for label, of in page_json["comparisons"].items()
         for c in of
         if c["unit"]["scale"] == 100 and not c["slice"]
     }
@@ -120,9 +120,9 @@ def test_the_heat_map_holds_the_changes_of_the_json(opened, plain):
     assert {(task, label): rows[task][label] for task, label in expected} == expected
 
 
-def test_the_arithmetic_is_that_of_the_json(opened, plain):
-    shown = {row["input"]: row["value"] for row in table(opened[0], "arithmetic")}
-    of = plain["decision"]["arithmetic"]
+def test_the_arithmetic_is_that_of_the_json(page_and_log, page_json):
+    shown = {row["input"]: row["value"] for row in table(page_and_log[0], "arithmetic")}
+    of = page_json["decision"]["arithmetic"]
     assert shown["best untrained candidate"] == of["alternative"]
     assert shown["requests over the horizon"] == formatting.count(of["forecast_requests"])
     assert shown["gain over the best untrained, points"] == formatting.points(
@@ -131,30 +131,30 @@ def test_the_arithmetic_is_that_of_the_json(opened, plain):
     assert shown["1,000 requests to the fine-tune, USD"] == formatting.usd(of["cost_per_1k_fine_tune_usd"])
 
 
-def test_the_curves_run_through_the_losses_of_the_json(opened, plain):
-    page = opened[0]
+def test_the_curves_run_through_the_losses_of_the_json(page_and_log, page_json):
+    page = page_and_log[0]
     (drawn,) = page.locator("svg.picture:has(.batch)").all()
-    training = next(f["training"] for f in plain["facts"] if "loss" in f["training"])
+    training = next(f["training"] for f in page_json["facts"] if "loss" in f["training"])
     ends = drawn.locator(".batch").evaluate("line => [...line.points].map(p => [p.x, p.y])")
     steps, losses = zip(*training["loss"], strict=True)
-    assert along([x for x, _ in ends]) == pytest.approx(along(steps), abs=0.01)
-    assert along([-y for _, y in ends]) == pytest.approx(along(losses), abs=0.01)
+    assert scale_to_unit([x for x, _ in ends]) == pytest.approx(scale_to_unit(steps), abs=0.01)
+    assert scale_to_unit([-y for _, y in ends]) == pytest.approx(scale_to_unit(losses), abs=0.01)
     step, loss = training["validation_loss"][-1]
     said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
     assert said in drawn.locator("title").all_text_contents()
 
 
-def along(values) -> list[float]:
+def scale_to_unit(values) -> list[float]:
     """Place values between the least and the largest of them, which are 0 and 1."""
     least, largest = min(values), max(values)
     return [(value - least) / (largest - least) for value in values]
 
 
-def test_the_pictures_and_the_decision_are_those_of_the_json(opened, plain):
-    page = opened[0]
-    assert plain["decision"]["sentence"] in page.locator("main").inner_text()
+def test_the_pictures_and_the_decision_are_those_of_the_json(page_and_log, page_json):
+    page = page_and_log[0]
+    assert page_json["decision"]["sentence"] in page.locator("main").inner_text()
     drawn = page.locator("svg.picture title").all_text_contents()
-    changes = [c for c in plain["comparisons"]["lora"] if c["unit"]["scale"] == 100]
+    changes = [c for c in page_json["comparisons"]["lora"] if c["unit"]["scale"] == 100]
     assert changes
     for c in changes:
         expected = f"{c['task']}: {formatting.points(c['delta'], c['low'], c['high'])} points"
@@ -172,25 +172,25 @@ def test_the_first_page_is_seen_without_scrolling(browser, quickstart):
     for what in (".decision", ".reasons li", "table.candidates", "svg.picture", ".next li"):
         for part in first.locator(what).all():
             assert part.is_visible()
-            assert within(part.bounding_box(), 1280, 800), what
+            assert is_inside(part.bounding_box(), 1280, 800), what
     assert first.locator(".reasons li").count() == 3
     assert not any(part.is_visible() for part in page.locator("details > :not(summary)").all())
     page.close()
 
 
-def within(box, width: float, height: float) -> bool:
+def is_inside(box, width: float, height: float) -> bool:
     """Tell whether a box lies inside the window."""
     return box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
 
 
-def test_a_link_into_a_folded_section_opens_it(opened):
-    page = opened[0]
+def test_a_link_into_a_folded_section_opens_it(page_and_log):
+    page = page_and_log[0]
     page.get_by_role("link", name="How to read this page").click()
     page.get_by_text("Every candidate answered the same items").wait_for()
 
 
-def test_every_picture_is_drawn(opened):
-    page = opened[0]
+def test_every_picture_is_drawn(page_and_log):
+    page = page_and_log[0]
     unfold(page)
     pictures = page.locator("svg.picture")
     boxes = [pictures.nth(i).bounding_box() for i in range(pictures.count())]
@@ -202,16 +202,16 @@ def test_every_picture_is_drawn(opened):
     assert min(marks) > 3
 
 
-def test_nothing_is_wider_than_the_window(opened):
-    page = opened[0]
+def test_nothing_is_wider_than_the_window(page_and_log):
+    page = page_and_log[0]
     unfold(page)
     for width in (1440, 400):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_text_of_a_model_stays_text(opened):
-    page = opened[0]
+def test_text_of_a_model_stays_text(page_and_log):
+    page = page_and_log[0]
     unfold(page)
     assert page.title() == "tiny: what to ship"
     assert page.locator("script, img").count() == 0
@@ -222,8 +222,8 @@ def test_text_of_a_model_stays_text(opened):
     assert "(cut: " in page.locator("article .new .answer").first.inner_text()
 
 
-def test_dark_and_light_differ_and_text_stays_readable(opened):
-    page = opened[0]
+def test_dark_and_light_differ_and_text_stays_readable(page_and_log):
+    page = page_and_log[0]
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         ink, ground = page.evaluate(
@@ -238,8 +238,8 @@ def test_dark_and_light_differ_and_text_stays_readable(opened):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_numbers_of_the_heat_map_can_be_read_on_the_fullest_colour(opened, scheme):
-    page = opened[0]
+def test_numbers_of_the_heat_map_can_be_read_on_the_fullest_colour(page_and_log, scheme):
+    page = page_and_log[0]
     page.emulate_media(color_scheme=scheme)
     cell = page.locator("table.heat td").first
     for class_ in ("lost", "gained"):
@@ -262,8 +262,8 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_what_is_folded_on_the_screen_is_printed(opened):
-    page = opened[0]
+def test_what_is_folded_on_the_screen_is_printed(page_and_log):
+    page = page_and_log[0]
     folded = page.locator("details > :not(summary)")
     assert not any(part.is_visible() for part in folded.all())
     page.emulate_media(media="print")
@@ -271,14 +271,14 @@ def test_what_is_folded_on_the_screen_is_printed(opened):
     assert all(part.is_visible() for part in folded.all())
 
 
-def test_intervals_of_the_heat_map_are_printed(opened, plain):
-    page = opened[0]
+def test_intervals_of_the_heat_map_are_printed(page_and_log, page_json):
+    page = page_and_log[0]
     unfold(page)
     cells = page.locator("table.heat td")
     assert "[" not in "".join(cells.all_inner_texts())
     page.emulate_media(media="print")
     shown = " ".join(cells.all_inner_texts())
-    for c in plain["comparisons"]["lora"]:
+    for c in page_json["comparisons"]["lora"]:
         if c["unit"]["scale"] == 100 and not c["slice"]:
             assert formatting.points(c["delta"], c["low"], c["high"]) in shown
 
@@ -308,8 +308,8 @@ def test_the_markdown_of_the_quickstart_prints_on_at_most_six_sheets_before_the_
     page.close()
 
 
-def test_the_page_prints_on_a_few_sheets(opened):
-    assert 0 < sheets(opened[0]) <= 12
+def test_the_page_prints_on_a_few_sheets(page_and_log):
+    assert 0 < sheets(page_and_log[0]) <= 12
 
 
 def test_the_picture_of_the_front_is_shown_as_an_image(browser, folder):

@@ -15,7 +15,7 @@ from uuid import uuid4
 import duckdb
 import pytest
 from reading import PAGES, cells, complaints, failures, grid, path_of
-from serving import ROOT, drawn, serving
+from serving import ROOT, serve_pages, wait_until_drawn
 
 from harness import formatting
 from harness.formatting import Unit
@@ -43,11 +43,11 @@ def quickstart(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(quickstart):
-    with serving(quickstart) as found:
+    with serve_pages(quickstart) as found:
         yield found
 
 
-def printed(*words):
+def read_json_of(*words):
     """Return what a command of harness prints as JSON."""
     command = [Path(sys.executable).with_name("harness"), *words, "--json"]
     done = subprocess.run(command, cwd=QUICKSTART, capture_output=True, text=True, check=False)
@@ -56,8 +56,8 @@ def printed(*words):
 
 
 @pytest.fixture(scope="module")
-def compared():
-    return printed("compare")
+def comparison_json():
+    return read_json_of("compare")
 
 
 WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED"}
@@ -76,10 +76,10 @@ def test_a_page_loads_without_a_complaint(visit, address, name):
     assert complaints(seen) == []
 
 
-def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, address, compared):
+def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, address, comparison_json):
     shown = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
-    assert shown.keys() == {f["name"] for f in compared["facts"]}
-    for f in compared["facts"]:
+    assert shown.keys() == {f["name"] for f in comparison_json["facts"]}
+    for f in comparison_json["facts"]:
         row = shown[f["name"]]
         assert float(row["target"]) == pytest.approx(100 * f["target"]["score"])
         for column, key in (("$/1k", "cost_per_1k_usd"), ("p50", "latency_p50_s")):
@@ -89,10 +89,10 @@ def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, addre
         assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if f["verdict"] else "–")
 
 
-def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, compared):
+def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, comparison_json):
     shown = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
-    gains = {f["name"]: f["vs_untrained"]["delta"] for f in compared["facts"] if f["vs_untrained"]}
-    kept = {f["name"]: f["verdict"]["macro"]["score"] for f in compared["facts"] if f["verdict"]}
+    gains = {f["name"]: f["vs_untrained"]["delta"] for f in comparison_json["facts"] if f["vs_untrained"]}
+    kept = {f["name"]: f["verdict"]["macro"]["score"] for f in comparison_json["facts"] if f["verdict"]}
     assert len(gains) > 5
     assert len(kept) > 5
     said = {name: float(shown[name]["vs best untrained"]) for name in gains}
@@ -101,19 +101,19 @@ def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, c
     assert said == pytest.approx({name: 100 * delta for name, delta in kept.items()}, abs=1e-9)
 
 
-def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, compared):
+def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, comparison_json):
     shown = {
         (r["task"], r["metric"]): r["change"] for r in grid(visit[0](address, "/compare?compare=prompt,lora"))
     }
-    said = {(c["task"], c["metric"]): change(c) for c in compared["comparisons"]["lora"]}
+    said = {(c["task"], c["metric"]): change(c) for c in comparison_json["comparisons"]["lora"]}
     shared = shown.keys() & said.keys()
-    assert {task for task, _ in shared} == {c["task"] for c in compared["comparisons"]["lora"]}
+    assert {task for task, _ in shared} == {c["task"] for c in comparison_json["comparisons"]["lora"]}
     assert {key: shown[key] for key in shared} == {key: said[key] for key in shared}
 
 
-def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compared):
+def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, comparison_json):
     for row in grid(visit[0](address, "/pareto")):
-        (f,) = (f for f in compared["facts"] if f["name"] == row["candidate"])
+        (f,) = (f for f in comparison_json["facts"] if f["name"] == row["candidate"])
         target = f["target"]
         assert row["target exact_match"] == formatting.interval(
             target["score"], target["low"], target["high"]
@@ -125,17 +125,19 @@ def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compar
         )
 
 
-def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, compared):
+def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, comparison_json):
     page = visit[0](address, "/forgetting")
     drawn = page.locator(".js-plotly-plot").first.locator("text").all_text_contents()
-    for c in compared["comparisons"]["lora"]:
+    for c in comparison_json["comparisons"]["lora"]:
         if c["metric"] == "accuracy":
             assert formatting.change(Unit(**c["unit"]), c["delta"]) in drawn, c["task"]
 
 
-def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, compared):
+def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, comparison_json):
     shown = {row["candidate"]: row for row in grid(visit[0](address, "/training"))}
-    trained = {f["name"]: f for f in compared["facts"] if f["trained"] and f["training"].get("tokens_per_s")}
+    trained = {
+        f["name"]: f for f in comparison_json["facts"] if f["trained"] and f["training"].get("tokens_per_s")
+    }
     assert {"lora-careless", "lora", "dpo"} <= trained.keys()
     for name in ("lora-careless", "lora", "dpo"):
         assert shown[name]["time"] == formatting.seconds(trained[name]["training"]["wall_s"])
@@ -143,14 +145,14 @@ def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, com
 
 
 def test_the_page_of_decisions_says_what_decide_prints(visit, address):
-    page, decided = visit[0](address, "/decide"), printed("decide")
+    page, decided = visit[0](address, "/decide"), read_json_of("decide")
     assert decided["sentence"] in page.locator("[data-testid=stHtml] .lead").inner_text()
     said = page.locator("[data-testid=stMain]").inner_text()
     assert [reason for reason in decided["reasons"] if reason not in said] == []
 
 
-def test_a_deep_link_opens_an_item_that_was_lost(visit, address, compared):
-    scored = [c for c in compared["comparisons"]["lora"] if c["metric"] != "bits_per_byte"]
+def test_a_deep_link_opens_an_item_that_was_lost(visit, address, comparison_json):
+    scored = [c for c in comparison_json["comparisons"]["lora"] if c["metric"] != "bits_per_byte"]
     most = max(scored, key=lambda c: len(c["lost"]))
     page = visit[0](address, f"/compare?compare=prompt,lora&task={most['task']}")
     place = page.get_by_text(f"1 of {formatting.count(len(most['lost']))}: ")
@@ -163,14 +165,14 @@ def test_a_rating_is_found_in_duckdb(visit, address, quickstart):
     page = visit[0](address, f"/rate?rate=knn,lora&rater={rater}")
     page.get_by_role("button", name="Left is better").click()
     page.get_by_text("1 of ").wait_for()
-    drawn(page)
+    wait_until_drawn(page)
     with duckdb.connect(str(quickstart / "runs" / "harness.duckdb"), read_only=True) as db:
         found = db.execute("SELECT task, left_side, choice FROM ratings WHERE rater = ?", [rater]).fetchall()
     assert [(task, left == choice) for task, left, choice in found] == [("support", True)]
 
 
-def test_a_table_is_filtered_by_method(visit, address, compared):
+def test_a_table_is_filtered_by_method(visit, address, comparison_json):
     heads, rows = cells(visit[0](address, "/leaderboard?filter_method=lora"))
     assert {row[heads.index("candidate")] for row in rows} == {
-        f["name"] for f in compared["facts"] if f["method"] == "lora"
+        f["name"] for f in comparison_json["facts"] if f["method"] == "lora"
     }

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from tests.calibration.cell import DRAWS
 from tests.calibration.design import CELLS
-from tests.calibration.page import failing, page
-from tests.calibration.study import KEPT, PROCESSES, Found, is_stale, read, study
+from tests.calibration.page import list_failing_claims, page
+from tests.calibration.study import KEPT, PROCESSES, CellFigures, is_stale, read, study
 
 
 def main(n_draws: int, only: str, processes: int) -> int:
@@ -20,12 +20,12 @@ def main(n_draws: int, only: str, processes: int) -> int:
     wanted = [c for c in CELLS if only in c.name]
     found = study(n_draws, wanted, processes=processes) if n_draws else read()
     KEPT.with_suffix(".md").write_text(page(CELLS, found), "utf-8")
-    wrong = [*_left(found), *failing(CELLS, found)]
+    wrong = [*_list_missing_cells(found), *list_failing_claims(CELLS, found)]
     sys.stdout.write(("\n".join(wrong) or "every claim holds") + "\n")
     return bool(wrong)
 
 
-def _left(found: Mapping[str, Found]) -> Iterator[str]:
+def _list_missing_cells(found: Mapping[str, CellFigures]) -> Iterator[str]:
     """Name the cells that are not simulated as the page promises."""
     for name, one in ((c.name, found.get(c.name)) for c in CELLS):
         if one is None:

@@ -56,17 +56,17 @@ class Figure(NamedTuple):
     n: int
 
 
-def at_most(rate: float, says: str) -> Claim:
+def claim_at_most(rate: float, says: str) -> Claim:
     """Claim that something happens at most so often."""
     return Claim(says, high=rate)
 
 
-def at_least(rate: float, says: str) -> Claim:
+def claim_at_least(rate: float, says: str) -> Claim:
     """Claim that something happens at least so often."""
     return Claim(says, low=rate)
 
 
-def printed(says: str, within: float = 0.05) -> Claim:
+def claim_printed(says: str, within: float = 0.05) -> Claim:
     """Claim that a printed chance is on average that of what happens, give or take so many points."""
     return Claim(says, -within, within, gap=True)
 

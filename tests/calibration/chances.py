@@ -9,15 +9,21 @@ import numpy as np
 from harness.gating import MissRate, Verdict, power_warnings
 from harness.spec import Suite as SuiteSpec
 from harness.spec import Task
-from tests.calibration.cell import Cell, Claim, printed
-from tests.calibration.draws import Law, binary, equal, graded, single
-from tests.calibration.gates import POLICY, Asked, Suite, many, outcome
+from tests.calibration.cell import Cell, Claim, claim_printed
+from tests.calibration.draws import (
+    Law,
+    make_binary_law,
+    make_equal_clusters,
+    make_graded_law,
+    make_single_items,
+)
+from tests.calibration.gates import POLICY, Suite, SuiteTask, outcome, repeat_task
 
 Lose = Callable[[float], Law]
 
 
-def chance_cell(
-    world: str, tasks: Sequence[Asked], lose: Lose, what: str, delta: float, **options: Any
+def make_chance_cell(
+    world: str, tasks: Sequence[SuiteTask], lose: Lose, what: str, delta: float, **options: Any
 ) -> Cell:
     """Hold the printed chance of a wrong verdict to how often that verdict is given at the true loss.
 
@@ -36,7 +42,7 @@ def chance_cell(
         "each": f"chance to miss that one task lost {-100 * delta:g} points",
         "equal": "chance that an equal model does not pass",
     }[what]
-    claims = {"printed": printed(f"{says}, printed less done")}
+    claims = {"printed": claim_printed(f"{says}, printed less done")}
     return Cell("operating characteristic", f"{world}, {says}", simulate, claims, **options)
 
 
@@ -62,7 +68,7 @@ def _missed(found: Verdict, what: str) -> bool:
     return outcome(found, what) == "pass"
 
 
-def items_cell(world: str, tasks: Sequence[Asked], lose: Lose, most: int, **options: Any) -> Cell:
+def make_items_cell(world: str, tasks: Sequence[SuiteTask], lose: Lose, most: int, **options: Any) -> Cell:
     """Ask as many more items as an open verdict wants, and see how often they settle it.
 
     They are asked at the true delta that the advice assumes: the one found where that is a loss, else 0.
@@ -72,14 +78,14 @@ def items_cell(world: str, tasks: Sequence[Asked], lose: Lose, most: int, **opti
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite, sizes = Suite(tasks), [len(t.groups.codes) for t in tasks]
         room = [n + most * sum(sizes) // len(sizes) for n in sizes]
-        large = Suite([t._replace(groups=single(n)) for t, n in zip(tasks, room, strict=True)])
+        large = Suite([t._replace(groups=make_single_items(n)) for t, n in zip(tasks, room, strict=True)])
         while True:
             found = suite.verdict(rng)
             grown = more_of(found, room, sizes)
             if grown is None:
                 yield {}
                 continue
-            again = large.cut(grown).verdict(rng, [lose(assumed(found))] * len(tasks))
+            again = large.cut(grown).verdict(rng, [lose(find_assumed_delta(found))] * len(tasks))
             yield {"settled": outcome(again, "macro") != "inconclusive"}
 
     claims = {"settled": Claim("so many more items settle the verdict (80 %)", 0.74, 0.93)}
@@ -98,16 +104,16 @@ def more_of(found: Verdict, room: Sequence[int], sizes: Sequence[int]) -> list[i
     return grown if all(n <= most for n, most in zip(grown, room, strict=True)) else None
 
 
-def assumed(found: Verdict) -> float:
+def find_assumed_delta(found: Verdict) -> float:
     """Return the true delta under which the advice says that its items would do."""
     rule = next(r for r in found.rules if r.name == "macro")
     assert found.macro is not None
     return 0.0 if "nothing is lost" in rule.sentence else found.macro.score
 
 
-def warning_cell(n: int, disagreement: float = 0.15, n_tasks: int = 4) -> Cell:
+def make_warning_cell(n: int, disagreement: float = 0.15, n_tasks: int = 4) -> Cell:
     """Hold what is said before a run, how often an equal model would pass the macro, to how often it does."""
-    tasks = many(n_tasks, binary(0.0, disagreement), single(n))
+    tasks = repeat_task(n_tasks, make_binary_law(0.0, disagreement), make_single_items(n))
     plain: dict[str, Any] = {"kind": "choice", "metrics": ("accuracy",), "data": {}}
     spec = SuiteSpec(
         name="s", role="capability", tasks=tuple(Task(name=f"t{i}", **plain) for i in range(n_tasks))
@@ -121,44 +127,75 @@ def warning_cell(n: int, disagreement: float = 0.15, n_tasks: int = 4) -> Cell:
             yield {"printed": int(share) / 100 - (outcome(suite.verdict(rng), "macro") == "pass")}
 
     claims = {
-        "printed": printed("before a run: share of equal models that pass the macro, printed less done")
+        "printed": claim_printed("before a run: share of equal models that pass the macro, printed less done")
     }
     return Cell("operating characteristic", f"{n_tasks} tasks of {n} items, 15 % differ", simulate, claims)
 
 
 def lose_binary(delta: float) -> Law:
     """Lose points of binary items, a fifth of which differ."""
-    return binary(delta, 0.2)
+    return make_binary_law(delta, 0.2)
 
 
-_FIVE, _FOUR = many(5, binary(), single(100)), many(4, binary(), single(50))
-_UNEVEN = [Asked(binary(), single(600)), *many(3, binary(), single(80))]
+_FIVE, _FOUR = (
+    repeat_task(5, make_binary_law(), make_single_items(100)),
+    repeat_task(4, make_binary_law(), make_single_items(50)),
+)
+_UNEVEN = [
+    SuiteTask(make_binary_law(), make_single_items(600)),
+    *repeat_task(3, make_binary_law(), make_single_items(80)),
+]
 
 CELLS = (
-    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "macro", -0.01),
-    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "macro", -0.02),
-    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "each", -0.05, in_tests=300),
-    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "each", -0.10),
-    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "equal", 0.0, in_tests=300),
-    chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "each", -0.10),
-    chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "equal", 0.0),
-    chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "macro", -0.02),
-    chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "each", -0.10),
-    chance_cell(
+    make_chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "macro", -0.01),
+    make_chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "macro", -0.02),
+    make_chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "each", -0.05, in_tests=300),
+    make_chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "each", -0.10),
+    make_chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "equal", 0.0, in_tests=300),
+    make_chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "each", -0.10),
+    make_chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "equal", 0.0),
+    make_chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "macro", -0.02),
+    make_chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "each", -0.10),
+    make_chance_cell(
         "4 tasks of 100 binary items in 20 clusters of 5",
-        many(4, binary(), equal(20, 5)),
+        repeat_task(4, make_binary_law(), make_equal_clusters(20, 5)),
         lose_binary,
         "equal",
         0.0,
     ),
-    chance_cell("4 tasks of 100 graded items", many(4, graded(), single(100)), graded, "macro", -0.01),
-    chance_cell("4 tasks of 100 graded items", many(4, graded(), single(100)), graded, "each", -0.05),
-    warning_cell(100),
-    items_cell("4 tasks of 150 binary items, equal model", many(4, binary(), single(150)), lose_binary, 8),
-    items_cell("3 tasks of 100 graded items, equal model", many(3, graded(), single(100)), graded, 8),
-    items_cell(
+    make_chance_cell(
+        "4 tasks of 100 graded items",
+        repeat_task(4, make_graded_law(), make_single_items(100)),
+        make_graded_law,
+        "macro",
+        -0.01,
+    ),
+    make_chance_cell(
+        "4 tasks of 100 graded items",
+        repeat_task(4, make_graded_law(), make_single_items(100)),
+        make_graded_law,
+        "each",
+        -0.05,
+    ),
+    make_warning_cell(100),
+    make_items_cell(
+        "4 tasks of 150 binary items, equal model",
+        repeat_task(4, make_binary_law(), make_single_items(150)),
+        lose_binary,
+        8,
+    ),
+    make_items_cell(
+        "3 tasks of 100 graded items, equal model",
+        repeat_task(3, make_graded_law(), make_single_items(100)),
+        make_graded_law,
+        8,
+    ),
+    make_items_cell(
         "1 task of 400 and 4 of 80 binary items, equal model",
-        [Asked(binary(), single(400)), *many(4, binary(), single(80))],
+        [
+            SuiteTask(make_binary_law(), make_single_items(400)),
+            *repeat_task(4, make_binary_law(), make_single_items(80)),
+        ],
         lose_binary,
         6,
     ),

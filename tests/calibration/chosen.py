@@ -14,30 +14,30 @@ from harness.gating.halves import HALVES
 from harness.records import SampleResult
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
-from tests.calibration.cell import Cell, Claim, at_least, at_most
-from tests.calibration.decisions import decided, tuned
+from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most
+from tests.calibration.decisions import make_decision, make_fine_tune
 from tests.calibration.draws import (
     EXACT,
     Groups,
     Law,
     Pair,
-    binary,
     draw,
-    equal,
-    graded,
     lognormal,
+    make_binary_law,
+    make_equal_clusters,
+    make_graded_law,
+    make_single_items,
+    make_skewed_law,
     pair,
-    single,
-    skewed,
 )
-from tests.calibration.gates import LOST, POLICY, Suite, many, outcome
+from tests.calibration.gates import LOST, POLICY, Suite, outcome, repeat_task
 
 
-def rescue_cell(law: Law, groups: Groups, n_trials: int = 3, **options: Any) -> Cell:
+def make_rescue_cell(law: Law, groups: Groups, n_trials: int = 3, **options: Any) -> Cell:
     """Choose the trial that keeps most on the search half, and judge it once on the other."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        suite = Suite(many(2, law, groups))
+        suite = Suite(repeat_task(2, law, groups))
         cut = cut_tasks(suite.measured, 0)
         parts = [cut_to_half(suite.measured, cut, half) for half in HALVES]
         while True:
@@ -48,7 +48,9 @@ def rescue_cell(law: Law, groups: Groups, n_trials: int = 3, **options: Any) -> 
                 drawn.append((search.macro.score if search.macro else -1.0, outcome(confirm, "macro")))
             yield {"confirmed": max(drawn)[1] == "pass"}
 
-    claims = {"confirmed": at_most(0.06, "the best of 3 trials is confirmed though it lost the margin (5 %)")}
+    claims = {
+        "confirmed": claim_at_most(0.06, "the best of 3 trials is confirmed though it lost the margin (5 %)")
+    }
     world = f"2 tasks of {groups.name}, {law.name}, every trial truly lost 2 points"
     return Cell("rescue", world, simulate, claims, **options)
 
@@ -61,7 +63,7 @@ class LargeTask:
 
     def __init__(self, name: str, n: int, delta: float) -> None:
         self.name, self.metric, self.delta, self.n = name, EXACT, delta, n
-        self.pair = pair(binary(), single(n), name)
+        self.pair = pair(make_binary_law(), make_single_items(n), name)
 
     def draw(self, rng: np.random.Generator) -> Pair:
         """Draw the rows of both arms, the base's with their margins."""
@@ -90,7 +92,7 @@ class PlainTask:
 Drawn = LargeTask | PlainTask
 
 
-def looks_cell(
+def make_looks_cell(
     world: str, tasks: Sequence[Drawn], claims: Mapping[str, Claim], policy: GatePolicy = WIDE, **options: Any
 ) -> Cell:
     """Judge at every look until one settles the verdict, as `harness compare --sequential` does.
@@ -100,17 +102,17 @@ def looks_cell(
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         while True:
-            said, look = settled(tasks, policy, rng)
+            said, look = settle_verdict(tasks, policy, rng)
             yield {name: said == name or (said, look, name) == ("fail", 0, "first fail") for name in claims}
 
     return Cell("fewer items", world, simulate, claims, **options)
 
 
-def settled(tasks: Sequence[Drawn], policy: GatePolicy, rng: np.random.Generator) -> tuple[str, int]:
+def settle_verdict(tasks: Sequence[Drawn], policy: GatePolicy, rng: np.random.Generator) -> tuple[str, int]:
     """Draw tasks and return what the macro says at the look that settles the verdict, and which that is."""
     drawn, said = {t.name: t.draw(rng) for t in tasks}, ("", 0)
     for look, (at_look, chosen) in enumerate(looks(tasks, drawn, policy, rng)):
-        measured = [_asked(t, drawn[t.name], chosen[t.name]) for t in tasks]
+        measured = [_make_measurement(t, drawn[t.name], chosen[t.name]) for t in tasks]
         found = judge(measured, at_look, target=None, identical=False).verdict
         said = outcome(found, "macro"), look
         if _is_settled(found):
@@ -143,7 +145,7 @@ def put(row: SampleResult, field: str, value: float) -> None:
     object.__setattr__(row, field, value)
 
 
-def _asked(t: Drawn, made: Pair, weights: Weights) -> Measurement:
+def _make_measurement(t: Drawn, made: Pair, weights: Weights) -> Measurement:
     arms = [[row for row in rows if row.example_id in weights] for rows in (made.base, made.new)]
     for row in (*arms[0], *arms[1]):
         put(row, "weight", weights[row.example_id])
@@ -151,7 +153,7 @@ def _asked(t: Drawn, made: Pair, weights: Weights) -> Measurement:
     return Measurement(task, "capability", "", {t.metric.name: t.metric}, *arms)
 
 
-class Tuned(NamedTuple):
+class FineTune(NamedTuple):
     """One of several fine-tunes at the look that settled it, or at the last: its facts and how it was judged."""
 
     facts: CandidateFacts
@@ -160,28 +162,31 @@ class Tuned(NamedTuple):
     settled: bool = False
 
 
-def several_looks_cell(n_candidates: int, n_tasks: int, n: int, **options: Any) -> Cell:
+def make_several_looks_cell(n_candidates: int, n_tasks: int, n: int, **options: Any) -> Cell:
     """Judge several fine-tunes at every look, alone and among each other, until all are settled, and decide.
 
     Every one has truly lost the margin. One whose verdict is settled is asked nothing more and keeps it.
     """
-    law = binary(-WIDE.macro)
-    tasks = plain(n_tasks, law, single(n))
+    law = make_binary_law(-WIDE.macro)
+    tasks = make_tasks(n_tasks, law, make_single_items(n))
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        gain = binary(0.1)
-        one, others = pair(gain, single(200)), [plain(n_tasks, law, single(n)) for _ in range(n_candidates)]
+        gain = make_binary_law(0.1)
+        one, others = (
+            pair(gain, make_single_items(200)),
+            [make_tasks(n_tasks, law, make_single_items(n)) for _ in range(n_candidates)],
+        )
         while True:
-            fact = tuned("lora", 0, one.score(*draw(gain, single(200), rng)))
-            yield {"ships": decided(*_last_look(tasks, others, fact, rng)).action == "fine-tune"}
+            fact = make_fine_tune("lora", 0, one.score(*draw(gain, make_single_items(200), rng)))
+            yield {"ships": make_decision(*_draw_last_look(tasks, others, fact, rng)).action == "fine-tune"}
 
-    claims = {"ships": at_most(0.055, "one that lost the margin is shipped, at any look (5 %)")}
+    claims = {"ships": claim_at_most(0.055, "one that lost the margin is shipped, at any look (5 %)")}
     each = f"{n_tasks} tasks of {n} binary items" if n_tasks > 1 else f"1 task of {n} binary items"
     world = f"{n_candidates} candidates by interim analyses, each truly -5 points on {each}"
     return Cell("several candidates", world, simulate, claims, **options)
 
 
-def _last_look(
+def _draw_last_look(
     tasks: Sequence[PlainTask],
     others: Sequence[Sequence[PlainTask]],
     fact: CandidateFacts,
@@ -189,28 +194,29 @@ def _last_look(
 ) -> tuple[list[CandidateFacts], float]:
     """Return the facts of all fine-tunes once nothing is open, or nothing left to ask, and the level of that look."""
     base = {t.name: t.draw(rng).base for t in tasks}
-    arms = [{t.name: _answered(t, base[t.name], rng) for t in own} for own in others]
+    arms = [{t.name: _draw_answers(t, base[t.name], rng) for t in own} for own in others]
     validation = rng.uniform(0.75, 0.85, len(others)).tolist()
     found = [
-        Tuned(replace(fact, name=f"lora-{i}", run_id=f"lora-{i}", validation=v))
+        FineTune(replace(fact, name=f"lora-{i}", run_id=f"lora-{i}", validation=v))
         for i, v in enumerate(validation)
     ]
     family = Family({one.facts.name: one.facts.name for one in found})
     for policy, chosen in looks(tasks, arms[0], WIDE, rng):
         found = [
-            one if one.settled else _judged(one, tasks, arms[i], chosen, policy)
+            one if one.settled else _judge_candidate(one, tasks, arms[i], chosen, policy)
             for i, one in enumerate(found)
         ]
         placed = place_in_family([one.facts for one in found], replace(family, alpha=policy.alpha))
         found = [
-            one if one.settled else _among_all(one, f, policy) for one, f in zip(found, placed, strict=True)
+            one if one.settled else _judge_among_all(one, f, policy)
+            for one, f in zip(found, placed, strict=True)
         ]
         if all(one.settled for one in found):
             break
     return [one.facts for one in found], policy.alpha
 
 
-def _answered(t: PlainTask, base: Sequence[SampleResult], rng: np.random.Generator) -> Pair:
+def _draw_answers(t: PlainTask, base: Sequence[SampleResult], rng: np.random.Generator) -> Pair:
     """Let one more candidate answer what the base did: each item after the law, given the base's score."""
     old = np.array([row.parts[t.metric.name][0] for row in base])
     right, delta, share = t.law.base, t.law.delta, 0.2
@@ -220,19 +226,19 @@ def _answered(t: PlainTask, base: Sequence[SampleResult], rng: np.random.Generat
     return t.pair.score(old, np.where(flips, 1 - old, old))
 
 
-def _judged(
-    one: Tuned,
+def _judge_candidate(
+    one: FineTune,
     tasks: Sequence[PlainTask],
     arms: Mapping[str, Pair],
     chosen: Mapping[str, Weights],
     policy: GatePolicy,
-) -> Tuned:
-    measured = [_asked(t, arms[t.name], chosen[t.name]) for t in tasks]
+) -> FineTune:
+    measured = [_make_measurement(t, arms[t.name], chosen[t.name]) for t in tasks]
     found = judge(measured, policy, target=None, identical=False)
-    return Tuned(replace(one.facts, verdict=found.verdict, corrected=None), measured, found.tasks)
+    return FineTune(replace(one.facts, verdict=found.verdict, corrected=None), measured, found.tasks)
 
 
-def _among_all(one: Tuned, f: CandidateFacts, policy: GatePolicy) -> Tuned:
+def _judge_among_all(one: FineTune, f: CandidateFacts, policy: GatePolicy) -> FineTune:
     """Judge a fine-tune at the level that is left to it among all, and tell whether more items would tell more."""
     if f.standing is not None and f.standing.level != f.standing.alpha:
         level, compared = f.standing.level, one.compared
@@ -241,76 +247,81 @@ def _among_all(one: Tuned, f: CandidateFacts, policy: GatePolicy) -> Tuned:
     return one._replace(facts=f, settled=is_settled(ExperimentReport("", "", "", (f,))))
 
 
-def plain(n_tasks: int, law: Law, groups: Groups) -> list[PlainTask]:
+def make_tasks(n_tasks: int, law: Law, groups: Groups) -> list[PlainTask]:
     """Return so many tasks of one kind."""
     return [PlainTask(f"t{i}", law, groups) for i in range(n_tasks)]
 
 
-def at_margin(most: float = 0.055) -> dict[str, Claim]:
+def claim_at_margin(most: float = 0.055) -> dict[str, Claim]:
     """Claim that a loss of the margin is rarely passed, and rarely called more than it is."""
     return {
-        "pass": at_most(most, "macro passes a true loss of its margin at any look (α = 5 %)"),
-        "fail": at_most(most, "macro fails a true loss of its margin, and no more, at any look (α = 5 %)"),
+        "pass": claim_at_most(most, "macro passes a true loss of its margin at any look (α = 5 %)"),
+        "fail": claim_at_most(
+            most, "macro fails a true loss of its margin, and no more, at any look (α = 5 %)"
+        ),
     }
 
 
 FELL = -0.20
-COLLAPSED = {"first fail": at_least(0.9, "a loss of 20 points is found at the first look")}
+COLLAPSED = {"first fail": claim_at_least(0.9, "a loss of 20 points is found at the first look")}
 
 CELLS = (
-    several_looks_cell(3, 1, 300, in_tests=40),
-    several_looks_cell(8, 1, 150),
-    rescue_cell(binary(LOST, 0.1), single(150)),
-    rescue_cell(binary(LOST), equal(30, 5)),
-    rescue_cell(graded(LOST), single(100), in_tests=150),
-    looks_cell(
+    make_several_looks_cell(3, 1, 300, in_tests=40),
+    make_several_looks_cell(8, 1, 150),
+    make_rescue_cell(make_binary_law(LOST, 0.1), make_single_items(150)),
+    make_rescue_cell(make_binary_law(LOST), make_equal_clusters(30, 5)),
+    make_rescue_cell(make_graded_law(LOST), make_single_items(100), in_tests=150),
+    make_looks_cell(
         "1 task of 640 binary items with margins, lost its margin of 5 points",
         [LargeTask("t0", 640, -WIDE.macro)],
-        at_margin(),
+        claim_at_margin(),
         in_tests=60,
     ),
-    looks_cell(
+    make_looks_cell(
         "1 task of 1,600 binary items without margins, lost its margin of 5 points",
-        plain(1, binary(-WIDE.macro), single(1600)),
-        at_margin(),
+        make_tasks(1, make_binary_law(-WIDE.macro), make_single_items(1600)),
+        claim_at_margin(),
     ),
-    looks_cell(
+    make_looks_cell(
         "4 tasks of 150 binary items, all lost their margin of 5 points",
-        plain(4, binary(-WIDE.macro), single(150)),
-        at_margin(),
+        make_tasks(4, make_binary_law(-WIDE.macro), make_single_items(150)),
+        claim_at_margin(),
         in_tests=60,
     ),
-    looks_cell(
+    make_looks_cell(
         "4 tasks of 300 binary items in 60 clusters of 5, all lost their margin of 5 points",
-        plain(4, binary(-WIDE.macro), equal(60, 5)),
-        at_margin(0.065),
+        make_tasks(4, make_binary_law(-WIDE.macro), make_equal_clusters(60, 5)),
+        claim_at_margin(0.065),
     ),
-    looks_cell(
+    make_looks_cell(
         "3 tasks of binary items in clusters of log-normal sizes, all lost their margin of 5 points",
-        plain(3, binary(-WIDE.macro), lognormal()),
-        at_margin(0.075),
+        make_tasks(3, make_binary_law(-WIDE.macro), lognormal()),
+        claim_at_margin(0.075),
     ),
-    looks_cell(
+    make_looks_cell(
         "4 tasks of 150 graded items, all lost their margin of 5 points",
-        plain(4, graded(-WIDE.macro), single(150)),
-        at_margin(),
+        make_tasks(4, make_graded_law(-WIDE.macro), make_single_items(150)),
+        claim_at_margin(),
     ),
-    looks_cell(
+    make_looks_cell(
         "4 tasks of 150 graded items of which few fall far, all lost their margin of 5 points",
-        plain(4, skewed(-WIDE.macro), single(150)),
-        at_margin(0.075),
+        make_tasks(4, make_skewed_law(-WIDE.macro), make_single_items(150)),
+        claim_at_margin(0.075),
     ),
-    looks_cell(
+    make_looks_cell(
         "4 tasks of 300 binary items in 60 clusters of 5 and 4 of 150, equal model",
-        [*plain(4, binary(), equal(60, 5)), *(PlainTask(f"g{i}", binary(), single(150)) for i in range(4))],
-        {"fail": at_most(0.05, "macro fails an equal model at any look (α = 5 %)")},
+        [
+            *make_tasks(4, make_binary_law(), make_equal_clusters(60, 5)),
+            *(PlainTask(f"g{i}", make_binary_law(), make_single_items(150)) for i in range(4)),
+        ],
+        {"fail": claim_at_most(0.05, "macro fails an equal model at any look (α = 5 %)")},
         POLICY,
     ),
-    looks_cell(
+    make_looks_cell(
         "4 tasks of 300 binary items in 60 clusters of 5 and 4 of 150, all lost 20 points",
         [
-            *plain(4, binary(FELL, 0.3), equal(60, 5)),
-            *(PlainTask(f"g{i}", binary(FELL, 0.3), single(150)) for i in range(4)),
+            *make_tasks(4, make_binary_law(FELL, 0.3), make_equal_clusters(60, 5)),
+            *(PlainTask(f"g{i}", make_binary_law(FELL, 0.3), make_single_items(150)) for i in range(4)),
         ],
         COLLAPSED,
         POLICY,

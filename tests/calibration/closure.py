@@ -26,11 +26,11 @@ def elements(sources: Sources, place: str, name: str) -> list[Definition]:
     (line,) = found.nodes
     assert isinstance(line, (ast.Assign, ast.AnnAssign))
     assert isinstance(line.value, ast.Tuple)
-    module = sources.of(found)
-    return [module.define(f"{name} {i}", _simulated(one)) for i, one in enumerate(line.value.elts)]
+    module = sources.module_of(found)
+    return [module.define(f"{name} {i}", _drop_unsimulated(one)) for i, one in enumerate(line.value.elts)]
 
 
-def _simulated(one: ast.expr) -> ast.expr:
+def _drop_unsimulated(one: ast.expr) -> ast.expr:
     if isinstance(one, ast.Call):
         one.keywords = [k for k in one.keywords if k.arg != _NOT_SIMULATED]
     return one
@@ -46,7 +46,7 @@ def closure(sources: Sources, roots: Iterable[Definition]) -> frozenset[Definiti
         found = [one for use in used for one in use.names.values() if not isinstance(one, str)]
         classes |= {one for one in found if isinstance(one, Class)}
         attributes |= {name for use in used for name in use.attributes}
-        next_to = (sources.of(d).others for d in new)
+        next_to = (sources.module_of(d).others for d in new)
         members = (d for one in classes for d in _members(sources, one, attributes))
         new = {*map(body_of, found), *next_to, *members} - reached
     return frozenset(reached)

@@ -10,8 +10,8 @@ from harness.gating.rules.commonest_answer import mode_collapse_rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy
-from tests.calibration.cell import Cell, Claim, at_most
-from tests.calibration.draws import Groups, equal, make_rows, single
+from tests.calibration.cell import Cell, Claim, claim_at_most
+from tests.calibration.draws import Groups, make_equal_clusters, make_rows, make_single_items
 
 LIMIT = 0.1
 POLICY = GatePolicy(mode_collapse=LIMIT)
@@ -19,7 +19,7 @@ _METRIC = mean_metric("score", lambda output, example: None)
 Shares = Sequence[float]  # of the answers that are given more than once; the others are all distinct
 
 
-class Answered(NamedTuple):
+class RepetitionTask(NamedTuple):
     """A task whose new answers and base's answers repeat texts at these shares; its references, at one."""
 
     new: Shares
@@ -57,7 +57,7 @@ class _Arm:
         return self._made[text]
 
 
-def _arm(task: str, asked: Answered) -> _Arm:
+def _arm(task: str, asked: RepetitionTask) -> _Arm:
     n = len(asked.groups.codes)
     if asked.reference is None:
         return _Arm(asked.groups, task, ())
@@ -65,7 +65,7 @@ def _arm(task: str, asked: Answered) -> _Arm:
     return _Arm(asked.groups, task, ["the common one" if i < n_common else f"right {i}" for i in range(n)])
 
 
-def collapse_cell(world: str, tasks: Sequence[Answered], claims: Mapping[str, Claim]) -> Cell:
+def make_collapse_cell(world: str, tasks: Sequence[RepetitionTask], claims: Mapping[str, Claim]) -> Cell:
     """Ask how often the rule gives an outcome; claims are named by it."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -83,37 +83,37 @@ def collapse_cell(world: str, tasks: Sequence[Answered], claims: Mapping[str, Cl
 
 _PASSES = "a collapse of the limit is passed (α = 5 %)"
 _FAILS = "a collapse that does not exceed the limit is failed (α = 5 %)"
-_AT_LIMIT = {"pass": at_most(0.055, _PASSES), "fail": at_most(0.055, _FAILS)}
+_AT_LIMIT = {"pass": claim_at_most(0.055, _PASSES), "fail": claim_at_most(0.055, _FAILS)}
 
 CELLS = (
-    collapse_cell(
+    make_collapse_cell(
         "mode collapse, 200 answers, the commonest rose from 5 to 15 %",
-        [Answered((0.15,), (0.05,), single(200))],
+        [RepetitionTask((0.15,), (0.05,), make_single_items(200))],
         _AT_LIMIT,
     ),
-    collapse_cell(
+    make_collapse_cell(
         "mode collapse, 200 answers, two alike in share rose from 5 to 15 %",
-        [Answered((0.15, 0.15), (0.05,), single(200))],
+        [RepetitionTask((0.15, 0.15), (0.05,), make_single_items(200))],
         _AT_LIMIT,
     ),
-    collapse_cell(
+    make_collapse_cell(
         "mode collapse, 200 answers in 40 clusters of 5, the commonest rose from 5 to 15 %",
-        [Answered((0.15,), (0.05,), equal(40, 5))],
-        {"pass": at_most(0.065, _PASSES), "fail": at_most(0.065, _FAILS)},
+        [RepetitionTask((0.15,), (0.05,), make_equal_clusters(40, 5))],
+        {"pass": claim_at_most(0.065, _PASSES), "fail": claim_at_most(0.065, _FAILS)},
     ),
-    collapse_cell(
+    make_collapse_cell(
         "mode collapse, 200 answers, 15 % where base and references have 5",
-        [Answered((0.15,), (0.05,), single(200), reference=0.05)],
+        [RepetitionTask((0.15,), (0.05,), make_single_items(200), reference=0.05)],
         _AT_LIMIT,
     ),
-    collapse_cell(
+    make_collapse_cell(
         "mode collapse, 4 tasks of 100 answers, the commonest rose from 5 to 15 % on each",
-        [Answered((0.15,), (0.05,), single(100))] * 4,
+        [RepetitionTask((0.15,), (0.05,), make_single_items(100))] * 4,
         _AT_LIMIT,
     ),
-    collapse_cell(
+    make_collapse_cell(
         "mode collapse, 200 answers, four labels in their right shares where the base repeats nothing",
-        [Answered((0.25,) * 4, (), single(200), reference=0.25)],
-        {"fail": at_most(0.05, "right labels are called a collapse")},
+        [RepetitionTask((0.25,) * 4, (), make_single_items(200), reference=0.25)],
+        {"fail": claim_at_most(0.05, "right labels are called a collapse")},
     ),
 )

@@ -10,28 +10,28 @@ from harness.comparison import Estimate, compare_rows, estimate
 from harness.decision import CandidateFacts, Decision, Family, decide, item_variances
 from harness.decision.economics import estimate_more_items
 from harness.spec import DecidePolicy
-from tests.calibration.cell import Cell, Claim, at_most, printed
+from tests.calibration.cell import Cell, Claim, claim_at_most, claim_printed
 from tests.calibration.draws import (
     EXACT,
     GRADED,
     Law,
     Pair,
     Scores,
-    binary,
     draw,
-    graded,
+    make_binary_law,
+    make_graded_law,
     make_rows,
+    make_single_items,
     pair,
-    single,
 )
-from tests.calibration.gates import LOST, Suite, many
+from tests.calibration.gates import LOST, Suite, repeat_task
 
 POLICY = DecidePolicy()
 _ALTERNATIVES = {"prompt": "zero_shot", "fixed": "few_shot(select=fixed)", "knn": "few_shot(select=knn)"}
 Answer = Callable[[np.random.Generator, Scores, Scores, float], Scores]
 
 
-def untrained() -> list[CandidateFacts]:
+def make_untrained() -> list[CandidateFacts]:
     """Return the fair alternatives, of which the prompt is the best."""
     level = Estimate(0.7, 0.6, 0.8, 200)
     return [
@@ -51,7 +51,7 @@ def untrained() -> list[CandidateFacts]:
     ]
 
 
-def tuned(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
+def make_fine_tune(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
     """Describe one seed of a fine-tune by its rows on test."""
     metric = made.law.metric
     c, level = compare_rows(metric, made.base, made.new), estimate(metric, made.new)
@@ -62,10 +62,10 @@ def tuned(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
     )
 
 
-def decided(facts: Sequence[CandidateFacts], alpha: float = 0.05) -> Decision:
+def make_decision(facts: Sequence[CandidateFacts], alpha: float = 0.05) -> Decision:
     """Decide between fine-tunes, which are one family at alpha, and the alternatives."""
     return decide(
-        [*untrained(), *facts],
+        [*make_untrained(), *facts],
         POLICY,
         closed_labels=False,
         has_documents=False,
@@ -81,9 +81,10 @@ class Recipe:
         self.law = Law(kind, 0.0, 0.0, draw, EXACT if kind == "binary" else GRADED)
         self.item_se = (0.2 / n) ** 0.5 if kind == "binary" else (0.12**2 / 3 / n) ** 0.5
         self.n, self.sd = n, spread * self.item_se
-        base = make_rows(self.law.metric, single(n), "target")
+        base = make_rows(self.law.metric, make_single_items(n), "target")
         self.pairs = [
-            Pair(self.law, base, make_rows(self.law.metric, single(n), "target")) for _ in range(n_seeds)
+            Pair(self.law, base, make_rows(self.law.metric, make_single_items(n), "target"))
+            for _ in range(n_seeds)
         ]
 
     def facts(self, rng: np.random.Generator, gain: float = 0.0) -> tuple[list[CandidateFacts], float]:
@@ -98,7 +99,7 @@ class Recipe:
             made.score(old, self._answers(old, u, float(effect)))
         rows = [made.new for made in self.pairs]
         over = item_variances(self.law.metric, rows, self.pairs[0].base, None) if len(rows) > 1 else None
-        made_of = [tuned("lora", i, made, over_items=over) for i, made in enumerate(self.pairs)]
+        made_of = [make_fine_tune("lora", i, made, over_items=over) for i, made in enumerate(self.pairs)]
         return made_of, float(effects[0])
 
     def _base(self, rng: np.random.Generator) -> Scores:
@@ -116,7 +117,7 @@ class Recipe:
 _GAIN = "gain_over_untrained"
 
 
-def seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: Any) -> Cell:
+def make_seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: Any) -> Cell:
     """Ask how often the gain over the best untrained candidate is held, and a gain of 0 called probable.
 
     From three seeds on the gain is the recipe's, for a new seed; with fewer it is that of the checkpoint.
@@ -126,7 +127,7 @@ def seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: Any) -
         recipe = Recipe(kind, n, n_seeds, spread)
         while True:
             facts, first = recipe.facts(rng)
-            told = decided(facts).arithmetic
+            told = make_decision(facts).arithmetic
             truth = 0.0 if n_seeds > 2 else first
             low, high = (told[f"{_GAIN}_{end}"] for end in ("low", "high"))
             chance = told["probability_above_tau"]
@@ -138,13 +139,15 @@ def seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: Any) -
     least, most = (0.92, 0.985 if spread else 0.995) if n_seeds > 2 else (0.935, 1.0)
     claims = {"covers": Claim(f"the 95 % interval holds {of}", least, most)}
     if n_seeds > 2 or not spread:
-        claims["sure"] = at_most(0.065, "a gain of 0 is printed with a probability of 95 % or more (5 %)")
+        claims["sure"] = claim_at_most(
+            0.065, "a gain of 0 is printed with a probability of 95 % or more (5 %)"
+        )
     between = f"{spread:g} times the items' standard error between seeds"
     world = f"{kind}, {n} items, {n_seeds} seed{'s' * (n_seeds > 1)}, {between}"
     return Cell("seeds", world, simulate, claims, **options)
 
 
-def pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
+def make_pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
     """Ask the same of recipes with two seeds each, whose variance between seeds is pooled over them."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -155,7 +158,7 @@ def pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
                 for i, recipe in enumerate(recipes)
                 for f in recipe.facts(rng)[0]
             ]
-            told = decided(facts).arithmetic
+            told = make_decision(facts).arithmetic
             yield {"covers": told[f"{_GAIN}_low"] <= 0 <= told[f"{_GAIN}_high"]}
 
     claims = {"covers": Claim("the 95 % interval holds a new seed's expected gain", 0.92, 0.995)}
@@ -163,79 +166,89 @@ def pooled_seeds_cell(n_recipes: int = 3, n: int = 200) -> Cell:
     return Cell("seeds", world, simulate, claims)
 
 
-def probability_cell(kind: str, n: int, n_seeds: int = 1, **options: Any) -> Cell:
+def make_probability_cell(kind: str, n: int, n_seeds: int = 1, **options: Any) -> Cell:
     """Hold the printed probability of a gain to the share of true gains, over gains from far below 0 to far above."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         recipe = Recipe(kind, n, n_seeds, 1.0 if n_seeds > 2 else 0.0)
         while True:
             gain = float(rng.uniform(-4, 4)) * recipe.item_se
-            chance = decided(recipe.facts(rng, gain)[0]).arithmetic["probability_above_tau"]
+            chance = make_decision(recipe.facts(rng, gain)[0]).arithmetic["probability_above_tau"]
             yield {"printed": chance - (gain > 0)} if chance is not None and 0.6 <= chance <= 0.98 else {}
 
-    claims = {"printed": printed("a probability from 60 to 98 %, printed less the share that truly gains")}
+    claims = {
+        "printed": claim_printed("a probability from 60 to 98 %, printed less the share that truly gains")
+    }
     world = f"{kind}, {n} items, {n_seeds} seed{'s' * (n_seeds > 1)}, all gains equally likely"
     return Cell("probability of a gain", world, simulate, claims, **options)
 
 
-def gain_items_cell(law: Callable[[float], Law], gain: float, n: int, most: int = 15, **options: Any) -> Cell:
+def make_gain_items_cell(
+    law: Callable[[float], Law], gain: float, n: int, most: int = 15, **options: Any
+) -> Cell:
     """Ask as many more test items as would tell the gain found from none, at that gain."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        made, large = pair(law(gain), single(n)), pair(law(gain), single(n * (most + 1)))
+        made, large = (
+            pair(law(gain), make_single_items(n)),
+            pair(law(gain), make_single_items(n * (most + 1))),
+        )
         while True:
-            facts = tuned("lora", 0, made.score(*draw(law(gain), single(n), rng)))
+            facts = make_fine_tune("lora", 0, made.score(*draw(law(gain), make_single_items(n), rng)))
             g, more = facts.vs_untrained, estimate_more_items(facts)
             if g is None or not g.low <= 0 < g.delta or more is None or more > most * n:
                 yield {}
                 continue
             size = n + more
             again = Pair(made.law, large.base[:size], large.new[:size])
-            again.score(*draw(law(g.delta), single(size), rng))
+            again.score(*draw(law(g.delta), make_single_items(size), rng))
             yield {"shown": compare_rows(made.law.metric, again.base, again.new).low > 0}
 
     claims = {"shown": Claim("so many more test items show the gain found (80 %)", 0.74, 0.93)}
     return Cell("items needed", f"gain of {law(gain).name} items, {n} so far", simulate, claims, **options)
 
 
-def family_cell(n_candidates: int, delta: float, says: str, gain: float = 0.1, **options: Any) -> Cell:
+def make_family_cell(n_candidates: int, delta: float, says: str, gain: float = 0.1, **options: Any) -> Cell:
     """Ask how often one of several fine-tunes is shipped though none should be."""
-    law = binary(delta, 0.1)
+    law = make_binary_law(delta, 0.1)
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        suite, made = Suite(many(2, law, single(100))), pair(binary(gain), single(200))
+        suite, made = (
+            Suite(repeat_task(2, law, make_single_items(100))),
+            pair(make_binary_law(gain), make_single_items(200)),
+        )
         while True:
-            made.score(*draw(binary(gain), single(200), rng))
-            one = tuned("lora", 0, made)
+            made.score(*draw(make_binary_law(gain), make_single_items(200), rng))
+            one = make_fine_tune("lora", 0, made)
             facts = [
                 replace(one, name=f"lora-{i}", run_id=f"lora-{i}", verdict=suite.verdict(rng), validation=v)
                 for i, v in enumerate(rng.uniform(0.75, 0.85, n_candidates))
             ]
-            yield {"ships": decided(facts).action == "fine-tune"}
+            yield {"ships": make_decision(facts).action == "fine-tune"}
 
-    claims = {"ships": at_most(0.055, says)}
+    claims = {"ships": claim_at_most(0.055, says)}
     world = f"{n_candidates} candidates, each truly {100 * delta:g} points on 2 tasks of 100 binary items"
     return Cell("several candidates", world, simulate, claims, **options)
 
 
 CELLS = (
-    seeds_cell("binary", 200, 1, 0.0),
-    seeds_cell("binary", 200, 2, 1.0),
-    seeds_cell("binary", 200, 3, 0.0, in_tests=300),
-    seeds_cell("binary", 200, 3, 1.0),
-    seeds_cell("binary", 200, 3, 3.0),
-    seeds_cell("binary", 200, 5, 0.0),
-    seeds_cell("binary", 200, 5, 1.0),
-    seeds_cell("graded", 100, 3, 0.0),
-    seeds_cell("graded", 100, 3, 3.0),
-    seeds_cell("graded", 100, 5, 1.0),
-    pooled_seeds_cell(),
-    probability_cell("binary", 200, in_tests=600),
-    probability_cell("graded", 100),
-    probability_cell("binary", 200, 3),
-    gain_items_cell(binary, 0.03, 200, in_tests=300),
-    gain_items_cell(graded, 0.02, 200),
-    family_cell(1, LOST, "a fine-tune that lost the margin is shipped (5 %)"),
-    family_cell(8, LOST, "one that lost the margin is shipped (5 %)"),
-    family_cell(3, LOST, "one that lost the margin is shipped (5 %)", in_tests=200),
+    make_seeds_cell("binary", 200, 1, 0.0),
+    make_seeds_cell("binary", 200, 2, 1.0),
+    make_seeds_cell("binary", 200, 3, 0.0, in_tests=300),
+    make_seeds_cell("binary", 200, 3, 1.0),
+    make_seeds_cell("binary", 200, 3, 3.0),
+    make_seeds_cell("binary", 200, 5, 0.0),
+    make_seeds_cell("binary", 200, 5, 1.0),
+    make_seeds_cell("graded", 100, 3, 0.0),
+    make_seeds_cell("graded", 100, 3, 3.0),
+    make_seeds_cell("graded", 100, 5, 1.0),
+    make_pooled_seeds_cell(),
+    make_probability_cell("binary", 200, in_tests=600),
+    make_probability_cell("graded", 100),
+    make_probability_cell("binary", 200, 3),
+    make_gain_items_cell(make_binary_law, 0.03, 200, in_tests=300),
+    make_gain_items_cell(make_graded_law, 0.02, 200),
+    make_family_cell(1, LOST, "a fine-tune that lost the margin is shipped (5 %)"),
+    make_family_cell(8, LOST, "one that lost the margin is shipped (5 %)"),
+    make_family_cell(3, LOST, "one that lost the margin is shipped (5 %)", in_tests=200),
 )

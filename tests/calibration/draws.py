@@ -28,7 +28,7 @@ class Law(NamedTuple):
     metric: Metric
 
 
-def binary(delta: float = 0.0, disagreement: float = 0.2, base: float = 0.7) -> Law:
+def make_binary_law(delta: float = 0.0, disagreement: float = 0.2, base: float = 0.7) -> Law:
     """Return scores of 0 and 1, of which a share differs between the arms."""
     gain, loss = (disagreement + delta) / 2, (disagreement - delta) / 2
     right = (base - loss) / (1 - disagreement)  # of the items that both answer alike
@@ -41,7 +41,7 @@ def binary(delta: float = 0.0, disagreement: float = 0.2, base: float = 0.7) -> 
     return Law("binary", base, delta, draw, EXACT)
 
 
-def graded(delta: float = 0.0, disagreement: float = 0.4) -> Law:
+def make_graded_law(delta: float = 0.0, disagreement: float = 0.4) -> Law:
     """Return scores between 0 and 1, of which a share is drawn anew for the candidate."""
     mean = 0.5 + delta / disagreement
 
@@ -52,7 +52,7 @@ def graded(delta: float = 0.0, disagreement: float = 0.4) -> Law:
     return Law("graded", 0.5, delta, draw, GRADED)
 
 
-def skewed(delta: float = 0.0) -> Law:
+def make_skewed_law(delta: float = 0.0) -> Law:
     """Return scores most of which rise a little while few fall far: 45 points on average."""
     falls = (0.05 - delta) / 0.5
 
@@ -63,7 +63,7 @@ def skewed(delta: float = 0.0) -> Law:
     return Law("graded, few fall far", 0.8, delta, draw, GRADED)
 
 
-def near_zero() -> Law:
+def make_near_zero_law() -> Law:
     """Return graded scores near 0 but for a few, as of a rare quality; both arms alike."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
@@ -81,43 +81,43 @@ class Groups(NamedTuple):
     together: float = 0.0
 
 
-def single(n: int) -> Groups:
+def make_single_items(n: int) -> Groups:
     """Return items each of which stands alone."""
     return Groups(f"{n:,} items", np.arange(n))
 
 
-def clusters(sizes: Sequence[int], name: str, together: float = 0.5) -> Groups:
+def make_clusters(sizes: Sequence[int], name: str, together: float = 0.5) -> Groups:
     """Return clusters of these sizes."""
     return Groups(f"{sum(sizes):,} items in {name}", np.repeat(np.arange(len(sizes)), sizes), together)
 
 
-def equal(n_clusters: int, size: int, together: float = 0.5) -> Groups:
+def make_equal_clusters(n_clusters: int, size: int, together: float = 0.5) -> Groups:
     """Return clusters of one size."""
-    return clusters([size] * n_clusters, f"{n_clusters} clusters of {size}", together)
+    return make_clusters([size] * n_clusters, f"{n_clusters} clusters of {size}", together)
 
 
 def lognormal(n_clusters: int = 60, together: float = 0.5) -> Groups:
     """Return clusters of log-normal sizes, the same in every draw."""
     sizes = np.random.default_rng(7).lognormal(1.2, 1.0, n_clusters).round().astype(int).clip(1)
-    return clusters(sizes.tolist(), f"{n_clusters} clusters of log-normal sizes", together)
+    return make_clusters(sizes.tolist(), f"{n_clusters} clusters of log-normal sizes", together)
 
 
 def one_large() -> Groups:
     """Return one cluster of 200 items and 20 of 5."""
-    return clusters([200, *[5] * 20], "1 cluster of 200 and 20 of 5")
+    return make_clusters([200, *[5] * 20], "1 cluster of 200 and 20 of 5")
 
 
-def two_large() -> Groups:
+def make_two_large() -> Groups:
     """Return two clusters of 100 items and 100 of 2."""
-    return clusters([100, 100, *[2] * 100], "2 clusters of 100 and 100 of 2")
+    return make_clusters([100, 100, *[2] * 100], "2 clusters of 100 and 100 of 2")
 
 
-def large_and_singles() -> Groups:
+def make_large_and_singles() -> Groups:
     """Return one cluster of 100 items and 100 single ones."""
-    return clusters([100, *[1] * 100], "1 cluster of 100 and 100 single items")
+    return make_clusters([100, *[1] * 100], "1 cluster of 100 and 100 single items")
 
 
-def befall(law: Law, groups: Groups, rng: np.random.Generator) -> tuple[Scores, Scores]:
+def draw_clusters(law: Law, groups: Groups, rng: np.random.Generator) -> tuple[Scores, Scores]:
     """Draw what befalls each cluster in both arms, (clusters,) each."""
     return law.draw(rng, int(groups.codes.max()) + 1)
 
@@ -130,7 +130,7 @@ def draw(
     own = law.draw(rng, n)
     if not groups.together:
         return own
-    shared, joins = shared or befall(law, groups, rng), rng.random(n) < groups.together
+    shared, joins = shared or draw_clusters(law, groups, rng), rng.random(n) < groups.together
     return tuple(np.where(joins, of[groups.codes], x) for of, x in zip(shared, own, strict=True))
 
 

@@ -7,23 +7,23 @@ import numpy as np
 
 from harness.comparison import compare_rows, difference_p, estimate
 from harness.metrics import Metric
-from tests.calibration.cell import Cell, Claim, at_least, at_most
+from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most
 from tests.calibration.draws import (
     Groups,
     Law,
-    binary,
     draw,
-    equal,
-    graded,
-    large_and_singles,
     lognormal,
+    make_binary_law,
+    make_equal_clusters,
+    make_graded_law,
+    make_large_and_singles,
+    make_near_zero_law,
     make_rows,
-    near_zero,
+    make_single_items,
+    make_skewed_law,
+    make_two_large,
     one_large,
     pair,
-    single,
-    skewed,
-    two_large,
 )
 from tests.fake_rows import LOWER, ratio_metric
 
@@ -31,7 +31,7 @@ _COVERS = "the 95 % interval holds the truth"
 _BOUND = "a one-sided 5 % bound is beyond the truth"
 
 
-def score_cell(law: Law, groups: Groups, least: float, **options: Any) -> Cell:
+def make_score_cell(law: Law, groups: Groups, least: float, **options: Any) -> Cell:
     """Ask how often the interval of one run's score holds its true score."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -41,11 +41,11 @@ def score_cell(law: Law, groups: Groups, least: float, **options: Any) -> Cell:
             found = estimate(law.metric, made.base)
             yield {"covers": found.low <= law.base <= found.high}
 
-    claims = {"covers": at_least(least, _COVERS)}
+    claims = {"covers": claim_at_least(least, _COVERS)}
     return Cell("interval of a score", f"{law.name}, {groups.name}", simulate, claims, **options)
 
 
-def delta_cell(
+def make_delta_cell(
     law: Law,
     groups: Groups,
     least: float = 0.935,
@@ -57,11 +57,11 @@ def delta_cell(
     """Ask how often the interval of a paired difference holds the true one, and its bounds and p-value err."""
     claims = {
         "covers": Claim(_COVERS, least, most),
-        "lower": at_most(bound, f"{_BOUND}, lower"),
-        "upper": at_most(bound, f"{_BOUND}, upper"),
+        "lower": claim_at_most(bound, f"{_BOUND}, lower"),
+        "upper": claim_at_most(bound, f"{_BOUND}, upper"),
     }
     if law.delta == 0:
-        claims["p"] = at_most(bound, "p < 0.05 of an equal model")
+        claims["p"] = claim_at_most(bound, "p < 0.05 of an equal model")
     if withdrawn:
         claims = {name: claim._replace(withdrawn=True) for name, claim in claims.items()}
 
@@ -78,12 +78,12 @@ def delta_cell(
     return Cell("interval of a paired difference", world, simulate, claims, in_tests)
 
 
-def ratio_cell(n: int, least: float) -> Cell:
+def make_ratio_cell(n: int, least: float) -> Cell:
     """Ask the same of a ratio of sums, bits per byte, whose interval is the bootstrap's (BCa)."""
     metric, truth = ratio_metric(), 0.02
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        base, new = (make_rows(metric, single(n), "task") for _ in range(2))
+        base, new = (make_rows(metric, make_single_items(n), "task") for _ in range(2))
         while True:
             n_bytes = rng.integers(20, 200, n).astype(float)
             old = n_bytes * rng.gamma(20, 0.05, n)
@@ -92,7 +92,7 @@ def ratio_cell(n: int, least: float) -> Cell:
             c = compare_rows(metric, base, new)
             yield {"covers": c.low <= truth <= c.high}
 
-    claims = {"covers": at_least(least, _COVERS)}
+    claims = {"covers": claim_at_least(least, _COVERS)}
     return Cell("interval of a paired difference", f"bits per byte, {n} items", simulate, claims)
 
 
@@ -101,38 +101,38 @@ def _fill(metric: Metric, rows, *parts: np.ndarray) -> None:
         row.parts[metric.name] = tuple(values)
 
 
-def lower_is_better(law: Law) -> Law:
+def invert_direction(law: Law) -> Law:
     """Return the same scores as errors, of which fewer are better."""
     return law._replace(name=f"{law.name}, lower is better", metric=LOWER)
 
 
 CELLS = (
-    score_cell(binary(base=0.9), single(50), 0.93),
-    score_cell(binary(base=0.7), single(200), 0.935),
-    score_cell(binary(base=0.7), equal(40, 5), 0.925),
-    score_cell(binary(base=0.7), lognormal(), 0.91),
-    score_cell(binary(base=0.7), one_large(), 0.91, in_tests=300),
-    score_cell(graded(), single(50), 0.935),
-    score_cell(near_zero(), single(200), 0.92),
-    score_cell(near_zero(), lognormal(), 0.91),
-    delta_cell(binary(0.0, 0.1), single(50)),
-    delta_cell(binary(-0.02, 0.2), single(200), in_tests=300),
-    delta_cell(binary(-0.02, 0.05, 0.9), single(1000), most=0.965),
-    delta_cell(lower_is_better(binary(0.02)), single(200)),
-    delta_cell(binary(-0.02), equal(40, 5), 0.925, 0.075),
-    delta_cell(binary(), lognormal(), 0.91, 0.075),
-    delta_cell(binary(), one_large(), 0.91, 0.075),
-    delta_cell(binary(-0.02), two_large(), 0.91, 0.075),
-    delta_cell(graded(-0.02), single(50), most=0.965),
-    delta_cell(graded(), single(1000), most=0.965),
-    delta_cell(skewed(), single(50), 0.90, 0.10),
-    delta_cell(skewed(-0.02), single(200), 0.925, 0.075),
-    delta_cell(graded(-0.02), equal(25, 8), 0.925, 0.075),
-    delta_cell(graded(), lognormal(), 0.91, 0.075, in_tests=300),
-    delta_cell(skewed(), lognormal(), withdrawn=True),
-    delta_cell(graded(), one_large(), 0.91, 0.075, in_tests=300),
-    delta_cell(graded(-0.02), two_large(), 0.91, 0.075),
-    delta_cell(graded(), large_and_singles(), 0.91, 0.075),
-    ratio_cell(50, 0.90),
-    ratio_cell(200, 0.935),
+    make_score_cell(make_binary_law(base=0.9), make_single_items(50), 0.93),
+    make_score_cell(make_binary_law(base=0.7), make_single_items(200), 0.935),
+    make_score_cell(make_binary_law(base=0.7), make_equal_clusters(40, 5), 0.925),
+    make_score_cell(make_binary_law(base=0.7), lognormal(), 0.91),
+    make_score_cell(make_binary_law(base=0.7), one_large(), 0.91, in_tests=300),
+    make_score_cell(make_graded_law(), make_single_items(50), 0.935),
+    make_score_cell(make_near_zero_law(), make_single_items(200), 0.92),
+    make_score_cell(make_near_zero_law(), lognormal(), 0.91),
+    make_delta_cell(make_binary_law(0.0, 0.1), make_single_items(50)),
+    make_delta_cell(make_binary_law(-0.02, 0.2), make_single_items(200), in_tests=300),
+    make_delta_cell(make_binary_law(-0.02, 0.05, 0.9), make_single_items(1000), most=0.965),
+    make_delta_cell(invert_direction(make_binary_law(0.02)), make_single_items(200)),
+    make_delta_cell(make_binary_law(-0.02), make_equal_clusters(40, 5), 0.925, 0.075),
+    make_delta_cell(make_binary_law(), lognormal(), 0.91, 0.075),
+    make_delta_cell(make_binary_law(), one_large(), 0.91, 0.075),
+    make_delta_cell(make_binary_law(-0.02), make_two_large(), 0.91, 0.075),
+    make_delta_cell(make_graded_law(-0.02), make_single_items(50), most=0.965),
+    make_delta_cell(make_graded_law(), make_single_items(1000), most=0.965),
+    make_delta_cell(make_skewed_law(), make_single_items(50), 0.90, 0.10),
+    make_delta_cell(make_skewed_law(-0.02), make_single_items(200), 0.925, 0.075),
+    make_delta_cell(make_graded_law(-0.02), make_equal_clusters(25, 8), 0.925, 0.075),
+    make_delta_cell(make_graded_law(), lognormal(), 0.91, 0.075, in_tests=300),
+    make_delta_cell(make_skewed_law(), lognormal(), withdrawn=True),
+    make_delta_cell(make_graded_law(), one_large(), 0.91, 0.075, in_tests=300),
+    make_delta_cell(make_graded_law(-0.02), make_two_large(), 0.91, 0.075),
+    make_delta_cell(make_graded_law(), make_large_and_singles(), 0.91, 0.075),
+    make_ratio_cell(50, 0.90),
+    make_ratio_cell(200, 0.935),
 )

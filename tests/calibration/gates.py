@@ -10,28 +10,28 @@ from harness.comparison import compare_rows, estimate
 from harness.gating import ControlFacts, Measurement, TargetFacts, Verdict, aa_rate, has_drifted, judge
 from harness.records import SampleResult
 from harness.spec import GatePolicy, TargetPolicy, Task
-from tests.calibration.cell import Cell, Claim, at_most
+from tests.calibration.cell import Cell, Claim, claim_at_most
 from tests.calibration.draws import (
     Groups,
     Law,
     Pair,
     Scores,
-    befall,
-    binary,
     draw,
-    equal,
-    graded,
+    draw_clusters,
     lognormal,
+    make_binary_law,
+    make_equal_clusters,
+    make_graded_law,
+    make_single_items,
+    make_skewed_law,
     pair,
-    single,
-    skewed,
 )
-from tests.calibration.estimates import lower_is_better
+from tests.calibration.estimates import invert_direction
 
 POLICY = GatePolicy()
 
 
-class Asked(NamedTuple):
+class SuiteTask(NamedTuple):
     """One task of a simulated suite; its first `n_shared` documents are those of all others, answered alike.
 
     These follow the `shared_law` where there is one. With `passages` its clusters are those of all others, and
@@ -55,7 +55,7 @@ class Asked(NamedTuple):
 class Suite:
     """A suite whose rows are made once; `verdict` draws all of it anew and asks the gate."""
 
-    def __init__(self, tasks: Sequence[Asked], policy: GatePolicy = POLICY) -> None:
+    def __init__(self, tasks: Sequence[SuiteTask], policy: GatePolicy = POLICY) -> None:
         self.tasks, self.policy = tasks, policy
         self.pairs = [
             pair(t.law, t.groups, f"t{i}", t.documents(f"t{i}"), "passage" if t.passages else "")
@@ -67,7 +67,7 @@ class Suite:
         """Return the suite of each task's first items, so many, which stand alone; its rows are the same."""
         own = object.__new__(Suite)
         own.policy = self.policy
-        own.tasks = [t._replace(groups=single(n)) for t, n in zip(self.tasks, sizes, strict=True)]
+        own.tasks = [t._replace(groups=make_single_items(n)) for t, n in zip(self.tasks, sizes, strict=True)]
         own.pairs = [Pair(p.law, p.base[:n], p.new[:n]) for p, n in zip(self.pairs, sizes, strict=True)]
         own.measured = [_measurement(i, t, own.pairs[i]) for i, t in enumerate(own.tasks)]
         return own
@@ -78,7 +78,7 @@ class Suite:
         fate: tuple[Scores, Scores] | None = None
         for i, (t, made) in enumerate(zip(self.tasks, self.pairs, strict=True)):
             law = laws[i] if laws else t.law
-            fate = (fate or befall(law, t.groups, rng)) if t.passages else None
+            fate = (fate or draw_clusters(law, t.groups, rng)) if t.passages else None
             scores = draw(law, t.groups, rng, fate)
             if t.shared_law and not shared:
                 shared = t.shared_law.draw(rng, t.n_shared)
@@ -94,7 +94,7 @@ class Suite:
         return judge(self.measured, self.policy, target=None, identical=False).verdict
 
 
-def _measurement(i: int, t: Asked, made: Pair) -> Measurement:
+def _measurement(i: int, t: SuiteTask, made: Pair) -> Measurement:
     metric = t.law.metric
     fields: dict[str, Any] = {"name": f"t{i}", "data": {}, "kind": t.kind, "chance": t.chance}
     task = Task(**fields, metrics=(metric.name,))
@@ -106,7 +106,9 @@ def outcome(verdict: Verdict, rule: str) -> str:
     return next(r.outcome for r in verdict.rules if r.name == rule)
 
 
-def gate_cell(world: str, tasks: Sequence[Asked], claims: Mapping[str, Claim], **options: Any) -> Cell:
+def make_gate_cell(
+    world: str, tasks: Sequence[SuiteTask], claims: Mapping[str, Claim], **options: Any
+) -> Cell:
     """Ask how often rules give an outcome; claims are named `rule outcome`, as in `macro pass`."""
     policy = options.pop("policy", POLICY)
 
@@ -114,12 +116,12 @@ def gate_cell(world: str, tasks: Sequence[Asked], claims: Mapping[str, Claim], *
         suite = Suite(tasks, policy)
         while True:
             found = suite.verdict(rng)
-            yield {name: _happened(found, name) for name in claims}
+            yield {name: _has_outcome(found, name) for name in claims}
 
     return Cell("gate", world, simulate, claims, **options)
 
 
-def _happened(found: Verdict, name: str) -> bool:
+def _has_outcome(found: Verdict, name: str) -> bool:
     rule, wanted = name.split()
     said = found.outcome if rule == "verdict" else outcome(found, rule)
     return said != "pass" if wanted == "not-passed" else said == wanted
@@ -127,76 +129,79 @@ def _happened(found: Verdict, name: str) -> bool:
 
 _MACRO = "macro passes a true loss of its margin (α = 5 %)"
 _EQUAL = {
-    "verdict fail": at_most(0.05, "an equal model fails"),
-    "each not-passed": at_most(0.05, "each does not pass an equal model"),
+    "verdict fail": claim_at_most(0.05, "an equal model fails"),
+    "each not-passed": claim_at_most(0.05, "each does not pass an equal model"),
 }
 
 
-def macro_at_margin(world: str, tasks: Sequence[Asked], most: float = 0.055, **options: Any) -> Cell:
+def macro_at_margin(world: str, tasks: Sequence[SuiteTask], most: float = 0.055, **options: Any) -> Cell:
     """Ask how often the macro passes though every task has lost its margin."""
-    return gate_cell(world, tasks, {"macro pass": at_most(most, _MACRO)}, **options)
+    return make_gate_cell(world, tasks, {"macro pass": claim_at_most(most, _MACRO)}, **options)
 
 
-def many(n_tasks: int, law: Law, groups: Groups, **fields: Any) -> list[Asked]:
+def repeat_task(n_tasks: int, law: Law, groups: Groups, **fields: Any) -> list[SuiteTask]:
     """Return so many tasks of one kind."""
-    return [Asked(law, groups, **fields)] * n_tasks
+    return [SuiteTask(law, groups, **fields)] * n_tasks
 
 
-def critical_cell(world: str, law: Law, groups: Groups, wanted: str, says: str) -> Cell:
+def make_critical_cell(world: str, law: Law, groups: Groups, wanted: str, says: str) -> Cell:
     """Ask how often a critical task's losses are judged wrongly."""
     policy = GatePolicy(critical=("t0",))
-    claims = {f"critical {wanted}": at_most(0.055, says)}
-    return gate_cell(world, many(1, law, groups), claims, policy=policy)
+    claims = {f"critical {wanted}": claim_at_most(0.055, says)}
+    return make_gate_cell(world, repeat_task(1, law, groups), claims, policy=policy)
 
 
-def losing(rate: float, base: float = 0.8) -> Law:
+def make_losing_law(rate: float, base: float = 0.8) -> Law:
     """Return a law by which this share of the items that the base passed is lost, and as many points gained."""
     lost = rate * base
-    return binary(delta=0.0, disagreement=2 * lost, base=base)
+    return make_binary_law(delta=0.0, disagreement=2 * lost, base=base)
 
 
-def validity_cell(rise: float, wanted: str, says: str, n: int = 300) -> Cell:
+def make_validity_cell(rise: float, wanted: str, says: str, n: int = 300) -> Cell:
     """Ask how often the rule on invalid answers errs at a true rise."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        suite = Suite(many(2, binary(), single(n // 2), kind="generate"))
-        invalid = [[(m.base, _unparsable(m.base)), (m.new, _unparsable(m.new))] for m in suite.measured]
+        suite = Suite(repeat_task(2, make_binary_law(), make_single_items(n // 2), kind="generate"))
+        invalid = [
+            [(m.base, _mark_unparsable(m.base)), (m.new, _mark_unparsable(m.new))] for m in suite.measured
+        ]
         while True:
             suite.score(rng)
             measured = [
                 m._replace(
-                    base=_mixed(*base, rng.random(n // 2) < 0.05), new=_mixed(*new, _rising(rng, n, rise))
+                    base=_mix_rows(*base, rng.random(n // 2) < 0.05),
+                    new=_mix_rows(*new, _draw_rising(rng, n, rise)),
                 )
                 for m, (base, new) in zip(suite.measured, invalid, strict=True)
             ]
             found = judge(measured, POLICY, target=None, identical=False).verdict
             yield {"validity": outcome(found, "validity") == wanted}
 
-    claims = {"validity": at_most(0.055, says)}
+    claims = {"validity": claim_at_most(0.055, says)}
     return Cell("gate", f"invalid answers rise by {100 * rise:g} points, {n} items", simulate, claims)
 
 
-def _rising(rng: np.random.Generator, n: int, rise: float) -> np.ndarray:
+def _draw_rising(rng: np.random.Generator, n: int, rise: float) -> np.ndarray:
     return rng.random(n // 2) < 0.05 + rise
 
 
-def _unparsable(rows: Sequence[SampleResult]) -> list[SampleResult]:
+def _mark_unparsable(rows: Sequence[SampleResult]) -> list[SampleResult]:
     return [replace(row, status="unparsable") for row in rows]
 
 
-def _mixed(rows, others, chosen: np.ndarray) -> list[SampleResult]:
+def _mix_rows(rows, others, chosen: np.ndarray) -> list[SampleResult]:
     return [other if picked else row for row, other, picked in zip(rows, others, chosen, strict=True)]
 
 
-def target_cell(law: Law, n: int) -> Cell:
+def make_target_cell(law: Law, n: int) -> Cell:
     """Ask how often a declared level and a declared gain are called reached, or missed, exactly at the truth."""
     policy = GatePolicy(target=TargetPolicy(min=law.base + law.delta))
     gaining = GatePolicy(target=TargetPolicy(gain=law.delta))
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        made = pair(law, single(n))
+        made = pair(law, make_single_items(n))
         while True:
-            made.score(*draw(law, single(n), rng))
+            made.score(*draw(law, make_single_items(n), rng))
             facts = TargetFacts(estimate(law.metric, made.new), compare_rows(law.metric, made.base, made.new))
             level, gain = (
                 outcome(judge([], p, target=facts, identical=False).verdict, "target")
@@ -211,14 +216,14 @@ def target_cell(law: Law, n: int) -> Cell:
 
     says = ("a level that is just not exceeded is {}", "a gain that is just not exceeded is {}")
     claims = {
-        f"{what} {of}": at_most(0.035, text.format(word))
+        f"{what} {of}": claim_at_most(0.035, text.format(word))
         for what, text in zip(("level", "gain"), says, strict=True)
         for of, word in (("pass", "called shown (2.5 %)"), ("fail", "called missed (2.5 %)"))
     }
     return Cell("gate", f"target, {law.name}, {n} items", simulate, claims)
 
 
-def control_cell(n: int = 320) -> Cell:
+def make_control_cell(n: int = 320) -> Cell:
     """Ask how often a harness that did not move is said to have drifted, in another environment of bf16."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -226,131 +231,143 @@ def control_cell(n: int = 320) -> Cell:
             flipped = tuple(map(str, range(rng.binomial(n, aa_rate("bf16")))))
             yield {"drift": has_drifted(ControlFacts("c", 2, 0, n, (), (), flipped, 22.0, 1000.0))}
 
-    claims = {"drift": at_most(0.01, "harness-drift though nothing moved (1 %)")}
+    claims = {"drift": claim_at_most(0.01, "harness-drift though nothing moved (1 %)")}
     return Cell("gate", f"control arm, {n} items asked again in another environment", simulate, claims)
 
 
 LOST = -0.02
-_LARGE_AND_SMALL = [Asked(binary(LOST), single(1200)), *many(4, binary(LOST), single(50))]
+_LARGE_AND_SMALL = [
+    SuiteTask(make_binary_law(LOST), make_single_items(1200)),
+    *repeat_task(4, make_binary_law(LOST), make_single_items(50)),
+]
 
 CELLS = (
     macro_at_margin(
-        "1 task of 50 binary items, all lost 2 points", many(1, binary(LOST, 0.1), single(50)), 0.06
+        "1 task of 50 binary items, all lost 2 points",
+        repeat_task(1, make_binary_law(LOST, 0.1), make_single_items(50)),
+        0.06,
     ),
     macro_at_margin(
         "8 tasks of 100 binary items, all lost 2 points",
-        many(8, binary(LOST, 0.1), single(100)),
+        repeat_task(8, make_binary_law(LOST, 0.1), make_single_items(100)),
         in_tests=300,
     ),
     macro_at_margin("1 task of 1,200 and 4 of 50 binary items, all lost 2 points", _LARGE_AND_SMALL),
     macro_at_margin(
         "4 tasks of 100 binary items in 20 clusters of 5, all lost 2 points",
-        many(4, binary(LOST), equal(20, 5)),
+        repeat_task(4, make_binary_law(LOST), make_equal_clusters(20, 5)),
         0.065,
     ),
     macro_at_margin(
         "3 tasks of binary items in clusters of log-normal sizes, all lost 2 points",
-        many(3, binary(LOST), lognormal()),
+        repeat_task(3, make_binary_law(LOST), lognormal()),
         0.075,
     ),
-    macro_at_margin("4 tasks of 100 graded items, all lost 2 points", many(4, graded(LOST), single(100))),
+    macro_at_margin(
+        "4 tasks of 100 graded items, all lost 2 points",
+        repeat_task(4, make_graded_law(LOST), make_single_items(100)),
+    ),
     macro_at_margin(
         "4 tasks of 100 graded items of which few fall far, all lost 2 points",
-        many(4, skewed(LOST), single(100)),
+        repeat_task(4, make_skewed_law(LOST), make_single_items(100)),
         0.075,
     ),
     macro_at_margin(
         "2 tasks that ask the same 200 documents, both lost 2 points",
-        many(2, binary(LOST), single(200), n_shared=200),
+        repeat_task(2, make_binary_law(LOST), make_single_items(200), n_shared=200),
         in_tests=300,
     ),
     macro_at_margin(
         "4 tasks that share 100 of 150 documents, all lost 2 points",
-        many(4, binary(LOST), single(150), n_shared=100),
+        repeat_task(4, make_binary_law(LOST), make_single_items(150), n_shared=100),
     ),
     macro_at_margin(
         "8 tasks that ask the same 100 documents, all lost 2 points",
-        many(8, binary(LOST), single(100), n_shared=100),
+        repeat_task(8, make_binary_law(LOST), make_single_items(100), n_shared=100),
     ),
     macro_at_margin(
         "4 tasks that share 60 of 200 documents, on which the answers change, all lost 2 points",
         [
-            t._replace(shared_law=binary(LOST / 0.3, 0.4))
-            for t in many(4, binary(0.0, 0.02), single(200), n_shared=60)
+            t._replace(shared_law=make_binary_law(LOST / 0.3, 0.4))
+            for t in repeat_task(4, make_binary_law(0.0, 0.02), make_single_items(200), n_shared=60)
         ],
     ),
     macro_at_margin(
         "4 tasks of 5 questions on each of the same 40 passages, all lost 2 points",
-        many(4, binary(LOST), equal(40, 5), passages=True),
+        repeat_task(4, make_binary_law(LOST), make_equal_clusters(40, 5), passages=True),
         0.065,
     ),
     macro_at_margin(
         "16 tasks of 60 binary items near chance, of which 30 % differ, all lost 2 points",
-        many(16, binary(LOST, 0.3, 0.30), single(60), chance=0.25),
+        repeat_task(16, make_binary_law(LOST, 0.3, 0.30), make_single_items(60), chance=0.25),
     ),
-    gate_cell(
+    make_gate_cell(
         "16 tasks of 60 binary items near chance, of which 30 % differ, equal model",
-        many(16, binary(0.0, 0.3, 0.30), single(60), chance=0.25),
-        {"macro fail": at_most(0.05, "macro fails an equal model (α = 5 %)")},
+        repeat_task(16, make_binary_law(0.0, 0.3, 0.30), make_single_items(60), chance=0.25),
+        {"macro fail": claim_at_most(0.05, "macro fails an equal model (α = 5 %)")},
         in_tests=300,
     ),
-    gate_cell(
+    make_gate_cell(
         "57 tasks of 100 binary items near chance, of which 30 % differ, equal model",
-        many(57, binary(0.0, 0.3, 0.30), single(100), chance=0.25),
-        {"verdict fail": at_most(0.05, "an equal model fails")},
+        repeat_task(57, make_binary_law(0.0, 0.3, 0.30), make_single_items(100), chance=0.25),
+        {"verdict fail": claim_at_most(0.05, "an equal model fails")},
     ),
-    gate_cell("8 tasks of 100 binary items, equal model", many(8, binary(), single(100)), _EQUAL),
-    gate_cell(
+    make_gate_cell(
+        "8 tasks of 100 binary items, equal model",
+        repeat_task(8, make_binary_law(), make_single_items(100)),
+        _EQUAL,
+    ),
+    make_gate_cell(
         "4 tasks of 100 binary items in 20 clusters of 5, equal model",
-        many(4, binary(), equal(20, 5)),
+        repeat_task(4, make_binary_law(), make_equal_clusters(20, 5)),
         _EQUAL,
     ),
-    gate_cell(
+    make_gate_cell(
         "4 tasks of 100 graded items of which few fall far, equal model",
-        many(4, skewed(), single(100)),
+        repeat_task(4, make_skewed_law(), make_single_items(100)),
         _EQUAL,
     ),
-    gate_cell(
+    make_gate_cell(
         "8 tasks of 100 binary items, all lost 5 points",
-        many(8, binary(-0.05), single(100)),
-        {"each fail": at_most(0.055, "each vetoes though no task lost more than its margin (5 %)")},
+        repeat_task(8, make_binary_law(-0.05), make_single_items(100)),
+        {"each fail": claim_at_most(0.055, "each vetoes though no task lost more than its margin (5 %)")},
     ),
-    gate_cell(
+    make_gate_cell(
         "4 tasks of 300 binary items, all lost 3 points",
-        many(4, binary(-0.03), single(300)),
-        {"verdict pass": at_most(0.05, "a loss beyond the margin passes the whole policy")},
+        repeat_task(4, make_binary_law(-0.03), make_single_items(300)),
+        {"verdict pass": claim_at_most(0.05, "a loss beyond the margin passes the whole policy")},
     ),
-    critical_cell(
+    make_critical_cell(
         "critical task, 5 % of 160 passed items lost",
-        losing(0.05),
-        single(200),
+        make_losing_law(0.05),
+        make_single_items(200),
         "fail",
         "critical fails at its margin (α = 5 %)",
     ),
-    critical_cell(
+    make_critical_cell(
         "critical task, 10 % of 160 passed items lost",
-        losing(0.10),
-        single(200),
+        make_losing_law(0.10),
+        make_single_items(200),
         "pass",
         "critical passes at twice its margin (α = 5 %)",
     ),
-    critical_cell(
+    make_critical_cell(
         "critical task where lower is better, 10 % of 160 passed items lost",
-        lower_is_better(binary(disagreement=0.16, base=0.2)),
-        single(200),
+        invert_direction(make_binary_law(disagreement=0.16, base=0.2)),
+        make_single_items(200),
         "pass",
         "critical passes at twice its margin (α = 5 %)",
     ),
-    critical_cell(
+    make_critical_cell(
         "critical task in 40 clusters of 5, 10 % of the passed items lost",
-        losing(0.10),
-        equal(40, 5),
+        make_losing_law(0.10),
+        make_equal_clusters(40, 5),
         "pass",
         "critical passes at twice its margin (α = 5 %)",
     ),
-    validity_cell(0.02, "pass", "validity passes a true rise of its margin (α = 5 %)"),
-    validity_cell(0.0, "fail", "validity fails an equal model"),
-    target_cell(binary(0.05), 200),
-    target_cell(graded(0.05), 100),
-    control_cell(),
+    make_validity_cell(0.02, "pass", "validity passes a true rise of its margin (α = 5 %)"),
+    make_validity_cell(0.0, "fail", "validity fails an equal model"),
+    make_target_cell(make_binary_law(0.05), 200),
+    make_target_cell(make_graded_law(0.05), 100),
+    make_control_cell(),
 )

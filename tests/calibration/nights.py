@@ -13,7 +13,7 @@ import numpy as np
 from harness.nightly.alarm import build_report
 from harness.nightly.state import Night, NightCandidate, SeriesNight, State
 from harness.spec import NightlyPolicy
-from tests.calibration.cell import Cell, at_least, at_most
+from tests.calibration.cell import Cell, claim_at_least, claim_at_most
 from tests.calibration.draws import Scores
 
 POLICY = NightlyPolicy()
@@ -32,25 +32,25 @@ class Kind(NamedTuple):
     answer: Answer
 
 
-def _binary(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
+def _draw_binary(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
     right, moved = rng.random(len(expected)) < expected, rng.random(len(expected))
     rises, falls = moved < more / (1 - RIGHT), moved < -more / RIGHT
     return ((right & ~falls) | rises).astype(float)
 
 
-def _graded(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
+def _draw_graded(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
     return np.clip(expected + more + rng.normal(0, 0.15, len(expected)), 0, 1)
 
 
-def _skewed(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
+def _draw_skewed(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
     falls = rng.random(len(expected)) < (0.05 - more) / 0.5
     return expected + np.where(falls, -0.45, 0.05) * rng.uniform(0.5, 1.5, len(expected))
 
 
 # Two answers to an item differ in 5 % of cases, and in 10 % where 5 points were lost: most items are easy or hard.
-BINARY = Kind("binary", lambda rng, n: rng.beta(0.135 * RIGHT, 0.135 * (1 - RIGHT), n), _binary)
-GRADED = Kind("graded", lambda rng, n: rng.uniform(0.5, 0.6, n), _graded)
-SKEWED = Kind("graded, few fall far", lambda rng, n: rng.uniform(0.7, 0.9, n), _skewed)
+BINARY = Kind("binary", lambda rng, n: rng.beta(0.135 * RIGHT, 0.135 * (1 - RIGHT), n), _draw_binary)
+GRADED = Kind("graded", lambda rng, n: rng.uniform(0.5, 0.6, n), _draw_graded)
+SKEWED = Kind("graded, few fall far", lambda rng, n: rng.uniform(0.7, 0.9, n), _draw_skewed)
 
 
 class Making(NamedTuple):
@@ -122,7 +122,7 @@ def is_alarm(found: list[Night]) -> bool:
     return build_report("world", POLICY, found, State()).verdict == "regression"
 
 
-def quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: Any) -> Cell:
+def make_quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: Any) -> Cell:
     """Ask how often nights of a recipe that lost nothing raise an alarm."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -130,10 +130,10 @@ def quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: Any) ->
             yield {"alarm": is_alarm(nights(kind, making, size, n, rng))}
 
     world = f"{kind.name}, {n} nights of {ITEMS} items from a pool of {size:,}, {making.name}"
-    return Cell("nightly", world, simulate, {"alarm": at_most(0.05, "a false alarm, ever")}, **options)
+    return Cell("nightly", world, simulate, {"alarm": claim_at_most(0.05, "a false alarm, ever")}, **options)
 
 
-def loss_cell(
+def make_loss_cell(
     kind: Kind, making: Making, by: int, size: int = 1200, withdrawn: bool = False, **options: Any
 ) -> Cell:
     """Ask how often a loss of 5 points on the target is found by a night."""
@@ -143,7 +143,7 @@ def loss_cell(
             yield {"found": is_alarm(nights(kind, making, size, by, rng, lost=0.05))}
 
     says = f"a loss of 5 points is found by night {by} (median)"
-    claims = {"found": at_least(0.5, says)._replace(withdrawn=withdrawn)}
+    claims = {"found": claim_at_least(0.5, says)._replace(withdrawn=withdrawn)}
     world = f"{kind.name}, {by} nights of {ITEMS} items, {making.name}"
     return Cell("nightly", world, simulate, claims, **options)
 
@@ -151,17 +151,17 @@ def loss_cell(
 PINNED, NIGHTLY, WEEKLY = Making(0), Making(1, 3), Making(7, 3)
 
 CELLS = (
-    quiet_cell(BINARY, NIGHTLY, 900, 365),
-    quiet_cell(BINARY, WEEKLY, 900, 365),
-    quiet_cell(BINARY, Making(1), 900, 60, in_tests=60),
-    quiet_cell(GRADED, WEEKLY, 900, 365),
-    quiet_cell(GRADED, NIGHTLY, 900, 365),
-    quiet_cell(SKEWED, PINNED, 1200, 60, in_tests=100),
-    loss_cell(BINARY, PINNED, 7, in_tests=150),
-    loss_cell(BINARY, NIGHTLY, 7),
-    loss_cell(BINARY, WEEKLY, 7, withdrawn=True),
-    loss_cell(BINARY, WEEKLY, 8),
-    loss_cell(GRADED, PINNED, 10),
-    loss_cell(GRADED, NIGHTLY, 10),
-    loss_cell(GRADED, WEEKLY, 10),
+    make_quiet_cell(BINARY, NIGHTLY, 900, 365),
+    make_quiet_cell(BINARY, WEEKLY, 900, 365),
+    make_quiet_cell(BINARY, Making(1), 900, 60, in_tests=60),
+    make_quiet_cell(GRADED, WEEKLY, 900, 365),
+    make_quiet_cell(GRADED, NIGHTLY, 900, 365),
+    make_quiet_cell(SKEWED, PINNED, 1200, 60, in_tests=100),
+    make_loss_cell(BINARY, PINNED, 7, in_tests=150),
+    make_loss_cell(BINARY, NIGHTLY, 7),
+    make_loss_cell(BINARY, WEEKLY, 7, withdrawn=True),
+    make_loss_cell(BINARY, WEEKLY, 8),
+    make_loss_cell(GRADED, PINNED, 10),
+    make_loss_cell(GRADED, NIGHTLY, 10),
+    make_loss_cell(GRADED, WEEKLY, 10),
 )

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from harness.formatting import count
 from tests.calibration.cell import DRAWS, ERRORS, Cell, Claim, Figure, holds
-from tests.calibration.study import FIRST, Found, is_repeated, is_stale
+from tests.calibration.study import FIRST, CellFigures, is_repeated, is_stale
 
 _ABOUT = """\
 Answers of a base and a candidate are made up, so that the truth is known, and given to the functions that print the
@@ -41,7 +41,7 @@ A claim is the nominal level, and where that is only reached with many items, wh
 single items one percentage point and a half beside 95 or 5 %; in clusters and with a skew as much as the column says."""
 
 
-def page(cells: Sequence[Cell], found: Mapping[str, Found]) -> str:
+def page(cells: Sequence[Cell], found: Mapping[str, CellFigures]) -> str:
     """Write the page as Markdown; cells that were not simulated yet are left out and counted."""
     known = [c for c in cells if c.name in found]
     functions = (
@@ -65,10 +65,10 @@ def page(cells: Sequence[Cell], found: Mapping[str, Found]) -> str:
     )
 
 
-def failing(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
+def list_failing_claims(cells: Iterable[Cell], found: Mapping[str, CellFigures]) -> list[str]:
     """List the claims that simulation does not bear out, with their figures."""
     return [
-        f"{c.name}: {claim.says}: {shown(claim, figure)}, claimed {claimed(claim)}"
+        f"{c.name}: {claim.says}: {format_figure(claim, figure)}, claimed {format_claim(claim)}"
         for c in cells
         if c.name in found
         for name, claim in c.claims.items()
@@ -76,8 +76,8 @@ def failing(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
     ]
 
 
-def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, Found]) -> str:
-    wrong, made = failing(known, found), [one for c in known for one in c.claims.values()]
+def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, CellFigures]) -> str:
+    wrong, made = list_failing_claims(known, found), [one for c in known for one in c.claims.values()]
     n_claims, withdrawn = sum(not one.withdrawn for one in made), sum(one.withdrawn for one in made)
     draws = [found[c.name].n_draws for c in known]
     minutes = sum(found[c.name].seconds for c in known) / 60
@@ -99,19 +99,26 @@ def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, F
     return said + (f" {_REPEATED.format(count(n_repeated), FIRST)}" if n_repeated else "") + stale
 
 
-def _table(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
+def _table(cells: Iterable[Cell], found: Mapping[str, CellFigures]) -> list[str]:
     head = ["| world | claim | claimed % | simulated % | draws | holds |", "|---|---|---|---|---|---|"]
     return head + [_line(c, claim, found[c.name], name) for c in cells for name, claim in c.claims.items()]
 
 
-def _line(cell: Cell, claim: Claim, found: Found, name: str) -> str:
+def _line(cell: Cell, claim: Claim, found: CellFigures, name: str) -> str:
     figure, mark = found.figures[name], "†" * is_stale(cell.name, found)
     said = "withdrawn" if claim.withdrawn else "yes" if holds(claim, figure) else "**FAILS**"
-    cells = (cell.world, claim.says, claimed(claim), shown(claim, figure), count(figure.n), said + mark)
+    cells = (
+        cell.world,
+        claim.says,
+        format_claim(claim),
+        format_figure(claim, figure),
+        count(figure.n),
+        said + mark,
+    )
     return f"| {' | '.join(cells)} |"
 
 
-def claimed(claim: Claim) -> str:
+def format_claim(claim: Claim) -> str:
     """Print what a claim allows, in percent or points."""
     if claim.withdrawn:
         return "nothing"
@@ -123,7 +130,7 @@ def claimed(claim: Claim) -> str:
     return f"at least {low}" if claim.high >= 1 else f"{low} to {high}"
 
 
-def shown(claim: Claim, figure: Figure) -> str:
+def format_figure(claim: Claim, figure: Figure) -> str:
     """Print a figure with its Monte Carlo standard error."""
     sign = "+" if claim.gap else ""
     return f"{100 * figure.mean:{sign}.1f} ± {100 * figure.error:.1f}".replace("-", "−") if figure.n else "–"

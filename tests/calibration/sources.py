@@ -71,10 +71,10 @@ class Module:
         for line in tree.body:
             if isinstance(line, ast.ClassDef):
                 self.defined[line.name] = self._class(line)
-            elif names := _defined(line):
-                self.defined |= {one: self._again(one, line) for one in names}
+            elif names := _list_defined_names(line):
+                self.defined |= {one: self._redefine(one, line) for one in names}
             elif not (isinstance(line, ast.If) and ast.unparse(line.test) in _NOT_RUN):
-                self.imports |= self.imported(line)
+                self.imports |= self.map_imports(line)
                 others.append(line)
         self.others = self.define(
             "", *(line for line in others if not isinstance(line, (*_IMPORTS, ast.Pass)))
@@ -84,7 +84,7 @@ class Module:
         """Make a definition of this module."""
         return Definition((self.name, name), "\n".join(_code(node) for node in nodes), nodes)
 
-    def _again(self, name: str, line: ast.stmt) -> Definition:
+    def _redefine(self, name: str, line: ast.stmt) -> Definition:
         known = self.defined.get(name)
         return self.define(name, *(known.nodes if isinstance(known, Definition) else ()), line)
 
@@ -94,11 +94,15 @@ class Module:
         node.body = [line for line in node.body if line not in members] or [ast.Pass()]
         return Class(
             self.define(node.name, node),
-            tuple(self.define(f"{node.name}.{name}", line) for line in members for name in _defined(line)),
+            tuple(
+                self.define(f"{node.name}.{name}", line)
+                for line in members
+                for name in _list_defined_names(line)
+            ),
             tuple(ast.unparse(base).partition("[")[0] for base in node.bases),
         )
 
-    def imported(self, line: ast.AST) -> dict[str, str]:
+    def map_imports(self, line: ast.AST) -> dict[str, str]:
         """Map the names that the imports in a piece of code bind to what they stand for."""
         out = {}
         for node in ast.walk(line):
@@ -142,7 +146,7 @@ class Sources:
             raise KeyError(place)
         return body_of(module.defined[name])
 
-    def of(self, d: Definition | Class) -> Module:
+    def module_of(self, d: Definition | Class) -> Module:
         """Return the module that a definition stands in."""
         found = self.module(body_of(d).place[0])
         assert found is not None
@@ -163,15 +167,15 @@ class Sources:
     def use_of(self, d: Definition) -> Use:
         """Say what the names of a definition stand for, and which attributes it takes."""
         if d not in self._uses:
-            nodes = tuple(self._acting(d))
+            nodes = tuple(self._walk_code(d))
             names = self._names(d, nodes)
             stands = sorted((name, _stands_for(found)) for name, found in names.items())
             self._uses[d] = Use(names, _attributes(nodes), digest([d.code, stands]))
         return self._uses[d]
 
     def _names(self, d: Definition, nodes: Sequence[ast.AST]) -> dict[str, Named]:
-        module, out = self.of(d), dict[str, Named]()
-        imports = module.imports | {k: v for node in d.nodes for k, v in module.imported(node).items()}
+        module, out = self.module_of(d), dict[str, Named]()
+        imports = module.imports | {k: v for node in d.nodes for k, v in module.map_imports(node).items()}
         for node in nodes:
             name, *rest = _path(node)
             found = self._look_up(name, module, imports)
@@ -181,9 +185,9 @@ class Sources:
             out |= {name: found} if found is not None else {}
         return out
 
-    def _acting(self, d: Definition) -> Iterator[ast.AST]:
+    def _walk_code(self, d: Definition) -> Iterator[ast.AST]:
         """Walk a definition's code, leaving out annotations but those of pydantic's models."""
-        owner = self.of(d).defined.get(d.place[1].partition(".")[0])
+        owner = self.module_of(d).defined.get(d.place[1].partition(".")[0])
         model = isinstance(owner, Class) and any(b.startswith("pydantic") for b in self.libraries_of(owner))
         waiting = list(d.nodes)
         while waiting:
@@ -197,7 +201,7 @@ class Sources:
 
     def libraries_of(self, one: Class) -> list[str]:
         """Name the classes of libraries that a class derives from, its bases' too, but for records and protocols."""
-        module, out = self.of(one), list[str]()
+        module, out = self.module_of(one), list[str]()
         for base in one.bases:
             first, *rest = base.split(".")
             found = self._look_up(first, module, module.imports) or base
@@ -226,7 +230,7 @@ def _is_text(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
-def _defined(line: ast.stmt) -> list[str]:
+def _list_defined_names(line: ast.stmt) -> list[str]:
     """Name what a statement defines: a function, or names that it assigns to."""
     if isinstance(line, _FUNCTIONS):
         return [line.name]

@@ -26,7 +26,7 @@ PROCESSES = 2
 FIRST = 40  # draws whose outcomes are kept, and drawn again where code has changed
 
 
-class Found(NamedTuple):
+class CellFigures(NamedTuple):
     """Figures of one cell by the name of the claim, and the seconds of a processor that they took.
 
     `code` is the digest of the code that simulated them, `first` are the outcomes of the first draws, and
@@ -58,43 +58,43 @@ def code_digests(root: Path = ROOT) -> dict[str, str]:
     return {name: digest_of(sources, found) for name, found in closures(sources).items()}
 
 
-def is_stale(name: str, one: Found) -> bool:
+def is_stale(name: str, one: CellFigures) -> bool:
     """Tell whether code that a cell may run has changed since it was simulated, or last repeated."""
     return code_digests().get(name) not in {one.code, one.repeated}
 
 
-def is_repeated(name: str, one: Found) -> bool:
+def is_repeated(name: str, one: CellFigures) -> bool:
     """Tell whether code has changed since a cell was simulated, and gave the outcomes of its first draws again."""
     return one.code != code_digests().get(name) == one.repeated
 
 
-def simulate(name: str, n_draws: int, kept: Found | None) -> Found:
+def simulate(name: str, n_draws: int, kept: CellFigures | None) -> CellFigures:
     """Run the cell of a name; where enough draws are kept and the first come out as they did, these alone."""
     start, code, cell = time.process_time(), code_digests()[name], BY_NAME[name]
-    first = first_outcomes(cell, n_draws)
+    first = draw_first_outcomes(cell, n_draws)
     if kept and kept.n_draws >= n_draws and kept.first == first:
         return kept._replace(repeated=code)
-    return Found(run(cell, n_draws), n_draws, time.process_time() - start, code, first)
+    return CellFigures(run(cell, n_draws), n_draws, time.process_time() - start, code, first)
 
 
-def first_outcomes(cell: Cell, n_draws: int) -> dict[str, str]:
+def draw_first_outcomes(cell: Cell, n_draws: int) -> dict[str, str]:
     """Write the outcomes of a cell's first draws, in six digits: in the last bits two machines differ."""
     drawn = outcomes(cell, min(FIRST, n_draws))
     return {claim: " ".join(f"{value:.6g}" for value in values) for claim, values in drawn.items()}
 
 
-def read(path: Path = KEPT) -> dict[str, Found]:
+def read(path: Path = KEPT) -> dict[str, CellFigures]:
     """Read what is kept; nothing where there is no file."""
     if not path.exists():
         return {}
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))["cells"]
     return {
-        name: Found(**{**one, "figures": {k: Figure(*v) for k, v in one["figures"].items()}})
+        name: CellFigures(**{**one, "figures": {k: Figure(*v) for k, v in one["figures"].items()}})
         for name, one in raw.items()
     }
 
 
-def write(found: Mapping[str, Found], path: Path = KEPT) -> None:
+def write(found: Mapping[str, CellFigures], path: Path = KEPT) -> None:
     """Write figures, in the order of the design; cells that the design does not have are dropped."""
     cells = {c.name: found[c.name]._asdict() for c in CELLS if c.name in found}
     whole = json.dumps({"cells": cells}, indent=1, ensure_ascii=False) + "\n"
@@ -105,7 +105,7 @@ def write(found: Mapping[str, Found], path: Path = KEPT) -> None:
 
 def study(
     n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT, processes: int = PROCESSES
-) -> dict[str, Found]:
+) -> dict[str, CellFigures]:
     """Simulate every cell that is not kept as it would be now, the longest first; returns all of them.
 
     A kept one of changed code is simulated only where its first draws come out in another way. A cell that raises is named on stderr and left out, so that it costs no other its figures.
@@ -126,7 +126,7 @@ def study(
             found[name] = future.result()
             write(found, path)
             rest = (
-                left_s(known, left, found, n_draws, (time.perf_counter() - start) * processes, done)
+                estimate_left_s(known, left, found, n_draws, (time.perf_counter() - start) * processes, done)
                 / processes
             )
             how = "the first draws repeat" if found[name].repeated else seconds(found[name].seconds)
@@ -135,15 +135,15 @@ def study(
     return found
 
 
-def _is_current(found: Mapping[str, Found], name: str, n_draws: int) -> bool:
+def _is_current(found: Mapping[str, CellFigures], name: str, n_draws: int) -> bool:
     one = found.get(name)
     return one is not None and one.n_draws >= n_draws and not is_stale(name, one)
 
 
-def left_s(
+def estimate_left_s(
     known: Mapping[str, float],
     names: Iterable[str],
-    found: Mapping[str, Found],
+    found: Mapping[str, CellFigures],
     n_draws: int,
     spent_s: float,
     done: int,

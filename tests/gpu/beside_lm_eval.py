@@ -41,7 +41,7 @@ class Question(NamedTuple):
     choices: tuple[str, ...]
 
 
-class Asked(NamedTuple):
+class SideAnswers(NamedTuple):
     """One side's log-likelihoods in nats or answers, in order, with seconds and peak memory."""
 
     said: list
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
     how: str
 
 
-class Found(NamedTuple):
+class SectionResult(NamedTuple):
     """What a section adds to the page: rows, and the line of the agreement of both sides."""
 
     rows: list[Row]
@@ -75,20 +75,24 @@ def questions(section: Section) -> list[Question]:
     return out
 
 
-def measure(section: Section, model: RandomModel, host: ModelHost, batches: Sequence[int]) -> Found:
+def measure(section: Section, model: RandomModel, host: ModelHost, batches: Sequence[int]) -> SectionResult:
     """Ask both sides; `batches` are lm-eval's batch sizes to try."""
     asked = questions(section)
-    counted = peaks.Counting(host.base)
+    counted = peaks.ScoringCounter(host.base)
     ask, n_lm_eval = (
-        (generated, len(asked)) if section.n_new else (scored, sum(len(q.choices) for q in asked))
+        (generate_answers, len(asked))
+        if section.n_new
+        else (score_choices, sum(len(q.choices) for q in asked))
     )
     ask(counted, asked[:2], section)  # the first call warms up
-    counted = peaks.Counting(host.base)
+    counted = peaks.ScoringCounter(host.base)
     peaks.forget(model.machine.device)
     start = time.perf_counter()
     said = ask(counted, asked, section)
-    ours = Asked(said, time.perf_counter() - start, peaks.peak_gb(model.machine.device), f"blocks of {BLOCK}")
-    theirs = best_of_lm_eval(section, asked, host, batches)
+    ours = SideAnswers(
+        said, time.perf_counter() - start, peaks.peak_gb(model.machine.device), f"blocks of {BLOCK}"
+    )
+    theirs = find_best_lm_eval(section, asked, host, batches)
     name = f"{section.name}, {len(asked)} items"
     times = f"lm-eval {theirs.seconds:.1f} s in {theirs.how}, harness {ours.seconds:.1f} s"
     rows = [Row(name, theirs.seconds / ours.seconds, "times as fast", section.goal, times, at_least=True)]
@@ -96,10 +100,10 @@ def measure(section: Section, model: RandomModel, host: ModelHost, batches: Sequ
         peak = peaks.peak_gflops(model.machine)
         rows.append(peaks.share_row(section.name, counted, model.shape, peak))
     rows.append(memory_row(section, model, host, asked, ours))
-    return Found(rows, (section.name, n_lm_eval, *agreement(section, host, asked, ours, theirs)))
+    return SectionResult(rows, (section.name, n_lm_eval, *agreement(section, host, asked, ours, theirs)))
 
 
-def scored(candidate, asked: Sequence[Question], section: Section) -> list:
+def score_choices(candidate, asked: Sequence[Question], section: Section) -> list:
     """Score all choices, block by block as an evaluation does."""
     out = []
     for start in range(0, len(asked), BLOCK):
@@ -114,7 +118,7 @@ def scored(candidate, asked: Sequence[Question], section: Section) -> list:
     return [one.logprob for one in out]
 
 
-def generated(candidate, asked: Sequence[Question], section: Section) -> list:
+def generate_answers(candidate, asked: Sequence[Question], section: Section) -> list:
     """Answer all prompts, block by block."""
     out = []
     for start in range(0, len(asked), BLOCK):
@@ -129,23 +133,23 @@ def _turn(question: Question) -> list[dict]:
     return [{"role": "user", "content": question.prompt}] if question.prompt else []
 
 
-def best_of_lm_eval(
+def find_best_lm_eval(
     section: Section, asked: Sequence[Question], host: ModelHost, batches: Sequence[int]
-) -> Asked:
+) -> SideAnswers:
     """Let lm-eval ask in each batch size, and keep the fastest that fits the memory."""
     import torch
 
     found, too_large = [], []
     for batch in batches:
         try:
-            found.append(by_lm_eval(section, asked, host, batch))
+            found.append(ask_lm_eval(section, asked, host, batch))
         except torch.OutOfMemoryError:
             too_large.append(batch)
     best = min(found, key=lambda one: one.seconds)
     return best._replace(how=f"{best.how} (no memory for {too_large})") if too_large else best
 
 
-def by_lm_eval(section: Section, asked: Sequence[Question], host: ModelHost, batch: int) -> Asked:
+def ask_lm_eval(section: Section, asked: Sequence[Question], host: ModelHost, batch: int) -> SideAnswers:
     """Put the same texts to lm-eval's model around the very weights that harness answered with."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -165,11 +169,11 @@ def by_lm_eval(section: Section, asked: Sequence[Question], host: ModelHost, bat
     said = ask(requests, disable_tqdm=True)
     seconds = time.perf_counter() - start
     values = said if section.n_new else [logprob for logprob, _ in said]
-    return Asked(values, seconds, peaks.peak_gb(host.machine.device), f"batches of {batch}")
+    return SideAnswers(values, seconds, peaks.peak_gb(host.machine.device), f"batches of {batch}")
 
 
 def memory_row(
-    section: Section, model: RandomModel, host: ModelHost, asked: Sequence[Question], ours: Asked
+    section: Section, model: RandomModel, host: ModelHost, asked: Sequence[Question], ours: SideAnswers
 ) -> Row:
     """Set the peak beside the estimate for the tokens whose keys lie in memory together."""
     device, precision = model.machine.device, model.machine.precision
@@ -183,7 +187,7 @@ def memory_row(
 
 
 def agreement(
-    section: Section, host: ModelHost, asked: Sequence[Question], ours: Asked, theirs: Asked
+    section: Section, host: ModelHost, asked: Sequence[Question], ours: SideAnswers, theirs: SideAnswers
 ) -> tuple[float, str]:
     """Return how far both sides are apart, and in which unit."""
     if section.n_new:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_page import Table, of_table, section, table_lines
+from bench_page import Table, convert_table, section, table_lines
 from never_run import NEVER_RUN
 from published import PUBLISHED
 
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     shows: str
 
 
-class Ended(NamedTuple):
+class PartEnd(NamedTuple):
     """End of a part: how, after how many seconds, each test with its outcome, and the figures that they left.
 
     `outcome` is `passed`, `failed`, `skipped` or `stopped`, which is what the limit does.
@@ -45,27 +45,27 @@ class Ended(NamedTuple):
         return self.outcome == "passed"
 
 
-def kept(stem: Path) -> dict[str, Ended]:
+def read_parts(stem: Path) -> dict[str, PartEnd]:
     """Read how the parts ended that were run, by name."""
     path = stem.with_suffix(".json")
     if not path.exists():
         return {}
     found = json.loads(path.read_text("utf-8"))["parts"]
-    return {name: Ended(**{**one, "tests": tuple(map(tuple, one["tests"]))}) for name, one in found.items()}
+    return {name: PartEnd(**{**one, "tests": tuple(map(tuple, one["tests"]))}) for name, one in found.items()}
 
 
-def keep(stem: Path, parts: tuple[Part, ...], name: str, ended: Ended) -> None:
+def keep(stem: Path, parts: tuple[Part, ...], name: str, ended: PartEnd) -> None:
     """Keep how a part ended, and write the page."""
-    every = kept(stem) | {name: ended}
+    every = read_parts(stem) | {name: ended}
     content = {"parts": {one: of._asdict() for one, of in every.items()}}
     stem.parent.mkdir(parents=True, exist_ok=True)
     scratch = stem.with_suffix(".json.part")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(stem.with_suffix(".json"))
-    stem.with_suffix(".md").write_text(rendered(parts, every), encoding="utf-8")
+    stem.with_suffix(".md").write_text(render_page(parts, every), encoding="utf-8")
 
 
-def rendered(parts: tuple[Part, ...], ended: dict[str, Ended]) -> str:
+def render_page(parts: tuple[Part, ...], ended: dict[str, PartEnd]) -> str:
     """Return the page: the parts and their state, the figures of each, then what was never run."""
     lines = [["part", "what it shows", "state"], ["---"] * 3]
     lines += [[f"`{one.name}`", one.shows, state(ended.get(one.name))] for one in parts]
@@ -76,11 +76,11 @@ def rendered(parts: tuple[Part, ...], ended: dict[str, Ended]) -> str:
     for part in parts:
         page += _figures(part, ended.get(part.name))
     for table in (NEVER_RUN, PUBLISHED):
-        page += _below(table)
+        page += _render_table(table)
     return "\n".join(page[:-1]) + "\n"
 
 
-def state(ended: Ended | None) -> str:
+def state(ended: PartEnd | None) -> str:
     """Say how a part ended, and which of its tests did not pass."""
     if ended is None:
         return "never run"
@@ -90,12 +90,12 @@ def state(ended: Ended | None) -> str:
     return f"{said}: {', '.join(bad)}" if bad else said
 
 
-def _figures(part: Part, ended: Ended | None) -> list[str]:
+def _figures(part: Part, ended: PartEnd | None) -> list[str]:
     if ended is None or ended.figures is None:
         return []
     first, *others = section(ended.figures)
     return [f"## {part.name}: {first}", *others]
 
 
-def _below(table: Table) -> list[str]:
-    return [table.sentence, "", *table_lines(of_table(table)), ""]
+def _render_table(table: Table) -> list[str]:
+    return [table.sentence, "", *table_lines(convert_table(table)), ""]

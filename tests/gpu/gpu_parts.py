@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 sys.path[:0] = [str(_HERE.parent / "benchmarks"), str(_HERE)]
 
 from bench_page import stem as stem_of  # noqa: E402
-from gpu_page import LIMIT_S, Ended, Part, keep, kept, rendered, state  # noqa: E402
+from gpu_page import LIMIT_S, Part, PartEnd, keep, read_parts, render_page, state  # noqa: E402
 
 FIGURES = "HARNESS_GPU_FIGURES"  # the file that a test of a part leaves its figures in
 ALL = "all"
@@ -77,14 +77,14 @@ PARTS = (
 
 def main(asked: Sequence[str], stem: Path, parts: tuple[Part, ...] = PARTS, limit_s: float = LIMIT_S) -> int:
     """List the parts, or run those that are asked for; `all` are those that are not done. Returns the exit code."""
-    known, ended = {one.name: one for one in parts}, kept(stem)
+    known, ended = {one.name: one for one in parts}, read_parts(stem)
     if unknown := [name for name in asked if name not in {*known, ALL}]:
         sys.stderr.write(f"no part {', '.join(unknown)}; one of: {', '.join([*known, ALL])}\n")
         return 2
     if not asked:
         sys.stdout.write("".join(f"{one.name:<12}{state(ended.get(one.name))}\n" for one in parts))
         sys.stdout.write(f"make gpu ARGS=PART runs one, ARGS={ALL} those that are not done\n")
-        stem.with_suffix(".md").write_text(rendered(parts, ended), encoding="utf-8")
+        stem.with_suffix(".md").write_text(render_page(parts, ended), encoding="utf-8")
         return 0
     left = [one for one in parts if one.name not in ended or not ended[one.name].is_done]
     chosen = left if ALL in asked else [known[name] for name in asked]
@@ -100,7 +100,7 @@ def main(asked: Sequence[str], stem: Path, parts: tuple[Part, ...] = PARTS, limi
     return 0 if {*outcomes} <= {"passed", "skipped"} else 1
 
 
-def run(part: Part, limit_s: float) -> Ended:
+def run(part: Part, limit_s: float) -> PartEnd:
     """Run the tests of a part in a process of their own, for so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         report, figures = Path(folder) / "report.xml", Path(folder) / "figures.json"
@@ -129,7 +129,7 @@ def run(part: Part, limit_s: float) -> Ended:
         seconds = time.perf_counter() - start
         tests = _tests(report)
         outcome = _outcome(process.returncode, [one for _, one in tests], stopped=not report.exists())
-        return Ended(
+        return PartEnd(
             outcome, seconds, tests, json.loads(figures.read_text("utf-8")) if figures.exists() else None
         )
 

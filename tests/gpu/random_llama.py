@@ -63,7 +63,7 @@ class RandomModel(NamedTuple):
     machine: Machine
 
 
-def chosen(tokenizer_of: Path, folder: Path) -> str:
+def choose_size(tokenizer_of: Path, folder: Path) -> str:
     """Return the size that `HARNESS_GPU_MODEL` names, else the largest that fits the GPU and the disk."""
     from transformers import AutoTokenizer
 
@@ -75,12 +75,12 @@ def chosen(tokenizer_of: Path, folder: Path) -> str:
         name
         for name in ("1b", "3b", "8b")
         for shape in [SIZES[name].shape(vocabulary)]
-        if needed_gb(shape) <= free_gb and 1.2 * footprint.weights_gb(shape, "bf16") <= disk_gb
+        if estimate_gb(shape) <= free_gb and 1.2 * footprint.weights_gb(shape, "bf16") <= disk_gb
     ]
     return (fits or ["1b"])[-1]
 
 
-def needed_gb(shape: Shape) -> float:
+def estimate_gb(shape: Shape) -> float:
     """Estimate what answering a block of 1,024 tokens each takes, and training a LoRA on eight such rows."""
     adapter = footprint.lora_parameters(shape, r=16)
     return max(

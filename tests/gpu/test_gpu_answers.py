@@ -152,7 +152,7 @@ def test_each_device_attends_and_multiplies_in_its_own_way(machine, source):
 
 
 @pytest.fixture
-def crowded(tiny, tmp_path):
+def crowded_base(tiny, tmp_path):
     """Load a small model with a long context on the GPU, and long questions to ask it."""
     machine = gpu("fp32")
     made = random_llama.build(tmp_path / "model", "tiny", tiny, machine, spread=0.3)
@@ -161,7 +161,7 @@ def crowded(tiny, tmp_path):
     return base, [base.encode([{"role": "user", "content": text}]).context for text in texts]
 
 
-def with_less_memory(ask):
+def ask_with_less_memory(ask):
     """Ask twice, the second time with room for six tenths of what the first one took; returns both answers."""
     import torch
 
@@ -180,7 +180,7 @@ def with_less_memory(ask):
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def counted(model, ask):
+def count_passes(model, ask):
     """Return what `ask` says and how many forward passes it took."""
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -191,21 +191,21 @@ def counted(model, ask):
 
 
 @pytest.mark.gpu
-def test_scores_are_the_same_where_a_batch_does_not_fit(crowded):
-    base, contexts = crowded
+def test_scores_are_the_same_where_a_batch_does_not_fit(crowded_base):
+    base, contexts = crowded_base
     asked = [(context, (5, 6, 7)) for context in contexts]
-    (whole, few), (halves, more) = with_less_memory(
-        lambda: counted(base.model, lambda: [one.logprob for one in base.loglikelihood(asked)])
+    (whole, few), (halves, more) = ask_with_less_memory(
+        lambda: count_passes(base.model, lambda: [one.logprob for one in base.loglikelihood(asked)])
     )
     assert halves == pytest.approx(whole, abs=1e-3)
     assert more > few
 
 
 @pytest.mark.gpu
-def test_answers_are_the_same_where_a_batch_does_not_fit(crowded):
-    base, contexts = crowded
-    (whole, few), (halves, more) = with_less_memory(
-        lambda: counted(base.model, lambda: [one.text for one in base.generate(contexts, Limits(4, ()))])
+def test_answers_are_the_same_where_a_batch_does_not_fit(crowded_base):
+    base, contexts = crowded_base
+    (whole, few), (halves, more) = ask_with_less_memory(
+        lambda: count_passes(base.model, lambda: [one.text for one in base.generate(contexts, Limits(4, ()))])
     )
     assert halves == whole
     assert more > few

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     attentions: tuple[str, ...]
 
 
-def full_plan() -> Plan:
+def make_full_plan() -> Plan:
     """Return what a GPU is asked, FlashAttention-2 where it is installed."""
     from transformers.utils import is_flash_attn_2_available
 
@@ -58,7 +58,7 @@ def full_plan() -> Plan:
     )
 
 
-def small_plan() -> Plan:
+def make_small_plan() -> Plan:
     """Return what a tiny model on a CPU is asked; its second attention stands for FlashAttention-2."""
     params = LowRankParams(r=2, learning_rate=1e-3, num_train_epochs=1, per_device_train_batch_size=2)
     return Plan(
@@ -84,7 +84,7 @@ class Figures(NamedTuple):
     def leave(self, machine: Machine) -> None:
         """Leave them for the page where a part of `make gpu` asks for them."""
         if file := os.environ.get(FIGURES):
-            content = bench_page.measured(self.title, self.rows, machine, self.tables)
+            content = bench_page.make_record(self.title, self.rows, machine, self.tables)
             Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -130,7 +130,7 @@ def n_rows(section: Section) -> int:
 
 
 def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkeypatch):
-    model, plan = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3), small_plan()
+    model, plan = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3), make_small_plan()
     monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))
     for section in plan.sections:
         found = measure_answers(section, plan, model)
@@ -143,10 +143,10 @@ def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkey
 
 
 @pytest.fixture
-def large(tmp_path):
+def large_model(tmp_path):
     """Build the largest model that fits the GPU, and remove its gigabytes, which pytest would keep."""
     machine, tokenizer = gpu(), embedded_model.unpack()
-    size = random_llama.chosen(tokenizer, tmp_path)
+    size = random_llama.choose_size(tokenizer, tmp_path)
     try:
         yield random_llama.build(tmp_path / "model", size, tokenizer, machine)
     finally:
@@ -155,18 +155,18 @@ def large(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_large_model_answers_beside_lm_eval(large, index):
-    plan = full_plan()
+def test_a_large_model_answers_beside_lm_eval(large_model, index):
+    plan = make_full_plan()
     section = plan.sections[index]
-    found = measure_answers(section, plan, large)
-    found.leave(large.machine)
+    found = measure_answers(section, plan, large_model)
+    found.leave(large_model.machine)
     # bf16 holds a log-likelihood of −11 to 0.06 nats; an ignored mask would be several.
     assert_whole(found, n_rows(section), nats=0.25)
 
 
 @pytest.mark.gpu
-def test_a_large_model_trains_beside_trl(large, tmp_path):
-    plan = full_plan()
-    found = measure_training(plan, large, tmp_path)
-    found.leave(large.machine)
+def test_a_large_model_trains_beside_trl(large_model, tmp_path):
+    plan = make_full_plan()
+    found = measure_training(plan, large_model, tmp_path)
+    found.leave(large_model.machine)
     assert_whole(found, 3 + len(plan.attentions))

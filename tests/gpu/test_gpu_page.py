@@ -8,7 +8,7 @@ import bench_page
 import gpu_parts
 import pytest
 from bench_page import Row, Table, stem
-from gpu_page import Ended, Part, keep, kept, rendered, state
+from gpu_page import Part, PartEnd, keep, read_parts, render_page, state
 from never_run import NEVER_RUN
 from published import PUBLISHED
 
@@ -29,7 +29,7 @@ def figures(measured=5.2):
     )
     return json.loads(
         json.dumps(
-            bench_page.measured("a Llama", [row], CARD, [Table("Both sides:", ("who", "n"), (("we", 3),))])
+            bench_page.make_record("a Llama", [row], CARD, [Table("Both sides:", ("who", "n"), (("we", 3),))])
         )
     )
 
@@ -39,7 +39,7 @@ def figures(measured=5.2):
 
 def test_the_page_is_what_its_parts_make_of_it():
     page = stem("gpu")
-    assert page.with_suffix(".md").read_text("utf-8") == rendered(gpu_parts.PARTS, kept(page))
+    assert page.with_suffix(".md").read_text("utf-8") == render_page(gpu_parts.PARTS, read_parts(page))
 
 
 def test_the_parts_run_every_test_that_needs_a_gpu():
@@ -73,7 +73,7 @@ def test_each_published_figure_has_a_card_and_an_address():
 
 def test_a_part_that_was_run_stands_on_the_page_with_its_figures(tmp_path):
     page, every = tmp_path / "gpu", (PASSING, FAILING)
-    keep(page, every, "passing", Ended("passed", 61.0, (("test_a", "passed"),), figures()))
+    keep(page, every, "passing", PartEnd("passed", 61.0, (("test_a", "passed"),), figures()))
     text = page.with_suffix(".md").read_text()
     assert "| `passing` | what passing shows | passed after 61 s, 1 of 1 tests passed |" in text
     assert "| `failing` | what failing shows | never run |" in text
@@ -85,16 +85,16 @@ def test_a_part_that_was_run_stands_on_the_page_with_its_figures(tmp_path):
 
 def test_a_part_that_is_run_again_replaces_its_own_figures_alone(tmp_path):
     page, every = tmp_path / "gpu", (PASSING, FAILING)
-    keep(page, every, "passing", Ended("passed", 61.0, (), figures(5.2)))
-    keep(page, every, "failing", Ended("passed", 9.0, (), figures(7.7)))
-    keep(page, every, "passing", Ended("passed", 55.0, (), figures(6.6)))
+    keep(page, every, "passing", PartEnd("passed", 61.0, (), figures(5.2)))
+    keep(page, every, "failing", PartEnd("passed", 9.0, (), figures(7.7)))
+    keep(page, every, "passing", PartEnd("passed", 55.0, (), figures(6.6)))
     text = page.with_suffix(".md").read_text()
     assert ("6.6 times" in text, "7.7 times" in text, "5.2 times" in text) == (True, True, False)
-    assert [one.seconds for one in kept(page).values()] == [55.0, 9.0]
+    assert [one.seconds for one in read_parts(page).values()] == [55.0, 9.0]
 
 
 def test_a_test_that_failed_is_named_and_its_part_is_not_done():
-    ended = Ended("failed", 9.0, (("test_a", "passed"), ("test_b[cuda]", "failed")))
+    ended = PartEnd("failed", 9.0, (("test_a", "passed"), ("test_b[cuda]", "failed")))
     assert state(ended) == "failed after 9 s, 1 of 2 tests passed: `test_b[cuda]` failed"
     assert not ended.is_done
 
@@ -133,11 +133,11 @@ def three(tmp_path, monkeypatch):
 def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys):
     page, two = tmp_path / "page" / "gpu", three[:2]
     assert gpu_parts.main(["all"], page, two) == 1
-    assert {name: one.outcome for name, one in kept(page).items()} == {
+    assert {name: one.outcome for name, one in read_parts(page).items()} == {
         "passing": "passed",
         "failing": "failed",
     }
-    assert kept(page)["passing"].figures["title"] == "a Llama"
+    assert read_parts(page)["passing"].figures["title"] == "a Llama"
     (tmp_path / "mended").touch()
     assert gpu_parts.main(["all"], page, two) == 0
     assert (tmp_path / "asked").read_text().split() == ["passes", "fails", "fails"]
@@ -156,7 +156,7 @@ def test_a_part_that_does_not_end_is_stopped_and_said_to_be(three, tmp_path):
 def test_without_a_gpu_a_part_leaves_the_page_as_it_was(three, tmp_path):
     page, skipping = tmp_path / "page" / "gpu", Part("skipping", ("test_parts.py::test_skips",), "nothing")
     assert gpu_parts.main(["skipping"], page, (skipping,)) == 0
-    assert kept(page) == {}
+    assert read_parts(page) == {}
 
 
 def test_a_part_that_nobody_knows_is_refused_with_those_there_are(three, tmp_path, capsys):

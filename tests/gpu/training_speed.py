@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bench_page import Row
 from beside_lm_eval import rows_of
-from beside_trl import Trained, by_harness, by_trl
+from beside_trl import TrainingCosts, train_by_harness, train_by_trl
 from random_llama import RandomModel
 
 from harness.models import memory
@@ -32,7 +32,7 @@ class Line(NamedTuple):
     """One training of the page's table."""
 
     who: str
-    trained: Trained
+    trained: TrainingCosts
 
     @property
     def cells(self) -> tuple:
@@ -41,30 +41,30 @@ class Line(NamedTuple):
         return self.who, f"{t.tokens_per_s:,.0f}", t.n_steps, f"{t.last_loss:.3f}", f"{t.peak_gb:.1f}"
 
 
-class Found(NamedTuple):
+class TrainingResult(NamedTuple):
     """What training adds to the page."""
 
     rows: list[Row]
     lines: list[Line]
 
 
-def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[str, ...]) -> Found:
+def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[str, ...]) -> TrainingResult:
     """Train by harness, by plain TRL with each attention, and as QLoRA."""
     context = the_context(recipe, model, folder)
-    ours = by_harness(context, recipe.params)
-    plain = {name: by_trl(context, recipe.params, name) for name in attentions}
+    ours = train_by_harness(context, recipe.params)
+    plain = {name: train_by_trl(context, recipe.params, name) for name in attentions}
     in_nf4 = replace(context, source=quantize(model.source, "nf4"), folder=folder / "qlora")
-    qlora = by_harness(in_nf4, recipe.params)
+    qlora = train_by_harness(in_nf4, recipe.params)
     rows = [
-        beside_trl_row(recipe, ours, plain["sdpa"]),
-        *(beside_sdpa_row(name, plain[name], plain["sdpa"]) for name in attentions if name != "sdpa"),
+        compare_with_trl(recipe, ours, plain["sdpa"]),
+        *(compare_with_sdpa(name, plain[name], plain["sdpa"]) for name in attentions if name != "sdpa"),
         memory_row("LoRA", recipe, context, model, ours),
         qlora_row(qlora, ours),
         memory_row("QLoRA", recipe, in_nf4, model, qlora),
     ]
     sides = {f"plain TRL, {name}": trained for name, trained in plain.items()}
     named = {"harness, LoRA": ours, **sides, "harness, QLoRA": qlora}
-    return Found(rows, [Line(*one) for one in named.items()])
+    return TrainingResult(rows, [Line(*one) for one in named.items()])
 
 
 def the_context(recipe: Recipe, model: RandomModel, folder: Path) -> FitContext:
@@ -88,7 +88,7 @@ def conversation(rows: tuple[Example, ...], i: int, n_turns: int) -> Example:
     return Example(f"row-{i}", (*turns, *own.messages), own.references[:1])
 
 
-def beside_trl_row(recipe: Recipe, ours: Trained, theirs: Trained) -> Row:
+def compare_with_trl(recipe: Recipe, ours: TrainingCosts, theirs: TrainingCosts) -> Row:
     size = recipe.params.per_device_train_batch_size
     name = f"LoRA r{recipe.params.r}, {ours.n_tokens:,} tokens in batches of {size}"
     said = f"plain TRL {theirs.loop_s:.1f} s, harness {ours.loop_s:.1f} s with its evaluation of 2 rows"
@@ -96,21 +96,23 @@ def beside_trl_row(recipe: Recipe, ours: Trained, theirs: Trained) -> Row:
     return Row(name, ratio, "times as fast", GOAL, said, at_least=True)
 
 
-def beside_sdpa_row(name: str, other: Trained, sdpa: Trained) -> Row:
+def compare_with_sdpa(name: str, other: TrainingCosts, sdpa: TrainingCosts) -> Row:
     said = f"both by plain TRL: {other.tokens_per_s:,.0f} and {sdpa.tokens_per_s:,.0f} tokens/s"
     ratio = other.tokens_per_s / sdpa.tokens_per_s
     return Row(f"training with {name} against SDPA", ratio, "times as fast", 1.0, said, at_least=True)
 
 
-def qlora_row(qlora: Trained, lora: Trained) -> Row:
+def qlora_row(qlora: TrainingCosts, lora: TrainingCosts) -> Row:
     said = f"{qlora.tokens_per_s:,.0f} and {lora.tokens_per_s:,.0f} tokens/s; NF4 is unpacked at every pass"
     ratio = qlora.tokens_per_s / lora.tokens_per_s
     return Row("QLoRA against LoRA", ratio, "times as fast", None, said)
 
 
-def memory_row(what: str, recipe: Recipe, context: FitContext, model: RandomModel, trained: Trained) -> Row:
+def memory_row(
+    what: str, recipe: Recipe, context: FitContext, model: RandomModel, trained: TrainingCosts
+) -> Row:
     """Set the peak beside the estimate for a batch of the longest rows."""
-    longest = longest_row(context)
+    longest = count_longest_row(context)
     tokens = recipe.params.per_device_train_batch_size * longest
     on_gpu = model.machine.device == "cuda"
     estimate = memory.training_peak(
@@ -125,7 +127,7 @@ def memory_row(what: str, recipe: Recipe, context: FitContext, model: RandomMode
     return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)
 
 
-def longest_row(context: FitContext) -> int:
+def count_longest_row(context: FitContext) -> int:
     """Count the tokens of the longest training row."""
     from transformers import AutoTokenizer
 

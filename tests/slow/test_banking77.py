@@ -4,7 +4,7 @@ import pytest
 
 import harness.experiment as experiment
 from harness.errors import UserError
-from tests.conftest import shared_data
+from tests.conftest import find_shared_data
 
 EXPERIMENT = """
 name: banking77
@@ -28,7 +28,10 @@ candidates:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("banking77") / "harness.yaml"
-    train, test = shared_data("rows/banking77/train.jsonl.gz"), shared_data("rows/banking77/test.jsonl")
+    train, test = (
+        find_shared_data("rows/banking77/train.jsonl.gz"),
+        find_shared_data("rows/banking77/test.jsonl"),
+    )
     path.write_text(EXPERIMENT.format(train=train, test=test))
     return path
 

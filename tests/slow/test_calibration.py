@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 POLICY = GatePolicy()
 
 
-def likely_counts(n, p_gain, p_loss):
+def list_likely_counts(n, p_gain, p_loss):
     """Yield (gains, losses, probability) of a trinomial, but for what is rarer than one in 10⁹."""
     for gains in range(n + 1):
         for losses in range(n + 1 - gains):
@@ -40,7 +40,7 @@ def likely_counts(n, p_gain, p_loss):
 
 def rejection_rate(n, disagreement, delta, rejects):
     p_gain, p_loss = (disagreement + delta) / 2, (disagreement - delta) / 2
-    return sum(p for g, k, p in likely_counts(n, p_gain, p_loss) if rejects(g, k))
+    return sum(p for g, k, p in list_likely_counts(n, p_gain, p_loss) if rejects(g, k))
 
 
 @pytest.mark.parametrize(("n", "limit"), [(50, 0.057), (200, 0.052), (1000, 0.052)])
@@ -179,7 +179,7 @@ def test_a_bootstrap_that_finds_nothing_differing_does_not_pass_by_it():
 
 
 @cache
-def compared(n: int, gains: int, losses: int) -> Comparison:
+def compare_flips(n: int, gains: int, losses: int) -> Comparison:
     return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
 
 
@@ -191,7 +191,7 @@ def pass_rate(n, disagreement, deltas, n_runs=400):
             gains, losses, _ = rng.multinomial(
                 n, [(disagreement + delta) / 2, (disagreement - delta) / 2, 1 - disagreement]
             )
-            c = compared(n, int(gains), int(losses))
+            c = compare_flips(n, int(gains), int(losses))
             tasks.append(TaskComparison(Task(name=f"t{i}", data={}), "capability", c, True, ""))
         passed += apply_rules(tasks, POLICY, validity=None, target=None, identical=False).outcome == "pass"
     return passed / n_runs
@@ -216,7 +216,7 @@ def test_the_whole_policy_passes_as_often_as_it_should(n, disagreement, deltas, 
 def test_the_gate_foretells_how_often_it_passes():
     """Its operating characteristic at the expected counts against what it then does."""
     typical = [
-        TaskComparison(Task(name=f"t{i}", data={}), "capability", compared(200, 10, 10), True, "")
+        TaskComparison(Task(name=f"t{i}", data={}), "capability", compare_flips(200, 10, 10), True, "")
         for i in range(8)
     ]
     said = apply_rules(typical, POLICY, validity=None, target=None, identical=False).missed

@@ -4,7 +4,7 @@ import pytest
 
 from tests.calibration.cell import holds, run
 from tests.calibration.design import CELLS
-from tests.calibration.page import claimed, shown
+from tests.calibration.page import format_claim, format_figure
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 def test_what_is_claimed_is_what_simulation_gives(cell):
     found = run(cell, cell.in_tests)
     wrong = [
-        f"{claim.says}: {shown(claim, found[name])} %, claimed {claimed(claim)} %"
+        f"{claim.says}: {format_figure(claim, found[name])} %, claimed {format_claim(claim)} %"
         for name, claim in cell.claims.items()
         if not holds(claim, found[name])
     ]

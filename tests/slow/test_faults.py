@@ -51,10 +51,10 @@ def size(pytestconfig):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(forked, model, size, tmp_path_factory):
+def reference_folder(command_driver, model, size, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     write(folder, model, size)
-    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
     return folder
 
 
@@ -84,7 +84,7 @@ def write(folder, model, size):
     tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
 
 
-def said(folder):
+def read_output(folder):
     return (folder / "said.txt").read_text()
 
 
@@ -100,7 +100,7 @@ def rows(folder):
     }
 
 
-def left_over(folder):
+def list_leftovers(folder):
     runs = folder / "runs"
     return [*runs.glob("rows/*/blocks"), *runs.glob("weights/*.part")]
 
@@ -109,14 +109,14 @@ def weights(folder):
     return {path.name for path in (folder / "runs" / "weights").iterdir()}
 
 
-def same(folder, undisturbed):
+def assert_same(folder, undisturbed):
     """Hold a finished experiment to an undisturbed one."""
     assert {run.run_id for run in store.list_runs(Store(folder / "runs"))} == {
         run.run_id for run in store.list_runs(Store(undisturbed / "runs"))
     }
     assert rows(folder) == rows(undisturbed)
     assert weights(folder) == weights(undisturbed)
-    assert left_over(folder) == []
+    assert list_leftovers(folder) == []
 
 
 def things(folder: Path) -> int:
@@ -135,30 +135,30 @@ def moments(folder, undisturbed, n, size):
     for at in sorted(draw.uniform(0, total) for _ in range(n)):
         pause_s, reached = draw.uniform(0, size.pause_s), []
 
-        def due(at=at, pause_s=pause_s, reached=reached):
+        def is_due(at=at, pause_s=pause_s, reached=reached):
             if not reached and things(folder) >= at:
                 reached.append(time.monotonic())
             return bool(reached) and time.monotonic() - reached[0] > pause_s
 
-        yield due, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+        yield is_due, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
 
 
 def test_a_compare_that_is_killed_at_random_moments_ends_with_the_same_rows(
-    forked, folder, undisturbed, size, pytestconfig
+    command_driver, folder, reference_folder, size, pytestconfig
 ):
     codes = []
-    for when, sent in moments(folder, undisturbed, pytestconfig.getoption("kills"), size):
-        codes.append((sent, forked.run(folder, *COMPARE, ends=(when, sent))))
+    for when, sent in moments(folder, reference_folder, pytestconfig.getoption("kills"), size):
+        codes.append((sent, command_driver.run(folder, *COMPARE, ends=(when, sent))))
         if sent == signal.SIGINT:
-            assert codes[-1][1] in (0, 130), said(folder)
-            assert codes[-1][1] == 0 or "run the same command to go on" in said(folder)
+            assert codes[-1][1] in (0, 130), read_output(folder)
+            assert codes[-1][1] == 0 or "run the same command to go on" in read_output(folder)
     assert sum(code != 0 for _, code in codes) > len(codes) // 2
-    assert forked.run(folder, *COMPARE) == 0, said(folder)
-    same(folder, undisturbed)
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
+    assert_same(folder, reference_folder)
 
 
 @contextmanager
-def small_disk(folder, n_bytes):
+def mount_small_disk(folder, n_bytes):
     """Mount a file system of so many bytes, where the machine lets us; gives what makes it large."""
     folder.mkdir()
 
@@ -175,50 +175,56 @@ def small_disk(folder, n_bytes):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(forked, folder, undisturbed, share):
-    n_bytes = round(share * disk_size(undisturbed / "runs"))
-    with small_disk(folder / "runs", n_bytes) as enlarge:
-        assert forked.run(folder, *COMPARE) == 2, said(folder)
-        assert "no room to write" in said(folder)
-        assert "Traceback" not in said(folder)
+def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+    command_driver, folder, reference_folder, share
+):
+    n_bytes = round(share * disk_size(reference_folder / "runs"))
+    with mount_small_disk(folder / "runs", n_bytes) as enlarge:
+        assert command_driver.run(folder, *COMPARE) == 2, read_output(folder)
+        assert "no room to write" in read_output(folder)
+        assert "Traceback" not in read_output(folder)
         assert enlarge()
-        assert forked.run(folder, *COMPARE) == 0, said(folder)
-        same(folder, undisturbed)
+        assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
+        assert_same(folder, reference_folder)
 
 
 @pytest.mark.parametrize("most_bytes", [2_000, 20_000])
 def test_a_compare_whose_files_may_not_grow_says_so_and_goes_on_when_they_may(
-    forked, folder, undisturbed, most_bytes
+    command_driver, folder, reference_folder, most_bytes
 ):
-    assert forked.run(folder, *COMPARE, most_bytes=most_bytes) == 2, said(folder)
-    assert "no room to write" in said(folder)
-    assert "Traceback" not in said(folder)
-    assert forked.run(folder, *COMPARE) == 0, said(folder)
-    same(folder, undisturbed)
+    assert command_driver.run(folder, *COMPARE, most_bytes=most_bytes) == 2, read_output(folder)
+    assert "no room to write" in read_output(folder)
+    assert "Traceback" not in read_output(folder)
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
+    assert_same(folder, reference_folder)
 
 
-def test_files_that_were_cut_in_half_are_made_again(forked, undisturbed, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "copy")
+def test_files_that_were_cut_in_half_are_made_again(command_driver, reference_folder, tmp_path):
+    folder = shutil.copytree(reference_folder, tmp_path / "copy")
     for path in sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     index = folder / "runs" / "harness.duckdb"
     index.write_bytes(index.read_bytes()[: index.stat().st_size // 2])
-    assert forked.run(folder, *COMPARE) == 0, said(folder)  # no run waits for the index
-    same(folder, undisturbed)
-    assert forked.run(folder, "sql", "SELECT count(*) AS n FROM runs", "--csv") == 0, said(folder)
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)  # no run waits for the index
+    assert_same(folder, reference_folder)
+    assert command_driver.run(folder, "sql", "SELECT count(*) AS n FROM runs", "--csv") == 0, read_output(
+        folder
+    )
     n_runs = len(list((folder / "runs").glob("*/run.json")))
-    assert f"n\n{n_runs}\n" in said(folder)
-    assert forked.run(folder, "reindex") == 0, said(folder)
+    assert f"n\n{n_runs}\n" in read_output(folder)
+    assert command_driver.run(folder, "reindex") == 0, read_output(folder)
     index.unlink()
-    assert forked.run(folder, *COMPARE) == 0, said(folder)
-    same(folder, undisturbed)
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
+    assert_same(folder, reference_folder)
 
 
-def test_files_that_were_damaged_inside_are_made_again_by_the_same_compare(forked, undisturbed, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "copy")
+def test_files_that_were_damaged_inside_are_made_again_by_the_same_compare(
+    command_driver, reference_folder, tmp_path
+):
+    folder = shutil.copytree(reference_folder, tmp_path / "copy")
     for path in sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]:
         held = path.read_bytes()
         middle = len(held) // 2
         path.write_bytes(held[:middle] + bytes(255 - byte for byte in held[middle:][:8]) + held[middle + 8 :])
-    assert forked.run(folder, *COMPARE) == 0, said(folder)
-    same(folder, undisturbed)
+    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
+    assert_same(folder, reference_folder)

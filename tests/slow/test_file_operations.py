@@ -44,17 +44,17 @@ def folder(tiny, own_cache, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(forked, folder):
+def command(command_driver, folder):
     """Return the command, which does all of a comparison itself."""
 
     def run(killed):
-        return forked.run(folder, "compare", killed=killed)
+        return command_driver.run(folder, "compare", killed=killed)
 
     return Process(run, folder, lambda: shutil.rmtree(folder / "runs"))
 
 
 @pytest.fixture
-def worker(forked, folder):
+def worker(command_driver, folder):
     """Return a worker that does all jobs of a comparison but the control arm, whose time it would measure."""
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
@@ -63,19 +63,19 @@ def worker(forked, folder):
     jobs = [(job, known) for job in TopologicalSorter(plan.needs).static_order() if job.kind != "control"]
     (folder / "jobs").write_bytes(pickle.dumps(jobs))
 
-    def anew():
+    def clear_runs():
         for made in ("rows", "weights"):
             shutil.rmtree(folder / "runs" / made)
 
     with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
 
         def run(killed):
-            return forked.run(folder, str(file), "jobs", main="assigned_jobs:main", killed=killed)
+            return command_driver.run(folder, str(file), "jobs", main="assigned_jobs:main", killed=killed)
 
-        yield Process(run, folder, anew)
+        yield Process(run, folder, clear_runs)
 
 
-def left(folder: Path) -> dict[str, object]:
+def read_results(folder: Path) -> dict[str, object]:
     """Return what a process left: runs, weights, and every row but for its measured time."""
     runs = folder / "runs"
     rows = {
@@ -93,18 +93,18 @@ def left(folder: Path) -> dict[str, object]:
     return {"rows": rows, "weights": weights, "runs": names, "unfinished": unfinished}
 
 
-def said(process: Process) -> str:
+def read_output(process: Process) -> str:
     return (process.folder / "said.txt").read_text()
 
 
-def undisturbed(process: Process) -> tuple[list[tuple[int, bool]], dict[str, object]]:
+def run_undisturbed(process: Process) -> tuple[list[tuple[int, bool]], dict[str, object]]:
     """Let a process work to its end; returns where it can be killed, and what it left."""
     # That is at each of its file operations, where it opens a file to write both before it and with the file
     # begun.
     counted = process.folder / "counted"
     killed = {"below": str(process.folder / "runs"), "counted": str(counted)}
-    assert process.run(killed) == 0, said(process)
-    operations, made = counted.read_text(), left(process.folder)
+    assert process.run(killed) == 0, read_output(process)
+    operations, made = counted.read_text(), read_results(process.folder)
     assert len(operations) > 50
     assert made["rows"]
     assert len(made["weights"]) == 2
@@ -117,9 +117,9 @@ def hold_to(process: Process, at: int, begun: bool, expected: dict[str, object])
     """Kill a process at an operation, let the next one work to its end, and compare what is left."""
     process.anew()
     killed = {"below": str(process.folder / "runs"), "at": at, "begun": begun}
-    assert process.run(killed) == -9, f"not killed at operation {at}: {said(process)}"
-    assert process.run(None) == 0, f"killed at operation {at}, begun: {begun}: {said(process)}"
-    assert left(process.folder) == expected, f"killed at operation {at}, begun: {begun}"
+    assert process.run(killed) == -9, f"not killed at operation {at}: {read_output(process)}"
+    assert process.run(None) == 0, f"killed at operation {at}, begun: {begun}: {read_output(process)}"
+    assert read_results(process.folder) == expected, f"killed at operation {at}, begun: {begun}"
 
 
 @pytest.fixture(params=["command", "worker"])
@@ -129,13 +129,13 @@ def process(request):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_at_one_of_its_file_operations_changes_nothing_that_is_left(process):
-    moments, expected = undisturbed(process)
+    moments, expected = run_undisturbed(process)
     for at, begun in random.Random(3).sample(moments, N_DRAWN):
         hold_to(process, at, begun, expected)
 
 
 @pytest.mark.weekly
 def test_a_process_that_is_killed_at_any_of_its_file_operations_changes_nothing_that_is_left(process):
-    moments, expected = undisturbed(process)
+    moments, expected = run_undisturbed(process)
     for at, begun in moments:
         hold_to(process, at, begun, expected)

@@ -79,7 +79,7 @@ AFTER_SHOTS = {"arc_challenge": (25, 10), "mmlu_marketing": (5, 20)}
 GENERATED = {"gsm8k": ("openai/gsm8k", "main", "test")}
 
 
-class Both(NamedTuple):
+class BothSides(NamedTuple):
     """What both said: our rows by task and document, lm-eval's samples by task, and the precision."""
 
     ours: dict
@@ -98,7 +98,7 @@ def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
     theirs = samples_of_lm_eval(prepared.session, list(tasks), shots)
-    return Both(ours, theirs, prepared.session.machine.precision)
+    return BothSides(ours, theirs, prepared.session.machine.precision)
 
 
 def samples_of_lm_eval(session, tasks, shots):
@@ -138,7 +138,7 @@ def gap_nats(sample, metric):
     return float((logprobs[best] / sizes[best] - logprobs[second] / sizes[second]) * sizes[best])
 
 
-def gold_logprob(sample):
+def read_gold_logprob(sample):
     responses = sample["filtered_resps"]
     target = sample["target"] if len(responses) > 1 else 0
     if not str(target).isdigit():  # winogrande's target is what follows both ways to fill the gap
@@ -156,7 +156,7 @@ def hold_together(both, task):
     """Hold our answers to lm-eval's, but for choices that are as likely; write down what differs."""
     ours, samples = both.ours[task], both.theirs[task]
     metrics = [m for m in samples[0]["metrics"] if m.startswith("acc")]
-    worst = max(abs(gold_logprob(s) - ours[s["doc_id"]].gold_logprob) for s in samples)
+    worst = max(abs(read_gold_logprob(s) - ours[s["doc_id"]].gold_logprob) for s in samples)
     for metric in metrics:
         differing = [s for s in samples if float(s[metric]) != ours[s["doc_id"]].parts[metric][0]]
         gaps = sorted(gap_nats(s, metric) for s in differing)

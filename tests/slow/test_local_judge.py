@@ -3,16 +3,16 @@
 import pytest
 
 from harness.comparison.judge_correction import MIN_LABELS
-from tests.conftest import shared_data
+from tests.conftest import find_shared_data
 from tests.studies import local_judge as study
 
 pytestmark = pytest.mark.weekly
 
 
 def test_pairs_are_judged_in_both_orders_and_corrected_by_peoples_choices(tmp_path):
-    pairs = study.read_pairs(shared_data("rows").parent, 16)
+    pairs = study.read_pairs(find_shared_data("rows").parent, 16)
     (labels,) = study.judge_pairs(tmp_path, pairs, MIN_LABELS).labels
-    grades = study.kept_grades(tmp_path, pairs)
+    grades = study.list_stored_grades(tmp_path, pairs)
     assert sorted((g["item"], g["order"]) for g in grades) == sorted(
         (study.pair_id(row), order) for row in pairs for order in ("first", "second")
     )

@@ -5,7 +5,7 @@ A seed effect of one point is shared by all items of a making, and by all rows o
 
 import numpy as np
 import pytest
-from years import Year, alarm_rate, drawn, first_alarm, median_night
+from years import Year, alarm_rate, draw_year, find_first_alarm, median_night
 
 from harness.nightly.evidence import Seeds
 
@@ -21,9 +21,10 @@ def test_a_quiet_year_in_which_the_pool_goes_round_raises_few_alarms(answers, ma
 
 def test_a_lucky_reference_is_alarmed_about_where_seeds_are_left_out_and_not_where_they_count():
     rng, year = np.random.default_rng(2), Year("graded", 6000, 1)
-    quiet = [drawn(year, rng) for _ in range(15)]
+    quiet = [draw_year(year, rng) for _ in range(15)]
     left_out, counted = (
-        sum(first_alarm(nights, seeds) is not None for nights in quiet) for seeds in (Seeds(0.0), year.seeds)
+        sum(find_first_alarm(nights, seeds) is not None for nights in quiet)
+        for seeds in (Seeds(0.0), year.seeds)
     )
     assert left_out >= 3
     assert counted <= 2

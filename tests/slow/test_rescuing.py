@@ -24,26 +24,26 @@ CHANCE = [
 
 
 @pytest.fixture(scope="module")
-def collapsed(tmp_path_factory):
+def experiment_file(tmp_path_factory):
     """Collapse the chat of the real model; returns the path of the experiment's file."""
     return collapsing.run(tmp_path_factory.mktemp("collapse"), collapsing.HALF)[0]
 
 
-def opened(collapsed):
+def open_experiment(collapsed):
     loaded = config.load(collapsed, [*collapsing.HALF, *CHANCE])
     return prepare_session(loaded, Scope(), SilentProgress()), loaded
 
 
 @pytest.fixture(scope="module")
-def found(collapsed):
-    session, loaded = opened(collapsed)
+def rescue_result(experiment_file):
+    session, loaded = open_experiment(experiment_file)
     return rescue.run(rescue.prepare(session, loaded.selected, "lora"))
 
 
 @pytest.fixture(scope="module")
-def outcome_on(collapsed, found):
+def outcome_on(experiment_file, rescue_result):
     """Return what the gate says of a trial on one half, computed again from the stored rows."""
-    session, loaded = opened(collapsed)
+    session, loaded = open_experiment(experiment_file)
     prepared = rescue.prepare(session, loaded.selected, "lora")
     session, reader = prepared.session, Reader(prepared.session)
     base = bases_of(session, reader, [prepared.case.run])[prepared.case.run.base_digest]
@@ -57,27 +57,33 @@ def outcome_on(collapsed, found):
     return outcome
 
 
-def test_the_collapsed_run_itself_fails_on_the_half_that_is_searched(found, outcome_on):
-    assert found.original.search.verdict.outcome == outcome_on(found.original, "search") == "fail"
+def test_the_collapsed_run_itself_fails_on_the_half_that_is_searched(rescue_result, outcome_on):
+    assert (
+        rescue_result.original.search.verdict.outcome
+        == outcome_on(rescue_result.original, "search")
+        == "fail"
+    )
 
 
-def test_what_is_rescued_passes_on_both_halves_by_the_stored_rows_or_nothing_does(found, outcome_on):
-    passed = [t for t in found.tried if t.search and t.search.gains and outcome_on(t, "search") == "pass"]
-    if found.rescued_trial:
+def test_what_is_rescued_passes_on_both_halves_by_the_stored_rows_or_nothing_does(rescue_result, outcome_on):
+    passed = [
+        t for t in rescue_result.tried if t.search and t.search.gains and outcome_on(t, "search") == "pass"
+    ]
+    if rescue_result.rescued_trial:
         (chosen,) = passed
-        assert (chosen.name, outcome_on(chosen, "confirm")) == (found.rescued_trial, "pass")
+        assert (chosen.name, outcome_on(chosen, "confirm")) == (rescue_result.rescued_trial, "pass")
         assert chosen.facts.vs_untrained.low > 0
-        assert found.sentence.startswith(f"Rescued: {chosen.name}")
+        assert rescue_result.sentence.startswith(f"Rescued: {chosen.name}")
     else:
-        assert found.sentence.startswith("Nothing is rescued: ")
+        assert rescue_result.sentence.startswith("Nothing is rescued: ")
         assert [t.confirm is not None for t in passed] == [True] * len(passed)
         assert len(passed) <= 1
-        assert len(found.tried) == 3 or passed
+        assert len(rescue_result.tried) == 3 or passed
         assert not any(outcome_on(t, "confirm") == "pass" and t.facts.vs_untrained.low > 0 for t in passed)
 
 
-def test_the_halves_share_no_cluster_and_hold_every_item(collapsed, found):
-    session, loaded = opened(collapsed)
+def test_the_halves_share_no_cluster_and_hold_every_item(experiment_file, rescue_result):
+    session, loaded = open_experiment(experiment_file)
     prepared = rescue.prepare(session, loaded.selected, "lora")
     base = bases_of(session, Reader(session), [prepared.case.run])[prepared.case.run.base_digest]
     halved = split(base, 0)
@@ -86,13 +92,13 @@ def test_the_halves_share_no_cluster_and_hold_every_item(collapsed, found):
         for h in ("search", "confirm")
     ]
     assert not halves[0] & halves[1]
-    assert found.original.search.n_all == sum(map(len, base.values()))
+    assert rescue_result.original.search.n_all == sum(map(len, base.values()))
 
 
-def test_the_front_holds_what_nothing_beats_in_both(found, tmp_path):
+def test_the_front_holds_what_nothing_beats_in_both(rescue_result, tmp_path):
     points = {
         t.name: (t.facts.target.score, t.capability_change.score)
-        for t in (found.original, *found.tried)
+        for t in (rescue_result.original, *rescue_result.tried)
         if t.capability_change
     }
     beaten = {
@@ -101,21 +107,21 @@ def test_the_front_holds_what_nothing_beats_in_both(found, tmp_path):
         for u, v in points.values()
         if u >= x and v >= y and (u, v) != (x, y)
     }
-    assert set(found.front)
-    assert not set(found.front) & beaten
-    assert {points[name] for name in found.front} == {points[name] for name in points.keys() - beaten}
-    written = {path.suffix: path.read_text() for path in rescue.write(found, tmp_path)}
+    assert set(rescue_result.front)
+    assert not set(rescue_result.front) & beaten
+    assert {points[name] for name in rescue_result.front} == {points[name] for name in points.keys() - beaten}
+    written = {path.suffix: path.read_text() for path in rescue.write(rescue_result, tmp_path)}
     assert all(name in written[".svg"] and name in written[".md"] for name in points)
 
 
-def test_a_replayed_training_was_given_the_bases_own_answers(found):
-    trained = [t for t in found.tried if t.step == "replay" and t.facts.state == "done"]
+def test_a_replayed_training_was_given_the_bases_own_answers(rescue_result):
+    trained = [t for t in rescue_result.tried if t.step == "replay" and t.facts.state == "done"]
     assert all(8 <= t.facts.training.n_replayed <= 16 for t in trained)
 
 
-def test_a_second_rescue_computes_nothing(collapsed, found):
-    session, loaded = opened(collapsed)
+def test_a_second_rescue_computes_nothing(experiment_file, rescue_result):
+    session, loaded = open_experiment(experiment_file)
     start = time.monotonic()
-    assert rescue.run(rescue.prepare(session, loaded.selected, "lora")) == found
+    assert rescue.run(rescue.prepare(session, loaded.selected, "lora")) == rescue_result
     assert session.slot.host is None
     assert time.monotonic() - start < 30

@@ -27,7 +27,7 @@ THEIRS = {
 OURS = "from harness.cli import main; main()"
 
 
-class Said(NamedTuple):
+class DocumentAnswer(NamedTuple):
     """Of one document: the answer, whether it is right, and the right one's log-likelihood in nats."""
 
     answer: str
@@ -57,14 +57,14 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def ours(mirror, tmp_path_factory):
+def our_answers(mirror, tmp_path_factory):
     """Ask by `harness eval`; what it said by task and document."""
     out = tmp_path_factory.mktemp("ours")
     asked = ("smollm2-135m", "-t", ",".join(TASKS), "--precision", "fp32")
     run(mirror, "-c", OURS, "eval", *asked, "-o", out, "-s", "--runs", out / "runs")
     return {
         task: {
-            int(row["example_id"].partition("-")[0]): Said(
+            int(row["example_id"].partition("-")[0]): DocumentAnswer(
                 row["text"], row["parts"]["acc"][0], row["gold_logprob"]
             )
             for row in lines(out / f"samples_{task}.jsonl")
@@ -74,7 +74,7 @@ def ours(mirror, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=THEIRS)
-def theirs(request, mirror, tmp_path_factory):
+def their_answers(request, mirror, tmp_path_factory):
     """Ask by lm-eval's command line."""
     module, precision = THEIRS[request.param]
     out = tmp_path_factory.mktemp(request.param)
@@ -82,15 +82,15 @@ def theirs(request, mirror, tmp_path_factory):
     asked = ("--tasks", ",".join(TASKS), "--output_path", out, "--log_samples")
     run(mirror, "-m", module, "--model", request.param, "--model_args", model, *asked)
     files = {task: next(out.rglob(f"samples_{task}_*.jsonl")) for task in TASKS}
-    return {task: {s["doc_id"]: said_in(s) for s in lines(file)} for task, file in files.items()}
+    return {task: {s["doc_id"]: read_sample(s) for s in lines(file)} for task, file in files.items()}
 
 
-def said_in(sample):
+def read_sample(sample):
     """Read one line of lm-eval's samples; a continuation without others has no answer but itself."""
     logprobs = [float(response[0]) for response in sample["filtered_resps"]]
     choices = [asked["arg_1"].removeprefix(" ") for asked in sample["arguments"].values()]
     several = len(logprobs) > 1
-    return Said(
+    return DocumentAnswer(
         choices[logprobs.index(max(logprobs))] if several else "",
         float(sample["acc"]),
         logprobs[int(sample["target"]) if several else 0],
@@ -98,9 +98,9 @@ def said_in(sample):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_both_command_lines_answer_every_document_alike(ours, theirs, task):
-    assert sorted(ours[task]) == sorted(theirs[task]) == list(range(N))
-    for document, said in theirs[task].items():
-        mine = ours[task][document]
+def test_both_command_lines_answer_every_document_alike(our_answers, their_answers, task):
+    assert sorted(our_answers[task]) == sorted(their_answers[task]) == list(range(N))
+    for document, said in their_answers[task].items():
+        mine = our_answers[task][document]
         assert (mine.answer, mine.right) == (said.answer, said.right)
         assert mine.logprob == pytest.approx(said.logprob, abs=1e-3)

@@ -11,7 +11,7 @@ import pytest
 import harness.experiment as experiment
 from harness import config, report
 from harness.data import load_task
-from tests.conftest import shared_data
+from tests.conftest import find_shared_data
 
 pytestmark = pytest.mark.weekly
 
@@ -57,43 +57,45 @@ candidates:
 """
 
 
-def compared(path, **limits):
+def compare_and_write(path, **limits):
     found = experiment.compare(path, **limits)
     forms = report.write(found, path.parent)
     if kept := os.environ.get("HARNESS_EXAMPLES"):
         for form in (form for form in forms if form.suffix in (".md", ".json", ".svg")):
             # Whoever reads an example has these rows elsewhere.
-            text = form.read_text().replace(f"{shared_data('rows').parent}/", "")
+            text = form.read_text().replace(f"{find_shared_data('rows').parent}/", "")
             (Path(kept) / form.name).write_text(text)
     return found
 
 
-def written(folder, text, rows):
+def write_experiment(folder, text, rows):
     path = folder / "harness.yaml"
-    path.write_text(text.format(rows=shared_data(rows)))
+    path.write_text(text.format(rows=find_shared_data(rows)))
     return path
 
 
 @pytest.fixture(scope="module")
 def dolly(tmp_path_factory):
-    path = written(tmp_path_factory.mktemp("dolly"), DOLLY, "rows/dolly_3k/train.jsonl.gz")
-    return compared(path, limit=24)
+    path = write_experiment(tmp_path_factory.mktemp("dolly"), DOLLY, "rows/dolly_3k/train.jsonl.gz")
+    return compare_and_write(path, limit=24)
 
 
 @pytest.fixture(scope="module")
 def xquad_path(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("xquad"), XQUAD, "rows/squad_xquad_en/all.jsonl.gz")
+    return write_experiment(tmp_path_factory.mktemp("xquad"), XQUAD, "rows/squad_xquad_en/all.jsonl.gz")
 
 
 @pytest.fixture(scope="module")
 def xquad(xquad_path):
-    return compared(xquad_path)
+    return compare_and_write(xquad_path)
 
 
 @pytest.fixture(scope="module")
-def harmless(tmp_path_factory):
-    path = written(tmp_path_factory.mktemp("harmless"), HH_RLHF, "rows/hh_rlhf_harmless/test.jsonl.gz")
-    return compared(path)
+def harmless_report(tmp_path_factory):
+    path = write_experiment(
+        tmp_path_factory.mktemp("harmless"), HH_RLHF, "rows/hh_rlhf_harmless/test.jsonl.gz"
+    )
+    return compare_and_write(path)
 
 
 def scores(report):
@@ -126,9 +128,9 @@ def test_no_article_is_on_two_sides(xquad_path):
     assert sum(map(len, sides)) == len(set.union(*sides))
 
 
-def test_transcripts_of_preferences_train_a_dpo_candidate(harmless):
-    dpo = next(fact for fact in harmless.facts if fact.name == "dpo")
+def test_transcripts_of_preferences_train_a_dpo_candidate(harmless_report):
+    dpo = next(fact for fact in harmless_report.facts if fact.name == "dpo")
     assert dpo.state == "done"
     assert dpo.training.loss[0][1] == pytest.approx(0.6931, abs=0.02)
     assert dpo.training.reward_margin[-1][1] > 0
-    assert any("rows dropped" in note or "left out" in note for note in harmless.notes)
+    assert any("rows dropped" in note or "left out" in note for note in harmless_report.notes)

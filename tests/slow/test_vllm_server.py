@@ -41,7 +41,7 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def local(source):
+def local_base(source):
     return ModelHost(source, tiny_methods.CPU).base
 
 
@@ -87,17 +87,17 @@ def _wait(server, health, log):
 
 
 @pytest.fixture
-def opened(source, url, tmp_path):
+def endpoints(source, url, tmp_path):
     """Open the endpoint by each protocol in turn, as a run does."""
 
-    def by(protocol):
+    def open_by_protocol(protocol):
         made = method.fit(
             tiny_methods.context(source.path, tmp_path / protocol, source=source),
             method.Params(base_url=url, model=MODEL, protocol=protocol),
         )
         return openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
 
-    return by
+    return open_by_protocol
 
 
 def turns(text):
@@ -109,27 +109,27 @@ def answers(candidate, limits):
     return [(o.text, o.finish_reason, o.n_prompt_tokens) for o in found]
 
 
-def test_likelihoods_are_those_of_transformers(local, opened):
-    encoded = [local.encode(turns(text), choice) for text in QUESTIONS for choice in CHOICES]
-    whole = local.encode((), " ".join(QUESTIONS), chat_template=False)
+def test_likelihoods_are_those_of_transformers(local_base, endpoints):
+    encoded = [local_base.encode(turns(text), choice) for text in QUESTIONS for choice in CHOICES]
+    whole = local_base.encode((), " ".join(QUESTIONS), chat_template=False)
     pairs = [(e.context, e.continuation) for e in (*encoded, whole)]
-    with opened("completions") as candidate:
+    with endpoints("completions") as candidate:
         assert candidate.max_context == 1023
         theirs = candidate.loglikelihood(pairs)
-    ours = local.loglikelihood(pairs)
+    ours = local_base.loglikelihood(pairs)
     assert [x.logprob for x in theirs] == pytest.approx([x.logprob for x in ours], abs=NATS)
     assert [x.greedy for x in theirs] == [x.greedy for x in ours]
 
 
 @pytest.mark.parametrize("protocol", ["completions", "chat"])
 @pytest.mark.parametrize("limits", [Limits(1), Limits(24), Limits(24, (".",))])
-def test_answers_are_those_of_transformers(local, opened, protocol, limits):
-    with opened(protocol) as candidate:
-        assert answers(candidate, limits) == answers(local, limits)
+def test_answers_are_those_of_transformers(local_base, endpoints, protocol, limits):
+    with endpoints(protocol) as candidate:
+        assert answers(candidate, limits) == answers(local_base, limits)
 
 
-def test_a_prompt_that_vllm_finds_too_long_is_an_error_row(opened):
-    with opened("completions") as candidate:
+def test_a_prompt_that_vllm_finds_too_long_is_an_error_row(endpoints):
+    with endpoints("completions") as candidate:
         (found,) = candidate.generate([(5,) * 1100], Limits(4))
     assert found.finish_reason == "error"
     assert "1024" in found.error

@@ -53,7 +53,7 @@ def one_thread(cache_folder, usual_threads):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model, one_thread, tmp_path_factory):
+def reference_run(model, one_thread, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("undisturbed"), model)
     return path, tiny_experiment.run(path)
 
@@ -97,7 +97,7 @@ def trials(path):
     return {one.run.run_id: (one.state, one.trial.params, one.trial.validation) for one in found}
 
 
-def same(path, undisturbed):
+def assert_same(path, undisturbed):
     """Hold a finished experiment to one that a single process made."""
     alone, _ = undisturbed
     runs, expected = (tiny_experiment.runs_of(one) for one in (path, alone))
@@ -113,7 +113,7 @@ def same(path, undisturbed):
     assert [*folder.glob("rows/*/blocks"), *folder.glob("weights/*.part"), *folder.glob(".claims")] == []
 
 
-def finished(path):
+def map_complete_files(path):
     """Map what is complete to when it was written."""
     runs = path.parent / "runs"
     return {
@@ -126,7 +126,7 @@ def finished(path):
 
 def changed_since(before, path):
     """List what was complete and is written anew, or gone."""
-    now = finished(path)
+    now = map_complete_files(path)
     return [str(file.relative_to(path.parent)) for file, at in before.items() if now.get(file) != at]
 
 
@@ -165,40 +165,41 @@ def run_beside(path, *overrides):
     return thread, found
 
 
-def test_four_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path, undisturbed):
+def test_four_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path, reference_run):
     thread, found = run_beside(path, *LOCAL, "execution.workers=4")
-    wait_until(lambda: len(finished(path)) >= 3 or found)
-    before = finished(path)
+    wait_until(lambda: len(map_complete_files(path)) >= 3 or found)
+    before = map_complete_files(path)
     assert thread.is_alive()
     os.kill(processes(f"executors.local {path.parent}")[0], signal.SIGKILL)
     thread.join(240)
     assert [f.state for f in found[0].facts].count("failed") == 1
-    same(path, undisturbed)
+    assert_same(path, reference_run)
     assert changed_since(before, path) == []
 
 
-def test_a_command_that_is_killed_takes_its_workers_along_and_the_next_one_goes_on(path, undisturbed):
+def test_a_command_that_is_killed_takes_its_workers_along_and_the_next_one_goes_on(path, reference_run):
     words = [sys.executable, "-c", MAIN, "compare", "--executor", "local", "--workers", "2", "--threads", "1"]
     command = subprocess.Popen(words, cwd=path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(finished(path)) >= 3 or command.poll() is not None)
+    wait_until(lambda: len(map_complete_files(path)) >= 3 or command.poll() is not None)
     command.kill()
     command.wait()
-    before = finished(path)
+    before = map_complete_files(path)
     wait_until(lambda: not processes(f"executors.local {path.parent}"))
     done = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr  # one candidate fails
-    same(path, undisturbed)
+    assert_same(path, reference_run)
     assert changed_since(before, path) == []
 
 
-def test_jobs_by_submitit_leave_the_rows_of_one_process(path, undisturbed):
+def test_jobs_by_submitit_leave_the_rows_of_one_process(path, reference_run):
     extra = "execution: {executor: slurm, address: local, workers: 2, threads: 1, slurm: {timeout_min: 5}}\n"
     path.write_text(path.read_text() + extra)
     tiny_experiment.run(path, candidates=("lora",))  # a process for each job, so few of them
     assert (
-        tiny_experiment.runs_of(path)["lora"].run_id == tiny_experiment.runs_of(undisturbed[0])["lora"].run_id
+        tiny_experiment.runs_of(path)["lora"].run_id
+        == tiny_experiment.runs_of(reference_run[0])["lora"].run_id
     )
-    found, expected = rows(path), rows(undisturbed[0])
+    found, expected = rows(path), rows(reference_run[0])
     assert found == {name: expected[name] for name in found}
     assert len(list((path.parent / "runs" / ".workers").glob("*/*_result.pkl"))) >= 4
 
@@ -218,7 +219,7 @@ def cluster():
     started.shutdown()
 
 
-def another_node(cluster):
+def find_other_node(cluster):
     """Return a node of a cluster that this process is not connected to, and that is not its head."""
     from ray._private.worker import global_worker
 
@@ -227,18 +228,18 @@ def another_node(cluster):
 
 
 def test_a_ray_cluster_that_loses_a_worker_and_a_node_leaves_the_rows_of_one_process(
-    path, undisturbed, cluster
+    path, reference_run, cluster
 ):
     thread, found = run_beside(
         path, "execution.executor=ray", f"execution.address={cluster.address}", "execution.threads=1"
     )
-    wait_until(lambda: len(finished(path)) >= 2 or found)
+    wait_until(lambda: len(map_complete_files(path)) >= 2 or found)
     os.kill(processes("ray::run_job")[0], signal.SIGKILL)
-    wait_until(lambda: len(finished(path)) >= 6 or found)
-    before = finished(path)
+    wait_until(lambda: len(map_complete_files(path)) >= 6 or found)
+    before = map_complete_files(path)
     assert thread.is_alive()
-    cluster.remove_node(another_node(cluster), allow_graceful=False)
+    cluster.remove_node(find_other_node(cluster), allow_graceful=False)
     thread.join(240)
     assert [f.state for f in found[0].facts].count("failed") == 1
-    same(path, undisturbed)
+    assert_same(path, reference_run)
     assert changed_since(before, path) == []

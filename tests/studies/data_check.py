@@ -43,7 +43,7 @@ MARKER = "[T2] "
 Row = dict[str, str]
 
 
-class Planted(NamedTuple):
+class FaultyRows(NamedTuple):
     """Rows with faults, and by fault the lines (from 1) that have it."""
 
     rows: list[Row]
@@ -122,7 +122,7 @@ LABELLED = ("own generator (support)", "Banking77")
 # ---- faults ----
 
 
-def plant(clean: Sequence[Row], rng: random.Random, labelled: bool) -> Planted:
+def plant(clean: Sequence[Row], rng: random.Random, labelled: bool) -> FaultyRows:
     """Give rows their faults: changed in place at drawn lines, or copied to the end."""
     rows = [dict(row) for row in clean]
     free = list(range(len(rows)))
@@ -141,7 +141,7 @@ def plant(clean: Sequence[Row], rng: random.Random, labelled: bool) -> Planted:
         lines[name] = {i + 1 for i in chosen}
         for i in chosen:
             rows[i] = damage(rows[i], labels, rng, name)
-    return Planted(rows, lines)
+    return FaultyRows(rows, lines)
 
 
 def duplicate(row: Row, rng: random.Random, *, near: bool) -> Row:
@@ -199,15 +199,15 @@ def measure(name: str, encoder: str | None) -> dict[str, Any]:
     train, test = SETS[name](rng)
     planted = plant(train, rng, name in LABELLED)
     with tempfile.TemporaryDirectory() as folder:
-        before, after = (checked(Path(folder), rows) for rows in (train, planted.rows))
-        with_marker = checked(Path(folder), mark(train, rng)) if name in LABELLED else []
+        before, after = (run_checks(Path(folder), rows) for rows in (train, planted.rows))
+        with_marker = run_checks(Path(folder), mark(train, rng)) if name in LABELLED else []
         sense = repeats(Path(folder), train, encoder) if encoder else {}
     faults = {}
     for fault, lines in planted.lines.items():
         known = FAULTS[fault]
         if known.check not in names():
             continue
-        flagged, clean = named(after, known), named(before, known)
+        flagged, clean = find_named_lines(after, known), find_named_lines(before, known)
         unplanted = flagged - lines
         faults[fault] = {
             "planted": len(lines),
@@ -244,22 +244,22 @@ def titles(found: Sequence[Finding]) -> list[str]:
     return [f.title.partition(" (p =")[0] for f in found if f.check == "label_markers"]
 
 
-def checked(folder: Path, rows: Sequence[Row]) -> list[Finding]:
+def run_checks(folder: Path, rows: Sequence[Row]) -> list[Finding]:
     """Run the checks on rows, as `harness data check` does."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     asked = [fault.check for fault in FAULTS.values()] + ["label_markers"]
     only = [check for check in dict.fromkeys(asked) if check in names()]
-    return list(examined(file, only))
+    return list(examine_file(file, only))
 
 
-def examined(file: Path, only: Sequence[str], encoder: str | None = None) -> Sequence[Finding]:
+def examine_file(file: Path, only: Sequence[str], encoder: str | None = None) -> Sequence[Finding]:
     """Run the named checks on a file, as the command does."""
     asked = RowCheck([str(file)], prompt="prompt", reference="reference", only=only, embeddings=encoder)
     return examine_rows(asked).findings
 
 
-def named(found: Sequence[Finding], fault: Fault) -> set[int]:
+def find_named_lines(found: Sequence[Finding], fault: Fault) -> set[int]:
     """Return the lines that findings of a fault name."""
     return {int(place.rpartition(":")[2]) for f in found if is_of(f, fault) for place in f.rows}
 
@@ -271,12 +271,12 @@ def is_of(finding: Finding, fault: Fault) -> bool:
 
 def repeats(folder: Path, train: Sequence[Row], encoder: str) -> dict[str, Any]:
     """Plant the pairs that judge as rows of one file, of one answer each, and count which measure names the second."""
-    judged, n = judging_pairs(), len(train)
+    judged, n = read_judging_pairs(), len(train)
     answer = min(row["reference"] for row in train)
     rows = [*train, *({"prompt": p[side], "reference": answer} for side in "ab" for p in judged)]
     file = folder / "repeats.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    found = examined(file, ["repeated_rows"], encoder)
+    found = examine_file(file, ["repeated_rows"], encoder)
     of_words = [f for f in found if "by sense" not in f.title]
     counts: dict[str, Any] = {}
     for how, of in (("words", of_words), ("words and embeddings", found)):
@@ -297,7 +297,7 @@ def leaks(
     train: Sequence[Row], test: Sequence[Row], rng: random.Random, encode: Encode | None
 ) -> dict[str, Any]:
     """Plant leaks and decoys between training and test, and count which measure names them."""
-    judged = judging_pairs()
+    judged = read_judging_pairs()
     slipped = rng.sample(list(test), round(0.02 * len(train)))
     added = [(p["kind"], p["a"], p["b"]) for p in judged]
     added += [("slips of the pen", row["prompt"], slips(row["prompt"], rng)) for row in slipped]
@@ -322,7 +322,7 @@ def leaks(
     return counts
 
 
-def judging_pairs() -> list[Row]:
+def read_judging_pairs() -> list[Row]:
     """Read the pairs that were written by hand and chose no threshold."""
     pairs: list[Row] = [json.loads(line) for line in PAIRS.read_text("utf-8").splitlines()]
     return [pair for pair in pairs if int(pair["id"][-3:]) % 2 == 0]
@@ -330,7 +330,7 @@ def judging_pairs() -> list[Row]:
 
 def trade_off(encode: Encode) -> list[dict[str, Any]]:
     """Say, for the half that judges, how many pairs of each kind reach each cosine."""
-    judged = judging_pairs()
+    judged = read_judging_pairs()
     left, right = (encode([p[side] for p in judged]) for side in "ab")
     cosines = (left * right).sum(axis=1).tolist()
     found = []
@@ -350,7 +350,7 @@ def show(name: str) -> None:
     """Print what is named among the rows as they were, to be read by hand."""
     train, _ = SETS[name](random.Random(f"data check/{name}"))
     with tempfile.TemporaryDirectory() as folder:
-        found = checked(Path(folder), train)
+        found = run_checks(Path(folder), train)
     for finding in found:
         for i, place in enumerate(finding.rows):
             line = int(place.rpartition(":")[2])

@@ -32,7 +32,7 @@ def page(results: Mapping[str, Any], read: Mapping[str, Any]) -> str:
             *_faults(sets),
             "## The rows as they were",
             "",
-            *_clean(sets),
+            *_list_clean_sets(sets),
             *_read(sets, read),
             "## Leaks in other words",
             "",
@@ -100,7 +100,7 @@ def _marker(marker: Mapping[str, Sequence[str]]) -> tuple[str, str, str]:
     return found, f"{len(marker['before'])} markers named before", f"{len(new) - len(planted)}"
 
 
-def _clean(sets: Mapping[str, Any]) -> list[str]:
+def _list_clean_sets(sets: Mapping[str, Any]) -> list[str]:
     lines = _head("set", "check", "rows named before anything was planted", "alarm")
     for name, one in sets.items():
         for fault, f in one["faults"].items():

@@ -75,7 +75,7 @@ class Rank(NamedTuple):
     n: int
 
 
-class Found(NamedTuple):
+class StudyResult(NamedTuple):
     """The study's numbers: what each LoRA changed by task, and what follows from that."""
 
     changes: dict[str, dict[str, Change]]
@@ -96,7 +96,7 @@ def prepare(folder: Path, size: Size, datasets: Path) -> Path:
     experiment = {
         "name": "general-suite-study",
         "target": target(),
-        "suites": [general(size), benchmarks(size)],
+        "suites": [read_general(size), benchmarks(size)],
         "candidates": {"lora": {"method": "lora", "params": lora(size)}},
     }
     for written in (experiment["target"], *experiment["suites"]):
@@ -118,7 +118,7 @@ def target() -> dict[str, Any]:
     return suite
 
 
-def general(size: Size) -> dict[str, Any]:
+def read_general(size: Size) -> dict[str, Any]:
     suite = read(ROOT / "suites" / "general.yaml")
     for task in suite["tasks"]:
         task["limit"] = min(task["limit"], size.general)
@@ -170,7 +170,7 @@ def dump(path: Path, value: Mapping[str, Any]) -> None:
 # What it shows
 
 
-def study(report: ExperimentReport) -> Found:
+def study(report: ExperimentReport) -> StudyResult:
     """Rank the LoRAs by the suite and by each benchmark, and weigh each task's spread against its noise."""
     general_tasks = [task["name"] for task in read(ROOT / "suites" / "general.yaml")["tasks"]]
     left_out = {name: why for name, why in report.not_admitted.items() if name in general_tasks}
@@ -181,7 +181,7 @@ def study(report: ExperimentReport) -> Found:
         if facts.state == "done"
     }
     columns = list(next(iter(changes.values())))
-    return Found(
+    return StudyResult(
         changes,
         {name: rank(changes, "macro", name) for name in (*BENCHMARKS, "benchmarks")},
         {name: rank(changes, name, "benchmarks") for name in general_tasks},
@@ -239,7 +239,7 @@ def signal_to_noise(changes: Sequence[Change]) -> float | None:
 # The report
 
 
-def markdown(found: Found, size: Size, header: Mapping[str, Any]) -> str:
+def markdown(found: StudyResult, size: Size, header: Mapping[str, Any]) -> str:
     """Write the tables, with what they say in a sentence each."""
     whole, n = found.ranks["benchmarks"], len(found.changes)
     weak = [name for name in found.task_ranks if (found.signal_to_noise[name] or 0) < ENOUGH]
@@ -250,7 +250,9 @@ def markdown(found: Found, size: Size, header: Mapping[str, Any]) -> str:
         f"{size.instructions} prompts of IFEval. Deltas are paired with the base, in percentage points; bits per "
         "byte are turned, so that below 0 is a loss everywhere."
     )
-    fall, fewer = (sum(_lost(of[name]) for of in found.changes.values()) for name in ("macro", "benchmarks"))
+    fall, fewer = (
+        sum(_is_lost(of[name]) for of in found.changes.values()) for name in ("macro", "benchmarks")
+    )
     said = (
         f"{fall} of the {n} LoRAs lose more than two standard errors on the suite's macro, {fewer} on the mean of the "
         f"benchmarks. Rank correlation of the macro with that mean: {_rank(whole)}. "
@@ -264,7 +266,7 @@ def markdown(found: Found, size: Size, header: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| benchmark | rank correlation with the macro | signal-to-noise |", "|---|---|---|"]
     lines += [
-        f"| {name} | {_rank(found.ranks[name])} | {_plain(found.signal_to_noise[name])} |"
+        f"| {name} | {_rank(found.ranks[name])} | {_format_number(found.signal_to_noise[name])} |"
         for name in (*BENCHMARKS, "benchmarks")
     ]
     lines += [
@@ -273,25 +275,25 @@ def markdown(found: Found, size: Size, header: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [_task_line(found, name) for name in found.task_ranks]
-    lines += [f"| macro | {_range(found, 'macro')} | | {_plain(found.signal_to_noise['macro'])} | |"]
+    lines += [f"| macro | {_range(found, 'macro')} | | {_format_number(found.signal_to_noise['macro'])} | |"]
     where = ", ".join(f"{key} {header[key]}" for key in ("device", "precision", "engine") if key in header)
     lines += ["", f"{where}. `python -m tests.studies.general_suite` makes this table again.", ""]
     return "\n".join(lines)
 
 
-def _task_line(found: Found, name: str) -> str:
+def _task_line(found: StudyResult, name: str) -> str:
     ratio = found.signal_to_noise[name]
     said = (
         "not in the macro" if name in found.left_out else "" if (ratio or 0) >= ENOUGH else "ranks by noise"
     )
-    return f"| {name} | {_range(found, name)} | {_rank(found.task_ranks[name])} | {_plain(ratio)} | {said} |"
+    return f"| {name} | {_range(found, name)} | {_rank(found.task_ranks[name])} | {_format_number(ratio)} | {said} |"
 
 
-def _lost(change: Change) -> bool:
+def _is_lost(change: Change) -> bool:
     return change.delta < -2 * change.se
 
 
-def _range(found: Found, name: str) -> str:
+def _range(found: StudyResult, name: str) -> str:
     deltas = [of[name].delta for of in found.changes.values()]
     shown = formatting.plain if name.endswith("_text") else formatting.points
     return f"{shown(min(deltas))} to {shown(max(deltas))}"
@@ -303,7 +305,7 @@ def _rank(found: Rank) -> str:
     )
 
 
-def _plain(x: float | None) -> str:
+def _format_number(x: float | None) -> str:
     return formatting.UNKNOWN if x is None else f"{x:.1f}"
 
 

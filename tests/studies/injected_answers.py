@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from injections import INJECTIONS
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 from tiny_experiment import rows as write_rows
 from tiny_experiment import runs_of
 
@@ -50,7 +50,7 @@ def questions(data: Path) -> list[dict[str, Any]]:
     return [{"id": f"q{i}", **row} for i, row in enumerate(rows[: len(INJECTIONS)])]
 
 
-def graded(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+def grade_answers(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Let the model grade the three answers to each question; returns the grades by arm, in [0, 1]."""
     texts = {
         "own": [row["reference"] for row in rows],
@@ -68,7 +68,7 @@ def graded(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     def answer(messages: list[dict[str, str]]) -> str:
         return said.get((messages[0]["content"], messages[-1]["content"]), "0")
 
-    with serving(Rule(answer)) as server:
+    with serve_model(Rule(answer)) as server:
         (folder / "harness.yaml").write_text(
             CONFIG.format() + "".join(CANDIDATE.format(arm=arm, url=server.url) for arm in ARMS)
         )
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "injected_answers")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    kept = figures(graded(folder, questions(Path(os.environ["HARNESS_TEST_DATA"]))))
+    kept = figures(grade_answers(folder, questions(Path(os.environ["HARNESS_TEST_DATA"]))))
     at = ROOT / "reports" / "injected_answers"
     at.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
     at.with_suffix(".md").write_text(markdown(kept))

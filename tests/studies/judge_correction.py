@@ -97,11 +97,11 @@ def read_answers(folder: Path) -> Answers:
         rows = {(row["model"], row["id"]): row for row in map(json.loads, lines)}
     models, items = sorted({m for m, _ in rows}), sorted({i for _, i in rows})
 
-    def complied(by: str) -> dict[str, Array]:
+    def read_compliance(by: str) -> dict[str, Array]:
         of = {m: [rows[m, i][by].startswith("1_full_compliance") for i in items] for m in models}
         return {m: np.array(found, float) for m, found in of.items()}
 
-    return Answers(complied(PEOPLE), {name: complied(by) for name, by in JUDGES.items()})
+    return Answers(read_compliance(PEOPLE), {name: read_compliance(by) for name, by in JUDGES.items()})
 
 
 def pairs(answers: Answers) -> list[tuple[str, str]]:
@@ -143,7 +143,7 @@ def coverage(
     return _summaries(judge, n_labels, hits / draws, widths / draws, len(truth))
 
 
-def uncorrected(
+def count_uncorrected(
     answers: Answers, judge: str, draws: int, compared: Sequence[tuple[str, str]]
 ) -> list[Coverage]:
     """Count the same of the judge's own intervals, of all items."""
@@ -262,7 +262,7 @@ def main() -> None:
     answers = read_answers(folder)
     compared, found = pairs(answers), list[Coverage]()
     for judge in JUDGES:
-        found += uncorrected(answers, judge, 2000, compared)
+        found += count_uncorrected(answers, judge, 2000, compared)
         for n in SIZES:
             found += coverage(answers, judge, n, DRAWS, compared)
             sys.stderr.write(f"{found[-2]}\n{found[-1]}\n")

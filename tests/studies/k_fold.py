@@ -105,7 +105,7 @@ def deal(rng: Rng, rows: Rows, k: int) -> NDArray[np.intp]:
     return fold[rows.clusters]
 
 
-def class_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer by the nearer of the two classes' means; right is 1."""
     known, labels = rows.features[~tested], rows.labels[~tested]
     middle = [known[labels == c].mean(axis=0) if (labels == c).any() else known.mean(axis=0) for c in (0, 1)]
@@ -113,40 +113,40 @@ def class_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     return ((far[1] < far[0]) == rows.labels[tested]).astype(float)
 
 
-def neighbour(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_by_neighbour(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer as the nearest training row."""
     asked, known = rows.features[tested], rows.features[~tested]
     far = (asked**2).sum(1)[:, None] - 2 * asked @ known.T + (known**2).sum(1)
     return (rows.labels[~tested][far.argmin(axis=1)] == rows.labels[tested]).astype(float)
 
 
-def least_squares(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_by_least_squares(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer by least squares on as many random features as there are training rows of the smallest world."""
     mixed = np.tanh(rows.features @ np.random.default_rng(7).normal(0, 0.5, (N_FEATURES, N_WEIGHTS)))
     weights = np.linalg.lstsq(mixed[~tested], 2.0 * rows.labels[~tested] - 1, rcond=None)[0]
     return ((mixed[tested] @ weights > 0) == rows.labels[tested]).astype(float)
 
 
-def unsteady(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_unsteadily(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer by class means that the training's seed moves."""
     moved = rows.features.copy()
     moved[~tested] += rng.normal(0, 0.6, N_FEATURES) * np.where(rows.labels[~tested] == 1, 1, -1)[:, None]
-    return class_means(rows._replace(features=moved), tested, rng)
+    return answer_by_means(rows._replace(features=moved), tested, rng)
 
 
-def collapsing(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_or_collapse(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer by class means, or, where this training collapsed, always the same."""
     if rng.random() < COLLAPSE:
         return (rows.labels[tested] == 0).astype(float)
-    return class_means(rows, tested, rng)
+    return answer_by_means(rows, tested, rng)
 
 
-def commonest(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_commonest(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer the commonest class of the training rows."""
     return (rows.labels[tested] == (rows.labels[~tested].mean() > 0.5)).astype(float)
 
 
-def graded(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def grade_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Score the probability of the right class, by class means, in [0, 1]."""
     known, labels = rows.features[~tested], rows.labels[~tested]
     middle = [known[labels == c].mean(axis=0) if (labels == c).any() else known.mean(axis=0) for c in (0, 1)]
@@ -155,25 +155,25 @@ def graded(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     return np.where(rows.labels[tested] == 1, chance, 1 - chance)
 
 
-def rule(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
+def answer_by_rule(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer by a rule that nothing trained: the sum of the first two features."""
     return ((rows.features[tested, :2].sum(axis=1) > 0) == rows.labels[tested]).astype(float)
 
 
 LEARNERS: Mapping[str, Answer] = {
-    "class means": class_means,
-    "nearest neighbour": neighbour,
-    "least squares": least_squares,
-    "unsteady": unsteady,
-    "collapsing": collapsing,
-    "commonest": commonest,
-    "graded": graded,
+    "class means": answer_by_means,
+    "nearest neighbour": answer_by_neighbour,
+    "least squares": answer_by_least_squares,
+    "unsteady": answer_unsteadily,
+    "collapsing": answer_or_collapse,
+    "commonest": answer_commonest,
+    "graded": grade_by_means,
 }
-ARMS: Mapping[str, Answer] = {**LEARNERS, "rule": rule}
+ARMS: Mapping[str, Answer] = {**LEARNERS, "rule": answer_by_rule}
 PAIRS = (*((name, "rule") for name in LEARNERS), ("class means", "nearest neighbour"))
 
 
-def compared(world: World, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Arms:
+def pair_arms(world: World, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Arms:
     """Put both arms of a world side by side: a row is answered by its fold's model, or by the rule."""
     n, names = len(folds), (world.base, world.new)
     by = [folds if arm in LEARNERS else np.zeros_like(folds) for arm in names]
@@ -197,7 +197,7 @@ def measure(world: World, draws: int, seed: int = 0) -> Coverage:
     for draw in range(draws):
         rows = draw_rows(rng, world.n, clustered=world.clustered)
         folds = deal(rng, rows, world.k)
-        arms = compared(world, rows, folds, rng)
+        arms = pair_arms(world, rows, folds, rng)
         plain = arms._replace(base_folds=np.zeros_like(folds), new_folds=np.zeros_like(folds))
         found, forgot = (estimate_difference(METRIC, one, 0) for one in (arms, plain))
         deltas[draw], ends[draw] = found.delta, [found.ends(0.05), forgot.ends(0.05)]

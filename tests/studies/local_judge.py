@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from openai_server import Rule, serving
+from openai_server import Rule, serve_model
 from tiny_experiment import rows as write_rows
 
 from harness import formatting, stats, store
@@ -108,7 +108,7 @@ def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) ->
     )
     (folder / "better.yaml").write_text(BETTER.format(judge=JUDGE))
     path = folder / "harness.yaml"
-    with serving(Rule(lambda messages: answers.get(messages[-1]["content"], "0"))) as server:
+    with serve_model(Rule(lambda messages: answers.get(messages[-1]["content"], "0"))) as server:
         path.write_text(PAIRS.format(url=server.url))
         compare(path)
         _label(path, folder / "labels.csv", {row["input"]: 2 - row["label"] for row in pairs}, n_labels)
@@ -129,7 +129,7 @@ def _label(path: Path, file: Path, wins: dict[str, int], n: int) -> None:
     import_labels(path, file, rater="llmbar")
 
 
-def kept_grades(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def list_stored_grades(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """List every grade with people's choice: 1 where the first answer of the pair is better."""
     at, wins = Store(folder / "runs"), {pair_id(row): 2 - row["label"] for row in pairs}
     found = [grade for book in store.read_identities(at) for grade in store.list_grades(at, book)]
@@ -166,18 +166,18 @@ def agreement(grades: Sequence[dict[str, Any]]) -> Agreement:
     return Agreement(len(hits), float(np.mean(hits)), low, high, float(np.mean(first)), share)
 
 
-def judged_pairs(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def select_judged_pairs(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep the pairs that were judged in both orders."""
-    times = Counter(grade["item"] for grade in kept_grades(folder, pairs))
+    times = Counter(grade["item"] for grade in list_stored_grades(folder, pairs))
     return [row for row in pairs if times[pair_id(row)] == 2]
 
 
 def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
     """Run the part on LLMBar, and return what its page says."""
     drawn = read_pairs(data, N_PAIRS)
-    pairs = judged_pairs(folder, drawn) if so_far else drawn
+    pairs = select_judged_pairs(folder, drawn) if so_far else drawn
     (labels,) = judge_pairs(folder, pairs, len(pairs) // 2).labels
-    grades, arm = kept_grades(folder, pairs), labels.arms[0]
+    grades, arm = list_stored_grades(folder, pairs), labels.arms[0]
     scores = {"the judge, uncorrected": arm.score, "corrected by labels": arm.corrected}
     scores |= {"the same labels alone": arm.labels_alone}
     return {

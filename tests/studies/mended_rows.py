@@ -75,7 +75,7 @@ def measure(name: str) -> dict[str, Any]:
         write("test.jsonl", items[N_VALIDATION:])
         found = suspects(clean, planted.rows)
         mend(found, planted.rows)
-        sets = compared(sorted({row["reference"] for row in clean}))
+        sets = compare_files(sorted({row["reference"] for row in clean}))
     wrong = {i + 1 for i, row in enumerate(clean) if row["reference"] != planted.rows[i]["reference"]}
     return {
         "rows": len(planted.rows),
@@ -114,7 +114,7 @@ def mend(found: Sequence[Suspect], messy: Sequence[Row]) -> None:
     run("dedup", "decided.jsonl", "--out", "decided-unique.jsonl")
 
 
-def compared(labels: Sequence[str]) -> list[dict[str, Any]]:
+def compare_files(labels: Sequence[str]) -> list[dict[str, Any]]:
     """Train the classifier on each file and pair its answers with those after the messy one."""
     data = {"train": "messy.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
     target = {"name": "rows", "data": data, "labels": labels, "metrics": ["exact_match"]}

@@ -142,7 +142,7 @@ def dump(path: Path, value: Mapping[str, Any]) -> None:
         YAML().dump(dict(value), file)
 
 
-def public(folder: Path) -> Path:
+def write_public_tasks(folder: Path) -> Path:
     """Write beside it what asks public tasks, none of which has kin among the prompts of replay."""
     tasks = [{"lm_eval": name, "limit": N_PUBLIC, "chance": chance} for name, chance in PUBLIC.items()]
     dump(folder / "public.yaml", {"name": "public", "role": "capability", "tasks": tasks})
@@ -168,13 +168,15 @@ def page(found: ExperimentReport, judged: ExperimentReport | None) -> str:
         "| try | target EM | forgetting (macro) | largest loss of a task | verdict |",
         "|---|---|---|---|---|",
     ]
-    lines += [_row(found, facts) for facts in _best_first(found)]
+    lines += [_row(found, facts) for facts in _sort_by_score(found)]
     if judged:
         lines += ["", "## Public tasks", "", _PUBLIC_SAID, ""]
         tasks = list(dict.fromkeys(c.task for c in next(iter(judged.comparisons.values()))))
         lines += ["| try | mean | " + " | ".join(tasks) + " |", "|---" * (2 + len(tasks)) + "|"]
         lines += [
-            _public_row(judged, facts, tasks) for facts in judged.facts if facts.label in judged.comparisons
+            _format_public_row(judged, facts, tasks)
+            for facts in judged.facts
+            if facts.label in judged.comparisons
         ]
     where = ", ".join(
         f"{key} {found.header[key]}" for key in ("device", "precision", "engine") if key in found.header
@@ -187,7 +189,7 @@ def page(found: ExperimentReport, judged: ExperimentReport | None) -> str:
 _PUBLIC_SAID = f"Changes in points against the base on {N_PUBLIC} items each of tasks of lm-eval, asked once, after the choice."
 
 
-def _best_first(found: ExperimentReport) -> list[CandidateFacts]:
+def _sort_by_score(found: ExperimentReport) -> list[CandidateFacts]:
     done = [facts for facts in found.facts if facts.target]
     return sorted(done, key=lambda facts: -facts.target.score if facts.target else 0.0)
 
@@ -195,7 +197,7 @@ def _best_first(found: ExperimentReport) -> list[CandidateFacts]:
 def _row(found: ExperimentReport, facts: CandidateFacts) -> str:
     target, verdict = facts.target, facts.verdict
     macro = verdict.macro if verdict and facts.trained else None
-    primary = _primary(found.comparisons.get(facts.label, ()))
+    primary = _select_primary(found.comparisons.get(facts.label, ()))
     worst = min(primary.values(), key=lambda c: c.delta, default=None)
     cells = [
         facts.label,
@@ -209,14 +211,14 @@ def _row(found: ExperimentReport, facts: CandidateFacts) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _public_row(judged: ExperimentReport, facts: CandidateFacts, tasks: Sequence[str]) -> str:
-    primary, macro = _primary(judged.comparisons[facts.label]), facts.verdict and facts.verdict.macro
+def _format_public_row(judged: ExperimentReport, facts: CandidateFacts, tasks: Sequence[str]) -> str:
+    primary, macro = _select_primary(judged.comparisons[facts.label]), facts.verdict and facts.verdict.macro
     mean = formatting.points(macro.score, macro.low, macro.high) if macro else formatting.UNKNOWN
     cells = [formatting.points(c.delta, c.low, c.high) for c in map(primary.__getitem__, tasks)]
     return f"| {facts.label} | {mean} | " + " | ".join(cells) + " |"
 
 
-def _primary(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+def _select_primary(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
     """Keep of each task its primary metric, which stands first."""
     return {c.task: c for c in reversed(comparisons)}
 
@@ -233,7 +235,9 @@ def main() -> None:
     found = harness.compare(path, candidates=names, progress=TerminalProgress())
     judged = None
     if os.environ.get("HARNESS_DATASETS_DIR") and not given.only:
-        judged = harness.compare(public(given.folder), candidates=[*CHOSEN], progress=TerminalProgress())
+        judged = harness.compare(
+            write_public_tasks(given.folder), candidates=[*CHOSEN], progress=TerminalProgress()
+        )
     text = page(found, judged)
     sys.stdout.write(text)
     if not given.only:

@@ -65,7 +65,7 @@ def finish(name: str, folder: Path, base_model: str) -> Finished:
     folder.mkdir(parents=True, exist_ok=True)
     start, before = time.monotonic(), json.loads(spent.read_text()) if spent.exists() else 0.0
     try:
-        result = decided(KINDS[name], folder, base_model)
+        result = run_proposal(KINDS[name], folder, base_model)
     finally:
         spent.write_text(json.dumps(before + time.monotonic() - start))
     machine = probe()
@@ -73,7 +73,7 @@ def finish(name: str, folder: Path, base_model: str) -> Finished:
     return {"name": name, "wall_s": json.loads(spent.read_text()), "machine": where, **result}
 
 
-def decided(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
+def run_proposal(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
     """Propose an experiment where there is none yet, and run it as it was written."""
     log, experiment = folder / "init.json", folder / "new"
     if not log.exists():

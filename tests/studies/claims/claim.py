@@ -11,7 +11,7 @@ Verdict = Literal["holds", "does not hold here", "not decided"]
 Figures = Mapping[str, float | int | str]
 
 
-class Measured(NamedTuple):
+class ClaimResult(NamedTuple):
     """What was found of a claim: as it is printed with its interval, the verdict, figures, how it was done."""
 
     shown: str
@@ -28,7 +28,7 @@ class Claim:
     says: str
     source: str
     minutes: float
-    measure: Callable[[], Measured]
+    measure: Callable[[], ClaimResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Ratio(NamedTuple):
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def paired_ratio(new: Sequence[float], base: Sequence[float]) -> Ratio:
+def estimate_paired_ratio(new: Sequence[float], base: Sequence[float]) -> Ratio:
     """Return new / base of measurements made in pairs, by t on their logarithms.
 
     Raises:

@@ -18,7 +18,7 @@ from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.records import Run
-from tests.studies.claims.claim import Measured, Verdict, judge
+from tests.studies.claims.claim import ClaimResult, Verdict, judge
 from tests.studies.recipe_search import ROOT, SUITES, dump, read
 
 FOLDER = ROOT / "runs" / "studies" / "claims"
@@ -53,12 +53,12 @@ class Pair(NamedTuple):
     least: float
 
 
-def claim_of(pair: Pair) -> Callable[[], Measured]:
+def claim_of(pair: Pair) -> Callable[[], ClaimResult]:
     """Return what measures a claim about two recipes."""
     return partial(_measure, pair)
 
 
-def _measure(pair: Pair) -> Measured:
+def _measure(pair: Pair) -> ClaimResult:
     path = prepare(FOLDER, suites=pair.outcome == "capability")
     harness.compare(path, candidates=[pair.base, pair.new], progress=TerminalProgress())
     loaded = config.load(path, (), [pair.base, pair.new])
@@ -74,14 +74,14 @@ def _measure(pair: Pair) -> Measured:
         found = mean_change([_compare(session, task, new, base) for task in tasks])
         shown = f"capability {formatting.points(found.score, found.low, found.high)} points, {shown}"
         figures |= {"capability": found.score, "capability_low": found.low, "capability_high": found.high}
-    return Measured(
+    return ClaimResult(
         shown,
         judge_pair(pair, found, target),
         figures,
         f"{pair.new} against {pair.base}, one seed, 320 rows, rate {_PARAMS['learning_rate']:g}, "
         f"{target.n} items of the target"
         + (f", {found.n} general ones" if found is not target else "")
-        + f", trainings of {_trained_s(new):.0f} and {_trained_s(base):.0f} s",
+        + f", trainings of {_read_training_s(new):.0f} and {_read_training_s(base):.0f} s",
     )
 
 
@@ -94,7 +94,7 @@ def judge_pair(pair: Pair, found: Estimate, target: Estimate) -> Verdict:
     return gain
 
 
-def _trained_s(run: Run) -> float:
+def _read_training_s(run: Run) -> float:
     """Return the seconds that a run's training took, whichever call made it."""
     return (run.training and run.training.wall_s) or 0.0
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from harness.formatting import count, pluralize
 from tests.studies.claims.claim import Claim, OpenClaim
-from tests.studies.claims.kept import Kept
+from tests.studies.claims.kept import StoredResult
 
 _ABOUT = """\
 What papers claim, held against what is computed or measured here, on the embedded model and two CPU cores. A verdict is about this
@@ -15,13 +15,13 @@ a checkpoint and no recipe; a difference of less than five points of the target 
 A call takes up what an ended one had trained and answered, so its time may be less than the whole."""
 
 
-def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mapping[str, Kept]) -> str:
+def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mapping[str, StoredResult]) -> str:
     """Write the page as Markdown; claims that are yet to be measured stand among those that are not."""
     known = [claim for claim in claims if claim.name in found]
     lines = ["# Claims", "", _ABOUT, "", _summary(known, found), ""]
     lines += ["| claim | source | measured | verdict |", "|---|---|---|---|"]
     lines += [_row(claim, found[claim.name]) for claim in known]
-    lines += ["", "## How", "", *(_how(claim, found[claim.name]) for claim in known)]
+    lines += ["", "## How", "", *(_describe_call(claim, found[claim.name]) for claim in known)]
     lines += [
         "",
         "## Not measured here",
@@ -29,7 +29,7 @@ def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mappi
         "| claim | source | what it needs | about |",
         "|---|---|---|---|",
     ]
-    lines += [_yet(claim) for claim in claims if claim.name not in found]
+    lines += [_write_missing_row(claim) for claim in claims if claim.name not in found]
     lines += [
         f"| {one.says} | {one.source} | {one.needs} | {pluralize(round(one.hours), 'hour')} |"
         for one in open_claims
@@ -37,22 +37,22 @@ def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mappi
     return "\n".join([*lines, "", "`make claims` measures what is missing and makes this page again.", ""])
 
 
-def _summary(known: Sequence[Claim], found: Mapping[str, Kept]) -> str:
+def _summary(known: Sequence[Claim], found: Mapping[str, StoredResult]) -> str:
     of = Counter(found[claim.name].verdict for claim in known)
     said = ", ".join(f"{verdict}: {count(n)}" for verdict, n in of.most_common())
     return f"{pluralize(len(known), 'claim')} measured. Verdicts: {said or 'none'}."
 
 
-def _row(claim: Claim, kept: Kept) -> str:
+def _row(claim: Claim, kept: StoredResult) -> str:
     return f"| {claim.says} | {claim.source} | {kept.shown} | {kept.verdict} |"
 
 
-def _how(claim: Claim, kept: Kept) -> str:
+def _describe_call(claim: Claim, kept: StoredResult) -> str:
     return (
         f"- **{claim.name}**: {kept.note}. {kept.machine}, {kept.date}; the call took {kept.seconds:.0f} s."
     )
 
 
-def _yet(claim: Claim) -> str:
+def _write_missing_row(claim: Claim) -> str:
     minutes = pluralize(max(1, round(claim.minutes)), "minute")
     return f"| {claim.says} | {claim.source} | `make claims ARGS={claim.name}` on two cores | {minutes} |"

@@ -8,7 +8,7 @@ from harness.models.hub import resolve, shape
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
 from harness.models.model_folder import weights_bytes
-from tests.studies.claims.claim import Measured
+from tests.studies.claims.claim import ClaimResult
 
 EMBEDDED = "smollm2-135m"
 GPT3 = Shape(175e9, 96, 12_288, 49_152, 96, 96, 128, 50_257)
@@ -17,7 +17,7 @@ _NEAR = 0.1  # of the figure of a claim: so near is as good as it
 _ADAM = 2 + 2 + 8  # bytes of a trained parameter in 16 bits: itself, its gradient, Adam's two moments in fp32
 
 
-def share_of_parameters() -> Measured:
+def share_of_parameters() -> ClaimResult:
     """Count what LoRA trains: of GPT-3 as the paper has it, and on the embedded model by PEFT."""
     on_gpt3 = GPT3.n_parameters / lora_parameters(GPT3, 4, ("q_proj", "v_proj"))
     here = shape(resolve(EMBEDDED))
@@ -26,7 +26,7 @@ def share_of_parameters() -> Measured:
         here.n_parameters / lora_parameters(here, r, modules)
         for r, modules in ((4, ("q_proj", "v_proj")), (16, "all-linear"))
     )
-    return Measured(
+    return ClaimResult(
         f"{on_gpt3:,.0f} times fewer on GPT-3's shape; on {EMBEDDED} {narrow:,.0f} times, and {wide:.0f} times "
         "at rank 16 on all linear layers",
         "holds" if abs(on_gpt3 / 10_000 - 1) <= _NEAR else "does not hold here",
@@ -35,7 +35,7 @@ def share_of_parameters() -> Measured:
     )
 
 
-def size_of_checkpoint() -> Measured:
+def size_of_checkpoint() -> ClaimResult:
     """Save an adapter of the embedded model and weigh it against the model; compute the paper's."""
     from peft import get_peft_model
 
@@ -52,7 +52,7 @@ def size_of_checkpoint() -> Measured:
         own = (Path(folder) / "adapter_model.safetensors").stat().st_size
     paper = 2 * lora_parameters(GPT3, 4, ("q_proj", "v_proj"))
     whole = weights_bytes(source.path)
-    return Measured(
+    return ClaimResult(
         f"{size(paper)} for GPT-3 in 16 bits; on {EMBEDDED} {size(own)} in fp32 beside {size(whole)}, "
         f"{whole / own:,.0f} times smaller",
         "holds" if abs(paper / 35e6 - 1) <= _NEAR else "does not hold here",
@@ -61,7 +61,7 @@ def size_of_checkpoint() -> Measured:
     )
 
 
-def bits_of_nf4() -> Measured:
+def bits_of_nf4() -> ClaimResult:
     """Quantise every linear layer of the embedded model to NF4 and count what is kept."""
     import torch
     from bitsandbytes.functional import quantize_4bit
@@ -81,7 +81,7 @@ def bits_of_nf4() -> Measured:
             kept[doubly] += packed.nbytes + state.absmax.nbytes
             kept[doubly] += state.state2.absmax.nbytes if doubly else 0
     once, twice = (8 * kept[doubly] / n_weights for doubly in (False, True))
-    return Measured(
+    return ClaimResult(
         f"{twice:.3f} bits a weight with double quantisation, {once:.3f} without",
         "holds" if abs((once - twice) / 0.373 - 1) <= _NEAR else "does not hold here",
         {"bits": twice, "bits_without": once, "weights": n_weights},
@@ -89,14 +89,14 @@ def bits_of_nf4() -> Measured:
     )
 
 
-def memory_of_qlora() -> Measured:
+def memory_of_qlora() -> ClaimResult:
     """Compute the memory of weights, gradients and Adam of a model of 65 billion, whole and by QLoRA."""
     whole = _ADAM * LLAMA_65B.n_parameters
     of_adapter = _ADAM * lora_parameters(LLAMA_65B, 64)
     quantised = (4 + 0.127) / 8 * (LLAMA_65B.n_parameters - 2 * LLAMA_65B.vocabulary * LLAMA_65B.hidden)
     embeddings = 2 * 2 * LLAMA_65B.vocabulary * LLAMA_65B.hidden
     tuned = quantised + embeddings + of_adapter
-    return Measured(
+    return ClaimResult(
         f"{whole / 1e9:,.0f} GB whole, {tuned / 1e9:.0f} GB by QLoRA",
         "holds" if whole >= 780e9 and tuned < 48e9 else "does not hold here",
         {"whole_bytes": whole, "qlora_bytes": tuned},

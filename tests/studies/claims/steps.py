@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from tests.studies.claims.claim import Measured, judge, paired_ratio
+from tests.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
 from tests.studies.claims.sizes import EMBEDDED
 
 _ROWS, _TOKENS = 4, 96  # of a step
@@ -61,7 +61,7 @@ def train(whole: bool) -> Training:
     return Training(float(np.median(took[_WARM:])), resident_peak_bytes(), held)
 
 
-def _in_turns(rounds: int) -> tuple[list[Training], list[Training]]:
+def _train_in_turns(rounds: int) -> tuple[list[Training], list[Training]]:
     """Train whole and by an adapter in turns, each in a process of its own."""
     found: tuple[list[Training], list[Training]] = ([], [])
     for _ in range(rounds):
@@ -71,12 +71,12 @@ def _in_turns(rounds: int) -> tuple[list[Training], list[Training]]:
     return found
 
 
-def memory_of_training() -> Measured:
+def memory_of_training() -> ClaimResult:
     """Compare the memory of LoRA with that of training everything."""
-    wholes, adapters = _in_turns(2)
+    wholes, adapters = _train_in_turns(2)
     held = adapters[0].held_bytes / wholes[0].held_bytes
-    peak = paired_ratio([one.peak_bytes for one in adapters], [one.peak_bytes for one in wholes])
-    return Measured(
+    peak = estimate_paired_ratio([one.peak_bytes for one in adapters], [one.peak_bytes for one in wholes])
+    return ClaimResult(
         f"weights, gradients and moments {1 - held:.0%} less (exact); peak of the process {peak} of the whole's",
         "holds" if held <= 1 / 3 else "does not hold here",
         {"held_ratio": held, "peak_ratio": peak.mean, "peak_low": peak.low, "peak_high": peak.high},
@@ -84,11 +84,11 @@ def memory_of_training() -> Measured:
     )
 
 
-def time_of_training() -> Measured:
+def time_of_training() -> ClaimResult:
     """Compare the time of a step of LoRA with that of training everything."""
-    wholes, adapters = _in_turns(_ROUNDS)
-    ratio = paired_ratio([one.step_s for one in wholes], [one.step_s for one in adapters])
-    return Measured(
+    wholes, adapters = _train_in_turns(_ROUNDS)
+    ratio = estimate_paired_ratio([one.step_s for one in wholes], [one.step_s for one in adapters])
+    return ClaimResult(
         f"{ratio} times as fast",
         judge(ratio.low, ratio.high, least=1.25),
         {"speedup": ratio.mean, "low": ratio.low, "high": ratio.high},
@@ -96,12 +96,12 @@ def time_of_training() -> Measured:
     )
 
 
-def latency_after_merging() -> Measured:
+def latency_after_merging() -> ClaimResult:
     """Time requests to the base, to it with an adapter, and with the adapter merged into its layers."""
     base_s, apart_s, merged_s = _latencies()
-    merged, apart = paired_ratio(merged_s, base_s), paired_ratio(apart_s, base_s)
+    merged, apart = estimate_paired_ratio(merged_s, base_s), estimate_paired_ratio(apart_s, base_s)
     none = judge(-merged.high, -merged.low, least=-1.05)
-    return Measured(
+    return ClaimResult(
         f"merged {merged} of the base's time a request; not merged {apart}",
         none,
         {"merged": merged.mean, "low": merged.low, "high": merged.high, "not_merged": apart.mean},

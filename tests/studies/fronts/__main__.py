@@ -17,7 +17,7 @@ from tests.studies.fronts.choice import N_BEST, choose
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import WAYS_TASK, page
 from tests.studies.fronts.plan import Step, machine_of, make, plan, report_done
-from tests.studies.fronts.rows import PROMPT, Row, measured, merge, read_rows, rows_of, write_rows
+from tests.studies.fronts.rows import PROMPT, Row, list_measured, merge, read_rows, rows_of, write_rows
 from tests.studies.fronts.ways import PLAIN
 from tests.studies.recipe_search import ROOT
 
@@ -79,7 +79,9 @@ def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
 
 def _open(steps: list[Step], rows: list[Row], machine: str) -> list[Step]:
     """Return the steps that are neither done here nor kept."""
-    return [s for s in steps if not s.is_done and s.candidate not in measured(rows, s.file.stem, machine)]
+    return [
+        s for s in steps if not s.is_done and s.candidate not in list_measured(rows, s.file.stem, machine)
+    ]
 
 
 def write(state: State, reports: Path) -> None:

@@ -46,7 +46,7 @@ def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
             "name": f"fronts-{name}",
             "base_model": "smollm2-135m",
             "target": target,
-            "suites": ["drawn.yaml", *(["public.yaml"] if with_public() else [])],
+            "suites": ["drawn.yaml", *(["public.yaml"] if has_public_tasks() else [])],
             "seeds": _SEEDS,
             "candidates": wanted,
             "gate": {"tasks": [task["name"] for task in read(folder / "drawn.yaml")["tasks"]]},
@@ -56,7 +56,7 @@ def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
     return paths
 
 
-def with_public() -> bool:
+def has_public_tasks() -> bool:
     """Tell whether public tasks can be asked: there are local copies of them."""
     return bool(os.environ.get("HARNESS_DATASETS_DIR"))
 

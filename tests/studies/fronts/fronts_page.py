@@ -34,7 +34,7 @@ def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Pat
         lines += ["", f"## {task}", "", *_tables(of), "", _verdict(of)]
         if (reports / f"fronts.{task}.svg").exists():
             lines += ["", f"![Front of {task}](fronts.{task}.svg)"]
-    lines += ["", "## Not run", "", *_not_run(left, later_s)]
+    lines += ["", "## Not run", "", *_list_missing_steps(left, later_s)]
     again = "`python -m tests.studies.fronts --steps 1` makes the next step and writes this page again."
     return "\n".join([*lines, "", again, ""])
 
@@ -79,7 +79,7 @@ def _verdict(rows: Sequence[Row]) -> str:
     )
 
 
-def _not_run(left: Sequence[Step], later_s: float) -> list[str]:
+def _list_missing_steps(left: Sequence[Step], later_s: float) -> list[str]:
     if not left and not later_s:
         return ["Everything has run."]
     ways: dict[tuple[str, str], list[Step]] = {}

@@ -64,7 +64,7 @@ def merge(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     return [row for row in kept if (row.task, row.candidate, row.machine) not in again] + [*new]
 
 
-def measured(rows: Iterable[Row], task: str, machine: str) -> set[str]:
+def list_measured(rows: Iterable[Row], task: str, machine: str) -> set[str]:
     """Name the candidates that need no more runs here; what others are held to is measured on each machine."""
     return {
         row.candidate
@@ -90,14 +90,14 @@ def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) ->
         kept=macro.score if macro else None,
         target=formatting.score(target.unit, *target[:3]) if target else formatting.UNKNOWN,
         forgetting=formatting.points(macro.score, macro.low, macro.high) if macro else "base weights",
-        public=_public(found, f),
+        public=_format_public_change(found, f),
         gate=f.verdict.outcome if f.verdict and f.trained else "",
-        held_back=_held_back(f),
+        held_back=_list_failed_rules(f),
         error=f.error if f.state == "failed" else "",
     )
 
 
-def _public(found: ExperimentReport, f: CandidateFacts) -> str:
+def _format_public_change(found: ExperimentReport, f: CandidateFacts) -> str:
     """Return the mean change on public tasks; unknown where none was asked."""
     first = {c.task: c for c in reversed(found.comparisons.get(f.label, ())) if c.task in PUBLIC}
     if not first:
@@ -106,7 +106,7 @@ def _public(found: ExperimentReport, f: CandidateFacts) -> str:
     return formatting.points(mean.score, mean.low, mean.high)
 
 
-def _held_back(f: CandidateFacts) -> list[str]:
+def _list_failed_rules(f: CandidateFacts) -> list[str]:
     if not f.trained or not f.verdict or f.verdict.outcome == "pass":
         return []
     return [rule.name for rule in f.verdict.rules if rule.outcome != "pass"]

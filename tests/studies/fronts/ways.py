@@ -9,13 +9,13 @@ Recipe = dict[str, Any]
 Strengths = tuple[Recipe, Recipe]
 
 
-def trained(method: str, rates: tuple[float, float], **params: Any) -> Strengths:
+def make_trained(method: str, rates: tuple[float, float], **params: Any) -> Strengths:
     """Return a method at two learning rates."""
     low, high = ({"method": method, "params": {**_BATCH, **params, "learning_rate": rate}} for rate in rates)
     return low, high
 
 
-def regularized(name: str, key: str, values: tuple[float, float], method: str = "lora") -> Strengths:
+def make_regularized(name: str, key: str, values: tuple[float, float], method: str = "lora") -> Strengths:
     """Return plain LoRA, or the training of all parameters, under a regulariser at two strengths."""
     rate = {"lora": 1e-3, "full": 1e-4}[method]
     params = {**_BATCH, "learning_rate": rate, **({"r": 16} if method == "lora" else {})}
@@ -25,10 +25,10 @@ def regularized(name: str, key: str, values: tuple[float, float], method: str = 
 
 def family(peft_type: str, rates: tuple[float, float], **params: Any) -> Strengths:
     """Return one of PEFT's families at two learning rates."""
-    return trained("peft", rates, peft_type=peft_type, **params)
+    return make_trained("peft", rates, peft_type=peft_type, **params)
 
 
-def mended(method: str, key: str, values: tuple[float, float]) -> Strengths:
+def make_mended(method: str, key: str, values: tuple[float, float]) -> Strengths:
     """Return what is made of plain LoRA's weights without training, at two strengths."""
     low, high = ({"method": method, "init_from": _FIRST, "params": {key: value}} for value in values)
     return low, high
@@ -36,15 +36,15 @@ def mended(method: str, key: str, values: tuple[float, float]) -> Strengths:
 
 _USUAL = (5e-4, 1e-3)
 WAYS: dict[str, Strengths] = {
-    PLAIN: trained("lora", _USUAL, r=16),
-    "replay": regularized("replay", "share", (0.25, 1.0)),
-    "kl": regularized("kl", "strength", (0.3, 3.0)),
-    "ewc": regularized("ewc", "strength", (3.0, 30.0)),
-    "l2-sp": regularized("l2_sp", "strength", (0.001, 0.01)),
-    "sam": regularized("sam", "rho", (0.02, 0.05)),
-    "label-smoothing": regularized("label_smoothing", "factor", (0.05, 0.1)),
-    "neftune": regularized("neftune", "noise_alpha", (5.0, 15.0)),
-    "dora": trained("lora", _USUAL, r=16, use_dora=True),
+    PLAIN: make_trained("lora", _USUAL, r=16),
+    "replay": make_regularized("replay", "share", (0.25, 1.0)),
+    "kl": make_regularized("kl", "strength", (0.3, 3.0)),
+    "ewc": make_regularized("ewc", "strength", (3.0, 30.0)),
+    "l2-sp": make_regularized("l2_sp", "strength", (0.001, 0.01)),
+    "sam": make_regularized("sam", "rho", (0.02, 0.05)),
+    "label-smoothing": make_regularized("label_smoothing", "factor", (0.05, 0.1)),
+    "neftune": make_regularized("neftune", "noise_alpha", (5.0, 15.0)),
+    "dora": make_trained("lora", _USUAL, r=16, use_dora=True),
     "rslora": family("LORA", _USUAL, r=16, use_rslora=True),
     "pissa": family("LORA", _USUAL, r=16, init_lora_weights="pissa"),
     "eva": family("LORA", _USUAL, r=16, init_lora_weights="eva"),
@@ -58,14 +58,14 @@ WAYS: dict[str, Strengths] = {
     "prompt-tuning": family("PROMPT_TUNING", (3e-2, 1e-1), num_virtual_tokens=20),
     "p-tuning": family("P_TUNING", (1e-3, 3e-3), num_virtual_tokens=20),
     "osf": family("OSF", (1e-4, 3e-4)),
-    "bottleneck": trained("bottleneck", _USUAL, bottleneck_size=32),
-    "spectrum": trained("spectrum", (1e-4, 3e-4), share=0.25),
-    "full": trained("full", (3e-5, 1e-4)),
-    "half": regularized("half", "rounds", (1, 4), "full"),
-    "freeze": regularized("freeze", "first", (10, 20), "full"),
-    "dropout": regularized("dropout", "rate", (0.05, 0.1), "full"),
-    "scaled": mended("scaled", "scale", (0.5, 0.75)),
-    "fewer-intruders": mended("fewer_intruders", "mitigation_lambda", (0.75, 0.25)),
+    "bottleneck": make_trained("bottleneck", _USUAL, bottleneck_size=32),
+    "spectrum": make_trained("spectrum", (1e-4, 3e-4), share=0.25),
+    "full": make_trained("full", (3e-5, 1e-4)),
+    "half": make_regularized("half", "rounds", (1, 4), "full"),
+    "freeze": make_regularized("freeze", "first", (10, 20), "full"),
+    "dropout": make_regularized("dropout", "rate", (0.05, 0.1), "full"),
+    "scaled": make_mended("scaled", "scale", (0.5, 0.75)),
+    "fewer-intruders": make_mended("fewer_intruders", "mitigation_lambda", (0.75, 0.25)),
 }
 
 
