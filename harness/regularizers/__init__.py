@@ -162,7 +162,7 @@ def select_moved_names(
     if not has_hook(regularize, "select"):
         return names
     steps = (select_trained_names(regularize, names, i / n_planned, seed) for i in range(n_made))
-    return set().union(*steps)
+    return {name for chosen in steps for name in chosen}
 
 
 def work_factor(regularize: Regularize, n_rows: int) -> float:
