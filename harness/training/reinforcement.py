@@ -169,6 +169,8 @@ def _make_resumable(plain: Any) -> Any:
             torch.randperm(sampler.num_samples, generator=sampler.generator)
 
     class ResumableTrainer(plain):  # type: ignore[misc]
+        _step: int
+
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             sampler = super()._get_train_sampler(dataset)
             sampler.set_epoch = partial(begin_epoch, sampler)

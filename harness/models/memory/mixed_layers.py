@@ -43,7 +43,7 @@ def _laguna(said: Mapping[str, Any]) -> int:
     hidden, width = said["hidden_size"], said["head_dim"]
     by_head = said["gating"] is True or said["gating"] == "per-head"
     of_gate = 1 if by_head else width
-    attention = sum(
+    attention: int = sum(
         _attention(hidden, heads, said["num_key_value_heads"], width) + hidden + heads * of_gate
         for heads in said["num_attention_heads_per_layer"]
     )
