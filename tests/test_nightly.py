@@ -589,7 +589,7 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     still = Rates(lost=0, gained=0, general_lost=0)
     Calendar(path).night(1, still)
     changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
-    nights.worlds.trained(changed.session, changed.session.candidates["lora"])
+    nights.worlds.write_training(changed.session, changed.session.candidates["lora"])
     found = changed.night(2, still)
     assert line(found).verdict == "ok"
     assert line(found).tests[0] == "another prompting"

@@ -50,9 +50,9 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
     [
         ("", ["helpful.yaml:1: found an empty file"]),
         ("judge: smollm2-135m\n", ["no key 'criteria'"]),
-        ("criteria: x\n", ["judge and panel; write one of the two"]),
-        (GOOD + "panel: [a, b]\n", ["judge and panel; write one of the two"]),
-        ("criteria: x\npanel: [a]\n", ["a panel of one judge; list two judges or more"]),
+        ("criteria: x\n", ["found judge and panel;", "next: write one of the two"]),
+        (GOOD + "panel: [a, b]\n", ["found judge and panel;", "next: write one of the two"]),
+        ("criteria: x\npanel: [a]\n", ["found a panel of one judge;", "next: list two judges or more"]),
         ("criteria: x\npanel: [a, b, a]\n", ["helpful.yaml:2: found judge 3 of the panel, which is judge 1"]),
         (
             GOOD + "scales: {min: 1, max: 5}\n",

@@ -274,7 +274,7 @@ def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
     [
         (
             "mix: {curated.jsonl: 0.5, more.jsonl: 0.75}",
-            "shares that add up to 1.25, not to 1: perhaps 0.4, 0.6",
+            "found shares that add up to 1.25, not to 1; expected keys that agree with each other; next: perhaps 0.4, 0.6",
         ),
         ("mix: {curated.jsonl: 0, more.jsonl: 1}", "a share that is not above 0"),
         ("mix: {files: [curated.jsonl]}", "a mixture needs two files or more"),
