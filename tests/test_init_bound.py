@@ -136,15 +136,24 @@ def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, devi
 
 
 def test_a_training_takes_fewer_rows_at_a_time_where_memory_asks_for_it(llama):
-    def fitted(free_gib):
+    def fit_into(free_gib):
         return fit_batches(RECIPES, llama(1.0), resources(free_gib), longest=4096)
 
-    assert fitted(64) == RECIPES
-    small = fitted(16)
-    params = small["lora"]["params"]
-    assert (params["per_device_train_batch_size"], params["gradient_accumulation_steps"]) == (1, 8)
-    choice = choose_method(small, llama(1.0), resources(16), longest=4096)
-    assert choice.why.endswith("1 row at a time, 8 a step, so that it fits")
+    assert fit_into(64) == RECIPES
+    batches = [fit_into(free_gib)["lora"]["params"] for free_gib in (32, 16, 8)]
+    rows = [params.get("per_device_train_batch_size", 8) for params in batches]
+    steps = [params.get("gradient_accumulation_steps", 1) for params in batches]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 8
+    assert [n * k for n, k in zip(rows, steps, strict=True)] == [8, 8, 8]
+
+
+def test_fewer_rows_at_a_time_are_said_with_the_method(llama):
+    here = resources(16)
+    choice = choose_method(
+        fit_batches(RECIPES, llama(1.0), here, longest=4096), llama(1.0), here, longest=4096
+    )
+    assert choice.why.endswith("4 rows at a time, 8 a step, so that it fits")
 
 
 def test_a_base_that_fits_in_no_way_is_warned_of(llama):
