@@ -125,12 +125,9 @@ def _long_rows(rows: Sequence[Example], params: Mapping[str, Any]) -> list[str]:
     """Say how many rows are probably longer than a training takes."""
     if (most := params.get("max_length")) is None:
         return []
-    n = costs.count_longer(rows, most)
-    said = (
-        f"about {count(n)} of {pluralize(len(rows), 'row')} are longer than max_length, {count(most)} tokens"
-    )
-    step = "a larger params.max_length, or shorter rows"
-    return [f"{said}, by the length of their texts, and left out; next: {step}"] if n else []
+    limit = f"max_length, {count(most)} tokens"
+    said = costs.describe_longer(rows, most, pluralize(len(rows), "row"), limit)
+    return [said] if said else []
 
 
 def in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:

@@ -10,6 +10,7 @@ where activations are computed again for it, as on GPUs. Of a mixture of experts
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from harness.formatting import count
 from harness.records import BLOCK, Example
 from harness.spec import TokenPrices
 
@@ -136,9 +137,14 @@ def training(examples: Sequence[Example], epochs: float) -> Work:
     return Work(trained=round(once * epochs))
 
 
-def count_longer(examples: Sequence[Example], max_length: int) -> int:
-    """Estimate how many rows have more tokens than a training takes, and are left out of it."""
-    return sum(training([example], 1).trained > max_length for example in examples)
+def describe_longer(examples: Sequence[Example], max_length: int, rows: str, limit: str) -> str:
+    """Say how many `rows` have more tokens than a training takes, by an estimate; empty where none has."""
+    if not (n := sum(training([example], 1).trained > max_length for example in examples)):
+        return ""
+    return (
+        f"about {count(n)} of {rows} are longer than {limit}, by the length of their texts, and left out; "
+        "next: a larger params.max_length, or shorter rows"
+    )
 
 
 def preference(pairs: Sequence[Example], epochs: float) -> Work:

@@ -217,12 +217,9 @@ def _sentences(
 
 def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
     most = fine_tune.get("params", {}).get("max_length")
-    if most and (n := costs.count_longer(items.train, most)):
-        yield (
-            f"about {count(n)} of {count(len(items.train))} rows to train on are longer than {count(most)} "
-            "tokens, by the length of their texts, and left out; next: a larger params.max_length, or "
-            "shorter rows"
-        )
+    rows = f"{count(len(items.train))} rows to train on"
+    if most and (said := costs.describe_longer(items.train, most, rows, f"{count(most)} tokens")):
+        yield said
     if len(items.test) < _FEWEST_TEST:
         yield (
             f"only {pluralize(len(items.test), 'item')} for test: with fewer than {_FEWEST_TEST} no "
