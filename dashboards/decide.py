@@ -50,7 +50,7 @@ def page() -> None:
         family=report.family,
         goal=report.declared.min if report.declared else None,
         win_rate=report.declared.win_rate if report.declared else None,
-        majority=report.majority,
+        trivial=report.trivial,
     )
     safe_text.say(found.sentence, "lead")
     if found.sentence != (report.decision.sentence if report.decision else ""):

@@ -1031,7 +1031,10 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path
 
 def test_what_ships_is_held_to_the_majority_class_on_the_page_too(open_page, tmp_path):
     made = fake_project.write(tmp_path)
-    report.write(replace(made, majority=decision.MajorityBaseline("<b>no</b>", 1.0)), tmp_path / "reports")
+    report.write(
+        replace(made, trivial=decision.TrivialBaseline("always answering “<b>no</b>”", 1.0)),
+        tmp_path / "reports",
+    )
     assert "less than always answering “&lt;b&gt;no&lt;/b&gt;”, which reaches 100.0 %" in html(
         open_page("decide")
     )

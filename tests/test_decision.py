@@ -13,12 +13,12 @@ from harness.comparison import Estimate
 from harness.decision import (
     Decision,
     LearningCurve,
-    MajorityBaseline,
+    TrivialBaseline,
     apply_budgets,
     best_trained,
     best_untrained,
     decide,
-    majority_baseline,
+    trivial_baseline,
 )
 from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
@@ -269,24 +269,27 @@ def test_of_recipes_with_equal_means_over_their_seeds_the_fewest_tokens_are_chos
 
 
 def items(*references, metric="exact_match"):
-    """Return the majority baseline of test items with these references."""
+    """Return the trivial baseline of test items with these references."""
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
     rows = [Example(f"t/{i}", (), refs) for i, refs in enumerate(references)]
-    return majority_baseline(load_metrics(task)[metric], rows)
+    return trivial_baseline(load_metrics(task)[metric], rows)
 
 
 def test_the_majority_class_is_that_of_the_metric_whatever_its_spelling():
-    assert items(("no",), ("No",), ("no.",), ("yes",), ("yes",)) == ("no", 0.6)
+    assert items(("no",), ("No",), ("no.",), ("yes",), ("yes",)) == ("always answering “no”", 0.6)
 
 
 def test_an_item_of_several_references_counts_for_each_of_them_once():
-    assert items(("a", "b"), ("b", "B"), ("c",), ("a", "b")) == ("b", 0.75)
+    assert items(("a", "b"), ("b", "B"), ("c",), ("a", "b")) == ("always answering “b”", 0.75)
 
 
 def test_labels_that_accuracy_tells_apart_by_their_case_are_not_joined():
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
     rows = [Example(f"t/{i}", (), (ref,), choices=("A", "a", "b")) for i, ref in enumerate("AAaabbb")]
-    assert majority_baseline(load_metrics(task)["accuracy"], rows) == ("A", pytest.approx(2 / 7))
+    assert trivial_baseline(load_metrics(task)["accuracy"], rows) == (
+        "always answering “b”",
+        pytest.approx(3 / 7),
+    )
 
 
 def test_a_label_that_a_metric_cannot_score_is_right_on_no_item():
@@ -295,24 +298,27 @@ def test_a_label_that_a_metric_cannot_score_is_right_on_no_item():
 
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=["exact_match"])
     metric = replace(load_metrics(task)["exact_match"], score=score)
-    assert majority_baseline(metric, [Example("t/1", (), ("no",))]) == ("no", 0.0)
+    assert trivial_baseline(metric, [Example("t/1", (), ("no",))]) == (
+        "always answering “no”",
+        0.0,
+    )
 
 
-def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_majority_baseline():
+def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_trivial_baseline():
     assert items(("no",), ("no",), metric="token_f1") is None
     assert items((), ()) is None
 
 
-NO = MajorityBaseline("no", 0.81)
+NO = TrivialBaseline("always answering “no”", 0.81)
 
 
-def decide_beside_majority(facts, majority=NO):
+def decide_beside_trivial(facts, trivial=NO):
     given = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
-    return decide(facts, DecidePolicy(), majority=majority, **given)
+    return decide(facts, DecidePolicy(), trivial=trivial, **given)
 
 
 def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
-    decision = decide_beside_majority([*alternatives(), make_fine_tune("lora", 0.74, 0.0)])
+    decision = decide_beside_trivial([*alternatives(), make_fine_tune("lora", 0.74, 0.0)])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence == (
         "Undecided: knn would be it, but 74.0 [69, 79] exact_match is less than always answering “no”, which"
@@ -321,14 +327,14 @@ def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
 
 
 def test_a_fine_tune_worse_than_the_majority_class_is_not_shipped_either():
-    decision = decide_beside_majority(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07)], MajorityBaseline("no", 0.9)
+    decision = decide_beside_trivial(
+        [*alternatives(), make_fine_tune("lora", 0.81, 0.07)], TrivialBaseline("always answering “no”", 0.9)
     )
     assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
 
 
 def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_said():
-    decision = decide_beside_majority([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
+    decision = decide_beside_trivial([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
     assert decision.candidate == "knn"
     assert decision.sentence.endswith(
         "(0.0 [−5, +5] points); knn is not shown to be better than always answering “no”, which reaches 81.0 %."
@@ -336,14 +342,14 @@ def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_sai
 
 
 def test_what_is_shown_to_beat_the_majority_class_is_shipped_without_a_word_of_it():
-    assert "always answering" not in decide_beside_majority([*alternatives(0.90)]).sentence
-    assert decide_beside_majority([*alternatives()], None).candidate == "knn"
+    assert "always answering" not in decide_beside_trivial([*alternatives(0.90)]).sentence
+    assert decide_beside_trivial([*alternatives()], None).candidate == "knn"
 
 
 @pytest.mark.parametrize(("score", "unit"), [(0.0, Unit()), (1.0, Unit(higher_is_better=False))])
 def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
     reached = Estimate(score, score, score, 200, unit)
-    decision = decide_beside_majority([replace(fact, target=reached) for fact in alternatives()], None)
+    decision = decide_beside_trivial([replace(fact, target=reached) for fact in alternatives()], None)
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "exact_match is the worst score there is; check what is asked" in decision.sentence
 
@@ -353,20 +359,45 @@ def test_of_several_seeds_the_one_that_ships_is_held_to_the_majority_class():
         make_fine_tune("lora", 0.81, 0.07, validation=0.7, target=Estimate(0.5, 0.45, 0.55, 200)),
         make_fine_tune("lora", 0.95, 0.07, seed=1, target=Estimate(0.95, 0.90, 0.97, 200)),
     ]
-    decision = decide_beside_majority([*alternatives(), *facts])
+    decision = decide_beside_trivial([*alternatives(), *facts])
     assert (decision.candidate, "always answering" in decision.sentence) == ("lora", False)
 
 
 def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
     facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")]
     missed = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in facts]
-    for decision in (decide_beside_majority(facts), decide_beside_majority(missed, None)):
+    for decision in (decide_beside_trivial(facts), decide_beside_trivial(missed, None)):
         assert decision.sentence.endswith("but its gate is inconclusive; 240 more items would settle it.")
 
 
 def test_a_label_is_quoted_on_one_line_and_cut_where_it_is_long():
-    said = MajorityBaseline("first\n second " + "x" * 80, 0.5).text
-    assert said == f"always answering “first second {'x' * 47}…”, which reaches 50.0 %"
+    found = items(("first\n second " + "x" * 80,), ("other",))
+    assert found.text == f"always answering “first second {'x' * 47}…”, which reaches 50.0 %"
+
+
+def choice_items(*of):
+    """Return the trivial baseline of items with these references and choices."""
+    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
+    rows = [
+        Example(f"t/{i}", (), tuple(refs), choices=tuple(choices)) for i, (refs, choices) in enumerate(of)
+    ]
+    return trivial_baseline(load_metrics(task)["accuracy"], rows)
+
+
+def test_where_each_item_has_choices_of_its_own_a_guess_among_them_is_the_trivial_baseline():
+    assert choice_items(("a", "ab"), ("d", "cd"), ("e", "efgh")) == ("guessing among the choices", 5 / 12)
+
+
+def test_a_guess_counts_all_the_choices_that_are_right():
+    assert choice_items(("ab", "abc"), ("d", "def"), ("g", "ghi"))[1] == pytest.approx(4 / 9)
+
+
+def test_where_a_label_is_right_more_often_than_a_guess_it_is_the_trivial_baseline():
+    assert choice_items(("a", "abc"), ("a", "abc"), ("b", "abc")).rule == "always answering “a”"
+
+
+def test_labels_that_are_equally_common_are_named_before_a_guess_that_is_as_good():
+    assert choice_items(("a", "ab"), ("b", "ab")).rule == "always answering “a”"
 
 
 def test_for_bits_per_byte_the_lowest_is_the_best():

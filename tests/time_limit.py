@@ -94,4 +94,6 @@ def pytest_runtest_makereport(item):
 
 def pytest_report_teststatus(report):
     """Count a test that was not run apart from those that passed."""
-    return ("not run", "-", "NOT RUN") if _MARK in map(tuple, report.user_properties) else None
+    return (
+        ("not run", "-", "NOT RUN") if _MARK in map(tuple, getattr(report, "user_properties", ())) else None
+    )

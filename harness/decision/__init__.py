@@ -74,8 +74,9 @@ from harness.decision.seeds import (
     summarize_seeds,
 )
 from harness.decision.smallest_base import size_sentences
-from harness.decision.target_scores import MajorityBaseline, TargetScore, majority_baseline
+from harness.decision.target_scores import TargetScore
 from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
+from harness.decision.trivial_baseline import TrivialBaseline, trivial_baseline
 from harness.decision.win_rate_goal import basis_text, judge_by_wins, open_rating
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
@@ -119,7 +120,7 @@ def decide(
     family: Family = NO_FAMILY,
     goal: float | None = None,
     win_rate: float | None = None,
-    majority: MajorityBaseline | None = None,
+    trivial: TrivialBaseline | None = None,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
@@ -129,7 +130,7 @@ def decide(
     collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
     With a `goal`, a level of the target's metric, the smallest base that meets it is named. Where a
     `win_rate` is declared, the gain that counts is how often a fine-tune's answers are preferred. What is
-    shown to be worse than the `majority` baseline is not shipped.
+    shown to be worse than the `trivial` baseline is not shipped.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
@@ -148,7 +149,7 @@ def decide(
         win_rate=win_rate,
         by_metric=by_metric,
         unchecked=not corrected and _is_paired(facts),
-        majority=majority,
+        trivial=trivial,
     )
     found = economics_of(case)
     choice = _choose(case, found)
@@ -200,9 +201,9 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
         return _leave_undecided(
             f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
         )
-    if case.majority and case.majority.is_above(run.target):
+    if case.trivial and case.trivial.is_above(run.target):
         return _leave_undecided(
-            f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
+            f"{run.name} would be it, but {score_text(case, run)} is less than {case.trivial.text}",
             "check that the labels follow from what is asked",
         )
     if _has_worst_score(case, run):
@@ -211,7 +212,7 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
             "check what is asked, the references and the metric, or compare candidates on a larger base",
         )
     return _Recommendation(
-        action_of(run), run.name, f"Ship {run.name}: {why}{_compare_with_majority(case, run)}."
+        action_of(run), run.name, f"Ship {run.name}: {why}{_compare_with_trivial(case, run)}."
     )
 
 
@@ -223,16 +224,16 @@ def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
     return reached.score == (0 if reached.unit.higher_is_better else 1)
 
 
-def _compare_with_majority(case: Case, run: CandidateFacts) -> str:
-    """Say that a run is not shown to be better than always the commonest label; empty where it is."""
-    if case.majority is None or not case.majority.may_reach(run.target):
+def _compare_with_trivial(case: Case, run: CandidateFacts) -> str:
+    """Say that a run is not shown to be better than the trivial baseline; empty where it is."""
+    if case.trivial is None or not case.trivial.may_reach(run.target):
         return ""
-    return f"; {run.name} is not shown to be better than {case.majority.text}"
+    return f"; {run.name} is not shown to be better than {case.trivial.text}"
 
 
 def _meanwhile(case: Case, run: CandidateFacts) -> str:
     """Name what is shipped until a question is settled; empty where that run itself may not be."""
-    worse = case.majority is not None and case.majority.is_above(run.target)
+    worse = case.trivial is not None and case.trivial.is_above(run.target)
     if run.over_budget or worse or fails_gate(run) or _has_worst_score(case, run):
         return ""
     return f"; ship {run.name} until then"

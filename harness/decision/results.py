@@ -15,7 +15,8 @@ from harness.comparison.estimators import is_judge
 from harness.comparison.win_rates import PREFERENCE, UNCHECKED_PREFERENCE, Wins
 from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
-from harness.decision.target_scores import MajorityBaseline, TargetScore
+from harness.decision.target_scores import TargetScore
+from harness.decision.trivial_baseline import TrivialBaseline
 from harness.evaluation.costs import TokenCounts
 from harness.formatting import RATE, Unit
 from harness.gating import Verdict
@@ -422,7 +423,7 @@ class Case(NamedTuple):
     within the budgets; so is `alternative` (untrained), unless none is: then it is the best of all.
     `win_rate` is the one declared for the target; gains are win rates then where these may decide, and
     `by_metric` holds those by the target's metric, by run. `unchecked` says that this is a judge's, and
-    corrected by no labels. `majority` is what always the same label reaches, where labels are asked for.
+    corrected by no labels. `trivial` is what a rule reaches that reads no item, where labels are asked for.
     """
 
     facts: Sequence[CandidateFacts]
@@ -436,7 +437,7 @@ class Case(NamedTuple):
     win_rate: float | None = None
     by_metric: Mapping[str, Comparison | None] | None = None
     unchecked: bool = False
-    majority: MajorityBaseline | None = None
+    trivial: TrivialBaseline | None = None
 
     @property
     def unit(self) -> Unit:

@@ -17,9 +17,9 @@ from harness.decision import (
     Decision,
     Family,
     LearningCurve,
-    MajorityBaseline,
     SeedSummary,
     TrainingSets,
+    TrivialBaseline,
     best_untrained,
     gain,
     is_fine_tuned,
@@ -93,7 +93,7 @@ class ExperimentReport:
     `flips` shows some of the items that a fine-tune lost and gained, by `label`; `diversity` how varied its
     generated answers are, the target's first. `origins` says what each run's numbers depend on. `policy` is
     what the decision went by, `closed_labels` and `has_documents` which alternatives the target allows,
-    `majority` what always the same label reaches, `family` the fine-tunes over which what is shipped was
+    `trivial` what a rule reaches that reads no item, `family` the fine-tunes over which what is shipped was
     corrected. `spans` maps tasks to the range of their metric, of which the gate takes a change as a share;
     `sampled` says that items of some tasks were drawn. `labels` puts metrics of the target beside people's
     labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat.
@@ -124,7 +124,7 @@ class ExperimentReport:
     policy: DecidePolicy | None = None
     closed_labels: bool = False
     has_documents: bool = False
-    majority: MajorityBaseline | None = None
+    trivial: TrivialBaseline | None = None
     diversity: dict[str, tuple[AnswerDiversity, ...]] = field(default_factory=dict)
     family: Family = field(default_factory=Family)
     spans: dict[str, float] = field(default_factory=dict)

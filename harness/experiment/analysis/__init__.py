@@ -47,7 +47,7 @@ def report_of(
     curve = curve_of(judged)
     closed_labels = any(e.choices for e in session.target.items.test)
     has_documents = bool(session.target.items.documents)
-    majority = decide.majority_baseline(primary, session.target.items.test) if closed_labels else None
+    trivial = decide.trivial_baseline(primary, session.target.items.test) if closed_labels else None
     decision = decide.decide(
         judged,
         session.experiment.decide,
@@ -58,7 +58,7 @@ def report_of(
         family=family,
         goal=policy.target.min,
         win_rate=policy.target.win_rate,
-        majority=majority,
+        trivial=trivial,
     )
     about_index = decide.index_sentences(judged, session.experiment.decide)
     decision = replace(decision, reasons=(*decision.reasons, *about_index))
@@ -92,7 +92,7 @@ def report_of(
         policy=session.experiment.decide,
         closed_labels=closed_labels,
         has_documents=has_documents,
-        majority=majority,
+        trivial=trivial,
         diversity=describe_diversity(session, reader, runs, of_runs),
         family=family,
         spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},

@@ -1,0 +1,79 @@
+"""Trivial baseline: the majority class, or a guess among an item's choices, whichever is right more often.
+
+Source: the rule 0-R, Holte 1993, Machine Learning 11, for the majority class.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from harness import formatting
+from harness.comparison import Estimate
+from harness.errors import Unscored
+from harness.metrics import Metric, Parts
+from harness.records import Example, Output
+
+_OF_LABELS = ("exact_match", "accuracy", "final_answer")  # metrics that are the share of right labels
+
+
+class TrivialBaseline(NamedTuple):
+    """A rule that reads no item (`always answering “no”`), and its share of right items in [0, 1]."""
+
+    rule: str
+    share: float
+
+    @property
+    def text(self) -> str:
+        """What it does and reaches: `always answering “no”, which reaches 51.5 %`."""
+        return f"{self.rule}, which reaches {formatting.percent(self.share)} %"
+
+    def is_above(self, reached: Estimate | None) -> bool:
+        """Tell whether a candidate's score, a rate, is shown to be lower."""
+        return reached is not None and reached.high < self.share
+
+    def may_reach(self, reached: Estimate | None) -> bool:
+        """Tell whether a candidate's score, a rate, is not shown to be higher."""
+        return reached is not None and reached.low <= self.share
+
+
+def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaseline | None:
+    """Find the rule that is right on most items, as the metric reads answers; None of other metrics."""
+    if metric.name not in _OF_LABELS:
+        return None
+    return max((*_majority(metric, items), *_guess(items)), key=lambda rule: rule.share, default=None)
+
+
+def _guess(items: Sequence[Example]) -> Iterator[TrivialBaseline]:
+    """Yield a guess among the choices, where each item has some."""
+    if items and all(e.choices for e in items):
+        right = (len(set(e.choices) & set(e.references)) / len(set(e.choices)) for e in items)
+        yield TrivialBaseline("guessing among the choices", fmean(right))
+
+
+def _majority(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
+    """Yield answers that are right on ever more items, the last of them on most.
+
+    A spelling is right on no more items than have a reference that the metric takes for the same.
+    """
+    right = Counter(label for e in items for label in {metric.same(r) for r in e.references})
+    spelt = Counter(reference for e in items for reference in e.references)
+    most = 0.0
+    for label in sorted(spelt, key=lambda label: (-right[metric.same(label)], -spelt[label])):
+        if right[metric.same(label)] <= most * len(items):
+            return
+        share = _share(metric, label, items)
+        yield TrivialBaseline(f"always answering {formatting.quote(label)}", share)
+        most = max(most, share)
+
+
+def _share(metric: Metric, label: str, items: Sequence[Example]) -> float:
+    """Return what always the same answer scores, 0 where it cannot be scored."""
+    return fmean((_parts(metric, label, e) or (0.0,))[0] for e in items)
+
+
+def _parts(metric: Metric, label: str, item: Example) -> Parts | None:
+    try:
+        return metric.score(Output(label), item)
+    except Unscored:
+        return None
