@@ -573,6 +573,64 @@ def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():
     assert formats.read(last, formats.recognise([last])).fields["references"][0].startswith('{"name": "add"')
 
 
+WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}],
+}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        {"tools": [{"type": "function", "function": WEATHER}]},
+        {"tools": [WEATHER]},
+        {"tools": json.dumps([WEATHER])},
+        {"functions": [{**WEATHER, "strict": None}]},
+    ],
+)
+def test_tools_that_a_row_defines_stand_in_its_system_message_with_the_form_of_a_call(load, tools):
+    (system, asked) = load(test=[{"messages": [ASKED, CALL], **tools}]).test[0].messages
+    how, *defined = system["content"].splitlines()
+    assert (system["role"], asked) == ("system", ASKED)
+    assert how.startswith('You can call these tools. A call is a line of JSON: {"name": ')
+    assert [json.loads(line) for line in defined] == [WEATHER]
+
+
+def test_tools_stand_behind_the_system_message_that_a_row_has(load):
+    turns = [{"role": "system", "content": "Be brief."}, ASKED, CALL]
+    (system, _) = load(test=[{"messages": turns, "tools": [WEATHER]}]).test[0].messages
+    assert system["content"].startswith("Be brief.\n\nYou can call these tools.")
+
+
+def test_tools_of_openais_preference_rows_are_read_too(load):
+    row = ROWS["OpenAI preference"]
+    (pair,) = load(
+        pairs=[{**row, "input": {**row["input"], "tools": [WEATHER]}}],
+        test=[{"inputs": "1?", "targets": "2"}],
+    ).pairs
+    assert pair.messages[0]["content"].endswith(json.dumps(WEATHER))
+
+
+@pytest.mark.parametrize("column", ["hammer", ["hammer"], [{"name": "hammer", "price": 3}], [], None, "[1"])
+def test_a_column_that_is_only_named_tools_adds_nothing_to_what_is_asked(load, column):
+    assert load(test=[{"messages": [ASKED, SAID], "tools": column}]).test[0].messages == (ASKED,)
+
+
+def test_a_template_that_writes_the_tools_itself_has_them_once(load):
+    fields = {"prompt": "{query}\n{tools}", "reference": "{call}"}
+    row = {"query": "Rain?", "tools": json.dumps([WEATHER]), "call": "weather"}
+    (asked,) = load(fields=fields, test=[row]).test[0].messages
+    assert asked["content"] == f"Rain?\n{json.dumps([WEATHER])}"
+
+
+def test_something_else_among_the_tools_of_a_row_is_refused(load):
+    row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"type": "web_search"}]}
+    ((where, found, _),) = list_problems(load, test=[row])
+    assert (where, found) == ("test.jsonl:1", '{"type": "web_search"} among the tools in \'tools\'')
+
+
 def test_a_rating_that_is_no_number_is_refused():
     of = [{"response": "a", "overall_score": "nan"}, {"response": "b", "overall_score": 3}]
     row = Row("r:1", {"instruction": "Who?", "completions": of})

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from harness.data import formats
 from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
+from harness.data.formats.tools import TOOL_FIELDS, add_tools
 from harness.data.formats.turns import is_plain, join_problems
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean, refuse
@@ -328,6 +329,12 @@ def _text_of_document(row: Row, template: str) -> str:
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
+    """Return what a row asks, with the tools that it defines, but where the template writes these."""
+    asked = _question(row, template, may_be_empty)
+    return asked if TOOL_FIELDS & set(FIELD.findall(template)) else add_tools(asked, row)
+
+
+def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...]:
     is_text = "prompt" in row.fields and is_plain(row.fields.get("messages"))
     if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)

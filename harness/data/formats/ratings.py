@@ -57,7 +57,8 @@ def make_judged_pair(row: Row) -> Row:
         given = row.fields["input"]
         turns = given.get("messages") if isinstance(given, dict) else None
         pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
-        return row._replace(fields={**row.fields, "prompt": turns, **pair})
+        tools = {"tools": given["tools"]} if isinstance(given, dict) and "tools" in given else {}
+        return row._replace(fields={**row.fields, "prompt": turns, **pair, **tools})
     if not (known >= RATED or known >= TREE):
         return row
     for asked, answers in [_read_rated(row)] if known >= RATED else _tree(row):

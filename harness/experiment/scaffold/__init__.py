@@ -41,7 +41,7 @@ _CHOSEN: dict[Kind, str] = {
 # What an answer's form says of the task, by the metric that was chosen for it.
 _BY_METRIC = {
     "json_fields": "answers in JSON, scored by the fields that are right",
-    "tool_call": "calls of tools, scored by name and arguments; what describes the tools is not read",
+    "tool_call": "calls of tools, scored by name and arguments",
 }
 
 
