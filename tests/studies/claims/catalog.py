@@ -2,7 +2,7 @@
 
 from tests.studies.claims import sizes, steps
 from tests.studies.claims.claim import Claim, OpenClaim
-from tests.studies.claims.fine_tunes import Pair, claim_of
+from tests.studies.claims.fine_tunes import N_GOOD, Pair, claim_of, curve_of
 
 _HU = "Hu et al. 2021, arXiv:2106.09685"
 _DETTMERS = "Dettmers et al. 2023, arXiv:2305.14314"
@@ -93,9 +93,44 @@ CLAIMS = (
         18.0,
         claim_of(Pair("ewc", "plain", "capability", 0.0)),
     ),
+    Claim(
+        "sam",
+        "a flat minimum, found by SAM, forgets less, at an equal gain",
+        "Li et al. 2024, arXiv:2406.04836; SAM is Foret et al. 2021, arXiv:2010.01412",
+        18.0,
+        claim_of(Pair("sam", "plain", "capability", 0.0)),
+    ),
+    Claim(
+        "half-fine-tuning",
+        "training half of the matrices, others in each round, forgets less and gains as much",
+        "Hui et al. 2024, arXiv:2404.18466",
+        18.0,
+        claim_of(Pair("half", "all", "capability", 0.0, "320 rows, rate 0.0001")),
+    ),
+    Claim(
+        "learning-rates",
+        "learning rates of 2e-5 to 5e-5 work across tasks where all of a small model is trained",
+        "Devlin et al. 2019, arXiv:1810.04805, appendix A.3, on BERT",
+        15.0,
+        curve_of("all-1e-5", "all-2e-5", "all-5e-5"),
+    ),
+    Claim(
+        "few-good-rows",
+        "few rows that were chosen with care come as far as many noisy ones",
+        "Zhou et al. 2023, arXiv:2305.11206, with 1,000 rows",
+        8.0,
+        claim_of(
+            Pair(
+                "good",
+                "noisy",
+                "target",
+                _AS_GOOD,
+                f"{N_GOOD} rows three times, and 320 once of which every other has another row's answer, rate 0.001",
+            )
+        ),
+    ),
 )
 
-_SEEDS = "three seeds of two recipes on the quickstart's target with the general suite, on two cores"
 OPEN = (
     OpenClaim(
         "spectrum-against-qlora",
@@ -110,34 +145,6 @@ OPEN = (
         "Rafailov et al. 2023, arXiv:2305.18290; Ahmadian et al. 2024, arXiv:2402.14740",
         "answers drawn while training, some 40 minutes a seed on two cores",
         3.0,
-    ),
-    OpenClaim(
-        "half-fine-tuning",
-        "training half of the matrices forgets less and gains as much",
-        "Hui et al. 2024, arXiv:2404.18466",
-        f"{_SEEDS}; all parameters are trained",
-        3.0,
-    ),
-    OpenClaim(
-        "sam",
-        "a flat minimum, found by SAM, forgets less",
-        "Li et al. 2024, arXiv:2406.04836; SAM is Foret et al. 2021, arXiv:2010.01412",
-        _SEEDS,
-        3.0,
-    ),
-    OpenClaim(
-        "learning-rates",
-        "learning rates of 2e-5 to 5e-5 work across tasks where all of a small model is trained",
-        "Devlin et al. 2019, arXiv:1810.04805, appendix A.3, on BERT",
-        "trainings of all parameters at 1e-5, 2e-5 and 5e-5 on two tasks, on two cores",
-        3.0,
-    ),
-    OpenClaim(
-        "few-good-rows",
-        "few rows that were chosen with care come as far as many noisy ones",
-        "Zhou et al. 2023, arXiv:2305.11206, with 1,000 rows",
-        "100 good and 1,000 noisy rows for one task, and three seeds",
-        2.0,
     ),
     OpenClaim(
         "small-tuned",

@@ -4,7 +4,9 @@ Invariant: both recipes of a claim answer the same items; a difference is paired
 report would print. What is trained and answered lies in the study's folder, so a claim goes on where it ended.
 """
 
-from collections.abc import Callable
+import json
+import random
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,14 +25,23 @@ from tests.studies.recipe_search import ROOT, SUITES, dump, read
 
 FOLDER = ROOT / "runs" / "studies" / "claims"
 _PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+N_GOOD = 100  # rows without noise
 _LIMIT = 40  # items of each general task
 _MARGIN = 0.05  # of the target: a smaller loss is an equal gain
 Outcome = Literal["target", "capability"]
 
 
-def lora(r: int = 16, **recipe: Any) -> dict[str, Any]:
-    """Return a LoRA's recipe, with regularisers where they are given."""
-    return {"method": "lora", "params": {**_PARAMS, "r": r}, **recipe}
+Recipe = dict[str, Any]
+
+
+def lora(r: int = 16, *, epochs: int = 1, **recipe: Any) -> Recipe:
+    """Return a LoRA's recipe, with what is given besides."""
+    return {"method": "lora", "params": {**_PARAMS, "num_train_epochs": epochs, "r": r}, **recipe}
+
+
+def full(rate: float, **recipe: Any) -> Recipe:
+    """Return the recipe that trains all parameters at a learning rate, with what is given besides."""
+    return {"method": "full", "params": {**_PARAMS, "learning_rate": rate}, **recipe}
 
 
 RECIPES = {
@@ -41,16 +52,28 @@ RECIPES = {
     "replay": lora(regularize={"replay": {"share": 0.1}}),
     "kl": lora(regularize={"kl": {"strength": 1.0}}),
     "ewc": lora(regularize={"ewc": {"strength": 10.0}}),
+    "sam": lora(regularize={"sam": {"rho": 0.05}}),
+    "all": full(1e-4),
+    "half": full(1e-4, regularize={"half": {"rounds": 4}}),
+    "all-1e-5": full(1e-5),
+    "all-2e-5": full(2e-5),
+    "all-5e-5": full(5e-5),
+    "good": lora(train="good.jsonl", epochs=3),
+    "noisy": lora(train="noisy.jsonl"),
 }
 
 
 class Pair(NamedTuple):
-    """Two recipes, what is compared of them, and by how much the first has to be better; below 0 as much worse."""
+    """Two recipes, what is compared of them, and by how much the first has to be better; below 0 as much worse.
+
+    `trained` says what both are trained on and how, where that is another thing than usual.
+    """
 
     new: str
     base: str
     outcome: Outcome
     least: float
+    trained: str = f"320 rows, rate {_PARAMS['learning_rate']:g}"
 
 
 def claim_of(pair: Pair) -> Callable[[], ClaimResult]:
@@ -58,12 +81,42 @@ def claim_of(pair: Pair) -> Callable[[], ClaimResult]:
     return partial(_measure, pair)
 
 
+def curve_of(*names: str) -> Callable[[], ClaimResult]:
+    """Return what measures a claim that recipes come as far as the last of them, all but the first.
+
+    The first is a learning rate outside the range that the claim names.
+    """
+    return partial(_measure_curve, names)
+
+
+def _measure_curve(names: Sequence[str]) -> ClaimResult:
+    session, runs = _compare_recipes(prepare(FOLDER, suites=False), names)
+    changes = [_compare(session, session.target, runs[name], runs[names[-1]]) for name in names[:-1]]
+    scores = {name: change.new for name, change in zip(names[:-1], changes, strict=True)}
+    scores[names[-1]] = changes[0].base
+    verdicts = [judge(change.low, change.high, least=-_MARGIN) for change in changes[1:]]
+    worst = min(changes[1:], key=lambda change: change.delta)
+    curve = ", ".join(f"{formatting.percent(score)} % of {name}" for name, score in scores.items())
+    return ClaimResult(
+        f"target {curve}; the least in the range against the highest rate "
+        f"{formatting.points(worst.delta, worst.low, worst.high)} points",
+        next((v for v in ("does not hold here", "not decided") if v in verdicts), "holds"),
+        scores,
+        f"{', '.join(names)}, one seed, 320 rows, one epoch, {worst.n} items of the target, trainings of "
+        f"{', '.join(f'{_read_training_s(runs[name]):.0f}' for name in names)} s",
+    )
+
+
+def _compare_recipes(path: Path, names: Sequence[str]) -> tuple[Session, dict[str, Run]]:
+    """Train and evaluate recipes of an experiment; return its session, and the runs by recipe."""
+    harness.compare(path, candidates=list(names), progress=TerminalProgress())
+    session = prepare_session(config.load(path, (), list(names)), Scope(), SilentProgress())
+    return session, {run.candidate: run for run in store.list_runs(session.store, session.experiment.name)}
+
+
 def _measure(pair: Pair) -> ClaimResult:
     path = prepare(FOLDER, suites=pair.outcome == "capability")
-    harness.compare(path, candidates=[pair.base, pair.new], progress=TerminalProgress())
-    loaded = config.load(path, (), [pair.base, pair.new])
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    runs = {run.candidate: run for run in store.list_runs(session.store, session.experiment.name)}
+    session, runs = _compare_recipes(path, (pair.base, pair.new))
     new, base = runs[pair.new], runs[pair.base]
     target = _change(session, session.target, new, base)
     shown = f"target {formatting.points(target.score, target.low, target.high)} points"
@@ -78,8 +131,7 @@ def _measure(pair: Pair) -> ClaimResult:
         shown,
         judge_pair(pair, found, target),
         figures,
-        f"{pair.new} against {pair.base}, one seed, 320 rows, rate {_PARAMS['learning_rate']:g}, "
-        f"{target.n} items of the target"
+        f"{pair.new} against {pair.base}, one seed, {pair.trained}, {target.n} items of the target"
         + (f", {found.n} general ones" if found is not target else "")
         + f", trainings of {_read_training_s(new):.0f} and {_read_training_s(base):.0f} s",
     )
@@ -106,6 +158,7 @@ def prepare(folder: Path, *, suites: bool) -> Path:
     (task,) = target["tasks"]
     task["data"] = {part: str(SUITES / file) for part, file in task["data"].items()}
     dump(folder / "support.yaml", target)
+    _write_training_sets(folder, Path(task["data"]["train"]))
     general = read(SUITES / "general.yaml")
     general["tasks"] = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
     for one in general["tasks"]:
@@ -122,6 +175,18 @@ def prepare(folder: Path, *, suites: bool) -> Path:
     }
     dump(folder / f"{name}.yaml", keys)
     return folder / f"{name}.yaml"
+
+
+def _write_training_sets(folder: Path, train: Path) -> None:
+    """Write the first hundred rows as they are, and all rows with every other answer that of another row."""
+    rows = [json.loads(line) for line in train.read_text("utf-8").splitlines()]
+    mixed = rows[::2]
+    answers = [row["reference"] for row in mixed]
+    random.Random(0).shuffle(answers)
+    noisy = {row["id"]: {**row, "reference": answer} for row, answer in zip(mixed, answers, strict=True)}
+    sets = {"good": rows[:N_GOOD], "noisy": [noisy.get(row["id"], row) for row in rows]}
+    for name, made in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
 
 
 def _change(session: Session, task: Task, new: Run, base: Run) -> Estimate:
