@@ -178,12 +178,14 @@ def prepare(folder: Path, *, suites: bool) -> Path:
 
 
 def _write_training_sets(folder: Path, train: Path) -> None:
-    """Write the first hundred rows as they are, and all rows with every other answer that of another row."""
+    """Write the first hundred rows as they are, and all rows with every other answer that of a row of its kind."""
     rows = [json.loads(line) for line in train.read_text("utf-8").splitlines()]
-    mixed = rows[::2]
-    answers = [row["reference"] for row in mixed]
-    random.Random(0).shuffle(answers)
-    noisy = {row["id"]: {**row, "reference": answer} for row, answer in zip(mixed, answers, strict=True)}
+    noisy = {}
+    for ranked in (True, False):
+        mixed = [row for row in rows[::2] if ("choices" in row) is ranked]
+        answers = [row["reference"] for row in mixed]
+        random.Random(0).shuffle(answers)
+        noisy |= {row["id"]: {**row, "reference": answer} for row, answer in zip(mixed, answers, strict=True)}
     sets = {"good": rows[:N_GOOD], "noisy": [noisy.get(row["id"], row) for row in rows]}
     for name, made in sets.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
