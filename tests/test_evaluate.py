@@ -230,6 +230,19 @@ def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
 
 def test_an_empty_system_message_is_one_and_no_system_message_is_none():
     assert wrap_prompt(example(), "", None).messages[0] == {"role": "system", "content": ""}
+
+
+def test_the_system_text_of_a_task_and_that_of_an_item_are_one_message():
+    asked = replace(
+        example(), messages=({"role": "system", "content": "You sell lamps."}, *example().messages)
+    )
+    found = wrap_prompt(asked, "Be brief.", None).messages
+    assert [turn["role"] for turn in found] == ["system", "user"]
+    assert found[0]["content"] == "Be brief.\n\nYou sell lamps."
+    assert wrap_prompt(asked, "", None) == asked
+
+
+def test_without_a_system_text_an_item_is_asked_as_it_is():
     assert wrap_prompt(example(), None, None) == example()
 
 

@@ -181,6 +181,9 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     that more training rows do not make a new test.
     """
     definition = task.model_dump(exclude={"data", "limit", *SCORING}, exclude_defaults=True)
+    evaluated = [*items.validation, *items.test]
+    if task.system is not None and any(example.has_system for example in evaluated):
+        definition |= {"system_messages": "one"}  # in earlier versions that of the task was another one
     if split is not None:
         shots = items.train if task.num_fewshot else ()
         return digest([definition, {split: _plain(getattr(items, split)), "shots": _plain(shots)}])

@@ -67,7 +67,10 @@ def put_in_order(examples: Sequence[Example], version: str) -> tuple[Example, ..
 
 
 def wrap_prompt(example: Example, system: str | None, template: str | None) -> Example:
-    """Put the system message in front and wrap the question in the template, where given."""
+    """Put the system text before that of the item, in one message, and wrap the question in the template.
+
+    Many chat templates refuse a second system message.
+    """
     messages: tuple[Message, ...] = example.messages
     if template and messages:
         messages = (
@@ -75,7 +78,9 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
             {**messages[-1], "content": template.replace("{prompt}", messages[-1]["content"])},
         )
     if system is not None and messages:
-        messages = ({"role": "system", "content": system}, *messages)
+        own = [messages[0]["content"]] if example.has_system else []
+        text = "\n\n".join(filter(None, (system, *own)))
+        messages = ({"role": "system", "content": text}, *messages[len(own) :])
     return replace(example, messages=messages)
 
 

@@ -46,6 +46,11 @@ class Example:
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
     @property
+    def has_system(self) -> bool:
+        """Whether the first message is a system message of its own."""
+        return bool(self.messages) and self.messages[0]["role"] == "system"
+
+    @property
     def question(self) -> str:
         """The text of all messages, each behind its role where there are several."""
         return self.messages[0]["content"] if len(self.messages) == 1 else turns_as_text(self.messages)

@@ -334,8 +334,10 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     drawn_from += [versions_of("words")] if is_unspaced(texts) else []
     drawn_from += [versions_of("widths")] if has_widths(texts) else []
     drawn_from += ["turns"] if _has_turns(session) else []
+    joined = recipe.system is not None and any(e.has_system for e in chain(items.validation, items.test))
     return digest(
         [
+            *(["one system message"] if joined else []),  # in earlier versions the item's was another one
             promptings,
             versions_of("prompting"),
             recipe.system,
