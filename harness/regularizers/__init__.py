@@ -13,8 +13,8 @@ where its own `hooks` name them all, because its training then calls them:
 
 `sample(context, params)` without `mix` gives the general rows that a penalty reads in `start`. `cost(params,
 n_rows)` says how many times the work of a plain training it takes whose steps have so many rows,
-`problem(params)` what forbids it beside a method's parameters, and `WHY_NOT` what is wrong with the trainings
-that do not call its hooks.
+`problem(params)` what forbids it beside a method's parameters, `layer_problem(params, n_layers)` what forbids
+it on a model of so many layers, and `WHY_NOT` what is wrong with the trainings that do not call its hooks.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -90,6 +90,12 @@ def general_rows(
         for name, mixture in mixtures(regularize, context).items()
         if not hasattr(plugins.load("regularizers", name), "mix")
     }
+
+
+def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
+    """Say of each regulariser what forbids it on a model of so many layers, as far as something does."""
+    said = (p.layer_problem(params, n_layers) for _, p, params in _select_with("layer_problem", regularize))
+    return [*filter(None, said)]
 
 
 def prepare(regularize: Regularize, model: Any) -> None:

@@ -43,16 +43,20 @@ def _rungs(at: RescueSituation) -> list[Rung] | str:
 RESCUE = RescueStep("half", _rungs)
 
 
+def layer_problem(params: Params, n_layers: int) -> str:
+    """Say that a model of so many layers has not as many to freeze or to train; empty where it has."""
+    n = _count(params)
+    return f"freeze names {n} layers, and the model has {n_layers}" if n >= n_layers else ""
+
+
 def prepare(model: Any, params: Params) -> None:
     """Freeze layers of a loaded model.
 
     Raises:
         CandidateFailed: more layers are to be frozen or trained than there are.
     """
-    layers = decoder_layers(model)
-    n = params.first or params.all_but_last or 0
-    if n >= len(layers):
-        found = f"freeze names {n} layers, and the model has {len(layers)}"
+    layers, n = decoder_layers(model), _count(params)
+    if found := layer_problem(params, len(layers)):
         raise CandidateFailed(found, "fewer layers in freeze")
     if params.first:
         model.get_input_embeddings().requires_grad_(False)
@@ -60,3 +64,7 @@ def prepare(model: Any, params: Params) -> None:
     else:
         model.requires_grad_(False)
         layers[-n:].requires_grad_(True)
+
+
+def _count(params: Params) -> int:
+    return params.first or params.all_but_last or 0

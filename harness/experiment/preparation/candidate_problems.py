@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import plugins
 from harness.config import LoadedExperiment
-from harness.errors import Problem, refuse
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.regularization import regularization_problems
@@ -21,13 +21,14 @@ from harness.experiment.preparation.base_fit import marker_problems, quantizatio
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
 from harness.experiment.weights.weights_folder import processes_of, shards_of
-from harness.models import openai_api, vllm
+from harness.models import hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.models.vllm import server as vllm_server
+from harness.regularizers import layer_problems
 from harness.report import trackers
 from harness.spec import Recipe, VllmPolicy
-from harness.training import reward_problems, rows_of_each
+from harness.training import encoder_of, reward_problems, rows_of_each
 from harness.training.adapter_names import unknown_names
 from harness.training.trainer import is_of_bitsandbytes
 
@@ -56,7 +57,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _unrankable(session, candidate)
         problems += _needing_prompts(session, candidate)
         problems += [*_init_problems(candidate), *_merge_problems(candidate)]
-        problems += regularization_problems(session, recipe)
+        problems += [*regularization_problems(session, recipe), *_layer_problems(candidate)]
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
         problems += [*constraint_problems(session, candidate), *sharing_problems(session, candidate)]
     problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
@@ -100,6 +101,21 @@ def _init_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         if found := plugins.refuses(name, adapter):
             step = f"remove {name}, or take kl"
             yield Problem(where, f"{name} with {found}", "an adapter that is added to weight matrices", step)
+
+
+def _layer_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that regularisers ask for more layers than the model has that is trained, where that is known."""
+    source = candidate.source
+    if not source.regularize or candidate.recipe.weights_of:
+        return
+    try:
+        read = encoder_of(source.params.get("encoder"), candidate.base)
+    except UserError:
+        return  # said by the method
+    shape = hub.shape(read)
+    for found in layer_problems(source.regularize, shape.n_layers) if shape else ():
+        expected, step = f"at most {shape.n_layers - 1} of them", "a smaller number in regularize"
+        yield Problem(f"candidate {candidate.name}", found, expected, step)
 
 
 def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
