@@ -90,6 +90,48 @@ def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, trac
         assert own == other
 
 
+STOPPED_EARLY = {"learning_rate": 1e-12, "num_train_epochs": 50, "early_stopping_patience": 3}
+
+
+def fit_until_stopped(tiny, folder, *, points, advance=lambda *_: None, **given):
+    """Fit at a rate that changes no logit, so that validation is no better in any epoch after the first."""
+    context = replace(tiny_methods.context(tiny, folder), track=points, advance=advance, **given)
+    return lora.fit(context, lora.Params(**{**SHORT, **STOPPED_EARLY, "r": 2}))
+
+
+@pytest.fixture(scope="module")
+def stopped_fit(tiny, own_cache, tmp_path_factory):
+    return fit_until_stopped(tiny, tmp_path_factory.mktemp("stopped"), points=4)
+
+
+def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_made(stopped_fit):
+    assert stopped_fit.training.n_steps == 48  # four of fifty epochs
+    assert list(map_tracked_folders(stopped_fit.folder / TRACKED)) == [12, 24, 36, 48]
+
+
+def test_of_more_checkpoints_than_points_those_are_kept_that_are_spread_evenly(tiny, tmp_path):
+    made = fit_until_stopped(tiny, tmp_path, points=2)
+    assert list(map_tracked_folders(made.folder / TRACKED)) == [24, 48]
+    assert not [*(made.folder / TRACKED).glob("*.part")]
+
+
+def test_a_training_that_was_killed_and_then_stops_early_keeps_the_same_points(tiny, tmp_path, stopped_fit):
+    def stop(done, total, note=""):
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_until_stopped(tiny, tmp_path, points=4, advance=stop)
+    again = fit_until_stopped(tiny, tmp_path, points=4)
+    assert again.digest == stopped_fit.digest
+    assert list(map_tracked_folders(tmp_path / TRACKED)) == [12, 24, 36, 48]
+
+
+def test_a_training_that_pauses_at_points_keeps_those_of_the_steps_that_were_planned(tiny, tmp_path):
+    made = fit_until_stopped(tiny, tmp_path, points=20, pause_at=20)
+    assert list(map_tracked_folders(made.folder / TRACKED)) == [36]
+
+
 OF_PAIRS = {"r": 2, "max_length": 200, "learning_rate": 0.01, "per_device_train_batch_size": 2}
 OF_REWARDS = {**OF_PAIRS, "max_completion_length": 4, "num_generations": 2}
 OTHERS = {

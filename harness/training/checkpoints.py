@@ -7,7 +7,7 @@ size; an older one is removed only after that. Going on from one makes the steps
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,13 +144,26 @@ def map_tracked_folders(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def tracking_callback(
-    folder: Path, points: int, kind: str, trained_on: str, save: Callable[[Any, Path], None]
-) -> "TrainerCallback":
-    """Return a callback that keeps the weights of checkpoints in a folder, evenly over all steps.
+def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
+    """Choose of each of so many equal parts of `last` steps the first step at or after its end.
 
-    Of each of `points` equal parts of the steps the first checkpoint at or after its end is kept.
-    `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`.
+    `steps` are in order; where several parts end before the next one, that is chosen once.
+    """
+    chosen, before = [], 0
+    for step in steps:
+        if parts * step // last > parts * before // last:
+            chosen.append(step)
+            before = step
+    return chosen
+
+
+def tracking_callback(
+    folder: Path, points: int, kind: str, trained_on: str, save: Callable[[Any, Path], None], *, ends: bool
+) -> "TrainerCallback":
+    """Return a callback that keeps the weights of checkpoints in a folder, `points` evenly over all steps.
+
+    `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`. Where a
+    training `ends` early, they are kept evenly over the steps that it made; until then some more are.
     """
     import torch
     from transformers import TrainerCallback
@@ -160,12 +173,28 @@ def tracking_callback(
             if not is_first():
                 return
             step = state.global_step
-            before = max((kept for kept in map_tracked_folders(folder) if kept < step), default=0)
-            if points * step // state.max_steps > points * before // state.max_steps:
+            made = [*(kept for kept in map_tracked_folders(folder) if kept < step), step]
+            wanted = {*spread_steps(made, points, state.max_steps)}
+            if ends:  # nobody knows when: twice as many, evenly over the steps so far
+                wanted |= {*spread_steps(made, 2 * points, step)}
+            if step in wanted:
                 with torch.random.fork_rng():  # saving may draw, and training goes on as if it had not
                     _keep(folder / f"{_STEP}{step}", kind, trained_on, lambda to: save(model, to))
+            _remove(folder, {*made} - wanted)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if is_first() and ends:
+                kept = [*map_tracked_folders(folder)]
+                _remove(folder, {*kept} - {*spread_steps(kept, points, state.global_step)})
 
     return TrackingCallback()
+
+
+def _remove(folder: Path, steps: Collection[int]) -> None:
+    """Remove the weights of steps, each folder whole or not at all."""
+    for step in steps:
+        if (point := folder / f"{_STEP}{step}").exists():
+            shutil.rmtree(point.rename(point.with_name(f"{point.name}.part")))
 
 
 def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
@@ -177,7 +206,7 @@ def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
 
     class PauseCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if len(map_tracked_folders(folder)) >= points:
+            if sum(kept <= state.global_step for kept in map_tracked_folders(folder)) >= points:
                 raise TrainingPaused
 
     return PauseCallback()

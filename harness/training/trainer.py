@@ -313,12 +313,23 @@ def set_up() -> Iterator[None]:
 def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
     """Keep the weights of some checkpoints, if the context asks for that, as `save` writes the finished ones.
 
-    `save_to` is the folder of those, by the name of their kind.
+    `save_to` is the folder of those, by the name of their kind. Where training pauses at points, these are
+    the ones planned, also where it stops early.
     """
+    from transformers import EarlyStoppingCallback
+
     if context.track:
         kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
+        stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
         trainer.add_callback(
-            checkpoints.tracking_callback(kept, context.track, save_to.name, base_digest, save)
+            checkpoints.tracking_callback(
+                kept,
+                context.track,
+                save_to.name,
+                base_digest,
+                save,
+                ends=stopping and not context.pause_at,
+            )
         )
         if context.pause_at:
             trainer.add_callback(checkpoints.pausing_callback(kept, context.pause_at))

@@ -47,8 +47,8 @@ def train_until_pruned(
 ) -> TrialScores | None:
     """Train a trial as far as its pruner lets it, and score it at each point on validation.
 
-    `train(n)` trains until `n` points are kept, with 0 to the end; `should_prune` is told the number of a
-    point and its score. Without `make`, None where something is missing.
+    `train(n)` trains until `n` points are kept, the last of which is the end; `should_prune` is told the
+    number of a point and its score. Without `make`, None where something is missing.
     """
     assert trial.source.track
     scores: list[tuple[float, float | None]] = []
@@ -58,7 +58,7 @@ def train_until_pruned(
         if len(kept) < place and read_weights(trial, folder) is None:
             if not make:
                 return None
-            train(place if place < n_points else 0)
+            train(place)
             kept = read_kept_points(trial, folder)
         if len(kept) < place:  # it has fewer checkpoints than points were asked for
             break
