@@ -102,6 +102,18 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
             "l2_sp with trainable_token_indices",
         ),
         (
+            "{method: peft, params: {peft_type: LORA, bias: all}, regularize: {l2_sp: {strength: 1}}}",
+            "bias: all",
+        ),
+        (
+            "{method: peft, params: {peft_type: LORA, bias: lora_only}, regularize: {ewc: {strength: 1}}}",
+            "ewc with bias: lora_only, whose biases are in no weight matrix",
+        ),
+        (
+            "{method: peft, params: {peft_type: LORA, lora_bias: true}, regularize: {l2_sp: {strength: 1}}}",
+            "l2_sp with lora_bias",
+        ),
+        (
             "{method: lora, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
             "l2_sp with use_dora",
         ),

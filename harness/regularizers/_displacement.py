@@ -25,6 +25,10 @@ def problem(params: Mapping[str, Any]) -> str:
         return f"an adapter of the family {family}, which is not added to weight matrices"
     if params.get("use_dora"):
         return "use_dora, whose magnitudes are not added to weight matrices"
+    if (bias := params.get("bias", "none")) != "none":
+        return f"bias: {bias}, whose biases are in no weight matrix"
+    if params.get("lora_bias"):
+        return "lora_bias, whose biases are in no weight matrix"
     if params.get("trainable_token_indices"):
         return "trainable_token_indices, which replace rows of the embeddings"
     return ""
