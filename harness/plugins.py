@@ -92,6 +92,18 @@ class RescueSituation(NamedTuple):
     makes: str = ""
 
 
+class InitWeights(NamedTuple):
+    """Weights to start from, before they are made: their recipe, and what is known of them.
+
+    `adapter` is the configuration of an adapter as far as it is known; `tracked()` returns the steps of their
+    training whose weights may be kept, none where nobody knows them yet.
+    """
+
+    recipe: Recipe
+    adapter: Mapping[str, Any]
+    tracked: Callable[[], Sequence[int]] = tuple
+
+
 class RescueStep(NamedTuple):
     """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its rungs.
 
@@ -135,8 +147,8 @@ class Method:
 
     `merges` says that it merges the adapters of the candidates that the recipe's `merges` names, and
     `merge_problems(recipe, adapters, where)` yields what forbids that by their configurations, as far as
-    these are known, by the candidates' names. `init_problems(init, adapter, where)` yields what forbids to
-    start from the weights of a recipe, by it and by what is known of its adapter's configuration.
+    these are known, by the candidates' names. `init_problems(params, init, where)` yields what forbids to
+    start from weights, by what is known of them before they are made.
 
     `rescue` says that it mends the weights of a fine-tune, which its `init_from` or `merges` names, without
     training, and with which settings.
@@ -176,7 +188,7 @@ class Method:
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
     remarks: Callable[[Any, Sequence[Any]], Iterable[str]] = lambda params, rows: ()
     merge_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
-    init_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda init, adapter, where: ()
+    init_problems: Callable[[Any, InitWeights, str], Iterable[Problem]] = lambda params, init, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
     teacher: Callable[[Any], Any] = lambda params: None
     extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)

@@ -24,7 +24,7 @@ from harness.methods import checkpoint, full, lora
 from harness.progress import SilentProgress
 from harness.records import TrainingRecord, training_record
 from harness.spec import Recipe, Task, TaskData, Tracking
-from harness.training import CHECKPOINTS, TRACKED, Reward, map_tracked_folders
+from harness.training import CHECKPOINTS, TRACKED, Reward, map_tracked_folders, plan_tracked_steps
 
 pytestmark = pytest.mark.e2e
 
@@ -130,6 +130,29 @@ def test_a_training_that_was_killed_and_then_stops_early_keeps_the_same_points(t
 def test_a_training_that_pauses_at_points_keeps_those_of_the_steps_that_were_planned(tiny, tmp_path):
     made = fit_until_stopped(tiny, tmp_path, points=20, pause_at=20)
     assert list(map_tracked_folders(made.folder / TRACKED)) == [36]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"num_train_epochs": 1.5, "per_device_train_batch_size": 5},
+        {"max_steps": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"eval_steps": 5, "early_stopping_patience": 9},
+        {"eval_steps": 0.3, "early_stopping_patience": 9},
+        {"num_train_epochs": 5, "per_device_train_batch_size": 4, "early_stopping_patience": 9},
+    ],
+)
+def test_the_steps_whose_weights_are_kept_are_known_beforehand(tiny, tmp_path, params):
+    made = fit_tracked(tiny, tmp_path, track=3, **params)
+    planned = plan_tracked_steps(lora.Params(**{**SHORT, **params}), 12, 3)
+    assert planned == [*map_tracked_folders(made.folder / TRACKED)]
+
+
+def test_of_a_training_that_may_stop_early_every_checkpoint_is_one_that_may_be_kept(stopped_fit):
+    planned = plan_tracked_steps(lora.Params(**{**SHORT, **STOPPED_EARLY}), 12, 4)
+    assert {12, 24, 36, 48} < {*planned}
+    assert (planned[-1], 13 in planned) == (600, False)
 
 
 OF_PAIRS = {"r": 2, "max_length": 200, "learning_rate": 0.01, "per_device_train_batch_size": 2}

@@ -7,14 +7,14 @@ Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on 
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.hub import ModelSource
-from harness.plugins import Method, RescueSituation, RescueStep, Rung
+from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, Rung
 from harness.records import TrackedPoint, TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
@@ -33,11 +33,14 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(where, found, expected, "add init_from: lora")
 
 
-def init_problems(init: Recipe, adapter: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Yield that the training keeps no weights along its steps."""
-    if init.track is None:
+def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
+    """Yield that the training keeps no weights along its steps, or none of this one where that is known."""
+    if init.recipe.track is None:
         step = "add track: {points: 4} to that recipe"
         yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
+    elif (kept := init.tracked()) and params.step not in kept:
+        found = f"step {params.step}, of which the training of init_from keeps no weights"
+        yield Problem(where, found, f"one of the steps {', '.join(map(str, kept))}", "another params.step")
 
 
 def fit(context: FitContext, params: Params) -> Weights:

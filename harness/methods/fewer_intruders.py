@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.models.hub import ModelSource
-from harness.plugins import Method, RescueSituation, RescueStep, Rung
+from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, Rung
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -42,9 +42,9 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(where, f"{recipe.method} without init_from", expected, "add init_from: lora")
 
 
-def init_problems(init: Recipe, adapter: Mapping[str, Any], where: str) -> Iterator[Problem]:
+def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
     """Yield what the adapter is beside a plain LoRA, as far as that is known."""
-    if found := _describe_beyond_lora(adapter):
+    if found := _describe_beyond_lora(init.adapter):
         yield Problem(where, f"an adapter {found}", "a plain LoRA", "another init_from")
 
 

@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.methods._scales import RESCUE
 from harness.models.adapters import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
 from harness.models.hub import ModelSource
-from harness.plugins import Method, RescueSituation, Rung
+from harness.plugins import InitWeights, Method, RescueSituation, Rung
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -37,9 +37,9 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(where, found, expected, "add init_from: lora")
 
 
-def init_problems(init: Recipe, adapter: Mapping[str, Any], where: str) -> Iterator[Problem]:
+def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
     """Yield what of the adapter does not follow its scale, as far as that is known."""
-    if found := _describe_beside_scale(adapter):
+    if found := _describe_beside_scale(init.adapter):
         yield Problem(where, f"an adapter {found}", "one of low-rank matrices alone", "another init_from")
 
 

@@ -67,4 +67,4 @@ from harness.training.reinforcement import (
     rewards_of,
     train_on_rewards,
 )
-from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune
+from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune, plan_tracked_steps

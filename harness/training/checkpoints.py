@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,6 +156,17 @@ def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
             chosen.append(step)
             before = step
     return chosen
+
+
+def list_saved_steps(last: int, of_epoch: int, every: float, *, by_epoch: bool) -> list[int]:
+    """List the steps of a training at which there is a checkpoint.
+
+    There is one `every` so many steps (below 1: such a share of all), at the last, and where they are made
+    `by_epoch` at the end of each epoch of `of_epoch` steps.
+    """
+    apart = ceil(every * last) if every < 1 else int(every)
+    ends = range(of_epoch, last, of_epoch) if by_epoch else ()
+    return sorted({*range(apart, last, apart), *ends, last})
 
 
 def tracking_callback(

@@ -23,6 +23,7 @@ from harness.models.hardware import dtype
 from harness.models.hf import load_base
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
+from harness.training import checkpoints
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
@@ -430,6 +431,23 @@ def count_steps(params: "SupervisedParams", lengths: Sequence[int]) -> int:
     n_packs = ceil(sum(lengths) / params.max_length)
     batches = ceil(n_packs / params.per_device_train_batch_size)
     return ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
+
+
+def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> list[int]:
+    """List the steps whose weights a training on so many rows may keep at `points`, unpacked in one process.
+
+    They are those that it keeps, or where validation may end it early those at which there is a checkpoint.
+    """
+    batches = ceil(n_rows / params.per_device_train_batch_size)
+    of_epoch = ceil(batches / params.gradient_accumulation_steps)
+    last = params.max_steps if params.max_steps > 0 else ceil(of_epoch * params.num_train_epochs)
+    by_epoch = params.eval_steps is None
+    saved = checkpoints.list_saved_steps(
+        last, of_epoch, params.eval_steps or checkpoints.SAVED_EVERY, by_epoch=by_epoch
+    )
+    evaluated = checkpoints.list_saved_steps(last, of_epoch, params.eval_steps or last, by_epoch=by_epoch)
+    may_end = len(evaluated) > params.early_stopping_patience + 1
+    return saved if may_end else checkpoints.spread_steps(saved, points, last)
 
 
 def joins_packs(model: "PreTrainedModel") -> bool:

@@ -10,19 +10,25 @@ from typing import NamedTuple
 
 from harness import comparison, gating, store
 from harness.errors import Problem
+from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judges.judging_stage import answer_and_score
-from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
+from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.capability_on_validation import capability_change
 from harness.experiment.weights.validation_score import mean_score
+from harness.experiment.weights.weights_folder import processes_of
 from harness.gating import Measurement, cut_to_half
 from harness.gating.halves import cluster_name, split
+from harness.models.hub import is_packed, load_tokenizer
 from harness.plugins import methods
 from harness.records import SampleResult, TrackedPoint, digest
+from harness.regularizers import has_hook
 from harness.spec import Recipe
-from harness.training import TRACKED, Weights, map_tracked_folders
+from harness.training import TRACKED, SupervisedParams, Weights, map_tracked_folders
+from harness.training import plan_tracked_steps as plan_supervised
+from harness.training.tokenized import tokenize
 
 
 class _SampledTask(NamedTuple):
@@ -38,6 +44,28 @@ def tracking_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
         expected = f"one of the methods {', '.join(methods(tracks=True))}"
         yield Problem(f"candidate {candidate.name}", found, expected, "remove track")
+
+
+def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[int]:
+    """List the steps whose weights a candidate's training may keep; none where nobody knows them beforehand.
+
+    They are known where rows alone are learnt from, those that fit, with nothing to try and one process.
+    """
+    source, base = candidate.source, candidate.trained_base
+    params = candidate.method.params(**source.params)
+    alone = not (source.tried or session.folds or has_hook(source.regularize, "mix") or is_packed(base))
+    alone = alone and processes_of(session, source) == 1
+    if not (source.track and alone and isinstance(params, SupervisedParams)) or params.packing:
+        return []
+    rows, tokenizer = training_data(session, source).items.train, load_tokenizer(base)
+    found: set[int] = set()
+    for seed in candidate.seeds:
+        asked = [*map(prompting_step(session, source, seed), rows)]
+        answers = [example.references[:1] for example in asked]
+        made = tokenize(asked, answers, session.target.task.chat_template, tokenizer, base)
+        if n := sum(len(whole) <= params.max_length for _, (whole,) in made):
+            found |= {*plan_supervised(params, n, source.track.points)}
+    return sorted(found)
 
 
 def read_tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:

@@ -4,6 +4,7 @@ Invariant: everything is found before a model is loaded, and each problem says w
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import tracking_problems
+from harness.experiment.curves.tracking import plan_tracked_steps, tracking_problems
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
@@ -56,7 +57,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _unusable_pairs(session, candidate)
         problems += _unrankable(session, candidate)
         problems += _needing_prompts(session, candidate)
-        problems += [*_init_problems(candidate), *_merge_problems(candidate)]
+        problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
         problems += [*regularization_problems(session, recipe), *_layer_problems(candidate)]
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
         problems += [*constraint_problems(session, candidate), *sharing_problems(session, candidate)]
@@ -91,12 +92,15 @@ def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             return
 
 
-def _init_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _init_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids to start from the weights that `init_from` names, by its method or a regulariser."""
     if candidate.init is None or candidate.recipe.weights_of:
         return
     where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
-    yield from candidate.method.init_problems(candidate.init.source, adapter, where)
+    tracked = partial(plan_tracked_steps, session, candidate.init)
+    params = candidate.method.params(**candidate.source.params)
+    init = plugins.InitWeights(candidate.init.source, adapter, tracked)
+    yield from candidate.method.init_problems(params, init, where)
     for name in candidate.source.regularize:
         if found := plugins.refuses(name, adapter):
             step = f"remove {name}, or take kl"
