@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.provenance.code_versions import code_versions
-from harness.records import TrackedPoint, checksum
+from harness.provenance.own_code import digest_code
+from harness.records import TrackedPoint
 from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy, Spec
 
 LANGUAGE_MODELS = (  # kinds of weights that generate text
@@ -291,12 +292,12 @@ def methods(**traits: Any) -> list[str]:
 
 
 def version(kind: str, name: str) -> int | str:
-    """Return what an identity holds of a plugin's code: its version, or of a file that has none its checksum.
+    """Return what an identity holds of a plugin's code: its version, or of a file that has none its digest.
 
     Versions are those of `code_versions.toml`; a user's own file, and one not listed yet, has none.
     """
     listed = code_versions().get(f"{kind}/{name}")
-    return listed.version if listed else checksum(path_of(kind, name))
+    return listed.version if listed else digest_code(path_of(kind, name))
 
 
 def path_of(kind: str, name: str) -> Path:

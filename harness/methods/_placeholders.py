@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness.errors import did_you_mean
+from harness.provenance.own_code import digest_code
 from harness.records import checksum, digest
 
 NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")
@@ -74,13 +75,20 @@ def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Pa
 
 
 def files_digest(command: str, folder: Path, template: Path | None) -> str:
-    """Digest the files that a command reads: of its template, and those below a folder that it names."""
+    """Digest the files that a command reads: of its template, and those below a folder that it names.
+
+    Of a Python file that counts what it imports from its own folder.
+    """
     named = [folder / argument for argument in command.split() if not placeholders_in(argument)]
     own = {
         str(path.relative_to(folder)): path for path in named if path.is_file() and _lies_below(path, folder)
     }
     of_template = template_files(template) if template else {}
-    return digest([{name: checksum(path) for name, path in of.items()} for of in (own, of_template)])
+    return digest([{name: _digest_file(path) for name, path in of.items()} for of in (own, of_template)])
+
+
+def _digest_file(path: Path) -> str:
+    return digest_code(path) if path.suffix == ".py" else checksum(path)
 
 
 def _lies_below(path: Path, folder: Path) -> bool:

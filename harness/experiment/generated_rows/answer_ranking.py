@@ -23,7 +23,8 @@ from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.metrics import item_scores
 from harness.metrics import version as metric_version
 from harness.prompting._words import is_unspaced
-from harness.records import Example, Output, checksum
+from harness.provenance.own_code import digest_code
+from harness.records import Example, Output
 from harness.spec import is_path, metric_name
 from harness.training import Reward, reward_problems, rewards_of, score_answers
 
@@ -61,7 +62,7 @@ def open_ranking(
     task, where = session.target.task, "--rank"
     refuse(reward_problems(written or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
-    content = checksum(Path(written)) if is_path(written) else metric_version(written or name, unspaced)
+    content = digest_code(Path(written)) if is_path(written) else metric_version(written or name, unspaced)
     score = rewards_of(Reward(written=written or name, task=task))
     return Ranking({"metric": name, "version": content}, score)
 

@@ -14,7 +14,8 @@ from harness.models.model_folder import content_digest
 from harness.plugins import Method
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
-from harness.records import checksum, digest, drop_defaults
+from harness.provenance.own_code import digest_code
+from harness.records import digest, drop_defaults
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, is_path, metric_name
 from harness.training import Weights, can_share, is_metric_file
@@ -65,7 +66,7 @@ def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> 
     if source.reward is None or reward:
         return reward.digest if reward else ""
     if is_path(source.reward) and not is_metric_file(Path(source.reward)):
-        return checksum(Path(source.reward))
+        return digest_code(Path(source.reward))
     task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
     return digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
