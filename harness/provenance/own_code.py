@@ -31,7 +31,7 @@ def _find_beside(file: Path) -> set[Path]:
 
 
 def _list_imports(file: Path, root: Path) -> Iterator[Path]:
-    """Yield the files that a module imports, by their names below `root` or, relative ones, its own folder."""
+    """Yield the files that a module imports; absolute names are below `root`, relative ones in its folder."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
