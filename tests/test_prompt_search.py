@@ -203,31 +203,25 @@ def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
 @pytest.mark.parametrize(("trials", "n_tried"), [(4, 4), (7, 7), (16, 8)])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed):
-    tried = {"system": [None, "A.", "B.", "C."], "template": ["{prompt}", "Now: {prompt}"]}
-    source = Recipe(method="base", search=tried, trials=trials)
-    points, asked = proposals(SimpleNamespace(source=source, searches_prompts=True), seed, 1), []
-    point = next(points)
-    while point is not None:
-        asked.append(point.params)
-        try:
-            point = points.send(Trial(params=point.params, validation=float(point.params["system"] == "B.")))
-        except StopIteration:
-            point = None
+    space = {"system": [None, "A.", "B.", "C."], "template": ["{prompt}", "Now: {prompt}"]}
+    source = Recipe(method="base", search=space, trials=trials)
+    tried = []
+    for point in proposals(SimpleNamespace(source=source, searches_prompts=True), seed, 1, tried):
+        score = float(point.params["system"] == "B.")
+        tried.append(Trial(params=point.params, validation=score))
+    asked = [one.params for one in tried]
     assert len(asked) == n_tried
     assert all(one not in asked[:i] for i, one in enumerate(asked))
 
 
 def test_a_prompt_that_is_written_in_another_way_uses_up_no_trial():
-    tried = {"system": [None, "A.", "B."], "template": ["{prompt}", " {prompt}", "{prompt} "]}
-    source = Recipe(method="base", search=tried, trials=3)
-    points, asked = proposals(SimpleNamespace(source=source, searches_prompts=True), 0, 1), []
-    point = next(points)
-    while point is not None:
-        asked.append(point.params["system"])
-        try:
-            point = points.send(Trial(params=point.params, validation=0.5, asked=f"system {asked[-1]}"))
-        except StopIteration:
-            point = None
+    space = {"system": [None, "A.", "B."], "template": ["{prompt}", " {prompt}", "{prompt} "]}
+    source = Recipe(method="base", search=space, trials=3)
+    tried = []
+    for point in proposals(SimpleNamespace(source=source, searches_prompts=True), 0, 1, tried):
+        system = point.params["system"]
+        tried.append(Trial(params=point.params, validation=0.5, asked=f"system {system}"))
+    asked = [one.params["system"] for one in tried]
     assert set(asked) == {None, "A.", "B."}
     assert len(asked) > 3
 

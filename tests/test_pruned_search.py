@@ -59,23 +59,18 @@ def set_pruner(candidate, **pruner):
 
 def walk_search(candidate, score, *, sign=1):
     """Answer each proposal by `score(params, n)` at its n-th point until it is pruned; returns the trials."""
-    asked, made = proposals(candidate, 0, sign), []
-    proposal = next(asked)
-    while True:
+    made = []
+    for proposal in proposals(candidate, 0, sign, made):
         points, pruned_at = [], None
         for n in range(1, POINTS + 1):
             points.append((n, score(proposal.params, n)))
             if proposal.should_prune(n, points[-1][1]) and n < POINTS:
                 pruned_at = n
                 break
-        trial = Trial(
-            params=proposal.params, validation=points[-1][1], points=tuple(points), pruned_at=pruned_at
+        made.append(
+            Trial(params=proposal.params, validation=points[-1][1], points=tuple(points), pruned_at=pruned_at)
         )
-        made.append(trial)
-        try:
-            proposal = asked.send(trial)
-        except StopIteration:
-            return made
+    return made
 
 
 def score_by_rate(params, n):

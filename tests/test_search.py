@@ -45,14 +45,11 @@ def candidate(tiny, tmp_path_factory):
 
 def walk_search(candidate, score, *, seed=0, sign=1):
     """Answer each proposal with its score; returns the points."""
-    asked, points = proposals(candidate, seed, sign), []
-    point = next(asked)
-    while True:
-        points.append(point.params)
-        try:
-            point = asked.send(Trial(params=point.params, validation=score(point.params)))
-        except StopIteration:
-            return points
+    tried = []
+    for point in proposals(candidate, seed, sign, tried):
+        validation = score(point.params)
+        tried.append(Trial(params=point.params, validation=validation))
+    return [one.params for one in tried]
 
 
 def distance(point):

@@ -145,18 +145,14 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
     bound = source.model_copy(update={"subject_to": SubjectTo(forgetting=0.1)})
 
     def find_last_rate(recipe):
-        asked, rates = proposals(replace(candidate, source=recipe), 0, 1), []
-        proposal = next(asked)
-        while True:
+        tried = []
+        for proposal in proposals(replace(candidate, source=recipe), 0, 1, tried):
             rate = proposal.params["learning_rate"]
-            rates.append(rate)
             known = (
                 {"forgetting": 0.5 if rate > 1e-3 else 0.0, "most_forgetting": 0.1} if recipe is bound else {}
             )
-            try:
-                proposal = asked.send(Trial(params=proposal.params, validation=rate, **known))
-            except StopIteration:
-                return sum(rate > 1e-3 for rate in rates[-20:])
+            tried.append(Trial(params=proposal.params, validation=rate, **known))
+        return sum(one.validation > 1e-3 for one in tried[-20:])
 
     assert find_last_rate(source) > 15
     assert find_last_rate(bound) < 10

@@ -3,7 +3,7 @@
 Invariant: whatever weights start from or are selected among is made first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,10 +30,10 @@ from harness.experiment.weights.trial_record import (
     record_failed_trial,
     record_trial,
 )
-from harness.experiment.weights.validation_score import digest_prompts, mean_score, validation_rows
+from harness.experiment.weights.validation_score import validate
 from harness.experiment.weights.weights_folder import folder_of
 from harness.plugins import OR
-from harness.records import Curve, Trial
+from harness.records import Trial
 from harness.spec import SubjectTo
 from harness.training import Weights
 
@@ -111,7 +111,8 @@ def _find_or_fit(
     before_s = round(sum(weights.training.total_s for weights in known), 3)
     began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
     if begun.reward:
-        began_with = replace(began_with, reward_model_accuracy=_last(begun.reward.training.heldout_accuracy))
+        curve = begun.reward.training.heldout_accuracy
+        began_with = replace(began_with, reward_model_accuracy=curve[-1][1] if curve else None)
     return _add_choosers(session, candidate, seed, found._replace(training=began_with), make=make)
 
 
@@ -163,10 +164,6 @@ def stands_on(*weights: Weights) -> dict[str, str]:
     return behind
 
 
-def _last(curve: Curve) -> float | None:
-    return curve[-1][1] if curve else None
-
-
 class Tried(NamedTuple):
     """A trial with its weights, or the error that it failed by, now or before."""
 
@@ -209,141 +206,124 @@ def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, 
 def _try_all(session: Session, candidate: ResolvedCandidate, *, make: bool) -> list[Tried]:
     """Try what is proposed, one after the other; without `make`, nothing where a trial is missing."""
     tried: list[Tried] = []
-    sign = session.target.primary.unit.sign
-    points = proposals.proposals(candidate, session.experiment.seeds[0], sign)
-    proposal = next(points, None)
-    while proposal is not None:
+    trials: list[Trial] = []
+    for proposal in _propose(session, candidate, trials):
         one = _try(session, candidate, proposal, make=make)
         if one is None:
             return []
-        is_again = any(one.trial.params == before.trial.params for before in tried)
+        is_again = any(one.trial.params == before.params for before in trials)
         counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # its training is counted once
         tried.append(one._replace(trial=counted))
-        try:
-            proposal = points.send(one.trial)
-        except StopIteration:
-            proposal = None
+        trials.append(one.trial)
     return tried
+
+
+def _propose(
+    session: Session, candidate: ResolvedCandidate, trials: Sequence[Trial]
+) -> Iterator[proposals.TrialProposal]:
+    """Yield the points of a sweep or search, each by what the trials of those before it found."""
+    sign = session.target.primary.unit.sign
+    return proposals.proposals(candidate, session.experiment.seeds[0], sign, trials)
+
+
+class _Attempt(NamedTuple):
+    """A trial to make: a candidate at one point, the inputs of its fit, and what may be forgotten."""
+
+    trial: ResolvedCandidate
+    proposal: proposals.TrialProposal
+    begun: FitInputs
+    bound: SubjectTo | None
+
+    @property
+    def key(self) -> str:
+        """The key of its weights."""
+        return self.begun.folder.name
 
 
 def _try(
     session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal, *, make: bool
 ) -> Tried | None:
     """Train at one point and score on validation; None where something of it is missing."""
-    trial, bound = candidate.at(proposal.params), candidate.source.subject_to
+    trial = candidate.at(proposal.params)
     begun = _begin(session, trial, session.experiment.seeds[0], make=make)
     if begun is None:
         return None
-    key = begun.folder.name
-    if (
-        make
-        and candidate.source_name in session.searched
-        and (failed := _recall(session, trial, key, proposal))
-    ):
+    attempt = _Attempt(trial, proposal, begun, candidate.source.subject_to)
+    is_again = make and candidate.source_name in session.searched
+    if is_again and (failed := _recall(session, attempt)):
         return failed
-    with note_under_way(session, candidate, key) if make and session.is_worker else nullcontext():
-        return _try_begun(session, trial, begun, proposal, bound, make=make)
+    with note_under_way(session, candidate, attempt.key) if make and session.is_worker else nullcontext():
+        return _find_or_record(session, attempt, make=make)
 
 
-def _recall(
-    session: Session, trial: ResolvedCandidate, key: str, proposal: proposals.TrialProposal
-) -> Tried | None:
+def _recall(session: Session, attempt: _Attempt) -> Tried | None:
     """Return a trial that failed before, as its record keeps it."""
-    known = find_failed_trial(session, trial, key)
-    return Tried(replace(known, params=proposal.params), error=read_stored_error(known)) if known else None
+    known = find_failed_trial(session, attempt.trial, attempt.key)
+    if known is None:
+        return None
+    return Tried(replace(known, params=attempt.proposal.params), error=read_stored_error(known))
 
 
-def _try_begun(
-    session: Session,
-    trial: ResolvedCandidate,
-    begun: FitInputs,
-    proposal: proposals.TrialProposal,
-    bound: SubjectTo | None,
-    *,
-    make: bool,
-) -> Tried | None:
-    key = begun.folder.name
+def _find_or_record(session: Session, attempt: _Attempt, *, make: bool) -> Tried | None:
+    """Find a trial, or make and record it, also as one that failed."""
     try:
-        found = _train_and_score(session, trial, begun, proposal, bound, make=make)
+        found = _train_and_score(session, attempt, make=make)
     except Exception as error:
         if not fails_alone(error):
             raise
-        failed = make_failed_trial(proposal.params, key, error)
+        failed = make_failed_trial(attempt.proposal.params, attempt.key, error)
         if make:
-            record_failed_trial(session, trial, failed, error)
+            record_failed_trial(session, attempt.trial, failed, error)
         return Tried(failed, error=error)
     if found is None:
-        return _recall(session, trial, key, proposal)
+        return _recall(session, attempt)
     if make and found.weights:
-        record_trial(session, trial, found.trial, found.weights)
+        record_trial(session, attempt.trial, found.trial, found.weights)
     return found
 
 
-def _train_and_score(
-    session: Session,
-    trial: ResolvedCandidate,
-    begun: FitInputs,
-    proposal: proposals.TrialProposal,
-    bound: SubjectTo | None,
-    *,
-    make: bool,
-) -> Tried | None:
-    watched: TrialScores | None = TrialScores()
-    if proposal.should_prune:
-        watched = _watch(session, trial, begun, proposal.should_prune, make=make)
+def _train_and_score(session: Session, attempt: _Attempt, *, make: bool) -> Tried | None:
+    trial, proposal, begun, bound = attempt
+    watched = _watch(session, attempt, make=make) if proposal.should_prune else TrialScores()
     if watched is None:
         return None
     found = watched.pruned or _find_or_fit(session, trial, session.experiment.seeds[0], begun, make=make)
     if found is None:
         return None
-    forgetting, asked = None, ""
-    if watched.pruned:
-        score = watched.scores[-1][1]
-    else:
-        rows = validation_rows(session, trial, found, make=make)
-        score = None if rows is None else mean_score(session.target.primary, rows)
-        if rows is not None and score is None and make:
-            raise CandidateFailed("no answer to the validation rows could be scored", "other values to try")
-        asked = "" if rows is None else digest_prompts(found.digest, trial.source, rows)
-        if bound and score is not None:
-            forgetting = forgetting_on_validation(session, trial, found, bound, make=make)
-        if score is None or (bound and forgetting is None):
-            return None
     of = found.training
     made = Trial(
         params=proposal.params,
-        validation=score,
+        validation=None,
         best_validation_loss=of.best_validation_loss,
         wall_s=of.wall_s or 0.0,
         loss=of.loss,
         validation_loss=of.validation_loss,
         points=watched.scores,
-        pruned_at=of.n_steps if watched.pruned else None,
-        forgetting=forgetting,
         most_forgetting=bound.forgetting if bound else None,
         fit_key=of.fit_key,
-        asked=asked,
     )
-    return Tried(made, found)
+    if watched.pruned:
+        return Tried(replace(made, validation=watched.scores[-1][1], pruned_at=of.n_steps), found)
+    scored = validate(session, trial, found, make=make)
+    if scored is None:
+        return None
+    forgetting = forgetting_on_validation(session, trial, found, bound, make=make) if bound else None
+    if bound and forgetting is None:
+        return None
+    return Tried(replace(made, validation=scored.score, asked=scored.asked, forgetting=forgetting), found)
 
 
-def _watch(
-    session: Session,
-    trial: ResolvedCandidate,
-    begun: FitInputs,
-    should_prune: Callable[[int, float], bool],
-    *,
-    make: bool,
-) -> TrialScores | None:
+def _watch(session: Session, attempt: _Attempt, *, make: bool) -> TrialScores | None:
     """Train a trial from one tracked point to the next, as long as it is not pruned."""
-    seed = session.experiment.seeds[0]
+    trial, proposal, begun, _ = attempt
+    assert proposal.should_prune
 
     def train(n_points: int) -> None:
-        with session.claim(begun.folder.name):
+        with session.claim(attempt.key):
             if read_weights(trial, begun.folder) is None:
-                _fit_anew(session, trial, seed, begun, n_points)
+                _fit_anew(session, trial, session.experiment.seeds[0], begun, n_points)
 
-    return train_until_pruned(session, trial, begun.folder, train, should_prune, make=make)
+    return train_until_pruned(session, trial, begun.folder, train, proposal.should_prune, make=make)
 
 
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
@@ -370,19 +350,15 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
 
 def _find_point_under_way(session: Session, candidate: ResolvedCandidate) -> dict[str, Any] | None:
     """Find the point of the trial that a search is at: what it proposes behind those that are known."""
-    key = find_under_way(session, candidate)
-    seed = session.experiment.seeds[0]
-    points = proposals.proposals(candidate, seed, session.target.primary.unit.sign)
-    proposal = next(points, None) if key else None
-    while proposal is not None:
-        begun = _begin(session, candidate.at(proposal.params), seed, make=False)
+    key, trials = find_under_way(session, candidate), list[Trial]()
+    for proposal in _propose(session, candidate, trials) if key else ():
+        begun = _begin(session, candidate.at(proposal.params), session.experiment.seeds[0], make=False)
         if begun is None or begun.folder.name == key:
             return proposal.params if begun else None
         one = _try(session, candidate, proposal, make=False)
-        try:
-            proposal = points.send(one.trial) if one else None
-        except StopIteration:
-            proposal = None
+        if one is None:
+            return None
+        trials.append(one.trial)
     return None
 
 

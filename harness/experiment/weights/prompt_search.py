@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from harness.errors import CandidateFailed, HarnessError, UserError
+from harness.errors import HarnessError, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, rank_trial
 from harness.experiment.weights.trial_record import record_trial
-from harness.experiment.weights.validation_score import digest_prompts, mean_score, validation_rows
+from harness.experiment.weights.validation_score import validate
 from harness.records import Trial
 
 
@@ -54,33 +54,29 @@ def _choose(session: Session, candidate: ResolvedCandidate, *, make: bool) -> Re
 
 def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> list[Trial] | None:
     seed, sign = session.experiment.seeds[0], session.target.primary.unit.sign
-    points, tried = proposals.proposals(candidate, seed, sign), list[Trial]()
-    proposal = next(points, None)
-    while proposal is not None:
+    tried: list[Trial] = []
+    for proposal in proposals.proposals(candidate, seed, sign, tried):
         trial = candidate.at(proposal.params)
         weights = (ensure_weights if make else find_stored_weights)(session, trial, seed)
-        rows = validation_rows(session, trial, weights, make=make) if weights else None
-        if weights is None or rows is None:
+        found = validate(session, trial, weights, make=make) if weights else None
+        if weights is None or found is None:
             return None
-        score = mean_score(session.target.primary, rows)
-        if score is None and not make:
-            return None
-        if score is None:
-            raise CandidateFailed("no answer to the validation rows could be scored", "other prompts to try")
-        asked = digest_prompts(weights.digest, trial.source, rows)
-        found = Trial(params=proposal.params, validation=score, asked=asked)
+        tried.append(Trial(params=proposal.params, validation=found.score, asked=found.asked))
         if make:
-            record_trial(session, trial, found, weights)
-        same = next((at for at, one in enumerate(tried) if _is_same_prompt(found, one)), None)
+            record_trial(session, trial, tried[-1], weights)
+    return _join_alike(tried)
+
+
+def _join_alike(tried: Iterable[Trial]) -> list[Trial]:
+    """Leave of trials that asked the same the first, which lists how else its prompt was written."""
+    prompts: list[Trial] = []
+    for one in tried:
+        same = next((at for at, known in enumerate(prompts) if _is_same_prompt(one, known)), None)
         if same is None:
-            tried.append(found)
-        elif found.params not in ((known := tried[same]).params, *known.alike):
-            tried[same] = replace(known, alike=(*known.alike, found.params))
-        try:
-            proposal = points.send(found)
-        except StopIteration:
-            proposal = None
-    return tried
+            prompts.append(one)
+        elif one.params not in ((known := prompts[same]).params, *known.alike):
+            prompts[same] = replace(known, alike=(*known.alike, one.params))
+    return prompts
 
 
 def _is_same_prompt(one: Trial, other: Trial) -> bool:

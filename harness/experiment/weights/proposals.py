@@ -8,7 +8,7 @@ Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithm
 Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902).
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -37,16 +37,16 @@ class TrialProposal(NamedTuple):
     should_prune: Callable[[int, float], bool] | None = None
 
 
-Proposals = Generator[TrialProposal, Trial, None]
+def proposals(
+    candidate: ResolvedCandidate, seed: int, sign: int, tried: Sequence[Trial]
+) -> Iterator[TrialProposal]:
+    """Yield the points to try; before the next one `tried` ends with the trial of the last.
 
-
-def proposals(candidate: ResolvedCandidate, seed: int, sign: int) -> Proposals:
-    """Yield the points to try; each is sent what was found of it. `sign` is −1 where lower is better."""
+    `sign` is −1 where lower is better.
+    """
     if candidate.source.search:
-        yield from _search(candidate.source, seed, sign, again=not candidate.searches_prompts)
-        return
-    for point in candidate.points:
-        _ = yield TrialProposal(point)  # what was found of it changes nothing
+        return _search(candidate.source, seed, sign, tried, again=not candidate.searches_prompts)
+    return map(TrialProposal, candidate.points)
 
 
 def searcher(source: Recipe) -> str:
@@ -71,7 +71,9 @@ def problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             yield Problem(f"candidate {candidate.name}", found, expected, "see optuna.readthedocs.io")
 
 
-def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
+def _search(
+    source: Recipe, seed: int, sign: int, tried: Sequence[Trial], *, again: bool
+) -> Iterator[TrialProposal]:
     """Yield points of a search; a point that is proposed `again` is a further trial, or else none."""
     import optuna
 
@@ -82,7 +84,7 @@ def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
         study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
     )
     n_points = source.track.points if source.prune and source.track else 1
-    left, n_repeats, tried = source.trials * n_points, 0, list[Trial]()
+    left, n_repeats = source.trials * n_points, 0
     while left >= n_points and n_repeats < _MOST_REPEATS:
         asked = study.ask({name: _distribution(values) for name, values in source.search.items()})
         point = {name: _value(values, asked.params[name]) for name, values in source.search.items()}
@@ -91,13 +93,13 @@ def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
             _tell(study, asked, before, sign)
             n_repeats += 1
             continue
-        found = yield TrialProposal(point, partial(_should_prune, asked, sign) if source.prune else None)
-        if not again and found.asked and any(one.asked == found.asked for one in tried):
+        yield TrialProposal(point, partial(_should_prune, asked, sign) if source.prune else None)
+        *earlier, found = tried
+        if not again and found.asked and any(one.asked == found.asked for one in earlier):
             n_repeats += 1  # the same prompt, written in another way
         else:
             n_repeats = 0
             left -= len(found.points) if found.is_pruned else n_points
-        tried.append(found)
         _tell(study, asked, found, sign)
 
 

@@ -1,10 +1,12 @@
 """Validation score of weights, by which trials of a sweep are ranked, and the digest of what was asked."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from harness import store
+from harness.errors import CandidateFailed
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import is_there, target_sets
@@ -15,15 +17,40 @@ from harness.spec import Recipe
 from harness.training import Weights
 
 
+class ValidationResult(NamedTuple):
+    """A trial's score on the validation rows of the target, and the digest of the prompts that it sent."""
+
+    score: float
+    asked: str
+
+
+def validate(
+    session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
+) -> ValidationResult | None:
+    """Score a trial on validation; without `make`, None where answers are missing or have no score.
+
+    Raises:
+        CandidateFailed: none of the answers can be scored.
+    """
+    answered = _answer_validation(session, trial, weights, make=make)
+    score = None if answered is None else mean_score(session.target.primary, answered)
+    if answered is None or (score is None and not make):
+        return None
+    if score is None:
+        knob = f"other {'values' if trial.method.trains else 'prompts'} to try"
+        raise CandidateFailed("no answer to the validation rows could be scored", knob)
+    return ValidationResult(score, digest_prompts(weights.digest, trial.source, answered))
+
+
 def score_on_validation(
     session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
 ) -> float | None:
     """Return a trial's score on the validation rows of the target; None where they are missing."""
-    answered = validation_rows(session, trial, weights, make=make)
+    answered = _answer_validation(session, trial, weights, make=make)
     return None if answered is None else mean_score(session.target.primary, answered)
 
 
-def validation_rows(
+def _answer_validation(
     session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
 ) -> list[SampleResult] | None:
     """Return a trial's answers to the validation rows of the target; None where they are missing."""
