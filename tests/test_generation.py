@@ -5,7 +5,13 @@ from copy import deepcopy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.models.generation import _answer_by_generate, answers, pick_at_random
+from harness.models.generation import (
+    Continuation,
+    PromptReader,
+    _answer_by_generate,
+    answers,
+    pick_at_random,
+)
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.loglikelihood import Size
@@ -37,7 +43,9 @@ def generate_by_engine(model, prompts, n, size=SIZE):
 
     pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
-    rows = answers(model, prompts, n, [pad_id, end_id], never, size, PrefixCache(model))
+    rows = answers(
+        PromptReader(model, size, PrefixCache(model)), prompts, Continuation(n, [pad_id, end_id], never)
+    )
     return [row + [pad_id] * (n - len(row)) for row in rows]
 
 
@@ -86,7 +94,9 @@ def test_nothing_is_read_once_every_row_has_ended(model):
     )
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     try:
-        rows = answers(model, [prompt], 6, [0, second], never, SIZE, PrefixCache(model))
+        rows = answers(
+            PromptReader(model, SIZE, PrefixCache(model)), [prompt], Continuation(6, [0, second], never)
+        )
     finally:
         hook.remove()
     assert (rows, read) == ([[first, second]], [10, 1])
@@ -105,7 +115,7 @@ def test_rows_that_have_ended_are_no_longer_computed(model):
     )
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     try:
-        rows = answers(model, prompts, 6, ends, never, SIZE, PrefixCache(model))
+        rows = answers(PromptReader(model, SIZE, PrefixCache(model)), prompts, Continuation(6, ends, never))
     finally:
         hook.remove()
     assert [row[:n] for row, n in zip(rows, last, strict=True)] == [
@@ -124,7 +134,7 @@ def test_in_half_precision_a_batch_keeps_its_shape_to_the_end(model):
     read = []
     half.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
     all_but_one = lambda new: torch.arange(len(new)) > 0  # noqa: E731
-    answers(half, prompts, 4, [0], all_but_one, SIZE, PrefixCache(half))
+    answers(PromptReader(half, SIZE, PrefixCache(half)), prompts, Continuation(4, [0], all_but_one))
     assert {n for n, width in read if width == 1} == {len(prompts)}
 
 
@@ -175,8 +185,10 @@ def test_a_model_without_keys_of_ours_draws_the_same(model):
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     prompts, ends = [tuple(range(10, 30)), (7, 8, 9)], [model.config.pad_token_id]
     pick = pick_at_random(DRAWN, [1, 2])
-    ours = answers(model, prompts, 8, ends, never, SIZE, PrefixCache(model), pick=pick)
-    assert _answer_by_generate(model, prompts, 8, ends, never, pick) == ours
+    how = Continuation(8, ends, never, pick)
+    assert _answer_by_generate(model, prompts, how) == answers(
+        PromptReader(model, SIZE, PrefixCache(model)), prompts, how
+    )
 
 
 def test_tokens_are_drawn_as_often_as_their_chances_say():

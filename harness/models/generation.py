@@ -8,7 +8,7 @@ Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.models import oom
 from harness.models.batching import CPU_COSTS, PassCosts, Size, count_shared_prefix, plan
@@ -37,10 +37,35 @@ Pick = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 _WORTH_COPYING = 0.75
 
 
+class PromptReader(NamedTuple):
+    """A model with the size of batches that it reads prompts in, and its cache of shared prefixes.
+
+    `engine` is that of its scoring, `costs` what a pass costs beside its tokens.
+    """
+
+    model: "PreTrainedModel"
+    size: Size
+    prefixes: PrefixCache
+    engine: str = "packed"
+    costs: PassCosts = CPU_COSTS
+
+
 def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
     """Pick the likeliest token of each row."""
     best: torch.Tensor = logits.max(-1).indices  # four times as fast as argmax in bf16
     return best
+
+
+class Continuation(NamedTuple):
+    """How prompts are continued: the most new tokens, the ids that end an answer, and what picks each token.
+
+    A row also ends where `stopped` says so; answers are filled up with the first of `ends`.
+    """
+
+    max_new_tokens: int
+    ends: Sequence[int]
+    stopped: Stopped
+    pick: Pick = pick_likeliest
 
 
 def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
@@ -76,66 +101,41 @@ def _fall(chances: "torch.Tensor", drawn: "torch.Tensor") -> "torch.Tensor":
     return place.minimum(last)
 
 
-def answers(
-    model: "PreTrainedModel",
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    ends: Sequence[int],
-    stopped: Stopped,
-    reading: Size,
-    prefixes: PrefixCache,
-    engine: str = "packed",
-    pick: Pick = pick_likeliest,
-    costs: PassCosts = CPU_COSTS,
-) -> list[list[int]]:
-    """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
+def answers(reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Continuation) -> list[list[int]]:
+    """Return the new token ids of each prompt of one batch.
 
-    A model that does not keep all keys, or has windows and takes no masks of ours (`engine` is that of its
-    scoring), reads each prompt whole, by transformers' own `generate`. One that answers otherwise beside
-    longer prompts than alone, or rotates positions by the length of a batch, answers each prompt alone.
+    A model that does not keep all keys, or has windows and takes no masks of ours, reads each prompt whole,
+    by transformers' own `generate`. One that answers otherwise beside longer prompts than alone, or rotates
+    positions by the length of a batch, answers each prompt alone.
     """
     import torch
 
+    prefixes = reader.prefixes
     with torch.inference_mode():
-        longest = max(map(len, prompts)) + max_new_tokens
+        longest = max(map(len, prompts)) + how.max_new_tokens
         if longest >= prefixes.longest_alike and not prefixes.virtual_ids:
-            return _answer_each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+            return _answer_each_by_generate(reader.model, prompts, how)
         if prefixes.is_apart is None:
-            prefixes.is_apart = engine != "packed" and _answers_apart(model, ends, reading, prefixes, engine)
+            prefixes.is_apart = reader.engine != "packed" and _answers_apart(reader, how.ends)
         if prefixes.is_apart:
-            return _answer_each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-        return _together(
-            model, prompts, max_new_tokens, ends, stopped, reading, prefixes, engine, pick, costs
-        )
+            return _answer_each_by_generate(reader.model, prompts, how)
+        return _together(reader, prompts, how)
 
 
-def _together(
-    model: "PreTrainedModel",
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    ends: Sequence[int],
-    stopped: Stopped,
-    reading: Size,
-    prefixes: PrefixCache,
-    engine: str,
-    pick: Pick,
-    costs: PassCosts,
-) -> list[list[int]]:
-    windows = prefixes.windows
-    if windows is None or (any(windows) and engine != "packed"):
-        return _answer_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-    with chunk_attention(model):
-        cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick, costs)
-        return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
+def _together(reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Continuation) -> list[list[int]]:
+    windows = reader.prefixes.windows
+    if windows is None or (any(windows) and reader.engine != "packed"):
+        return _answer_by_generate(reader.model, prompts, how)
+    with chunk_attention(reader.model):
+        return _go_on(reader.model, *_read(reader, prompts, how), how, windows)
 
 
-def _answers_apart(
-    model: "PreTrainedModel", ends: Sequence[int], reading: Size, prefixes: PrefixCache, engine: str
-) -> bool:
+def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
     """Tell whether two prompts of unequal length are answered otherwise together than alone, or fail."""
     # Bloom takes no cache of ours; MPT counts the padding between a shared prefix and what follows it.
     import torch
 
+    model = reader.model
     n_ids = model.config.get_text_config().vocab_size
     ids = tuple((5 + 7 * i) % n_ids for i in range(128))
     # They begin alike, and in half precision much padding shows where little would not.
@@ -149,11 +149,12 @@ def _answers_apart(
     def goes_on(new: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(new), dtype=torch.bool, device=new.device)
 
+    how = Continuation(2, ends, goes_on, record)
     try:
         found.append({})
-        _together(model, prompts, 2, ends, goes_on, reading, prefixes, engine, record, CPU_COSTS)
+        _together(reader._replace(costs=CPU_COSTS), prompts, how)
         found.append({})
-        _answer_each_by_generate(model, prompts, 2, ends, goes_on, record)
+        _answer_each_by_generate(model, prompts, how)
     except UNSUPPORTED as error:
         if oom.ran_out(error):
             raise
@@ -165,27 +166,22 @@ def _answers_apart(
 
 
 def _read(
-    model: "PreTrainedModel",
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    size: Size,
-    prefixes: PrefixCache,
-    pick: Pick,
-    costs: PassCosts,
+    reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Continuation
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
     """Read all prompts; return their keys, each one's first new token (b,), and which places it may see."""
     # The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the places (b, t)
     # are those that hold a token of the row.
     import torch
 
+    model, size, prefixes, _, costs = reader
     shared = count_shared_prefix(prompts, len(prefixes.virtual_ids))
     prefix = prefixes.read(prompts[0][:shared]) if shared else None
     own = [prompt[shared:] for prompt in prompts]
     end = shared + max(map(len, own))
-    seen = torch.zeros((len(prompts), end + max_new_tokens), dtype=torch.bool, device=model.device)
+    seen = torch.zeros((len(prompts), end + how.max_new_tokens), dtype=torch.bool, device=model.device)
     seen[:, :shared] = True
     first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-    cache = empty_cache(model, end + max_new_tokens)
+    cache = empty_cache(model, end + how.max_new_tokens)
     for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
         width = max(len(own[i]) for i in group)
         ids = torch.zeros((len(group), width), dtype=torch.long)
@@ -198,7 +194,7 @@ def _read(
         seeing = _causal_masks(model, mask, places, shared, prefixes.windows or ())
         read = row_cache(model, prefix, len(group))
         logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
-        first[rows] = pick(logits, rows, 0)
+        first[rows] = how.pick(logits, rows, 0)
         for layer, full in zip(read.layers, cache.layers, strict=True):
             _hold(full, layer, rows, len(prompts), shared, end)
     return cache, first, seen
@@ -209,15 +205,13 @@ def _go_on(
     cache: "Cache",
     first: "torch.Tensor",
     seen: "torch.Tensor",
-    max_new_tokens: int,
-    ends: Sequence[int],
-    stopped: Stopped,
+    how: Continuation,
     windows: Sequence[int],
-    pick: Pick,
 ) -> list[list[int]]:
     """Answer all rows, a token at a time, until each has ended or none may go on."""
     import torch
 
+    max_new_tokens, ends, stopped, pick = how
     at = seen.shape[1] - max_new_tokens
     ending = torch.tensor(ends, device=first.device)
     positions = seen.sum(1)
@@ -304,16 +298,12 @@ def _read_next_logits(
 
 
 def _answer_by_generate(
-    model: "PreTrainedModel",
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    ends: Sequence[int],
-    stopped: Stopped,
-    pick: Pick,
+    model: "PreTrainedModel", prompts: Sequence[tuple[int, ...]], how: Continuation
 ) -> list[list[int]]:
     """Answer by transformers' own loop, prompts padded on the left."""
     import torch
 
+    max_new_tokens, ends, stopped, pick = how
     width = max(map(len, prompts))
     ids = torch.tensor([[ends[0]] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -339,25 +329,18 @@ def _answer_by_generate(
 
 
 def _answer_each_by_generate(
-    model: "PreTrainedModel",
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    ends: Sequence[int],
-    stopped: Stopped,
-    pick: Pick,
+    model: "PreTrainedModel", prompts: Sequence[tuple[int, ...]], how: Continuation
 ) -> list[list[int]]:
-    """Answer each prompt alone by transformers' own loop, without padding, filled up with `ends[0]`."""
+    """Answer each prompt alone by transformers' own loop, without padding."""
 
     def alone(place: int) -> list[int]:
         def pick_rows(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
-            return pick(logits, rows + place, step)
+            return how.pick(logits, rows + place, step)
 
         forget_length(model)
-        (new,) = _answer_by_generate(
-            model, prompts[place : place + 1], max_new_tokens, ends, stopped, pick_rows
-        )
+        (new,) = _answer_by_generate(model, prompts[place : place + 1], how._replace(pick=pick_rows))
         return new
 
     made = [alone(place) for place in range(len(prompts))]
     longest = max(map(len, made))
-    return [new + [ends[0]] * (longest - len(new)) for new in made]
+    return [new + [how.ends[0]] * (longest - len(new)) for new in made]

@@ -22,7 +22,14 @@ from harness.models.devices import placement
 from harness.models.devices.loaders import LOADERS
 from harness.models.devices.pass_costs import costs_of
 from harness.models.devices.two_layer_copy import find_copied_engine
-from harness.models.generation import Stopped, answers, pick_at_random, pick_likeliest
+from harness.models.generation import (
+    Continuation,
+    PromptReader,
+    Stopped,
+    answers,
+    pick_at_random,
+    pick_likeliest,
+)
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, is_encoder_decoder, load_tokenizer
 from harness.models.loglikelihood import UNSUPPORTED, Executor, layout_digest
@@ -161,20 +168,11 @@ class HFCandidate(PromptEncoder):
     ) -> list[Output]:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
-        stopped = self._stop_condition(limits.stop)
-        prefixes = self._executor.prefixes
-        made = answers(
-            self.model,
-            prompts,
-            limits.max_new_tokens,
-            ends,
-            stopped,
-            self._reading,
-            prefixes,
-            self._executor.engine,
-            pick_at_random(limits, seeds) if limits.temperature else pick_likeliest,
-            self._executor.costs,
-        )
+        pick = pick_at_random(limits, seeds) if limits.temperature else pick_likeliest
+        how = Continuation(limits.max_new_tokens, ends, self._stop_condition(limits.stop), pick)
+        by = self._executor
+        reader = PromptReader(self.model, self._reading, by.prefixes, by.engine, by.costs)
+        made = answers(reader, prompts, how)
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]

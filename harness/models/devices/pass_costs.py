@@ -8,6 +8,7 @@ attend and key that is read (Pope et al. 2022, arXiv:2211.05102).
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf, log2
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from harness.cache import cache_dir, memo
 from harness.models import hardware, hub, memory, oom
 from harness.models.batching import CPU_COSTS, PassCosts, Size
 from harness.models.devices.placement import LEAST_TOKENS, is_spread
-from harness.models.generation import answers
+from harness.models.generation import Continuation, PromptReader, answers
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import UNSUPPORTED, project_only
@@ -166,27 +167,20 @@ def _step_s(model: "PreTrainedModel", n_keys: int, n_ids: int) -> float:
     """Measure the step that gives some rows their next token, each of which sees so many keys."""
     shared = tuple(i % n_ids for i in range(n_keys - 1))
     prompts = [(*shared, row % n_ids) for row in range(_ROWS)]
-    prefixes = PrefixCache(model)
-
-    def answer(n_new: int) -> Callable[[], None]:
-        def run() -> None:
-            size = Size(_ROWS, _ROWS * n_keys)
-            answers(model, prompts, n_new, (-1,), lambda new: new[:, 0] < 0, size, prefixes)
-
-        return run
-
-    first, last = (_quickest(answer(n_new)) for n_new in (1, 1 + _STEPS))
+    reader = PromptReader(model, Size(_ROWS, _ROWS * n_keys), PrefixCache(model))
+    ways = (Continuation(n_new, (-1,), lambda new: new[:, 0] < 0) for n_new in (1, 1 + _STEPS))
+    first, last = (_quickest(partial(answers, reader, prompts, how)) for how in ways)
     return max(0.0, last - first) / _STEPS
 
 
-def _quickest(run: Callable[[], None]) -> float:
+def _quickest(run: Callable[[], object]) -> float:
     """Return the seconds of the quickest of some runs, after one that prepares what they need."""
     run()
     seconds: Sequence[float] = [_seconds(run) for _ in range(_REPEATS)]
     return min(seconds)
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
