@@ -95,7 +95,13 @@ def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[byte
             stdin=subprocess.PIPE,
             stdout=said,
             stderr=errors,
-            env={**_ENVIRONMENT, **_programs(driver), "LIMITS": _limits(limits)},
+            env={
+                **_ENVIRONMENT,
+                "PYTHON": os.path.realpath(sys.executable),
+                "LEAVE": _LEAVE,
+                "DRIVER": driver,
+                "LIMITS": _limits(limits),
+            },
             cwd="/",
             start_new_session=True,
         )
@@ -108,10 +114,6 @@ def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[byte
         errors.seek(0)
         reason = errors.read(_MOST_READ).decode(errors="replace").strip().splitlines()
         return said.read(_MOST_READ), reason[0] if reason else ""
-
-
-def _programs(driver: str) -> dict[str, str]:
-    return {"PYTHON": os.path.realpath(sys.executable), "LEAVE": _LEAVE, "DRIVER": driver}
 
 
 def _command() -> list[str]:

@@ -322,12 +322,10 @@ def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
 def probe_notes(machine: Machine) -> str:
     """Say what to know of the probe: an unused GPU, a slow precision, and that other work disturbed it."""
     disturbed = "measured beside other work; the machine may be faster" if machine.contended else ""
-    tried = "fp16 on a CPU is for tests of what a GPU without bf16 does" if _is_tried(machine) else ""
-    return "; ".join(filter(None, (describe_unused_gpu(machine), tried or slow_bf16(machine), disturbed)))
-
-
-def _is_tried(machine: Machine) -> bool:
-    return (machine.device, machine.precision) == ("cpu", "fp16")
+    slow = slow_bf16(machine)
+    if (machine.device, machine.precision) == ("cpu", "fp16"):
+        slow = "fp16 on a CPU is for tests of what a GPU without bf16 does"
+    return "; ".join(filter(None, (describe_unused_gpu(machine), slow, disturbed)))
 
 
 def slow_bf16(machine: Machine) -> str:
