@@ -116,8 +116,9 @@ def _layer_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         read = encoder_of(source.params.get("encoder"), candidate.base)
     except UserError:
         return  # said by the method
-    shape = hub.shape(read)
-    for found in layer_problems(source.regularize, shape.n_layers) if shape else ():
+    if (shape := hub.shape(read)) is None:
+        return
+    for found in layer_problems(source.regularize, shape.n_layers):
         expected, step = f"at most {shape.n_layers - 1} of them", "a smaller number in regularize"
         yield Problem(f"candidate {candidate.name}", found, expected, step)
 
