@@ -525,6 +525,21 @@ def test_report_prints_what_compare_printed(harness, copy):
     assert {k for k in compared if compared[k] != reported[k]} <= {"header"}
 
 
+def test_a_report_of_some_candidates_holds_these_alone(harness, copy):
+    reported = json.loads(harness("report", "--candidates", "prompt", "--json", cwd=copy, check=0).stdout)
+    assert [fact["name"] for fact in reported["facts"]] == ["prompt"]
+    said = harness("decide", "--candidates", "prompt", cwd=copy, check=0).stdout
+    assert "prompt" in said
+    assert "lora" not in said
+
+
+def test_a_report_names_the_candidates_that_are_stored_where_others_are_not(harness, copy):
+    added = "candidates.more={prompting: {few_shot: {shots: 1}}}"
+    said = harness("report", added, cwd=copy, check=5).stderr
+    assert "found no run of more as written now" in said
+    assert "or --candidates prompt," in said
+
+
 def test_a_report_without_runs_ends_with_5(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     assert "harness compare" in harness("report", check=5).stderr

@@ -24,7 +24,17 @@ from harness.cli.app import (
     say,
     write_report,
 )
-from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
+from harness.cli.options import (
+    CONFIG,
+    Argument,
+    Candidates,
+    Config,
+    ExperimentFile,
+    Json,
+    Option,
+    config_option,
+    verb,
+)
 from harness.errors import HarnessError, Problem, UserError
 from harness.formatting import RATE, count, points
 
@@ -35,33 +45,33 @@ if TYPE_CHECKING:
     from harness.gating import Verdict
 
 
-@verb(app, "harness report", "harness report --json", heading=EXPERIMENT)
-def report(at: ExperimentFile, as_json: Json = False) -> None:
+@verb(app, "harness report", "harness report --candidates prompt,lora", heading=EXPERIMENT)
+def report(at: ExperimentFile, candidates: Candidates = None, as_json: Json = False) -> None:
     """Write the report again from stored runs; compute nothing."""
     from harness import experiment
 
-    session, loaded = at.open_session()
+    session, loaded = at.open_session(*(candidates or ()))
     found = experiment.report_stored(session, loaded.selected)
-    found = write_report(found, at, report_to=session.experiment.report_to)
+    found = write_report(found, at, candidates or [], session.experiment.report_to)
     print_report(found, as_json)
 
 
 @verb(app, "harness decide", "harness decide decide.requests_per_month=1000000", heading=EXPERIMENT)
-def decide(at: ExperimentFile, as_json: Json = False) -> None:
+def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = False) -> None:
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
     from harness.cli.progress_bar import console
     from harness.report import arithmetic_lines, print_last, to_plain
 
-    session, loaded = at.open_session()
+    session, loaded = at.open_session(*(candidates or ()))
     stored = experiment.report_stored(session, loaded.selected)
     found = stored.decision
     if found is None:
-        step = at.command_line().command("compare")
+        step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     print_lines(to_plain(found), [*found.reasons, *arithmetic_lines(found, stored.unit)], as_json)
     if not as_json:
-        print_last(replace(stored, typed=at.command_line()), console())
+        print_last(replace(stored, typed=at.command_line(candidates or ())), console())
 
 
 @verb(

@@ -235,14 +235,12 @@ class ExperimentFile(NamedTuple):
 
         return config.load(self.config, self.settings, candidates)
 
-    def open_session(
-        self, candidate: str | None = None, *, dry_run: bool = False
-    ) -> "tuple[Session, LoadedExperiment]":
-        """Open the experiment with its data and model; return it and the file as it was read."""
+    def open_session(self, *candidates: str, dry_run: bool = False) -> "tuple[Session, LoadedExperiment]":
+        """Open the experiment, for some candidates or all, with its data and model; return both."""
         from harness.cli.progress_bar import TerminalProgress
         from harness.experiment import Scope, prepare_session
 
-        loaded = self.load(() if candidate is None else (candidate,))
+        loaded = self.load(candidates)
         return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
 
 

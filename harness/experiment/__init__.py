@@ -349,11 +349,15 @@ def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
     wanted = in_order(session, selected)
-    return _report_runs(session, wanted, find_stored_runs(session, wanted))
+    found = find_stored_runs(session, wanted)
+    missing = {one.candidate.name for one, run in zip(wanted, found, strict=True) if run is None}
+    stored = dict.fromkeys(one.candidate.name for one in wanted if one.candidate.name not in missing)
+    step = f"harness compare, or --candidates {','.join(stored)}" if stored else "harness compare"
+    return _report_runs(session, wanted, found, step)
 
 
 def _report_runs(
-    session: Session, wanted: Sequence[RunRequest], found: Sequence[Run | None]
+    session: Session, wanted: Sequence[RunRequest], found: Sequence[Run | None], step: str = "harness compare"
 ) -> ExperimentReport:
     """Report runs that were looked up; all of them have to be there."""
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
@@ -370,7 +374,7 @@ def _report_runs(
         )
         raise IncompatibleRuns(
             f"{session.store.folder}: found no run of {names} as written now{stored_as}; "
-            "expected one of each candidate; next: harness compare"
+            f"expected one of each candidate; next: {step}"
         )
     reader = Reader(session)
     runs = [outcome(session, reader, run) for run in found if run is not None]
