@@ -24,6 +24,7 @@ from harness.experiment.scaffold.candidate_proposal import propose_candidates
 from harness.experiment.scaffold.yaml_text import experiment_text
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
+from harness.records import has_closed_labels
 
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
@@ -422,6 +423,14 @@ def test_compare_runs_on_what_was_written(propose_rows, tiny, own_cache):
     assert next(fact for fact in report.facts if fact.name == "classifier").target.score == 1.0
 
 
+@pytest.mark.parametrize("content", [LABELLED, CHOICES], ids=["labels", "choice"])
+def test_the_decision_on_what_was_written_lacks_no_alternative(propose_rows, tiny, own_cache, content):
+    path = scaffold.write(propose_rows(content, base_model=str(tiny)))[0]
+    names = [name for name in config.load(path).experiment.candidates if name != "lora"]
+    report = tiny_experiment.run(path, "suites=[]", "device=cpu", "precision=fp32", candidates=names)
+    assert (report.decision.missing, {fact.state for fact in report.facts}) == ((), {"done"})
+
+
 KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
 
 
@@ -442,7 +451,7 @@ def decision_on(found, **fine_tune):
     return decide(
         facts,
         experiment.decide,
-        closed_labels=bool(task.labels),
+        closed_labels=has_closed_labels(load_task(task, 0).test),
         has_documents=bool(task.data.documents),
         metric_name=task.primary_metric,
     )

@@ -26,6 +26,7 @@ from harness.records.sample_results import (
     Sample,
     SampleResult,
     Status,
+    has_closed_labels,
     turns_as_text,
 )
 from harness.records.serialization import (

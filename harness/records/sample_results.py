@@ -3,7 +3,7 @@
 Invariant: a row holds everything that a later comparison needs, and its identity everything it depends on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +54,11 @@ class Example:
     def question(self) -> str:
         """The text of all messages, each behind its role where there are several."""
         return self.messages[0]["content"] if len(self.messages) == 1 else turns_as_text(self.messages)
+
+
+def has_closed_labels(examples: Iterable[Example]) -> bool:
+    """Tell whether the examples that have choices all have the same ones: labels, and no multiple choice."""
+    return len({frozenset(example.choices) for example in examples if example.choices}) == 1
 
 
 def turns_as_text(messages: Sequence[Message]) -> str:

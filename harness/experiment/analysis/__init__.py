@@ -23,7 +23,7 @@ from harness.experiment.analysis.run_remarks import (
 )
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import Measurement, TaskComparison
-from harness.records import Run
+from harness.records import Run, has_closed_labels
 from harness.report import AttributionStep, ExperimentReport, Flip, flips_of, origin
 from harness.spec import GatePolicy
 
@@ -45,9 +45,10 @@ def report_of(
     family = decide.family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
     curve = curve_of(judged)
-    closed_labels = any(e.choices for e in session.target.items.test)
+    closed_labels = has_closed_labels(session.target.items.test)
     has_documents = bool(session.target.items.documents)
-    trivial = decide.trivial_baseline(primary, session.target.items.test) if closed_labels else None
+    has_choices = any(e.choices for e in session.target.items.test)
+    trivial = decide.trivial_baseline(primary, session.target.items.test) if has_choices else None
     decision = decide.decide(
         judged,
         session.experiment.decide,

@@ -15,7 +15,7 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
-from harness.records import Example
+from harness.records import Example, has_closed_labels
 from harness.spec import HUB, Task
 
 Kind = Literal["labels", "choice", "question", "preference", "text"]
@@ -121,11 +121,7 @@ def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Exam
 
 def _has_choices(examples: Sequence[Example]) -> bool:
     """Tell whether each row has choices, which are not the same in all rows; those would be labels."""
-    return (
-        bool(examples)
-        and all(e.choices for e in examples)
-        and len({frozenset(e.choices) for e in examples}) > 1
-    )
+    return bool(examples) and all(e.choices for e in examples) and not has_closed_labels(examples)
 
 
 NEEDS: dict[Kind, str] = {
