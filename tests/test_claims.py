@@ -93,6 +93,7 @@ def test_a_name_that_no_claim_has_is_refused(tmp_path):
         ((0.02, 0.1), (-0.41, -0.19), "does not hold here"),
         ((0.02, 0.1), (-0.2, 0.1), "not decided"),
         ((-0.02, 0.1), (-0.02, 0.03), "not decided"),
+        ((-0.02, 0.1), (-0.41, -0.19), "does not hold here"),
         ((-0.2, -0.1), (-0.02, 0.03), "does not hold here"),
     ],
 )

@@ -71,3 +71,11 @@ def judge(low: float, high: float, *, least: float) -> Verdict:
     if low >= least:
         return "holds"
     return "does not hold here" if high < least else "not decided"
+
+
+def judge_all(*verdicts: Verdict) -> Verdict:
+    """Join the verdicts of all that a claim says: it fails by one of them, and holds by all."""
+    for verdict in ("does not hold here", "not decided"):
+        if verdict in verdicts:
+            return verdict
+    return "holds"

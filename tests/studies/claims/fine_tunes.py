@@ -20,7 +20,7 @@ from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.records import Run
-from tests.studies.claims.claim import ClaimResult, Verdict, judge
+from tests.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
 from tests.studies.recipe_search import ROOT, SUITES, dump, read
 
 FOLDER = ROOT / "runs" / "studies" / "claims"
@@ -100,7 +100,7 @@ def _measure_curve(names: Sequence[str]) -> ClaimResult:
     return ClaimResult(
         f"target {curve}; the least in the range against the highest rate "
         f"{formatting.points(worst.delta, worst.low, worst.high)} points",
-        next((v for v in ("does not hold here", "not decided") if v in verdicts), "holds"),
+        judge_all(*verdicts),
         scores,
         f"{', '.join(names)}, one seed, 320 rows, one epoch, {worst.n} items of the target, trainings of "
         f"{', '.join(f'{_read_training_s(runs[name]):.0f}' for name in names)} s",
@@ -141,9 +141,7 @@ def judge_pair(pair: Pair, found: Estimate, target: Estimate) -> Verdict:
     """Judge what is compared; what is kept of capability counts at an equal gain on the target alone."""
     compared = judge(found.low, found.high, least=pair.least)
     gain = judge(target.low, target.high, least=-_MARGIN)
-    if pair.outcome == "target" or compared != "holds" or gain == "holds":
-        return compared
-    return gain
+    return compared if pair.outcome == "target" else judge_all(compared, gain)
 
 
 def _read_training_s(run: Run) -> float:
