@@ -101,7 +101,7 @@ class SharedFailure(CandidateFailed):
     """A candidate failed by what is not its own, such as a judge, and so would others."""
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Say what went wrong on one line, with the kind of an error that is not the harness's own."""
     lines = str(error).splitlines()
     if isinstance(error, HarnessError) and lines:

@@ -126,7 +126,7 @@ def test_a_page_of_one_run_opens(open_page, tmp_path, name):
 
 
 def test_an_empty_store_in_which_somebody_works_says_to_wait(open_page, tmp_path):
-    with store.working(Store(tmp_path / "runs")):
+    with store.hold(Store(tmp_path / "runs")):
         (info,) = open_page("leaderboard").info
     assert info.value.endswith("Another command is at work; this page fills when it has finished.")
 
@@ -1450,7 +1450,7 @@ def test_a_comparison_at_work_is_shown_with_its_progress(tmp_path, monkeypatch):
 def test_who_holds_the_runs_without_a_note_is_not_called_a_comparison(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
     fake_project.write(tmp_path)
-    with store.working(Store(tmp_path / "runs")):
+    with store.hold(Store(tmp_path / "runs")):
         page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
         shown = [e.value for e in page.sidebar.markdown]
     assert shown == ["**Another command is at work**"]

@@ -86,7 +86,7 @@ def test_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
 
 def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
-    with stores.working(store), pytest.raises(HarnessError, match="another harness compare at work"):
+    with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
         release.remove_run(store, "b", References())
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
 

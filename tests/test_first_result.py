@@ -133,7 +133,7 @@ def test_where_no_item_can_be_answered_the_run_says_so_alone(tiny, tmp_path):
 
 def test_the_time_left_counts_what_the_first_result_took_once():
     progress = TerminalProgress()
-    with progress.following({"base": 60.0, "prompt": 40.0}):
+    with progress.follow({"base": 60.0, "prompt": 40.0}):
         with progress.stage("prompt: test", 30.0):
             pass
         progress.show("prompt", "prompt: EM 1.0")

@@ -155,7 +155,7 @@ def test_nothing_is_removed_while_it_is_unknown_what_a_run_refers_to(run_store):
 
 def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
     complete(store, OTHER, make_rows(3))
-    with stores.working(store), pytest.raises(HarnessError, match="another harness compare at work"):
+    with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
         release.remove_unreferenced(store, References())
     assert store.parquet(OTHER.digest).exists()
 

@@ -80,7 +80,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
     store.save_noise(session.store, measured)
     reader = Reader(session)
-    rows_of = {m.task.name: reader.of(run, m) for m in session.suites}
+    rows_of = {m.task.name: reader.read(run, m) for m in session.suites}
     found = build_measurements(session, reader, run, rows_of)
     assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 

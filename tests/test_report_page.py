@@ -35,7 +35,7 @@ from harness.report import (
 )
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean, clean_lines
-from harness.report.labels import for_picture
+from harness.report.labels import shorten_for_picture
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
@@ -405,7 +405,7 @@ def test_a_name_in_a_picture_has_the_room_that_its_widest_font_takes():
 
 @given(st.lists(st.text("ab[=,]1", min_size=1, max_size=60), unique=True, max_size=8), st.integers(8, 40))
 def test_names_in_a_picture_fit_and_are_as_many_as_before(names, width):
-    shown = for_picture(names, width)
+    shown = shorten_for_picture(names, width)
     assert len(set(shown)) == len(names)
     assert all(cell_len(name) <= width for name in shown)
 

@@ -12,7 +12,7 @@ import pytest
 import tiny_experiment
 
 from harness import config, store
-from harness.errors import HarnessError, in_a_line
+from harness.errors import HarnessError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
@@ -296,7 +296,7 @@ def test_a_classifier_has_no_general_ability_to_measure(path):
     ],
 )
 def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error, said):
-    assert in_a_line(error) == said
+    assert one_line(error) == said
 
 
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):

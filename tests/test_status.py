@@ -15,15 +15,15 @@ def test_nobody_is_at_work_in_an_empty_store(tmp_path):
 
 def test_the_note_of_a_process_that_was_killed_is_nobodys(tmp_path):
     at = Store(tmp_path / "runs")
-    with store.working(at):
+    with store.hold(at):
         StoredProgress(SilentProgress(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
-    with store.working(at):
+    with store.hold(at):
         assert store.current_activity(at) == {}
 
 
 def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
     at = Store(tmp_path / "runs")
-    with store.working(at):
+    with store.hold(at):
         assert store.current_activity(at) == {}
         progress = StoredProgress(SilentProgress(), at, "A comparison", ["prompt", "shots", "lora"])
         progress.finish("capability suite of the base", "measured")
@@ -42,7 +42,7 @@ def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
 
 def test_looking_on_takes_the_store_from_nobody(tmp_path):
     at = Store(tmp_path / "runs")
-    with store.working(at):
+    with store.hold(at):
         pass
     assert store.current_activity(at) is None
     with FileLock(at.folder / "compare.lock", timeout=0):

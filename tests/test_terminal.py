@@ -22,7 +22,7 @@ def notes(progress, *steps):
 
 def test_nothing_is_written_to_stdout(capsys):
     progress = TerminalProgress()
-    with progress.following({"a": 60.0}), progress.stage("training [x]", 60.0) as advance:
+    with progress.follow({"a": 60.0}), progress.stage("training [x]", 60.0) as advance:
         advance(1, 2, "loss 1.0")
         progress.finish("a", "a is [bold]done")
     out, err = capsys.readouterr()
@@ -42,19 +42,19 @@ def test_no_color_leaves_no_style_on_a_terminal(monkeypatch, capsys, no_colour, 
 
 def test_a_stage_that_takes_longer_than_expected_has_no_negative_time_left():
     progress = TerminalProgress()
-    with progress.following({"a": 1.0}):
+    with progress.follow({"a": 1.0}):
         assert notes(progress, 4, 5, 9) == ["about 0 ms left"] * 3
 
 
 def test_the_time_left_falls_as_a_stage_goes_on():
     progress = TerminalProgress()
-    with progress.following({"a": 20.0}):
+    with progress.follow({"a": 20.0}):
         assert notes(progress, 0, 2, 4) == ["about 20 s left", "about 15 s left", "about 10 s left"]
 
 
 def test_what_a_stage_took_is_not_counted_again_in_the_next_one():
     progress = TerminalProgress()
-    with progress.following({"a": 20.0}):
+    with progress.follow({"a": 20.0}):
         notes(progress, 4)
         progress._spent_s = progress._expected_s
         assert notes(progress, 0) == ["about 10 s left"]
@@ -69,7 +69,7 @@ def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_take
     now = [0.0]
     progress = TerminalProgress(lambda: now[0])
     with (
-        progress.following({"lora": 600.0, "shots": 60.0}),
+        progress.follow({"lora": 600.0, "shots": 60.0}),
         progress.stage("lora: training", 600.0) as advance,
     ):
         assert lines_of_a_log(capsys) == ["lora: training … about 11 min 0 s left in all"]
@@ -135,7 +135,7 @@ def test_a_log_says_each_minute_how_long_it_still_takes_also_where_no_stage_is_o
     """Between two stages, and while all that was measured is compared at the end."""
     now = [0.0]
     progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
-    with progress.following({"lora": 120.0}):
+    with progress.follow({"lora": 120.0}):
         for at in (90.0, 180.0):
             now[0] = at
             deadline = time.monotonic() + 20
@@ -151,7 +151,7 @@ def test_a_log_says_each_minute_how_long_it_still_takes_also_where_no_stage_is_o
 def test_a_plan_and_its_stages_have_one_thread_that_looks(capsys):
     now = [0.0]
     progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
-    with progress.following({"lora": 10.0}):
+    with progress.follow({"lora": 10.0}):
         before = threading.active_count()
         with progress.stage("lora: training", 10.0):
             assert threading.active_count() == before
@@ -159,7 +159,7 @@ def test_a_plan_and_its_stages_have_one_thread_that_looks(capsys):
 
 def test_a_finished_candidate_has_no_time_left():
     progress = TerminalProgress()
-    with progress.following({"a": 20.0, "b": 30.0}):
+    with progress.follow({"a": 20.0, "b": 30.0}):
         progress.finish("a", "a is done")
         assert notes(progress, 0) == ["about 30 s left"]
 
@@ -173,7 +173,7 @@ def test_what_fails_inside_a_stage_still_ends_it():
 
 def test_a_stage_longer_than_a_quarter_of_a_minute_gets_a_line_where_there_is_no_terminal(capsys):
     progress = TerminalProgress()
-    with progress.following({"a": 16.0}):
+    with progress.follow({"a": 16.0}):
         for expected_s in (1.0, 16.0):
             with progress.stage(f"stage of {expected_s:g} s", expected_s):
                 pass

@@ -118,7 +118,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
-def before_verb(
+def take_global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -130,7 +130,7 @@ def compare(
     tasks = [measured.task for measured in session.tasks]
     for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
         say(line)
-    with progress.following(plan):
+    with progress.follow(plan):
         found = experiment.run_all(
             session,
             loaded,

@@ -68,7 +68,7 @@ class TerminalProgress:
         self._passed_s = 0.0  # expected seconds of the stages since a candidate was last finished
 
     @contextmanager
-    def following(self, plan: Mapping[str, float]) -> Iterator[None]:
+    def follow(self, plan: Mapping[str, float]) -> Iterator[None]:
         """Draw while a plan (candidates and their expected seconds) is worked off."""
         self._left = dict(plan)
         with self._bar, self._each_minute():
@@ -86,7 +86,7 @@ class TerminalProgress:
 
         def advance(done: float, total: float, note: str = "") -> None:
             stage.share, stage.note = done / total, note
-            left = f"about {seconds(self._left_after(stage))} left"
+            left = f"about {seconds(self._estimate_left_s(stage))} left"
             self._bar.update(task, completed=stage.share, note=f"{escape(note)}  {left}" if note else left)
 
         self._stages.append(stage)
@@ -125,7 +125,7 @@ class TerminalProgress:
             return
         stage = stages[-1]
         far = [f"{100 * stage.share:.0f} %"] if stage.share else []
-        left_s = self._left_after(stage)
+        left_s = self._estimate_left_s(stage)
         left = [f"about {seconds(left_s)} left{' in all' if self._left else ''}"] if left_s else []
         took = f"{seconds(self._clock() - stage.began)} so far"
         self._print(f"{stage.label} … {', '.join([*far, *filter(None, [stage.note]), took, *left])}")
@@ -162,7 +162,7 @@ class TerminalProgress:
         # A line of a log is one line, however long: nobody knows how wide it will be read.
         self._console.print(escape(line), soft_wrap=not self._console.is_terminal)
 
-    def _left_after(self, stage: _Stage) -> float:
+    def _estimate_left_s(self, stage: _Stage) -> float:
         """Return the seconds left of the plan, else of the stage by its own pace; 0 where nobody knows."""
         if not self._left and not stage.share:
             return max(0.0, stage.expected_s - (self._clock() - stage.began))

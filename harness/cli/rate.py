@@ -45,14 +45,14 @@ def rate_export(
     print_lines(found._asdict(), [line], as_json)
     if found.criteria:
         say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
-    say(_left_text(found.n_left, "items without labels"))
+    say(_remainder_text(found.n_left, "items without labels"))
     if found.waiting:
         say(f"answers of {', '.join(found.waiting)} lack labels too; a later export draws who has the fewest")
     scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
-    say(f"next: fill in the column label{scale}, then {_importing(file, at)}")
+    say(f"next: fill in the column label{scale}, then {_import_command(file, at)}")
 
 
-def _left_text(n: int, what: str) -> str:
+def _remainder_text(n: int, what: str) -> str:
     """Say how many are left that this file does not hold."""
     return (
         f"{count(n)} {what} are left; a later export goes on with these" if n else f"this file has all {what}"
@@ -66,13 +66,13 @@ def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], 
     found = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
     line = f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn"
     print_lines(found._asdict(), [line], as_json)
-    say(_left_text(found.n_left, "pairs without ratings"))
+    say(_remainder_text(found.n_left, "pairs without ratings"))
     if found.waiting:
         say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
-    say(f"next: write left, right or tie into the column better, then {_importing(file, at)}")
+    say(f"next: write left, right or tie into the column better, then {_import_command(file, at)}")
 
 
-def _importing(file: Path, at: ExperimentFile) -> str:
+def _import_command(file: Path, at: ExperimentFile) -> str:
     return at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
 
 

@@ -156,7 +156,7 @@ def check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -
             able = [m for m in plugins.names("methods") if _takes_somehow(plugins.method(m), name)]
             found = f"{name} with the method {recipe.method}, {_explain_refusal(name, method)}"
             yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
-        elif name in known and (found := _refused(name, recipe)):
+        elif name in known and (found := _find_refusal(name, recipe)):
             expected = "an adapter whose matrices are added to the base's"
             instead = ", or take kl" if plugins.takes(method, "kl", recipe.params) else ""
             yield Problem(where, f"{name} with {found}", expected, f"remove {name}{instead}")
@@ -171,7 +171,7 @@ def _settings(recipe: Recipe, method: Method) -> Iterator[dict[str, Any]]:
         yield {**recipe.params, **dict(zip(tried, values, strict=True))}
 
 
-def _refused(regularizer: str, recipe: Recipe) -> str:
+def _find_refusal(regularizer: str, recipe: Recipe) -> str:
     """Say what of a recipe's parameters, or of a value that it tries, a regulariser does not take."""
     tried = ({name: value} for name, values in recipe.tried.items() for value in values)
     said = (plugins.refuses(regularizer, {**recipe.params, **one}) for one in ({}, *tried))

@@ -87,7 +87,7 @@ class TaskItems:
         Preference pairs that ask, or are of a cluster of, what is tested are left out.
         """
         tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
-        pairs = self.sourced("pairs")
+        pairs = self.list_sourced("pairs")
         asked = {row.training.where for row in find_contaminated_rows(pairs, tested)}
         clusters = {row.example.cluster for row in tested if row.example.cluster != row.example.id}
         kept = (p.example for p in pairs if p.where not in asked)
@@ -100,7 +100,7 @@ class TaskItems:
             evaluated={**self.evaluated, "test": tested},
         )
 
-    def sourced(self, part: PartName) -> list[SourcedExample]:
+    def list_sourced(self, part: PartName) -> list[SourcedExample]:
         """List the examples of a split, or the pairs, with their places."""
         examples: tuple[Example, ...] = getattr(self, part)
         return [SourcedExample(e, self.places.get(f"{part}/{e.id}", f"{part} row {e.id}")) for e in examples]

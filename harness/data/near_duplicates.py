@@ -235,12 +235,12 @@ class _Search:
         one, other = self._index.texts[i].words, self._index.texts[j].words
         if one == other:
             return True
-        if _are_opposites(one, other) or differ_in_a_frame(one, other, self._filled):
+        if _are_opposites(one, other) or differ_in_a_frame(one, other, self._shared_frames):
             return False
         return self._tell_the_same(i, j)
 
     @cached_property
-    def _filled(self) -> NDArray[np.uint64]:
+    def _shared_frames(self) -> NDArray[np.uint64]:
         """The frames of all texts, which are looked at once there is a pair to be told apart."""
         return compute_frames([text.words for text in self._index.texts])
 

@@ -30,12 +30,12 @@ def compute_frames(texts: Sequence[str]) -> NDArray[np.uint64]:
 
 def differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
     """Return whether two texts have different words in a place that several texts fill."""
-    places = list(_differing(one.split(), other.split()))
+    places = list(_find_other_words(one.split(), other.split()))
     frames = [of[places] for of in map(_frames, (one, other)) if len(of)] if places else []
     return bool(frames) and bool(np.isin(np.concatenate(frames), filled).any())
 
 
-def _differing(one: Sequence[str], other: Sequence[str]) -> Iterator[int]:
+def _find_other_words(one: Sequence[str], other: Sequence[str]) -> Iterator[int]:
     """Yield the places of words that only one of two texts of one length has, but for slips of the pen."""
     if len(one) != len(other) or len(one) > _LONGEST:
         return

@@ -151,7 +151,7 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
     if not training_key(recipe):
         return ""
     part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
-    rows = training_data(session, recipe).items.sourced(part)
+    rows = training_data(session, recipe).items.list_sourced(part)
     source = describe_source(recipe)
     if recipe.mix:
         drawn = Counter(file_of(row.where) for row in rows)
@@ -194,7 +194,7 @@ def _share_drawn(session: Session, recipe: Recipe, file: str) -> float:
         return 1.0
     items, shown = training_data(session, recipe).items, display_path(file)
     is_pairs = plugins.method(recipe.method).draws_from == "pairs"
-    places = {row.where for row in items.sourced("pairs" if is_pairs else "train")}
+    places = {row.where for row in items.list_sourced("pairs" if is_pairs else "train")}
     return sum(file_of(where) == shown for where in places) / n
 
 
@@ -224,7 +224,7 @@ def _n_trained(session: Session, recipe: Recipe) -> int:
 
 def _label_rows(session: Session, recipe: Recipe) -> set[tuple[str, str]]:
     """Return place and content of the training rows; a conversation may have several answers in one place."""
-    rows = training_data(session, recipe).items.sourced("train")
+    rows = training_data(session, recipe).items.list_sourced("train")
     return {(of.where, digest([of.example.messages, of.example.references])) for of in rows}
 
 

@@ -50,12 +50,12 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
             "remove it, or correct its reference",
         )
         for row, said in _find_answered(
-            kept, [row for part in get_args(Split) for row in items.sourced(part)]
+            kept, [row for part in get_args(Split) for row in items.list_sourced(part)]
         )
     ]
     problems += [
         Problem(row.where, said, "an item that no candidate trains on", "remove it from the training rows")
-        for row, said in _find_answered(kept, [row for of in training for row in of.sourced("train")])
+        for row, said in _find_answered(kept, [row for of in training for row in of.list_sourced("train")])
     ]
     problems += items_of.unknown_documents([items_of.SplitExamples(kept, [])], documents) if documents else []
     capped = readers.cap_problems(problems, content.shown, "items that cannot be used")

@@ -100,15 +100,15 @@ def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: in
     for rows in (there[i] for i in order):
         blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
-    of_kind = [_from(_in_turn(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
-    return islice(_read_blocks(session, _in_turn(of_kind)), n)
+    of_kind = [_rotate(_interleave(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
+    return islice(_read_blocks(session, _interleave(of_kind)), n)
 
 
-def _in_turn(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
+def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
     return [one for turn in zip_longest(*queues) for one in turn if one]
 
 
-def _from(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int]]:
+def _rotate(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int]]:
     at = start % len(turns) if turns else 0
     return [*turns[at:], *turns[:at]]
 

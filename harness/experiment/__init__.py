@@ -141,7 +141,7 @@ def run_all(
     noted = store.StoredProgress(session.progress, session.store, "A comparison", names)
     session = replace(session, progress=noted)
     begun = session.experiment.name
-    with store.working(session.store), noted:
+    with store.hold(session.store), noted:
         store.begin(session.store, begun)
         store.remove_merged_blocks(session.store)
         if (judged := train_judges(session)) is not session:

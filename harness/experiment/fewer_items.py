@@ -102,7 +102,7 @@ def answer_all_items(session: Session, run: Run) -> Run:
             "those that answered the sampled items; next: harness compare --all-items --candidates "
             f"{run.candidate}"
         )
-    with store.working(session.store):
+    with store.hold(session.store):
         for source in list_measured_bases([candidate]):
             base_arm(session, source)
         return make_run(session, candidate, run.seed)

@@ -88,7 +88,7 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
     ranks = {
         name: sorted(
-            {_saved_as(config) * r for r in (config["r"], *(config.get("rank_pattern") or {}).values())}
+            {_rank_factor(config) * r for r in (config["r"], *(config.get("rank_pattern") or {}).values())}
         )
         for name, config in adapters.items()
         if "r" in config
@@ -100,7 +100,7 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
     return None
 
 
-def _saved_as(config: Mapping[str, Any]) -> int:
+def _rank_factor(config: Mapping[str, Any]) -> int:
     """Return how many times its rank an adapter is saved with: two of one that moved its base's weights."""
     return 2 if str(config.get("init_lora_weights", "")).lower().startswith(CONVERTED) else 1
 

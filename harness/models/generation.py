@@ -57,7 +57,7 @@ def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "
 
 
 class Continuation(NamedTuple):
-    """How prompts are continued: the most new tokens, the ids that end an answer, and what picks each token.
+    """Continuation of prompts: at most so many new tokens, the ids that end an answer, what picks each token.
 
     A row also ends where `stopped` says so; answers are filled up with the first of `ends`.
     """

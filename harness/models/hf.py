@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from harness.errors import CandidateFailed, in_a_line
+from harness.errors import CandidateFailed, one_line
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
 from harness.models.adapters.merged_layers import merge_layers
@@ -352,7 +352,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
         if oom.ran_out(error) or _OF_A_DEVICE.search(str(error)):
             raise
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-        reason = f"{source.name} cannot be loaded ({in_a_line(cause or error)})"
+        reason = f"{source.name} cannot be loaded ({one_line(cause or error)})"
         raise CandidateFailed(reason, "another base_model, or a newer transformers") from error
 
 

@@ -10,7 +10,7 @@ from math import inf, isnan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import CandidateFailed, in_a_line
+from harness.errors import CandidateFailed, one_line
 from harness.models import oom
 from harness.models.batching import (
     CPU_COSTS,
@@ -120,7 +120,7 @@ class Executor:
         try:
             return self._score_alone(pair)[0]
         except UNSUPPORTED as error:
-            found = f"{type(self.model).__name__} cannot be computed by transformers ({in_a_line(error)})"
+            found = f"{type(self.model).__name__} cannot be computed by transformers ({one_line(error)})"
             raise CandidateFailed(found, _ANOTHER) from error
 
     def _no_numbers(self) -> CandidateFailed:
@@ -270,17 +270,17 @@ class Executor:
         if self._sees_what_follows(probes[0], alone[0]):
             found = f"{type(self.model).__name__} reads a token by those after it too"
             raise CandidateFailed(found, _ANOTHER)
-        agree = packed and all(a and gap(a, b) < self._near for a, b in zip(packed, alone, strict=True))
+        agree = packed and all(a and gap(a, b) < self._tolerance for a, b in zip(packed, alone, strict=True))
         return "packed" if agree else "padded"
 
     def _sees_what_follows(self, pairs: Sequence[Pair], scored: Sequence[Sequence[float]]) -> bool:
         """Tell whether the first half of each continuation scores otherwise where the second is left out."""
         halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in pairs]
         whole = [of[: len(half)] for of, half in zip(scored, halves, strict=True)]
-        return gap(halves, whole) > self._near
+        return gap(halves, whole) > self._tolerance
 
     @property
-    def _near(self) -> float:
+    def _tolerance(self) -> float:
         return AGREEMENT_NATS[self.model.dtype.itemsize]
 
     def _probes(self) -> list[list[Pair]]:

@@ -171,13 +171,13 @@ def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
 
     most = max(g.largest for g in shown.groups)
 
-    def lacking(mean: float) -> float:
+    def excess(mean: float) -> float:
         log_wealth = _log_wealth(shown.groups, seeds, mean, sign)
         return float(stats.log_mean_wealth(log_wealth[-1])) - log(shown.needed)
 
-    if lacking(most) <= 0:
+    if excess(most) <= 0:
         return most
-    return float(optimize.brentq(lacking, -most, most, xtol=_STEP))
+    return float(optimize.brentq(excess, -most, most, xtol=_STEP))
 
 
 def _count_more_nights(shown: _Pass) -> int | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness import comparison, config, provenance, store
 from harness.config import LoadedExperiment
 from harness.config.rubrics import is_judged
-from harness.errors import HarnessError, Problem, UserError, in_a_line
+from harness.errors import HarnessError, Problem, UserError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.grading import check_judge
 from harness.evaluation.judges.judging_stage import grade_rows
@@ -92,7 +92,7 @@ def run_prepared(
             expected, step = "a night after the last one", "set the clock of this machine, and run it again"
             raise UserError(Problem("nightly run", found, expected, step))
         if not any(n.night == day.isoformat() for n in nights):
-            with store.working(session.store):
+            with store.hold(session.store):
                 store.begin(session.store, f"nightly-{experiment.name}")
                 night, references = _NightRun(session, loaded, folder, day, state, nights).run()
             state = replace(state, references=references)
@@ -191,7 +191,7 @@ class _NightRun:
                 raise target
             found = self._evaluate(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
-            found = NightCandidate(label, "", "", (), error=in_a_line(error))
+            found = NightCandidate(label, "", "", (), error=one_line(error))
         self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
         return found
 
@@ -207,7 +207,7 @@ class _NightRun:
                     raise refused
                 check_judge(one, judge)
             except Exception as error:  # noqa: BLE001 (one judge must not end the night)
-                yield NightCandidate(f"{one.metric} by {judge.name}", "", "", (), error=in_a_line(error))
+                yield NightCandidate(f"{one.metric} by {judge.name}", "", "", (), error=one_line(error))
 
     def _evaluate(self, target: Target) -> NightCandidate:
         session = self.session

@@ -116,10 +116,10 @@ def write(found: NightReport, folder: Path) -> list[Path]:
 
 def _facts(found: NightReport) -> list[str]:
     tests = [f"{line.name} tests {'; '.join(line.tests)}" for line in found.lines if line.tests]
-    return [*tests, *_about(found), *(line.sentence for line in found.lines)]
+    return [*tests, *_night_facts(found), *(line.sentence for line in found.lines)]
 
 
-def _about(found: NightReport) -> list[str]:
+def _night_facts(found: NightReport) -> list[str]:
     commit = f"commit {found.commit[:10]}, " if found.commit else ""
     missed = [f"missed: {', '.join(found.missed)}"] if found.missed else []
     return [

@@ -90,7 +90,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         raise UserError(_refuse_no_documents(context.task.name))
     chunks, texts = _passages(context, params)
     scores = _scores(texts, params, context)
-    rerank = None if context.dry_run else _reranking(texts, params, context.task.name)
+    rerank = None if context.dry_run else _make_reranker(texts, params, context.task.name)
 
     def retrieve(example: Example) -> Example:
         found = _best_first(scores(example.prompt), range(len(chunks)))
@@ -163,7 +163,7 @@ def _dense(texts: list[str], model: str, task: str) -> Scores:
     return scores
 
 
-def _reranking(texts: list[str], params: Params, task: str) -> Reranking | None:
+def _make_reranker(texts: list[str], params: Params, task: str) -> Reranking | None:
     """Return the function that puts places in the order of a cross-encoder's scores; None without one."""
     if params.rerank is None:
         return None

@@ -95,7 +95,7 @@ def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head
 
 def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
     """Return the logits of hidden states by a layer with what an adapter adds to it."""
-    with _evaluating(head):
+    with _eval_mode(head):
         made: torch.Tensor = head(states.to(head.weight.dtype)).float()
     return made
 
@@ -110,7 +110,7 @@ def _freeze_head(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "H
 
 
 @contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
+def _eval_mode(module: Any) -> Iterator[None]:
     """Let a module drop nothing, and add no noise."""
     training = module.training
     module.eval()
@@ -123,7 +123,7 @@ def _answer_states(model: Any, row: GeneralRow) -> "torch.Tensor":
     import torch
 
     ids = torch.tensor([row.ids], device=model.device)
-    with _evaluating(model):
+    with _eval_mode(model):
         read = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
     states: torch.Tensor = read.hidden_states[-1][0, row.start - len(row.ids) - 1 : -1]
     return states
@@ -134,7 +134,7 @@ def _check(model: Any, row: GeneralRow, made: "torch.Tensor") -> None:
     import torch
 
     ids = torch.tensor([row.ids], device=model.device)
-    with _evaluating(model):
+    with _eval_mode(model):
         own = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
     if not torch.allclose(own, made[0], rtol=0.05, atol=0.05):
         found = "this model's logits are more than a product with its last hidden states"

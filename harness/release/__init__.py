@@ -12,7 +12,7 @@ from typing import cast
 from harness import config
 from harness.comparison.run_diff import Differences, differences
 from harness.config import LoadedExperiment
-from harness.errors import HarnessError, Problem, UserError, did_you_mean, in_a_line
+from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
@@ -184,7 +184,7 @@ def _judge_or_explain(
     except HarnessError as error:
         if not despite:
             raise
-        return f"not judged: {in_a_line(error).partition('; next:')[0]}"
+        return f"not judged: {one_line(error).partition('; next:')[0]}"
     if judged.verdict.outcome != "pass" and not despite:
         found = f"a verdict that is no pass against {judged.baseline} ({judged.verdict.sentence})"
         step = "--force --reason REASON promotes it all the same, and keeps the reason"

@@ -36,7 +36,7 @@ def remove_run(at: Store, run_id: str, nights: References) -> None:
         found = f"{run_id}, the champion of {', '.join(targets)}"
         step = "promote another run first: harness promote"
         raise UserError(Problem("run", found, "a run that no gate compares with", step))
-    with store.working(at):
+    with store.hold(at):
         kept = store.join_references([_champion_references(at), nights])
         store.remove_run(at, run_id, keep=frozenset().union(*kept))
 
@@ -69,7 +69,7 @@ def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = Fal
     Raises:
         HarnessError: a compare is at work in the folder, or a file of a run or a champion cannot be read.
     """
-    with store.working(at):
+    with store.hold(at):
         found = list_unreferenced(at, nights, unfinished=unfinished)
         store.remove(found.removable)
         for name in store.list_begun(at) if unfinished else ():

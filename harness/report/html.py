@@ -17,7 +17,7 @@ from harness.report import plots
 from harness.report.document import Section
 from harness.report.escape import clean_lines, page_environment
 from harness.report.experiment_report import ExperimentReport, Flip, best_first
-from harness.report.labels import CLASSES, WORDS, for_picture
+from harness.report.labels import CLASSES, WORDS, shorten_for_picture
 from harness.report.plots import svg
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import LONGEST
@@ -89,7 +89,7 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
         else:
             labels.append(f.label)
     drawn = [(", ".join(labels), training) for labels, training in named]
-    titles = for_picture([label for label, _ in drawn], LONGEST)
+    titles = shorten_for_picture([label for label, _ in drawn], LONGEST)
     return [plots.curves(*one, title) for one, title in zip(drawn, titles, strict=True)]
 
 

@@ -15,13 +15,13 @@ from harness.report.escape import shorten
 _KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
 
 
-def for_table(names: Sequence[str], width: int) -> list[str]:
+def shorten_for_table(names: Sequence[str], width: int) -> list[str]:
     """Shorten names to a width in cells; where that would make two of them one, they are left to wrap."""
     brief = _drop_keys(names)
     return _shorten_by_source(names, width) or (brief if _are_different(brief, names) else list(names))
 
 
-def for_picture(names: Sequence[str], width: int) -> list[str]:
+def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
     """Shorten names to a width in cells, which none of them passes; the cut is where they are alike.
 
     Where no cut tells them apart, they are counted: `a name th… long 2`.

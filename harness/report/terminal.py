@@ -206,7 +206,7 @@ def terminal_table(report: ExperimentReport) -> Table:
         table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
         table.caption = Text(SMOKE)
     _add_columns(table, rows[0], name_width)
-    shown = labels.for_table([row.candidate for row in rows[1:]], name_width)
+    shown = labels.shorten_for_table([row.candidate for row in rows[1:]], name_width)
     for name, row in zip(shown, rows[1:], strict=True):
         verdict = Text(row.verdict, style=STYLES.get(row.verdict, ""))
         table.add_row(Text(name), *map(Text, row[1:-1]), verdict)

@@ -63,7 +63,7 @@ def scores_of(reader: Reader, run: Run, targets: Sequence[OtherTarget]) -> tuple
         TargetScore(
             one.name,
             one.measured.primary.name,
-            comparison.estimate(one.measured.primary, reader.of(run, one.measured)),
+            comparison.estimate(one.measured.primary, reader.read(run, one.measured)),
             one.untrained.candidate if one.untrained else None,
             _compare_with(reader, run, one.untrained, one.measured),
             _compare_with(reader, run, one.prompt, one.measured),
@@ -116,19 +116,19 @@ def _is_shown(found: Comparison | None) -> bool:
 
 def _is_answered(reader: Reader, run: Run, one: OtherTarget) -> bool:
     there = f"{one.name}/test" in run.rows
-    return there and any(row.status != "error" for row in reader.of(run, one.measured))
+    return there and any(row.status != "error" for row in reader.read(run, one.measured))
 
 
 def _compare_with(reader: Reader, run: Run, other: Run | None, m: MeasuredTask) -> Comparison | None:
     if other is None:
         return None
-    arms = reader.of(other, m), reader.of(run, m)
+    arms = reader.read(other, m), reader.read(run, m)
     return comparison.compare_rows(m.primary, *arms) if comparison.is_comparable(m.primary, *arms) else None
 
 
 def _is_better_on_validation(reader: Reader, run: Run, other: Run, m: MeasuredTask) -> bool:
     rows = [
-        reader.of(one, m, "validation") for one in (other, run) if f"{m.task.name}/validation" in one.rows
+        reader.read(one, m, "validation") for one in (other, run) if f"{m.task.name}/validation" in one.rows
     ]
     if len(rows) < 2 or any(all(row.status == "error" for row in of) for of in rows):
         return False

@@ -80,7 +80,7 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
     names = [trial.name for trial in found.trials]
     noted = store.StoredProgress(session.progress, session.store, "A rescue", names)
     session = replace(session, progress=noted)
-    with store.working(session.store), noted:
+    with store.hold(session.store), noted:
         context = _prepare_context(session, case)
         recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
         seen = _judge_search(context, case.run, case.facts)
@@ -144,7 +144,7 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
         return TrialResult(trial.name, trial.step, trial.says, recipes, facts), run
     more = scores_of(context.reader, run, context.others)
     target = context.session.target
-    old, new = context.reader.of(context.reference, target), context.reader.of(run, target)
+    old, new = context.reader.read(context.reference, target), context.reader.read(run, target)
     facts = replace(facts, vs_untrained=comparison.compare_rows(target.primary, old, new), more_targets=more)
     seen = _judge_search(context, run, facts)
     session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")

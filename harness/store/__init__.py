@@ -57,7 +57,7 @@ from harness.store.grade_books import (
     read_identities,
 )
 from harness.store.index import reindex
-from harness.store.layout import Store, claim, working, write_record, write_records, write_whole
+from harness.store.layout import Store, claim, hold, write_record, write_records, write_whole
 from harness.store.measurements import (
     control_file,
     controls,

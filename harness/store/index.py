@@ -67,7 +67,7 @@ def reindex(store: Store) -> Counts:
 
 
 @contextmanager
-def reading(store: Store) -> Iterator["DuckDBPyConnection"]:
+def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
     """Open the index to read it, as the folders are now; where somebody holds it, a copy of it in memory.
 
     Raises:

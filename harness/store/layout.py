@@ -69,7 +69,7 @@ class Store:
 
 
 @contextmanager
-def working(store: Store) -> Iterator[None]:
+def hold(store: Store) -> Iterator[None]:
     """Hold a store while runs are made in it, or removed from it; what a killed holder noted goes.
 
     Raises:

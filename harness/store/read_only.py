@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
-from harness.store.index import reading
+from harness.store.index import connect
 from harness.store.layout import Store, first_line
 from harness.store.rows import ANEW
 from harness.store.tables import TABLES
@@ -36,7 +36,7 @@ def query(store: Store, sql: str) -> QueryResult:
     import duckdb
 
     _refuse_empty(store)
-    with reading(store) as db:
+    with connect(store) as db:
         try:
             cursor = _select(db, sql)
             return QueryResult(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
@@ -55,7 +55,7 @@ def frame(folder: str | Path, sql: str) -> "DataFrame":
 
     store = Store(Path(folder))
     _refuse_empty(store)
-    with reading(store) as db:
+    with connect(store) as db:
         try:
             return _select(db, sql).df()
         except duckdb.Error as error:

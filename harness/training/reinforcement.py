@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from harness.errors import CandidateFailed, Problem, Unscored, UserError, in_a_line
+from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_line
 from harness.metrics import Metric, item_scores, load_metrics
 from harness.models.hardware import Machine
 from harness.records import Example, Output, TrainingRecord
@@ -137,7 +137,7 @@ def _trainer(
     from datasets import Dataset
 
     assert context.reward is not None
-    reward = for_trl(context.reward, context.train, context.machine)
+    reward = open_trl_reward(context.reward, context.train, context.machine)
     of_trl = params.model_dump(exclude={*LoraParams.model_fields, *loop.KNOBS, "max_length"})
     common = loop.settings(context, params) | {
         "include_num_input_tokens_seen": "no"
@@ -199,18 +199,18 @@ class TrlReward(NamedTuple):
     tokenizer: Any = None
 
 
-def for_trl(reward: Reward, examples: Sequence[Example], machine: Machine) -> TrlReward:
+def open_trl_reward(reward: Reward, examples: Sequence[Example], machine: Machine) -> TrlReward:
     """Return what TRL asks for rewards; a row's `index` says which of the examples it is."""
     if reward.model is not None:
         assert reward.source is not None
         return TrlReward(*open_reward_model(reward.model, reward.source, machine))
     scored = rewards_of(reward)
 
-    def by_row(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
+    def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
         return scored([examples[i] for i in index], [_text(completion) for completion in completions])
 
-    by_row.__name__ = metric_name(reward.written)
-    return TrlReward(by_row)
+    score_rows.__name__ = metric_name(reward.written)
+    return TrlReward(score_rows)
 
 
 def rewards_of(reward: Reward) -> Rewards:
@@ -298,7 +298,7 @@ def _reward_by_file(path: Path) -> Rewards:
         try:
             found = function(completions=list(answers), **asked)
         except Exception as error:
-            raise CandidateFailed(f"{path}: reward raised {in_a_line(error)}", _MEND) from error
+            raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _MEND) from error
         return _check_rewards(found, len(answers), path)
 
     return score

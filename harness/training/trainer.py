@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from harness import regularizers
-from harness.errors import CandidateFailed, Diverged, in_a_line
+from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory, oom
 from harness.models.hardware import Machine, proc_line
 from harness.progress import Advance
@@ -305,9 +305,7 @@ def set_up() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise CandidateFailed(
-            f"the training cannot be set up ({in_a_line(error)})", "other params"
-        ) from error
+        raise CandidateFailed(f"the training cannot be set up ({one_line(error)})", "other params") from error
 
 
 def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:

@@ -24,7 +24,7 @@ from harness.errors import (
     Problem,
     SharedFailure,
     UserError,
-    in_a_line,
+    one_line,
 )
 from harness.progress import Advance, quiet_environment
 from harness.training.job import LAUNCH, LOG, run_job
@@ -164,7 +164,7 @@ def encode_error(error: Exception) -> tuple[str, list[Any]]:
         return "HarnessError", [str(error)]
     if isinstance(error, OSError) and error.errno:
         return "OSError", [error.errno, error.strerror, error.filename and str(error.filename)]
-    return "RuntimeError", [in_a_line(error), "".join(traceback.format_exception(error))]
+    return "RuntimeError", [one_line(error), "".join(traceback.format_exception(error))]
 
 
 def decode_error(kind: str, content: Sequence[Any]) -> Exception:

@@ -120,7 +120,7 @@ def data_augment(
 
     tests = against or []
     refuse_out(out, [file, *tests], dry_run=dry_run)
-    how = _rewriting(wording)
+    how = _write_prompts(wording)
     content = read_all(file)
     roles = roles_of(content, named)
     session = _session(by_whom, config, dry_run=dry_run)
@@ -162,7 +162,7 @@ def _steps_as_options(by_whom: str) -> Iterator[None]:
         raise CandidateFailed(error.reason, step) from None
 
 
-def _rewriting(asked: Wording) -> "Rewriting":
+def _write_prompts(asked: Wording) -> "Rewriting":
     """Write the prompts, and refuse what cannot be asked."""
     from harness.experiment.generated_rows.rewording import PARAPHRASE, TEXT, TRANSLATE, Rewriting
 

@@ -45,7 +45,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     sources = [name for name, _ in Counter(entry.source for entry in answered).most_common(_MOST_SOURCES)]
     yield _quantiles(answered, sources)
     if len(sources) > 1:
-        yield from _differing(answered, sources)
+        yield from _test_sources(answered, sources)
 
 
 def _length(entry: TableEntry) -> int:
@@ -73,7 +73,7 @@ def _spread(lengths: Sequence[int]) -> str:
     return f"median {median:,}, {low:,} to {high:,}"
 
 
-def _differing(answered: Sequence[TableEntry], sources: Sequence[str]) -> Iterator[Finding]:
+def _test_sources(answered: Sequence[TableEntry], sources: Sequence[str]) -> Iterator[Finding]:
     """List each source whose answers are surely and much longer, or shorter, than those of the others."""
     # Of two sources only the one of fewer rows is tested: the other one differs as much.
     tested: dict[str, _LengthDifference] = {}

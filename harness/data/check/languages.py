@@ -82,7 +82,7 @@ def _scripts(table: RowTable) -> Iterator[Finding]:
         words = [word for word in _WORD.findall(entry.question) if not word.isascii()]
         of = {_script(sign) for sign in entry.question if sign.isalpha()}
         scripts.update(of)
-        if of >= _MIXED and (word := next((w for w in words if _of(w) >= _MIXED), None)):
+        if of >= _MIXED and (word := next((w for w in words if _find_scripts(w) >= _MIXED), None)):
             mixed.append((entry, word))
     if len(scripts) > 1:
         shown = ", ".join(f"{name.lower()} {n:,}" for name, n in scripts.most_common(5))
@@ -102,10 +102,10 @@ def _scripts(table: RowTable) -> Iterator[Finding]:
 def _unread_answers(table: RowTable) -> Iterator[Finding]:
     """List free answers without a Latin letter, where they are many: metrics of words do not read them."""
     answers = [entry for entry in table.entries if any(map(str.isalpha, entry.answer))]
-    unread = [entry for entry in answers if "LATIN" not in _of(entry.answer)]
+    unread = [entry for entry in answers if "LATIN" not in _find_scripts(entry.answer)]
     if table.labels or len(unread) < max(1, _OWN * len(answers)):
         return
-    scripts = Counter(script for entry in unread for script in _of(entry.answer))
+    scripts = Counter(script for entry in unread for script in _find_scripts(entry.answer))
     blanks = " or ".join(name.lower() for name in sorted(scripts.keys() & _UNSPACED))
     split = f"; bleu takes a text of {blanks} letters, without blanks, for one word" if blanks else ""
     yield Finding(
@@ -119,7 +119,7 @@ def _unread_answers(table: RowTable) -> Iterator[Finding]:
     )
 
 
-def _of(word: str) -> set[str]:
+def _find_scripts(word: str) -> set[str]:
     return {_script(sign) for sign in word if sign.isalpha()}
 
 

@@ -39,7 +39,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             beside=tuple(table.places(int(first[inverse.ravel()[i]])) for i in again),
         )
     unlike = _unlike(table)
-    near = list(_near(table, unlike))
+    near = list(_report_near_duplicates(table, unlike))
     yield from near
     if given.encode:
         named = {where for finding in near for where in finding.rows}
@@ -56,7 +56,7 @@ def _unlike(table: RowTable) -> list[TableEntry]:
     return list(once.values())
 
 
-def _near(table: RowTable, unlike: Sequence[TableEntry]) -> Iterator[Finding]:
+def _report_near_duplicates(table: RowTable, unlike: Sequence[TableEntry]) -> Iterator[Finding]:
     """List rows that repeat an earlier one in almost the same words, as `data dedup` drops them."""
     pairs = sorted(
         (i, group.kept, alike)

@@ -27,7 +27,7 @@ class _AlikeRow(NamedTuple):
     by: Overlap
 
     @property
-    def near(self) -> str:
+    def place(self) -> str:
         return f"{self.item.where} ({self.by.measure} {self.by.similarity:.2f})"
 
 
@@ -35,7 +35,9 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words."""
     if given.test is None:
         return
-    rows, items = (list(map(_sourced, of.entries)) for of in (table, given.test))
+    rows, items = (
+        [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
+    )
     exact = find_contaminated_rows(rows, items)
     alike = _find_alike(table, given.test, {leak.training.where for leak in exact}, given.encode)
     # Dedup looks at words alone, so what only embeddings find is decided row by row.
@@ -53,10 +55,6 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield _say_alike(table, in_words, "in other words", _name_dedup_command(given.test))
     if by_sense:
         yield _say_alike(table, by_sense, "by sense", _decide_beside(given.test))
-
-
-def _sourced(entry: TableEntry) -> SourcedExample:
-    return SourcedExample(entry.example, entry.where)
 
 
 def _find_alike(table: RowTable, test: RowTable, exact: set[str], encode: Encode | None) -> list[_AlikeRow]:
@@ -113,9 +111,9 @@ def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: s
         "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
         len(table.entries),
         tuple(pair.row.where for pair in pairs),
-        "; ".join(f"{pair.row.where} and {pair.near}" for pair in pairs[:3]),
+        "; ".join(f"{pair.row.where} and {pair.place}" for pair in pairs[:3]),
         command,
-        beside=tuple(f"{pair.near}: {_cut(pair.item)}" for pair in pairs),
+        beside=tuple(f"{pair.place}: {_cut(pair.item)}" for pair in pairs),
     )
 
 

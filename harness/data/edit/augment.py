@@ -47,7 +47,7 @@ class Rewording(NamedTuple):
     failure: str = ""
 
 
-def asking(row: Row, roles: Roles) -> QuestionText | None:
+def find_question(row: Row, roles: Roles) -> QuestionText | None:
     """Find the text of a row that asks: the first column that does, the last turn of the user, a tree's root.
 
     None of an augmented row, and where a row has no such text.
@@ -137,7 +137,7 @@ def _make_rows(
     labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
     for i, found in rewordings.items():
         row = rows[i]
-        if (original := asking(row, roles)) is None:
+        if (original := find_question(row, roles)) is None:
             continue
         for number, rewording in enumerate(found, start=1):
             fields = original.put(row.fields, rewording.text)

@@ -49,7 +49,7 @@ def dedup(
     steps: tuple[Callable[[Mapping[int, DedupEntry]], _Changes], ...] = (
         lambda left: _drop_evaluated(left, [_entry(*of) for of in against]),
         _equal,
-        lambda left: _conflicting(left, drop_them=conflicts == "drop"),
+        lambda left: _report_conflicts(left, drop_them=conflicts == "drop"),
         lambda left: _nearly_equal(left, alike),
     )
     for step in steps:
@@ -117,7 +117,7 @@ def _equal(left: Mapping[int, DedupEntry]) -> _Changes:
     return changes
 
 
-def _conflicting(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Changes:
+def _report_conflicts(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Changes:
     """Report, or drop, all rows of a question that has different answers."""
     by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
     for i, entry in left.items():

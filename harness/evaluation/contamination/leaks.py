@@ -40,10 +40,10 @@ def refuse_or_note(
         return _refuse_or_note_in_folds(target, items, catalogue, encode)
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
-    refuse(suite_contamination([*own.sourced("train"), *own.sourced("pairs")], others))
-    evaluated = [*own.sourced("validation"), *own.sourced("test")]
+    refuse(suite_contamination([*own.list_sourced("train"), *own.list_sourced("pairs")], others))
+    evaluated = [*own.list_sourced("validation"), *own.list_sourced("test")]
     for name, found in items.items():
-        evaluated += found.sourced("test") if name != target.name else []
+        evaluated += found.list_sourced("test") if name != target.name else []
     for name, listed in catalogue.items():
         evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
@@ -53,7 +53,7 @@ def refuse_or_note(
         drawn_from = display_path(target.data.source("train") or "")
         choice = target.kind == "choice"
         read_by = _read_by(target.fields)
-        rows = own.sourced(part)
+        rows = own.list_sourced(part)
         notes += overlap_notes(rows, evaluated, file, choice, encode, drawn_from, read_by, names)
     return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 

@@ -100,7 +100,7 @@ def tokens(text: str) -> int:
     return max(1, round(len(text) / _CHARS_PER_TOKEN))
 
 
-def reading(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
+def answering_work(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
     """Estimate what answering these examples takes; ranked items read their choices instead.
 
     Messages that all examples begin with are read once a block when answers are generated.

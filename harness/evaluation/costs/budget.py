@@ -57,7 +57,7 @@ class Budget:
             CandidateFailed: the budget does not suffice.
         """
         with self._changed:
-            while (usd_at_most := self._at_most(read, written)) is None:
+            while (usd_at_most := self._highest_price(read, written)) is None:
                 self._changed.wait()
             self._under_way.append(usd_at_most)
 
@@ -76,7 +76,7 @@ class Budget:
                 self._under_way.remove(usd_at_most)
                 self._changed.notify_all()
 
-    def _at_most(self, read: int, written: int) -> float | None:
+    def _highest_price(self, read: int, written: int) -> float | None:
         """Return what a request costs at most; None where those under way have to end first."""
         option, where, paid = self._words
         if self._spent is None:

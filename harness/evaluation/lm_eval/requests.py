@@ -156,7 +156,7 @@ def _drop_beginning(pair: Encoded, room: int) -> Encoded:
     return pair._replace(context=pair.context[excess:])
 
 
-def _rolling(
+def _score_whole_texts(
     candidate: Candidate, asked: Mapping[int, EncodedRequest], _cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
     """Score whole texts, the windows of all of them at once."""
@@ -209,7 +209,7 @@ def is_sampled(settings: Mapping[str, Any]) -> bool:
     return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
 
 
-_ROUTES = {_PAIR: _likelihoods, _ROLLING: _rolling, _GENERATE: _generate}
+_ROUTES = {_PAIR: _likelihoods, _ROLLING: _score_whole_texts, _GENERATE: _generate}
 _JOINS: Mapping[str, Callable[[Sequence[Encoded]], Encoded]] = {
     _PAIR: _join_pair,
     _ROLLING: _join_text,

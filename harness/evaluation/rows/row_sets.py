@@ -162,14 +162,14 @@ def work_of(job: EvaluationJob) -> costs.Work:
     ranked = job.answer == "rank" or job.task.kind == "choice"
     if job.task.lm_eval:
         return _work_of_lm_eval(job)
-    once = costs.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+    once = costs.answering_work(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
     n_samples = job.decoding.samples if job.decoding else 1
     return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
 
 
 def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
     """Estimate from the documents' texts, the shots counted as documents of the same length."""
-    once = costs.reading(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
+    once = costs.answering_work(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
     generated = once.generated if job.task.kind == "generate" else 0
     return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
 

@@ -113,7 +113,7 @@ def _steps(
     rows: dict[str, Mapping[str, Rows]] = dict(judged.base)
     for run in done:
         measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
-        rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
+        rows[run.run_id] = {m.task.name: reader.read(run, m) for m in measured}
     tuned = (run for run in done if plugins.method(run.method).tunes)
     return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
 
@@ -158,7 +158,7 @@ def find_flips(
             continue
         shown: list[Flip] = []
         if f.vs_untrained:
-            old, new = (reader.of(r, session.target) for r in (by_name[best], run))
+            old, new = (reader.read(r, session.target) for r in (by_name[best], run))
             shown += flips_of(f.vs_untrained, old, new, best)
         if run.weights_digest not in seen:
             by_task = {

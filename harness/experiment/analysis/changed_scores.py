@@ -46,7 +46,7 @@ def add_changes(
 
 def _rows(reader: Reader, run: Run, measured: MeasuredTask) -> Rows:
     """Return a run's rows of changed items; none of a run that did not answer them."""
-    return reader.of(run, measured) if f"{measured.task.name}/test" in run.rows else []
+    return reader.read(run, measured) if f"{measured.task.name}/test" in run.rows else []
 
 
 def _answers(session: Session, run: Run, before: Rows, after: Rows, other: Rows | None) -> ChangedAnswers:

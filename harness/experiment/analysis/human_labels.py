@@ -39,7 +39,7 @@ def correct_facts(
         return list(facts)
     labels = judge_labels(session)
     corrected = [
-        correct_reached(metric, f, reader.with_drawn(run, session.target), labels) if f.target else f
+        correct_reached(metric, f, reader.read_with_drawn(run, session.target), labels) if f.target else f
         for f, run in zip(facts, runs, strict=True)
     ]
     by_name = {run.candidate: run for run in runs if run.state == "done"}
@@ -77,7 +77,7 @@ def count_missing(session: Session, reader: Reader, labels: Labels, *runs: Run) 
     """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
     if session.experiment.gate.uncalibrated_judge == "allow":
         return 0
-    rows = (reader.of(run, session.target) for run in runs)
+    rows = (reader.read(run, session.target) for run in runs)
     return labels_missing(session.target.primary.name, labels, *rows)
 
 
@@ -89,7 +89,7 @@ def calibrations(
     if not found:
         return ()
     done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
-    arms = {label: reader.with_drawn(run, session.target) for label, run in done.items()}
+    arms = {label: reader.read_with_drawn(run, session.target) for label, run in done.items()}
     best = decide.best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]

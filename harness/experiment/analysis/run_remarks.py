@@ -30,7 +30,7 @@ def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> l
     """Count the test rows that could not be asked or scored, with the first one's reason."""
     out = []
     for run in (run for run in runs if run.state == "done"):
-        rows = reader.of(run, session.target)
+        rows = reader.read(run, session.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
             is_scored = comparison.fill_errors(session.target.primary, rows, rows).errors.is_scored
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
@@ -49,7 +49,7 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
     for run in (run for run in runs if run.state == "done"):
         decoding = session.candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
-        rows = (reader.of if is_chosen else reader.answers)(run, session.target)
+        rows = (reader.read if is_chosen else reader.answers)(run, session.target)
         asked = [(row.text, _restore_question(row, plain)) for row in rows if row.status == "ok"]
         shown = [(text, example) for text, example in asked if map_passage_marks(example)]
         if n := sum(cites_nothing(text, example) for text, example in shown):
@@ -79,7 +79,7 @@ def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> I
         alike: dict[str, list[str]] = {}
         for run in done:
             asked = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
-            counts = {m.task.name: sum(map(shows, reader.of(run, m))) for m in asked}
+            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in asked}
             if found := [f"{n} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
@@ -97,7 +97,7 @@ def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterat
             yield f"{run.candidate}: serve_merged changes nothing in fp32, where each adapter answers merged"
             continue
         tasks = (m for m in session.tasks if {f"{m.task.name}/test"} <= {*run.rows} & {*apart.rows})
-        both = [zip(reader.of(run, m), reader.of(apart, m), strict=True) for m in tasks]
+        both = [zip(reader.read(run, m), reader.read(apart, m), strict=True) for m in tasks]
         pairs = [(a, b) for rows in both for a, b in rows if a.prompt == b.prompt]
         gaps = [
             abs(a.gold_logprob - b.gold_logprob)

@@ -47,7 +47,7 @@ def add_comparisons(
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
-        read = reader.with_drawn if labels else reader.of
+        read = reader.read_with_drawn if labels else reader.read
         arms = read(other, session.target), read(run, session.target)
         if not comparison.is_comparable(metric, *arms):
             return None
@@ -55,8 +55,8 @@ def add_comparisons(
         return comparison.refuse_failed(found, metric.range.span, session.experiment.gate.max_errors)
 
     def over_items(seeds: Sequence[Run], *others: Run | None) -> ItemVariances | None:
-        of = [reader.of(run, session.target) for run in seeds]
-        rows = [reader.of(other, session.target) if other else None for other in others]
+        of = [reader.read(run, session.target) for run in seeds]
+        rows = [reader.read(other, session.target) if other else None for other in others]
         return decide.item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
 
     others = {r.run_id: (by_name.get(best or ""), prompt_of.get(r.base_digest, first)) for r in runs}
@@ -98,7 +98,7 @@ def answers_on_target(
     They are all that were drawn to an item, where both were drawn in the same way.
     """
     plain = base_on_target(run, runs)
-    rows = reader.answers if plain is None or plain.decoding == run.decoding else reader.of
+    rows = reader.answers if plain is None or plain.decoding == run.decoding else reader.read
     return rows(plain, session.target) if plain else None, rows(run, session.target)
 
 
@@ -141,7 +141,7 @@ def _comparers(session: Session, reader: Reader, runs: Sequence[Run]) -> tuple[d
     metric, by_id = session.target.primary, {run.run_id: run for run in runs}
 
     def rows(of: Sequence[CandidateFacts]) -> list[Rows]:
-        return [reader.of(by_id[f.run_id], session.target) for f in of]
+        return [reader.read(by_id[f.run_id], session.target) for f in of]
 
     def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
         return comparison.compare_rows(metric, *rows([old, new]))
@@ -275,7 +275,7 @@ def _scores(
     answered = [
         (run, _put_on_target(reader, run, f, m))
         for run, f in zip(runs, facts, strict=True)
-        if f"{m.task.name}/test" in run.rows and any(r.status != "error" for r in reader.of(run, m))
+        if f"{m.task.name}/test" in run.rows and any(r.status != "error" for r in reader.read(run, m))
     ]
     there, own = [run for run, _ in answered], [f for _, f in answered]
     compared = add_comparisons(replace(session, target=m), reader, there, own)
@@ -290,6 +290,6 @@ def _scores(
 def _put_on_target(reader: Reader, run: Run, f: CandidateFacts, m: MeasuredTask) -> CandidateFacts:
     """Return a run's facts with what it reached on another target in place of the one that decides."""
     has_validation = f"{m.task.name}/validation" in run.rows
-    validation = comparison.estimate(m.primary, reader.of(run, m, "validation")) if has_validation else None
-    test = comparison.estimate(m.primary, reader.of(run, m))
+    validation = comparison.estimate(m.primary, reader.read(run, m, "validation")) if has_validation else None
+    test = comparison.estimate(m.primary, reader.read(run, m))
     return replace(f, target=test, validation=validation.score if validation else None)

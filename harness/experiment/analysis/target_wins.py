@@ -55,7 +55,7 @@ def judge_pairs(
         one
         for _, run, base in _pairs(runs, facts)
         for one in list_ungraded_pairs(
-            judged, examples, reader.of(base, session.target), reader.of(run, session.target)
+            judged, examples, reader.read(base, session.target), reader.read(run, session.target)
         )
     ]
     try:
@@ -78,7 +78,7 @@ def add_wins(
             policy,
             session.target.task.name,
             (base, run),
-            (reader.of(base, session.target), reader.of(run, session.target)),
+            (reader.read(base, session.target), reader.read(run, session.target)),
         )
         for _, run, base in _pairs(runs, facts)
     }
@@ -93,7 +93,7 @@ def wins_over(session: Session, reader: Reader, run: Run, base: Run) -> Wins | N
     policy, task = session.experiment.gate, session.target.task.name
     if policy.target.win_rate is None:
         return None
-    rows = (reader.of(base, session.target), reader.of(run, session.target))
+    rows = (reader.read(base, session.target), reader.read(run, session.target))
     if judged := judge_of_pairs(session):
         with suppress(CandidateFailed):  # what it said until then is kept, and the rest counted as missing
             grade_all(session, list(list_ungraded_pairs(judged, session.target.items.test, *rows)))

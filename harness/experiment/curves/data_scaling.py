@@ -98,7 +98,7 @@ def fit_stored_curve(
 
 def _curve_point(session: Session, reader: Reader, run: Run) -> decision.TrainingSize:
     cost = facts_of(session, reader, run).training_cost_usd
-    return decision.TrainingSize(_n_rows(session, run.candidate), cost, reader.of(run, session.target))
+    return decision.TrainingSize(_n_rows(session, run.candidate), cost, reader.read(run, session.target))
 
 
 def _n_rows(session: Session, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import fold_text
-from harness.data.edit.augment import QuestionText, Rewording, asking, augment
+from harness.data.edit.augment import QuestionText, Rewording, augment, find_question
 from harness.data.edit.change import Change, EditedRow
 from harness.data.edit.sample import draw
 from harness.data.examples import read_example
@@ -53,7 +53,7 @@ def choose_rows(
     Raises:
         UserError: there is none.
     """
-    found = {i: one for i, row in enumerate(content.rows) if (one := asking(row, roles))}
+    found = {i: one for i, row in enumerate(content.rows) if (one := find_question(row, roles))}
     asks = {i: _name_evaluated(content.rows[i], evaluated) for i in found}
     left = [
         Change(content.rows[i].where, "reported", ("not reworded: it is evaluated",), at)
@@ -112,7 +112,7 @@ def find_evaluated(session: Session) -> EvaluatedQuestions:
     """Return what an experiment evaluates: validation and test of its target, and the items of its suites."""
     task = session.target.task
     own = [row for rows in session.target.items.evaluated.values() for row in rows]
-    own += [row for m in session.suites for row in m.items.sourced("test")]
+    own += [row for m in session.suites for row in m.items.list_sourced("test")]
     choice = task.kind == "choice"
 
     def question_of(row: Row) -> str:

@@ -174,7 +174,7 @@ def _rows(session: Session, asked: Distillation) -> list[SourcedExample]:
     if asked.prompts:
         rows = items_of.prompts(task, readers.read(asked.prompts, "train"), Notes([], []))
     else:
-        rows = session.target.items.sourced("train")
+        rows = session.target.items.list_sourced("train")
     if not rows:
         step = "name a file of rows that ask: --prompts FILE"
         raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
@@ -196,7 +196,7 @@ def _prompts(
     drawn, limits = asked.temperature > 0, _limits(session, asked)
     return [
         PromptRequest(
-            _rewriting(row.example, asked.rewrite, step).messages,
+            _ask_to_rewrite(row.example, asked.rewrite, step).messages,
             limits,
             seed_of(asked.seed, row.example.id, 0) if drawn else None,
         )
@@ -209,7 +209,7 @@ def _once(prompts: Sequence[PromptRequest], answers: Sequence[Output]) -> list[O
     return list({prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}.values())
 
 
-def _rewriting(example: Example, instruction: str, step: Step) -> Example:
+def _ask_to_rewrite(example: Example, instruction: str, step: Step) -> Example:
     """Return what a teacher is asked: the question as its recipe puts it, or to rewrite the answer to it."""
     if not instruction:
         return step(example)

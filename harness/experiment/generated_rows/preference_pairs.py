@@ -128,7 +128,7 @@ def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -
     """Return the training rows of a candidate, or of pairs the target's, as many as are to be asked."""
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else training_data(session, candidate.source)).items
-    rows = items.sourced("train")
+    rows = items.list_sourced("train")
     kept = splits.draw(rows, drawing.n_prompts, random.Random(f"{drawing.seed}/prompts"))
     ids = {example.id for example in kept}
     return [row for row in rows if row.example.id in ids]

@@ -39,7 +39,7 @@ def estimate_work(session: Session, selected: Collection[str], *, smoke: bool = 
         makes = [at for at in candidate.lineage if at not in made]
         made.update(makes)
         each = [session, *fold_sessions(session)]
-        making = sum((_making_work(one, one.candidates[at]) for one in each for at in makes), Work())
+        making = sum((_trials_work(one, one.candidates[at]) for one in each for at in makes), Work())
         weights = (candidate.source_name, candidate.served_base.weights_digest)
         gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
         once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
@@ -88,7 +88,7 @@ def arm_label(session: Session, source: ModelSource) -> str:
     return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
 
 
-def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
+def _trials_work(session: Session, candidate: ResolvedCandidate) -> Work:
     """Estimate all trials, each with its answers to the validation rows; or the one fit."""
     trials = candidate.trials
     fits = [fit_work(session, trial.source, session.experiment.seeds[0]) for trial in trials]

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import comparison, plugins
 from harness.decision import BaseSize, CandidateFacts, UnderLoad, index_usd_per_1k
-from harness.errors import CandidateFailed, UserError, in_a_line
+from harness.errors import CandidateFailed, UserError, one_line
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
@@ -56,9 +56,9 @@ def outcome(session: Session, reader: Reader, run: Run) -> Run:
     if run.state == "failed":
         return run
     try:
-        _refuse_unanswered(reader.of(run, session.target))
+        _refuse_unanswered(reader.read(run, session.target))
     except CandidateFailed as error:
-        return replace(run, state="failed", rows={}, error=in_a_line(error))
+        return replace(run, state="failed", rows={}, error=one_line(error))
     return run
 
 
@@ -70,8 +70,8 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     """
     if run.state == "failed":
         return _facts_of_record(run)
-    metric, test = session.target.primary, reader.of(run, session.target)
-    facts = facts_on_target(run, metric, test, reader.of(run, session.target, "validation"))
+    metric, test = session.target.primary, reader.read(run, session.target)
+    facts = facts_on_target(run, metric, test, reader.read(run, session.target, "validation"))
     hour = session.experiment.decide.device_hour_usd
     cost = _cost_per_1k_usd(session, run, test, facts.tokens)
     recalls = [r.recall for r in test if r.recall is not None]
@@ -100,7 +100,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         recall=fmean(recalls) if recalls else None,
         retrieval=_retrieval_use(session, reader, run),
         settings=_settings(session, reader, run),
-        several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
+        several=comparison.several_answers(metric, test, reader.read_drawn(run, session.target)),
         training=run.training,
     )
 
@@ -122,7 +122,7 @@ def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
         how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
         trials = enumerate(run.training.sweep)
         return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
-    asked = digest_prompts(run.weights_digest, recipe, reader.of(run, session.target, "validation"))
+    asked = digest_prompts(run.weights_digest, recipe, reader.read(run, session.target, "validation"))
     return (asked or run.candidate,)
 
 
@@ -190,11 +190,11 @@ def _find_disturbed(run: Run) -> dict[str, float]:
 
 def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.RetrievalUse | None:
     """Say what became of the passages of a run that retrieves, where the metric is a rate."""
-    metric, test = session.target.primary, reader.of(run, session.target)
+    metric, test = session.target.primary, reader.read(run, session.target)
     if not metric.unit.is_rate or not any(row.passages for row in test):
         return None
     examples = {e.id: e for e in session.target.items.test}
-    drawn = reader.drawn(run, session.target) if _counts_each_answer(session, run) else {}
+    drawn = reader.read_drawn(run, session.target) if _counts_each_answer(session, run) else {}
     if drawn:
         test = comparison.list_each_answer(test, drawn)
         examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from typing import NamedTuple
 
 from harness import provenance, store
-from harness.errors import CandidateFailed, in_a_line
+from harness.errors import CandidateFailed, one_line
 from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
@@ -303,7 +303,7 @@ def record_failed_run(session: Session, candidate: ResolvedCandidate, seed: int,
         weights_digest="",
         state="failed",
         rows={},
-        error=in_a_line(error),
+        error=one_line(error),
     )
     store.save_run(session.store, run)
     return run

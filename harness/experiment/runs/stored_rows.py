@@ -42,25 +42,25 @@ class Reader:
         weights = self._weights.get(rows[0].task) if rows else None
         return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
 
-    def of(self, run: Run, measured: MeasuredTask, split: Split = "test") -> Rows:
+    def read(self, run: Run, measured: MeasuredTask, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
 
-    def drawn(
+    def read_drawn(
         self, run: Run, measured: MeasuredTask, split: Split = "test"
     ) -> Mapping[str, Sequence[Sample]]:
         """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
         rows_digest = run.rows[f"{measured.task.name}/{split}"]
         return store.read_drawn(self._session.store, rows_digest) if run.decoding else {}
 
-    def with_drawn(self, run: Run, measured: MeasuredTask) -> Rows:
+    def read_with_drawn(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a run's test rows of a task with all answers that were drawn to each item."""
-        return comparison.add_samples(self.of(run, measured), self.drawn(run, measured))
+        return comparison.add_samples(self.read(run, measured), self.read_drawn(run, measured))
 
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
-        rows = self.of(run, measured)
-        return comparison.list_each_answer(rows, self.drawn(run, measured)) or rows
+        rows = self.read(run, measured)
+        return comparison.list_each_answer(rows, self.read_drawn(run, measured)) or rows
 
     def controls(self) -> Mapping[str, ControlFacts]:
         """Return what the store's control arms found; judged anew when one has come."""
@@ -74,7 +74,7 @@ class Reader:
             m.task.name: {
                 name: comparison.estimate(metric, rows)
                 for name, metric in m.metrics.items()
-                if comparison.is_comparable(metric, rows := self.of(run, m), rows)
+                if comparison.is_comparable(metric, rows := self.read(run, m), rows)
             }
             for m in self._session.tasks
             if f"{m.task.name}/test" in run.rows

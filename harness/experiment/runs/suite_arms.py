@@ -26,14 +26,14 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
     What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
     """
     sets = suite_sets(session, weights)
-    if lacking := _lacking(session, sets, shared=shared):
+    if lacking := _list_missing(session, sets, shared=shared):
         with open_weights(session, weights) as candidate:
             fill(session, candidate, lacking, name, shared=shared)
         score_answered(session, lacking)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
-def _lacking(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
+def _list_missing(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
     """List the sets that have to be asked; what is `shared` is fetched first."""
     lacking = score_answered(session, sets)
     return runner.find_base_rows(session, lacking) if shared else lacking
@@ -41,7 +41,7 @@ def _lacking(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[
 
 def is_measured(session: Session, source: ModelSource) -> bool:
     """Tell whether a base has nothing left to be asked on the suites, here or in another folder before."""
-    return not _lacking(session, suite_sets(session, base_weights(source)), shared=True)
+    return not _list_missing(session, suite_sets(session, base_weights(source)), shared=True)
 
 
 def find_measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from harness.data import SPLITS, TaskItems, load_task, readers
 from harness.data.columns import column_options, option_text
 from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
-from harness.errors import Problem, UserError, as_argument, in_a_line
+from harness.errors import Problem, UserError, as_argument, one_line
 from harness.experiment.scaffold.recognition import (
     RecognizedRows,
     Request,
@@ -131,7 +131,7 @@ def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more special
         expected, then = "a file that save_pretrained wrote", "save or fetch the model's tokenizer again"
-        raise UserError(Problem(str(file), in_a_line(error), expected, then)) from error
+        raise UserError(Problem(str(file), one_line(error), expected, then)) from error
     tokenizer.no_truncation()  # a file may ask for both
     tokenizer.no_padding()
     encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)

@@ -98,7 +98,7 @@ def _bound_by(
         for name, recipe in candidates.items()
     }
     rows = [f"{n:,} of {_n(whole, split):,} {_ROWS[split]}" for split, n in limits.items()]
-    tried = [] if step.sweeps else _left_out(candidates)
+    tried = [] if step.sweeps else _list_unused_values(candidates)
     return BoundedSetup(
         narrow, kept, _estimate_s(session, narrow, kept, _spread(whole, limits)), (*rows, *tried)
     )
@@ -140,7 +140,7 @@ def _take_first_of_sweep(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "params": {**recipe.get("params", {}), **first}}
 
 
-def _left_out(candidates: Candidates) -> list[str]:
+def _list_unused_values(candidates: Candidates) -> list[str]:
     return [
         f"{key} {values[0]:g} alone instead of {_join(values)}"
         for recipe in candidates.values()

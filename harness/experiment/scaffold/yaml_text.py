@@ -46,7 +46,7 @@ def suite_text(request: Request, task: Task, folder: Path) -> str:
     """Write the suite; files near the folder are named relative to it."""
     written = task.model_dump(exclude_defaults=True, mode="json")
     data = {
-        k: _near(v, request, folder) if isinstance(v, str) and k in _FILES else v
+        k: _relative_path(v, request, folder) if isinstance(v, str) and k in _FILES else v
         for k, v in written["data"].items()
     }
     lines = [f"name: {_flow(task.name)}", "role: target", "tasks:"]
@@ -58,7 +58,7 @@ def suite_text(request: Request, task: Task, folder: Path) -> str:
 _FILES = ("all", "pairs", "documents")
 
 
-def _near(path: str, request: Request, folder: Path) -> str:
+def _relative_path(path: str, request: Request, folder: Path) -> str:
     around = request.folder.resolve()
     is_near = not path.startswith(HUB) and Path(path).is_relative_to(around.parent)
     return os.path.relpath(path, folder.resolve()) if is_near else path

@@ -58,12 +58,14 @@ def forgetting_on_validation(
         for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if of.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, of, sets, "general items for validation", base)
-        known[key] = _forgetting(session, asked, arms)
+        known[key] = _measure_forgetting(session, asked, arms)
         write_whole(session.store, kept, json.dumps(known))
     return known[key]
 
 
-def _forgetting(session: Session, asked: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]) -> float:
+def _measure_forgetting(
+    session: Session, asked: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]
+) -> float:
     """Return the mean loss over the tasks that count, by what the base scores on these items."""
     pairs = [[_rows(session, rows) for rows in pair] for pair in zip(*arms, strict=True)]
     alike = [

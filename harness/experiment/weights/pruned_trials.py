@@ -107,10 +107,10 @@ def _set_pruned(
         whole = read_weights(trial, folder)
         assert whole is not None
         made = whole.training
-    return weights._replace(training=_until(step, made, folder.name))
+    return weights._replace(training=_cut_record(step, made, folder.name))
 
 
-def _until(step: int, made: TrainingRecord, fit_key: str) -> TrainingRecord:
+def _cut_record(step: int, made: TrainingRecord, fit_key: str) -> TrainingRecord:
     """Return what was logged of a training until a step, with all the time that it took."""
     losses = (made.loss, made.validation_loss)
     loss, validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in losses)

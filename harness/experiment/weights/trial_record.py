@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import provenance, store
-from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, in_a_line
+from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, one_line
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import begun_id, describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
@@ -44,7 +44,7 @@ def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, we
 
 def make_failed_trial(params: dict[str, Any], fit_key: str, error: Exception) -> Trial:
     """Describe a trial that failed; that it diverged, its folder of weights says."""
-    reason = "" if isinstance(error, Diverged) else in_a_line(error)
+    reason = "" if isinstance(error, Diverged) else one_line(error)
     return Trial(params=params, validation=None, fit_key=fit_key, error=reason)
 
 
@@ -60,7 +60,7 @@ def record_failed_trial(
         weights_digest="",
         state="failed",
         rows={},
-        error=in_a_line(error),
+        error=one_line(error),
     )
     _save(session, TrialRun(run, made, session.target.primary.name))
 
@@ -115,7 +115,7 @@ def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> Ca
         return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
     points: dict[str, list[str]] = {}
     for params, error in failed:
-        reason = error.reason if isinstance(error, CandidateFailed) else in_a_line(error)
+        reason = error.reason if isinstance(error, CandidateFailed) else one_line(error)
         points.setdefault(reason, []).append(", ".join(f"{name} {value}" for name, value in params.items()))
     knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
     if len(points) == 1:

@@ -65,7 +65,7 @@ def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
 def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[RemovableHandle]":
     """Add the adapters' output to that of their sublayers, until the handles are removed."""
     found = _sublayers(model, form.style)
-    return [found[name].register_forward_hook(_adding(one)) for name, one in bottlenecks.items()]
+    return [found[name].register_forward_hook(_make_hook(one)) for name, one in bottlenecks.items()]
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def put_on(model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]
             handle.remove()
 
 
-def _adding(bottleneck: Any) -> Any:
+def _make_hook(bottleneck: Any) -> Any:
     """Return a hook that adds a bottleneck's output to that of a sublayer, the first of several outputs."""
 
     def add(module: Any, args: Any, output: Any) -> Any:

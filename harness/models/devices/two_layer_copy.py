@@ -130,16 +130,16 @@ def _narrow_config(config: "PretrainedConfig") -> "PretrainedConfig":
 def _narrow(said: Mapping[str, Any]) -> dict[str, Any]:
     """Narrow what one configuration says; the width of a head stays, as turns of positions depend on it."""
     small = {name: value for name, value in said.items() if name not in _NOT_COPIED}
-    small |= {name: _at_most(small[name], most) for name, most in _MOST.items() if small.get(name)}
+    small |= {name: _cap(small[name], most) for name, most in _MOST.items() if small.get(name)}
     small |= _few_layers(small)
     small |= _few_heads(small)
     last = small.get("vocab_size", 1) - 1
     ids = {name: value for name, value in small.items() if name.endswith(("_token_id", "_token_index"))}
-    return small | {name: _at_most(value, last) for name, value in ids.items() if value is not None}
+    return small | {name: _cap(value, last) for name, value in ids.items() if value is not None}
 
 
-def _at_most(value: Any, most: int) -> Any:
-    return [_at_most(one, most) for one in value] if isinstance(value, list) else min(value, most)
+def _cap(value: Any, most: int) -> Any:
+    return [_cap(one, most) for one in value] if isinstance(value, list) else min(value, most)
 
 
 def _few_layers(said: Mapping[str, Any]) -> dict[str, Any]:

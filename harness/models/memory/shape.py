@@ -162,14 +162,14 @@ def shape_of(
             *_experts(said, hidden, in_experts),
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
-            _keeping(said),
+            _cache_share(said),
             mixed_layers.adapted_sum(said),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _keeping(said: Mapping[str, Any]) -> float:
+def _cache_share(said: Mapping[str, Any]) -> float:
     """Return what layers keep of a token on average, as a share of what the widest of them keep."""
     n_layers = int(said["num_hidden_layers"])
     heads, widths = (_list_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))

@@ -153,7 +153,7 @@ def _refuse_not_two(labels: Iterable[str]) -> UserError:
 def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:
     """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
     sides = _sides(task, one, other)
-    shown = _differing(at, task, sides)
+    shown = _pair_rows(at, task, sides)
     rated = human.map_preference_shares(ratings, *sides.rows)
     turns = human.turns([*shown], "", *sides.rows)
     return _PairSample(
@@ -190,7 +190,7 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     for sides in named.values():
         both = " and ".join(run.label for run in sides.runs)
         by_pair[both] = len(human.map_preference_shares(every, *sides.rows))
-        counted[both] = len(human.map_counted_shares(every, _differing(at, task, sides), *sides.rows))
+        counted[both] = len(human.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows))
     return PairImport(len(found.ratings), found.n_blank, by_pair, counted)
 
 
@@ -204,7 +204,7 @@ def _sides(task: Task, one: Run, other: Run) -> _Sides:
     return _Sides((first, second), (first.rows[f"{task.name}/test"], second.rows[f"{task.name}/test"]))
 
 
-def _differing(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
+def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items to which both gave an answer, and another one, to their rows."""
     return map_shown_pairs(*(target_rows(at, run, task) for run in sides.runs))
 
@@ -261,7 +261,7 @@ def _list_known_turns(
     """Yield the keys that the pairs of a file may have, each with what it stands for."""
     for name in sorted({*wanted} & pairs.keys()):
         sides = pairs[name]
-        for item, (one, other) in _differing(at, task, sides).items():
+        for item, (one, other) in _pair_rows(at, task, sides).items():
             for turn, texts in (
                 (Turn(item, "a"), (one.text, other.text)),
                 (Turn(item, "b"), (other.text, one.text)),

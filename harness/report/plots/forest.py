@@ -11,7 +11,7 @@ from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
 from harness.gating import Verdict
 from harness.report.experiment_report import ExperimentReport, flips_text
-from harness.report.labels import for_picture
+from harness.report.labels import shorten_for_picture
 from harness.report.plots.svg import AxisScale, group, line, mark, marks, pad_range, picture, rect, text
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
@@ -41,7 +41,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
     low, high = pad_range(100 * x for x in ends)
     scale = AxisScale(low, high, _LEFT, _RIGHT)
     bottom = _TOP + _ROW * len(lines)
-    shown = for_picture([one.name for one in lines], _LONGEST)
+    shown = shorten_for_picture([one.name for one in lines], _LONGEST)
     body = [
         *_axis(scale, bottom),
         *(
@@ -98,7 +98,7 @@ def _row(one: Line, name: str, scale: AxisScale, top: float) -> str:
     class_ = ("loss" if one.high < 0 else "gain" if one.low > 0 else "even") + judged
     body = [
         text(0, y + 4, name, "strong" if one.is_mean else "" if one.counts else "quiet"),
-        *_beyond(one.margin, scale, top),
+        *_draw_margin(one.margin, scale, top),
         line(scale(100 * one.low), y, scale(100 * one.high), y, f"whisker {class_}"),
         mark("diamond" if one.is_mean else "dot", scale(100 * one.delta), y, class_),
         text(_RIGHT + 20, y + 4, shown, "strong" if one.is_mean else ""),
@@ -113,7 +113,7 @@ def _judgement(one: Line) -> str:
     return f", margin {formatting.percent(one.margin)} points" if one.margin is not None else ""
 
 
-def _beyond(margin: float | None, scale: AxisScale, top: float) -> Sequence[str]:
+def _draw_margin(margin: float | None, scale: AxisScale, top: float) -> Sequence[str]:
     if margin is None:
         return ()
     at = scale(-100 * margin)

@@ -92,15 +92,19 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     both = [*train, *validation]
     x = AxisScale(0, max(step for step, _ in both), _LEFT, _RIGHT)
     y = AxisScale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
-    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *axes(x, y, "step", _of(training))]
+    body = [
+        text(0, 14, title, "strong"),
+        *_legend(bool(validation)),
+        *axes(x, y, "step", _loss_name(training)),
+    ]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
     body += [_validation_mark(step, loss, x, y) for step, loss in validation]
-    return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
+    return picture(_WIDTH, _HEIGHT, f"{_loss_name(training).capitalize()} of {label} by step", body)
 
 
-def _of(training: TrainingRecord) -> str:
+def _loss_name(training: TrainingRecord) -> str:
     return "preference loss" if is_of_preferences(training) else "loss"
 
 

@@ -14,7 +14,7 @@ from harness.comparison import Estimate
 from harness.decision import CandidateFacts
 from harness.report.escape import shorten
 from harness.report.experiment_report import ExperimentReport, best_first, verdict_word
-from harness.report.labels import CLASSES, WORDS, for_picture
+from harness.report.labels import CLASSES, WORDS, shorten_for_picture
 from harness.report.plots import svg
 from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, text
 
@@ -183,7 +183,7 @@ def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, flo
     """Write each name where it hides nothing; one that had to move gets a line to its mark."""
     taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     lines, names = [], []
-    short = for_picture([p.label for p in points], frame.longest)
+    short = shorten_for_picture([p.label for p in points], frame.longest)
     for p, shown, (x, y) in zip(points, short, at, strict=True):
         name = shown + (" (recommended)" if p.recommended else "")
         box, moved = _free(svg.width_of(name, "strong" if p.on_front else ""), x, y, frame, taken)

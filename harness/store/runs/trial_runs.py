@@ -107,14 +107,14 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
 
 def list_unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
     """List the files of trials that none of some runs needs."""
-    needed = _needing(runs)
+    needed = _map_runs_by_key(runs)
     files = [_file(store, one.run.run_id) for one in list_trials(store) if _key(one.trial) not in needed]
     return [Leftover(file, size(file)) for file in files]
 
 
 def trial_references(store: Store, runs: Iterable[Run]) -> References:
     """Return the rows of the trials that some runs were chosen among: what a chosen prompt is found by."""
-    needed = _needing(runs)
+    needed = _map_runs_by_key(runs)
     trials = (one for one in list_trials(store) if _key(one.trial) in needed)
     return References(rows=frozenset(digest for one in trials for digest in one.run.rows.values()))
 
@@ -135,7 +135,7 @@ def remove_trials(
 def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map a run to the bytes of the trials that it alone needs, and each trial that none needs to its own."""
     alone: dict[str, list[TrialRun]] = {}
-    needing = _needing(runs)
+    needing = _map_runs_by_key(runs)
     for trial in list_trials(store):
         owners = needing.get(_key(trial.trial)) or [trial.run]
         if len(owners) == 1 and (owners[0] is trial.run or find_choosers(trial, owners)):
@@ -152,7 +152,7 @@ def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
 
 def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
     """Refuse to remove a trial that runs are found by way of."""
-    if needing := _needing(runs).get(_key(trial.trial)):
+    if needing := _map_runs_by_key(runs).get(_key(trial.trial)):
         names = ", ".join(run.run_id for run in needing)
         found = f"{trial.run.run_id}, a trial that {names} is found by way of"
         step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
@@ -163,7 +163,7 @@ def _outcome(one: TrialRun) -> tuple[Trial, dict[str, str], str]:
     return one.trial, one.run.rows, one.run.error
 
 
-def _needing(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Map the keys of all weights that runs are found by way of to these, of those too that diverged."""
     found: dict[str, list[Run]] = {}
     for run in runs:
@@ -193,7 +193,7 @@ def _map_own_parts(
     """Map each trial that no run needs to the folders of its weights and of the rows that no run wants."""
     trials = list(trials)
     wanted = list_wanted_rows(store, run_references(runs)).union(keep)
-    known, needing = identities(store), _needing(runs)
+    known, needing = identities(store), _map_runs_by_key(runs)
     names = {one.run.run_id for one in trials}
     shared = {
         row for one in list_trials(store) if one.run.run_id not in names for row in one.run.rows.values()
