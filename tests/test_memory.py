@@ -93,9 +93,10 @@ def test_the_cache_of_keys_and_values_takes_the_known_bytes():
 def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
     expected, tolerance = golden("tfew_cost")
     asked, shots = 103, 41 * 98  # tokens of one example, and of the shots in front of it
-    own = memory.inference_flops(11e9, asked, encoder_decoder=True)
-    # T-Few runs the whole backward pass: 3 N a token of an encoder-decoder.
-    spent = memory.training_flops(11e9, asked * 8 * 1000, encoder_decoder=True)
+    half = 11e9 / 2  # a token passes the encoder or the decoder
+    own = memory.inference_flops(half, asked)
+    # T-Few runs the whole backward pass.
+    spent = memory.training_flops(half, asked * 8 * 1000)
     in_context = {
         name: memory.inference_flops(n, shots + asked)
         for name, n in (("infer_icl175", 175e9), ("infer_67", 6.7e9), ("infer_13", 13e9))
@@ -104,9 +105,7 @@ def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
     assert spent == pytest.approx(expected["train_tfew"], rel=tolerance)
     for name, flops in in_context.items():
         assert flops == pytest.approx(expected[name], rel=tolerance)
-    assert memory.inference_flops(11e9, shots + asked, encoder_decoder=True) == pytest.approx(
-        expected["t5lm"], rel=tolerance
-    )
+    assert memory.inference_flops(half, shots + asked) == pytest.approx(expected["t5lm"], rel=tolerance)
     for name, key in (("infer_icl175", "breakeven_requests_vs_icl175"), ("infer_67", "breakeven_vs_icl6p7")):
         tuned = candidate("t-few", 0.8, training_cost_usd=spent, cost_per_1k_usd=1000 * own)
         shots = candidate("in context", 0.7, cost_per_1k_usd=1000 * in_context[name])

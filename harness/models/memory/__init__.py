@@ -175,11 +175,9 @@ def inference_gb(
     return inference_peak(shape, tokens, precision, quantization=quantization, read=read).total
 
 
-def inference_flops(
-    n_parameters: float, tokens: float, *, encoder_decoder: bool = False, attention: float = 0.0
-) -> float:
-    """Return 2 N operations a token, and `attention` more; each token sees half an encoder-decoder."""
-    return (1 if encoder_decoder else 2) * n_parameters * tokens + attention
+def inference_flops(n_parameters: float, tokens: float, *, attention: float = 0.0) -> float:
+    """Return 2 N operations a token, and `attention` more."""
+    return 2 * n_parameters * tokens + attention
 
 
 def attention_flops(shape: Shape, tokens: float, context: float) -> float:
@@ -188,14 +186,9 @@ def attention_flops(shape: Shape, tokens: float, context: float) -> float:
 
 
 def training_flops(
-    n_parameters: float,
-    tokens: float,
-    n_adapter: float = 0.0,
-    *,
-    checkpointing: bool = False,
-    encoder_decoder: bool = False,
+    n_parameters: float, tokens: float, n_adapter: float = 0.0, *, checkpointing: bool = False
 ) -> float:
     """Return 6 N D for all parameters, (4 N + 6 N_adapter) D for an adapter; 2 N D more for checkpointing."""
     each = 4 * n_parameters + 6 * n_adapter if n_adapter else 6 * n_parameters
     each += 2 * n_parameters if checkpointing else 0
-    return each * tokens / (2 if encoder_decoder else 1)
+    return each * tokens
