@@ -5,6 +5,7 @@ Invariant: weights are in the machine's precision, and lie where they are placed
 
 import logging
 import re
+from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +18,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LAYER = re.compile(r"\.(\d+)\.")
-_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which we refuse by name
 
 
 def _load_plain(
     source: ModelSource, machine: Machine, attention: str | None, placed: Placement
 ) -> "PreTrainedModel":
     """Load onto the device; on a GPU each tensor goes there as it is read, not through a copy of them all."""
+    return _load_whole(source, machine, attention, placed.arguments)
+
+
+def _load_whole(
+    source: ModelSource, machine: Machine, attention: str | None, arguments: Mapping[str, Any]
+) -> "PreTrainedModel":
+    """Load a model by transformers, and refuse one whose files do not fit its configuration."""
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM
-    return _refuse_incomplete(
-        source,
-        *kind.from_pretrained(
-            source.path,
-            dtype=dtype(machine.precision),
-            attn_implementation=attention,
-            trust_remote_code=False,
-            **_TOLD,
-            **placed.arguments,
-        ),
+    loaded = kind.from_pretrained(
+        source.path,
+        dtype=dtype(machine.precision),
+        attn_implementation=attention,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # which are refused by name
+        **arguments,
     )
+    return _refuse_incomplete(source, *loaded)
+
+
+def _quantized(machine: Machine, placed: Placement, **config: Any) -> dict[str, Any]:
+    """Return the arguments by which bitsandbytes quantises a model as it is loaded."""
+    from transformers import BitsAndBytesConfig
+
+    where = {"device_map": {"": machine.device}, **placed.arguments}
+    return {**where, "quantization_config": BitsAndBytesConfig(**config)}
 
 
 def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> "PreTrainedModel":
@@ -73,23 +87,15 @@ def _load_nf4(
     # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass of
     # an evaluation, rounding their scales again and cutting the gradient of later training.
     # Source: Dettmers et al. 2023 (arXiv:2305.14314).
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    kind: Any = AutoModelForCausalLM
-    loaded = kind.from_pretrained(
-        source.path,
-        dtype=dtype(machine.precision),
-        attn_implementation=attention,
-        **_TOLD,
-        **{"device_map": {"": machine.device}, **placed.arguments},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype(machine.precision),
-        ),
+    arguments = _quantized(
+        machine,
+        placed,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype(machine.precision),
     )
-    model: Any = _refuse_incomplete(source, *loaded)
+    model: Any = _load_whole(source, machine, attention, arguments)
     if machine.device != "cuda":
         model = model.dequantize(dtype(machine.precision))
         model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
@@ -104,22 +110,9 @@ def _load_int8(
     # Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
     # on the dequantised weights and answers with the quantised ones.
     # Source: Dettmers et al. 2022 (arXiv:2208.07339).
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    # It would say of each product that it is made in fp16.
+    # bitsandbytes would say of each product that it is made in fp16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    kind: Any = AutoModelForCausalLM
-    return _refuse_incomplete(
-        source,
-        *kind.from_pretrained(
-            source.path,
-            dtype=dtype(machine.precision),
-            attn_implementation=attention,
-            **_TOLD,
-            **{"device_map": {"": machine.device}, **placed.arguments},
-            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        ),
-    )
+    return _load_whole(source, machine, attention, _quantized(machine, placed, load_in_8bit=True))
 
 
 LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
