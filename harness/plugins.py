@@ -219,6 +219,11 @@ class Method:
         return self.makes == "base"
 
     @property
+    def makes_adapter(self) -> bool:
+        """Whether its weights are an adapter of a base, and never a whole model."""
+        return self.makes == "adapter"
+
+    @property
     def makes_whole_model(self) -> bool:
         """Whether its weights are a whole model, and never an adapter."""
         return self.makes == "model"

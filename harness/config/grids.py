@@ -38,11 +38,9 @@ def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, GridMe
     grids = dict(_grids(recipe))
     for keys in [keys for keys, values in grids.items() if not values]:
         where = tree.where(("candidates", source, *keys))
-        found, step = (
-            f"an empty grid for {keys[-1]}",
-            f"write values between the brackets, or remove {keys[-1]}",
-        )
-        tree.problems.append(Problem(where, found, "at least one value", step))
+        step = f"write values between the brackets, or remove {keys[-1]}"
+        problem = Problem(where, f"an empty grid for {keys[-1]}", "at least one value", step)
+        tree.problems.append(problem)
     for values in product(*grids.values()):
         point = dict(zip(grids, values, strict=True))
         named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], value)}" for keys, value in point.items())

@@ -121,11 +121,8 @@ def check_prompts(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: s
         elif is_span(values):
             yield Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
         elif len(values) < 2:
-            found, step = (
-                f"a {key} of {name} with {len(values)} values",
-                f"add one, or write {name} in the recipe",
-            )
-            yield Problem(where, found, "two values at least", step)
+            found = f"a {key} of {name} with {len(values)} values"
+            yield Problem(where, found, "two values at least", f"add one, or write {name} in the recipe")
         elif getattr(recipe, name) != Recipe.model_fields[name].default:
             found = f"{name} in the recipe and in {key}"
             yield Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")

@@ -190,7 +190,7 @@ def _check_merges(
 
 def _check_quantization(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse to quantise a base on which no new adapter is trained."""
-    if recipe.quantization and not (method.trains and method.makes == "adapter"):
+    if recipe.quantization and not (method.trains and method.makes_adapter):
         found = f"quantization with the method {recipe.method}, which trains no adapter"
         where = tree.where((*keys, "quantization"))
         yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
@@ -277,11 +277,8 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
         elif key == "search" and is_span(values):
             yield from _check_span(name, values, where)
         elif len(values) < 2:
-            found, step = (
-                f"a {key} of {name} with {len(values)} values",
-                f"add one, or write {name} in params",
-            )
-            yield Problem(where, found, "two values at least", step)
+            found = f"a {key} of {name} with {len(values)} values"
+            yield Problem(where, found, "two values at least", f"add one, or write {name} in params")
     yield from _check_points(recipe, method, tree, keys, key)
 
 

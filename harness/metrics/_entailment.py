@@ -91,12 +91,9 @@ def _refuse_unusable(model: str, where: str) -> None:
         try:
             said = json.loads((Path(model) / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
-            found = f"no config.json in {model}"
-            expected, step = (
-                "the folder of a sequence classifier",
-                "correct the path, or name a model of the hub",
-            )
-            raise UserError(Problem(where, found, expected, step)) from None
+            expected = "the folder of a sequence classifier"
+            step = "correct the path, or name a model of the hub"
+            raise UserError(Problem(where, f"no config.json in {model}", expected, step)) from None
         _place(said.get("id2label") or {}, where)
 
 

@@ -22,10 +22,8 @@ def metric(task: Task) -> Metric:
 def _contains(output: Output, example: Example) -> float:
     phrases, answer = list(map(normalize, example.references)), output.text.casefold()
     if is_unspaced(phrases):
-        answer, phrases = (
-            split_into_letters(answer),
-            [" ".join(split_into_letters(p).rstrip("。 ").split()) for p in phrases],
-        )
+        answer = split_into_letters(answer)
+        phrases = [" ".join(split_into_letters(p).rstrip("。 ").split()) for p in phrases]
     answer = " ".join(answer.split())
     return float(any(_occurs(phrase, answer) for phrase in phrases))
 

@@ -263,11 +263,8 @@ class Server:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         if isinstance(error, APITimeoutError):
-            found, knob = (
-                f"nothing within {self.settings.timeout:g} s",
-                "a longer timeout, or a smaller num_concurrent",
-            )
-            return self.refusal(found, knob)
+            knob = "a longer timeout, or a smaller num_concurrent"
+            return self.refusal(f"nothing within {self.settings.timeout:g} s", knob)
         if isinstance(error, APIConnectionError):
             return self.refusal("no server", "start it, or correct base_url")
         status = error.status_code if isinstance(error, APIStatusError) else None

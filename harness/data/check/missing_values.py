@@ -21,12 +21,9 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List rows that no comparison can use, for an id too, empty cells, and columns of texts and numbers."""
     down = [row for row in table.unusable if row.why == THUMB_DOWN]
     if down:
-        title, meaning = (
-            "answers with a thumb down",
-            "no right answers, but for methods that learn from thumbs",
-        )
+        meaning = "no right answers, but for methods that learn from thumbs"
         rows = tuple(row.where for row in down)
-        yield Finding("note", title, meaning, table.n, rows)
+        yield Finding("note", "answers with a thumb down", meaning, table.n, rows)
     if others := [row for row in table.unusable if row.layout]:
         named = Counter(row.layout for row in others).most_common()
         yield Finding(

@@ -83,10 +83,8 @@ def keep_decision(
         raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it anew"))
     before = _read_kept(path, digest) or RowDecisions(digest, {}, column)
     if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
-        found, step = (
-            f"decisions on {_column_text(before.column)}",
-            f"make them true, or move {decisions_file(path)}",
-        )
+        found = f"decisions on {_column_text(before.column)}"
+        step = f"make them true, or move {decisions_file(path)}"
         raise UserError(Problem(shown, found, f"those on {_column_text(column)}", step))
     rows = {**before.rows, line: decision}
     target = decisions_file(path)

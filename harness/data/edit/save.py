@@ -100,11 +100,8 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         raise UserError(Problem(f"--out {shown}", found, expected, "such as --out new.jsonl"))
     if not row_suffix(out.name):
         expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"
-        found, step = (
-            f"a file of the kind {out.suffix!r}",
-            f"such as --out {as_argument(f'{out.stem}.jsonl')}",
-        )
-        raise UserError(Problem(f"--out {shown}", found, expected, step))
+        step = f"such as --out {as_argument(f'{out.stem}.jsonl')}"
+        raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected, step))
     for there in (out, out.with_name(out.name + MANIFEST)):
         refuse_existing(there)
 

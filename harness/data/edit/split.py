@@ -258,10 +258,8 @@ def _class_problems(
         return
     groups = labels_of(rows, groups_of([row.example for row in rows]))
     scarce = scarce_classes(groups, len(parts))
-    where, step = (
-        f"{shown}, --stratify {way.stratify}",
-        "add rows of it, drop or rename the class, or leave out --stratify",
-    )
+    where = f"{shown}, --stratify {way.stratify}"
+    step = "add rows of it, drop or rename the class, or leave out --stratify"
     for value in scarce:
         n = sum(held[value] for held in counts)
         found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking[value])}"
@@ -407,8 +405,6 @@ def _problems(shown: str, split_up: SplitRows, way: SplitOptions) -> Iterator[Pr
         for value, n in sorted(total.items()):
             if parts[name] and not counts[name][value]:
                 found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
-                expected, step = (
-                    "some of it in the time of each part",
-                    "name other --shares, or leave out --stratify",
-                )
+                expected = "some of it in the time of each part"
+                step = "name other --shares, or leave out --stratify"
                 yield Problem(f"{shown}, --stratify {way.stratify}", found, expected, step)

@@ -149,10 +149,8 @@ def _answer_jobs(session: Session, plan: WorkPlan, shared: Sequence[RunRequest],
     parts = -(-n_workers // max(1, len(shared)))
     answered: dict[tuple[str, int, str], tuple[WorkerJob, ...]] = {}
     for candidate, seed in shared:
-        run, weights = (
-            (candidate.name, seed),
-            (candidate.source_name, seed, candidate.served_base.weights_digest),
-        )
+        run = (candidate.name, seed)
+        weights = (candidate.source_name, seed, candidate.served_base.weights_digest)
         gated = _has_base(candidate) and not candidate.is_target_only
         suites = gated and candidate.given != candidate.base and weights not in answered
         n = min(parts, 2 + suites * len(session.suites))

@@ -34,7 +34,7 @@ def propose_candidates(
     on_rows = {name: _make_room(name, recipe, longest) for name, recipe in on_rows.items()}
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
-    makes_adapter = plugins.method(choice.name).makes == "adapter"
+    makes_adapter = plugins.method(choice.name).makes_adapter
     beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
     others = {name: recipe for name, recipe in beside.items() if name not in on_rows}
     found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot"}}

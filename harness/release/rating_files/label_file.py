@@ -147,11 +147,9 @@ def export_answers(
     n_drawn = min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
     asked = (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
-    names, lacking = (
-        tuple(arm.label for arm in drawn),
-        [arm for arms_of in seeds for arm in arms_of if arm.open_],
-    )
-    waiting = tuple(arm.label for arm in lacking if arm.label not in names)
+    names = tuple(arm.label for arm in drawn)
+    still_open = (arm.label for arms_of in seeds for arm in arms_of if arm.open_)
+    waiting = tuple(label for label in still_open if label not in names)
     return LabelExport(measured.name, names, n_drawn, len(rows), n_left, *asked, waiting)
 
 
