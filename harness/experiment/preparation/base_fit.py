@@ -161,17 +161,31 @@ def ways(shape: Shape, asked: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             prompting = prompting._replace(weights=weights, keys=keys)
         found.append(BaseUse(name, prompting, prompting.total <= asked.gpu_gb))
     found += [
-        _estimate_training(name, of, asked, checkpointing, quantization, stage)
-        for name, of, quantization in _trainings(shape, asked, quantized)
-        for stage in ((0, 2, 3) if _cards(asked, quantization) > 1 else (0,))
+        _estimate_training(one._replace(checkpointing=checkpointing, stage=stage), asked)
+        for one in _trainings(shape, asked, quantized)
+        for stage in ((0, 2, 3) if one.cards(asked) > 1 else (0,))
         for checkpointing in (True, False)
     ]
     return tuple(found)
 
 
-def _cards(asked: FitQuery, quantization: str) -> int:
-    """Return how many cards share a training: one where its base is quantised by us."""
-    return 1 if quantization else asked.gpus
+class _Training(NamedTuple):
+    """A way to train a base, which we may quantise first; shards are those as of this stage of ZeRO."""
+
+    name: str
+    shape: Shape
+    quantization: str = ""
+    checkpointing: bool = False
+    stage: int = 0
+
+    def cards(self, asked: FitQuery) -> int:
+        """Return how many cards share it: one where its base is quantised by us."""
+        return 1 if self.quantization else asked.gpus
+
+    @property
+    def n_adapter(self) -> float:
+        """Parameters of its adapter; 0 where the whole model is trained."""
+        return 0 if self.name.startswith(_WHOLE) else memory.lora_parameters(self.shape, RANK)
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
@@ -183,58 +197,47 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
-def _trainings(shape: Shape, asked: FitQuery, quantized: str) -> Iterator[tuple[str, Shape, str]]:
-    """Yield the trainings of a base by name, with its shape and what the weights are quantised to."""
+def _trainings(shape: Shape, asked: FitQuery, quantized: str) -> Iterator[_Training]:
+    """Yield the trainings of a base."""
     for name, of in _forms("LoRA", shape, quantized):
-        yield name, of, ""
+        yield _Training(name, of)
     if not quantized:
-        yield "QLoRA", shape, "nf4"
-        yield _WHOLE, shape, ""
+        yield _Training("QLoRA", shape, "nf4")
+        yield _Training(_WHOLE, shape)
         if asked.precision != "fp16":
-            yield _WHOLE_IN_BF16, shape, ""
+            yield _Training(_WHOLE_IN_BF16, shape)
 
 
-def _estimate_training(
-    name: str, shape: Shape, asked: FitQuery, checkpointing: bool, quantization: str, stage: int
-) -> BaseUse:
-    """Estimate a training's memory, with shards as of this stage of ZeRO."""
-    cards = _cards(asked, quantization)
+def _estimate_training(one: _Training, asked: FitQuery) -> BaseUse:
+    """Estimate a training's memory, time and price, and say what forbids it."""
+    cards, hour = one.cards(asked), asked.hour_usd
     peak = memory.training_peak(
-        shape,
-        shape.n_parameters if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK),
+        one.shape,
+        one.n_adapter or one.shape.n_parameters,
         math.ceil(asked.batch / cards) * asked.length,
         asked.precision,
-        quantization=quantization,
-        checkpointing=checkpointing,
+        quantization=one.quantization,
+        checkpointing=one.checkpointing,
         in_tiles=True,
-        trained_in="bf16" if name == _WHOLE_IN_BF16 else "fp32",
-        shards=cards if stage else 1,
-        zero_stage=stage,
+        trained_in="bf16" if one.name == _WHOLE_IN_BF16 else "fp32",
+        shards=cards if one.stage else 1,
+        zero_stage=one.stage,
     )
-    return _describe_training(name, peak, shape, asked, checkpointing, quantization, stage)
-
-
-def _describe_training(
-    name: str, peak: Peak, shape: Shape, asked: FitQuery, checkpointing: bool, quantization: str, stage: int
-) -> BaseUse:
-    """Put a training's memory beside its time and price, and say what forbids it."""
-    why_not = ""
-    if quantization and (share := shape.in_experts / shape.n_parameters) > memory.MOST_IN_EXPERTS:
-        why_not = f"{share:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
-    cards, hour = _cards(asked, quantization), asked.hour_usd
-    known = asked.tokens and asked.tflops
-    time_s = _training_s(name, shape, asked, checkpointing, cards) if known else None
+    why_not, in_experts = "", one.shape.in_experts / one.shape.n_parameters
+    if one.quantization and in_experts > memory.MOST_IN_EXPERTS:
+        why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
+    time_s = _training_s(one, asked) if asked.tokens and asked.tflops else None
     cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
     fits = not why_not and peak.total <= asked.gpu_gb
-    return BaseUse(name + _SHARED[stage], peak, fits, checkpointing, time_s, cost, why_not)
+    return BaseUse(one.name + _SHARED[one.stage], peak, fits, one.checkpointing, time_s, cost, why_not)
 
 
-def _training_s(name: str, shape: Shape, asked: FitQuery, checkpointing: bool, cards: int) -> float:
+def _training_s(one: _Training, asked: FitQuery) -> float:
     """Estimate the time of a training: its start, and its operations at the share that trainings reach."""
-    n_adapter = 0 if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK)
-    flops = memory.training_flops(shape.active, asked.tokens, n_adapter, checkpointing=checkpointing)
+    shape = one.shape
+    flops = memory.training_flops(shape.active, asked.tokens, one.n_adapter, checkpointing=one.checkpointing)
     start_s = costs.start_s(shape.n_parameters * memory.BYTES[asked.precision], "cuda")
-    return start_s + flops / (cards * asked.tflops * 1e12 * costs.SHARES["cuda"].train)
+    return start_s + flops / (one.cards(asked) * asked.tflops * 1e12 * costs.SHARES["cuda"].train)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
