@@ -125,7 +125,7 @@ def _examine(
     tokenizer = tokenizer_of(asked.base) if asked.base else None
     given = CheckContext(test, tokenizer, detectable, asked.most, encode)
     found = check_rows(tables[0], given, asked.only, advance)
-    columns, named = tables[0].columns, (reading.named, reading.columns)
+    columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in asked.pages.items()}
     return CheckReport(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
 
@@ -164,7 +164,7 @@ def _check_task(task: Task) -> RowCheck:
 def _brief(asked: RowCheck, checked: CheckReport) -> Brief:
     words = list(map(as_argument, checked.table.files))
     words += ["--test", as_argument(readers.display_path(asked.test[0]))] if asked.test else []
-    words += map(shlex.quote, checked.table.reading.named)
+    words += map(shlex.quote, checked.table.reading.options)
     return Brief(tuple(short_lines(checked.findings)), f"harness data check {' '.join(words)}")
 
 

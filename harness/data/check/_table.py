@@ -55,7 +55,7 @@ class ReadingOptions(NamedTuple):
     date_format: str | None = None
 
     @property
-    def named(self) -> list[str]:
+    def options(self) -> list[str]:
         """The options by which another command reads the rows as these were read."""
         return columns.column_options(self.prompt, self.reference)
 
@@ -69,7 +69,7 @@ class ReadingOptions(NamedTuple):
         )
         named = [(option, template) for option, template, usual in guessed if template != usual]
         whole = [(option, found[1] if (found := FIELD.fullmatch(text)) else text) for option, text in named]
-        return self.named or [word for pair in whole for word in pair]
+        return self.options or [word for pair in whole for word in pair]
 
 
 class TableEntry(NamedTuple):

@@ -46,7 +46,7 @@ class Judge(NamedTuple):
         return digest(self.identity)
 
     @property
-    def counted(self) -> Any:
+    def score_key(self) -> Any:
         """Parts of it that scores depend on: its book, and how many grades of an answer count if not one."""
         return self.book if self.attempts == 1 else [self.book, self.attempts]
 
@@ -78,7 +78,7 @@ class JudgedMetric(NamedTuple):
     @property
     def digest(self) -> str:
         """Parts that the scores depend on besides the answers."""
-        return digest([judge.counted for judge in self.judges])
+        return digest([judge.score_key for judge in self.judges])
 
     def grades(self) -> list[Mapping[str, Grade]]:
         """Read the grades of each judge, by the keys of what was graded."""
@@ -178,7 +178,7 @@ def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
     known = {book: (of["rubric"], of["code"], _name(of["judge"])) for book, of in there.items()}
     code = _local_code(rubric)
     return [
-        [_endpoint_judge(rubric, one).counted]
+        [_endpoint_judge(rubric, one).score_key]
         if is_endpoint(one)
         else [b for b, of in known.items() if of == (code["rubric"], code["code"], _name(_name_fields(one)))]
         for one in rubric.judges

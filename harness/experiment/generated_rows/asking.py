@@ -91,7 +91,7 @@ class BudgetedWriter:
         self._lock = Lock()
 
     @property
-    def spent(self) -> WriterUsage:
+    def usage(self) -> WriterUsage:
         """Tokens and money that the answers so far took, those of the book with them."""
         return sum_usage(self._writer, list(self._paid.values()))
 

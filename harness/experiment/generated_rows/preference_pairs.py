@@ -104,7 +104,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     _refuse_no_pair(outcomes)
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
     notes = check_leaks(session, paired, "pairs", out)
-    spent, ranking_usd = asking.spent, ranking.cost_usd()
+    spent, ranking_usd = asking.usage, ranking.cost_usd()
     paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
     used = {**_provenance(session, candidate, writer, ranking, drawing, notes), "paid": paid}
     known = spent.cost_usd is not None and ranking_usd is not None
@@ -115,7 +115,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
 
 def _left_usd(drawing: Drawing, asking: BudgetedWriter) -> float | None:
     """Return what the answers so far leave of the budget; None where there is none."""
-    return None if drawing.max_cost is None else drawing.max_cost - (asking.spent.cost_usd or 0.0)
+    return None if drawing.max_cost is None else drawing.max_cost - (asking.usage.cost_usd or 0.0)
 
 
 def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:

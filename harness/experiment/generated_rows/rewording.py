@@ -80,7 +80,7 @@ def reword(
         label += f", step {step} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
         for k, output in zip(able, asking.answers(asked, label), strict=True):
             latest[k] = _read(output)
-    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], asking.spent
+    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], asking.usage
 
 
 def _rewording_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> PromptRequest:
