@@ -118,7 +118,7 @@ def _decisions(checked: CheckReport) -> None:
         for row in [row for row in here if row[0].where not in decided][:_AT_ONCE]:
             _ask(rows, *row)
     if done:
-        named = shlex.join(checked.table.reading.named)
+        named = shlex.join(checked.table.reading.options)
         kept_in = as_argument(str(decisions_file(path)))
         words = f"harness data clean {as_argument(path)} {named} --out NEW --decisions {kept_in}"
         safe_text.command(words.replace("  ", " "), "makes them true")
