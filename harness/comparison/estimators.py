@@ -247,7 +247,7 @@ def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     if is_mean(metric, arms):
         score = _mean_estimate(metric, arms.base[:, 0], arms)
     else:
-        boot = _bootstrap(metric, arms, lambda w: metric.aggregate(arms.base, w), seed)[0]
+        boot = _bootstrap(arms, lambda w: metric.aggregate(arms.base, w), seed)[0]
         score = _bca_estimate(metric, boot, arms.base, arms)
     score = _score_in_folds(score, metric, arms.base, arms, arms.base_folds)
     return Difference(0.0, lambda alpha: Interval(0.0, 0.0), "identical", score, score)
@@ -299,7 +299,7 @@ def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
     if stats.has_few_clusters(arms.clusters):
         return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=_few_clusters(arms))
-    return _stratify_difference(found, metric, arms) if is_stratified_sample(metric, arms) else found
+    return _stratify_difference(found, arms) if is_stratified_sample(metric, arms) else found
 
 
 def _few_clusters(arms: Arms) -> str:
@@ -310,7 +310,7 @@ def _few_clusters(arms: Arms) -> str:
     return f"too few clusters for an interval: {found}; expected at least {stats.MIN_CLUSTERS}"
 
 
-def _stratify_difference(found: Difference, metric: Metric, arms: Arms) -> Difference:
+def _stratify_difference(found: Difference, arms: Arms) -> Difference:
     """Give a delta of 0/1 scores the interval of strata; items of one weight were drawn from one stratum."""
     changes = (arms.new - arms.base)[:, 0]
     parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
@@ -377,7 +377,7 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
         old, now = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
         return np.stack([old, now, now - old])
 
-    old, now, changed = _bootstrap(metric, arms, both_and_delta, seed)
+    old, now, changed = _bootstrap(arms, both_and_delta, seed)
     changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
     df = _bca_df(arms)
     ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
@@ -385,7 +385,7 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     return Difference(changed.estimate, ends, "bca", *scores, df)
 
 
-def _bootstrap(metric: Metric, arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
+def _bootstrap(arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
     """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
     even = bool((arms.weights == 1).all())  # as they are where all items were asked
 

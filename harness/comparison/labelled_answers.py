@@ -392,8 +392,8 @@ def _agreement_and_length(
         if own:
             kept += own
             people += [counted[row.example_id] for row in own]
-            errors.append(_beside_mean(np.subtract(_select_own_grades(metric, own), people[-len(own) :])))
-            lengths.append(_beside_mean([log2(max(len(row.text), 1)) for row in own]))
+            errors.append(_center(np.subtract(_select_own_grades(metric, own), people[-len(own) :])))
+            lengths.append(_center([log2(max(len(row.text), 1)) for row in own]))
     if len(kept) < MIN_LABELS:
         return None, None
     clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
@@ -404,7 +404,7 @@ def _agreement_and_length(
     return _kappa(grades, np.array(people), clusters), slope
 
 
-def _beside_mean(values: Sequence[float] | Array) -> Array:
+def _center(values: Sequence[float] | Array) -> Array:
     mean = sum(values) / len(values)
     return np.array([value - mean for value in values], float)
 

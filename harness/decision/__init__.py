@@ -291,7 +291,7 @@ def _choose_within_budget(
     if case.by_wins:
         g, over, ratio = gain(run.vs_untrained), slow.name, found.points_per_usd_over_untrained
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
-    gains = f"{run.name} gains {gain_text(case, g)} over {over}"
+    gains = f"{run.name} gains {gain_text(g)} over {over}"
     if case.missing:
         return _leave_undecided(f"{alone}, and one that might was not compared", missing_step(case.missing))
     if case.winner is None:
@@ -311,7 +311,7 @@ def _choose_with_gain(
     case: Case, found: Economics, winner: CandidateFacts, alternative: CandidateFacts
 ) -> _Recommendation:
     """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
-    better = f"{gain_text(case, gain(winner.vs_untrained))} over {alternative.name}"
+    better = f"{gain_text(gain(winner.vs_untrained))} over {alternative.name}"
     gains = f"{winner.name} gains {better}"
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
@@ -363,14 +363,14 @@ def _choose_without_gain(
         case,
         alternative,
         f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, {among},"
-        f" {verb} ({gain_text(case, g)})",
+        f" {verb} ({gain_text(g)})",
     )
 
 
 def _collect(
     case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: RowsNeeded
 ) -> _Recommendation:
-    over = f"{gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
+    over = f"{gain_text(gain(run.vs_untrained))} over {alternative.name}"
     rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
     sentence = (
         f"Collect more data: {run.name} gains {over} now, and with {rows} training rows it would gain about"
@@ -381,7 +381,7 @@ def _collect(
 
 
 def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
-    gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
+    gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {alternative.name}"
     why, settle = _open_gate(case, run)
     return _leave_undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
 
@@ -405,7 +405,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
 
 
 def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
-    gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
+    gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
     failing = failing_seeds(case.facts, run)
     fails = (
         "fails" if len(failing) == len(seeds_of(case.facts, run)) else f"with {seeds_text(failing)} it fails"

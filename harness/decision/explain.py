@@ -96,8 +96,8 @@ def reasons(
 def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list[str]:
     g = gain(run.vs_untrained)
     beside = None if case.by_wins else gain(run.vs_prompt)
-    over_prompt = f"{gain_text(case, beside)} over the prompt and " if beside else ""
-    over = f"{gain_text(case, g)} over {alternative.name}"
+    over_prompt = f"{gain_text(beside)} over the prompt and " if beside else ""
+    over = f"{gain_text(g)} over {alternative.name}"
     limit = " of those within the budgets" if any(f.over_budget for f in case.facts) else ""
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
@@ -151,7 +151,7 @@ def _more_items(run: CandidateFacts) -> str:
 def _per_usd(case: Case, found: Economics, run: CandidateFacts) -> str:
     ratio, prompt = found.points_per_usd_over_untrained, found.points_per_usd_over_prompt
     if ratio is None:
-        gained = gain_text(case, found.gain_over_untrained)
+        gained = gain_text(found.gain_over_untrained)
         return f"Training {run.name} has no price, so the gain itself decides: {gained}."
     over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
     chance = found.probability_above_tau

@@ -481,7 +481,7 @@ def is_unchecked(case: Case, run: CandidateFacts) -> bool:
     return is_judge(case.metric) and (case.unchecked or run.labels_missing > 0)
 
 
-def gain_text(case: Case, g: Comparison | None) -> str:
+def gain_text(g: Comparison | None) -> str:
     """Say a gain with its unit: `+7.0 [+2, +12] points`."""
     if g is None:
         return "an unknown amount"

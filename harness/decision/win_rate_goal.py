@@ -134,7 +134,7 @@ def _compare_with_metric(case: Case, run: CandidateFacts, preferred: Comparison)
     g = gain((case.by_metric or {}).get(run.run_id))
     if g is None:
         return []
-    found = f"By {case.metric} it is {gain_text(case, g)} over the same candidate"
+    found = f"By {case.metric} it is {gain_text(g)} over the same candidate"
     if g.low > 0 or g.high < 0:
         kind, opposed = ("a gain", preferred.high < 0) if g.low > 0 else ("a loss", preferred.low > 0)
         is_open = preferred.low <= 0 <= preferred.high

@@ -79,7 +79,7 @@ class _Moves(NamedTuple):
     cluster_of: Mapping[str, int]
     named: Mapping[str, int]
 
-    def shared_with(self, other: "_Moves") -> list[tuple[int, int]]:
+    def pair_clusters(self, other: "_Moves") -> list[tuple[int, int]]:
         """Pair the clusters of both that hold the same document or have the same name."""
         documents = self.cluster_of.keys() & other.cluster_of.keys()
         names = self.named.keys() & other.named.keys()
@@ -192,7 +192,7 @@ def _correlation(a: _Moves, b: _Moves) -> float:
     That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
     part of both variances that lies in them.
     """
-    both = a.shared_with(b)
+    both = a.pair_clusters(b)
     if not both:
         return 0.0
     i, j = np.array(both).T

@@ -41,7 +41,7 @@ def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.0
     whole = tango_interval(gains, losses, total, alpha)
     below, above = (delta - whole.low) ** 2, (whole.high - delta) ** 2
     for s in strata:
-        left = _remaining(s.n, s.pool)
+        left = _finite_population_factor(s.n, s.pool)
         own, ends = (s.gains - s.losses) / s.n, tango_interval(s.gains, s.losses, s.n, alpha)
         below += (s.pool / total) ** 2 * left * (own - ends.low) ** 2
         above += (s.pool / total) ** 2 * left * (ends.high - own) ** 2
@@ -50,7 +50,7 @@ def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.0
 
 def _flips(strata: Sequence[StratumFlips]) -> tuple[list[float], list[float]]:
     for s in strata:
-        _remaining(s.n, s.pool)
+        _finite_population_factor(s.n, s.pool)
     return [s.gains for s in strata], [s.losses for s in strata]
 
 
@@ -102,7 +102,7 @@ def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[fl
     return [pool[name] / drawn[name] for name in strata]
 
 
-def _remaining(n: int, pool: int) -> float:
+def _finite_population_factor(n: int, pool: int) -> float:
     if not 0 < n <= pool:
         raise ValueError(f"a sample of {n} out of a pool of {pool}")
     return 1 - n / pool

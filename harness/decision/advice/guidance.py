@@ -142,7 +142,7 @@ def _examples(_: Case, run: CandidateFacts) -> str:
     return f"there are {formatting.count(run.n_train)} training examples" if run.n_train else ""
 
 
-def _forgetting(_: Case, run: CandidateFacts) -> str:
+def _capability_change(_: Case, run: CandidateFacts) -> str:
     macro = run.verdict.macro if run.verdict else None
     return (
         f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
@@ -169,7 +169,7 @@ def _retrieval(case: Case) -> str:
     return f"{found}, and {run.name} reaches {score_text(case, run)} with them"
 
 
-def _leaving(case: Case) -> str:
+def _describe_remote_requests(case: Case) -> str:
     """Say whose requests leave for somebody else's server."""
     leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
     if not leaving:
@@ -188,19 +188,19 @@ def _describe_each_kind(case: Case) -> str:
 def _gain_over_prompt(case: Case, run: CandidateFacts) -> str:
     if run.vs_prompt is None:
         return ""
-    return f"{run.label} gains {gain_text(case, gain(run.vs_prompt))} over the prompt"
+    return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
 
 
 _WITHOUT_FINE_TUNE: Mapping[Need, Callable[[Case], str]] = {
     "changing_facts": _retrieval,
     "private_knowledge": _retrieval,
-    "sensitive_data": _leaving,
+    "sensitive_data": _describe_remote_requests,
     "knowledge_and_behaviour": _describe_each_kind,
 }
 _MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
     "low_latency": _latency,
     "little_data": _examples,
-    "general_purpose": _forgetting,
+    "general_purpose": _capability_change,
     "rapid_iteration": _training,
     "no_compute": _training,
     "new_domain": _gain_over_prompt,

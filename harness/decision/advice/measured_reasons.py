@@ -50,12 +50,12 @@ def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> It
     best = case.alternative
     if best is not None and chosen.name == best.name and (g := gain(other.vs_untrained)):
         if g.low > 0:
-            yield f"its gain of {gain_text(case, g)} over {chosen.name} is shown, and does not decide alone"
+            yield f"its gain of {gain_text(g)} over {chosen.name} is shown, and does not decide alone"
         else:
             shown = "which is a loss" if g.high < 0 else "which is not shown to be a gain"
-            yield f"it gains {gain_text(case, g)} over {chosen.name}, {shown}"
+            yield f"it gains {gain_text(g)} over {chosen.name}, {shown}"
     elif best is not None and other.name == best.name and (g := gain(chosen.vs_untrained)):
-        yield f"{chosen.name} gains {gain_text(case, g)} over it"
+        yield f"{chosen.name} gains {gain_text(g)} over it"
     elif other.validation is not None and chosen.validation is not None:
         unit = other.target.unit if other.target else case.unit
         a, b = (formatting.score(unit, f.validation) for f in (chosen, other))

@@ -67,7 +67,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         return _open_text(case)
     if action == "collect more data" or chosen is None:
         return _write_scenario([_DATA], _describe_gain(case, case.judged))
-    if gaining := _gaining(case):
+    if gaining := _find_gain(case):
         return _describe_trained(case, gaining, chosen)
     if is_fine_tuned(chosen):
         return (
@@ -77,7 +77,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
     return _describe_untrained(case, SCENARIOS[action_of(chosen)], chosen)
 
 
-def _gaining(case: Case) -> CandidateFacts | None:
+def _find_gain(case: Case) -> CandidateFacts | None:
     """Return the fine-tune in question where its gain is shown, else the best of those whose gain is."""
     if case.judged is not None and is_gain_shown(case.judged):
         return case.judged
@@ -130,7 +130,7 @@ def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
     """Say what a fine-tune gains over the best untrained candidate."""
     if run is None or case.alternative is None:
         return ""
-    return f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {case.alternative.name}"
+    return f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {case.alternative.name}"
 
 
 def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
