@@ -233,7 +233,7 @@ def train(
     from harness.experiment.weights.candidate_weights import ensure_weights
 
     session, loaded = at.override({"precision": precision}).open_session(candidate)
-    candidates, seed = session.candidates, session.experiment.seeds[0]
+    candidates, seed = session.candidates, session.first_seed
     for name in loaded.selected:
         begin(session, name, seed)
     made = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}

@@ -87,7 +87,7 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
         ) from error
     out = {}
     for name in loaded.selected:
-        run = make_run(session, session.candidates[name], session.experiment.seeds[0])
+        run = make_run(session, session.candidates[name], session.first_seed)
         out[name] = Reader(session).scores(run)
     print_scores(out, as_json)
 

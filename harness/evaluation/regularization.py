@@ -25,7 +25,7 @@ def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
 def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
     """List what is wrong with the general rows of a recipe's regularisers."""
     try:
-        mixtures(recipe.regularize, mix_context(session, recipe, session.experiment.seeds[0]))
+        mixtures(recipe.regularize, mix_context(session, recipe, session.first_seed))
     except UserError as error:
         return error.problems
     return ()

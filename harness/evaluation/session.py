@@ -190,6 +190,11 @@ class Session:
     judging: Mapping[str, Weights | str] = field(default_factory=dict)
 
     @property
+    def first_seed(self) -> int:
+        """The first of the seeds, by which trials are made and shared work is estimated."""
+        return self.experiment.seeds[0]
+
+    @property
     def tasks(self) -> tuple[MeasuredTask, ...]:
         """The target, more targets, then the tasks of the suites."""
         return (self.target, *self.more_targets, *self.suites)

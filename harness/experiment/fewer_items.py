@@ -172,7 +172,7 @@ def _skill(m: MeasuredTask, rows: Sequence[SampleResult]) -> float:
 
 
 def _order(session: Session, name: str, pool: ItemStrata, plan: SamplingPlan) -> tuple[str, ...]:
-    seed = int(digest([name, session.source.weights_digest, session.experiment.seeds[0]]), 16)
+    seed = int(digest([name, session.source.weights_digest, session.first_seed]), 16)
     return sampling.order_items(pool, plan.drawn[name], seed)
 
 

@@ -161,8 +161,8 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
         UserError: with the problems of all tasks, or the candidate is no language model.
     """
     found = _load_tasks(tasks, session.experiment.datasets_dir)
-    begin(session, name, session.experiment.seeds[0])
-    weights = ensure_weights(session, session.candidates[name], session.experiment.seeds[0])
+    begin(session, name, session.first_seed)
+    weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
         asked = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         expected, step = "a language model, which tasks of lm-eval need", "name another candidate"

@@ -118,7 +118,7 @@ def add_trials(session: Session, trials: Sequence[RescueTrial]) -> Session:
 def _prepare_context(session: Session, case: RescueCase) -> _Context:
     reader = Reader(session)
     base = bases_of(session, reader, [case.run])[case.run.base_digest]
-    halved = split(base, session.experiment.seeds[0])
+    halved = split(base, session.first_seed)
     reference = store.get_run(session.store, case.reference.run_id)
     known = case.reference.validation
     others = list_other_targets(session, case)

@@ -140,7 +140,7 @@ def _gate_result(
         identical=run.weights_digest == run.base_digest,
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,
-        seed=session.experiment.seeds[0],
+        seed=session.first_seed,
         missing=[m.task.name for m in judged if f"{m.task.name}/test" not in run.rows],
         level=level,
     )

@@ -239,7 +239,7 @@ def _step(
         what,
         new,
         base,
-        gating.macro_between(measured, compared, judged.counting, session.experiment.seeds[0]),
+        gating.macro_between(measured, compared, judged.counting, session.first_seed),
         tuple(compared.values()),
         _compare(session, target, old, own) if _share_items(target, old, own) else None,
     )

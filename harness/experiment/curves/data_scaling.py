@@ -59,7 +59,7 @@ def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
 
 
 def _work(session: Session, candidate: ResolvedCandidate) -> Work:
-    trains = fit_work(session, candidate.source, session.experiment.seeds[0])
+    trains = fit_work(session, candidate.source, session.first_seed)
     asks = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
     n = len(SHARES)
     once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
@@ -122,12 +122,12 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
         here = replace(last, target=target, training=training, suites=(), more_targets=())
         part = f"{name}@{_n_rows(here, name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
-        yield DataShare(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
+        yield DataShare(last, RunRequest(last.candidates[part], session.first_seed))
 
 
 def _share_of(session: Session, of: MeasuredTask, share: float) -> MeasuredTask:
     """Return the target with a share of its training rows."""
-    return join_items(of.task, of.role, of.suite, part_of(of.items, share, session.experiment.seeds[0]))
+    return join_items(of.task, of.role, of.suite, part_of(of.items, share, session.first_seed))
 
 
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:

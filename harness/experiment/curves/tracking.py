@@ -117,7 +117,7 @@ def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> lis
         for m in session.suites
         if m.task.name in base_rows
     }
-    seed = session.experiment.seeds[0]
+    seed = session.first_seed
     alike = [
         Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
         for m in session.suites

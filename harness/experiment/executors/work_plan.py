@@ -113,7 +113,7 @@ def _weights_job(
     needs = _jobs_before(session, plan, candidate, seed, n_workers)
     if candidate.source.tried and candidate.method.trains:
         needs += _jobs_of_trials(session, plan, candidate, n_workers)
-        first = session.experiment.seeds[0]
+        first = session.first_seed
         if candidate.source.search and seed != first:  # whose job is the search
             needs += tuple(filter(None, [_weights_job(session, plan, candidate, first, n_workers)]))
     plan.needs[job] = needs
@@ -124,7 +124,7 @@ def _jobs_of_trials(
     session: Session, plan: WorkPlan, candidate: ResolvedCandidate, n_workers: int
 ) -> tuple[WorkerJob, ...]:
     """Add what a choice waits for: the trials of a sweep; those of a search are one job, in turn."""
-    first = session.experiment.seeds[0]
+    first = session.first_seed
     before = _jobs_before(session, plan, candidate, first, n_workers)
     before += _control_jobs(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
     if candidate.source.search:

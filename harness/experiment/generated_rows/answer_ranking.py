@@ -80,7 +80,7 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
         able = " or ".join(plugins.methods(makes="reward"))
         found = f"{candidate.name}, whose method {candidate.source.method} makes no reward model"
         raise UserError(Problem("--rank", found, "a candidate that makes one", f"one with the method {able}"))
-    seed = session.experiment.seeds[0]
+    seed = session.first_seed
     weights = ensure_weights(session, candidate, seed)
     step = prompting_step(session, candidate.source, seed)
     folder = weights.folder

@@ -109,7 +109,7 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
         UserError: it generates no text, a row asks what is evaluated, or no row is left.
         CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
     """
-    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    candidate, seed = session.candidates[name], session.first_seed
     _refuse_unusable(session, candidate, asked)
     rows = _rows(session, asked)
     notes = check_leaks(session, rows, "train", asked.prompts or out)
@@ -192,7 +192,7 @@ def _prompts(
     session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], asked: Distillation
 ) -> list[PromptRequest]:
     """Write what the teacher is asked of each row."""
-    step = prompting_step(session, candidate.recipe, session.experiment.seeds[0])
+    step = prompting_step(session, candidate.recipe, session.first_seed)
     drawn, limits = asked.temperature > 0, _limits(session, asked)
     return [
         PromptRequest(

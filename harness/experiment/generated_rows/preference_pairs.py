@@ -142,7 +142,7 @@ def _draw(
     by: Drawing,
 ) -> list[_PromptAnswers]:
     """Draw the answers to each example."""
-    task, step = session.target.task, prompting_step(session, candidate.recipe, session.experiment.seeds[0])
+    task, step = session.target.task, prompting_step(session, candidate.recipe, session.first_seed)
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     asked = [
         PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
@@ -234,7 +234,7 @@ def _provenance(
         "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
         "base_model": candidate.base.name,
         "weights": writer.weights_digest,
-        "prompting": prompting_digest(session, recipe, session.experiment.seeds[0]),
+        "prompting": prompting_digest(session, recipe, session.first_seed),
         "computed": ["by an endpoint, whose draws may differ"] if candidate.is_remote else computed,
         **drawing._asdict(),
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,

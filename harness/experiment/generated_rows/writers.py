@@ -49,7 +49,7 @@ def candidate_writer(session: Session, name: str) -> Writer:
     Raises:
         UserError: it generates no text, or cannot be asked.
     """
-    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    candidate, seed = session.candidates[name], session.first_seed
     refuse_without_text(session, candidate)
     if candidate.is_remote:
         return _remote_writer(session, candidate)
@@ -97,7 +97,7 @@ def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
 
     @contextmanager
     def open_candidate() -> Iterator[Candidate]:
-        weights = ensure_weights(session, candidate, session.experiment.seeds[0])
+        weights = ensure_weights(session, candidate, session.first_seed)
         with open_weights(session, weights) as model:
             yield model
 

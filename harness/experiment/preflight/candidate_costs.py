@@ -131,7 +131,7 @@ def _estimate_training(session: Session, candidate: ResolvedCandidate) -> Work:
     """Estimate the tokens of all trials and folds; borrowed weights are made by another candidate."""
     if candidate.recipe.weights_of:
         return Work()
-    seed = session.experiment.seeds[0]
+    seed = session.first_seed
     each = [session, *fold_sessions(session)]
     return sum((fit_work(one, trial.source, seed) for one in each for trial in candidate.trials), Work())
 
@@ -207,7 +207,7 @@ def checkpoints_gb(candidate: ResolvedCandidate) -> float:
 
 def _longest(session: Session, candidate: ResolvedCandidate) -> int:
     """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
-    step = prompting_step(session, candidate.source, session.experiment.seeds[0])
+    step = prompting_step(session, candidate.source, session.first_seed)
     items = training_data(session, candidate.source).items
     in_pairs = candidate.method.draws_from == "pairs"
     work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)

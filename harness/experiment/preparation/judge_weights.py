@@ -46,7 +46,7 @@ def train_judges(session: Session) -> Session:
         if one.experiment or not isinstance(judging[one.label], str):
             continue
         try:
-            made = ensure_weights(session, session.candidates[one.candidate], session.experiment.seeds[0])
+            made = ensure_weights(session, session.candidates[one.candidate], session.first_seed)
             judging[one.label] = _require_pinned(one, made, f"candidate {one.candidate}")
         except CandidateFailed as error:
             judging[one.label] = f"{one.candidate}, which judges, cannot be trained: {error.reason}"
@@ -77,7 +77,7 @@ def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Pr
         expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
         raise UserError(Problem(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step))
     _refuse_unfit(candidate, where, is_here=not one.experiment)
-    weights = find_stored_weights(here, candidate, here.experiment.seeds[0])
+    weights = find_stored_weights(here, candidate, here.first_seed)
     command = f"harness train {one.candidate}" + (f" -c {one.experiment}" if one.experiment else "")
     if weights is None and one.experiment:
         raise UserError(Problem(where, f"{one.label}, which is not trained yet", "its weights", command))

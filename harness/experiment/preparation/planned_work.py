@@ -91,7 +91,7 @@ def arm_label(session: Session, source: ModelSource) -> str:
 def _trials_work(session: Session, candidate: ResolvedCandidate) -> Work:
     """Estimate all trials, each with its answers to the validation rows; or the one fit."""
     trials = candidate.trials
-    fits = [fit_work(session, trial.source, session.experiment.seeds[0]) for trial in trials]
+    fits = [fit_work(session, trial.source, session.first_seed) for trial in trials]
     if candidate.source.tried:
         validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
         fits += [work_of(validation.job()) + Work(opened=1)] * (len(trials) - 1)

@@ -67,7 +67,7 @@ def bound_time(
         UserError: `compare` could not run this proposal.
     """
     session = replace(_open_session(request, task, candidates), machine=machine)
-    whole = load_task(_limit_task(task, {}), session.experiment.seeds[0])
+    whole = load_task(_limit_task(task, {}), session.first_seed)
     found = [_bound_by(session, task, candidates, whole, STEPS[0])]
     for step in STEPS[1:]:
         if found[-1].time_s <= 60 * minutes:

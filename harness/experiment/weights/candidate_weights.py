@@ -176,7 +176,7 @@ def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, 
     """Return the weights of the trial of a sweep or search that is best on validation with the first seed."""
     # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
     # is a trial as well, and is made again only by a search that has not chosen yet, once a session.
-    first, sign = session.experiment.seeds[0], session.target.primary.unit.sign
+    first, sign = session.first_seed, session.target.primary.unit.sign
     tried = _try_all(session, candidate, make=False)
     is_made = bool(tried) and candidate.source_name in session.searched
     if make and not is_made and not any(_is_whole(one.trial) for one in tried):
@@ -223,7 +223,7 @@ def _propose(
 ) -> Iterator[proposals.TrialProposal]:
     """Yield the points of a sweep or search, each by what the trials of those before it found."""
     sign = session.target.primary.unit.sign
-    return proposals.proposals(candidate, session.experiment.seeds[0], sign, trials)
+    return proposals.proposals(candidate, session.first_seed, sign, trials)
 
 
 class _Attempt(NamedTuple):
@@ -245,7 +245,7 @@ def _try(
 ) -> Tried | None:
     """Train at one point and score on validation; None where something of it is missing."""
     trial = candidate.at(proposal.params)
-    begun = _begin(session, trial, session.experiment.seeds[0], make=make)
+    begun = _begin(session, trial, session.first_seed, make=make)
     if begun is None:
         return None
     attempt = _Attempt(trial, proposal, begun, candidate.source.subject_to)
@@ -287,7 +287,7 @@ def _train_and_score(session: Session, attempt: _Attempt, *, make: bool) -> Trie
     watched = _watch(session, attempt, make=make) if proposal.should_prune else TrialScores()
     if watched is None:
         return None
-    found = watched.pruned or _find_or_fit(session, trial, session.experiment.seeds[0], begun, make=make)
+    found = watched.pruned or _find_or_fit(session, trial, session.first_seed, begun, make=make)
     if found is None:
         return None
     of = found.training
@@ -321,7 +321,7 @@ def _watch(session: Session, attempt: _Attempt, *, make: bool) -> TrialScores | 
     def train(n_points: int) -> None:
         with session.claim(attempt.key):
             if read_weights(trial, begun.folder) is None:
-                _fit_anew(session, trial, session.experiment.seeds[0], begun, n_points)
+                _fit_anew(session, trial, session.first_seed, begun, n_points)
 
     return train_until_pruned(session, trial, begun.folder, train, proposal.should_prune, make=make)
 
@@ -339,7 +339,7 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
     """
     point = candidate.points[place] if candidate.source.sweep else _find_point_under_way(session, candidate)
     trial = candidate.at(point) if point is not None else candidate
-    begun = _begin(session, trial, session.experiment.seeds[0], make=False) if point is not None else None
+    begun = _begin(session, trial, session.first_seed, make=False) if point is not None else None
     if point is None or begun is None:
         return False
     failed = make_failed_trial(point, begun.folder.name, error)
@@ -352,7 +352,7 @@ def _find_point_under_way(session: Session, candidate: ResolvedCandidate) -> dic
     """Find the point of the trial that a search is at: what it proposes behind those that are known."""
     key, trials = find_under_way(session, candidate), list[Trial]()
     for proposal in _propose(session, candidate, trials) if key else ():
-        begun = _begin(session, candidate.at(proposal.params), session.experiment.seeds[0], make=False)
+        begun = _begin(session, candidate.at(proposal.params), session.first_seed, make=False)
         if begun is None or begun.folder.name == key:
             return proposal.params if begun else None
         one = _try(session, candidate, proposal, make=False)

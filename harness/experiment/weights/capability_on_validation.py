@@ -72,7 +72,7 @@ def _measure_forgetting(
         Measurement(m.task, m.role, m.suite, m.metrics, base, base)
         for m, (base, _) in zip(asked, pairs, strict=True)
     ]
-    counting = gating.name_admitted_tasks(alike, session.experiment.seeds[0])
+    counting = gating.name_admitted_tasks(alike, session.first_seed)
     changes = [
         capability_change(m.primary, base, new)
         for m, (base, new) in zip(asked, pairs, strict=True)
@@ -103,7 +103,7 @@ def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
     A task of fewer than ten counts only where all have fewer: in the mean over tasks it would weigh as much.
     """
     whole = [m for m in session.suites if not m.task.lm_eval]
-    seed = session.experiment.seeds[0]
+    seed = session.first_seed
     tests = {m.task.name: load_task(m.task, seed).test for m in whole}
     clusters = {e.cluster for of in tests.values() for e in of if e.cluster != e.id}
     questions = {question_of(e) for of in tests.values() for e in of}

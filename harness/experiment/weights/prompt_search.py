@@ -42,7 +42,7 @@ def _choose(session: Session, candidate: ResolvedCandidate, *, make: bool) -> Re
         if not (make or isinstance(error, HarnessError)):
             raise
         if make:  # one candidate must not stop the others
-            session.failures[candidate.name, session.experiment.seeds[0]] = error
+            session.failures[candidate.name, session.first_seed] = error
         return None
     if tried is None:
         return None
@@ -53,7 +53,7 @@ def _choose(session: Session, candidate: ResolvedCandidate, *, make: bool) -> Re
 
 
 def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> list[Trial] | None:
-    seed, sign = session.experiment.seeds[0], session.target.primary.unit.sign
+    seed, sign = session.first_seed, session.target.primary.unit.sign
     tried: list[Trial] = []
     for proposal in proposals.proposals(candidate, seed, sign, tried):
         trial = candidate.at(proposal.params)

@@ -25,7 +25,7 @@ _KEY_DIGITS = 8
 
 def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, weights: Weights) -> None:
     """Keep a trial that was trained, whole or until it was pruned, with its answers on validation."""
-    seed = session.experiment.seeds[0]
+    seed = session.first_seed
     rows = target_sets(session, candidate.source, weights, seed)[0]
     run = describe_run(
         session,
@@ -55,7 +55,7 @@ def record_failed_trial(
     run = describe_run(
         session,
         _maker_of(candidate),
-        session.experiment.seeds[0],
+        session.first_seed,
         run_id=_run_id(session, candidate, made.fit_key),
         weights_digest="",
         state="failed",
@@ -135,5 +135,5 @@ def _maker_of(candidate: ResolvedCandidate) -> ResolvedCandidate:
 
 
 def _run_id(session: Session, candidate: ResolvedCandidate, fit_key: str) -> str:
-    named = begun_id(session, candidate.source_name, session.experiment.seeds[0])
+    named = begun_id(session, candidate.source_name, session.first_seed)
     return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"

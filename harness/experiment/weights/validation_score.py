@@ -54,7 +54,7 @@ def _answer_validation(
     session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
 ) -> list[SampleResult] | None:
     """Return a trial's answers to the validation rows of the target; None where they are missing."""
-    rows = target_sets(session, trial.source, weights, session.experiment.seeds[0])[0]
+    rows = target_sets(session, trial.source, weights, session.first_seed)[0]
     if not is_there(session, rows):
         if not make:
             return None
