@@ -223,7 +223,7 @@ PAIRS = tiny_methods.pair_rows(slice(0, 1))
         ("{method: lora, init_from: lora}", "init_from with the method lora"),
         ("{method: dpo, init_from: lorra}", "did you mean 'lora'?"),
         ("{method: dpo, init_from: x}", "x starting from itself"),
-        ("{method: dpo, init_from: bag}", "bag, which makes no weights of its own"),
+        ("{method: dpo, init_from: bag}", "bag, which makes a classifier"),
         (
             "{method: dpo, init_from: lora, params: {r: 4, beta: 0.2}}",
             "r of an adapter that lora has made already",

@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.weights_folder import folder_of
 from harness.progress import SilentProgress
+from harness.release import gate_candidate
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -50,6 +51,8 @@ def test_a_reward_model_is_selected_only_by_its_name(tiny, tmp_path):
     assert load(path, candidates=["judge"]).selected == ("judge",)
     with pytest.raises(UserError, match=r"whose weights answer nothing.*harness train judge"):
         tiny_experiment.run(path, candidates=("judge",))
+    with pytest.raises(UserError, match=r"whose weights answer nothing.*harness train judge"):
+        gate_candidate(path, candidate="judge")
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,10 @@ def _article(made: str) -> str:
         "adapter or model": "an adapter or a whole model",
         "adapter or delta or model": "an adapter, a delta or a whole model",
         "reward": "a reward model",
+        "classifier": "a classifier",
+        "head": "a classifier",
+        "embedding": "a classifier",
+        "endpoint": "no weights here",
     }
     return named.get(made, "no weights of its own")
 

@@ -189,9 +189,13 @@ def _model_source(
 def refuse_silent(candidate: ResolvedCandidate) -> None:
     """Refuse to ask a candidate that answers nothing."""
     if not candidate.method.answers:
-        found = f"the method {candidate.source.method}, whose weights answer nothing"
-        expected, step = "a candidate that answers", f"harness train {candidate.name}, which makes it"
-        raise UserError(Problem(f"candidate {candidate.name}", found, expected, step))
+        raise UserError(say_silent(candidate.name, candidate.source.method))
+
+
+def say_silent(name: str, method: str) -> Problem:
+    """Phrase that a candidate answers nothing."""
+    found, expected = f"the method {method}, whose weights answer nothing", "a candidate that answers"
+    return Problem(f"candidate {name}", found, expected, f"harness train {name}, which makes it")
 
 
 def base_weights(base: ModelSource) -> Weights:

@@ -17,6 +17,7 @@ from harness.config import LoadedExperiment
 from harness.data import version_of_test
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
+from harness.evaluation.candidates import say_silent
 from harness.evaluation.rows.row_sets import rows_version
 from harness.experiment.analysis.verdict_records import (
     Judgement,
@@ -123,12 +124,14 @@ def candidate_runs(
     of `--sequential` stand in for seeds that have not answered whole tasks.
 
     Raises:
-        UserError: neither a candidate nor a run has this name.
+        UserError: neither a candidate nor a run has this name, or the candidate answers nothing.
         IncompatibleRuns: the candidate has no finished run, or only of another recipe.
     """
     known, stored = loaded.experiment.candidates, store.list_runs(at)
     if candidate in known:
         recipe = known[candidate]
+        if not plugins.find_method(recipe.method).answers:
+            raise UserError(say_silent(candidate, recipe.method))
         whole = loaded.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in stored if (r.candidate, r.experiment) == (candidate, name)]

@@ -15,13 +15,14 @@ from harness.models.hf import load_base
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
 from harness.models.model_folder import read_config
-from harness.plugins import Method
+from harness.plugins import InitWeights, Method
 from harness.progress import quiet_libraries
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
 from harness.training.families.unquantized import quantization_problems
+from harness.training.peft_families import is_soft_prompt
 from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def low_rank_method(params: type[LoraParams], fit: Callable[..., Weights], **own
         "trains": True,
         "seeded": True,
         "problems": low_rank_problems,
+        "init_problems": _init_problems,
     }
     return Method(
         params=params,
@@ -110,6 +112,14 @@ def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem
     device = "cuda" if torch.cuda.is_available() else "cpu"
     use_dora = any([recipe.params.get("use_dora"), *recipe.tried.get("use_dora", ())])
     yield from quantization_problems(recipe, {"use_dora": use_dora}, device, where)
+
+
+def _init_problems(params: LoraParams, init: InitWeights, where: str) -> Iterator[Problem]:
+    """Yield that what is to be trained further is a soft prompt, which PEFT loads to answer with alone."""
+    family = init.adapter.get("peft_type", "LORA")
+    if is_soft_prompt(family):
+        found = f"init_from: an adapter of the family {family}, which PEFT does not train further"
+        yield Problem(where, found, "an adapter of matrices, such as a LoRA", "another init_from, or none")
 
 
 def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:

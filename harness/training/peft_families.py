@@ -66,6 +66,14 @@ def families() -> dict[str, Any]:
     return {name: made for name, made in sorted(known.items()) if name not in _OWN_LOOPS}
 
 
+def is_soft_prompt(peft_type: str) -> bool:
+    """Tell whether adapters of a family are virtual tokens, which PEFT loads to answer with alone."""
+    from peft import PromptLearningConfig
+
+    config = families().get(peft_type)
+    return config is not None and issubclass(config, PromptLearningConfig)
+
+
 def family_problems(
     peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str, quantization: str = ""
 ) -> list[Problem]:
