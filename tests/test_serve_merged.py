@@ -106,10 +106,21 @@ def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp
             "serve_merged, and a base in nf4; expected a base as",
         ),
         ("{weights_of: whole, serve_merged: true}", "serve_merged, and weights of the kind model; expected"),
+        (
+            "{weights_of: soft, serve_merged: true}",
+            "serve_merged, and an adapter of the family PROMPT_TUNING",
+        ),
+        ("{weights_of: further, serve_merged: true}", "serve_merged, and an adapter of the family IA3"),
+        ("{weights_of: dora, serve_merged: true}", "serve_merged, and an adapter with use_dora; expected"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_before_anything_runs(tiny, tmp_path, own, said):
-    others = "  quantised: {method: qlora}\n  whole: {method: full}\n"
+    others = (
+        "  quantised: {method: qlora}\n  whole: {method: full}\n  dora: {method: lora, params: {use_dora: true}}\n"
+        "  soft: {method: peft, params: {peft_type: PROMPT_TUNING, num_virtual_tokens: 2}}\n"
+        "  vectors: {method: peft, params: {peft_type: IA3}}\n"
+        "  further: {method: grpo, init_from: vectors, reward: exact_match}\n"
+    )
     path = tiny_experiment.write(tmp_path, tiny, f"{others}  own: {own}\n")
     with pytest.raises(UserError, match=said):
         prepare_session(config.load(path), Scope(), SilentProgress())

@@ -241,12 +241,22 @@ def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterato
     if "adapter" not in candidate.makes.split(plugins.OR):
         found = f"serve_merged, and weights of the kind {candidate.makes}"
         yield Problem(where, found, "weights_of that name an adapter", "remove serve_merged")
+    elif more := _describe_unmergeable(find_adapter_config(candidate)):
+        found = f"serve_merged, and an adapter {more}"
+        yield Problem(where, found, "one of low-rank matrices alone", "remove serve_merged")
     if candidate.served_base.quantization:
         found = f"serve_merged, and a base in {candidate.served_base.quantization}"
         yield Problem(where, found, "a base as it was", "serve_on: bf16, or remove serve_merged")
     if session.experiment.engine != "transformers":
         found = f"serve_merged, and engine: {session.experiment.engine}"
         yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
+
+
+def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
+    """Say what of an adapter cannot be merged into its base (see `merged_layers`); empty for nothing known."""
+    if (family := adapter.get("peft_type", "LORA")) != "LORA":
+        return f"of the family {family}"
+    return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
 
 
 def _refuse_kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
