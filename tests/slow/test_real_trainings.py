@@ -28,8 +28,8 @@ DRAWN = f"max_steps: 2, {OF_STEP}, r: 8, num_generations: 4, max_completion_leng
 TRAININGS = {
     "spectrum": f"{{method: spectrum, params: {{share: 0.1, {LOOP}}}}}",
     "bottleneck": f"{{method: bottleneck, params: {{{LOOP}}}}}",
-    "grpo": f"{{method: grpo, reward: token_f1, params: {{{DRAWN}}}}}",
-    "rloo": f"{{method: rloo, reward: token_f1, params: {{{DRAWN}}}}}",
+    "grpo": f"{{method: grpo, reward: chrf, params: {{{DRAWN}}}}}",
+    "rloo": f"{{method: rloo, reward: chrf, params: {{{DRAWN}}}}}",
     "kto": f"{{method: kto, params: {{r: 8, learning_rate: 1.0e-4, {LOOP}}}}}",
     "embedding": "{method: embedding}",
     "ewc": f"{{method: lora, params: {{r: 8, {LOOP}}}, "
@@ -99,6 +99,10 @@ def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_
     if loss:
         assert f"max_steps: {training.n_steps}" in TRAININGS[name]
         assert training.n_trainable > 0
+    if "reward: " in TRAININGS[name]:
+        assert min(share for _, share in training.equal_rewards) < 1, (
+            "no prompt whose answers differ in reward"
+        )
 
     compared = facts(harness.compare(path))  # on more items, by the weights that lie in the folder
     again, base = compared["own"], compared["prompt"]
