@@ -253,7 +253,7 @@ def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterato
 
 
 def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
-    """Say what of an adapter cannot be merged into its base (see `merged_layers`); else empty."""
+    """Say what of an adapter cannot be merged (see `merged_layers`); empty where nothing is known of that."""
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
         return f"of the family {family}"
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
