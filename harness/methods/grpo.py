@@ -8,7 +8,14 @@ Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 from functools import partial
 from typing import Literal
 
-from harness.training import LoraParams, ReinforcedParams, low_rank, low_rank_method, train_on_rewards
+from harness.training import (
+    REWARDED,
+    LoraParams,
+    ReinforcedParams,
+    low_rank,
+    low_rank_method,
+    train_on_rewards,
+)
 
 
 class Params(ReinforcedParams, LoraParams):
@@ -20,12 +27,4 @@ class Params(ReinforcedParams, LoraParams):
 
 fit = low_rank(partial(train_on_rewards, "GRPO"))
 
-METHOD = low_rank_method(
-    Params,
-    fit,
-    draws_from="train",
-    init_from="adapter",
-    rewarded=True,
-    hooks=("penalty",),
-    loops=("training", "tokens", "heads", "reinforcement"),
-)
+METHOD = low_rank_method(Params, fit, **REWARDED)

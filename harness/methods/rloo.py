@@ -7,7 +7,14 @@ Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
 
 from functools import partial
 
-from harness.training import LoraParams, ReinforcedParams, low_rank, low_rank_method, train_on_rewards
+from harness.training import (
+    REWARDED,
+    LoraParams,
+    ReinforcedParams,
+    low_rank,
+    low_rank_method,
+    train_on_rewards,
+)
 
 
 class Params(ReinforcedParams, LoraParams):
@@ -18,12 +25,4 @@ class Params(ReinforcedParams, LoraParams):
 
 fit = low_rank(partial(train_on_rewards, "RLOO"))
 
-METHOD = low_rank_method(
-    Params,
-    fit,
-    draws_from="train",
-    init_from="adapter",
-    rewarded=True,
-    hooks=("penalty",),
-    loops=("training", "tokens", "heads", "reinforcement"),
-)
+METHOD = low_rank_method(Params, fit, **REWARDED)

@@ -61,6 +61,7 @@ from harness.training.preferences.dpo import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
 from harness.training.reinforcement import (
+    REWARDED,
     ReinforcedParams,
     is_metric_file,
     reward_problems,

@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 
 Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
 
+# Fields of `Method` that follow where `train_on_rewards` trains.
+REWARDED: dict[str, Any] = {
+    "draws_from": "train",
+    "init_from": "adapter",
+    "rewarded": True,
+    "hooks": ("penalty",),
+    "loops": ("training", "tokens", "heads", "reinforcement"),
+}
+
 
 class ReinforcedParams(LoopParams):
     """Parameters of reinforcement learning, under TRL's own names.
