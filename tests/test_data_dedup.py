@@ -91,6 +91,19 @@ def test_one_question_under_two_system_prompts_or_with_other_choices_is_no_dupli
     )
 
 
+def test_one_question_beside_other_tools_is_no_duplicate_and_its_answers_contradict_nothing():
+    asked = {"role": "user", "content": "What is the weather in Paris?"}
+    weather, refund = ({"name": name, "parameters": {}} for name in ("weather", "refund"))
+    chats = rows_of(
+        *(
+            {"messages": [asked, {"role": "assistant", "content": answer}], "tools": tools}
+            for answer, tools in (("Rain", [weather]), ("Rain", [weather, refund]), ("Unknown", [refund]))
+        )
+    )
+    roles = find_roles(Rows("r", "r", chats))
+    assert list_written_rows(dedup(chats, roles, conflicts="drop")) == chats
+
+
 def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
     rows = rows_of(*({"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False, True)))
     outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))

@@ -588,6 +588,14 @@ CALL = {
         {"tools": [WEATHER]},
         {"tools": json.dumps([WEATHER])},
         {"functions": [{**WEATHER, "strict": None}]},
+        {"functions": [WEATHER], "tools": [{"type": "function", "function": WEATHER}]},
+        {"tools": [{"type": "function", "function": None, **WEATHER}]},
+        {"tools": [{"name": "weather", "input_schema": WEATHER["parameters"], "parameters": None}]},
+        {"tools": [{"name": "weather", "inputSchema": WEATHER["parameters"]}]},
+        {"tools": [{"functionDeclarations": [WEATHER]}]},
+        {"tools": [json.dumps(WEATHER)]},
+        {"tools": WEATHER},
+        {"tools": [WEATHER, {"type": None, "function": None}, None]},
     ],
 )
 def test_tools_that_a_row_defines_stand_in_its_system_message_with_the_form_of_a_call(load, tools):
@@ -604,12 +612,38 @@ def test_tools_stand_behind_the_system_message_that_a_row_has(load):
     assert system["content"].startswith("Be brief.\n\nYou can call these tools.")
 
 
-def test_tools_of_openais_preference_rows_are_read_too(load):
+def test_a_function_without_arguments_is_a_tool_beside_others(load):
+    row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"name": "now", "description": "the time"}]}
+    (system, _) = load(test=[row]).test[0].messages
+    assert json.loads(system["content"].splitlines()[-1]) == {"name": "now", "description": "the time"}
+
+
+@pytest.mark.parametrize("written", [str([WEATHER]), json.dumps([WEATHER])[:-1]])
+def test_definitions_of_tools_that_are_no_json_are_refused(load, written):
+    ((where, found, _),) = list_problems(load, test=[{"messages": [ASKED, CALL], "tools": written}])
+    assert (where, found) == ("test.jsonl:1", "definitions that are no JSON in 'tools'")
+
+
+def test_tools_that_the_system_message_of_a_row_defines_are_not_defined_twice(load):
+    tool = {**WEATHER, "description": "the forecast of a city"}
+    system = {"role": "system", "content": f"Call within <tool_call>. <tools>{json.dumps([tool])}</tools>"}
+    row = {"messages": [system, ASKED, CALL], "tools": [tool]}
+    assert load(test=[row]).test[0].messages == (system, ASKED)
+    system["content"] = 'Ask "weather" first.'
+    assert load(test=[row]).test[0].messages[0]["content"].endswith(json.dumps(tool))
+
+
+def test_tools_stand_in_an_empty_system_message_alone(load):
+    row = {"messages": [{"role": "system", "content": ""}, ASKED, CALL], "tools": [WEATHER]}
+    assert load(test=[row]).test[0].messages[0]["content"].startswith("You can call these tools.")
+
+
+def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(load):
     row = ROWS["OpenAI preference"]
-    (pair,) = load(
-        pairs=[{**row, "input": {**row["input"], "tools": [WEATHER]}}],
-        test=[{"inputs": "1?", "targets": "2"}],
-    ).pairs
+    row = {**row, "input": {**row["input"], "tools": [WEATHER]}}
+    (pair,) = load(pairs=[row], test=[{"inputs": "1?", "targets": "2"}]).pairs
+    (item,) = load(test=[row]).test
+    assert pair.messages == item.messages
     assert pair.messages[0]["content"].endswith(json.dumps(WEATHER))
 
 

@@ -16,8 +16,10 @@ from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
 from harness.data.formats.multiple_choice import RIGHT
 from harness.data.formats.preference_rows import read_pair
+from harness.data.formats.tools import list_tools
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.records import digest
 from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
@@ -37,7 +39,8 @@ class Roles(NamedTuple):
 class QuestionAndAnswers(NamedTuple):
     """The question of a row, its answers and what the question stands on, each as one text.
 
-    `system` is the system prompt, `choices` are sorted, and `thumb` is that of a rated answer.
+    `system` is the system prompt, `choices` are sorted, `thumb` is that of a rated answer, and `tools` the
+    digest of those that the row defines.
     """
 
     question: str
@@ -46,6 +49,7 @@ class QuestionAndAnswers(NamedTuple):
     system: str = ""
     choices: str = ""
     thumb: str = ""
+    tools: str = ""
 
     @property
     def whole(self) -> str:
@@ -168,7 +172,16 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
         of = of._replace(thumb=str(bool(fields["label"])))
     if roles in _ROLES.values() and isinstance(fields.get("system"), str):
         of = of._replace(system="\n".join(filter(None, (fields["system"], of.system))))
-    return of
+    return of._replace(tools=_digest_tools(row, roles))
+
+
+def _digest_tools(row: Row, roles: Roles) -> str:
+    """Digest the tools that a row defines; empty where it has none, or what defines them cannot be read."""
+    try:
+        tools = list_tools(row._replace(fields=_pair(row)) if roles == PAIRS else row)
+    except UserError:
+        return ""
+    return digest(tools) if tools else ""
 
 
 def _read_asked(row: Row, roles: Roles) -> QuestionAndAnswers:

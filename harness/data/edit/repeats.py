@@ -1,7 +1,7 @@
 """Rows that repeat another one, equal or nearly: one rule, by which the check names and `dedup` drops.
 
 Invariant: rows whose answers differ repeat nothing, nor do those that stand on two contexts, under two system
-prompts, have other choices or another thumb. Answers of at most `_SHORT` characters are labels, names and
+prompts, have other tools, choices or thumbs. Answers of at most `_SHORT` characters are labels, names and
 numbers, in which a slip makes another answer: there only letter case, blanks and punctuation may differ.
 """
 
@@ -22,12 +22,12 @@ class NormalizedRow(NamedTuple):
     """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
 
     Indentation and options of commands count: `ls -L` and `ls -l` differ, and so do two blocks of Python.
-    `setting` is what makes a question of the same words another one: the system prompt and the choices.
+    `setting` is what makes a question of the same words another one: system prompt, tools and choices.
     """
 
     question: str
     answers: tuple[str, ...]
-    setting: tuple[str, str]
+    setting: tuple[str, ...]
 
 
 def fold_row(of: QuestionAndAnswers) -> NormalizedRow:
@@ -76,5 +76,5 @@ def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
     return len(contexts) < 2 and _setting(row) == _setting(earlier) and row.thumb == earlier.thumb
 
 
-def _setting(of: QuestionAndAnswers) -> tuple[str, str]:
-    return fold_text(of.system), fold_text(of.choices)
+def _setting(of: QuestionAndAnswers) -> tuple[str, ...]:
+    return fold_text(of.system), fold_text(of.choices), of.tools

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from harness.data.formats.multiple_choice import has_choices, read_choices
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
+from harness.data.formats.tools import TOOL_FIELDS
 from harness.data.formats.turns import (
     answer_places,
     find_fields,
@@ -253,7 +254,7 @@ def _answers(row: Row) -> list[str]:
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a pair as an item whose right answer is the chosen one."""
     pair = read_pair(row).fields
-    asked = {name: pair[name] for name in ("prompt", "messages") if name in pair}
+    asked = {name: pair[name] for name in ("prompt", "messages", *TOOL_FIELDS) if name in pair}
     return asked | {"references": [pair["chosen"]]}
 
 

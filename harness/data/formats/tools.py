@@ -5,7 +5,8 @@ So one form serves every base, says how a call is written, and is the same for a
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.data.formats.ratings import MEND_ROW
@@ -13,62 +14,108 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import Message, parse_json
 
-TOOL_FIELDS = frozenset({"tools", "functions"})
+TOOL_FIELDS = ("functions", "tools")
 _HOW = (
     "You can call these tools. A call is a line of JSON: "
     '{"name": the name of the tool, "arguments": {the name of an argument: its value}}.'
 )
+_EXPECTED = 'tools as {"type": "function", "function": {name, description, parameters}}, or its function'
+_SCHEMAS = ("parameters", "input_schema", "inputSchema")  # of OpenAI, Anthropic and MCP
+_LISTS = ("functionDeclarations", "function_declarations")  # Gemini's
+_DEFINES = re.compile(rf"\s*[\[{{].*[\"'](?:function|{'|'.join((*_SCHEMAS, *_LISTS))})[\"']", re.DOTALL)
 
 
 def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
     """Return a row's messages with the tools that it defines at the end of their system message.
 
+    A system message that holds them already stays as it is.
+
     Raises:
-        UserError: some of the row's tools are definitions, and others are none.
+        UserError: what defines the row's tools cannot be read, or some of them are no definitions.
     """
-    tools = [tool for field in sorted(TOOL_FIELDS) for tool in _definitions(row, field)]
-    if not tools:
+    tools = list_tools(row)
+    own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    if not tools or all(_is_named(tool, own or "") for tool in tools):
         return messages
     text = "\n".join([_HOW, *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
-    if messages and messages[0]["role"] == "system":
-        return ({"role": "system", "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:])
-    return ({"role": "system", "content": text}, *messages)
+    rest = messages if own is None else messages[1:]
+    return ({"role": "system", "content": "\n\n".join(filter(None, (own, text)))}, *rest)
+
+
+def list_tools(row: Row) -> list[Mapping[str, Any]]:
+    """List the functions that a row defines as tools, each once; none where a column is only named so.
+
+    Raises:
+        UserError: they cannot be read, or some are no definitions.
+    """
+    found = [tool for field in TOOL_FIELDS for tool in _definitions(row, field)]
+    return [tool for i, tool in enumerate(found) if tool not in found[:i]]
+
+
+def _is_named(tool: Mapping[str, Any], text: str) -> bool:
+    """Tell whether a text names a tool as a definition does, in quotes, and describes it."""
+    name, description = tool["name"], tool.get("description") or ""
+    return any(f"{sign}{name}{sign}" in text for sign in "\"'") and str(description) in text
 
 
 def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:
-    """List the tools that a field defines; none where the column is only named so."""
-    tools = _list(row.fields.get(field))
-    functions = [tool for tool in map(_function, tools) if tool]
-    if functions and len(functions) < len(tools):
-        other = next(tool for tool in tools if not _function(tool))
-        raise UserError(
-            Problem(
-                row.where,
-                f"{json.dumps(other, ensure_ascii=False)[:80]} among the tools in {field!r}",
-                'tools as {"type": "function", "function": {name, description, parameters}}, or its function',
-                f"{MEND_ROW}, or rename the column",
-            )
-        )
-    return functions
+    """List the functions that a field defines; none where the column is only named so."""
+    tools = [tool for tool in _list(row, field) if _drop_nulls(tool)]
+    read = [[*_functions(tool)] for tool in tools]
+    if not any(read):
+        return []
+    out: list[Mapping[str, Any]] = []
+    for tool, functions in zip(tools, read, strict=True):
+        if not functions and not _is_bare(tool):
+            shown = json.dumps(tool, ensure_ascii=False)[:80]
+            raise _refuse(row, f"{shown} among the tools in {field!r}")
+        out += functions or [_drop_nulls(tool)]
+    return out
 
 
-def _list(value: Any) -> Sequence[Any]:
-    """Return a list, also of JSON within a text; empty of anything else."""
+def _list(row: Row, field: str) -> list[Any]:
+    """Return what a field lists, also as JSON within a text, whole or entry by entry."""
+    value = _parse(row, field, row.fields.get(field))
+    entries = value if isinstance(value, list) else [value]
+    return [_parse(row, field, entry) for entry in entries]
+
+
+def _parse(row: Row, field: str, value: Any) -> Any:
+    """Read JSON within a text; refuse a text that defines functions and is none."""
+    if not isinstance(value, str):
+        return value
     try:
-        value = parse_json(value) if isinstance(value, str) else value
+        return parse_json(value)
     except ValueError:
-        return ()
-    return value if isinstance(value, list) else ()
+        if _DEFINES.match(value):
+            raise _refuse(row, f"definitions that are no JSON in {field!r}") from None
+        return None
 
 
-def _function(tool: Any) -> Mapping[str, Any] | None:
-    """Return the function that a tool is, without keys that have no value; None where it is none."""
+def _functions(tool: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the functions that a tool is, without keys that have no value, their schema as `parameters`."""
     if not isinstance(tool, Mapping):
-        return None
-    function = tool.get("function") if tool.get("type") == "function" else tool
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        return None
-    return _drop_nulls(function) if function is not tool or "parameters" in tool else None
+        return
+    listed = next((tool[key] for key in _LISTS if isinstance(tool.get(key), list)), None)
+    if listed is not None:
+        for function in listed:
+            yield from _functions({"function": function})
+        return
+    is_nested = isinstance(tool.get("function"), Mapping)
+    function = tool["function"] if is_nested else tool
+    is_function = is_nested or tool.get("type") == "function" or any(key in tool for key in _SCHEMAS)
+    if is_function and isinstance(function.get("name"), str):
+        yield {
+            "parameters" if key in _SCHEMAS else key: value
+            for key, value in _drop_nulls(function).items()
+            if is_nested or key != "type"
+        }
+
+
+def _is_bare(tool: Any) -> bool:
+    """Tell whether a tool is a function without arguments, of which nothing but this is said."""
+    known = _drop_nulls(tool) if isinstance(tool, Mapping) else {}
+    return isinstance(known.get("name"), str) and known.keys() <= {"name", "description"}
 
 
 def _drop_nulls(value: Any) -> Any:
@@ -76,3 +123,7 @@ def _drop_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _drop_nulls(of) for key, of in value.items() if of is not None}
     return [_drop_nulls(of) for of in value] if isinstance(value, list) else value
+
+
+def _refuse(row: Row, found: str) -> UserError:
+    return UserError(Problem(row.where, found, _EXPECTED, f"{MEND_ROW}, or rename the column"))
