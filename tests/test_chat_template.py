@@ -10,7 +10,7 @@ from harness.config import load
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.models.chat_templates import template_names
-from harness.models.hub import load_tokenizer
+from harness.models.hub import load_tokenizer, resolve
 from harness.models.tokenization import encode_all
 from harness.progress import SilentProgress
 from harness.records import PromptText
@@ -143,3 +143,23 @@ def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_wit
     runs = tiny_experiment.runs_of(path)
     again = tiny_experiment.run(path, "suites=[]")
     assert {f.run_id for f in again.facts} == {run.run_id for run in runs.values()}
+
+
+REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}\n" + OWN
+
+
+def test_a_system_message_that_a_template_refuses_stands_before_the_first_question(tmp_path):
+    refusing, taking = (
+        load_tokenizer(resolve(str(tiny_model.build(tmp_path / name, template=template))))
+        for name, template in (("refusing", REFUSING), ("taking", OWN))
+    )
+    earlier = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+
+    def render(tokenizer, messages):
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    assert render(refusing, [ASKED[0], *earlier, ASKED[1]]) == (
+        f"[user] Be short.\n\nWho?[assistant] Me{refusing.eos_token}[user] Which day is it?[assistant] "
+    )
+    assert render(refusing, earlier[:1]) == render(taking, earlier[:1])
+    assert taking.chat_template == OWN

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.models.adapters import Tensor, expert_parameters, parameters_of
-from harness.models.chat_templates import put_template
+from harness.models.chat_templates import join_system, put_template
 from harness.models.embedded_model import (
     NAMES,
     SHAPE,
@@ -251,6 +251,7 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrain
         tokenizer.chat_template = {name: source.switches + one for name, one in template.items()}
     elif source.switches and template:
         tokenizer.chat_template = source.switches + template
+    join_system(tokenizer)
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
 

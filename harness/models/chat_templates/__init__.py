@@ -1,7 +1,8 @@
 """Chat templates for bases without one: those that ship, a file a template, and a Jinja file of the user's.
 
 Invariant: a template that is used ends each answer with a token that ends one, so that a fine-tune learns to
-stop, and writes a conversation so that what is asked is its beginning. A base's own is never replaced.
+stop, and writes a conversation so that what is asked is its beginning. A base's own is never replaced; in
+front of one that refuses a system message stands what joins that to the question behind it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,14 @@ SUFFIX = ".jinja"
 _END_OF_TURN = {"chatml": "<|im_end|>"}  # ends an answer where the vocabulary has it
 _KEY = "chat_template"
 _ASKED = [{"role": "user", "content": "first"}]
+_SYSTEM = {"role": "system", "content": "before"}
+# In front of a template: the system message and the question behind it are one message of the user.
+_JOINED = (
+    "{% set messages = [{'role': 'user',"
+    " 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:]"
+    " if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user'"
+    " else messages +%}"
+)
 _ANSWER = "second"
 
 
@@ -61,6 +70,30 @@ def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
     bos = tokenizer.bos_token_id
     if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]:
         tokenizer.chat_template = f"{{{{- bos_token -}}}}\n{text}"
+
+
+def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Let a chat template that refuses a system message, as Gemma 2's, read it before the first question.
+
+    Without a system message it renders as before.
+    """
+    template = tokenizer.chat_template
+    if (
+        isinstance(template, str)
+        and _renders(tokenizer, _ASKED)
+        and not _renders(tokenizer, [_SYSTEM, *_ASKED])
+    ):
+        tokenizer.chat_template = _JOINED + template
+
+
+def _renders(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]]) -> bool:
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError):
+        return False
+    return True
 
 
 def template_problems(
