@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import plugins
+from harness.data import TaskItems
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.regularization import mix_context
@@ -17,7 +19,7 @@ from harness.provenance.code_versions import versions_of
 from harness.provenance.own_code import digest_code
 from harness.records import digest, drop_defaults
 from harness.regularizers import regularizers_digest
-from harness.spec import Recipe, is_path, metric_name
+from harness.spec import Recipe, Task, is_path, metric_name
 from harness.training import Weights, can_share, is_metric_file
 
 
@@ -81,4 +83,19 @@ def _training_digest(session: Session, method: Method, source: Recipe, seed: int
     rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
     drawn = [seed] if method.seeded else []
     computed = [session.machine.precision, session.machine.device]
-    return digest([pairs, rows, prompting_digest(session, source, seed), drawn, computed])
+    known = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
+    asked = _describe_asked(session.target.task, source, target.items, of_pairs=bool(pairs))
+    return digest([*known, asked] if asked else known)
+
+
+def _describe_asked(task: Task, source: Recipe, items: TaskItems, *, of_pairs: bool) -> dict[str, Any]:
+    """Return what of the prompts of training rows neither their versions nor that of the prompting hold.
+
+    It is the task's own part of the prompts of pairs, and that a system text and a row's are one message.
+    """
+    own = {"chat_template"} | ({"system"} if source.system is None else set())
+    said = task.model_dump(include=own, exclude_defaults=True) if of_pairs else {}
+    system = task.system if source.system is None else source.system
+    if system is not None and any(e.has_system for e in (items.pairs if of_pairs else items.train)):
+        said |= {"system_messages": "one"}  # in earlier versions the row's was another one
+    return said
