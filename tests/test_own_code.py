@@ -63,6 +63,14 @@ def test_a_file_that_imports_nothing_of_its_folder_has_its_checksum(tmp_path):
     assert digest_code(tmp_path / "alone.py") == checksum(tmp_path / "alone.py")
 
 
+def test_what_it_imports_from_above_its_folder_is_no_part_of_it(tmp_path):
+    (tmp_path / "above.py").write_text("")
+    file = tmp_path / "own" / "metric.py"
+    file.parent.mkdir()
+    file.write_text("from .. import above\n")
+    assert digest_code(file) == checksum(file)
+
+
 def test_the_folder_itself_is_no_part_of_it(reward, tmp_path):
     before = digest_code(reward)
     assert digest_code(tmp_path.rename(tmp_path.with_name("elsewhere")) / "reward.py") == before

@@ -24,7 +24,8 @@ def _find_beside(file: Path) -> set[Path]:
     found: set[Path] = set()
     left = [file]
     while left:
-        new = {*_list_imports(left.pop(), file.parent)} - found - {file}
+        new = {one for one in _list_imports(left.pop(), file.parent) if one.is_relative_to(file.parent)}
+        new -= found | {file}
         found |= new
         left += new
     return found
