@@ -183,6 +183,12 @@ def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows,
     assert (task.system is None) == own
 
 
+def test_rows_whose_system_message_has_their_tools_alone_get_that_of_the_task(propose_rows):
+    tools = [{"name": "look_up", "parameters": {}}]
+    asked = [{"question": f"Who is {i}?", "answer": f"N {i}", "tools": tools} for i in range(40)]
+    assert propose_rows(asked).task.system == "Answer with the answer only, in a few words."
+
+
 def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows):
     found = propose_rows(QUESTIONS)
     assert found.task.fields.cluster == "{title}"

@@ -52,6 +52,11 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
     return [tool for i, tool in enumerate(found) if tool not in found[:i]]
 
 
+def defines_tools_alone(system: str) -> bool:
+    """Tell whether a system message was made of a row's tools, and says nothing else."""
+    return system.startswith(_HOW)
+
+
 def _is_named(tool: Mapping[str, Any], text: str) -> bool:
     """Tell whether a text names a tool as a definition does, in quotes, and describes it."""
     name, description = tool["name"], tool.get("description") or ""

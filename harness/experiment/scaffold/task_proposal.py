@@ -11,6 +11,7 @@ from harness.data import SPLITS, TaskItems, load_task, readers
 from harness.data.columns import column_options, option_text
 from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
+from harness.data.formats.tools import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, one_line
 from harness.experiment.scaffold.recognition import (
     RecognizedRows,
@@ -40,8 +41,9 @@ def propose_task(
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
     examples = [sourced.example for sourced in examples_of(reading, content)]
     task |= _propose_answers(seen, examples, base)
-    if any(message["role"] == "system" for example in examples for message in example.messages):
-        task.pop("system", None)  # rows have their own, and most templates take no second one
+    said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
+    if not all(map(defines_tools_alone, said)):
+        task.pop("system", None)  # rows say what to do themselves
     return task
 
 
