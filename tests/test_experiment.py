@@ -463,7 +463,7 @@ def list_notes(*rows):
     task = SimpleNamespace(task=SimpleNamespace(name="facts"))
     session = SimpleNamespace(tasks=(task,))
     runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
-    reader = SimpleNamespace(of=lambda run, _: [rows["abc".index(run.candidate)]])
+    reader = SimpleNamespace(read=lambda run, _: [rows["abc".index(run.candidate)]])
     return list(count_noteworthy(session, reader, runs))
 
 
