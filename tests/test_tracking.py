@@ -47,6 +47,16 @@ def fit_tracked(tiny, folder, *, track, method=lora, advance=lambda *_: None, **
     return method.fit(context, method.Params(**{**SHORT, **({"r": 2} if method is lora else {}), **params}))
 
 
+def interrupt_at(step):
+    """Return a progress callback that interrupts a training at a step."""
+
+    def advance(done, total, note=""):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return advance
+
+
 # What is kept
 
 
@@ -72,12 +82,8 @@ def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp
 
 
 def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked_fit):
-    def stop(done, total, note=""):
-        if done == 15:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        fit_tracked(tiny, tmp_path, track=4, advance=stop)
+        fit_tracked(tiny, tmp_path, track=4, advance=interrupt_at(15))
     assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12]
     assert any((tmp_path / CHECKPOINTS).glob("checkpoint-*"))
     again = fit_tracked(tiny, tmp_path, track=4)
@@ -116,12 +122,8 @@ def test_of_more_checkpoints_than_points_those_are_kept_that_are_spread_evenly(t
 
 
 def test_a_training_that_was_killed_and_then_stops_early_keeps_the_same_points(tiny, tmp_path, stopped_fit):
-    def stop(done, total, note=""):
-        if done == 30:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        fit_until_stopped(tiny, tmp_path, points=4, advance=stop)
+        fit_until_stopped(tiny, tmp_path, points=4, advance=interrupt_at(30))
     again = fit_until_stopped(tiny, tmp_path, points=4)
     assert again.digest == stopped_fit.digest
     assert list(map_tracked_folders(tmp_path / TRACKED)) == [12, 24, 36, 48]
