@@ -21,7 +21,7 @@ from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError, refuse
 from harness.provenance.code_versions import versions_of
-from harness.records import Document, Example, digest, drop_defaults
+from harness.records import Document, Example, digest, drop_defaults, joins_system
 from harness.spec import DATA_FILES, Task
 
 __all__ = [
@@ -181,9 +181,8 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     that more training rows do not make a new test.
     """
     definition = task.model_dump(exclude={"data", "limit", *SCORING}, exclude_defaults=True)
-    evaluated = [*items.validation, *items.test]
-    if task.system is not None and any(example.has_system for example in evaluated):
-        definition |= {"system_messages": "one"}  # in earlier versions that of the task was another one
+    if joins_system(task.system, (*items.validation, *items.test)):
+        definition |= {"system_messages": "one"}
     if split is not None:
         shots = items.train if task.num_fewshot else ()
         return digest([definition, {split: _plain(getattr(items, split)), "shots": _plain(shots)}])

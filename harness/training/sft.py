@@ -426,11 +426,19 @@ def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "
 
 def count_steps(params: "SupervisedParams", lengths: Sequence[int]) -> int:
     """Count the optimiser steps of a training whose packs are filled to the last token."""
+    return _count_steps_on(params, ceil(sum(lengths) / params.max_length))
+
+
+def _count_steps_on(params: "SupervisedParams", n_rows: int) -> int:
+    """Count the optimiser steps of a training on so many rows or packs, in one process."""
     if params.max_steps > 0:
         return params.max_steps
-    n_packs = ceil(sum(lengths) / params.max_length)
-    batches = ceil(n_packs / params.per_device_train_batch_size)
-    return ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
+    return ceil(_count_epoch_steps(params, n_rows) * params.num_train_epochs)
+
+
+def _count_epoch_steps(params: "SupervisedParams", n_rows: int) -> int:
+    batches = ceil(n_rows / params.per_device_train_batch_size)
+    return ceil(batches / params.gradient_accumulation_steps)
 
 
 def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> list[int]:
@@ -438,9 +446,7 @@ def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> li
 
     They are those that it keeps, or where validation may end it early those at which there is a checkpoint.
     """
-    batches = ceil(n_rows / params.per_device_train_batch_size)
-    of_epoch = ceil(batches / params.gradient_accumulation_steps)
-    last = params.max_steps if params.max_steps > 0 else ceil(of_epoch * params.num_train_epochs)
+    of_epoch, last = _count_epoch_steps(params, n_rows), _count_steps_on(params, n_rows)
     by_epoch = params.eval_steps is None
     saved = checkpoints.list_saved_steps(
         last, of_epoch, params.eval_steps or checkpoints.SAVED_EVERY, by_epoch=by_epoch

@@ -25,7 +25,16 @@ from harness.prompting import PromptingContext, Step, compose
 from harness.prompting._widths import has_widths
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
-from harness.records import BLOCK, Example, MetricRange, RowsIdentity, Run, digest, turns_as_text
+from harness.records import (
+    BLOCK,
+    Example,
+    MetricRange,
+    RowsIdentity,
+    Run,
+    digest,
+    joins_system,
+    turns_as_text,
+)
 from harness.spec import Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
 
@@ -334,10 +343,10 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     drawn_from += [versions_of("words")] if is_unspaced(texts) else []
     drawn_from += [versions_of("widths")] if has_widths(texts) else []
     drawn_from += ["turns"] if _has_turns(session) else []
-    joined = recipe.system is not None and any(e.has_system for e in chain(items.validation, items.test))
+    joined = joins_system(recipe.system, chain(items.validation, items.test))
     return digest(
         [
-            *(["one system message"] if joined else []),  # in earlier versions the item's was another one
+            *(["one system message"] if joined else []),
             promptings,
             versions_of("prompting"),
             recipe.system,

@@ -17,7 +17,7 @@ from harness.plugins import Method
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
 from harness.provenance.own_code import digest_code
-from harness.records import digest, drop_defaults
+from harness.records import digest, drop_defaults, joins_system
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, Task, is_path, metric_name
 from harness.training import Weights, can_share, is_metric_file
@@ -96,6 +96,6 @@ def _describe_asked(task: Task, source: Recipe, items: TaskItems, *, of_pairs: b
     own = {"chat_template"} | ({"system"} if source.system is None else set())
     said = task.model_dump(include=own, exclude_defaults=True) if of_pairs else {}
     system = task.system if source.system is None else source.system
-    if system is not None and any(e.has_system for e in (items.pairs if of_pairs else items.train)):
-        said |= {"system_messages": "one"}  # in earlier versions the row's was another one
+    if joins_system(system, items.pairs if of_pairs else items.train):
+        said |= {"system_messages": "one"}
     return said
