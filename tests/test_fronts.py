@@ -28,7 +28,7 @@ def steps_file(tiny, own_cache, tmp_path_factory):
     """Make three of four steps, one at a time; no row has at most 8 tokens, so one of them fails."""
     file = tiny_experiment.write(tmp_path_factory.mktemp("fronts"), tiny, CANDIDATES)
     for _ in range(3):
-        make(next(step for step in plan(file) if not step.is_done))
+        make([next(step for step in plan(file) if not step.is_done)], 1)
     return file
 
 

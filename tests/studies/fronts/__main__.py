@@ -1,7 +1,8 @@
 """`python -m tests.studies.fronts --steps N`: make the next N steps of the study of fronts, and write its page.
 
 Without `--steps` nothing is trained: the page is written of what there is, with what did not run and its
-estimated hours. A step is one candidate with all its seeds; one that was ended goes on where it was.
+estimated hours. A step is one candidate with all its seeds; one that was ended goes on where it was. The
+shortest come first. `--workers N` makes several at once, with `OMP_NUM_THREADS=1`.
 `--tasks` goes on to the three tasks with the best of the ways that have run, and leaves the other ways for later.
 `HARNESS_TEST_DATA` names the folder of real rows, and `HARNESS_DATASETS_DIR` copies of the public tasks,
 without which these are not asked.
@@ -9,6 +10,7 @@ without which these are not asked.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +30,25 @@ def main(arguments: list[str]) -> None:
         prog="python -m tests.studies.fronts", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--steps", type=int, default=0, help="how many steps to make; none without it")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--tasks", action="store_true", help="the three tasks before the ways that are left")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "fronts")
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     given = parser.parse_args(arguments)
     found = look(given.folder, given.reports, given.tasks)
-    for _ in range(min(given.steps, len(found.left))):
-        if not found.left:
-            break
-        make(found.left[0])
+    n_left = given.steps
+    while n_left and (group := next_group(found.left, min(n_left, given.workers))):
+        make(group, given.workers)
+        n_left -= len(group)
         found = look(given.folder, given.reports, given.tasks)
         write(found, given.reports)
     write(found, given.reports)
     sys.stdout.write((given.reports / "fronts.md").read_text("utf-8"))
+
+
+def next_group(left: Sequence[Step], n: int) -> list[Step]:
+    """Return the next steps that are made at once: of one experiment, at most `n`."""
+    return [step for step in left[:n] if step.file == left[0].file]
 
 
 class State(NamedTuple):
@@ -63,7 +71,7 @@ def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
     ways = prepare_ways(folder)
     machine, steps = machine_of(ways), plan(ways)
     rows = merge(read_rows(reports / "fronts.json"), rows_of(WAYS_TASK, machine, report_done(ways, steps)))
-    left = _open(steps, rows, machine)
+    left = sorted(_open(steps, rows, machine), key=lambda step: step.expected_s)
     chosen = choose([row for row in rows if row.task == WAYS_TASK]) if tasks_first or not left else []
     files = prepare_tasks(folder, chosen)
     of_tasks = [step for file in files for step in plan(file)]

@@ -38,9 +38,15 @@ def plan(file: Path) -> list[Step]:
     return [Step(file, name, name not in open_, seconds[name]) for name in names]
 
 
-def make(step: Step) -> None:
-    """Train and evaluate one candidate; what was done of it before is taken up."""
-    harness.compare(step.file, candidates=[step.candidate], progress=TerminalProgress())
+def make(steps: Sequence[Step], n_workers: int) -> None:
+    """Train and evaluate candidates of one file; what was done of them before is taken up.
+
+    Several workers have a thread each, which gives the rows of one process with one thread.
+    """
+    values = {"executor": "local", "workers": n_workers, "threads": 1} if n_workers > 1 else {}
+    overrides = [f"execution.{name}={value}" for name, value in values.items()]
+    names = [step.candidate for step in steps]
+    harness.compare(steps[0].file, overrides, names, progress=TerminalProgress())
 
 
 def machine_of(file: Path) -> str:
