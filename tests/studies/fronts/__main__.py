@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     found = look(given.folder, given.reports, given.tasks)
     n_left = given.steps
-    while n_left and (group := next_group(found.left, min(n_left, given.workers))):
+    while n_left and (group := next_group(found.left, min(n_left, _size(given.workers)))):
         make(group, given.workers)
         n_left -= len(group)
         found = look(given.folder, given.reports, given.tasks)
@@ -49,6 +49,11 @@ def main(arguments: list[str]) -> None:
 def next_group(left: Sequence[Step], n: int) -> list[Step]:
     """Return the next steps that are made at once: of one experiment, at most `n`."""
     return [step for step in left[:n] if step.file == left[0].file]
+
+
+def _size(n_workers: int) -> int:
+    """Count the steps after which the page is written; of several workers none should wait long for the last."""
+    return 1 if n_workers == 1 else 4 * n_workers
 
 
 class State(NamedTuple):
