@@ -122,6 +122,14 @@ def test_it_is_a_candidate_that_is_compared_with_the_adapter_it_comes_from(tiny,
     assert [step.what for step in report.steps["own"]] == ["a change of the adapter"]
 
 
+def test_a_comparison_says_that_an_adapter_without_intruders_is_unchanged(tiny, tmp_path):
+    gentle = LORA.replace("num_train_epochs: 1, learning_rate: 0.01", "max_steps: 1, learning_rate: 1.0e-4")
+    candidates = f"  lora: {gentle}\n  own: {{method: fewer_intruders, init_from: lora}}\n"
+    report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
+    said = "own: fewer_intruders found nothing to change, so its weights are those of lora"
+    assert said in report.notes
+
+
 @pytest.mark.parametrize(
     ("own", "said"),
     [

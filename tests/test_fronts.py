@@ -109,6 +109,12 @@ def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first():
     assert choose(ROWS) == ["a-2", "b-1", "c-2"]
 
 
+def test_a_way_that_changed_nothing_is_not_chosen_and_the_page_says_so(tmp_path):
+    same = make_row("d-1", 0.6)._replace(remark="d-1: d found nothing to change")
+    assert choose([*ROWS, same]) == choose(ROWS)
+    assert "- d-1: d found nothing to change" in page([*ROWS, same], [], 0.0, tmp_path).splitlines()
+
+
 def test_every_way_has_two_strengths_that_differ():
     assert all(low != high for low, high in WAYS.values())
     names = candidates(WAYS)

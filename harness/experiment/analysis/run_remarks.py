@@ -1,4 +1,4 @@
-"""Remarks on runs: sentences on rows, prompts, sweeps, bases and servers, which a report shows as notes.
+"""Remarks on runs: sentences on rows, prompts, bases and servers, which a report shows as notes.
 
 Invariant: no model is loaded. An answer that no judge was asked about counts once, by what became of it,
 under all judged metrics of its task together.
@@ -11,6 +11,7 @@ from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
 from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Session
+from harness.experiment.analysis.training_remarks import training_remarks
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.runs.stored_rows import Reader
@@ -19,11 +20,7 @@ from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes, map_passage_marks, prompting_remarks
 from harness.records import Example, Message, Run, SampleResult
-from harness.report.tables.training_tables import print_tried_value
-from harness.report.training_diagnosis import front_sentence
-from harness.spec import DecidePolicy, Recipe, Task
-
-_MOSTLY = 0.5  # of the prompts of a training on rewards
+from harness.spec import DecidePolicy, Task
 
 
 def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
@@ -114,65 +111,15 @@ def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterat
 def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
-    of_runs = dict.fromkeys(
-        [
-            *_note_dropped(done),
-            *_note_unpacked(done),
-            *note_unmoved(done),
-            *note_rewards(done),
-            *_note_sweeps(done),
-            *_note_named_bases(done),
-        ]
-    )  # seeds say the same again
-    of_runs |= dict.fromkeys([*timing_notes(done), *_note_few_at_once(session, done)])
+    of_times = dict.fromkeys([*timing_notes(done), *_note_few_at_once(session, done)])
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
     return [
-        *of_runs,
+        *dict.fromkeys(training_remarks(session, done)),
+        *of_times,
         *_note_indexes(session, done),
-        *_note_unswept(session, done),
-        *dict.fromkeys(_note_fronts(session, done)),
         *of_bases,
         *_note_endpoints(session, done),
     ]
-
-
-def _note_dropped(runs: Iterable[Run]) -> Iterator[str]:
-    for run in runs:
-        if n := run.training.n_dropped_too_long:
-            what = "training rows" if run.training.n_pairs is None else "pairs"
-            yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
-
-
-def _note_unpacked(runs: Iterable[Run]) -> Iterator[str]:
-    for run in runs:
-        if reason := run.training.not_packed:
-            yield f"{run.candidate}: trained without packing, which {reason}"
-
-
-def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
-    """Name trainings on rewards that had little to learn from: no rewards, or the same for all answers."""
-    for run in runs:
-        rewards, equal = run.training.reward, [share for _, share in run.training.equal_rewards]
-        known = [share for share in equal if share is not None]
-        if rewards and all(mean is None for _, mean in rewards):
-            steps = pluralize(len(rewards), "step")
-            yield f"{run.candidate}: no answer of its {steps} could be rewarded, so it learned nothing"
-        elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
-            yield (
-                f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
-                "teaches nothing; a reward in degrees, more num_generations or a higher temperature may help"
-            )
-
-
-def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
-    for run in runs:
-        trials = run.training.sweep
-        for trial in (t for t in trials if t.chosen):
-            point = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {print_tried_value(v)}"
-                for k, v in trial.params.items()
-            )
-            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
 
 
 def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:
@@ -211,45 +158,6 @@ def _hosting_text(policy: DecidePolicy) -> str:
     return f"{said}, {usd(each)} USD of 1,000 requests, which their $/1k holds" if each else said
 
 
-def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
-    """Name trainings of which every step was of the warm-up's first rate, 0: they are what they began as."""
-    for run in runs:
-        rates = [rate for _, rate in run.training.learning_rate]
-        if rates and not any(rates):
-            steps = pluralize(len(rates), "step")
-            step = "warmup_steps: 0, smaller batches or more epochs"
-            yield f"{run.candidate}: not trained, as the learning rate of its {steps} was 0; try {step}"
-
-
-def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
-    """Name what was trained at one learning rate: the best one differs tenfold between methods."""
-    tried: dict[tuple[str, str, str], set[object]] = {}
-    named: dict[tuple[str, str, str], list[str]] = {}
-    for run in runs:
-        candidate = session.candidates[run.candidate]
-        if candidate.recipe.weights_of is None and run.training.loss:
-            family = str(candidate.source.params.get("peft_type", ""))
-            key = (run.base_digest, run.method, family)
-            tried.setdefault(key, set()).update(_rates(candidate.source))
-            named.setdefault(key, []).append(run.candidate)
-    once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
-    if once:
-        yield f"learning rate not swept: {', '.join(once)}; another one may do better"
-
-
-def _note_fronts(session: Session, runs: Iterable[Run]) -> Iterator[str]:
-    """Name the steps of tracked trainings that no other beats in both target and capability."""
-    sign = session.target.primary.unit.sign
-    for run in runs:
-        own = session.candidates[run.candidate].recipe.weights_of is None
-        if own and (said := front_sentence(run.candidate, run.training, sign)):
-            yield f"{run.candidate}: {said}"
-
-
-def _rates(source: Recipe) -> list[object]:
-    return source.tried.get("learning_rate") or [source.params.get("learning_rate")]
-
-
 def _note_other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     others = {
         run.candidate: run.base_model for run in runs if run.base_digest != session.source.weights_digest
@@ -274,19 +182,6 @@ def _note_endpoints(session: Session, runs: Sequence[Run]) -> Iterator[str]:
             yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
     if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
-
-
-def _note_named_bases(runs: Iterable[Run]) -> Iterator[str]:
-    """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
-    for run in runs:
-        named = run.training.named_base
-        if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
-            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
-
-
-def _cut_to_last_name(name: str) -> str:
-    """Return a model's own name, without its owner or folder."""
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def prompting_notes(session: Session, names: Iterable[str]) -> list[str]:

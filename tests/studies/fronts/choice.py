@@ -31,11 +31,10 @@ def choose(rows: Sequence[Row]) -> list[str]:
     """Name the better strength of each of the best ways but plain LoRA, the best first.
 
     First come those that keep nine tenths of plain LoRA's gain, by what they keep of the base's abilities;
-    then the others, by their gain.
+    then the others, by their gain. A way that changed nothing is plain LoRA itself.
     """
-    rated = [
-        (row.candidate, _rate(rows, row)) for row in rows if row.trained and way_of(row.candidate) != PLAIN
-    ]
+    ways = [row for row in rows if row.trained and not row.remark and way_of(row.candidate) != PLAIN]
+    rated = [(row.candidate, _rate(rows, row)) for row in ways]
     best: dict[str, str] = {}
     for name, _ in sorted(rated, key=lambda of: of[1], reverse=True):
         best.setdefault(way_of(name), name)

@@ -45,10 +45,11 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     for machine in dict.fromkeys(row.machine for row in rows):
         of = [row for row in rows if row.machine == machine]
         done = sorted((row for row in of if row.goal is not None), key=lambda row: -(row.goal or 0.0))
-        failed = [f"- {row.label} failed: {row.error}" for row in of if row.error]
+        said = [f"- {row.label} failed: {row.error}" for row in of if row.error]
+        said += [f"- {row.remark}" for row in of if row.remark]
         head = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
         lines += ["", f"On {machine}:", "", *head, *(_cells(rows, row) for row in done)]
-        lines += ["", *failed] if failed else []
+        lines += ["", *said] if said else []
     return lines[1:]
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from harness import formatting
 from harness.comparison import mean_change
 from harness.decision import CandidateFacts
+from harness.experiment.analysis.training_remarks import NO_CHANGE
 from harness.report import ExperimentReport
 from tests.studies.fronts.ways import PLAIN, way_of
 from tests.studies.recipe_search import PUBLIC
@@ -23,7 +24,7 @@ PROMPT = "prompt"
 class Row(NamedTuple):
     """What one seed of a candidate reached on a task of the study; `task` is the name of its experiment's file.
 
-    `goal` is the target's score, negative where lower is better, and `kept` the mean change of the capability
+    `remark` says where a way changed nothing of the weights that it was given. `goal` is the target's score, negative where lower is better, and `kept` the mean change of the capability
     suite as a rate; None where it is not measured. `held_back` names the rules of the gate that do not pass.
     """
 
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     gate: str
     held_back: list[str]
     error: str
+    remark: str = ""
 
 
 def rows_of(task: str, machine: str, found: ExperimentReport | None) -> list[Row]:
@@ -94,6 +96,7 @@ def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) ->
         gate=f.verdict.outcome if f.verdict and f.trained else "",
         held_back=_list_failed_rules(f),
         error=f.error if f.state == "failed" else "",
+        remark=next((n for n in found.notes if n.startswith(f"{f.name}: ") and NO_CHANGE in n), ""),
     )
 
 
