@@ -45,9 +45,10 @@ WAYS: dict[str, Strengths] = {
     "label-smoothing": make_regularized("label_smoothing", "factor", (0.05, 0.1)),
     "neftune": make_regularized("neftune", "noise_alpha", (5.0, 15.0)),
     "dora": make_trained("lora", _USUAL, r=16, use_dora=True),
-    "rslora": family("LORA", _USUAL, r=16, use_rslora=True),
-    "pissa": family("LORA", _USUAL, r=16, init_lora_weights="pissa"),
-    "eva": family("LORA", _USUAL, r=16, init_lora_weights="eva"),
+    # PEFT's default alpha of 8 would make rsLoRA plain LoRA at this rank; PiSSA's paper takes alpha = r.
+    "rslora": family("LORA", _USUAL, r=16, lora_alpha=32, use_rslora=True),
+    "pissa": family("LORA", _USUAL, r=16, lora_alpha=16, init_lora_weights="pissa"),
+    "eva": family("LORA", _USUAL, r=16, lora_alpha=32, init_lora_weights="eva"),
     "ia3": family("IA3", (3e-3, 1e-2)),
     "adalora": family("ADALORA", (1e-3, 3e-3), init_r=12, target_r=8),
     "vera": family("VERA", (3e-3, 1e-2)),
