@@ -13,9 +13,8 @@ from harness import comparison, config, gating, release
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import TaskComparison
 from harness.gating.rules import apply_rules
-from harness.release.stored import candidate_runs
+from harness.release import candidate_runs, open_stored
 from harness.spec import GatePolicy, Task, TaskData
-from harness.store import Store
 
 
 def judge_arms(base, new, cluster_size=1):
@@ -184,8 +183,7 @@ def test_a_margin_may_be_any_share_between(folder, margin):
 
 
 def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished_run):
-    loaded = config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"])
-    at = Store(finished_run[0] / "runs")
+    stored = open_stored(config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"]))
     with pytest.raises(IncompatibleRuns, match=r"no finished run of seed 1, 2; .*next: harness compare"):
-        candidate_runs(loaded, at, "lora")
-    assert [run.seed for run in candidate_runs(loaded, at, "prompt")] == [0]
+        candidate_runs(stored, "lora")
+    assert [run.seed for run in candidate_runs(stored, "prompt")] == [0]

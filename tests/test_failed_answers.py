@@ -15,7 +15,7 @@ from harness.experiment.analysis.verdict_records import Judgement, record_verdic
 from harness.gating import Measurement, TargetFacts, exit_code
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK
-from harness.release.stored import candidate_runs
+from harness.release import candidate_runs, open_stored
 from harness.report.experiment_report import arm_texts
 from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
@@ -307,7 +307,7 @@ def test_the_number_of_errors_stands_beside_the_score():
 
 @pytest.fixture
 def run(copy):
-    return candidate_runs(config.load(copy), Store(copy.parent / "runs"), "lora")[0]
+    return candidate_runs(open_stored(config.load(copy)), "lora")[0]
 
 
 def fail(at, digest, n):

@@ -82,11 +82,12 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
     d.compare()
     d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
     loaded = config.load(d.path)
+    stored = release.open_stored(loaded)
     run = tiny_experiment.runs_of(d.path)["plain"]
     with pytest.raises(IncompatibleRuns, match="next: harness compare"):
-        refuse_regraded(loaded, d.store, run)
+        refuse_regraded(stored, run)
     d.compare()
-    refuse_regraded(loaded, d.store, tiny_experiment.runs_of(d.path)["plain"])
+    refuse_regraded(stored, tiny_experiment.runs_of(d.path)["plain"])
     session = prepare_session(loaded, Scope(), SilentProgress())
     assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"]).scores["replies"]
 

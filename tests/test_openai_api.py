@@ -19,7 +19,6 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
-from harness.config.command_line import CommandLine
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, estimate_seconds, estimate_work, prepare_session
 from harness.experiment.preflight import examine
@@ -576,13 +575,14 @@ def test_the_gate_takes_the_noise_of_the_base(file_and_report, tmp_path):
     of_tasks = (TaskNoise("facts", 6, {"one by one": 3}, None),)
     how = ("tiny", base.weights_digest, base.precision, "cpu", base.engine, base.layout_digest)
     save_noise(store, Noise("1", timestamp(), *how, of_tasks))
-    (suite,) = config.load(path).experiment.suites
+    stored = release.open_stored(config.load(path))
+    (suite,) = stored.experiment.suites
     facts = next(task for task in suite.tasks if task.name == "facts")
     run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
-    baseline = partial(stored_arms.baseline_identity, store, run=run, champion=None, typed=CommandLine())
+    baseline = partial(stored_arms.baseline_identity, stored, run=run, champion=None)
     tasks = [(facts, suite.role, suite.name)]
     (measured,) = stored_arms.measure_arms(
-        store, run, baseline, tasks=tasks, known=known, sampling=None, typed=CommandLine(), notes=[]
+        stored, run, baseline, tasks=tasks, known=known, sampling=None, notes=[]
     )
     assert measured.flip_rate == 0.5
 

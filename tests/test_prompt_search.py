@@ -16,10 +16,9 @@ from harness.experiment.run_preview import in_order
 from harness.experiment.weights.proposals import proposals
 from harness.progress import SilentProgress
 from harness.records import Trial
-from harness.release.stored import candidate_runs
+from harness.release import candidate_runs, open_stored
 from harness.report import experiment_document, markdown
 from harness.spec import Recipe
-from harness.store import Store
 
 HARNESS = (
     tiny_experiment.DESK
@@ -132,12 +131,11 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
 
 def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it_was(sweep_results):
     path, *_ = sweep_results
-    at = Store(path.parent / "runs")
-    (run,) = candidate_runs(config.load(path), at, "best")
+    (run,) = candidate_runs(open_stored(config.load(path)), "best")
     assert run.recipe["system"] == "Whisper."
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     with pytest.raises(IncompatibleRuns, match="only runs of another recipe"):
-        candidate_runs(more, at, "best")
+        candidate_runs(open_stored(more), "best")
 
 
 def test_the_run_holds_the_prompt_that_was_chosen(sweep_results):

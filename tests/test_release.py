@@ -19,9 +19,9 @@ from harness import config, gate, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import GateResult, Verdict, worst_result
+from harness.release import candidate_runs, open_stored
 from harness.release.lm_eval_logs import read_samples
 from harness.release.regressions import add_regressions
-from harness.release.stored import candidate_runs
 from harness.spec import GatePolicy
 from harness.store import Store
 from tests.fake_rows import flips
@@ -136,7 +136,7 @@ def test_a_run_that_has_not_answered_the_suites_yet_is_missing_and_the_next_step
 
 def test_without_the_bases_rows_nothing_is_judged(copy):
     at = Store(copy.parent / "runs")
-    run = candidate_runs(config.load(copy), at, "lora")[0]
+    run = candidate_runs(open_stored(config.load(copy)), "lora")[0]
     own = store.read_identity(at, run.rows["facts/test"])
     shutil.rmtree(at.rows(replace(own, weights_digest=run.base_digest).digest))
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(
     harness, copy, field, value, known
 ):
     at = Store(copy.parent / "runs")
-    run = candidate_runs(config.load(copy), at, "lora")[0]
+    run = candidate_runs(open_stored(config.load(copy)), "lora")[0]
     base = replace(store.read_identity(at, run.rows["facts/test"]), weights_digest=run.base_digest)
     other = replace(base, layout_digest="0" * 16, **{field: value})
     at.rows(base.digest).rename(at.rows(other.digest))
@@ -425,10 +425,10 @@ def test_the_file_of_a_pinned_items_metric_is_written_relative_to_the_suite(copy
 
 
 def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_written(copy):
-    loaded = config.load(copy)
-    run = candidate_runs(loaded, Store(copy.parent / "runs"), "lora")[0]
+    stored = open_stored(config.load(copy))
+    run = candidate_runs(stored, "lora")[0]
     with pytest.raises(UserError) as refused:
-        add_regressions(loaded, run, ["facts/fact-99", "riddles/x", "prose/text-1", "fact-1"])
+        add_regressions(stored, run, ["facts/fact-99", "riddles/x", "prose/text-1", "fact-1"])
     assert len(refused.value.problems) == 4
     assert not (copy.parent / "suites" / "regressions.yaml").exists()
 

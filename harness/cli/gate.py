@@ -207,11 +207,11 @@ def regressions_confirm(
 
     So the gate can tell a loss from rounding.
     """
+    from harness import release
     from harness.release.rescore import rescore_pinned
-    from harness.release.stored import candidate_runs
 
     session, loaded = ExperimentFile(config=config).open_session()
-    for found in candidate_runs(loaded, session.store, run):
+    for found in release.candidate_runs(release.open_stored(loaded), run):
         if tasks := rescore_pinned(session, found):
             say(f"{found.run_id}: {', '.join(tasks)} in fp32")
         else:

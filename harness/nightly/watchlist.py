@@ -18,7 +18,7 @@ from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
 from harness.records import Run, digest, drop_defaults
-from harness.release import Champion, candidate_runs, read_champion
+from harness.release import Champion, candidate_runs, open_stored, read_champion
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -87,7 +87,7 @@ def _find_target(
     if known is not None:
         return Target(name, candidate, known.seed, known.rows, known.id, known.weights)
     try:
-        runs = candidate_runs(loaded, session.store, name)
+        runs = candidate_runs(open_stored(loaded), name)
     except HarnessError as error:
         return error
     found = runs[0]
@@ -101,7 +101,7 @@ def _champion_runs(loaded: LoadedExperiment, session: Session, champion: Champio
     if recipe is None or recipe != Recipe.model_validate(champion.recipe):
         return []
     try:
-        return candidate_runs(loaded, session.store, champion.candidate)
+        return candidate_runs(open_stored(loaded), champion.candidate)
     except HarnessError:
         return []
 

@@ -11,7 +11,6 @@ from typing import cast
 
 from harness import config
 from harness.comparison.run_diff import Differences, differences
-from harness.config import LoadedExperiment
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import prepare_session
@@ -26,10 +25,10 @@ from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import rescore_run
 from harness.release.sampled import is_sampled
 from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
+from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.report import gate_report, markdown
 from harness.report.experiment_report import family_text
 from harness.report.gate_report import gate_document, to_json
-from harness.store import Store
 
 
 def gate(
@@ -85,9 +84,9 @@ def gate_candidate(
     return worst_result(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
 
 
-def _refuse_ablation(loaded: LoadedExperiment, run: Run) -> None:
+def _refuse_ablation(stored: StoredExperiment, run: Run) -> None:
     """Refuse weights that stand on rows made wrong on purpose, also by another candidate."""
-    recipes = loaded.experiment.candidates
+    recipes = stored.experiment.candidates
     own = recipes.get(run.candidate)
     behind = recipes.get((own.weights_of or own.init_from or "") if own else "")
     if run.recipe.get("corrupt") or (behind and behind.corrupt):
@@ -122,21 +121,20 @@ def promote_named(
         IncompatibleRuns: the candidate has no finished run, or there is nothing to judge it by.
     """
     loaded = config.load(path, overrides)
-    at = Store(loaded.folder / "runs")
-    run = best_run(loaded, at, candidate_runs(loaded, at, name, sampled=True))
-    _refuse_ablation(loaded, run)
-    if is_sampled(loaded.experiment, run):
-        _judge_or_explain(loaded, at, run, None, despite)
+    stored = open_stored(loaded)
+    run = best_run(stored, candidate_runs(stored, name, sampled=True))
+    _refuse_ablation(stored, run)
+    if is_sampled(stored.experiment, run):
+        _judge_or_explain(stored, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
-    before = read_champion(loaded.folder, loaded.experiment.target.name)
+    before = read_champion(stored.folder, stored.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
-    judged = _judge_or_explain(loaded, at, run, before, despite)
+    judged = _judge_or_explain(stored, run, before, despite)
     if isinstance(judged, str):
-        return promote(loaded, at, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
+        return promote(stored, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
     _ask_about_creep(run, judged, despite)
     return promote(
-        loaded,
-        at,
+        stored,
         run,
         verdict=judged.verdict.outcome,
         sentence=judged.verdict.sentence,
@@ -176,11 +174,11 @@ def _ask_about_creep(run: Run, judged: GateResult, despite: str) -> None:
 
 
 def _judge_or_explain(
-    loaded: LoadedExperiment, at: Store, run: Run, champion: Champion | None, despite: str
+    stored: StoredExperiment, run: Run, champion: Champion | None, despite: str
 ) -> GateResult | str:
     """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
     try:
-        judged = judge_run(loaded, at, run, champion)
+        judged = judge_run(stored, run, champion)
     except HarnessError as error:
         if not despite:
             raise
@@ -198,10 +196,10 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     Raises:
         UserError: a name or an item is unknown.
     """
-    loaded = config.load(path)
-    run = candidate_runs(loaded, Store(loaded.folder / "runs"), name)[0]
-    file, added = add_regressions(loaded, run, items)
-    return file, added, any(suite.name == SUITE for suite in loaded.experiment.suites)
+    stored = open_stored(config.load(path))
+    run = candidate_runs(stored, name)[0]
+    file, added = add_regressions(stored, run, items)
+    return file, added, any(suite.name == SUITE for suite in stored.experiment.suites)
 
 
 def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:

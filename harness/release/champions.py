@@ -15,15 +15,14 @@ from harness import comparison, formatting, plugins, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import labels_missing
 from harness.comparison.labelled_answers import latest_labels
-from harness.config import LoadedExperiment
 from harness.config.rubrics import current_labels
 from harness.errors import Problem, UserError
 from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
 from harness.records import Run, load
+from harness.release.stored_experiment import StoredExperiment
 from harness.release.stored_target import gain_over, target_rows
-from harness.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +88,13 @@ def champions(folder: Path) -> list[Champion]:
     return [found for target in targets if (found := read_champion(folder, target)) is not None]
 
 
-def best_run(loaded: LoadedExperiment, at: Store, runs: list[Run]) -> Run:
+def best_run(stored: StoredExperiment, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
-    return max(runs, key=lambda r: validation_score(loaded, at, r)) if len(runs) > 1 else runs[0]
+    return max(runs, key=lambda r: validation_score(stored, r)) if len(runs) > 1 else runs[0]
 
 
 def promote(
-    loaded: LoadedExperiment,
-    at: Store,
+    stored: StoredExperiment,
     run: Run,
     *,
     verdict: str,
@@ -110,9 +108,9 @@ def promote(
     Raises:
         HarnessError: rows of the run are missing.
     """
-    scores = _scores(loaded, at, run)
+    scores = _scores(stored, run)
     champion = Champion(
-        target=loaded.experiment.target.name,
+        target=stored.experiment.target.name,
         run_id=run.run_id,
         candidate=run.candidate,
         seed=run.seed,
@@ -131,26 +129,27 @@ def promote(
         first_base=first_base or run.base_digest,
         cumulative=[round(x, 6) for x in cumulative],
     )
-    path = champion_file(loaded.folder, champion.target)
+    path = champion_file(stored.folder, champion.target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    store.write_record(at, path, champion)
+    store.write_record(stored.store, path, champion)
     return path, champion
 
 
-def validation_score(loaded: LoadedExperiment, at: Store, run: Run) -> float:
+def validation_score(stored: StoredExperiment, run: Run) -> float:
     """Score a run on the target's validation rows, so that the larger value is the better one."""
-    task = loaded.experiment.target
+    task = stored.experiment.target
     metric = load_metrics(task)[task.primary_metric]
-    return comparison.estimate(metric, target_rows(at, run, task, "validation")).score * metric.unit.sign
+    rows = target_rows(stored.store, run, task, "validation")
+    return comparison.estimate(metric, rows).score * metric.unit.sign
 
 
-def _scores(loaded: LoadedExperiment, at: Store, run: Run) -> dict[str, Estimate]:
-    experiment, catalogue = find_lm_eval_tasks(loaded.experiment)
+def _scores(stored: StoredExperiment, run: Run) -> dict[str, Estimate]:
+    experiment, catalogue = find_lm_eval_tasks(stored.experiment)
     out: dict[str, Estimate] = {}
     for task in experiment.tasks:
         if f"{task.name}/test" not in run.rows:
             continue
-        rows, name = store.read_rows(at, run.rows[f"{task.name}/test"]), task.primary_metric
+        rows, name = store.read_rows(stored.store, run.rows[f"{task.name}/test"]), task.primary_metric
         out[f"{task.name} {name}"] = comparison.estimate(metrics_of(task, catalogue)[name], rows)
     return out
 
@@ -161,17 +160,18 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
     return method.makes_language_model and not (method.tunes and recipe.get("role") == "baseline")
 
 
-def champion_note(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion) -> str:
+def champion_note(stored: StoredExperiment, run: Run, champion: Champion) -> str:
     """Say that only the target is compared with a champion, and what the run reaches there over it."""
-    task = loaded.experiment.target
+    task = stored.experiment.target
     who = f"the champion {champion.candidate} ({champion.run_id})"
     only = f"{who} answers no task of the suites: those are judged against the base"
-    return f"{only}, and {task.name} beside the champion: {_gain_text(loaded, at, run, champion)}"
+    return f"{only}, and {task.name} beside the champion: {_gain_text(stored, run, champion)}"
 
 
-def _gain_text(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion) -> str:
+def _gain_text(stored: StoredExperiment, run: Run, champion: Champion) -> str:
     """Say what a run gains over the champion on the target, or why that is not known."""
-    task, key = loaded.experiment.target, f"{loaded.experiment.target.name}/test"
+    at, task = stored.store, stored.experiment.target
+    key = f"{task.name}/test"
     other = next((one for one in store.list_runs(at) if one.run_id == champion.run_id), None)
     if other is None:
         return f"unknown, for its run is no longer in {at.folder}"
@@ -181,7 +181,7 @@ def _gain_text(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion
     versions = {store.read_identity(at, one.rows[key]).task_version for one in (run, other)}
     if len(versions) > 1:
         return f"unknown, for {champion.candidate} answered other items or was scored by other code"
-    metric, policy = load_metrics(task)[task.primary_metric], loaded.experiment.gate
+    metric, policy = load_metrics(task)[task.primary_metric], stored.experiment.gate
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
     rows, base = target_rows(at, run, task), target_rows(at, other, task)
     missing = labels_missing(metric.name, labels, rows, base)

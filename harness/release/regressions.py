@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import config
-from harness.config import LoadedExperiment
 from harness.data import load_task
 from harness.errors import Problem, did_you_mean, refuse
 from harness.records import Example, Run, parse_json
+from harness.release.stored_experiment import StoredExperiment
 from harness.spec import Task, TaskData, is_path, metric_parts
 
 SUITE = "regressions"
@@ -22,14 +22,14 @@ _SUFFIX = "-pinned"
 _KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the item came from
 
 
-def add_regressions(loaded: LoadedExperiment, run: Run, items: Sequence[str]) -> tuple[Path, int]:
+def add_regressions(stored: StoredExperiment, run: Run, items: Sequence[str]) -> tuple[Path, int]:
     """Pin items of a run's suites, each written `task/item`; returns the suite's file and how many are new.
 
     Raises:
         UserError: an item is unknown, or its task cannot be pinned; all of them at once.
     """
-    chosen = _find_items(loaded, run, items)
-    folder = loaded.folder / "suites"
+    chosen = _find_items(stored, run, items)
+    folder = stored.folder / "suites"
     (folder / SUITE).mkdir(parents=True, exist_ok=True)
     tasks = {task.name: task for task in _read_stored_tasks(folder)}
     added = 0
@@ -48,11 +48,11 @@ def add_regressions(loaded: LoadedExperiment, run: Run, items: Sequence[str]) ->
 
 
 def _find_items(
-    loaded: LoadedExperiment, run: Run, items: Iterable[str]
+    stored: StoredExperiment, run: Run, items: Iterable[str]
 ) -> dict[str, tuple[Task, list[Example]]]:
     """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
     tasks = {
-        t.name: t for suite in loaded.experiment.suites if suite.role != "regression" for t in suite.tasks
+        t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
     }
     chosen: dict[str, tuple[Task, list[Example]]] = {}
     problems: list[Problem] = []
@@ -67,7 +67,7 @@ def _find_items(
             expected, step = "an item that is right or wrong, not a text", "pin an item of another task"
             problems.append(Problem("ITEM", repr(item), expected, step))
             continue
-        known = {e.id: e for e in load_task(task, loaded.experiment.seeds[0]).test}
+        known = {e.id: e for e in load_task(task, stored.experiment.seeds[0]).test}
         if ident not in known:
             problems.append(Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, known)))
         else:

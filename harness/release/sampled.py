@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import store
-from harness.config import LoadedExperiment
-from harness.config.command_line import CommandLine
 from harness.errors import IncompatibleRuns
 from harness.formatting import count
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
+from harness.release.stored_experiment import StoredExperiment
 from harness.spec import Experiment
-from harness.store import Store
 
 Rows = list[SampleResult]
 
@@ -25,45 +23,45 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
     return run.experiment == f"{experiment.name}{FEWER}"
 
 
-def sampling_of(loaded: LoadedExperiment, at: Store, run: Run) -> SamplingRecord | None:
+def sampling_of(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
     """Read which items a run was judged on; None of one that answered whole tasks.
 
     Raises:
         IncompatibleRuns: the items were sampled, and no record says how.
     """
-    if not is_sampled(loaded.experiment, run):
+    if not is_sampled(stored.experiment, run):
         return None
-    found = store.read_sampling(at, run.run_id)
+    found = store.read_sampling(stored.store, run.run_id)
     if found is None:
         raise IncompatibleRuns(
             f"{run.run_id}: found no record of how its items were sampled, as runs of earlier versions have "
-            f"none; expected sampling.json beside run.json in {at.folder / run.run_id}; next: "
-            f"{loaded.typed.command('compare', '--sequential')}, which writes it and asks nothing again, "
+            f"none; expected sampling.json beside run.json in {stored.store.folder / run.run_id}; next: "
+            f"{stored.typed.command('compare', '--sequential')}, which writes it and asks nothing again, "
             "or --all-items"
         )
     return found
 
 
-def analysis_settings(loaded: LoadedExperiment, run: Run, sampling: SamplingRecord) -> LoadedExperiment:
+def analysis_settings(stored: StoredExperiment, run: Run, sampling: SamplingRecord) -> StoredExperiment:
     """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha.
 
     Raises:
         IncompatibleRuns: the analyses were planned for another alpha than the gate's.
     """
-    if sampling.of_alpha != loaded.experiment.gate.alpha:
+    if sampling.of_alpha != stored.experiment.gate.alpha:
         raise IncompatibleRuns(
             f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
-            f"{loaded.experiment.gate.alpha:g}, the gate's own; next: "
-            f"{loaded.typed.command('compare', '--sequential')}, which plans anew and asks only "
+            f"{stored.experiment.gate.alpha:g}, the gate's own; next: "
+            f"{stored.typed.command('compare', '--sequential')}, which plans anew and asks only "
             "what is not stored"
         )
-    gate = loaded.experiment.gate.model_copy(update={"alpha": sampling.alpha})
-    experiment = loaded.experiment.model_copy(update={"name": run.experiment, "gate": gate})
-    return loaded._replace(experiment=experiment)
+    gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
+    experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
+    return stored._replace(experiment=experiment)
 
 
 def cut_to_sample(
-    rows: Rows, identity: RowsIdentity, weights: Mapping[str, float], typed: CommandLine
+    stored: StoredExperiment, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]
 ) -> Rows:
     """Cut the rows of a task to the sampled items, each with its inclusion weight.
 
@@ -75,7 +73,7 @@ def cut_to_sample(
         raise IncompatibleRuns(
             f"{identity.task}: found answers of {identity.weights_digest} to {count(len(kept))} of the "
             f"{count(len(weights))} sampled items; expected all of them; next: "
-            f"{typed.command('compare', '--sequential')}"
+            f"{stored.typed.command('compare', '--sequential')}"
         )
     return kept
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from harness import config, decision, gating, plugins, store
-from harness.config import LoadedExperiment
 from harness.data import version_of_test
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
@@ -38,9 +37,9 @@ from harness.release.stored_arms import (
     find_first_base_identity,
     measure_arms,
 )
+from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.release.stored_target import refuse_lost_folds, refuse_regraded, target_facts
 from harness.spec import Experiment, Recipe, Role, Task
-from harness.store import Store
 
 Baseline = Literal["base", "champion"]
 _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
@@ -62,21 +61,20 @@ def gate_stored(
         IncompatibleRuns: a run or the baseline is missing, their rows differ in more than weights, or
             the files of a task have changed since.
     """
-    loaded = config.load(path, overrides)
-    runs_folder = Store(loaded.folder / "runs")
-    champion = read_champion(loaded.folder, loaded.experiment.target.name)
+    stored = open_stored(config.load(path, overrides))
+    champion = read_champion(stored.folder, stored.experiment.target.name)
     if baseline == "champion" and champion is None:
         raise IncompatibleRuns(
-            f"champion of {loaded.experiment.target.name}: found none in {loaded.folder / 'baselines'}; "
-            f"expected a promoted run; next: {loaded.typed.command('promote', 'RUN')}, or --baseline base"
+            f"champion of {stored.experiment.target.name}: found none in {stored.folder / 'baselines'}; "
+            f"expected a promoted run; next: {stored.typed.command('promote', 'RUN')}, or --baseline base"
         )
     against = None if baseline == "base" else champion
-    found = candidate_runs(loaded, runs_folder, candidate, sampled=True)
+    found = candidate_runs(stored, candidate, sampled=True)
     if any(run.recipe.get("role") == "baseline" and plugins.find_method(run.method).tunes for run in found):
         expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
         raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
     runs = _select_seed(found, candidate, seed)
-    return [judge_run(loaded, runs_folder, run, against) for run in runs]
+    return [judge_run(stored, run, against) for run in runs]
 
 
 def _strip_unasked(recipe: Recipe) -> Recipe:
@@ -115,9 +113,7 @@ def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]
     return kept
 
 
-def candidate_runs(
-    loaded: LoadedExperiment, at: Store, candidate: str, *, sampled: bool = False
-) -> list[Run]:
+def candidate_runs(stored: StoredExperiment, candidate: str, *, sampled: bool = False) -> list[Run]:
     """Find the finished runs of a candidate as written now, the newest of each seed, or one run.
 
     One run is named by its id, or with its seed as reports write it: `lora (seed 1)`. Where `sampled`, runs
@@ -127,64 +123,64 @@ def candidate_runs(
         UserError: neither a candidate nor a run has this name, or the candidate answers nothing.
         IncompatibleRuns: the candidate has no finished run, or only of another recipe.
     """
-    known, stored = loaded.experiment.candidates, store.list_runs(at)
+    known, runs = stored.experiment.candidates, store.list_runs(stored.store)
     if candidate in known:
         recipe = known[candidate]
         if not plugins.find_method(recipe.method).answers:
             raise UserError(say_silent(candidate, recipe.method))
-        whole = loaded.experiment.name
+        whole = stored.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
-        own = [r for name in of for r in stored if (r.candidate, r.experiment) == (candidate, name)]
+        own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
         done = [r for r in own if r.state == "done" and _is_of(r, recipe)]
-        newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
+        newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
         if newest:
-            _refuse_missing_seeds(loaded, candidate, newest)
+            _refuse_missing_seeds(stored, candidate, newest)
             return [newest[seed] for seed in sorted(newest)]
         found = "only runs of another recipe, or failed ones" if own else "no run"
         raise IncompatibleRuns(
-            f"{at.folder}: found {found} of {candidate}; expected a finished run of it as written now; "
-            f"next: {loaded.typed.command('compare', '--candidates', candidate)}"
+            f"{stored.store.folder}: found {found} of {candidate}; expected a finished run of it as written "
+            f"now; next: {stored.typed.command('compare', '--candidates', candidate)}"
         )
-    by_id = {r.run_id: r for r in stored if r.state == "done"}
+    by_id = {r.run_id: r for r in runs if r.state == "done"}
     if candidate in by_id:
         return [by_id[candidate]]
     if (one := _OF_SEED.fullmatch(candidate)) and one[1] in known:
-        return _select_seed(candidate_runs(loaded, at, one[1], sampled=sampled), one[1], int(one[2]))
+        return _select_seed(candidate_runs(stored, one[1], sampled=sampled), one[1], int(one[2]))
     hint = did_you_mean(candidate, [*known, *by_id])
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
-def _refuse_missing_seeds(loaded: LoadedExperiment, candidate: str, runs: Mapping[int, Run]) -> None:
+def _refuse_missing_seeds(stored: StoredExperiment, candidate: str, runs: Mapping[int, Run]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
     trained = any(plugins.find_method(r.method).seeded for r in runs.values())
-    missing = sorted(set(loaded.experiment.seeds) - set(runs)) if trained else []
+    missing = sorted(set(stored.experiment.seeds) - set(runs)) if trained else []
     if missing:
         found = f"no finished run of seed {', '.join(map(str, missing))}"
         raise IncompatibleRuns(
             f"{candidate}: found {found}; expected one of each, because a recipe passes with all of them; "
-            f"next: {loaded.typed.command('compare', '--candidates', candidate)}, or "
+            f"next: {stored.typed.command('compare', '--candidates', candidate)}, or "
             f"seeds=[{', '.join(map(str, sorted(runs)))}]"
         )
 
 
-def judge_run(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion | None) -> GateResult:
+def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> GateResult:
     """Judge one run against a champion, or against its own base.
 
     Raises:
         UserError: the run has no capability to lose.
         IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
     """
-    sampling = sampling_of(loaded, at, run)
-    loaded = analysis_settings(loaded, run, sampling) if sampling else loaded
-    experiment, catalogue = find_lm_eval_tasks(loaded.experiment)
-    loaded, target, typed = loaded._replace(experiment=experiment), experiment.target, loaded.typed
+    sampling = sampling_of(stored, run)
+    stored = analysis_settings(stored, run, sampling) if sampling else stored
+    experiment, catalogue = find_lm_eval_tasks(stored.experiment)
+    stored, at, target = stored._replace(experiment=experiment), stored.store, experiment.target
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
     unanswered = [named for named in tasks if f"{named[0].name}/test" not in run.rows]
     if tasks and len(unanswered) == len(tasks):
-        raise _say_unanswered(loaded, run, [named[0].name for named in tasks])
-    _refuse_changed(loaded, catalogue, at, run, sampling)
-    refuse_regraded(loaded, at, run)
-    refuse_lost_folds(at, run, target.name, typed)
+        raise _say_unanswered(stored, run, [named[0].name for named in tasks])
+    _refuse_changed(stored, catalogue, run, sampling)
+    refuse_regraded(stored, run)
+    refuse_lost_folds(stored, run)
     left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     notes += [sampling_note(sampling)] if sampling else []
@@ -192,22 +188,22 @@ def judge_run(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion 
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     gated_against = champion if champion and answers_suites(champion.recipe) else None
     if champion and not gated_against:
-        notes.append(champion_note(loaded, at, run, champion))
+        notes.append(champion_note(stored, run, champion))
     digest = gated_against.weights_digest if gated_against else run.base_digest
     first = (champion.first_base or champion.base_digest) if champion else digest
-    baseline = partial(baseline_identity, at, run=run, champion=gated_against, typed=typed)
-    arms = partial(measure_arms, at, run, tasks=tasks, known=known, sampling=sampling, typed=typed)
+    baseline = partial(baseline_identity, stored, run=run, champion=gated_against)
+    arms = partial(measure_arms, stored, run, tasks=tasks, known=known, sampling=sampling)
     measured = arms(baseline, notes=notes, texts=experiment.gate.mode_collapse is not None)
     policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(
         measured,
         policy,
-        target=target_facts(loaded, at, run, policy, target),
+        target=target_facts(stored, run, policy, target),
         identical=run.weights_digest == digest,
         confirmed=confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
         seed=experiment.seeds[0],
-        cumulative=_cumulative(loaded, at, run, first, arms) if first != digest else None,
+        cumulative=_cumulative(stored, run, first, arms) if first != digest else None,
         missing=[named[0].name for named in unanswered if gating.may_decide(*named, experiment.gate)],
     )
     against = (
@@ -222,15 +218,15 @@ def judge_run(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion 
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
 
 
-def _say_unanswered(loaded: LoadedExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
+def _say_unanswered(stored: StoredExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
     """Say why nothing tells what a run forgot: it never answers the suites, or has not answered them yet."""
     if not answers_suites(run.recipe):
         found = f"the method {run.method}, which answers no task of the suites"
-        step = f"{loaded.typed.command('decide')}, which compares it on {loaded.experiment.target.name}"
+        step = f"{stored.typed.command('decide')}, which compares it on {stored.experiment.target.name}"
         return UserError(Problem(run.candidate, found, "a language model, with capability to lose", step))
     return IncompatibleRuns(
         f"{run.run_id}: found no answers to {', '.join(tasks)}; expected those to the suites as written now; "
-        f"next: {loaded.typed.command('compare', '--candidates', run.candidate)}"
+        f"next: {stored.typed.command('compare', '--candidates', run.candidate)}"
     )
 
 
@@ -241,37 +237,36 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 
 
 def _cumulative(
-    loaded: LoadedExperiment, at: Store, run: Run, first: str, arms: Callable[..., list[Measurement]]
+    stored: StoredExperiment, run: Run, first: str, arms: Callable[..., list[Measurement]]
 ) -> Rule:
     """Judge a run against the first base by that base's own rows."""
     # `arms` puts the run's rows beside those of a baseline.
-    baseline = partial(find_first_base_identity, at, run=run, first=first, typed=loaded.typed)
+    baseline = partial(find_first_base_identity, stored, run=run, first=first)
     try:
         measured = arms(baseline, notes=[])
     except IncompatibleRuns as error:
         return gating.make_unmeasured_rule(str(error).partition(";")[0], first)
     identical = run.weights_digest == first
-    policy, seed = gating.cumulative_policy(loaded.experiment.gate), loaded.experiment.seeds[0]
+    policy, seed = gating.cumulative_policy(stored.experiment.gate), stored.experiment.seeds[0]
     found = gating.judge(measured, policy, target=None, identical=identical, seed=seed)
     return gating.cumulative_rule(found.verdict, first)
 
 
 def _refuse_changed(
-    loaded: LoadedExperiment,
+    stored: StoredExperiment,
     catalogue: Mapping[str, lm_eval.LmEvalTask],
-    at: Store,
     run: Run,
     sampling: SamplingRecord | None,
 ) -> None:
     """Compare the versions of a run's rows with those that its files make now."""
     # Of a task that was sampled that is the version of the whole task. A run of another experiment (a limited
     # one, named by its id) answered other items on purpose.
-    experiment, changed = loaded.experiment, []
+    experiment, changed = stored.experiment, []
     if run.experiment != experiment.name:
         return
     for task in experiment.tasks:
         if (key := f"{task.name}/test") in run.rows:
-            own = store.read_identity(at, run.rows[key]).task_version
+            own = store.read_identity(stored.store, run.rows[key]).task_version
             then = sampling.versions.get(task.name, own) if sampling else own
             now = _version(task, catalogue, experiment.seeds[0])
             if then != now:
@@ -280,7 +275,7 @@ def _refuse_changed(
         raise IncompatibleRuns(
             f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
             f"{'; '.join(changed)}; expected the files as they were; next: "
-            f"{loaded.typed.command('compare')}, which computes what changed"
+            f"{stored.typed.command('compare')}, which computes what changed"
         )
 
 

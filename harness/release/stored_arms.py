@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness import comparison, store
-from harness.config.command_line import CommandLine
 from harness.errors import IncompatibleRuns
 from harness.experiment.runs.stored_rows import documents_of
 from harness.gating import Measurement
@@ -17,6 +16,7 @@ from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
 from harness.release.champions import Champion
 from harness.release.sampled import cut_to_sample
+from harness.release.stored_experiment import StoredExperiment
 from harness.spec import Role, Task
 from harness.store import Store
 
@@ -24,33 +24,34 @@ Rows = list[SampleResult]
 
 
 def find_first_base_identity(
-    at: Store, own: RowsIdentity, key: str, run: Run, first: str, typed: CommandLine
+    stored: StoredExperiment, own: RowsIdentity, key: str, run: Run, first: str
 ) -> RowsIdentity:
     """Find the first base's rows of a task, as the run's were computed."""
     if first == run.base_digest:
-        return baseline_identity(at, own, key, run, None, typed)
+        return baseline_identity(stored, own, key, run, None)
     wanted = replace(own, weights_digest=first)
-    if not at.parquet(wanted.digest).exists():
+    if not stored.store.parquet(wanted.digest).exists():
         raise IncompatibleRuns(
-            f"{key}: found no rows of the first base {first}; expected them in {at.folder / 'rows'}; "
-            f"next: {typed.command('compare')}, with base_model= that base"
+            f"{key}: found no rows of the first base {first}; expected them in "
+            f"{stored.store.folder / 'rows'}; next: {stored.typed.command('compare')}, with "
+            "base_model= that base"
         )
     return wanted
 
 
 def measure_arms(
-    at: Store,
+    stored: StoredExperiment,
     run: Run,
     baseline: Callable[[RowsIdentity, str], RowsIdentity],
     *,
     tasks: Iterable[tuple[Task, Role, str]],
     known: Mapping[str, dict[str, Metric]],
     sampling: SamplingRecord | None,
-    typed: CommandLine,
     notes: list[str],
     texts: bool = False,
 ) -> list[Measurement]:
     """Put both arms' rows beside each task that the run answered, read at once and with texts if asked."""
+    at = stored.store
     arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
     for task, role, suite in tasks:
         if (key := f"{task.name}/test") in run.rows:
@@ -61,11 +62,11 @@ def measure_arms(
     for task, role, suite, own, base in arms:
         metrics = known[task.name]
         for one in (own, base):
-            _refuse_without(metrics, one, rows[one.digest], typed)
+            _refuse_without(stored, metrics, one, rows[one.digest])
         new_rows, base_rows = rows[own.digest], rows[base.digest]
         if sampling and (weights := sampling.weights.get(task.name)):
-            new_rows = cut_to_sample(new_rows, own, weights, typed)
-            base_rows = cut_to_sample(base_rows, base, weights, typed)
+            new_rows = cut_to_sample(stored, new_rows, own, weights)
+            base_rows = cut_to_sample(stored, base_rows, base, weights)
         else:
             new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
@@ -76,15 +77,16 @@ def measure_arms(
 
 
 def baseline_identity(
-    at: Store, own: RowsIdentity, key: str, run: Run, champion: Champion | None, typed: CommandLine
+    stored: StoredExperiment, own: RowsIdentity, key: str, run: Run, champion: Champion | None
 ) -> RowsIdentity:
     """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
+    at, typed = stored.store, stored.typed
     weights = champion.weights_digest if champion else run.base_digest
     wanted = replace(own, weights_digest=weights)
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None and is_endpoint(own.engine):
-        return _endpoint_base_identity(at, wanted, key, run, typed)
+        return _endpoint_base_identity(stored, wanted, key, run)
     if champion is None:
         if (other := _find_same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
@@ -112,13 +114,14 @@ def baseline_identity(
 
 
 def _endpoint_base_identity(
-    at: Store, wanted: RowsIdentity, key: str, run: Run, typed: CommandLine
+    stored: StoredExperiment, wanted: RowsIdentity, key: str, run: Run
 ) -> RowsIdentity:
     """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base."""
+    at = stored.store
     there = {other.digest: other for other in _computational_variants(at, wanted)}
     runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
-    stored = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
-    for rows in reversed(stored):
+    found = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
+    for rows in reversed(found):
         as_base = replace(store.read_identity(at, rows), weights_digest=run.base_digest)
         if as_base.digest in there:
             return there[as_base.digest]
@@ -127,7 +130,7 @@ def _endpoint_base_identity(
     found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
     raise IncompatibleRuns(
         f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
-        f"next: add prompt: {{method: base}}, then {typed.command('compare')}"
+        f"next: add prompt: {{method: base}}, then {stored.typed.command('compare')}"
     )
 
 
@@ -148,12 +151,12 @@ def _find_same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
 
 
 def _refuse_without(
-    metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows, typed: CommandLine
+    stored: StoredExperiment, metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows
 ) -> None:
     if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
         raise IncompatibleRuns(
             f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
-            f"every metric of the task as written now; next: {typed.command('compare')}"
+            f"every metric of the task as written now; next: {stored.typed.command('compare')}"
         )
 
 

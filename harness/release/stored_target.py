@@ -12,8 +12,6 @@ from harness.comparison import Comparison, Estimate, list_each_answer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
-from harness.config import LoadedExperiment
-from harness.config.command_line import CommandLine
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
@@ -26,23 +24,22 @@ from harness.experiment.runs.candidate_result import facts_on_target
 from harness.gating import TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import Run, SampleResult
+from harness.release.stored_experiment import StoredExperiment
 from harness.spec import JUDGE, Experiment, GatePolicy, Role, Task
 from harness.store import Store, read_identity
 
 
-def target_facts(
-    loaded: LoadedExperiment, at: Store, run: Run, policy: GatePolicy, task: Task
-) -> TargetFacts | None:
+def target_facts(stored: StoredExperiment, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
     """Read what was reached on the target; what is over the best untrained candidate if the policy asks."""
     goal = policy.target
     wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
     if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
         return None
-    metric = load_metrics(task)[task.primary_metric]
+    at, metric = stored.store, load_metrics(task)[task.primary_metric]
     rows = target_rows(at, run, task)
     score: Estimate = comparison.estimate(metric, rows)
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
-    best = _find_best_untrained(loaded, at, metric) if (goal.gain, goal.win_rate) != (None, None) else None
+    best = _find_best_untrained(stored, metric) if (goal.gain, goal.win_rate) != (None, None) else None
     base = target_rows(at, best, task) if best else None
     gain = None
     if goal.gain is not None and base is not None:
@@ -57,7 +54,7 @@ def target_facts(
         gain,
         missing if policy.uncalibrated_judge == "refuse" else 0,
         wins,
-        _commonest_answers(loaded.experiment, at, run) if policy.mode_collapse is not None else (),
+        _commonest_answers(stored, run) if policy.mode_collapse is not None else (),
     )
 
 
@@ -82,9 +79,9 @@ def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[Sa
     return comparison.add_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
 
 
-def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Comparison, ...]:
+def _commonest_answers(stored: StoredExperiment, run: Run) -> tuple[Comparison, ...]:
     """Compare the share of a run's commonest answer on the target with its base's and the references'."""
-    task = experiment.target
+    at, experiment, task = stored.store, stored.experiment, stored.experiment.target
     name = f"{task.name}/test"
     runs = [r for r in store.list_runs(at, experiment.name) if name in r.rows]
     plain = base_on_target(run, reversed(runs))
@@ -98,13 +95,13 @@ def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Com
     return comparison.compare_commonest_answers(old, answers(run), alpha=experiment.gate.alpha)
 
 
-def _find_best_untrained(loaded: LoadedExperiment, at: Store, metric: Metric) -> Run | None:
+def _find_best_untrained(stored: StoredExperiment, metric: Metric) -> Run | None:
     """Find the stored run of the candidate that the decision takes as the best untrained one."""
-    task, experiment = loaded.experiment.target, loaded.experiment
+    at, experiment, task = stored.store, stored.experiment, stored.experiment.target
     runs = _keep_untrained(store.list_runs(at, experiment.name), experiment)
     found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
     labels = latest_labels(found, metric.name)
-    facts = _facts_on_target(loaded, at, metric, runs, labels)
+    facts = _facts_on_target(stored, metric, runs, labels)
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
     return {run.candidate: run for run in runs}.get(best or "")
 
@@ -125,29 +122,29 @@ def _keep_untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
 
-def refuse_lost_folds(at: Store, run: Run, task: str, typed: CommandLine) -> None:
+def refuse_lost_folds(stored: StoredExperiment, run: Run) -> None:
     """Refuse test rows that other weights answered than the run's, those of its folds, if no fold is kept.
 
     Raises:
         IncompatibleRuns: they are of several models, and nothing says which answered which item.
     """
-    test = run.rows[f"{task}/test"]
+    at, test = stored.store, run.rows[f"{stored.experiment.target.name}/test"]
     if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
         raise IncompatibleRuns(
             f"{run.run_id}: found test rows of several folds without {at.rows(test) / 'folds.json'}; "
-            f"expected the fold of each item; next: {typed.command('compare')}, which writes it again"
+            f"expected the fold of each item; next: {stored.typed.command('compare')}, which writes it again"
         )
 
 
 def _facts_on_target(
-    loaded: LoadedExperiment, at: Store, metric: Metric, runs: Iterable[Run], labels: Labels
+    stored: StoredExperiment, metric: Metric, runs: Iterable[Run], labels: Labels
 ) -> list[CandidateFacts]:
     """Say what runs reached on the target, of those that could answer any test item."""
-    task, facts = loaded.experiment.target, []
+    task, facts = stored.experiment.target, []
     for run in runs:
-        _refuse_other_grades(task, "target", at, run, loaded.typed)
-        refuse_lost_folds(at, run, task.name, loaded.typed)
-        test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
+        _refuse_other_grades(stored, task, "target", run)
+        refuse_lost_folds(stored, run)
+        test, validation = (target_rows(stored.store, run, task, split) for split in ("test", "validation"))
         with suppress(CandidateFailed):
             facts.append(
                 correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
@@ -155,29 +152,29 @@ def _facts_on_target(
     return facts
 
 
-def refuse_regraded(loaded: LoadedExperiment, at: Store, run: Run) -> None:
+def refuse_regraded(stored: StoredExperiment, run: Run) -> None:
     """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
 
     Raises:
         UserError: a rubric cannot be used.
         IncompatibleRuns: another judge or rubric graded one of the tasks.
     """
-    _refuse_other_grades(loaded.experiment.target, "target", at, run, loaded.typed)
-    for suite in loaded.experiment.suites:
+    _refuse_other_grades(stored, stored.experiment.target, "target", run)
+    for suite in stored.experiment.suites:
         for task in suite.tasks:
-            _refuse_other_grades(task, suite.role, at, run, loaded.typed)
+            _refuse_other_grades(stored, task, suite.role, run)
 
 
-def _refuse_other_grades(task: Task, role: Role, at: Store, run: Run, typed: CommandLine) -> None:
+def _refuse_other_grades(stored: StoredExperiment, task: Task, role: Role, run: Run) -> None:
     """Refuse rows of one task that were graded by another judge, by another rubric, or in another way."""
     key = f"{task.name}/test"
     if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
         return
-    then = read_identity(at, run.rows[key]).scoring_digest
-    graded = list_stored_digests(task, at)
+    then = read_identity(stored.store, run.rows[key]).scoring_digest
+    graded = list_stored_digests(task, stored.store)
     if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
         raise IncompatibleRuns(
             f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
             "expected those of the files as they are now; next: "
-            f"{typed.command('compare')}, which grades the same answers anew"
+            f"{stored.typed.command('compare')}, which grades the same answers anew"
         )

@@ -25,7 +25,6 @@ from harness.comparison.labelled_answers import (
     latest_labels,
     select_scored,
 )
-from harness.config import LoadedExperiment
 from harness.config.rubrics import current_labels, digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
@@ -35,6 +34,7 @@ from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
+from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.release.stored_target import target_rows
 from harness.spec import Task, metric_name
 from harness.store import Store
@@ -121,9 +121,9 @@ def export_answers(
         IncompatibleRuns: nothing is stored of a candidate as it is written now, or no answer lacks a label.
     """
     refuse_unwritable(file)
-    loaded = config.load(path, overrides)
-    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
-    goal = loaded.experiment.gate.target
+    stored = open_stored(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
+    goal = stored.experiment.gate.target
     if goal.win_rate is not None and metric and metric in (goal.by, metric_name(goal.by)):
         found = f"{metric!r}, the judge of the win rate"
         raise UserError(
@@ -133,7 +133,7 @@ def export_answers(
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
     seeds = [
         [_arm(measured.name, run, target_rows(at, run, task), labels) for run in of_recipe]
-        for of_recipe in _choose_runs(loaded, at, candidates)
+        for of_recipe in _choose_runs(stored, candidates)
     ]
     drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
     arms = [arm.rows for arm in drawn]
@@ -168,8 +168,8 @@ def import_labels(
     Raises:
         UserError: with every problem of the file at once, of which nothing is then stored.
     """
-    loaded = config.load(path, overrides)
-    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    stored = open_stored(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
     if scale and not -inf < scale[0] < scale[1] < inf:
         found = f"{scale[0]:g} and {scale[1]:g}"
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
@@ -212,11 +212,11 @@ def _metric(task: Task, name: str) -> Metric:
     return chosen
 
 
-def _choose_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str]) -> list[list[Run]]:
+def _choose_runs(stored: StoredExperiment, candidates: Sequence[str]) -> list[list[Run]]:
     """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
     if candidates:
-        return [candidate_runs(loaded, at, name) for name in candidates]
-    measured = list_measured_runs(loaded, at)
+        return [candidate_runs(stored, name) for name in candidates]
+    measured = list_measured_runs(stored)
     facts = [f for _, f in measured]
     chosen = [f for f in (decision.strongest_run(facts), decision.alternative(facts)) if f is not None]
     best_first = sorted(measured, key=lambda one: one[1] not in chosen)
@@ -229,23 +229,23 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
     return _Arm(run.label, scored, open_, len(rows) - len(scored))
 
 
-def list_measured_runs(loaded: LoadedExperiment, at: Store) -> list[tuple[Run, CandidateFacts]]:
+def list_measured_runs(stored: StoredExperiment) -> list[tuple[Run, CandidateFacts]]:
     """List the selected candidates' runs as written now, with what they reach on the target.
 
     Raises:
         IncompatibleRuns: none has answered it.
     """
-    task = loaded.experiment.target
-    metric, stored = load_metrics(task)[task.primary_metric], list[Run]()
-    for name in loaded.selected:
+    at, task = stored.store, stored.experiment.target
+    metric, runs = load_metrics(task)[task.primary_metric], list[Run]()
+    for name in stored.selected:
         with suppress(IncompatibleRuns):
-            stored += candidate_runs(loaded, at, name)
-    found = list(_facts(at, task, metric, stored))
-    within = decision.apply_budgets([f for _, f in found], loaded.experiment.decide)
+            runs += candidate_runs(stored, name)
+    found = list(_facts(at, task, metric, runs))
+    within = decision.apply_budgets([f for _, f in found], stored.experiment.decide)
     if not found:
         raise IncompatibleRuns(
             f"{at.folder}: found no run with answers to {task.name}; expected one to label; "
-            f"next: {loaded.typed.command('compare')}"
+            f"next: {stored.typed.command('compare')}"
         )
     return [(run, f) for (run, _), f in zip(found, within, strict=True)]
 

@@ -15,13 +15,13 @@ from typing import Literal, NamedTuple
 from harness import config, decision, store
 from harness.comparison import human
 from harness.comparison.human import Turn
-from harness.config import LoadedExperiment
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judges.answer_pairs import map_shown_pairs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.rating_files.label_file import list_measured_runs
 from harness.release.stored import candidate_runs
+from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.release.stored_target import target_rows
 from harness.report.escape import spreadsheet_lines
 from harness.spec import Task
@@ -114,27 +114,27 @@ def export_pairs(
         IncompatibleRuns: nothing is stored of a candidate as it is written now, or no pair lacks a rating.
     """
     refuse_unwritable(file)
-    loaded = config.load(path, overrides)
-    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    stored = open_stored(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
     ratings = store.list_ratings(at, task.name)
-    drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(loaded, at, candidates)]
+    drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
     lacking = sorted((one for one in drawn if one.open_), key=lambda one: one.n_rated)
     if not lacking:
-        raise IncompatibleRuns(_say_none_left(loaded, at, drawn))
+        raise IncompatibleRuns(_say_none_left(stored, drawn))
     names, sides, shown, open_ = lacking[0]
     rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
     write_rows(file, COLUMNS, rows)
     return PairExport(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
 
 
-def _pairs_of_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
+def _pairs_of_runs(stored: StoredExperiment, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
     """List the two runs whose answers may be compared, for each seed of the fine-tunes, the best first."""
     if candidates:
-        named = [candidate_runs(loaded, at, name) for name in candidates]
+        named = [candidate_runs(stored, name) for name in candidates]
         if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
             return list(product(named[0], named[1]))
         raise _refuse_not_two(runs[0].label for runs in named)
-    measured = list_measured_runs(loaded, at)
+    measured = list_measured_runs(stored)
     facts = [f for _, f in measured]
     best, untrained = decision.strongest_run(facts), decision.alternative(facts)
     if best is None or untrained is None or best.name == untrained.name:
@@ -161,12 +161,12 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     )
 
 
-def _say_none_left(loaded: LoadedExperiment, at: Store, drawn: Sequence[_PairSample]) -> str:
+def _say_none_left(stored: StoredExperiment, drawn: Sequence[_PairSample]) -> str:
     """Say that no pair lacks a rating: each has one, or no two answers differ."""
     found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
     return (
-        f"{at.folder}: found no pair of answers without a rating ({found}); expected one; "
-        f"next: {loaded.typed.command('report')}"
+        f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
+        f"next: {stored.typed.command('report')}"
     )
 
 
@@ -176,8 +176,8 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     Raises:
         UserError: with every problem of the file at once, of which nothing is then stored.
     """
-    loaded = config.load(path, overrides)
-    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    stored = open_stored(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     pairs = {
         _pair_key(sides): sides for one, other in combinations(runs, 2) if (sides := _sides(task, one, other))
