@@ -349,39 +349,46 @@ def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
     wanted = in_order(session, selected)
-    found = find_stored_runs(session, wanted)
-    missing = {one.candidate.name for one, run in zip(wanted, found, strict=True) if run is None}
-    stored = dict.fromkeys(one.candidate.name for one in wanted if one.candidate.name not in missing)
-    step = f"harness compare, or --candidates {','.join(stored)}" if stored else "harness compare"
-    return _report_runs(session, wanted, found, step)
+    return _report_runs(session, wanted, find_stored_runs(session, wanted), may_leave_out=True)
 
 
 def _report_runs(
-    session: Session, wanted: Sequence[RunRequest], found: Sequence[Run | None], step: str = "harness compare"
+    session: Session,
+    wanted: Sequence[RunRequest],
+    found: Sequence[Run | None],
+    *,
+    may_leave_out: bool = False,
 ) -> ExperimentReport:
-    """Report runs that were looked up; all of them have to be there."""
+    """Report runs that were looked up; all have to be there, or the error names those to select instead."""
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
-        names = ", ".join(one.candidate.name for one in absent)
-        if unknown := session.unknown_bases():
-            raise IncompatibleRuns(
-                f"{session.store.folder}: unknown whether {names} is stored as written now: "
-                f"{say_never_loaded(unknown)}; expected a finished run; "
-                "next: harness report, which loads it once"
-            )
-        differing = name_outdated_inputs(session, absent[0])
-        stored_as = (
-            f" (that of {absent[0].candidate.name} has another {', '.join(differing)})" if differing else ""
-        )
-        raise IncompatibleRuns(
-            f"{session.store.folder}: found no run of {names} as written now{stored_as}; "
-            f"expected one of each candidate; next: {step}"
-        )
+        raise _say_absent(session, absent, wanted if may_leave_out else ())
     reader = Reader(session)
     runs = [outcome(session, reader, run) for run in found if run is not None]
     header, notes = _header(session), _notes(session, runs)
     curve_of = partial(fit_stored_curve, session, reader, runs)
     report = report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
     return _note_changes(session, report, runs)
+
+
+def _say_absent(
+    session: Session, absent: Sequence[RunRequest], selectable: Sequence[RunRequest]
+) -> IncompatibleRuns:
+    """Say of which candidates no run is stored as written now, and as far as that is known why."""
+    names = [one.candidate.name for one in absent]
+    if unknown := session.unknown_bases():
+        return IncompatibleRuns(
+            f"{session.store.folder}: unknown whether {', '.join(names)} is stored as written now: "
+            f"{say_never_loaded(unknown)}; expected a finished run; "
+            "next: harness report, which loads it once"
+        )
+    differing = ", ".join(name_outdated_inputs(session, absent[0]))
+    stored_as = f" (that of {names[0]} has another {differing})" if differing else ""
+    kept = dict.fromkeys(one.candidate.name for one in selectable if one.candidate.name not in names)
+    step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
+    return IncompatibleRuns(
+        f"{session.store.folder}: found no run of {', '.join(names)} as written now{stored_as}; "
+        f"expected one of each candidate; next: {step}"
+    )
 
 
 def report_stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:

@@ -169,7 +169,7 @@ class _NightRun:
         with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as noted:
             self.session = replace(self.session, progress=noted)
             watched = tuple(self._evaluate_safely(label, one) for label, one in chosen)
-        watched += tuple(self._changed_judges())
+        watched += tuple(self._list_changed_judges())
         night = Night(
             night=self.day,
             started=started,
@@ -195,7 +195,7 @@ class _NightRun:
         self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
         return found
 
-    def _changed_judges(self) -> Iterator[NightCandidate]:
+    def _list_changed_judges(self) -> Iterator[NightCandidate]:
         """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
         judged = [one for m in self.session.tasks for one in m.judged.values()]
         books = {judge.book: (one, judge) for one in judged for judge in one.judges}
@@ -225,7 +225,7 @@ class _NightRun:
         prompting, more = own[0].identity.prompting_digest, watchlist.map_more_promptings(session, sets)
         since = served = ""
         if weights.kind in PROTOCOLS:
-            since = self._changed_since(target.name, reference.id, batches, now, then[0])
+            since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
         there = {s.measured.task.name for s in sets}
         return NightCandidate(
@@ -269,7 +269,7 @@ class _NightRun:
         tonight, before = ([row for (of, _), row in rows.items() if of == task] for rows in (now, then))
         return compare_judged_answers(metric, tonight, before, judge_labels(self.session))
 
-    def _changed_since(
+    def _find_night_of_change(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
     ) -> str:
         """Return the night since when an endpoint's anchors are as now; empty where as the reference."""

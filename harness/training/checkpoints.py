@@ -49,7 +49,7 @@ def find_last_checkpoint(folder: Path) -> Checkpoint | None:
     return max(whole, key=lambda made: made.step, default=None)
 
 
-def planned_steps(folder: str | None) -> int | None:
+def read_planned_steps(folder: str | None) -> int | None:
     """Return the steps that a training was to make by a checkpoint in a folder; None without one."""
     if folder is None:
         return None

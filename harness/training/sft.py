@@ -106,7 +106,7 @@ def fine_tune(
     """
     scratch = save_to.parent / CHECKPOINTS
     if params.auto_find_batch_size:
-        params = _with_batch_size(params, _found_batch_size(scratch) or params.per_device_train_batch_size)
+        params = _set_batch_size(params, _read_batch_size(scratch) or params.per_device_train_batch_size)
     try:
         return _fine_tune(context, params, peft_config, save_to, save)
     except CandidateFailed as error:
@@ -133,14 +133,14 @@ def smaller_batch_size(size: int, n_rows: int) -> int:
     return next((smaller for smaller in range(size - 1, 0, -1) if n_rows % smaller == 0), 0)
 
 
-def _with_batch_size(params: SupervisedParams, size: int) -> SupervisedParams:
+def _set_batch_size(params: SupervisedParams, size: int) -> SupervisedParams:
     """Return the parameters of steps with as many rows as before, read in batches of another size."""
     rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
     return params.model_copy(update=sizes)
 
 
-def _found_batch_size(scratch: Path) -> int:
+def _read_batch_size(scratch: Path) -> int:
     """Return the batch size for which memory was enough so far; 0 where all was tried once."""
     found = scratch / _BATCH_SIZE
     return int(found.read_text()) if found.exists() else 0

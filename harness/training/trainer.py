@@ -230,7 +230,7 @@ def add_regularizers(
         def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
             self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            n_planned = checkpoints.planned_steps(resume_from_checkpoint)  # else removed by then
+            n_planned = checkpoints.read_planned_steps(resume_from_checkpoint)  # else removed by then
             found = super().train(resume_from_checkpoint, **options)
             steps = self.state.global_step, n_planned or self.state.max_steps
             moved = regularizers.select_moved_names(given, list(self.trained), *steps, context.seed)

@@ -46,7 +46,7 @@ def _load_whole(
     return _refuse_incomplete(source, *loaded)
 
 
-def _quantized(machine: Machine, placed: Placement, **config: Any) -> dict[str, Any]:
+def _quantization_arguments(machine: Machine, placed: Placement, **config: Any) -> dict[str, Any]:
     """Return the arguments by which bitsandbytes quantises a model as it is loaded."""
     from transformers import BitsAndBytesConfig
 
@@ -87,7 +87,7 @@ def _load_nf4(
     # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass of
     # an evaluation, rounding their scales again and cutting the gradient of later training.
     # Source: Dettmers et al. 2023 (arXiv:2305.14314).
-    arguments = _quantized(
+    arguments = _quantization_arguments(
         machine,
         placed,
         load_in_4bit=True,
@@ -112,7 +112,9 @@ def _load_int8(
     # Source: Dettmers et al. 2022 (arXiv:2208.07339).
     # bitsandbytes would say of each product that it is made in fp16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return _load_whole(source, machine, attention, _quantized(machine, placed, load_in_8bit=True))
+    return _load_whole(
+        source, machine, attention, _quantization_arguments(machine, placed, load_in_8bit=True)
+    )
 
 
 LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}

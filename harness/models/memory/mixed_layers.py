@@ -16,7 +16,7 @@ ASKED = {
 }
 
 
-def adapted_sum(said: Mapping[str, Any]) -> float:
+def sum_linear_sizes(said: Mapping[str, Any]) -> float:
     """Return the sum of d_in and d_out over the linear modules of all layers; 0 of a family of one kind."""
     family = said.get("model_type")
     needed = ASKED.get(str(family), ())

@@ -163,7 +163,7 @@ def shape_of(
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
             _cache_share(said),
-            mixed_layers.adapted_sum(said),
+            mixed_layers.sum_linear_sizes(said),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -184,7 +184,7 @@ def _cache_share(said: Mapping[str, Any]) -> float:
 def has_other_layers(config: Mapping[str, Any]) -> bool:
     """Tell whether some layers are no attention, such as a state space, whose adapters nobody counts."""
     said = complete_config(config)
-    if mixed_layers.adapted_sum(said):
+    if mixed_layers.sum_linear_sizes(said):
         return False
     kinds = said.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
