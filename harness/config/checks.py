@@ -18,6 +18,7 @@ from harness.config.recipe_checks import check_decoding, check_general_rows, rec
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.salvage import salvage
 from harness.config.weight_sources import check_weights
+from harness.config.written_recipe import WrittenRecipe
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
     CHANGED_FILES,
@@ -59,8 +60,8 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
             tree.problems += (own := list(_recipe(recipe, keys, target, tree)))
             tried = (_recipe(one, keys, target, tree) for one in recipes_by_prompt(recipe))
             tree.problems += [one for one in dict.fromkeys(chain.from_iterable(tried)) if one not in own]
-            tree.problems += check_weights(name, recipe, members, tree)
-            tree.problems += check_decoding(recipe, members, target, tree, ("candidates", member.source))
+            written = WrittenRecipe(name, recipe, members, tree)
+            tree.problems += [*check_weights(written), *check_decoding(written, target)]
     tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]
 
 

@@ -1,11 +1,11 @@
-"""Validation of parts of a recipe: how answers are drawn, the prompts it tries, and its regularizers.
+"""Validation of parts of a recipe: how answers are drawn, and its regularizers.
 
 Invariant: a check looks at what could be read and never stops another check; what is accepted here can
 be drawn, and chosen without a reference, and a regularizer is called by the method's training.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.config.files import missing_file
 from harness.config.grids import GridMember
-from harness.config.problems import Keys, Tree, mapping, problems_of
+from harness.config.problems import mapping
 from harness.config.rubrics import read_rubric
+from harness.config.written_recipe import WrittenRecipe
 from harness.errors import Problem, UserError, did_you_mean
 from harness.plugins import Method
 from harness.spec import (
@@ -27,7 +28,6 @@ from harness.spec import (
     Decoding,
     Recipe,
     Task,
-    is_span,
     metric_name,
     metric_parts,
 )
@@ -35,13 +35,12 @@ from harness.spec import (
 _GREEDY = "remove decoding"
 
 
-def check_decoding(
-    recipe: Recipe, members: Mapping[str, GridMember], target: Task | None, tree: Tree, keys: Keys
-) -> Iterator[Problem]:
+def check_decoding(written: WrittenRecipe, target: Task | None) -> Iterator[Problem]:
     """Yield what forbids the decoding of a recipe, whose answers to the target it says."""
+    recipe, members = written.recipe, written.members
     if (decoding := recipe.sampling) is None:
         return
-    where = tree.where((*keys, "decoding"))
+    where = written.where("decoding")
     if recipe.answer == "rank":
         found = f"temperature {decoding.temperature:g} and answer: rank, which draws nothing"
         yield Problem(where, found, "answer: generate", _GREEDY)
@@ -50,9 +49,9 @@ def check_decoding(
         yield Problem(where, found, "a target of kind generate", _GREEDY)
     yield from _check_method(recipe, decoding, members, where)
     if decoding.reward_model:
-        yield from _check_reward_model(decoding.reward_model, members, tree.where((*keys, "decoding", "by")))
+        yield from _check_reward_model(decoding.reward_model, members, written.where("decoding", "by"))
     elif target and decoding.by and decoding.by != MEAN_LOGPROB:
-        yield from _check_judge(decoding.by, target, tree.where((*keys, "decoding", "by")))
+        yield from _check_judge(decoding.by, target, written.where("decoding", "by"))
 
 
 def _check_method(
@@ -108,31 +107,6 @@ def _check_judge(by: str, target: Task, where: str) -> Iterator[Problem]:
         yield Problem(where, found, "what a user could choose by, who has none", "reference: false")
 
 
-def check_prompts(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: str) -> Iterator[Problem]:
-    """Refuse to try what is no part of a prompt, one value or a range, and what only trainings have."""
-    for name, values in (recipe.search or recipe.sweep).items():
-        at = (*keys, key, name)
-        where = tree.where(at)
-        if name not in PROMPTS or not method.makes_language_model:
-            found = f"{name} in a {key} with the method {recipe.method}, which trains no language model"
-            of_prompts = f"{', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}"
-            expected = of_prompts if method.makes_language_model else "a method that trains"
-            yield Problem(where, found, expected, f"remove {name} from {key}")
-        elif is_span(values):
-            yield Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
-        elif len(values) < 2:
-            found = f"a {key} of {name} with {len(values)} values"
-            yield Problem(where, found, "two values at least", f"add one, or write {name} in the recipe")
-        elif getattr(recipe, name) != Recipe.model_fields[name].default:
-            found = f"{name} in the recipe and in {key}"
-            yield Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")
-        else:
-            yield from chain.from_iterable(problems_of(Recipe, {name: one}, tree, at) for one in values)
-    if recipe.subject_to:
-        found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
-        yield Problem(tree.where((*keys, "subject_to")), found, "a method that trains", "remove subject_to")
-
-
 def recipes_by_prompt(recipe: Recipe) -> Iterator[Recipe]:
     """Yield the recipe with each single value that it tries for its prompt, as far as that is one."""
     for name, values in recipe.tried.items():
@@ -143,11 +117,12 @@ def recipes_by_prompt(recipe: Recipe) -> Iterator[Recipe]:
                 continue  # is refused where it stands
 
 
-def check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse regularisers that a method or its parameters do not take, and missing files of rows."""
+    recipe, method = written.recipe, written.method
     known = plugins.names("regularizers")
     for name, params in recipe.regularize.items():
-        where = tree.where((*keys, "regularize", name))
+        where = written.where("regularize", name)
         settings = _settings(recipe, method)
         if name in known and not all(plugins.takes(method, name, tried) for tried in settings):
             able = [m for m in plugins.names("methods") if _takes_somehow(plugins.method(m), name)]

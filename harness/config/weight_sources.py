@@ -5,50 +5,35 @@ be made.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from harness import plugins
 from harness.config.files import missing_file
 from harness.config.grids import GridMember
-from harness.config.problems import Keys, Tree, mapping, problems_of
-from harness.config.recipe_checks import check_prompts, check_regularizers
+from harness.config.problems import mapping
+from harness.config.recipe_checks import check_regularizers
 from harness.config.salvage import salvage
+from harness.config.sweep_checks import check_sweep
+from harness.config.written_recipe import WrittenRecipe
 from harness.errors import Problem, did_you_mean
-from harness.plugins import OR, Method
-from harness.spec import BASE, HUB, Recipe, is_path, is_span, span_of
-
-_MOST_TRIALS = 64  # of a sweep, each a training of its own
+from harness.plugins import OR
+from harness.spec import BASE, HUB, Recipe, is_path
 
 
-def check_weights(
-    name: str, recipe: Recipe, members: Mapping[str, GridMember], tree: Tree
-) -> Iterator[Problem]:
+def check_weights(written: WrittenRecipe) -> Iterator[Problem]:
     """Yield what does not fit in how a recipe comes by its weights."""
-    keys: Keys = ("candidates", members[name].source)
-    yield from _check_weights_of(name, recipe, members, tree, keys)
-    yield from _check_role(recipe, members, tree, keys)
-    if recipe.method not in plugins.names("methods"):
-        return
-    method = plugins.method(recipe.method)
-    yield from _check_init_from(name, recipe, method, members, tree, keys)
-    yield from _check_reward(recipe, method, members, tree, keys)
-    yield from _check_merges(name, recipe, method, members, tree, keys)
-    yield from _check_quantization(recipe, method, tree, keys)
-    yield from _path_problems(recipe, method, tree, keys)
-    yield from _check_serve_on(name, recipe, members, tree, keys)
-    yield from _check_sweep(recipe, method, tree, keys)
-    yield from check_regularizers(recipe, method, tree, keys)
-    yield from _check_training_rows(recipe, method, tree, keys)
+    checks = [_check_weights_of, _check_role]
+    if written.recipe.method in plugins.names("methods"):
+        checks += [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_path]
+        checks += [_check_serve_on, check_sweep, check_regularizers, _check_training_rows]
+    for check in checks:
+        yield from check(written)
 
 
-def _check_role(
-    recipe: Recipe, members: Mapping[str, GridMember], tree: Tree, keys: Keys
-) -> Iterator[Problem]:
+def _check_role(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse as a baseline what is made here: its forgetting would never be judged."""
+    recipe, members = written.recipe, written.members
     source = members.get(recipe.weights_of or "")
     made_by = mapping(source.recipe).get("method", BASE) if source else recipe.method
     if recipe.role == "candidate" or made_by not in plugins.names("methods"):
@@ -56,33 +41,31 @@ def _check_role(
     method = plugins.method(made_by)
     if method.keeps_base or method.is_remote or method.made_elsewhere:
         return
-    where = tree.where((*keys, "role"))
+    where = written.where("role")
     expected = "a model made elsewhere (method: base, endpoint, model or adapter)"
     found = f"role: baseline of the method {made_by}, whose weights are made here"
     yield Problem(where, found, expected, "leave out role")
 
 
-def _check_weights_of(
-    name: str, recipe: Recipe, members: Mapping[str, GridMember], tree: Tree, keys: Keys
-) -> Iterator[Problem]:
+def _check_weights_of(written: WrittenRecipe) -> Iterator[Problem]:
+    name, recipe, members = written.name, written.recipe, written.members
     source = recipe.weights_of
     if source is None:
         return
-    where = tree.where((*keys, "weights_of"))
+    where = written.where("weights_of")
     if source == name:
         found = f"{name} taking its own weights"
-        yield Problem(where, found, "the name of another candidate", _others(name, members))
+        yield Problem(where, found, "the name of another candidate", _others(written))
     elif source not in members:
-        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
+        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
     elif mapping(members[source].recipe).get("weights_of"):
         found = f"weights of {source}, which has none of its own"
         yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
 
 
-def _check_init_from(
-    name: str, recipe: Recipe, method: Method, members: Mapping[str, GridMember], tree: Tree, keys: Keys
-) -> Iterator[Problem]:
-    source, where = recipe.init_from, tree.where((*keys, "init_from"))
+def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
+    name, recipe, members, method = written.name, written.recipe, written.members, written.method
+    source, where = recipe.init_from, written.where("init_from")
     if source is None:
         return
     if not (wanted := method.init_from):
@@ -90,9 +73,9 @@ def _check_init_from(
         found = f"init_from with the method {recipe.method}, which starts at the base"
         yield Problem(where, found, f"one of the methods {', '.join(able)}", "remove init_from")
     elif source not in members:
-        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
+        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
     elif name in _ancestors(name, members):
-        step = _others(name, members)
+        step = _others(written)
         yield Problem(where, f"{name} starting from itself", "a candidate that is made before it", step)
     elif not {*wanted.split(OR)} & {*(made := _makes(source, members)).split(OR)}:
         found = f"{source}, which makes {_article(made)}"
@@ -102,9 +85,7 @@ def _check_init_from(
         yield Problem(where, found, f"a candidate that makes {_article(wanted)}", step)
     elif shape := sorted(recipe.params.keys() & set(method.shape_params)):
         found = f"{', '.join(shape)} of an adapter that {source} has made already"
-        yield Problem(
-            tree.where((*keys, "params")), found, "its shape as it is", f"remove {', '.join(shape)}"
-        )
+        yield Problem(written.where("params"), found, "its shape as it is", f"remove {', '.join(shape)}")
 
 
 def answers(recipe: Any) -> bool:
@@ -113,18 +94,17 @@ def answers(recipe: Any) -> bool:
     return method not in plugins.names("methods") or plugins.method(method).answers
 
 
-def _check_reward(
-    recipe: Recipe, method: Method, members: Mapping[str, GridMember], tree: Tree, keys: Keys
-) -> Iterator[Problem]:
+def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse a method without the reward that it trains on, and a reward that is none."""
+    recipe, members, method = written.recipe, written.members, written.method
     reward = recipe.reward
     expected = "a candidate that makes a reward model, one of our metrics, or a Python file"
     if reward is None:
         if method.rewarded:
             found, step = f"{recipe.method} without a reward", "add reward: exact_match"
-            yield Problem(tree.where((*keys, "method")), found, expected, step)
+            yield Problem(written.where("method"), found, expected, step)
         return
-    where = tree.where((*keys, "reward"))
+    where = written.where("reward")
     if not method.rewarded:
         able = " or ".join(plugins.methods(rewarded=True))
         found = f"reward with the method {recipe.method}, which trains on none"
@@ -162,11 +142,10 @@ def _parents(name: str, members: Mapping[str, GridMember]) -> list[str]:
     return [one for one in named if one is not None and one in members]
 
 
-def _check_merges(
-    name: str, recipe: Recipe, method: Method, members: Mapping[str, GridMember], tree: Tree, keys: Keys
-) -> Iterator[Problem]:
+def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse to merge fewer than two adapters, what is none, and with a method that merges nothing."""
-    where = tree.where((*keys, "merges"))
+    name, recipe, members, method = written.name, written.recipe, written.members, written.method
+    where = written.where("merges")
     if not method.merges:
         if recipe.merges:
             able = " or ".join(plugins.methods(merges=True))
@@ -179,7 +158,7 @@ def _check_merges(
         yield Problem(where, found, "two candidates or more, each once", step)
     for source in recipe.merges:
         if source not in members:
-            yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
+            yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
         elif name == source or name in _ancestors(source, members):
             step = f"leave {source} out of merges"
             yield Problem(where, f"{name} merging itself", "candidates that are made before it", step)
@@ -188,11 +167,12 @@ def _check_merges(
             yield Problem(where, found, f"a candidate that makes {_article(method.makes)}", "name another")
 
 
-def _check_quantization(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse to quantise a base on which no new adapter is trained."""
+    recipe, method = written.recipe, written.method
     if recipe.quantization and not (method.trains and method.makes_adapter):
         found = f"quantization with the method {recipe.method}, which trains no adapter"
-        where = tree.where((*keys, "quantization"))
+        where = written.where("quantization")
         yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
 
 
@@ -222,13 +202,14 @@ def _article(made: str) -> str:
     return named.get(made, "no weights of its own")
 
 
-def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
+    recipe, method = written.recipe, written.method
     if recipe.path is None and method.made_elsewhere:
-        where = tree.where((*keys, "method"))
+        where = written.where("method")
         found = f"{recipe.method} without path"
         yield Problem(where, found, "the folder of the weights", "add path: ./the-folder")
     elif recipe.path is not None:
-        where = tree.where((*keys, "path"))
+        where = written.where("path")
         if not method.made_elsewhere:
             found = f"path with the method {recipe.method}, which makes its own weights"
             able = " or ".join(plugins.methods(made_elsewhere=True))
@@ -240,105 +221,42 @@ def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> It
             yield missing_file(Path(recipe.path), where, "the folder of the weights")
 
 
-def _check_serve_on(
-    name: str, recipe: Recipe, members: Mapping[str, GridMember], tree: Tree, keys: Keys
-) -> Iterator[Problem]:
+def _check_serve_on(written: WrittenRecipe) -> Iterator[Problem]:
+    name, recipe, members = written.name, written.recipe, written.members
     if recipe.serve_on is None:
         return
     borrowed = recipe.weights_of in members
     made = _makes(recipe.weights_of if borrowed and recipe.weights_of else name, members)
     if "adapter" not in made.split(OR):
         found = f"serve_on for {_article(made)}"
-        where = tree.where((*keys, "serve_on"))
+        where = written.where("serve_on")
         yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")
 
 
-def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Refuse to try what is no parameter, one value, a range that is none, or where nothing is trained."""
-    fields, key = method.params.model_fields, "search" if recipe.search else "sweep"
-    if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
-        where = tree.where((*keys, "sweep"))
-        step = "sweep fewer values, or search: them"
-        yield Problem(where, f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
-    if not method.trains:
-        yield from check_prompts(recipe, method, tree, keys, key)
-        return
-    for name, values in (recipe.search or recipe.sweep).items():
-        where = tree.where((*keys, key, name))
-        if not method.answers:
-            found = (
-                f"a {key} with the method {recipe.method}, which answers nothing that validation could score"
-            )
-            yield Problem(where, found, "one set of parameters", "choose by its held-out accuracy")
-        elif name not in fields and method.params.model_config.get("extra") != "allow":
-            yield Problem(where, f"a {key} of {name!r}", "a parameter", did_you_mean(name, fields))
-        elif name in fields and fields[name].is_required():
-            step = f"params: {{{name}: [{', '.join(map(str, values))}]}}, a candidate for each"
-            yield Problem(where, f"a {key} of {name}, which has no default", "it in params", step)
-        elif name in recipe.params:
-            found = f"{name} in params and in {key}"
-            yield Problem(where, found, "it in one of the two", "remove it from params")
-        elif key == "search" and is_span(values):
-            yield from _check_span(name, values, where)
-        elif len(values) < 2:
-            found = f"a {key} of {name} with {len(values)} values"
-            yield Problem(where, found, "two values at least", f"add one, or write {name} in params")
-    yield from _check_points(recipe, method, tree, keys, key)
-
-
-def _check_span(name: str, values: list[Any], where: str) -> Iterator[Problem]:
-    try:
-        span_of(values)
-    except ValueError as error:
-        found, _, step = str(error).partition("; ")
-        yield Problem(where, f"{name}: {found}", "a range with two ends", step)
-
-
-def _check_points(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: str) -> Iterator[Problem]:
-    """Refuse values to try, then points of them whose values do not go together or with `params`."""
-    known = {name: values for name, values in recipe.tried.items() if name in method.params.model_fields}
-    single = [
-        problem
-        for name, values in known.items()
-        for value in values
-        for problem in problems_of(method.params, {**recipe.params, name: value}, tree, (*keys, key, name))
-        if problem.found.startswith(f"{name}:")
-    ]
-    yield from single
-    if single or prod(map(len, known.values())) > _MOST_TRIALS:
-        return
-    own = set(problems_of(method.params, recipe.params, tree, (*keys, "params")))
-    points = (dict(zip(known, values, strict=True)) for values in product(*known.values()))
-    together = (
-        replace(problem, where=tree.where((*keys, key)))
-        for point in points
-        for problem in problems_of(method.params, {**recipe.params, **point}, tree, (*keys, "params"))
-        if problem not in own
-    )
-    yield from dict.fromkeys(together)
-
-
-def _check_training_rows(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _check_training_rows(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse rows of a candidate's own where nothing trains on them, and files that are not there."""
+    recipe, method = written.recipe, written.method
     for key in ("train", "mix", "corrupt"):
         if getattr(recipe, key) and not method.draws_from:
             found = f"{key} with the method {recipe.method}, which trains on no rows"
             step = f"remove {key}, or add method: lora"
-            yield Problem(tree.where((*keys, key)), found, "a method that trains on rows", step)
+            yield Problem(written.where(key), found, "a method that trains on rows", step)
     if len(set(recipe.train)) < len(recipe.train):
-        yield Problem(tree.where((*keys, "train")), "a file twice in train", "every file once", "remove one")
+        yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
     for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
         for path in paths:
             if not path.startswith(HUB) and not Path(path).is_file():
-                yield missing_file(Path(path), tree.where((*keys, key)), "rows to train on")
+                yield missing_file(Path(path), written.where(key), "rows to train on")
 
 
-def _candidate(source: str, name: str, members: Mapping[str, GridMember]) -> tuple[str, str]:
+def _candidate(source: str, written: WrittenRecipe) -> tuple[str, str]:
+    name, members = written.name, written.members
     grid = [member for member, m in members.items() if m.source == source]
     if grid:
         return "one candidate of that grid", f"one of: {', '.join(grid)}"
     return "the name of another candidate", did_you_mean(source, members.keys() - {name})
 
 
-def _others(name: str, members: Mapping[str, GridMember]) -> str:
+def _others(written: WrittenRecipe) -> str:
+    name, members = written.name, written.members
     return f"one of: {', '.join(sorted(members.keys() - {name}))}" if len(members) > 1 else "give it a method"
