@@ -6,11 +6,11 @@ counted. None in 10,003 rows of Banking77, 2,996 of Dolly and 1,190 of XQuAD was
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 from harness.data.check import CheckContext, Finding
-from harness.data.check._table import RowTable, TableEntry
+from harness.data.check._table import RowTable
 from harness.data.check.personal_data import mask_text
 from harness.data.edit.clean import mend_encoding, mend_signs
 
@@ -19,35 +19,30 @@ _LOST = "\ufffd"
 
 def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the rows whose text is damaged, with how it would be mended, and those that cannot be."""
-    damaged, lost, control = list[TableEntry](), list[TableEntry](), list[TableEntry]()
-    for entry in table.entries:
-        # Only what was encoded wrongly: quotes and widths are left as they are.
-        if any(mend_encoding(part) != part for part in _parts(entry)):
-            damaged.append(entry)
-        if any(mend_signs(part) != part for part in _parts(entry)):
-            control.append(entry)
-        if any(_LOST in part for part in _parts(entry)):
-            lost.append(entry)
+    # Only what was encoded wrongly: quotes and widths are left as they are.
+    damaged = _find(table, lambda text: mend_encoding(text) != text)
+    control = _find(table, lambda text: mend_signs(text) != text)
+    lost = _find(table, lambda text: _LOST in text)
     if damaged:
-        before = next(part for part in _parts(damaged[0]) if mend_encoding(part) != part)
+        before = next(iter(damaged.values()))
         yield Finding(
             "error",
             "damaged encoding",
             "the model learns to write such signs, and the same word in two spellings",
             len(table.entries),
-            tuple(entry.where for entry in damaged),
+            tuple(damaged),
             f"{_cut_around(before)} → {_cut_around(mend_encoding(before))}",
             "harness data clean FILE --out OUT",
         )
     if control:
-        first = next(part for part in _parts(control[0]) if mend_signs(part) != part)
+        first = next(iter(control.values()))
         sign = next(i for i, (a, b) in enumerate(zip_longest(first, mend_signs(first))) if a != b)
         yield Finding(
             "warning",
             "control characters, or line ends other than a line feed",
             "nobody sees them, and a tokenizer makes tokens of them that other rows do not have",
             len(table.entries),
-            tuple(entry.where for entry in control),
+            tuple(control),
             repr(mask_text(first)[max(0, sign - 20) : sign + 20]),
             "harness data clean FILE --out OUT",
         )
@@ -57,16 +52,21 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             "signs that are lost (U+FFFD)",
             "nothing brings them back but the file they came from, read in its own encoding",
             len(table.entries),
-            tuple(entry.where for entry in lost),
-            _cut_around(next(part for part in _parts(lost[0]) if _LOST in part)),
+            tuple(lost),
+            _cut_around(next(iter(lost.values()))),
             "harness data clean FILE --out OUT --drop-lost",
         )
 
 
-def _parts(entry: TableEntry) -> tuple[str, ...]:
-    """Return the texts of a row as its file has them: what it asks, stands on and answers."""
-    of = entry.asked
-    return of.question, of.context, of.system, *of.answers
+def _find(table: RowTable, is_damaged: Callable[[str], bool]) -> dict[str, str]:
+    """Map the places of the rows that hold damaged text to the first such text of each."""
+    found: dict[str, str] = {}
+    for entry in table.entries:
+        of = entry.asked
+        for text in (of.question, of.context, of.system, *of.answers):
+            if is_damaged(text):
+                found.setdefault(entry.where, text)
+    return found
 
 
 def _cut_around(text: str) -> str:
