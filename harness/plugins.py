@@ -59,7 +59,7 @@ class Situation(NamedTuple):
     thumbs: bool = False
 
 
-class Rung(NamedTuple):
+class TrialSetting(NamedTuple):
     """Setting of a plugin that a rescue may try: its parameters, a mark for the trial's name, and what it is.
 
     `merges` names the candidates whose adapters are merged with that of the fine-tune.
@@ -72,7 +72,7 @@ class Rung(NamedTuple):
 
 
 class RescueSituation(NamedTuple):
-    """Fine-tune to rescue, as a plugin sees it that is asked for rungs.
+    """Fine-tune to rescue, as a plugin sees it that is asked for settings.
 
     `params` are those of its method, over those of the adapter that it starts from or was made elsewhere;
     `present` are those of the regulariser that is asked, None where the recipe has it not. `others` maps the
@@ -106,13 +106,13 @@ class InitWeights(NamedTuple):
 
 
 class RescueStep(NamedTuple):
-    """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its rungs.
+    """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its settings.
 
-    `rungs(situation)` lists settings from weak to strong, or says why there is none.
+    `settings(situation)` lists settings from weak to strong, or says why there is none.
     """
 
     name: str
-    rungs: Callable[[RescueSituation], Sequence[Rung] | str]
+    settings: Callable[[RescueSituation], Sequence[TrialSetting] | str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

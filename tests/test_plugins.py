@@ -179,7 +179,7 @@ Example: `regularize: {l1: {strength: 0.5}}`
 
 from pydantic import Field
 
-from harness.plugins import RescueStep, Rung
+from harness.plugins import RescueStep, TrialSetting
 from harness.spec import Spec
 
 
@@ -199,7 +199,7 @@ def penalty(start, params):
     return terms
 
 
-RESCUE = RescueStep("l1", lambda at: [Rung({"strength": 2.0}, "l1=2", "absolute values as a penalty")])
+RESCUE = RescueStep("l1", lambda at: [TrialSetting({"strength": 2.0}, "l1=2", "absolute values as a penalty")])
 '''
 LORA = "method: lora, params: {r: 2, max_steps: 4, learning_rate: 0.01, max_length: 200, warmup_steps: 0}"
 ONE_FILE = """

@@ -10,7 +10,7 @@ from worlds import GOOD, Sizes
 
 from harness import rescue
 from harness.rescue import exit_code
-from harness.rescue.trials import estimate_trials
+from harness.rescue.trial_costs import estimate_trials
 from harness.spec import GatePolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
@@ -50,7 +50,7 @@ def world(folder, targets, **scales):
 
 @pytest.fixture(scope="module")
 def target_world(module_cache, targets, tmp_path_factory):
-    """Make a fine-tune of which the strongest rung keeps the gain on the target alone, and the next one all."""
+    """Make a fine-tune of which the strongest setting keeps the gain on the target alone, and the next one all."""
     scales = {
         "75": Version(88, more=(("counter", 20),)),
         "5": Version(80, more=(("counter", 75), ("shelf", 10))),

@@ -3,11 +3,13 @@
 Invariant: the scales are those of `rescue.scales`, in its order.
 """
 
-from harness.plugins import RescueSituation, RescueStep, Rung
+from harness.plugins import RescueSituation, RescueStep, TrialSetting
 
 
-def _rungs(at: RescueSituation) -> list[Rung]:
-    return [Rung({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in at.policy.scales]
+def _list_settings(at: RescueSituation) -> list[TrialSetting]:
+    return [
+        TrialSetting({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in at.policy.scales
+    ]
 
 
-RESCUE = RescueStep("scale", _rungs)
+RESCUE = RescueStep("scale", _list_settings)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.hub import ModelSource
-from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, Rung
+from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrackedPoint, TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
@@ -64,7 +64,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     return Weights(kind, own, context.folder, made)
 
 
-def _rungs(at: RescueSituation) -> list[Rung] | str:
+def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List what a rescue tries: the best on the target within the margin, else what keeps most."""
     known = [p for p in at.tracked if p.target is not None and p.capability is not None]
     if not known:
@@ -72,7 +72,9 @@ def _rungs(at: RescueSituation) -> list[Rung] | str:
     front = [p for p in known if not any(_beats(other, p, at.sign) for other in known)]
     within = [p for p in front if _retention(p) >= -at.margin]
     best = max(within, key=lambda p: _gain(p, at.sign)) if within else max(front, key=_retention)
-    return [Rung({"step": best.step}, f"step={best.step}", f"as it was at step {best.step}, no training")]
+    return [
+        TrialSetting({"step": best.step}, f"step={best.step}", f"as it was at step {best.step}, no training")
+    ]
 
 
 def _beats(one: TrackedPoint, other: TrackedPoint, sign: int) -> bool:
@@ -97,5 +99,5 @@ METHOD = Method(
     init_from="adapter or delta or model",
     problems=problems,
     init_problems=init_problems,
-    rescue=RescueStep("earlier", _rungs),
+    rescue=RescueStep("earlier", _list_settings),
 )

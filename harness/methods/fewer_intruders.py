@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.models.hub import ModelSource
-from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, Rung
+from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -81,11 +81,11 @@ def _describe_beyond_lora(config: Mapping[str, Any]) -> str:
     return more and f"with {more}"
 
 
-def _rungs(at: RescueSituation) -> list[Rung] | str:
+def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List what a rescue tries: PEFT's defaults."""
     if found := _describe_beyond_lora(at.params):
         return f"it is an adapter {found}, and no plain LoRA"
-    return [Rung({}, "intruders", "its intruder dimensions reduced, no training")]
+    return [TrialSetting({}, "intruders", "its intruder dimensions reduced, no training")]
 
 
 METHOD = Method(
@@ -96,5 +96,5 @@ METHOD = Method(
     init_from="adapter",
     problems=problems,
     init_problems=init_problems,
-    rescue=RescueStep("intruders", _rungs),
+    rescue=RescueStep("intruders", _list_settings),
 )

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
-from harness.plugins import Method, RescueSituation, RescueStep, Rung
+from harness.plugins import Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -150,13 +150,13 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
     (context.folder / _NAME).rename(context.folder / "adapter")
 
 
-def _rungs(at: RescueSituation) -> list[Rung] | str:
+def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List what a rescue tries: the mean with the other adapters that PEFT merges with it."""
     able = [n for n, params in at.others.items() if not unlike({"": at.params, n: params}, "svd")]
     if not able:
         return "there is no other adapter of its base to merge it with"
     says = f"merged with {', '.join(able)} in equal shares, no training"
-    return [Rung({}, "merged", says, tuple(able))]
+    return [TrialSetting({}, "merged", says, tuple(able))]
 
 
 METHOD = Method(
@@ -167,5 +167,5 @@ METHOD = Method(
     merges=True,
     problems=problems,
     merge_problems=merge_problems,
-    rescue=RescueStep("merge", _rungs),
+    rescue=RescueStep("merge", _list_settings),
 )

@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.methods._scales import RESCUE
 from harness.models.adapters import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
 from harness.models.hub import ModelSource
-from harness.plugins import InitWeights, Method, RescueSituation, Rung
+from harness.plugins import InitWeights, Method, RescueSituation, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -81,11 +81,11 @@ def _describe_beside_scale(config: Mapping[str, Any]) -> str:
     return more and f"with {more}, which has no scale"
 
 
-def _rungs(at: RescueSituation) -> Sequence[Rung] | str:
+def _list_settings(at: RescueSituation) -> Sequence[TrialSetting] | str:
     """List the scales that a rescue tries."""
     if found := _describe_beside_scale(at.params):
         return f"it is an adapter {found}"
-    return RESCUE.rungs(at)
+    return RESCUE.settings(at)
 
 
 def _times(scale: float, alpha: float) -> float:
@@ -103,5 +103,5 @@ METHOD = Method(
     interpolates=True,
     problems=problems,
     init_problems=init_problems,
-    rescue=RESCUE._replace(rungs=_rungs),
+    rescue=RESCUE._replace(settings=_list_settings),
 )

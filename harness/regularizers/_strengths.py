@@ -5,18 +5,19 @@ Invariant: none is weaker than the one that the recipe has already.
 
 from typing import Any
 
-from harness.plugins import RescueSituation, RescueStep, Rung
+from harness.plugins import RescueSituation, RescueStep, TrialSetting
 
 
 def rescue_by_strength(name: str, params: type[Any], strengths: tuple[float, ...], says: str) -> RescueStep:
     """Return the step of a rescue that adds a penalty, or makes it stronger, by these from weak to strong."""
 
-    def rungs(at: RescueSituation) -> list[Rung] | str:
+    def settings(at: RescueSituation) -> list[TrialSetting] | str:
         present = dict(at.present or {})
         least = 0.0 if at.present is None else params(**present).strength
         stronger = [s for s in strengths if s > least]
         return [
-            Rung({**present, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}") for s in stronger
+            TrialSetting({**present, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}")
+            for s in stronger
         ] or f"its recipe has {name} of the strength {least:g} already"
 
-    return RescueStep(name, rungs)
+    return RescueStep(name, settings)

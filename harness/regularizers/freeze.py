@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed
-from harness.plugins import RescueSituation, RescueStep, Rung
+from harness.plugins import RescueSituation, RescueStep, TrialSetting
 from harness.regularizers._layers import decoder_layers
 from harness.spec import Spec
 
@@ -30,17 +30,19 @@ class Params(Spec):
         return self
 
 
-def _rungs(at: RescueSituation) -> list[Rung] | str:
+def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List what a rescue tries: the first half of the layers."""
     if not at.n_layers or at.n_layers < 2:
         return "the number of layers is not known"
     if at.present is not None:
         return "a part of the layers is left out already"
     half = at.n_layers // 2
-    return [Rung({"first": half}, "half", f"the first {half} of {at.n_layers} layers left as they are")]
+    return [
+        TrialSetting({"first": half}, "half", f"the first {half} of {at.n_layers} layers left as they are")
+    ]
 
 
-RESCUE = RescueStep("half", _rungs)
+RESCUE = RescueStep("half", _list_settings)
 
 
 def layer_problem(params: Params, n_layers: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import Field
 
-from harness.plugins import RescueSituation, RescueStep, Rung
+from harness.plugins import RescueSituation, RescueStep, TrialSetting
 from harness.records import Example, SampleResult
 from harness.regularizers import MixContext, Mixture, collect_answered_rows, general_mixture
 from harness.spec import Spec
@@ -24,19 +24,19 @@ class Params(Spec):
     data: str | None = None
 
 
-def _rungs(at: RescueSituation) -> list[Rung] | str:
+def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List the shares that a rescue tries: those of its policy that are above what the recipe mixes in."""
     written = dict(at.present or {}) | ({"data": at.policy.replay} if at.policy.replay else {})
     what = "rows of your file" if written.get("data") else "the base's own answers"
     least = written.get("share", 0.0)
     return [
-        Rung({**written, "share": share}, f"{_NAME}={share:g}", f"{100 * share:g} % replay of {what}")
+        TrialSetting({**written, "share": share}, f"{_NAME}={share:g}", f"{100 * share:g} % replay of {what}")
         for share in at.policy.shares
         if share > least
     ] or f"its recipe mixes in {100 * least:g} % already"
 
 
-RESCUE = RescueStep(_NAME, _rungs)
+RESCUE = RescueStep(_NAME, _list_settings)
 
 
 def sample(context: MixContext, params: Params) -> Mixture:

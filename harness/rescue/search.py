@@ -71,7 +71,7 @@ class _Context(NamedTuple):
 
 
 def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
-    """Try the rungs of a ladder for one run, on a session that knows their recipes.
+    """Try the trials of a schedule for one run, on a session that knows their recipes.
 
     Raises:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.

@@ -1,8 +1,7 @@
-"""Trial recipes that may keep what a fine-tune forgot, cheapest first, with what each costs.
+"""Trial recipes that may keep what a fine-tune forgot, cheapest first.
 
 Invariant: no plugin is known by its name. Every trial changes one thing of the recipe, so what helped can be
-told; a cost is that of a trial made alone from the fine-tune that is there, and what is stored costs nothing
-more.
+told.
 Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Biderman et al. 2024
 (arXiv:2405.09673); half fine-tuning Hui et al. 2024 (arXiv:2404.18466), here by whole layers; the others are
 those of the methods and regularisers that declare them.
@@ -11,23 +10,15 @@ those of the methods and regularisers that declare them.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from harness import formatting, plugins
-from harness.evaluation import costs
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.costs import Work
-from harness.evaluation.more_targets import list_further_sets
-from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
+from harness import plugins
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.curves.data_scaling import settle_sweep
-from harness.experiment.curves.tracking import tracking_work
 from harness.experiment.preparation.adapter_configs import find_adapter_config
-from harness.experiment.runs.run_candidate import find_stored_runs
 from harness.experiment.weights.candidate_weights import find_stored_weights
-from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub
-from harness.plugins import Method, RescueSituation, Rung
+from harness.plugins import Method, RescueSituation, TrialSetting
 from harness.records import Run, TrackedPoint
-from harness.report import ResultDocument, Section
 from harness.spec import TRAINING_STEPS, Recipe
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
@@ -36,7 +27,7 @@ _ANY_POINT = TrackedPoint(step=1, target=0.0, capability=0.0)  # of a training t
 
 
 class RescueTrial(NamedTuple):
-    """One rung: a recipe to try, the weights it borrows where the candidate borrows, what it changes."""
+    """One trial: a recipe to try, the weights it borrows where the candidate borrows, what it changes."""
 
     step: str
     name: str
@@ -124,15 +115,15 @@ def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence
     """List the recipes that a method makes of the weights of a candidate, without training."""
     declared = plugins.method(by).rescue
     assert declared is not None
-    rungs = declared.rungs(case)
-    if isinstance(rungs, str):
-        return rungs
+    settings = declared.settings(case)
+    if isinstance(settings, str):
+        return settings
     asked = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
     made = []
-    for rung in rungs:
-        start = {"merges": (name, *rung.merges)} if rung.merges else {"init_from": name}
-        recipe = Recipe(method=by, params=rung.params, **start, **asked)
-        made.append(_TrialChange(declared.name, rung.mark, recipe, False, rung.says))
+    for setting in settings:
+        start = {"merges": (name, *setting.merges)} if setting.merges else {"init_from": name}
+        recipe = Recipe(method=by, params=setting.params, **start, **asked)
+        made.append(_TrialChange(declared.name, setting.mark, recipe, False, setting.says))
     return made
 
 
@@ -146,16 +137,16 @@ def _add_regularizer(
             continue
         if refused := plugins.refuses(name, source.params):
             return f"not with {refused}"
-        rungs = declared.rungs(case._replace(present=source.regularize.get(name)))
-        if not isinstance(rungs, str):
-            return [_put_setting(step, source, name, rung) for rung in rungs]
-        why = rungs
+        settings = declared.settings(case._replace(present=source.regularize.get(name)))
+        if not isinstance(settings, str):
+            return [_put_setting(step, source, name, setting) for setting in settings]
+        why = settings
     return why
 
 
-def _put_setting(step: str, source: Recipe, name: str, rung: Rung) -> _TrialChange:
-    made = source.model_copy(update={"regularize": {**source.regularize, name: rung.params}})
-    return _TrialChange(step, rung.mark, made, True, rung.says)
+def _put_setting(step: str, source: Recipe, name: str, setting: TrialSetting) -> _TrialChange:
+    made = source.model_copy(update={"regularize": {**source.regularize, name: setting.params}})
+    return _TrialChange(step, setting.mark, made, True, setting.says)
 
 
 def _change_own(
@@ -201,18 +192,6 @@ def match_first_layers(n: int) -> str:
     return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
 
 
-class TrialCost(NamedTuple):
-    """One trial: what it takes in tokens, seconds and USD, and whether it is stored already."""
-
-    name: str
-    step: str
-    says: str
-    work: Work
-    time_s: float
-    cost_usd: float
-    stored: bool
-
-
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     candidate = session.candidates[run.candidate]
@@ -224,6 +203,18 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     }
     case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
     return schedule_trials(run.candidate, candidate.recipe, source, case)
+
+
+def trials_before_sweep(session: Session, name: str) -> tuple[RescueTrial, ...]:
+    """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
+    candidate = session.candidates[name]
+    if not candidate.method.tunes or candidate.is_remote:
+        return ()
+    first = candidate.trials[0].source
+    others = {one.name: one.source.params for one in _list_other_adapters(session, candidate)}
+    tracked = (_ANY_POINT,) if candidate.source.track else ()
+    case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
+    return schedule_trials(name, candidate.recipe, first, case).trials
 
 
 def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
@@ -243,77 +234,7 @@ def _list_other_adapters(session: Session, candidate: ResolvedCandidate) -> list
         one
         for one in session.candidates.values()
         if one.method.trains
-        and one.makes == "adapter"
+        and one.method.makes_adapter
         and one.source_name == one.name != candidate.source_name
         and one.served_base == candidate.served_base
     ]
-
-
-def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:
-    """Estimate every trial, on a session that knows their recipes."""
-    return [_estimate_trial(session, trial, seed) for trial in found.trials]
-
-
-def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultDocument:
-    """Lay out the tokens, time and cost of each trial, and the sum last."""
-    rows = [
-        [
-            one.name,
-            *map(formatting.count, (one.work.trained, one.work.read, one.work.generated)),
-            "stored" if one.stored else formatting.seconds(one.time_s),
-            formatting.usd(0 if one.stored else one.cost_usd),
-        ]
-        for one in plan
-    ]
-    columns = ("trial", "trained", "read", "generated", "about", "USD")
-    open_ = [one for one in plan if not one.stored]
-    total_s, total_usd = sum(o.time_s for o in open_), sum(o.cost_usd for o in open_)
-    most = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
-    notes = [f"not tried: {reason}" for reason in left_out]
-    return ResultDocument(
-        "", [Section(columns=columns, rows=rows, notes=notes)], f"{most}; the first that passes ends it"
-    )
-
-
-def largest_work(session: Session, selected: Sequence[str]) -> Work:
-    """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
-    works = [
-        sum((_work(session, t, 0) for t in _trials_before_sweep(session, name)), Work()) for name in selected
-    ]
-    return max(works, key=session.seconds, default=Work())
-
-
-def _trials_before_sweep(session: Session, name: str) -> tuple[RescueTrial, ...]:
-    """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
-    candidate = session.candidates[name]
-    if not candidate.method.tunes or candidate.is_remote:
-        return ()
-    first = candidate.trials[0].source
-    others = {one.name: one.source.params for one in _list_other_adapters(session, candidate)}
-    tracked = (_ANY_POINT,) if candidate.source.track else ()
-    case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
-    return schedule_trials(name, candidate.recipe, first, case).trials
-
-
-def _estimate_trial(session: Session, trial: RescueTrial, seed: int) -> TrialCost:
-    work, candidate = _work(session, trial, seed), session.candidates[trial.name]
-    time_s = session.seconds(work, candidate.base)
-    hour = session.experiment.decide.device_hour_usd
-    (there,) = find_stored_runs(session, [RunRequest(candidate, seed)])
-    return TrialCost(
-        trial.name,
-        trial.step,
-        trial.says,
-        work,
-        time_s,
-        costs.price_usd(time_s, session.machine.device, hour),
-        there is not None and there.state == "done",
-    )
-
-
-def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
-    weights = base_weights(session.source)
-    asked = session, trial.recipe, weights, 0
-    sets = [*suite_sets(session, weights), *target_sets(*asked), *list_further_sets(*asked)]
-    making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
-    return total_work(sets) + making + Work(opened=1, runs=1)
