@@ -11,8 +11,8 @@ import tiny_model
 from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns
-from harness.evaluation import runner
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
@@ -66,7 +66,7 @@ def rows(made, name):
 
 def list_lacking(made):
     """Name the rows that only a model can give."""
-    return {s.name for s in runner.rescore_stored(made, base_sets(made))}
+    return {s.name for s in rescore_stored(made, base_sets(made))}
 
 
 TARGET = {"letters/validation", "letters/test"}

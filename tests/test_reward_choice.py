@@ -6,8 +6,8 @@ from test_rewarded_experiment import write_experiment
 
 from harness import config, store
 from harness.config import load
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import target_sets
-from harness.evaluation.runner import rescore_stored
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.nightly.watchlist import targets

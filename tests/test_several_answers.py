@@ -12,9 +12,10 @@ from harness import comparison, config, store
 from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import target_sets
 from harness.evaluation.rows.sampled_answers import seed_of, settle
-from harness.evaluation.runner import fill, rescore_stored
+from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
 from harness.models.hf import TextCandidate, script_candidate

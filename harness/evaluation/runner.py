@@ -1,29 +1,25 @@
-"""Evaluation of missing blocks, each on the disk before the next, and re-scoring of stored answers.
+"""Evaluation of missing blocks, each on the disk before the next.
 
-Invariant: a block that is stored is never evaluated again; a kill loses at most the one in flight. Rows
-that are re-scored equal those of a new evaluation, because nothing but their scoring differs from the
-rows they are made of. What a block's token ids are does not depend on the thread that makes the next ones.
+Invariant: a block that is stored is never evaluated again; a kill loses at most the one in flight. What a
+block's token ids are does not depend on the thread that makes the next ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from harness import provenance, store
 from harness.config.files import is_shipped
 from harness.data import suite_contamination
-from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
+from harness.evaluation import EvaluationJob
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
-from harness.evaluation.judges.grade_reading import GradeReader, UngradedAnswer
 from harness.evaluation.openers import OPENERS
-from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, read_stored_rewards
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
@@ -31,7 +27,7 @@ from harness.models.batching import common_length
 from harness.models.hardware import cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
-from harness.records import BLOCK, Example, Output, PromptText, RowsIdentity, Sample, SampleResult
+from harness.records import PromptText
 from harness.spec import DATA_FILES, Fields, Task
 from harness.training import Weights
 
@@ -170,109 +166,6 @@ def answer(
     """Let weights answer sets (see `open_and_fill`)."""
     with open_and_fill(session, weights, sets, name, base):
         pass
-
-
-def rescore_stored(
-    session: Session, sets: Iterable[RowSet], ungraded: list[UngradedAnswer] | None = None
-) -> list[RowSet]:
-    """Score again what was answered before under other metrics; returns the sets that need a model.
-
-    Answers that a judge has yet to grade are added to `ungraded`; no judge is asked here.
-    """
-    absent = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
-    if not absent:
-        return []
-    known = store.identities(session.store)
-    return [rows for rows in absent if not _rescore(session, rows, known, ungraded)]
-
-
-def score_by_grades(
-    rows: RowSet, answered: Sequence[SampleResult], ungraded: list[UngradedAnswer]
-) -> list[SampleResult]:
-    """Score answers to some of a set's items by the grades there are; what no judge scores stays as it is.
-
-    Answers that a judge has yet to grade are added to `ungraded`.
-    """
-    if not rows.measured.judged:
-        return list(answered)
-    grades = rows.grades()
-    job = rows.job(grades)
-    asked = {example.id: example for example in job.examples}
-    scored = [
-        _row(job, asked[row.example_id], row, grades, {}) if row.example_id in asked else row
-        for row in answered
-    ]
-    ungraded += grades.ungraded
-    return scored
-
-
-def _rescore(
-    session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[UngradedAnswer] | None
-) -> bool:
-    """Score again every stored block of the same answers; says whether the set is then complete."""
-    wanted = rows.identity
-    same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
-    same.sort(key=lambda one: one.choice != wanted.choice)  # those first that hold the rewards
-    done = store.list_stored_blocks(session.store, wanted, rows.ids)
-    grades = rows.grades()
-    job = rows.job(grades) if same and wanted.scoring_digest else None
-    for other in same if job else ():
-        came_from = store.origins(session.store, other.digest)
-        for index, block in store.read_blocks(session.store, other, rows.ids).items():
-            if job and index not in done:
-                n_ungraded = len(grades.ungraded)
-                same_choice = other.choice == wanted.choice
-                rewards = (
-                    read_stored_rewards(rows.chooser, block) if same_choice else _ask(session, rows, block)
-                )
-                examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-                scored = [
-                    _row(job, example, row, grades, rewards)
-                    for example, row in zip(examples, block, strict=True)
-                ]
-                if len(grades.ungraded) > n_ungraded:
-                    continue
-                if index in came_from:
-                    store.keep_origin(session.store, wanted.digest, index, came_from[index])
-                store.append_block(session.store, wanted, index, scored)
-                done.add(index)
-    if ungraded is not None:
-        ungraded += grades.ungraded
-    if len(done) < rows.n_blocks:
-        return False
-    store.complete_rows(session.store, wanted, len(rows.ids))
-    return True
-
-
-def _ask(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewards:
-    """Ask the reward model that chooses, if one does, about a block's answers."""
-    m = rows.measured
-    return ask_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
-
-
-def _row(
-    job: EvaluationJob, example: Example, row: SampleResult, grades: GradeReader, rewards: Rewards
-) -> SampleResult:
-    """Score what is stored of an item; an unreadable grade says why, and is an error where it decides."""
-    samples = tuple(replace(_output(one), mean_logprob=one.mean_logprob) for one in row.samples)
-    output = replace(_output(row), gold_logprob=row.gold_logprob, gold_bytes=row.gold_bytes, samples=samples)
-
-    def score(one: Output) -> AnswerScore:
-        scored = score_output(job, example, one)
-        scored = scored._replace(parts={**scored.parts, **rewards.get((example.id, one.text), {})})
-        if unreadable := grades.unreadable.pop(example.id, {}):
-            status = "error" if job.task.primary_metric in unreadable else scored.status
-            scored = scored._replace(status=status, error="; ".join(unreadable.values()))
-        return scored
-
-    return replace(row, **answer_fields(job, row.references, output, score))
-
-
-def _output(stored: SampleResult | Sample) -> Output:
-    """Return what was answered, as it was before it was scored."""
-    ended: Any = stored.finish_reason  # one of what an output holds, from where it was copied
-    tokens = (stored.n_prompt_tokens, stored.n_output_tokens)
-    return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)
 
 
 def count_shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:

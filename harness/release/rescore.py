@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
-from harness.evaluation import runner
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
 from harness.experiment.runs import run_candidate
@@ -52,7 +52,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     if champion is not None:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
-        runner.rescore_stored(session, suite_sets(session, weights))
+        rescore_stored(session, suite_sets(session, weights))
     return RescoredRun(again, Reader(session).scores(again))
 
 

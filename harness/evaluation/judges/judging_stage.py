@@ -13,8 +13,9 @@ from harness.evaluation.judges import Judge, JudgedMetric
 from harness.evaluation.judges.grade_costs import cost_usd, list_paid_grades
 from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.evaluation.judges.grading import grade_answers
+from harness.evaluation.rescoring import rescore_stored, score_by_grades
 from harness.evaluation.rows.row_sets import RowSet
-from harness.evaluation.runner import answer, rescore_stored, score_by_grades
+from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count, percent, usd
 from harness.models.hub import ModelSource

@@ -22,8 +22,9 @@ from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
-from harness.evaluation.runner import answer, fill, find_base_rows, open_weights, rescore_stored
+from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.executors.work_plan import WorkerJob
 from harness.experiment.preparation import prepare_session

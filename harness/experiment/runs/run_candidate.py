@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
-from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.changed_facts import index_figures, list_changed_sets
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.more_targets import list_further_sets
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import (
     RowSet,
     RunIdentity,
@@ -188,7 +188,7 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     if in_folds := rescore_folds(session, candidate, weights, run.seed):
         return None, [f"{rows.name} in folds" for rows in in_folds[:1]]
     sets = row_sets(session, candidate, weights, run.seed)
-    if lacking := runner.rescore_stored(session, sets):
+    if lacking := rescore_stored(session, sets):
         return None, [rows.name for rows in lacking]
     (done,) = find_runs(session, [run_identity(session, candidate.name, run.seed, weights, sets)])
     run_id = run_id_of(session, candidate.name, run.seed, weights, sets)

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from harness.evaluation import runner
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets
-from harness.evaluation.runner import fill, open_weights
+from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
 from harness.training import Weights
@@ -36,7 +35,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
 def _list_missing(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
     """List the sets that have to be asked; what is `shared` is fetched first."""
     lacking = score_answered(session, sets)
-    return runner.find_base_rows(session, lacking) if shared else lacking
+    return find_base_rows(session, lacking) if shared else lacking
 
 
 def is_measured(session: Session, source: ModelSource) -> bool:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 from harness import plugins, store
 from harness.data import TaskItems
 from harness.errors import Diverged
-from harness.evaluation import costs, runner
+from harness.evaluation import costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.regularization import mix_context, regularization_work
+from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import prompting_step, suite_set
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
@@ -234,6 +235,6 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     items = TaskItems((), (), mixture.rows, (), (), ())
     weights = base_weights(base)
     wanted = suite_set(session, weights, join_items(task, "capability", name, items))
-    if lacking := runner.rescore_stored(session, [wanted]):
+    if lacking := rescore_stored(session, [wanted]):
         answer(session, weights, lacking, "base")
     return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
