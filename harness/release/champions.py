@@ -14,15 +14,13 @@ from typing import Any
 from harness import comparison, formatting, plugins, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import labels_missing
-from harness.comparison.labelled_answers import latest_labels
-from harness.config.rubrics import current_labels
 from harness.errors import Problem, UserError
 from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
 from harness.records import Run, load
 from harness.release.stored_experiment import StoredExperiment
-from harness.release.stored_target import gain_over, target_rows
+from harness.release.stored_target import gain_over, read_labels, target_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,7 @@ def _gain_text(stored: StoredExperiment, run: Run, champion: Champion) -> str:
     if len(versions) > 1:
         return f"unknown, for {champion.candidate} answered other items or was scored by other code"
     metric, policy = load_metrics(task)[task.primary_metric], stored.experiment.gate
-    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
+    labels = read_labels(stored, metric.name)
     rows, base = target_rows(at, run, task), target_rows(at, other, task)
     missing = labels_missing(metric.name, labels, rows, base)
     if missing and policy.uncalibrated_judge == "refuse":

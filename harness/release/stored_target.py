@@ -38,7 +38,7 @@ def target_facts(stored: StoredExperiment, run: Run, policy: GatePolicy, task: T
     at, metric = stored.store, load_metrics(task)[task.primary_metric]
     rows = target_rows(at, run, task)
     score: Estimate = comparison.estimate(metric, rows)
-    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
+    labels = read_labels(stored, metric.name)
     best = _find_best_untrained(stored, metric) if (goal.gain, goal.win_rate) != (None, None) else None
     base = target_rows(at, best, task) if best else None
     gain = None
@@ -79,6 +79,12 @@ def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[Sa
     return comparison.add_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
 
 
+def read_labels(stored: StoredExperiment, metric: str) -> Labels:
+    """Read people's latest labels of answers to the target by a metric, as its rubric is now."""
+    task = stored.experiment.target
+    return latest_labels(current_labels(store.list_labels(stored.store, task.name), task), metric)
+
+
 def _commonest_answers(stored: StoredExperiment, run: Run) -> tuple[Comparison, ...]:
     """Compare the share of a run's commonest answer on the target with its base's and the references'."""
     at, experiment, task = stored.store, stored.experiment, stored.experiment.target
@@ -97,10 +103,9 @@ def _commonest_answers(stored: StoredExperiment, run: Run) -> tuple[Comparison, 
 
 def _find_best_untrained(stored: StoredExperiment, metric: Metric) -> Run | None:
     """Find the stored run of the candidate that the decision takes as the best untrained one."""
-    at, experiment, task = stored.store, stored.experiment, stored.experiment.target
-    runs = _keep_untrained(store.list_runs(at, experiment.name), experiment)
-    found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
-    labels = latest_labels(found, metric.name)
+    experiment = stored.experiment
+    runs = _keep_untrained(store.list_runs(stored.store, experiment.name), experiment)
+    labels = read_labels(stored, metric.name) if is_judge(metric.name) else {}
     facts = _facts_on_target(stored, metric, runs, labels)
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
     return {run.candidate: run for run in runs}.get(best or "")

@@ -22,10 +22,9 @@ from harness.comparison.labelled_answers import (
     answer_digest,
     draw_items,
     is_correctable,
-    latest_labels,
     select_scored,
 )
-from harness.config.rubrics import current_labels, digest_question, rubric_of
+from harness.config.rubrics import digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment.analysis.human_labels import correct_reached
@@ -35,7 +34,7 @@ from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
 from harness.release.stored_experiment import StoredExperiment, open_stored
-from harness.release.stored_target import target_rows
+from harness.release.stored_target import read_labels, target_rows
 from harness.spec import Task, metric_name
 from harness.store import Store
 
@@ -130,7 +129,7 @@ def export_answers(
             Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
         )
     measured = _metric(task, metric)
-    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
+    labels = read_labels(stored, measured.name)
     seeds = [
         [_arm(measured.name, run, target_rows(at, run, task), labels) for run in of_recipe]
         for of_recipe in _choose_runs(stored, candidates)
@@ -181,7 +180,7 @@ def import_labels(
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
-    latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
+    latest = read_labels(stored, metric)
     by_run = {run.label: len(_list_labelled(metric, target_rows(at, run, task), latest)) for run in runs}
     return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
@@ -235,26 +234,26 @@ def list_measured_runs(stored: StoredExperiment) -> list[tuple[Run, CandidateFac
     Raises:
         IncompatibleRuns: none has answered it.
     """
-    at, task = stored.store, stored.experiment.target
+    task = stored.experiment.target
     metric, runs = load_metrics(task)[task.primary_metric], list[Run]()
     for name in stored.selected:
         with suppress(IncompatibleRuns):
             runs += candidate_runs(stored, name)
-    found = list(_facts(at, task, metric, runs))
+    found = list(_facts(stored, metric, runs))
     within = decision.apply_budgets([f for _, f in found], stored.experiment.decide)
     if not found:
         raise IncompatibleRuns(
-            f"{at.folder}: found no run with answers to {task.name}; expected one to label; "
+            f"{stored.store.folder}: found no run with answers to {task.name}; expected one to label; "
             f"next: {stored.typed.command('compare')}"
         )
     return [(run, f) for (run, _), f in zip(found, within, strict=True)]
 
 
 def _facts(
-    at: Store, task: Task, metric: Metric, runs: Iterable[Run]
+    stored: StoredExperiment, metric: Metric, runs: Iterable[Run]
 ) -> Iterator[tuple[Run, CandidateFacts]]:
     """Yield what runs reach as the decision sees it, corrected by the labels there are."""
-    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
+    at, task, labels = stored.store, stored.experiment.target, read_labels(stored, metric.name)
     for run in runs:
         with suppress(CandidateFailed, KeyError):
             test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
