@@ -41,6 +41,13 @@ PYTHON = (
     ("For a metric", "harness.records", ("Example", "Output", "SampleResult")),
     ("For a prompting", "harness.prompting", ("PromptingContext", "with_context", "question")),
     ("For a method", "harness.training", ("FitContext", "Weights", "SupervisedParams", "fine_tune")),
+    ("For a method", "harness.plugins", ("Method",)),
+    (
+        "For a regularizer",
+        "harness.regularizers",
+        ("Start", "GeneralRow", "general_mixture", "MixContext", "Mixture"),
+    ),
+    ("For a step of a rescue", "harness.plugins", ("RescueSituation", "RescueStep", "TrialSetting")),
 )
 NAMES = {
     NoneType: "nothing",

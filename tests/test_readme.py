@@ -36,6 +36,7 @@ from harness.models.hf import ModelHost
 from harness.progress import SilentProgress
 from harness.prompting import PromptingContext
 from harness.records import Example, Output
+from harness.regularizers import Start
 from harness.report import ExperimentReport
 from harness.report.experiment_report import headers, last_line
 from harness.training import FitContext
@@ -466,6 +467,17 @@ def test_the_regularizer_of_the_docs_freezes_the_embeddings_alone(tmp_path, tiny
     module.prepare(model, module.Params())
     embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     assert {id(p) for p in model.parameters() if not p.requires_grad} == embeddings
+
+
+def test_the_penalty_of_the_docs_is_the_sum_of_what_is_trained(tmp_path):
+    from torch import nn
+
+    module = plugin("harness/regularizers/l1.py", tmp_path)
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    nn.init.constant_(model.weight, -3.0)
+    (term,) = module.penalty(Start(model, 0), module.Params(strength=0.5))(1)
+    assert term.item() == 3.0
 
 
 def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished_run, own_cache, tmp_path):
