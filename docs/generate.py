@@ -23,7 +23,7 @@ from harness import cli, plugins, spec
 from harness.cli.app import EXIT_CODES
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
-from harness.experiment.catalog import list_purposes
+from harness.experiment.catalog import map_purposes
 
 ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
@@ -240,7 +240,7 @@ def plugin_parameters() -> Iterator[str]:
     yield "What a name in `harness.yaml` may stand for. `harness ls methods` prints the same of this machine."
     for kind in ("methods", "prompting", "regularizers"):
         yield f"## {kind.capitalize()}"
-        for name, purpose in list_purposes(kind).items():
+        for name, purpose in map_purposes(kind).items():
             yield f"### `{name}` {{ #{kind}-{name} }}"
             yield purpose
             params = plugins.load(kind, name, "docs").Params
@@ -253,17 +253,17 @@ def plugin_parameters() -> Iterator[str]:
                 yield _table(("parameter", "takes", "default"), map(_key_row, model.model_fields.items()))
     yield "## Metrics"
     yield _table(
-        ("metric", "meaning"), ((f"`{name}`", purpose) for name, purpose in list_purposes("metrics").items())
+        ("metric", "meaning"), ((f"`{name}`", purpose) for name, purpose in map_purposes("metrics").items())
     )
     yield "## Suites"
     yield _table(
         ("suite", "role: tasks"),
-        ((f"`{n}`", tasks) for n, tasks in list_purposes("suites", ROOT / "suites").items()),
+        ((f"`{n}`", tasks) for n, tasks in map_purposes("suites", ROOT / "suites").items()),
     )
     yield "## Tasks of these suites"
     yield _table(
         ("task", "meaning"),
-        ((f"`{name}`", text) for name, text in list_purposes("tasks", ROOT / "suites").items()),
+        ((f"`{name}`", text) for name, text in map_purposes("tasks", ROOT / "suites").items()),
     )
 
 

@@ -4,13 +4,13 @@ import pytest
 
 from harness import plugins
 from harness.errors import UserError
-from harness.experiment.catalog import list_purposes
+from harness.experiment.catalog import map_purposes
 from harness.spec import DecidePolicy
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
 def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
-    found = list_purposes(kind)
+    found = map_purposes(kind)
     assert sorted(found) == plugins.names(kind)
     for name, purpose in found.items():
         assert plugins.load(kind, name).__doc__.startswith(purpose)
@@ -18,7 +18,7 @@ def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
 
 
 def test_suites_are_listed_with_role_and_tasks(folder):
-    assert list_purposes("suites", folder / "suites") == {
+    assert map_purposes("suites", folder / "suites") == {
         "other": "capability: sums, capitals",
         "tiny": "target: tiny",
     }
@@ -26,16 +26,16 @@ def test_suites_are_listed_with_role_and_tasks(folder):
 
 def test_tasks_are_listed_with_their_suite(folder):
     assert {
-        name: text.partition(":")[0] for name, text in list_purposes("tasks", folder / "suites").items()
+        name: text.partition(":")[0] for name, text in map_purposes("tasks", folder / "suites").items()
     } == {"sums": "other", "capitals": "other", "tiny": "tiny"}
 
 
 def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):
-    assert {"general", "safety"} <= set(list_purposes("suites", tmp_path / "suites"))
+    assert {"general", "safety"} <= set(map_purposes("suites", tmp_path / "suites"))
 
 
 def test_every_key_of_the_file_is_listed_with_its_default():
-    found = list_purposes("keys")
+    found = map_purposes("keys")
     assert found["gate.macro"] == "0.02 if not written"
     assert found["device"] == "auto, cpu, cuda; auto if not written"
     assert found["name"] == "has to be written"
@@ -47,4 +47,4 @@ def test_every_key_of_the_file_is_listed_with_its_default():
 
 def test_what_cannot_be_listed_is_answered_with_what_can():
     with pytest.raises(UserError, match="did you mean 'methods'"):
-        list_purposes("method")
+        map_purposes("method")

@@ -29,7 +29,7 @@ from typer.main import get_command
 
 from harness import cli, config, data, errors, plugins, records, report, spec
 from harness.cli.options import example_commands
-from harness.experiment.catalog import list_purposes
+from harness.experiment.catalog import map_purposes
 from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
@@ -258,7 +258,7 @@ def test_readme_has_at_most_250_lines():
 def test_every_key_that_the_docs_name_is_one_of_the_experiment():
     sections = "gate|decide|nightly|rescue|target"
     named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)", DOCS)
-    known = list_purposes("keys").keys()
+    known = map_purposes("keys").keys()
     endings = ("yaml", "yml", "xml", "md", "json")
     assert {key for key in named if key not in known and key.rpartition(".")[2] not in endings} == set()
 

@@ -109,7 +109,7 @@ def gate(
 
     written = context.get_parameter_source("config")
     if base is not None and written is not None and written.name == "COMMANDLINE":
-        raise UserError(release.refuse_with_base("-c"))
+        raise UserError(release.phrase_with_base("-c"))
     judged = release.gate(at.config, candidate, at.settings, baseline=baseline, base=base)
     code = release.combine_exit_codes(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))

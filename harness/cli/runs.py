@@ -32,7 +32,7 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     trials = store.trials_by_run(at, found)
     used, of_trials = store.disk_use(at, found), store.count_freed_by_trials(at, found)
     freed = {run_id: used.freed.get(run_id, 0) + n for run_id, n in of_trials.items()}
-    listed = _list_facts if as_json else _list_lines
+    listed = _map_facts if as_json else _map_lines
     print_value(listed(found, trials, used.freed | freed), as_json)
     if not found:
         step = f"{kept.command_line().command('compare')}, or name another folder with --runs"
@@ -141,9 +141,9 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List methods, metrics, suites, keys and other names."""
-    from harness.experiment.catalog import list_purposes
+    from harness.experiment.catalog import map_purposes
 
-    print_value(list_purposes(what), as_json)
+    print_value(map_purposes(what), as_json)
 
 
 @verb(app, "harness reindex", heading=STORED)
@@ -162,7 +162,7 @@ def _brief(run: "Run") -> str:
     return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
 
 
-def _list_facts(
+def _map_facts(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
     """Map each run to its facts without rows, recipe and measurements, each trial to those of one as well."""
@@ -187,7 +187,7 @@ def _trial_facts(one: "TrialRun") -> dict[str, Any]:
     return {"state": one.state, "metric": one.metric} | {name: getattr(one.trial, name) for name in names}
 
 
-def _list_lines(
+def _map_lines(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
     """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""

@@ -46,7 +46,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
     shown = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     data, marks = parse(_text(path, shown), shown)
     if not isinstance(data, dict):
-        raise UserError(_refuse_no_mapping(shown, data, expected))
+        raise UserError(_phrase_no_mapping(shown, data, expected))
     _spell_out_tasks(data)
     for task in (data, *_list(data.get("tasks"))):
         _resolve(mapping(task), path.parent)
@@ -144,14 +144,14 @@ def _inline_target(tree: Tree, keys: Keys) -> None:
     tasks = suite.get("tasks")
     if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
         tree.failed.add(keys)
-        tree.problems.append(_refuse_several_tasks(tasks, tree.where((*keys, "tasks"))))
+        tree.problems.append(_phrase_several_tasks(tasks, tree.where((*keys, "tasks"))))
         return
     prefix: Keys = (*keys, "tasks", 0)
     n = len(prefix)
     tree.put(keys, tasks[0], {k[n:]: mark for k, mark in tree.marks.items() if k[:n] == prefix})
 
 
-def _refuse_several_tasks(tasks: Any, where: str) -> Problem:
+def _phrase_several_tasks(tasks: Any, where: str) -> Problem:
     found = f"{len(tasks)} tasks" if isinstance(tasks, list) else "no list of tasks"
     return Problem(
         where, found, "a target of one task", "keep one here and list others as a suite under suites:"
@@ -328,7 +328,7 @@ def _text(path: Path, shown: str) -> str:
         raise UserError(problem) from None
 
 
-def _refuse_no_mapping(shown: str, data: Any, expected: str) -> Problem:
+def _phrase_no_mapping(shown: str, data: Any, expected: str) -> Problem:
     kinds = {type(None): "an empty file", list: "a list", str: "text"}
     found = kinds.get(type(data), f"the value {data}")
     return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")

@@ -242,13 +242,13 @@ def _split(
     content = readers.read(path, split)
     made = augmented_rows.origins(content.rows)
     if made and split != "train":
-        raise UserError(_refuse_augmented_rows(content, made, split))
+        raise UserError(_phrase_augmented_rows(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
     return augmented_rows.add_origins(items.examples(task, content, notes, documents, problems), made)
 
 
-def _refuse_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
+def _phrase_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
     """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
     found, expected = f"an augmented row ({augmented_rows.ORIGIN}: …) in {split}", "rows to train on alone"
     step = "remove the row, or name the file under train:"

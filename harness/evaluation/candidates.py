@@ -189,10 +189,10 @@ def _model_source(
 def refuse_silent(candidate: ResolvedCandidate) -> None:
     """Refuse to ask a candidate that answers nothing."""
     if not candidate.method.answers:
-        raise UserError(say_silent(candidate.name, candidate.source.method))
+        raise UserError(phrase_silent(candidate.name, candidate.source.method))
 
 
-def say_silent(name: str, method: str) -> Problem:
+def phrase_silent(name: str, method: str) -> Problem:
     """Phrase that a candidate answers nothing."""
     found, expected = f"the method {method}, whose weights answer nothing", "a candidate that answers"
     return Problem(f"candidate {name}", found, expected, f"harness train {name}, which makes it")

@@ -361,7 +361,7 @@ def _report_runs(
 ) -> ExperimentReport:
     """Report runs that were looked up; all have to be there, or the error names those to select instead."""
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
-        raise _say_absent(session, absent, wanted if may_leave_out else ())
+        raise _phrase_absent(session, absent, wanted if may_leave_out else ())
     reader = Reader(session)
     runs = [outcome(session, reader, run) for run in found if run is not None]
     header, notes = _header(session), _notes(session, runs)
@@ -370,7 +370,7 @@ def _report_runs(
     return _note_changes(session, report, runs)
 
 
-def _say_absent(
+def _phrase_absent(
     session: Session, absent: Sequence[RunRequest], selectable: Sequence[RunRequest]
 ) -> IncompatibleRuns:
     """Say of which candidates no run is stored as written now, and as far as that is known why."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parents[1]
 
 
-def list_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
+def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
     """Map names to purposes.
 
     Raises:

@@ -23,7 +23,7 @@ def macro(name: str, task: Task, of_label: Callable[[Array, Array, Array], Array
         UserError: the task has no `labels`.
     """
     if not task.labels:
-        raise UserError(_refuse_no_labels(name, task))
+        raise UserError(_phrase_no_labels(name, task))
     index = {normalize(label): i for i, label in enumerate(task.labels)}
 
     def score(output: Output, example: Example) -> Parts | None:
@@ -54,7 +54,7 @@ def _counts(predicted: int | None, gold: int, n_labels: int) -> Parts:
     return tuple(counts)
 
 
-def _refuse_no_labels(name: str, task: Task) -> Problem:
+def _phrase_no_labels(name: str, task: Task) -> Problem:
     return Problem(
         f"task {task.name}",
         f"metric {name} on a task without labels",

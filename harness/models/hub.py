@@ -33,7 +33,7 @@ from harness.models.model_folder import (
     SAFETENSORS,
     content_digest,
     find_matching,
-    list_stored_tensors,
+    map_stored_tensors,
     read_config,
     refuse_damaged,
     weights_bytes,
@@ -160,7 +160,7 @@ def expert_share(source: ModelSource) -> float:
 @cache
 def _count_in_experts(path: Path, weights_digest: str) -> int:
     """Count the parameters in experts by the headers of a model's files, once for each model."""
-    return expert_parameters(parameters_of(list_stored_tensors(path), find_packed_bits(read_config(path))))
+    return expert_parameters(parameters_of(map_stored_tensors(path), find_packed_bits(read_config(path))))
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
@@ -273,7 +273,7 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
 def _count_parameters(path: Path) -> int:
     """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
     config = read_config(path)
-    if counted := sum(parameters_of(list_stored_tensors(path), find_packed_bits(config)).values()):
+    if counted := sum(parameters_of(map_stored_tensors(path), find_packed_bits(config)).values()):
         return counted
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
     return max(1, weights_bytes(path) // (4 if four_bytes else 2))
@@ -323,7 +323,7 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
             )
         ) from None
     except GatedRepoError:
-        raise UserError(_refuse_gated(f"{where} {name}", name)) from None
+        raise UserError(_phrase_gated(f"{where} {name}", name)) from None
     except (OSError, ValueError) as error:
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
         raise UserError(
@@ -336,7 +336,7 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
         ) from None
 
 
-def _refuse_gated(where: str, name: str) -> Problem:
+def _phrase_gated(where: str, name: str) -> Problem:
     """Say what a model takes whose owner wants to know who fetches it."""
     found = "a model whose licence has to be accepted first"
     step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"

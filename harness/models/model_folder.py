@@ -40,7 +40,7 @@ def weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in weights_files(folder))
 
 
-def list_stored_tensors(path: Path) -> dict[str, Tensor]:
+def map_stored_tensors(path: Path) -> dict[str, Tensor]:
     """List the tensors of a folder's safetensors, read from their headers alone."""
     return {name: tensor for file in _safetensors(path) for name, tensor in tensors_of(file).items()}
 

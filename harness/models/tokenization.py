@@ -67,12 +67,12 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") ->
     written, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
     ends = {int(i) for i in [*(written if isinstance(written, list) else [written]), eos] if i is not None}
     if pad is None and not ends:
-        raise _refuse_no_end()
+        raise _phrase_no_end()
     first = int(pad if pad is not None else eos if eos is not None else min(ends))
     return [first, *sorted(ends - {first})]
 
 
-def _refuse_no_end() -> UserError:
+def _phrase_no_end() -> UserError:
     found = "a tokenizer with neither a pad nor an end-of-sequence token, and a model that names none"
     step = "eos_token in its tokenizer_config.json, or eos_token_id in generation_config.json"
     return UserError(Problem("base_model", found, "a token that ends an answer", step))
@@ -172,5 +172,5 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_
 def _prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None and eos is None:
-        raise _refuse_no_end()
+        raise _phrase_no_end()
     return (int(bos if bos is not None else eos),)

@@ -80,7 +80,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
             kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
             state = replace(state, references=kept)
         if not closed and not new_reference:
-            raise _refuse_no_alarm(loaded, about, open_alarms(state))
+            raise _phrase_no_alarm(loaded, about, open_alarms(state))
         write_state(at, folder, state)
     return closed
 
@@ -103,7 +103,7 @@ def send(path: Path, webhook: str, night: str) -> str:
     return error
 
 
-def _refuse_no_alarm(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
+def _phrase_no_alarm(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
     found = f"no open alarm about {about}" if about else "no open alarm"
     step = f"one of: {', '.join(a.about for a in known)}" if known else "nothing is to be done"
     return UserError(Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step))

@@ -68,10 +68,10 @@ def targets(
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
         raise UserError(Problem("nightly", found, "somebody to watch", step))
-    return [(label, _refuse_choice(one)) for label, one in out]
+    return [(label, _check_choice(one)) for label, one in out]
 
 
-def _refuse_choice(found: Target | HarnessError) -> Target | HarnessError:
+def _check_choice(found: Target | HarnessError) -> Target | HarnessError:
     """Return an error for answers that a judge or a reward model chooses: a night lets neither choose."""
     drawn = found.candidate.recipe.sampling if isinstance(found, Target) else None
     if drawn is None or drawn.by in (None, MEAN_LOGPROB):

@@ -45,7 +45,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         UserError: the task has no training examples.
     """
     if not context.train:
-        raise UserError(_refuse_no_training(context.task.name))
+        raise UserError(_phrase_no_training(context.task.name))
     ranked = (
         _nearest(context.train) if params.select == "knn" else _random_ranking(context.train, context.seed)
     )
@@ -140,7 +140,7 @@ def _alternate(groups: list[list[Example]]) -> list[Example]:
     return [example for turn in zip_longest(*groups) for example in turn if example is not None]
 
 
-def _refuse_no_training(task: str) -> Problem:
+def _phrase_no_training(task: str) -> Problem:
     return Problem(
         f"task {task}",
         "prompting few_shot without training examples",

@@ -87,7 +87,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         UserError: the task has no documents.
     """
     if not context.documents:
-        raise UserError(_refuse_no_documents(context.task.name))
+        raise UserError(_phrase_no_documents(context.task.name))
     chunks, texts = _passages(context, params)
     scores = _scores(texts, params, context)
     rerank = None if context.dry_run else _make_reranker(texts, params, context.task.name)
@@ -176,7 +176,7 @@ def _make_reranker(texts: list[str], params: Params, task: str) -> Reranking | N
     return rerank
 
 
-def _refuse_no_documents(task: str) -> Problem:
+def _phrase_no_documents(task: str) -> Problem:
     return Problem(
         f"task {task}",
         "prompting rag without documents",

@@ -54,7 +54,7 @@ def gate(
             step = f"--candidate NAME, {did_you_mean('', known)}; or {step}"
         raise UserError(Problem("--candidate", "none", "what to judge", step))
     if base is not None and baseline is not None:
-        raise UserError(refuse_with_base("--baseline"))
+        raise UserError(phrase_with_base("--baseline"))
     if base is not None:
         return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
     if baseline not in (None, "base", "champion"):
@@ -94,7 +94,7 @@ def _refuse_ablation(stored: StoredExperiment, run: Run) -> None:
         raise UserError(Problem("promote", found, "a candidate to be shipped", "promote one without corrupt"))
 
 
-def refuse_with_base(option: str) -> Problem:
+def phrase_with_base(option: str) -> Problem:
     """Phrase an option that is for stored runs and was given with --base."""
     found = f"{option} as well, which is for stored runs"
     return Problem(

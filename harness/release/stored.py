@@ -16,7 +16,7 @@ from harness import config, decision, gating, plugins, store
 from harness.data import version_of_test
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
-from harness.evaluation.candidates import say_silent
+from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.rows.row_sets import rows_version
 from harness.experiment.analysis.verdict_records import (
     Judgement,
@@ -127,7 +127,7 @@ def candidate_runs(stored: StoredExperiment, candidate: str, *, sampled: bool = 
     if candidate in known:
         recipe = known[candidate]
         if not plugins.find_method(recipe.method).answers:
-            raise UserError(say_silent(candidate, recipe.method))
+            raise UserError(phrase_silent(candidate, recipe.method))
         whole = stored.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
@@ -177,7 +177,7 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
     unanswered = [named for named in tasks if f"{named[0].name}/test" not in run.rows]
     if tasks and len(unanswered) == len(tasks):
-        raise _say_unanswered(stored, run, [named[0].name for named in tasks])
+        raise _phrase_unanswered(stored, run, [named[0].name for named in tasks])
     _refuse_changed(stored, catalogue, run, sampling)
     refuse_regraded(stored, run)
     refuse_lost_folds(stored, run)
@@ -218,7 +218,7 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
 
 
-def _say_unanswered(stored: StoredExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
+def _phrase_unanswered(stored: StoredExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
     """Say why nothing tells what a run forgot: it never answers the suites, or has not answered them yet."""
     if not answers_suites(run.recipe):
         found = f"the method {run.method}, which answers no task of the suites"

@@ -73,7 +73,7 @@ def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:
     for tool, functions in zip(tools, read, strict=True):
         if not functions and not _is_bare(tool):
             shown = json.dumps(tool, ensure_ascii=False)[:80]
-            raise _refuse(row, f"{shown} among the tools in {field!r}")
+            raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
         out += functions or [_drop_nulls(tool)]
     return out
 
@@ -93,7 +93,7 @@ def _parse(row: Row, field: str, value: Any) -> Any:
         return parse_json(value)
     except ValueError:
         if _DEFINES.match(value):
-            raise _refuse(row, f"definitions that are no JSON in {field!r}") from None
+            raise _phrase_unreadable(row, f"definitions that are no JSON in {field!r}") from None
         return None
 
 
@@ -130,5 +130,5 @@ def _drop_nulls(value: Any) -> Any:
     return [_drop_nulls(of) for of in value] if isinstance(value, list) else value
 
 
-def _refuse(row: Row, found: str) -> UserError:
+def _phrase_unreadable(row: Row, found: str) -> UserError:
     return UserError(Problem(row.where, found, _EXPECTED, f"{MEND_ROW}, or rename the column"))

@@ -282,12 +282,12 @@ def _describe_load_error(
             where, found, "every split that the task names", "add the split's file to its README.md"
         )
     if isinstance(error, OSError) and not folder:
-        return _refuse_no_data(member, datasets_dir, error, where)
+        return _phrase_no_data(member, datasets_dir, error, where)
     found = f"{member.name}: {type(error).__name__}: {said[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
 
 
-def _refuse_no_data(
+def _phrase_no_data(
     member: RegisteredTask, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
     looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""

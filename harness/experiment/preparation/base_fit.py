@@ -28,7 +28,7 @@ from harness.models.memory.shape import (
     quantization_method,
     shape_of,
 )
-from harness.models.model_folder import list_stored_tensors, read_config, refuse_damaged
+from harness.models.model_folder import map_stored_tensors, read_config, refuse_damaged
 from harness.records import Run, parse_json
 from harness.spec import HUB
 
@@ -314,4 +314,4 @@ def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         return hub.remote_headers(name.removeprefix(HUB), "--base")
     config = read_config(folder)
     refuse_damaged(folder)
-    return config, list_stored_tensors(folder)
+    return config, map_stored_tensors(folder)

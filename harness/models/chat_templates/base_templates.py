@@ -33,7 +33,7 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
         return {**sources, **_complete(experiment.chat_template, {name: sources[name] for name in lacking})}
     in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
     if in_chat and lacking:
-        raise UserError([_refuse_no_template(name, in_chat) for name in lacking])
+        raise UserError([_phrase_no_template(name, in_chat) for name in lacking])
     return dict(sources)
 
 
@@ -41,7 +41,7 @@ def _lacks_template(source: ModelSource) -> bool:
     return not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
 
 
-def _refuse_no_template(name: str, in_chat: list[str]) -> Problem:
+def _phrase_no_template(name: str, in_chat: list[str]) -> Problem:
     known = ", ".join(template_names())
     return Problem(
         f"base_model {name}",

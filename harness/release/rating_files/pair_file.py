@@ -133,19 +133,19 @@ def _pairs_of_runs(stored: StoredExperiment, candidates: Sequence[str]) -> list[
         named = [candidate_runs(stored, name) for name in candidates]
         if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
             return list(product(named[0], named[1]))
-        raise _refuse_not_two(runs[0].label for runs in named)
+        raise _phrase_not_two(runs[0].label for runs in named)
     measured = list_measured_runs(stored)
     facts = [f for _, f in measured]
     best, untrained = decision.strongest_run(facts), decision.alternative(facts)
     if best is None or untrained is None or best.name == untrained.name:
-        raise _refuse_not_two(f.label for f in (best or untrained,) if f is not None)
+        raise _phrase_not_two(f.label for f in (best or untrained,) if f is not None)
     other = next(run for run, f in measured if f is untrained)
     tuned = [(run, f) for run, f in measured if decision.is_fine_tuned(f)]
     tuned.sort(key=lambda one: (one[1].name != best.name, one[1] is not best))
     return [(run, other) for run, _ in tuned]
 
 
-def _refuse_not_two(labels: Iterable[str]) -> UserError:
+def _phrase_not_two(labels: Iterable[str]) -> UserError:
     found = ", ".join(labels) or "none"
     return UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
 
