@@ -23,7 +23,7 @@ from harness.decision import (
 )
 from harness.formatting import round_up
 from harness.report import ExperimentReport
-from harness.report.decision_tables import arithmetic_rows
+from harness.report.tables.decision_tables import arithmetic_rows
 from harness.spec import DecidePolicy
 from parts import charts, controls, paired_runs, project, safe_text
 from parts.decision_sliders import sliders

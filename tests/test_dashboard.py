@@ -27,11 +27,11 @@ from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.records import Grade, Sample
-from harness.report.decision_tables import arithmetic_rows
-from harness.report.experiment_report import table_rows
 from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.loss_curves import PREFERENCES
 from harness.report.plots.pareto_front import Point
+from harness.report.tables.decision_tables import arithmetic_rows
+from harness.report.wording import table_rows
 from harness.rescue import HalfVerdict, Rescue, TrialResult
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store

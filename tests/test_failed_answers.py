@@ -16,7 +16,7 @@ from harness.gating import Measurement, TargetFacts, exit_code
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK
 from harness.release import candidate_runs, open_stored
-from harness.report.experiment_report import arm_texts
+from harness.report.wording import arm_texts
 from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
 

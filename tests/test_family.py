@@ -16,7 +16,7 @@ from harness.decision import Decision, Family, family_of, place_in_family
 from harness.gating import GateResult, TaskComparison, Verdict
 from harness.gating.rules import apply_rules
 from harness.report import gate_report
-from harness.report.experiment_report import miss_text
+from harness.report.wording import miss_text
 from harness.spec import GatePolicy, Task
 
 POLICY = GatePolicy()

@@ -4,7 +4,7 @@ import pytest
 from fake_facts import candidate, make_fine_tune
 
 from harness.decision import decide, index_sentences, index_usd_per_1k, reprice
-from harness.report.experiment_report import find_shown_figure, print_measured
+from harness.report.wording import find_shown_figure, print_measured
 from harness.spec import DecidePolicy
 
 COST = "cost_per_1k_usd"

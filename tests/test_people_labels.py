@@ -36,7 +36,7 @@ from harness.records import AnswerLabel, LabelSet, Sample
 from harness.release.rating_files import csv_file, label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.escape import spreadsheet_lines
-from harness.report.people_labels import label_sections, sentences
+from harness.report.tables.people_labels import label_sections, sentences
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
 from tests import tiny_experiment

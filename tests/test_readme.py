@@ -38,7 +38,7 @@ from harness.prompting import PromptingContext
 from harness.records import Example, Output
 from harness.regularizers import Start
 from harness.report import ExperimentReport
-from harness.report.experiment_report import headers, last_line
+from harness.report.wording import headers, last_line
 from harness.training import FitContext
 
 ROOT = Path(__file__).parents[1]

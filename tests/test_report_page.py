@@ -33,7 +33,6 @@ from harness.report import (
     to_json,
     write,
 )
-from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean, clean_lines
 from harness.report.labels import shorten_for_picture
 from harness.report.plots import chances, curves, forest, front
@@ -41,6 +40,7 @@ from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
 from harness.report.plots.pareto_front import NARROW
 from harness.report.plots.svg import AxisScale, marks, width_of
+from harness.report.tables.decision_tables import arithmetic_rows
 from harness.report.tables.origin_tables import provenance_tables
 from harness.spec import DecidePolicy
 

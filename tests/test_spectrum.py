@@ -20,7 +20,7 @@ from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.hf import HFCandidate, ModelHost, load_base
 from harness.models.hub import resolve
 from harness.models.memory.shape import Shape
-from harness.report.experiment_report import figure_text
+from harness.report.wording import figure_text
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -20,8 +20,8 @@ from harness.nightly.changes import compare_base
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.csv import to_csv
-from harness.report.experiment_report import best_first, headers, live_line, table_rows
 from harness.report.plots.pareto_front import front, points_of
+from harness.report.wording import best_first, headers, live_line, table_rows
 from harness.rescue import Rescue
 from harness.rescue.report import rows as rescue_rows
 from harness.rescue.result import HalfVerdict, TrialResult

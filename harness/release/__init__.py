@@ -27,8 +27,8 @@ from harness.release.sampled import is_sampled
 from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
 from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.report import gate_report, markdown
-from harness.report.experiment_report import family_text
 from harness.report.gate_report import gate_document, to_json
+from harness.report.wording import family_text
 
 
 def gate(

@@ -15,15 +15,8 @@ from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
 from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
-from harness.report.experiment_report import (
-    SMOKE,
-    AttributionStep,
-    ExperimentReport,
-    Flip,
-    first_result_line,
-    flips_of,
-    live_line,
-)
+from harness.report.experiment_report import AttributionStep, ExperimentReport, Flip
+from harness.report.flips import flips_of
 from harness.report.html import html
 from harness.report.junit import junit
 from harness.report.plots import front_file
@@ -32,6 +25,7 @@ from harness.report.reading import paths as kept_reports
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.terminal import print_last, score_table, terminal, terminal_table
+from harness.report.wording import SMOKE, first_result_line, live_line
 
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:

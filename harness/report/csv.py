@@ -12,7 +12,8 @@ from typing import Any
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
 from harness.report.escape import spreadsheet
-from harness.report.experiment_report import ExperimentReport, best_first
+from harness.report.experiment_report import ExperimentReport
+from harness.report.wording import best_first
 
 COLUMNS = (
     "experiment",

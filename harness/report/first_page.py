@@ -22,8 +22,11 @@ from harness.decision.results import (
 from harness.decision.seeds import pool_seeds
 from harness.gating import MissRate, Verdict
 from harness.report.document import Command, FirstPage, Reason, Section
-from harness.report.experiment_report import (
-    ExperimentReport,
+from harness.report.experiment_report import ExperimentReport
+from harness.report.labels import WORDS
+from harness.report.plots.pareto_front import NARROW, front
+from harness.report.tables.target_tables import wins_sentence
+from harness.report.wording import (
     best_first,
     change_text,
     describe_disturbed,
@@ -32,9 +35,6 @@ from harness.report.experiment_report import (
     table_rows,
     target_text,
 )
-from harness.report.labels import WORDS
-from harness.report.plots.pareto_front import NARROW, front
-from harness.report.tables.target_tables import wins_sentence
 from harness.spec import PEOPLE
 
 PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"

@@ -11,7 +11,8 @@ from typing import Any
 from harness import formatting, gating, report
 from harness.gating import GateResult, TaskComparison
 from harness.report.document import ResultDocument, Section
-from harness.report.experiment_report import (
+from harness.report.labels import WORDS
+from harness.report.wording import (
     arm_texts,
     change_text,
     family_text,
@@ -20,7 +21,6 @@ from harness.report.experiment_report import (
     miss_text,
     name_lost_items,
 )
-from harness.report.labels import WORDS
 
 _LOST_SHOWN = 20
 _TASK_COLUMNS = ("task", "metric", "n", "baseline", "candidate", "change", "lost/gained", "in the macro")

@@ -16,12 +16,13 @@ from harness.records import TrainingRecord
 from harness.report import plots
 from harness.report.document import Section
 from harness.report.escape import clean_lines, page_environment
-from harness.report.experiment_report import ExperimentReport, Flip, best_first
+from harness.report.experiment_report import ExperimentReport, Flip
 from harness.report.labels import CLASSES, WORDS, shorten_for_picture
 from harness.report.plots import svg
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import LONGEST
 from harness.report.sections import experiment_document
+from harness.report.wording import best_first
 
 _FOLDER = Path(__file__).parent
 

@@ -11,7 +11,20 @@ from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
-from harness.report.decision_tables import (
+from harness.report.document import ResultDocument, Section
+from harness.report.escape import clean
+from harness.report.experiment_report import ExperimentReport
+from harness.report.first_page import first_page, nearest_miss
+from harness.report.plots.heat_map import heat
+from harness.report.tables.answer_tables import (
+    collapse_sentence,
+    diversity_section,
+    retrieval_section,
+    retrieval_text,
+    several_section,
+    several_text,
+)
+from harness.report.tables.decision_tables import (
     ablation_section,
     arithmetic_rows,
     curve_section,
@@ -20,11 +33,12 @@ from harness.report.decision_tables import (
     seed_sentences,
     speed_section,
 )
-from harness.report.document import ResultDocument, Section
-from harness.report.escape import clean
-from harness.report.experiment_report import (
+from harness.report.tables.origin_tables import attribution_sentence, provenance_tables, steps_section
+from harness.report.tables.people_labels import label_sections
+from harness.report.tables.target_tables import changes_section, targets_section, wins_section
+from harness.report.tables.training_tables import figure_title, sets_section, show_trainings, trials_section
+from harness.report.wording import (
     SMOKE,
-    ExperimentReport,
     arm_texts,
     best_first,
     change_text,
@@ -37,20 +51,6 @@ from harness.report.experiment_report import (
     miss_text,
     name_lost_items,
 )
-from harness.report.first_page import first_page, nearest_miss
-from harness.report.people_labels import label_sections
-from harness.report.plots.heat_map import heat
-from harness.report.tables.answer_tables import (
-    collapse_sentence,
-    diversity_section,
-    retrieval_section,
-    retrieval_text,
-    several_section,
-    several_text,
-)
-from harness.report.tables.origin_tables import attribution_sentence, provenance_tables, steps_section
-from harness.report.tables.target_tables import changes_section, targets_section, wins_section
-from harness.report.tables.training_tables import figure_title, sets_section, show_trainings, trials_section
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.

@@ -21,20 +21,9 @@ from harness.decision import CandidateFacts, forecast_text, is_fine_tuned, passe
 from harness.formatting import UNKNOWN, count
 from harness.gating import Rule
 from harness.report import labels
-from harness.report.decision_tables import seed_sentences
 from harness.report.document import terminal_lines
 from harness.report.escape import clean, shorten
-from harness.report.experiment_report import (
-    SMOKE,
-    ExperimentReport,
-    ReportRow,
-    best_first,
-    headers,
-    last_line,
-    score_text,
-    table_rows,
-    verdict_word,
-)
+from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import find_judged, labels_note, nearest_miss, next_steps, reasons, worst_tasks
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
@@ -44,7 +33,18 @@ from harness.report.tables.answer_tables import (
     retrieval_text,
     several_text,
 )
+from harness.report.tables.decision_tables import seed_sentences
 from harness.report.tables.origin_tables import attribution_sentence
+from harness.report.wording import (
+    SMOKE,
+    ReportRow,
+    best_first,
+    headers,
+    last_line,
+    score_text,
+    table_rows,
+    verdict_word,
+)
 
 WIDTH = 100
 _COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of world_facts, 9 of arithmetic`

@@ -16,10 +16,10 @@ from harness import formatting, report
 from harness.decision import Decision
 from harness.records import parse_json
 from harness.report import ExperimentReport, ResultDocument, Section
-from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
 from harness.report.reading import restore, with_units
 from harness.report.tables.target_tables import targets_section
+from harness.report.wording import target_text, verdict_word
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.spec import Recipe
 

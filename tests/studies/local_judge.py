@@ -31,7 +31,7 @@ from harness import formatting, stats, store
 from harness.experiment import compare
 from harness.release.rating_files.label_file import export_answers, import_labels
 from harness.report import ExperimentReport
-from harness.report.people_labels import sentences
+from harness.report.tables.people_labels import sentences
 from harness.store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ Invariant: the words and the chances are those that the other forms of the repor
 
 from harness import formatting
 from harness.gating import MissRate, Verdict
-from harness.report.experiment_report import miss_what
 from harness.report.plots.svg import group, picture, rect, text
+from harness.report.wording import miss_what
 
 _WIDTH, _ROW, _LEFT, _LONG = 860.0, 24.0, 470.0, 320.0
 

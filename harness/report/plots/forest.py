@@ -10,9 +10,10 @@ from harness import formatting
 from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
 from harness.gating import Verdict
-from harness.report.experiment_report import ExperimentReport, flips_text
+from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import shorten_for_picture
 from harness.report.plots.svg import AxisScale, group, line, mark, marks, pad_range, picture, rect, text
+from harness.report.wording import flips_text
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
 _LEFT, _RIGHT = 210.0, 590.0  # where the axis begins and ends

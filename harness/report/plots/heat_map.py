@@ -8,7 +8,8 @@ from typing import NamedTuple
 from harness import formatting
 from harness.comparison import Comparison, orient
 from harness.decision import is_fine_tuned
-from harness.report.experiment_report import ExperimentReport, best_first
+from harness.report.experiment_report import ExperimentReport
+from harness.report.wording import best_first
 
 _FULL_COLOUR = 0.30  # the change that gets the whole colour; larger ones get no more
 

@@ -13,10 +13,11 @@ from harness import formatting, stats
 from harness.comparison import Estimate
 from harness.decision import CandidateFacts
 from harness.report.escape import shorten
-from harness.report.experiment_report import ExperimentReport, best_first, verdict_word
+from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import CLASSES, WORDS, shorten_for_picture
 from harness.report.plots import svg
 from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, text
+from harness.report.wording import best_first, verdict_word
 
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 

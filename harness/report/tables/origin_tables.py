@@ -8,7 +8,8 @@ from harness.formatting import UNKNOWN
 from harness.records import Run
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import AttributionStep, change_text
+from harness.report.experiment_report import AttributionStep
+from harness.report.wording import change_text
 
 Origins = Mapping[str, Mapping[str, str]]
 _OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")

@@ -13,7 +13,7 @@ from harness.decision import CandidateFacts, TargetScore, basis_text
 from harness.decision.changed_answers import ChangedAnswers, describe_outdated
 from harness.formatting import UNKNOWN
 from harness.report.document import Section
-from harness.report.experiment_report import change_text, score_text
+from harness.report.wording import change_text, score_text
 from harness.spec import TargetPolicy
 
 _CHANGES_COLUMNS = (

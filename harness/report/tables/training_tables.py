@@ -13,9 +13,9 @@ from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, score
 from harness.records import TrainingRecord, Trial
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import figure_text
 from harness.report.plots import loss_curves
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
+from harness.report.wording import figure_text
 from harness.store import TrialRun
 
 # Words for what a training measured, where the name of the figure does not say it.

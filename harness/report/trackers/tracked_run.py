@@ -9,14 +9,8 @@ from math import isfinite
 
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
-from harness.report.experiment_report import (
-    SMOKE,
-    ExperimentReport,
-    best_first,
-    find_shown_figure,
-    last_line,
-    verdict_word,
-)
+from harness.report.experiment_report import ExperimentReport
+from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
 
 _CURVES = (
     "loss",

@@ -11,7 +11,7 @@ from harness.comparison.biases.length_bias import LengthFavour
 from harness.comparison.judge_correction import MIN_LABELS
 from harness.formatting import change, count, figure, percent, plain, pluralize, score
 from harness.report.document import Section
-from harness.report.experiment_report import change_text, score_text
+from harness.report.wording import change_text, score_text
 
 KIND = "labels"
 _LEAST_ALPHA = 0.667  # of raters, for which Krippendorff allows tentative conclusions

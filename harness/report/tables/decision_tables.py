@@ -21,7 +21,7 @@ from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import change_text, describe_disturbed, print_measured, score_text
+from harness.report.wording import change_text, describe_disturbed, print_measured, score_text
 
 _SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 _CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")

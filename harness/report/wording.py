@@ -1,0 +1,271 @@
+"""Words of a report: the cells, sentences and figures that every format prints of a candidate.
+
+Invariant: terminal, Markdown, HTML and JSON say the same of a candidate, because its cells and sentences come
+from here; a smoke report says in each of them that it is no evidence.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from harness import formatting, gating, plugins
+from harness.comparison import Comparison, Estimate
+from harness.decision import (
+    CandidateFacts,
+    best_untrained,
+    gain,
+    is_fine_tuned,
+)
+from harness.gating import MissRate, Verdict
+from harness.report import labels
+from harness.report.experiment_report import ExperimentReport
+
+SMOKE = "smoke, not evidence"
+_SHORT = {
+    "exact_match": "EM",
+    "accuracy": "acc",
+    "macro_f1": "macro F1",
+    "token_f1": "F1",
+    "bleu": "BLEU",
+    "bits_per_byte": "bits/byte",
+}
+
+
+class ReportRow(NamedTuple):
+    """One candidate's cells of the result table."""
+
+    candidate: str
+    target: str
+    vs_untrained: str
+    forgetting: str
+    lost_gained: str
+    cost: str
+    p50: str
+    verdict: str
+
+
+def headers(report: ExperimentReport) -> ReportRow:
+    """Name the columns of the result table."""
+    better = report.unit.higher_is_better
+    return ReportRow(
+        "candidate",
+        f"target {_SHORT.get(report.metric, report.metric)}{'' if better else ' ↓'}",
+        "vs best untrained" if better else "gain vs best untrained",
+        "forgetting (macro)",
+        "lost/gained",
+        "$/1k",
+        "p50",
+        "verdict",
+    )
+
+
+def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[ReportRow]:
+    """List the candidates best first, failed ones last; `tight` spares digits and words."""
+    reference = best_untrained(report.facts)
+    return [_row(f, reference, tight) for f in best_first(report)]
+
+
+def best_first(report: ExperimentReport) -> list[CandidateFacts]:
+    """Sort by the target's score on test; candidates without one come last, as listed."""
+
+    def key(f: CandidateFacts) -> tuple[bool, float]:
+        scored = f.state == "done" and f.target is not None
+        return not scored, -f.target.unit.sign * f.target.score if scored and f.target else 0.0
+
+    return sorted(report.facts, key=key)
+
+
+def last_line(report: ExperimentReport) -> str:
+    """Return the verdict: one sentence, marked where it rests on a smoke run."""
+    sentence = report.decision.sentence if report.decision else "Nothing was decided."
+    return f"{sentence} ({SMOKE})" if report.smoke else sentence
+
+
+def verdict_word(f: CandidateFacts) -> str:
+    """Say a run's verdict in one word."""
+    if f.state == "failed":
+        return labels.ERROR
+    return labels.WORDS[f.verdict.outcome] if f.verdict else formatting.UNKNOWN
+
+
+def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
+    """Say in one line what a candidate reached, while the others are still running."""
+    if f.state == "failed":
+        return failure_line(f)
+    target = target_text(f)
+    parts = [f"{_SHORT.get(metric, metric)} {target}"]
+    parts += [f"{print_measured(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
+    parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
+    parts += [verdict_word(f)] if f.verdict else []
+    parts += [SMOKE] if smoke else []
+    return f"{f.label}: {' · '.join(parts)}"
+
+
+def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
+    """Say what one candidate reached on the target before anything else is measured."""
+    score = score_text(target) + formatting.errors(target.n_errors)
+    said = f"{name}: {_SHORT.get(metric, metric)} {score}{f' · {SMOKE}' if smoke else ''}"
+    return f"{said}, a first result; next, the capability suite of the base"
+
+
+def score_text(e: Estimate | None) -> str:
+    """Print a score with its interval, in its unit."""
+    return formatting.score(e.unit, *e[:3]) if e else formatting.UNKNOWN
+
+
+def change_text(c: Comparison | Estimate | None, *, whole: bool = False) -> str:
+    """Print a difference with its interval, in its unit; `whole` spares digits."""
+    if c is None:
+        return formatting.UNKNOWN
+    delta = c.delta if isinstance(c, Comparison) else c.score
+    return formatting.change(c.unit, delta, c.low, c.high, whole=whole)
+
+
+def flips_text(lost: int, gained: int) -> str:
+    """Print how many items were lost and gained."""
+    return f"{formatting.count(lost)}/{formatting.count(gained)}"
+
+
+def name_lost_items(c: Comparison, most: int) -> str:
+    """Name the items that were lost, as many as can be read."""
+    rest = len(c.lost) - most
+    more = f" and {formatting.count(rest)} more" if rest > 0 else ""
+    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:most])}{more}"
+
+
+def arm_texts(c: Comparison) -> tuple[str, str]:
+    """Print both arms' scores of a comparison, each with the number of its answers that failed."""
+    base = formatting.score(c.unit, c.base, c.base_low, c.base_high)
+    new = formatting.score(c.unit, c.new, c.new_low, c.new_high)
+    shared = c.errors.both
+    return base + formatting.errors(c.errors.base + shared), new + formatting.errors(c.errors.new + shared)
+
+
+def target_text(f: CandidateFacts, *, tight: bool = False) -> str:
+    """Print a candidate's score on the target, with the number of its answers that failed."""
+    if f.target is None:
+        return formatting.UNKNOWN
+    return formatting.score(f.target.unit, *f.target[:3], whole=tight) + formatting.errors(f.target.n_errors)
+
+
+def miss_text(m: MissRate) -> str:
+    """Say one line of the gate's operating characteristic."""
+    return f"{miss_what(m)}: {formatting.chance(m.probability)}"
+
+
+def miss_what(m: MissRate) -> str:
+    """Say of which error a line of the operating characteristic is; `what` names the rule that would err."""
+    if m.what == "equal":
+        return "would not have passed an equally good model (macro, each and validity)"
+    where = " (macro)" if m.what == "macro" else " on one task, whichever (each)"
+    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
+
+
+def family_text(n_members: int, alpha: float) -> str:
+    """Say how often one of so many fine-tunes passes its gate by chance; empty of a single one."""
+    if n_members < 2:
+        return ""
+    any_passes = formatting.chance(gating.passing_chance(alpha, n_members))
+    return (
+        f"of {n_members} fine-tunes that all lost the margin one would pass with a chance of up to"
+        f" {any_passes} (one alone {formatting.chance(alpha)}): this verdict is not corrected for that, the"
+        " decision is"
+    )
+
+
+def miss_basis(verdict: Verdict) -> str:
+    """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
+    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
+    n, clusters, share = (macro.get(name) for name in ("n_items", "n_clusters", "disagreement"))
+    if not verdict.missed or not isinstance(share, float):
+        return ""
+    return (
+        f"At {_count(n)} items in {_count(clusters)} clusters, of which {formatting.percent(share)} % of "
+        "a task changed on average, the gate"
+    )
+
+
+def _count(n: object) -> str:
+    return formatting.count(n) if isinstance(n, int) else formatting.UNKNOWN
+
+
+def figure_text(name: str, value: Any) -> str:
+    """Print a figure by the unit in its name; a curve of [step, value] shows where it starts and ends."""
+    if isinstance(value, list | tuple):
+        return " → ".join(figure_text(name, value[i][-1]) for i in (0, -1)) if value else formatting.UNKNOWN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value) if value is not None else formatting.UNKNOWN
+    if name.endswith("_s") and not name.endswith("_per_s"):
+        return formatting.seconds(value)
+    if name.endswith("_usd"):
+        return formatting.usd(value)
+    if name.endswith("_share"):
+        return f"{formatting.figure(100 * value)} %"
+    if name.endswith("_bytes"):
+        return formatting.size(value)
+    if name.startswith("n_") or name.endswith("_per_s") or isinstance(value, int):
+        return formatting.count(value)
+    return formatting.plain(value)
+
+
+def find_shown_figure(f: CandidateFacts, name: str) -> float | None:
+    """Return a figure of cost or speed by its name in the facts, also where other work disturbed it.
+
+    What a request costs holds its share of an index of documents.
+    """
+    value: float | None = f.disturbed.get(name, getattr(f, name))
+    return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
+
+
+def print_measured(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
+    """Print a figure of cost or speed by its name in the facts; `~` marks one that other work disturbed.
+
+    Where it is `tight` the mark stands alone.
+    """
+    if tight and name in f.disturbed:
+        return "~"
+    value = find_shown_figure(f, name)
+    text = formatting.figure(value) if name == "requests_per_s" else figure_text(name, value)
+    return f"~{text}" if name in f.disturbed else text
+
+
+def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
+    """Say what the mark of a disturbed figure means; empty where no figure has it."""
+    if not any(f.disturbed for f in facts):
+        return ""
+    return (
+        "~: measured twice while other work took the processors, so slower and dearer than this machine is;"
+        " nothing is decided by it."
+    )
+
+
+def failure_line(f: CandidateFacts) -> str:
+    """Say why a candidate failed."""
+    return f"{f.label} failed: {f.error or 'no reason was given'}"
+
+
+def _row(f: CandidateFacts, reference: str | None, tight: bool) -> ReportRow:
+    return ReportRow(
+        f.label,
+        target_text(f, tight=tight),
+        "(this one)" if f.name == reference else change_text(gain(f.vs_untrained), whole=tight),
+        _format_forgetting(f, tight),
+        formatting.UNKNOWN
+        if not is_fine_tuned(f) or f.verdict is None
+        else flips_text(f.verdict.lost, f.verdict.gained),
+        print_measured(f, "cost_per_1k_usd", tight=tight),
+        print_measured(f, "latency_p50_s", tight=tight),
+        verdict_word(f),
+    )
+
+
+def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
+    if f.state == "failed":
+        return formatting.UNKNOWN
+    if not plugins.find_method(f.method).makes_language_model:
+        return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
+    if f.baseline and f.trained:
+        return f"{formatting.UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"
+    if not is_fine_tuned(f):
+        return "0 (base weights)"
+    macro = f.verdict.macro if f.verdict else None
+    return formatting.points(*macro[:3]) if macro else formatting.UNKNOWN
