@@ -11,11 +11,12 @@ from harness.methods import full, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.records import TrainingRecord
 from harness.training import sft
+from harness.training.packing import FEWEST_STEPS, batch_packs, count_steps, keeps_rows_apart
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 # All twelve rows in one batch, packed or not.
-STEPS = {"max_steps": sft.FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
+STEPS = {"max_steps": FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
 ALONE = {"per_device_train_batch_size": 12, **STEPS}
 
 
@@ -72,7 +73,7 @@ def test_a_packed_row_is_read_as_if_it_were_alone(model, rows, attention):
 
 
 def test_a_model_that_reads_packed_rows_apart_is_known_by_its_answers(model):
-    assert sft.keeps_rows_apart(model)
+    assert keeps_rows_apart(model)
 
 
 def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(model):
@@ -80,7 +81,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(mo
         return model(input_ids, use_cache=use_cache)  # one row of all, as without positions
 
     forward_blindly.device = model.device
-    assert not sft.keeps_rows_apart(forward_blindly)
+    assert not keeps_rows_apart(forward_blindly)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(mo
     ],
 )
 def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
-    assert sft.count_steps(lora.Params(**params), [40] * 60) == steps
+    assert count_steps(lora.Params(**params), [40] * 60) == steps
 
 
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
@@ -157,7 +158,7 @@ def loss_of(tiny, tmp_path, kind, *, packing):
         train_dataset=Dataset.from_list(rows),
     )
     if packing:
-        sft.batch_packs(trainer.data_collator)
+        batch_packs(trainer.data_collator)
     batch = next(iter(trainer.get_train_dataloader()))
     assert len(batch["input_ids"]) == (2 if packing else 3), "packs keep rows of their own"
     return trainer.compute_loss(trainer.model, batch).item()

@@ -1,8 +1,7 @@
 """Supervised fine-tuning on completions, of an adapter or of the whole model.
 
 Invariant: the checkpoint with the best validation loss is what is saved, or the last one where the family of
-adapters says so. Rows are packed only where no row sees another and enough optimiser steps are left; else
-they are not, and why is said.
+adapters says so.
 """
 
 import json
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +24,15 @@ from harness.records import Example, TrainingRecord, parse_json
 from harness.training import checkpoints
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
+from harness.training.packing import (
+    batch_packs,
+    count_epoch_steps,
+    count_row_steps,
+    joins_packs,
+    packing_problem,
+)
 from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
-from harness.training.parallel.shards import name_sharding, placement, save_trained
+from harness.training.parallel.shards import placement, save_trained
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
@@ -410,43 +415,12 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
     return WholeLossTrainer
 
 
-FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
-
-
-def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
-    """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
-    if (steps := count_steps(params, lengths)) < FEWEST_STEPS:
-        return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
-    if name_sharding():
-        return "would let a row see others, or not: nobody can tell of a model that no process holds whole"
-    if not keeps_rows_apart(model, flash=joins_packs(model)):
-        return "would let a row see others: this model does not keep packed rows apart"
-    return ""
-
-
-def count_steps(params: "SupervisedParams", lengths: Sequence[int]) -> int:
-    """Count the optimiser steps of a training whose packs are filled to the last token."""
-    return _count_steps_on(params, ceil(sum(lengths) / params.max_length))
-
-
-def _count_steps_on(params: "SupervisedParams", n_rows: int) -> int:
-    """Count the optimiser steps of a training on so many rows or packs, in one process."""
-    if params.max_steps > 0:
-        return params.max_steps
-    return ceil(_count_epoch_steps(params, n_rows) * params.num_train_epochs)
-
-
-def _count_epoch_steps(params: "SupervisedParams", n_rows: int) -> int:
-    batches = ceil(n_rows / params.per_device_train_batch_size)
-    return ceil(batches / params.gradient_accumulation_steps)
-
-
 def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> list[int]:
     """List the steps whose weights a training on so many rows may keep at `points`, unpacked in one process.
 
     They are those that it keeps, or where validation may end it early those at which there is a checkpoint.
     """
-    of_epoch, last = _count_epoch_steps(params, n_rows), _count_steps_on(params, n_rows)
+    of_epoch, last = count_epoch_steps(params, n_rows), count_row_steps(params, n_rows)
     by_epoch = params.eval_steps is None
     saved = checkpoints.list_saved_steps(
         last, of_epoch, params.eval_steps or checkpoints.SAVED_EVERY, by_epoch=by_epoch
@@ -454,40 +428,6 @@ def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> li
     evaluated = checkpoints.list_saved_steps(last, of_epoch, params.eval_steps or last, by_epoch=by_epoch)
     may_end = len(evaluated) > params.early_stopping_patience + 1
     return saved if may_end else checkpoints.spread_steps(saved, points, last)
-
-
-def joins_packs(model: "PreTrainedModel") -> bool:
-    """Tell whether a model attends by FlashAttention, which reads a batch of packs as one row and no fp32."""
-    return "flash" in str(model.config._attn_implementation)  # noqa: SLF001  (it has no getter)
-
-
-def keeps_rows_apart(model: "PreTrainedModel", *, flash: bool = False) -> bool:
-    """Tell whether a row that follows another in one sequence is read alike, whatever the other says.
-
-    With `flash` it is read in bf16, which FlashAttention needs.
-    """
-    import torch
-
-    first = torch.arange(1, 5), torch.arange(5, 9)
-    second, positions = torch.tensor([3, 1, 2]), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
-    with torch.no_grad(), torch.autocast(str(model.device.type), torch.bfloat16, enabled=flash):
-        one, other = (
-            model(
-                input_ids=torch.cat([row, second])[None].to(model.device),
-                position_ids=positions.to(model.device),
-                use_cache=False,
-            ).logits[0, -3:]
-            for row in first
-        )
-    return torch.allclose(one, other, rtol=0.01, atol=0.01)
-
-
-def batch_packs(collator: Any) -> None:
-    """Keep the packs of a batch in rows of their own, where attention would else be of all with all.
-
-    FlashAttention wants them in one row, which is how TRL joins them.
-    """
-    collator.padding_free, collator.return_position_ids = False, True
 
 
 def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
