@@ -4,38 +4,31 @@ Invariant: incremental; a second call computes nothing, and a candidate that fai
 while the others finish.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from harness import config, gating, metrics, store
+from harness import config, metrics, store
 from harness.config import LoadedExperiment
 from harness.decision import apply_budgets, best_untrained, strongest
-from harness.errors import CandidateFailed, IncompatibleRuns, UserError, refuse
+from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Work
-from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
 from harness.experiment.analysis.human_labels import describe_reached
-from harness.experiment.analysis.run_remarks import list_remarks, prompting_notes
+from harness.experiment.analysis.run_remarks import prompting_notes
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
-from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
-from harness.experiment.curves.data_scaling import (
-    estimate_curve_work,
-    fit_stored_curve,
-    make_curve,
-    refuse_curve,
-)
+from harness.experiment.analysis.verdict_records import record_report
+from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve
 from harness.experiment.executors import make_on_workers
-from harness.experiment.preparation import prepare_session, served_bases
+from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
 from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.planned_work import (
@@ -45,6 +38,7 @@ from harness.experiment.preparation.planned_work import (
     list_measured_bases,
 )
 from harness.experiment.preparation.scope import Scope
+from harness.experiment.report_runs import gate_settings, report_finished, report_stored, report_stored_so_far
 from harness.experiment.run_preview import (
     are_all_done,
     describe_stored,
@@ -54,14 +48,13 @@ from harness.experiment.run_preview import (
     look_up,
     recipe_warnings,
     refuse_many,
-    say_never_loaded,
     short_judges,
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, facts_of, outcome
+from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.first_result import show_first_result
-from harness.experiment.runs.run_candidate import find_stored_runs, name_outdated_inputs, time_again
+from harness.experiment.runs.run_candidate import find_stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.prompt_search import choose_prompts
@@ -170,11 +163,9 @@ def run_all(
             so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
-    header = {**_header(session), "wall_s": round(load().since(start).wall_s, 1)}
-    curve_of, notes = partial(fit_stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
-    report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
-    report = _note_changes(session, report, runs)
-    record_report(session.store, report, runs, session.experiment.gate, _settings(session))
+    wall_s = round(load().since(start).wall_s, 1)
+    report = report_finished(session, reader, runs, smoke=smoke, said=said, wall_s=wall_s)
+    record_report(session.store, report, runs, session.experiment.gate, gate_settings(session))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
         _learn_rest(session, runs, passed.wall_s - sum(session.timed.values()) + before, passed)
@@ -185,18 +176,6 @@ def _learn_rest(session: Session, runs: Sequence[Run], took_s: float, passed: Lo
     """Learn what a whole comparison took beside what was timed by itself: grading, statistics, writing."""
     alone = not passed.is_contended() and all(run.state == "done" for run in runs)
     session.learn_pace("runs", Work(runs=len(runs)), max(0.0, took_s), session.source, teaches=alone)
-
-
-def _note_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:
-    """Add to the notes which stored verdicts are others now, and why."""
-    changed = report_changes(session.store, report, runs, session.experiment.gate, _settings(session))
-    return replace(report, notes=(*report.notes, *changed))
-
-
-def _settings(session: Session) -> Settings:
-    """Return what the verdicts hang on of each task that is judged."""
-    judged = (m for m in session.suites if gating.is_judged(m.task.name, session.experiment.gate))
-    return {m.task.name: task_settings(m.task, m.role, m.primary) for m in judged}
 
 
 def _refuse_forbidden(
@@ -340,88 +319,6 @@ def _measure_or_fail(session: Session, source: ModelSource, ordered: Sequence[Ru
         _measure_base(session, source)
     except CandidateFailed as error:
         session.failures |= dict.fromkeys(models, error) | session.failures
-
-
-def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
-    """Report the stored runs of the selected candidates as they are written now; computes nothing.
-
-    Raises:
-        IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
-    """
-    wanted = in_order(session, selected)
-    return _report_runs(session, wanted, find_stored_runs(session, wanted), may_leave_out=True)
-
-
-def _report_runs(
-    session: Session,
-    wanted: Sequence[RunRequest],
-    found: Sequence[Run | None],
-    *,
-    may_leave_out: bool = False,
-) -> ExperimentReport:
-    """Report runs that were looked up; all have to be there, or the error names those to select instead."""
-    if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
-        raise _phrase_absent(session, absent, wanted if may_leave_out else ())
-    reader = Reader(session)
-    runs = [outcome(session, reader, run) for run in found if run is not None]
-    header, notes = _header(session), _notes(session, runs)
-    curve_of = partial(fit_stored_curve, session, reader, runs)
-    report = report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
-    return _note_changes(session, report, runs)
-
-
-def _phrase_absent(
-    session: Session, absent: Sequence[RunRequest], selectable: Sequence[RunRequest]
-) -> IncompatibleRuns:
-    """Say of which candidates no run is stored as written now, and as far as that is known why."""
-    names = [one.candidate.name for one in absent]
-    if unknown := session.unknown_bases():
-        return IncompatibleRuns(
-            f"{session.store.folder}: unknown whether {', '.join(names)} is stored as written now: "
-            f"{say_never_loaded(unknown)}; expected a finished run; "
-            "next: harness report, which loads it once"
-        )
-    differing = ", ".join(name_outdated_inputs(session, absent[0]))
-    stored_as = f" (that of {names[0]} has another {differing})" if differing else ""
-    kept = dict.fromkeys(one.candidate.name for one in selectable if one.candidate.name not in names)
-    step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
-    return IncompatibleRuns(
-        f"{session.store.folder}: found no run of {', '.join(names)} as written now{stored_as}; "
-        f"expected one of each candidate; next: {step}"
-    )
-
-
-def report_stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:
-    """Report the stored runs of those selected candidates that have one; `needed` has to be among them.
-
-    Raises:
-        IncompatibleRuns: there is no run of `needed` as it is written now.
-    """
-    wanted = in_order(session, selected)
-    found = list(zip(wanted, find_stored_runs(session, wanted), strict=True))
-    there = {needed, *(one.candidate.name for one, run in found if run)}
-    kept = [(one, run) for one, run in found if one.candidate.name in there]
-    return _report_runs(session, [one for one, _ in kept], [run for _, run in kept])
-
-
-def _header(session: Session) -> dict[str, object]:
-    """Say what all of it ran on; a base that cannot be read has no engine, and its candidates say why."""
-    header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
-    with suppress(CandidateFailed):
-        header["engine"] = session.engine(session.source)[0]
-    return header
-
-
-def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
-    names = dict.fromkeys(run.candidate for run in runs)
-    of_rows = [*session.target.items.notes, *training_notes(session, names)]
-    of_rows += prompting_notes(session, names)
-    of_pairs = [*filter(None, [judge_of_pairs(session)])]
-    judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
-    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
-    for one in of_pairs:
-        of_judges += pair_remarks(one, session.experiment.gate.max_errors)
-    return [*of_rows, *served_bases.sentences(session.sources), *list_remarks(session, runs), *of_judges]
 
 
 def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:
