@@ -21,7 +21,6 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
 from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.analysis.run_remarks import prompting_notes
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
@@ -58,7 +57,7 @@ from harness.experiment.runs.run_candidate import find_stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.prompt_search import choose_prompts
-from harness.formatting import count, pluralize
+from harness.formatting import pluralize
 from harness.models.hardware import Load, load
 from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
@@ -152,7 +151,7 @@ def run_all(
         if fewer_items:
             make = _make_unsettled(session, ordered)
             said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make)
-            said, reader = [*said, *_name_settled_runs(session, runs)], Reader(session)
+            said, reader = [*said, *fewer.name_settled_runs(session, runs)], Reader(session)
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
@@ -266,32 +265,10 @@ def _make_unsettled(session: Session, ordered: Sequence[RunRequest]) -> Callable
     def make() -> list[Run]:
         kept = [run if run.run_id in session.settled else None for run in runs]
         runs[:] = _make_all(session, ordered, found=kept, smoke=False)
-        _keep_settled(session, runs)
+        fewer.keep_settled(session, runs)
         return list(runs)
 
     return make
-
-
-def _keep_settled(session: Session, runs: Sequence[Run]) -> None:
-    """Keep the verdicts on fine-tunes that more items would not change."""
-    judged = judge_runs(session, Reader(session), runs)
-    n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
-    named = session.experiment.name, session.experiment.base_model, session.target.primary.name
-    for f in judged.facts:
-        open_ = f.trained and f.verdict and f.run_id not in session.settled
-        if open_ and fewer.is_settled(ExperimentReport(*named, (f,))):
-            session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
-
-
-def _name_settled_runs(session: Session, runs: Sequence[Run]) -> list[str]:
-    """Name the runs that were asked fewer items than the last interim analysis asked."""
-    found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
-    last = session.experiment.gate.alpha
-    return [
-        f"{run.label}: its verdict was settled on {count(settled.n)} items, at alpha {settled.alpha:.2g}"
-        for run, settled in found
-        if settled.alpha != last
-    ]
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:

@@ -18,6 +18,7 @@ from harness.evaluation.rows.row_sets import rows_version
 from harness.evaluation.rows.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import report_of
+from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
 from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.runs.stored_rows import Reader
@@ -215,3 +216,25 @@ def _sample_task(
         versions={**m.versions, "test": digest([m.versions["test"], order, *cut])},
         weights=weights,
     )
+
+
+def keep_settled(session: Session, runs: Sequence[Run]) -> None:
+    """Keep the verdicts on fine-tunes that more items would not change."""
+    judged = judge_runs(session, Reader(session), runs)
+    n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
+    named = session.experiment.name, session.experiment.base_model, session.target.primary.name
+    for f in judged.facts:
+        open_ = f.trained and f.verdict and f.run_id not in session.settled
+        if open_ and is_settled(ExperimentReport(*named, (f,))):
+            session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
+
+
+def name_settled_runs(session: Session, runs: Sequence[Run]) -> list[str]:
+    """Name the runs that were asked fewer items than the last interim analysis asked."""
+    found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
+    last = session.experiment.gate.alpha
+    return [
+        f"{run.label}: its verdict was settled on {count(settled.n)} items, at alpha {settled.alpha:.2g}"
+        for run, settled in found
+        if settled.alpha != last
+    ]
