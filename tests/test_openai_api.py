@@ -596,9 +596,9 @@ def test_an_endpoint_is_neither_trained_nor_has_it_seeds(file_and_report):
 def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_and_report, tmp_path):
     shutil.copytree(file_and_report[0].parent, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
-    loaded, store = config.load(path, ["seeds=[0,1]"]), Store(tmp_path / "copy" / "runs")
+    stored = release.open_stored(config.load(path, ["seeds=[0,1]"]))
     run = tiny_experiment.runs_of(path)["served"]
-    release.promote(loaded, store, run, verdict="", sentence="", despite="it is what is served")
+    release.promote(stored, run, verdict="", sentence="", despite="it is what is served")
     (judged,) = release.gate_stored(path, "prompt", ["seeds=[0,1]"])
     assert judged.baseline == f"the champion served ({run.run_id})"
 
