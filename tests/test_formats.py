@@ -573,6 +573,26 @@ def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():
     assert formats.read(last, formats.recognise([last])).fields["references"][0].startswith('{"name": "add"')
 
 
+@pytest.mark.parametrize("roles", [("function_call", "observation"), ("tool_call", "tool_response")])
+def test_turns_that_are_calls_and_results_by_their_role_are_read_as_such(roles):
+    call, result = roles
+    said = [
+        ("human", "Who?"),
+        (call, '{"name": "find", "arguments": "{\\"a\\": 1}"}'),
+        (result, "2"),
+        (result, "0"),
+        (call, '[{"name": "add", "arguments": {"a": 1}}, {"name": "sub", "arguments": {}}]'),
+    ]
+    row = Row("r:1", {"conversations": [{"from": who, "value": text} for who, text in said]})
+    found = formats.read(row, formats.recognise([row])).fields
+    assert [(turn["role"], turn["content"]) for turn in found["messages"]] == [
+        ("user", "Who?"),
+        ("assistant", '{"name": "find", "arguments": {"a": 1}}'),
+        ("user", "2\n0"),
+    ]
+    assert found["references"] == ['{"name": "add", "arguments": {"a": 1}}\n{"name": "sub", "arguments": {}}']
+
+
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 CALL = {
     "role": "assistant",
@@ -604,6 +624,20 @@ def test_tools_that_a_row_defines_stand_in_its_system_message_with_the_form_of_a
     assert (system["role"], asked) == ("system", ASKED)
     assert how.startswith('You can call these tools. A call is a line of JSON: {"name": ')
     assert [json.loads(line) for line in defined] == [WEATHER]
+
+
+def test_rows_of_xlam_ask_for_calls_of_their_tools(load):
+    calls = json.dumps([{"name": "weather", "arguments": {"city": name}} for name in ("Bern", "Rome")])
+    asked = {"query": "Who?", "tools": json.dumps([WEATHER])}
+    some, none = load(test=[{**asked, "answers": calls}, {**asked, "query": "Hm?", "answers": "[]"}]).test
+    assert [turn["role"] for turn in some.messages] == ["system", "user"]
+    assert some.references == ("\n".join(json.dumps(call) for call in json.loads(calls)),)
+    assert none.references == ("[]",)
+
+
+def test_answers_of_xlam_that_are_no_calls_are_refused(load):
+    row = {"query": "Who?", "tools": json.dumps([WEATHER]), "answers": 7}
+    assert list_problems(load, test=[row])[0][1] == "answers of another form"
 
 
 def test_tools_stand_behind_the_system_message_that_a_row_has(load):

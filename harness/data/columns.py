@@ -69,6 +69,7 @@ _ROLES = {
     "OASST message": Roles(("text",), ()),
     "lm-eval log": Roles(("doc",), ("target",)),
     "UltraFeedback": Roles(("instruction",), ("completions",)),
+    "xLAM": Roles(("query",), ("answers",)),
     "OpenAI preference": PAIRS,
     "preference": PAIRS,
 }

@@ -20,6 +20,7 @@ from harness.data.formats.turns import (
     find_known_fields,
     read_text,
     read_turns,
+    spell_calls,
     user_turns,
 )
 from harness.data.readers import Row, Rows
@@ -251,6 +252,15 @@ def _answers(row: Row) -> list[str]:
     return list(dict.fromkeys(answers))
 
 
+def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read xLAM's query, whose answers are calls of the row's tools; an empty list calls none."""
+    calls = spell_calls(row.fields["answers"])
+    if not isinstance(calls, str) or not calls.strip():
+        expected = "a list of calls with name and arguments, also as JSON within a text"
+        raise UserError(Problem(row.where, "answers of another form", expected, MEND_ROW))
+    return {"messages": user_turns(read_text(row, "query"), row), "references": [calls]}
+
+
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a pair as an item whose right answer is the chosen one."""
     pair = read_pair(row).fields
@@ -288,6 +298,7 @@ LAYOUTS = (
         _has("instruction", "output"),
         _instruction("output", "input"),
     ),
+    Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
     Layout(
         "multiple choice",
         "question (or query, question_stem), choices, and answerKey, gold or answer",

@@ -26,12 +26,18 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "user",
     "function": "user",
+    "observation": "user",
+    "tool_response": "user",
 }
 LISTS = frozenset({"messages", "conversations", "completions", "choices"})  # fields that hold no plain text
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
-_TOOLS = ("tool", "function")  # what they return is read as a turn of the user
+# What tools return is read as a turn of the user.
+_TOOLS = ("tool", "function", "observation", "tool_response")
+_CALLS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON
 
 
 def answer_places(entries: Sequence[Any]) -> list[int]:
@@ -132,10 +138,23 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
 
 def _write_calls(content: Any, entry: Mapping[str, Any]) -> Any:
     """Write the calls of tools as JSON, one a line, behind what is said, as OpenAI's files hold them."""
+    if (entry.get("role") or entry.get("from")) in _CALLS:
+        return spell_calls(content)
     calls = [call.get("function") for call in entry.get("tool_calls") or () if isinstance(call, dict)]
     shown = [_call(call) for call in (*calls, entry.get("function_call")) if isinstance(call, dict)]
     said = [content] if isinstance(content, str) and content else []
     return "\n".join([*said, *shown]) if shown else content
+
+
+def spell_calls(content: Any) -> Any:
+    """Write a turn that is one call as JSON, or a list of such, as all calls are; another one as it is."""
+    try:
+        calls = parse_json(content) if isinstance(content, str) else content
+    except ValueError:
+        return content
+    calls = calls if isinstance(calls, list) else [calls]
+    is_read = bool(calls) and all(isinstance(call, dict) and "name" in call for call in calls)
+    return "\n".join(map(_call, calls)) if is_read else content
 
 
 def _call(call: Mapping[str, Any]) -> str:
