@@ -151,6 +151,15 @@ def test_calls_of_tools_are_scored_as_calls(propose_rows):
     assert propose_rows([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
 
 
+def test_few_different_calls_of_tools_are_no_labels(propose_rows):
+    def row(i):
+        call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []
+        return {"query": f"Ask {i}?", "tools": '[{"name": "open_door"}]', "answers": json.dumps(call)}
+
+    found = propose_rows([row(i) for i in range(40)])
+    assert (found.kind, found.task.metrics) == ("text", ("tool_call", "token_f1"))
+
+
 def test_choices_that_are_the_same_in_all_rows_are_labels(propose_rows):
     content = [
         {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}

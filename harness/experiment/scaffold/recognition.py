@@ -13,6 +13,7 @@ from harness.data.formats import Layout
 from harness.data.formats.turns import find_fields
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
+from harness.experiment.scaffold.answer_forms import are_calls
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example, has_closed_labels
@@ -116,7 +117,8 @@ def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Exam
     contexts = sum(bool(row.fields.get("context")) for row in content)
     if layout is not None and layout.name == "question" and 2 * contexts > len(content):
         return "question"
-    return "labels" if _label_set(examples) else "text"
+    labels = _label_set(examples)
+    return "labels" if labels and not are_calls(labels) else "text"
 
 
 def _has_choices(examples: Sequence[Example]) -> bool:

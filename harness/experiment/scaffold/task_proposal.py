@@ -13,6 +13,7 @@ from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
 from harness.data.formats.tools import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, one_line
+from harness.experiment.scaffold.answer_forms import are_calls, are_json
 from harness.experiment.scaffold.recognition import (
     RecognizedRows,
     Request,
@@ -22,7 +23,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
-from harness.records import Example, parse_json
+from harness.records import Example
 from harness.spec import Fields, Task
 
 _UNUSABLE_SHARE = 0.05
@@ -60,9 +61,9 @@ def _propose_answers(
         labels = sorted(references_of(examples))
         asked = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
         return asked | {"max_new_tokens": longest(share=1.0)}
-    if all(map(_are_calls, references)):
+    if are_calls(references):
         return {"metrics": ["tool_call", "token_f1"], "max_new_tokens": longest(share=1.0)}
-    if all(map(_is_json, references)):
+    if are_json(references):
         asked = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
         return asked | {"max_new_tokens": longest(share=1.0)}
     short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
@@ -90,25 +91,6 @@ def _choose(labels: Sequence[str]) -> str:
     return (
         f"Reply with one of: {listed}." if len(listed) <= 800 else "Reply with the name of the category only."
     )
-
-
-def _is_json(text: str) -> bool:
-    """Tell whether a text is a JSON object or list."""
-    return isinstance(_read_json(text), dict | list)
-
-
-def _are_calls(text: str) -> bool:
-    """Tell whether each line of a text is a call of a tool, as chat rows are read."""
-    calls = [_read_json(line) for line in text.splitlines()]
-    return bool(calls) and all(isinstance(one, dict) and one.keys() == {"name", "arguments"} for one in calls)
-
-
-def _read_json(text: str) -> object:
-    """Read a text as JSON; None where it is none."""
-    try:
-        return parse_json(text)
-    except ValueError:
-        return None
 
 
 def _is_latin(texts: Sequence[str]) -> bool:
