@@ -211,6 +211,20 @@ def test_shots_stand_between_the_system_message_and_the_question():
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
 
 
+def test_shots_stand_before_the_first_turn_where_a_system_message_comes_later():
+    said = (
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hi."),
+        ("system", "Now."),
+        ("user", "Who?"),
+    )
+    item = replace(ITEM, messages=tuple({"role": role, "content": text} for role, text in said))
+    shown = apply({"few_shot": {"shots": 1}}, item).messages
+    assert shown[0] == item.messages[0]
+    assert shown[3:] == item.messages[1:]
+
+
 def test_few_shot_without_training_rows_is_refused():
     with pytest.raises(UserError, match="few_shot without training"):
         apply({"few_shot": {}}, context=replace(CONTEXT, train=()))

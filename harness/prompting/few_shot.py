@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, zip_longest
+from itertools import islice, takewhile, zip_longest
 from typing import Literal
 
 from pydantic import Field
@@ -88,9 +88,10 @@ def _dialogue(example: Example) -> str:
 
 
 def _put_turns(example: Example, shots: list[Example]) -> Example:
-    n_system = sum(message["role"] == "system" for message in example.messages)
+    """Put shots behind the system messages that an example begins with, before its first turn."""
+    system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
     turns = [turn for shot in shots for turn in _turns(shot)]
-    return replace(example, messages=(*example.messages[:n_system], *turns, *example.messages[n_system:]))
+    return replace(example, messages=(*system, *turns, *example.messages[len(system) :]))
 
 
 def _turns(shot: Example) -> list[Message]:
