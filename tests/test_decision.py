@@ -375,13 +375,13 @@ def test_a_label_is_quoted_on_one_line_and_cut_where_it_is_long():
     assert found.text == f"always answering “first second {'x' * 47}…”, which reaches 50.0 %"
 
 
-def choice_items(*of):
+def choice_items(*of, metric="accuracy"):
     """Return the trivial baseline of items with these references and choices."""
-    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
+    task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
     rows = [
         Example(f"t/{i}", (), tuple(refs), choices=tuple(choices)) for i, (refs, choices) in enumerate(of)
     ]
-    return trivial_baseline(load_metrics(task)["accuracy"], rows)
+    return trivial_baseline(load_metrics(task)[metric], rows)
 
 
 def test_where_each_item_has_choices_of_its_own_a_guess_among_them_is_the_trivial_baseline():
@@ -390,6 +390,12 @@ def test_where_each_item_has_choices_of_its_own_a_guess_among_them_is_the_trivia
 
 def test_a_guess_counts_all_the_choices_that_are_right():
     assert choice_items(("ab", "abc"), ("d", "def"), ("g", "ghi"))[1] == pytest.approx(4 / 9)
+
+
+def test_a_guess_among_choices_that_the_metric_takes_for_the_same_is_right_with_each_of_them():
+    asked = ((("Yes",), ("Yes", "yes", "no")), ("a", "ab"), ("c", "cd"))
+    assert choice_items(*asked, metric="exact_match")[1] == pytest.approx((2 / 3 + 1) / 3)
+    assert choice_items(*asked)[1] == pytest.approx((1 / 3 + 1) / 3)
 
 
 def test_where_a_label_is_right_more_often_than_a_guess_it_is_the_trivial_baseline():

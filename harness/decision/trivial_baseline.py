@@ -41,13 +41,13 @@ def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaselin
     """Find the rule that is right on most items, as the metric reads answers; None of other metrics."""
     if metric.name not in _OF_LABELS:
         return None
-    return max((*_majority(metric, items), *_guess(items)), key=lambda rule: rule.share, default=None)
+    return max((*_majority(metric, items), *_guess(metric, items)), key=lambda rule: rule.share, default=None)
 
 
-def _guess(items: Sequence[Example]) -> Iterator[TrivialBaseline]:
+def _guess(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
     """Yield a guess among the choices, where each item has some."""
     if items and all(e.choices for e in items):
-        right = (len(set(e.choices) & set(e.references)) / len(set(e.choices)) for e in items)
+        right = (fmean(_share(metric, choice, [e]) for choice in set(e.choices)) for e in items)
         yield TrivialBaseline("guessing among the choices", fmean(right))
 
 
