@@ -8,10 +8,13 @@ from harness.provenance.own_code import digest_code
 from harness.records import checksum
 
 REWARD = """\
+import importlib
 import json
 import lengths
 from words import stems
 from harness.records import Output
+
+tables = importlib.import_module("named.late")
 
 def reward(prompts, completions, references):
     return [lengths.of(text) for text in completions]
@@ -25,6 +28,7 @@ FILES = {
     "units/names.py": "METRE = 1\n",
     "words/__init__.py": "",
     "words/stems.py": "import reward\n",
+    "named/late.py": "",
     "beside.py": "",
     "units/unused.py": "",
     "harness/records.py": "",

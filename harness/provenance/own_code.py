@@ -1,7 +1,8 @@
 """Identity of a Python file of the user's own: its content, and that of the modules beside it that it uses.
 
 Invariant: nothing is imported. Modules count that lie in the file's own folder, by what the syntax trees
-name; our own package has versions of its own, and a file that imports nothing local has its checksum alone.
+name, in imports and in calls of `import_module` with a text; our own package has versions of its own, and a
+file that imports nothing local has its checksum alone.
 """
 
 import ast
@@ -45,6 +46,16 @@ def _list_imports(file: Path, root: Path) -> Iterator[Path]:
             base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
             for one in node.names:
                 yield from _list_files(base, f"{node.module}.{one.name}" if node.module else one.name)
+        elif isinstance(node, ast.Call) and (name := _imported_by(node)):
+            yield from _list_files(root, name)
+
+
+def _imported_by(call: ast.Call) -> str:
+    """Return the module that a call of `import_module` or `__import__` names; empty where it names none."""
+    name = call.args[0] if call.args else None
+    is_import = ast.unparse(call.func).rpartition(".")[2] in ("import_module", "__import__")
+    is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
+    return name.value if is_import and is_text else ""
 
 
 def _list_files(base: Path, name: str) -> Iterator[Path]:
