@@ -62,6 +62,9 @@ ROWS = {
     "ARC": {"question": "Who?", "choices": {"text": ["You.", "Me."], "label": ["1", "2"]}, "answerKey": "2"},
     "OpenBookQA": {"question_stem": "Who?", "choices": {"text": ["You.", "Me."]}, "answerKey": "B"},
     "lm-eval": {"query": "Who?", "choices": ["You.", "Me."], "gold": 1},
+    "MedQA": {"question": "Who?", "options": {"A": "You.", "B": "Me."}, "answer": "Me.", "answer_idx": "B"},
+    "RACE": {"question": "Who?", "options": ["You.", "Me."], "answer": "B"},
+    "C-Eval": {"question": "Who?", "A": "You.", "B": "Me.", "C": None, "answer": "B"},
     "choices and a text": {"question": "Who?", "choices": ["You.", "Me."], "answer": "Me."},
     "UltraFeedback": {
         "source": "evol_instruct",
@@ -123,6 +126,11 @@ def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
 def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
     row = {"question": "Who?", "choices": ["You.", "Me."], "answer": right}
     assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
+
+
+@pytest.mark.parametrize("name", ["MedQA", "RACE", "C-Eval"])
+def test_options_and_lettered_columns_are_choices(load, name):
+    assert load(test=[ROWS[name]]).test[0].choices == ("You.", "Me.")
 
 
 def test_choices_that_are_numbers_have_their_place_as_a_number(load):

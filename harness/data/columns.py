@@ -14,7 +14,7 @@ from harness.data.csv_header import is_csv, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
-from harness.data.formats.multiple_choice import RIGHT
+from harness.data.formats.multiple_choice import RIGHT, list_choices
 from harness.data.formats.preference_rows import read_pair
 from harness.data.formats.tools import list_tools
 from harness.data.readers import Row, Rows
@@ -165,9 +165,9 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
     of = _read_asked(row, roles)
-    choices = fields.get("choices") if "choices" not in (*roles.questions, *roles.answers) else None
-    choices = choices.get("text") if isinstance(choices, dict) else choices
-    if isinstance(choices, list):
+    read = {*roles.questions, *roles.answers}
+    choices = list_choices({name: value for name, value in fields.items() if name not in read})[1]
+    if isinstance(choices, list) and choices:
         of = of._replace(choices="\n".join(sorted(map(join_texts, choices))))
     if roles == _ROLES["prompt and completion"] and fields.get("label") in (False, True):
         of = of._replace(thumb=str(bool(fields["label"])))

@@ -301,7 +301,7 @@ LAYOUTS = (
     Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
     Layout(
         "multiple choice",
-        "question (or query, question_stem), choices, and answerKey, gold or answer",
+        "question (or query, question_stem), choices or options, and answerKey, gold or answer",
         has_choices,
         _multiple_choice,
     ),

@@ -1,9 +1,13 @@
 """Questions with choices, as public multiple-choice sets and lm-eval's tasks have them: which one is right.
 
+Choices stand in a list, `choices` or `options`, or each in a column of its own, `A`, `B` and so on.
+
 Invariant: a number beside choices is the place of the right one, from 0, as in MMLU, unless no choice stands
 there; a text is the choice itself, or its label, as in ARC.
 """
 
+from collections.abc import Mapping
+from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -13,6 +17,7 @@ from harness.errors import Problem, UserError
 
 QUESTIONS = ("question", "query", "question_stem")
 RIGHT = ("answerKey", "gold", "answer")
+_LISTS = ("choices", "options")
 
 
 class Choices(NamedTuple):
@@ -25,7 +30,20 @@ class Choices(NamedTuple):
 
 def has_choices(fields: set[str]) -> bool:
     """Tell whether rows of these fields are questions with choices."""
-    return "choices" in fields and bool(fields & set(QUESTIONS)) and bool(fields & set(RIGHT))
+    listed = bool(fields & set(_LISTS)) or fields >= {"A", "B"}
+    return listed and bool(fields & set(QUESTIONS)) and bool(fields & set(RIGHT))
+
+
+def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
+    found: Any = next((fields[name] for name in _LISTS if fields.get(name) is not None), None)
+    labels = list(ascii_uppercase)
+    if found is None:
+        lettered = list(takewhile(lambda label: fields.get(label) not in (None, ""), labels))
+        return labels, [str(fields[label]) for label in lettered]
+    if isinstance(found, dict) and "text" in found:
+        return list(map(str, found.get("label") or labels)), found["text"]
+    return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
 
 
 def read_choices(row: Row) -> Choices:
@@ -37,13 +55,12 @@ def read_choices(row: Row) -> Choices:
     fields = row.fields
     question = next(fields[name] for name in QUESTIONS if fields.get(name) is not None)
     key = next(name for name in RIGHT if fields.get(name) is not None)
-    texts: Any = fields["choices"]
-    labels, right = list(ascii_uppercase), fields[key]
-    if isinstance(texts, dict):
-        labels, texts = list(map(str, texts.get("label") or labels)), texts.get("text")
+    labels, texts = list_choices(fields)
+    right = fields[key]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        expected = "a list of texts, or {text: [...], label: [...]}"
-        raise UserError(Problem(row.where, "'choices' of another form", expected, MEND_ROW))
+        name = next((name for name in _LISTS if fields.get(name) is not None), "A")
+        expected = "a list of texts, {label: text}, or {text: [...], label: [...]}"
+        raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
     texts = [text.strip() for text in texts]
     if not isinstance(right, str | int) or isinstance(right, bool):
         return Choices(question, texts, right)

@@ -33,7 +33,9 @@ _ROLES = {
     "observation": "user",
     "tool_response": "user",
 }
-LISTS = frozenset({"messages", "conversations", "completions", "choices"})  # fields that hold no plain text
+LISTS = frozenset(
+    {"messages", "conversations", "completions", "choices", "options"}
+)  # that hold no plain text
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 # What tools return is read as a turn of the user.
 _TOOLS = ("tool", "function", "observation", "tool_response")
