@@ -151,6 +151,12 @@ def test_calls_of_tools_are_scored_as_calls(propose_rows):
     assert propose_rows([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
 
 
+def test_rows_that_are_called_like_a_task_of_the_suites_get_another_name(tmp_path):
+    request = Request(tmp_path / "new", rows(tmp_path, "translation.jsonl", LABELLED), minutes=20.0)
+    found = scaffold.propose(request, HERE)
+    assert (found.name, found.task.name) == ("translation-target", "translation-target")
+
+
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
-from harness.config import json_schema
+from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
@@ -22,7 +22,7 @@ from harness.experiment.scaffold.method_choice import Resources
 from harness.experiment.scaffold.recognition import NEEDS, Kind, RecognizedRows, Request, absolute, look
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
-from harness.experiment.scaffold.yaml_text import SCHEMA, experiment_text, suite_text
+from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.embedded_model import NAMES as EMBEDDED
@@ -63,7 +63,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     Raises:
         UserError: with every problem of the files, the base model and the folder at once.
     """
-    seen, name = _recognise(request), _name_of(request.data)
+    seen, name = _recognise(request), _name_of(request)
     here, base = here or _this_machine(), _base(request.base_model)
     task, items = check_task(propose_task(request, seen, name, base), has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here)
@@ -89,7 +89,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
 def _recognise(request: Request) -> RecognizedRows:
     """Recognise the rows, unless something forbids to go on."""
     content, problems = _read_all(request)
-    problems += [existing_file(path) for path in _paths(request, _name_of(request.data)) if path.exists()]
+    problems += [existing_file(path) for path in _paths(request, _name_of(request)) if path.exists()]
     problems += _unknown_model(request.base_model)
     seen: RecognizedRows | None = None
     with gather(problems):
@@ -228,10 +228,13 @@ def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _name_of(data: str) -> str:
-    """Name the task by the file, or a hub set by its last part."""
-    stem = data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
+def _name_of(request: Request) -> str:
+    """Name the task by the file, or a hub set by its last part, unlike every task of the suites."""
+    stem = request.data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
+    suites = [suite for suite in read_suites(request.folder / "suites") if suite.name in SUITES]
+    taken = {task.name for suite in suites for task in suite.tasks}
+    return f"{name}-target" if name in taken else name
 
 
 def _unknown_model(name: str) -> Iterator[Problem]:
