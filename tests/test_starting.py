@@ -157,6 +157,25 @@ def test_rows_that_are_called_like_a_task_of_the_suites_get_another_name(tmp_pat
     assert (found.name, found.task.name) == ("translation-target", "translation-target")
 
 
+def test_short_answers_that_are_numbers_are_scored_whole(propose_rows):
+    content = [{"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"} for i in range(40)]
+    assert propose_rows(content).task.metrics == ("exact_match", "token_f1")
+
+
+@pytest.mark.parametrize("mark", ["#### {}", "It is $\\boxed{{{}}}$."])
+def test_answers_that_reason_are_scored_by_their_final_answer(propose_rows, mark):
+    content = [{"question": f"{i} + 1?", "answer": f"Add 1.\n{mark.format(i + 1)}"} for i in range(40)]
+    task = propose_rows(content).task
+    assert task.metrics == ("final_answer", "token_f1")
+    assert task.system.startswith("Think step by step")
+
+
+def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows):
+    content = [{"prompt": f"Add {i}.", "completion": f"def f(x):\n    return x + {i}"} for i in range(40)]
+    task = propose_rows(content).task
+    assert (task.metrics, task.system) == (("token_f1", "rougeL"), None)
+
+
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []

@@ -42,6 +42,7 @@ _CHOSEN: dict[Kind, str] = {
 _BY_METRIC = {
     "json_fields": "answers in JSON, scored by the fields that are right",
     "tool_call": "calls of tools, scored by name and arguments",
+    "final_answer": "reasoning, scored by its final answer",
 }
 
 

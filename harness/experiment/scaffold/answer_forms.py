@@ -1,8 +1,12 @@
-"""Forms that all answers of a task share: JSON, or calls of tools."""
+"""Forms that all answers of a task share: JSON, calls of tools, reasoning with a final answer, numbers."""
 
+import re
 from collections.abc import Sequence
 
 from harness.records import parse_json
+
+_FINAL = re.compile(r"^####\s|\\boxed\{", re.MULTILINE)
+_BEGINS_WITH_NUMBER = re.compile(r"\W*\d")
 
 
 def are_calls(texts: Sequence[str]) -> bool:
@@ -14,6 +18,16 @@ def are_calls(texts: Sequence[str]) -> bool:
 def are_json(texts: Sequence[str]) -> bool:
     """Tell whether each text is a JSON object or list."""
     return all(isinstance(_read_json(text), dict | list) for text in texts)
+
+
+def are_reasoned(texts: Sequence[str]) -> bool:
+    """Tell whether each text marks its final answer, as GSM8K and MATH do."""
+    return all(map(_FINAL.search, texts))
+
+
+def are_numbers(texts: Sequence[str]) -> bool:
+    """Tell whether each text begins with a number, which may have a unit."""
+    return all(map(_BEGINS_WITH_NUMBER.match, texts))
 
 
 def _has_calls(values: Sequence[object]) -> bool:

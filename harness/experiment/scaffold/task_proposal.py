@@ -13,7 +13,7 @@ from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
 from harness.data.formats.tools import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, one_line
-from harness.experiment.scaffold.answer_forms import are_calls, are_json
+from harness.experiment.scaffold.answer_forms import are_calls, are_json, are_numbers, are_reasoned
 from harness.experiment.scaffold.recognition import (
     RecognizedRows,
     Request,
@@ -28,6 +28,7 @@ from harness.spec import Fields, Task
 
 _UNUSABLE_SHARE = 0.05
 _MOST_TOKENS = 256  # of an answer
+_REASON = "Think step by step, then write the final answer on a line of its own."
 
 
 def propose_task(
@@ -66,8 +67,16 @@ def _propose_answers(
     if are_json(references):
         asked = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
         return asked | {"max_new_tokens": longest(share=1.0)}
-    short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
-    metrics = ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
+    if are_reasoned(references):
+        asked = {"metrics": ["final_answer", "token_f1"], "system": _REASON}
+        return asked | {"max_new_tokens": longest()}
+    short = _are_short(references)
+    if seen.kind == "text" and short and are_numbers(references):
+        metrics = ["exact_match", "token_f1"]  # to an overlap of words 1.5 is 15, a unit half an answer
+    elif _is_latin(references):
+        metrics = ["token_f1", "exact_match" if short else "rougeL"]
+    else:
+        metrics = ["chrf"]
     if short:
         system = "Answer with the answer only, in a few words."
         return {"metrics": metrics, "system": system, "max_new_tokens": longest()}
@@ -91,6 +100,12 @@ def _choose(labels: Sequence[str]) -> str:
     return (
         f"Reply with one of: {listed}." if len(listed) <= 800 else "Reply with the name of the category only."
     )
+
+
+def _are_short(references: Sequence[str]) -> bool:
+    """Tell whether nine of ten answers have a few words, and none has several lines."""
+    n_words = sorted(len(reference.split()) for reference in references)
+    return n_words[int(0.9 * (len(n_words) - 1))] <= 8 and not any("\n" in r.strip() for r in references)
 
 
 def _is_latin(texts: Sequence[str]) -> bool:
