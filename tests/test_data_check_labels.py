@@ -20,6 +20,14 @@ from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum
 
 
+def test_one_answer_to_all_rows_is_warned_of(find):
+    content = [{"prompt": f"Case {i}?", "reference": "same"} for i in range(20)]
+    (found,) = alarms(find(content, "class_balance"))
+    assert (found.severity, found.title) == ("warning", "all rows have the same answer, 'same'")
+    others = [{"prompt": f"Cases {i}?", "reference": "other"} for i in range(5)]
+    assert alarms(find([*content, *others], "class_balance")) == []
+
+
 def test_a_label_of_few_rows_is_found(find):
     rows = [*make_clean_rows(), {"text": "solo word", "label": "rare"}]
     (found,) = alarms(find(rows, "class_balance"))

@@ -176,6 +176,12 @@ def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows)
     assert (task.metrics, task.system) == (("token_f1", "rougeL"), None)
 
 
+@pytest.mark.parametrize("column", ["group_id", "customer_id", "user_id", "session_id"])
+def test_rows_of_one_customer_stay_together(propose_rows, column):
+    content = [{**row, column: f"c{i // 4}"} for i, row in enumerate(LABELLED)]
+    assert propose_rows(content).task.fields.cluster == f"{{{column}}}"
+
+
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []

@@ -24,7 +24,10 @@ from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
 ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
-GROUPS = ("article", "title", "document", "document_id", "doc_id", "conversation_id", "thread_id", "group")
+GROUPS = (
+    *("article", "title", "document", "document_id", "doc_id", "conversation_id", "dialogue_id", "thread_id"),
+    *("session_id", "group", "group_id", "customer_id", "user_id", "patient_id", "author"),
+)
 CONTEXT = "context"
 _DOCUMENT = {"id", "title", "text", "source"}
 

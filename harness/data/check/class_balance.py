@@ -20,7 +20,8 @@ _FEWEST = 5  # a fifth of fewer rows is less than one row
 
 
 def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Show the balance, list classes too small for a split, and compare with the test rows."""
+    """Show the balance, warn of one answer and of too small classes, and compare with the test rows."""
+    yield from _find_one_answer(table)
     if not table.labels:
         return
     labels = unify_spellings([entry.answer for entry in table.entries])
@@ -47,6 +48,15 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
         if mix := _compare_mixes(train, test, table):
             yield mix
+
+
+def _find_one_answer(table: RowTable) -> Iterator[Finding]:
+    """Find that all rows, five or more, have the same answer."""
+    answers = {entry.answer for entry in table.entries if entry.question}
+    if len(answers) == 1 and answers != {""} and len(table.entries) >= _FEWEST:
+        title = f"all rows have the same answer, {answers.pop()[:60]!r}"
+        meaning = "always giving it is right, so no comparison shows that anything was learnt"
+        yield Finding("warning", title, meaning, command="add rows with other answers, or name their column")
 
 
 def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
