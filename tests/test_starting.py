@@ -182,6 +182,22 @@ def test_rows_of_one_customer_stay_together(propose_rows, column):
     assert propose_rows(content).task.fields.cluster == f"{{{column}}}"
 
 
+def test_labels_that_answers_join_are_scored_by_their_overlap(propose_rows):
+    joined = ("billing", "delivery", "billing; delivery", "delivery; billing", "praise; billing", "praise")
+    found = propose_rows([{"text": f"Letter {i}.", "label": joined[i % 6]} for i in range(60)])
+    assert (found.kind, found.task.metrics, found.task.labels) == ("text", ("token_f1", "exact_match"), ())
+    assert (
+        found.task.system
+        == "Reply with all that apply of: billing, delivery, praise. Write ';' between them."
+    )
+
+
+def test_labels_with_a_comma_are_labels_where_none_of_its_parts_stands_alone(propose_rows):
+    mood = [f"{one}, {other}" for one in ("good", "bad", "odd") for other in ("weak", "strong", "mild")]
+    found = propose_rows([{"text": f"Letter {i}.", "label": mood[i % 9]} for i in range(90)])
+    assert found.task.labels == tuple(sorted(mood))
+
+
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []

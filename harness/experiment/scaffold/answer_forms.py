@@ -1,12 +1,21 @@
-"""Forms that all answers of a task share: JSON, calls of tools, reasoning with a final answer, numbers."""
+"""Forms that all answers of a task share: JSON, calls of tools, reasoning with a final answer, numbers, several labels."""
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from harness.records import parse_json
 
 _FINAL = re.compile(r"^####\s|\\boxed\{", re.MULTILINE)
 _BEGINS_WITH_NUMBER = re.compile(r"\W*\d")
+_SEPARATORS = (";", "|", ",")
+
+
+class JoinedLabels(NamedTuple):
+    """Labels of which an answer names one or several, and what stands between them."""
+
+    labels: tuple[str, ...]
+    separator: str
 
 
 def are_calls(texts: Sequence[str]) -> bool:
@@ -28,6 +37,20 @@ def are_reasoned(texts: Sequence[str]) -> bool:
 def are_numbers(texts: Sequence[str]) -> bool:
     """Tell whether each text begins with a number, which may have a unit."""
     return all(map(_BEGINS_WITH_NUMBER.match, texts))
+
+
+def find_joined_labels(texts: Sequence[str], rows_a_label: int) -> JoinedLabels | None:
+    """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone.
+
+    Numbers are none: their comma is a decimal's.
+    """
+    values = set(texts)
+    for separator in () if are_numbers(texts) else _SEPARATORS:
+        labels = {part.strip() for value in values for part in value.split(separator)} - {""}
+        some_alone, enough = labels & values, len(labels) * rows_a_label <= len(texts)
+        if len(values) > len(labels) > 1 and some_alone and enough:
+            return JoinedLabels(tuple(sorted(labels)), separator)
+    return None
 
 
 def _has_calls(values: Sequence[object]) -> bool:

@@ -13,7 +13,7 @@ from harness.data.formats import Layout
 from harness.data.formats.turns import find_fields
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
-from harness.experiment.scaffold.answer_forms import are_calls
+from harness.experiment.scaffold.answer_forms import are_calls, find_joined_labels
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example, has_closed_labels
@@ -118,7 +118,8 @@ def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Exam
     if layout is not None and layout.name == "question" and 2 * contexts > len(content):
         return "question"
     labels = _label_set(examples)
-    return "labels" if labels and not are_calls(labels) else "text"
+    joined = find_joined_labels([e.references[0] for e in examples if e.references], ROWS_A_LABEL)
+    return "labels" if labels and not joined and not are_calls(labels) else "text"
 
 
 def _has_choices(examples: Sequence[Example]) -> bool:

@@ -13,8 +13,15 @@ from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
 from harness.data.formats.tools import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, one_line
-from harness.experiment.scaffold.answer_forms import are_calls, are_json, are_numbers, are_reasoned
+from harness.experiment.scaffold.answer_forms import (
+    are_calls,
+    are_json,
+    are_numbers,
+    are_reasoned,
+    find_joined_labels,
+)
 from harness.experiment.scaffold.recognition import (
+    ROWS_A_LABEL,
     RecognizedRows,
     Request,
     absolute,
@@ -70,6 +77,10 @@ def _propose_answers(
     if are_reasoned(references):
         asked = {"metrics": ["final_answer", "token_f1"], "system": _REASON}
         return asked | {"max_new_tokens": longest()}
+    if joined := find_joined_labels(references, ROWS_A_LABEL):
+        system = f"{_choose(joined.labels, 'all that apply')} Write {joined.separator!r} between them."
+        asked = {"metrics": ["token_f1", "exact_match"], "system": system}
+        return asked | {"max_new_tokens": longest(share=1.0)}
     short = _are_short(references)
     if seen.kind == "text" and short and are_numbers(references):
         metrics = ["exact_match", "token_f1"]  # to an overlap of words 1.5 is 15, a unit half an answer
@@ -95,11 +106,9 @@ def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
     return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
 
 
-def _choose(labels: Sequence[str]) -> str:
-    listed = ", ".join(labels)
-    return (
-        f"Reply with one of: {listed}." if len(listed) <= 800 else "Reply with the name of the category only."
-    )
+def _choose(labels: Sequence[str], which: str = "one") -> str:
+    listed, name = ", ".join(labels), "name of the category" if which == "one" else "names of the categories"
+    return f"Reply with {which} of: {listed}." if len(listed) <= 800 else f"Reply with the {name} only."
 
 
 def _are_short(references: Sequence[str]) -> bool:
