@@ -198,6 +198,13 @@ def test_labels_with_a_comma_are_labels_where_none_of_its_parts_stands_alone(pro
     assert found.task.labels == tuple(sorted(mood))
 
 
+@pytest.mark.parametrize("output", [{"who": "Ann", "n": 0}, [{"who": "Ann"}, {"who": "Bob"}]])
+def test_answers_that_are_objects_are_json(propose_rows, output):
+    found = propose_rows([{"input": f"Note {i}: Ann.", "output": output} for i in range(40)])
+    assert found.task.metrics == ("json_fields", "json_valid")
+    assert load_task(found.task, 0).test[0].references == (json.dumps(output),)
+
+
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from harness.data import formats
 from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
 from harness.data.csv_header import is_csv, probable_row
-from harness.data.examples import FIELD
+from harness.data.examples import FIELD, is_object
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
 from harness.data.formats.multiple_choice import RIGHT, list_choices
@@ -257,7 +257,7 @@ def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
 def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
     """Guess which column asks and which answers, by their names; of two, the one that varies less answers.
 
-    Of two that vary alike the later one answers.
+    Of two that vary alike the later one answers. Objects, which are read as JSON, answer by their name alone.
 
     `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
 
@@ -269,7 +269,8 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
     asks = fields.get("prompt") or _find_by_name(plain, QUESTIONS, ANSWERS)
-    answers = fields.get("reference") or _find_by_name(plain - {_name_in(asks)}, ANSWERS)
+    objects = {c for c in columns if all(is_object(row.fields.get(c)) for row in content.rows)}
+    answers = fields.get("reference") or _find_by_name((plain | objects) - {_name_in(asks)}, ANSWERS)
     if not (asks and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
     taken = {"id", _name_in(asks), _name_in(answers)}

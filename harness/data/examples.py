@@ -4,6 +4,7 @@ Invariant: an example that comes back has an id of its own, and where it has cho
 reference is one of them.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -361,12 +362,17 @@ def _is_turn(turn: Any) -> bool:
 
 
 def _references(row: Row, template: str) -> tuple[str, ...]:
-    """Take one reference, or every entry where the field holds a list; a row of constraints needs none."""
+    """Take one reference, or every entry of a list of texts; an object, or a list of some, is JSON itself.
+
+    A row of constraints needs none.
+    """
     if template == _DEFAULT.reference and "references" in row.fields:
         template = "{references}"
     elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
         return ()
     field = FIELD.fullmatch(template)
+    if field and is_object(value := _value(row, field[1])):
+        return (json.dumps(value, ensure_ascii=False),)
     if field and isinstance(_value(row, field[1]), list):
         accepted = _texts(row, field[1])
         if not accepted:
@@ -377,6 +383,12 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     if not reference.strip():
         raise UserError(Problem(row.where, "an empty reference", "the right answer", _FILL_OR_DROP))
     return (reference,)
+
+
+def is_object(value: Any) -> bool:
+    """Tell whether a value is an object with some keys, or a list of such."""
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, dict) and entry for entry in entries)
 
 
 def _text(row: Row, template: str) -> tuple[str, ...]:

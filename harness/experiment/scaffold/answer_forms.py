@@ -1,4 +1,4 @@
-"""Forms that all answers of a task share: JSON, calls of tools, reasoning with a final answer, numbers, several labels."""
+"""Forms that all answers of a task share: JSON, calls of tools, reasoning, numbers, several labels."""
 
 import re
 from collections.abc import Sequence
