@@ -89,6 +89,12 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
     assert "INCONCLUSIVE" in reason(decision, "as one of 8, at 0.6 %")
 
 
+def test_one_that_is_open_alone_too_is_settled_by_what_settles_it_among_eight():
+    alone, among = (fake_facts.verdict("inconclusive", items_needed=n) for n in (240, 800))
+    lora = make_fine_tune("lora-0", 0.81, 0.07, verdict=alone, corrected=among)
+    assert "its gate is inconclusive; 800 more items would settle it" in make_decision([lora]).sentence
+
+
 def test_items_needed_and_chances_to_miss_are_those_of_the_level():
     alone, corrected = verdict_of(*DOUBTFUL), verdict_of(*DOUBTFUL, level=0.05 / 8)
     missed = [[m.probability for m in v.missed if m.what == "macro"] for v in (alone, corrected)]

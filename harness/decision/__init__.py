@@ -392,7 +392,8 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     if unmeasured := [f.seed for f in seeds if f.verdict is None]:
         who = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
         return f"what {who} forgot was not measured", "add suites: and compare again"
-    if undecided := {f.seed: f.verdict for f in seeds if f.verdict and f.verdict.outcome == "inconclusive"}:
+    open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
+    if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
         return f"{gate} is inconclusive", more_items_text(list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
