@@ -205,6 +205,27 @@ def test_answers_that_are_objects_are_json(propose_rows, output):
     assert load_task(found.task, 0).test[0].references == (json.dumps(output),)
 
 
+def test_long_answers_that_repeat_are_warned_of_and_can_be_made_labels(propose_rows):
+    replies = [
+        f"{greeting}, {'we have your letter and answer soon ' * 3}" for greeting in ("Hi", "Dear", "Hello")
+    ]
+    content = [{"text": f"Case {i}.", "label": replies[i % 3]} for i in range(60)]
+    found = propose_rows(content)
+    assert any(line.startswith("only 3 different answers in ") for line in found.warnings)
+    assert len(propose_rows(content, kind="labels").task.labels) == 3
+
+
+def test_labels_that_differ_in_white_space_alone_are_not_joined(propose_rows):
+    content = [{"text": f"Case {i}.", "label": (" x", "x", "y ", "y")[i % 4]} for i in range(60)]
+    assert propose_rows(content).kind == "labels"
+
+
+def test_a_numbered_column_is_no_part_of_the_question_that_an_error_shows(propose_rows):
+    content = [{"ID": i, "Subject": f"S {i}", "Body": f"B {i}", "Category": "ab"[i % 2]} for i in range(40)]
+    with pytest.raises(UserError, match=r"--prompt '\{Body\} \{Subject\}'"):
+        propose_rows(content)
+
+
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []

@@ -273,10 +273,10 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     answers = fields.get("reference") or _find_by_name((plain | objects) - {_name_in(asks)}, ANSWERS)
     if not (asks and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
-    taken = {"id", _name_in(asks), _name_in(answers)}
+    taken = {_name_in(asks), _name_in(answers)}
     in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
     left = sorted(
-        (c for c in reversed(in_order) if c in plain and c not in taken),
+        (c for c in reversed(in_order) if c in plain and c not in taken and c.lower() != "id"),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
     if answers is None and left and len(left) + bool(asks) == 2:

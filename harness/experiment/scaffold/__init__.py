@@ -19,7 +19,15 @@ from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation import costs
 from harness.experiment.scaffold.candidate_proposal import propose_candidates
 from harness.experiment.scaffold.method_choice import Resources
-from harness.experiment.scaffold.recognition import NEEDS, Kind, RecognizedRows, Request, absolute, look
+from harness.experiment.scaffold.recognition import (
+    NEEDS,
+    ROWS_A_LABEL,
+    Kind,
+    RecognizedRows,
+    Request,
+    absolute,
+    look,
+)
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
@@ -83,6 +91,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     said = *_sentences(seen, task, items, candidates), *remarks
+    late.append(_repeated_answers(seen, task, items))
     warnings = *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
@@ -227,6 +236,18 @@ def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
             "difference of two candidates can be shown with 95 % confidence; next: more rows, so that "
             "some hundred are for test"
         )
+
+
+def _repeated_answers(seen: RecognizedRows, task: Task, items: TaskItems) -> str:
+    """Warn of texts that repeat so much that they may be labels, which a classifier can choose from."""
+    answers = [e.references[0] for e in items.train if len(e.references) == 1]
+    n = len(set(answers))
+    if seen.kind != "text" or task.primary_metric == "tool_call" or not 1 < n <= len(answers) / ROWS_A_LABEL:
+        return ""
+    return (
+        f"only {n} different answers in {count(len(answers))} rows to train on; next: where these are all "
+        "that there are, --task labels ranks them and trains a classifier"
+    )
 
 
 def _name_of(request: Request) -> str:

@@ -44,7 +44,7 @@ def find_joined_labels(texts: Sequence[str], rows_a_label: int) -> JoinedLabels 
 
     Numbers are none: their comma is a decimal's.
     """
-    values = set(texts)
+    values = {text.strip() for text in texts}
     for separator in () if are_numbers(texts) else _SEPARATORS:
         labels = {part.strip() for value in values for part in value.split(separator)} - {""}
         some_alone, enough = labels & values, len(labels) * rows_a_label <= len(texts)
