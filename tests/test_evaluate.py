@@ -105,6 +105,18 @@ def test_an_answer_cut_at_the_limit_is_truncated_and_scores_worst(base):
     assert (found.status, found.parts["exact_match"], found.finish_reason) == ("truncated", (0.0,), "length")
 
 
+@pytest.mark.parametrize("metric", ["json_fields", "tool_call", "rougeL", "rougeLsum"])
+def test_an_item_that_the_metric_does_not_read_has_no_score_whatever_is_answered(metric):
+    answers = {"question 0": "", "question 1": SORRY, "question 2": "да"}
+    unread = [example(n, reference="да") for n in range(3)]
+    found = rows(script_candidate(answers.get), *unread, metrics=[metric])
+    assert [(r.status, r.parts[metric]) for r in found] == [
+        ("unparsable", None),
+        ("refused", None),
+        ("ok", None),
+    ]
+
+
 def test_a_truncated_answer_is_scored_where_the_task_says_so(base):
     answer = base.generate([base.encode(example().messages).context], Limits(1))[0].text
     found = row(base, example(reference=answer), max_new_tokens=1, truncated_scores=True)

@@ -71,3 +71,15 @@ def test_an_adapter_of_vectors_is_trained_further(tiny, tmp_path):
     vectors = "  vectors: {method: peft, params: {peft_type: IA3}}\n"
     further = "  further: {method: rloo, init_from: vectors, reward: exact_match}\n"
     assert prepare(tiny, tmp_path, vectors + further)
+
+
+@pytest.mark.parametrize("metric", ["json_fields", "tool_call"])
+def test_references_that_the_metric_cannot_read_are_refused_with_one_of_them(tiny, tmp_path, metric):
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    target = tmp_path / "suites" / "letters.yaml"
+    target.write_text(target.read_text().replace("[exact_match,", f"[{metric},"))
+    with pytest.raises(UserError) as refused:
+        prepare_session(config.load(path), Scope(), SilentProgress())
+    said = str(refused.value)
+    assert f"task letters: metric {metric}: found references that it cannot read, of all 18 items" in said
+    assert "the first is “late”" in said

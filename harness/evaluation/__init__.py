@@ -378,10 +378,13 @@ def _counts(task: Task, metric: str, status: Status) -> bool:
 
 
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
-    """Score an answer; one that does not count gets the metric's worst parts, an error none."""
-    if status == "error":
-        return None
+    """Score an answer; one that does not count gets the metric's worst parts, an error none.
+
+    None as well of an item that the metric does not read, so all candidates are scored on the same items.
+    """
     scores = job.metrics[metric]
+    if status == "error" or not scores.reads(example):
+        return None
     return scores.score(output, example) if _counts(job.task, metric, status) else scores.worst(example)
 
 

@@ -47,7 +47,8 @@ class Metric:
     which is not 0). `aggregate` takes parts (n, k) and weights (…, n) to scores (…).
     `worst` gives the parts of an answer to this example that counts for nothing: one that
     is unparsable or truncated. `signature` says which settings made the number. Two answers of which `same`
-    is equal are one answer, where the majority of several counts.
+    is equal are one answer, where the majority of several counts. An item that it does not read, by the
+    form of its references, has no score, whatever is answered.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Metric:
     worst: Callable[[Example], Parts]
     signature: str = ""
     same: Callable[[str], object] = normalize
+    reads: Callable[[Example], bool] = lambda _: True
 
     @property
     def range(self) -> MetricRange:

@@ -21,7 +21,11 @@ _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 def metric(task: Task) -> Metric:
     """Build the F1 of fields in [0, 1]: the best over the references, averaged over items."""
-    return replace(mean_metric("json_fields", _best), same=_reduce_to_fields)
+    return replace(mean_metric("json_fields", _best), same=_reduce_to_fields, reads=_is_read)
+
+
+def _is_read(example: Example) -> bool:
+    return any(_fields(reference) is not None for reference in example.references)
 
 
 def _reduce_to_fields(text: str) -> object:

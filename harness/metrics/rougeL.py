@@ -1,9 +1,11 @@
 """Longest common subsequence of the words of the answer and of the nearest reference.
 
 Invariant: the number is that of the `rouge-score` package without stemming. Its tokeniser
-keeps Latin letters and digits only: a text in another script scores 0, even the gold one.
+keeps Latin letters and digits only: an item whose references have none is not scored.
 Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3.
 """
+
+from dataclasses import replace
 
 from harness.metrics import Metric, mean_metric
 from harness.records import Example, Output
@@ -19,4 +21,10 @@ def metric(task: Task) -> Metric:
     def score(output: Output, example: Example) -> float:
         return float(scorer.score_multi(example.references, output.text)["rougeL"].fmeasure)
 
-    return mean_metric("rougeL", score)
+    return replace(mean_metric("rougeL", score), reads=_is_read)
+
+
+def _is_read(example: Example) -> bool:
+    from rouge_score.tokenize import tokenize
+
+    return any(tokenize(reference, None) for reference in example.references)

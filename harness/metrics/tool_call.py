@@ -23,7 +23,11 @@ _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<functi
 
 def metric(task: Task) -> Metric:
     """Build the share of answers in [0, 1] with the right calls."""
-    return replace(mean_metric("tool_call", _is_right), same=_reduce_to_calls)
+    return replace(mean_metric("tool_call", _is_right), same=_reduce_to_calls, reads=_is_read)
+
+
+def _is_read(example: Example) -> bool:
+    return any(_read_calls(reference) is not None for reference in example.references)
 
 
 def _reduce_to_calls(text: str) -> object:

@@ -3,7 +3,7 @@
 Invariant: every problem of the files is reported at once, before a model is loaded or anything is written.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from harness.experiment.preparation.judge_weights import attach_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.experiment.preparation.served_bases import choose_quantization
 from harness.experiment.weights.prompt_search import choose_prompts
+from harness.formatting import pluralize, quote
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import set_templates
 from harness.models.devices.placement import Room, free_room
@@ -81,6 +82,7 @@ def _prepare_without_judges(
         else join_items(task, role, suite, items[task.name])
         for role, suite, task in named
     ]
+    refuse(problem for measured in tasks for problem in _find_unread(measured))
     sources = set_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
     source = sources[experiment.base_model]
     at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
@@ -137,6 +139,17 @@ def _find_reached_gflops(at: Store, experiment: str, source: ModelSource) -> flo
     runs = [run for run in store.list_runs(at, experiment) if run.base_digest == source.weights_digest]
     speeds = (costs.training_gflops(source.n_parameters, run.training.tokens_per_s or 0.0) for run in runs)
     return max(speeds, default=0.0)
+
+
+def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
+    """Find that a task's primary metric reads none of its items, so that no answer to them has a score."""
+    items, metric = [*measured.items.validation, *measured.items.test], measured.primary
+    if not items or any(map(metric.reads, items)):
+        return
+    shown = quote(items[0].references[0]) if items[0].references else "none"
+    found = f"references that it cannot read, of all {pluralize(len(items), 'item')} (the first is {shown})"
+    step = "put another metric first in metrics: of the task, such as token_f1, or chrf for any script"
+    yield Problem(f"task {measured.task.name}: metric {metric.name}", found, "such as it can score", step)
 
 
 def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
