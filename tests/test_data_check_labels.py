@@ -115,6 +115,14 @@ def test_labels_in_several_spellings_are_an_error(find):
     assert found.labels == ("refund",) * 5
 
 
+@pytest.mark.parametrize("other", ["Gro\u0308\u00dfe", "Gr\u00f6\u00dfe\u200b", "\u200fGr\u00f6\u00dfe"])
+def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(find, other):
+    labels = ("Gr\u00f6\u00dfe", other, "Farbe")
+    rows = [{"text": f"Case {i} of {30 - i}", "label": labels[i % 3]} for i in range(30)]
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert (found.severity, found.title) == ("error", "1 label in several spellings")
+
+
 def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find):
     rows = make_clean_rows()
     for i in range(0, 40, 4):  # "refund", in three spellings

@@ -1,10 +1,11 @@
-"""Spellings of one label: alike but for case, what separates words, and a full stop; the commonest stands.
+"""Spellings of one label: alike but for case, what separates words or is not seen, and a full stop.
 
-Invariant: the same answers in the same order give the same spellings; of two equally common ones the first
-stands. Other signs tell labels apart, as C and C++.
+Invariant: the same answers in the same order give the same spellings; the commonest stands, of two equally
+common ones the first. Other signs tell labels apart, as C and C++.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -57,5 +58,7 @@ def unify_spellings(answers: Sequence[str]) -> list[str]:
 
 
 def _fold_label(label: str) -> str:
-    """Fold case, what separates words, and a full stop."""
-    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.lower().strip().rstrip(".,;:"))
+    """Fold case, composed and invisible signs, what separates words, and a full stop."""
+    composed = unicodedata.normalize("NFC", label.lower())
+    label = "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
+    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.strip().rstrip(".,;:"))
