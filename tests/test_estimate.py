@@ -92,6 +92,26 @@ def test_training_grows_with_the_epochs(texts, epochs):
     assert training(examples, epochs).trained == pytest.approx(once * epochs, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [
+        ("The desk is open on Monday, and every letter is answered with one word.", 16),
+        ("窓口は月曜日に開いており、すべての手紙にはそこで働く人々が一言で答えます。", 68),
+        (
+            "المكتب مفتوح يوم الاثنين، ويتم الرد على كل رسالة بكلمة واحدة من قبل الأشخاص الذين يعملون هناك.",
+            86,
+        ),
+        (
+            "Окно открыто в понедельник, и на каждое письмо люди, которые там работают, отвечают одним словом.",
+            75,
+        ),
+    ],
+)
+def test_tokens_are_estimated_within_a_quarter_in_every_script(text, counted):
+    """They were counted with the tokenizer of smollm2-135m."""
+    assert tokens(text) == pytest.approx(counted, rel=0.25)
+
+
 def test_every_text_has_a_token_and_a_longer_one_more():
     assert tokens("") == 1
     assert tokens("x" * 400) == 100
