@@ -669,6 +669,13 @@ def test_a_training_takes_the_longest_row(propose_rows):
     assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
 
 
+def test_the_longest_row_is_that_of_the_base_where_its_tokenizer_is_here(propose_rows, tiny, tmp_path):
+    base = tiny_model.copy(tiny, tmp_path / "base", max_position_embeddings=4096)
+    content = [{"prompt": f"{i} " + "7 1 " * 500, "reference": f"{i}"} for i in range(30)]
+    assert propose_rows(content, base_model=str(base)).candidates["full"]["params"]["max_length"] > 2000
+    assert "max_length" not in propose_rows(content).candidates["lora"]["params"]
+
+
 def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows):
     content = [{"prompt": f"{i} " + "word " * 8000 * (i % 2), "reference": f"{i}"} for i in range(30)]
     (warning,) = propose_rows(content).warnings

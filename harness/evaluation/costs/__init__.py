@@ -19,7 +19,7 @@ _CHARS_PER_TOKEN = 4.0
 # Bytes a token of other signs: such a vocabulary took 1.6 to 2.3 in Thai, Japanese, Arabic, Chinese, Russian
 # and Hindi. One made for a language takes more (Petrov et al. 2023, arXiv:2305.15425).
 _BYTES_PER_TOKEN = 2.0
-_CHAT_TOKENS = 12
+CHAT_TOKENS = 12
 
 
 class Shares(NamedTuple):
@@ -116,7 +116,7 @@ def answering_work(examples: Sequence[Example], *, ranked: bool, max_new_tokens:
     for number, example in enumerate(examples):
         closed = ranked and example.choices
         once = 0 if closed or number % BLOCK == 0 else n_shared
-        n_read += sum(tokens(m["content"]) + _CHAT_TOKENS for m in example.messages[once:])
+        n_read += sum(tokens(m["content"]) + CHAT_TOKENS for m in example.messages[once:])
         n_read += sum(map(tokens, example.choices)) if closed else 0
         n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
         n_generated += 0 if closed or not example.messages else max_new_tokens
@@ -137,7 +137,7 @@ def times(work: Work, n: int) -> Work:
 def training(examples: Sequence[Example], epochs: float) -> Work:
     """Estimate the tokens trained on."""
     once = sum(
-        sum(tokens(m["content"]) + _CHAT_TOKENS for m in e.messages) + tokens(e.references[0])
+        sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages) + tokens(e.references[0])
         for e in examples
     )
     return Work(trained=round(once * epochs))
@@ -156,7 +156,7 @@ def describe_longer(examples: Sequence[Example], max_length: int, rows: str, lim
 def preference(pairs: Sequence[Example], epochs: float) -> Work:
     """Estimate what training on pairs takes: both answers, and the reference's reading of them once."""
     once = sum(
-        2 * sum(tokens(m["content"]) + _CHAT_TOKENS for m in pair.messages)
+        2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
         + sum(map(tokens, pair.references))
         + tokens(pair.rejected)
         for pair in pairs

@@ -8,6 +8,7 @@ from harness.data import TaskItems
 from harness.evaluation import costs
 from harness.experiment.scaffold.method_choice import MethodChoice, Resources, choose_method, fit_batches
 from harness.experiment.scaffold.recognition import Kind
+from harness.experiment.scaffold.task_proposal import count_tokens
 from harness.models.hub import ModelSource, context_length, is_packed
 from harness.records import Example
 from harness.spec import Task
@@ -30,7 +31,7 @@ def propose_candidates(
     proposed = _methods(situation)
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
-    longest = max(costs.training([e], 1).trained for e in items.train)
+    longest = _find_longest(items.train, base)
     on_rows = {name: _make_room(name, recipe, longest) for name, recipe in on_rows.items()}
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
@@ -50,6 +51,15 @@ def propose_candidates(
     if task.data.documents:
         found["hybrid"] = {"weights_of": choice.name, "prompting": rag}
     return choice, found | others
+
+
+def _find_longest(train: Sequence[Example], base: ModelSource | None) -> int:
+    """Return the tokens of the longest row, by the base's tokenizer where it is here, else by an estimate."""
+    if base is None or not (base.path / "tokenizer.json").is_file():
+        return max(costs.training([e], 1).trained for e in train)
+    texts = ["\n".join([*(m["content"] for m in e.messages), e.references[0]]) for e in train]
+    turns = max(len(e.messages) for e in train) + 1
+    return max(count_tokens(texts, base)) + costs.CHAT_TOKENS * turns
 
 
 def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:

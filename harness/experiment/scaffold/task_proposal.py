@@ -124,11 +124,11 @@ def _is_latin(texts: Sequence[str]) -> bool:
 
 def _longest(references: Sequence[str], base: ModelSource | None, share: float = 0.95) -> int:
     """Return the tokens of the longer answers with some to spare, at most `_MOST_TOKENS`."""
-    lengths = sorted(_count_tokens(references, base))
+    lengths = sorted(count_tokens(references, base))
     return min(_MOST_TOKENS, -(-(lengths[int(share * (len(lengths) - 1))] + 4) // 8) * 8)
 
 
-def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
+def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
     """Count the tokens of texts by the base's tokenizer, whole; where it is not here, by their signs."""
     file = base.path / "tokenizer.json" if base else None
     if file is None or not file.is_file():
