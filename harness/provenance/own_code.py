@@ -52,10 +52,10 @@ def _list_imports(file: Path, root: Path) -> Iterator[Path]:
 
 def _imported_by(call: ast.Call) -> str:
     """Return the module that a call of `import_module` or `__import__` names; empty where it names none."""
+    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
+        return ""
     name = call.args[0] if call.args else None
-    is_import = ast.unparse(call.func).rpartition(".")[2] in ("import_module", "__import__")
-    is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
-    return name.value if is_import and is_text else ""
+    return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else ""
 
 
 def _list_files(base: Path, name: str) -> Iterator[Path]:
