@@ -143,7 +143,7 @@ def _labels(row: Row, roles: Roles) -> Iterator[str]:
     """Yield the choices, and the first answer of each column, clean; of pairs of the first column alone."""
     first: dict[Keys, str] = {}
     for text, keys in label_places(row.fields, roles):
-        place = keys if keys[0] == CHOICES else keys[:1]
+        place = keys if keys[0] in CHOICES else keys[:1]
         if not first.get(place):
             first[place] = clean_text(text)[0].strip()
     yield from islice(filter(None, first.values()), 1 if roles == PAIRS else None)

@@ -5,15 +5,18 @@ answer, of a message tree its replies, of a pair both answers.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from harness.data.columns import Roles
+from harness.data.formats.multiple_choice import has_choices
 from harness.data.formats.preference_rows import is_transcript
 from harness.data.formats.ratings import PREFERRED
 from harness.data.formats.turns import answer_places
 
 _SAID = ("content", "value", "text", "response")
-CHOICES = "choices"
+CHOICES = ("choices", "options")
 _PAIR = ("chosen", "rejected")
 Keys = tuple[str | int, ...]
 
@@ -40,7 +43,21 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Writte
             found += [of for i in places for of in _texts(value[i], (column, i))]
         elif column not in roles.questions:
             found += _texts(value, keys)
-    return found + list(_texts(fields.get(CHOICES), (CHOICES,)))
+    return found + list(_choices(fields))
+
+
+def _choices(fields: Mapping[str, Any]) -> Iterator[WrittenAnswer]:
+    """Yield the choices of a row, in a list, by their labels, or each in a column of a letter."""
+    for column in CHOICES:
+        value = fields.get(column)
+        if isinstance(value, dict) and "text" not in value:
+            for label, text in value.items():
+                yield from _texts(text, (column, label))
+        else:
+            yield from _texts(value, (column,))
+    if has_choices({*fields} - {*CHOICES}):
+        for label in takewhile(fields.__contains__, ascii_uppercase):
+            yield from _texts(fields[label], (label,))
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:

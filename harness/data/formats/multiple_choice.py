@@ -30,8 +30,8 @@ class Choices(NamedTuple):
 
 def has_choices(fields: set[str]) -> bool:
     """Tell whether rows of these fields are questions with choices."""
-    listed = bool(fields & set(_LISTS)) or fields >= {"A", "B"}
-    return listed and bool(fields & set(QUESTIONS)) and bool(fields & set(RIGHT))
+    listed = bool(fields & {*_LISTS}) or fields >= {"A", "B"}
+    return listed and bool(fields & {*QUESTIONS}) and bool(fields & {*RIGHT})
 
 
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
