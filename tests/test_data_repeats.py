@@ -8,6 +8,7 @@ from test_formats import ROWS as LAYOUT_ROWS
 from harness.data import readers
 from harness.data.columns import find_roles
 from harness.data.edit.dedup import dedup
+from harness.data.formats.multiple_choice import has_choices
 
 OTHERS = [f"{WORDS[i]} {WORDS[2 * i]} {WORDS[-i]} {WORDS[-2 * i]}?" for i in range(1, 30)]
 PRIMARY = "Name a primary colour of light."
@@ -42,7 +43,7 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     rows = [fill_layout(LAYOUT_ROWS[layout], *of) for of in asked]
     n = len(OTHERS)
     # Of questions with choices a rarer answer stands among others, which make another question of it.
-    repeats = [n + 5] if "choices" in LAYOUT_ROWS[layout] else [n + 4, n + 5, n + 8]
+    repeats = [n + 5] if has_choices({*LAYOUT_ROWS[layout]}) else [n + 4, n + 5, n + 8]
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
 

@@ -112,6 +112,7 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
         seed=0,
         method="lora",
         base_digest="b",
+        weights_digest="w",
         latency={},
         training=TrainingRecord(not_packed="would x"),
     )
@@ -124,7 +125,9 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
             items=SimpleNamespace(train=(), validation=(), test=(), documents=()),
             primary=SimpleNamespace(unit=SimpleNamespace(sign=1)),
         ),
-        candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of="", prompting={}))},
+        candidates={
+            "lora": SimpleNamespace(recipe=SimpleNamespace(weights_of="", init_from=None, prompting={}))
+        },
     )
     assert list_remarks(session, [run]) == ["lora: trained without packing, which would x"]
 
