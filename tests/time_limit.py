@@ -59,7 +59,7 @@ def _timer(config):
     signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), _AGAIN_S)
     try:
         yield
-    except (Exception, TimeIsOver):
+    except (Exception, KeyboardInterrupt, TimeIsOver):
         signal.setitimer(signal.ITIMER_REAL, 0)
         if _measure_left_s(config) > 0:
             raise
