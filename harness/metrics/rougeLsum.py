@@ -6,26 +6,11 @@ not scored.
 Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3.2.
 """
 
-from dataclasses import replace
-
-from harness.metrics import Metric, mean_metric
-from harness.records import Example, Output
+from harness.metrics import Metric
+from harness.metrics._rouge import build_rouge
 from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
     """Build summary-level ROUGE-L (F-measure) in [0, 1]: the best over the references, averaged."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeLsum"], use_stemmer=False)
-
-    def score(output: Output, example: Example) -> float:
-        return float(scorer.score_multi(example.references, output.text)["rougeLsum"].fmeasure)
-
-    return replace(mean_metric("rougeLsum", score), reads=_is_read)
-
-
-def _is_read(example: Example) -> bool:
-    from rouge_score.tokenize import tokenize
-
-    return any(tokenize(reference, None) for reference in example.references)
+    return build_rouge("rougeLsum")

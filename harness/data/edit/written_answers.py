@@ -10,13 +10,12 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from harness.data.columns import Roles
-from harness.data.formats.multiple_choice import has_choices
+from harness.data.formats.multiple_choice import CHOICES, has_choices
 from harness.data.formats.preference_rows import is_transcript
 from harness.data.formats.ratings import PREFERRED
 from harness.data.formats.turns import answer_places
 
 _SAID = ("content", "value", "text", "response")
-CHOICES = ("choices", "options")
 _PAIR = ("chosen", "rejected")
 Keys = tuple[str | int, ...]
 

@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 
 QUESTIONS = ("question", "query", "question_stem")
 RIGHT = ("answerKey", "gold", "answer")
-_LISTS = ("choices", "options")
+CHOICES = ("choices", "options")
 
 
 class Choices(NamedTuple):
@@ -30,13 +30,13 @@ class Choices(NamedTuple):
 
 def has_choices(fields: set[str]) -> bool:
     """Tell whether rows of these fields are questions with choices."""
-    listed = bool(fields & {*_LISTS}) or fields >= {"A", "B"}
+    listed = bool(fields & {*CHOICES}) or fields >= {"A", "B"}
     return listed and bool(fields & {*QUESTIONS}) and bool(fields & {*RIGHT})
 
 
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
-    found: Any = next((fields[name] for name in _LISTS if fields.get(name) is not None), None)
+    found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
     labels = list(ascii_uppercase)
     if found is None:
         lettered = list(takewhile(lambda label: fields.get(label) not in (None, ""), labels))
@@ -58,7 +58,7 @@ def read_choices(row: Row) -> Choices:
     labels, texts = list_choices(fields)
     right = fields[key]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        name = next((name for name in _LISTS if fields.get(name) is not None), "A")
+        name = next((name for name in CHOICES if fields.get(name) is not None), "A")
         expected = "a list of texts, {label: text}, or {text: [...], label: [...]}"
         raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
     texts = [text.strip() for text in texts]

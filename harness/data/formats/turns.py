@@ -33,9 +33,8 @@ _ROLES = {
     "observation": "user",
     "tool_response": "user",
 }
-LISTS = frozenset(
-    {"messages", "conversations", "completions", "choices", "options"}
-)  # that hold no plain text
+# Fields that hold no plain text.
+LISTS = frozenset({"messages", "conversations", "completions", "choices", "options"})
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 # What tools return is read as a turn of the user.
 _TOOLS = ("tool", "function", "observation", "tool_response")

@@ -100,9 +100,8 @@ def training_gflops(n_parameters: int, tokens_per_s: float) -> float:
 
 def tokens(text: str) -> int:
     """Estimate the tokens of a text from its length in ASCII and beyond."""
-    n_bytes = 0 if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    n_ascii = sum(map(str.isascii, text)) if n_bytes else len(text)
-    n_others = max(0, n_bytes - n_ascii)
+    n_ascii = len(text.encode("ascii", "ignore"))
+    n_others = len(text.encode("utf-8", "surrogatepass")) - n_ascii
     return max(1, round(n_ascii / _CHARS_PER_TOKEN + n_others / _BYTES_PER_TOKEN))
 
 
