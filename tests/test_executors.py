@@ -324,8 +324,15 @@ def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(t
         for _ in range(pool.size):
             pool.run(WorkerJob("fit", "lora"), JobInputs({}))
     assert {log.read_text().strip() for log in tmp_path.glob("*.log")} == {"3 7", "5 7"}
-    with pytest.raises(UserError, match="3 workers on 2 GPUs"):
-        local.LocalPool(tmp_path / "x.pickle", 3, 1, "cuda")
+
+
+def test_more_workers_than_gpus_share_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    told = "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'])"
+    with local.LocalPool(tmp_path / "x.pickle", 5, 1, "cuda", (sys.executable, "-c", told)) as pool:
+        for _ in range(pool.size):
+            pool.run(WorkerJob("fit", "lora"), JobInputs({}))
+    assert sorted(log.read_text().strip() for log in tmp_path.glob("*.log")) == ["3", "3", "3", "5", "5"]
 
 
 def test_nobody_guesses_how_many_workers_share_a_processor(tmp_path):

@@ -65,10 +65,11 @@ Executor = Literal["in_process", "local", "ray", "slurm"]
 class ExecutionPolicy(Spec):
     """Workers that train and answer for `harness compare`; what is stored does not depend on them.
 
-    `executor` is `in_process`, `local` (processes on this machine, each with a GPU of its own where there are
-    GPUs), `ray` or `slurm`. `workers` are at most so many at once: by default one for each GPU, or all that a
-    Ray cluster has room for. Each computes with `threads` threads, by default those of the command, which
-    local workers share. `address` is that of Ray, or one of submitit's clusters: `slurm`, which `auto` means,
+    `executor` is `in_process`, `local` (processes on this machine, each with a GPU where there are GPUs),
+    `ray` or `slurm`. `workers` are at most so many at once: by default one for each GPU, or all that a Ray
+    cluster has room for; more local ones than GPUs share these and their memory, which small models allow.
+    Each computes with `threads` threads, by default those of the command, which local workers on CPUs share.
+    `address` is that of Ray, or one of submitit's clusters: `slurm`, which `auto` means,
     `local` or `debug`. `slurm` holds parameters of submitit's, as `slurm_partition` or `timeout_min`.
     """
 

@@ -1,4 +1,4 @@
-"""Local workers: processes on this machine, each with a GPU of its own where there are GPUs.
+"""Local workers: processes on this machine, each with a GPU where there are GPUs; more workers share them.
 
 Invariant: a worker ends with the command that started it, however that ends; one that is killed takes its job
 alone with it, which another runs again. Between them go pickles over pipes: an assignment's file and jobs to
@@ -83,7 +83,7 @@ class LocalPool:
         """Start a worker; a terminal's interrupt goes to the command, which ends the workers."""
         path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
         own = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(self._threads)}
-        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[place]} if self._gpus else {}
+        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[place % len(self._gpus)]} if self._gpus else {}
         with self._log(place).open("wb") as log:
             worker = subprocess.Popen(
                 [*self._command, str(self._file)],
@@ -110,13 +110,10 @@ class LocalPool:
 
 
 def _n_workers(asked: int | None, n_gpus: int, device: str) -> int:
-    """Return how many workers to start: one for each GPU, on CPUs as many as are asked for."""
+    """Return how many workers to start: as many as are asked for, else one for each GPU."""
     if device != "cuda" and asked is None:
         expected = "how many share the processors of this machine"
         raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))
-    if device == "cuda" and asked and asked > n_gpus:
-        found, step = f"{asked} workers on {n_gpus} GPUs", f"--workers {n_gpus}"
-        raise UserError(Problem("execution.workers", found, "a GPU for each worker", step))
     return asked or n_gpus
 
 

@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.models.hardware import current_device
+from harness.models.hardware import current_device, visible_gpus
 from tests.studies.claims.catalog import CLAIMS, OPEN
 from tests.studies.claims.claim import Claim
 from tests.studies.claims.kept import keep, read, write
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     """Measure what is asked for and missing; 1 where a claim could not be measured."""
     given = _arguments(arguments)
     path = given.reports / "claims.json"
-    asked = [claim for claim in CLAIMS if claim.name in (given.names or [one.name for one in CLAIMS])]
+    asked = [claim for claim in CLAIMS if claim.name in (given.names or _list_possible())]
     if given.one:
         _measure_here(asked[0], path)
         return 0
@@ -41,6 +41,12 @@ def main(arguments: list[str]) -> int:
     for name in failed:
         sys.stderr.write(f"{name} was not measured; the same command tries again\n")
     return bool(failed)
+
+
+def _list_possible() -> list[str]:
+    """Name the claims that this machine can measure."""
+    has_gpu = bool(visible_gpus())
+    return [claim.name for claim in CLAIMS if has_gpu or not claim.needs]
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
@@ -66,7 +72,8 @@ def _measure_here(claim: Claim, path: Path) -> None:
     start = time.perf_counter()
     measured = claim.measure()
     today = datetime.now(UTC).date().isoformat()
-    kept = keep(measured, time.perf_counter() - start, current_device("cpu"), today)
+    device = "cuda" if claim.needs and visible_gpus() else "cpu"
+    kept = keep(measured, time.perf_counter() - start, current_device(device), today)
     write(path, read(path) | {claim.name: kept})
 
 

@@ -22,13 +22,17 @@ class ClaimResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim that is measured here: what it says, who says so, and about how many minutes it takes."""
+    """Claim that is measured here: what it says, who says so, and about how many minutes it takes.
+
+    `needs` says what two cores do not give; such a claim is measured where it is named, or where there is a GPU.
+    """
 
     name: str
     says: str
     source: str
     minutes: float
     measure: Callable[[], ClaimResult]
+    needs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ FOLDER = ROOT / "runs" / "studies" / "claims"
 _PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
 N_GOOD = 100  # rows without noise
 _LIMIT = 40  # items of each general task
-_MARGIN = 0.05  # of the target: a smaller loss is an equal gain
+MARGIN = 0.05  # of the target: a smaller loss is an equal gain
 Outcome = Literal["target", "capability"]
 
 
@@ -60,6 +60,16 @@ RECIPES = {
     "all-5e-5": full(5e-5),
     "good": lora(train="good.jsonl", epochs=3),
     "noisy": lora(train="noisy.jsonl"),
+    "qlora": {"method": "qlora", "params": {**_PARAMS, "r": 16}},
+    "spectrum": {"method": "spectrum", "params": {**_PARAMS, "learning_rate": 1e-4, "share": 0.25}},
+    "dpo": {"method": "dpo", "init_from": "plain", "params": {"learning_rate": 3e-5, "beta": 0.1}},
+    "reward": {"method": "reward"},
+    "rloo": {
+        "method": "rloo",
+        "init_from": "plain",
+        "reward": "reward",
+        "params": {"learning_rate": 3e-5, "max_completion_length": 24},
+    },
 }
 
 
@@ -90,11 +100,11 @@ def curve_of(*names: str) -> Callable[[], ClaimResult]:
 
 
 def _measure_curve(names: Sequence[str]) -> ClaimResult:
-    session, runs = _compare_recipes(prepare(FOLDER, suites=False), names)
+    session, runs = compare_recipes(prepare(FOLDER, suites=False), names)
     changes = [_compare(session, session.target, runs[name], runs[names[-1]]) for name in names[:-1]]
     scores = {name: change.new for name, change in zip(names[:-1], changes, strict=True)}
     scores[names[-1]] = changes[0].base
-    verdicts = [judge(change.low, change.high, least=-_MARGIN) for change in changes[1:]]
+    verdicts = [judge(change.low, change.high, least=-MARGIN) for change in changes[1:]]
     worst = min(changes[1:], key=lambda change: change.delta)
     curve = ", ".join(f"{formatting.percent(score)} % of {name}" for name, score in scores.items())
     return ClaimResult(
@@ -103,11 +113,11 @@ def _measure_curve(names: Sequence[str]) -> ClaimResult:
         judge_all(*verdicts),
         scores,
         f"{', '.join(names)}, one seed, 320 rows, one epoch, {worst.n} items of the target, trainings of "
-        f"{', '.join(f'{_read_training_s(runs[name]):.0f}' for name in names)} s",
+        f"{', '.join(f'{read_training_s(runs[name]):.0f}' for name in names)} s",
     )
 
 
-def _compare_recipes(path: Path, names: Sequence[str]) -> tuple[Session, dict[str, Run]]:
+def compare_recipes(path: Path, names: Sequence[str]) -> tuple[Session, dict[str, Run]]:
     """Train and evaluate recipes of an experiment; return its session, and the runs by recipe."""
     harness.compare(path, candidates=list(names), progress=TerminalProgress())
     session = prepare_session(config.load(path, (), list(names)), Scope(), SilentProgress())
@@ -116,9 +126,9 @@ def _compare_recipes(path: Path, names: Sequence[str]) -> tuple[Session, dict[st
 
 def _measure(pair: Pair) -> ClaimResult:
     path = prepare(FOLDER, suites=pair.outcome == "capability")
-    session, runs = _compare_recipes(path, (pair.base, pair.new))
+    session, runs = compare_recipes(path, (pair.base, pair.new))
     new, base = runs[pair.new], runs[pair.base]
-    target = _change(session, session.target, new, base)
+    target = target_change(session, new, base)
     shown = f"target {formatting.points(target.score, target.low, target.high)} points"
     figures = {"target": target.score, "target_low": target.low, "target_high": target.high}
     found = target
@@ -133,18 +143,18 @@ def _measure(pair: Pair) -> ClaimResult:
         figures,
         f"{pair.new} against {pair.base}, one seed, {pair.trained}, {target.n} items of the target"
         + (f", {found.n} general ones" if found is not target else "")
-        + f", trainings of {_read_training_s(new):.0f} and {_read_training_s(base):.0f} s",
+        + f", trainings of {read_training_s(new):.0f} and {read_training_s(base):.0f} s",
     )
 
 
 def judge_pair(pair: Pair, found: Estimate, target: Estimate) -> Verdict:
     """Judge what is compared; what is kept of capability counts at an equal gain on the target alone."""
     compared = judge(found.low, found.high, least=pair.least)
-    gain = judge(target.low, target.high, least=-_MARGIN)
+    gain = judge(target.low, target.high, least=-MARGIN)
     return compared if pair.outcome == "target" else judge_all(compared, gain)
 
 
-def _read_training_s(run: Run) -> float:
+def read_training_s(run: Run) -> float:
     """Return the seconds that a run's training took, whichever call made it."""
     return (run.training and run.training.wall_s) or 0.0
 
@@ -189,8 +199,9 @@ def _write_training_sets(folder: Path, train: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
 
 
-def _change(session: Session, task: Task, new: Run, base: Run) -> Estimate:
-    return mean_change([_compare(session, task, new, base)])
+def target_change(session: Session, new: Run, base: Run) -> Estimate:
+    """Return how much more a run reaches on the target than another one, as a share of its metric's range."""
+    return mean_change([_compare(session, session.target, new, base)])
 
 
 def _compare(session: Session, task: Task, new: Run, base: Run) -> comparison.Comparison:

@@ -8,7 +8,8 @@ from tests.studies.claims.claim import Claim, OpenClaim
 from tests.studies.claims.kept import StoredResult
 
 _ABOUT = """\
-What papers claim, held against what is computed or measured here, on the embedded model and two CPU cores. A verdict is about this
+What papers claim, held against what is computed or measured here, on the embedded model and two CPU cores or, where it says so,
+a GPU. A verdict is about this
 model and these rows alone: **holds** where the whole 95 % interval bears the claim out, **does not hold here** where none of it
 does, **not decided** where it reaches over both. An exact figure has no interval. Fine-tunes are of one seed, which judges
 a checkpoint and no recipe; a difference of less than five points of the target counts as none where equality is claimed.
@@ -55,4 +56,5 @@ def _describe_call(claim: Claim, kept: StoredResult) -> str:
 
 def _write_missing_row(claim: Claim) -> str:
     minutes = pluralize(max(1, round(claim.minutes)), "minute")
-    return f"| {claim.says} | {claim.source} | `make claims ARGS={claim.name}` on two cores | {minutes} |"
+    on = claim.needs or "two cores"
+    return f"| {claim.says} | {claim.source} | `make claims ARGS={claim.name}` on {on} | {minutes} |"

@@ -2,7 +2,9 @@
 
 Without `--steps` nothing is trained: the page is written of what there is, with what did not run and its
 estimated hours. A step is one candidate with all its seeds; one that was ended goes on where it was. The
-shortest come first. `--workers N` makes several at once, with `OMP_NUM_THREADS=1`.
+shortest come first. `--workers N` makes several at once, with `OMP_NUM_THREADS=1`. On a GPU, which a small
+model leaves idle, several calls share it: `--share 0/8 --folder A`, `--share 1/8 --folder B` and so on make an
+eighth of the steps each; their `runs/` copied into one folder are then read by a call without `--steps`.
 `--tasks` goes on to the three tasks with the best of the ways that have run, and leaves the other ways for later.
 `HARNESS_TEST_DATA` names the folder of real rows, and `HARNESS_DATASETS_DIR` copies of the public tasks,
 without which these are not asked.
@@ -32,14 +34,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=0, help="how many steps to make; none without it")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--tasks", action="store_true", help="the three tasks before the ways that are left")
+    parser.add_argument(
+        "--share", default="0/1", help="I/N: of the steps that are left every N-th from the I-th on"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "fronts")
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     given = parser.parse_args(arguments)
     found = look(given.folder, given.reports, given.tasks)
-    n_left = given.steps
-    while n_left and (group := next_group(found.left, min(n_left, _size(given.workers)))):
+    first, every = map(int, given.share.split("/"))
+    mine = found.left[first::every][: given.steps]
+    while group := next_group(mine, _size(given.workers) if every == 1 else len(mine)):
         make(group, given.workers)
-        n_left -= len(group)
+        mine = mine[len(group) :]
         found = look(given.folder, given.reports, given.tasks)
         write(found, given.reports)
     write(found, given.reports)

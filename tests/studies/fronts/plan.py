@@ -44,7 +44,7 @@ def make(steps: Sequence[Step], n_workers: int) -> None:
     Several workers have a thread each, which gives the rows of one process with one thread.
     """
     values = {"executor": "local", "workers": n_workers, "threads": 1} if n_workers > 1 else {}
-    overrides = [f"execution.{name}={value}" for name, value in values.items()]
+    overrides = ["training.process=same", *(f"execution.{name}={value}" for name, value in values.items())]
     names = [step.candidate for step in steps]
     harness.compare(steps[0].file, overrides, names, progress=TerminalProgress())
 

@@ -1,0 +1,70 @@
+"""Claims about preferences: DPO beside a reward model and RLOO, both from one adapter and on the same pairs."""
+
+from functools import cache
+from typing import NamedTuple
+
+from harness import formatting
+from harness.comparison import Estimate
+from harness.experiment.weights.candidate_weights import find_stored_weights
+from tests.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
+from tests.studies.claims.fine_tunes import (
+    FOLDER,
+    MARGIN,
+    compare_recipes,
+    prepare,
+    read_training_s,
+    target_change,
+)
+
+
+class _Ways(NamedTuple):
+    """DPO's target less RLOO's, and the seconds that each trained; RLOO's with its reward model."""
+
+    change: Estimate
+    dpo_s: float
+    rloo_s: float
+
+    @property
+    def shown(self) -> str:
+        """What is printed of it."""
+        return (
+            f"DPO's target {formatting.points(self.change.score, self.change.low, self.change.high)} points "
+            f"against RLOO's, trained in {self.dpo_s:.0f} s and {self.rloo_s:.0f} s with the reward model"
+        )
+
+
+def dpo_against_rloo() -> ClaimResult:
+    """Compare target and training time of DPO with those of a reward model and RLOO."""
+    ways = _train()
+    less = "holds" if ways.dpo_s < ways.rloo_s else "does not hold here"
+    return _result(ways, judge_all(judge(ways.change.low, ways.change.high, least=-MARGIN), less))
+
+
+def rloo_against_dpo() -> ClaimResult:
+    """Compare the target of RLOO with that of DPO."""
+    ways = _train()
+    return _result(ways, judge(-ways.change.high, -ways.change.low, least=0.0))
+
+
+@cache
+def _train() -> _Ways:
+    session, runs = compare_recipes(prepare(FOLDER, suites=False), ("plain", "dpo", "rloo"))
+    reward = find_stored_weights(session, session.candidates["reward"], session.first_seed)
+    assert reward is not None
+    return _Ways(
+        target_change(session, runs["dpo"], runs["rloo"]),
+        read_training_s(runs["dpo"]),
+        read_training_s(runs["rloo"]) + (reward.training.wall_s or 0.0),
+    )
+
+
+def _result(ways: _Ways, verdict: Verdict) -> ClaimResult:
+    figures = {
+        "target": ways.change.score,
+        "target_low": ways.change.low,
+        "target_high": ways.change.high,
+        "dpo_s": ways.dpo_s,
+        "rloo_s": ways.rloo_s,
+    }
+    note = f"dpo against rloo, both from plain, one seed, rate 3e-5, the pairs of the target, {ways.change.n} items"
+    return ClaimResult(ways.shown, verdict, figures, note)
