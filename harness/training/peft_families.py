@@ -7,9 +7,11 @@ Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality pen
 (arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
@@ -98,8 +100,7 @@ def family_problems(
         return [Problem(where, *refused)]
     expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
-        config = peft_config(peft_type, params)
-        _try(config, base)
+        _try(peft_type, json.dumps(params, sort_keys=True), base)
     except ValidationError as error:
         wrong = error.errors()[-1]  # of a union the last: its literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
@@ -144,12 +145,14 @@ def _find_unsupported(
     return None
 
 
-def _try(config: "PeftConfig", base: Path) -> None:
-    """Put an adapter on the modules of a base whose weights are not read."""
+@cache
+def _try(peft_type: str, params: str, base: Path) -> None:
+    """Put an adapter on the modules of a base whose weights are not read, once for each recipe."""
     import torch
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = peft_config(peft_type, json.loads(params))
     if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
     of = vars(config)
