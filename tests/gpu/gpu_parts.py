@@ -24,6 +24,7 @@ FIGURES = "HARNESS_GPU_FIGURES"  # the file that a test of a part leaves its fig
 ALL = "all"
 _ROOT = _HERE.parents[1]
 _ANSWERS, _BENCH = "tests/gpu/test_gpu_answers.py", "tests/gpu/test_gpu_bench.py"
+_COMPARE = "tests/gpu/test_gpu_compare.py"
 
 
 def _answers(*names: str) -> tuple[str, ...]:
@@ -63,6 +64,14 @@ PARTS = (
             "preference_training_raises_the_margin_from_nothing",
         ),
         "TRL's own loss in tiles for LoRA and QLoRA, DPO",
+    ),
+    Part(
+        "comparison",
+        (
+            f"{_COMPARE}::test_every_method_trains_and_answers_on_a_gpu",
+            f"{_COMPARE}::test_workers_share_a_gpu",
+        ),
+        "a whole comparison of the tiny model: LoRA, QLoRA, LLM.int8, full, a paged 8-bit optimiser, a head; then by two workers on one GPU",
     ),
     Part("choices", _section(0), "zero-shot multiple choice of a large model beside lm-eval's own model"),
     Part("shots", _section(1), "multiple choice behind 25 shots beside lm-eval's own model"),
