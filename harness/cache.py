@@ -18,16 +18,35 @@ def cache_dir() -> Path:
 def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     """Return what is remembered of a kind under a key, as JSON gives it back; else make and remember it.
 
-    None is not remembered. A damaged file is made anew; a folder that may only be read costs time alone.
+    Of processes that make it at the same time the first one's holds for all. None is not remembered. A damaged
+    file is made anew; a folder that may only be read costs time alone.
     """
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):
         return json.loads(memory.read_text("utf-8"))
     text = json.dumps(make())
     if text != "null":
-        with suppress(OSError):
-            remember(memory, text)
+        with suppress(OSError, ValueError):
+            _remember_first(memory, text)
+            return json.loads(memory.read_text("utf-8"))
     return json.loads(text)
+
+
+def _remember_first(memory: Path, text: str) -> None:
+    """Write a text to the cache unless there is one that can be read."""
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        try:
+            os.link(scratch, memory)  # which fails where there is a file
+        except OSError:
+            with suppress(OSError, ValueError):
+                json.loads(memory.read_text("utf-8"))
+                return
+            scratch.replace(memory)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def remember(memory: Path, text: str) -> None:

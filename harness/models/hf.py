@@ -20,6 +20,7 @@ from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
 from harness.models.devices.loaders import LOADERS
+from harness.models.devices.cuda_attention import avoid_cudnn_attention
 from harness.models.devices.pass_costs import costs_of
 from harness.models.devices.two_layer_copy import find_copied_engine
 from harness.models.generation import (
@@ -315,6 +316,7 @@ def load_base(
             lack tensors, or its tokenizer has tokens that it has no embeddings for.
     """
     quiet_libraries()
+    avoid_cudnn_attention()
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
         if is_encoder_decoder(source):

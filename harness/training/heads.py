@@ -17,6 +17,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.models import oom
+from harness.models.devices.cuda_attention import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hf import TextCandidate, TextTable
 from harness.models.hub import ModelSource, load_tokenizer, resolve
@@ -54,6 +55,7 @@ def _load(
     kind: Any, source: ModelSource, machine: Machine, **given: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     quiet_libraries()
+    avoid_cudnn_attention()
     tokenizer = load_tokenizer(source, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

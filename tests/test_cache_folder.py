@@ -1,0 +1,43 @@
+"""What the cache remembers: once, whole, and the same for all processes that make it together."""
+
+import json
+import os
+
+import pytest
+
+from harness import cache
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_what_is_remembered_is_made_once(folder):
+    made = []
+    values = [cache.memo("kind", "key", lambda: made.append(1) or [1, 2]) for _ in range(2)]
+    assert values == [[1, 2]] * 2
+    assert len(made) == 1
+
+
+def test_of_two_processes_that_make_it_together_the_first_holds_for_both():
+    def make():
+        cache.memo("costs", "card", lambda: "first")  # another process, which is done earlier
+        return "second"
+
+    assert cache.memo("costs", "card", make) == "first"
+    assert cache.memo("costs", "card", lambda: "third") == "first"
+
+
+def test_a_damaged_file_is_made_anew(folder):
+    (folder / "kind").mkdir()
+    (folder / "kind" / "key.json").write_text("{")
+    assert cache.memo("kind", "key", lambda: 3) == 3
+    assert json.loads((folder / "kind" / "key.json").read_text()) == 3
+    assert os.listdir(folder / "kind") == ["key.json"]
+
+
+def test_none_is_made_again(folder):
+    assert cache.memo("kind", "key", lambda: None) is None
+    assert cache.memo("kind", "key", lambda: 1) == 1
