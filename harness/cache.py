@@ -18,8 +18,8 @@ def cache_dir() -> Path:
 def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     """Return what is remembered of a kind under a key, as JSON gives it back; else make and remember it.
 
-    Of processes that make it at the same time the first one's holds for all. None is not remembered. A damaged
-    file is made anew; a folder that may only be read costs time alone.
+    Of processes that make it together the first one's holds for all. None is not remembered. A damaged file
+    is made anew; a folder that may only be read costs time alone.
     """
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):

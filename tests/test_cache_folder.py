@@ -1,7 +1,6 @@
 """What the cache remembers: once, whole, and the same for all processes that make it together."""
 
 import json
-import os
 
 import pytest
 
@@ -35,7 +34,7 @@ def test_a_damaged_file_is_made_anew(folder):
     (folder / "kind" / "key.json").write_text("{")
     assert cache.memo("kind", "key", lambda: 3) == 3
     assert json.loads((folder / "kind" / "key.json").read_text()) == 3
-    assert os.listdir(folder / "kind") == ["key.json"]
+    assert [one.name for one in (folder / "kind").iterdir()] == ["key.json"]
 
 
 def test_none_is_made_again(folder):

@@ -19,8 +19,8 @@ from harness.models.adapters.sparse_updates import compute_in_normal_mode
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
-from harness.models.devices.loaders import LOADERS
 from harness.models.devices.cuda_attention import avoid_cudnn_attention
+from harness.models.devices.loaders import LOADERS
 from harness.models.devices.pass_costs import costs_of
 from harness.models.devices.two_layer_copy import find_copied_engine
 from harness.models.generation import (

@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class PartEnd(NamedTuple):
-    """End of a part: how, after how many seconds, each test with its outcome, and the figures that they left.
+    """End of a part: how, after how many seconds, each test with its outcome, their figures, and the card.
 
     `outcome` is `passed`, `failed`, `skipped` or `stopped`, which is what the limit does.
     """
@@ -38,6 +38,7 @@ class PartEnd(NamedTuple):
     seconds: float
     tests: tuple[tuple[str, str], ...]
     figures: dict[str, Any] | None = None
+    card: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -84,7 +85,7 @@ def state(ended: PartEnd | None) -> str:
     """Say how a part ended, and which of its tests did not pass."""
     if ended is None:
         return "never run"
-    after = f" after {ended.seconds:.0f} s"
+    after = f" after {ended.seconds:.0f} s{f' on {ended.card}' if ended.card else ''}"
     bad = [f"`{name}` {outcome}" for name, outcome in ended.tests if outcome != "passed"]
     said = f"{ended.outcome}{after}, {len(ended.tests) - len(bad)} of {len(ended.tests)} tests passed"
     return f"{said}: {', '.join(bad)}" if bad else said

@@ -20,6 +20,8 @@ sys.path[:0] = [str(_HERE.parent / "benchmarks"), str(_HERE)]
 from bench_page import stem as stem_of  # noqa: E402
 from gpu_page import LIMIT_S, Part, PartEnd, keep, read_parts, render_page, state  # noqa: E402
 
+from harness.models.hardware import current_device  # noqa: E402
+
 FIGURES = "HARNESS_GPU_FIGURES"  # the file that a test of a part leaves its figures in
 ALL = "all"
 _ROOT = _HERE.parents[1]
@@ -138,9 +140,8 @@ def run(part: Part, limit_s: float) -> PartEnd:
         seconds = time.perf_counter() - start
         tests = _tests(report)
         outcome = _outcome(process.returncode, [one for _, one in tests], stopped=not report.exists())
-        return PartEnd(
-            outcome, seconds, tests, json.loads(figures.read_text("utf-8")) if figures.exists() else None
-        )
+        left = json.loads(figures.read_text("utf-8")) if figures.exists() else None
+        return PartEnd(outcome, seconds, tests, left, current_device("cuda"))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
