@@ -1,14 +1,18 @@
 """The study of fronts: its steps, what it chooses on validation, and a page that says what did not run."""
 
+from pathlib import Path
+
 import pytest
 import tiny_experiment
 from conftest import find_shared_data
 
 from harness import config
+from tests.studies.fronts.__main__ import next_group
 from tests.studies.fronts.choice import choose, share_of_gain
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
-from tests.studies.fronts.plan import make, plan, report_done
+from tests.studies.fronts.plan import Step, make, plan, report_done
+from tests.studies.fronts.processes import unite
 from tests.studies.fronts.rows import Row, list_measured, merge, read_rows, rows_of, write_rows
 from tests.studies.fronts.ways import WAYS, candidates, way_of
 
@@ -132,3 +136,33 @@ def test_the_files_of_both_stages_stand_beside_each_other(tmp_path):
     }
     assert set(found) == {"fronts-support", "fronts-banking77", "fronts-dolly"}
     assert all(of == {"prompt", "plain-2", "replay-2"} for of in found.values())
+
+
+def test_a_group_is_of_one_experiment_or_of_a_whole_stage():
+    ways, support, dolly = (
+        Path(name) for name in ("study/ways.yaml", "study/tasks/a.yaml", "study/tasks/b.yaml")
+    )
+    left = [Step(file, "plain-2", is_done=False, expected_s=1.0) for file in (support, dolly, support, ways)]
+    assert [step.file for step in next_group(left, 9)] == [support, support]
+    assert [step.file for step in next_group(left, 9, stage=True)] == [support, dolly, support]
+    assert next_group([], 9) == []
+
+
+def test_what_processes_stored_is_united_without_their_indexes(tmp_path):
+    for name in ("process-0", "process-1"):
+        own = tmp_path / name / "runs"
+        (own / "rows" / name).mkdir(parents=True)
+        for file in ("harness.duckdb", "compare.lock", f"rows/{name}/rows.parquet"):
+            (own / file).write_text(name)
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / "harness.duckdb").write_text("stale")
+        unite(tmp_path / name, tmp_path)
+    found = sorted(str(file.relative_to(tmp_path / "runs")) for file in (tmp_path / "runs").rglob("*.*"))
+    assert found == ["rows/process-0/rows.parquet", "rows/process-1/rows.parquet"]
+
+
+def test_a_page_says_where_plain_lora_has_not_run_and_where_the_base_drifted():
+    rows = [row._replace(task="dolly") for row in ROWS if way_of(row.candidate) != "plain"]
+    said = page([rows[0]._replace(gate="harness-drift"), *rows[1:]], [], 0.0, Path())
+    assert "Plain LoRA has not run here yet" in said
+    assert "- harness-drift: the base's stored answers" in said

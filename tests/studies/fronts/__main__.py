@@ -2,9 +2,8 @@
 
 Without `--steps` nothing is trained: the page is written of what there is, with what did not run and its
 estimated hours. A step is one candidate with all its seeds; one that was ended goes on where it was. The
-shortest come first. `--workers N` makes several at once, with `OMP_NUM_THREADS=1`. On a GPU, which a small
-model leaves idle, several calls share it: `--share 0/8 --folder A`, `--share 1/8 --folder B` and so on make an
-eighth of the steps each; their `runs/` copied into one folder are then read by a call without `--steps`.
+shortest come first. `--workers N` makes several at once, with `OMP_NUM_THREADS=1`. On a GPU, which a
+small model leaves idle, `--processes N` does so, with the best of the ways after them in one call.
 `--tasks` goes on to the three tasks with the best of the ways that have run, and leaves the other ways for later.
 `HARNESS_TEST_DATA` names the folder of real rows, and `HARNESS_DATASETS_DIR` copies of the public tasks,
 without which these are not asked.
@@ -21,6 +20,7 @@ from tests.studies.fronts.choice import N_BEST, choose
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import WAYS_TASK, page
 from tests.studies.fronts.plan import Step, machine_of, make, plan, report_done
+from tests.studies.fronts.processes import make_in_processes
 from tests.studies.fronts.rows import PROMPT, Row, list_measured, merge, read_rows, rows_of, write_rows
 from tests.studies.fronts.ways import PLAIN
 from tests.studies.recipe_search import ROOT
@@ -41,37 +41,43 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     given = parser.parse_args(arguments)
     found = look(given.folder, given.reports, given.tasks)
-    first, every = map(int, given.share.split("/"))
-    mine = found.left[first::every][: given.steps]
-    while group := next_group(mine, _size(given.workers) if every == 1 else len(mine)):
-        make(group, given.workers)
-        mine = mine[len(group) :]
+    n_left = given.steps
+    while n_left and (group := next_group(found.left, min(n_left, _size(given)), stage=given.processes > 0)):
+        if given.processes:
+            make_in_processes(group, given.folder, found.chosen, given.processes)
+        else:
+            make(group, given.workers)
+        n_left -= len(group)
         found = look(given.folder, given.reports, given.tasks)
         write(found, given.reports)
     write(found, given.reports)
     sys.stdout.write((given.reports / "fronts.md").read_text("utf-8"))
 
 
-def next_group(left: Sequence[Step], n: int) -> list[Step]:
-    """Return the next steps that are made at once: of one experiment, at most `n`."""
-    return [step for step in left[:n] if step.file == left[0].file]
+def next_group(left: Sequence[Step], n: int, *, stage: bool = False) -> list[Step]:
+    """Return the next steps that are made at once, at most `n`: of one experiment, or of a whole stage."""
+    first = left[0].file if left else Path()
+    return [s for s in left[:n] if s.file == first or (stage and s.file.parent == first.parent)]
 
 
-def _size(n_workers: int) -> int:
+def _size(given: argparse.Namespace) -> int:
     """Count the steps after which the page is written; of several workers none should wait long for the last."""
-    return 1 if n_workers == 1 else 4 * n_workers
+    if given.processes:
+        return 10 * given.processes
+    return 1 if given.workers == 1 else 4 * given.workers
 
 
 class State(NamedTuple):
     """What there is of the study: rows, reports of tasks that were measured here, and what is left.
 
-    `later_s` is what the second stage is expected to take while nothing is chosen for it.
+    `chosen` are the ways of the second stage, none while it has not begun; `later_s` is what the second stage is expected to take while nothing is chosen for it.
     """
 
     rows: list[Row]
     tasks: dict[str, ExperimentReport]
     left: list[Step]
     later_s: float = 0.0
+    chosen: Sequence[str] = ()
 
 
 def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
@@ -93,7 +99,7 @@ def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
         return State(rows, found, left, later_s)
     order = [PROMPT, f"{PLAIN}-2", *chosen]
     later = sorted(_open(of_tasks, rows, machine), key=lambda step: order.index(step.candidate))
-    return State(rows, found, [*later, *left])
+    return State(rows, found, [*later, *left], chosen=chosen)
 
 
 def _open(steps: list[Step], rows: list[Row], machine: str) -> list[Step]:

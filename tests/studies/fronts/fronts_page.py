@@ -7,7 +7,7 @@ from harness import formatting
 from tests.studies.fronts.choice import KEPT, N_BEST, choose, share_of_gain
 from tests.studies.fronts.plan import Step
 from tests.studies.fronts.rows import Row
-from tests.studies.fronts.ways import way_of
+from tests.studies.fronts.ways import PLAIN, way_of
 
 WAYS_TASK = "ways"
 _ABOUT = f"""\
@@ -16,6 +16,8 @@ quickstart's target, judged on validation rows and on general items that no gate
 three tasks over three seeds: the quickstart's, Banking77 cut to twelve intents and 360 rows, and Dolly's instructions. The share of
 plain LoRA's gain is over the prompt, on the same items and the same kind of machine; forgetting is the mean change of the
 capability suite in points."""
+_DRIFT = """\
+- harness-drift: the base's stored answers, asked again beside this candidate, came out otherwise, so its gate says nothing"""
 _COLUMNS = ("candidate", "target", "share of plain LoRA's gain", "forgetting", "public tasks", "gate")
 
 
@@ -49,6 +51,8 @@ def _tables(rows: Sequence[Row]) -> list[str]:
         said += [f"- {row.remark}" for row in of if row.remark]
         head = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
         lines += ["", f"On {machine}:", "", *head, *(_cells(rows, row) for row in done)]
+        if any(row.gate == "harness-drift" for row in of):
+            said.append(_DRIFT)
         lines += ["", *said] if said else []
     return lines[1:]
 
@@ -69,13 +73,15 @@ def _verdict(rows: Sequence[Row]) -> str:
     }
     if passing := [name for name, rules in held.items() if not rules]:
         return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes for every seed: {', '.join(passing)}."
+    if not any(way_of(row.candidate) == PLAIN for row in rows):
+        return "Plain LoRA has not run here yet, so nobody knows its gain."
     if not any(shares.values()):
         return "Plain LoRA gains nothing over the prompt here, so there is no gain to keep."
     if not keeping:
-        return f"None keeps {KEPT:.0%} of plain LoRA's gain at its best over all seeds."
+        return f"None that has run keeps {KEPT:.0%} of plain LoRA's gain at its best over all seeds."
     failing = [f"{name} ({', '.join(rules)})" for name, rules in held.items()]
     return (
-        f"None keeps {KEPT:.0%} of plain LoRA's gain and passes; of those that keep it the gate holds back "
+        f"None that has run keeps {KEPT:.0%} of plain LoRA's gain and passes; of those that keep it the gate holds back "
         f"{', '.join(failing)}."
     )
 
