@@ -15,7 +15,8 @@ import json, sys, torch
 from pathlib import Path
 from peft import PeftModel
 from harness.models.hardware import Machine
-from harness.models.hf import ModelHost, load_base
+from harness.models.base_loading import load_base
+from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 
 source, machine = resolve(sys.argv[1]), Machine("cpu", "CPU", "fp32", 1.0)

@@ -13,8 +13,9 @@ from harness.evaluation import EvaluationJob, evaluate_block, put_in_order, wrap
 from harness.evaluation.runner import count_shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
 from harness.models.hardware import Machine
-from harness.models.hf import ModelHost, TextCandidate, TextTable, script_candidate
+from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.models.text_candidates import TextCandidate, TextTable, script_candidate
 from harness.records import BLOCK, Example, Limits, RowsIdentity
 from harness.spec import Task
 

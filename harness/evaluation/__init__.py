@@ -16,7 +16,7 @@ from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.rows.sampled_answers import ItemPrompt, draw_answers, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.metrics._refusals import is_refusal
-from harness.models.hf import Candidate
+from harness.models.candidate import Candidate
 from harness.prompting import recall
 from harness.records import (
     BLOCK,

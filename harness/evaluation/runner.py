@@ -24,8 +24,8 @@ from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
 from harness.models.batching import common_length
+from harness.models.candidate import Candidate
 from harness.models.hardware import cpu_kernels, load
-from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import PromptText
 from harness.spec import DATA_FILES, Fields, Task

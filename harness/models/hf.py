@@ -1,26 +1,24 @@
-"""Things that generate and score text: a language model, a classifier, a scripted fake.
+"""Language models of transformers in memory: a base, and the adapters that are put on it.
 
-Invariant: token ids go in, and nothing but `encode_all` makes them of a text.
+Invariant: a base is itself again, bit for bit, when an adapter is taken off.
 """
 
-import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from harness.errors import CandidateFailed, one_line
+from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
 from harness.models.adapters.merged_layers import merge_layers
 from harness.models.adapters.sparse_updates import compute_in_normal_mode
+from harness.models.base_loading import load_base
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
+from harness.models.candidate import Candidate
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
-from harness.models.devices.cuda_attention import avoid_cudnn_attention
-from harness.models.devices.loaders import LOADERS
 from harness.models.devices.pass_costs import costs_of
 from harness.models.devices.two_layer_copy import find_copied_engine
 from harness.models.generation import (
@@ -32,20 +30,17 @@ from harness.models.generation import (
     pick_likeliest,
 )
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource, is_encoder_decoder, load_tokenizer
-from harness.models.loglikelihood import UNSUPPORTED, Executor, layout_digest
+from harness.models.hub import ModelSource
+from harness.models.loglikelihood import Executor, layout_digest
 from harness.models.soft_prompts import soft_prompt
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
-from harness.progress import quiet_libraries
-from harness.prompting._words import WORD, split_into_grams
-from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest, parse_json
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest, parse_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # no GPU, or one that failed: no fault of the base
 _NOT_MERGED = (
     "serve_merged, and an adapter that is more than low-rank updates of unquantised linear layers, "
     "or no memory for copies of these"
@@ -53,31 +48,6 @@ _NOT_MERGED = (
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
-
-
-class Candidate(Protocol):
-    """Protocol of a model that is evaluated."""
-
-    weights_digest: str
-    engine: str
-    layout_digest: str
-    max_context: int
-
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids."""
-
-    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages, and what would follow each, into token ids, in order."""
-
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
-        """Answer each prompt, in order: greedily, or at the limits' temperature by the prompt's seed."""
-
-    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation), in order; several may begin alike."""
 
 
 def describe_engine(engine: str, device: str, costs: PassCosts = CPU_COSTS) -> tuple[str, str]:
@@ -299,164 +269,3 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
     """Serve a candidate with its adapter merged (see `merged_layers`); what has none is left as it is."""
     with merge_layers(candidate.model) if isinstance(candidate, HFCandidate) else nullcontext():
         yield
-
-
-def load_base(
-    source: ModelSource, machine: Machine, attention: str = "sdpa", placed: placement.Placement | None = None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load model and tokenizer in the machine's precision, quantised where the source is.
-
-    They lie on the machine's device, or as they are `placed`.
-
-    `attention` is transformers' `attn_implementation`; one that the architecture does not have gives way to
-    its own. Scoring needs one that honours masks.
-
-    Raises:
-        CandidateFailed: the model does not fit the device's memory, transformers cannot load it, its files
-            lack tensors, or its tokenizer has tokens that it has no embeddings for.
-    """
-    quiet_libraries()
-    avoid_cudnn_attention()
-    found = f"{source.name} does not fit the memory of {machine.name}"
-    with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
-        if is_encoder_decoder(source):
-            raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
-        known = choose_supported_attention(source.path, attention)
-        placed = placed or placement.Placement({"": machine.device} if machine.device != "cpu" else None)
-        model = LOADERS[source.quantization](source, machine, known, placed)
-        placement.refuse_headless(model, source.name)
-        tokenizer = load_tokenizer(source)
-        embeddings: Any = model.get_input_embeddings()
-        _refuse_unknown_ids(tokenizer, len(embeddings.weight), source.name)
-        return model, tokenizer
-
-
-def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: str) -> None:
-    """Refuse a tokenizer with tokens beyond the embeddings; added ones that stand in no chat may stay."""
-    if len(tokenizer) <= n_ids:
-        return
-    added, chat = tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
-    in_use = (tokenizer.bos_token, tokenizer.eos_token)
-    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
-    if read := sorted(one for one in beyond if one not in added or one in in_use or one in chat):
-        found = f"{name}: {len(read)} of its tokens have no embeddings, such as {read[0]!r}"
-        raise CandidateFailed(found, "its own tokenizer, or model.resize_token_embeddings before saving it")
-
-
-@contextmanager
-def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
-    """Turn what transformers cannot load into a failure of the candidate that says why."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except (*UNSUPPORTED, ImportError, StrictDataclassError) as error:
-        if oom.ran_out(error) or _OF_A_DEVICE.search(str(error)):
-            raise
-        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-        reason = f"{source.name} cannot be loaded ({one_line(cause or error)})"
-        raise CandidateFailed(reason, "another base_model, or a newer transformers") from error
-
-
-def choose_supported_attention(folder: Path, wanted: str) -> str | None:
-    """Return the attention that is wanted where an architecture has it; None leaves it to transformers."""
-    if wanted == "sdpa":  # what transformers takes unasked, where an architecture has it
-        return None
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    has_flash = model._supports_flash_attn  # noqa: SLF001  (transformers asks so itself)
-    return wanted if has_flash or "flash" not in wanted else None
-
-
-class TextTable(NamedTuple):
-    """Answer of a text classifier to one text: its labels and their log-probabilities in nats."""
-
-    labels: tuple[str, ...]
-    logprobs: tuple[float, ...]
-
-
-class TextCandidate(PromptEncoder):
-    """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
-
-    `predict` maps prompts to tables of labels; the best label is the answer. A label that a
-    table does not hold has log-probability −1e9. Used by the classifier, and with a plain
-    function as the real fake of the tests (`scripted`).
-    """
-
-    engine = "text"
-    max_context = 1 << 30
-
-    def __init__(self, predict: Callable[[Sequence[str]], list[TextTable]], weights_digest: str) -> None:
-        self._predict, self.weights_digest = predict, weights_digest
-        self.layout_digest = digest("text")
-
-    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Encode each last user message, and the continuation, as bytes."""
-        users = [[m["content"] for m in one.messages if m["role"] == "user"] or [""] for one in prompts]
-        return [
-            Encoded(tuple(texts[-1].encode()), tuple(one.continuation.encode()))
-            for texts, one in zip(users, prompts, strict=True)
-        ]
-
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
-        """Answer each prompt with its best label, which no seed changes."""
-        start = time.perf_counter()
-        tables = self._predict([bytes(p).decode() for p in prompts])
-        share = (time.perf_counter() - start) / max(len(prompts), 1)
-        return [
-            Output(
-                max(zip(t.logprobs, t.labels, strict=True))[1],
-                n_prompt_tokens=len(p),
-                n_output_tokens=1,
-                compute_s=share,
-            )
-            for p, t in zip(prompts, tables, strict=True)
-        ]
-
-    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Return the log-probability of each label, given its text."""
-        tables = self._predict([bytes(context).decode() for context, _ in pairs])
-        out = []
-        for (_, continuation), table in zip(pairs, tables, strict=True):
-            known = dict(zip(table.labels, table.logprobs, strict=True))
-            # Without a chat template a choice follows its question after a space.
-            logprob = known.get(bytes(continuation).decode().removeprefix(" "), -1e9)
-            out.append(Likelihood(logprob, logprob == max(table.logprobs)))
-        return out
-
-
-def script_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
-    """Return a candidate that answers by a function of the prompt: a real fake for tests."""
-    return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
-
-
-def classifier(folder: Path, weights_digest: str) -> TextCandidate:
-    """Fit the classifier whose texts and labels lie in a folder, and return it as a candidate."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    content = json.loads((folder / "classifier.json").read_text())
-    params = content["params"]
-    cut, words = (split_into_grams, {"token_pattern": WORD}) if content.get("grams") else (str, {})
-    model = make_pipeline(
-        TfidfVectorizer(
-            ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True, **words
-        ),
-        LogisticRegression(C=params["C"], max_iter=1000),
-    ).fit(list(map(cut, content["texts"])), content["labels"])
-    labels = tuple(map(str, model.classes_))
-
-    def predict(texts: Sequence[str]) -> list[TextTable]:
-        return [
-            TextTable(labels, tuple(map(float, row)))
-            for row in model.predict_log_proba(list(map(cut, texts)))
-        ]
-
-    return TextCandidate(predict, weights_digest)

@@ -15,7 +15,7 @@ from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize
-from harness.models.hf import Candidate
+from harness.models.candidate import Candidate
 from harness.nightly.rotation import Cluster, ids_by_task
 from harness.records import SampleResult, digest
 from harness.training import Weights

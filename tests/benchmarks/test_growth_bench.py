@@ -25,8 +25,9 @@ from peaks import forget, peak_gb
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.metrics import load_metrics
 from harness.models.adapters import adapter_digest
+from harness.models.base_loading import load_base
 from harness.models.hardware import Machine, probe
-from harness.models.hf import ModelHost, load_base
+from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
 from harness.records import Example, RowsIdentity
 from harness.spec import Task, TaskData

@@ -26,7 +26,7 @@ from harness.evaluation.lm_eval.requests import RequestResponse, UnfitRequest, a
 from harness.evaluation.lm_eval.samples import sample_records
 from harness.metrics import Metric
 from harness.metrics._refusals import is_refusal
-from harness.models.hf import Candidate
+from harness.models.candidate import Candidate
 from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest
 from harness.spec import Role, Task
 

@@ -17,7 +17,7 @@ from harness.evaluation.costs.budget import Budget, Spend
 from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize, usd
-from harness.models.hf import Candidate
+from harness.models.candidate import Candidate
 from harness.progress import Progress
 from harness.records import Output, PromptText
 

@@ -17,7 +17,7 @@ from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.source_checks import refuse_without_text
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
-from harness.models.hf import Candidate
+from harness.models.candidate import Candidate
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.provenance.code_versions import versions_of
 from harness.records import Output, digest

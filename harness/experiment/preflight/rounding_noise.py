@@ -15,7 +15,8 @@ from harness.evaluation.rows.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
 from harness.models.batching import Size
-from harness.models.hf import Candidate, HFCandidate, ModelHost
+from harness.models.candidate import Candidate
+from harness.models.hf import HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
 from harness.records import Noise, SampleResult, TaskNoise
 

@@ -40,8 +40,8 @@ def size_of_checkpoint() -> ClaimResult:
     from peft import get_peft_model
 
     from harness.methods import lora
+    from harness.models.base_loading import load_base
     from harness.models.hardware import Machine
-    from harness.models.hf import load_base
     from harness.training import lora_config
 
     source = resolve(EMBEDDED)
@@ -66,8 +66,8 @@ def bits_of_nf4() -> ClaimResult:
     import torch
     from bitsandbytes.functional import quantize_4bit
 
+    from harness.models.base_loading import load_base
     from harness.models.hardware import Machine
-    from harness.models.hf import load_base
 
     base, _ = load_base(resolve(EMBEDDED), Machine("cpu", "CPU", "fp32", 1.0))
     kept = {False: 0, True: 0}

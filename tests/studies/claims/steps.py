@@ -31,8 +31,8 @@ def train(whole: bool) -> Training:
     import torch
     from peft import get_peft_model
 
+    from harness.models.base_loading import load_base
     from harness.models.hardware import Machine
-    from harness.models.hf import load_base
     from harness.models.hub import resolve
     from harness.training import LoraParams, lora_config
     from harness.training.trainer import resident_peak_bytes
@@ -113,8 +113,9 @@ def _latencies() -> tuple[list[float], list[float], list[float]]:
     import torch
     from peft import get_peft_model
 
+    from harness.models.base_loading import load_base
     from harness.models.hardware import Machine
-    from harness.models.hf import HFCandidate, load_base, merge_adapter
+    from harness.models.hf import HFCandidate, merge_adapter
     from harness.models.hub import resolve
     from harness.training import LoraParams, lora_config
 

@@ -1,0 +1,67 @@
+"""Rows of a data set in the hub's layout: by its id, from a local copy of it, or from a folder."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.data.readers.parquet_rows import replace_nan
+from harness.data.readers.row_place import SHOWN, Row, display_path, kind_of
+from harness.errors import Problem, UserError, as_argument
+from harness.spec import HUB
+
+_LONGEST_REASON = 300
+
+
+def stream_set(reference: str, split: str) -> Iterator[Row]:
+    """Stream one split through the datasets library, from a local copy where there is one."""
+    import datasets
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    datasets.disable_progress_bars()
+    source, config, named = hub_source(reference)
+    split, where = named or split, reference if named else f"{reference} {split}"
+    of_files = (OSError, EOFError, ValueError, TypeError, zlib.error)
+    unreadable = (*of_files, YAMLError, datasets.exceptions.DatasetsError)
+    n = 0
+    try:
+        for fields in datasets.load_dataset(source, config or None, split=split, streaming="[" not in split):
+            yield Row(f"{where} row {n}", replace_nan(fields))
+            n += 1
+    except unreadable as error:
+        raise UserError(_unread(error, reference, split, n, is_copy=Path(source).is_dir())) from None
+    except StopIteration:  # as the library ends an empty file
+        return
+
+
+def hub_source(reference: str) -> tuple[str, str, str]:
+    """Return the local copy of a data set or its name on the hub, its configuration, and the split named."""
+    name, config, named = [*reference.removeprefix(HUB).split(":", 2), "", ""][:3]
+    copies = os.environ.get("HARNESS_DATASETS_DIR")
+    copy = Path(copies, name) if copies else None
+    return str(copy) if copy and copy.is_dir() else name, config, named
+
+
+def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bool) -> Problem:
+    """Say why rows of a data set cannot be had, `n` of which were read."""
+    why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
+    found = f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
+    expected, is_hub = "a data set on the hub or a copy", reference.startswith(HUB)
+    if n:
+        next_step = "mend its files, or fetch them again"
+    elif not is_hub:
+        expected, next_step = "a file of rows, or a folder in the hub's layout", _name_a_file(Path(reference))
+    elif is_copy:
+        next_step = "name the part that there is, as in hub:owner/name:config:split, or mend its files"
+    else:
+        next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
+    return Problem(display_path(reference), f"{found} ({why})", expected, next_step)
+
+
+def _name_a_file(folder: Path) -> str:
+    """Say which files of rows lie in a folder, or in folders of it, to be named one by one."""
+    names = sorted(str(file) for at in ("*", "*/*") for file in folder.glob(at) if kind_of(file))
+    if not names:
+        return "name a file of rows; this folder holds none"
+    more = f" or {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"name a file: {', '.join(map(as_argument, map(display_path, names[:SHOWN])))}{more}"

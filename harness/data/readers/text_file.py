@@ -1,0 +1,113 @@
+"""Files of text, also gzipped: opened as UTF-8, or refused with the place and the command that mends them.
+
+Invariant: nothing is decoded by a guess.
+"""
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TextIO, cast
+
+from harness.errors import Problem, UserError, as_argument
+from harness.formatting import pluralize
+
+BEGINNING = 4_096  # bytes by which text is told from what is packed
+_WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzip file raises
+
+
+@contextmanager
+def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
+    """Open a file of text, also a gzipped one; what cannot be read is refused with its place."""
+    try:
+        with open_bytes(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
+            if encoding := _wide_encoding(raw.read(BEGINNING)):
+                step = _recode_command(shown, encoding)
+                raise UserError(Problem(shown, f"text in {encoding}", "text in UTF-8", step))
+            raw.seek(0)
+            yield text
+    except (UnicodeDecodeError, *_BROKEN):
+        raise UserError(_find_broken_gzip(file, shown) or _find_not_utf8(file, shown)) from None
+
+
+def open_bytes(file: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked where it is named as a gzipped one."""
+    return cast("IO[bytes]", gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def _wide_encoding(beginning: bytes) -> str:
+    """Tell UTF-16 and UTF-32 by their byte order mark, or by every other byte being 0; empty of another."""
+    for name, marks in _WIDE_MARKS.items():
+        if beginning.startswith(marks):
+            return name
+    zeros = [beginning[start::2].count(0) for start in (0, 1)]
+    if 4 * max(zeros) <= len(beginning):
+        return ""
+    return "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
+
+
+def _recode_command(shown: str, encoding: str) -> str:
+    """Write the command that makes a file in UTF-8 of one in another encoding."""
+    packed = shown.lower().endswith(".gz")
+    plain = Path(shown).with_suffix("") if packed else Path(shown)
+    file, new = as_argument(shown), as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
+    convert = f"iconv -f {encoding} -t UTF-8"
+    return f"gzip -cd {file} | {convert} > {new}" if packed else f"{convert} {file} > {new}"
+
+
+def _find_not_utf8(file: Path, shown: str) -> Problem:
+    """Find the first byte that is not UTF-8."""
+    offset = 0
+    with open_bytes(file) as raw:
+        for number, line in enumerate(raw, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                found = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, which is not UTF-8"
+                step = f"save it as UTF-8; where Windows wrote it: {_recode_command(shown, 'WINDOWS-1252')}"
+                return Problem(f"{shown}:{number}", found, "text in UTF-8", step)
+            offset += len(line)
+    return Problem(shown, "bytes that are not UTF-8", "text in UTF-8", "save the file as UTF-8")
+
+
+def _find_broken_gzip(file: Path, shown: str) -> Problem | None:
+    """Find the line in which a gzip file breaks off; None of a whole one, and of one that is not packed."""
+    # Where only the checksum behind the rows is wrong, the last line is named, and any may be damaged.
+    n = 0
+    try:
+        with open_bytes(file) as raw:
+            for line in raw:
+                n += line.endswith(b"\n")
+    except _BROKEN as error:
+        if not n and (problem := _describe_unpacked(file, shown)):
+            return problem
+        lines = pluralize(n, "line")
+        found = f"a broken gzip file ({error}), of which {lines} can be read"
+        where = f"{shown}:{n + 1}"
+        if isinstance(
+            error, gzip.BadGzipFile
+        ):  # what is wrong stands behind the rows, or at the very beginning
+            where = f"{shown}:{n}" if n else shown
+            found += ", and any of them may be damaged" if n else ""
+        step = f"fetch or pack it again; gzip -cd {as_argument(shown)} gives what is left of it"
+        return Problem(where, found, "a whole file", step)
+    return None
+
+
+def _describe_unpacked(file: Path, shown: str) -> Problem | None:
+    """Tell a file of plain text that is only named as a packed one; None of another."""
+    try:
+        with file.open("rb") as raw:
+            is_text = bool(raw.read(BEGINNING).decode("utf-8", "strict").strip("\0"))
+    except UnicodeDecodeError as error:
+        is_text = error.start > BEGINNING - 4  # a sign that is cut
+    step = f"rename it: mv {as_argument(shown)} {as_argument(shown[: -len('.gz')])}"
+    found = "plain text in a file named .gz"
+    return Problem(shown, found, "a file that gzip packed", step) if is_text else None
