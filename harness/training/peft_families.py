@@ -70,6 +70,8 @@ def families() -> dict[str, Any]:
 
 def is_soft_prompt(peft_type: str) -> bool:
     """Tell whether adapters of a family are virtual tokens, which PEFT loads to answer with alone."""
+    if peft_type == "LORA":  # as nearly always, and stored runs are judged without loading PEFT
+        return False
     from peft import PromptLearningConfig
 
     config = families().get(peft_type)
