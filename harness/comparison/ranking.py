@@ -5,10 +5,12 @@ that opened the last rank has a 95 % interval without 0; pairs are not corrected
 that failed scores worst.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.comparison.alignment import Arms, select_ids
 from harness.comparison.estimators import Estimate, estimate_difference, identical_difference
@@ -20,12 +22,26 @@ if TYPE_CHECKING:
 _ALPHA = 0.05
 
 
+class _Answers(NamedTuple):
+    """A candidate's answers: family codes (n,), parts (n, k), and which items have a score (n,)."""
+
+    ids: tuple[str, ...]
+    families: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    parts: NDArray[np.float64]
+    scored: NDArray[np.bool_]
+    folds: NDArray[np.int_]
+
+
 def estimate_columns(metric: Metric, columns: "MetricColumns", seed: int = 0) -> Estimate | None:
     """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
-    arms = _arms(metric, columns, columns)
-    if not arms.ids:
+    return _estimate(metric, _read(metric, columns), sum(columns.failed), seed)
+
+
+def _estimate(metric: Metric, own: _Answers, n_errors: int, seed: int) -> Estimate | None:
+    if not own.scored.any():
         return None
-    return identical_difference(metric, arms, seed).base._replace(n_errors=sum(columns.failed))
+    return identical_difference(metric, _arms(own, own), seed).base._replace(n_errors=n_errors)
 
 
 def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed: int = 0) -> dict[str, int]:
@@ -33,8 +49,8 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed:
 
     A candidate that answered other items than most, or none that could be scored, gets no rank.
     """
-    same_items = _largest_group(columns)
-    scores = {name: estimate_columns(metric, own, seed) for name, own in same_items.items()}
+    same_items = {name: _read(metric, own) for name, own in _largest_group(columns).items()}
+    scores = {name: _estimate(metric, own, 0, seed) for name, own in same_items.items()}
     known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
     ranks: dict[str, int] = {}
     leader = ""
@@ -54,36 +70,54 @@ def _largest_group(columns: Mapping[str, "MetricColumns"]) -> dict[str, "MetricC
     return max(groups.values(), key=len, default={})
 
 
-def _differ(metric: Metric, one: "MetricColumns", other: "MetricColumns", seed: int) -> bool:
-    arms = _arms(metric, one, other)
+def _differ(metric: Metric, one: _Answers, other: _Answers, seed: int) -> bool:
+    arms = _arms(one, other)
     if not arms.ids:
         return False
     low, high = estimate_difference(metric, arms, seed).ends(_ALPHA)
     return low > 0 or high < 0
 
 
-def _arms(metric: Metric, base: "MetricColumns", new: "MetricColumns") -> Arms:
-    """Put two candidates' parts on the same items beside each other, without the items one lacks."""
-    old, now = _parts(metric, base), _parts(metric, new)
-    both = np.array([a is not None and b is not None for a, b in zip(old, now, strict=True)], bool)
-    ids = select_ids(base.ids, both)
-    families = [cluster or item for item, cluster in zip(base.ids, base.clusters, strict=True)]
-    kept = [family for family, chosen in zip(families, both, strict=True) if chosen]
-    return Arms(
-        ids,
-        np.unique(kept, return_inverse=True)[1],
-        np.array(base.weights, float)[both],
-        np.array([p for p, chosen in zip(old, both, strict=True) if chosen], float),
-        np.array([p for p, chosen in zip(now, both, strict=True) if chosen], float),
-        np.ones(len(ids), bool),
-        *(np.array(of.folds or [0] * len(of.ids))[both] for of in (base, new)),
+def _read(metric: Metric, columns: "MetricColumns") -> _Answers:
+    """Read a candidate's columns; an answer that failed has the worst parts there are."""
+    parts = list(columns.parts)
+    for at in np.flatnonzero(columns.failed):
+        if parts[at] is None and (found := extremes(metric, columns.references[at])):
+            parts[at] = found.worst
+    scored = np.array([p is not None for p in parts], bool)
+    known = np.array([p for p in parts if p is not None], float)
+    filled = np.full((len(parts), *known.shape[1:]), np.nan)
+    filled[scored] = known
+    return _Answers(
+        columns.ids,
+        _code_families(columns.ids, columns.clusters),
+        np.array(columns.weights, float),
+        filled,
+        scored,
+        np.array(columns.folds or [0] * len(columns.ids)),
     )
 
 
-def _parts(metric: Metric, columns: "MetricColumns") -> list[Sequence[float] | None]:
-    """Return every item's parts, the worst there are for an answer that failed."""
-    out = list(columns.parts)
-    for at, failed in enumerate(columns.failed):
-        if failed and out[at] is None and (found := extremes(metric, columns.references[at])):
-            out[at] = found.worst
-    return out
+@lru_cache(maxsize=4)
+def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[np.intp]:
+    """Number the families of items, an item without a cluster being its own; candidates share their items."""
+    families = [cluster or item for item, cluster in zip(ids, clusters, strict=True)]
+    return np.unique(families, return_inverse=True)[1]
+
+
+def _arms(base: _Answers, new: _Answers) -> Arms:
+    """Put two candidates' parts on the same items beside each other, without the items one lacks."""
+    both = base.scored & new.scored
+    ids, families = base.ids, base.families
+    if not both.all():
+        ids, families = select_ids(ids, both), np.unique(families[both], return_inverse=True)[1]
+    return Arms(
+        ids,
+        families,
+        base.weights[both],
+        base.parts[both],
+        new.parts[both],
+        np.ones(len(ids), bool),
+        base.folds[both],
+        new.folds[both],
+    )
