@@ -14,9 +14,9 @@ from tiny_model import logits
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.openers import OPENERS
 from harness.methods import bottleneck
-from harness.models.base_loading import load_base
 from harness.models.deltas import CONFIG, apply_delta
 from harness.models.deltas import bottleneck_layers as layers
+from harness.models.devices.base_loading import load_base
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve, shape
 

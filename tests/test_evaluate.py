@@ -12,10 +12,10 @@ from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block, put_in_order, wrap_prompt
 from harness.evaluation.runner import count_shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
+from harness.models.candidate import TextCandidate, TextTable, script_candidate
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.models.text_candidates import TextCandidate, TextTable, script_candidate
 from harness.records import BLOCK, Example, Limits, RowsIdentity
 from harness.spec import Task
 

@@ -12,11 +12,11 @@ from tiny_model import QUESTIONS, adapter_on
 
 from harness.errors import CandidateFailed, UserError
 from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
+from harness.models.candidate import classifier, script_candidate
 from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost
 from harness.models.hub import resolve
-from harness.models.text_candidates import classifier, script_candidate
 from harness.models.tokenization import encode_all, end_ids
 from harness.provenance.code_versions import code_versions
 from harness.records import Limits, PromptText, digest

@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import UserError
 from harness.methods import lora
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
 from harness.models.memory import BYTES, weights_gb

@@ -25,10 +25,10 @@ from harness.evaluation import lm_eval as capability
 from harness.evaluation.lm_eval import metrics as scores
 from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.experiment import standalone
-from harness.models.base_loading import load_base
+from harness.models.candidate import TextCandidate, TextTable
+from harness.models.devices.base_loading import load_base
 from harness.models.hardware import Machine
 from harness.models.hub import resolve
-from harness.models.text_candidates import TextCandidate, TextTable
 from harness.progress import SilentProgress
 from harness.records import Likelihood, RowsIdentity
 from harness.release import gate_folders

@@ -19,7 +19,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation.base_fit import FitQuery, base_remarks, examine_base, leaves_experts
 from harness.methods import lora
 from harness.models import memory
-from harness.models.base_loading import choose_supported_attention
+from harness.models.devices.base_loading import choose_supported_attention
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids

@@ -6,7 +6,7 @@ from tiny_methods import CPU
 from tiny_model import logits
 
 from harness.errors import UserError
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.hub import quantize, resolve
 from harness.spec import Recipe
 from harness.training.families.unquantized import NOT_ON_NF4, UNQUANTIZED, quantization_problems

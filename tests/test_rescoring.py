@@ -16,7 +16,7 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
-from harness.models.text_candidates import script_candidate
+from harness.models.candidate import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK
 

@@ -19,7 +19,7 @@ from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs import run_candidate
 from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.models.text_candidates import script_candidate
+from harness.models.candidate import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
 from harness.store import Store

@@ -18,7 +18,7 @@ from harness.evaluation.rows.sampled_answers import seed_of, settle
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
-from harness.models.text_candidates import TextCandidate, script_candidate
+from harness.models.candidate import TextCandidate, script_candidate
 from harness.progress import SilentProgress
 from harness.records import Example, Output, RowsIdentity, Sample
 from harness.spec import Decoding, Task

@@ -16,8 +16,8 @@ from harness.methods import _signal_to_noise as signal_to_noise
 from harness.methods import spectrum
 from harness.methods._signal_to_noise import noise_bound, scan_model, sum_up_scan, top_share
 from harness.models.adapters import tensors_of
-from harness.models.base_loading import load_base
 from harness.models.deltas import WEIGHTS, apply_delta
+from harness.models.devices.base_loading import load_base
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
 from harness.models.memory.shape import Shape

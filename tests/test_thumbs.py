@@ -13,7 +13,7 @@ from harness.data import load_task
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.methods import kto
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Example

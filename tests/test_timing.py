@@ -23,7 +23,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.runs.run_candidate import row_sets, time_again
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.methods import lora
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter
 from harness.models.hub import resolve

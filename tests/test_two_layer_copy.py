@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.devices.two_layer_copy import find_copied_engine, two_layer_copy
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve

@@ -17,7 +17,7 @@ from harness.comparison.retrieval_use import is_supported
 from harness.evaluation.rows.row_sets import prompting_digest, scoring_digest
 from harness.experiment import compare
 from harness.metrics import load_metrics
-from harness.models.text_candidates import classifier
+from harness.models.candidate import classifier
 from harness.prompting import PromptingContext, compose, question
 from harness.prompting._widths import fold_widths
 from harness.prompting._words import is_unspaced, pieces, split_into_grams, split_into_letters

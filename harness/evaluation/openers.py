@@ -12,11 +12,10 @@ from harness.errors import refuse
 from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.models import openai_api
-from harness.models.candidate import Candidate
+from harness.models.candidate import Candidate, classifier
 from harness.models.deltas import apply_delta
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource
-from harness.models.text_candidates import classifier
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
 Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.hub import ModelSource
 from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json

@@ -1,13 +1,19 @@
-"""Protocol of a candidate: what generates and scores text, whatever it is.
+"""Candidates: the protocol of what generates and scores text, and those without a language model.
 
-Invariant: token ids go in, and nothing but `encode_all` makes them of a text.
+Invariant: token ids go in, and nothing but `encode_all` makes them of a text; without a language model they
+are its UTF-8 bytes.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from harness.models.batching import Pair
-from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText
+from harness.models.tokenization import PromptEncoder
+from harness.prompting._words import WORD, split_into_grams
+from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest
 
 
 class Candidate(Protocol):
@@ -33,3 +39,93 @@ class Candidate(Protocol):
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation), in order; several may begin alike."""
+
+
+class TextTable(NamedTuple):
+    """Answer of a text classifier to one text: its labels and their log-probabilities in nats."""
+
+    labels: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+
+class TextCandidate(PromptEncoder):
+    """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
+
+    `predict` maps prompts to tables of labels; the best label is the answer. A label that a
+    table does not hold has log-probability −1e9. Used by the classifier, and with a plain
+    function as the real fake of the tests (`scripted`).
+    """
+
+    engine = "text"
+    max_context = 1 << 30
+
+    def __init__(self, predict: Callable[[Sequence[str]], list[TextTable]], weights_digest: str) -> None:
+        self._predict, self.weights_digest = predict, weights_digest
+        self.layout_digest = digest("text")
+
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Encode each last user message, and the continuation, as bytes."""
+        users = [[m["content"] for m in one.messages if m["role"] == "user"] or [""] for one in prompts]
+        return [
+            Encoded(tuple(texts[-1].encode()), tuple(one.continuation.encode()))
+            for texts, one in zip(users, prompts, strict=True)
+        ]
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt with its best label, which no seed changes."""
+        start = time.perf_counter()
+        tables = self._predict([bytes(p).decode() for p in prompts])
+        share = (time.perf_counter() - start) / max(len(prompts), 1)
+        return [
+            Output(
+                max(zip(t.logprobs, t.labels, strict=True))[1],
+                n_prompt_tokens=len(p),
+                n_output_tokens=1,
+                compute_s=share,
+            )
+            for p, t in zip(prompts, tables, strict=True)
+        ]
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Return the log-probability of each label, given its text."""
+        tables = self._predict([bytes(context).decode() for context, _ in pairs])
+        out = []
+        for (_, continuation), table in zip(pairs, tables, strict=True):
+            known = dict(zip(table.labels, table.logprobs, strict=True))
+            # Without a chat template a choice follows its question after a space.
+            logprob = known.get(bytes(continuation).decode().removeprefix(" "), -1e9)
+            out.append(Likelihood(logprob, logprob == max(table.logprobs)))
+        return out
+
+
+def script_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
+    """Return a candidate that answers by a function of the prompt: a real fake for tests."""
+    return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
+
+
+def classifier(folder: Path, weights_digest: str) -> TextCandidate:
+    """Fit the classifier whose texts and labels lie in a folder, and return it as a candidate."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    content = json.loads((folder / "classifier.json").read_text())
+    params = content["params"]
+    cut, words = (split_into_grams, {"token_pattern": WORD}) if content.get("grams") else (str, {})
+    model = make_pipeline(
+        TfidfVectorizer(
+            ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True, **words
+        ),
+        LogisticRegression(C=params["C"], max_iter=1000),
+    ).fit(list(map(cut, content["texts"])), content["labels"])
+    labels = tuple(map(str, model.classes_))
+
+    def predict(texts: Sequence[str]) -> list[TextTable]:
+        return [
+            TextTable(labels, tuple(map(float, row)))
+            for row in model.predict_log_proba(list(map(cut, texts)))
+        ]
+
+    return TextCandidate(predict, weights_digest)

@@ -13,12 +13,13 @@ from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
 from harness.models.adapters.merged_layers import merge_layers
+from harness.models.adapters.soft_prompts import soft_prompt
 from harness.models.adapters.sparse_updates import compute_in_normal_mode
-from harness.models.base_loading import load_base
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
 from harness.models.candidate import Candidate
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
+from harness.models.devices.base_loading import load_base
 from harness.models.devices.pass_costs import costs_of
 from harness.models.devices.two_layer_copy import find_copied_engine
 from harness.models.generation import (
@@ -32,7 +33,6 @@ from harness.models.generation import (
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor, layout_digest
-from harness.models.soft_prompts import soft_prompt
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest, parse_json

@@ -17,11 +17,11 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.models import oom
+from harness.models.candidate import TextCandidate, TextTable
 from harness.models.devices.cuda_attention import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, resolve
 from harness.models.model_folder import content_digest
-from harness.models.text_candidates import TextCandidate, TextTable
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop

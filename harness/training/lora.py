@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from harness.errors import Problem
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
 from harness.models.model_folder import read_config

@@ -25,7 +25,7 @@ from peaks import forget, peak_gb
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.metrics import load_metrics
 from harness.models.adapters import adapter_digest
-from harness.models.base_loading import load_base
+from harness.models.devices.base_loading import load_base
 from harness.models.hardware import Machine, probe
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
