@@ -7,7 +7,7 @@ import tiny_experiment
 from conftest import find_shared_data
 
 from harness import config
-from tests.studies.fronts.__main__ import next_group
+from tests.studies.fronts.__main__ import list_open, next_group
 from tests.studies.fronts.choice import choose, share_of_gain
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
@@ -166,3 +166,11 @@ def test_a_page_says_where_plain_lora_has_not_run_and_where_the_base_drifted():
     said = page([rows[0]._replace(gate="harness-drift"), *rows[1:]], [], 0.0, Path())
     assert "Plain LoRA has not run here yet" in said
     assert "- harness-drift: the base's stored answers" in said
+
+
+def test_the_prompt_and_plain_lora_are_open_only_where_another_step_is():
+    names = ("prompt", "plain-2", "kl-1")
+    steps = [Step(Path("ways.yaml"), name, is_done=False, expected_s=1.0) for name in names]
+    rows = [make_row(name, 0.5, machine="a GPU") for name in names]
+    assert list_open(steps, rows, "a CPU") == []
+    assert [step.candidate for step in list_open(steps, rows[:2], "a CPU")] == list(names)

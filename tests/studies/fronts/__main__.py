@@ -21,7 +21,16 @@ from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import WAYS_TASK, page
 from tests.studies.fronts.plan import Step, machine_of, make, plan, report_done
 from tests.studies.fronts.processes import make_in_processes
-from tests.studies.fronts.rows import PROMPT, Row, list_measured, merge, read_rows, rows_of, write_rows
+from tests.studies.fronts.rows import (
+    PROMPT,
+    Row,
+    is_reference,
+    list_measured,
+    merge,
+    read_rows,
+    rows_of,
+    write_rows,
+)
 from tests.studies.fronts.ways import PLAIN
 from tests.studies.recipe_search import ROOT
 
@@ -88,7 +97,7 @@ def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
     ways = prepare_ways(folder)
     machine, steps = machine_of(ways), plan(ways)
     rows = merge(read_rows(reports / "fronts.json"), rows_of(WAYS_TASK, machine, report_done(ways, steps)))
-    left = sorted(_open(steps, rows, machine), key=lambda step: step.expected_s)
+    left = sorted(list_open(steps, rows, machine), key=lambda step: step.expected_s)
     chosen = choose([row for row in rows if row.task == WAYS_TASK]) if tasks_first or not left else []
     files = prepare_tasks(folder, chosen)
     of_tasks = [step for file in files for step in plan(file)]
@@ -98,15 +107,17 @@ def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
         later_s = sum(s.expected_s * (1 if s.candidate == PROMPT else 1 + N_BEST) for s in of_tasks)
         return State(rows, found, left, later_s)
     order = [PROMPT, f"{PLAIN}-2", *chosen]
-    later = sorted(_open(of_tasks, rows, machine), key=lambda step: order.index(step.candidate))
+    later = sorted(list_open(of_tasks, rows, machine), key=lambda step: order.index(step.candidate))
     return State(rows, found, [*later, *left], chosen=chosen)
 
 
-def _open(steps: list[Step], rows: list[Row], machine: str) -> list[Step]:
-    """Return the steps that are neither done here nor kept."""
-    return [
+def list_open(steps: list[Step], rows: list[Row], machine: str) -> list[Step]:
+    """Return the steps that are neither done here nor kept; the prompt and plain LoRA where others are left."""
+    left = [
         s for s in steps if not s.is_done and s.candidate not in list_measured(rows, s.file.stem, machine)
     ]
+    busy = {s.file for s in left if not is_reference(s.candidate)}
+    return [s for s in left if s.file in busy]
 
 
 def write(state: State, reports: Path) -> None:

@@ -71,11 +71,12 @@ def list_measured(rows: Iterable[Row], task: str, machine: str) -> set[str]:
     return {
         row.candidate
         for row in rows
-        if row.task == task and (row.machine == machine or not _is_reference(row.candidate))
+        if row.task == task and (row.machine == machine or not is_reference(row.candidate))
     }
 
 
-def _is_reference(candidate: str) -> bool:
+def is_reference(candidate: str) -> bool:
+    """Tell whether others are held to a candidate, which is therefore measured on each machine."""
     return candidate == PROMPT or way_of(candidate) == PLAIN
 
 
