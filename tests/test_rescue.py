@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 POLICY = GatePolicy()
 FREE = ("scale=0.75", "scale=0.5", "scale=0.25", "intruders")
 BAD_SCALES = dict.fromkeys(FREE, Version(lost=40))
-TRAINED = ("lr=0.0001", "replay=0.01", "replay=0.05", "replay=0.1")
+TRAINED = ("kl=0.3", "kl=3", "replay=0.25", "replay=1")
 SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
 
 
@@ -164,7 +164,7 @@ def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(ho
     left = [reason.rpartition(": ")[0] for reason in found.left_out]
     assert left[:2] == ["earlier: nothing was measured along its training", "merge"]
     assert left[-2:] == ["rank 4", "the first 3 of 6 layers left as they are"]
-    assert [said.partition(" ")[0] for said in left[2:-2]] == ["squared", "elastic", "KL"]
+    assert [said.partition(" ")[0] for said in left[2:-2]] == ["elastic", "squared", "learning"]
 
 
 def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score(hopeless_world):
@@ -172,7 +172,7 @@ def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score
     by_name = {t.name: t for t in found.tried}
     # Between scale 0.5 (60 % right) and 0.75 (80 %), 70 % right costs what is halfway between them.
     halves = [by_name[f"lora+scale={s}"].capability_change.score for s in ("0.5", "0.75")]
-    trial = by_name["lora+lr=0.0001"]
+    trial = by_name["lora+kl=0.3"]
     assert trial.equal.score == pytest.approx(trial.capability_change.score - sum(halves) / 2, abs=0.005)
     assert trial.equal.low < trial.equal.score < trial.equal.high
     assert by_name["lora+scale=0.5"].equal is None
@@ -198,17 +198,17 @@ def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
     versions = {
         **BAD_SCALES,
         "merged": Version(lost=40),
-        "lr=0.0001": Version(lost=40),
-        "l2_sp=0.01": Version(lost=30),
-        "ewc=10": Version(80),
+        "kl=0.3": Version(lost=40),
+        "kl=3": Version(lost=30),
+        "ewc=30": Version(80),
     }
     extra = "  held: {method: lora, replay: 1.0}\n"
     found = world(tmp_path, versions, sizes=SMALL, extra=extra).rescue("held")
-    tried = (*FREE, "merged", "lr=0.0001", "l2_sp=0.01", "ewc=10")
+    tried = (*FREE, "merged", "kl=0.3", "kl=3", "ewc=30")
     assert names(found) == [f"held+{mark}" for mark in tried]
-    assert found.rescued_trial == "held+ewc=10"
-    recipe = found.tried[-1].recipes["held+ewc=10"]
-    assert recipe["regularize"] == {"replay": {"share": 1.0}, "ewc": {"strength": 10.0}}
+    assert found.rescued_trial == "held+ewc=30"
+    recipe = found.tried[-1].recipes["held+ewc=30"]
+    assert recipe["regularize"] == {"replay": {"share": 1.0}, "ewc": {"strength": 30.0}}
     assert found.tried[4].recipes["held+merged"]["merges"] == ["held", "lora"]
 
 
@@ -355,10 +355,11 @@ def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(rescued_wo
     assert [t["name"] for t in read["trials"] if t["stored"]] == ["lora+scale=0.75", "lora+scale=0.5"]
     assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + [
         "intruders",
-        "learning_rate",
-    ] + ["replay"] * 3
+        *["kl"] * 2,
+        *["replay"] * 2,
+    ]
     trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
-    assert trained["scale"] == 0 < trained["learning_rate"] < trained["replay"]
+    assert trained["scale"] == 0 < trained["kl"] < trained["replay"]
     assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout
 
 

@@ -46,8 +46,8 @@ def find_trial(recipe, mark):
 
 def test_rungs_come_in_order_of_cost():
     expected = (
-        "scale=0.75 scale=0.5 scale=0.25 intruders lr=0.0001 replay=0.01 replay=0.05 replay=0.1 "
-        "l2_sp=0.01 ewc=10 kl=1 r=4 half"
+        "scale=0.75 scale=0.5 scale=0.25 intruders kl=0.3 kl=3 replay=0.25 replay=1 "
+        "ewc=30 l2_sp=0.01 lr=0.0001 r=4 half"
     )
     assert marks(LORA) == expected.split()
 
@@ -106,21 +106,21 @@ def test_a_checkpoint_is_mended_as_the_weights_that_it_was_taken_of():
 
 
 def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
-    held = Recipe(method="lora", regularize={"kl": {"strength": 2.0}, "ewc": {"strength": 1.0, "rows": 8}})
-    assert "kl: its recipe has kl of the strength 2 already" in list_left_out(held)
-    assert find_trial(held, "ewc=10").regularize == {**held.regularize, "ewc": {"strength": 10.0, "rows": 8}}
+    held = Recipe(method="lora", regularize={"kl": {"strength": 4.0}, "ewc": {"strength": 1.0, "rows": 8}})
+    assert "kl: its recipe has kl of the strength 4 already" in list_left_out(held)
+    assert find_trial(held, "ewc=30").regularize == {**held.regularize, "ewc": {"strength": 30.0, "rows": 8}}
 
 
 def test_a_share_of_replay_is_tried_only_above_that_of_the_recipe():
-    held = Recipe(method="lora", regularize={"replay": {"share": 0.05, "data": "general.jsonl"}})
-    assert [mark for mark in marks(held) if "replay" in mark] == ["replay=0.1"]
-    assert find_trial(held, "replay=0.1").regularize == {"replay": {"share": 0.1, "data": "general.jsonl"}}
+    held = Recipe(method="lora", regularize={"replay": {"share": 0.5, "data": "general.jsonl"}})
+    assert [mark for mark in marks(held) if "replay" in mark] == ["replay=1"]
+    assert find_trial(held, "replay=1").regularize == {"replay": {"share": 1.0, "data": "general.jsonl"}}
     assert "replay: its recipe mixes in 100 % already" in list_left_out(Recipe(method="lora", replay=1.0))
 
 
 def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
     dora = Recipe(method="lora", params={"use_dora": True})
-    assert not {"intruders", "l2_sp=0.01", "ewc=10"} & set(marks(dora))
+    assert not {"intruders", "l2_sp=0.01", "ewc=30"} & set(marks(dora))
     assert "intruders: it is an adapter with use_dora, and no plain LoRA" in list_left_out(dora)
     assert [said for said in list_left_out(dora) if said.startswith("ewc: not with use_dora")]
 
@@ -150,8 +150,8 @@ def test_each_rung_changes_one_thing():
     recipe = Recipe(method="lora", params={"r": 8, "lora_alpha": 8, "learning_rate": 2e-3})
     assert find_trial(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
     assert find_trial(recipe, "r=2").params == {**recipe.params, "r": 2, "lora_alpha": 2}
-    assert find_trial(recipe, "replay=0.05").regularize == {"replay": {"share": 0.05}}
-    assert find_trial(recipe, "replay=0.05").params == recipe.params
+    assert find_trial(recipe, "replay=0.25").regularize == {"replay": {"share": 0.25}}
+    assert find_trial(recipe, "replay=0.25").params == recipe.params
     half = find_trial(recipe, "half").params
     assert {k: v for k, v in half.items() if k != "exclude_modules"} == recipe.params
 
@@ -166,8 +166,8 @@ def test_a_scaled_adapter_is_asked_as_the_one_it_comes_from():
 def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
     full = Recipe(method="full")
     scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
-    replays, penalties = ["replay=0.01", "replay=0.05", "replay=0.1"], ["l2_sp=0.01", "ewc=10", "kl=1"]
-    assert marks(full) == [*scales, "lr=1e-05", *replays, *penalties, "half"]
+    general, penalties = ["kl=0.3", "kl=3", "replay=0.25", "replay=1"], ["ewc=30", "l2_sp=0.01"]
+    assert marks(full) == [*scales, *general, *penalties, "lr=1e-05", "half"]
     assert find_trial(full, "scale=0.5").method == "interpolated"
     assert find_trial(full, "half").regularize == {"freeze": {"first": 15}}
     assert "rank: no new adapter of rank 2 or more is trained, so there is no rank to lower" in list_left_out(
@@ -177,7 +177,7 @@ def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
 
 def test_preferences_have_no_rows_to_replay():
     marked = marks(Recipe(method="dpo", init_from="lora"))
-    assert marked[3:] == ["intruders", "lr=5e-07", "l2_sp=0.01", "ewc=10", "kl=1"]
+    assert marked[3:] == ["intruders", "kl=0.3", "kl=3", "ewc=30", "l2_sp=0.01", "lr=5e-07"]
     assert "replay: the training of dpo does not take it" in list_left_out(Recipe(method="dpo"))
 
 
