@@ -112,18 +112,12 @@ def compare(
             "fewer items: the candidates take at most what is planned; where a task is large enough to draw"
             " from, the base answers what is sampled again"
         )
-    unusual = [*experiment.recipe_warnings(session, loaded.selected), *experiment.idle_workers(session)]
-    notes = [*session.target.items.notes, *experiment.training_notes(session, loaded.selected)]
-    notes += [*experiment.prompting_notes(session, loaded.selected), *unusual]
-    short = experiment.short_judges(session, loaded.selected) if computes else []
-    notes += [one.text for one in short if dry_run or not one.problem]  # with a problem it is refused
+    notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
-        for line in notes:
+        jobs = experiment.workers_sentence(session, loaded.selected, stored, scope)
+        for line in [*notes, experiment.describe_stored(session, stored), *filter(None, [jobs])]:
             say(line)
-        say(experiment.describe_stored(session, stored))
-        if jobs := experiment.workers_sentence(session, loaded.selected, stored, scope):
-            say(jobs)
         say("next: the same command without --dry-run runs it")
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
@@ -171,6 +165,21 @@ def _estimate_work(
     if rescue:
         work["rescue, at most"] = largest_work(session, selected)
     return work
+
+
+def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool, dry_run: bool) -> list[str]:
+    """List what is to be known before: of rows, trainings, prompts, recipes, workers and judges."""
+    from harness import experiment
+
+    short = experiment.short_judges(session, selected) if computes else []
+    return [
+        *session.target.items.notes,
+        *experiment.training_notes(session, selected),
+        *experiment.prompting_notes(session, selected),
+        *experiment.recipe_warnings(session, selected),
+        *experiment.idle_workers(session),
+        *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused
+    ]
 
 
 def brief_warnings(warnings: "Sequence[str]") -> list[str]:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.devices.base_loading import load_base
-from harness.models.hardware import dtype
+from harness.models.hardware import Machine, dtype
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.training import checkpoints
@@ -170,10 +170,7 @@ def _fine_tune(
         wait_for_all()
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
-    loaded_in = machine._replace(precision=params.trained_in) if whole else machine
-    if whole and (loaded_in.precision, machine.precision) == ("bf16", "fp16"):
-        found = "dtype: bfloat16 beside products in fp16, whose gradients are scaled in no other type"
-        raise CandidateFailed(found, "dtype: float32, or precision: bf16")
+    loaded_in = _trained_in(machine, params) if whole else machine
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placement())
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
@@ -200,6 +197,23 @@ def _fine_tune(
     save_trained(family.save, model, save_to)
     wait_for_all()
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
+    return replace(
+        _add_curves(measured, trainer, params),
+        not_packed=against,
+        n_packs=len(read) if params.packing else None,
+    )
+
+
+def _trained_in(machine: Machine, params: SupervisedParams) -> Machine:
+    """Return the machine with the precision in which whole weights are trained."""
+    if (params.trained_in, machine.precision) == ("bf16", "fp16"):
+        found = "dtype: bfloat16 beside products in fp16, whose gradients are scaled in no other type"
+        raise CandidateFailed(found, "dtype: float32, or precision: bf16")
+    return machine._replace(precision=params.trained_in)
+
+
+def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: SupervisedParams) -> TrainingRecord:
+    """Add the curves of a training to its record, and how its batches were parted."""
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     is_parted = params.auto_find_batch_size or process_count() > 1
     return replace(
@@ -208,8 +222,6 @@ def _fine_tune(
         token_accuracy=loop.curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=loop.curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
-        not_packed=against,
-        n_packs=len(read) if params.packing else None,
         n_processes=process_count() if process_count() > 1 else None,
         batch_size=params.per_device_train_batch_size if is_parted else None,
         accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
