@@ -65,6 +65,7 @@ def test_all_problems_of_all_files_come_at_once(folder):
         ("seeds: [-1]", "seeds[0]: -1", "write another value"),
         ("seeds: [4294967296]", "seeds[0]: 4294967296", "write another value"),
         ("gate: 3", "gate: 3", "write another value, or leave gate out"),
+        ("gate: {macro: true}", "macro: true", "write another value, or leave macro out: it is 0.02 then"),
         ("gate: {macro: 2}", "macro: 2", "write another value, or leave macro out: it is 0.02 then"),
         ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
         ("base_model: 7", "base_model: 7", 'write "7" in quotes'),
@@ -74,6 +75,19 @@ def test_all_problems_of_all_files_come_at_once(folder):
 )
 def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next_step):
     assert find_only_problem(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "found"),
+    [
+        ("{method: lora, replay: true}", "share: true"),
+        ("{method: lora, regularize: {ewc: {strength: true}}}", "strength: true"),
+        ("{method: lora, params: {r: true, use_dora: true}}", "r: true"),
+        ("{method: lora, sweep: {learning_rate: [true, 1.0e-3]}}", "learning_rate: true"),
+    ],
+)
+def test_true_is_no_number(folder, recipe, found):
+    assert find_only_problem(folder, text=f"{EXPERIMENT}  x: {recipe}\n")[:2] == ("harness.yaml:9", found)
 
 
 def test_shots_in_one_message_are_refused_because_they_are_given_as_turns(folder):

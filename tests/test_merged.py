@@ -72,6 +72,14 @@ def test_without_weights_each_adapter_has_an_equal_share(tiny, tmp_path, adapter
     assert delta(made.folder / "adapter").allclose((delta(adapters[0]) + delta(adapters[1])) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("combination", ["ties", "dare_ties", "ties_svd", "dare_ties_svd"])
+def test_ties_of_two_equal_adapters_is_either_of_them_as_it_takes_their_mean(
+    tiny, tmp_path, adapters, combination
+):
+    made = merge(tiny, tmp_path, [adapters[0]] * 2, combination_type=combination, density=1.0)
+    assert delta(made.folder / "adapter").allclose(delta(adapters[0]), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "combination", ["ties", "dare_linear", "dare_ties", "magnitude_prune", "dare_ties_svd"]
 )

@@ -59,6 +59,9 @@ FAMILIES = {
 CLOSE = (
     1e-5  # of the largest logit: a pass in fp32 is some 5e-6 to 1.4e-5 off one in float64, at logits up to 8
 )
+OF_A_TEXT = (
+    "peft_type: PROMPT_TUNING, num_virtual_tokens: 4, prompt_tuning_init: TEXT, prompt_tuning_init_text: one"
+)
 SOFT = [name for name in FAMILIES if "num_virtual_tokens" in FAMILIES[name]]
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 0}
@@ -210,6 +213,12 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         train(tiny, tmp_path, "ADALORA", tinit=100)
 
 
+def test_eva_without_a_batch_of_enough_learnt_tokens_fails_before_it_waits_for_one(tiny, tmp_path):
+    few = "EVA of rank 16 needs 32 learnt tokens in a batch, and the most that one has is [0-9]+"
+    with pytest.raises(CandidateFailed, match=few):
+        train(tiny, tmp_path, "EVA", r=16)
+
+
 @pytest.mark.parametrize(
     ("params", "said"),
     [
@@ -246,6 +255,18 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         ("peft_type: VERA, r: four", "r: 'four'"),
         ("peft_type: ADALORA, init_r: 4, tinit: -3, total_step: 0", "total_step"),
         ("peft_type: ADALORA, init_r: 4, target_r: 8", "init_r 4, from which ranks fall, below target_r 8"),
+        ("peft_type: ADALORA, target_r: -1", "target_r: -1, which is 1 at least"),
+        ("peft_type: ADALORA, deltaT: 0", "deltaT: 0, which is 1 at least"),
+        ("peft_type: VERA, r: 0", "a number that PEFT cannot compute with"),
+        ("peft_type: P_TUNING, num_virtual_tokens: 4, encoder_hidden_size: -1", "a size below 0"),
+        (f"{OF_A_TEXT}, tokenizer_name_or_path: ./nowhere", "nowhere.*that PEFT's PromptTuningConfig takes"),
+        (
+            "peft_type: PREFIX_TUNING, num_virtual_tokens: 256",
+            "num_virtual_tokens: 256, where the base reads 256 tokens at most",
+        ),
+        ("peft_type: LORA, init_lora_weights: pissa, r: 17", "17 directions .*pissa, and k_proj has 16"),
+        ("peft_type: LORA, init_lora_weights: olora, r: 64", "64 directions .*olora, and q_proj has 32"),
+        ("peft_type: LORA, init_lora_weights: eva, r: 17", "34 directions .*eva, and q_proj has 32"),
         ("peft_type: TRAINABLE_TOKENS, token_indices: [5]", "an adapter of lm_head"),
         ("peft_type: LORA, target_modules: [q_proj, lm_head]", "an adapter of lm_head"),
         ("r: 4", "peft_type"),

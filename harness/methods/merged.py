@@ -21,6 +21,7 @@ from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
 
 _OF_ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+_AVERAGED = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")  # means of the adapters that agree on a value
 _NAME = "combined"
 
 Combination = Literal[
@@ -41,6 +42,7 @@ Combination = Literal[
 class Params(Spec):
     """PEFT's names and defaults. `weights` are those of the adapters in `merges`, else equal shares of 1.
 
+    TIES takes the mean of the adapters that agree on a value, so without `weights` each has 1 there.
     `density` is the share of values that TIES, DARE and magnitude pruning keep.
     """
 
@@ -112,7 +114,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: there are fewer than two, or they cannot be merged so.
     """
     start, n = time.perf_counter(), len(context.merges)
-    weights = params.weights or [1 / n] * n if n else []
+    weights = params.weights or (_default_weights(n, params.combination_type) if n else [])
     if n < 2 or len(weights) != n:
         raise CandidateFailed(
             f"{len(weights)} weights of {n} adapters", "a weight for each of two adapters or more"
@@ -128,6 +130,11 @@ def fit(context: FitContext, params: Params) -> Weights:
     _merge(context, params, weights)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
     return adapter_weights(context, made)
+
+
+def _default_weights(n: int, combination: str) -> list[float]:
+    """Return a weight for each of n adapters: 1 where their mean is taken anyway, else equal shares of 1."""
+    return [1.0 if combination in _AVERAGED else 1 / n] * n
 
 
 def _merge(context: FitContext, params: Params, weights: list[float]) -> None:

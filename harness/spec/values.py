@@ -1,15 +1,16 @@
 """Types of values in harness.yaml, and metrics as they are written.
 
-Invariant: a model refuses unknown keys and numbers that are none or infinite.
+Invariant: a model refuses unknown keys, numbers that are none or infinite, and `true` for a number.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
@@ -63,14 +64,30 @@ Need = Literal[
 ]
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is a union of."""
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
+
+
 class Spec(BaseModel):
-    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite.
+    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite, or `true`.
 
     `stated` names the fields that an identity holds at their default too, because that was another once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     stated: ClassVar[tuple[str, ...]] = ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` for a number: pydantic reads it as 1, and `replay: true` means no share of 1."""
+        if isinstance(value, bool) and info.field_name in cls.model_fields:
+            kinds = _kinds(cls.model_fields[info.field_name].annotation)
+            if kinds & {int, float} and not kinds & {bool, Any}:
+                raise PydanticCustomError("float_type", "Input should be a valid number")
+        return value
 
     def identity(self) -> dict[str, Any]:
         """Return what digests hold of the values: those that are not at their default, and those stated."""

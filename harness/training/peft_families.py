@@ -22,6 +22,8 @@ from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
 from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
 from harness.training.families.converted import find_lost, save_converted, save_initial
+from harness.training.families.eva import begin_eva
+from harness.training.families.refused_values import refuse_long_prompt, refuse_rank, refuse_values
 
 if TYPE_CHECKING:
     import torch
@@ -107,10 +109,12 @@ def family_problems(
         wrong = error.errors()[-1]  # of a union the last: its literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
         return [Problem(where, found, expected, "mend params")]
-    except (TypeError, ValueError, AttributeError, ImportError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
         said = " ".join(str(error).split())
         if isinstance(error, TypeError) and (unset := _unset(known[peft_type], params)):
             said = f"no {' and no '.join(unset)} ({said})"
+        elif isinstance(error, ArithmeticError):
+            said = f"a number that PEFT cannot compute with ({said})"
         return [Problem(where, said, expected, "mend params")]
     return []
 
@@ -155,24 +159,25 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = peft_config(peft_type, json.loads(params))
-    if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
-        raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
-    of = vars(config)
-    if config.peft_type == "ADALORA" and of["init_r"] < of["target_r"]:
-        raise ValueError(f"init_r {of['init_r']}, from which ranks fall, below target_r {of['target_r']}")
+    refuse_values(config)
     kind: Any = AutoModelForCausalLM
     tried: Any = config
     if _start(vars(config)):
         tried = replace(tried, init_lora_weights=False)  # others compute with weights
     if not (base / "config.json").exists():
         return  # still packed: PEFT tries it where the run has unpacked it
+    of_base = AutoConfig.from_pretrained(base)
+    refuse_long_prompt(config, of_base)
     try:
         with torch.device("meta"):
-            made: Any = get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), tried)
-    except (NotImplementedError, RuntimeError):
+            made: Any = get_peft_model(kind.from_config(of_base), tried)
+    except (NotImplementedError, RuntimeError) as error:
+        if "negative dimension" in str(error):
+            raise ValueError("a size below 0") from error
         return  # some families compute with the weights already when they are put on
     if adapts_head(made):
         raise ValueError(ADAPTED_HEAD)
+    refuse_rank(config, made, _start(vars(config)))
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
@@ -215,7 +220,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
         return PeftFamily(_penalize_variant)
     if start == "eva":
-        return PeftFamily(begin=_begin_eva)
+        return PeftFamily(begin=begin_eva)
     if start.startswith(CONVERTED):
         initial = scratch / "initial"
 
@@ -239,12 +244,6 @@ def virtual_tokens(model: Any) -> int:
 
 def _start(params: Mapping[str, Any]) -> str:
     return str(params.get("init_lora_weights", "")).lower()
-
-
-def _begin_eva(trainer: Any) -> None:
-    from peft import initialize_lora_eva_weights
-
-    initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())
 
 
 def _schedule(trainer: Any) -> None:
