@@ -57,8 +57,8 @@ class UserError(HarnessError):
 
 
 def refuse(problems: Problem | Iterable[Problem] | None) -> None:
-    """Raise all problems at once; nothing where there is none."""
-    if found := (problems,) if isinstance(problems, Problem) else tuple(problems or ()):
+    """Raise all problems at once, each once; nothing where there is none."""
+    if found := (problems,) if isinstance(problems, Problem) else tuple(dict.fromkeys(problems or ())):
         raise UserError(found)
 
 

@@ -17,7 +17,7 @@ from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation.base_fit import FitQuery, base_remarks, examine_base, leaves_experts
-from harness.methods import lora
+from harness.methods import head, lora, peft
 from harness.models import memory
 from harness.models.devices.base_loading import choose_supported_attention
 from harness.models.hf import ModelHost
@@ -25,6 +25,7 @@ from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
 from harness.progress import SilentProgress
 from harness.records import Limits
+from harness.training.peft_families import family_problems
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -245,6 +246,33 @@ def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
         )
     assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
     assert host.base.loglikelihood(PAIRS[:1]) == before
+
+
+@pytest.mark.parametrize("name", ["Mistral with a window", "Mamba"])
+@pytest.mark.parametrize("family", ["PREFIX_TUNING", "PROMPT_TUNING"])
+def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(load_family, name, family):
+    base = load_family(name).source.path
+    (found,) = family_problems(family, {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
+    assert found.found == "a soft prompt, and layers that do not attend to everything that was read"
+
+
+def test_a_family_that_takes_no_layer_of_a_base_is_refused_in_its_words_alone(load_family):
+    (found,) = family_problems("LOHA", {}, load_family("GPT-2").source.path, "cpu", "candidate loha")
+    assert found.found.startswith("Target module of type")
+
+
+def test_an_adapter_that_finds_no_layer_fails_before_a_step(load_family, tmp_path):
+    context = tiny_methods.context(load_family("GPT-2").source.path, tmp_path)
+    with pytest.raises(CandidateFailed, match="nothing of this base is trained"):
+        peft.fit(context, peft.Params(peft_type="OSF", max_steps=1))
+
+
+def test_a_head_on_a_base_that_has_none_in_transformers_fails_with_a_sentence(load_family, tmp_path):
+    context = tiny_methods.context(load_family("Mamba").source.path, tmp_path)
+    with pytest.raises(
+        CandidateFailed, match=r"cannot be loaded with a head .*MambaConfig.*try: another base"
+    ):
+        head.fit(context, head.Params(max_steps=1))
 
 
 @pytest.mark.parametrize(("name", "targets"), [("Qwen3-MoE", []), ("gpt-oss", ["mlp.experts.down_proj"])])

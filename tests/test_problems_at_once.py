@@ -10,7 +10,7 @@ from harness.config.rubrics import read_rubric
 from harness.data import load_task, suite_contamination
 from harness.data.examples import SourcedExample
 from harness.data.training_rows import load_training_rows
-from harness.errors import UserError
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation.changed_facts import read_changes
 from harness.records import Example
 from harness.spec import Task
@@ -52,6 +52,11 @@ def assert_all_lines(found):
 def task(tmp_path, train):
     data = {"train": write_rows(tmp_path / "a.jsonl", train), "test": write_rows(tmp_path / "b.jsonl", TEST)}
     return Task(name="rows", data=data, labels=LABELS)
+
+
+def test_what_is_wrong_twice_is_said_once():
+    twice = [Problem("general.jsonl", "an empty file", "a row", "add rows")] * 2
+    assert len(problems(lambda: refuse(twice))) == 1
 
 
 def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):

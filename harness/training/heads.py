@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, one_line
 from harness.models import oom
 from harness.models.candidate import TextCandidate, TextTable
 from harness.models.devices.cuda_attention import avoid_cudnn_attention
@@ -60,8 +60,13 @@ def _load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     found = f"{source.name} does not fit the memory of {machine.name}"
-    with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"):
-        model = kind.from_pretrained(source.path, dtype=dtype(machine.precision), **given).to(machine.device)
+    try:
+        with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"):
+            model = kind.from_pretrained(source.path, dtype=dtype(machine.precision), **given)
+            model = model.to(machine.device)
+    except ValueError as error:
+        what = f"{source.name} cannot be loaded with a head ({one_line(error)})"
+        raise CandidateFailed(what, "another base_model or encoder, or method: embedding") from error
     # The last token that is no padding is the one that a decoder's head reads.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

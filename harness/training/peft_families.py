@@ -23,7 +23,7 @@ from harness.progress import quiet_libraries
 from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
 from harness.training.families.converted import find_lost, save_converted, save_initial
 from harness.training.families.eva import begin_eva
-from harness.training.families.refused_values import refuse_long_prompt, refuse_rank, refuse_values
+from harness.training.families.refused_values import refuse_rank, refuse_soft_prompt, refuse_values
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 _OWN_LOOPS = ("CPT", "CARTRIDGE", "LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
 # Families whose own choice of modules is their point.
 _OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
+# Parameters that choose modules and layers, none of which has to be written.
+_OF_MODULES = (
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+)
 # Keys that the harness sets, or that describe how an adapter is applied later.
 _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
 _ITERATED = re.compile(r"pissa_niter_\d+")
@@ -122,7 +130,7 @@ def family_problems(
 def _unset(config: Any, params: Mapping[str, Any]) -> list[str]:
     """Name the parameters of a family that are None unless they are written, and are not; modules aside."""
     own = (field for field in fields(config) if field.name in config.__annotations__)
-    return [f.name for f in own if f.default is None and f.name not in {*params, "target_modules"}]
+    return [f.name for f in own if f.default is None and f.name not in {*params, *_OF_MODULES}]
 
 
 def _find_unsupported(
@@ -167,7 +175,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     if not (base / "config.json").exists():
         return  # still packed: PEFT tries it where the run has unpacked it
     of_base = AutoConfig.from_pretrained(base)
-    refuse_long_prompt(config, of_base)
+    refuse_soft_prompt(config, of_base)
     try:
         with torch.device("meta"):
             made: Any = get_peft_model(kind.from_config(of_base), tried)

@@ -188,6 +188,7 @@ def _fine_tune(
         trainer = _trainer(
             context, params, (peft_config, family), base, tokenizer, (train, validation), scratch
         )
+    loop.refuse_untrained(trainer)
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)

@@ -308,6 +308,17 @@ def set_up() -> Iterator[None]:
         raise CandidateFailed(f"the training cannot be set up ({one_line(error)})", "other params") from error
 
 
+def refuse_untrained(trainer: "Trainer") -> None:
+    """Refuse a training of nothing, as of an adapter that finds none of its family's layers in the base.
+
+    Raises:
+        CandidateFailed: no parameter is trained.
+    """
+    model: Any = trainer.model
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise CandidateFailed("nothing of this base is trained", "another method or params.target_modules")
+
+
 def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
     """Keep the weights of some checkpoints, if the context asks for that, as `save` writes the finished ones.
 

@@ -6,6 +6,7 @@ Invariant: each function raises a ValueError that names the value and its bound,
 from typing import TYPE_CHECKING, Any
 
 from harness.models.adapters import CONVERTED
+from harness.models.prefix_cache import windows
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -24,12 +25,17 @@ def refuse_values(config: "PeftConfig") -> None:
                 raise ValueError(f"{name}: {of[name]}, which is 1 at least")
 
 
-def refuse_long_prompt(config: "PeftConfig", of_base: Any) -> None:
-    """Refuse a soft prompt that leaves no place for a row."""
+def refuse_soft_prompt(config: "PeftConfig", of_base: Any) -> None:
+    """Refuse a soft prompt that leaves no place for a row, or that layers do not see or keep."""
+    if not config.is_prompt_learning:
+        return
     most = getattr(of_base.get_text_config(), "max_position_embeddings", None)
-    if config.is_prompt_learning and most and vars(config)["num_virtual_tokens"] >= most:
-        n = vars(config)["num_virtual_tokens"]
+    n = vars(config)["num_virtual_tokens"]
+    if most and n >= most:
         raise ValueError(f"num_virtual_tokens: {n}, where the base reads {most} tokens at most")
+    seen = windows(of_base)
+    if seen is None or any(seen):
+        raise ValueError("a soft prompt, and layers that do not attend to everything that was read")
 
 
 def refuse_rank(config: "PeftConfig", made: Any, start: str) -> None:
