@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tiny_experiment
 import tiny_methods
+import tiny_model
 
 from harness.errors import CandidateFailed, UserError
 from harness.methods import fewer_intruders, lora
@@ -38,6 +39,18 @@ def intruder_adapter(tuned_adapter, tmp_path_factory):
         of = tensors[f"{PLACE}.lora_{part}.weight"]
         of[:] = torch.randn(of.shape, generator=drawn)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """Make a model whose linear layers hold their weights transposed."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("gpt2"), tiny_model.tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=256)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -96,11 +109,69 @@ def test_an_adapter_without_intruders_stays_what_it_was(tiny, tmp_path, tuned_ad
 
 
 @pytest.mark.parametrize(
+    ("made_of", "modules"), [("gpt2", ["c_attn", "c_proj"]), ("tiny", ["embed_tokens", "o_proj"])]
+)
+def test_layers_that_hold_their_weights_transposed_are_reduced_alike(tiny, gpt2, tmp_path, made_of, modules):
+    """Of each layer the directions of W + ΔW are those of its transpose, so one definition holds for all."""
+    import torch
+
+    base = {"gpt2": gpt2, "tiny": tiny}[made_of]
+    adapter = tiny_model.adapter_on(
+        base, tmp_path / "adapter", r=2, target_modules=modules, fan_in_fan_out=made_of == "gpt2"
+    )
+    intrude_everywhere(adapter)
+    before = deltas(base, adapter)
+    after = deltas(base, reduce(base, tmp_path / "to", adapter, top_k=5, mitigation_lambda=0.0))
+    assert before.keys() == after.keys()
+    for name, (weight, delta) in before.items():
+        own = torch.linalg.svd(weight, full_matrices=False)[0]
+        u, s, v = torch.linalg.svd(weight + delta, full_matrices=False)
+        found = [k for k in range(5) if (own.T @ u[:, k]).abs().max() < 0.5]
+        left = delta - sum(s[k] * torch.outer(u[:, k], v[k]) for k in found)
+        u, s, v = torch.linalg.svd(left, full_matrices=False)
+        assert found
+        assert after[name][1].allclose(u[:, :2] @ torch.diag(s[:2]) @ v[:2], atol=1e-3)
+
+
+def intrude_everywhere(adapter):
+    """Put large directions that the base does not have into all layers of an adapter."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    drawn = torch.Generator().manual_seed(0)
+    tensors = load_file(adapter / WEIGHTS)
+    save_file(
+        {n: 2 * torch.randn(of.shape, generator=drawn) for n, of in tensors.items()},
+        adapter / WEIGHTS,
+        {"format": "pt"},
+    )
+
+
+def deltas(base, adapter):
+    """Return the weight of each adapted layer and what an adapter adds to it, in fp64."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(loaded, adapter)
+    return {
+        name: (
+            layer.get_base_layer().weight.detach().double(),
+            layer.get_delta_weight("default").detach().double(),
+        )
+        for name, layer in model.named_modules()
+        if hasattr(layer, "lora_A")
+    }
+
+
+@pytest.mark.parametrize(
     ("written", "said"),
     [
         ({"peft_type": "IA3"}, "an adapter of the kind IA3"),
         ({"use_dora": True}, "an adapter with use_dora"),
         ({"lora_bias": True}, "an adapter with lora_bias"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "an adapter with target_parameters"),
         ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
     ],
 )

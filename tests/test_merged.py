@@ -139,6 +139,7 @@ def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_p
         ),
         ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
         ({"a": {"use_rslora": True}, "b": {}}, "cat", "a, an adapter with use_rslora"),
+        ({"a": {}, "b": {"target_parameters": ["w"]}}, "svd", "b, an adapter with target_parameters"),
         ({"a": {"lora_bias": True}, "b": {}}, "cat", "a, an adapter with lora_bias"),
         ({"a": {}, "b": {"modules_to_save": ["norm"]}}, "svd", "b, an adapter with modules_to_save"),
         ({"a": {}, "b": {"bias": "all"}}, "svd", "b, an adapter with bias: all"),

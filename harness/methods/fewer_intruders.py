@@ -20,7 +20,7 @@ from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
 
-_NAME = "reduced"
+_LOADED, _NAME = "default", "reduced"  # of the adapter in PEFT, before and after
 
 
 class Params(Spec):
@@ -67,17 +67,38 @@ def fit(context: FitContext, params: Params) -> Weights:
     base, _ = load_base(context.source._replace(quantization=""), machine)
     model = PeftModel.from_pretrained(base, str(context.init))
     reduce_intruder_dimension(model, new_adapter_name=_NAME, **params.model_dump(), logging_sink=None)
+    _turn_transposed(model)
     model.save_pretrained(str(context.folder), selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
     return adapter_weights(context, made)
 
 
+def _turn_transposed(model: Any) -> None:
+    """Turn the reduced matrices of layers whose weights are in × out: embeddings, and Conv1D as in GPT-2."""
+    # PEFT factors the change of a weight as the layer holds it, in × out, and takes the factors for out × in.
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        if _NAME in layer.lora_embedding_A:
+            down, up = layer.lora_embedding_A, layer.lora_embedding_B
+            kept, down, up = down[_LOADED], down[_NAME], up[_NAME]
+        elif getattr(layer, "fan_in_fan_out", False):
+            down, up = layer.lora_A, layer.lora_B
+            kept, down, up = down[_LOADED].weight, down[_NAME].weight, up[_NAME].weight
+        else:
+            continue
+        if not down.equal(kept):  # a layer without intruders keeps its own
+            down.data, up.data = up.data.T.contiguous(), down.data.T.contiguous()
+
+
 def _describe_beyond_lora(config: Mapping[str, Any]) -> str:
     """Say what an adapter of this configuration is beside a plain LoRA; empty where it is one."""
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         return f"of the kind {kind}"
-    more = "use_dora" if config.get("use_dora") else describe_beside_low_rank(config)
+    own = (name for name in ("use_dora", "target_parameters") if config.get(name))  # PEFT reads layers alone
+    more = next(own, "") or describe_beside_low_rank(config)
     return more and f"with {more}"
 
 

@@ -22,6 +22,8 @@ from harness.training import FitContext, Weights, adapter_weights
 
 _OF_ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 _AVERAGED = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")  # means of the adapters that agree on a value
+# PEFT would leave the magnitudes out, and scale the merged adapter again; it merges adapters of layers alone.
+_NOT_MERGED = ("use_dora", "use_rslora", "target_parameters")
 _NAME = "combined"
 
 Combination = Literal[
@@ -83,8 +85,8 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
     for name, config in adapters.items():
         if (family := config.get("peft_type", "LORA")) != "LORA":
             return f"{name}, an adapter of the family {family}", "adapters of LoRA", "leave it out of merges"
-        for variant in ("use_dora", "use_rslora"):
-            if config.get(variant):  # PEFT would leave the magnitudes out, and scale the merged one again
+        for variant in _NOT_MERGED:
+            if config.get(variant):
                 return f"{name}, an adapter with {variant}", "plain LoRA adapters", "leave it out of merges"
         if more := describe_beside_low_rank(config):  # PEFT would leave it out
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
