@@ -78,6 +78,7 @@ def test_the_best_of_the_measured_steps_is_saved(tiny, tmp_path):
         ({"lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs"),
         ({"eval_steps": 0}, "eval_steps"),
         ({"eval_steps": 2.5}, "neither whole steps nor a share below 1"),
+        ({"max_steps": 0}, "max_steps: 0, which trains nothing"),
     ],
 )
 def test_knobs_that_do_not_fit_are_refused(params, said):

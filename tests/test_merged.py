@@ -113,6 +113,13 @@ def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, ad
     assert delta(made.folder / "adapter").allclose(expected[1] @ expected[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("combination", [{}, {"combination_type": "ties_svd", "density": 0.5}])
+def test_more_singular_values_than_a_layer_has_are_refused(tiny, tmp_path, adapters, combination):
+    told = "svd of rank 17, and a layer that has 16 singular values; try: params.svd_rank: 16, or"
+    with pytest.raises(CandidateFailed, match=told):
+        merge(tiny, tmp_path, adapters[:2], svd_rank=17, **combination)
+
+
 def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_path, adapters):
     told = "linear of adapter 1 of rank 2, adapter 2 of rank 3, where adapters of one rank are expected"
     with pytest.raises(CandidateFailed, match=told):

@@ -149,6 +149,7 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
     model: Any = PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
     for name, path in zip(names[1:], context.merges[1:], strict=True):
         model.load_adapter(str(path), adapter_name=name)
+    _refuse_rank(model, params)
     set_seed(context.seed)  # DARE drops values by chance
     rest = params.model_dump(exclude={"weights"})
     try:
@@ -157,6 +158,18 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
         raise CandidateFailed(f"PEFT does not merge them ({error})", "another combination_type") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
+
+
+def _refuse_rank(model: Any, params: Params) -> None:
+    """Refuse to take more singular values of a layer than it has; raises CandidateFailed."""
+    if not params.combination_type.endswith("svd"):
+        return
+    layers = [layer for layer in model.modules() if getattr(layer, "lora_A", None)]
+    rank = params.svd_rank or max(r for layer in layers for r in layer.r.values())
+    smallest = min(min(layer.in_features, layer.out_features) for layer in layers)
+    if rank > smallest:
+        found = f"{params.combination_type} of rank {rank}, and a layer that has {smallest} singular values"
+        raise CandidateFailed(found, f"params.svd_rank: {smallest}, or combination_type: cat")
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness import regularizers
 from harness.errors import CandidateFailed, Diverged, one_line
@@ -90,6 +90,13 @@ class LoopParams(Spec):
     warmup_steps: float = Field(0.05, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(1024, ge=8)
+
+    @field_validator("max_steps")
+    @classmethod
+    def _check_steps(cls, steps: int) -> int:
+        if steps == 0:
+            raise ValueError("max_steps: 0, which trains nothing; leave it out for whole epochs")
+        return steps
 
     @property
     def trained_in(self) -> str:
