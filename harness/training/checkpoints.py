@@ -7,7 +7,8 @@ size; an older one is removed only after that. Going on from one makes the steps
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -266,3 +267,21 @@ def _read(folder: Path) -> Checkpoint | None:
 def _sizes(folder: Path) -> dict[str, int]:
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(_RECORD)]
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+@contextmanager
+def skip_cards(trainer: Any) -> Iterator[None]:
+    """Let TRL and PEFT write no model cards into checkpoints, which nobody reads."""
+
+    def write_nothing(*_: Any, **__: Any) -> None:
+        """Take what a card would be made of."""
+
+    trainer.create_model_card = write_nothing
+    adapted = hasattr(trainer.model, "create_or_update_model_card")
+    if adapted:
+        trainer.model.create_or_update_model_card = write_nothing
+    try:
+        yield
+    finally:
+        if adapted:
+            del trainer.model.create_or_update_model_card

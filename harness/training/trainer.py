@@ -381,27 +381,9 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
         trainer.add_callback(scale_callback())
     if last:
         checkpoints.stop_at_last_step(trainer, last)
-    with explain_out_of_memory(), skip_cards(trainer):
+    with explain_out_of_memory(), checkpoints.skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     return last.elapsed_s if last else 0.0
-
-
-@contextmanager
-def skip_cards(trainer: Any) -> Iterator[None]:
-    """Let TRL and PEFT write no model cards into checkpoints, which nobody reads."""
-
-    def write_nothing(*_: Any, **__: Any) -> None:
-        """Take what a card would be made of."""
-
-    trainer.create_model_card = write_nothing
-    adapted = hasattr(trainer.model, "create_or_update_model_card")
-    if adapted:
-        trainer.model.create_or_update_model_card = write_nothing
-    try:
-        yield
-    finally:
-        if adapted:
-            del trainer.model.create_or_update_model_card
 
 
 def _use_liger(model: Any) -> None:
