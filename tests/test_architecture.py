@@ -275,6 +275,18 @@ def test_help_does_not_import_a_slow_package():
     assert done.stdout.endswith("slow: []\n"), done.stdout + done.stderr
 
 
+def test_help_reads_no_configuration_whatever_variables_are_set(monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", "anywhere")
+    program = (
+        "import sys\n"
+        "from harness.cli import main\n"
+        "sys.argv = ['harness', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print('read:', 'harness.config' in sys.modules)\n"
+    )
+    assert run_python(program).stdout.endswith("read: False\n")
+
+
 PLUGINS = ("methods", "metrics", "prompting", "regularizers", "exports")
 CIRCUMSCRIBES = re.compile(r"(What|Which|Who|Whose|Whoever|Where|How|Nobody)\b")
 

@@ -61,6 +61,8 @@ def main() -> None:
 
 def _refuse_renamed(argv: list[str]) -> None:
     """Name the present flag or variable where one of before 0.1 is given."""
+    if "--help" in argv:  # which is answered at once
+        return
     variables = [name for name in os.environ if name.startswith("HARNESS_")]
     if variables or any(argument.startswith("--") for argument in argv[1:]):
         from harness.config.problems import find_renamed_options
