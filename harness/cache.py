@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+Publish = Callable[[Path, Path], object]  # of a written file, under its name
+
 
 def cache_dir() -> Path:
     """Return the cache folder: `HARNESS_CACHE`, else `XDG_CACHE_HOME`/harness, else ~/.cache/harness."""
@@ -27,39 +29,35 @@ def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     text = json.dumps(make())
     if text != "null":
         with suppress(OSError, ValueError):
-            _remember_first(memory, text)
+            fill_cache_file(
+                memory, lambda scratch: scratch.write_text(text, encoding="utf-8"), _publish_first
+            )
             return json.loads(memory.read_text("utf-8"))
     return json.loads(text)
 
 
-def _remember_first(memory: Path, text: str) -> None:
-    """Write a text to the cache unless there is one that can be read."""
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        try:
-            os.link(scratch, memory)  # which fails where there is a file
-        except OSError:
-            with suppress(OSError, ValueError):
-                json.loads(memory.read_text("utf-8"))
-                return
-            scratch.replace(memory)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def remember(memory: Path, text: str) -> None:
+def remember(memory: Path, text: str, publish: Publish = Path.replace) -> None:
     """Write a text to the cache so that it appears whole or not at all."""
-    fill_cache_file(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    fill_cache_file(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"), publish)
 
 
-def fill_cache_file(memory: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file of the cache so that it appears whole or not at all."""
+def fill_cache_file(memory: Path, write: Callable[[Path], object], publish: Publish = Path.replace) -> None:
+    """Let `write` fill a file of the cache that then appears whole, by `publish`, or not at all."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
     try:
         write(scratch)
-        scratch.replace(memory)
+        publish(scratch, memory)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _publish_first(scratch: Path, memory: Path) -> None:
+    """Let a file appear in the cache unless there is one that can be read."""
+    try:
+        os.link(scratch, memory)  # which fails where there is a file
+    except OSError:
+        with suppress(OSError, ValueError):
+            json.loads(memory.read_text("utf-8"))
+            return
+        scratch.replace(memory)

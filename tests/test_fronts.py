@@ -7,7 +7,7 @@ import tiny_experiment
 from conftest import find_shared_data
 
 from harness import config
-from tests.studies.fronts.__main__ import list_open, next_group
+from tests.studies.fronts.__main__ import list_open, next_group, parse, size_of_group
 from tests.studies.fronts.choice import choose, share_of_gain
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
@@ -174,3 +174,10 @@ def test_the_prompt_and_plain_lora_are_open_only_where_another_step_is():
     rows = [make_row(name, 0.5, machine="a GPU") for name in names]
     assert list_open(steps, rows, "a CPU") == []
     assert [step.candidate for step in list_open(steps, rows[:2], "a CPU")] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("asked", "n"), [(["--steps", "9"], 1), (["--workers", "2"], 8), (["--processes", "20"], 200)]
+)
+def test_a_page_is_written_after_as_many_steps_as_keep_all_busy(asked, n):
+    assert size_of_group(parse(asked)) == n

@@ -130,7 +130,7 @@ def _measure(pair: Pair) -> ClaimResult:
     new, base = runs[pair.new], runs[pair.base]
     target = target_change(session, new, base)
     shown = f"target {formatting.points(target.score, target.low, target.high)} points"
-    figures = {"target": target.score, "target_low": target.low, "target_high": target.high}
+    figures = list_target_figures(target)
     found = target
     if pair.outcome == "capability":
         tasks = [task for task in session.suites if task.role == "capability"]
@@ -197,6 +197,11 @@ def _write_training_sets(folder: Path, train: Path) -> None:
     sets = {"good": rows[:N_GOOD], "noisy": [noisy.get(row["id"], row) for row in rows]}
     for name, made in sets.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), "utf-8")
+
+
+def list_target_figures(target: Estimate) -> dict[str, float]:
+    """Name a change of the target and its interval as a claim keeps them."""
+    return {"target": target.score, "target_low": target.low, "target_high": target.high}
 
 
 def target_change(session: Session, new: Run, base: Run) -> Estimate:

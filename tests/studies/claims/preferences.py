@@ -11,6 +11,7 @@ from tests.studies.claims.fine_tunes import (
     FOLDER,
     MARGIN,
     compare_recipes,
+    list_target_figures,
     prepare,
     read_training_s,
     target_change,
@@ -59,12 +60,6 @@ def _train() -> _Ways:
 
 
 def _result(ways: _Ways, verdict: Verdict) -> ClaimResult:
-    figures = {
-        "target": ways.change.score,
-        "target_low": ways.change.low,
-        "target_high": ways.change.high,
-        "dpo_s": ways.dpo_s,
-        "rloo_s": ways.rloo_s,
-    }
+    figures = list_target_figures(ways.change) | {"dpo_s": ways.dpo_s, "rloo_s": ways.rloo_s}
     note = f"dpo against rloo, both from plain, one seed, rate 3e-5, the pairs of the target, {ways.change.n} items"
     return ClaimResult(ways.shown, verdict, figures, note)

@@ -3,7 +3,14 @@
 from harness import formatting
 from harness.records import Run
 from tests.studies.claims.claim import ClaimResult, judge, judge_all
-from tests.studies.claims.fine_tunes import FOLDER, compare_recipes, prepare, read_training_s, target_change
+from tests.studies.claims.fine_tunes import (
+    FOLDER,
+    compare_recipes,
+    list_target_figures,
+    prepare,
+    read_training_s,
+    target_change,
+)
 
 _SIMILAR = 1.25  # times the memory of QLoRA
 
@@ -19,8 +26,7 @@ def spectrum_against_qlora() -> ClaimResult:
         f"target {formatting.points(target.score, target.low, target.high)} points, at a peak of {new_gib:.1f} "
         f"beside {base_gib:.1f} GiB",
         judge_all(judge(target.low, target.high, least=0.0), similar),
-        {"target": target.score, "target_low": target.low, "target_high": target.high}
-        | {"spectrum_gib": new_gib, "qlora_gib": base_gib},
+        list_target_figures(target) | {"spectrum_gib": new_gib, "qlora_gib": base_gib},
         f"spectrum at 1e-4 on a quarter of each type's matrices against qlora of rank 16 at 1e-3, one seed, 320 rows, "
         f"{target.n} items of the target, trainings of {read_training_s(new):.0f} and {read_training_s(base):.0f} s",
     )

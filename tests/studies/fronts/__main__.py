@@ -37,21 +37,12 @@ from tests.studies.recipe_search import ROOT
 
 def main(arguments: list[str]) -> None:
     """Make the next steps, and write the page after each."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.studies.fronts", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--steps", type=int, default=0, help="how many steps to make; none without it")
-    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
-    parser.add_argument("--tasks", action="store_true", help="the three tasks before the ways that are left")
-    parser.add_argument(
-        "--share", default="0/1", help="I/N: of the steps that are left every N-th from the I-th on"
-    )
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "fronts")
-    parser.add_argument("--reports", type=Path, default=ROOT / "reports")
-    given = parser.parse_args(arguments)
+    given = parse(arguments)
     found = look(given.folder, given.reports, given.tasks)
     n_left = given.steps
-    while n_left and (group := next_group(found.left, min(n_left, _size(given)), stage=given.processes > 0)):
+    while n_left and (
+        group := next_group(found.left, min(n_left, size_of_group(given)), stage=given.processes > 0)
+    ):
         if given.processes:
             make_in_processes(group, given.folder, found.chosen, given.processes)
         else:
@@ -63,13 +54,27 @@ def main(arguments: list[str]) -> None:
     sys.stdout.write((given.reports / "fronts.md").read_text("utf-8"))
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.studies.fronts", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--steps", type=int, default=0, help="how many steps to make; none without it")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--processes", type=int, default=0, help="processes that share one GPU")
+    parser.add_argument("--tasks", action="store_true", help="the three tasks before the ways that are left")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "fronts")
+    parser.add_argument("--reports", type=Path, default=ROOT / "reports")
+    return parser.parse_args(arguments)
+
+
 def next_group(left: Sequence[Step], n: int, *, stage: bool = False) -> list[Step]:
     """Return the next steps that are made at once, at most `n`: of one experiment, or of a whole stage."""
     first = left[0].file if left else Path()
     return [s for s in left[:n] if s.file == first or (stage and s.file.parent == first.parent)]
 
 
-def _size(given: argparse.Namespace) -> int:
+def size_of_group(given: argparse.Namespace) -> int:
     """Count the steps after which the page is written; of several workers none should wait long for the last."""
     if given.processes:
         return 10 * given.processes
@@ -79,7 +84,8 @@ def _size(given: argparse.Namespace) -> int:
 class State(NamedTuple):
     """What there is of the study: rows, reports of tasks that were measured here, and what is left.
 
-    `chosen` are the ways of the second stage, none while it has not begun; `later_s` is what the second stage is expected to take while nothing is chosen for it.
+    `chosen` are the ways of the second stage, none while it has not begun; `later_s` is what it is expected
+    to take until then.
     """
 
     rows: list[Row]
