@@ -5,6 +5,7 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 """
 
 import errno
+import gc
 import os
 import sys
 
@@ -21,6 +22,7 @@ from harness.progress import quiet_environment
 
 __all__ = ["app", "main"]
 
+_ALLOCATIONS = 50_000  # between collections; by Python's 700, imports and rows make them a tenth of a command
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 _KINDS = {  # what a path was found to be, and what was expected there
     errno.EISDIR: ("a folder", "a file"),
@@ -34,6 +36,7 @@ def main() -> None:
     """Run the command line; every error that a user can mend ends without a traceback."""
     quiet_environment()
     write_utf8()
+    gc.set_threshold(_ALLOCATIONS)
     argv = [
         a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
         for a in sys.argv[1:]

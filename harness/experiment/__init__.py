@@ -21,7 +21,6 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.analysis.run_remarks import prompting_notes
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import record_report
@@ -157,7 +156,7 @@ def run_all(
             runs = make_all(reader, found)
         if not smoke and (session.experiment.concurrency or not are_all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
-        said = [*said, *judge_pairs(session, reader, runs, describe_reached(session, reader, runs))]
+        said = [*said, *judge_pairs(session, reader, runs)]
         if learning_curve:
             so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)

@@ -5,6 +5,7 @@ Source: a bound inverted over its level; Clopper & Pearson 1934 for the critical
 chance over candidates.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from scipy import special
@@ -17,6 +18,7 @@ from harness.gating.verdict import TargetFacts, TaskComparison, margin_share
 from harness.spec import GatePolicy, TargetPolicy
 
 _MOST_Z = 8.0  # smaller p-values than this leaves decide nothing
+_STEP_Z = 1e-4  # p-values differ by less than a thousandth of themselves from one step to the next
 _TARGET_CONFIDENCE = 0.975  # one-sided: the target is judged by 95 % intervals
 
 
@@ -68,14 +70,14 @@ def passing_chance(alpha: float, n: int) -> float:
 
 def _invert_bound(lower: Callable[[float], float], least: float, alpha: float) -> float:
     """Return the level at which a bound, which passes at alpha, is no longer above `least`."""
-    from scipy.optimize import brentq
 
-    def excess(z: float) -> float:
-        return lower(float(special.ndtr(-z))) - least
+    def level(step: float) -> float:
+        return float(special.ndtr(-(z + step * _STEP_Z)))
 
-    z = stats.z_quantile(1 - alpha)
-    if excess(z) <= 0:
+    if lower(alpha) <= least:
         return alpha
-    if excess(_MOST_Z) > 0:
-        return float(special.ndtr(-_MOST_Z))
-    return float(special.ndtr(-brentq(excess, z, _MOST_Z, xtol=1e-6)))
+    z = stats.z_quantile(1 - alpha)
+    steps = range(1, 1 + max(0, round((_MOST_Z - z) / _STEP_Z)))
+    # Not by scipy.optimize, whose import takes as long as all the rest of a verdict.
+    last = bisect_right(steps, 0.0, key=lambda step: least - lower(level(step)))
+    return level(last + 0.5)  # in the middle between the last that is above and the first that is not

@@ -21,37 +21,37 @@ _SOUTHEAST_ASIAN = (
 _LETTERS = {_HAN_AND_KANA: 2, _SOUTHEAST_ASIAN: 3}  # of a piece
 
 _UNSPACED = f"{_HAN_AND_KANA}{_SOUTHEAST_ASIAN}"
-_ANY = re.compile(f"[{_UNSPACED}]")
-_RUNS = re.compile("|".join(f"([{letters}]+)" for letters in _LETTERS))
-_LETTER = re.compile(f"([{_UNSPACED}])")
+# Compiled where a text first needs them, as most commands and most texts do not.
+_ANY = f"[{_UNSPACED}]"
+_RUNS = "|".join(f"([{letters}]+)" for letters in _LETTERS)
 
 # A word where `split_into_grams` was applied: vowels of some of these scripts are signs that `\w` leaves out.
 WORD = rf"[\w{_UNSPACED}]+"
 
 # A word with the blank before it, or as many letters as a piece has; signs stay with the letter before them.
 _COUNTED = (rf"(?:[{of}](?:(?!\w)[{_UNSPACED}])*){{1,{n}}}[^\s\w{_UNSPACED}]*" for of, n in _LETTERS.items())
-_PIECE = re.compile(rf"\s*(?:{'|'.join(_COUNTED)}|[^\s{_UNSPACED}]+)")
+_PIECE = rf"\s*(?:{'|'.join(_COUNTED)}|[^\s{_UNSPACED}]+)"
 
 
 def is_unspaced(texts: Iterable[str]) -> bool:
     """Tell whether one of the texts has letters of a script without blanks."""
-    return any(not text.isascii() and _ANY.search(text) for text in texts)
+    return any(not text.isascii() and re.search(_ANY, text) for text in texts)
 
 
 def split_into_grams(text: str) -> str:
     """Return a text in which overlapping pieces stand for each run of letters of a script without blanks."""
-    return _RUNS.sub(_grams, text)
+    return text if text.isascii() else re.sub(_RUNS, _grams, text)
 
 
 def pieces(text: str) -> list[str]:
     """Cut a text into what counts as a word each, with the blank before it; joined they are the text."""
     # Any blanks between two words become a single one.
-    return _PIECE.findall(" ".join(text.split()))
+    return re.findall(_PIECE, " ".join(text.split()))
 
 
 def split_into_letters(text: str) -> str:
     """Return a text with a blank before and after each letter of a script without blanks."""
-    return _LETTER.sub(r" \1 ", text)
+    return text if text.isascii() else re.sub(_ANY, r" \g<0> ", text)
 
 
 def _grams(run: re.Match[str]) -> str:

@@ -7,6 +7,7 @@ row asks what an evaluated item asks.
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 from harness.data import fold_text, load_rows, suite_contamination
@@ -81,12 +82,17 @@ def collect_answered_rows(
 
 
 def _prompts(name: str, context: MixContext) -> tuple[Example, ...]:
-    prompts = [
-        Example(f"{name}-{number}", ({"role": "user", "content": text},), cluster=f"{name}-{number}")
-        for number, text in enumerate(general_prompts())
-    ]
     taken = {fold_text(e.prompt) for examples in context.evaluated.values() for e in examples}
-    return tuple(e for e in prompts if fold_text(e.prompt) not in taken)
+    return tuple(
+        Example(f"{name}-{number}", ({"role": "user", "content": text},), cluster=f"{name}-{number}")
+        for number, (text, folded) in enumerate(_fold_general_prompts())
+        if folded not in taken
+    )
+
+
+@cache
+def _fold_general_prompts() -> tuple[tuple[str, str], ...]:
+    return tuple((text, fold_text(text)) for text in general_prompts())
 
 
 def _text(row: SampleResult) -> str:

@@ -75,7 +75,7 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
         return dict(_documents_in(path, *file_version(path)))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)  # more than the row sets of a report, or none would be found again
 def _documents_in(path: Path, *_version: int) -> Mapping[str, str]:
     """Read the digests of a file as it is now; each candidate of a report asks for those of every task."""
     query = f'SELECT example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_PARQUET}'

@@ -26,6 +26,7 @@ from harness.evaluation.judges.answer_pairs import (
 )
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
+from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.runs.stored_rows import Reader
 from harness.records import Run
 from harness.spec import PEOPLE, GatePolicy, metric_name
@@ -40,9 +41,7 @@ def judge_of_pairs(session: Session) -> JudgedMetric | None:
     return open_judged(goal.by, session.store, session.judging, session.machine)
 
 
-def judge_pairs(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[str]:
+def judge_pairs(session: Session, reader: Reader, runs: Sequence[Run]) -> list[str]:
     """Let the gate's judge compare the answers of fine-tunes with the best untrained candidate's.
 
     Returns why it could not, if it could not; what it said until then is kept.
@@ -51,9 +50,10 @@ def judge_pairs(
     if judged is None:
         return []
     examples = session.target.items.test
+    reached = describe_reached(session, reader, runs)
     open_ones = [
         one
-        for _, run, base in _pairs(runs, facts)
+        for _, run, base in _pairs(runs, reached)
         for one in list_ungraded_pairs(
             judged, examples, reader.read(base, session.target), reader.read(run, session.target)
         )
