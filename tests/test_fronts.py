@@ -181,3 +181,24 @@ def test_the_prompt_and_plain_lora_are_open_only_where_another_step_is():
 )
 def test_a_page_is_written_after_as_many_steps_as_keep_all_busy(asked, n):
     assert size_of_group(parse(asked)) == n
+
+
+def test_the_page_says_for_how_many_seeds_a_gate_passes_where_the_gain_is_kept(tmp_path):
+    ended = {"a-1": ["pass", "inconclusive", "inconclusive"], "b-1": ["fail"], "c-2": ["pass"]}
+    rows = [
+        row._replace(task="support", gate=gate) for row in ROWS for gate in ended.get(row.candidate, [""])
+    ]
+    assert (
+        "At least 90% of plain LoRA's gain, and a gate that passes: "
+        "a-1, whose gate passes for 1 of 3 seeds (2 inconclusive)."
+    ) in page(rows, [], 0.0, tmp_path).splitlines()
+
+
+def test_a_rule_that_is_not_applied_holds_nothing_back(steps_file):
+    (row,) = (
+        row
+        for row in rows_of("ways", "a CPU", report_done(steps_file, plan(steps_file)))
+        if row.candidate == "plain-1"
+    )
+    assert row.held_back
+    assert not {"critical", "regressions", "target"} & set(row.held_back)

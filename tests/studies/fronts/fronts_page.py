@@ -67,23 +67,33 @@ def _verdict(rows: Sequence[Row]) -> str:
     """Say which fine-tunes keep nine tenths of plain LoRA's gain and pass the gate, or why none does."""
     shares = {row.candidate: share_of_gain(rows, row) for row in rows if row.trained}
     keeping = [name for name, share in shares.items() if (share or 0.0) >= KEPT]
-    held = {
-        name: list(dict.fromkeys(rule for row in rows if row.candidate == name for rule in row.held_back))
-        for name in keeping
-    }
-    if passing := [name for name, rules in held.items() if not rules]:
-        return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes for every seed: {', '.join(passing)}."
+    gates = {name: [row.gate for row in rows if row.candidate == name] for name in keeping}
+    passing = [name for name, found in gates.items() if "pass" in found]
+    if passing:
+        said = "; ".join(f"{name}, whose gate {_count_gates(gates[name])}" for name in passing)
+        return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes: {said}."
     if not any(way_of(row.candidate) == PLAIN for row in rows):
         return "Plain LoRA has not run here yet, so nobody knows its gain."
     if not any(shares.values()):
         return "Plain LoRA gains nothing over the prompt here, so there is no gain to keep."
     if not keeping:
         return f"None that has run keeps {KEPT:.0%} of plain LoRA's gain at its best over all seeds."
+    held = {
+        name: dict.fromkeys(rule for row in rows if row.candidate == name for rule in row.held_back)
+        for name in keeping
+    }
     failing = [f"{name} ({', '.join(rules)})" for name, rules in held.items()]
     return (
         f"None that has run keeps {KEPT:.0%} of plain LoRA's gain and passes; of those that keep it the gate holds back "
         f"{', '.join(failing)}."
     )
+
+
+def _count_gates(gates: Sequence[str]) -> str:
+    """Say how often a gate passes over the seeds, and how the others end."""
+    others = [f"{gates.count(end)} {end}" for end in dict.fromkeys(gates) if end != "pass"]
+    n, all_ = gates.count("pass"), formatting.pluralize(len(gates), "seed")
+    return f"passes for {n} of {all_}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _list_missing_steps(left: Sequence[Step], later_s: float) -> list[str]:

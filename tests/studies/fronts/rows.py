@@ -24,8 +24,9 @@ PROMPT = "prompt"
 class Row(NamedTuple):
     """What one seed of a candidate reached on a task of the study; `task` is the name of its experiment's file.
 
-    `remark` says where a way changed nothing of the weights that it was given. `goal` is the target's score, negative where lower is better, and `kept` the mean change of the capability
-    suite as a rate; None where it is not measured. `held_back` names the rules of the gate that do not pass.
+    `remark` says where a way changed nothing of the weights that it was given. `goal` is the target's score,
+    negative where lower is better, and `kept` the mean change of the capability suite as a rate; None where it
+    is not measured. `held_back` names the rules of the gate that were applied and do not pass.
     """
 
     task: str
@@ -113,4 +114,4 @@ def _format_public_change(found: ExperimentReport, f: CandidateFacts) -> str:
 def _list_failed_rules(f: CandidateFacts) -> list[str]:
     if not f.trained or not f.verdict or f.verdict.outcome == "pass":
         return []
-    return [rule.name for rule in f.verdict.rules if rule.outcome != "pass"]
+    return [rule.name for rule in f.verdict.rules if rule.outcome not in ("pass", "skipped")]
