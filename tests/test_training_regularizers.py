@@ -1,6 +1,7 @@
 """Regularisers that change how gradients are made and what is seen or trained do what their papers define."""
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from harness.errors import UserError
 from harness.methods import dpo, full, lora
 from harness.regularizers import dropout, half, sam
 from harness.training.sft import whole_loss_trainer
+from harness.training.trainer import add_regularizers
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -292,3 +294,72 @@ def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
         return sum(float((after[name].float() - before[name].float()).norm()) for name in free)
 
     assert distance(held) < 0.8 * distance(loose)
+
+
+def read_order(tiny, folder, method, regularize, advance=lambda *_: None, **params):
+    """Train, and return what each pass of the training read, in order, with the weights."""
+    read = []
+
+    def prepare(model):
+        def note(module, args, given):
+            if module.training and given["input_ids"].shape[0] == params["per_device_train_batch_size"]:
+                read.append(given["input_ids"].tolist())
+
+        regularizers.prepare(regularize, model)
+        model.register_forward_pre_hook(note, with_kwargs=True)
+
+    context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
+    given = {"num_train_epochs": 3, "learning_rate": 0.01, "early_stopping_patience": 9, **params}
+    return read, method.fit(replace(context, advance=advance), method.Params(**given))
+
+
+@pytest.mark.parametrize(
+    ("method", "regularize"),
+    [
+        (full, {"dropout": {"rate": 0.5}}),
+        (full, {"neftune": {}}),
+        (full, {"dropout": {}, "neftune": {}}),
+        (full, {"half": {}}),
+        (lora, {"neftune": {"noise_alpha": 15}}),
+    ],
+)
+def test_rows_are_read_in_the_order_of_a_training_without_the_regularizer(tiny, tmp_path, method, regularize):
+    plain, _ = read_order(tiny, tmp_path / "plain", method, {}, per_device_train_batch_size=2)
+    read, _ = read_order(tiny, tmp_path / "own", method, regularize, per_device_train_batch_size=2)
+    assert len(plain) == 18
+    assert read == plain
+
+
+@pytest.mark.parametrize("regularize", [{"dropout": {"rate": 0.5}}, {"neftune": {}}])
+def test_noise_is_that_of_an_undisturbed_training_after_an_interrupt(tiny, tmp_path, regularize):
+    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+    def stop(done, total, note=""):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    _, whole = read_order(tiny, tmp_path / "whole", full, regularize, **given)
+    with pytest.raises(KeyboardInterrupt):
+        read_order(tiny, tmp_path / "cut", full, regularize, stop, **given)
+    _, again = read_order(tiny, tmp_path / "cut", full, regularize, **given)
+    assert again.digest == whole.digest
+
+
+def test_each_batch_of_a_step_has_noise_of_its_own(tiny, tmp_path):
+    import torch
+
+    drawn = []
+
+    class Trainer:
+        state, args = SimpleNamespace(global_step=0), SimpleNamespace(process_index=0)
+
+        def training_step(self, model):
+            drawn.append(torch.rand(3).tolist())
+
+    context = tiny_methods.context(tiny, tmp_path, regularize={"neftune": {}})
+    trainer = add_regularizers(Trainer, context, None, 64)()
+    before = torch.get_rng_state()
+    for trainer.state.global_step in (0, 0, 1):
+        trainer.training_step(None)
+    assert len({tuple(numbers) for numbers in drawn}) == 3
+    assert torch.get_rng_state().equal(before)

@@ -15,6 +15,7 @@ where its own `hooks` name them all, because its training then calls them:
 n_rows)` says how many times the work of a plain training it takes whose steps have so many rows,
 `problem(params)` what forbids it beside a method's parameters, `layer_problem(params, n_layers)` what forbids
 it on a model of so many layers, and `WHY_NOT` what is wrong with the trainings that do not call its hooks.
+`DRAWS` marks one whose passes draw random numbers.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -121,6 +122,11 @@ def arguments(regularize: Regularize) -> dict[str, Any]:
 def changes_steps(regularize: Regularize) -> bool:
     """Tell whether a training needs other steps than its trainer's own."""
     return has_hook(regularize, "penalty", "step", "select")
+
+
+def draws(regularize: Regularize) -> bool:
+    """Tell whether the passes of a training draw random numbers that those of a plain one do not."""
+    return has_hook(regularize, "DRAWS")
 
 
 def has_hook(regularize: Regularize, *hooks: str) -> bool:

@@ -12,6 +12,8 @@ from harness.errors import CandidateFailed
 from harness.regularizers._layers import decoder_layers
 from harness.spec import Spec
 
+DRAWS = True
+
 
 class Params(Spec):
     """`rate` is the share of each output's values that are dropped; the others are scaled up."""

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from harness.spec import Spec
 
+DRAWS = True
 WHY_NOT = "whose reference, teacher or own answers are read while the noise is on the model"
 
 

@@ -4,6 +4,7 @@ Invariant: a loss that is no number ends the training at once, and running out o
 which knob to turn.
 """
 
+import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,7 +229,7 @@ def add_regularizers(
     Raises:
         CandidateFailed: the general rows of one of them are all too long.
     """
-    given = context.regularize
+    given, kind = context.regularize, _draw_apart(kind, context)
     if not regularizers.changes_steps(given):
         return kind
     rows = _general_rows(context, tokenizer, max_length)
@@ -272,6 +273,33 @@ def add_regularizers(
             return loss
 
     return RegularizedTrainer
+
+
+def _draw_apart(kind: Any, context: FitContext) -> Any:
+    """Return a kind of trainer whose passes draw by seed, step and batch alone, if a regulariser draws.
+
+    They leave the generator as it was by which the order of the rows is drawn.
+    """
+    if not regularizers.draws(context.regularize):
+        return kind
+    import torch
+
+    class ApartTrainer(kind):  # type: ignore[misc]
+        read: tuple[int, int] = (-1, 0)  # the step under way, and how many batches of it were read
+
+        def training_step(self, *inputs: Any, **given: Any) -> Any:
+            step, n_read = self.state.global_step, self.read[1]
+            n_read = n_read if self.read[0] == step else 0
+            self.read = (step, n_read + 1)
+            drawn = random.Random(f"{context.seed}/pass/{step}/{n_read}/{self.args.process_index}")
+            before = torch.get_rng_state()
+            torch.default_generator.manual_seed(drawn.getrandbits(63))
+            try:
+                return super().training_step(*inputs, **given)
+            finally:
+                torch.set_rng_state(before)
+
+    return ApartTrainer
 
 
 def _cut(logged: Mapping[str, list[Any]], lengths: Mapping[str, int]) -> None:
