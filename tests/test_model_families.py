@@ -11,6 +11,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from safetensors.torch import load_file
 from tiny_methods import CPU
 
 from harness import config
@@ -25,6 +26,7 @@ from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
 from harness.progress import SilentProgress
 from harness.records import Limits
+from harness.training.adapter_names import unknown_names
 from harness.training.peft_families import family_problems
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -52,15 +54,11 @@ _LLAMA_4 = {
 
 
 class Kind(NamedTuple):
-    """A family: transformers' class of configurations, what is said there, and how our engine reads it.
-
-    `refused` is what PEFT says against adapters on all linear layers.
-    """
+    """A family: transformers' class of configurations, what is said there, and how our engine reads it."""
 
     config: str
     said: dict
     engine: str = "packed"
-    refused: str = ""
 
 
 UNREADABLE = {
@@ -103,7 +101,7 @@ FAMILIES = {
     "Gemma-4": Kind("Gemma4TextConfig", {"hidden_size_per_layer_input": 8, **_LAYERS, **_GEMMA_4}),
     "Granite-MoE": Kind("GraniteMoeConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "Llama-4": Kind("Llama4TextConfig", {**_LLAMA_4, "num_experts_per_tok": 1}, engine="padded"),
-    "Mamba": Kind("MambaConfig", {"state_size": 4}, engine="padded", refused="'out_proj' is incompatible"),
+    "Mamba": Kind("MambaConfig", {"state_size": 4}, engine="padded"),
 }
 # The others take the same ways through our code as one of these.
 FAST = (
@@ -232,10 +230,6 @@ def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
     params = lora.Params(r=2, max_steps=1, warmup_steps=0, learning_rate=0.05)
     context = tiny_methods.context(host.source.path, tmp_path)
-    if refused := FAMILIES[name].refused:
-        with pytest.raises(CandidateFailed, match=refused):
-            lora.fit(context, params)
-        params = params.model_copy(update={"target_modules": ["in_proj", "x_proj"]})
     made = lora.fit(context, params)
     assert made.training.n_steps == 1
     before = host.base.loglikelihood(PAIRS[:1])
@@ -246,6 +240,40 @@ def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
         )
     assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
     assert host.base.loglikelihood(PAIRS[:1]) == before
+
+
+@pytest.mark.parametrize("excluded", [None, ["x_proj"], r".*\.x_proj"])
+def test_an_adapter_of_all_linear_layers_leaves_out_the_one_that_mamba_reads_past_it(
+    load_family, tmp_path, excluded
+):
+    source = load_family("Mamba").source
+    params = lora.Params(r=2, max_steps=1, exclude_modules=excluded)
+    assert unknown_names(params, source, "candidate lora") == []
+    made = lora.fit(tiny_methods.context(source.path, tmp_path), params)
+    adapted = {
+        name.split(".")[-3] for name in load_file(made.folder / "adapter" / "adapter_model.safetensors")
+    }
+    assert adapted == {"in_proj", "dt_proj"} | ({"x_proj"} if excluded is None else set())
+
+
+@pytest.mark.parametrize(("family", "params"), [("LORA", {"r": 2}), ("ADALORA", {}), ("LOHA", {})])
+def test_a_family_is_put_on_mamba_without_naming_its_layers(load_family, family, params):
+    base = load_family("Mamba").source.path
+    assert family_problems(family, params, base, "cpu", "candidate tuned") == []
+
+
+def test_layers_that_take_no_adapter_are_refused_by_name_beforehand(load_family):
+    base = load_family("Mamba").source
+    (found,) = unknown_names(lora.Params(target_modules=["out_proj"]), base, "candidate lora")
+    assert "'out_proj' is incompatible with Mamba" in found.found
+
+
+def test_a_model_that_may_have_experts_and_has_none_is_trained(tmp_path):
+    layers = {"layer_types": ["mamba", "attention"], "num_local_experts": 0, "shared_intermediate_size": 32}
+    mamba = {"mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+    base = save(tmp_path / "granite", Kind("GraniteMoeHybridConfig", layers | mamba))
+    made = lora.fit(tiny_methods.context(base, tmp_path / "made"), lora.Params(r=2, max_steps=1))
+    assert made.training.n_steps == 1
 
 
 @pytest.mark.parametrize("name", ["Mistral with a window", "Mamba"])

@@ -13,9 +13,11 @@ from pydantic import ConfigDict
 from harness.errors import Problem
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
+from harness.models.model_folder import read_config
 from harness.plugins import Method
 from harness.spec import Recipe
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
+from harness.training.families.unadapted import exclude_unadapted
 from harness.training.families.unquantized import quantization_problems
 from harness.training.peft_families import family_problems, peft_config
 
@@ -53,7 +55,9 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
     folder = context.folder / "adapter"
-    training = fine_tune(context, params, peft_config(params.peft_type, params.of_peft), folder)
+    config = peft_config(params.peft_type, params.of_peft)
+    exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
+    training = fine_tune(context, params, config, folder)
     return adapter_weights(context, training)
 
 

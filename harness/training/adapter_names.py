@@ -15,6 +15,7 @@ from harness.provenance import package_versions
 from harness.records import digest
 from harness.spec import Spec
 from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
+from harness.training.families.unadapted import exclude_unadapted
 from harness.training.lora import LoraParams, lora_config
 
 _EXPECTED = "names that are in the base"
@@ -65,6 +66,7 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
     modules = [name for name, _ in model.named_modules()]
     holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     config, refusal, adapted = lora_config(params), "", None
+    exclude_unadapted(config, model.config.model_type)
     try:  # PEFT renames in the configuration what it knows by another name
         adapted = get_peft_model(model, config)
     except (TypeError, ValueError, AttributeError, re.error) as error:

@@ -21,6 +21,7 @@ from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
+from harness.training.families.unadapted import exclude_unadapted
 from harness.training.families.unquantized import quantization_problems
 from harness.training.peft_families import is_soft_prompt
 from harness.training.sft import SupervisedParams, fine_tune
@@ -28,10 +29,6 @@ from harness.training.sft import SupervisedParams, fine_tune
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-
-# Families whose routers are linear layers that return more than their products, on which no adapter can lie.
-_ROUTERS = dict.fromkeys(("llama4", "llama4_text", "phimoe"), r".*\.router")
 
 
 class LoraParams(Spec):
@@ -72,8 +69,7 @@ def low_rank(train: Callable[..., TrainingRecord] = fine_tune) -> Callable[[FitC
 
     def fit(context: FitContext, params: LoraParams) -> Weights:
         config = lora_config(params)
-        if config.target_modules == "all-linear" and config.exclude_modules is None:
-            config.exclude_modules = _ROUTERS.get(read_config(context.source.path).get("model_type", ""))
+        exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
         made = train(context, params, config, context.folder / "adapter")
         return adapter_weights(context, made)
 

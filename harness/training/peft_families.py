@@ -24,6 +24,7 @@ from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
 from harness.training.families.converted import find_lost, save_converted, save_initial
 from harness.training.families.eva import begin_eva
 from harness.training.families.refused_values import refuse_rank, refuse_soft_prompt, refuse_values
+from harness.training.families.unadapted import exclude_unadapted
 
 if TYPE_CHECKING:
     import torch
@@ -176,6 +177,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
         return  # still packed: PEFT tries it where the run has unpacked it
     of_base = AutoConfig.from_pretrained(base)
     refuse_soft_prompt(config, of_base)
+    exclude_unadapted(tried, of_base.model_type)
     try:
         with torch.device("meta"):
             made: Any = get_peft_model(kind.from_config(of_base), tried)
