@@ -13,12 +13,10 @@ from typing import Any
 
 from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
-from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
-from harness.report.experiment_report import AttributionStep, ExperimentReport, Flip
-from harness.report.flips import flips_of
+from harness.report.experiment_report import AttributionStep, ExperimentReport, Flip, flips_of
 from harness.report.html import html
-from harness.report.junit import junit
+from harness.report.interchange import junit, to_csv
 from harness.report.plots import front_file
 from harness.report.reading import experiment_file, read
 from harness.report.reading import paths as kept_reports

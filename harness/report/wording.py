@@ -9,12 +9,7 @@ from typing import Any, NamedTuple
 
 from harness import formatting, gating, plugins
 from harness.comparison import Comparison, Estimate
-from harness.decision import (
-    CandidateFacts,
-    best_untrained,
-    gain,
-    is_fine_tuned,
-)
+from harness.decision import CandidateFacts, best_untrained, gain, is_fine_tuned
 from harness.gating import MissRate, Verdict
 from harness.report import labels
 from harness.report.experiment_report import ExperimentReport

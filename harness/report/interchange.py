@@ -1,17 +1,20 @@
-"""Write a report as CSV: one row a candidate × task × metric × slice.
+"""Results for other programs: a report as CSV, a row a candidate × task × metric × slice, and JUnit XML.
 
-Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is
-empty; no text can be taken for a formula by a spreadsheet.
+Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is empty; no text
+can be taken for a formula by a spreadsheet. A test case is a rule; none passes that the gate does not pass.
+Source: JUnit's XML as GitHub, GitLab and Jenkins read it: testsuites, testsuite, testcase, failure, skipped.
 """
 
 import csv
 import io
-from collections.abc import Iterator
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
-from harness.report.escape import spreadsheet
+from harness.gating import Rule, Verdict
+from harness.report.escape import clean, spreadsheet
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import best_first
 
@@ -77,3 +80,37 @@ def _comparison_cells(c: Comparison, with_: str) -> Row:
     base = {"compared_with": with_, "base": c.base, "base_low": c.base_low, "base_high": c.base_high}
     delta = {"delta": c.delta, "delta_low": c.low, "delta_high": c.high, "n_paired": c.n}
     return new | base | delta | {"lost": len(c.lost), "gained": len(c.gained)}
+
+
+def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
+    """Write one suite a candidate, each with its verdict and whether that stops a release.
+
+    Where it does, its inconclusive rules are failures too.
+    """
+    root = ET.Element("testsuites", name="harness gate")
+    for candidate, verdict, stops in judged:
+        cases = [_case(f"{name}.{candidate}", rule, stops) for rule in verdict.rules]
+        suite = ET.SubElement(
+            root,
+            "testsuite",
+            name=clean(f"{name}: {candidate}"),
+            tests=str(len(cases)),
+            failures=str(sum(case.find("failure") is not None for case in cases)),
+            errors="0",
+            skipped=str(sum(case.find("skipped") is not None for case in cases)),
+        )
+        suite.extend(cases)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _case(name: str, rule: Rule, stops: bool) -> ET.Element:
+    case = ET.Element("testcase", classname=clean(name), name=rule.name, time="0")
+    said = clean(rule.sentence)
+    if rule.outcome in ("fail", "harness-drift") or (rule.outcome == "inconclusive" and stops):
+        ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
+    elif rule.outcome in ("inconclusive", "skipped"):
+        ET.SubElement(case, "skipped", message=said)
+    else:
+        ET.SubElement(case, "system-out").text = said
+    return case
