@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.hub import ModelSource
+from harness.methods._init_from import requires_init
 from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrackedPoint, TrainingRecord
-from harness.spec import Recipe, Spec
+from harness.spec import Spec
 from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
 
 
@@ -24,13 +24,6 @@ class Params(Spec):
     """`step` is one of those whose weights `track` kept."""
 
     step: int = Field(ge=1)
-
-
-def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids it: no candidate is named."""
-    if recipe.init_from is None:
-        found, expected = "checkpoint without init_from", "the candidate whose training was tracked"
-        yield Problem(where, found, expected, "add init_from: lora")
 
 
 def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
@@ -97,7 +90,7 @@ METHOD = Method(
     makes="adapter or delta or model",
     seeded=True,
     init_from="adapter or delta or model",
-    problems=problems,
+    problems=requires_init("the candidate whose training was tracked"),
     init_problems=init_problems,
     rescue=RescueStep("earlier", _list_settings),
 )

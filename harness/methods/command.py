@@ -198,11 +198,8 @@ def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
 
 
 def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
-    return (
-        read_first_line(arguments(params.version, values, shell=params.shell), folder)
-        if params.version
-        else ""
-    )
+    asked = arguments(params.version or "", values, shell=params.shell)
+    return read_first_line(asked, folder) if params.version else ""
 
 
 def _curves(out: Path) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
+from harness.methods._init_from import requires_init
 from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
 from harness.models.devices.base_loading import load_base
-from harness.models.hub import ModelSource
 from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
-from harness.spec import Recipe, Spec
+from harness.spec import Spec
 from harness.training import FitContext, Weights, adapter_weights
 
 _LOADED, _NAME = "default", "reduced"  # of the adapter in PEFT, before and after
@@ -33,13 +33,6 @@ class Params(Spec):
     top_k: int = Field(10, ge=1)
     threshold_epsilon: float = Field(0.5, gt=0, le=1)
     mitigation_lambda: float = Field(0.75, ge=0, lt=1)
-
-
-def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids it: no adapter is named."""
-    if recipe.init_from is None:
-        expected = "the candidate whose adapter is changed"
-        yield Problem(where, f"{recipe.method} without init_from", expected, "add init_from: lora")
 
 
 def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
@@ -115,7 +108,7 @@ METHOD = Method(
     makes="adapter",
     seeded=True,
     init_from="adapter",
-    problems=problems,
+    problems=requires_init("the candidate whose adapter is changed"),
     init_problems=init_problems,
     rescue=RescueStep("intruders", _list_settings),
 )

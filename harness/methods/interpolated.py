@@ -7,18 +7,16 @@ Source: Wortsman et al. 2022 (arXiv:2109.01903).
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from harness.errors import CandidateFailed, Problem
-from harness.methods._scales import RESCUE
-from harness.models.hub import ModelSource
+from harness.errors import CandidateFailed
+from harness.methods._init_from import RESCUE, requires_init
 from harness.plugins import Method
 from harness.records import TrainingRecord
-from harness.spec import Recipe, Spec
+from harness.spec import Spec
 from harness.training import FitContext, Weights, model_digest
 
 if TYPE_CHECKING:
@@ -29,13 +27,6 @@ class Params(Spec):
     """`scale` is the share of the way from the base to the fine-tune."""
 
     scale: float = Field(0.5, gt=0, le=1)
-
-
-def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids interpolating: no other weights are named."""
-    if recipe.init_from is None:
-        found, expected = "interpolated without init_from", "the candidate at the other end"
-        yield Problem(where, found, expected, "add init_from: full")
 
 
 def fit(context: FitContext, params: Params) -> Weights:
@@ -83,6 +74,6 @@ METHOD = Method(
     seeded=True,
     init_from="model",
     interpolates=True,
-    problems=problems,
+    problems=requires_init("the candidate at the other end", "full"),
     rescue=RESCUE,
 )

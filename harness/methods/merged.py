@@ -116,7 +116,8 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: there are fewer than two, or they cannot be merged so.
     """
     start, n = time.perf_counter(), len(context.merges)
-    weights = params.weights or (_default_weights(n, params.combination_type) if n else [])
+    share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
+    weights = params.weights or [share] * n
     if n < 2 or len(weights) != n:
         raise CandidateFailed(
             f"{len(weights)} weights of {n} adapters", "a weight for each of two adapters or more"
@@ -132,11 +133,6 @@ def fit(context: FitContext, params: Params) -> Weights:
     _merge(context, params, weights)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
     return adapter_weights(context, made)
-
-
-def _default_weights(n: int, combination: str) -> list[float]:
-    """Return a weight for each of n adapters: 1 where their mean is taken anyway, else equal shares of 1."""
-    return [1.0 if combination in _AVERAGED else 1 / n] * n
 
 
 def _merge(context: FitContext, params: Params, weights: list[float]) -> None:

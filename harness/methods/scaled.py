@@ -15,12 +15,11 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._scales import RESCUE
+from harness.methods._init_from import RESCUE, requires_init
 from harness.models.adapters import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
-from harness.models.hub import ModelSource
 from harness.plugins import InitWeights, Method, RescueSituation, TrialSetting
 from harness.records import TrainingRecord, parse_json
-from harness.spec import Recipe, Spec
+from harness.spec import Spec
 from harness.training import FitContext, Weights, adapter_weights
 
 
@@ -28,13 +27,6 @@ class Params(Spec):
     """`scale` is the share of the adapter's own scale."""
 
     scale: float = Field(0.5, gt=0, le=1)
-
-
-def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids scaling: no adapter is named."""
-    if recipe.init_from is None:
-        found, expected = "scaled without init_from", "the candidate whose adapter is scaled"
-        yield Problem(where, found, expected, "add init_from: lora")
 
 
 def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
@@ -101,7 +93,7 @@ METHOD = Method(
     seeded=True,
     init_from="adapter",
     interpolates=True,
-    problems=problems,
+    problems=requires_init("the candidate whose adapter is scaled"),
     init_problems=init_problems,
     rescue=RESCUE._replace(settings=_list_settings),
 )
