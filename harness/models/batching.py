@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # (context, continuation) as token ids, none of them empty.
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
+Tokens = tuple[int, ...]
+Pair = tuple[Tokens, Tokens]
 
 # A shorter prefix costs more to copy than to read.
 _WORTH_SHARING = 8
@@ -94,7 +95,7 @@ def grow(
     rows = [(*context, *continuation[:-1])[shared:] for context, continuation in pairs]
     groups: list[list[int]] = []
     width = 0
-    before: tuple[int, ...] = ()
+    before: Tokens = ()
     for i in sorted(range(len(rows)) if numbers is None else numbers, key=rows.__getitem__):
         row = rows[i]
         known = common_length((before, row))
@@ -110,12 +111,10 @@ def grow(
     return [_build_tree(group, rows, pairs, shared) for group in groups]
 
 
-def _build_tree(
-    numbers: list[int], rows: Sequence[tuple[int, ...]], pairs: Sequence[Pair], shared: int
-) -> PrefixTree:
+def _build_tree(numbers: list[int], rows: Sequence[Tokens], pairs: Sequence[Pair], shared: int) -> PrefixTree:
     tree = PrefixTree([], [], [], numbers, [])
     path: list[int] = []  # the tokens of the row before
-    before: tuple[int, ...] = ()
+    before: Tokens = ()
     for i in numbers:
         row = rows[i]
         known, n = common_length((before, row)), len(tree.ids)
@@ -158,13 +157,13 @@ def plan(
     return out
 
 
-def common_length(rows: Sequence[tuple[int, ...]]) -> int:
+def common_length(rows: Sequence[Tokens]) -> int:
     """Count the tokens that all rows begin with; 0 for no rows."""
     first, last = min(rows, default=()), max(rows, default=())
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def count_shared_prefix(rows: Sequence[tuple[int, ...]], least: int = 0) -> int:
+def count_shared_prefix(rows: Sequence[Tokens], least: int = 0) -> int:
     """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own.
 
     The first `least` tokens of each row are shared in any case.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from harness.models.batching import Pair
+from harness.models.batching import Pair, Tokens
 from harness.models.tokenization import PromptEncoder
 from harness.prompting._words import WORD, split_into_grams
 from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest
@@ -32,9 +32,7 @@ class Candidate(Protocol):
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Turn messages, and what would follow each, into token ids, in order."""
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt, in order: greedily, or at the limits' temperature by the prompt's seed."""
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
@@ -71,9 +69,7 @@ class TextCandidate(PromptEncoder):
             for texts, one in zip(users, prompts, strict=True)
         ]
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt with its best label, which no seed changes."""
         start = time.perf_counter()
         tables = self._predict([bytes(p).decode() for p in prompts])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.models import oom
-from harness.models.batching import CPU_COSTS, PassCosts, Size, count_shared_prefix, plan
+from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens, count_shared_prefix, plan
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
 from harness.models.prefix_cache import (
@@ -101,7 +101,7 @@ def _fall(chances: "torch.Tensor", drawn: "torch.Tensor") -> "torch.Tensor":
     return place.minimum(last)
 
 
-def answers(reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Continuation) -> list[list[int]]:
+def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch.
 
     A model that does not keep all keys, or has windows and takes no masks of ours, reads each prompt whole,
@@ -122,7 +122,7 @@ def answers(reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Conti
         return _together(reader, prompts, how)
 
 
-def _together(reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Continuation) -> list[list[int]]:
+def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     windows = reader.prefixes.windows
     if windows is None or (any(windows) and reader.engine != "packed"):
         return _answer_by_generate(reader.model, prompts, how)
@@ -166,7 +166,7 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
 
 
 def _read(
-    reader: PromptReader, prompts: Sequence[tuple[int, ...]], how: Continuation
+    reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
     """Read all prompts; return their keys, each one's first new token (b,), and which places it may see."""
     # The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the places (b, t)
@@ -298,7 +298,7 @@ def _read_next_logits(
 
 
 def _answer_by_generate(
-    model: "PreTrainedModel", prompts: Sequence[tuple[int, ...]], how: Continuation
+    model: "PreTrainedModel", prompts: Sequence[Tokens], how: Continuation
 ) -> list[list[int]]:
     """Answer by transformers' own loop, prompts padded on the left."""
     import torch
@@ -329,7 +329,7 @@ def _answer_by_generate(
 
 
 def _answer_each_by_generate(
-    model: "PreTrainedModel", prompts: Sequence[tuple[int, ...]], how: Continuation
+    model: "PreTrainedModel", prompts: Sequence[Tokens], how: Continuation
 ) -> list[list[int]]:
     """Answer each prompt alone by transformers' own loop, without padding."""
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
-from harness.models.adapters.merged_layers import merge_layers
+from harness.models.adapters.merged_layers import compute_in_normal_mode, merge_layers
 from harness.models.adapters.soft_prompts import soft_prompt
-from harness.models.adapters.sparse_updates import compute_in_normal_mode
-from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
+from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
 from harness.models.candidate import Candidate
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
@@ -80,9 +79,7 @@ class HFCandidate(PromptEncoder):
         """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
         return encode_all(self.tokenizer, prompts)
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt in batches of similar length, greedily or by draws of its seed."""
         virtual = self._executor.prefixes.virtual_ids
         prompts = [virtual + prompt for prompt in prompts] if virtual else prompts
@@ -113,9 +110,7 @@ class HFCandidate(PromptEncoder):
         pairs = [(of.context, of.continuation[:room]) for of in read]
         return score_tokens(self.model, pairs, self._executor.costs.reading)
 
-    def _answer(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int]
-    ) -> list[Output]:
+    def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
         """Generate for one batch; out of memory, for its halves."""
         import torch
 
@@ -135,7 +130,7 @@ class HFCandidate(PromptEncoder):
         return [output for part, drawn in parts if part for output in self._answer(part, limits, drawn)]
 
     def _answer_together(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int]
+        self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]
     ) -> list[Output]:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)

@@ -19,6 +19,7 @@ from harness.models.batching import (
     PassCosts,
     PrefixTree,
     Size,
+    Tokens,
     count_shared_prefix,
     grow,
     pack,
@@ -171,7 +172,7 @@ class Executor:
         joins, attending = self.engine == "packed", self.costs.attention
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
-    def _prefix(self, ids: tuple[int, ...]) -> "Cache":
+    def _prefix(self, ids: Tokens) -> "Cache":
         """Read what all contexts begin with."""
         with oom.explain_out_of_memory("out of memory while reading what all prompts begin with", _SHORTER):
             return self.prefixes.read(ids)

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
+from harness.models.batching import Pair, Tokens
 from harness.models.endpoints.addresses import is_loopback, is_private
 from harness.models.endpoints.responses import output_of, read_first_choice, read_first_logprobs, text_of
 from harness.models.hub import ModelSource, load_tokenizer
@@ -36,7 +37,6 @@ from harness.spec import Spec, Task, TokenPrices
 if TYPE_CHECKING:
     from openai import APIError
 
-    from harness.models.batching import Pair
 
 Protocol = Literal["completions", "chat"]
 PROTOCOLS: tuple[Protocol, ...] = ("completions", "chat")
@@ -284,7 +284,7 @@ def message(error: "APIError") -> str:
 class _Prompt(NamedTuple):
     """Token ids of a prompt, and the seed of its answer; None where that is greedy."""
 
-    ids: tuple[int, ...]
+    ids: Tokens
     seed: int | None
 
 
@@ -312,13 +312,11 @@ class CompletionsCandidate(PromptEncoder):
         """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
         return encode_all(self._tokenizer, prompts)
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
         return _answers(self._server, partial(self._complete, limits), prompts, seeds)
 
-    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a request of its own.
 
         Raises:
@@ -337,7 +335,7 @@ class CompletionsCandidate(PromptEncoder):
         text = text_of(choice, self._server.refusal)
         return output_of(text, choice.finish_reason, found.usage, limits)
 
-    def _score(self, pair: "Pair") -> Likelihood:
+    def _score(self, pair: Pair) -> Likelihood:
         context, continuation = pair
         whole = [*context, *continuation]
         found = self._server.api.completions.create(
@@ -379,13 +377,11 @@ class ChatCandidate(PromptEncoder):
             for one in prompts
         ]
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt's messages, greedily or by its seed; `compute_s` is an equal share of it all."""
         return _answers(self._server, partial(self._answer, limits), prompts, seeds)
 
-    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Refuse: the protocol gives no log-probabilities of a prompt.
 
         Raises:
@@ -412,7 +408,7 @@ class ChatCandidate(PromptEncoder):
 
 
 def _answers(
-    server: Server, ask: Callable[[_Prompt], Output], prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]
+    server: Server, ask: Callable[[_Prompt], Output], prompts: Sequence[Tokens], seeds: Sequence[int]
 ) -> list[Output]:
     """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
     start = time.perf_counter()

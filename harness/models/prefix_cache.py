@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from harness.models import oom
+from harness.models.batching import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +111,7 @@ class PrefixCache:
         self.is_apart: bool | None = None
         # No ids of the vocabulary, and never read: every prefix holds them.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
-        self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
+        self._read: OrderedDict[Tokens, Cache] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> "Cache":
         """Return the keys of a prefix, read now where they are not kept."""
@@ -127,7 +128,7 @@ class PrefixCache:
         self._read.clear()
         return kept
 
-    def _read_now(self, ids: tuple[int, ...]) -> "Cache":
+    def _read_now(self, ids: Tokens) -> "Cache":
         """Read a prefix; out of memory, once more when all others are forgotten."""
         import torch
 
@@ -140,7 +141,7 @@ class PrefixCache:
         torch.cuda.empty_cache()
         return self._pass(ids)
 
-    def _pass(self, ids: tuple[int, ...]) -> "Cache":
+    def _pass(self, ids: Tokens) -> "Cache":
         import torch
 
         cache = row_cache(self._model, self._soft, 1)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import Problem, UserError
+from harness.models.batching import Tokens
 from harness.records import Encoded, Limits, Message, Output, PromptText
 
 if TYPE_CHECKING:
@@ -138,15 +139,13 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText])
     return rendered
 
 
-def _is_merged(one: _PromptTexts, ids: Mapping[_Text, tuple[int, ...]]) -> bool:
+def _is_merged(one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> bool:
     """Tell whether a token spans the end of the context."""
     context = ids[one.context]
     return bool(one.context.text) and ids[one.whole][: len(context)] != context
 
 
-def _join(
-    tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[_Text, tuple[int, ...]]
-) -> Encoded:
+def _join(tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> Encoded:
     context = ids[one.context]
     if not one.continuation.text:
         return Encoded(context or _prefix(tokenizer))
@@ -156,7 +155,7 @@ def _join(
     return Encoded(context, ids[one.continuation] if merged else ids[one.whole][len(context) :], merged)
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_Text, tuple[int, ...]]:
+def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_Text, Tokens]:
     """Return the token ids of texts, each of them once."""
     wanted, out = dict.fromkeys(texts), {}
     for special in (False, True):
@@ -169,7 +168,7 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_
     return out
 
 
-def _prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def _prefix(tokenizer: "PreTrainedTokenizerBase") -> Tokens:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None and eos is None:
         raise _phrase_no_end()

@@ -1,10 +1,12 @@
-"""Merged layers: linear layers of a base's weights and an adapter's together, as they would be served.
+"""Layers of a base with an adapter in them: merged, as they would be served, or with sparse updates.
 
-Invariant: the base's own layers are never written; merged copies stand in their place for a while.
+Invariant: the base's own layers are never written; merged copies stand in their place for a while. A layer
+that adds a sparse update at each pass computes what PEFT computes, without gradients.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from harness.models.cpu_kernels import prepack
@@ -65,3 +67,24 @@ def _merge_layer(layer: Any) -> Any:
     made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
     prepack(made)
     return made
+
+
+def compute_in_normal_mode(model: Any) -> None:
+    """Let the layers that add sparse updates leave inference mode while they compute.
+
+    On a CPU several threads add a sparse matrix to one that is stored by columns (see `cpu_kernels`). They
+    are not in inference mode, and may not write to a tensor that was made in it.
+    """
+    from peft.tuners.shira.layer import ShiraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, ShiraLayer):
+            forward = partial(_compute, layer.forward)  # type: ignore[attr-defined]
+            setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
+
+
+def _compute(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return forward(*args, **kwargs)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.models.adapters import WEIGHTS, tensors_of
+from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
@@ -28,7 +29,6 @@ from harness.spec import VllmPolicy
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from harness.models.batching import Pair
 
 MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
 # All that decides what is computed together. On a CPU an adapter is copied for every token of a batch.
@@ -118,9 +118,7 @@ class VllmCandidate(PromptEncoder):
         """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
         return encode_all(self._host.tokenizer, prompts)
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
         start = time.perf_counter()
         tokenizer, ends = self._host.tokenizer, self._host.ends
@@ -138,7 +136,7 @@ class VllmCandidate(PromptEncoder):
             for prompt, found in zip(prompts, made, strict=True)
         ]
 
-    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a sequence of its own."""
         whole = [context + continuation for context, continuation in pairs]
         read = self._generate(whole, (), max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -148,7 +146,7 @@ class VllmCandidate(PromptEncoder):
         ]
 
     def _generate(
-        self, prompts: Sequence[tuple[int, ...]], drawn: Sequence[Mapping[str, Any]], **params: Any
+        self, prompts: Sequence[Tokens], drawn: Sequence[Mapping[str, Any]], **params: Any
     ) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
 

@@ -17,22 +17,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, refuse
 from harness.models import openai_api, supervision
+from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
 from harness.models.vllm import INVARIANT, MAX_RANK, OTHERWISE, ends_of, kernel_switches
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
 from harness.spec import VllmPolicy
-
-if TYPE_CHECKING:
-    from harness.models.batching import Pair
 
 ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
 _VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on a line of its own
@@ -169,14 +167,12 @@ class ServedCandidate(openai_api.CompletionsCandidate):
         self._running = running
         self.engine, self.layout_digest = host.identity
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
-    ) -> list[Output]:
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
         with self._explain_failure():
             return super().generate(prompts, limits, seeds)
 
-    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a request of its own."""
         with self._explain_failure():
             return super().loglikelihood(pairs)
