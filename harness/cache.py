@@ -1,4 +1,4 @@
-"""Cache folder: files that can be made anew, each written whole or not at all."""
+"""Cache folder: files that can be made anew, each written whole or not at all; and what is on the disk."""
 
 import json
 import os
@@ -29,9 +29,7 @@ def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     text = json.dumps(make())
     if text != "null":
         with suppress(OSError, ValueError):
-            fill_cache_file(
-                memory, lambda scratch: scratch.write_text(text, encoding="utf-8"), _publish_first
-            )
+            remember(memory, text, _publish_first)
             return json.loads(memory.read_text("utf-8"))
     return json.loads(text)
 
@@ -61,3 +59,12 @@ def _publish_first(scratch: Path, memory: Path) -> None:
             json.loads(memory.read_text("utf-8"))
             return
         scratch.replace(memory)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

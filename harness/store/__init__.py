@@ -101,8 +101,7 @@ from harness.store.rows import (
     read_rows,
     remove_merged_blocks,
 )
-from harness.store.rows.drawn_answers import read_drawn
-from harness.store.rows.folds import keep_folds, read_folds
+from harness.store.rows.beside_rows import keep_folds, read_drawn, read_folds
 from harness.store.runs.run_folders import (
     all_runs,
     get_run,

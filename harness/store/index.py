@@ -89,15 +89,12 @@ def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     store.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.folder / ".lock")
     try:
-        lock.acquire(timeout=wait_s)
+        held = FileLock(store.folder / ".lock").acquire(timeout=wait_s)
     except Timeout as error:
         raise _IndexLocked from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _sync_current(store: Store, wait_s: float) -> bool:

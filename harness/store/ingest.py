@@ -187,54 +187,36 @@ def _insert(
 
 
 def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    import duckdb
-
+    """Bring the scores to those of complete row sets; names the sets that are damaged."""
     gone, new = _find_changed_rows(db, store)
     with transaction(db):
         for table in ("rowsets", "scores") if gone else ():
             db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
-    if not new:
+    if not new or not _add_rows(db, store, new):
         return []
+    alone = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
+    return [f"{store.parquet(digest)}: {damage}" for digest, damage in alone.items() if damage]
+
+
+def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> str:
+    """Add row sets, all of them or none; returns what is damaged, empty where they were added."""
+    import duckdb
+
+    files = [pattern(store.parquet(digest)) for digest in new]
+    times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
+    counted = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
+    sets = f"SELECT rowset, num_rows, modified_ns FROM ({counted}) JOIN ({times}) USING (rowset)"
+    entries = f"{DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
+    scores = f"SELECT {entries}, status, cluster, slice, weight FROM {READ_NAMED}"
     try:
-        _add_rows(db, store, new)
+        with transaction(db):
+            db.execute(f"INSERT INTO stored.rowsets {sets}", [files, list(new), list(new.values())])
+            db.execute(f"INSERT INTO stored.scores {scores}", [files])
     except (OSError, duckdb.Error) as error:
         if is_no_room(error):
             raise
-        return _add_one_by_one(db, store, new)
-    return []
-
-
-def _add_one_by_one(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> list[str]:
-    """Add the row sets of which some are damaged; names those."""
-    import duckdb
-
-    skipped = []
-    for digest, modified in new.items():
-        try:
-            _add_rows(db, store, {digest: modified})
-        except (OSError, duckdb.Error) as error:
-            if is_no_room(error):
-                raise
-            skipped.append(f"{store.parquet(digest)}: {first_line(error)}")
-    return skipped
-
-
-def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> None:
-    files = [pattern(store.parquet(digest)) for digest in new]
-    with transaction(db):
-        times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
-        counted = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
-        db.execute(
-            f"INSERT INTO stored.rowsets SELECT rowset, num_rows, modified_ns FROM ({counted}) "
-            f"JOIN ({times}) USING (rowset)",
-            [files, list(new), list(new.values())],
-        )
-        entries = "unnest(map_keys(parts)), unnest(map_values(parts))"
-        db.execute(
-            f"INSERT INTO stored.scores SELECT {DIGEST}, example_id, {entries}, status, cluster, slice, "
-            f"weight FROM {READ_NAMED}",
-            [files],
-        )
+        return first_line(error)
+    return ""
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store) -> None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.cache import sync
 from harness.errors import HarnessError, Problem, UserError
 from harness.records import canonical_json, load
 
@@ -78,22 +79,15 @@ def hold(store: Store) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     store.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.folder / "compare.lock")
     try:
-        lock.acquire(timeout=1)
+        held = FileLock(store.folder / "compare.lock").acquire(timeout=1)
     except Timeout:
-        raise failure(
-            f"{store.folder} is in use",
-            "another harness compare at work there",
-            "to be alone",
-            "wait until it has finished",
-        ) from None
-    try:
+        found, step = "another harness compare at work there", "wait until it has finished"
+        raise failure(f"{store.folder} is in use", found, "to be alone", step) from None
+    with held:
         with suppress(OSError):
             store.progress.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -184,9 +178,9 @@ def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object])
         part.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        _sync(part)
+        sync(part)
         part.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         for left in part.parent.glob(part.name + "*"):  # DuckDB puts its log beside its file
             left.unlink()
@@ -262,11 +256,3 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Return the part of an error's message that fits on a line."""
     return str(error).partition("\n")[0]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

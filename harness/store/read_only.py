@@ -3,6 +3,8 @@
 Invariant: one SELECT at a time, so nothing that is stored changes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,15 +35,8 @@ def query(store: Store, sql: str) -> QueryResult:
         UserError: no run is stored there, or the query is no single SELECT that DuckDB can answer.
         HarnessError: the index is damaged or of a newer harness.
     """
-    import duckdb
-
-    _refuse_empty(store)
-    with connect(store) as db:
-        try:
-            cursor = _select(db, sql)
-            return QueryResult(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
-        except duckdb.Error as error:
-            raise UserError(_problem(error)) from error
+    with _select(store, sql) as cursor:
+        return QueryResult(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
 
 
 def frame(folder: str | Path, sql: str) -> "DataFrame":
@@ -51,20 +46,21 @@ def frame(folder: str | Path, sql: str) -> "DataFrame":
         UserError: no run is stored there, or the query is no single SELECT that DuckDB can answer.
         HarnessError: the index is damaged or of a newer harness.
     """
+    with _select(Store(Path(folder)), sql) as cursor:
+        return cursor.df()
+
+
+@contextmanager
+def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
-    store = Store(Path(folder))
     _refuse_empty(store)
     with connect(store) as db:
         try:
-            return _select(db, sql).df()
+            _refuse_other(db.extract_statements(sql))
+            yield db.execute(sql)
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
-
-
-def _select(db: "DuckDBPyConnection", sql: str) -> "DuckDBPyConnection":
-    _refuse_other(db.extract_statements(sql))
-    return db.execute(sql)
 
 
 def _refuse_empty(store: Store) -> None:

@@ -25,9 +25,8 @@ from harness.store.layout import (
     write_record,
     write_whole,
 )
+from harness.store.rows.beside_rows import attach_folds, read_drawn, read_drawn_items, write_drawn
 from harness.store.rows.checksums import file_version, is_as_written, note_checksum
-from harness.store.rows.drawn_answers import read_drawn, read_drawn_items, write_drawn
-from harness.store.rows.folds import attach_folds
 from harness.store.rows.memory_database import memory, pattern
 from harness.store.rows.row_columns import (
     COLUMNS,

@@ -1,16 +1,29 @@
-"""Answers that were drawn to the items of a row set: written by block, read by item.
+"""What stands beside the rows of a set: answers that were drawn to its items, and folds of who answered.
 
-runs/rows/<digest>/samples/00000.jsonl     the answers that were drawn to the items of a block
+Invariant: what reads rows for a comparison reads the folds with them, so no interval forgets that the items
+of a fold were answered by one model.
+
+    runs/rows/<digest>/samples/00000.jsonl   the answers that were drawn to the items of a block
+    runs/rows/<digest>/folds.json            the fold of each item by its id, from 1, where several answered
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
-from harness.records import Sample, SampleResult, canonical_json, parse_json
-from harness.store.layout import AGAIN, Store, clear_errors, read_lines, rename_when_whole
+from harness.records import Sample, SampleResult, canonical_json, load, parse_json
+from harness.store.layout import (
+    AGAIN,
+    Store,
+    clear_errors,
+    failure,
+    read_lines,
+    rename_when_whole,
+    write_whole,
+)
 from harness.store.rows.checksums import file_version, is_as_written, note_checksum
 
 
@@ -68,3 +81,39 @@ def _files(store: Store, rows_digest: str) -> list[Path]:
 
 def _folder(store: Store, rows_digest: str) -> Path:
     return store.rows(rows_digest) / "samples"
+
+
+def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None:
+    """Note which fold's model answered each item of a row set, before its rows are written."""
+    write_whole(store, _file(store, rows_digest), json.dumps(dict(folds), sort_keys=True) + "\n")
+
+
+def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
+    """Read which fold's model answered each item; None where one model answered all, or nothing is noted.
+
+    Raises:
+        HarnessError: what was noted cannot be read.
+    """
+    path = _file(store, rows_digest)
+    if not path.exists():
+        return None
+    try:
+        return load(dict[str, int], path.read_bytes())
+    except (OSError, ValueError) as error:
+        step = f"remove {path}, then harness compare, which writes it again"
+        cause = str(error).splitlines()[0]
+        raise failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
+
+
+def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
+    """Return the rows of a set with their folds, where it has some.
+
+    Raises:
+        HarnessError: what was noted of them cannot be read.
+    """
+    folds = read_folds(store, rows_digest)
+    return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows
+
+
+def _file(store: Store, rows_digest: str) -> Path:
+    return store.rows(rows_digest) / "folds.json"
