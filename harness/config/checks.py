@@ -14,11 +14,10 @@ from harness import plugins
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import GridMember
 from harness.config.problems import Keys, Tree, mapping, problems_of
-from harness.config.recipe_checks import check_decoding, check_general_rows, recipes_by_prompt
+from harness.config.recipe_checks import WrittenRecipe, check_decoding, check_general_rows, recipes_by_prompt
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.salvage import salvage
 from harness.config.weight_sources import check_weights
-from harness.config.written_recipe import WrittenRecipe
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
     CHANGED_FILES,

@@ -275,7 +275,9 @@ def _is_bare(name: str) -> bool:
 
 def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
     if what == "suite" and not _is_bare(relative):
-        near = _nearest(relative, [*_suites_below(folder), *SHIPPED_SUITES])
+        below = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
+        own = [file.relative_to(folder).as_posix() for file in below]
+        near = _nearest(relative, [*own, *SHIPPED_SUITES])
         missing = missing_file(folder / relative, where, f"a suite file, relative to {folder}")
         return replace(missing, next_step=near or _CREATE)
     if what == "suite":
@@ -288,12 +290,6 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
     found = f"unknown recipe {name!r}"
     expected = "a recipe of baselines/, or a mapping such as {method: lora}"
     return Problem(where, found, expected, did_you_mean(name, known))
-
-
-def _suites_below(folder: Path) -> list[str]:
-    """List the YAML files of a project where suites are written: in its folder, and in those within."""
-    files = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
-    return [file.relative_to(folder).as_posix() for file in files]
 
 
 def _nearest(name: str, files: Iterable[str]) -> str:

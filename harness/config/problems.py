@@ -213,7 +213,8 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     where = tree.where((*keys, *loc))
     name = _name(loc)
     if error["type"] == "extra_forbidden":
-        return _unknown_key(name, error["input"], _fields_at(model, loc[:-1]), where)
+        known = list(getattr(_model_at(model, loc[:-1]), "model_fields", ()))
+        return _unknown_key(name, error["input"], known, where)
     if error["type"] == "missing":
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         step = _CANDIDATES if loc == ("candidates",) else f"add a line `{name}: …`"
@@ -295,11 +296,6 @@ def _unknown_key(name: str, value: Any, known: list[str], where: str) -> Problem
         return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
     next_step = _GONE.get(name) or _phrase_renaming(name, value, known) or did_you_mean(name, known)
     return Problem(where, f"unknown key {name!r}", "a known key", next_step)
-
-
-def _fields_at(model: Any, loc: Keys) -> list[str]:
-    """List the keys that the model at this place of a model takes."""
-    return list(getattr(_model_at(model, loc), "model_fields", ()))
 
 
 def _model_at(model: Any, loc: Keys) -> Any:

@@ -12,10 +12,8 @@ from harness import plugins
 from harness.config.files import missing_file
 from harness.config.grids import GridMember
 from harness.config.problems import mapping
-from harness.config.recipe_checks import check_regularizers
+from harness.config.recipe_checks import WrittenRecipe, check_regularizers, check_sweep
 from harness.config.salvage import salvage
-from harness.config.sweep_checks import check_sweep
-from harness.config.written_recipe import WrittenRecipe
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR
 from harness.spec import BASE, HUB, Recipe, is_path
