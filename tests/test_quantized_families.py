@@ -9,7 +9,7 @@ from harness.errors import UserError
 from harness.models.devices.base_loading import load_base
 from harness.models.hub import quantize, resolve
 from harness.spec import Recipe
-from harness.training.families.unquantized import NOT_ON_NF4, UNQUANTIZED, quantization_problems
+from harness.training.families.refused_families import NOT_ON_NF4, UNQUANTIZED, quantization_problems
 from harness.training.peft_families import families, peft_config
 
 pytestmark = pytest.mark.usefixtures("own_cache")

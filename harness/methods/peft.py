@@ -17,8 +17,8 @@ from harness.models.model_folder import read_config
 from harness.plugins import Method
 from harness.spec import Recipe
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
+from harness.training.families.refused_families import quantization_problems
 from harness.training.families.unadapted import exclude_unadapted
-from harness.training.families.unquantized import quantization_problems
 from harness.training.peft_families import family_problems, peft_config
 
 

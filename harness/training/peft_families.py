@@ -21,9 +21,8 @@ from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
 from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
-from harness.training.families.converted import find_lost, save_converted, save_initial
-from harness.training.families.eva import begin_eva
-from harness.training.families.refused_values import refuse_rank, refuse_soft_prompt, refuse_values
+from harness.training.families.lora_starts import begin_eva, find_lost, save_converted, save_initial
+from harness.training.families.refused_families import refuse_rank, refuse_soft_prompt, refuse_values
 from harness.training.families.unadapted import exclude_unadapted
 
 if TYPE_CHECKING:

@@ -1,0 +1,104 @@
+"""Adapters of PEFT that cannot be trained or opened again: on quantised layers, or by their values.
+
+Invariant: what is refused is what PEFT cannot put on int8 or NF4 layers, what it computes with their stored
+integers in the place of weights, and variants of LoRA that it leaves out there without a word. On a CPU a
+base in NF4 is dequantised, and takes every adapter. What is wrong with a value is a ValueError that names it
+and its bound; no weights are read.
+Source: PEFT's layers of each family; `tests/test_quantized_families.py` holds the list to them.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import Problem
+from harness.models.adapters import CONVERTED
+from harness.models.prefix_cache import windows
+from harness.spec import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+UNQUANTIZED = (
+    "ADAMSS",
+    "DEFT",
+    "DELORA",
+    "FROD",
+    "GLORA",
+    "HRA",
+    "OSF",
+    "PEANUT",
+    "PSOFT",
+    "SUPERTUNING",
+    "TINYLORA",
+)
+NOT_ON_NF4 = ("LOHA", "LOKR")  # shaped as the matrices that are stored, and NF4's lie packed in a column
+_VARIANTS = ("kasa_config", "monteclora_config")
+
+
+def quantization_problems(
+    recipe: Recipe, params: Mapping[str, Any], device: str, where: str
+) -> Iterator[Problem]:
+    """Yield what forbids an adapter of these parameters of PEFT on the quantised base of a recipe."""
+    for key, quantization in (("quantization", recipe.quantization), ("serve_on", recipe.serve_on)):
+        if why := _explain_not_on(quantization or "", params, device):
+            expected = "a base in 16 or 32 bits, or an adapter for quantised layers, such as LoRA"
+            yield Problem(where, f"{why}, and {key}: {quantization}", expected, f"remove {key}")
+            return
+
+
+def _explain_not_on(quantization: str, params: Mapping[str, Any], device: str) -> str:
+    """Say what of an adapter needs unquantised weights; empty for nothing."""
+    if quantization not in ("int8", "nf4") or (quantization == "nf4" and device != "cuda"):
+        return ""
+    family = params.get("peft_type", "LORA")
+    if family in (UNQUANTIZED if quantization == "int8" else (*UNQUANTIZED, *NOT_ON_NF4)):
+        return f"peft_type: {family}, which computes with unquantised weights"
+    if str(params.get("init_lora_weights", "")).lower() == "mica":
+        return "init_lora_weights: mica, which computes with unquantised weights"
+    if own := next((name for name in _VARIANTS if params.get(name) is not None), ""):
+        return f"{own}, which PEFT leaves out of quantised layers"
+    if params.get("use_dora") and quantization == "int8" and device != "cuda":
+        return "use_dora, whose norms bitsandbytes does not compute in 8 bits on a CPU"
+    return ""
+
+
+def refuse_values(config: "PeftConfig") -> None:
+    """Refuse values that PEFT takes and no training can be made with."""
+    of = vars(config)
+    if config.is_prompt_learning and not (of.get("num_virtual_tokens") or 0) > 0:
+        raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
+    if config.peft_type == "ADALORA":
+        if of["init_r"] < of["target_r"]:
+            raise ValueError(f"init_r {of['init_r']}, from which ranks fall, below target_r {of['target_r']}")
+        for name in ("target_r", "deltaT"):
+            if of[name] < 1:
+                raise ValueError(f"{name}: {of[name]}, which is 1 at least")
+
+
+def refuse_soft_prompt(config: "PeftConfig", of_base: Any) -> None:
+    """Refuse a soft prompt that leaves no place for a row, or that layers do not see or keep."""
+    if not config.is_prompt_learning:
+        return
+    most = getattr(of_base.get_text_config(), "max_position_embeddings", None)
+    n = vars(config)["num_virtual_tokens"]
+    if most and n >= most:
+        raise ValueError(f"num_virtual_tokens: {n}, where the base reads {most} tokens at most")
+    seen = windows(of_base)
+    if seen is None or any(seen):
+        raise ValueError("a soft prompt, and layers that do not attend to everything that was read")
+
+
+def refuse_rank(config: "PeftConfig", made: Any, start: str) -> None:
+    """Refuse to begin with more directions of a layer than it has."""
+    # Half of what PEFT computes for EVA, or what it would save of PiSSA, has no value then.
+    if not start.startswith(("eva", *CONVERTED)):
+        return
+    for name, module in made.named_modules():
+        rank = getattr(module, "r", {}).get("default", 0) if hasattr(module, "lora_A") else 0
+        sizes = [getattr(module, size, rank) for size in ("in_features", "out_features")]
+        if start == "eva":
+            rank, sizes = round(rank * config.eva_config.rho), sizes[:1]  # type: ignore[attr-defined]
+        if rank > min(sizes):
+            of = name.rpartition(".")[2]
+            raise ValueError(f"{rank} directions by init_lora_weights: {start}, and {of} has {min(sizes)}")
