@@ -103,7 +103,9 @@ def usd(x: float | None) -> str:
         return count(x)
     if 0 < x < _TINY_USD:
         return f"<{_TINY_USD}"
-    return _format_fixed(x, 2) if x == 0 or abs(x) >= 0.01 else _significant(x)
+    if x == 0 or abs(x) >= 0.01:
+        return _format_fixed(x, 2)
+    return _format_fixed(x, 1 - floor(log10(abs(x)))).rstrip("0")  # two significant digits, never an exponent
 
 
 def price(cost_usd: float | None) -> str:
@@ -203,12 +205,6 @@ def _four_digits(x: float) -> str:
     if abs(rounded) >= 1000:
         return count(x)
     return f"{'−' if rounded < 0 else ''}{abs(rounded):.4g}"
-
-
-def _significant(x: float) -> str:
-    """Print a tiny amount with two significant digits, never as an exponent."""
-    digits = 1 - floor(log10(abs(x)))
-    return _format_fixed(x, digits).rstrip("0")
 
 
 def _add_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:

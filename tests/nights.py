@@ -101,7 +101,7 @@ def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int,
         )
         for seed in seeds:
             worlds.write_training(session, session.candidates["lora"], seed)
-        experiment.run_all(session, loaded, smoke=False)
+        experiment.run_all(session, loaded)
     return folder / "harness.yaml"
 
 
@@ -119,7 +119,7 @@ def add_counter(path: Path, n: int = 200) -> None:
 def compare_again(path: Path) -> None:
     """Let the candidates answer what they have not answered yet."""
     session, loaded = worlds.open_world(path, TRUTH, (), ["prompt", "lora"])
-    experiment.run_all(session, loaded, smoke=False)
+    experiment.run_all(session, loaded)
 
 
 class Calendar:

@@ -165,7 +165,7 @@ def open_world(path: Path, versions: dict[str, Version], overrides=()) -> World:
         candidate = session.candidates[name]
         if candidate.source.method == "lora":
             lay_down(session, candidate, AS_IT_IS)
-    return World(path, session, loaded, experiment.run_all(session, loaded, smoke=False), host)
+    return World(path, session, loaded, experiment.run_all(session, loaded), host)
 
 
 def items_as_rows(measured) -> list[SampleResult]:

@@ -41,7 +41,7 @@ def write(folder: Path) -> ExperimentReport:
     answered = ChanceSession(**vars(session))
     for name in TRAINED:
         _lay_down(answered, name)
-    return experiment.run_all(answered, loaded, smoke=False)
+    return experiment.run_all(answered, loaded)
 
 
 class ChanceSession(Session):

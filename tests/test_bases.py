@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.experiment import compare
 from harness.experiment.analysis.training_remarks import _note_unswept, note_unmoved
 from harness.experiment.run_preview import refuse_many
-from harness.experiment.weights.validation_score import mean_score
+from harness.experiment.weights.capability_on_validation import mean_score
 from harness.records import TrainingRecord
 from harness.spec import Recipe
 from harness.store import Store

@@ -48,7 +48,7 @@ def run_further(path, change=lambda host: None, overrides=(), candidates=()):
     session = prepare_session(loaded, Scope(), SilentProgress())
     session.slot.host = ModelHost(session.source, session.machine)
     change(session.slot.host)
-    return experiment.run_all(session, loaded, smoke=False)
+    return experiment.run_all(session, loaded)
 
 
 def double_bos(host):

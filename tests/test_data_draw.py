@@ -7,8 +7,7 @@ from edited_rows import jsonl, list_written_rows, make_distinct_rows, manifest, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.edit.mix import RowMixture, mix, shares
-from harness.data.edit.sample import sample
+from harness.data.edit.mix import RowMixture, mix, sample, shares
 from harness.data.readers import Row, Rows
 from harness.errors import UserError
 

@@ -14,7 +14,7 @@ from harness.decision.results import FamilyRank
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.rows import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
-from harness.experiment.runs.suite_arms import base_arm
+from harness.experiment.runs.stored_rows import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import SilentProgress
 from harness.report import ExperimentReport

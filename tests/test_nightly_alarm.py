@@ -8,7 +8,7 @@ from years import Year, draw_year, find_first_alarm, median_night
 
 from harness.nightly.alarm import DRIFT_E, build_report, drift_e, worst_verdict
 from harness.nightly.evidence import NightChanges, Seeds, judge, pass_alpha
-from harness.nightly.rotation import build_pool, choose_next_items, ids_by_task
+from harness.nightly.reevaluate import build_pool, choose_next_items, ids_by_task
 from harness.nightly.state import Night, NightCandidate, SeriesNight, State
 from harness.records import Example
 from harness.spec import NightlyPolicy

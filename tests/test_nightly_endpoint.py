@@ -39,7 +39,7 @@ def finished_world(module_cache, tmp_path_factory):
         path.write_text(text)
         session, loaded = worlds.open_world(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
         worlds.write_training(session, session.candidates["lora"])
-        experiment.run_all(session, loaded, smoke=False)
+        experiment.run_all(session, loaded)
         yield server, path.parent
 
 

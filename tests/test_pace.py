@@ -130,7 +130,7 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
     loaded = config.load(tiny_experiment.write(tmp_path / "own", tiny))
     session = prepare_session(loaded, Scope(), SilentProgress())
-    found = run_all(session, loaded, smoke=False)
+    found = run_all(session, loaded)
     (file,) = (cache_dir() / "pace").iterdir()
     assert set(session.timed) == set(json.loads(file.read_text())) == set(Pace._fields)
     assert sum(session.timed.values()) >= found.header["wall_s"] - 0.1  # which is rounded
@@ -139,7 +139,7 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
 def test_a_comparison_of_what_is_stored_teaches_nothing(finished_run, tmp_path):
     loaded = config.load(finished_run[0] / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
-    run_all(session, loaded, smoke=False)
+    run_all(session, loaded)
     assert session.timed == {}
     assert not (cache_dir() / "pace").exists()
 

@@ -143,7 +143,7 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
 
     loaded = config.load(path, ("target.primary=starts.py", *settings))
     made = prepare_session(loaded, Scope(), SilentProgress())
-    after = experiment.run_all(made, loaded, smoke=False)
+    after = experiment.run_all(made, loaded)
     assert made.slot.host is None
     assert after.facts[0].latency_p50_s == before.facts[0].latency_p50_s
     for row in rows(made, "letters/test"):

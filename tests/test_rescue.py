@@ -307,7 +307,7 @@ def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
         if run.candidate == "two":
             store.remove_run(made.session.store, run.run_id)
     rescue_worlds.lay_down(made.session, made.session.candidates["two"], rescue_worlds.AS_IT_IS)
-    again = rescue_worlds.experiment.run_all(made.session, made.loaded, smoke=False)
+    again = rescue_worlds.experiment.run_all(made.session, made.loaded)
     assert next(f for f in again.facts if f.name == "two").state == "failed"
     assert "found a run that failed: RuntimeError" in read_refusal(made, "two")
     assert "found a run that failed: RuntimeError" in read_refusal(made, "world-two-s0-failed")

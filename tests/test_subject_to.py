@@ -56,7 +56,7 @@ def open_world(folder, versions, *overrides):
 
 def run(folder, versions, *overrides):
     session, loaded = open_world(folder, versions, *overrides)
-    report = experiment.run_all(session, loaded, smoke=False)
+    report = experiment.run_all(session, loaded)
     return session, report, next(f for f in report.facts if f.name == "swept").training.sweep
 
 
@@ -125,7 +125,7 @@ def test_a_second_call_asks_nothing(bound):
     loaded = config.load(first.store.folder.parent / "harness.yaml", (), ["prompt", "swept"])
     again = prepare_session(loaded, Scope(), SilentProgress())
     again.slot.host = host = VersionHost({}, again.source, defaultdict(str))
-    found = experiment.run_all(again, loaded, smoke=False)
+    found = experiment.run_all(again, loaded)
     assert next(f for f in found.facts if f.name == "swept").training.sweep == tried
     assert host.opened == []
 

@@ -19,7 +19,7 @@ from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
 from harness.nightly.changes import compare_base
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
-from harness.report.csv import to_csv
+from harness.report.interchange import to_csv
 from harness.report.plots.pareto_front import front, points_of
 from harness.report.wording import best_first, headers, live_line, table_rows
 from harness.rescue import Rescue

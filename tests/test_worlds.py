@@ -124,7 +124,7 @@ def test_few_examples_keep_the_prompt_until_three_seeds_show_the_gain(tmp_path):
     session, loaded = worlds.open_world(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
     for seed in (1, 2):
         worlds.write_training(session, session.candidates["lora"], seed)
-    report = experiment.run_all(session, loaded, smoke=False)
+    report = experiment.run_all(session, loaded)
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
 
 

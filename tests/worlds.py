@@ -208,13 +208,13 @@ def report(
         items = part_of(session.target.items, share, 0)
         part = replace(session, target=join_items(session.target.task, "target", "desk", items))
         write_training(part, session.candidates["lora"])
-    return experiment.run_all(session, loaded, smoke=False, learning_curve=learning_curve)
+    return experiment.run_all(session, loaded, learning_curve=learning_curve)
 
 
 def continue_world(folder: Path, truth: Truth) -> ExperimentReport:
     """Go on with a world in which more candidates are asked, and something else may be true by now."""
     session, loaded = open_world(folder / "harness.yaml", truth)
-    return experiment.run_all(session, loaded, smoke=False)
+    return experiment.run_all(session, loaded)
 
 
 def report_world(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:

@@ -125,15 +125,7 @@ def compare(
     for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
         say(line)
     with progress.follow(plan):
-        found = experiment.run_all(
-            session,
-            loaded,
-            smoke=scope.smoke,
-            learning_curve=learning_curve,
-            fewer_items=fewer_items,
-            found=stored,
-            scope=scope,
-        )
+        found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
     found = write_report(found, at, candidates or [], session.experiment.report_to)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
@@ -260,7 +252,7 @@ def _print_plan(
     session: "Session", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
 ) -> None:
     """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
-    from harness.evaluation.judges.planned_grades import plan_grades, plan_pairs
+    from harness.evaluation.judges.grade_costs import plan_grades, plan_pairs
     from harness.experiment.analysis.target_wins import judge_of_pairs
     from harness.experiment.preflight.candidate_costs import estimate_costs
     from harness.models.hardware import memory

@@ -91,7 +91,7 @@ class TerminalProgress:
 
         self._stages.append(stage)
         try:
-            with self._draw_once(), self._each_minute():
+            with nullcontext() if self._bar.live.is_started else self._bar, self._each_minute():
                 yield advance
         finally:
             self._stages.remove(stage)
@@ -129,12 +129,6 @@ class TerminalProgress:
         left = [f"about {seconds(left_s)} left{' in all' if self._left else ''}"] if left_s else []
         took = f"{seconds(self._clock() - stage.began)} so far"
         self._print(f"{stage.label} … {', '.join([*far, *filter(None, [stage.note]), took, *left])}")
-
-    @contextmanager
-    def _draw_once(self) -> Iterator[None]:
-        """Draw the bar, unless that is done already."""
-        with nullcontext() if self._bar.live.is_started else self._bar:
-            yield
 
     @contextmanager
     def _each_minute(self) -> Iterator[None]:

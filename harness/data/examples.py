@@ -78,7 +78,8 @@ def examples(
     refuse(unusable_templates(task.fields, content))
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
     if layout:
-        notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
+        held = "; contexts are left to retrieval" if documents and layout.name == "question" else ""
+        notes.read_as.append(f"{content.shown}: read as {layout.name} rows ({layout.form}){held}")
 
     def read_example(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
@@ -101,7 +102,8 @@ def examples(
     if problems is not None:
         problems += found
     if outside:
-        notes.removed.append(_describe_removed_labels(task, content, len(outside)))
+        dropped = f"{len(outside):,} of {len(content.rows):,} rows dropped"
+        notes.removed.append(f"{content.shown}: {dropped}, label not among the {len(task.labels)}")
     return SplitExamples(kept, [sourced.example.references[0] for sourced in outside])
 
 
@@ -248,16 +250,6 @@ def _describe_removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
         f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
         f"{why}{more}; the first is {first}"
     )
-
-
-def _describe_removed_labels(task: Task, content: Rows, n_outside: int) -> str:
-    n, n_labels = len(content.rows), len(task.labels)
-    return f"{content.shown}: {n_outside:,} of {n:,} rows dropped, label not among the {n_labels}"
-
-
-def _read_as(content: Rows, layout: Layout, *, apart: bool) -> str:
-    held = "; contexts are left to retrieval" if apart and layout.name == "question" else ""
-    return f"{content.shown}: read as {layout.name} rows ({layout.form}){held}"
 
 
 def _name_context(example: Example, row: Row, known: set[str]) -> Example:

@@ -28,8 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.boilerplate import telling_words
-from harness.data.series import compute_frames, differ_in_a_frame
-from harness.data.text_ids import drop_ids
+from harness.data.series import compute_frames, differ_in_a_frame, drop_ids
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128

@@ -15,8 +15,7 @@ from itertools import chain, count
 from harness.data import TaskItems, contamination, formats, readers, splits
 from harness.data import examples as items_of
 from harness.data.contamination import find_contaminated_rows, fold_text
-from harness.data.edit.mix import RowMixture, row_numbers
-from harness.data.edit.sample import draw
+from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
 from harness.data.readers import Row, Rows
 from harness.data.splits import augmented_rows

@@ -240,7 +240,7 @@ def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResu
         split=job.split,
         example_id=example.id,
         position=position,
-        prompt=_question_text(example),
+        prompt=f"{example.earlier}\nuser: {example.prompt}" if example.earlier else example.prompt,
         references=example.references,
         cluster=example.cluster,
         slice=example.slice,
@@ -256,11 +256,6 @@ def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResu
         recall=recall(example),
         **answer_fields(job, example.references, output, lambda one: score_output(job, example, one)),
     )
-
-
-def _question_text(example: Example) -> str:
-    """Return what was asked: the last message of the user, below the turns of the conversation before it."""
-    return f"{example.earlier}\nuser: {example.prompt}" if example.earlier else example.prompt
 
 
 class AnswerScore(NamedTuple):

@@ -1,21 +1,21 @@
 """Openers of weights, one a kind: from a folder and a base to a candidate that generates and scores.
 
 Invariant: an opener lets go of what it opened, and the base in memory is then itself again. A new kind of
-weights is a new entry of `OPENERS`.
+weights is a new entry of `OPENERS`. Rows that `decide.needs` calls sensitive go to no server of others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from harness.errors import refuse
-from harness.evaluation.sensitive_rows import sensitive_problems
+from harness.errors import Problem, refuse
 from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.candidate import Candidate, classifier
 from harness.models.deltas import apply_delta
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource
+from harness.spec import Experiment
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
 Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
@@ -105,3 +105,13 @@ def _source(session: Session, weights: Weights) -> ModelSource:
 def _folder(weights: Weights) -> Path:
     assert weights.folder is not None, f"weights of the kind {weights.kind} lie in a folder"
     return weights.folder
+
+
+def sensitive_problems(
+    experiment: Experiment, settings: openai_api.Settings, name: str, where: str, step: str
+) -> Iterator[Problem]:
+    """Yield what forbids to send rows to an endpoint: sensitive data, and somebody else's server."""
+    if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
+        found = f"{name} on somebody else's server, {settings.name}"
+        expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
+        yield Problem(where, found, expected, step)

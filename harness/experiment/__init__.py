@@ -53,8 +53,7 @@ from harness.experiment.run_preview import (
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.first_result import show_first_result
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again
-from harness.experiment.runs.stored_rows import Reader
-from harness.experiment.runs.suite_arms import base_arm
+from harness.experiment.runs.stored_rows import Reader, Runs, base_arm
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize
 from harness.models.hardware import Load, load
@@ -91,37 +90,29 @@ def compare(
     refuse_many(loaded, yes=yes)
     scope = Scope(limit, quick, fewer_items)
     session = prepare_session(loaded, scope, progress or SilentProgress())
-    return run_all(
-        session,
-        loaded,
-        smoke=scope.smoke,
-        learning_curve=learning_curve,
-        fewer_items=fewer_items,
-        scope=scope,
-    )
+    return run_all(session, loaded, scope, learning_curve=learning_curve)
 
 
 def run_all(
     session: Session,
     loaded: LoadedExperiment,
-    *,
-    smoke: bool,
-    learning_curve: bool = False,
-    fewer_items: bool = False,
-    found: Sequence[Run | None] | None = None,
     scope: Scope | None = None,
+    *,
+    learning_curve: bool = False,
+    found: Sequence[Run | None] | None = None,
 ) -> ExperimentReport:
     """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
 
-    The numbers of a `smoke` run are no evidence. Workers, where the experiment has some, first make what they
-    can on sessions of the same `scope`. With `fewer_items` large tasks are asked in interim
-    analyses, until the verdicts are settled; where no task can be drawn from, it is the run on all items.
+    Workers, where the experiment has some, first make what they can on sessions of the same `scope`. Where
+    that asks fewer items, large tasks are asked in interim analyses, until the verdicts are settled; where no
+    task can be drawn from, it is the run on all items.
 
     Raises:
         UserError: a learning curve is wanted that no selected candidate can have, or an endpoint has to
             be asked and its key is missing.
         HarnessError: another process is working in the same runs folder.
     """
+    smoke, fewer_items = (scope.smoke, scope.fewer) if scope else (False, False)
     if learning_curve:
         refuse_curve(session, loaded.selected)
     start, before, ordered = load(), sum(session.timed.values()), in_order(session, loaded.selected)
@@ -170,7 +161,7 @@ def run_all(
     return report
 
 
-def _learn_rest(session: Session, runs: Sequence[Run], took_s: float, passed: Load) -> None:
+def _learn_rest(session: Session, runs: Runs, took_s: float, passed: Load) -> None:
     """Learn what a whole comparison took beside what was timed by itself: grading, statistics, writing."""
     alone = not passed.is_contended() and all(run.state == "done" for run in runs)
     session.learn_pace("runs", Work(runs=len(runs)), max(0.0, took_s), session.source, teaches=alone)
@@ -228,9 +219,7 @@ def _make_all(
     return runs
 
 
-def _time_the_best(
-    session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Sequence[Run]
-) -> list[Run]:
+def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Runs) -> list[Run]:
     """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune."""
     # Of an endpoint, where each request has its price, only where it is written how many come together.
     policy = session.experiment.decide

@@ -21,8 +21,7 @@ from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
 from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.run_candidate import make_run
-from harness.experiment.runs.stored_rows import Reader
-from harness.experiment.runs.suite_arms import base_arm
+from harness.experiment.runs.stored_rows import Reader, Runs, base_arm
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.formatting import count
 from harness.gating import Verdict
@@ -218,7 +217,7 @@ def _sample_task(
     )
 
 
-def keep_settled(session: Session, runs: Sequence[Run]) -> None:
+def keep_settled(session: Session, runs: Runs) -> None:
     """Keep the verdicts on fine-tunes that more items would not change."""
     judged = judge_runs(session, Reader(session), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
@@ -229,7 +228,7 @@ def keep_settled(session: Session, runs: Sequence[Run]) -> None:
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
 
 
-def name_settled_runs(session: Session, runs: Sequence[Run]) -> list[str]:
+def name_settled_runs(session: Session, runs: Runs) -> list[str]:
     """Name the runs that were asked fewer items than the last interim analysis asked."""
     found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
     last = session.experiment.gate.alpha

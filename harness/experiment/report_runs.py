@@ -23,7 +23,7 @@ from harness.experiment.preparation import served_bases
 from harness.experiment.run_preview import in_order, say_never_loaded
 from harness.experiment.runs.candidate_result import outcome
 from harness.experiment.runs.run_candidate import find_stored_runs, name_outdated_inputs
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.stored_rows import Reader, Runs
 from harness.records import Run
 from harness.report import ExperimentReport
 
@@ -91,7 +91,7 @@ def report_stored_so_far(session: Session, selected: Sequence[str], needed: str)
 def report_finished(
     session: Session,
     reader: Reader,
-    runs: Sequence[Run],
+    runs: Runs,
     *,
     smoke: bool = False,
     said: Sequence[str] = (),
@@ -122,7 +122,7 @@ def _header(session: Session) -> dict[str, object]:
     return header
 
 
-def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
+def _notes(session: Session, runs: Runs) -> list[str]:
     names = dict.fromkeys(run.candidate for run in runs)
     of_rows = [*session.target.items.notes, *training_notes(session, names)]
     of_rows += prompting_notes(session, names)

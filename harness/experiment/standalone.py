@@ -20,7 +20,7 @@ from harness.evaluation.rows.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.preparation import join_lm_eval_task
 from harness.experiment.runs.run_candidate import begin
-from harness.experiment.runs.suite_arms import suite_arm
+from harness.experiment.runs.stored_rows import suite_arm
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import pluralize, seconds
 from harness.metrics import Metric

@@ -137,12 +137,9 @@ def memory(device: str) -> Memory:
         return Memory(free / 2**30, total / 2**30, "GPU")
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
-    return Memory(_available_bytes(total) / 2**30, total / 2**30, "main memory")
-
-
-def _available_bytes(otherwise: int) -> int:
     found = proc_line("meminfo", "MemAvailable:").split()
-    return int(found[1]) * 1024 if found else otherwise
+    free = int(found[1]) * 1024 if found else total
+    return Memory(free / 2**30, total / 2**30, "main memory")
 
 
 def proc_line(file: str, begins: str) -> str:

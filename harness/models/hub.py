@@ -96,7 +96,8 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     """
     if name in NAMES:
         if not unpacks and not is_unpacked(find_embedded_folder()):
-            return _describe_packed(name)
+            find_packaged_gguf()
+            return ModelSource(name, find_embedded_folder(), "", "", int(SHAPE.n_parameters))
         path = unpack()
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
@@ -170,12 +171,6 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
     how = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
     weights = digest([source.weights_digest, quantization, how])
     return source._replace(weights_digest=weights, quantization=quantization)
-
-
-def _describe_packed(name: str) -> ModelSource:
-    """Describe the embedded model before it is unpacked: its size is known, its digests are not."""
-    find_packaged_gguf()
-    return ModelSource(name, find_embedded_folder(), "", "", int(SHAPE.n_parameters))
 
 
 def is_packed(source: ModelSource) -> bool:

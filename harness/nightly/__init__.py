@@ -14,7 +14,7 @@ from harness.nightly import scheduler
 from harness.nightly.alarm import NightReport, build_report, list_missed_nights
 from harness.nightly.night import night_lock, run_night, run_prepared
 from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
-from harness.nightly.remarks import add_remarks
+from harness.nightly.remarks import report_nights
 from harness.nightly.state import (
     Alarm,
     acknowledge_alarms,
@@ -49,14 +49,7 @@ def status(path: Path, today: str) -> Status:
     loaded = config.load(path)
     folder = home(Store(loaded.folder / "runs"), loaded.experiment.name)
     state, nights = read_state(folder), read_nights(folder)
-    experiment = loaded.experiment
-    last = (
-        add_remarks(
-            build_report(experiment.name, experiment.nightly, nights, state), nights[-1], loaded.typed
-        )
-        if nights
-        else None
-    )
+    last = report_nights(loaded, nights, state) if nights else None
     absent, begun = list_missed_nights(nights, today), list_unfinished_nights(folder)
     return Status(last, len(nights), tuple(absent), tuple(begun), tuple(open_alarms(state)))
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from harness import gating, stats
 from harness.metrics import Metric, is_flipped
-from harness.nightly.reevaluate import Rows
-from harness.nightly.rotation import Cluster, Item
+from harness.nightly.reevaluate import Cluster, Item, Rows
 from harness.nightly.state import BaseNight, SeriesNight
 from harness.records import SampleResult
 

@@ -26,17 +26,27 @@ from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.weights.candidate_weights import ensure_weights, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report
+from harness.nightly.alarm import HARNESS, NightReport, add_alarms
 from harness.nightly.changes import NightArms, compare_base, compare_series, has_moved
 from harness.nightly.judged_changes import JudgedChange, compare_judged_answers
-from harness.nightly.reevaluate import ItemBatch, Rows, batch_file, index_by_item, reevaluate, split_items
-from harness.nightly.remarks import add_remarks
-from harness.nightly.rotation import NightItems, build_pool, choose_next_items
+from harness.nightly.reevaluate import (
+    ItemBatch,
+    NightItems,
+    Rows,
+    batch_file,
+    build_pool,
+    choose_next_items,
+    index_by_item,
+    reevaluate,
+    split_items,
+)
+from harness.nightly.remarks import report_nights
 from harness.nightly.state import (
     BaseNight,
     Night,
     NightCandidate,
     Reference,
+    SeriesNight,
     State,
     home,
     nights_since_ack,
@@ -100,9 +110,7 @@ def run_prepared(
             write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
-        report = add_remarks(
-            build_report(experiment.name, experiment.nightly, nights, state), nights[-1], loaded.typed
-        )
+        report = report_nights(loaded, nights, state)
         if publish is not None:
             publish(report)
         if report.new:
@@ -116,16 +124,13 @@ def night_lock(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         found, step = "another nightly run at work there", "wait until it has finished"
         raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class _BaseRows(NamedTuple):
@@ -227,7 +232,6 @@ class _NightRun:
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
-        there = {s.measured.task.name for s in sets}
         return NightCandidate(
             name=target.name,
             reference=reference.id,
@@ -248,18 +252,20 @@ class _NightRun:
             n_references=1 + len(reference.makings),
             judged=self._judge_change(now, then[0]),
             unwatched=watchlist.name_unwatched_targets(session, own, reference),
-            series={
-                key: compare_series(
-                    _arms(now, then, control, {m.task.name for m in of}),
-                    self.plan[key].anchors,
-                    self.plan[key].fresh,
-                    self.metrics,
-                    session.experiment.gate.max_errors,
-                )
-                for key, of in self.tasks.items()
-                if there & {m.task.name for m in of}
-            },
+            series=self._compare_series(sets, now, then, control),
         )
+
+    def _compare_series(
+        self, sets: Sequence[RowSet], now: Rows, then: Sequence[Rows], control: _BaseRows | None
+    ) -> dict[str, SeriesNight]:
+        """Compare the answers to each series of tasks, some of whose items the candidate was asked."""
+        there, most = {s.measured.task.name for s in sets}, self.session.experiment.gate.max_errors
+        names = {key: {m.task.name for m in of} for key, of in self.tasks.items()}
+        arms = {key: _arms(now, then, control, of) for key, of in names.items() if there & of}
+        return {
+            key: compare_series(of, self.plan[key].anchors, self.plan[key].fresh, self.metrics, most)
+            for key, of in arms.items()
+        }
 
     def _judge_change(self, now: Rows, then: Rows) -> JudgedChange | None:
         """Put answers to the target that a judge grades beside people's labels; None of another metric."""

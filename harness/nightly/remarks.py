@@ -3,15 +3,23 @@
 Invariant: no verdict changes; sentences alone do, those of alarms with them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from harness.config import LoadedExperiment
 from harness.config.command_line import CommandLine
-from harness.nightly.alarm import NightReport
+from harness.nightly.alarm import NightReport, build_report
 from harness.nightly.judged_changes import describe_judged_change
-from harness.nightly.state import Night, NightCandidate
+from harness.nightly.state import Night, NightCandidate, State
 
 _HERE = CommandLine()  # typed in the project's folder, as on the dashboard
+
+
+def report_nights(loaded: LoadedExperiment, nights: Sequence[Night], state: State) -> NightReport:
+    """Report the last of some nights, with its remarks."""
+    experiment = loaded.experiment
+    report = build_report(experiment.name, experiment.nightly, nights, state)
+    return add_remarks(report, nights[-1], loaded.typed)
 
 
 def add_remarks(report: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:

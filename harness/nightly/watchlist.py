@@ -11,7 +11,7 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.more_targets import list_further_test_sets
+from harness.evaluation.further_targets import list_further_test_sets
 from harness.evaluation.rows.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
@@ -234,9 +234,9 @@ def describe_tested(
         named = ", ".join(key.removesuffix("/test") for key in changed)
         said.append(f"another prompting, other shots or passages on {named}")
     if environment != reference.environment and reference.environment:
-        said.append(
-            f"upgraded libraries or another machine ({_environment_changes(session, reference, environment)})"
-        )
+        keys = (reference.environment, environment)
+        changes = provenance.changes(*(store.read_environment(session.store, key) for key in keys))
+        said.append(f"upgraded libraries or another machine ({changes})")
     said.append("the harness" if said else "only the harness: the weights answer as before")
     return tuple(said)
 
@@ -254,8 +254,3 @@ def _name_resampled_prompting(recipe: Recipe) -> str:
     drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen anew"}
     named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]
     return f"{' and '.join(named)} on new data"
-
-
-def _environment_changes(session: Session, reference: Reference, environment: str) -> str:
-    then, now = (store.read_environment(session.store, key) for key in (reference.environment, environment))
-    return provenance.changes(then, now)

@@ -4,7 +4,7 @@ Invariant: items are paired by their id and only where both models had the same 
 computed that needs a model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,16 +56,11 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     notes += [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     names = task_names(known)
     measured = [measurement(names[name], old[name], new[name]) for name in shared]
-    policy = _rename_tasks(policy, names)
+    renamed = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
+    policy = policy.model_copy(update=renamed)
     absent = [names[name] for name in missing]
     result = gating.judge(measured, policy, target=None, identical=False, missing=absent)
     return replace(result, candidate=candidate.name, baseline=base.name, notes=tuple(notes))
-
-
-def _rename_tasks(policy: GatePolicy, names: Mapping[str, str]) -> GatePolicy:
-    """Return the policy with the names that logged tasks bear here; `critical` may name a suite too."""
-    named = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
-    return policy.model_copy(update=named)
 
 
 def _reader(path: Path) -> Reader:

@@ -218,8 +218,7 @@ def data_mix(
     as_json: Json = False,
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
-    from harness.data.edit.mix import RowMixture, mix, refuse_other_layouts
-    from harness.data.edit.sample import refuse_no_rows
+    from harness.data.edit.mix import RowMixture, mix, refuse_no_rows, refuse_other_layouts
 
     refuse_out(out, files)
     refuse([*_file_problems(files), *_share_problems(weights, temperature)])
@@ -269,7 +268,7 @@ def data_sample(
 
     A smaller sample of one seed is part of a larger one.
     """
-    from harness.data.edit.sample import refuse_no_rows, sample
+    from harness.data.edit.mix import refuse_no_rows, sample
 
     refuse_out(out, [file])
     refuse_no_rows(n_rows)

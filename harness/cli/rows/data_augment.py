@@ -41,8 +41,7 @@ from harness.errors import CandidateFailed, Problem, UserError, as_operand, refu
 if TYPE_CHECKING:
     from harness.data.columns import Roles
     from harness.evaluation.session import Session
-    from harness.experiment.generated_rows.augmentation import EvaluatedQuestions
-    from harness.experiment.generated_rows.rewording import Rewriting
+    from harness.experiment.generated_rows.augmentation import EvaluatedQuestions, Rewriting
     from harness.experiment.generated_rows.writers import Writer
     from harness.models.openai_api import Settings
 
@@ -164,7 +163,7 @@ def _steps_as_options(by_whom: str) -> Iterator[None]:
 
 def _write_prompts(asked: Wording) -> "Rewriting":
     """Write the prompts, and refuse what cannot be asked."""
-    from harness.experiment.generated_rows.rewording import PARAPHRASE, TEXT, TRANSLATE, Rewriting
+    from harness.experiment.generated_rows.augmentation import PARAPHRASE, TEXT, TRANSLATE, Rewriting
 
     by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = asked
     problems = []
@@ -198,7 +197,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
 
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
     """Return what rewords: a candidate, or the model behind an address."""
-    from harness.evaluation.sensitive_rows import sensitive_problems
+    from harness.evaluation.openers import sensitive_problems
     from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
 
     of_address = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}

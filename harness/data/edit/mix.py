@@ -1,12 +1,13 @@
-"""Mixture of files, by weights or by their sizes at a temperature, each row with the file that it comes from.
+"""Mixture of files, by weights or by their sizes at a temperature, and samples of one file.
 
-Invariant: rows come file by file in the order of each, and the number of rows is exact. Without replacement
-no row comes twice.
+Invariant: rows keep the order of their file, files theirs, and the number of rows is exact. Without
+replacement no row comes twice; a smaller sample of one seed is part of a larger one.
 Source: Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
 section 3.5.2, https://arxiv.org/abs/1910.10683: p_i ∝ n_i^(1/T).
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,10 +15,10 @@ from typing import NamedTuple
 from harness.data import formats
 from harness.data.columns import find_roles
 from harness.data.edit.change import NOT_DRAWN, Change, EditedRow, drop
-from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
 from harness.data.splits.augmented_rows import ORIGIN
 from harness.errors import Problem, UserError, refuse
+from harness.formatting import pluralize
 
 STOOD_ALREADY = "an id of its own, since it stood already"
 
@@ -210,3 +211,49 @@ def _name_source(row: Row, column: str, source: str, ids: RowIds) -> EditedRow:
         return EditedRow(Row(row.where, fields))
     changed = Change(row.where, "changed", (STOOD_ALREADY,))
     return EditedRow(Row(row.where, fields | {"id": given}), changed)
+
+
+def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[EditedRow]:
+    """Draw rows; balanced, equally many of every value of a column, one more of the first where they differ.
+
+    Raises:
+        UserError: there are fewer rows, or a class has fewer than its part, or none would be drawn of one.
+    """
+    classes: dict[str, list[int]] = {}
+    for i, row in enumerate(content.rows):
+        classes.setdefault(str(row.fields.get(balance)) if balance else "", []).append(i)
+    if n_rows < len(classes):
+        found, expected = f"{n_rows} for {len(classes)} values of {balance!r}", "one of each at least"
+        raise UserError(Problem("--rows", found, expected, f"--rows {len(classes)}"))
+    each, more = divmod(n_rows, len(classes))
+    wanted = {name: each + (i < more) for i, name in enumerate(sorted(classes))}
+    _refuse_too_many(content.shown, {name: len(of) for name, of in classes.items()}, wanted, balance)
+    drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
+    return [EditedRow(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
+
+
+def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False) -> list[int]:
+    """Draw n of some indices, in their order; with replacement one may come several times."""
+    rng = random.Random(seed)
+    return sorted(rng.choices(indices, k=n) if replacement else rng.sample(indices, len(indices))[:n])
+
+
+def _refuse_too_many(shown: str, there: dict[str, int], wanted: dict[str, int], balance: str | None) -> None:
+    most = min(there.values()) * len(there)
+    problems = [
+        Problem(
+            f"{shown}, --balance {balance}" if balance else shown,
+            f"{pluralize(there[name], 'row')}{f' of the class {name!r}' if balance else ''}",
+            f"at least {n:,} to draw from",
+            f"--rows {most} at most",
+        )
+        for name, n in wanted.items()
+        if n > there[name]
+    ]
+    refuse(problems)
+
+
+def refuse_no_rows(n_rows: int) -> None:
+    """Refuse to draw fewer rows than one."""
+    if n_rows < 1:
+        raise UserError(Problem("--rows", f"{n_rows}", "at least 1", "name how many rows to draw"))

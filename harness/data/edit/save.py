@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from harness import __version__
+from harness.cache import sync
 from harness.data import readers
 from harness.data.columns import join_texts
 from harness.data.edit.change import NOT_DRAWN, Change, EditedRow
@@ -28,13 +29,16 @@ from harness.data.edit.manifests import (
     MANIFEST,
     SPLIT_MANIFEST,
     TAUGHT,
+    Payment,
     is_taught,
+    join_payments,
     licenses_of,
     manifest_of,
     n_rows_of,
     payments_for,
+    take_share,
+    total_usd,
 )
-from harness.data.edit.payments import Payment, join_payments, take_share, total_usd
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import SplitRows
 from harness.data.readers import Row
@@ -286,15 +290,6 @@ def manifest_text(made: Mapping[str, Any]) -> str:
     )
     rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in made["rows"])
     return f'{head[:-2]},\n  "rows": [{f"{chr(10)}{rows}{chr(10)}  " if rows else ""}]\n}}\n'
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _output(name: str, written: Path, n_rows: int) -> dict[str, Any]:

@@ -19,8 +19,13 @@ from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, 
 from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import groups_of, set_aside
 from harness.data.splits.augmented_rows import is_augmented, origins, phrase_only_augmented
-from harness.data.splits.balanced_folds import deal, labels_of, spread_labels
-from harness.data.splits.class_cover import clashing_classes, scarce_classes
+from harness.data.splits.balanced_folds import (
+    clashing_classes,
+    deal,
+    labels_of,
+    scarce_classes,
+    spread_labels,
+)
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.records import Example

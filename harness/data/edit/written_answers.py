@@ -30,7 +30,8 @@ class WrittenAnswer(NamedTuple):
 def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers of a row in their order, behind them its choices; of turns all the assistant's."""
     found: list[WrittenAnswer] = []
-    for column in _answer_columns(fields, roles):
+    is_openai = roles.answers == _PAIR and fields.keys() >= PREFERRED  # the preferred one comes first
+    for column in ("preferred_output", "non_preferred_output") if is_openai else roles.answers:
         value: Any = fields.get(column)
         keys: Keys = (column,)
         if isinstance(value, dict) and column in roles.questions:
@@ -62,12 +63,6 @@ def _choices(fields: Mapping[str, Any]) -> Iterator[WrittenAnswer]:
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
     return [of for of in list_written_answers(fields, roles) if not _is_earlier_turn(fields, of.keys)]
-
-
-def _answer_columns(fields: Mapping[str, Any], roles: Roles) -> tuple[str, ...]:
-    """Name the columns that hold a row's answers; of pairs the preferred one comes first."""
-    is_openai = roles.answers == _PAIR and fields.keys() >= PREFERRED
-    return ("preferred_output", "non_preferred_output") if is_openai else roles.answers
 
 
 def answer_at(fields: Any, keys: Keys) -> Any:

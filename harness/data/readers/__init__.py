@@ -10,11 +10,18 @@ from pathlib import Path
 
 from harness.data.csv_header import is_csv, refuse_certain_row
 from harness.data.readers.csv_rows import find_header_line, read_csv
-from harness.data.readers.hub_rows import hub_source, stream_set
+from harness.data.readers.hub_rows import hub_source, read_parquet, stream_set
 from harness.data.readers.json_rows import read_json_array, read_json_lines
-from harness.data.readers.parquet_rows import read_parquet
-from harness.data.readers.row_place import ENDINGS, Row, Rows, cap_problems, display_path, kind_of
-from harness.data.readers.text_file import BEGINNING, open_bytes
+from harness.data.readers.text_file import (
+    BEGINNING,
+    ENDINGS,
+    Row,
+    Rows,
+    cap_problems,
+    display_path,
+    kind_of,
+    open_bytes,
+)
 from harness.errors import Problem, UserError, as_argument
 from harness.spec import HUB
 

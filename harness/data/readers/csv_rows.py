@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from harness.data.readers.row_place import Row, cap_problems
-from harness.data.readers.text_file import open_text
+from harness.data.readers.text_file import Row, cap_problems, open_text
 from harness.errors import Problem, UserError
 
 _TRIED = 100  # lines behind the first by which separators are told apart

@@ -1,12 +1,13 @@
-"""Rows of a data set in the hub's layout: by its id, from a local copy of it, or from a folder."""
+"""Rows of a data set in the hub's layout, by its id, from a local copy or a folder, and of a Parquet file."""
 
+import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from harness.data.readers.parquet_rows import replace_nan
-from harness.data.readers.row_place import SHOWN, Row, display_path, kind_of
+from harness.data.readers.text_file import SHOWN, Row, display_path, kind_of
 from harness.errors import Problem, UserError, as_argument
 from harness.spec import HUB
 
@@ -65,3 +66,29 @@ def _name_a_file(folder: Path) -> str:
         return "name a file of rows; this folder holds none"
     more = f" or {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return f"name a file: {', '.join(map(as_argument, map(display_path, names[:SHOWN])))}{more}"
+
+
+def read_parquet(file: Path, shown: str) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, by its groups."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                found = f"two columns named {twice!r}"
+                raise UserError(Problem(shown, found, "every name once", "rename one of them"))
+            groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
+            yield from (Row(f"{shown} row {i}", replace_nan(fields)) for i, fields in enumerate(groups))
+    except pyarrow.ArrowException as error:
+        found = f"no Parquet ({str(error).splitlines()[0]})"
+        raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
+
+
+def replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row in which NaN, as some tools write a cell without a value, is none."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in fields.items()
+    }

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.data.readers.row_place import Row, cap_problems
-from harness.data.readers.text_file import open_text
+from harness.data.readers.text_file import Row, cap_problems, open_text
 from harness.errors import Problem, UserError
 from harness.records import parse_json
 

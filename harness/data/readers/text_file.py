@@ -1,6 +1,6 @@
 """Files of text, also gzipped: opened as UTF-8, or refused with the place and the command that mends them.
 
-Invariant: nothing is decoded by a guess.
+Invariant: nothing is decoded by a guess; a row has the place where it is written, as errors name it.
 """
 
 import codecs
@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, Any, NamedTuple, TextIO, cast
 
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import pluralize
+from harness.spec import HUB
 
 BEGINNING = 4_096  # bytes by which text is told from what is packed
 _WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
@@ -111,3 +112,43 @@ def _describe_unpacked(file: Path, shown: str) -> Problem | None:
     step = f"rename it: mv {as_argument(shown)} {as_argument(shown[: -len('.gz')])}"
     found = "plain text in a file named .gz"
     return Problem(shown, found, "a file that gzip packed", step) if is_text else None
+
+
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SHOWN = 10
+
+
+class Row(NamedTuple):
+    """One row: `file:line`, and its fields."""
+
+    where: str
+    fields: dict[str, Any]
+
+
+class Rows(NamedTuple):
+    """The rows of a file; `stem` begins the ids of rows that have none."""
+
+    shown: str
+    stem: str
+    rows: list[Row]
+
+
+def display_path(path: str) -> str:
+    """Shorten a path below the working directory; a hub id stays."""
+    file = Path(path)
+    below = not path.startswith(HUB) and file.is_relative_to(Path.cwd())
+    return str(file.relative_to(Path.cwd())) if below else path
+
+
+def kind_of(file: Path) -> str:
+    """Return what the name of a file of rows ends with, without `.gz`; empty of another."""
+    name = file.name.lower().removesuffix(".gz")
+    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
+
+
+def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem]:
+    """Keep the first ten problems and say how many there are."""
+    if len(problems) <= SHOWN:
+        return problems
+    found = f"{len(problems):,} {what}, of which the first {SHOWN} are shown"
+    return [*problems[:SHOWN], Problem(where, found, "none", "mend these; the next call names the others")]

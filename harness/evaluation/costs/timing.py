@@ -255,10 +255,7 @@ def latency_figures(latency: Latency) -> dict[str, float]:
     """
     known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
     known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
-    return known | {
-        "n": float(len(latency.times_s)),
-        "contended": float(latency.contended),
-    }
+    return known | {"n": float(len(latency.times_s)), "contended": float(latency.contended)}
 
 
 def load_figures(under_load: LoadTime) -> dict[str, float]:

@@ -12,8 +12,8 @@ from harness.data import TaskItems
 from harness.errors import Problem
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judge, JudgedMetric
+from harness.evaluation.judges.grade_costs import passage_tokens
 from harness.evaluation.judges.judge_prompts import judge_messages, orders
-from harness.evaluation.judges.planned_grades import passage_tokens
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
 from harness.models.hub import ModelSource, context_length, has_chat_template, is_packed, load_tokenizer

@@ -68,7 +68,8 @@ def description(
     memory = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
     if memory.exists():
         known = load(Description, memory.read_text())
-        if len(known.documents) >= _n_items(known.hashes, limit):
+        n = sum(map(len, known.hashes))
+        if len(known.documents) >= (n if limit is None else min(limit, n)):
             return replace(known, documents=known.documents[:limit])
     made = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
     remember(memory, json.dumps({f.name: getattr(made, f.name) for f in fields(made)}))
@@ -88,11 +89,6 @@ def _key(
             sorted([str(folder), registry.data_state(folder)] for folder in copies),
         ]
     )
-
-
-def _n_items(hashes: Sequence[Sequence[str]], limit: int | None) -> int:
-    n = sum(map(len, hashes))
-    return n if limit is None else min(limit, n)
 
 
 def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, where: str) -> Description:

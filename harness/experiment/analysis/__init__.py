@@ -9,7 +9,7 @@ from dataclasses import replace
 from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import AnswerDiversity
-from harness.decision import CandidateFacts, LearningCurve
+from harness.decision import LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.gate_results import RunVerdicts, build_measurements, judge_runs
@@ -21,9 +21,9 @@ from harness.experiment.analysis.run_remarks import (
     count_ungraded,
     note_merged,
 )
-from harness.experiment.runs.stored_rows import Reader, Rows
+from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.gating import Measurement, TaskComparison
-from harness.records import Run, has_closed_labels
+from harness.records import has_closed_labels
 from harness.report import AttributionStep, ExperimentReport, Flip, flips_of, origin
 from harness.spec import GatePolicy
 
@@ -31,12 +31,12 @@ from harness.spec import GatePolicy
 def report_of(
     session: Session,
     reader: Reader,
-    runs: Sequence[Run],
+    runs: Runs,
     *,
     smoke: bool,
     header: dict[str, object],
     notes: Sequence[str],
-    curve_of: Callable[[Sequence[CandidateFacts]], LearningCurve | None] = lambda facts: None,
+    curve_of: Callable[[Facts], LearningCurve | None] = lambda facts: None,
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     of_runs = judge_runs(session, reader, runs)
@@ -104,7 +104,7 @@ def report_of(
 
 
 def _steps(
-    session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
+    session: Session, reader: Reader, runs: Runs, judged: RunVerdicts
 ) -> dict[str, tuple[AttributionStep, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
     tasks = judged.tasks
@@ -118,7 +118,7 @@ def _steps(
     return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
-def _count_noteworthy_rows(session: Session, reader: Reader, runs: Sequence[Run]) -> Iterator[str]:
+def _count_noteworthy_rows(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
     """Yield what is counted of single rows: failed, uncited, not judged, noteworthy or rounded ones."""
     yield from count_unanswered(session, reader, runs)
     yield from count_uncited(session, reader, runs)
@@ -146,7 +146,7 @@ def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> di
 
 
 def find_flips(
-    session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
+    session: Session, reader: Reader, runs: Runs, judged: RunVerdicts
 ) -> dict[str, tuple[Flip, ...]]:
     """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
     best, tasks = decide.best_untrained(judged.facts) or "", judged.tasks
@@ -171,7 +171,7 @@ def find_flips(
 
 
 def describe_diversity(
-    session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
+    session: Session, reader: Reader, runs: Runs, judged: RunVerdicts
 ) -> dict[str, tuple[AnswerDiversity, ...]]:
     """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
     out: dict[str, tuple[AnswerDiversity, ...]] = {}

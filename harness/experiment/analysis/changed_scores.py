@@ -4,7 +4,7 @@ Invariant: reads rows from the store. An answer is outdated where the target's m
 was right before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,16 +15,14 @@ from harness.comparison.retrieval_use import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
 from harness.errors import Unscored
 from harness.evaluation import costs
-from harness.evaluation.changed_facts import ask_after_refresh, ask_before_refresh
+from harness.evaluation.further_targets import ask_after_refresh, ask_before_refresh
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.runs.stored_rows import Reader, Rows
+from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.metrics import Metric, item_scores
 from harness.records import Example, Output, Run
 
 
-def add_changes(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[CandidateFacts]:
+def add_changes(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Add what the runs answered to the items that changed; as they are where none did."""
     if session.changed is None:
         return list(facts)

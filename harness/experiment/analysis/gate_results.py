@@ -19,8 +19,15 @@ from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.analysis.target_comparisons import add_more_targets
 from harness.experiment.analysis.target_wins import add_wins
 from harness.experiment.preparation.planned_work import list_measured_bases
-from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
-from harness.experiment.runs.suite_arms import find_measured_arm
+from harness.experiment.runs.stored_rows import (
+    Facts,
+    Reader,
+    Rows,
+    Runs,
+    controls_of,
+    documents_of,
+    find_measured_arm,
+)
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.records import Run
 
@@ -50,7 +57,7 @@ class RunVerdicts(NamedTuple):
         return {run_id: result.tasks for run_id, result in self.results.items()}
 
 
-def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> RunVerdicts:
+def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """Judge the finished runs of an experiment, alone and among all its fine-tunes.
 
     A run whose verdict an earlier interim analysis settled keeps that.
@@ -99,11 +106,7 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
 
 
 def _gate_results(
-    session: Session,
-    reader: Reader,
-    runs: Sequence[Run],
-    facts: Sequence[CandidateFacts],
-    base: Mapping[str, Mapping[str, Rows]],
+    session: Session, reader: Reader, runs: Runs, facts: Facts, base: Mapping[str, Mapping[str, Rows]]
 ) -> dict[str, GateResult]:
     """Judge every finished run against its own base; runs of the same weights are compared once."""
     # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
@@ -147,7 +150,7 @@ def _gate_result(
 
 
 def _judge_family_again(
-    session: Session, reader: Reader, runs: Sequence[Run], first: RunVerdicts
+    session: Session, reader: Reader, runs: Runs, first: RunVerdicts
 ) -> tuple[CandidateFacts, ...]:
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 

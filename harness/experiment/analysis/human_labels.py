@@ -18,21 +18,19 @@ from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
 from harness.experiment.runs.candidate_result import facts_of
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.metrics import Metric
 from harness.plugins import find_method
 from harness.records import LabelSet, Run, SampleResult
 
 
-def describe_reached(session: Session, reader: Reader, runs: Sequence[Run]) -> list[CandidateFacts]:
+def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
     """Say what runs reached by themselves, corrected by labels: what the choice on validation rests on."""
     measured = (facts_of(session, reader, run) for run in runs)
     return correct_facts(session, reader, runs, decide.apply_budgets(measured, session.experiment.decide))
 
 
-def correct_facts(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[CandidateFacts]:
+def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Correct what runs reached by a judge's metric, and count the labels that a decision on it lacks."""
     metric = session.target.primary
     if not is_judge(metric.name):
@@ -81,9 +79,7 @@ def count_missing(session: Session, reader: Reader, labels: Labels, *runs: Run) 
     return labels_missing(session.target.primary.name, labels, *rows)
 
 
-def calibrations(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> tuple[MetricCalibration, ...]:
+def calibrations(session: Session, reader: Reader, runs: Runs, facts: Facts) -> tuple[MetricCalibration, ...]:
     """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
     found = _labels(session)
     if not found:

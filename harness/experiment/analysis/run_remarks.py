@@ -5,7 +5,7 @@ under all judged metrics of its task together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
@@ -14,7 +14,7 @@ from harness.evaluation.session import Session
 from harness.experiment.analysis.training_remarks import training_remarks
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.k_fold import fold_sessions
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.stored_rows import Reader, Runs
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
@@ -108,7 +108,7 @@ def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterat
         yield f"{merged}, {of} differ from {apart.candidate}'s{nats}"
 
 
-def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
+def list_remarks(session: Session, runs: Runs) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_times = dict.fromkeys([*timing_notes(done), *_note_few_at_once(session, done)])
@@ -138,16 +138,14 @@ def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     for run in {run.candidate: run for run in runs}.values():
         recipe = session.candidates[run.candidate].recipe
         context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
+        took = run.latency.get("prompting_s")  # reranking included
+        chosen = (
+            f"; choosing passages takes {seconds(took)} of each request and is in its cost" if took else ""
+        )
         for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
             held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
             said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
-            yield f"{said}{_choosing_text(run)}{_hosting_text(session.experiment.decide)}"
-
-
-def _choosing_text(run: Run) -> str:
-    """Say how long passages take to be chosen for one request, reranking included."""
-    took = run.latency.get("prompting_s")
-    return f"; choosing passages takes {seconds(took)} of each request and is in its cost" if took else ""
+            yield f"{said}{chosen}{_hosting_text(session.experiment.decide)}"
 
 
 def _hosting_text(policy: DecidePolicy) -> str:
@@ -166,7 +164,7 @@ def _note_other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
         yield f"{candidate}: made from {base}, and measured against that"
 
 
-def _note_endpoints(session: Session, runs: Sequence[Run]) -> Iterator[str]:
+def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
     priced = session.experiment.decide.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).is_remote):

@@ -18,7 +18,7 @@ from harness.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis.human_labels import judge_labels
-from harness.experiment.runs.stored_rows import Reader, Rows, documents_of
+from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs, documents_of
 from harness.gating import Measurement, TaskComparison
 from harness.gating.verdict import is_in_macro
 from harness.records import Run, SampleResult
@@ -27,9 +27,7 @@ from harness.report import AttributionStep
 RowsByTask = Mapping[str, Sequence[SampleResult]]
 
 
-def add_comparisons(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[CandidateFacts]:
+def add_comparisons(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Add the paired differences to the best untrained candidate and to the plain prompt.
 
     Where a recipe has several seeds, every run of it gets the variances of their mean over the items too, but
@@ -54,7 +52,7 @@ def add_comparisons(
         found = correct_comparison(metric, comparison.compare_rows(metric, *arms), *arms, labels)
         return comparison.refuse_failed(found, metric.range.span, session.experiment.gate.max_errors)
 
-    def over_items(seeds: Sequence[Run], *others: Run | None) -> ItemVariances | None:
+    def over_items(seeds: Runs, *others: Run | None) -> ItemVariances | None:
         of = [reader.read(run, session.target) for run in seeds]
         rows = [reader.read(other, session.target) if other else None for other in others]
         return decide.item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
@@ -113,15 +111,13 @@ def commonest_answers(
     return comparison.compare_commonest_answers(old, new, alpha=policy.alpha)
 
 
-def compare_grids(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> tuple[decide.Ablation, ...]:
+def compare_grids(session: Session, reader: Reader, runs: Runs, facts: Facts) -> tuple[decide.Ablation, ...]:
     """Compare the members of every grid with its first one, in the order of the file."""
     return decide.ablations(_sort_by_file(session, facts), *_comparers(session, reader, runs))
 
 
 def compare_training_sets(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+    session: Session, reader: Reader, runs: Runs, facts: Facts
 ) -> tuple[decide.TrainingSets, ...]:
     """Compare the candidates that differ in what they were trained on alone."""
     experiment, ordered = session.experiment, _sort_by_file(session, facts)
@@ -130,23 +126,23 @@ def compare_training_sets(
     return decide.training_sets(ordered, experiment.candidates, experiment.decide, again, *by)
 
 
-def _sort_by_file(session: Session, facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
+def _sort_by_file(session: Session, facts: Facts) -> list[CandidateFacts]:
     """Sort facts by the order of the file."""
     in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
     return sorted(facts, key=lambda f: in_file[f.name])
 
 
-def _comparers(session: Session, reader: Reader, runs: Sequence[Run]) -> tuple[decide.Pair, decide.Means]:
+def _comparers(session: Session, reader: Reader, runs: Runs) -> tuple[decide.Pair, decide.Means]:
     """Return how two runs, and two recipes over their seeds, are compared on the target."""
     metric, by_id = session.target.primary, {run.run_id: run for run in runs}
 
-    def rows(of: Sequence[CandidateFacts]) -> list[Rows]:
+    def rows(of: Facts) -> list[Rows]:
         return [reader.read(by_id[f.run_id], session.target) for f in of]
 
     def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
         return comparison.compare_rows(metric, *rows([old, new]))
 
-    def means(old: Sequence[CandidateFacts], new: Sequence[CandidateFacts]) -> RecipeDifference:
+    def means(old: Facts, new: Facts) -> RecipeDifference:
         return comparison.compare_recipes(metric, rows(old), rows(new))
 
     return pair, means
@@ -257,9 +253,7 @@ def _compare(session: Session, m: MeasuredTask, old: RowsByTask, new: RowsByTask
     return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)
 
 
-def add_more_targets(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[CandidateFacts]:
+def add_more_targets(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Add what the runs reached on more targets; as they are where there are none."""
     found: dict[str, tuple[TargetScore, ...]] = {}
     for m in session.more_targets:
@@ -269,7 +263,7 @@ def add_more_targets(
 
 
 def _scores(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts], m: MeasuredTask
+    session: Session, reader: Reader, runs: Runs, facts: Facts, m: MeasuredTask
 ) -> dict[str, TargetScore]:
     """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
     answered = [

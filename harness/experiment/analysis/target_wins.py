@@ -3,7 +3,7 @@
 Invariant: `judge_pairs` and `wins_over` alone ask a judge; whatever reads a report reads what is stored.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ from harness.evaluation.judges.answer_pairs import (
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
 from harness.experiment.analysis.human_labels import describe_reached
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.records import Run
 from harness.spec import PEOPLE, GatePolicy, metric_name
 from harness.store import Store
@@ -41,7 +41,7 @@ def judge_of_pairs(session: Session) -> JudgedMetric | None:
     return open_judged(goal.by, session.store, session.judging, session.machine)
 
 
-def judge_pairs(session: Session, reader: Reader, runs: Sequence[Run]) -> list[str]:
+def judge_pairs(session: Session, reader: Reader, runs: Runs) -> list[str]:
     """Let the gate's judge compare the answers of fine-tunes with the best untrained candidate's.
 
     Returns why it could not, if it could not; what it said until then is kept.
@@ -65,9 +65,7 @@ def judge_pairs(session: Session, reader: Reader, runs: Sequence[Run]) -> list[s
     return []
 
 
-def add_wins(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[CandidateFacts]:
+def add_wins(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Add the win rates of fine-tunes over the best untrained candidate, where the gate asks for them."""
     policy = session.experiment.gate
     if policy.target.win_rate is None:
@@ -154,7 +152,7 @@ def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
     )
 
 
-def _pairs(runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[tuple[CandidateFacts, Run, Run]]:
+def _pairs(runs: Runs, facts: Facts) -> Iterator[tuple[CandidateFacts, Run, Run]]:
     """Yield the finished fine-tunes, ablations too, each with the run of the best untrained candidate."""
     best = decide.best_untrained(facts)
     base = next((run for run in runs if run.candidate == best and run.state == "done"), None)

@@ -3,9 +3,10 @@
 Invariant: no model is loaded and no row is read; a training's record and its recipe say it all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from harness.evaluation.session import Session
+from harness.experiment.runs.stored_rows import Runs
 from harness.formatting import pluralize
 from harness.records import Run
 from harness.report.tables.training_tables import print_tried_value
@@ -16,7 +17,7 @@ NO_CHANGE = "found nothing to change"
 _MOSTLY = 0.5  # of the prompts of a training on rewards
 
 
-def training_remarks(session: Session, runs: Sequence[Run]) -> Iterator[str]:
+def training_remarks(session: Session, runs: Runs) -> Iterator[str]:
     """Yield the sentences about the weights of finished runs; several seeds may yield the same one."""
     for note in (_note_dropped, _note_unpacked, note_unmoved, note_rewards, _note_sweeps, _note_named_bases):
         yield from note(runs)
@@ -86,7 +87,7 @@ def _cut_to_last_name(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _note_unchanged(session: Session, runs: Sequence[Run]) -> Iterator[str]:
+def _note_unchanged(session: Session, runs: Runs) -> Iterator[str]:
     """Name what equals the weights that it was made from, as its method had nothing to change."""
     of = {(run.candidate, run.seed): run.weights_digest for run in runs}
     for run in runs:

@@ -4,13 +4,13 @@ Invariant: every part answers the same validation and test rows of the target; t
 not asked again, because what a curve says is of the target.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from harness import decision
 from harness.data import part_of
-from harness.decision import CandidateFacts, LearningCurve
+from harness.decision import LearningCurve
 from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
@@ -20,7 +20,7 @@ from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import find_stored_runs, make_run
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.experiment.weights.training_fit import fit_work
 from harness.records import Run
 from harness.spec import Recipe
@@ -66,7 +66,7 @@ def _work(session: Session, candidate: ResolvedCandidate) -> Work:
     return times(asks, n) + once + Work(opened=n, runs=n)
 
 
-def make_curve(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> None:
+def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
     """Train the fine-tune that the decision is about on each part of the data, as far as that is not done."""
     for part in _parts(session, runs, facts):
         name = part.request.candidate.name
@@ -79,9 +79,7 @@ def make_curve(session: Session, runs: Sequence[Run], facts: Sequence[CandidateF
             session.progress.finish(name, f"{name} failed: {error}")
 
 
-def fit_stored_curve(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> LearningCurve | None:
+def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts) -> LearningCurve | None:
     """Fit the curve of stored parts; None where they were not made, or are fewer than four sizes."""
     name = _curve_candidate(session, facts)
     known = f"{session.experiment.name}-{name}@"
@@ -106,7 +104,7 @@ def _n_rows(session: Session, name: str) -> int:
     return len(training_data(session, session.candidates[name].source).items.train)
 
 
-def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[DataShare]:
+def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[DataShare]:
     """Yield the parts one after the other, so that each goes on with the base that is in memory."""
     name = _curve_candidate(session, facts)
     if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
@@ -136,7 +134,7 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
     return recipe.with_params(chosen)
 
 
-def _curve_candidate(session: Session, facts: Sequence[CandidateFacts]) -> str | None:
+def _curve_candidate(session: Session, facts: Facts) -> str | None:
     """Name the fine-tune that the decision is about, where it is trained here."""
     name = decision.best_trained(facts) or decision.strongest(facts)
     return name if name in list(_find_trained(session, [name] if name else [])) else None

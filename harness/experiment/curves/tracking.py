@@ -16,8 +16,7 @@ from harness.evaluation.costs import Work, times
 from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.weights.capability_on_validation import capability_change
-from harness.experiment.weights.validation_score import mean_score
+from harness.experiment.weights.capability_on_validation import capability_change, mean_score
 from harness.experiment.weights.weights_folder import processes_of
 from harness.gating import Measurement, cut_to_half
 from harness.gating.halves import cluster_name, split

@@ -1,25 +1,84 @@
 """Asking of writers: what is not in the answer book is asked for, as far as the budget allows.
 
-Invariant: an answer is in the book before its thread asks for the next one, so whatever ends the asking loses
-at most what is under way. A model that runs here is asked sixteen prompts at a time, an endpoint as many at
-once as its settings say; after a failure nothing begins, and what is under way is kept.
+Invariant: an answer is in the book, on the disk, before it is used and before its thread asks for the next
+one, so whatever ends the asking loses at most what is under way, and the same prompt is asked once. A model
+that runs here is asked sixteen prompts at a time, an endpoint as many at once as its settings say; after a
+failure, which is not kept, nothing begins, and what is under way is kept. A line cut short by a kill is none.
+
+    answers/<digest of who answers>.jsonl    an answer a line, in the order in which they came; in the runs
+                                             folder of an experiment, without one in the cache
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget, Spend
-from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize, usd
 from harness.models.candidate import Candidate
 from harness.progress import Progress
-from harness.records import Output, PromptText
+from harness.records import Limits, Message, Output, PromptText, canonical_json, digest, parse_json
+from harness.store.layout import Store, append_lines, read_lines
+
+
+class PromptRequest(NamedTuple):
+    """A prompt with what its answer depends on: how it is decoded, and the seed of a drawn answer."""
+
+    messages: tuple[Message, ...]
+    limits: Limits
+    seed: int | None
+
+    @property
+    def key(self) -> str:
+        """The digest that names its answer."""
+        limits = self.limits
+        decoding = [limits.max_new_tokens, list(limits.stop), limits.temperature, limits.top_p]
+        return digest([list(self.messages), decoding, self.seed])
+
+
+class AnswerBook:
+    """Answers of one model in a folder; `identity` is all that they depend on besides what is asked."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / f"{digest(dict(identity))}.jsonl"
+        self._known = _read(self.path)
+
+    def find(self, key: str) -> Output | None:
+        """Return the answer to the prompt of a key; None where it was never given."""
+        return self._known.get(key)
+
+    def keep(self, answers: Mapping[str, Output]) -> None:
+        """Append answers by the keys of their prompts, but for those that failed.
+
+        Raises:
+            HarnessError: the disk is full; what was there stays.
+        """
+        fresh = {key: of for key, of in answers.items() if of.finish_reason != "error"}
+        self._known |= fresh
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{canonical_json([key, *_fields(of)])}\n" for key, of in fresh.items())
+        append_lines(Store(self.path.parent), self.path, lines)
+
+
+def _fields(of: Output) -> tuple[Any, ...]:
+    return of.text, of.finish_reason, of.n_prompt_tokens, of.n_output_tokens, of.compute_s
+
+
+def _read(path: Path) -> dict[str, Output]:
+    known: dict[str, Output] = {}
+    with suppress(OSError):
+        for line in read_lines(path):
+            with suppress(ValueError, TypeError):
+                key, *fields = parse_json(line)
+                known.setdefault(key, Output(*fields))
+    return known
+
 
 _TOGETHER = 16  # prompts that a model here is asked, and whose answers are kept, together
 CHAT_TOKENS = 12  # of a template, as in `costs`

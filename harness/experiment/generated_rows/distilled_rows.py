@@ -22,9 +22,10 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
 from harness.experiment.generated_rows.asking import (
+    AnswerBook,
     BudgetedWriter,
+    PromptRequest,
     WriterPlan,
     WriterUsage,
     plan_asking,

@@ -23,9 +23,8 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.answer_book import PromptRequest
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
-from harness.experiment.generated_rows.asking import TOO_LONG, BudgetedWriter, WriterUsage
+from harness.experiment.generated_rows.asking import TOO_LONG, BudgetedWriter, PromptRequest, WriterUsage
 from harness.experiment.generated_rows.source_checks import (
     check_leaks,
     leak_record,

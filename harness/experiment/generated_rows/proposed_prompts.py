@@ -17,9 +17,9 @@ from harness.data.readers import display_path
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.answer_book import PromptRequest
 from harness.experiment.generated_rows.asking import (
     BudgetedWriter,
+    PromptRequest,
     WriterPlan,
     WriterUsage,
     plan_asking,

@@ -13,8 +13,8 @@ from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
+from harness.evaluation.openers import sensitive_problems
 from harness.evaluation.regularization import regularization_problems
-from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import plan_tracked_steps, tracking_problems
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config

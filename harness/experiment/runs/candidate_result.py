@@ -18,7 +18,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.runs.run_candidate import make_run, record_failed_run
 from harness.experiment.runs.stored_rows import Reader, Rows
-from harness.experiment.weights.validation_score import digest_prompts
+from harness.experiment.weights.capability_on_validation import digest_prompts
 from harness.metrics import Metric, item_scores
 from harness.models.endpoints.addresses import is_private
 from harness.models.hub import shape

@@ -16,7 +16,7 @@ from harness.evaluation.runner import answer
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import is_cross_validated, sets_of_target
 from harness.experiment.runs.run_candidate import begin
-from harness.experiment.runs.suite_arms import is_measured
+from harness.experiment.runs.stored_rows import is_measured
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.report import first_result_line
 from harness.store import read_rows

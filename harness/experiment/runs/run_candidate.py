@@ -12,10 +12,9 @@ from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.changed_facts import index_figures, list_changed_sets
 from harness.evaluation.costs import timing
+from harness.evaluation.further_targets import index_figures, list_changed_sets, list_further_sets
 from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import (
     RowSet,
@@ -36,7 +35,7 @@ from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_w
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, read_tracked_weights
 from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_folds, sets_of_target
-from harness.experiment.runs.suite_arms import base_arm
+from harness.experiment.runs.stored_rows import base_arm
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.models.candidate import Candidate
 from harness.records import RowsIdentity, Run, TrackedPoint

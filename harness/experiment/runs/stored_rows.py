@@ -1,8 +1,8 @@
-"""Rows of stored runs and the control arms measured beside them, each read once for a whole report.
+"""Rows of stored runs, of bases on the suites and of control arms, each read once for a whole report.
 
 Invariant: rows come cut to the items of this experiment. The A/A rate is that of measurements before
 the one judged, of the same precision, in which nothing had drifted; before there are any, what was
-measured for this precision once.
+measured for this precision once. An arm on the suites is measured as far as that is not done yet.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +12,22 @@ from functools import cache
 from harness import comparison, gating, provenance, store
 from harness.comparison import Estimate
 from harness.data import Split
+from harness.decision import CandidateFacts
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets
+from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.gating import ControlFacts
+from harness.models.hub import ModelSource
 from harness.records import Control, Run, Sample, SampleResult
 from harness.spec import Role, Task
 from harness.store import Store
+from harness.training import Weights
 
 Rows = list[SampleResult]
+Runs = Sequence[Run]
+Facts = Sequence[CandidateFacts]
 
 
 class Reader:
@@ -139,3 +148,43 @@ def facts_of_control(
 def documents_of(at: Store, task: Task, role: Role, rows_digest: str) -> dict[str, str]:
     """Map the items of a capability task to digests of their documents; those of lm-eval name theirs."""
     return {} if task.lm_eval or role != "capability" else store.document_digests(at, rows_digest)
+
+
+def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
+    """Measure a base on the capability suite, as it is served; returns the row set of each task.
+
+    What was measured of it on this machine before, in whatever folder, is taken from there.
+    """
+    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
+
+
+def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
+    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task.
+
+    What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
+    """
+    sets = suite_sets(session, weights)
+    if lacking := _list_missing(session, sets, shared=shared):
+        with open_weights(session, weights) as candidate:
+            fill(session, candidate, lacking, name, shared=shared)
+        score_answered(session, lacking)
+    return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def _list_missing(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
+    """List the sets that have to be asked; what is `shared` is fetched first."""
+    lacking = score_answered(session, sets)
+    return find_base_rows(session, lacking) if shared else lacking
+
+
+def is_measured(session: Session, source: ModelSource) -> bool:
+    """Tell whether a base has nothing left to be asked on the suites, here or in another folder before."""
+    return not _list_missing(session, suite_sets(session, base_weights(source)), shared=True)
+
+
+def find_measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
+    """Find a base's rows of the capability suite where it was measured; None where rows are missing."""
+    sets = suite_sets(session, base_weights(source))
+    if not all(is_there(session, s) for s in sets):
+        return None
+    return {s.measured.task.name: s.identity.digest for s in sets}

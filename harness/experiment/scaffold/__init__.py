@@ -17,8 +17,7 @@ from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation import costs
-from harness.experiment.scaffold.candidate_proposal import propose_candidates
-from harness.experiment.scaffold.method_choice import Resources
+from harness.experiment.scaffold.method_choice import Resources, propose_candidates
 from harness.experiment.scaffold.recognition import (
     NEEDS,
     ROWS_A_LABEL,
@@ -73,7 +72,8 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         UserError: with every problem of the files, the base model and the folder at once.
     """
     seen, name = _recognise(request), _name_of(request)
-    here, base = here or _this_machine(), _base(request.base_model)
+    here = here or Resources(machine := hardware.probe(), hardware.memory(machine.device))
+    base = _base(request.base_model)
     task, items = check_task(propose_task(request, seen, name, base), has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here)
     remarks, late = [f"{choice.name}: {choice.why}"], [choice.warning]
@@ -112,11 +112,6 @@ def _recognise(request: Request) -> RecognizedRows:
 def _paths(request: Request, name: str) -> tuple[Path, Path]:
     """Return where the experiment and its target are written."""
     return request.folder / "harness.yaml", request.folder / "suites" / f"{name}.yaml"
-
-
-def _this_machine() -> Resources:
-    machine = hardware.probe()
-    return Resources(machine, hardware.memory(machine.device))
 
 
 def _base(name: str) -> ModelSource | None:

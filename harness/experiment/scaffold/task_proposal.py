@@ -13,19 +13,17 @@ from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
 from harness.data.formats.tools import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, one_line
-from harness.experiment.scaffold.answer_forms import (
-    are_calls,
-    are_json,
-    are_numbers,
-    are_reasoned,
-    find_joined_labels,
-)
 from harness.experiment.scaffold.recognition import (
     ROWS_A_LABEL,
     RecognizedRows,
     Request,
     absolute,
+    are_calls,
+    are_json,
+    are_numbers,
+    are_reasoned,
     examples_of,
+    find_joined_labels,
     references_of,
 )
 from harness.experiment.scaffold.time_bound import STEPS

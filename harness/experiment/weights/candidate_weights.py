@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, Diverged
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
-from harness.experiment.weights.capability_on_validation import forgetting_on_validation
+from harness.experiment.weights.capability_on_validation import forgetting_on_validation, validate
 from harness.experiment.weights.pruned_trials import TrialScores, train_until_pruned
 from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, find_penalty_rows, fit
 from harness.experiment.weights.trial_record import (
@@ -30,7 +30,6 @@ from harness.experiment.weights.trial_record import (
     record_failed_trial,
     record_trial,
 )
-from harness.experiment.weights.validation_score import validate
 from harness.experiment.weights.weights_folder import folder_of
 from harness.plugins import OR
 from harness.records import Trial

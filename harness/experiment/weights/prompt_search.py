@@ -13,8 +13,8 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, rank_trial
+from harness.experiment.weights.capability_on_validation import validate
 from harness.experiment.weights.trial_record import record_trial
-from harness.experiment.weights.validation_score import validate
 from harness.records import Trial
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.session import Session
-from harness.experiment.weights.validation_score import score_on_validation
+from harness.experiment.weights.capability_on_validation import score_on_validation
 from harness.records import Curve, TrainingRecord, training_record
 from harness.store.layout import write_whole
 from harness.training import (
