@@ -2,10 +2,12 @@
 
 import pytest
 import tiny_experiment
+import tiny_methods
 
 from harness.config import load
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.weights_folder import folder_of
+from harness.methods import dpo, lora, peft
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -43,3 +45,48 @@ def test_preference_pairs_that_are_asked_otherwise_make_other_weights(name_weigh
 
 def test_a_system_text_that_a_candidate_does_not_take_changes_no_weights_of_its(name_weights):
     assert name_weights()["own"] == name_weights("    system: Be brief.\n")["own"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"r": 8, "lora_alpha": 16}, {"r": 8}, True),
+        ({"r": 8, "lora_alpha": 8}, {"r": 8}, False),
+        ({"target_modules": ["v_proj", "q_proj"]}, {"target_modules": ["q_proj", "v_proj"]}, True),
+        ({"exclude_modules": ["o_proj", "v_proj"]}, {"exclude_modules": ["v_proj", "o_proj"]}, True),
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["q_proj", "v_proj"]}, False),
+    ],
+)
+def test_a_low_rank_adapter_is_named_by_what_is_trained_and_not_by_what_is_written(one, other, same):
+    for params in (lora.Params, dpo.Params):
+        assert (params(**one).identity() == params(**other).identity()) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"lora_alpha": 8, "r": 8, "lora_dropout": 0, "rank_pattern": {}}, {}, True),
+        ({"lora_alpha": 16}, {}, False),
+        ({"init_lora_weights": False}, {}, False),
+        ({"target_modules": "all-linear"}, {}, True),
+        ({"target_modules": ["v_proj", "q_proj"]}, {"target_modules": ["q_proj", "v_proj"]}, True),
+        ({"learning_rate": 0.001}, {}, True),
+    ],
+)
+def test_an_adapter_of_a_family_is_named_without_what_is_at_pefts_default(one, other, same):
+    named = [peft.Params(peft_type="LORA", **params).identity() for params in (one, other)]
+    assert (named[0] == named[1]) is same
+    assert peft.Params(peft_type="LORA").identity() == {"peft_type": "LORA"}
+
+
+def test_modules_in_another_order_train_the_same_adapter(tiny, tmp_path):
+    names = ["q_proj", "v_proj", "down_proj"]
+    for method, own in ((lora, {"r": 2}), (peft, {"peft_type": "VERA", "r": 2})):
+        made = {
+            method.fit(
+                tiny_methods.context(tiny, tmp_path / f"{method.__name__}-{i}"),
+                method.Params(**own, target_modules=modules, max_steps=2, learning_rate=0.01),
+            ).digest
+            for i, modules in enumerate((names, names[::-1]))
+        }
+        assert len(made) == 1

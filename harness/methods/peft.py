@@ -19,7 +19,7 @@ from harness.spec import Recipe
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
 from harness.training.families.refused_families import quantization_problems
 from harness.training.families.unadapted import exclude_unadapted
-from harness.training.peft_families import family_problems, peft_config
+from harness.training.peft_families import family_problems, list_own_values, peft_config
 
 
 class Params(SupervisedParams):
@@ -32,6 +32,12 @@ class Params(SupervisedParams):
     def of_peft(self) -> dict[str, Any]:
         """Parameters of PEFT's configuration."""
         return dict(self.model_extra or {})
+
+    def identity(self) -> dict[str, Any]:
+        """Return what digests hold of the values: those that are not at their default."""
+        held = super().identity()
+        of_peft = {name: held.pop(name) for name in self.of_peft}
+        return held | list_own_values(self.peft_type, of_peft)
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:

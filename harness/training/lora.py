@@ -23,7 +23,7 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
 from harness.training.families.refused_families import quantization_problems
 from harness.training.families.unadapted import exclude_unadapted
-from harness.training.peft_families import is_soft_prompt
+from harness.training.peft_families import is_soft_prompt, sort_names
 from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class LoraParams(Spec):
     target_parameters: list[str] | None = None
     use_dora: bool = False
     use_rslora: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return what digests hold of the values: without the scale by default, and names in no order."""
+        held = sort_names(super().identity())
+        if self.lora_alpha == 2 * self.r:
+            held.pop("lora_alpha", None)
+        return held
 
 
 def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig":

@@ -43,6 +43,7 @@ _OF_MODULES = (
     "layers_to_transform",
     "layers_pattern",
 )
+_NAMES = ("target_modules", "exclude_modules")
 # Keys that the harness sets, or that describe how an adapter is applied later.
 _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
 _ITERATED = re.compile(r"pissa_niter_\d+")
@@ -215,6 +216,27 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
         given.setdefault("eva_config", EvaConfig())
     config: PeftConfig = made(**given)
     return config
+
+
+def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that are not at PEFT's default or ours, with names of modules in no order."""
+    known = {f.name: f for f in fields(families()[peft_type])} if peft_type in families() else {}
+    own = {}
+    for name, value in params.items():
+        field = known.get(name)
+        made = field and (field.default_factory() if callable(field.default_factory) else field.default)
+        default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else made
+        if field is None or isinstance(value, bool) != isinstance(default, bool) or value != default:
+            own[name] = value
+    return sort_names(own)
+
+
+def sort_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with the lists of modules sorted: PEFT makes adapters in the order of the base."""
+    return {
+        name: sorted(set(value)) if name in _NAMES and isinstance(value, list) else value
+        for name, value in params.items()
+    }
 
 
 def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
