@@ -45,6 +45,13 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
     assert len(training.reward) == len(training.kl) == 1
 
 
+def test_a_reward_model_that_nobody_names_is_said_not_to_be_trained(tiny, tmp_path):
+    alone = CANDIDATES.partition("  grpo:")[0]
+    report = tiny_experiment.run(write_experiment(tmp_path / "alone", tiny, alone))
+    said = "judge: not trained, as it answers nothing and no candidate names it; harness train judge does"
+    assert [remark for remark in report.notes if "not trained" in remark] == [said]
+
+
 def test_a_reward_model_is_selected_only_by_its_name(tiny, tmp_path):
     path = write_experiment(tmp_path, tiny)
     assert load(path).selected == ("prompt", "grpo")

@@ -119,7 +119,16 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
         *_note_indexes(session, done),
         *of_bases,
         *_note_endpoints(session, done),
+        *_note_unused(session),
     ]
+
+
+def _note_unused(session: Session) -> Iterator[str]:
+    """Say which candidates answer nothing and are named by no other, so that no comparison makes them."""
+    known = session.candidates
+    used = {one for name in known for one in known[name].lineage}
+    for name in (n for n, candidate in known.items() if not candidate.method.answers and n not in used):
+        yield f"{name}: not trained, as it answers nothing and no candidate names it; harness train {name} does"
 
 
 def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:
