@@ -2,7 +2,7 @@
 
 from rich.cells import cell_len
 
-from harness.report.tables.aligned import align
+from harness.report.document import align
 
 COLUMNS = ("task", "n", "change", "evidence")
 ROWS = (

@@ -4,8 +4,6 @@ Invariant: a picture shows numbers of the report alone, each mark says its numbe
 never says anything alone, and no text of a model or a file is read as markup.
 """
 
-from harness.report.plots.error_rates import chances
-from harness.report.plots.forest import forest
-from harness.report.plots.label_noise import label_noise
-from harness.report.plots.loss_curves import curves
+from harness.report.plots.forest import chances, forest
+from harness.report.plots.loss_curves import curves, label_noise
 from harness.report.plots.pareto_front import front, front_file

@@ -1,6 +1,7 @@
-"""Forest plot of a candidate's paired differences, a line a task, with interval and margin.
+"""Pictures of a verdict: paired differences as a forest plot, and error rates of the gate as bars.
 
 Invariant: tasks that do not count in the gate are drawn hollow; what lies beyond a task's margin is shaded.
+Words and chances are those that the other forms of the report print.
 """
 
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ from typing import NamedTuple
 from harness import formatting
 from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
-from harness.gating import Verdict
+from harness.gating import MissRate, Verdict
 from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import shorten_for_picture
 from harness.report.plots.svg import AxisScale, group, line, mark, marks, pad_range, picture, rect, text
-from harness.report.wording import flips_text
+from harness.report.wording import flips_text, miss_what
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
 _LEFT, _RIGHT = 210.0, 590.0  # where the axis begins and ends
@@ -119,3 +120,26 @@ def _draw_margin(margin: float | None, scale: AxisScale, top: float) -> Sequence
         return ()
     at = scale(-100 * margin)
     return (rect(_LEFT, top, at - _LEFT, _ROW, "beyond"), line(at, top + 2, at, top + _ROW - 2, "margin"))
+
+
+_BARS_WIDTH, _BAR, _BARS_LEFT, _LONG = 860.0, 24.0, 470.0, 320.0
+
+
+def chances(label: str, verdict: Verdict) -> str:
+    """Draw the operating characteristic; empty where the gate has none."""
+    if not verdict.missed:
+        return ""
+    rows = [_bar(m, _BAR * i) for i, m in enumerate(verdict.missed)]
+    return picture(_BARS_WIDTH, _BAR * len(rows) + 4, f"How often the gate on {label} would err", rows)
+
+
+def _bar(m: MissRate, top: float) -> str:
+    what, how_often = miss_what(m), formatting.chance(m.probability)
+    long = _LONG * m.probability
+    return group(
+        f"{what}: {how_often}",
+        text(0, top + 16, what),
+        rect(_BARS_LEFT, top + 5, _LONG, 14, "track"),
+        rect(_BARS_LEFT, top + 5, long, 14, "equal-bar" if m.what == "equal" else "miss-bar"),
+        text(_BARS_LEFT + _LONG + 12, top + 16, how_often, "strong"),
+    )
