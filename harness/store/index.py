@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.store import ingest
 from harness.store.layout import Store, clear_errors, failure, remove_stale_parts, rename_when_whole
-from harness.store.rows.memory_database import hide_progress_bar
+from harness.store.rows.row_columns import hide_progress_bar
 
 if TYPE_CHECKING:
     from pathlib import Path

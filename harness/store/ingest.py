@@ -15,8 +15,7 @@ from harness import __version__
 from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, is_no_room
 from harness.store.rows import read_identity
-from harness.store.rows.memory_database import pattern
-from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS
+from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS, pattern
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 

@@ -13,8 +13,16 @@ from harness.store.layout import Store, clear_errors, missing_rows
 from harness.store.rows import ANEW
 from harness.store.rows.beside_rows import attach_folds, read_folds
 from harness.store.rows.checksums import file_version
-from harness.store.rows.memory_database import memory, pattern
-from harness.store.rows.row_columns import DIGEST, FAILED, OF_ERRORS, READ_NAMED, READ_PARQUET, rows_from
+from harness.store.rows.row_columns import (
+    DIGEST,
+    FAILED,
+    OF_ERRORS,
+    READ_NAMED,
+    READ_PARQUET,
+    memory,
+    pattern,
+    rows_from,
+)
 
 
 class MetricColumns(NamedTuple):

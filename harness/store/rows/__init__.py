@@ -27,7 +27,6 @@ from harness.store.layout import (
 )
 from harness.store.rows.beside_rows import attach_folds, read_drawn, read_drawn_items, write_drawn
 from harness.store.rows.checksums import file_version, is_as_written, note_checksum
-from harness.store.rows.memory_database import memory, pattern
 from harness.store.rows.row_columns import (
     COLUMNS,
     DIGEST,
@@ -35,6 +34,8 @@ from harness.store.rows.row_columns import (
     READ_PARQUET,
     SELECTED,
     WITHOUT_TEXTS,
+    memory,
+    pattern,
     row_line,
     row_of,
     rows_from,
