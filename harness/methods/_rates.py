@@ -1,4 +1,4 @@
-"""Learning rates that a method proposes to try, by the size of the base.
+"""Trainings that a method proposes: learning rates to try by the size of the base, and replayed rows.
 
 Invariant: each rate lies within a range of `config/recipe_ranges.toml` that is for such a base, where there
 is one, so nothing that `harness init` proposes is remarked on.
@@ -6,6 +6,8 @@ is one, so nothing that `harness init` proposes is remarked on.
 
 from math import inf
 from typing import Any
+
+from harness.plugins import Situation
 
 _BILLION = 1e9
 _USUAL = 7e9  # parameters of a base whose size is not known
@@ -25,14 +27,17 @@ _OF_ALL_PARAMETERS = {
 _PAIRS_MEASURED, _PAIRS_PUBLISHED = 0.5, 20
 
 
-def sweep_of_adapter(n_parameters: float | None) -> dict[str, Any]:
-    """Return the sweep of a low-rank adapter on a base of a size; None stands for an unknown one."""
-    return {"learning_rate": _first(_OF_ADAPTERS, n_parameters)}
+def propose_adapter(situation: Situation) -> dict[str, Any]:
+    """Propose the rank, the sweep and the replayed rows of a low-rank adapter."""
+    # One replayed row for each training row kept most of what the quickstart's base could do.
+    rates = _first(_OF_ADAPTERS, situation.n_parameters)
+    return {"params": {"r": 16}, "sweep": {"learning_rate": rates}, "replay": 1.0}
 
 
-def sweep_of_all_parameters(n_parameters: float | None) -> dict[str, Any]:
-    """Return the sweep of a training of all parameters of a base of a size."""
-    return {"learning_rate": _first(_OF_ALL_PARAMETERS, n_parameters)}
+def propose_all_parameters(situation: Situation) -> dict[str, Any]:
+    """Propose the sweep and the replayed rows of a training of all parameters."""
+    rates = _first(_OF_ALL_PARAMETERS, situation.n_parameters)
+    return {"sweep": {"learning_rate": rates}, "replay": 1.0}
 
 
 def params_on_pairs(n_parameters: float | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.methods._rates import sweep_of_all_parameters
+from harness.methods._rates import propose_all_parameters
 from harness.plugins import Method
 from harness.training import FitContext, SupervisedParams, Weights, fine_tune, model_digest
 
@@ -46,5 +46,5 @@ METHOD = Method(
     hooks=("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing"),
     data_parallel=True,
     loops=("training", "tokens", "sft"),
-    proposal=lambda situation: {"sweep": sweep_of_all_parameters(situation.n_parameters), "replay": 1.0},
+    proposal=propose_all_parameters,
 )

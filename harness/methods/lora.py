@@ -5,7 +5,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from harness.methods._rates import sweep_of_adapter
+from harness.methods._rates import propose_adapter
 from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 
@@ -21,10 +21,5 @@ METHOD = low_rank_method(
     **SUPERVISED,
     data_parallel=True,
     loops=("training", "tokens", "sft"),
-    # One replayed row for each training row kept most of what the quickstart's base could do.
-    proposal=lambda situation: {
-        "params": {"r": 16},
-        "sweep": sweep_of_adapter(situation.n_parameters),
-        "replay": 1.0,
-    },
+    proposal=propose_adapter,
 )

@@ -5,7 +5,7 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
-from harness.methods._rates import sweep_of_adapter
+from harness.methods._rates import propose_adapter
 from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 
@@ -21,9 +21,5 @@ METHOD = low_rank_method(
     **SUPERVISED,
     quantization="nf4",
     loops=("training", "tokens", "sft"),
-    proposal=lambda situation: {
-        "params": {"r": 16},
-        "sweep": sweep_of_adapter(situation.n_parameters),
-        "replay": 1.0,
-    },
+    proposal=propose_adapter,
 )
