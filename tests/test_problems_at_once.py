@@ -11,7 +11,7 @@ from harness.data import load_task, suite_contamination
 from harness.data.examples import SourcedExample
 from harness.data.training_rows import load_training_rows
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation.further_targets import read_changes
+from harness.evaluation.changed_facts import read_changes
 from harness.records import Example
 from harness.spec import Task
 

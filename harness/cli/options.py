@@ -117,9 +117,7 @@ def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def call(**given: Any) -> None:
-        whole = {
-            name: kind(**{field: given.pop(field) for field in kind._fields}) for name, kind in tuples.items()
-        }
+        whole = {name: kind(*map(given.pop, kind._fields)) for name, kind in tuples.items()}
         try:
             function(**given, **whole)
         except HarnessError as error:

@@ -11,7 +11,7 @@ from harness import formatting
 from harness.evaluation import costs
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.further_targets import list_further_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_work

@@ -34,13 +34,6 @@ class RowColumns(NamedTuple):
     ] = None
     reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
 
-    @property
-    def as_options(self) -> list[str]:
-        """The options that name them, as words of a command."""
-        from harness.data.columns import column_options
-
-        return column_options(self.prompt, self.reference)
-
 
 class Remarks(NamedTuple):
     """Remarks on rows, which a manifest keeps."""

@@ -113,6 +113,7 @@ def data_augment(
     Each stands beside the row it was made from.
     """
     from harness.cli.progress_bar import TerminalProgress
+    from harness.data.columns import column_options
     from harness.data.edit import save
     from harness.data.edit.row_files import row_suffix
     from harness.experiment.generated_rows.augmentation import choose_rows, make_rows, plan
@@ -142,7 +143,7 @@ def data_augment(
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
     edit = remarks.edit("augment", used, [file], spent.cost_usd)
     print_saved(save(edit, outcomes, out), as_json)
-    command = shlex.join(["harness", "data", "check", as_operand(str(out)), *named.as_options])
+    command = shlex.join(["harness", "data", "check", as_operand(str(out)), *column_options(*named)])
     train = f"train: {name_beside(config, out)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")
 

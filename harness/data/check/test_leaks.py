@@ -54,7 +54,8 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if in_words:
         yield _say_alike(table, in_words, "in other words", _name_dedup_command(given.test))
     if by_sense:
-        yield _say_alike(table, by_sense, "by sense", _decide_beside(given.test))
+        decided = f"page, where the target's `test:` is {', '.join(given.test.files)},"
+        yield _say_alike(table, by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
 
 
 def _find_alike(table: RowTable, test: RowTable, exact: set[str], encode: Encode | None) -> list[_AlikeRow]:
@@ -121,12 +122,6 @@ def _name_dedup_command(test: RowTable) -> str:
     """Name the command that leaves out what the test rows ask."""
     against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"
-
-
-def _decide_beside(test: RowTable) -> str:
-    """Name the page on which leaks are decided: that of an experiment which tests on the test rows."""
-    files = ", ".join(test.files)
-    return DECIDE_BY_SENSE.replace("page,", f"page, where the target's `test:` is {files},")
 
 
 def _cut(entry: TableEntry) -> str:

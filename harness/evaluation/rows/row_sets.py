@@ -31,6 +31,7 @@ from harness.records import (
     MetricRange,
     RowsIdentity,
     Run,
+    SampleResult,
     digest,
     joins_system,
     turns_as_text,
@@ -70,6 +71,10 @@ class RowSet(NamedTuple):
     def n_blocks(self) -> int:
         """Blocks of `BLOCK` items in which they are asked, without building prompts."""
         return -(-len(self.ids) // BLOCK)
+
+    def read(self, at: store.Store) -> list[SampleResult]:
+        """Read the rows, all of which are stored."""
+        return store.read_rows(at, self.identity.digest, len(self.ids))
 
     @property
     def answers(self) -> "RowSet":

@@ -15,7 +15,7 @@ from harness.comparison.retrieval_use import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
 from harness.errors import Unscored
 from harness.evaluation import costs
-from harness.evaluation.further_targets import ask_after_refresh, ask_before_refresh
+from harness.evaluation.changed_facts import ask_after_refresh, ask_before_refresh
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.metrics import Metric, item_scores

@@ -14,7 +14,7 @@ from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judges.judging_stage import answer_and_score
-from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_set, target_sets, work_of
+from harness.evaluation.rows.row_sets import prompting_step, suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.capability_on_validation import capability_change, mean_score
 from harness.experiment.weights.weights_folder import processes_of
@@ -159,16 +159,12 @@ def _measure(
     general = [suite_set(session, made, one.measured) for one in sampled]
     name = f"{candidate.source_name} at step {step}"
     answer_and_score(session, made, [validation, *general], name, candidate.base)
-    target = mean_score(session.target.primary, _rows(session, validation))
+    target = mean_score(session.target.primary, validation.read(session.store))
     if not sampled:
         return TrackedPoint(step=step, target=target)
     pairs = zip(sampled, general, strict=True)
-    changes = [capability_change(one.measured.primary, one.base, _rows(session, of)) for one, of in pairs]
+    changes = [capability_change(one.measured.primary, one.base, of.read(session.store)) for one, of in pairs]
     mean = comparison.mean_change(changes)
     return TrackedPoint(
         step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
     )
-
-
-def _rows(session: Session, of: RowSet) -> list[SampleResult]:
-    return store.read_rows(session.store, of.identity.digest, len(of.ids))

@@ -31,13 +31,13 @@ from harness.experiment.generated_rows.asking import (
     plan_asking,
     sum_usage,
 )
-from harness.experiment.generated_rows.source_checks import (
+from harness.experiment.generated_rows.writers import (
+    candidate_writer,
     check_leaks,
     leak_record,
     refuse_unpriced,
     refuse_without_text,
 )
-from harness.experiment.generated_rows.writers import candidate_writer
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.formatting import pluralize
 from harness.metrics import Metric, normalize

@@ -25,13 +25,14 @@ from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
 from harness.experiment.generated_rows.asking import TOO_LONG, BudgetedWriter, PromptRequest, WriterUsage
-from harness.experiment.generated_rows.source_checks import (
+from harness.experiment.generated_rows.writers import (
+    Writer,
+    candidate_writer,
     check_leaks,
     leak_record,
     refuse_unpriced,
     refuse_without_text,
 )
-from harness.experiment.generated_rows.writers import Writer, candidate_writer
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.formatting import count, pluralize
 from harness.records import Example, Limits, Output

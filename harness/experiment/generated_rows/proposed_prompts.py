@@ -25,8 +25,7 @@ from harness.experiment.generated_rows.asking import (
     plan_asking,
     sum_usage,
 )
-from harness.experiment.generated_rows.source_checks import refuse_unpriced
-from harness.experiment.generated_rows.writers import Writer, candidate_writer
+from harness.experiment.generated_rows.writers import Writer, candidate_writer, refuse_unpriced
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.records import Example, Limits
 

@@ -15,8 +15,8 @@ from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
+from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.contamination.leaks import refuse_or_note
-from harness.evaluation.further_targets import read_changes
 from harness.evaluation.judges import judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.changed_facts import list_changed_sets
 from harness.evaluation.costs import Work, times
 from harness.evaluation.costs.timing import n_timed
-from harness.evaluation.further_targets import list_changed_sets, list_further_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_work

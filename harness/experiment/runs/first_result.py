@@ -19,7 +19,6 @@ from harness.experiment.runs.run_candidate import begin
 from harness.experiment.runs.stored_rows import is_measured
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.report import first_result_line
-from harness.store import read_rows
 
 
 def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
@@ -59,7 +58,7 @@ def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
         return
     begin(session, candidate.name, seed)
     answer(session, weights, lacking, candidate.name)
-    found = read_rows(session.store, rows.identity.digest, len(rows.ids))
+    found = rows.read(session.store)
     if all(row.status == "error" for row in found):
         return
     target = estimate(session.target.primary, found)

@@ -12,9 +12,10 @@ from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.changed_facts import index_figures, list_changed_sets
 from harness.evaluation.costs import timing
-from harness.evaluation.further_targets import index_figures, list_changed_sets, list_further_sets
 from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import (
     RowSet,

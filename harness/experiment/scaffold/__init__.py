@@ -203,21 +203,19 @@ def _sentences(
         yield f"pairs: {len(items.pairs):,}{method}"
     length = "" if task.kind == "choice" else f"; answers of at most {task.max_new_tokens} tokens"
     yield f"metrics: {', '.join(task.metrics)}{length}"
+    yield from _candidate_sentences(candidates)
+
+
+def _candidate_sentences(candidates: Mapping[str, Any]) -> Iterator[str]:
     yield f"candidates: {', '.join(candidates)}"
     for name, recipe in candidates.items():
         if start := recipe.get("init_from"):
             yield f"{name}: starts at the adapter of {start}"
-        tried = [
-            f"{key} {' and '.join(f'{v:g}' for v in values)}"
-            for key, values in recipe.get("sweep", {}).items()
-        ]
-        if tried:
-            replayed = (
-                f"; general rows are replayed, {recipe['replay']:g} for each training row"
-                if "replay" in recipe
-                else ""
-            )
-            yield f"{name}: {', '.join(tried)}, the better one on validation is kept{replayed}"
+        swept = recipe.get("sweep", {}).items()
+        if tried := [f"{key} {' and '.join(f'{v:g}' for v in values)}" for key, values in swept]:
+            replay = recipe.get("replay")
+            rows = "" if replay is None else f"; general rows are replayed, {replay:g} for each training row"
+            yield f"{name}: {', '.join(tried)}, the better one on validation is kept{rows}"
 
 
 def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import comparison, gating, store
+from harness import comparison, gating
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
@@ -72,7 +72,7 @@ def _answer_validation(
         if not make:
             return None
         answer_and_score(session, weights, [rows], "sweep", trial.base)
-    return store.read_rows(session.store, rows.identity.digest, len(rows.ids))
+    return rows.read(session.store)
 
 
 def digest_prompts(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
@@ -144,7 +144,7 @@ def _measure_forgetting(
     session: Session, asked: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]
 ) -> float:
     """Return the mean loss over the tasks that count, by what the base scores on these items."""
-    pairs = [[_rows(session, rows) for rows in pair] for pair in zip(*arms, strict=True)]
+    pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
     alike = [
         Measurement(m.task, m.role, m.suite, m.metrics, base, base)
         for m, (base, _) in zip(asked, pairs, strict=True)
@@ -160,10 +160,6 @@ def _measure_forgetting(
         found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
         raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
     return -comparison.mean_change(changes).score
-
-
-def _rows(session: Session, of: RowSet) -> list[SampleResult]:
-    return store.read_rows(session.store, of.identity.digest, len(of.ids))
 
 
 def capability_change(

@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import plugins, store
+from harness import plugins
 from harness.data import TaskItems
 from harness.errors import Diverged
 from harness.evaluation import costs
@@ -237,4 +237,4 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     wanted = suite_set(session, weights, join_items(task, "capability", name, items))
     if lacking := rescore_stored(session, [wanted]):
         answer(session, weights, lacking, "base")
-    return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
+    return wanted.read(session.store)
