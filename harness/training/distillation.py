@@ -20,6 +20,7 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.lora import Policy, load_policy, policy_options, train_policy
+from harness.training.measurements import curve
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -100,7 +101,7 @@ def distill(
         taught_by = _set_width(loaded, policy.model)
         trainer = _trainer(context, params, peft_config, policy, taught_by, (rows, measured))
     made = train_policy(context, policy, trainer, n_dropped, save_to)
-    losses = loop.curve(trainer.state.log_history, "eval_loss")
+    losses = curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
 
 

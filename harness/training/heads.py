@@ -27,6 +27,7 @@ from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.lora import LoraParams, lora_config
+from harness.training.measurements import curve, figures
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -168,8 +169,8 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
     _save(trainer.model, params, save_to)
     content = {"labels": known.labels, "params": params.model_dump(mode="json")}
     (save_to / _FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
-    losses = loop.curve(trainer.state.log_history, "eval_loss")
+    made = figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
+    losses = curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses if loss is not None), default=None)
     return replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
 

@@ -23,6 +23,7 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
 from harness.training.families.refused_families import quantization_problems
 from harness.training.families.unadapted import exclude_unadapted
+from harness.training.measurements import figures
 from harness.training.peft_families import is_soft_prompt, sort_names
 from harness.training.sft import SupervisedParams, fine_tune
 
@@ -185,7 +186,7 @@ def train_policy(
     earlier_s = loop.run(trainer, policy.start)
     save_policy(trainer.model, save_to)
     wall_s = time.perf_counter() - policy.start
-    return loop.figures(trainer, n_dropped, wall_s, context.machine.device, earlier_s)
+    return figures(trainer, n_dropped, wall_s, context.machine.device, earlier_s)
 
 
 def save_policy(model: Any, folder: Path) -> None:

@@ -28,6 +28,7 @@ from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward
 from harness.training.heads import open_reward_model
 from harness.training.lora import LoraParams, Policy, load_policy, policy_options, train_policy
+from harness.training.measurements import curve
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ def train_on_rewards(
     history = trainer.state.log_history
     return replace(
         made,
-        reward=loop.curve(history, "reward"),
-        equal_rewards=loop.curve(history, "frac_reward_zero_std"),
-        kl=loop.curve(history, "kl"),
+        reward=curve(history, "reward"),
+        equal_rewards=curve(history, "frac_reward_zero_std"),
+        kl=curve(history, "kl"),
     )
 
 

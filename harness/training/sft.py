@@ -24,6 +24,7 @@ from harness.records import Example, TrainingRecord, parse_json
 from harness.training import checkpoints
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
+from harness.training.measurements import curve, figures
 from harness.training.packing import (
     batch_packs,
     count_epoch_steps,
@@ -197,7 +198,7 @@ def _fine_tune(
     model: Any = trainer.model
     save_trained(family.save, model, save_to)
     wait_for_all()
-    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
+    measured = figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     return replace(
         _add_curves(measured, trainer, params),
         not_packed=against,
@@ -215,13 +216,13 @@ def _trained_in(machine: Machine, params: SupervisedParams) -> Machine:
 
 def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: SupervisedParams) -> TrainingRecord:
     """Add the curves of a training to its record, and how its batches were parted."""
-    losses = loop.curve(trainer.state.log_history, "eval_loss")
+    losses = curve(trainer.state.log_history, "eval_loss")
     is_parted = params.auto_find_batch_size or process_count() > 1
     return replace(
         measured,
         validation_loss=losses,
-        token_accuracy=loop.curve(trainer.state.log_history, "mean_token_accuracy"),
-        validation_token_accuracy=loop.curve(trainer.state.log_history, "eval_mean_token_accuracy"),
+        token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
+        validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         n_processes=process_count() if process_count() > 1 else None,
         batch_size=params.per_device_train_batch_size if is_parted else None,

@@ -1,11 +1,10 @@
-"""Trainer settings, run and measurements that every training loop shares.
+"""Trainer settings and run that every training loop shares.
 
 Invariant: a loss that is no number ends the training at once, and running out of memory says
 which knob to turn.
 """
 
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,14 @@ from pydantic import Field, field_validator, model_validator
 from harness import regularizers
 from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory, oom
-from harness.models.hardware import Machine, proc_line
+from harness.models.hardware import Machine
 from harness.progress import Advance
-from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import TRACKED, FitContext
-from harness.training.loss_scale import SCALE, count_skipped_steps, scale_callback
+from harness.training.loss_scale import scale_callback
 from harness.training.parallel.processes import is_first, most, process_count, wait_for_all
-from harness.training.parallel.shards import DEEPSPEED, name_sharding, size_of, zero_stage
+from harness.training.parallel.shards import DEEPSPEED, name_sharding, zero_stage
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -469,46 +467,3 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
                 advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
 
     return LossReportCallback()
-
-
-def curve(history: Sequence[Row], name: str) -> Curve:
-    """Return what was logged under a name, by step; None where it was no number."""
-    logged = ((entry["step"], entry[name]) for entry in history if name in entry)
-    return tuple((step, None if value is None else float(value)) for step, value in logged)
-
-
-def figures(
-    trainer: "Trainer", n_dropped: int, wall_s: float, device: str, earlier_s: float
-) -> TrainingRecord:
-    """Return what was measured: time, tokens, memory, parameters and the loss by step."""
-    import torch
-
-    model: Any = trainer.model
-    history = trainer.state.log_history
-    summary = next(e for e in reversed(history) if "train_runtime" in e)
-    loop_s = float(summary["train_runtime"]) + earlier_s
-    n_tokens = int(trainer.state.num_input_tokens_seen)
-    peak = most(
-        torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes(), trainer.args.device
-    )
-    return TrainingRecord(
-        wall_s=round(wall_s, 3),
-        train_loop_s=round(loop_s, 3),
-        n_tokens=n_tokens,
-        tokens_per_s=round(n_tokens / loop_s, 1),
-        n_steps=trainer.state.global_step,
-        n_dropped_too_long=n_dropped,
-        label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
-        n_trainable=sum(size_of(p) for p in model.parameters() if p.requires_grad),
-        peak_memory_gib=round(peak / 2**30, 3),
-        loss=curve(history, "loss"),
-        learning_rate=curve(history, "learning_rate"),
-        loss_scale=curve(history, SCALE),
-        n_skipped_steps=count_skipped_steps(curve(history, SCALE)),
-    )
-
-
-def resident_peak_bytes() -> int:
-    """Return the most memory that this process held; `ru_maxrss` begins at that of the one it came from."""
-    own = proc_line("self/status", "VmHWM:").split()
-    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -128,7 +128,7 @@ def _note_unused(session: Session) -> Iterator[str]:
     known = session.candidates
     used = {one for name in known for one in known[name].lineage}
     for name in (n for n, candidate in known.items() if not candidate.method.answers and n not in used):
-        yield f"{name}: not trained, as it answers nothing and no candidate names it; harness train {name} does"
+        yield f"{name}: not trained, as it answers nothing and none names it; next: harness train {name}"
 
 
 def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:

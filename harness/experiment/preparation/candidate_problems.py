@@ -30,7 +30,7 @@ from harness.regularizers import layer_problems
 from harness.report import trackers
 from harness.spec import Recipe, VllmPolicy
 from harness.training import encoder_of, reward_problems, rows_of_each
-from harness.training.adapter_names import unknown_names
+from harness.training.families.adapter_names import unknown_names
 from harness.training.trainer import is_of_bitsandbytes
 
 

@@ -1,4 +1,4 @@
-"""What stands beside the rows of a set: answers that were drawn to its items, and folds of who answered.
+"""Rows beside those of a set: answers that were drawn to its items, and folds of who answered.
 
 Invariant: what reads rows for a comparison reads the folds with them, so no interval forgets that the items
 of a fold were answered by one model.

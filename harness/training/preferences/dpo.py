@@ -24,6 +24,7 @@ from harness.records import TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.lora import Policy, load_policy, policy_options, train_policy
+from harness.training.measurements import curve
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import cache_dataset
@@ -109,7 +110,7 @@ def preference(
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
     measured = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
-    margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
+    margins, accuracies = (curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
     return heldout.add_curves(
         measured, trainer, len(apart), accuracy="rewards/accuracies", margin="rewards/margins"

@@ -17,6 +17,7 @@ from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext
+from harness.training.measurements import curve
 from harness.training.tokenized import tokenize
 from harness.training.trainer import KNOBS, LoopParams, Row
 
@@ -146,7 +147,7 @@ def add_curves(
     return replace(
         record,
         n_heldout=n_heldout or None,
-        validation_loss=loop.curve(history, "eval_loss"),
-        heldout_accuracy=loop.curve(history, f"eval_{accuracy}"),
-        heldout_margin=loop.curve(history, f"eval_{margin}"),
+        validation_loss=curve(history, "eval_loss"),
+        heldout_accuracy=curve(history, f"eval_{accuracy}"),
+        heldout_margin=curve(history, f"eval_{margin}"),
     )

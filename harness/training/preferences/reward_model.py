@@ -19,6 +19,7 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heads import load_with_head, open_reward_model
+from harness.training.measurements import curve, figures
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
@@ -73,12 +74,12 @@ def train_reward_model(
     model: Any = trainer.model
     model.save_pretrained(save_to)
     history = trainer.state.log_history
-    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+    made = figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     made = replace(
         made,
         n_pairs=len(rows),
-        reward_margin=loop.curve(history, "margin"),
-        reward_accuracy=loop.curve(history, "accuracy"),
+        reward_margin=curve(history, "margin"),
+        reward_accuracy=curve(history, "accuracy"),
     )
     return heldout.add_curves(made, trainer, len(apart), accuracy="accuracy", margin="margin")
 

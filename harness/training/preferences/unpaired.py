@@ -18,6 +18,7 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.lora import Policy, load_policy, policy_options, train_policy
+from harness.training.measurements import curve
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
@@ -76,9 +77,9 @@ def preference_without_pairs(
         made,
         n_pairs=len(train),
         n_heldout=len(apart) or None,
-        reward_margin=loop.curve(history, "rewards/margins"),
-        kl=loop.curve(history, "kl"),
-        validation_loss=loop.curve(history, "eval_loss"),
+        reward_margin=curve(history, "rewards/margins"),
+        kl=curve(history, "kl"),
+        validation_loss=curve(history, "eval_loss"),
     )
 
 
