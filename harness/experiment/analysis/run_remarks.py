@@ -126,7 +126,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
 def _note_unused(session: Session) -> Iterator[str]:
     """Say which candidates answer nothing and are named by no other, so that no comparison makes them."""
     known = session.candidates
-    used = {one for name in known for one in known[name].lineage}
+    used = {one for name in known for one in known[name].lineage if one != name}
     for name in (n for n, candidate in known.items() if not candidate.method.answers and n not in used):
         yield f"{name}: not trained, as it answers nothing and none names it; next: harness train {name}"
 
