@@ -32,7 +32,7 @@ def prepare_candidates(folder, model, params):
     ],
 )
 def test_a_name_that_the_base_does_not_have_is_refused(tiny, tmp_path, recipe, said):
-    with pytest.raises(UserError, match="candidate mine") as refused:
+    with pytest.raises(UserError, match=r"harness\.yaml:\d+: candidate mine") as refused:
         prepare_candidates(tmp_path, tiny, recipe)
     assert said in str(refused.value)
 

@@ -270,7 +270,8 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
     with pytest.raises(UserError) as refusal:
         prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
     (problem,) = refusal.value.problems
-    assert problem.where == "candidate one"
+    (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
+    assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
     assert problem.found == "answer: rank, and 16 items of desk, none with labels"
     assert problem.next_step == "labels: [..] in desk, or answer: generate"
     path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))

@@ -44,7 +44,8 @@ def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found
     with pytest.raises(UserError) as refusal:
         prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
     (problem,) = refusal.value.problems
-    assert problem.where == "candidate one"
+    (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
+    assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
     assert problem.found == f"{found}, and kind: bits_per_byte of prose, whose texts are read alone"
 
 

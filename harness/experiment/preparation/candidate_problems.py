@@ -4,6 +4,7 @@ Invariant: everything is found before a model is loaded, and each problem says w
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -64,7 +65,15 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
     problems += [problem for name in selected for problem in _merging_problems(session, known[name])]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
-    refuse(problems)
+    refuse(locate(problems, loaded.places))
+
+
+def locate(problems: Iterable[Problem], places: Mapping[str, str]) -> Iterator[Problem]:
+    """Put file and line before the candidate that a problem names; others stay as they are."""
+    for problem in problems:
+        place = places.get(problem.where.removeprefix("candidate ").partition(":")[0])
+        named = place and problem.where.startswith("candidate ")
+        yield replace(problem, where=f"{place}: {problem.where}") if named else problem
 
 
 def _put_found_path(candidate: ResolvedCandidate) -> Recipe:
