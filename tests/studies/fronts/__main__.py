@@ -11,6 +11,7 @@ without which these are not asked.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -127,11 +128,12 @@ def list_open(steps: list[Step], rows: list[Row], machine: str) -> list[Step]:
 
 
 def write(state: State, reports: Path) -> None:
-    """Write the rows, the pictures of tasks that were measured here as a whole, and the page."""
+    """Write the rows, the pictures of tasks of which no other machine measured more, and the page."""
     write_rows(reports / "fronts.json", state.rows)
     for name, report in state.tasks.items():
-        here = {f.name for f in report.facts}
-        if here >= {row.candidate for row in state.rows if row.task == name}:
+        measured = {(row.machine, row.candidate) for row in state.rows if row.task == name}
+        most = max(Counter(machine for machine, _ in measured).values())
+        if len({f.name for f in report.facts}) >= most:
             (reports / f"fronts.{name}.svg").write_text(front_file(report), "utf-8")
     (reports / "fronts.md").write_text(page(state.rows, state.left, state.later_s, reports), "utf-8")
 

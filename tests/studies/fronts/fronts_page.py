@@ -15,7 +15,7 @@ Which way to fine-tune gains as much as plain LoRA and forgets less? First every
 quickstart's target, judged on validation rows and on general items that no gate asks. Then plain LoRA and the {N_BEST} best ways on
 three tasks over three seeds: the quickstart's, Banking77 cut to twelve intents and 360 rows, and Dolly's instructions. The share of
 plain LoRA's gain is over the prompt, on the same items and the same kind of machine; forgetting is the mean change of the
-capability suite in points."""
+capability suite in points. Pictures are of the machine that measured most."""
 _DRIFT = """\
 - harness-drift: the base's stored answers, asked again beside this candidate, came out otherwise, so its gate says nothing"""
 _COLUMNS = ("candidate", "target", "share of plain LoRA's gain", "forgetting", "public tasks", "gate")
