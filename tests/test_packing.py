@@ -126,7 +126,11 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
             primary=SimpleNamespace(unit=SimpleNamespace(sign=1)),
         ),
         candidates={
-            "lora": SimpleNamespace(recipe=SimpleNamespace(weights_of="", init_from=None, prompting={}))
+            "lora": SimpleNamespace(
+                recipe=SimpleNamespace(weights_of="", init_from=None, prompting={}),
+                method=lora.METHOD,
+                lineage=("lora",),
+            )
         },
     )
     assert list_remarks(session, [run]) == ["lora: trained without packing, which would x"]

@@ -20,9 +20,9 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.lora import Policy, load_policy, policy_options, train_policy
-from harness.training.measurements import curve
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
+from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -27,8 +27,8 @@ from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.lora import LoraParams, lora_config
-from harness.training.measurements import curve, figures
 from harness.training.trainer import LoopParams, Row
+from harness.training.training_figures import curve, figures
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,9 +23,9 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
 from harness.training.families.refused_families import quantization_problems
 from harness.training.families.unadapted import exclude_unadapted
-from harness.training.measurements import figures
 from harness.training.peft_families import is_soft_prompt, sort_names
 from harness.training.sft import SupervisedParams, fine_tune
+from harness.training.training_figures import figures
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig

@@ -28,8 +28,8 @@ from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward
 from harness.training.heads import open_reward_model
 from harness.training.lora import LoraParams, Policy, load_policy, policy_options, train_policy
-from harness.training.measurements import curve
 from harness.training.trainer import LoopParams, Row
+from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -24,7 +24,6 @@ from harness.records import Example, TrainingRecord, parse_json
 from harness.training import checkpoints
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
-from harness.training.measurements import curve, figures
 from harness.training.packing import (
     batch_packs,
     count_epoch_steps,
@@ -37,6 +36,7 @@ from harness.training.parallel.shards import placement, save_trained
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
+from harness.training.training_figures import curve, figures
 
 if TYPE_CHECKING:
     import torch

@@ -24,11 +24,11 @@ from harness.records import TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.lora import Policy, load_policy, policy_options, train_policy
-from harness.training.measurements import curve
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import cache_dataset
 from harness.training.trainer import Row
+from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     import torch

@@ -19,11 +19,11 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heads import load_with_head, open_reward_model
-from harness.training.measurements import curve, figures
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
+from harness.training.training_figures import curve, figures
 
 if TYPE_CHECKING:
     from peft import PeftConfig
