@@ -25,6 +25,7 @@ FAMILIES = {
     "PREFIX_TUNING": {"num_virtual_tokens": 4},
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
+    "patterns of scales": {"peft_type": "LORA", "r": 2, "alpha_pattern": {"q_proj": 64, ".*_proj": 2}},
     "prefix projection": {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": 4,
@@ -273,6 +274,10 @@ def test_eva_without_a_batch_of_enough_learnt_tokens_fails_before_it_waits_for_o
         ("peft_type: LORA, r: 0", "r` should be a positive integer"),
         ("peft_type: LORA, target_modules: [nope]", "nope"),
         ("peft_type: LORA, target_modules: '('", "unterminated"),
+        (
+            "peft_type: LORA, alpha_pattern: {q_proj: 64, .*_proj: 2}",
+            r"alpha_pattern: q_proj before \.\*_proj, which both match q_proj, .* saves patterns by name",
+        ),
         ("peft_type: PROMPT_TUNING", "num_virtual_tokens"),
         ("peft_type: VERA}, sweep: {rnk: [1, 2]", "unknown parameter 'rnk'"),
         (

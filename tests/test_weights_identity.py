@@ -71,6 +71,7 @@ def test_a_low_rank_adapter_is_named_by_what_is_trained_and_not_by_what_is_writt
         ({"target_modules": "all-linear"}, {}, True),
         ({"target_modules": ["v_proj", "q_proj"]}, {"target_modules": ["q_proj", "v_proj"]}, True),
         ({"learning_rate": 0.001}, {}, True),
+        ({"rank_pattern": {"v_proj": 2, "q_proj": 4}}, {"rank_pattern": {"q_proj": 4, "v_proj": 2}}, True),
     ],
 )
 def test_an_adapter_of_a_family_is_named_without_what_is_at_pefts_default(one, other, same):
@@ -90,3 +91,10 @@ def test_modules_in_another_order_train_the_same_adapter(tiny, tmp_path):
             for i, modules in enumerate((names, names[::-1]))
         }
         assert len(made) == 1
+
+
+def test_names_of_modules_that_are_none_stay_as_they_are_written():
+    assert peft.Params(peft_type="LORA", target_modules=[1, "q_proj"]).identity()["target_modules"] == [
+        1,
+        "q_proj",
+    ]

@@ -22,7 +22,13 @@ from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
 from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
 from harness.training.families.lora_starts import begin_eva, find_lost, save_converted, save_initial
-from harness.training.families.refused_families import refuse_rank, refuse_soft_prompt, refuse_values
+from harness.training.families.refused_families import (
+    is_pattern,
+    refuse_order,
+    refuse_rank,
+    refuse_soft_prompt,
+    refuse_values,
+)
 from harness.training.families.unadapted import exclude_unadapted
 
 if TYPE_CHECKING:
@@ -113,7 +119,7 @@ def family_problems(
         return [Problem(where, *refused)]
     expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
-        _try(peft_type, json.dumps(params, sort_keys=True), base)
+        _try(peft_type, json.dumps(params), base)
     except ValidationError as error:
         wrong = error.errors()[-1]  # of a union the last: its literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
@@ -187,6 +193,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
         return  # some families compute with the weights already when they are put on
     if adapts_head(made):
         raise ValueError(ADAPTED_HEAD)
+    refuse_order(json.loads(params), made)
     refuse_rank(config, made, _start(vars(config)))
 
 
@@ -206,6 +213,8 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     taken: Any = create_model(str(made.__name__), **asked)
     checked = taken.model_validate({name: params[name] for name in own})
     given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
+    # In the order that PEFT saves them in, and opens an adapter with: the first pattern that matches counts.
+    given |= {n: dict(sorted(value.items(), key=str)) for n, value in given.items() if is_pattern(n, value)}
     if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
         given.setdefault("target_modules", "all-linear")
     if peft_type == "ADALORA":
@@ -227,14 +236,17 @@ def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]
         made = field and (field.default_factory() if callable(field.default_factory) else field.default)
         default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else made
         if field is None or isinstance(value, bool) != isinstance(default, bool) or value != default:
-            own[name] = value
+            # Pairs, as adapters that were trained with patterns in another order have digests of mappings.
+            own[name] = sorted(value.items(), key=str) if is_pattern(name, value) else value
     return sort_names(own)
 
 
 def sort_names(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters with the lists of modules sorted: PEFT makes adapters in the order of the base."""
     return {
-        name: sorted(set(value)) if name in _NAMES and isinstance(value, list) else value
+        name: sorted(set(value))
+        if name in _NAMES and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        else value
         for name, value in params.items()
     }
 

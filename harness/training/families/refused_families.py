@@ -89,6 +89,29 @@ def refuse_soft_prompt(config: "PeftConfig", of_base: Any) -> None:
         raise ValueError("a soft prompt, and layers that do not attend to everything that was read")
 
 
+def is_pattern(name: str, value: Any) -> bool:
+    """Tell whether a parameter maps patterns of modules to values of their own, such as ranks."""
+    return name.endswith("_pattern") and isinstance(value, dict)
+
+
+def refuse_order(params: Mapping[str, Any], made: Any) -> None:
+    """Refuse patterns that give a module another value in the order that PEFT saves them in, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import get_pattern_key
+
+    paths = [path for path, m in made.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, pattern in params.items():
+        if not is_pattern(name, pattern) or list(pattern) == sorted(pattern, key=str):
+            continue
+        for path in paths:
+            given, saved = (get_pattern_key(keys, path) for keys in (pattern, sorted(pattern, key=str)))
+            if pattern.get(given) != pattern.get(saved):
+                raise ValueError(
+                    f"{name}: {given} before {saved}, which both match {path.rpartition('.')[2]}, and PEFT "
+                    "saves patterns by name and takes the first that matches"
+                )
+
+
 def refuse_rank(config: "PeftConfig", made: Any, start: str) -> None:
     """Refuse to begin with more directions of a layer than it has."""
     # Half of what PEFT computes for EVA, or what it would save of PiSSA, has no value then.
