@@ -276,7 +276,8 @@ def add_regularizers(
 def _draw_apart(kind: Any, context: FitContext) -> Any:
     """Return a kind of trainer whose passes draw by seed, step and batch alone, if a regulariser draws.
 
-    They leave the generator as it was by which the order of the rows is drawn.
+    They leave the generator as it was by which the order of the rows is drawn. On a GPU that is still so, but
+    what is drawn there comes from the device's own generator.
     """
     if not regularizers.draws(context.regularize):
         return kind
