@@ -198,8 +198,9 @@ def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
 
 
 def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
-    asked = arguments(params.version or "", values, shell=params.shell)
-    return read_first_line(asked, folder) if params.version else ""
+    if not params.version:
+        return ""
+    return read_first_line(arguments(params.version, values, shell=params.shell), folder)
 
 
 def _curves(out: Path) -> dict[str, Any]:

@@ -65,15 +65,15 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
     problems += [problem for name in selected for problem in _merging_problems(session, known[name])]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
-    refuse(locate(problems, loaded.places))
+    refuse(_locate(problems, loaded.places))
 
 
-def locate(problems: Iterable[Problem], places: Mapping[str, str]) -> Iterator[Problem]:
+def _locate(problems: Iterable[Problem], places: Mapping[str, str]) -> Iterator[Problem]:
     """Put file and line before the candidate that a problem names; others stay as they are."""
+    named = {f"candidate {name}": place for name, place in places.items()}
     for problem in problems:
-        place = places.get(problem.where.removeprefix("candidate ").partition(":")[0])
-        named = place and problem.where.startswith("candidate ")
-        yield replace(problem, where=f"{place}: {problem.where}") if named else problem
+        place = named.get(problem.where.partition(":")[0])
+        yield replace(problem, where=f"{place}: {problem.where}") if place else problem
 
 
 def _put_found_path(candidate: ResolvedCandidate) -> Recipe:
