@@ -4,10 +4,11 @@ Invariant: what it says follows from the request and from what answers alone; `f
 """
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,10 +88,11 @@ class Model:
 class Server(ThreadingHTTPServer):
     """One model behind an address; `model`, `faults`, `key` and `listed` may be changed while it runs."""
 
-    daemon_threads = True
+    daemon_threads = False  # joined by server_close
 
     def __init__(self, model: Any, *, key: str | None = None, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self._connections: set[socket.socket] = set()
         self.model, self.key = model, key
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, dict]] = []
@@ -114,6 +116,24 @@ class Server(ThreadingHTTPServer):
         finally:
             with self._lock:
                 self._at_once -= 1
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answer one connection's requests; a client that is gone is no error.
+
+        A traceback printed in this thread would call `ast.parse`, which on Python 3.11.7 is not safe beside a call in
+        another one (python/cpython#106905).
+        """
+        self._connections.add(request)
+        with suppress(ConnectionError):
+            super().finish_request(request, client_address)
+        self._connections.discard(request)
+
+    def server_close(self) -> None:
+        """Close the connections that clients keep open too, and wait for their threads."""
+        for connection in [*self._connections]:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     def fault(self) -> Fault | None:
         with self._lock:
