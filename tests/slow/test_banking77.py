@@ -53,8 +53,10 @@ def test_rows_that_are_also_in_test_are_refused_by_name(path):
 
 
 @pytest.mark.weekly
-def test_removed_rows_are_said(report):
-    assert any("removed" in note for note in report.notes)
+def test_rows_that_are_left_out_are_said_with_the_reason(report):
+    notes = "\n".join(report.notes)
+    assert "dropped, evaluated too" in notes
+    assert "dropped, label not among the 12" in notes
 
 
 @pytest.mark.weekly
