@@ -22,7 +22,9 @@ from harness.progress import quiet_environment
 
 __all__ = ["app", "main"]
 
-_ALLOCATIONS = 50_000  # between collections; by Python's 700, imports and rows make them a tenth of a command
+# Between collections until a base is loaded or trained; by Python's 700 they take a tenth of a command, and
+# imports, rows and statistics form hardly any cycles.
+_ALLOCATIONS = 5_000_000
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 _KINDS = {  # what a path was found to be, and what was expected there
     errno.EISDIR: ("a folder", "a file"),

@@ -39,6 +39,7 @@ from harness.store import Store
 from harness.training import Weights
 
 UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
+_ALLOCATIONS = 50_000  # between collections from the first base on: what a cycle holds may be large then
 
 
 class MeasuredTask(NamedTuple):
@@ -264,6 +265,7 @@ class Session:
         if isinstance(self.slot.host, vllm_server.VllmServer):
             self.slot.host.close()  # whoever else still refers to it, the memory is wanted
         self.slot.host = None
+        gc.set_threshold(_ALLOCATIONS)
         gc.collect()
         oom.release()
 

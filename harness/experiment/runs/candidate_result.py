@@ -63,13 +63,19 @@ def outcome(session: Session, reader: Reader, run: Run) -> Run:
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    """Say what one run measured by itself, before it is compared with another.
+    """Say what one run measured by itself, before it is compared with another; the reader keeps it.
 
     Raises:
         CandidateFailed: every test row is an error.
     """
-    if run.state == "failed":
-        return _facts_of_record(run)
+    known, facts = reader.facts.get(run.run_id, (None, None))
+    if facts is None or known is not run:
+        facts = _facts_of_record(run) if run.state == "failed" else _facts_of_rows(session, reader, run)
+        reader.facts[run.run_id] = run, facts
+    return facts
+
+
+def _facts_of_rows(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     metric, test = session.target.primary, reader.read(run, session.target)
     facts = facts_on_target(run, metric, test, reader.read(run, session.target, "validation"))
     hour = session.experiment.decide.device_hour_usd

@@ -37,6 +37,7 @@ class Reader:
         self._session = session
         self._weights = {m.task.name: m.weights for m in session.suites if m.weights is not None}
         self.rows = cache(self._rows)
+        self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of each run that was described, by its id
         self._whole: dict[str, Rows] = {}
         self._controls: dict[str, ControlFacts] = {}
 
