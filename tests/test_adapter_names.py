@@ -14,11 +14,10 @@ from harness.progress import SilentProgress
 from harness.training.families.adapter_names import unknown_names
 
 
-def prepare_candidates(folder, model, params):
+def prepare_candidates(folder, model, params, *overrides):
     candidates = f"  prompt: {{method: base}}\n  mine: {params}\n"
-    return prepare_session(
-        config.load(tiny_experiment.write(folder, model, candidates)), Scope(), SilentProgress()
-    )
+    path = tiny_experiment.write(folder, model, candidates)
+    return prepare_session(config.load(path, overrides), Scope(), SilentProgress())
 
 
 @pytest.mark.parametrize(
@@ -35,6 +34,14 @@ def test_a_name_that_the_base_does_not_have_is_refused(tiny, tmp_path, recipe, s
     with pytest.raises(UserError, match=r"harness\.yaml:\d+: candidate mine") as refused:
         prepare_candidates(tmp_path, tiny, recipe)
     assert said in str(refused.value)
+
+
+def test_a_refused_name_that_an_override_gave_is_shown_with_the_override(tiny, tmp_path):
+    given = "candidates.mine.params.target_modules=[nope]"
+    with pytest.raises(UserError) as refused:
+        prepare_candidates(tmp_path, tiny, "{method: lora}", given, "seeds=[3]")
+    (problem,) = refused.value.problems
+    assert problem.where.endswith(f", override {given}: candidate mine")
 
 
 @pytest.mark.parametrize("kind", ["tied", "own"])

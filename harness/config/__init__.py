@@ -60,7 +60,9 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
     expanded = {name: _inherit_role(member.recipe, members) for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
-    places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
+    places = {
+        name: overriding.place_of(tree, ("candidates", member.source)) for name, member in members.items()
+    }
     return LoadedExperiment(
         experiment, tree.folder, selected, places, CommandLine.from_options(path, overrides)
     )

@@ -14,6 +14,7 @@ from harness.config.problems import Keys, Tree, plain
 from harness.errors import Problem, UserError, did_you_mean
 
 _FORM, _SUCH_AS = "KEY.KEY=VALUE", "such as candidates.lora.params.r=8"
+_OVERRIDE = "override "  # begins the place of a value that the command line gave
 
 
 class Setting(NamedTuple):
@@ -34,13 +35,15 @@ def parse(texts: Iterable[str], tree: Tree) -> list[Setting]:
             read = plain(YAML(typ="safe", pure=True).load(value))
         except RecursionError:
             found = f"{value[:20]}…, deeper than can be read"
-            tree.problems.append(Problem(f"override {key}", found, _FORM, "mend the brackets"))
+            tree.problems.append(Problem(f"{_OVERRIDE}{key}", found, _FORM, "mend the brackets"))
             continue
         except YAMLError:
-            tree.problems.append(Problem(f"override {text}", f"no YAML: {value!r}", _FORM, "quote the value"))
+            tree.problems.append(
+                Problem(f"{_OVERRIDE}{text}", f"no YAML: {value!r}", _FORM, "quote the value")
+            )
             continue
         if not equals or not all(keys):
-            tree.problems.append(Problem(f"override {text}", repr(text), _FORM, _SUCH_AS))
+            tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, _SUCH_AS))
         else:
             settings.append(Setting(text, keys, read))
     return sorted(settings, key=lambda setting: len(setting.keys))
@@ -55,13 +58,20 @@ def replaces_a_reference(setting: Setting) -> bool:
 def apply(tree: Tree, settings: Iterable[Setting]) -> None:
     """Write settings into the tree; its places then name the setting."""
     for setting in settings:
-        where = f"override {setting.text}"
+        where = f"{_OVERRIDE}{setting.text}"
         try:
             keys = _walk(tree, setting, where)
         except UserError as error:
             tree.problems += error.problems
         else:
             tree.put(keys, setting.value, {(): where})
+
+
+def place_of(tree: Tree, keys: Keys) -> str:
+    """Return `file:line` of the value at these keys, with the settings that changed anything in it."""
+    inside = (mark for at, mark in tree.marks.items() if at[: len(keys)] == keys and at != keys)
+    settings = (mark for mark in inside if mark.startswith(_OVERRIDE))
+    return ", ".join(dict.fromkeys([tree.where(keys), *settings]))
 
 
 def _walk(tree: Tree, setting: Setting, where: str) -> Keys:

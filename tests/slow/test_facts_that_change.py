@@ -32,7 +32,7 @@ target:
 candidates:
   prompt: prompt
   rag: {prompting: {rag: {top_k: 1}}}
-  lora: {method: lora, params: {r: 16, learning_rate: 2.0e-3, num_train_epochs: 10}}
+  lora: {method: lora, params: {r: 16, learning_rate: 2.0e-3, num_train_epochs: 30}}
   hybrid: {weights_of: lora, prompting: {rag: {top_k: 1}}}
 decide: {needs: [changing_facts]}
 """
