@@ -47,11 +47,11 @@ def outcome_on(experiment_file, rescue_result):
     prepared = rescue.prepare(session, loaded.selected, "lora")
     session, reader = prepared.session, Reader(prepared.session)
     base = bases_of(session, reader, [prepared.case.run])[prepared.case.run.base_digest]
-    halved = split(base, 0)
 
     def outcome(tried, half):
         run = store.get_run(session.store, tried.facts.run_id)
-        part = halved.part(build_measurements(session, reader, run, base), half)
+        measured = build_measurements(session, reader, run, base)
+        part = gating.cut_to_half(measured, gating.cut_tasks(measured, 0), half)
         return gating.judge(part, session.experiment.gate, target=None, identical=False).verdict.outcome
 
     return outcome
