@@ -312,6 +312,19 @@ def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_an
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
+@pytest.mark.parametrize("written", [("False", "True"), ("false", "true"), ("0", "1")])
+def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
+    content = [
+        (row["prompt"], row["completion"], written[row["label"]]) for row in thumbs(60, lambda i: i % 3)
+    ]
+    path = write_untitled(tmp_path, [("prompt", "completion", "label"), *content])
+    found = scaffold.propose(Request(tmp_path / "new", path), HERE)
+    assert "kto" in found.candidates
+    items = load_task(found.task, 0)
+    assert len(items.train) + len(items.validation) + len(items.test) == 20
+    assert {bool(pair.references) for pair in items.pairs} == {True, False}
+
+
 def test_many_unusable_rows_are_refused_among_answers_with_thumbs_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = thumbs(60, lambda i: i % 3 == 0)
@@ -396,6 +409,18 @@ def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns)
     found = scaffold.propose(Request(tmp_path, str(tmp_path / "my rows.csv")), HERE)
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
     assert found.name == "my-rows"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [("customer_message", "agent_message"), ("user_message", "bot_message"), ("user text", "assistant text")],
+)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_what_an_agent_said_answers_and_what_a_customer_said_asks(tmp_path, columns, turn):
+    said = [columns, *((f"Where is lamp {i}?", f"It stands on shelf {i} by {WORDS}") for i in range(30))]
+    path = write_untitled(tmp_path, [row[::turn] for row in said])
+    fields = scaffold.propose(Request(tmp_path / "new", path), HERE).task.fields
+    assert (fields.prompt, fields.reference) == tuple(f"{{{c}}}" for c in columns)
 
 
 def write_untitled(tmp_path, content):

@@ -15,7 +15,7 @@ from harness.data.examples import FIELD, is_object
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
 from harness.data.formats.multiple_choice import RIGHT, list_choices
-from harness.data.formats.preference_rows import read_pair
+from harness.data.formats.preference_rows import is_thumb_up, read_pair
 from harness.data.formats.tools import list_tools
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean, refuse
@@ -23,12 +23,15 @@ from harness.records import digest
 from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
+_FREE_ANSWERS = ("answer", "output", "response")  # beside one of these a category is no answer
 ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
 GROUPS = (
     *("article", "title", "document", "document_id", "doc_id", "conversation_id", "dialogue_id", "thread_id"),
     *("session_id", "group", "group_id", "customer_id", "user_id", "patient_id", "author"),
 )
 CONTEXT = "context"
+_ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
+_SAID = {"message", "text", "utterance", "content"}
 _DOCUMENT = {"id", "title", "text", "source"}
 
 
@@ -172,8 +175,9 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     choices = list_choices({name: value for name, value in fields.items() if name not in read})[1]
     if isinstance(choices, list) and choices:
         of = of._replace(choices="\n".join(sorted(map(join_texts, choices))))
-    if roles == _ROLES["prompt and completion"] and fields.get("label") in (False, True):
-        of = of._replace(thumb=str(bool(fields["label"])))
+    is_up = is_thumb_up(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
+    if is_up is not None:
+        of = of._replace(thumb=str(is_up))
     if roles in _ROLES.values() and isinstance(fields.get("system"), str):
         of = of._replace(system="\n".join(filter(None, (fields["system"], of.system))))
     return of._replace(tools=_digest_tools(row, roles))
@@ -258,6 +262,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     """Guess which column asks and which answers, by their names; of two, the one that varies less answers.
 
     Of two that vary alike the later one answers. Objects, which are read as JSON, answer by their name alone.
+    What a bot or an agent said, such as `bot_message`, answers where no column does by its name.
 
     `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
 
@@ -268,9 +273,12 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     plain = {
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
-    asks = fields.get("prompt") or _find_by_name(plain, QUESTIONS, ANSWERS)
+    replies = {c for c in plain if _is_reply(c)}
+    asks = fields.get("prompt") or _find_by_name(plain - replies, QUESTIONS, ANSWERS)
     objects = {c for c in columns if all(is_object(row.fields.get(c)) for row in content.rows)}
-    answers = fields.get("reference") or _find_by_name((plain | objects) - {_name_in(asks)}, ANSWERS)
+    answers = fields.get("reference") or _find_answer((plain | objects) - {_name_in(asks)})
+    if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != asks:
+        answers = f"{{{min(replies)}}}"
     if not (asks and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
     taken = {_name_in(asks), _name_in(answers)}
@@ -359,11 +367,20 @@ def _is_system(turn: Any) -> bool:
     return isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
 
 
+def _find_answer(columns: set[str]) -> str | None:
+    """Find the column that answers by its name; a category where nothing else does."""
+    found = _find_by_name(columns, ANSWERS)
+    if _name_in(found).lower() != "category":
+        return found
+    free = {column for column in columns if find_head(column) in _FREE_ANSWERS}
+    return _find_by_name(free, _FREE_ANSWERS) or found
+
+
 def _find_by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
     """Find the column of a known name, else one that has it as a word, or ends in it: `bot_reply`."""
     # A column that ends in a name of the `other` role is found by its whole name alone.
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
-    heads = {column: _head(column) for column in words}
+    heads = {column: find_head(column) for column in words}
     exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])
     part = (
         f"{{{c}}}"
@@ -374,7 +391,13 @@ def _find_by_name(columns: set[str], known: Iterable[str], other: Container[str]
     return next(exact, None) or next(part, None)
 
 
-def _head(column: str) -> str:
+def _is_reply(column: str) -> bool:
+    """Tell from its name whether a column holds what a bot or an agent said: `bot_message`, `AI text`."""
+    words = re.findall(r"[^\W_]+", column.lower())
+    return len(words) > 1 and words[-1] in _SAID and bool(_ANSWERING & {*words[:-1]})
+
+
+def find_head(column: str) -> str:
     """Return the last word of a name, of `question_text` the one before: what the column holds."""
     words: list[str] = re.findall(r"[^\W_]+", column.lower()) or [""]
     return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]

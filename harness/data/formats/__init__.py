@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data.formats.multiple_choice import has_choices, read_choices
-from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
+from harness.data.formats.preference_rows import OWN_QUESTION, is_thumb_up, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.tools import TOOL_FIELDS
 from harness.data.formats.turns import (
@@ -156,12 +156,14 @@ def _slice(row: Row) -> dict[str, Any]:
 
 def has_thumb_down(row: Row, layout: Layout | None) -> bool:
     """Tell whether a row of prompt and completion is an answer with a thumb down, false or 0 as for TRL."""
-    return layout is not None and layout.reads is _completion and row.fields.get("label") == 0
+    return (
+        layout is not None and layout.reads is _completion and is_thumb_up(row.fields.get("label")) is False
+    )
 
 
 def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
-    if row.fields.get("label") == 0:
+    if is_thumb_up(row.fields.get("label")) is False:
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
         raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
     if isinstance(row.fields["prompt"], list):

@@ -8,6 +8,7 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_WRITTEN_THUMBS = {"true": True, "1": True, "false": False, "0": False}
 OWN_QUESTION = {"prompt", "messages"}
 
 
@@ -41,6 +42,13 @@ def read_pair(row: Row) -> Row:
     return _check_pair(_name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
 
+def is_thumb_up(label: object) -> bool | None:
+    """Tell a thumb up, true or 1, from one down; also as a text, as a CSV file holds it. None of neither."""
+    if isinstance(label, str):
+        return _WRITTEN_THUMBS.get(label.strip().lower())
+    return bool(label) if label in (0, 1) else None
+
+
 def read_thumb(row: Row) -> Row | None:
     """Return an answer with a thumb as TRL writes it, `completion` beside `label`; None of other rows.
 
@@ -54,7 +62,7 @@ def read_thumb(row: Row) -> Row | None:
     ):
         return None
     label, completion = row.fields["label"], row.fields["completion"]
-    if not isinstance(label, bool) and label not in (0, 1):
+    if (is_up := is_thumb_up(label)) is None:
         raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", MEND_ROW))
     if isinstance(completion, list):
         turns = read_turns(row, "completion")
@@ -63,7 +71,7 @@ def read_thumb(row: Row) -> Row | None:
             raise UserError(Problem(row.where, "a completion of another form", expected, MEND_ROW))
         completion = turns[0]["content"]
     answer = read_text(row._replace(fields={**row.fields, "completion": completion}), "completion")
-    return _name_question(row._replace(fields={**row.fields, "completion": answer, "label": bool(label)}))
+    return _name_question(row._replace(fields={**row.fields, "completion": answer, "label": is_up}))
 
 
 def is_transcript(text: str) -> bool:
