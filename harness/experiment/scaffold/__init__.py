@@ -29,6 +29,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
+from harness.experiment.scaffold.unread_columns import hidden_choices, warn_of_unread
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
@@ -92,7 +93,8 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     }
     said = *_sentences(seen, task, items, candidates), *remarks
     late.append(_repeated_answers(seen, task, items))
-    warnings = *_warnings(items, candidates[choice.name]), *filter(None, late)
+    unread = warn_of_unread(seen, request)
+    warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
 
@@ -104,6 +106,7 @@ def _recognise(request: Request) -> RecognizedRows:
     seen: RecognizedRows | None = None
     with gather(problems):
         seen = look(request, content) if content else None
+    problems += hidden_choices(seen, request) if seen else ()
     if problems or seen is None:
         raise UserError(problems)
     return seen

@@ -1,0 +1,124 @@
+"""`harness init` names columns that it does not read, where the task or its split hangs on them."""
+
+import json
+import shlex
+
+import pytest
+
+from harness.data import load_task
+from harness.errors import UserError
+from harness.experiment import scaffold
+from harness.experiment.scaffold import Request, Resources
+from harness.models.hardware import Machine, Memory
+
+HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
+WORDS = "the lamp is on the table and the hen is in the garden"
+
+
+def propose(tmp_path, content, **given):
+    """Propose an experiment for rows."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return scaffold.propose(Request(tmp_path / "new", str(path), **given), HERE)
+
+
+def make_choices(columns, answer, right, ask="question"):
+    """Make questions with a column for each choice."""
+    made = []
+    for i in range(40):
+        texts = dict(zip(columns, (f"lamp {i}", f"hen {i}", f"gate {i}"), strict=True))
+        made.append({ask: f"Which is {i}?", **texts, answer: right(i % 3, list(texts.values()))})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("columns", "answer", "right", "marks"),
+    [
+        (("option_a", "option_b", "option_c"), "answer", lambda i, texts: "abc"[i], "abc"),
+        (("Option A", "Option B", "Option C"), "Correct Answer", lambda i, texts: "ABC"[i], "ABC"),
+        (("a", "b", "c"), "answer", lambda i, texts: "ABC"[i], "ABC"),
+        (("opt1", "opt2", "opt3"), "answer", lambda i, texts: i + 1, "123"),
+        (("choice1", "choice2", "choice3"), "label", lambda i, texts: i, "012"),
+        (("option1", "option2", "option3"), "answer", lambda i, texts: texts[i], "123"),
+    ],
+)
+def test_choices_that_no_question_shows_are_refused_with_the_template_that_shows_them(
+    tmp_path, columns, answer, right, marks
+):
+    content = make_choices(columns, answer, right)
+    with pytest.raises(UserError) as refusal:
+        propose(tmp_path, content)
+    (problem,) = refusal.value.problems
+    assert "nobody could know the right answer" in problem.found
+    option, prompt = shlex.split(problem.next_step.removeprefix("show them: "))
+    assert option == "--prompt"
+    items = load_task(propose(tmp_path, content, prompt=prompt).task, 0)
+    every = [*items.train, *items.validation, *items.test]
+    first = next(example for example in every if example.prompt.startswith("Which is 3?"))
+    told = ("lamp 3", "hen 3", "gate 3")
+    said = " ".join(f"{mark}: {text}" for mark, text in zip(marks, told, strict=True))
+    assert first.prompt == f"Which is 3? {said}"
+
+
+def test_the_command_that_shows_choices_keeps_the_column_that_was_named(tmp_path):
+    content = make_choices(("option_a", "option_b", "option_c"), "key", lambda i, texts: "abc"[i])
+    with pytest.raises(UserError) as refusal:
+        propose(tmp_path, content, reference="key")
+    assert refusal.value.problems[0].next_step.endswith(" --reference key")
+
+
+def test_lettered_columns_that_are_read_as_choices_are_not_refused(tmp_path):
+    assert propose(tmp_path, make_choices("ABC", "answer", lambda i, texts: "ABC"[i])).kind == "choice"
+
+
+def test_columns_of_letters_that_no_answer_names_are_not_refused(tmp_path):
+    found = propose(tmp_path, make_choices("abc", "answer", lambda i, texts: f"it is {i}"))
+    assert not any("nobody" in line for line in found.warnings)
+
+
+def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
+    content = [
+        {"prompt": f"Say {i}.", "category": "ab"[i % 2], "response": f"{i} {WORDS}"} for i in range(40)
+    ]
+    found = propose(tmp_path, content)
+    assert found.task.fields.reference == "{response}"
+    assert any(line.endswith("--reference category") for line in found.warnings)
+    assert propose(tmp_path, content, reference="category").warnings == ()
+
+
+def test_a_category_answers_where_nothing_else_does(tmp_path):
+    content = [{"text": f"Say {i}.", "category": "ab"[i % 2], "response time": i % 7} for i in range(40)]
+    assert propose(tmp_path, content).task.fields.reference == "{category}"
+
+
+def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp_path):
+    names = ("card", "pin", "refund")
+    content = [{"text": f"Say {i}.", "label": i % 3, "label_text": names[i % 3]} for i in range(60)]
+    (said,) = propose(tmp_path, content).warnings
+    assert "the labels are numbers" in said
+    assert said.endswith("next: --reference label_text, which names them")
+    (alone,) = propose(tmp_path, [{"text": row["text"], "label": row["label"]} for row in content]).warnings
+    assert "system:" in alone
+
+
+def test_ratings_are_no_codes(tmp_path):
+    content = [{"text": f"Say {i}.", "label": i % 5 + 1} for i in range(60)]
+    assert propose(tmp_path, content).warnings == ()
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
+    turns = [
+        [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i} {WORDS}"}]
+        for i in range(40)
+    ]
+    found = propose(tmp_path, [{"messages": of, column: i % 4 > 0} for i, of in enumerate(turns)])
+    (said,) = found.warnings
+    assert said.startswith(f"{column!r} is false in 10 of 40 rows")
+
+
+def test_a_column_that_names_the_parts_of_a_split_is_said_not_to_be_read(tmp_path):
+    parts = ["train", "train", "train", "test"]
+    content = [{"text": f"Say {i}.", "label": "ab"[i % 2], "split": parts[i // 2 % 4]} for i in range(80)]
+    (said,) = propose(tmp_path, content).warnings
+    assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
