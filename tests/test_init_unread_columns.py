@@ -4,12 +4,14 @@ import json
 import shlex
 
 import pytest
+from ruamel.yaml import YAML
 
 from harness.data import load_task
 from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory
+from harness.spec import TaskData
 
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 WORDS = "the lamp is on the table and the hen is in the garden"
@@ -122,3 +124,17 @@ def test_a_column_that_names_the_parts_of_a_split_is_said_not_to_be_read(tmp_pat
     content = [{"text": f"Say {i}.", "label": "ab"[i % 2], "split": parts[i // 2 % 4]} for i in range(80)]
     (said,) = propose(tmp_path, content).warnings
     assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
+
+
+def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part, n in (("train", 60), ("validation", 10), ("test", 10)):
+        content = [{"text": f"Say {part} {i}.", "label": "ab"[i % 2]} for i in range(n)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    found = scaffold.propose(Request(tmp_path / "new", str(folder)), HERE)
+    (said,) = found.warnings
+    assert "its validation and test rows are not read" in said
+    data = YAML(typ="safe").load(said.partition("write data: ")[2].removesuffix(" in the suite"))
+    kept = load_task(found.task.model_copy(update={"data": TaskData(**data)}), 0)
+    assert (len(kept.train), len(kept.validation), len(kept.test)) == (60, 10, 10)

@@ -448,6 +448,24 @@ def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
     assert problem.next_step == "add a header line, or where it is one: --prompt COLUMN --reference COLUMN"
 
 
+def test_a_line_above_the_header_is_refused_at_its_place(tmp_path):
+    cells = [(i, row["text"], row["label"]) for i, row in enumerate(LABELLED)]
+    content = [("Tickets of 2024", "", ""), ("id", "text", "label"), *cells]
+    with pytest.raises(UserError) as refusal:
+        scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content)), HERE)
+    (problem,) = refusal.value.problems
+    assert problem.where.endswith("mine.csv:1")
+    assert problem.found == "a first line that names 1 of 3 columns"
+    assert problem.next_step.startswith("delete the lines above it")
+
+
+def test_a_header_that_stands_once_more_is_no_row(tmp_path):
+    content = [("text", "label"), *((row["text"], row["label"]) for row in LABELLED)]
+    found = scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content + content[:1])), HERE)
+    assert found.task.labels == ("card", "pin")
+    assert any("the names of the columns once more (1); the first is 42" in line for line in found.said)
+
+
 @pytest.mark.parametrize("header", [("q", "a"), ("Q", "A")])
 def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, header):
     content = [header, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
@@ -707,6 +725,16 @@ def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows
     n_train, n_long = len(load_task(propose_rows(content).task, 0).train), warning.split()[1]
     assert warning.startswith(f"about {n_long} of {n_train} rows to train on are longer than 4,096 tokens")
     assert 0 < int(n_long) < n_train
+
+
+def test_items_that_are_longer_than_the_base_reads_are_warned_of(propose_rows, tiny):
+    content = [{"text": f"{i} " + "lamp " * 400 * (i % 2), "label": "ab"[i // 2 % 2]} for i in range(40)]
+    items = load_task(propose_rows(content).task, 0)
+    evaluated = [*items.validation, *items.test]
+    n_long = sum("lamp" in example.prompt for example in evaluated)
+    (warning,) = propose_rows(content, base_model=str(tiny)).warnings
+    assert f"longer than the 256 tokens that the base reads: {n_long} of {len(evaluated)}" in warning
+    assert 0 < n_long < len(evaluated)
 
 
 def test_the_kind_of_task_can_be_named(propose_rows):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.data import formats
 from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
-from harness.data.csv_header import is_csv, probable_row
+from harness.data.csv_header import is_csv, probable_row, unnamed_column
 from harness.data.examples import FIELD, is_object
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
@@ -255,6 +255,11 @@ def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
     if is_named or usual or not is_csv(content.shown):
         return None
     step = ", or where it is one: --prompt COLUMN --reference COLUMN"
+    n_named = sum(name != unnamed_column(place) for place, name in enumerate(names, start=1))
+    if 2 * n_named < len(names):
+        found = f"a first line that names {n_named} of {len(names)} columns"
+        expected = "a header line that names the columns, such as text,label"
+        return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it{step}")
     return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)
 
 

@@ -18,6 +18,11 @@ def is_csv(path: str) -> bool:
     return path.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
+def unnamed_column(place: int) -> str:
+    """Name a column without a name by its place, from 1."""
+    return f"column {place}"
+
+
 def refuse_certain_row(where: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a first line that is certainly a row.
 

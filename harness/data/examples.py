@@ -418,6 +418,8 @@ def _value(row: Row, field: str) -> Any:
 
 def _scalar(row: Row, field: str) -> str:
     value = _value(row, field)
+    if field in row.fields and value is None:
+        raise UserError(Problem(row.where, f"no value in {field!r}", "text or a number", _FILL_OR_DROP))
     if value is None:
         here = ", ".join(sorted(row.fields))
         hint = f"its fields are {here}; name another one under fields: of the task"

@@ -71,8 +71,10 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     """Return the row with the fields of our own layout beside its own.
 
     Raises:
-        UserError: the row does not fit.
+        UserError: the row does not fit, or is the header of the file once more.
     """
+    if _is_header(row):
+        raise UserError(Problem(row.where, "the names of the columns once more", "a row", MEND_ROW))
     if layout is None:
         return row
     if not layout.fits(find_known_fields(row)):
@@ -80,6 +82,12 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
             _misfit(row, f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}", layout)
         )
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
+
+
+def _is_header(row: Row) -> bool:
+    """Tell whether a row repeats the header, as where files of separated values were joined."""
+    cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
+    return len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells)
 
 
 def every_turn(content: Rows) -> Rows:

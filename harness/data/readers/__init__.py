@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.data.csv_header import is_csv, refuse_certain_row
 from harness.data.readers.csv_rows import find_header_line, read_csv
-from harness.data.readers.hub_rows import hub_source, read_parquet, stream_set
+from harness.data.readers.hub_rows import hub_source, list_parts, read_parquet, stream_set
 from harness.data.readers.json_rows import read_json_array, read_json_lines
 from harness.data.readers.text_file import (
     BEGINNING,
@@ -33,6 +33,7 @@ __all__ = [
     "file_of",
     "find_repeated",
     "hub_source",
+    "list_parts",
     "phrase_no_rows",
     "read",
     "refuse_no_header",

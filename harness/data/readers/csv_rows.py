@@ -2,12 +2,15 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
+from harness.data.csv_header import unnamed_column
 from harness.data.readers.text_file import Row, cap_problems, open_text
 from harness.errors import Problem, UserError
+from harness.formatting import count, pluralize
 
 _TRIED = 100  # lines behind the first by which separators are told apart
 _LONGEST_FIELD = 2**31 - 1  # the csv module alone refuses more than 131,072 characters
@@ -26,7 +29,7 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
         delimiter = named[1] if named else "\t" if is_tsv else _separator(head)
         lines = chain(head, text)
-        reader, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
+        reader, line, widths = csv.reader(lines, delimiter=delimiter, strict=True), 1, Counter[int]()
         try:
             header = _column_names(next(reader, []))
             # A row may hold line breaks: its place is its first line.
@@ -35,6 +38,7 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
                 where, line = f"{shown}:{line + bool(named)}", reader.line_num + 1
                 if not any(cells):
                     continue
+                widths[len(cells)] += 1
                 if len(cells) != len(header):
                     expected = f"the {len(header)} fields of the first line"
                     step = f"quote fields with {_SEPARATORS[delimiter]}"
@@ -44,8 +48,18 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
             expected = f"values separated by {_SEPARATORS[delimiter]}"
             where = f"{shown}:{line + bool(named)}"
             problems.append(Problem(where, str(error), expected, "quote it"))
+    if problems and widths.total() > 1 and len(header) < min(widths):
+        raise UserError(_title_line(f"{shown}:{1 + bool(named)}", len(header), widths))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
+
+
+def _title_line(where: str, n: int, widths: Counter[int]) -> Problem:
+    """Phrase a first line with fewer fields than every row behind it, as a title above the header has."""
+    usual, n_rows = widths.most_common(1)[0]
+    found = f"{pluralize(n, 'field')} in the first line and {usual} in {count(n_rows)} of those behind it"
+    expected = "a first line that names the columns"
+    return Problem(where, found, expected, "delete the lines above the names of the columns, or name each")
 
 
 def find_header_line(file: Path, shown: str) -> int:
@@ -72,7 +86,7 @@ def _column_names(header: list[str]) -> list[str]:
     """Name every column: without spaces around, by its place where it has none, and numbered where twice."""
     names: list[str] = []
     for place, cell in enumerate(header, start=1):
-        name = again = cell.strip() or f"column {place}"
+        name = again = cell.strip() or unnamed_column(place)
         number = 2
         while again in names:
             again, number = f"{name} {number}", number + 1

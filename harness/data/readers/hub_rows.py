@@ -35,6 +35,17 @@ def stream_set(reference: str, split: str) -> Iterator[Row]:
         return
 
 
+def list_parts(reference: str) -> list[str]:
+    """List the parts of a data set in the hub's layout, such as train and test; none where one is named."""
+    import datasets
+
+    source, config, named = hub_source(reference)
+    try:
+        return [] if named else datasets.get_dataset_split_names(source, config or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):  # the rows were read without
+        return []
+
+
 def hub_source(reference: str) -> tuple[str, str, str]:
     """Return the local copy of a data set or its name on the hub, its configuration, and the split named."""
     name, config, named = [*reference.removeprefix(HUB).split(":", 2), "", ""][:3]

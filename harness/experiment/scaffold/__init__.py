@@ -17,7 +17,7 @@ from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation import costs
-from harness.experiment.scaffold.method_choice import Resources, propose_candidates
+from harness.experiment.scaffold.method_choice import Resources, describe_unreadable, propose_candidates
 from harness.experiment.scaffold.recognition import (
     NEEDS,
     ROWS_A_LABEL,
@@ -92,7 +92,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     said = *_sentences(seen, task, items, candidates), *remarks
-    late.append(_repeated_answers(seen, task, items))
+    late += [describe_unreadable(items, task, base), _repeated_answers(seen, task, items)]
     unread = warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
@@ -189,8 +189,8 @@ def _sentences(
         by = " by context" if seen.kind == "question" else " by cluster"
     drawn = " (drawn; raise limits: for more)" if task.data.limits.train else ""
     yield (
-        f"split{by}: {len(items.train):,} rows to train on, {len(items.validation):,} for validation, "
-        f"{len(items.test):,} for test{drawn}"
+        f"split{by}: {pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for "
+        f"validation, {len(items.test):,} for test{drawn}"
     )
     yield f"amount of data: {pluralize(len(items.train), 'row')} to train on. {USUAL_AMOUNTS}"
     yield from items.removed

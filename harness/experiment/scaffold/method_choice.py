@@ -241,6 +241,23 @@ def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | 
     return context - task.max_new_tokens - longest
 
 
+def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) -> str:
+    """Say how many items are longer than the base can read, by its tokenizer; empty where none is known."""
+    context = context_length(base) if base and not is_packed(base) else None
+    if context is None:
+        return ""
+    evaluated = [*items.validation, *items.test]
+    n_tokens = count_tokens(["\n".join(m["content"] for m in e.messages) for e in evaluated], base)
+    n = sum(tokens + task.max_new_tokens > context for tokens in n_tokens)
+    if not n:
+        return ""
+    return (
+        f"items to evaluate that are longer than the {count(context)} tokens that the base reads: {count(n)} "
+        f"of {count(len(evaluated))}, which no candidate on it can answer; next: shorter rows, or a "
+        "--base-model that reads more"
+    )
+
+
 def _count_shots(train: Sequence[Example], room: int | None) -> int:
     """Count the shots, up to eight, that fit a prompt of some thousand tokens and a base's context."""
     lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)

@@ -1,18 +1,22 @@
-"""Columns of a file of rows that nothing reads, though the task or its split hangs on them.
+"""Columns of a file of rows, and parts of a set of them, that nothing reads though the task hangs on them.
 
 Invariant: only columns outside the templates count; nothing is refused but choices that nobody is shown.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from harness.data import readers
 from harness.data.columns import ANSWERS, column_options, find_head
 from harness.data.examples import FIELD
 from harness.errors import Problem
-from harness.experiment.scaffold.recognition import RecognizedRows, Request
+from harness.experiment.scaffold.recognition import RecognizedRows, Request, absolute
 from harness.formatting import count, pluralize
+from harness.spec import HUB
 
 _CHOICE = re.compile(r"(?:(?:option|opt|choice)[ _-]?)?[a-h1-8]")
 _SPLITS = ("split", "subset", "partition", "set", "dataset_split")
@@ -51,6 +55,7 @@ def warn_of_unread(seen: RecognizedRows, request: Request) -> Iterator[str]:
         yield from [*_names_of_labels(seen, unread)] or _other_answers(seen, unread)
     yield from _thumbs(seen, unread)
     yield from _parts(seen, unread)
+    yield from _parts_of_set(request)
 
 
 def _list_unread(seen: RecognizedRows) -> list[str]:
@@ -130,3 +135,16 @@ def _parts(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
                 "next: to keep these parts, write each to a file, and name these as train, validation and "
                 "test under data: of the suite"
             )
+
+
+def _parts_of_set(request: Request) -> Iterator[str]:
+    """Warn of the parts of a folder or of a hub set beside the one that is split."""
+    if not (request.data.startswith(HUB) or Path(request.data).expanduser().is_dir()):
+        return
+    others = [part for part in readers.list_parts(absolute(request.data)) if part in ("validation", "test")]
+    if others:
+        named = ", ".join(f"{part}: {json.dumps(absolute(request.data))}" for part in ("train", *others))
+        yield (
+            f"{request.data}: its {' and '.join(others)} rows are not read, train is split anew; next: to "
+            f"keep these parts, write data: {{{named}}} in the suite"
+        )
