@@ -126,6 +126,39 @@ def test_a_column_that_names_the_parts_of_a_split_is_said_not_to_be_read(tmp_pat
     assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
 
 
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        (("Question", "Context", "Answer"), "question"),
+        (("Instruction", "Input", "Output"), "Alpaca"),
+        (("Prompt", "Chosen", "Rejected"), "preference"),
+    ],
+)
+def test_columns_of_a_layout_in_capitals_are_not_left_out(tmp_path, columns, layout):
+    content = [dict(zip(columns, (f"Say {i}.", f"It is {i}", f"no {i}"), strict=True)) for i in range(40)]
+    with pytest.raises(UserError) as refusal:
+        propose(tmp_path, content)
+    (problem,) = refusal.value.problems
+    assert problem.found == f"columns {', '.join(columns)}"
+    assert problem.expected.startswith(f"{layout} rows")
+    small = [{name.lower(): value for name, value in row.items()} for row in content]
+    assert propose(tmp_path, small).files
+
+
+def test_a_question_and_an_answer_in_capitals_are_read(tmp_path):
+    content = [{"Category": "x", "Question": f"Say {i}.", "Answer": f"{i} {WORDS}"} for i in range(40)]
+    fields = propose(tmp_path, content).task.fields
+    assert (fields.prompt, fields.reference) == ("{Question}", "{Answer}")
+
+
+def test_columns_without_a_name_and_a_value_are_no_sign_of_a_missing_header(tmp_path):
+    path = tmp_path / "spam.csv"
+    lines = [f"{'ham' if i % 2 else 'spam'},Say {i} {WORDS},,," for i in range(40)]
+    path.write_text("\n".join(["v1,v2,,,", *lines]))
+    fields = scaffold.propose(Request(tmp_path / "new", str(path)), HERE).task.fields
+    assert (fields.prompt, fields.reference) == ("{v2}", "{v1}")
+
+
 def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()

@@ -255,9 +255,10 @@ def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
     if is_named or usual or not is_csv(content.shown):
         return None
     step = ", or where it is one: --prompt COLUMN --reference COLUMN"
-    n_named = sum(name != unnamed_column(place) for place, name in enumerate(names, start=1))
-    if 2 * n_named < len(names):
-        found = f"a first line that names {n_named} of {len(names)} columns"
+    filled = find_filled_columns(content.rows)
+    unnamed = filled & {unnamed_column(place) for place, _ in enumerate(names, start=1)}
+    if 2 * len(unnamed) > len(filled):
+        found = f"a first line that names {len(filled - unnamed)} of {len(filled)} columns"
         expected = "a header line that names the columns, such as text,label"
         return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it{step}")
     return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)

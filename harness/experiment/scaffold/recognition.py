@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.data import formats, readers
-from harness.data.columns import GROUPS, find_filled_columns, guess_columns, missing_header
+from harness.data.columns import GROUPS, find_filled_columns, find_roles, guess_columns, missing_header
 from harness.data.formats import Layout
 from harness.data.formats.turns import find_fields
 from harness.data.readers import Row
@@ -65,6 +65,8 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
     """
     refuse(missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
+    if layout is None and not (request.prompt or request.reference):
+        refuse(_capitals(content))
     fields = _fields(request, content, layout)
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
@@ -74,6 +76,23 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
     return RecognizedRows(content.shown, content.rows, layout, fields, kind, thumbs)
+
+
+def _capitals(content: readers.Rows) -> Problem | None:
+    """Phrase columns that are a layout's but for their capitals, where a guess would leave some out."""
+    small = [row._replace(fields={n.lower(): v for n, v in row.fields.items()}) for row in content.rows]
+    layout = formats.recognise(small)
+    if layout is None:
+        return None
+    roles = find_roles(content._replace(rows=small))
+    names = dict.fromkeys(name for row in content.rows for name in row.fields)
+    used = [name for name in names if name.lower() in {*roles.questions, *roles.answers}]
+    if len(used) == 2 and layout.name != "multiple choice":
+        return None
+    expected = f"{layout.name} rows ({layout.form})"
+    return Problem(
+        content.shown, f"columns {', '.join(used)}", expected, "write their names in small letters"
+    )
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
