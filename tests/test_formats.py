@@ -64,6 +64,7 @@ ROWS = {
     "lm-eval": {"query": "Who?", "choices": ["You.", "Me."], "gold": 1},
     "MedQA": {"question": "Who?", "options": {"A": "You.", "B": "Me."}, "answer": "Me.", "answer_idx": "B"},
     "RACE": {"question": "Who?", "options": ["You.", "Me."], "answer": "B"},
+    "RACE in a CSV file": {"question": "Who?", "options": '["You.", "Me."]', "answer": "B"},
     "C-Eval": {"question": "Who?", "A": "You.", "B": "Me.", "C": None, "answer": "B"},
     "choices and a text": {"question": "Who?", "choices": ["You.", "Me."], "answer": "Me."},
     "UltraFeedback": {
@@ -80,6 +81,11 @@ ROWS = {
         "message_tree_id": "t",
         "tree_state": "ready_for_export",
         "prompt": tree("Who?", "You.", "Me.", "No."),
+    },
+    "preference of LLaMA-Factory": {
+        "conversations": [{"from": "human", "value": "Who?"}],
+        "chosen": {"from": "gpt", "value": "Me."},
+        "rejected": {"from": "gpt", "value": "No."},
     },
     "transcript": {
         "chosen": "\n\nHuman: Who?\n\nAssistant: Me.",
@@ -128,7 +134,7 @@ def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
     assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
 
 
-@pytest.mark.parametrize("name", ["MedQA", "RACE", "C-Eval"])
+@pytest.mark.parametrize("name", ["MedQA", "RACE", "RACE in a CSV file", "C-Eval"])
 def test_options_and_lettered_columns_are_choices(load, name):
     assert load(test=[ROWS[name]]).test[0].choices == ("You.", "Me.")
 
@@ -558,6 +564,12 @@ def test_a_json_file_of_another_form_is_refused(tmp_path, content, found):
     (tmp_path / "test.json").write_text(content)
     with pytest.raises(UserError, match=found):
         load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "test.json")}}), 0)
+
+
+def test_a_list_that_is_named_json_lines_is_told_to_be_renamed(load, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('[{"prompt": "a", "reference": "b"}]')
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*where the file is one list, name it \.json"):
+        load({"test": str(tmp_path / "rows.jsonl")})
 
 
 def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():

@@ -12,8 +12,10 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from harness.data.formats.ratings import MEND_ROW
+from harness.data.formats.turns import is_plain
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
+from harness.records import parse_json
 
 QUESTIONS = ("question", "query", "question_stem")
 RIGHT = ("answerKey", "gold", "answer")
@@ -37,6 +39,8 @@ def has_choices(fields: set[str]) -> bool:
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
     found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
+    if isinstance(found, str) and not is_plain(found):
+        found = _parse(found)
     labels = list(ascii_uppercase)
     if found is None:
         lettered = list(takewhile(lambda label: fields.get(label) not in (None, ""), labels))
@@ -44,6 +48,14 @@ def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     if isinstance(found, dict) and "text" in found:
         return list(map(str, found.get("label") or labels)), found["text"]
     return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
+
+
+def _parse(text: str) -> Any:
+    """Read JSON within a text, as a CSV file holds it; a text that is none as it is."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
 
 
 def read_choices(row: Row) -> Choices:
@@ -59,7 +71,9 @@ def read_choices(row: Row) -> Choices:
     right = fields[key]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         name = next((name for name in CHOICES if fields.get(name) is not None), "A")
-        expected = "a list of texts, {label: text}, or {text: [...], label: [...]}"
+        expected = (
+            "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON within a text"
+        )
         raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
     texts = [text.strip() for text in texts]
     if not isinstance(right, str | int) or isinstance(right, bool):

@@ -82,6 +82,8 @@ def is_transcript(text: str) -> bool:
 def _conversation(row: Row, field: str) -> Turns | None:
     """Read a list of turns, or a transcript of Human and Assistant; None where it is a text alone."""
     value = row.fields[field]
+    if isinstance(value, dict):  # LLaMA-Factory's: one turn, beside `conversations`
+        return read_turns(row._replace(fields={field: [value]}), field)
     if isinstance(value, list):
         return read_turns(row, field)
     if not isinstance(value, str) or not is_transcript(value):
@@ -108,6 +110,8 @@ def _name_question(row: Row) -> Row:
         return row._replace(fields={**fields, "messages": read_turns(row, "prompt")})
     if fields.keys() & OWN_QUESTION:
         return row
+    if isinstance(fields.get("conversations"), list):
+        return row._replace(fields={**fields, "messages": read_turns(row, "conversations")})
     parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
     text = "\n\n".join(str(part) for part in parts if part)
     return row._replace(fields={**fields, "messages": user_turns(text, row)}) if text else row

@@ -23,10 +23,10 @@ def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
             try:
                 yield Row(f"{shown}:{number}", _object(line.removesuffix("\n")))
             except ValueError as error:
-                found = f"malformed JSON ({error})"
-                problems.append(
-                    Problem(f"{shown}:{number}", found, "one JSON object a line", "mend the line")
-                )
+                found, step = f"malformed JSON ({error})", "mend the line"
+                if number == 1 and line.lstrip().startswith("["):
+                    step += ", or where the file is one list, name it .json"
+                problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", step))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
 
