@@ -503,6 +503,16 @@ def test_several_columns_that_may_ask_are_shown_as_a_template(tmp_path):
     assert "--prompt '{hypothesis} {premise}'" in caught.value.problems[0].next_step
 
 
+@pytest.mark.parametrize("named", [{"prompt": "txet"}, {"reference": "lable"}, {"prompt": "{text}: {txet}"}])
+def test_a_column_that_was_named_and_is_not_there_is_refused_once(tmp_path, named):
+    data = rows(tmp_path, "mine.jsonl", LABELLED)
+    with pytest.raises(UserError) as refusal:
+        scaffold.propose(Request(tmp_path / "new", data, **named), HERE)
+    (problem,) = refusal.value.problems
+    assert problem.where.endswith(f"mine.jsonl, --{min(named)}")
+    assert "did you mean" in problem.next_step
+
+
 def test_columns_that_were_named_are_taken(propose_rows):
     content = [{"a": f"Say {i}", "b": str(i), "c": "y"} for i in range(20)]
     task = propose_rows(content, prompt="a", reference="<{b}>").task

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.data import formats, readers
-from harness.data.columns import GROUPS, find_filled_columns, find_roles, guess_columns, missing_header
+from harness.data.columns import (
+    GROUPS,
+    columns_of,
+    find_filled_columns,
+    find_roles,
+    guess_columns,
+    missing_header,
+    require_column,
+)
 from harness.data.formats import Layout
 from harness.data.formats.turns import find_fields
 from harness.data.readers import Row
@@ -105,6 +113,10 @@ def examples_of(task: Task, content: readers.Rows) -> list[Any]:
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
     """Choose templates for the question, the answer and the cluster, as far as they are needed."""
     given = {"prompt": request.prompt, "reference": request.reference}
+    names = {name for row in content.rows for name in row.fields}
+    for key, text in given.items():
+        for column in columns_of(text, names) if text not in names else ():
+            require_column(content.shown, names, column, f"--{key}")
     fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items() if text}
     columns = find_filled_columns(content.rows)
     formed = {name for row in content.rows for name in find_fields(row)}
