@@ -762,3 +762,44 @@ def test_a_file_that_became_unusable_is_refused_although_its_version_was_remembe
     Path(one.data.test).write_text("{")
     with pytest.raises(UserError):
         version_of_test(one, 0)
+
+
+def list_clusters(rows):
+    return [example.cluster for example in rows]
+
+
+def test_evaluated_rows_that_ask_the_same_are_one_cluster_whatever_their_answers(task):
+    asked = [row("a"), {**row("b"), "reference": "x"}, {"prompt": "what is  A?", "reference": "other"}]
+    items = load_task(task(asked, validation=[row("v"), row("w"), row("v")]), 0)
+    first, other, again = list_clusters(items.test)
+    assert first == again != other
+    assert len(set(list_clusters(items.validation))) == 2
+    assert [note.rpartition(": ")[2] for note in items.notes] == [
+        f"1 repeat of questions in {part}; each question counts as one item"
+        for part in ("validation", "test")
+    ]
+
+
+def test_clusters_that_share_a_question_are_one(task):
+    asked = [
+        row("a", cluster="one"),
+        row("b", cluster="one"),
+        row("a", cluster="two"),
+        row("c", cluster="two"),
+    ]
+    items = load_task(task([*asked, row("d")]), 0)
+    assert list_clusters(items.test)[:4] == ["one"] * 4
+    assert list_clusters(items.test)[4] not in ("one", "two")
+
+
+def test_questions_after_another_system_message_or_with_other_choices_are_no_repeats(task):
+    asked = [
+        {
+            "messages": [{"role": "system", "content": text}, {"role": "user", "content": "Who?"}],
+            "reference": "I",
+        }
+        for text in ("Ann speaks.", "Bob speaks.")
+    ]
+    assert len(set(list_clusters(load_task(task(asked), 0).test))) == 2
+    chosen = [{"prompt": "Which?", "reference": one, "choices": [one, "none"]} for one in ("red", "blue")]
+    assert len(set(list_clusters(load_task(task(chosen, kind="choice"), 0).test))) == 2

@@ -20,6 +20,7 @@ from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError, refuse
+from harness.formatting import pluralize
 from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, digest, drop_defaults, joins_system
 from harness.spec import DATA_FILES, Task
@@ -131,7 +132,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
     read = _read(task, problems)
     files = _drop_contamination(task, read, problems)
     refuse(problems)
-    files = _split_up(task, files, seed)
+    files = _cluster_repeats(task, _split_up(task, files, seed))
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
@@ -310,6 +311,21 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
         files.notes.read_as.append(f"{shown}: split into {counts}{by}")
     pairs = _drop_set_aside(task, files, evaluated)
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
+
+
+def _cluster_repeats(task: Task, files: _Files) -> _Files:
+    """Make one cluster of evaluated rows that ask the same, and say how many there are."""
+
+    def join(rows: list[SourcedExample], part: str, path: str | None) -> list[SourcedExample]:
+        joined, n = splits.cluster_repeats(rows)
+        if n:
+            shown = readers.display_path(path or task.data.source("train") or "")
+            repeats = f"{pluralize(n, 'repeat')} of questions in {part}; each question counts as one item"
+            files.notes.read_as.append(f"{shown}: {repeats}")
+        return joined
+
+    validation = join(files.validation, "validation", task.data.validation)
+    return files._replace(validation=validation, test=join(files.test, "test", task.data.test))
 
 
 def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:

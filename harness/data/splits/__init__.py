@@ -7,9 +7,10 @@ split; what is drawn keeps the order of the file, and a smaller draw is part of 
 import random
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
-from harness.data.contamination import key
+from harness.data.contamination import fold_text, key
 from harness.data.examples import SourcedExample
 from harness.errors import Problem, UserError
 from harness.records import Example
@@ -106,7 +107,32 @@ def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
 
 def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[list[int]]:
     """Join the indices of examples that share a cluster or a question, in the order of the file."""
-    parent = list(range(len(examples)))
+    return _join([(("cluster", e.cluster), ("question", key(e, with_choices))) for e in examples])
+
+
+def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
+    """Give rows that ask the same in other clusters one cluster, and count those that join another's.
+
+    A question that is asked twice is no second item: an interval would be too narrow by it.
+    """
+    out, n = list(rows), 0
+    for group in _join([(("cluster", e.cluster), ("asked", _asked(e))) for e, *_ in rows]):
+        cluster = rows[group[0]].example.cluster
+        for i in group:
+            if rows[i].example.cluster != cluster:
+                out[i], n = rows[i]._replace(example=replace(rows[i].example, cluster=cluster)), n + 1
+    return out, n
+
+
+def _asked(example: Example) -> str:
+    """Fold all that an example shows: the system message and its choices too."""
+    system = [m["content"] for m in example.messages if m["role"] == "system"]
+    return "\n".join([*map(fold_text, system), key(example, with_choices=True)])
+
+
+def _join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
+    """Join the indices of what shares a mark, also by way of others, in their order."""
+    parent = list(range(len(marks)))
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -115,10 +141,10 @@ def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[l
         return index
 
     seen: dict[tuple[str, str], int] = {}
-    for index, example in enumerate(examples):
-        for mark in (("cluster", example.cluster), ("question", key(example, with_choices))):
+    for index, own in enumerate(marks):
+        for mark in own:
             parent[root(index)] = root(seen.setdefault(mark, index))
     groups: dict[int, list[int]] = {}
-    for index in range(len(examples)):
+    for index in range(len(marks)):
         groups.setdefault(root(index), []).append(index)
     return list(groups.values())
