@@ -64,7 +64,6 @@ ROWS = {
     "lm-eval": {"query": "Who?", "choices": ["You.", "Me."], "gold": 1},
     "MedQA": {"question": "Who?", "options": {"A": "You.", "B": "Me."}, "answer": "Me.", "answer_idx": "B"},
     "RACE": {"question": "Who?", "options": ["You.", "Me."], "answer": "B"},
-    "RACE in a CSV file": {"question": "Who?", "options": '["You.", "Me."]', "answer": "B"},
     "C-Eval": {"question": "Who?", "A": "You.", "B": "Me.", "C": None, "answer": "B"},
     "choices and a text": {"question": "Who?", "choices": ["You.", "Me."], "answer": "Me."},
     "UltraFeedback": {
@@ -134,9 +133,15 @@ def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
     assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
 
 
-@pytest.mark.parametrize("name", ["MedQA", "RACE", "RACE in a CSV file", "C-Eval"])
+@pytest.mark.parametrize("name", ["MedQA", "RACE", "C-Eval"])
 def test_options_and_lettered_columns_are_choices(load, name):
     assert load(test=[ROWS[name]]).test[0].choices == ("You.", "Me.")
+
+
+def test_choices_that_a_csv_file_holds_as_json_are_read(load):
+    row = {"question": "Who?", "options": '["You.", "Me."]', "answer": "B"}
+    (item,) = load(test=[row]).test
+    assert (item.choices, item.references) == (("You.", "Me."), ("Me.",))
 
 
 def test_choices_that_are_numbers_have_their_place_as_a_number(load):
