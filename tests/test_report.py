@@ -281,6 +281,14 @@ def test_where_items_lack_the_next_comparison_says_how_many():
     assert "more items (limit: of a task), by some 1,905 at least" in step.text
 
 
+def test_the_items_that_the_next_comparison_needs_are_those_of_the_fine_tune_that_the_decision_is_about():
+    about = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
+    other = make_fine_tune("weaker", 0.76, 0.02, corrected=verdict("inconclusive", items_needed=321))
+    undecided = replace(report().decision, action="undecided", candidate=None, missing=())
+    (step,) = experiment_document(report([other, about], decision=undecided)).first.next_steps
+    assert "by some 1,905 at least" in step.text
+
+
 def test_only_a_next_comparison_goes_to_the_workers_again():
     typed = CommandLine("", ("execution.executor=ray", "seeds=[0]"))
     assert commands(report(typed=typed)) == ["harness promote lora 'seeds=[0]'"]

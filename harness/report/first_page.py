@@ -292,11 +292,22 @@ def _open_question(report: ExperimentReport) -> str:
         return f"decides, once these candidates are added: {', '.join(missing)}"
     if report.decision.action == "collect more data":
         return "decides again, once there are more training rows"
-    needed = [at.items_needed for f in report.facts if (at := f.corrected or f.verdict) and at.items_needed]
-    if needed:
-        more = formatting.count(min(needed))
+    if needed := _find_items_needed(report):
+        more = formatting.count(needed)
         return f"decides again, once tasks have more items (limit: of a task), by some {more} at least"
     return "decides again, once there is what the decision asks for"
+
+
+def _find_items_needed(report: ExperimentReport) -> int | None:
+    """Return how many more items settle what the decision is about, else the fewest that settle anything."""
+    about = find_judged(report)
+    needed = [
+        (f.name, at.items_needed)
+        for f in report.facts
+        if (at := f.corrected or f.verdict) and at.items_needed
+    ]
+    of_judged = [n for name, n in needed if about and name == about.name]
+    return max(of_judged) if of_judged else min((n for _, n in needed), default=None)
 
 
 def _can_be_rescued(run: CandidateFacts) -> bool:
