@@ -23,7 +23,7 @@ from harness import cli, plugins, spec
 from harness.cli.app import EXIT_CODES
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
-from harness.experiment.catalog import map_purposes
+from harness.experiment.catalog import map_meanings, map_purposes, models_in
 
 ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
@@ -103,7 +103,7 @@ def rubric() -> Iterator[str]:
 def _section_tables(sections: dict[str, type[spec.Spec]]) -> Iterator[str]:
     for key, model in sections.items():
         yield f"## `{key}` {{ #{_anchor(model)} }}"
-        prose, meanings = _meanings(model)
+        prose, meanings = map_meanings(model)
         yield prose
         rows = ((*_key_row(item), meanings.get(item[0], "")) for item in model.model_fields.items())
         yield _table(("key", "takes", "default", "meaning"), rows)
@@ -116,30 +116,9 @@ def _sections(
     if model not in found.values():
         found[key] = model
         for name, field in model.model_fields.items():
-            for inner in _models(field.annotation):
+            for inner in models_in(field.annotation):
                 _sections(inner, name if key == "harness.yaml" else f"{key}.{name}", found)
     return found
-
-
-def _models(annotation: Any) -> Iterator[type[spec.Spec]]:
-    if isinstance(annotation, type) and issubclass(annotation, spec.Spec):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _meanings(model: type[spec.Spec]) -> tuple[str, dict[str, str]]:
-    """Split a section's docstring: what it is and what names no key; by key the sentences that name it."""
-    first, _, text = (inspect.getdoc(model) or "").partition("\n")
-    sentences = [first, *re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip())]
-    keys = {sentence: set(re.findall(r"`(\w+)(?:: [^`]*)?`", sentence)) for sentence in sentences}
-    rest = [sentence for sentence in sentences[1:] if not keys[sentence] & model.model_fields.keys()]
-    meanings = {
-        key: " ".join(sentence for sentence, found in keys.items() if key in found)
-        or " ".join((inspect.getdoc(inner) or "").partition("\n")[0] for inner in _models(field.annotation))
-        for key, field in model.model_fields.items()
-    }
-    return " ".join((first, *rest)), meanings
 
 
 def _key_row(item: tuple[str, FieldInfo]) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Whatever can be chosen is listed with its purpose."""
 
+import re
+
 import pytest
 
 from harness import plugins
@@ -36,13 +38,19 @@ def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):
 
 def test_every_key_of_the_file_is_listed_with_its_default():
     found = map_purposes("keys")
-    assert found["gate.macro"] == "0.02 if not written"
-    assert found["device"] == "auto, cpu, cuda; auto if not written"
-    assert found["name"] == "has to be written"
-    assert found["candidates.NAME.init_from"] == "nothing if not written"
-    assert found["rescue.scales"] == "0.75, 0.5, 0.25 if not written"
+    assert found["gate.macro"].startswith("0.02 if not written. ")
+    assert found["device"].startswith("auto, cpu, cuda; auto if not written. ")
+    assert found["name"].startswith("has to be written. ")
+    assert found["candidates.NAME.init_from"].startswith("nothing if not written. ")
+    assert found["rescue.scales"].startswith("0.75, 0.5, 0.25 if not written. ")
     assert {f"decide.{name}" for name in DecidePolicy.model_fields} <= found.keys()
     assert found["decide"].startswith("Prices, volumes and needs")
+
+
+def test_every_key_of_the_file_is_listed_with_its_meaning():
+    found = map_purposes("keys")
+    assert found["gate.drift"].startswith("nothing if not written. `drift` is a rise in bits per byte")
+    assert [key for key, said in found.items() if re.fullmatch("[^`]*(if not|to be) written[.]", said)] == []
 
 
 def test_what_cannot_be_listed_is_answered_with_what_can():

@@ -1,13 +1,15 @@
-"""Catalog of `harness ls`: plugins, suites and tasks with their purpose, keys with their default.
+"""Catalog of `harness ls`: plugins, suites and tasks with their purpose, keys with default and meaning.
 
-Invariant: the purpose of a plugin is the first line of its module's docstring, read without importing it.
+Invariant: the purpose of a plugin is the first line of its module's docstring, read without importing it; a
+key means what the sentences of its section's docstring say that name it.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from harness import plugins
 from harness.errors import Problem, UserError, did_you_mean
@@ -55,14 +57,46 @@ def _purpose(path: Path) -> str:
 
 
 def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every key that may be written, with what holds where it is not; a section with its purpose."""
+    """Yield every key that may be written, with what holds where it is not and what it means."""
+    meanings = map_meanings(model).of_keys
     for name, field in model.model_fields.items():
         key, inner = f"{prefix}{name}", _section(field.annotation)
         if inner is None:
-            yield key, _default(field)
+            yield key, f"{_default(field)}. {meanings[name]}".rstrip(" .") + "."
         else:
             yield key, (getdoc(inner) or "").partition("\n")[0]
             yield from _keys(inner, f"{key}.NAME." if get_origin(field.annotation) is dict else f"{key}.")
+
+
+class Meanings(NamedTuple):
+    """What a section is, in what names none of its keys, and what each of its keys means."""
+
+    prose: str
+    of_keys: dict[str, str]
+
+
+def map_meanings(model: "type[Spec]") -> Meanings:
+    """Split a section's docstring by the keys that its sentences name; a key of sections means theirs."""
+    first, _, text = (getdoc(model) or "").partition("\n")
+    sentences = [" ".join(s.split()) for s in (first, *re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip()))]
+    keys = {sentence: set(re.findall(r"`(\w+)(?:: [^`]*)?`", sentence)) for sentence in sentences}
+    rest = [sentence for sentence in sentences[1:] if not keys[sentence] & model.model_fields.keys()]
+    meanings = {
+        key: " ".join(sentence for sentence, found in keys.items() if key in found)
+        or " ".join((getdoc(inner) or "").partition("\n")[0] for inner in models_in(field.annotation))
+        for key, field in model.model_fields.items()
+    }
+    return Meanings(" ".join((first, *rest)), meanings)
+
+
+def models_in(annotation: Any) -> "Iterator[type[Spec]]":
+    """Yield the sections that a key may hold."""
+    from harness.spec import Spec
+
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
 
 
 def _section(annotation: Any) -> "type[Spec] | None":
