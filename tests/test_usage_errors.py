@@ -61,6 +61,12 @@ def test_what_cannot_be_parsed_is_said_with_what_was_found_and_expected(words, s
     assert read_refusal(*words) == said
 
 
+def test_an_unknown_option_names_options_alone():
+    assert read_refusal("rate", "import", "x.csv", "--pairs").endswith(
+        "next: one of: --config, --help, --json, --rater, --scale, -c"
+    )
+
+
 def test_text_in_a_variable_in_place_of_a_number_is_said_of_its_option(monkeypatch):
     monkeypatch.setenv("HARNESS_MINUTES", "abc")
     assert read_refusal("init").startswith("--minutes: found abc; expected a number")

@@ -38,7 +38,7 @@ def _describe(error: Any, typed: Sequence[str], context: Any) -> Problem:
     if parameter := getattr(error, "param", None):
         return _describe_value(error, parameter, find_given_value(parameter, typed), usage)
     if option := getattr(error, "option_name", ""):
-        known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else ["--help"]
+        known = _list_options(error.ctx.command) if error.ctx else ["--help"]
         if error.ctx is None or option in known:
             return Problem(option, *_describe_misuse(error), usage)
         return Problem(command, option, "an option that it has", did_you_mean(option, [*known, "--help"]))
@@ -48,6 +48,11 @@ def _describe(error: Any, typed: Sequence[str], context: Any) -> Problem:
     if further := _FURTHER.search(error.message):
         return Problem(command, further[1], "no further words", usage)
     return Problem(command, error.format_message().rstrip("."), "what its help shows", usage)
+
+
+def _list_options(command: Any) -> list[str]:
+    """List the options of a verb, without the words that it takes by their place."""
+    return [name for one in command.params if one.param_type_name == "option" for name in one.opts]
 
 
 def _find_called_verb(typed: Sequence[str], context: Any) -> str:
