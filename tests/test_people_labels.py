@@ -376,7 +376,7 @@ def test_a_few_labels_say_nothing_yet():
         JUDGE, {"a": made}, [], [label_set(JUDGE, [(made[i], 1.0) for i in draw_places(made, 9)])]
     )
     assert list(sentences(found)) == [
-        "ann labelled 9 answers of a",
+        "labels of ann count for 9 answers of a",
         "judge:helpful is corrected once 10 answers of a candidate have a label",
     ]
 

@@ -100,7 +100,7 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
 
 
 def _agreement(c: MetricCalibration) -> str:
-    who = f"{', '.join(c.raters)} labelled"
+    who = f"labels of {', '.join(c.raters)} count for"
     each = "; ".join(f"{count(arm.n_labels)} answers of {arm.name}" for arm in c.arms)
     kappa = f"; kappa of {c.metric} with people {plain(*c.kappa[:3])}" if c.kappa else ""
     alpha = (
