@@ -164,6 +164,13 @@ def test_what_is_missing_is_computed_with_the_same_settings_and_then_judged(new_
     ]
 
 
+def test_candidates_that_a_gain_is_measured_against_are_computed_beside_the_judged_one(new_experiment):
+    given = {"candidate": "ranked", "beside": "prompt", "compute": "true", "install": ""}
+    assert run_action(new_experiment, **given)[0] == 0
+    made = {run.candidate for run in store.list_runs(Store(new_experiment / "runs"))}
+    assert made == {"prompt", "ranked"}
+
+
 def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(new_experiment):
     given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "itmes=3"}
     assert run_action(new_experiment, **given) == (2, {})
