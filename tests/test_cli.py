@@ -176,6 +176,14 @@ def test_candidates_are_selected_by_name(harness, copy):
     assert {f["name"] for f in shown["facts"]} == {"bag", "prompt"}
 
 
+def test_a_report_names_the_candidates_that_were_not_selected(harness, copy):
+    shown = json.loads(harness("report", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
+    left_out = "not in this report, of the candidates that are written: shots, ranked, lora, hybrid"
+    assert left_out in shown["notes"]
+    whole = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
+    assert [note for note in whole["notes"] if note.startswith("not in this report")] == []
+
+
 def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     done = harness("compare", "--dry-run", check=0)

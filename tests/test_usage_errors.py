@@ -25,6 +25,10 @@ def read_refusal(*words):
         ),
         (["init", "--minutes=abc"], "--minutes: found abc; expected a number; next: such as --minutes 0.5"),
         (
+            ["nightly", "run", "--night", "2026-13-40"],
+            "--night: found 2026-13-40; expected a date; next: such as --night 2026-01-31",
+        ),
+        (
             ["data", "check", "x", "--fail-on", "warnin"],
             "--fail-on: found warnin; expected one of error, warning; next: did you mean 'warning'?",
         ),

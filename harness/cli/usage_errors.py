@@ -17,6 +17,7 @@ from harness.errors import Problem, UserError, did_you_mean
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 _NUMBERS = {"integer": "a whole number", "float": "a number", "number": "a number"}  # by words of messages
 _SUCH_AS = {"a whole number": "1", "a number": "0.5"}
+_CHOICES = re.compile("one of|should be")
 _QUOTED = re.compile(r"'([^']+)'")
 _FURTHER = re.compile(r"extra arguments?(?:\(s\))? \((.*)\)")
 
@@ -77,12 +78,14 @@ def _describe_value(error: Any, parameter: Any, given: str | None, usage: str) -
     name = max(parameter.opts, key=len) if is_option else parameter.metavar or parameter.name.upper()
     message = error.message.lower()
     number = next((kind for word, kind in _NUMBERS.items() if word in message), "")
-    choices = _QUOTED.findall(re.split("one of|should be", error.message)[-1])
+    choices = [name for part in _CHOICES.split(error.message)[1:] for name in _QUOTED.findall(part)]
     if type(error).__name__ == "MissingParameter":
         wanted = (parameter.help or "a value").rstrip(".")
         return Problem(name, "none", wanted[0].lower() + wanted[1:], usage)
     if given is not None and number:
         return Problem(name, given, number, f"such as {name} {_SUCH_AS[number]}")
+    if given is not None and "match the format" in message:
+        return Problem(name, given, "a date", f"such as {name} 2026-01-31")
     if given is not None and choices:
         return Problem(name, given, f"one of {', '.join(choices)}", did_you_mean(given, choices))
     return Problem(name, given or error.message.rstrip("."), "what its help says", usage)

@@ -131,4 +131,14 @@ def _notes(session: Session, runs: Runs) -> list[str]:
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
     for one in of_pairs:
         of_judges += pair_remarks(one, session.experiment.gate.max_errors)
-    return [*of_rows, *served_bases.sentences(session.sources), *list_remarks(session, runs), *of_judges]
+    beside = [name for name, one in session.candidates.items() if name not in names and one.method.answers]
+    left_out = (
+        [f"not in this report, of the candidates that are written: {', '.join(beside)}"] if beside else []
+    )
+    return [
+        *left_out,
+        *of_rows,
+        *served_bases.sentences(session.sources),
+        *list_remarks(session, runs),
+        *of_judges,
+    ]
