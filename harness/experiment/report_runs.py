@@ -3,7 +3,7 @@
 Invariant: nothing is trained or evaluated; what is not stored is refused with the reason that is known.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -131,14 +131,11 @@ def _notes(session: Session, runs: Runs) -> list[str]:
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
     for one in of_pairs:
         of_judges += pair_remarks(one, session.experiment.gate.max_errors)
-    beside = [name for name, one in session.candidates.items() if name not in names and one.method.answers]
-    left_out = (
-        [f"not in this report, of the candidates that are written: {', '.join(beside)}"] if beside else []
-    )
-    return [
-        *left_out,
-        *of_rows,
-        *served_bases.sentences(session.sources),
-        *list_remarks(session, runs),
-        *of_judges,
-    ]
+    of_bases = served_bases.sentences(session.sources)
+    return [*_name_left_out(session, names), *of_rows, *of_bases, *list_remarks(session, runs), *of_judges]
+
+
+def _name_left_out(session: Session, reported: Collection[str]) -> list[str]:
+    """Name the candidates of the file that could answer and were not selected."""
+    others = [n for n, one in session.candidates.items() if n not in reported and one.method.answers]
+    return [f"not in this report, of the candidates that are written: {', '.join(others)}"] if others else []
