@@ -69,7 +69,7 @@ def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Meanings(NamedTuple):
-    """What a section is, in what names none of its keys, and what each of its keys means."""
+    """Docstring of a section, split: sentences that name none of its keys, and the meaning of each key."""
 
     prose: str
     of_keys: dict[str, str]
