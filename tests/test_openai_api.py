@@ -737,10 +737,9 @@ def test_a_dry_run_refuses_what_would_send_sensitive_rows_away(tiny, tmp_path, o
 
 def test_chat_is_refused_where_choices_are_to_be_ranked(experiment_file, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    (where, found), *_ = list_refusals(
-        experiment_file, "candidates.ranked.weights_of=chatty", candidates=["ranked"]
-    )
-    assert where == "harness.yaml:13"
+    given = "candidates.ranked.weights_of=chatty"
+    (where, found), *_ = list_refusals(experiment_file, given, candidates=["ranked"])
+    assert where == f"harness.yaml:13, override {given}"
     assert found.startswith("ranked, asked by chat")
 
 
