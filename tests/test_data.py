@@ -792,6 +792,16 @@ def test_clusters_that_share_a_question_are_one(task):
     assert list_clusters(items.test)[4] not in ("one", "two")
 
 
+def test_a_pair_of_the_id_of_a_repeated_question_is_kept(task):
+    asked = [row("a", id="1"), row("a", id="2")]
+    pairs = [{"id": "1", "prompt": "What is b?", "chosen": "b", "rejected": "c"}]
+    training = [row(f"t {i}", id=f"t{i}") for i in range(5)]
+    items = load_task(task(asked, train=training, validation=[row("v")], pairs=pairs), 0)
+    assert len(items.pairs) == 1
+    assert len(set(list_clusters(items.test))) == 1
+    assert not {"1", "2"} & set(list_clusters(items.test))
+
+
 def test_questions_after_another_system_message_or_with_other_choices_are_no_repeats(task):
     asked = [
         {

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from harness.data.contamination import fold_text, key
 from harness.data.examples import SourcedExample
 from harness.errors import Problem, UserError
-from harness.records import Example
+from harness.records import Example, digest
 
 SHARE = 0.2
 
@@ -117,10 +117,15 @@ def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample
     """
     out, n = list(rows), 0
     for group in _join([(("cluster", e.cluster), ("asked", _asked(e))) for e, *_ in rows]):
-        cluster = rows[group[0]].example.cluster
+        members = [rows[i].example for i in group]
+        if len({e.cluster for e in members}) == 1:
+            continue
+        # An id would be that of other rows too, in files of pairs and in other tasks.
+        written = (e.cluster for e in members if e.cluster != e.id)
+        cluster = next(written, f"question {digest(_asked(members[0]))}")
         for i in group:
-            if rows[i].example.cluster != cluster:
-                out[i], n = rows[i]._replace(example=replace(rows[i].example, cluster=cluster)), n + 1
+            out[i] = rows[i]._replace(example=replace(rows[i].example, cluster=cluster))
+        n += len({e.cluster for e in members}) - 1
     return out, n
 
 
