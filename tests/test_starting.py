@@ -714,7 +714,7 @@ def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
     assert (fixed["prompting"]["few_shot"]["shots"], "fixed" in candidates) == (n_shots, n_shots is not None)
 
 
-def test_a_training_takes_the_longest_row(propose_rows):
+def test_a_training_takes_the_longest_row(propose_rows, own_cache):
     def room(n_letters):
         content = [{"prompt": f"{i} " + "word " * (n_letters // 5), "reference": f"{i}"} for i in range(30)]
         return propose_rows(content).candidates["lora"]["params"].get("max_length")
@@ -722,7 +722,9 @@ def test_a_training_takes_the_longest_row(propose_rows):
     assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
 
 
-def test_the_longest_row_is_that_of_the_base_where_its_tokenizer_is_here(propose_rows, tiny, tmp_path):
+def test_the_longest_row_is_that_of_the_base_where_its_tokenizer_is_here(
+    propose_rows, tiny, tmp_path, own_cache
+):
     base = tiny_model.copy(tiny, tmp_path / "base", max_position_embeddings=4096)
     content = [{"prompt": f"{i} " + "7 1 " * 500, "reference": f"{i}"} for i in range(30)]
     assert propose_rows(content, base_model=str(base)).candidates["full"]["params"]["max_length"] > 2000
