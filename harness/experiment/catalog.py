@@ -101,10 +101,9 @@ def models_in(annotation: Any) -> "Iterator[type[Spec]]":
 
 def _section(annotation: Any) -> "type[Spec] | None":
     """Return what a key holds keys of; a suite has a file of its own."""
-    from harness.spec import Spec, Suite
+    from harness.spec import Suite
 
-    held = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
-    return next((one for one in held if issubclass(one, Spec) and one is not Suite), None)
+    return next((one for one in models_in(annotation) if one is not Suite), None)
 
 
 def _default(field: "FieldInfo") -> str:

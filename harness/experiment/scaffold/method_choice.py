@@ -231,9 +231,14 @@ def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any
     return {**recipe, "params": {**params, "max_length": room}}
 
 
+def _find_context(base: ModelSource | None) -> int | None:
+    """Return the tokens that a base reads at most; None where that is unknown before it is unpacked."""
+    return context_length(base) if base and not is_packed(base) else None
+
+
 def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | None:
     """Estimate the tokens that the longest prompt and answer leave of a base's context; None: unknown."""
-    context = context_length(base) if base and not is_packed(base) else None
+    context = _find_context(base)
     if context is None:
         return None
     examples = [*items.train, *items.validation, *items.test]
@@ -243,7 +248,7 @@ def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | 
 
 def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) -> str:
     """Say how many items are longer than the base can read, by its tokenizer; empty where none is known."""
-    context = context_length(base) if base and not is_packed(base) else None
+    context = _find_context(base)
     if context is None:
         return ""
     evaluated = [*items.validation, *items.test]

@@ -86,9 +86,7 @@ def _name_choices(columns: Sequence[str], answers: Sequence[str]) -> list[str]:
 
 
 def _other_answers(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
-    others = [
-        c for c in unread if (c.lower() in ANSWERS or find_head(c) in ANSWERS) and _read_column(seen, c)
-    ]
+    others = [c for c in unread if find_head(c) in ANSWERS and _read_column(seen, c)]
     if others:
         named = " or ".join(map(repr, others))
         yield (
