@@ -247,6 +247,11 @@ class Method:
 def names(kind: str) -> list[str]:
     """List the plugins of a kind, sorted; a file with a leading underscore is none."""
     folder = Path(__file__).parent / kind
+    return list(_names_in(folder, folder.stat().st_mtime_ns))
+
+
+@cache
+def _names_in(folder: Path, _changed: int) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.py") if not file.name.startswith("_"))
 
 

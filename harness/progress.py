@@ -75,6 +75,7 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # read when tqdm is imported
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",  # else it reads the entry points of every package there is
 }
 
 

@@ -537,6 +537,18 @@ def judge_measurements(*measurements, policy=POLICY):
     return gating.judge(measurements, policy, target=None, identical=False).verdict
 
 
+def test_a_verdict_on_arms_that_were_compared_before_is_the_same_and_may_be_at_another_level():
+    measured = [make_measurement(2000, 2)]
+    compared = gating.compare_arms(measured, POLICY, identical=False)
+    judged_again, anew = (
+        gating.judge(measured, POLICY, target=None, identical=False, compared=of) for of in (compared, None)
+    )
+    assert judged_again == anew
+    strict = gating.judge(measured, POLICY, target=None, identical=False, compared=compared, level=0.001)
+    assert strict.tasks == anew.tasks
+    assert strict.verdict.macro.low < anew.verdict.macro.low
+
+
 def test_a_change_of_a_score_from_0_to_100_counts_as_a_share_of_that_range():
     found = judge_measurements(points(500, 0.5, (0, 100)), make_measurement(2000, 160))
     assert found.outcome == "fail"

@@ -418,6 +418,8 @@ def _value(row: Row, field: str) -> Any:
 
 def _scalar(row: Row, field: str) -> str:
     value = _value(row, field)
+    if isinstance(value, str):
+        return value
     if field in row.fields and value is None:
         raise UserError(Problem(row.where, f"no value in {field!r}", "text or a number", _FILL_OR_DROP))
     if value is None:
@@ -426,7 +428,7 @@ def _scalar(row: Row, field: str) -> str:
         raise UserError(Problem(row.where, f"no field {field!r}", f"a value for {field!r}", hint))
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str | int | float):
+    if isinstance(value, int | float):
         return str(value)
     found = f"a {type(value).__name__} in {field!r}"
     step = "write it as text, or name another field under fields: of the task"

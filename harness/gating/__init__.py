@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from harness import comparison
 from harness.comparison import Comparison
 from harness.errors import IncompatibleRuns
 from harness.gating.admission import (
+    AdmittedTasks,
     Measurement,
     admit,
+    admit_tasks,
     applicable_policy,
     compare_measurements,
     cut_tasks,
@@ -32,7 +35,7 @@ from harness.gating.macro import macro_between
 from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.shared_documents import document_of, join_clusters, number_documents
-from harness.gating.shared_items import find_shared_items
+from harness.gating.shared_items import SharedItems, find_shared_items
 from harness.gating.significance import passing_chance
 from harness.gating.verdict import (
     MissRate,
@@ -68,6 +71,48 @@ class GateResult:
     n_members: int = 1
 
 
+class ComparedArms(NamedTuple):
+    """Both arms compared on every metric of every task: what any verdict on them rests on, at whatever level.
+
+    `validity` compares their shares of unusable answers, None where nothing was generated.
+    """
+
+    tasks: Sequence[TaskComparison]
+    validity: Comparison | None
+    shared: SharedItems
+
+
+def compare_arms(
+    measured: Sequence[Measurement],
+    policy: GatePolicy,
+    *,
+    identical: bool,
+    seed: int = 0,
+    admitted: AdmittedTasks | None = None,
+) -> ComparedArms:
+    """Compare both arms of measurements; `admitted` is what the base's rows say where somebody keeps that.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or two tasks have one name.
+    """
+    _refuse_same_names(measured)
+    admitted = admitted or admit_tasks(measured, seed)
+    tasks = compare_measurements(measured, admitted, policy.alpha, identical=identical)
+    judged = [m for m in measured if is_judged(m.task.name, policy)]
+    counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]
+    return ComparedArms(
+        tasks,
+        compare_invalid_rates(judged, policy.alpha, identical),
+        find_shared_items(measured, counted, admitted.cut),
+    )
+
+
+def _keep_primary(tasks: Sequence[TaskComparison], judged: Sequence[Measurement]) -> list[TaskComparison]:
+    """Keep the comparisons of judged tasks by their primary metrics."""
+    primary = {t.task.name: t for t in tasks if t.comparison.metric == t.task.primary_metric}
+    return [primary[m.task.name] for m in judged if m.task.name in primary]
+
+
 def judge(
     measured: Sequence[Measurement],
     policy: GatePolicy,
@@ -76,7 +121,7 @@ def judge(
     identical: bool,
     confirmed: Mapping[str, Collection[str]] | None = None,
     controls: Sequence[ControlFacts] = (),
-    compared: Sequence[TaskComparison] | None = None,
+    compared: ComparedArms | None = None,
     missing: Sequence[str] = (),
     seed: int = 0,
     level: float | None = None,
@@ -86,8 +131,8 @@ def judge(
 
     `identical` says that the weights are the baseline's own: what the weights decide then passes by
     identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
-    the control arms beside which the rows were computed. `compared` are the comparisons of these very
-    measurements, where another run of the same weights has them. `missing` names tasks that one of the
+    the control arms beside which the rows were computed. `compared` is what `compare_arms` says of these very
+    measurements, where somebody keeps it for another verdict on them. `missing` names tasks that one of the
     arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
     is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
     the rule against the first base, where the baseline is another one. Where `policy.tasks` names tasks,
@@ -96,29 +141,26 @@ def judge(
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
-    _refuse_same_names(measured)
-    cut = cut_tasks(measured, seed)
-    if compared is None:
-        compared = compare_measurements(measured, cut, policy.alpha, identical=identical)
-    primary = {t.task.name: t for t in compared if t.comparison.metric == t.task.primary_metric}
+    compared = compared or compare_arms(measured, policy, identical=identical, seed=seed)
     judged = [m for m in measured if is_judged(m.task.name, policy)]
-    unanswered = [m.task.name for m in judged if m.task.name not in primary and may_be_judged(m, policy)]
-    tasks = [primary[m.task.name] for m in judged if m.task.name in primary]
+    tasks = _keep_primary(compared.tasks, judged)
+    there = {t.task.name for t in tasks}
+    unanswered = [m.task.name for m in judged if m.task.name not in there and may_be_judged(m, policy)]
     verdict = apply_rules(
         tasks,
         policy,
-        validity=compare_invalid_rates(judged, policy.alpha, identical),
+        validity=compared.validity,
         target=target,
         identical=identical,
         confirmed=confirmed,
         controls=controls,
         missing=[*filter(partial(is_judged, policy=policy), missing), *unanswered],
-        shared=find_shared_items(measured, list(filter(is_in_macro, tasks)), cut),
+        shared=compared.shared,
         level=level,
         cumulative=cumulative,
         commonest={} if identical else _compare_commonest_answers(judged, target, policy),
     )
-    return GateResult(tuple(compared), verdict, policy)
+    return GateResult(tuple(compared.tasks), verdict, policy)
 
 
 def _compare_commonest_answers(

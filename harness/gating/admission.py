@@ -52,6 +52,13 @@ class Admission(NamedTuple):
     why_not: str
 
 
+class AdmittedTasks(NamedTuple):
+    """The cut of the tasks of one base into halves, and the halves of each that count, by its name."""
+
+    cut: HalfSplit
+    of: Mapping[str, Admission]
+
+
 def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
     """Tell whether a rule may judge a task, whatever the base scores on it."""
     if not may_decide(m.task, m.role, m.suite, policy):
@@ -116,8 +123,14 @@ def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
     return policy.model_copy(update={"target": target})
 
 
+def admit_tasks(measured: Sequence[Measurement], seed: int = 0) -> AdmittedTasks:
+    """Cut every task into halves, and admit each half by the base's rows on the other."""
+    cut = cut_tasks(measured, seed)
+    return AdmittedTasks(cut, {m.task.name: _admission(m, cut) for m in measured})
+
+
 def compare_measurements(
-    measured: Sequence[Measurement], cut: HalfSplit, alpha: float, *, identical: bool
+    measured: Sequence[Measurement], admitted: AdmittedTasks, alpha: float, *, identical: bool
 ) -> list[TaskComparison]:
     """Compare both arms on every metric of every task, each task's primary metric first.
 
@@ -126,16 +139,16 @@ def compare_measurements(
     Raises:
         IncompatibleRuns: the arms hold different items.
     """
-    return [t for m in measured for t in _task(m, cut, alpha, identical)]
+    return [t for m in measured for t in _task(m, admitted, alpha, identical)]
 
 
 def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
     """Name the capability tasks that count in the macro, by the base's rows."""
-    cut = cut_tasks(measured, seed)
-    return {m.task.name for m in measured if m.role == "capability" and _admission(m, cut).halves}
+    admitted = admit_tasks(measured, seed)
+    return {m.task.name for m in measured if m.role == "capability" and admitted.of[m.task.name].halves}
 
 
-def _task(m: Measurement, cut: HalfSplit, alpha: float, identical: bool) -> list[TaskComparison]:
+def _task(m: Measurement, admitted: AdmittedTasks, alpha: float, identical: bool) -> list[TaskComparison]:
     primary, out = m.task.primary_metric, []
     for name in sorted(m.metrics, key=lambda n: n != primary):
         if comparison.is_comparable(m.metrics[name], m.base, m.new):
@@ -145,8 +158,9 @@ def _task(m: Measurement, cut: HalfSplit, alpha: float, identical: bool) -> list
             out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
     if not out or out[0].comparison.metric != primary:
         return out
-    halves, why_not = _admission(m, cut)
-    half = _compare_admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
+    halves, why_not = admitted.of[m.task.name]
+    only = halves[0] if len(halves) == 1 else None
+    half = _compare_admitted_half(m, admitted.cut, only, why_not, alpha, identical) if only else None
     metric = m.metrics[primary]
     out[0] = out[0]._replace(
         base_rows_admitted=bool(halves),

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from harness import comparison, store
 from harness.errors import IncompatibleRuns
-from harness.experiment.runs.stored_rows import documents_of
+from harness.experiment.runs.stored_rows import documents_of, has_documents
 from harness.gating import Measurement
 from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint
@@ -57,6 +57,7 @@ def measure_arms(
         if (key := f"{task.name}/test") in run.rows:
             own = store.read_identity(at, run.rows[key])
             arms.append((task, role, suite, own, baseline(own, key)))
+    store.read_documents(at, [own.digest for task, role, _, own, _ in arms if has_documents(task, role)])
     rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=texts)
     measured = []
     for task, role, suite, own, base in arms:

@@ -6,6 +6,8 @@ the decision takes, by validation. Rows that other judges or rubrics graded are 
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 
 from harness import comparison, decision, plugins, store
 from harness.comparison import Comparison, Estimate, list_each_answer
@@ -74,9 +76,21 @@ def gain_over(
 
 def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
     """Read a run's answers to the target, as many as its limit leaves, with all drawn to an item."""
-    rows_digest = run.rows[f"{task.name}/{split}"]
-    rows = store.read_rows(at, rows_digest, getattr(task.data.limits, split))
-    return comparison.add_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
+    return _read_target(at, [run], task, [split])[0][0]
+
+
+def _read_target(
+    at: Store, runs: Sequence[Run], task: Task, splits: Sequence[str]
+) -> list[list[list[SampleResult]]]:
+    """Read runs' answers to the target, of each run those of each split, at once."""
+    named = [[run.rows[f"{task.name}/{split}"] for split in splits] for run in runs]
+    whole = store.read_many(at, chain(*named))
+
+    def cut(run: Run, rows_digest: str, split: str) -> list[SampleResult]:
+        rows = whole[rows_digest][: getattr(task.data.limits, split)]
+        return comparison.add_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
+
+    return [[*map(partial(cut, run), digests, splits)] for run, digests in zip(runs, named, strict=True)]
 
 
 def read_labels(stored: StoredExperiment, metric: str) -> Labels:
@@ -142,14 +156,15 @@ def refuse_lost_folds(stored: StoredExperiment, run: Run) -> None:
 
 
 def _facts_on_target(
-    stored: StoredExperiment, metric: Metric, runs: Iterable[Run], labels: Labels
+    stored: StoredExperiment, metric: Metric, runs: Sequence[Run], labels: Labels
 ) -> list[CandidateFacts]:
     """Say what runs reached on the target, of those that could answer any test item."""
     task, facts = stored.experiment.target, []
     for run in runs:
         _refuse_other_grades(stored, task, "target", run)
         refuse_lost_folds(stored, run)
-        test, validation = (target_rows(stored.store, run, task, split) for split in ("test", "validation"))
+    answers = _read_target(stored.store, runs, task, ["test", "validation"])
+    for run, (test, validation) in zip(runs, answers, strict=True):
         with suppress(CandidateFailed):
             facts.append(
                 correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)

@@ -79,8 +79,13 @@ def _replace(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+_PLAIN = (str, int, bool)
+
+
 def to_plain(value: Any) -> Any:
     """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, TrainingRecord):
         return to_plain(value.to_plain())
     if is_dataclass(value) and not isinstance(value, type):
@@ -97,4 +102,4 @@ def to_plain(value: Any) -> Any:
         return to_plain(value.tolist())
     if isinstance(value, float):
         return value if isfinite(value) else None
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+    return value if isinstance(value, str | int | bool) else str(value)

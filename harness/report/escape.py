@@ -30,8 +30,8 @@ _BLOCK_START = re.compile(r"^(?=[#>+-]|\d+[.)]\s)")
 
 def clean(text: str) -> str:
     """Drop ANSI sequences and control or direction characters; collapse whitespace to one line."""
-    without = _ANSI.sub("", text)
-    return " ".join("".join(filter(_visible, without)).split())
+    visible = text if text.isprintable() else "".join(filter(_visible, _ANSI.sub("", text)))
+    return " ".join(visible.split())
 
 
 def clean_lines(text: str) -> str:

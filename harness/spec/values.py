@@ -76,7 +76,7 @@ class Spec(BaseModel):
     `stated` names the fields that an identity holds at their default too, because that was another once.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     stated: ClassVar[tuple[str, ...]] = ()
 
     @field_validator("*", mode="before")

@@ -114,7 +114,6 @@ def _counts(
     items = slice(None) if (codes == np.arange(len(codes))).all() else codes  # a slice saves a copy
     for at in range(0, n_draws, step):
         d = min(step, n_draws - at)
-        picks = rng.integers(0, g, (d, g), dtype=np.int32)  # (d, g)
-        picks += g * np.arange(d, dtype=np.int32)[:, None]
+        picks = rng.integers(0, g, (d, g), dtype=np.int32) + g * np.arange(d)[:, None]  # (d, g)
         drawn = np.bincount(picks.ravel(), minlength=d * g).reshape(d, g)
         yield drawn.astype(np.min_scalar_type(g))[:, items]

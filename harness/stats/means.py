@@ -5,7 +5,7 @@ Invariant: clusters are the units; an SE that few clusters leave unknown is None
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,14 +40,14 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
 
     Source: Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981.
     """
-    x, codes, n_clusters = _add_codes(values, clusters)
-    mean, n = float(x.mean()), len(x)
-    if n_clusters < 2 or has_few_clusters(codes):
+    x, codes = _add_codes(values, clusters)
+    mean, n, sizes = float(x.mean()), len(x), np.bincount(codes)
+    n_clusters = len(sizes)
+    if n_clusters < 2 or _are_few(sizes):
         return Mean(mean, None, 0, n, n_clusters)
-    shares = np.bincount(codes) / n  # (g,)
-    sums = np.bincount(codes, x - mean)
-    variance = float((sums**2 / (1 - shares)).sum()) / n**2
-    return Mean(mean, sqrt(variance), cluster_df(codes), n, n_clusters)
+    sums = np.bincount(codes, x - mean)  # (g,)
+    variance = float((sums**2 / (1 - sizes / n)).sum()) / n**2
+    return Mean(mean, sqrt(variance), _df(sizes), n, n_clusters)
 
 
 def clustered_slope(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> Mean:
@@ -85,9 +85,13 @@ def cluster_df(clusters: ArrayLike) -> float:
 
     Source: Bell & McCaffrey 2002; Imbens & Kolesár 2016.
     """
-    sizes = np.unique(np.asarray(clusters), return_counts=True)[1]
+    sizes = np.bincount(_number(np.asarray(clusters)))
     if len(sizes) < 2:
         raise ValueError(f"found {len(sizes)} clusters; at least two are needed")
+    return _df(sizes)
+
+
+def _df(sizes: NDArray[np.intp]) -> float:
     if np.ptp(sizes) == 0:
         return len(sizes) - 1.0
     w = sizes / sizes.sum()
@@ -112,8 +116,11 @@ def effective_clusters(clusters: ArrayLike) -> float:
     labels = np.asarray(clusters)
     if not len(labels):
         raise ValueError("there are no items")
-    sizes = np.unique(labels, return_counts=True)[1].astype(float)
-    return len(labels) ** 2 / float(sizes @ sizes)
+    return _effective(np.bincount(_number(labels)))
+
+
+def _effective(sizes: NDArray[np.intp]) -> float:
+    return float(sizes.sum()) ** 2 / float(sizes @ sizes)
 
 
 def has_few_clusters(clusters: ArrayLike) -> bool:
@@ -127,8 +134,13 @@ def has_few_clusters(clusters: ArrayLike) -> bool:
     Source: ours, by simulation of one-sided bounds (tests/slow/test_calibration.py).
     """
     labels = np.asarray(clusters)
-    found = effective_clusters(labels)
-    return found < MIN_CLUSTERS and len(np.unique(labels)) < len(labels)
+    if not len(labels):
+        raise ValueError("there are no items")
+    return _are_few(np.bincount(_number(labels)))
+
+
+def _are_few(sizes: NDArray[np.intp]) -> bool:
+    return _effective(sizes) < MIN_CLUSTERS and len(sizes) < sizes.sum()
 
 
 def paired_delta(base: ArrayLike, new: ArrayLike, clusters: ArrayLike | None = None) -> Mean:
@@ -182,7 +194,7 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
 
     Source: Kish 1965, section 5.4, for 1 + (m − 1) ρ.
     """
-    x, codes, _ = _add_codes(values, clusters)
+    x, codes = _add_codes(values, clusters)
     sizes = np.bincount(codes)
     m = float(sizes @ sizes) / len(x)
     if m == 1:
@@ -203,9 +215,12 @@ def differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effective: boo
 
     Source: ours, for `design_effect`.
     """
-    x, codes, _ = _add_codes(values, clusters)
-    n_differing = len(np.unique(codes[np.abs(x - np.median(x)) > TIE]))
-    return n_differing * effective_clusters(codes) / len(np.unique(codes)) if effective else n_differing
+    x, codes = _add_codes(values, clusters)
+    n_differing = int(np.count_nonzero(np.bincount(codes[np.abs(x - np.median(x)) > TIE])))
+    if not effective:
+        return n_differing
+    sizes = np.bincount(codes)
+    return n_differing * _effective(sizes) / len(sizes)
 
 
 def mover_mean(
@@ -260,10 +275,17 @@ def _correlation(x: Array, codes: NDArray[np.intp], m: float) -> float:
     return min(max((clustered**2 / plain**2 - 1) / (m - 1), 0.0), 1.0)
 
 
-def _add_codes(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[np.intp], int]:
+def _add_codes(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[np.intp]]:
     x, labels = np.asarray(values, float), np.asarray(clusters)
     if not len(x) or x.shape != labels.shape:
         raise ValueError(f"values and clusters must be as many, and some: {x.shape} and {labels.shape}")
     finite(x)
-    names, codes = np.unique(labels, return_inverse=True)
-    return x, codes, len(names)
+    return x, _number(labels)
+
+
+def _number(labels: NDArray[Any]) -> NDArray[np.intp]:
+    """Number the clusters of items (n,) from 0; labels that are such numbers already stay as they are."""
+    small = labels.dtype == np.intp and labels.min() == 0 and labels.max() < len(labels)
+    if small and np.bincount(labels).all():
+        return labels
+    return np.unique(labels, return_inverse=True)[1]

@@ -84,6 +84,7 @@ from harness.store.queries import (
     document_digests,
     find_items,
     read_columns,
+    read_documents,
     read_kinds,
     read_samples,
     read_scores,
@@ -102,6 +103,7 @@ from harness.store.rows import (
     remove_merged_blocks,
 )
 from harness.store.rows.beside_rows import keep_folds, read_drawn, read_folds
+from harness.store.rows.row_ids import read_ids
 from harness.store.runs.run_folders import (
     all_runs,
     get_run,

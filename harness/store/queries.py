@@ -3,8 +3,8 @@
 Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import Store, clear_errors, missing_rows
 from harness.store.rows import ANEW
 from harness.store.rows.beside_rows import attach_folds, read_folds
-from harness.store.rows.checksums import file_version
+from harness.store.rows.file_memo import FileMemo
 from harness.store.rows.row_columns import (
     DIGEST,
     FAILED,
@@ -80,15 +80,38 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     if not path.exists():
         return {}
     with clear_errors(store, f"rows {rows_digest}", ANEW):
-        return dict(_documents_in(path, *file_version(path)))
+        return dict(_DOCUMENTS.get(path))
 
 
-@lru_cache(maxsize=128)  # more than the row sets of a report, or none would be found again
-def _documents_in(path: Path, *_version: int) -> Mapping[str, str]:
-    """Read the digests of a file as it is now; each candidate of a report asks for those of every task."""
-    query = f'SELECT example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_PARQUET}'
+def read_documents(store: Store, rows_digests: Iterable[str]) -> None:
+    """Read the digests of many sets at once, so that `document_digests` opens none of them."""
+    _DOCUMENTS.prepare(store, rows_digests)
+
+
+_DOCUMENT = 'md5(list_prepend(prompt, "references")::VARCHAR)'
+
+
+def _documents_in(path: Path) -> Mapping[str, str]:
     with memory() as db:
+        query = f"SELECT example_id, {_DOCUMENT} FROM {READ_PARQUET}"
         return dict(db.execute(query, [pattern(path)]).fetchall())
+
+
+def _documents_in_all(paths: Mapping[str, Path]) -> Mapping[str, Mapping[str, str]]:
+    import duckdb
+
+    query = f"SELECT {DIGEST}, example_id, {_DOCUMENT} FROM {READ_NAMED}"
+    with suppress(duckdb.Error), memory() as db:
+        found: dict[str, dict[str, str]] = {rows_digest: {} for rows_digest in paths}
+        for rows_digest, example_id, document in db.execute(
+            query, [[*map(pattern, paths.values())]]
+        ).fetchall():
+            found[rows_digest][example_id] = document
+        return found
+    return {}
+
+
+_DOCUMENTS = FileMemo(_documents_in, _documents_in_all)
 
 
 def _row_of_scores(

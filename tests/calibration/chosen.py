@@ -9,7 +9,7 @@ import numpy as np
 from harness.decision import CandidateFacts, Family, place_in_family
 from harness.evaluation.rows import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
-from harness.gating import Measurement, TaskComparison, cut_tasks, cut_to_half, judge
+from harness.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
 from harness.gating.halves import HALVES
 from harness.records import SampleResult
 from harness.report import ExperimentReport
@@ -158,7 +158,7 @@ class FineTune(NamedTuple):
 
     facts: CandidateFacts
     measured: Sequence[Measurement] = ()
-    compared: Sequence[TaskComparison] = ()
+    compared: ComparedArms | None = None
     settled: bool = False
 
 
@@ -234,8 +234,9 @@ def _judge_candidate(
     policy: GatePolicy,
 ) -> FineTune:
     measured = [_make_measurement(t, arms[t.name], chosen[t.name]) for t in tasks]
-    found = judge(measured, policy, target=None, identical=False)
-    return FineTune(replace(one.facts, verdict=found.verdict, corrected=None), measured, found.tasks)
+    compared = compare_arms(measured, policy, identical=False)
+    found = judge(measured, policy, target=None, identical=False, compared=compared)
+    return FineTune(replace(one.facts, verdict=found.verdict, corrected=None), measured, compared)
 
 
 def _judge_among_all(one: FineTune, f: CandidateFacts, policy: GatePolicy) -> FineTune:

@@ -48,7 +48,8 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
     Raises:
         UserError: they cannot be read, or some are no definitions.
     """
-    found = [tool for field in TOOL_FIELDS for tool in _definitions(row, field)]
+    named = [field for field in TOOL_FIELDS if row.fields.get(field) is not None]
+    found = [tool for field in named for tool in _definitions(row, field)]
     return [tool for i, tool in enumerate(found) if tool not in found[:i]]
 
 

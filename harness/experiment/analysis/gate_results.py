@@ -27,8 +27,17 @@ from harness.experiment.runs.stored_rows import (
     controls_of,
     documents_of,
     find_measured_arm,
+    read_documents_of,
 )
-from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
+from harness.gating import (
+    AdmittedTasks,
+    ComparedArms,
+    GateResult,
+    Measurement,
+    TargetFacts,
+    TaskComparison,
+    Verdict,
+)
 from harness.records import Run
 
 
@@ -69,7 +78,9 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     compared = add_wins(session, reader, runs, compared)
     changed = add_changes(session, reader, runs, compared)
     facts = add_more_targets(session, reader, runs, changed)
-    results = _gate_results(session, reader, runs, facts, base)
+    read_documents_of(session, runs)
+    arms = _RunComparisons(session, reader, base)
+    results = _gate_results(session, reader, runs, facts, arms)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
         replace(f, verdict=results[f.run_id].verdict)
@@ -79,7 +90,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
     first = RunVerdicts(tuple(placed), results, base)
-    return first._replace(facts=_judge_family_again(session, reader, runs, first))
+    return first._replace(facts=_judge_family_again(session, reader, runs, first, arms))
 
 
 def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
@@ -105,20 +116,49 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
     return out
 
 
+class _RunComparisons:
+    """Both arms of runs on the suites: those of the same rows are compared once, a base is admitted once."""
+
+    def __init__(self, session: Session, reader: Reader, base: Mapping[str, Mapping[str, Rows]]) -> None:
+        self._session, self._reader, self._base = session, reader, base
+        self._names = [f"{m.task.name}/test" for m in session.suites]
+        self._admitted: dict[tuple[str, ...], AdmittedTasks] = {}
+        self._compared: dict[tuple[str | None, ...], tuple[list[Measurement], ComparedArms]] = {}
+
+    def compare(self, run: Run) -> tuple[list[Measurement], ComparedArms]:
+        """Compare a run with its base, or return what was found of a run with the same rows."""
+        key = (run.base_digest, run.weights_digest, *(run.rows.get(name) for name in self._names))
+        if key not in self._compared:
+            self._compared[key] = self._compare(run)
+        return self._compared[key]
+
+    def _compare(self, run: Run) -> tuple[list[Measurement], ComparedArms]:
+        measured = build_measurements(self._session, self._reader, run, self._base[run.base_digest])
+        seed, of = self._session.first_seed, (run.base_digest, *(m.task.name for m in measured))
+        if of not in self._admitted:
+            self._admitted[of] = gating.admit_tasks(measured, seed)
+        found = gating.compare_arms(
+            measured,
+            self._session.experiment.gate,
+            identical=run.weights_digest == run.base_digest,
+            seed=seed,
+            admitted=self._admitted[of],
+        )
+        return measured, found
+
+
 def _gate_results(
-    session: Session, reader: Reader, runs: Runs, facts: Facts, base: Mapping[str, Mapping[str, Rows]]
+    session: Session, reader: Reader, runs: Runs, facts: Facts, arms: _RunComparisons
 ) -> dict[str, GateResult]:
-    """Judge every finished run against its own base; runs of the same weights are compared once."""
+    """Judge every finished run against its own base."""
     # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
     out: dict[str, GateResult] = {}
-    compared: dict[str, Sequence[TaskComparison]] = {}
     for f, run in zip(facts, runs, strict=True):
         if run.run_id in session.settled:
             out[run.run_id] = session.settled[run.run_id].result
         elif run.state == "done" and not session.candidates[run.candidate].is_target_only:
             commonest = against.commonest_answers(session, reader, run, runs)
-            found = _gate_result(session, reader, run, f, base, commonest, compared.get(run.weights_digest))
-            out[run.run_id], compared[run.weights_digest] = found, found.tasks
+            out[run.run_id] = _gate_result(session, reader, run, f, arms, commonest)
     return out
 
 
@@ -127,30 +167,29 @@ def _gate_result(
     reader: Reader,
     run: Run,
     f: CandidateFacts,
-    base: Mapping[str, Mapping[str, Rows]],
+    arms: _RunComparisons,
     commonest: tuple[Comparison, ...],
-    compared: Sequence[TaskComparison] | None,
     level: float | None = None,
 ) -> GateResult:
     policy = session.experiment.gate
     judged = (m for m in session.suites if gating.may_decide(m.task, m.role, m.suite, policy))
+    measured, compared = arms.compare(run)
     return gating.judge(
-        build_measurements(session, reader, run, base[run.base_digest]),
-        gating.applicable_policy(session.experiment.gate, trained=f.trained),
+        measured,
+        gating.applicable_policy(policy, trained=f.trained),
         target=TargetFacts(f.target, f.vs_untrained, f.labels_missing, f.wins, commonest)
         if f.target
         else None,
         identical=run.weights_digest == run.base_digest,
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,
-        seed=session.first_seed,
         missing=[m.task.name for m in judged if f"{m.task.name}/test" not in run.rows],
         level=level,
     )
 
 
 def _judge_family_again(
-    session: Session, reader: Reader, runs: Runs, first: RunVerdicts
+    session: Session, reader: Reader, runs: Runs, first: RunVerdicts, arms: _RunComparisons
 ) -> tuple[CandidateFacts, ...]:
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
@@ -159,9 +198,8 @@ def _judge_family_again(
             return replace(f, corrected=session.settled[run.run_id].corrected)
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
             return f
-        tasks = first.results[run.run_id].tasks
         commonest = against.commonest_answers(session, reader, run, runs)
-        found = _gate_result(session, reader, run, f, first.base, commonest, tasks, f.standing.level)
+        found = _gate_result(session, reader, run, f, arms, commonest, f.standing.level)
         return replace(f, corrected=found.verdict)
 
     return tuple(correct(f, run) for f, run in zip(first.facts, runs, strict=True))

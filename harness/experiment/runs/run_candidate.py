@@ -19,7 +19,6 @@ from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import (
     RowSet,
-    RunIdentity,
     RunRequest,
     begun_id,
     describe_run,
@@ -230,11 +229,15 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
 
     A run whose trials are not those of its search as it is written now is none.
     """
-    wanted = [_find_stored_identity(session, request) for request in requests]
-    written = find_runs(session, [one.identity if one else None for one in wanted])
+    there = [_find_stored_sets(session, request) for request in requests]
+    store.read_ids(session.store, {s.identity.digest for one in there if one for s in one.sets})
+    wanted = [
+        run_identity(session, request.candidate.name, request.seed, one.weights, one.sets) if one else None
+        for request, one in zip(requests, there, strict=True)
+    ]
     found = [
         run if run and one and _has_trials(run, one.weights) else None
-        for one, run in zip(wanted, written, strict=True)
+        for one, run in zip(there, find_runs(session, wanted), strict=True)
     ]
     if all(found):
         return found
@@ -257,14 +260,14 @@ def name_outdated_inputs(session: Session, request: RunRequest) -> list[str]:
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
-class _StoredWeights(NamedTuple):
-    """Weights that are there, and the identity of the run of them."""
+class _StoredSets(NamedTuple):
+    """Weights that are there, and the row sets that a run of them refers to."""
 
-    identity: RunIdentity | None
     weights: Weights
+    sets: Sequence[RowSet]
 
 
-def _find_stored_identity(session: Session, request: RunRequest) -> _StoredWeights | None:
+def _find_stored_sets(session: Session, request: RunRequest) -> _StoredSets | None:
     candidate, seed = request
     if candidate.searches_prompts or (weights := find_stored_weights(session, candidate, seed)) is None:
         return None
@@ -272,9 +275,7 @@ def _find_stored_identity(session: Session, request: RunRequest) -> _StoredWeigh
         sets = row_sets(session, candidate, weights, seed)
     except CandidateFailed:  # its base cannot be loaded, and by what scores it rows are named
         return None
-    if not has_folds(session, candidate, sets[1]):
-        return None
-    return _StoredWeights(run_identity(session, candidate.name, seed, weights, sets), weights)
+    return _StoredSets(weights, sets) if has_folds(session, candidate, sets[1]) else None
 
 
 def _has_trials(run: Run, weights: Weights) -> bool:

@@ -146,9 +146,22 @@ def facts_of_control(
     )
 
 
+def read_documents_of(session: Session, runs: Iterable[Run]) -> None:
+    """Read the digests of the documents that runs answered in the suites, so that `documents_of` has them."""
+    names = [f"{m.task.name}/test" for m in session.suites if has_documents(m.task, m.role)]
+    store.read_documents(
+        session.store, [run.rows[name] for run in runs for name in names if name in run.rows]
+    )
+
+
+def has_documents(task: Task, role: Role) -> bool:
+    """Tell whether a task's rows are known by their documents, which lm-eval's name themselves."""
+    return role == "capability" and not task.lm_eval
+
+
 def documents_of(at: Store, task: Task, role: Role, rows_digest: str) -> dict[str, str]:
     """Map the items of a capability task to digests of their documents; those of lm-eval name theirs."""
-    return {} if task.lm_eval or role != "capability" else store.document_digests(at, rows_digest)
+    return store.document_digests(at, rows_digest) if has_documents(task, role) else {}
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:

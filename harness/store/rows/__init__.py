@@ -9,7 +9,6 @@ file gets its name, and none is forgotten, so a file that is whole is not taken 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from harness.store.layout import (
     write_whole,
 )
 from harness.store.rows.beside_rows import attach_folds, read_drawn, read_drawn_items, write_drawn
-from harness.store.rows.checksums import file_version, is_as_written, note_checksum
+from harness.store.rows.checksums import note_checksum
 from harness.store.rows.row_columns import (
     COLUMNS,
     DIGEST,
@@ -40,6 +39,7 @@ from harness.store.rows.row_columns import (
     row_of,
     rows_from,
 )
+from harness.store.rows.row_ids import parquet_ids
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -54,7 +54,7 @@ def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] 
     With `ids`, the example ids in the order of their positions, only blocks that hold
     exactly these examples count: not one cut short by a limit, nor one of another order.
     """
-    ids_by_block = _chunks(_parquet_ids(store.parquet(identity.digest)) or [])
+    ids_by_block = _chunks(parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
     if identity.decoding:
         drawn = read_drawn_items(store, identity.digest)
@@ -93,7 +93,7 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
         HarnessError: a block is missing, or the disk is full.
     """
     path, blocks = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
-    stored = _parquet_ids(path) or []
+    stored = parquet_ids(path) or []
     if not blocks and len(stored) >= n_rows:
         return
     with clear_errors(store, f"rows {identity.digest}", AGAIN), memory() as db:
@@ -116,7 +116,7 @@ def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
     Those of all sets, or of one.
     """
     for folder in (store.folder / "rows").glob(f"{rows_digest}/blocks"):
-        stored = _parquet_ids(folder.with_name("rows.parquet")) or []
+        stored = parquet_ids(folder.with_name("rows.parquet")) or []
         for index, ids in _readable_blocks(store, folder.parent.name).items():
             if stored[BLOCK * index :][: len(ids)] == ids:
                 _block_path(folder.parent, index).unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
 
 def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
     """Tell whether a file of rows, wherever it lies, begins with these examples, in this order."""
-    stored = _parquet_ids(path)
+    stored = parquet_ids(path)
     return stored is not None and stored[: len(ids)] == list(ids)
 
 
@@ -203,7 +203,7 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
     if not done:
         return {}
     with memory() as db:
-        _merge(db, [_block_path(path.parent, i) for i in loose], path if _parquet_ids(path) else None)
+        _merge(db, [_block_path(path.parent, i) for i in loose], path if parquet_ids(path) else None)
         rows = rows_from(db, "merged")
     wanted = {i: len(block) for i, block in _chunks(ids).items() if i in done}
     by_block: dict[int, list[SampleResult]] = {i: [] for i in wanted}
@@ -262,32 +262,6 @@ def _remove_blocks(folder: Path, n_kept: int) -> None:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _parquet_ids(path: Path) -> list[str] | None:
-    """Return the example ids by position, or None where there is no file, or a damaged one."""
-    try:
-        return _ids_in(path, *file_version(path))
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=256)
-def _ids_in(path: Path, *_version: int) -> list[str] | None:
-    """Read the ids of a file as it is now; several runs refer to one, and opening it takes milliseconds."""
-    import duckdb
-
-    try:
-        whole = is_as_written(path)
-        if whole is False:
-            return None
-        # What was written before checksums were noted is read in all its columns instead.
-        columns = "example_id" if whole else "example_id, hash(file)"
-        query = f"SELECT {columns} FROM {READ_PARQUET} AS file ORDER BY position"
-        with memory() as db:
-            return [example_id for example_id, *_ in db.execute(query, [pattern(path)]).fetchall()]
-    except (OSError, duckdb.Error):
-        return None
 
 
 def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | None) -> None:

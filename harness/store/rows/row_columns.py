@@ -91,12 +91,15 @@ READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")
 DIGEST = "parse_path(filename)[-2]"  # of the row set that a file holds
 _FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
-SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
+# A map comes as its keys, in its place, and its values, behind the others: both together in half the time.
+_MAPPED = {"parts": 'map_keys("parts")'}
+_VALUES = ', map_values("parts")'
+SELECTED = ", ".join(_MAPPED.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
 # The references say what the worst answer to an item is, where there is none to be scored.
 FAILED = "('error', 'incomplete')"
 OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
-_EMPTY = {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
-WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS)
+_EMPTY = _MAPPED | {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
+WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
 _TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
 _PARTS = _FIELDS.index("parts")
 
@@ -125,8 +128,9 @@ def rows_from(
 
 
 def row_of(values: list[Any]) -> SampleResult:
-    """Make a row of the values that DuckDB gives for its fields, in their order."""
+    """Make a row of what DuckDB gives for `SELECTED`: its fields in order, behind them those of `parts`."""
     for place in _TUPLES:
         values[place] = tuple(values[place])
-    values[_PARTS] = {k: None if v is None else tuple(v) for k, v in values[_PARTS].items()}
+    parts = (None if of is None else tuple(of) for of in values.pop())
+    values[_PARTS] = dict(zip(values[_PARTS], parts, strict=True))
     return SampleResult(*values)

@@ -1,0 +1,59 @@
+"""Memo of what was read of row sets' files, each value kept while its file stays as it is.
+
+Invariant: a file that was replaced is read again; one that cannot be read together with others is read alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from harness.store.layout import Store
+from harness.store.rows.checksums import file_version
+
+_Value = TypeVar("_Value")
+_MOST = 1024  # files
+
+
+class FileMemo(Generic[_Value]):
+    """Values of files; opening a file takes milliseconds, and a hundred of them at once not many more.
+
+    `read` reads one file; `read_all` those of row sets, by their digests, in one query.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Path], _Value],
+        read_all: Callable[[Mapping[str, Path]], Mapping[str, _Value]],
+    ) -> None:
+        self._read, self._read_all = read, read_all
+        self._known: dict[tuple[Path, tuple[int, int, int]], _Value] = {}
+
+    def get(self, path: Path) -> _Value:
+        """Return the value of a file as it is now.
+
+        Raises:
+            OSError: there is none.
+        """
+        file = path, file_version(path)
+        if file not in self._known:
+            self._keep(file, self._read(path))
+        return self._known[file]
+
+    def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
+        """Read the files of row sets that will be asked for, as far as they are not known."""
+        files = {}
+        for rows_digest in set(rows_digests):
+            with suppress(OSError):
+                path = store.parquet(rows_digest)
+                files[rows_digest] = path, file_version(path)
+        unread = {rows_digest: file for rows_digest, file in files.items() if file not in self._known}
+        if unread:
+            found = self._read_all({rows_digest: path for rows_digest, (path, _) in unread.items()})
+            for rows_digest, value in found.items():
+                self._keep(unread[rows_digest], value)
+
+    def _keep(self, file: tuple[Path, tuple[int, int, int]], value: _Value) -> None:
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        self._known[file] = value
