@@ -21,8 +21,11 @@ from harness.spec import GatePolicy
 from harness.store import TABLES, DecisionRecord, Store
 from tests.fake_facts import verdict
 
-DOCS = Path(__file__).parents[1] / "docs" / "sql.md"
-QUERIES = re.findall(r"```sql\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "sql.md"
+QUERIES, (OF_README,) = (
+    re.findall(r"```sql\n(.*?)```", page.read_text("utf-8"), re.DOTALL) for page in (DOCS, ROOT / "README.md")
+)
 BASE = replace(IDENTITY, weights_digest="b")
 LORA = replace(IDENTITY, weights_digest="weights of lora")
 DPO = replace(IDENTITY, weights_digest="weights of dpo")
@@ -88,6 +91,16 @@ def test_the_docs_show_every_column_as_the_code_documents_it(table):
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_of_the_docs_is_answered(store, query):
     assert stores.query(store, query).columns
+
+
+@pytest.mark.parametrize("query", filter(str.strip, OF_README.split(";")))
+def test_a_query_of_readme_is_answered(store, query):
+    assert stores.query(store, query).columns
+
+
+def test_readme_and_docs_name_the_same_items_that_every_fine_tune_lost(store):
+    lost = stores.query(store, OF_README.partition(";")[0]).rows
+    assert lost == [row[:3] for row in stores.query(store, QUERIES[0]).rows]
 
 
 def test_the_items_that_every_fine_tune_lost_are_those_that_both_lost(store):
