@@ -60,6 +60,5 @@ def run_git(*words: str) -> str:
 
 if __name__ == "__main__":
     for commit in sys.argv[1:] or ["HEAD"]:
-        print(
-            commit, *(f"{name} {value:n}" for name, value in measure_size(commit)._asdict().items()), sep=", "
-        )
+        found = ", ".join(f"{name} {value:n}" for name, value in measure_size(commit)._asdict().items())
+        sys.stdout.write(f"{commit}: {found}\n")
