@@ -130,9 +130,11 @@ class Method:
     marks weights between the base and the candidate that `init_from` names, at the share `scale`. `hooks`
     are those of `HOOKS` that its training calls, and `hooks_where` maps values of its parameters, each as a
     name with a value, to hooks that it calls with these beside them. `rewarded` says that it trains on
-    rewards of its answers, which the recipe's `reward` names. `data_parallel` says that several processes may
-    share its training, each with its part of a step's rows. `loops` are the concerns of `code_versions.toml`
-    whose code it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
+    rewards of its answers, which the recipe's `reward` names. `published_as` is its kind of training in
+    `config/recipe_ranges.toml`, where published settings stand; empty where there are none. `data_parallel`
+    says that several processes may share its training, each with its part of a step's rows. `loops` are the
+    concerns of `code_versions.toml` whose code it runs beside its own file. A `delta` is weights of a form of
+    our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs, `remarks(params, rows)` what stands out of it beside its rows. `reads(params)`
@@ -182,6 +184,7 @@ class Method:
     hooks: tuple[str, ...] = ()
     hooks_where: Mapping[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     rewarded: bool = False
+    published_as: str = ""
     data_parallel: bool = False
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()

@@ -19,7 +19,9 @@ def lint_recipe(method, size, **params):
 
 @pytest.mark.parametrize("of", ranges(), ids=lambda of: f"{of.setting} {of.source[:20]}")
 def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source(of):
-    for method in of.methods:
+    methods = plugins.methods(published_as=of.training)
+    assert methods, "a method is published as such a training"
+    for method in methods:
         fields = plugins.method(method).params.model_fields
         known = {*fields, *([BATCH] if "per_device_train_batch_size" in fields else [])}
         assert {of.setting, *of.only} <= known
@@ -27,6 +29,11 @@ def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source(of):
     assert of.low <= of.high
     assert of.from_b < of.to_b
     assert (of.low, of.high) != (-inf, inf)
+
+
+def test_what_a_method_is_published_as_is_in_the_table():
+    declared = {plugins.method(name).published_as for name in plugins.names("methods")} - {""}
+    assert declared == {one.training for one in ranges()}
 
 
 def test_a_rate_above_all_sources_is_named_with_each_of_them():
@@ -126,7 +133,7 @@ def test_a_range_under_another_setting_speaks_of_it_alone():
 
 
 def test_of_an_open_range_only_the_end_is_said():
-    of = Range(("lora",), "r", "S", high=4.0)
+    of = Range("low-rank adapters", "r", "S", high=4.0)
     assert of.speaks_of("lora", {}, SMALL)
     (line,) = (x for x in lint_recipe("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
     assert "at most 4 (Devlin" in line

@@ -1,4 +1,4 @@
-"""Recipe lint: settings of a training outside of published ranges, by method and size of the model.
+"""Recipe lint: settings of a training outside of published ranges, by its kind and the size of the model.
 
 Invariant: nothing is refused; the ranges and their sources stand in `recipe_ranges.toml` alone. A setting is
 named with all sources that speak of such a model, unless it lies within the range of one.
@@ -11,6 +11,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import plugins
+
 TABLE = Path(__file__).with_name("recipe_ranges.toml")
 BATCH = "batch"  # rows of a step
 _RATE = "learning_rate"
@@ -20,12 +22,12 @@ _BILLION = 1e9
 
 
 class Range(NamedTuple):
-    """Published range of a setting: of which methods, for models of which size in billions, and its source.
+    """Published range of a setting: of which training, for models of which size in billions, and its source.
 
-    `only` holds other settings that it needs.
+    `training` is the kind that methods declare as `published_as`; `only` holds other settings that it needs.
     """
 
-    methods: tuple[str, ...]
+    training: str
     setting: str
     source: str
     low: float = -inf
@@ -37,14 +39,15 @@ class Range(NamedTuple):
     def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
         """Tell whether the source speaks of such a training."""
         sized = self.from_b <= n_parameters / _BILLION <= self.to_b
-        return method in self.methods and sized and all(params.get(k) == v for k, v in self.only.items())
+        same = plugins.method(method).published_as == self.training
+        return same and sized and all(params.get(k) == v for k, v in self.only.items())
 
 
 @cache
 def ranges() -> tuple[Range, ...]:
     """Read the table."""
     rows = tomllib.loads(TABLE.read_text("utf-8"))["range"]
-    return tuple(Range(**{**row, "methods": tuple(row["methods"])}) for row in rows)
+    return tuple(Range(**row) for row in rows)
 
 
 def lint(
@@ -72,7 +75,8 @@ def lint(
 
 def _find_assumed_rate(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
     """Yield that a default rate is assumed for a size of which no source speaks."""
-    others = [one for one in ranges() if one.setting == _RATE and method in one.methods]
+    training = plugins.method(method).published_as
+    others = [one for one in ranges() if one.setting == _RATE and one.training == training]
     if others:
         sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
         said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"

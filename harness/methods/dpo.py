@@ -21,6 +21,7 @@ METHOD = low_rank_method(
     draws_from="pairs",
     init_from="adapter",
     hooks=("penalty", "step", "arguments"),
+    published_as="preference pairs",
     loops=("training", "tokens", "heldout", "dpo"),
     # It starts at the fine-tune on the chosen answers: the pairs are to be likely under the reference (§ 4).
     proposal=lambda situation: (

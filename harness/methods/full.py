@@ -45,6 +45,7 @@ METHOD = Method(
     seeded=True,
     hooks=("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing"),
     data_parallel=True,
+    published_as="all parameters",
     loops=("training", "tokens", "sft"),
     proposal=propose_all_parameters,
 )

@@ -57,6 +57,7 @@ METHOD = low_rank_method(
     draws_from="train",
     init_from="adapter",
     hooks=("penalty",),
+    published_as="distillation",
     loops=("training", "tokens", "distillation"),
     reads=teacher_digest,
     problems=problems,

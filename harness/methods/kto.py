@@ -28,6 +28,7 @@ METHOD = low_rank_method(
     unpaired=True,
     init_from="adapter",
     hooks=("penalty", "step"),
+    published_as="unpaired preferences",
     loops=("training", "tokens", "heldout", "unpaired"),
     remarks=weigh_thumbs,
     # As dpo, from the fine-tune on the answers with a thumb up; TRL's documentation asks for 16 rows a step.

@@ -20,6 +20,7 @@ METHOD = low_rank_method(
     fit,
     **SUPERVISED,
     quantization="nf4",
+    published_as="low-rank adapters",
     loops=("training", "tokens", "sft"),
     proposal=propose_adapter,
 )

@@ -42,6 +42,7 @@ REWARDED: dict[str, Any] = {
     "draws_from": "train",
     "init_from": "adapter",
     "rewarded": True,
+    "published_as": "reinforcement",
     "hooks": ("penalty",),
     "loops": ("training", "tokens", "heads", "reinforcement"),
 }
