@@ -222,6 +222,11 @@ class Method:
         return self.makes == "base"
 
     @property
+    def makes_nothing(self) -> bool:
+        """Whether its weights are there before: the base's own, those at an endpoint or in a folder."""
+        return self.keeps_base or self.is_remote or self.made_elsewhere
+
+    @property
     def makes_adapter(self) -> bool:
         """Whether its weights are an adapter of a base, and never a whole model."""
         return self.makes == "adapter"
@@ -302,6 +307,17 @@ def methods(**traits: Any) -> list[str]:
         for name in names("methods")
         if all(getattr(method(name), trait) == value for trait, value in traits.items())
     ]
+
+
+def phrase_method(**traits: Any) -> str:
+    """Phrase as a recipe writes it the first method with these traits, or "another method" for none."""
+    able = methods(**traits)
+    return f"method: {able[0]}" if able else "another method"
+
+
+def phrase_adapter_method() -> str:
+    """Phrase the first method that trains a new adapter on rows, on the base as it is."""
+    return phrase_method(makes_adapter=True, trains_on_rows=True, quantization="", init_from="")
 
 
 def version(kind: str, name: str) -> int | str:

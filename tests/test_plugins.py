@@ -14,7 +14,7 @@ import harness
 from harness import plugins
 from harness.errors import UserError
 from harness.provenance.code_versions import code_versions
-from harness.spec import TaskData
+from harness.spec import BASE, Recipe, TaskData
 from harness.training.trainer import LoopParams
 
 
@@ -70,6 +70,17 @@ def test_a_method_that_interpolates_starts_from_weights_of_its_kind_and_takes_a_
 def test_methods_are_listed_by_what_they_declare():
     assert plugins.methods(interpolates=True) == ["interpolated", "scaled"]
     assert plugins.methods(trains_on_rows=True, makes="model") == ["full"]
+
+
+def test_a_sentence_names_the_first_method_with_the_traits_it_speaks_of():
+    assert plugins.phrase_method(makes="embedding") == "method: embedding"
+    assert plugins.phrase_adapter_method() == "method: lora"
+    assert plugins.phrase_method(makes_adapter=True, draws_from="pairs", unpaired=False) == "method: dpo"
+    assert plugins.phrase_method(keeps_base=True, trains=True) == "another method"
+
+
+def test_the_method_of_a_recipe_that_names_none_is_the_one_that_keeps_the_base():
+    assert plugins.methods(keeps_base=True) == [BASE] == [Recipe().method]
 
 
 def test_a_stored_run_whose_method_is_gone_is_read_as_a_fine_tune():

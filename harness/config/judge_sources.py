@@ -100,10 +100,16 @@ def resolve_judge(written: Any, folder: Path) -> Any:
     return around["judge"]
 
 
+def endpoint_settings() -> type[Any]:
+    """Return the settings of an endpoint: the parameters of the method whose weights answer at one."""
+    (name,) = plugins.methods(is_remote=True)
+    return plugins.method(name).params
+
+
 def endpoint_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Yield what forbids to ask an endpoint, as it is written at `keys`, for grades."""
     params = endpoint_params(written)
-    yield from problems_of(plugins.load("methods", "endpoint").Params, params, tree, keys)
+    yield from problems_of(endpoint_settings(), params, tree, keys)
     if params["protocol"] != "chat":
         found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
         yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness import plugins
 from harness.config.files import missing_file, read_file
 from harness.config.judge_sources import (
     Written,
     candidate_problems,
     endpoint_params,
     endpoint_problems,
+    endpoint_settings,
     is_endpoint,
     judge_key,
     judge_label,
@@ -228,7 +228,7 @@ def pair_judge_problems(written: str, folder: Path, where: str) -> Iterator[Prob
 
 def public_judges(written: str, where: str) -> Iterator[Problem]:
     """Yield the judges of a metric that would be sent questions and answers outside of a private network."""
-    settings = plugins.load("methods", "endpoint").Params
+    settings = endpoint_settings()
     try:
         listed = read_rubric(Path(metric_parts(written)[1])).judges
     except UserError:

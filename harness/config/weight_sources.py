@@ -36,11 +36,11 @@ def _check_role(written: WrittenRecipe) -> Iterator[Problem]:
     made_by = mapping(source.recipe).get("method", BASE) if source else recipe.method
     if recipe.role == "candidate" or made_by not in plugins.names("methods"):
         return
-    method = plugins.method(made_by)
-    if method.keeps_base or method.is_remote or method.made_elsewhere:
+    if plugins.method(made_by).makes_nothing:
         return
     where = written.where("role")
-    expected = "a model made elsewhere (method: base, endpoint, model or adapter)"
+    *able, last = plugins.methods(makes_nothing=True)
+    expected = f"a model made elsewhere (method: {', '.join(able)} or {last})"
     found = f"role: baseline of the method {made_by}, whose weights are made here"
     yield Problem(where, found, expected, "leave out role")
 
@@ -213,7 +213,8 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
             able = " or ".join(plugins.methods(made_elsewhere=True))
             yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
         elif recipe.path.startswith(HUB) and not method.makes_whole_model:
-            step = "download it, or merge it and name method: model"
+            whole = plugins.phrase_method(made_elsewhere=True, makes_whole_model=True)
+            step = f"download it, or merge it and name {whole}"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
         elif not recipe.path.startswith(HUB) and not Path(recipe.path).is_dir():
             yield missing_file(Path(recipe.path), where, "the folder of the weights")
@@ -237,7 +238,7 @@ def _check_training_rows(written: WrittenRecipe) -> Iterator[Problem]:
     for key in ("train", "mix", "corrupt"):
         if getattr(recipe, key) and not method.draws_from:
             found = f"{key} with the method {recipe.method}, which trains on no rows"
-            step = f"remove {key}, or add method: lora"
+            step = f"remove {key}, or add {plugins.phrase_adapter_method()}"
             yield Problem(written.where(key), found, "a method that trains on rows", step)
     if len(set(recipe.train)) < len(recipe.train):
         yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")

@@ -39,7 +39,6 @@ _ALTERNATIVES = {
     "fixed": "few-shot with fixed shots (prompting: {few_shot: {select: fixed}})",
     "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
     "rank": "the labels ranked by log-likelihood (answer: rank)",
-    "classifier": "a plain text classifier (method: classifier)",
     "rag": "retrieval (prompting: rag)",
 }
 
@@ -384,9 +383,16 @@ def missing_alternatives(
                 failed.setdefault(kind, []).append(run.name)
     lacking = (kind for kind in needed if kind not in there)
     return tuple(
-        MissingAlternative(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ()))))
+        MissingAlternative(_phrase_alternative(kind), tuple(dict.fromkeys(failed.get(kind, ()))))
         for kind in lacking
     )
+
+
+def _phrase_alternative(kind: str) -> str:
+    """Phrase an alternative, with what a recipe writes for it."""
+    if kind == "classifier":
+        return f"a plain text classifier ({plugins.phrase_method(makes='classifier')})"
+    return _ALTERNATIVES[kind]
 
 
 def missing_step(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:

@@ -7,7 +7,7 @@ that base.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from harness import comparison, store
+from harness import comparison, plugins, store
 from harness.errors import IncompatibleRuns
 from harness.experiment.runs.stored_rows import documents_of, has_documents
 from harness.gating import Measurement
@@ -129,9 +129,10 @@ def _endpoint_base_identity(
     if len(there) == 1:
         return next(iter(there.values()))
     found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
+    base = plugins.phrase_method(keeps_base=True)
     raise IncompatibleRuns(
         f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
-        f"next: add prompt: {{method: base}}, then {stored.typed.command('compare')}"
+        f"next: add prompt: {{{base}}}, then {stored.typed.command('compare')}"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness import config, metrics, provenance
+from harness import config, metrics, plugins, provenance
 from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.session import Session
@@ -108,7 +108,7 @@ def _disk_problems(
     for candidate in candidates:
         if session and (needed := checkpoints_gb(candidate)) > free_gb:
             found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
-            step = "free some, or an adapter (method: lora)"
+            step = f"free some, or an adapter ({plugins.phrase_adapter_method()})"
             yield Problem(where, found, "room for three of them", step)
 
 

@@ -154,7 +154,8 @@ def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Ite
     if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
         return
     found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
-    step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
+    method = plugins.phrase_method(makes_whole_model=True, made_elsewhere=True)
+    step = f"{method} and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
     yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
 
 
