@@ -23,7 +23,7 @@ from harness import cli, plugins, spec
 from harness.cli.app import EXIT_CODES
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
-from harness.experiment.catalog import map_meanings, map_purposes, models_in
+from harness.experiment.catalog import default_of, map_meanings, map_purposes, models_in
 
 ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
@@ -157,7 +157,7 @@ def _limits(metadata: Iterable[Any]) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = default_of(field)
     if isinstance(value, spec.Spec):
         return "its defaults"
     return "" if value is None or value in ("", (), {}) else f"`{_yaml(value)}`"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,7 @@ from harness.errors import Problem, UserError, did_you_mean
 from harness.provenance.code_versions import code_versions
 from harness.provenance.own_code import digest_code
 from harness.records import TrackedPoint
-from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy, Spec
+from harness.spec import Recipe, RescuePolicy, Spec
 
 LANGUAGE_MODELS = (  # kinds of weights that generate text
     "base",
@@ -39,6 +40,7 @@ HOOKS = (
     "arguments",
     "smoothing",
 )  # what a regulariser may do to a training
+TRAINING_STEPS = {"learning_rate": 5.0, "rank": 6.0}  # of a rescue, of what every training has: their places
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
 _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "regularizers": "regularizer"}
@@ -62,13 +64,16 @@ class Situation(NamedTuple):
 class TrialSetting(NamedTuple):
     """Setting of a plugin that a rescue may try: its parameters, a mark for the trial's name, and what it is.
 
-    `merges` names the candidates whose adapters are merged with that of the fine-tune.
+    `merges` names the candidates whose adapters are merged with that of the fine-tune. `leaves_out` matches
+    the modules that the setting leaves as they are: a new adapter whose training does not take the plugin
+    leaves them out instead.
     """
 
     params: dict[str, Any]
     mark: str
     says: str
     merges: tuple[str, ...] = ()
+    leaves_out: str = ""
 
 
 class RescueSituation(NamedTuple):
@@ -108,11 +113,14 @@ class InitWeights(NamedTuple):
 class RescueStep(NamedTuple):
     """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its settings.
 
-    `settings(situation)` lists settings from weak to strong, or says why there is none.
+    `settings(situation)` lists settings from weak to strong, or says why there is none. By default what
+    trains nothing is tried first, thus what methods declare, and then what regularisers do; among the steps
+    of either the one with the lowest `place`, and last those without one.
     """
 
     name: str
     settings: Callable[[RescueSituation], Sequence[TrialSetting] | str]
+    place: float = inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +367,12 @@ def refuses(regularizer: str, params: Mapping[str, Any]) -> str:
     return found
 
 
+def penalties(method: Method, params: Mapping[str, Any]) -> list[str]:
+    """List the regularisers that a training with these parameters takes as penalties on its loss."""
+    known = [name for name in names("regularizers") if hasattr(load("regularizers", name), "penalty")]
+    return [name for name in known if takes(method, name, params)]
+
+
 def mending_methods(step: str) -> list[str]:
     """List the methods that mend weights without training, in a step of a rescue."""
     return [name for name in names("methods") if (own := method(name).rescue) and own.name == step]
@@ -370,11 +384,14 @@ def mending_regularizers(step: str) -> dict[str, RescueStep]:
     return {name: own for name, own in declared.items() if own and own.name == step}
 
 
-def rescue_steps() -> list[str]:
-    """List the steps that a rescue may take: a training's own parameters and those declared."""
-    of_methods = (method(name).rescue for name in names("methods"))
-    of_regularizers = (getattr(load("regularizers", n), "RESCUE", None) for n in names("regularizers"))
-    return sorted({*TRAINING_STEPS, *(own.name for own in (*of_methods, *of_regularizers) if own)})
+def rescue_steps() -> tuple[str, ...]:
+    """List the steps that a rescue may take, in the order in which it does by default."""
+    of_methods = [method(name).rescue for name in names("methods")]
+    of_regularizers = [getattr(load("regularizers", n), "RESCUE", None) for n in names("regularizers")]
+    found = [(False, own.place, own.name) for own in of_methods if own]
+    found += [(True, own.place, own.name) for own in of_regularizers if own]
+    found += [(True, place, name) for name, place in TRAINING_STEPS.items()]
+    return tuple(dict.fromkeys(name for _, _, name in sorted(found)))
 
 
 def _metric_from_file(path: Path, where: str) -> ModuleType:

@@ -240,6 +240,9 @@ def test_the_schema_takes_short_forms_and_knows_every_key():
     assert schema["properties"].keys() == Experiment.model_fields.keys()
     assert {"type": "null"} in schema["properties"]["candidates"]["additionalProperties"]["anyOf"]
     assert json.loads(json.dumps(schema)) == schema
+    steps = schema["$defs"]["RescuePolicy"]["properties"]["steps"]
+    assert steps["default"] == schema["properties"]["rescue"]["default"]["steps"]
+    assert sorted(steps["default"]) == steps["items"]["enum"]
 
 
 @pytest.mark.parametrize(

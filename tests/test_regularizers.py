@@ -118,6 +118,10 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
             "l2_sp with use_dora",
         ),
         (
+            "{method: lora, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
+            "next: remove l2_sp, or take kl",
+        ),
+        (
             "{method: lora, sweep: {use_dora: [false, true]}, regularize: {l2_sp: {strength: 1}}}",
             "l2_sp with use_dora",
         ),

@@ -273,7 +273,7 @@ def test_a_rescues_file_of_rows_has_to_be_there(tiny, tmp_path):
 
 def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_path):
     from harness.models.adapters import tensors_of
-    from harness.rescue.trials import match_first_layers
+    from harness.regularizers.freeze import match_first_layers
 
     params = lora.Params(r=2, max_steps=1, max_length=200, exclude_modules=match_first_layers(1))
     made = lora.fit(tiny_methods.context(tiny, tmp_path), params)

@@ -11,6 +11,7 @@ from harness.gating import Measurement, cut_to_half
 from harness.gating.halves import cluster_name, split
 from harness.plugins import RescueSituation
 from harness.records import SampleResult, TrackedPoint
+from harness.regularizers.freeze import match_first_layers
 from harness.rescue.trials import schedule_trials
 from harness.spec import Recipe, RescuePolicy, Task, TaskData
 
@@ -125,10 +126,26 @@ def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
     assert [said for said in list_left_out(dora) if said.startswith("ewc: not with use_dora")]
 
 
-def test_every_step_that_a_plugin_declares_is_known_and_the_default_is_made_of_them():
-    known = plugins.rescue_steps()
-    assert set(RescuePolicy().steps) <= set(known)
-    assert {"scale", "intruders", "merge", "replay", "l2_sp", "ewc", "kl"} < set(known)
+def test_every_step_that_a_plugin_declares_is_tried_by_default_what_trains_nothing_first():
+    without_training = ("earlier", "scale", "intruders", "merge")
+    trained = ("kl", "replay", "ewc", "l2_sp", "learning_rate", "rank", "half")
+    assert RescuePolicy().steps is None
+    assert plugins.rescue_steps() == (*without_training, *trained)
+    declared = [
+        getattr(plugins.load("regularizers", n), "RESCUE", None) for n in plugins.names("regularizers")
+    ]
+    declared += [plugins.method(name).rescue for name in plugins.names("methods")]
+    assert {step.name for step in declared if step} <= set(plugins.rescue_steps())
+
+
+def test_frozen_layers_are_left_out_of_a_new_adapter_and_frozen_where_the_training_takes_that():
+    assert find_trial(LORA, "half").params == {"exclude_modules": match_first_layers(15)}
+    left = Recipe(method="lora", params={"exclude_modules": "any"})
+    assert any(
+        said.startswith("half: a part of the layers is left out already") for said in list_left_out(left)
+    )
+    held = Recipe(method="full", regularize={"freeze": {"first": 2}})
+    assert "half: a part of the layers is left out already" in list_left_out(held)
 
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():

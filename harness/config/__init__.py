@@ -162,7 +162,9 @@ def json_schema() -> dict[str, Any]:
     shares = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2}
     keys["mix"] = {"anyOf": [*keys["mix"]["anyOf"], shares]}
     keys["replay"] = {"anyOf": [{"type": "number"}, {"type": "object"}]}
-    definitions["RescuePolicy"]["properties"]["steps"]["items"] = {"enum": plugins.rescue_steps()}
+    steps, known = definitions["RescuePolicy"]["properties"]["steps"], list(plugins.rescue_steps())
+    steps |= {**steps.pop("anyOf")[0], "items": {"enum": sorted(known)}, "default": known}
+    properties["rescue"]["default"]["steps"] = known
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -174,14 +174,13 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
     if policy is None:
         return
     yield from check_general_rows(policy.replay, tree.where(("rescue", "replay")))
-    if set(policy.steps) - set(RescuePolicy().steps):
-        known = plugins.rescue_steps()
-        for index, step in enumerate(policy.steps):
-            if step not in known:
-                where = tree.where(("rescue", "steps", index))
-                yield Problem(
-                    where, f"unknown step {step!r}", "a step of a rescue", did_you_mean(step, known)
-                )
+    if policy.steps is None:
+        return
+    known = plugins.rescue_steps()
+    for index, step in enumerate(policy.steps):
+        if step not in known:
+            where = tree.where(("rescue", "steps", index))
+            yield Problem(where, f"unknown step {step!r}", "a step of a rescue", did_you_mean(step, known))
 
 
 def _check_nightly(members: Mapping[str, GridMember], tree: Tree) -> Iterator[Problem]:

@@ -158,7 +158,8 @@ def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
         elif name in known and (found := _find_refusal(name, recipe)):
             expected = "an adapter whose matrices are added to the base's"
-            instead = ", or take kl" if plugins.takes(method, "kl", recipe.params) else ""
+            able = [n for n in plugins.penalties(method, recipe.params) if not _find_refusal(n, recipe)]
+            instead = f", or take {' or '.join(able)}" if able else ""
             yield Problem(where, f"{name} with {found}", expected, f"remove {name}{instead}")
         if isinstance(path := params.get("data"), str):
             yield from check_general_rows(path, where)

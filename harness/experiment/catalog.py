@@ -106,12 +106,21 @@ def _section(annotation: Any) -> "type[Spec] | None":
     return next((one for one in models_in(annotation) if one is not Suite), None)
 
 
+def default_of(field: "FieldInfo") -> Any:
+    """Return what holds where a key is not written; of the steps of a rescue those that plugins declare."""
+    from harness.spec import RescuePolicy
+
+    if field is RescuePolicy.model_fields["steps"]:
+        return plugins.rescue_steps()
+    return field.get_default(call_default_factory=True)
+
+
 def _default(field: "FieldInfo") -> str:
     options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     said = f"{', '.join(map(str, options))}; " if options else ""
     if field.is_required():
         return f"{said}has to be written"
-    value = field.get_default(call_default_factory=True)
+    value = default_of(field)
     if value is None or value in ("", (), {}):
         return f"{said}nothing if not written"
     shown = ", ".join(map(str, value)) if isinstance(value, tuple | dict) else str(value)

@@ -29,4 +29,4 @@ def _list_settings(at: RescueSituation) -> list[TrialSetting]:
     ]
 
 
-RESCUE = RescueStep("scale", _list_settings)
+RESCUE = RescueStep("scale", _list_settings, place=2)

@@ -92,5 +92,5 @@ METHOD = Method(
     init_from="adapter or delta or model",
     problems=requires_init("the candidate whose training was tracked"),
     init_problems=init_problems,
-    rescue=RescueStep("earlier", _list_settings),
+    rescue=RescueStep("earlier", _list_settings, place=1),
 )

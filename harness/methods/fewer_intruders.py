@@ -110,5 +110,5 @@ METHOD = Method(
     init_from="adapter",
     problems=requires_init("the candidate whose adapter is changed"),
     init_problems=init_problems,
-    rescue=RescueStep("intruders", _list_settings),
+    rescue=RescueStep("intruders", _list_settings, place=3),
 )

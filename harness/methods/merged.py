@@ -185,5 +185,5 @@ METHOD = Method(
     merges=True,
     problems=problems,
     merge_problems=merge_problems,
-    rescue=RescueStep("merge", _list_settings),
+    rescue=RescueStep("merge", _list_settings, place=4),
 )

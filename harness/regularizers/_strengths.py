@@ -8,8 +8,13 @@ from typing import Any
 from harness.plugins import RescueSituation, RescueStep, TrialSetting
 
 
-def rescue_by_strength(name: str, params: type[Any], strengths: tuple[float, ...], says: str) -> RescueStep:
-    """Return the step of a rescue that adds a penalty, or makes it stronger, by these from weak to strong."""
+def rescue_by_strength(
+    name: str, params: type[Any], strengths: tuple[float, ...], says: str, place: float
+) -> RescueStep:
+    """Return the step of a rescue that adds a penalty, or makes it stronger, by these from weak to strong.
+
+    Its `place` is that by what was kept at an equal gain in reports/fronts.md.
+    """
 
     def settings(at: RescueSituation) -> list[TrialSetting] | str:
         present = dict(at.present or {})
@@ -20,4 +25,4 @@ def rescue_by_strength(name: str, params: type[Any], strengths: tuple[float, ...
             for s in stronger
         ] or f"its recipe has {name} of the strength {least:g} already"
 
-    return RescueStep(name, settings)
+    return RescueStep(name, settings, place)

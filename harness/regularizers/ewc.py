@@ -42,7 +42,7 @@ class Params(Spec):
     data: str | None = None
 
 
-RESCUE = rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation")
+RESCUE = rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
 
 
 def problem(params: Mapping[str, Any]) -> str:

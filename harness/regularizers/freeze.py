@@ -37,12 +37,16 @@ def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     if at.present is not None:
         return "a part of the layers is left out already"
     half = at.n_layers // 2
-    return [
-        TrialSetting({"first": half}, "half", f"the first {half} of {at.n_layers} layers left as they are")
-    ]
+    said = f"the first {half} of {at.n_layers} layers left as they are"
+    return [TrialSetting({"first": half}, "half", said, leaves_out=match_first_layers(half))]
 
 
-RESCUE = RescueStep("half", _list_settings)
+def match_first_layers(n: int) -> str:
+    """Return the expression of the modules in the first n layers: a path's first number is the layer."""
+    return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
+
+
+RESCUE = RescueStep("half", _list_settings, place=7)
 
 
 def layer_problem(params: Params, n_layers: int) -> str:

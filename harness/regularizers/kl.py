@@ -37,7 +37,8 @@ class Params(Spec):
     data: str | None = None
 
 
-RESCUE = rescue_by_strength("kl", Params, (0.3, 3.0), "KL to the start on general prompts as a penalty")
+_SAYS = "KL to the start on general prompts as a penalty"
+RESCUE = rescue_by_strength("kl", Params, (0.3, 3.0), _SAYS, place=1)
 
 
 def cost(params: Params, n_rows: int) -> float:

@@ -25,7 +25,7 @@ class Params(Spec):
     strength: float = Field(gt=0, allow_inf_nan=False)
 
 
-RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty")
+RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty", place=4)
 
 
 def problem(params: Mapping[str, Any]) -> str:

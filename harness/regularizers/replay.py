@@ -36,7 +36,7 @@ def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     ] or f"its recipe mixes in {100 * least:g} % already"
 
 
-RESCUE = RescueStep(_NAME, _list_settings)
+RESCUE = RescueStep(_NAME, _list_settings, place=2)  # by what was kept, reports/fronts.md
 
 
 def sample(context: MixContext, params: Params) -> Mixture:

@@ -3,8 +3,7 @@
 Invariant: no plugin is known by its name. Every trial changes one thing of the recipe, so what helped can be
 told.
 Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Biderman et al. 2024
-(arXiv:2405.09673); half fine-tuning Hui et al. 2024 (arXiv:2404.18466), here by whole layers; the others are
-those of the methods and regularisers that declare them.
+(arXiv:2405.09673); the others are those of the methods and regularisers that declare them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.models import hub
 from harness.plugins import Method, RescueSituation, TrialSetting
 from harness.records import Run, TrackedPoint
-from harness.spec import TRAINING_STEPS, Recipe
+from harness.spec import Recipe
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 _USUAL_MARGIN = 0.02  # of the gate's macro
@@ -71,7 +70,7 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
     changes: list[_TrialChange] = []
     left_out: list[str] = []
     policy = case.policy
-    for step in policy.steps:
+    for step in policy.steps or plugins.rescue_steps():
         found = _changes(step, recipe.weights_of or name, source, case)
         if isinstance(found, str):
             left_out.append(f"{step}: {found}")
@@ -105,10 +104,9 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         return _mend(able[0], name, source, case) if able else "it mends weights of another kind"
     if not method.trains:
         return "the weights were not trained here"
-    found = _add_regularizer(step, source, method, case)
-    if step in TRAINING_STEPS and isinstance(found, str):
-        return _change_own(step, source, method, case.n_layers)
-    return found
+    if step in plugins.TRAINING_STEPS:
+        return _change_own(step, source, method)
+    return _add_regularizer(step, source, method, case)
 
 
 def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
@@ -130,18 +128,33 @@ def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence
 def _add_regularizer(
     step: str, source: Recipe, method: Method, case: RescueSituation
 ) -> Sequence[_TrialChange] | str:
-    """List the settings of the regulariser that declares a step, beside those of the recipe."""
+    """List the settings of the regulariser that declares a step, beside those of the recipe.
+
+    Where the training does not take it, a new adapter may leave the same modules out.
+    """
     why = f"the training of {source.method} does not take it"
     for name, declared in plugins.mending_regularizers(step).items():
-        if not plugins.takes(method, name, source.params):
-            continue
-        if refused := plugins.refuses(name, source.params):
+        takes = plugins.takes(method, name, source.params)
+        if takes and (refused := plugins.refuses(name, source.params)):
             return f"not with {refused}"
         settings = declared.settings(case._replace(present=source.regularize.get(name)))
-        if not isinstance(settings, str):
+        if isinstance(settings, str):
+            why = settings
+        elif takes:
             return [_put_setting(step, source, name, setting) for setting in settings]
-        why = settings
+        elif leaving := [setting for setting in settings if setting.leaves_out]:
+            return _leave_out(step, source, method, leaving)
     return why
+
+
+def _leave_out(
+    step: str, source: Recipe, method: Method, settings: Sequence[TrialSetting]
+) -> Sequence[_TrialChange] | str:
+    """List new adapters without the modules that settings of a regulariser leave as they are."""
+    params = method.params(**source.params)
+    without = [(one, method.leave_out(params, one.leaves_out)) for one in settings if not source.init_from]
+    changes = [_change_params(step, source, one.mark, one.says, left) for one, left in without if left]
+    return changes or "a part of the layers is left out already, or settled by another candidate"
 
 
 def _put_setting(step: str, source: Recipe, name: str, setting: TrialSetting) -> _TrialChange:
@@ -149,19 +162,13 @@ def _put_setting(step: str, source: Recipe, name: str, setting: TrialSetting) ->
     return _TrialChange(step, setting.mark, made, True, setting.says)
 
 
-def _change_own(
-    step: str, source: Recipe, method: Method, n_layers: int | None
-) -> Sequence[_TrialChange] | str:
+def _change_own(step: str, source: Recipe, method: Method) -> Sequence[_TrialChange] | str:
     """List the changes of a training's own parameters."""
     params = method.params(**source.params)
-    if step == "learning_rate":
-        rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
-        return [
-            _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
-        ]
     if step == "rank":
         return _lower_rank(source, {} if source.init_from else method.lower_rank(params, _SMALLER))
-    return _leave_out_half(source, method, n_layers)
+    rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
+    return [_change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})]
 
 
 def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _TrialChange:
@@ -174,22 +181,6 @@ def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_TrialChange
         return "no new adapter of rank 2 or more is trained, so there is no rank to lower"
     name, rank = next(iter(params.items()))
     return [_change_params("rank", source, f"{name}={rank}", f"rank {rank}", params)]
-
-
-def _leave_out_half(source: Recipe, method: Method, n_layers: int | None) -> Sequence[_TrialChange] | str:
-    if not n_layers or n_layers < 2:
-        return "the number of layers is not known"
-    half = n_layers // 2
-    said = f"the first {half} of {n_layers} layers left as they are"
-    without = method.leave_out(method.params(**source.params), match_first_layers(half))
-    if without and not source.init_from:
-        return [_change_params("half", source, "half", said, without)]
-    return "a part of the layers is left out already, or settled by another candidate"
-
-
-def match_first_layers(n: int) -> str:
-    """Return the expression of the modules in the first n layers: a path's first number is the layer."""
-    return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
 
 
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:

@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 from harness.spec.decoding import MEAN_LOGPROB, Decoding
 from harness.spec.policies import (
     PEOPLE,
-    TRAINING_STEPS,
     AcceleratePolicy,
     DecidePolicy,
     ExecutionPolicy,

@@ -251,21 +251,16 @@ class TrainingPolicy(Spec):
     accelerate: AcceleratePolicy = AcceleratePolicy()
 
 
-TRAINING_STEPS = ("learning_rate", "rank", "half")  # of a rescue, with what every training has
-_WITHOUT_TRAINING = ("earlier", "scale", "intruders", "merge")
-# What trains in the order of what it kept at an equal gain in reports/fronts.md, what was not measured last.
-_STEPS = (*_WITHOUT_TRAINING, "kl", "replay", "ewc", "l2_sp", "learning_rate", "rank", "half")
-
-
 class RescuePolicy(Spec):
     """Trials for a candidate that gains and forgets too much, in the order of `steps`.
 
-    A step is a change of a training's own parameters, or declared by a method or a regulariser.
-    `scales` are shares of the adapter's own scale, `shares` those of replayed rows; `replay` is a
-    file of rows for them instead of the base's own answers. At most `max_trained` trials train.
+    A step is a change of a training's own parameters, or declared by a method or a regulariser; `steps` are
+    by default all of them, in the order that they declare. `scales` are shares of the adapter's own scale,
+    `shares` those of replayed rows; `replay` is a file of rows for them instead of the base's own answers.
+    At most `max_trained` trials train.
     """
 
-    steps: tuple[str, ...] = Field(_STEPS, min_length=1)
+    steps: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     scales: tuple[Fraction, ...] = Field((0.75, 0.5, 0.25), min_length=1)
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 1.0), min_length=1)
     replay: str | None = None

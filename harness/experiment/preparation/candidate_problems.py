@@ -110,9 +110,11 @@ def _init_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[P
     params = candidate.method.params(**candidate.source.params)
     init = plugins.InitWeights(candidate.init.source, adapter, tracked)
     yield from candidate.method.init_problems(params, init, where)
+    known = plugins.penalties(candidate.method, candidate.source.params)
+    able = [name for name in known if not plugins.refuses(name, adapter)]
     for name in candidate.source.regularize:
         if found := plugins.refuses(name, adapter):
-            step = f"remove {name}, or take kl"
+            step = f"remove {name}" + (f", or take {' or '.join(able)}" if able else "")
             yield Problem(where, f"{name} with {found}", "an adapter that is added to weight matrices", step)
 
 
