@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness.methods import grpo, rloo
 from harness.training import LoraParams, Reward, lora_config
 from harness.training import reinforcement as rl
-from harness.training.lora import load_policy, save_policy
+from harness.training.low_rank_adapters import load_policy, save_policy
 
 pytestmark = [pytest.mark.weekly, pytest.mark.usefixtures("own_cache")]
 

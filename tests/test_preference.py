@@ -14,9 +14,9 @@ from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training import trainer as loop
-from harness.training.preferences import dpo as preferences
-from harness.training.preferences.dpo import logprobs_by_row, logprobs_sharing_prompts
+from harness.training.preferences import preference_optimization as preferences
 from harness.training.preferences.heldout import pairs_that_fit
+from harness.training.preferences.preference_optimization import logprobs_by_row, logprobs_sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -90,7 +90,7 @@ def make_both_trainers(tiny, folder, init, way):
     from trl import DPOConfig, DPOTrainer
 
     from harness.training import LoraParams, lora_config
-    from harness.training.lora import Policy, policy_options
+    from harness.training.low_rank_adapters import Policy, policy_options
 
     context = replace(tiny_methods.context(tiny, folder), init=init)
     made = []

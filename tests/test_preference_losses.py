@@ -8,11 +8,11 @@ import tiny_methods
 from harness.methods import dpo
 from harness.records import Example
 from harness.training import CHECKPOINTS, LoraParams, lora_config
-from harness.training.lora import load_policy
-from harness.training.preferences import dpo as preferences
+from harness.training.low_rank_adapters import load_policy
 from harness.training.preferences import heldout
-from harness.training.preferences.dpo import logprobs_by_row
+from harness.training.preferences import preference_optimization as preferences
 from harness.training.preferences.heldout import pairs_that_fit
+from harness.training.preferences.preference_optimization import logprobs_by_row
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -72,7 +72,7 @@ def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on
 def trainer_of(module, tiny, folder, **params):
     """Make the trainer of a method as its training makes it, on rewards by a metric."""
     from harness.training import LoraParams, lora_config
-    from harness.training.lora import load_policy
+    from harness.training.low_rank_adapters import load_policy
 
     context = tiny_methods.context(tiny, folder, reward=Reward(written="token_f1", task=TASK))
     policy = load_policy(context, folder / "adapter")

@@ -19,7 +19,7 @@ from harness.progress import SilentProgress
 from harness.records import Example
 from harness.spec import Task, TaskData
 from harness.training import LoraParams, lora_config
-from harness.training.lora import load_policy
+from harness.training.low_rank_adapters import load_policy
 from harness.training.preferences import unpaired
 
 pytestmark = pytest.mark.usefixtures("own_cache")

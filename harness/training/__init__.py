@@ -46,7 +46,7 @@ from harness.training.job import (
     threads_of,
     write_job,
 )
-from harness.training.lora import (
+from harness.training.low_rank_adapters import (
     LoraParams,
     LowRankParams,
     adapter_parameters,
@@ -57,7 +57,7 @@ from harness.training.lora import (
     lower_rank,
 )
 from harness.training.parallel.processes import can_share, rows_of_each
-from harness.training.preferences.dpo import PreferenceParams, preference
+from harness.training.preferences.preference_optimization import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
 from harness.training.reinforcement import (

@@ -27,7 +27,7 @@ from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.lora import LoraParams, lora_config
+from harness.training.low_rank_adapters import LoraParams, lora_config
 from harness.training.trainer import LoopParams, Row
 from harness.training.training_figures import curve, figures
 

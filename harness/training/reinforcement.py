@@ -27,7 +27,7 @@ from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward
 from harness.training.heads import open_reward_model
-from harness.training.lora import LoraParams, Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import LoraParams, Policy, load_policy, policy_options, train_policy
 from harness.training.trainer import LoopParams, Row
 from harness.training.training_figures import curve
 

@@ -31,7 +31,7 @@ from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
 from harness.records import Example, RowsIdentity
 from harness.spec import Task, TaskData
-from harness.training.lora import LoraParams, lora_config
+from harness.training.low_rank_adapters import LoraParams, lora_config
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 ROWS = Path(__file__).parents[2] / "suites" / "general" / "world_facts.jsonl"

@@ -17,7 +17,7 @@ from pydantic import Field
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext
-from harness.training.lora import Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import tokenize

@@ -23,7 +23,7 @@ from harness.provenance.code_versions import versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import FitContext
-from harness.training.lora import Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import cache_dataset
