@@ -23,12 +23,11 @@ from harness.spec import Task
 IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "rank", "fp32", "e", "l", "cpu")
 CHOICES = (" four", "cel", " a bird")
 PART = st.text(st.sampled_from("aeb \n\t.Zé"), max_size=6)
-TURNS = st.lists(PART, max_size=2).map(
+TURNS = st.lists(PART, min_size=1, max_size=2).map(
     lambda texts: tuple({"role": r, "content": t} for r, t in zip(("user", "assistant"), texts, strict=False))
 )
-ASKED = st.builds(PromptText, TURNS, PART, st.booleans()).filter(
-    lambda one: one.messages or not one.chat_template
-)
+PLAIN = st.builds(PromptText, st.just(()), PART, st.just(False))  # without a turn there is no chat
+ASKED = PLAIN | st.builds(PromptText, TURNS, PART, st.booleans())
 PROMPTS = st.lists(ASKED, max_size=6)
 
 
