@@ -247,7 +247,7 @@ def list_docstrings(tree: ast.Module) -> list[ast.Constant]:
 
 def find_in_sentence(text: str, names: set[str]) -> list[str]:
     """List where a text names a method as a recipe does, or as one in a row of them."""
-    return [found[0] for found in re.finditer(r"\bmethod:? (\w+)", text) if found[1] in names]
+    return [found[0] for found in re.finditer(r"\bmethod:? \(?(\w+)", text) if found[1] in names]
 
 
 def is_spelt(node: ast.expr, names: set[str]) -> bool:
@@ -290,6 +290,7 @@ def test_no_method_is_named_in_a_table_outside_the_folder_of_methods():
     "line",
     [
         'yield "add method: lora"',
+        'yield "compare it with a method (lora)."',
         'yield f"next: {{method: base}}, then {name}"',
         'load("methods", "endpoint").Params',
         'x = "qlora"',

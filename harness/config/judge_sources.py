@@ -101,9 +101,9 @@ def resolve_judge(written: Any, folder: Path) -> Any:
 
 
 def endpoint_settings() -> type[Any]:
-    """Return the settings of an endpoint: the parameters of the method whose weights answer at one."""
-    (name,) = plugins.methods(is_remote=True)
-    return plugins.method(name).params
+    """Return the settings of an endpoint: the parameters of the method whose weights answer at a URL."""
+    remote = (plugins.method(name).params for name in plugins.methods(is_remote=True))
+    return next(params for params in remote if "base_url" in params.model_fields)
 
 
 def endpoint_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:

@@ -77,7 +77,7 @@ _RUNS = _view(
         _RUN_ID,
         _EXPERIMENT,
         _CANDIDATE,
-        Column("method", "VARCHAR", "", "how its weights were made: base, lora, dpo …"),
+        Column("method", "VARCHAR", "", "how its weights were made, as `harness ls methods` names it"),
         Column("prompting", "VARCHAR", "", "zero_shot, few_shot, rag …"),
         Column("answer", "VARCHAR", "", "generate or rank"),
         _SEED,
