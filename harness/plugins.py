@@ -16,8 +16,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
-from harness.provenance.code_versions import code_versions
-from harness.provenance.own_code import digest_code
+from harness.provenance import code_versions, digest_code
 from harness.records import TrackedPoint
 from harness.spec import Recipe, RescuePolicy, Spec
 

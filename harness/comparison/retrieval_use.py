@@ -16,9 +16,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness.metrics import normalize
-from harness.prompting import context_of
-from harness.prompting._widths import fold_widths
-from harness.prompting._words import WORD, is_unspaced, split_into_grams, split_into_letters
+from harness.prompting import WORD, context_of, fold_widths, is_unspaced, split_into_grams, split_into_letters
 from harness.records import Document, Example, SampleResult
 
 RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right

@@ -21,7 +21,7 @@ from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Document, Example, digest, drop_defaults, joins_system
 from harness.spec import DATA_FILES, Task
 

@@ -14,8 +14,7 @@ import numpy as np
 from harness.config.rubrics import is_judged
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.rows.sampled_answers import ItemPrompt, draw_answers, settle
-from harness.metrics import Metric, Parts, extremes, normalize
-from harness.metrics._refusals import is_refusal
+from harness.metrics import Metric, Parts, extremes, is_refusal, normalize
 from harness.models.candidate import Candidate
 from harness.prompting import recall
 from harness.records import (

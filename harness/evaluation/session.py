@@ -32,7 +32,7 @@ from harness.models.loglikelihood import ENGINES
 from harness.models.vllm import VllmHost
 from harness.models.vllm import server as vllm_server
 from harness.progress import Advance, Progress
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Document, Example, SampleResult, digest
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store

@@ -26,8 +26,7 @@ from harness.progress import Advance, Progress, SilentProgress
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 from harness.spec import Fields, Task
-from harness.stats import VarianceComponents
-from harness.stats.random_effects import Variance
+from harness.stats import Variance, VarianceComponents
 
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000

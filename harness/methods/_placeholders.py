@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness.errors import did_you_mean
-from harness.provenance.own_code import digest_code
+from harness.provenance import digest_code
 from harness.records import checksum, digest
 
 NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.cache import memo
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from harness import plugins
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
-from harness.provenance import source_digest
-from harness.provenance.code_versions import versions_of
+from harness.metrics._citations import cites_nothing
+from harness.metrics._refusals import is_refusal
+from harness.provenance import source_digest, versions_of
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest
 from harness.spec import ENTAILMENT, EVALUATE, JUDGE, Task, TaskData, metric_name, metric_parts
 

@@ -7,7 +7,7 @@ a script that writes no blanks (Chinese, Japanese, Thai …), each of these lett
 import re
 
 from harness.metrics import Metric, mean_metric, normalize
-from harness.prompting._words import is_unspaced, split_into_letters
+from harness.prompting import is_unspaced, split_into_letters
 from harness.records import Example, Output
 from harness.spec import Task
 

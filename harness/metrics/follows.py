@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.errors import Problem, Unscored, UserError, did_you_mean
 from harness.metrics import Metric, mean_metric
-from harness.prompting._words import is_unspaced, pieces
+from harness.prompting import is_unspaced, pieces
 from harness.records import Example, Output
 from harness.spec import Task
 

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 
 from harness.metrics import Metric, mean_metric
-from harness.prompting._words import is_unspaced, split_into_letters
+from harness.prompting import is_unspaced, split_into_letters
 from harness.records import Example, Output
 from harness.spec import Task
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from harness.models.batching import Pair, Tokens
 from harness.models.tokenization import PromptEncoder
-from harness.prompting._words import WORD, split_into_grams
+from harness.prompting import WORD, split_into_grams
 from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest
 
 

@@ -27,7 +27,7 @@ from harness.models.batching import (
 )
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.prefix_cache import PrefixCache, additive_mask, cut_to_windows, forget_length, row_cache
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Likelihood, digest
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import __version__
+from harness.provenance.code_versions import code_versions, versions_of
+from harness.provenance.own_code import digest_code
 from harness.records import checksum, digest
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "tokenizers", "numpy")

@@ -40,6 +40,7 @@ from harness.records.serialization import (
     many_rows,
     parse_json,
     read_object,
+    reader,
 )
 from harness.records.training_records import (
     Curve,

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import plugins
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Example, SampleResult, digest, drop_defaults
 from harness.regularizers._general import MixContext, Mixture, collect_answered_rows, general_mixture
 

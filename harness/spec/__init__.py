@@ -32,6 +32,7 @@ from harness.spec.values import (
     EVALUATE,
     HUB,
     JUDGE,
+    Disagreements,
     Engine,
     Kind,
     Margin,

@@ -22,7 +22,7 @@ from harness.models.hardware import Load, Machine
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.model_folder import weights_bytes
 from harness.progress import Advance
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Example, canonical_json, drop_defaults, load
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights

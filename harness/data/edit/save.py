@@ -43,7 +43,7 @@ from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import SplitRows
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, as_argument
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import canonical_json, checksum
 from harness.spec import HUB
 

@@ -23,8 +23,7 @@ from harness.models.hf import HFCandidate
 from harness.models.token_scores import TokenScores
 from harness.progress import Advance
 from harness.records import Example
-from harness.stats import Array
-from harness.stats.means import clustered_mean, t_interval
+from harness.stats import Array, clustered_mean, t_interval
 
 NO_PROOF = (
     "no proof: a base that never saw an item also finds it likelier than its copies in disorder; compare a"

@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 from harness.models import openai_api
 from harness.models.hardware import Machine
 from harness.models.openai_api import Settings
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Grade, digest
 from harness.spec import Task, TokenPrices, metric_name, metric_parts
 from harness.store import Store, read_grades, read_identities

@@ -24,8 +24,7 @@ from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
 from harness.evaluation.lm_eval.registry import datasets_folder, names
 from harness.evaluation.lm_eval.requests import RequestResponse, UnfitRequest, answer, encode_requests
 from harness.evaluation.lm_eval.samples import sample_records
-from harness.metrics import Metric
-from harness.metrics._refusals import is_refusal
+from harness.metrics import Metric, is_refusal
 from harness.models.candidate import Candidate
 from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest
 from harness.spec import Role, Task

@@ -16,7 +16,7 @@ from harness.cache import cache_dir, remember
 from harness.errors import Problem, UserError
 from harness.evaluation.lm_eval import metrics, registry, tasks
 from harness.evaluation.lm_eval.requests import limits_of
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import digest, load
 from harness.spec import Kind
 

@@ -21,10 +21,8 @@ from harness.evaluation.rows.answer_rewards import Chooser
 from harness.evaluation.rows.sampled_answers import answers_digest, choice_name, reward_name
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
-from harness.prompting import PromptingContext, Step, compose
-from harness.prompting._widths import has_widths
-from harness.prompting._words import is_unspaced
-from harness.provenance.code_versions import versions_of
+from harness.prompting import PromptingContext, Step, compose, has_widths, is_unspaced
+from harness.provenance import versions_of
 from harness.records import (
     BLOCK,
     Example,

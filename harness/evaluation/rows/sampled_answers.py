@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from harness.metrics import Parts
 from harness.models.candidate import Candidate
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import Encoded, Example, Limits, Output, PromptText, Sample, digest
 from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
 

@@ -16,7 +16,7 @@ from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.runs.stored_rows import Reader, Runs
 from harness.formatting import count, pluralize, seconds, size, usd
-from harness.metrics._citations import cites_nothing
+from harness.metrics import cites_nothing
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes, map_passage_marks, prompting_remarks
 from harness.records import Example, Message, Run, SampleResult

@@ -14,9 +14,8 @@ from harness.evaluation.session import Session
 from harness.metrics import version as metric_version
 from harness.models.model_folder import content_digest
 from harness.plugins import Method
-from harness.prompting._words import is_unspaced
-from harness.provenance.code_versions import versions_of
-from harness.provenance.own_code import digest_code
+from harness.prompting import is_unspaced
+from harness.provenance import digest_code, versions_of
 from harness.records import digest, drop_defaults, joins_system
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, Task, is_path, metric_name

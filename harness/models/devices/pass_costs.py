@@ -21,7 +21,7 @@ from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import UNSUPPORTED, project_only
 from harness.models.prefix_cache import PrefixCache
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import digest, parse_json
 
 if TYPE_CHECKING:

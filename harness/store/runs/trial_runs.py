@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import Problem, UserError
-from harness.records import Run, Trial, run_record
-from harness.records.serialization import reader
+from harness.records import Run, Trial, reader, run_record
 from harness.store.garbage import (
     Leftover,
     References,

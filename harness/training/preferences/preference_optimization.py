@@ -18,8 +18,7 @@ from pydantic import Field, model_validator
 
 from harness.models.adapters import adapter_digest
 from harness.models.loglikelihood import Executor
-from harness.provenance import environment_digest
-from harness.provenance.code_versions import versions_of
+from harness.provenance import environment_digest, versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import FitContext
