@@ -13,8 +13,8 @@ from pathlib import Path
 import streamlit as st
 
 from harness import store
-from harness.comparison.labelled_answers import answer_digest, draw_items, is_correctable, select_scored
-from harness.config.rubrics import current_labels, digest_question, rubric_of
+from harness.comparison import answer_digest, draw_items, is_correctable, select_scored
+from harness.config import current_labels, digest_question, rubric_of
 from harness.errors import HarnessError
 from harness.formatting import count, plain
 from harness.records import AnswerLabel, LabelSet, SampleResult

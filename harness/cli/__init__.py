@@ -70,6 +70,6 @@ def _refuse_renamed(argv: list[str]) -> None:
         return
     variables = [name for name in os.environ if name.startswith("HARNESS_")]
     if variables or any(argument.startswith("--") for argument in argv[1:]):
-        from harness.config.problems import find_renamed_options
+        from harness.config import find_renamed_options
 
         refuse(find_renamed_options(argv, variables) if argv else [])

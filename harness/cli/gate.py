@@ -41,7 +41,7 @@ from harness.formatting import RATE, count, points
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.config.command_line import CommandLine
+    from harness.config import CommandLine
     from harness.gating import Verdict
 
 

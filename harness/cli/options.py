@@ -19,8 +19,7 @@ import typer
 from harness.errors import HarnessError, Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.config import LoadedExperiment
-    from harness.config.command_line import CommandLine
+    from harness.config import CommandLine, LoadedExperiment
     from harness.evaluation.session import Session
 
 _Verb = TypeVar("_Verb", bound=Callable[..., None])
@@ -219,7 +218,7 @@ class ExperimentFile(NamedTuple):
 
     def command_line(self, candidates: Sequence[str] = ()) -> "CommandLine":
         """Keep what was typed that the next commands need as well."""
-        from harness.config.command_line import CommandLine
+        from harness.config import CommandLine
 
         return CommandLine.from_options(self.config, self.settings, candidates)
 

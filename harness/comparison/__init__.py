@@ -20,6 +20,9 @@ from harness.comparison.alignment import (
     select_ids,
     validity_rows,
 )
+from harness.comparison.biases.length_bias import LengthFavour
+from harness.comparison.biases.pair_bias import JudgedPair, PairBias, bias_of
+from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import (
     Comparison,
     Difference,
@@ -31,6 +34,7 @@ from harness.comparison.estimators import (
     difference_p,
     estimate_difference,
     identical_difference,
+    is_judge,
     mean_change,
     orient,
     quantile,
@@ -41,7 +45,20 @@ from harness.comparison.estimators import (
     valid_estimate,
 )
 from harness.comparison.failed_answers import BaseErrors, FilledArms, base_extremes, fill_errors
-from harness.comparison.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
+from harness.comparison.judge_correction import MIN_LABELS
+from harness.comparison.labelled_answers import (
+    ArmCalibration,
+    Labels,
+    MetricCalibration,
+    PairCalibration,
+    answer_digest,
+    calibrate,
+    count_enough_labels,
+    draw_items,
+    is_correctable,
+    latest_labels,
+    select_scored,
+)
 from harness.comparison.mode_collapse import (
     COMMONEST,
     AnswerCounts,
@@ -51,8 +68,17 @@ from harness.comparison.mode_collapse import (
 )
 from harness.comparison.ranking import estimate_columns, rank_with_ties
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
-from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
+from harness.comparison.retrieval_use import RIGHT, RetrievalUse, retrieval_use
 from harness.comparison.several_answers import SeveralAnswers, add_samples, list_each_answer, several_answers
+from harness.comparison.win_rates import (
+    PREFERENCE,
+    UNCHECKED_PREFERENCE,
+    AnswerPairs,
+    Wins,
+    preference_gain,
+    wins_by_judge,
+    wins_by_people,
+)
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint

@@ -14,7 +14,18 @@ from harness import plugins
 from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.command_line import CommandLine
-from harness.config.problems import Tree, problems_of
+from harness.config.files import is_shipped
+from harness.config.problems import Tree, find_renamed_options, problems_of
+from harness.config.recipe_lint import lint
+from harness.config.rubrics import (
+    YES_NO,
+    Rubric,
+    current_labels,
+    digest_question,
+    is_judged,
+    read_rubric,
+    rubric_of,
+)
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 

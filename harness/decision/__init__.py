@@ -12,7 +12,7 @@ from typing import NamedTuple
 from harness import formatting
 from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
-from harness.decision.changed_answers import ChangedAnswers
+from harness.decision.changed_answers import ChangedAnswers, describe_outdated
 from harness.decision.economics import (
     apply_budgets,
     forecast_text,
@@ -34,6 +34,7 @@ from harness.decision.family import Family, FamilyMember, family_members, family
 from harness.decision.learning_curve import LearningCurve, TrainingSize, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (
+    UNCHECKED,
     Action,
     BaseSize,
     CandidateFacts,
@@ -49,6 +50,7 @@ from harness.decision.results import (
     gain,
     gain_text,
     has_tuned_weights,
+    is_cross_validated,
     is_fine_tuned,
     is_gain_shown,
     list_failed_seeds,

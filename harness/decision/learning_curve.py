@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import comparison, stats
-from harness.comparison import Estimate
-from harness.comparison.alignment import align
+from harness.comparison import Estimate, align
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.stats import Array

@@ -10,9 +10,17 @@ from math import inf
 from typing import Literal, NamedTuple
 
 from harness import formatting, plugins, stats
-from harness.comparison import Comparison, Estimate, RetrievalUse, SeveralAnswers, orient
-from harness.comparison.estimators import is_judge
-from harness.comparison.win_rates import PREFERENCE, UNCHECKED_PREFERENCE, Wins
+from harness.comparison import (
+    PREFERENCE,
+    UNCHECKED_PREFERENCE,
+    Comparison,
+    Estimate,
+    RetrievalUse,
+    SeveralAnswers,
+    Wins,
+    is_judge,
+    orient,
+)
 from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
 from harness.decision.target_scores import TargetScore

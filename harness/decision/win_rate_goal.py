@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, Estimate
-from harness.comparison.win_rates import Wins, preference_gain
+from harness.comparison import Comparison, Estimate, Wins, preference_gain
 from harness.decision.results import (
     CandidateFacts,
     Case,

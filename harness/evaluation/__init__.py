@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.config.rubrics import is_judged
+from harness.config import is_judged
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.rows.sampled_answers import ItemPrompt, draw_answers, settle
 from harness.metrics import Metric, Parts, extremes, is_refusal, normalize

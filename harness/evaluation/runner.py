@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness import provenance, store
-from harness.config.files import is_shipped
+from harness.config import is_shipped
 from harness.data import suite_contamination
 from harness.evaluation import EvaluationJob
 from harness.evaluation.candidates import refuse_damaged

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from harness import provenance, store
 from harness.cache import memo
-from harness.config.rubrics import is_judged
+from harness.config import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed
 from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order

@@ -24,8 +24,7 @@ from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.runs.stored_rows import Reader, Runs, base_arm
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.formatting import count
-from harness.gating import Verdict
-from harness.gating.verdict import is_relative, margin_share
+from harness.gating import Verdict, is_relative, margin_share
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
 from harness.report import ExperimentReport

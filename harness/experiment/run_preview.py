@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness import gating
-from harness.config import LoadedExperiment
-from harness.config.recipe_lint import lint
+from harness.config import LoadedExperiment, lint
 from harness.decision import family_of
 from harness.errors import Problem, UserError
 from harness.evaluation import costs

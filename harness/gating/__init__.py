@@ -46,8 +46,10 @@ from harness.gating.verdict import (
     is_in_macro,
     is_invalid,
     is_judged,
+    is_relative,
     is_reported_only,
     margin_of,
+    margin_share,
     may_decide,
 )
 from harness.spec import GatePolicy

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting, stats
-from harness.comparison.alignment import align
+from harness.comparison import align
 from harness.gating.admission import Measurement
 from harness.gating.halves import HalfSplit
 from harness.gating.shared_documents import documents_of

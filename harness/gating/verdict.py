@@ -11,8 +11,7 @@ from math import inf
 from typing import Literal, NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, Estimate, at_level, rescale
-from harness.comparison.win_rates import Wins
+from harness.comparison import Comparison, Estimate, Wins, at_level, rescale
 from harness.gating.halves import Half
 from harness.spec import GatePolicy, Margin, Task
 

@@ -16,10 +16,19 @@ from harness.models.memory.shape import Shape
 from harness.models.model_folder import read_config
 from harness.plugins import Method
 from harness.spec import Recipe
-from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
-from harness.training.families.refused_families import quantization_problems
-from harness.training.families.unadapted import exclude_unadapted
-from harness.training.peft_families import family_problems, list_own_values, peft_config
+from harness.training import (
+    SUPERVISED,
+    FitContext,
+    SupervisedParams,
+    Weights,
+    adapter_weights,
+    exclude_unadapted,
+    family_problems,
+    fine_tune,
+    list_own_values,
+    peft_config,
+    quantization_problems,
+)
 
 
 class Params(SupervisedParams):

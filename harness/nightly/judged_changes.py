@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import comparison, formatting
-from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
-from harness.comparison.labelled_answers import Labels, answer_digest
+from harness.comparison import Labels, answer_digest, correct_comparison, correct_estimate, labels_missing
 from harness.metrics import Metric
 from harness.records import SampleResult
 

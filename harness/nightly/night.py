@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import comparison, config, provenance, store
-from harness.config import LoadedExperiment
-from harness.config.rubrics import is_judged
+from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, Problem, UserError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.grading import check_judge

@@ -6,8 +6,7 @@ Invariant: no verdict changes; sentences alone do, those of alarms with them.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from harness.config import LoadedExperiment
-from harness.config.command_line import CommandLine
+from harness.config import CommandLine, LoadedExperiment
 from harness.nightly.alarm import NightReport, build_report
 from harness.nightly.judged_changes import describe_judged_change
 from harness.nightly.state import Night, NightCandidate, State

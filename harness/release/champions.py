@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import comparison, formatting, plugins, store
-from harness.comparison import Estimate
-from harness.comparison.corrected_comparison import labels_missing
+from harness.comparison import Estimate, labels_missing
 from harness.errors import Problem, UserError
 from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
 from harness.formatting import RATE, Unit

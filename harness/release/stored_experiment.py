@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.config import LoadedExperiment
-from harness.config.command_line import CommandLine
+from harness.config import CommandLine, LoadedExperiment
 from harness.spec import Experiment
 from harness.store import Store
 

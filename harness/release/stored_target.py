@@ -10,11 +10,18 @@ from functools import partial
 from itertools import chain
 
 from harness import comparison, decision, plugins, store
-from harness.comparison import Comparison, Estimate, list_each_answer
-from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
-from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import Labels, latest_labels
-from harness.config.rubrics import current_labels
+from harness.comparison import (
+    Comparison,
+    Estimate,
+    Labels,
+    correct_comparison,
+    correct_estimate,
+    is_judge,
+    labels_missing,
+    latest_labels,
+    list_each_answer,
+)
+from harness.config import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import list_stored_digests

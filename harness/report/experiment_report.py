@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import formatting
 from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
-from harness.config.command_line import CommandLine
+from harness.config import CommandLine
 from harness.decision import (
     Ablation,
     CandidateFacts,

@@ -7,19 +7,21 @@ alone; whatever else was found stands behind this page.
 from collections.abc import Iterator, Sequence
 
 from harness import formatting, plugins
-from harness.comparison import Comparison
-from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import count_enough_labels
-from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain, judge_by_wins
-from harness.decision.results import (
+from harness.comparison import Comparison, count_enough_labels, is_judge
+from harness.decision import (
     UNCHECKED,
+    CandidateFacts,
+    apply_budgets,
     best,
+    best_untrained,
+    gain,
     is_cross_validated,
     is_gain_shown,
+    judge_by_wins,
     passing_runs,
+    pool_seeds,
     strongest_run,
 )
-from harness.decision.seeds import pool_seeds
 from harness.gating import MissRate, Verdict
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport

@@ -57,7 +57,20 @@ from harness.store.grade_books import (
     read_identities,
 )
 from harness.store.index import reindex
-from harness.store.layout import Store, claim, hold, write_record, write_records, write_whole
+from harness.store.layout import (
+    AGAIN,
+    CLAIMS,
+    Store,
+    append_lines,
+    claim,
+    clear_errors,
+    hold,
+    read_lines,
+    remove_folder,
+    write_record,
+    write_records,
+    write_whole,
+)
 from harness.store.measurements import (
     control_file,
     controls,

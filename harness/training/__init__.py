@@ -23,6 +23,9 @@ from harness.training.distillation import (
     teacher_of,
     teacher_problem,
 )
+from harness.training.families.adapter_names import unknown_names
+from harness.training.families.refused_families import quantization_problems
+from harness.training.families.unadapted import exclude_unadapted
 from harness.training.heads import (
     EMBEDDING,
     HEAD,
@@ -56,7 +59,9 @@ from harness.training.low_rank_adapters import (
     low_rank_problems,
     lower_rank,
 )
+from harness.training.parallel.launch import write_launch
 from harness.training.parallel.processes import can_share, rows_of_each
+from harness.training.peft_families import family_problems, list_own_values, peft_config
 from harness.training.preferences.preference_optimization import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
@@ -69,3 +74,5 @@ from harness.training.reinforcement import (
     train_on_rewards,
 )
 from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune, plan_tracked_steps
+from harness.training.tokenized import tokenize
+from harness.training.trainer import MEMORY_KNOBS, is_of_bitsandbytes

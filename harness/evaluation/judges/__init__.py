@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.config import Rubric, is_judged, read_rubric
 from harness.config.judge_sources import JudgingCandidate, Written, endpoint_params, is_endpoint, judge_label
-from harness.config.rubrics import Rubric, is_judged, read_rubric
 from harness.data import TaskItems
 from harness.errors import Problem, UserError
 from harness.models import openai_api

@@ -20,7 +20,7 @@ from threading import Lock
 import numpy as np
 
 from harness import store
-from harness.config.rubrics import Rubric
+from harness.config import Rubric
 from harness.errors import CandidateFailed, SharedFailure
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget

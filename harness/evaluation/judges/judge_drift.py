@@ -14,7 +14,7 @@ from functools import partial
 from statistics import fmean
 
 from harness import formatting, store
-from harness.config.rubrics import Rubric
+from harness.config import Rubric
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import Judge, JudgedMetric
 from harness.evaluation.judges.grade_reading import UngradedAnswer

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from harness.config.rubrics import YES_NO, Rubric
+from harness.config import YES_NO, Rubric
 from harness.metrics import normalize
 from harness.records import Example, Limits, Message, digest
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import comparison
 from harness import decision as decide
-from harness.comparison.retrieval_use import RIGHT
+from harness.comparison import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
 from harness.errors import Unscored
 from harness.evaluation import costs

@@ -10,11 +10,16 @@ from dataclasses import replace
 
 from harness import decision as decide
 from harness import store
-from harness.comparison import MetricCalibration
-from harness.comparison.corrected_comparison import correct_estimate, labels_missing
-from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import Labels, calibrate, latest_labels
-from harness.config.rubrics import current_labels
+from harness.comparison import (
+    Labels,
+    MetricCalibration,
+    calibrate,
+    correct_estimate,
+    is_judge,
+    labels_missing,
+    latest_labels,
+)
+from harness.config import current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
 from harness.experiment.runs.candidate_result import facts_of

@@ -12,15 +12,13 @@ from typing import NamedTuple
 
 from harness import comparison, gating, plugins
 from harness import decision as decide
-from harness.comparison import Comparison, RecipeDifference
-from harness.comparison.corrected_comparison import correct_comparison
+from harness.comparison import Comparison, RecipeDifference, correct_comparison
 from harness.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis.human_labels import judge_labels
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs, documents_of
-from harness.gating import Measurement, TaskComparison
-from harness.gating.verdict import is_in_macro
+from harness.gating import Measurement, TaskComparison, is_in_macro
 from harness.records import Run, SampleResult
 from harness.report import AttributionStep
 

@@ -9,9 +9,16 @@ from dataclasses import replace
 
 from harness import decision as decide
 from harness import store
-from harness.comparison import human
-from harness.comparison.biases.pair_bias import JudgedPair, PairBias, bias_of
-from harness.comparison.win_rates import AnswerPairs, Wins, wins_by_judge, wins_by_people
+from harness.comparison import (
+    AnswerPairs,
+    JudgedPair,
+    PairBias,
+    Wins,
+    bias_of,
+    human,
+    wins_by_judge,
+    wins_by_people,
+)
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import JudgedMetric, open_judged, read_stored_grades

@@ -25,9 +25,8 @@ from harness.plugins import methods
 from harness.records import SampleResult, TrackedPoint, digest
 from harness.regularizers import has_hook
 from harness.spec import Recipe
-from harness.training import TRACKED, SupervisedParams, Weights, map_tracked_folders
+from harness.training import TRACKED, SupervisedParams, Weights, map_tracked_folders, tokenize
 from harness.training import plan_tracked_steps as plan_supervised
-from harness.training.tokenized import tokenize
 
 
 class _SampledTask(NamedTuple):

@@ -21,7 +21,7 @@ from harness.experiment.weights.candidate_weights import note_failed_trial
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads
 from harness.records import Run
-from harness.store.layout import CLAIMS, remove_folder
+from harness.store import CLAIMS, remove_folder
 
 
 class WorkerPool(Protocol):

@@ -36,7 +36,7 @@ from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_devi
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
-from harness.store.layout import remove_folder
+from harness.store import remove_folder
 from harness.training import FIT, Weights
 from harness.training.worker import encode_error
 

@@ -22,7 +22,7 @@ from harness.experiment.executors.job_runner import PACKAGE, JobInputs, JobResul
 from harness.experiment.executors.work_plan import WorkerJob
 from harness.models.hardware import visible_gpus
 from harness.progress import quiet_environment
-from harness.training.trainer import MEMORY_KNOBS
+from harness.training import MEMORY_KNOBS
 from harness.training.worker import encode_error
 
 TRIES = 3

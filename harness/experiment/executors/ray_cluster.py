@@ -16,7 +16,7 @@ from typing import Any, Self
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.executors.job_runner import PACKAGE, JobInputs, JobResult, run_job
 from harness.experiment.executors.work_plan import WorkerJob
-from harness.training.trainer import MEMORY_KNOBS
+from harness.training import MEMORY_KNOBS
 from harness.training.worker import encode_error
 
 RETRIES = 2

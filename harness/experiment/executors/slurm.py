@@ -16,7 +16,7 @@ from harness.experiment.executors.job_runner import JobInputs, JobResult, run_jo
 from harness.experiment.executors.local import TRIES
 from harness.experiment.executors.work_plan import WorkerJob
 from harness.spec import ExecutionPolicy
-from harness.training.trainer import MEMORY_KNOBS
+from harness.training import MEMORY_KNOBS
 from harness.training.worker import encode_error
 
 

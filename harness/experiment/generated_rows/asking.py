@@ -24,7 +24,7 @@ from harness.formatting import count, pluralize, usd
 from harness.models.candidate import Candidate
 from harness.progress import Progress
 from harness.records import Limits, Message, Output, PromptText, canonical_json, digest, parse_json
-from harness.store.layout import Store, append_lines, read_lines
+from harness.store import Store, append_lines, read_lines
 
 
 class PromptRequest(NamedTuple):

@@ -30,9 +30,7 @@ from harness.models.vllm import server as vllm_server
 from harness.regularizers import layer_problems
 from harness.report import trackers
 from harness.spec import Recipe, VllmPolicy
-from harness.training import encoder_of, reward_problems, rows_of_each
-from harness.training.families.adapter_names import unknown_names
-from harness.training.trainer import is_of_bitsandbytes
+from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
 def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:

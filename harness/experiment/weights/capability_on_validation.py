@@ -26,7 +26,7 @@ from harness.gating import Measurement
 from harness.metrics import Metric, extremes
 from harness.records import Example, SampleResult, digest
 from harness.spec import Recipe, SubjectTo
-from harness.store.layout import write_whole
+from harness.store import write_whole
 from harness.training import Weights
 
 

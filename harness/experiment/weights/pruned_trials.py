@@ -16,7 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights.capability_on_validation import score_on_validation
 from harness.records import Curve, TrainingRecord, training_record
-from harness.store.layout import write_whole
+from harness.store import write_whole
 from harness.training import (
     CHECKPOINTS,
     TRACKED,

@@ -29,7 +29,7 @@ from harness.models.hub import ModelSource
 from harness.records import Example, SampleResult, parse_json
 from harness.regularizers import Mixture, general_rows, mix_rows
 from harness.spec import Recipe, Task, TaskData
-from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
+from harness.store import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import (
     FIT,
     Reward,
@@ -40,8 +40,8 @@ from harness.training import (
     run_job,
     threads_of,
     write_job,
+    write_launch,
 )
-from harness.training.parallel.launch import write_launch
 from harness.training.worker import launch
 
 _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated

@@ -16,8 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import begun_id, describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
 from harness.records import Trial
-from harness.store import TrialRun
-from harness.store.layout import CLAIMS
+from harness.store import CLAIMS, TrialRun
 from harness.training import Weights
 
 _KEY_DIGITS = 8

@@ -8,9 +8,7 @@ labelled enough of the answers.
 from collections.abc import Sequence
 
 from harness import comparison, formatting
-from harness.comparison import Comparison, Estimate
-from harness.comparison.estimators import is_judge
-from harness.comparison.win_rates import Wins
+from harness.comparison import Comparison, Estimate, Wins, is_judge
 from harness.gating.significance import target_p
 from harness.gating.verdict import Number, Outcome, Rule, TargetFacts, TaskComparison, worst_outcome
 from harness.spec import PEOPLE, GatePolicy

@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import config, decision, store
-from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import (
-    Labels,
-    answer_digest,
-    draw_items,
-    is_correctable,
-    select_scored,
-)
-from harness.config.rubrics import digest_question, rubric_of
+from harness.comparison import Labels, answer_digest, draw_items, is_correctable, is_judge, select_scored
+from harness.config import digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment.analysis.human_labels import correct_reached

@@ -6,9 +6,14 @@ people better than chance is said to be such.
 
 from collections.abc import Iterator, Sequence
 
-from harness.comparison import ArmCalibration, Estimate, MetricCalibration, PairCalibration
-from harness.comparison.biases.length_bias import LengthFavour
-from harness.comparison.judge_correction import MIN_LABELS
+from harness.comparison import (
+    MIN_LABELS,
+    ArmCalibration,
+    Estimate,
+    LengthFavour,
+    MetricCalibration,
+    PairCalibration,
+)
 from harness.formatting import change, count, figure, percent, plain, pluralize, score
 from harness.report.document import Section
 from harness.report.wording import change_text, score_text

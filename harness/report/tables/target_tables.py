@@ -7,10 +7,8 @@ the one that was asked for, and a judge's own beside the corrected one.
 from collections.abc import Iterator, Sequence
 
 from harness import formatting
-from harness.comparison.biases.pair_bias import PairBias
-from harness.comparison.win_rates import Wins
-from harness.decision import CandidateFacts, TargetScore, basis_text
-from harness.decision.changed_answers import ChangedAnswers, describe_outdated
+from harness.comparison import PairBias, Wins
+from harness.decision import CandidateFacts, ChangedAnswers, TargetScore, basis_text, describe_outdated
 from harness.formatting import UNKNOWN
 from harness.report.document import Section
 from harness.report.wording import change_text, score_text
