@@ -11,8 +11,7 @@ import streamlit as st
 from harness.comparison import Comparison, orient
 from harness.decision import best_untrained
 from harness.formatting import count
-from harness.report import ExperimentReport
-from harness.report.wording import arm_texts, best_first
+from harness.report import ExperimentReport, arm_texts, best_first
 from parts import charts, controls, paired_runs, project, safe_text, sample_viewer
 from parts.paired_runs import Pair
 

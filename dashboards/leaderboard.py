@@ -10,8 +10,7 @@ import streamlit as st
 from harness.comparison import Estimate
 from harness.formatting import count, errors, score
 from harness.records import Run
-from harness.report import ExperimentReport
-from harness.report.wording import last_line
+from harness.report import ExperimentReport, last_line
 from parts import charts, controls, leaderboard_rows, leaderboard_table, project, safe_text, score_cache
 from parts.leaderboard_rows import Board, Line
 

@@ -7,8 +7,8 @@ confidence sequence, so it may be looked at every morning.
 import streamlit as st
 
 from harness.formatting import UNKNOWN, count, percent
+from harness.nightly import Alarm, Night, home, read_nights, read_state
 from harness.nightly.alarm import list_missed_nights
-from harness.nightly.state import Alarm, Night, home, read_nights, read_state
 from parts import charts, controls, nightly_charts, project, safe_text
 
 

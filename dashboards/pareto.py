@@ -11,8 +11,7 @@ import streamlit as st
 
 from harness import plugins, stats
 from harness.formatting import percent, points, score
-from harness.report import ExperimentReport
-from harness.report.labels import WORDS
+from harness.report import WORDS, ExperimentReport
 from harness.report.plots.pareto_front import Point, points_of
 from harness.rescue import Rescue
 from harness.spec import BASE

@@ -11,7 +11,15 @@ import streamlit as st
 
 from harness.formatting import RATE, UNKNOWN, count, plain, seconds, usd
 from harness.records import Run, TrainingRecord, Trial
-from harness.report import ExperimentReport
+from harness.report import (
+    ExperimentReport,
+    diagnose,
+    figure_text,
+    forgetting_sentence,
+    front_sentence,
+    sets_section,
+    trials_section,
+)
 from harness.report.plots import label_noise
 from harness.report.plots.loss_curves import (
     LIKELIHOOD,
@@ -24,9 +32,6 @@ from harness.report.plots.loss_curves import (
     smooth,
 )
 from harness.report.plots.svg import standalone
-from harness.report.tables.training_tables import sets_section, trials_section
-from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
-from harness.report.wording import figure_text
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4

@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from harness.formatting import Unit
+from harness.report import WORDS
 from harness.report.escape import clean, shorten
-from harness.report.labels import WORDS
 from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.pareto_front import Point
 

@@ -14,10 +14,8 @@ from harness.comparison import Estimate
 from harness.decision import CandidateFacts, gain, is_fine_tuned
 from harness.formatting import UNKNOWN, change, count, errors, points, score
 from harness.records import Run
-from harness.report import ExperimentReport
+from harness.report import CLASSES, ERROR, ExperimentReport, find_shown_figure, print_measured, verdict_word
 from harness.report.escape import clean
-from harness.report.labels import CLASSES, ERROR
-from harness.report.wording import find_shown_figure, print_measured, verdict_word
 from parts import controls
 from parts.leaderboard_rows import Line
 from parts.score_cache import AT_ONCE

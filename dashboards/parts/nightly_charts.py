@@ -10,9 +10,9 @@ import streamlit as st
 
 from harness import provenance, store
 from harness.formatting import plain, points
+from harness.nightly import Night, State
 from harness.nightly.alarm import NightReport, build_report
 from harness.nightly.remarks import add_remarks
-from harness.nightly.state import Night, State
 from harness.spec import NightlyPolicy
 from parts import charts, project
 

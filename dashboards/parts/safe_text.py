@@ -12,8 +12,8 @@ from html import escape
 import streamlit as st
 
 from harness import formatting
+from harness.report import CLASSES
 from harness.report.escape import clean, clean_lines
-from harness.report.labels import CLASSES
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff

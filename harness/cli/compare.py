@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from harness.evaluation.costs import Work
     from harness.evaluation.session import Session
-    from harness.experiment.preflight.candidate_costs import Cost
+    from harness.experiment.preflight import Cost
     from harness.report import ExperimentReport, Section
     from harness.spec import GatePolicy, Task
 
@@ -230,8 +230,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one candidate, or find its weights."""
+    from harness.experiment import ensure_weights
     from harness.experiment.runs.run_candidate import begin
-    from harness.experiment.weights.candidate_weights import ensure_weights
 
     session, loaded = at.override({"precision": precision}).open_session(candidate)
     candidates, seed = session.candidates, session.first_seed
@@ -253,8 +253,8 @@ def _print_plan(
 ) -> None:
     """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
     from harness.evaluation.judges.grade_costs import plan_grades, plan_pairs
-    from harness.experiment.analysis.target_wins import judge_of_pairs
-    from harness.experiment.preflight.candidate_costs import estimate_costs
+    from harness.experiment import judge_of_pairs
+    from harness.experiment.preflight import estimate_costs
     from harness.models.hardware import memory
     from harness.report import ResultDocument, to_plain
 

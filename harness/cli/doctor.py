@@ -18,9 +18,8 @@ from harness.formatting import UNKNOWN, count, percent, plain, seconds, usd
 
 if TYPE_CHECKING:
     from harness.evaluation.contamination.membership import Gap, Membership
-    from harness.experiment.preflight import Checkup
-    from harness.experiment.preflight.candidate_costs import Cost
-    from harness.experiment.preparation.base_fit import BaseFit
+    from harness.experiment import BaseFit
+    from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
     from harness.report import ResultDocument, Section
 
@@ -112,7 +111,7 @@ def gigabytes(written: str) -> float:
 
 
 def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
-    from harness.experiment.preparation.base_fit import FitQuery, examine_base
+    from harness.experiment import FitQuery, examine_base
     from harness.report import to_plain
 
     if not base:
@@ -172,7 +171,7 @@ def _millions(n: float) -> str:
 def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from harness.experiment.preflight.rounding_noise import measure_noise
+    from harness.experiment.preflight import measure_noise
 
     session, _ = at.open_session()
     found = measure_noise(session)

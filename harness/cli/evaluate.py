@@ -70,8 +70,8 @@ def evaluate(
 
 
 def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> None:
+    from harness.experiment import Reader
     from harness.experiment.runs.run_candidate import make_run
-    from harness.experiment.runs.stored_rows import Reader
 
     try:
         session, loaded = at.open_session(candidate)

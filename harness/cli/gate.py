@@ -208,7 +208,7 @@ def regressions_confirm(
     So the gate can tell a loss from rounding.
     """
     from harness import release
-    from harness.release.rescore import rescore_pinned
+    from harness.release import rescore_pinned
 
     session, loaded = ExperimentFile(config=config).open_session()
     for found in release.candidate_runs(release.open_stored(loaded), run):

@@ -96,7 +96,7 @@ def runs_rm(
     A champion is never removed. With --unused nothing is removed before --yes.
     """
     from harness import release
-    from harness.nightly.state import references
+    from harness.nightly import references
     from harness.store import Store
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
@@ -114,7 +114,7 @@ def runs_rm(
 def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
     """Remove what is unreferenced, or list it; say what that frees, and what is kept for whom."""
     from harness import release, store
-    from harness.nightly.state import references
+    from harness.nightly import references
 
     at, shared = store.Store(runs), store.base_rows_use()
     look = release.remove_unreferenced if yes else release.list_unreferenced
@@ -141,7 +141,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List methods, metrics, suites, keys and other names."""
-    from harness.experiment.catalog import map_purposes
+    from harness.experiment import map_purposes
 
     print_value(map_purposes(what), as_json)
 
@@ -191,7 +191,7 @@ def _map_lines(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
     """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""
-    from harness.report.tables.training_tables import trial_line
+    from harness.report import trial_line
 
     lines = {}
     for run in found:

@@ -21,12 +21,26 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
+from harness.experiment.analysis.gate_results import bases_of, build_measurements
+from harness.experiment.analysis.human_labels import correct_reached, count_missing, judge_labels
 from harness.experiment.analysis.run_remarks import prompting_notes
-from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
-from harness.experiment.analysis.verdict_records import record_report
-from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve
+from harness.experiment.analysis.target_comparisons import base_on_target, commonest_answers, is_prompt
+from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs, wins_of, wins_over
+from harness.experiment.analysis.verdict_records import (
+    Judgement,
+    record_report,
+    record_verdict,
+    task_settings,
+    verdict_change,
+)
+from harness.experiment.catalog import map_purposes
+from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, settle_sweep
+from harness.experiment.curves.tracking import tracking_work
 from harness.experiment.executors import make_on_workers
-from harness.experiment.preparation import prepare_session
+from harness.experiment.fewer_items import answer_all_items
+from harness.experiment.preparation import find_lm_eval_tasks, metrics_of, prepare_session
+from harness.experiment.preparation.adapter_configs import find_adapter_config
+from harness.experiment.preparation.base_fit import BaseFit, FitQuery, examine_base
 from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
 from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.planned_work import (
@@ -50,11 +64,22 @@ from harness.experiment.run_preview import (
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, facts_of
+from harness.experiment.runs.candidate_result import attempt, facts_of, facts_on_target
 from harness.experiment.runs.first_result import show_first_result
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again
-from harness.experiment.runs.stored_rows import Reader, Runs, base_arm
+from harness.experiment.runs.stored_rows import (
+    Reader,
+    Runs,
+    base_arm,
+    controls_of,
+    documents_of,
+    has_documents,
+    suite_arm,
+)
+from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.experiment.weights.prompt_search import choose_prompts
+from harness.experiment.weights.training_fit import fit_work
 from harness.formatting import pluralize
 from harness.models.hardware import Load, load
 from harness.models.hub import ModelSource

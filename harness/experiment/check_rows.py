@@ -23,8 +23,7 @@ from harness.errors import Problem, UserError, as_argument, did_you_mean, gather
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.progress import Advance, Progress, SilentProgress
-from harness.report.findings import short_lines
-from harness.report.findings.command_chain import fill_commands
+from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
 from harness.stats import Variance, VarianceComponents
 

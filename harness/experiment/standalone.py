@@ -30,7 +30,7 @@ from harness.models.hardware import probe
 from harness.models.hub import resolve
 from harness.progress import Progress
 from harness.records import SampleResult
-from harness.report.terminal import ScoreRow
+from harness.report import ScoreRow
 from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store
 from harness.training import Weights

@@ -17,12 +17,15 @@ from harness.nightly.notify import night_document, refuse_webhook, tell, to_json
 from harness.nightly.remarks import report_nights
 from harness.nightly.state import (
     Alarm,
+    Night,
+    State,
     acknowledge_alarms,
     home,
     list_unfinished_nights,
     open_alarms,
     read_nights,
     read_state,
+    references,
     write_state,
 )
 from harness.store import Store

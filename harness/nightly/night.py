@@ -19,10 +19,7 @@ from harness.evaluation.judges.grading import check_judge
 from harness.evaluation.judges.judging_stage import grade_rows
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.human_labels import judge_labels
-from harness.experiment.runs.k_fold import refuse_folds
-from harness.experiment.weights.candidate_weights import ensure_weights, stands_on
+from harness.experiment import Scope, ensure_weights, judge_labels, prepare_session, refuse_folds, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
 from harness.nightly.alarm import HARNESS, NightReport, add_alarms

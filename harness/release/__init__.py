@@ -12,9 +12,7 @@ from typing import cast
 from harness import config
 from harness.comparison.run_diff import Differences, differences
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
-from harness.experiment.fewer_items import answer_all_items
-from harness.experiment.preparation import prepare_session
-from harness.experiment.preparation.scope import Scope
+from harness.experiment import Scope, answer_all_items, prepare_session
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
@@ -22,13 +20,12 @@ from harness.release.champions import Champion, best_run, promote, read_champion
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
-from harness.release.rescore import rescore_run
+from harness.release.rescore import rescore_pinned, rescore_run
 from harness.release.sampled import is_sampled
 from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
 from harness.release.stored_experiment import StoredExperiment, open_stored
-from harness.report import gate_report, markdown
+from harness.report import family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
-from harness.report.wording import family_text
 
 
 def gate(

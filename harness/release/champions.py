@@ -14,7 +14,7 @@ from typing import Any
 from harness import comparison, formatting, plugins, store
 from harness.comparison import Estimate, labels_missing
 from harness.errors import Problem, UserError
-from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
+from harness.experiment import find_lm_eval_tasks, metrics_of
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
 from harness.records import Run, load

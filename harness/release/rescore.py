@@ -13,9 +13,8 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
+from harness.experiment import Reader, ensure_weights, suite_arm
 from harness.experiment.runs import run_candidate
-from harness.experiment.runs.stored_rows import Reader, suite_arm
-from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.records import Run
 from harness.release.champions import read_champion
 from harness.spec import Recipe

@@ -18,14 +18,15 @@ from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, d
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.rows.row_sets import rows_version
-from harness.experiment.analysis.verdict_records import (
+from harness.experiment import (
     Judgement,
+    controls_of,
+    find_lm_eval_tasks,
+    metrics_of,
     record_verdict,
     task_settings,
     verdict_change,
 )
-from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
-from harness.experiment.runs.stored_rows import controls_of
 from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import FEWER, Run, SamplingRecord, canonical_json

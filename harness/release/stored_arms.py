@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from harness import comparison, plugins, store
 from harness.errors import IncompatibleRuns
-from harness.experiment.runs.stored_rows import documents_of, has_documents
+from harness.experiment import documents_of, has_documents
 from harness.gating import Measurement
 from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint

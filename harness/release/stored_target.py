@@ -26,10 +26,7 @@ from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import list_stored_digests
 from harness.evaluation.rows.row_sets import scoring_digest
-from harness.experiment.analysis.human_labels import correct_reached
-from harness.experiment.analysis.target_comparisons import base_on_target
-from harness.experiment.analysis.target_wins import wins_of
-from harness.experiment.runs.candidate_result import facts_on_target
+from harness.experiment import base_on_target, correct_reached, facts_on_target, wins_of
 from harness.gating import TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import Run, SampleResult

@@ -17,13 +17,30 @@ from harness.report.document import ResultDocument, Section, markdown, print_doc
 from harness.report.experiment_report import AttributionStep, ExperimentReport, Flip, flips_of
 from harness.report.html import html
 from harness.report.interchange import junit, to_csv
+from harness.report.labels import CLASSES, ERROR, WORDS
 from harness.report.plots import front_file
-from harness.report.reading import experiment_file, read
+from harness.report.reading import experiment_file, read, restore, with_units
 from harness.report.reading import paths as kept_reports
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
-from harness.report.terminal import print_last, score_table, terminal, terminal_table
-from harness.report.wording import SMOKE, first_result_line, live_line
+from harness.report.tables.target_tables import targets_section
+from harness.report.tables.training_tables import print_tried_value, sets_section, trial_line, trials_section
+from harness.report.terminal import ScoreRow, print_last, score_table, terminal, terminal_table
+from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
+from harness.report.wording import (
+    SMOKE,
+    arm_texts,
+    best_first,
+    family_text,
+    figure_text,
+    find_shown_figure,
+    first_result_line,
+    last_line,
+    live_line,
+    print_measured,
+    target_text,
+    verdict_word,
+)
 
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:

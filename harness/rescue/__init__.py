@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.errors import UserError
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
-from harness.experiment.runs.k_fold import refuse_folds
+from harness.experiment import refuse_folds
 from harness.report import ExperimentReport
 from harness.rescue.report import front_file, read, report_files, rescue_document, to_json, write
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult, exit_code

@@ -12,8 +12,7 @@ from harness import comparison
 from harness.comparison import Comparison
 from harness.decision import TargetScore, gain
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.analysis.target_comparisons import is_prompt
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment import Reader, is_prompt
 from harness.records import Run
 from harness.rescue.select import RescueCase
 

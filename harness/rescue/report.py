@@ -15,11 +15,17 @@ from typing import Any, NamedTuple
 from harness import formatting, report
 from harness.decision import Decision
 from harness.records import parse_json
-from harness.report import ExperimentReport, ResultDocument, Section
-from harness.report.labels import WORDS
-from harness.report.reading import restore, with_units
-from harness.report.tables.target_tables import targets_section
-from harness.report.wording import target_text, verdict_word
+from harness.report import (
+    WORDS,
+    ExperimentReport,
+    ResultDocument,
+    Section,
+    restore,
+    target_text,
+    targets_section,
+    verdict_word,
+    with_units,
+)
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.spec import Recipe
 

@@ -11,7 +11,7 @@ from harness.comparison import Estimate
 from harness.decision import CandidateFacts, gain
 from harness.gating import Verdict
 from harness.gating.halves import Half
-from harness.report.wording import target_text
+from harness.report import target_text
 from harness.spec import GatePolicy
 
 _NAMES = {"search": "the search half", "confirm": "the other half"}

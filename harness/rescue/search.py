@@ -14,12 +14,18 @@ from harness import comparison, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Session
-from harness.experiment.analysis.gate_results import bases_of, build_measurements
-from harness.experiment.analysis.human_labels import count_missing, judge_labels
-from harness.experiment.analysis.target_comparisons import commonest_answers
-from harness.experiment.analysis.target_wins import wins_over
-from harness.experiment.runs.candidate_result import attempt, facts_of
-from harness.experiment.runs.stored_rows import Reader, controls_of
+from harness.experiment import (
+    Reader,
+    attempt,
+    bases_of,
+    build_measurements,
+    commonest_answers,
+    controls_of,
+    count_missing,
+    facts_of,
+    judge_labels,
+    wins_over,
+)
 from harness.gating import Measurement, TargetFacts, cut_to_half
 from harness.gating.halves import HALVES, Half, HalfSplit, split
 from harness.records import Run, SampleResult

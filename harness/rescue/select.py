@@ -12,8 +12,7 @@ from harness import decision, formatting, plugins, store
 from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.session import Session
-from harness.experiment import report_stored_so_far
-from harness.experiment.fewer_items import answer_all_items
+from harness.experiment import answer_all_items, report_stored_so_far
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport
 from harness.spec import Recipe

@@ -14,9 +14,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import tracking_work
-from harness.experiment.runs.run_candidate import find_stored_runs
-from harness.experiment.weights.training_fit import fit_work
+from harness.experiment import find_stored_runs, fit_work, tracking_work
 from harness.report import ResultDocument, Section
 from harness.rescue.trials import RescueTrial, TrialSchedule, trials_before_sweep
 

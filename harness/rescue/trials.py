@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
-from harness.experiment.curves.data_scaling import settle_sweep
-from harness.experiment.preparation.adapter_configs import find_adapter_config
-from harness.experiment.weights.candidate_weights import find_stored_weights
+from harness.experiment import find_adapter_config, find_stored_weights, settle_sweep
 from harness.models import hub
 from harness.plugins import Method, RescueSituation, TrialSetting
 from harness.records import Run, TrackedPoint

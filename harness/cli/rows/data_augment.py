@@ -41,8 +41,8 @@ from harness.errors import CandidateFailed, Problem, UserError, as_operand, refu
 if TYPE_CHECKING:
     from harness.data.columns import Roles
     from harness.evaluation.session import Session
+    from harness.experiment.generated_rows import Writer
     from harness.experiment.generated_rows.augmentation import EvaluatedQuestions, Rewriting
-    from harness.experiment.generated_rows.writers import Writer
     from harness.models.openai_api import Settings
 
 _OPTIONS = {"base_url": "--with", "api_key_env": "--api-key-env", "a model that": "a --model that"}
@@ -199,7 +199,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
     """Return what rewords: a candidate, or the model behind an address."""
     from harness.evaluation.openers import sensitive_problems
-    from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
+    from harness.experiment.generated_rows import candidate_writer, endpoint_writer
 
     of_address = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
     if not _ADDRESS.match(by_whom):

@@ -66,7 +66,7 @@ def data_distill(
     """
     from harness.cli.rows.data import print_saved
     from harness.data.edit import refuse_output, save
-    from harness.experiment.generated_rows.distilled_rows import Distillation, distill_rows, plan_distillation
+    from harness.experiment.generated_rows import Distillation, distill_rows, plan_distillation
 
     refuse_draws(temperature, top_p, greedy=True)
     if not dry_run:
@@ -134,7 +134,7 @@ def pairs_make(
     from harness import plugins
     from harness.cli.rows.data import print_saved
     from harness.data.edit import refuse_output, save
-    from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
+    from harness.experiment.generated_rows import Drawing, make_pairs
 
     refuse_draws(temperature, top_p)
     out = require_out(out, _MAKE, "pairs.jsonl")
@@ -177,12 +177,7 @@ def data_propose_prompts(
     It is shown the task and some training rows, and the texts are written as a grid.
     """
     from harness.data.edit.save import refuse_existing
-    from harness.experiment.generated_rows.proposed_prompts import (
-        PromptProposal,
-        plan_proposals,
-        propose_prompts,
-        recipe_text,
-    )
+    from harness.experiment.generated_rows import PromptProposal, plan_proposals, propose_prompts, recipe_text
 
     refuse_draws(temperature, 1.0, greedy=True)
     if not dry_run:

@@ -9,8 +9,7 @@ from harness.evaluation.session import Session
 from harness.experiment.runs.stored_rows import Runs
 from harness.formatting import pluralize
 from harness.records import Run
-from harness.report.tables.training_tables import print_tried_value
-from harness.report.training_diagnosis import front_sentence
+from harness.report import front_sentence, print_tried_value
 from harness.spec import Recipe
 
 NO_CHANGE = "found nothing to change"

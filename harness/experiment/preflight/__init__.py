@@ -18,6 +18,7 @@ from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.preflight.candidate_costs import Cost, checkpoints_gb, estimate_costs
+from harness.experiment.preflight.rounding_noise import measure_noise
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.run_preview import recipe_warnings, short_judges
 from harness.formatting import count, pluralize

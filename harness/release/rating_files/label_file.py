@@ -20,8 +20,7 @@ from harness.comparison import Labels, answer_digest, draw_items, is_correctable
 from harness.config import digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
-from harness.experiment.analysis.human_labels import correct_reached
-from harness.experiment.runs.candidate_result import facts_on_target
+from harness.experiment import correct_reached, facts_on_target
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows

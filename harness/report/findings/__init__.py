@@ -14,7 +14,7 @@ from harness.errors import Problem, UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import page_environment, shorten
-from harness.report.findings.command_chain import order_commands
+from harness.report.findings.command_chain import fill_commands, order_commands
 
 _SHOWN = 5  # places of a finding on the page
 _BRIEFLY = 3  # alarms that are said in a line each
