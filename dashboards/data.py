@@ -11,9 +11,8 @@ from typing import NamedTuple
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from harness.data.check import Finding
-from harness.data.check._table import TableEntry
-from harness.data.edit.decisions import RowDecision, decisions_file, keep_decision, read_decisions
+from harness.data.check import Finding, TableEntry
+from harness.data.edit import RowDecision, decisions_file, keep_decision, read_decisions
 from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
 from harness.formatting import count

@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
+from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import ContaminatedRow, find_contaminated_rows, fold_text, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
+from harness.data.general_prompts import general_prompts
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError, refuse
@@ -24,19 +26,6 @@ from harness.formatting import pluralize
 from harness.provenance import versions_of
 from harness.records import Document, Example, digest, drop_defaults, joins_system
 from harness.spec import DATA_FILES, Task
-
-__all__ = [
-    "SCORING",
-    "ContaminatedRow",
-    "TaskItems",
-    "find_contaminated_rows",
-    "fold_text",
-    "load_rows",
-    "load_task",
-    "part_of",
-    "suite_contamination",
-    "task_version",
-]
 
 Split = Literal["train", "validation", "test"]
 PartName = Literal["train", "validation", "test", "pairs"]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from harness import plugins
 from harness.data import PartName, TaskItems
-from harness.data.edit.manifests import is_taught, n_rows_of, payments_for, take_share, total_usd
+from harness.data.edit import is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.overlap import Encode
 from harness.data.readers import display_path, file_of
 from harness.data.training_rows import corrupt_rows, load_training_rows

@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import get_args
 
 from harness import plugins
-from harness.data import Split, TaskItems, readers, splits, task_version
+from harness.data import Notes, SourcedExample, Split, TaskItems, fold_text, readers, splits, task_version
 from harness.data import examples as items_of
-from harness.data.contamination import fold_text, key
-from harness.data.examples import Notes, SourcedExample
+from harness.data.contamination import key
 from harness.data.readers import Rows
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, target_sets

@@ -12,10 +12,17 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from harness import stats
-from harness.data import formats, readers
-from harness.data.check import MOST_MODELLED, CheckContext, Finding, Tokenizer, check_rows
-from harness.data.check._table import ReadingOptions, RowTable, read_table
-from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
+from harness.data import ColumnCells, count_cells, find_mixed_columns, formats, readers
+from harness.data.check import (
+    MOST_MODELLED,
+    CheckContext,
+    Finding,
+    ReadingOptions,
+    RowTable,
+    Tokenizer,
+    check_rows,
+    read_table,
+)
 from harness.data.columns import columns_of, option_text
 from harness.data.examples import unusable_templates
 from harness.data.overlap import open_encoder

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
-from harness.data import fold_text, load_rows, suite_contamination
-from harness.data.general_prompts import general_prompts
+from harness.data import fold_text, general_prompts, load_rows, suite_contamination
 from harness.errors import CandidateFailed, UserError, refuse
 from harness.records import Example, SampleResult
 from harness.spec import Task, TaskData

@@ -76,9 +76,14 @@ def data_clean(
     Unicode forms are made equal. A row without a question or an answer is dropped.
     """
     from harness.data import formats, readers
-    from harness.data.edit.clean import CleaningOptions, clean, spellings_in
-    from harness.data.edit.decisions import decisions_by_line, open_decisions
-    from harness.data.edit.mix import RowIds
+    from harness.data.edit import (
+        CleaningOptions,
+        RowIds,
+        clean,
+        decisions_by_line,
+        open_decisions,
+        spellings_in,
+    )
 
     refuse_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
@@ -175,9 +180,15 @@ def data_split(
 
     Rows that are alike are never in two parts.
     """
-    from harness.data.edit import save_split
-    from harness.data.edit.row_files import row_suffix
-    from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
+    from harness.data.edit import (
+        SplitOptions,
+        check_way,
+        keep_clusters,
+        odd_shares,
+        row_suffix,
+        save_split,
+        split,
+    )
 
     refuse_out(out, [file], folder=True)
     way = SplitOptions(
@@ -211,7 +222,7 @@ def data_mix(
     as_json: Json = False,
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
-    from harness.data.edit.mix import RowMixture, mix, refuse_no_rows, refuse_other_layouts
+    from harness.data.edit import RowMixture, mix, refuse_no_rows, refuse_other_layouts
 
     refuse_out(out, files)
     refuse([*_file_problems(files), *_share_problems(weights, temperature)])
@@ -261,7 +272,7 @@ def data_sample(
 
     A smaller sample of one seed is part of a larger one.
     """
-    from harness.data.edit.mix import refuse_no_rows, sample
+    from harness.data.edit import refuse_no_rows, sample
 
     refuse_out(out, [file])
     refuse_no_rows(n_rows)
@@ -282,7 +293,7 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
     from harness.data import readers
     from harness.data.columns import require_column
-    from harness.data.edit.save import Edit, phrase_no_rows
+    from harness.data.edit import Edit, phrase_no_rows
 
     rows = list(islice(readers.stream(file, "train"), most))
     if not rows:
@@ -343,7 +354,7 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     """Name the files that an edit takes beside its rows, each with the digest of its content."""
-    from harness.data.edit.save import digest_of
+    from harness.data.edit import digest_of
     from harness.data.readers import display_path
 
     named = (

@@ -114,8 +114,7 @@ def data_augment(
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.columns import column_options
-    from harness.data.edit import save
-    from harness.data.edit.row_files import row_suffix
+    from harness.data.edit import row_suffix, save
     from harness.experiment.generated_rows.augmentation import choose_rows, make_rows, plan
 
     tests = against or []

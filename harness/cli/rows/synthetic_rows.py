@@ -176,7 +176,7 @@ def data_propose_prompts(
 
     It is shown the task and some training rows, and the texts are written as a grid.
     """
-    from harness.data.edit.save import refuse_existing
+    from harness.data.edit import refuse_existing
     from harness.experiment.generated_rows import PromptProposal, plan_proposals, propose_prompts, recipe_text
 
     refuse_draws(temperature, 1.0, greedy=True)

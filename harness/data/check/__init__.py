@@ -13,23 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from harness.data.check._table import ReadingOptions, RowTable, TableEntry, read_table
+
 if TYPE_CHECKING:
-    from harness.data.check._table import RowTable
     from harness.data.overlap import Encode
     from harness.progress import Advance
 
-__all__ = [
-    "ALPHA",
-    "DECIDE",
-    "DECIDE_BY_SENSE",
-    "MOST_MODELLED",
-    "CheckContext",
-    "Finding",
-    "Severity",
-    "Tokenizer",
-    "check_rows",
-    "names",
-]
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

@@ -5,7 +5,27 @@ reason, and one that a model adds says so and names the row that it was made fro
 and seed give the same bytes.
 """
 
-from harness.data.edit.change import Change, EditedRow
-from harness.data.edit.save import Edit, SavedEdit, refuse_output, save, save_split
-
-__all__ = ["Change", "Edit", "EditedRow", "SavedEdit", "refuse_output", "save", "save_split"]
+from harness.data.edit.change import Change, EditedRow, drop
+from harness.data.edit.clean import CleaningOptions, clean, spellings_in
+from harness.data.edit.decisions import (
+    RowDecision,
+    decisions_by_line,
+    decisions_file,
+    keep_decision,
+    open_decisions,
+    read_decisions,
+)
+from harness.data.edit.manifests import is_taught, n_rows_of, payments_for, take_share, total_usd
+from harness.data.edit.mix import RowIds, RowMixture, draw, mix, refuse_no_rows, refuse_other_layouts, sample
+from harness.data.edit.row_files import OutputNames, free_folders, name_output, new_name, row_suffix
+from harness.data.edit.save import (
+    Edit,
+    SavedEdit,
+    digest_of,
+    phrase_no_rows,
+    refuse_existing,
+    refuse_output,
+    save,
+    save_split,
+)
+from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split

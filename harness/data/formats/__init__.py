@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness.data.formats.multiple_choice import has_choices, read_choices
 from harness.data.formats.preference_rows import OWN_QUESTION, is_thumb_up, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
-from harness.data.formats.tools import TOOL_FIELDS
+from harness.data.formats.tools import TOOL_FIELDS, defines_tools_alone
 from harness.data.formats.turns import (
     answer_places,
     find_fields,

@@ -7,10 +7,9 @@ row that repeats one is refused, a row that may ask the same in other words is n
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.data import PartName, TaskItems, suite_contamination
+from harness.data import PartName, SourcedExample, TaskItems, suite_contamination
 from harness.data.columns import option_text
-from harness.data.edit.row_files import OutputNames
-from harness.data.examples import SourcedExample
+from harness.data.edit import OutputNames
 from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import display_path
 from harness.errors import refuse

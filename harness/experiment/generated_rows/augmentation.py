@@ -10,12 +10,10 @@ training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from harness.data import contamination, formats
+from harness.data import contamination, fold_text, formats
 from harness.data.columns import Roles, read_question_and_answers
-from harness.data.contamination import fold_text
+from harness.data.edit import Change, EditedRow, draw
 from harness.data.edit.augment import QuestionText, Rewording, augment, find_question
-from harness.data.edit.change import Change, EditedRow
-from harness.data.edit.mix import draw
 from harness.data.examples import read_example
 from harness.data.overlap import overlaps
 from harness.data.readers import Row, Rows

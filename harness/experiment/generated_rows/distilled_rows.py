@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.data import Notes, SourcedExample, readers, splits
 from harness.data import examples as items_of
-from harness.data import readers, splits
-from harness.data.edit import Edit, EditedRow
-from harness.data.edit.change import Change, drop
-from harness.data.examples import FIELD, Notes, SourcedExample
+from harness.data.edit import Change, Edit, EditedRow, drop
+from harness.data.examples import FIELD
 from harness.data.readers import Row
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.candidates import ResolvedCandidate

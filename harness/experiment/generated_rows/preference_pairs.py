@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from harness.data import splits
-from harness.data.edit import Edit, EditedRow
-from harness.data.edit.change import Change
-from harness.data.examples import SourcedExample
+from harness.data import SourcedExample, splits
+from harness.data.edit import Change, Edit, EditedRow
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import row_files, training_data

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from harness import __version__
-from harness.data.contamination import fold_text
-from harness.data.edit.save import digest_of
+from harness.data import fold_text
+from harness.data.edit import digest_of
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.sampled_answers import seed_of

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cache import cache_dir
-from harness.data import PartName, contamination
-from harness.data.contamination import find_contaminated_rows
-from harness.data.examples import SourcedExample
+from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs

@@ -18,8 +18,7 @@ from harness.data.columns import (
     missing_header,
     require_column,
 )
-from harness.data.formats import Layout
-from harness.data.formats.turns import find_fields
+from harness.data.formats import Layout, find_fields
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize

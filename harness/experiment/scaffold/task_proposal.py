@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness.data import SPLITS, TaskItems, load_task, readers
+from harness.data import SPLITS, Notes, TaskItems, load_task, readers
 from harness.data.columns import column_options, option_text
-from harness.data.edit.row_files import new_name
-from harness.data.examples import Notes, pairs
-from harness.data.formats.tools import defines_tools_alone
+from harness.data.edit import new_name
+from harness.data.examples import pairs
+from harness.data.formats import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, one_line
 from harness.experiment.scaffold.recognition import (
     ROWS_A_LABEL,

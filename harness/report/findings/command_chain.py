@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from harness.data.check import Finding
-from harness.data.edit.row_files import OutputNames, free_folders, name_output
+from harness.data.edit import OutputNames, free_folders, name_output
 from harness.data.readers import file_of
 from harness.errors import as_argument
 from harness.spec import HUB

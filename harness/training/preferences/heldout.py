@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from harness.data.examples import SourcedExample
+from harness.data import SourcedExample
 from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
