@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, count, percent, plain, seconds, usd
 
 if TYPE_CHECKING:
-    from harness.evaluation.contamination.membership import Gap, Membership
+    from harness.evaluation.contamination import Gap, Membership
     from harness.experiment import BaseFit
     from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
@@ -180,7 +180,7 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
 
 
 def _measure_membership(at: ExperimentFile, as_json: bool, *, all_items: bool) -> None:
-    from harness.evaluation.contamination.membership import ITEMS, NO_PROOF, measure_membership
+    from harness.evaluation.contamination import ITEMS, NO_PROOF, measure_membership
     from harness.report import to_plain
 
     session, _ = at.open_session()
@@ -192,7 +192,7 @@ def _measure_membership(at: ExperimentFile, as_json: bool, *, all_items: bool) -
 
 def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocument":
     """Lay out the gap of each task, the largest first, and that it proves nothing."""
-    from harness.evaluation.contamination.membership import NO_PROOF
+    from harness.evaluation.contamination import NO_PROOF
     from harness.report import ResultDocument, Section
 
     def show_gap(gap: "Gap | None") -> str:

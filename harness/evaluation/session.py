@@ -24,7 +24,7 @@ from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
 from harness.models import hub, oom, vllm
 from harness.models.candidate import Candidate
-from harness.models.devices.two_layer_copy import find_copied_engine
+from harness.models.devices import find_copied_engine
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource

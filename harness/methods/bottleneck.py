@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from harness.models.deltas import bottleneck_layers as layers
 from harness.models.deltas import save_delta
-from harness.models.memory.shape import Shape
+from harness.models.memory import Shape
 from harness.plugins import Method
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 

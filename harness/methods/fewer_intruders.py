@@ -14,7 +14,7 @@ from pydantic import Field
 from harness.errors import CandidateFailed, Problem
 from harness.methods._init_from import requires_init
 from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Spec

@@ -17,7 +17,7 @@ from harness.errors import CandidateFailed
 from harness.methods._signal_to_noise import scan_model, sum_up_scan, top_share
 from harness.models.deltas import matrices, save_delta
 from harness.models.hardware import dtype
-from harness.models.memory.shape import Shape
+from harness.models.memory import Shape
 from harness.plugins import Method
 from harness.records import MatrixScan
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune

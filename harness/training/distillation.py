@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop

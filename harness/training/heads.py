@@ -19,7 +19,7 @@ from harness import plugins
 from harness.errors import CandidateFailed, one_line
 from harness.models import oom
 from harness.models.candidate import TextCandidate, TextTable
-from harness.models.devices.cuda_attention import avoid_cudnn_attention
+from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, resolve
 from harness.models.model_folder import content_digest

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from harness.errors import Problem
-from harness.models.devices.base_loading import load_base
-from harness.models.memory import lora_parameters
-from harness.models.memory.shape import Shape
+from harness.models.devices import load_base
+from harness.models.memory import Shape, lora_parameters
 from harness.models.model_folder import read_config
 from harness.plugins import InitWeights, Method
 from harness.progress import quiet_libraries

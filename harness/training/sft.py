@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed
 from harness.models import oom
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hardware import Machine, dtype
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json

@@ -10,6 +10,7 @@ where activations are computed again for it, as on GPUs. Of a mixture of experts
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from harness.evaluation.costs.budget import Budget, Spend
 from harness.formatting import count
 from harness.records import BLOCK, Example
 from harness.spec import TokenPrices

@@ -31,7 +31,7 @@ from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import row_sets
 from harness.experiment.weights.candidate_weights import ensure_weights, make_trial
-from harness.models.devices.pass_costs import learn_costs, list_known_costs
+from harness.models.devices import learn_costs, list_known_costs
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress, quiet_libraries

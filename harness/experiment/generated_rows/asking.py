@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
-from harness.evaluation.costs.budget import Budget, Spend
+from harness.evaluation.costs import Budget, Spend
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize, usd
 from harness.models.candidate import Candidate

@@ -18,8 +18,7 @@ from harness.data.examples import read_example
 from harness.data.overlap import overlaps
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
-from harness.evaluation import costs
-from harness.evaluation.rows.sampled_answers import seed_of
+from harness.evaluation import costs, seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.asking import (
     CHAT_TOKENS,

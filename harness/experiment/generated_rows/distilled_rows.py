@@ -17,9 +17,9 @@ from harness.data.edit import Change, Edit, EditedRow, drop
 from harness.data.examples import FIELD
 from harness.data.readers import Row
 from harness.errors import Problem, Unscored, UserError
+from harness.evaluation import seed_of
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
-from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.asking import (
     AnswerBook,

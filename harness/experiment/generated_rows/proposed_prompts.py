@@ -15,7 +15,7 @@ from harness.data import fold_text
 from harness.data.edit import digest_of
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError
-from harness.evaluation.rows.sampled_answers import seed_of
+from harness.evaluation import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.asking import (
     BudgetedWriter,

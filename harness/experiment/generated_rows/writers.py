@@ -16,7 +16,7 @@ from harness.data.readers import display_path
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.contamination.leaks import refuse_or_note
+from harness.evaluation.contamination import refuse_or_note
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.preparation.candidate_problems import key_problems

@@ -23,7 +23,7 @@ from harness.experiment.weights.weights_folder import processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
-from harness.models.memory.shape import Shape
+from harness.models.memory import Shape
 from harness.models.model_folder import weights_bytes
 from harness.records import BLOCK, Run, TrainingRecord
 from harness.spec import Recipe

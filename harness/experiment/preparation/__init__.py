@@ -16,7 +16,7 @@ from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.changed_facts import read_changes
-from harness.evaluation.contamination.leaks import refuse_or_note
+from harness.evaluation.contamination import refuse_or_note
 from harness.evaluation.judges import judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
@@ -27,7 +27,7 @@ from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize, quote
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import set_templates
-from harness.models.devices.placement import Room, free_room
+from harness.models.devices import Room, free_room
 from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import Machine, probe
 from harness.models.hub import ModelSource, resolve, set_switches

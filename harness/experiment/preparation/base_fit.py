@@ -19,9 +19,9 @@ from harness.evaluation.session import Session
 from harness.models import embedded_model, hub, memory
 from harness.models.adapters import CONFIG, Tensor, expert_parameters, parameters_of
 from harness.models.hub import ModelSource
-from harness.models.memory import Peak
-from harness.models.memory.shape import (
+from harness.models.memory import (
     UNPACKED,
+    Peak,
     Shape,
     complete_config,
     find_packed_bits,

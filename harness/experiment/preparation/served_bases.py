@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from harness import plugins
 from harness.errors import Problem, refuse
-from harness.models.devices.placement import Room, weights_bytes
+from harness.models.devices import Room, weights_bytes
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, quantize
 from harness.models.memory import OVERHEAD_GB

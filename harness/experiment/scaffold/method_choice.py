@@ -20,7 +20,7 @@ from harness.formatting import count, pluralize, size
 from harness.models import hub, memory
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource, context_length, is_packed
-from harness.models.memory.shape import Shape
+from harness.models.memory import Shape
 from harness.records import Example
 from harness.spec import Task
 

@@ -8,7 +8,15 @@ Korthikanti et al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023
 
 from typing import NamedTuple
 
-from harness.models.memory.shape import Shape
+from harness.models.memory.shape import (
+    UNPACKED,
+    Shape,
+    complete_config,
+    find_packed_bits,
+    has_other_layers,
+    quantization_method,
+    shape_of,
+)
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.models.devices.placement import Placement
+from harness.models.devices import Placement
 from harness.training.parallel.processes import is_first, process_count
 
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # by accelerate's names
