@@ -57,6 +57,49 @@ HEAVY = (
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
 DERIVED = PACKAGE / "evaluation" / "lm_eval" / "harness_lm.py"
+# Submodules that other packages import, by package; all else is imported from the package itself. One is
+# listed where the package would load what few need, or itself again, or where a name says too little alone.
+OFFERED = {
+    # Their functions are written with the module: `human.turns`, `run_diff.to_json`.
+    "comparison": "human run_diff",
+    # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
+    "config": "judge_sources",
+    # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
+    # and `edit.dedup` import `overlap`, which imports `edit`; `training_rows` imports the package.
+    "data": "check columns contamination edit edit.augment edit.dedup examples formats overlap readers splits training_rows",
+    # Its `ENDS`, `NUMBERS`, `Number` and `Value` are terms of the arithmetic.
+    "decision": "arithmetic",
+    # A group: `session` and what uses it import the package, so it cannot import them; the stages of
+    # `judges` import `judges`, and `costs.timing` a session, which imports `costs`.
+    "evaluation": (
+        "candidate_rows candidates changed_facts contamination control_arm costs costs.timing judges "
+        "judges.answer_pairs judges.grade_costs judges.grade_reading judges.grading judges.judge_context "
+        "judges.judging_stage lm_eval more_targets openers regularization rescoring rows.row_sets "
+        "rows.sampling runner session"
+    ),
+    # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
+    "experiment": (
+        "check_rows generated_rows generated_rows.augmentation preflight runs.run_candidate scaffold standalone"
+    ),
+    # Its `split` is of a suite's items.
+    "gating": "halves",
+    # A group: engines, weights and devices, of which each package needs a few.
+    "models": (
+        "adapters batching candidate chat_templates.base_templates deltas deltas.bottleneck_layers "
+        "deltas.matrices devices embedded_model endpoints hardware hf hub loglikelihood memory model_folder "
+        "oom openai_api prefix_cache supervision token_scores tokenization vllm vllm.server"
+    ),
+    # Its `write` is of files for cron and systemd.
+    "nightly": "scheduler",
+    # A module a kind of file, of which a command loads one.
+    "release": "rating_files.csv_file rating_files.label_file rating_files.pair_file",
+    # `clean` is of a text; few have findings or trackers; `gate_report.to_json` is not the package's.
+    "report": "escape findings gate_report trackers",
+    # Its functions are `harness.frames`, loaded when it is first read.
+    "store": "frames",
+    # Run as a program, which the package must not have loaded.
+    "training": "worker",
+}
 # What has to work on a machine without torch.
 LIGHT = ("config", "store", "stats", "comparison", "gating", "decision", "rescue", "report", "release", "cli")
 
@@ -124,6 +167,48 @@ def test_a_module_imports_only_from_its_left():
         right = set(ORDER[ORDER.index(module(file)) + 1 :])
         found += violations(file, lambda i, right=right: find_own_module(i.module) in right)
     assert found == []
+
+
+def find_reached(imported: str) -> str:
+    """Name the module below harness/ that an import reaches, as `data.edit` of harness.data.edit.drop."""
+    parts = imported.split(".")[1:]
+    if len(parts) > 1 and is_function_of_its_module(parts):
+        return ".".join(parts[:-1])
+    while parts and not (PACKAGE.joinpath(*parts).is_dir() or (PACKAGE / f"{'/'.join(parts)}.py").is_file()):
+        parts.pop()
+    return ".".join(parts)
+
+
+def is_function_of_its_module(parts: list[str]) -> bool:
+    """Say whether a package offers a name that is also its module's, as `stats.bootstrap`."""
+    init = PACKAGE.joinpath(*parts[:-1], "__init__.py")
+    offered = ".".join(("harness", *parts, parts[-1]))
+    return init.is_file() and any(i.module == offered for i in imports(init))
+
+
+def reach_into_others(file: Path) -> list[str]:
+    """List the submodules of other packages that a file imports."""
+    found = [
+        find_reached(i.module) for i in imports(file) if find_own_module(i.module) not in ("", module(file))
+    ]
+    return [name for name in found if "." in name]
+
+
+OFFERED_SUBMODULES = {f"{package}.{name}" for package, names in OFFERED.items() for name in names.split()}
+
+
+def test_an_import_from_another_package_is_of_what_it_offers():
+    found = {f"{file.relative_to(ROOT)}: {name}" for file in FILES for name in reach_into_others(file)}
+    assert sorted(one for one in found if one.partition(": ")[2] not in OFFERED_SUBMODULES) == []
+
+
+def test_an_offered_submodule_is_imported_by_another_package():
+    reached = {name for file in FILES for name in reach_into_others(file)}
+    assert sorted(OFFERED_SUBMODULES - reached) == []
+
+
+def test_a_private_module_is_offered_to_nobody():
+    assert [name for name in sorted(OFFERED_SUBMODULES) if "._" in name] == []
 
 
 def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
