@@ -32,15 +32,7 @@ from harness.records import TrainingRecord
 from harness.spec import DecidePolicy
 
 Action = Literal[
-    "prompt",
-    "few-shot",
-    "rank",
-    "classifier",
-    "rag",
-    "fine-tune",
-    "hybrid",
-    "collect more data",
-    "undecided",
+    "prompt", "few-shot", "rank", "classifier", "rag", "fine-tune", "hybrid", "collect more data", "undecided"
 ]
 _ALTERNATIVES = {
     "prompt": "prompt only (prompting: zero_shot)",
