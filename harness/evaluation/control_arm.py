@@ -19,7 +19,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RowSet, suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.models.hardware import load
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from harness.errors import Problem, refuse
 from harness.evaluation.session import Session
-from harness.models import openai_api
-from harness.models.candidate import Candidate, classifier
+from harness.models import Candidate, classifier, openai_api
 from harness.models.deltas import apply_delta
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource

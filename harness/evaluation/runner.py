@@ -22,9 +22,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import MeasuredTask, Session
-from harness.models import openai_api
-from harness.models.batching import common_length
-from harness.models.candidate import Candidate
+from harness.models import Candidate, common_length, openai_api
 from harness.models.hardware import cpu_kernels, load
 from harness.models.hub import ModelSource
 from harness.records import PromptText

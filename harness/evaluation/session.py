@@ -22,8 +22,7 @@ from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_ca
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
-from harness.models import hub, oom, vllm
-from harness.models.candidate import Candidate
+from harness.models import Candidate, hub, oom, vllm
 from harness.models.devices import find_copied_engine
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, describe_engine

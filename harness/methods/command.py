@@ -27,10 +27,10 @@ from harness.methods._placeholders import (
     template_files,
     template_problems,
 )
+from harness.models import join_to_plain_text
 from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
-from harness.models.tokenization import join_to_plain_text
 from harness.plugins import Method
 from harness.records import Curve, Example, TrainingRecord
 from harness.spec import Recipe, Spec

@@ -20,7 +20,7 @@ from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.records import Example, SampleResult, digest
 from harness.training import Weights
 

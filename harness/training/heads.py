@@ -17,8 +17,7 @@ from pydantic import Field
 
 from harness import plugins
 from harness.errors import CandidateFailed, one_line
-from harness.models import oom
-from harness.models.candidate import TextCandidate, TextTable
+from harness.models import TextCandidate, TextTable, oom
 from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, resolve

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import cache_dir, fill_cache_file
-from harness.models.batching import common_length
+from harness.models import common_length
 from harness.models.hub import ModelSource
 from harness.provenance import versions_of
 from harness.records import Example, Message, digest

@@ -19,8 +19,8 @@ import numpy as np
 from harness.errors import Problem, UserError
 from harness.evaluation.costs import Work
 from harness.evaluation.session import Session
+from harness.models import TokenScores
 from harness.models.hf import HFCandidate
-from harness.models.token_scores import TokenScores
 from harness.progress import Advance
 from harness.records import Example
 from harness.stats import Array, clustered_mean, t_interval

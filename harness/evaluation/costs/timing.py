@@ -21,8 +21,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.formatting import count, seconds
-from harness.models import openai_api
-from harness.models.candidate import Candidate
+from harness.models import Candidate, openai_api
 from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
 from harness.models.hf import merge_adapter
 from harness.records import BLOCK, Origin, Run, SampleResult

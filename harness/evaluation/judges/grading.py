@@ -33,7 +33,7 @@ from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize
 from harness.metrics import normalize
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.models.hub import ModelSource, has_chat_template, load_tokenizer
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.records import Encoded, Example, Grade, Message, Output, PromptText, digest

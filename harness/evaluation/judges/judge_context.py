@@ -16,8 +16,8 @@ from harness.evaluation.judges.grade_costs import passage_tokens
 from harness.evaluation.judges.judge_prompts import judge_messages, orders
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
+from harness.models import encode_all
 from harness.models.hub import ModelSource, context_length, has_chat_template, is_packed, load_tokenizer
-from harness.models.tokenization import encode_all
 from harness.records import Example, PromptText
 
 STEP = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText
 
 _PAIR, _ROLLING, _GENERATE = "loglikelihood", "loglikelihood_rolling", "generate_until"  # types of requests

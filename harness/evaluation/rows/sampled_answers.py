@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness.metrics import Parts
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.provenance import versions_of
 from harness.records import Encoded, Example, Limits, Output, PromptText, Sample, digest
 from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name

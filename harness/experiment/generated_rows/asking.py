@@ -21,7 +21,7 @@ from harness.evaluation import costs
 from harness.evaluation.costs import Budget, Spend
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize, usd
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.progress import Progress
 from harness.records import Limits, Message, Output, PromptText, canonical_json, digest, parse_json
 from harness.store import Store, append_lines, read_lines

@@ -21,7 +21,7 @@ from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.provenance import versions_of
 from harness.records import Output, digest

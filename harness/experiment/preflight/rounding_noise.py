@@ -14,8 +14,7 @@ from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
-from harness.models.batching import Size
-from harness.models.candidate import Candidate
+from harness.models import Candidate, Size
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
 from harness.records import Noise, SampleResult, TaskNoise

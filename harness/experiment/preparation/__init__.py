@@ -26,7 +26,7 @@ from harness.experiment.preparation.served_bases import choose_quantization
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize, quote
 from harness.metrics import Metric, load_metrics
-from harness.models.chat_templates.base_templates import set_templates
+from harness.models import set_templates
 from harness.models.devices import Room, free_room
 from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import Machine, probe

@@ -20,7 +20,7 @@ from harness.experiment.runs.run_candidate import make_run, record_failed_run
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.experiment.weights.capability_on_validation import digest_prompts
 from harness.metrics import Metric, item_scores
-from harness.models.endpoints import is_private
+from harness.models import is_private
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
 from harness.records import Run, digest

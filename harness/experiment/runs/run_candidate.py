@@ -37,7 +37,7 @@ from harness.experiment.curves.tracking import measure_points, read_tracked_weig
 from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_folds, sets_of_target
 from harness.experiment.runs.stored_rows import base_arm
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
-from harness.models.candidate import Candidate
+from harness.models import Candidate
 from harness.records import RowsIdentity, Run, TrackedPoint
 from harness.training import Weights
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import Problem
+from harness.models import windows
 from harness.models.adapters import CONVERTED
-from harness.models.prefix_cache import windows
 from harness.spec import Recipe
 
 if TYPE_CHECKING:
