@@ -115,8 +115,8 @@ def _flips(base: str, found: Mapping[str, Mapping[str, tuple[Pair, Comparison | 
     if not tasks:
         st.info("These two runs answered no task in common.")
         return
-    asked = controls.query_values("task")
-    index = list(tasks).index(asked[0]) if asked and asked[0] in tasks else 0
+    selected = controls.query_values("task")
+    index = list(tasks).index(selected[0]) if selected and selected[0] in tasks else 0
     task = left.selectbox("Task", list(tasks), index=index, key="flips_task")
     controls.remember("task", [task])
     pair, c = tasks[task]

@@ -115,7 +115,7 @@ def _decisions(checked: CheckReport) -> None:
         total = count(len(here))
         safe_text.say(f"{count(len(decided))} of {total} decided; kept in {decisions_file(path)}")
         for row in [row for row in here if row[0].where not in decided][:_AT_ONCE]:
-            _ask(rows, *row)
+            _show_decision(rows, *row)
     if done:
         named = shlex.join(checked.table.reading.options)
         kept_in = as_argument(str(decisions_file(path)))
@@ -144,7 +144,7 @@ def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[TableEntry, str, st
     return [(rows.entries[where], label, near) for where, label, near in each if where in rows.entries]
 
 
-def _ask(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
+def _show_decision(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
     """Show a row with what it stands beside, and a button for each decision on it."""
     other = f", or {label}?" if label else f", beside {near}" if near else ""
     safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)

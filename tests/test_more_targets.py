@@ -132,7 +132,7 @@ def test_shots_and_the_system_message_of_a_target_are_its_own(file_and_reports):
     session = prepare_session(load(file_and_reports[0], ["suites=[]"]), Scope(), SilentProgress())
     candidate = session.candidates["shots"]
     _, test = list_further_sets(session, candidate.recipe, base_weights(candidate.base), 0)
-    system, *shots, _ = test.ask()[0].messages
+    system, *shots, _ = test.examples()[0].messages
     assert system["content"] == "Say whether the writer is glad or cross."
     assert {turn["content"].split()[0] for turn in shots if turn["role"] == "user"} <= {"Ada", "Bo"}
 

@@ -111,8 +111,8 @@ EXIT_CODES = {
 }
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"harness-evals {__version__}")
         raise typer.Exit
 

@@ -68,8 +68,8 @@ def doctor(
     takes and what it costs; no weights are read.
     """
     if base or gpu:
-        asked = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
-        _say_what_fits(base, asked, as_json)
+        query = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
+        _say_what_fits(base, query, as_json)
         return
     at = at.override({"precision": precision})
     if membership:
@@ -110,13 +110,13 @@ def gigabytes(written: str) -> float:
     return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
 
 
-def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
+def _say_what_fits(base: str, query: tuple[Any, ...], as_json: bool) -> None:
     from harness.experiment import FitQuery, examine_base
     from harness.report import to_plain
 
     if not base:
         raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
-    found = examine_base(base, FitQuery(*asked))
+    found = examine_base(base, FitQuery(*query))
     print_result(to_plain(found), base_document(found), as_json)
 
 
@@ -132,7 +132,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
     from harness.models.memory import Peak
     from harness.report import ResultDocument, Section
 
-    asked = found.asked
+    query = found.asked
     rows = [
         (
             f"{way.name}, checkpointing" if way.checkpointing else way.name,
@@ -147,20 +147,20 @@ def base_document(found: "BaseFit") -> "ResultDocument":
         "" if found.active == found.n_parameters else f", of which a token passes {_millions(found.active)}"
     )
     lead = (
-        f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {asked.batch} rows of "
-        f"{count(asked.length)} tokens in {asked.precision}; GB at the peak"
+        f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {query.batch} rows of "
+        f"{count(query.length)} tokens in {query.precision}; GB at the peak"
     )
     share = percent(SHARES["cuda"].train)
     notes = [
-        f"time of {count(asked.tokens)} training tokens, if they reach {share} % of {asked.tflops:g} TFLOP/s",
-        *([_SHARED.format(asked.gpus)] if asked.gpus > 1 else []),
+        f"time of {count(query.tokens)} training tokens, if they reach {share} % of {query.tflops:g} TFLOP/s",
+        *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
         *found.notes,
     ]
     columns = ("method", *Peak._fields, "in all", "fits", "time", "cost USD")
     fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))
-    cards = f"{asked.gpus} × " if asked.gpus > 1 else ""
-    last = f"{cards}{asked.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
+    cards = f"{query.gpus} × " if query.gpus > 1 else ""
+    last = f"{cards}{query.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
     return ResultDocument("", [Section(columns=columns, rows=rows, lead=lead, notes=notes)], last)
 
 

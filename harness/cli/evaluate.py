@@ -52,9 +52,9 @@ def evaluate(
         from harness.experiment import standalone
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
-        asked = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
+        evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
         computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
-        prepared = _prepare_standalone(candidate, asked, at, runs, computing)
+        prepared = _prepare_standalone(candidate, evaluated, at, runs, computing)
         _evaluate_standalone(prepared, output_path, log_samples, as_json)
         return
     _refuse_without_tasks(

@@ -85,9 +85,9 @@ def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
     """Check the rows before anything is made of them, or say what keeps them from being read."""
     from harness.experiment.check_rows import RowCheck, check_briefly
 
-    asked = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
+    options = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
     try:
-        found = check_briefly(asked, progress)
+        found = check_briefly(options, progress)
         return (*found.lines, f"the whole page: {found.command}")
     except UserError as error:
         return tuple(map(str, error.problems))

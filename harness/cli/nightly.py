@@ -118,8 +118,8 @@ def nightly_install(
     else:
         for path, text in files.items():
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
-    asked = [*(["--at", at] if at != _AT else []), *(["-c", str(config)] if config != CONFIG else [])]
-    say(f"next: {install.next_step(scheduler, files, asked, written=write)}")
+    options = [*(["--at", at] if at != _AT else []), *(["-c", str(config)] if config != CONFIG else [])]
+    say(f"next: {install.next_step(scheduler, files, options, written=write)}")
 
 
 def _today() -> date:

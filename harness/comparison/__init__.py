@@ -86,7 +86,7 @@ from harness.records import RowsIdentity, SampleResult
 
 _MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
 _MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")
-_ASKED = ("prompting_digest", "answer", "decoding", "choice")
+_PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
 
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
@@ -98,7 +98,7 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
         IncompatibleRuns: names every field that differs, with both values.
     """
     here = () if is_endpoint(a.engine) or is_endpoint(b.engine) else _MUST_AGREE_HERE
-    fields = (*_MUST_AGREE, *here, *(_ASKED if prompting else ()))
+    fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
     differing = [
         f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)
     ]

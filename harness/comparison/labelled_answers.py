@@ -127,8 +127,8 @@ class MetricCalibration:
 
 def answer_digest(metric: str, row: SampleResult) -> str:
     """Return the digest that binds a label to an answer, what it answers, and the metric that it is for."""
-    asked = [row.task, row.split, row.example_id, row.prompt, list(row.references)]
-    return digest([metric, *asked, row.text])
+    question = [row.task, row.split, row.example_id, row.prompt, list(row.references)]
+    return digest([metric, *question, row.text])
 
 
 def is_correctable(metric: Metric, *arms: Iterable[SampleResult]) -> bool:

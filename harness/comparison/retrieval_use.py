@@ -76,17 +76,17 @@ def retrieval_use(
     `scores` maps the ids of items to the primary metric in [0, 1], `examples` to the items as they are
     without their passages.
     """
-    asked = [row for row in rows if row.passages]
-    if not asked:
+    retrieved = [row for row in rows if row.passages]
+    if not retrieved:
         return None
     texts = {document.id: _words(document.text) for document in documents}
     one_of = _map_to_first_equal(documents)
-    examples = {row.example_id: _name_first_equals(examples[row.example_id], one_of) for row in asked}
-    asked = [replace(row, passages=_firsts(row.passages, one_of)) for row in asked]
+    examples = {row.example_id: _name_first_equals(examples[row.example_id], one_of) for row in retrieved}
+    retrieved = [replace(row, passages=_firsts(row.passages, one_of)) for row in retrieved]
     everything = " | ".join(texts.values())
     classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
     supported = []
-    for row in asked:
+    for row in retrieved:
         score = scores.get(row.example_id)
         if row.status == "error" or score is None:
             classes["errors"] += 1
@@ -98,10 +98,10 @@ def retrieval_use(
         supported += [grounded] if references else []
         found = _is_found(references, _words(context), example, row)
         classes[_class(found, score >= RIGHT, grounded or not references)] += 1
-    n = len(asked) - classes["errors"] - classes["unclear"]
+    n = len(retrieved) - classes["errors"] - classes["unclear"]
     share = fmean(supported) if supported else None
     return RetrievalUse(
-        n, **classes, grounded=share, retrieved=_score_retrieval(asked, examples), by_answer=False
+        n, **classes, grounded=share, retrieved=_score_retrieval(retrieved, examples), by_answer=False
     )
 
 

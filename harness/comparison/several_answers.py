@@ -45,10 +45,10 @@ def several_answers(
     metric: Metric, rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
 ) -> SeveralAnswers | None:
     """Describe the answers that were drawn to the items of rows; None where none has several."""
-    asked = [(row, drawn[row.example_id]) for row in rows if len(drawn.get(row.example_id, ())) > 1]
-    if not asked:
+    sampled = [(row, drawn[row.example_id]) for row in rows if len(drawn.get(row.example_id, ())) > 1]
+    if not sampled:
         return None
-    kept, samples = [row for row, _ in asked], [of for _, of in asked]
+    kept, samples = [row for row, _ in sampled], [of for _, of in sampled]
     texts = [[one.text for one in of] for of in samples]
     found = [(stats.unique_share(of) or 0.0, (stats.commonest(of) or ("", 0.0))[1]) for of in texts]
     distinct, common = zip(*found, strict=True)

@@ -127,13 +127,13 @@ def read_suites(folder: Path) -> list[Suite]:
 
 
 def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
-    asked = [name.strip() for text in wanted for name in _COMMA.split(text) if name.strip()]
-    if wanted and not asked:
-        asked = [""]  # refused below: to leave the selection out is what means all
+    requested = [name.strip() for text in wanted for name in _COMMA.split(text) if name.strip()]
+    if wanted and not requested:
+        requested = [""]  # refused below: to leave the selection out is what means all
     known = {*members, *(member.source for member in members.values())}
-    tree.problems += [_unknown_candidate(name, known) for name in asked if name not in known]
-    if asked:
-        return tuple(name for name, m in members.items() if name in asked or m.source in asked)
+    tree.problems += [_unknown_candidate(name, known) for name in requested if name not in known]
+    if requested:
+        return tuple(name for name, m in members.items() if name in requested or m.source in requested)
     return tuple(name for name, member in members.items() if weight_sources.answers(member.recipe))
 
 

@@ -78,9 +78,9 @@ class TaskItems:
         """
         tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
         pairs = self.list_sourced("pairs")
-        asked = {row.training.where for row in find_contaminated_rows(pairs, tested)}
+        contaminated = {row.training.where for row in find_contaminated_rows(pairs, tested)}
         clusters = {row.example.cluster for row in tested if row.example.cluster != row.example.id}
-        kept = (p.example for p in pairs if p.where not in asked)
+        kept = (p.example for p in pairs if p.where not in contaminated)
         return replace(
             self,
             train=tuple(e for e in self.train if self.folds[e.id] != fold),
@@ -336,9 +336,9 @@ def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
 
 def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
     """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
-    asking = {row.training.where for row in find_contaminated_rows(files.pairs, evaluated)}
+    contaminated = {row.training.where for row in find_contaminated_rows(files.pairs, evaluated)}
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
-    kept = [p for p in files.pairs if p.where not in asking and p.example.cluster not in clusters]
+    kept = [p for p in files.pairs if p.where not in contaminated and p.example.cluster not in clusters]
     if n := len(files.pairs) - len(kept):
         shown = readers.display_path(task.data.pairs or "")
         files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")

@@ -170,7 +170,7 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
 def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
-    of = _read_asked(row, roles)
+    of = _read_qa(row, roles)
     read = {*roles.questions, *roles.answers}
     choices = list_choices({name: value for name, value in fields.items() if name not in read})[1]
     if isinstance(choices, list) and choices:
@@ -192,7 +192,7 @@ def _digest_tools(row: Row, roles: Roles) -> str:
     return digest(tools) if tools else ""
 
 
-def _read_asked(row: Row, roles: Roles) -> QuestionAndAnswers:
+def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
     fields = row.fields
     if roles == PAIRS:
         fields = _pair(row)
@@ -280,26 +280,26 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
     replies = {c for c in plain if _is_reply(c)}
-    asks = fields.get("prompt") or _find_by_name(plain - replies, QUESTIONS, ANSWERS)
+    prompt = fields.get("prompt") or _find_by_name(plain - replies, QUESTIONS, ANSWERS)
     objects = {c for c in columns if all(is_object(row.fields.get(c)) for row in content.rows)}
-    answers = fields.get("reference") or _find_answer((plain | objects) - {_name_in(asks)})
-    if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != asks:
+    answers = fields.get("reference") or _find_answer((plain | objects) - {_name_in(prompt)})
+    if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != prompt:
         answers = f"{{{min(replies)}}}"
-    if not (asks and answers) and (mixed := _list_mixed(content)):
+    if not (prompt and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
-    taken = {_name_in(asks), _name_in(answers)}
+    taken = {_name_in(prompt), _name_in(answers)}
     in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
     left = sorted(
         (c for c in reversed(in_order) if c in plain and c not in taken and c.lower() != "id"),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
-    if answers is None and left and len(left) + bool(asks) == 2:
+    if answers is None and left and len(left) + bool(prompt) == 2:
         answers = f"{{{left.pop(0)}}}"
-    if asks is None and len(left) == 1:
-        asks = f"{{{left.pop()}}}"
-    if asks and answers:
-        return {**fields, "prompt": asks, "reference": answers}
-    lacking = " and ".join(what for what, found in (("question", asks), ("answer", answers)) if not found)
+    if prompt is None and len(left) == 1:
+        prompt = f"{{{left.pop()}}}"
+    if prompt and answers:
+        return {**fields, "prompt": prompt, "reference": answers}
+    lacking = " and ".join(what for what, found in (("question", prompt), ("answer", answers)) if not found)
     raise UserError(
         Problem(
             content.shown,
@@ -335,9 +335,9 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
     if layout is not None:
         return _layout_roles(layout, columns)
     names = {name for row in content.rows for name in row.fields}
-    asks, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
-    if asks and answers:
-        return Roles(tuple(sorted(asks)), tuple(sorted(answers)))
+    questions, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
+    if questions and answers:
+        return Roles(tuple(sorted(questions)), tuple(sorted(answers)))
     if columns <= _DOCUMENT and "text" in columns:
         return Roles(("text",), ())
     known = {key: f"{{{column}}}" for key, column in given.items() if column}
@@ -353,10 +353,10 @@ def _name_in(template: str | None) -> str:
 def _layout_roles(layout: Layout, names: Container[str]) -> Roles:
     """Return the columns of a layout; of questions, those of the usual names that are there."""
     if layout.name == "multiple choice":
-        asks, answers = (
+        question, answers = (
             next((name for name in of if name in names), of[0]) for of in (CHOICE_QUESTIONS, RIGHT)
         )
-        return Roles((asks, CONTEXT), (answers,))
+        return Roles((question, CONTEXT), (answers,))
     answer = "answers" if "answers" in names else "answer"
     return _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
 

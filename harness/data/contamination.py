@@ -31,8 +31,8 @@ def key(example: Example, with_choices: bool = False) -> str:
 
     The key of an item that is only read is its text.
     """
-    asked = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
-    return "\n".join(map(fold_text, (*asked, *sorted(example.choices) * with_choices)))
+    turns = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
+    return "\n".join(map(fold_text, (*turns, *sorted(example.choices) * with_choices)))
 
 
 def find_contaminated_rows(
@@ -44,7 +44,9 @@ def find_contaminated_rows(
     for row in evaluated if training else ():
         first.setdefault(key(row.example, with_choices), row)
     keyed = ((row, key(row.example, with_choices)) for row in training)
-    return [ContaminatedRow(row, first[asked]) for row, asked in keyed if asked and asked in first]
+    return [
+        ContaminatedRow(row, first[question]) for row, question in keyed if question and question in first
+    ]
 
 
 def suite_contamination(
@@ -90,5 +92,5 @@ def say_removed(rows: Sequence[ContaminatedRow], where: str) -> str:
 
 
 def _excerpt(row: ContaminatedRow) -> str:
-    asked = " ".join(row.training.example.prompt.split())
-    return repr(asked if len(asked) <= 60 else f"{asked[:59]}…")
+    prompt = " ".join(row.training.example.prompt.split())
+    return repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")

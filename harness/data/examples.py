@@ -323,8 +323,8 @@ def _text_of_document(row: Row, template: str) -> str:
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
     """Return what a row asks, with the tools that it defines, but where the template writes these."""
-    asked = _question(row, template, may_be_empty)
-    return asked if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(asked, row)
+    question = _question(row, template, may_be_empty)
+    return question if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(question, row)
 
 
 def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...]:

@@ -148,8 +148,8 @@ def nearest(
     known: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
         known.setdefault(text, i)
-    asked, others = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
-    distinct = list(dict.fromkeys(text for text in asked if text.words and text not in known))
+    queries, others = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
+    distinct = list(dict.fromkeys(text for text in queries if text.words and text not in known))
     index = _index([*known, *distinct], threshold, others)
     members: dict[int, list[int]] = defaultdict(list)
     for j in range(len(known)):
@@ -162,7 +162,7 @@ def nearest(
     for i, text in enumerate(distinct, start=len(known)):
         best = search.best(i, _candidates(index, members, i))
         found[text] = TextMatch(places[best.row], best.similarity) if best else None
-    return [found.get(text) for text in asked]
+    return [found.get(text) for text in queries]
 
 
 def are_alike(a: str, b: str, threshold: float = THRESHOLD) -> bool:

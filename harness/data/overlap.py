@@ -221,14 +221,16 @@ def overlap_notes(
     training rows from which evaluated ones were set aside, by default the file itself. `names` are those of
     what earlier notes' commands write, which get names of their own.
     """
-    asked, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
+    questions, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
-    if not asked or not items:
+    if not questions or not items:
         return []
-    name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, asked, answers, items])
-    found = [Overlap(*one) for one in memo("overlap", name, lambda: overlaps(asked, items, answers=answers))]
+    name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, questions, answers, items])
+    found = [
+        Overlap(*one) for one in memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
+    ]
     known = {one.training for one in found}
-    close = _close_embeddings(asked, items, encode) if encode else []
+    close = _close_embeddings(questions, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
     names = {} if names is None else names
     n_rows = Counter(file_of(row.where) for row in (*training, *evaluated))

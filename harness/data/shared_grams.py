@@ -62,16 +62,16 @@ def _counts(texts: Sequence[str], known: NDArray[np.uint64], n: int) -> NDArray[
 
 
 def _best(
-    asked: NDArray[np.uint64],
+    queries: NDArray[np.uint64],
     rows: NDArray[np.int64],
     grams: NDArray[np.uint64],
     owners: NDArray[np.int64],
     of_item: NDArray[np.int64],
 ) -> list[Share]:
     """Give for each row of a block the item with the largest share of its n-grams in the row."""
-    order = np.argsort(asked)
-    asked, rows = asked[order], rows[order]
-    first, last = np.searchsorted(grams, asked, "left"), np.searchsorted(grams, asked, "right")
+    order = np.argsort(queries)
+    queries, rows = queries[order], rows[order]
+    first, last = np.searchsorted(grams, queries, "left"), np.searchsorted(grams, queries, "right")
     n_hits = last - first
     hit_rows = np.repeat(rows, n_hits)
     within = np.arange(len(hit_rows)) - np.repeat(n_hits.cumsum() - n_hits, n_hits)

@@ -143,8 +143,8 @@ def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth)
     if g is None:
         return None
     prices = [f.cost_per_1k_usd for f in (run, other)]
-    asking = sum(price or 0.0 for price in prices) / 1000
-    cost = None if None in prices else g.n * (case.policy.label_cost_usd + asking)
+    answers_usd = sum(price or 0.0 for price in prices) / 1000
+    cost = None if None in prices else g.n * (case.policy.label_cost_usd + answers_usd)
     return SpendingOption("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
 
 

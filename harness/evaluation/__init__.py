@@ -198,8 +198,8 @@ def _whole_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
 def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     candidate, job, examples, items = block
     if job.decoding is not None:
-        asked = [ItemPrompt(examples[i], items[i].context) for i in left]
-        return dict(zip(left, draw_answers(candidate, job.task, job.decoding, asked), strict=True))
+        prompts = [ItemPrompt(examples[i], items[i].context) for i in left]
+        return dict(zip(left, draw_answers(candidate, job.task, job.decoding, prompts), strict=True))
     limits = Limits(job.task.max_new_tokens, job.task.stop)
     answers = candidate.generate([items[i].context.context for i in left], limits) if left else []
     return dict(zip(left, answers, strict=True))

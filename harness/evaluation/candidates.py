@@ -105,8 +105,8 @@ class ResolvedCandidate:
         """Return the candidate at one point of its sweep or search."""
         if self.method.trains:
             return replace(self, source=self.source.with_params(dict(point)))
-        asked = self.source.with_prompt(dict(point))
-        return replace(self, source=asked, recipe=self.recipe if self.recipe.weights_of else asked)
+        source = self.source.with_prompt(dict(point))
+        return replace(self, source=source, recipe=self.recipe if self.recipe.weights_of else source)
 
 
 def resolve_candidates(

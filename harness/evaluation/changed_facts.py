@@ -102,12 +102,12 @@ def retrieves(recipe: Recipe) -> bool:
     )
 
 
-def ask_before_refresh(session: Session) -> MeasuredTask:
+def task_before_refresh(session: Session) -> MeasuredTask:
     """Return the changed items as candidates answer them with the documents that there were."""
     return _make_changed_part(session, "changed", session.target.items.documents)
 
 
-def ask_after_refresh(session: Session) -> MeasuredTask:
+def task_after_refresh(session: Session) -> MeasuredTask:
     """Return the changed items as candidates that retrieve answer them with the new documents."""
     changed = session.changed
     return _make_changed_part(session, "refreshed", changed.documents if changed else ())
@@ -126,8 +126,8 @@ def list_changed_sets(session: Session, recipe: Recipe, weights: Weights, seed: 
     if session.changed is None:
         return []
     wanted = [
-        ask_before_refresh(session),
-        *([ask_after_refresh(session)] if _is_refreshed(session, recipe) else []),
+        task_before_refresh(session),
+        *([task_after_refresh(session)] if _is_refreshed(session, recipe) else []),
     ]
     return [target_sets(replace(session, target=m), recipe, weights, seed)[1] for m in wanted]
 
@@ -142,7 +142,7 @@ def index_figures(session: Session, recipe: Recipe, seed: int) -> Mapping[str, f
     """Measure how long a candidate's index of the new documents takes to build, in seconds."""
     if not _is_refreshed(session, recipe):
         return {}
-    refreshed = replace(session, target=ask_after_refresh(session))
+    refreshed = replace(session, target=task_after_refresh(session))
     start = time.perf_counter()
     prompting_step(refreshed, recipe, seed)
     return {"index_s": time.perf_counter() - start}

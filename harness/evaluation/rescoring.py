@@ -11,7 +11,7 @@ from typing import Any
 from harness import store
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
 from harness.evaluation.judges.grade_reading import GradeReader, UngradedAnswer
-from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, read_stored_rewards
+from harness.evaluation.rows.answer_rewards import Rewards, read_stored_rewards, score_rewards
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, SampleResult
@@ -42,9 +42,9 @@ def score_by_grades(
         return list(answered)
     grades = rows.grades()
     job = rows.job(grades)
-    asked = {example.id: example for example in job.examples}
+    examples = {example.id: example for example in job.examples}
     scored = [
-        _row(job, asked[row.example_id], row, grades, {}) if row.example_id in asked else row
+        _row(job, examples[row.example_id], row, grades, {}) if row.example_id in examples else row
         for row in answered
     ]
     ungraded += grades.ungraded
@@ -87,7 +87,9 @@ def _rescore_blocks(
             continue
         n_ungraded = len(grades.ungraded)
         same_choice = other.choice == wanted.choice
-        rewards = read_stored_rewards(rows.chooser, block) if same_choice else _ask(session, rows, block)
+        rewards = (
+            read_stored_rewards(rows.chooser, block) if same_choice else _score_rewards(session, rows, block)
+        )
         examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
         scored = [
             _row(job, example, row, grades, rewards) for example, row in zip(examples, block, strict=True)
@@ -100,10 +102,10 @@ def _rescore_blocks(
         done.add(index)
 
 
-def _ask(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewards:
+def _score_rewards(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewards:
     """Ask the reward model that chooses, if one does, about a block's answers."""
     m = rows.measured
-    return ask_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
+    return score_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
 
 
 def _row(

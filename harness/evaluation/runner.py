@@ -121,10 +121,10 @@ def _is_of_target(session: Session, m: MeasuredTask) -> bool:
         for of in (session.target.items, *(m.items for m in session.training.values()))
         for example in (*of.train, *of.validation, *of.test, *of.pairs)
     ]
-    asked = [*m.items.train, *m.items.test]
+    items = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
-    same_id = not m.task.lm_eval and not {e.id for e in asked}.isdisjoint(e.id for e in held)
-    return same_id or bool(suite_contamination(held, {m.task.name: asked}))
+    same_id = not m.task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in held)
+    return same_id or bool(suite_contamination(held, {m.task.name: items}))
 
 
 @contextmanager

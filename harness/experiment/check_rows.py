@@ -74,11 +74,11 @@ class Brief(NamedTuple):
     command: str
 
 
-def examine_rows(asked: RowCheck, progress: Progress | None = None) -> CheckReport:
+def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckReport:
     """Read the files and run the checks."""
-    _refuse_twice(asked.files)
-    reading = recognise(asked, _read_first_rows([absolute(path) for path in asked.files]))
-    return examine_table(asked, reading, _reading_of_test(asked, reading), progress)
+    _refuse_twice(options.files)
+    reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
+    return examine_table(options, reading, _reading_of_test(options, reading), progress)
 
 
 def _refuse_twice(files: Sequence[str]) -> None:
@@ -88,11 +88,11 @@ def _refuse_twice(files: Sequence[str]) -> None:
         raise UserError(Problem(", ".join(twice), found, "every file once", step))
 
 
-def _reading_of_test(asked: RowCheck, reading: ReadingOptions) -> ReadingOptions:
+def _reading_of_test(options: RowCheck, reading: ReadingOptions) -> ReadingOptions:
     """Read test rows as the others, but by their own layout or columns where these are others."""
-    if not asked.test:
+    if not options.test:
         return reading
-    first = _read_first_rows([absolute(path) for path in asked.test])
+    first = _read_first_rows([absolute(path) for path in options.test])
     names = {name for row in first.rows for name in row.fields}
     fields = reading.task.fields
     needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
@@ -100,62 +100,62 @@ def _reading_of_test(asked: RowCheck, reading: ReadingOptions) -> ReadingOptions
     if reading.task.kind == "bits_per_byte" or (is_alike and (reading.layout or needed <= names)):
         own = reading
     else:
-        own = recognise(asked._replace(files=asked.test, prompt=None, reference=None), first)
+        own = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
     source, date = (column if column in names else None for column in (reading.source, reading.date))
     return own._replace(source=source, date=date)
 
 
 def examine_table(
-    asked: RowCheck,
+    options: RowCheck,
     reading: ReadingOptions,
     of_test: ReadingOptions | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Run the checks on files whose rows are read in a known way; `of_test` where test rows differ."""
-    with (progress or SilentProgress()).stage(f"checking {', '.join(asked.files)}") as advance:
-        return _examine(asked, reading, of_test, advance)
+    with (progress or SilentProgress()).stage(f"checking {', '.join(options.files)}") as advance:
+        return _examine(options, reading, of_test, advance)
 
 
 def _examine(
-    asked: RowCheck, reading: ReadingOptions, of_test: ReadingOptions | None, advance: Advance
+    options: RowCheck, reading: ReadingOptions, of_test: ReadingOptions | None, advance: Advance
 ) -> CheckReport:
-    encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
+    encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
     problems: list[Problem] = []
     tables: list[RowTable] = []
-    for files, split, of in ((asked.files, "train", reading), (asked.test, "test", of_test or reading)):
+    for files, split, of in ((options.files, "train", reading), (options.test, "test", of_test or reading)):
         with gather(problems):
             tables += [read_table([absolute(path) for path in files], of, split)] if files else []
     refuse(problems)
-    test = tables[1] if asked.test else None
-    tokenizer = tokenizer_of(asked.base) if asked.base else None
-    given = CheckContext(test, tokenizer, detectable, asked.most, encode)
-    found = check_rows(tables[0], given, asked.only, advance)
+    test = tables[1] if options.test else None
+    tokenizer = tokenizer_of(options.base) if options.base else None
+    given = CheckContext(test, tokenizer, detectable, options.most, encode)
+    found = check_rows(tables[0], given, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
-    pages = {readers.display_path(absolute(path)): option for path, option in asked.pages.items()}
+    pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
     return CheckReport(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
 
 
-def check_briefly(asked: RowCheck, progress: Progress | None = None) -> Brief:
+def check_briefly(options: RowCheck, progress: Progress | None = None) -> Brief:
     """Say the worst findings in a line each, and which command shows all."""
-    return _brief(asked, examine_rows(asked._replace(most=_MOST_BRIEFLY), progress))
+    return _brief(options, examine_rows(options._replace(most=_MOST_BRIEFLY), progress))
 
 
 def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
     """Say the worst findings of a task's training rows, held against its test rows; None without any."""
-    asked = _check_task(task)
-    return _brief(asked, examine_target(task, _MOST_BRIEFLY, progress=progress)) if asked.files else None
+    options = _check_task(task)
+    return _brief(options, examine_target(task, _MOST_BRIEFLY, progress=progress)) if options.files else None
 
 
 def examine_target(
     task: Task, most: int = MOST_MODELLED, embeddings: str | None = None, progress: Progress | None = None
 ) -> CheckReport:
     """Check a task's training rows as the task reads them, held against its test rows."""
-    asked = _check_task(task)._replace(most=most, embeddings=embeddings)
-    first = _read_first_rows([absolute(path) for path in asked.files])
-    named = {"prompt": asked.prompt, "reference": asked.reference}
+    options = _check_task(task)._replace(most=most, embeddings=embeddings)
+    first = _read_first_rows([absolute(path) for path in options.files])
+    named = {"prompt": options.prompt, "reference": options.reference}
     reading = ReadingOptions(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
-    tested = _read_first_rows([absolute(path) for path in asked.test]) if asked.test else first
-    return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
+    tested = _read_first_rows([absolute(path) for path in options.test]) if options.test else first
+    return examine_table(options, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
 
 
 def _check_task(task: Task) -> RowCheck:
@@ -166,26 +166,26 @@ def _check_task(task: Task) -> RowCheck:
     return RowCheck(files, tested, prompt=prompt, reference=reference, pages=dict.fromkeys(files, ""))
 
 
-def _brief(asked: RowCheck, checked: CheckReport) -> Brief:
+def _brief(options: RowCheck, checked: CheckReport) -> Brief:
     words = list(map(as_argument, checked.table.files))
-    words += ["--test", as_argument(readers.display_path(asked.test[0]))] if asked.test else []
+    words += ["--test", as_argument(readers.display_path(options.test[0]))] if options.test else []
     words += map(shlex.quote, checked.table.reading.options)
     return Brief(tuple(short_lines(checked.findings)), f"harness data check {' '.join(words)}")
 
 
-def recognise(asked: RowCheck, first: readers.Rows) -> ReadingOptions:
+def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
     """Recognise layout and columns by the first rows; rows of one text alone are texts to read.
 
     Raises:
         UserError: no columns clearly ask and answer.
     """
-    named = {"prompt": asked.prompt, "reference": asked.reference}
+    named = {"prompt": options.prompt, "reference": options.reference}
     unknown = [_unknown(key, column, first) for key, column in named.items() if column]
     cells: dict[str, ColumnCells] = {}
     for row in first.rows:
         count_cells(cells, row)
     refuse([*filter(None, unknown), *find_mixed_columns(cells)])
-    request = Request(Path(), asked.files[0], prompt=asked.prompt, reference=asked.reference)
+    request = Request(Path(), options.files[0], prompt=options.prompt, reference=options.reference)
     columns = {name for row in first.rows for name in row.fields} - {"id"}
     if len(columns) == 1 and not formats.recognise(first.rows):
         field = f"{{{columns.pop()}}}"
@@ -197,10 +197,10 @@ def recognise(asked: RowCheck, first: readers.Rows) -> ReadingOptions:
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)
     read_by = {c for of in (task.fields.prompt, task.fields.reference) for c in columns_of(of, columns)}
-    usual = usual_source(first) if len(asked.files) == 1 else None
+    usual = usual_source(first) if len(options.files) == 1 else None
     usual = None if usual in read_by else usual
-    named_columns = (asked.source, asked.date, asked.prompt, asked.reference)
-    return ReadingOptions(task, layout, *named_columns, usual, asked.date_format)
+    named_columns = (options.source, options.date, options.prompt, options.reference)
+    return ReadingOptions(task, layout, *named_columns, usual, options.date_format)
 
 
 def usual_source(first: readers.Rows) -> str | None:

@@ -188,8 +188,8 @@ def _interim_analysis(
         else m
         for m in session.suites
     )
-    asked = sum(plan.n(name, k) for name in pools)
-    of = f"{count(asked)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
+    evaluated = sum(plan.n(name, k) for name in pools)
+    of = f"{count(evaluated)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
     name = f"interim analysis {k + 1} of {len(plan.alphas)}"
     judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
     said = f"fewer items: {of} were asked, drawn by the base's answers; {judged}"

@@ -164,9 +164,9 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
     begin(session, name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
-        asked = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
+        refused = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         expected, step = "a language model, which tasks of lm-eval need", "name another candidate"
-        raise UserError(Problem("harness eval", asked, expected, step))
+        raise UserError(Problem("harness eval", refused, expected, step))
     measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
     return PreparedEvaluation(replace(session, suites=measured), name, weights, found)
 

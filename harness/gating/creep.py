@@ -8,7 +8,7 @@ and whoever promotes is asked.
 from harness.gating.verdict import Number, Rule, RuleOutcome, Verdict, is_relative, margin_share
 from harness.spec import GatePolicy, Margin
 
-_ASKED = "; harness promote asks for a reason"
+_STEP = "; harness promote asks for a reason"
 
 _LARGEST = 0.99  # of a margin that is not written: beyond a loss of everything none could be shown
 
@@ -30,7 +30,7 @@ def cumulative_rule(against_first: Verdict, first_base: str) -> Rule:
     """Judge the macro of a verdict against the first base, made by `cumulative_policy`."""
     macro = next(rule for rule in against_first.rules if rule.name == "macro")
     outcome: RuleOutcome = macro.outcome if macro.outcome in ("pass", "fail") else "skipped"
-    said = f"cumulative: against the first base, {macro.sentence}{_ASKED if outcome == 'skipped' else ''}"
+    said = f"cumulative: against the first base, {macro.sentence}{_STEP if outcome == 'skipped' else ''}"
     kept: dict[str, Number] = {
         name: macro.numbers[name] for name in ("delta", "low", "high", "n_items") if name in macro.numbers
     }
@@ -41,7 +41,7 @@ def cumulative_rule(against_first: Verdict, first_base: str) -> Rule:
 
 def make_unmeasured_rule(why: str, first_base: str) -> Rule:
     """Say that nothing is known of the loss against the first base."""
-    said = f"cumulative: nothing to compare with the first base ({why}){_ASKED}"
+    said = f"cumulative: nothing to compare with the first base ({why}){_STEP}"
     return Rule("cumulative", "skipped", said, {"first_base": first_base})
 
 

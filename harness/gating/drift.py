@@ -81,15 +81,15 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
 
 
 def _describe_unchanged(controls: Sequence[ControlFacts], n: int) -> str:
-    asked = f"{formatting.count(n)} items of the base were asked again"
+    evaluated = f"{formatting.count(n)} items of the base were asked again"
     flipped = sum(len(facts.flipped) for facts in controls)
     if not flipped:
-        return f"{asked} and came back as stored"
+        return f"{evaluated} and came back as stored"
     rates = (facts.aa_flips / facts.aa_n for facts in controls if facts.flipped)
     allowed = formatting.percent(max(rates))
     changed = "; ".join(dict.fromkeys(facts.changed for facts in controls if facts.flipped))
     return (
-        f"{asked} in another environment ({changed}), {formatting.count(flipped)} of them with another "
+        f"{evaluated} in another environment ({changed}), {formatting.count(flipped)} of them with another "
         f"score, which the A/A rate of {allowed} % allows"
     )
 

@@ -120,8 +120,8 @@ def _advise(
         room = formatting.count(ceil(sum(part.room for part in parts)))
         return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
     n = max(1, sum(more))
-    asked = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
-    by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in asked)
+    needed = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
+    by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in needed)
     rest = f" and {formatting.pluralize(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
     named = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
     return MoreItems(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)

@@ -174,14 +174,14 @@ def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool)
         )
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            asked, answer = list(row.messages), row.references[0]
+            prompt, answer = list(row.messages), row.references[0]
             said = [{"role": "assistant", "content": answer}]
             if layout == "messages":
-                line: dict[str, Any] = {"messages": [*asked, *said]}
+                line: dict[str, Any] = {"messages": [*prompt, *said]}
             elif chat:
-                line = {"prompt": asked, "completion": said}
+                line = {"prompt": prompt, "completion": said}
             else:
-                line = {"prompt": join_to_plain_text(asked), "completion": answer}
+                line = {"prompt": join_to_plain_text(prompt), "completion": answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -54,8 +54,8 @@ def support(answer: str, example: Example, entails: Entails) -> float:
 
 def _statement(sentence: str, example: Example) -> str:
     short = len(sentence.split()) < _SHORT
-    asked = example.plain_prompt or question(example)
-    return f"{asked.strip()} {sentence}" if short else sentence
+    prompt = example.plain_prompt or question(example)
+    return f"{prompt.strip()} {sentence}" if short else sentence
 
 
 @lru_cache(maxsize=1)

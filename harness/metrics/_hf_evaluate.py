@@ -18,7 +18,7 @@ from harness.spec import EVALUATE, Task, is_path, metric_name
 
 # The library says of no metric which direction is better; these count errors.
 _ERRORS = {"cer", "character", "mae", "mape", "mase", "mse", "perplexity", "smape", "ter", "wer"}
-_ASKED = "a b c d"
+_SAMPLE = "a b c d"
 
 Compute = Callable[[str, tuple[str, ...]], dict[str, Any]]
 
@@ -107,7 +107,7 @@ def _way_on(name: str, error: Exception) -> str:
 def _key(compute: Compute, key: str, name: str, where: str) -> str:
     """Choose which of the metric's numbers is the score, by scoring one answer."""
     try:
-        found = compute(_ASKED, (_ASKED,))
+        found = compute(_SAMPLE, (_SAMPLE,))
     except Exception as error:  # noqa: BLE001 (a metric fails in its own way when it needs more than texts)
         reason = f"it could not score an answer ({type(error).__name__}: {str(error).splitlines()[0]})"
         next_step = "write a metric of your own around it: metrics: [./mine.py]"

@@ -57,7 +57,7 @@ _STEPS = {
     404: "a base_url that ends with /v1, and a model that GET /models lists there",
     429: "a smaller num_concurrent, or more max_retries",
 }
-_Asked = TypeVar("_Asked")
+_Request = TypeVar("_Request")
 _Said = TypeVar("_Said")
 
 
@@ -194,7 +194,7 @@ class Server:
         self.api.organization = self.api.project = None
         self.api._custom_headers = {}  # noqa: SLF001 (nothing public empties them)
 
-    def each(self, ask: Callable[[_Asked], _Said], asked: Sequence[_Asked]) -> list[_Said]:
+    def each(self, ask: Callable[[_Request], _Said], requests: Sequence[_Request]) -> list[_Said]:
         """Ask all of them, in order; the first that fails ends what has not begun.
 
         Nobody waits for what is then under way: its threads end by themselves, or with the process.
@@ -202,8 +202,8 @@ class Server:
         Raises:
             CandidateFailed: one was not answered, after all retries.
         """
-        answers: list[Future[_Said]] = [Future() for _ in asked]
-        waiting = deque(zip(answers, asked, strict=True))
+        answers: list[Future[_Said]] = [Future() for _ in requests]
+        waiting = deque(zip(answers, requests, strict=True))
 
         def work() -> None:
             while waiting:
@@ -226,7 +226,7 @@ class Server:
             raise next(error for one in done if (error := one.exception()))
         return [one.result() for one in answers]
 
-    def _send(self, ask: Callable[[_Asked], _Said], one: _Asked) -> _Said:
+    def _send(self, ask: Callable[[_Request], _Said], one: _Request) -> _Said:
         from openai import APIError
 
         try:
@@ -324,12 +324,12 @@ class CompletionsCandidate(PromptEncoder):
         """
         return self._server.each(self._score, pairs)
 
-    def _complete(self, limits: Limits, asked: _Prompt) -> Output:
+    def _complete(self, limits: Limits, prompt: _Prompt) -> Output:
         found = self._server.api.completions.create(
             model=self._server.settings.model,
-            prompt=list(asked.ids),
+            prompt=list(prompt.ids),
             extra_body=self._extra_body or None,
-            **_describe_decoding(limits, asked.seed),
+            **_describe_decoding(limits, prompt.seed),
         )
         choice = read_first_choice(found, self._server.refusal)
         text = text_of(choice, self._server.refusal)
@@ -393,13 +393,13 @@ class ChatCandidate(PromptEncoder):
             )
         return []
 
-    def _answer(self, limits: Limits, asked: _Prompt) -> Output:
-        messages: Any = loads(bytes(asked.ids))
+    def _answer(self, limits: Limits, prompt: _Prompt) -> Output:
+        messages: Any = loads(bytes(prompt.ids))
         more: dict[str, Any] = {"logprobs": True, "top_logprobs": _MOST_TOKENS} if self._logprobs else {}
         found = self._server.api.chat.completions.create(
             model=self._server.settings.model,
             messages=messages,
-            **_describe_decoding(limits, asked.seed),
+            **_describe_decoding(limits, prompt.seed),
             **more,
         )
         choice, refusal = read_first_choice(found, self._server.refusal), self._server.refusal
@@ -412,17 +412,17 @@ def _answers(
 ) -> list[Output]:
     """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
     start = time.perf_counter()
-    asked = list(map(_Prompt, prompts, seeds or repeat(None)))
-    made = server.each(partial(_or_too_long, server, ask), asked)
+    requests = list(map(_Prompt, prompts, seeds or repeat(None)))
+    made = server.each(partial(_or_too_long, server, ask), requests)
     share = (time.perf_counter() - start) / max(len(prompts), 1)
     return [replace(output, compute_s=share) for output in made]
 
 
-def _or_too_long(server: Server, ask: Callable[[_Prompt], Output], asked: _Prompt) -> Output:
+def _or_too_long(server: Server, ask: Callable[[_Prompt], Output], prompt: _Prompt) -> Output:
     from openai import BadRequestError, UnprocessableEntityError
 
     try:
-        return ask(asked)
+        return ask(prompt)
     except (BadRequestError, UnprocessableEntityError) as error:
         if not _TOO_LONG.search(f"{error.code} {message(error)}"):
             raise

@@ -48,8 +48,8 @@ def compare_series(
     none is.
     """
     new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
-    asked = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
-    errors = sum(_is_error(arms, item, metrics[item[0]]) for item in asked)
+    evaluated = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
+    errors = sum(_is_error(arms, item, metrics[item[0]]) for item in evaluated)
     return SeriesNight(
         new.changes,
         fixed.changes,
@@ -58,9 +58,9 @@ def compare_series(
         adjusted=arms.base_now is not None and arms.base_then is not None,
         unbounded=new.unbounded,
         errors=errors,
-        n_asked=len(asked),
+        n_asked=len(evaluated),
         # One failure of 80 is no rate yet, and scored worst it can only raise the alarm, never hide a loss.
-        valid=errors <= max(max_errors * len(asked), float(max_errors > 0)),
+        valid=errors <= max(max_errors * len(evaluated), float(max_errors > 0)),
     )
 
 

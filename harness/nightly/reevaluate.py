@@ -105,8 +105,8 @@ def _join(ordered: Sequence[Cluster], tasks: Mapping[str, Sequence[Example]]) ->
 
 def _digests(examples: Iterable[Example]) -> dict[str, str]:
     """Map items to the digests of their documents, where these are known."""
-    asked = {one.id: digest([one.messages, one.choices]) if one.messages else "" for one in examples}
-    found = ((item, gating.document_of(item, prompt)) for item, prompt in asked.items())
+    prompts = {one.id: digest([one.messages, one.choices]) if one.messages else "" for one in examples}
+    found = ((item, gating.document_of(item, prompt)) for item, prompt in prompts.items())
     return {item: document for item, document in found if document}
 
 

@@ -114,11 +114,11 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
 
 
 def next_step(
-    scheduler: Scheduler, files: Iterable[Path], asked: Sequence[str] = (), *, written: bool = False
+    scheduler: Scheduler, files: Iterable[Path], options: Sequence[str] = (), *, written: bool = False
 ) -> str:
     """Say what makes the unit of some files run, and how it gets the webhook and the keys of endpoints.
 
-    `asked` are the options that the unit was asked for with, beside its scheduler.
+    `options` are the options that the unit was asked for with, beside its scheduler.
     """
     unit = next(path.stem for path in files)
     given = {
@@ -126,7 +126,7 @@ def next_step(
         "systemd": f"by Environment=NAME=value in systemctl --user edit {unit}.service",
         "github": "by a secret of that name, the key also in env: beside HARNESS_WEBHOOK",
     }[scheduler]
-    command = shlex.join(["harness", "nightly", "install", f"--{scheduler}", *asked])
+    command = shlex.join(["harness", "nightly", "install", f"--{scheduler}", *options])
     started = {
         "cron": f"add it: (crontab -l; {command}) | crontab -",
         "systemd": f"systemctl --user enable --now {unit}.timer",

@@ -177,8 +177,8 @@ def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
 def list_own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
     """List what a candidate is evaluated on: the targets, and the suites where the weights are its own."""
     own = weights.is_language_model and weights.digest != target.candidate.base.weights_digest
-    asked = _test_sets(session, target.candidate.recipe, weights, target.seed)
-    return [*asked, *(suite_sets(session, weights) if own else [])]
+    sets = _test_sets(session, target.candidate.recipe, weights, target.seed)
+    return [*sets, *(suite_sets(session, weights) if own else [])]
 
 
 def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
@@ -230,7 +230,7 @@ def describe_tested(
     if prompting != reference.prompting:
         said.append("another prompting" if same_data else _name_resampled_prompting(recipe))
     then = reference.more_promptings
-    if changed := [key for key, asked in more.items() if asked != then.get(key, asked)]:
+    if changed := [key for key, digests in more.items() if digests != then.get(key, digests)]:
         named = ", ".join(key.removesuffix("/test") for key in changed)
         said.append(f"another prompting, other shots or passages on {named}")
     if environment != reference.environment and reference.environment:

@@ -89,8 +89,8 @@ def with_context(example: Example, passages: list[Document], mark: Mark | None =
     marks = {i: "" if mark is None else f"[{i if mark == 'id' else at}] " for at, i in enumerate(ids, 1)}
     lines = (" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
     shown = "\n".join(f"{marks[p.id]}{line}" for p, line in zip(passages, lines, strict=True))
-    asked = f"{CONTEXT}{shown}\n\n{example.prompt}"
-    return replace(example, messages=_put_prompt(example.messages, asked), passages=ids)
+    prompt = f"{CONTEXT}{shown}\n\n{example.prompt}"
+    return replace(example, messages=_put_prompt(example.messages, prompt), passages=ids)
 
 
 def question(example: Example) -> str:
@@ -100,13 +100,13 @@ def question(example: Example) -> str:
     return example.prompt.removeprefix(CONTEXT).partition("\n\n")[2]
 
 
-def context_of(prompt: str, asked: str = "") -> str:
+def context_of(prompt: str, question: str = "") -> str:
     """Return the passages that `with_context` put in front of a question; empty where there are none.
 
-    A template may have put words in front of them; where these hold such a context too, what was `asked`
+    A template may have put words in front of them; where these hold such a context too, the `question`
     tells which one is the passages'.
     """
-    before = prompt.rpartition(f"\n\n{asked}")[0].rpartition("\n\n")[2] if asked else ""
+    before = prompt.rpartition(f"\n\n{question}")[0].rpartition("\n\n")[2] if question else ""
     of_its_own = f"\n{before}".rpartition(f"\n{CONTEXT}")[2] if f"\n{CONTEXT}" in f"\n{before}" else ""
     return of_its_own or before.partition(CONTEXT)[2] or prompt.partition(CONTEXT)[2].partition("\n\n")[0]
 
@@ -118,8 +118,8 @@ def map_passage_marks(example: Example) -> dict[str, str]:
     where ids are numbers, by its place. Where nothing was retrieved, the lines that begin with a mark in the
     prompt, and in the turns before it, are the passages, each of its mark's name.
     """
-    asked = f"{example.earlier}\n{example.prompt}"
-    context = context_of(example.prompt, example.plain_prompt) if example.passages else asked
+    prompt = f"{example.earlier}\n{example.prompt}"
+    context = context_of(example.prompt, example.plain_prompt) if example.passages else prompt
     lines = context.splitlines()
     marks = list(dict.fromkeys(found[1] for line in lines if (found := _MARK.match(line))))
     if not example.passages:

@@ -65,8 +65,8 @@ def remarks(context: PromptingContext, params: Params, items: Sequence[Example])
         if len(words) > params.shots + 1 and len({*words.values()}) > params.shots + 1:
             return  # at most one of them has an item's words, and another its id
     alike = Counter(words.values())
-    asked = [(item.id, fold_text(_dialogue(item))) for item in items]
-    n_same = [alike[said] + (words.get(i, said) != said) for i, said in asked]
+    questions = [(item.id, fold_text(_dialogue(item))) for item in items]
+    n_same = [alike[said] + (words.get(i, said) != said) for i, said in questions]
     left = [len(context.train) - n for n in n_same]
     if n_short := sum(n < params.shots for n in left):
         shown = f"shows {count(n_short)} of {pluralize(len(items), 'item')} fewer than"
@@ -77,8 +77,8 @@ def remarks(context: PromptingContext, params: Params, items: Sequence[Example])
 
 
 def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
-    asked = fold_text(_dialogue(example))
-    return (shot for shot in ranked if shot.id != example.id and fold_text(_dialogue(shot)) != asked)
+    question = fold_text(_dialogue(example))
+    return (shot for shot in ranked if shot.id != example.id and fold_text(_dialogue(shot)) != question)
 
 
 def _dialogue(example: Example) -> str:
@@ -95,8 +95,8 @@ def _put_turns(example: Example, shots: list[Example]) -> Example:
 
 
 def _turns(shot: Example) -> list[Message]:
-    asked = [message for message in shot.messages if message["role"] != "system"]
-    return [*asked, {"role": "assistant", "content": shot.references[0]}]
+    turns = [message for message in shot.messages if message["role"] != "system"]
+    return [*turns, {"role": "assistant", "content": shot.references[0]}]
 
 
 def _nearest(train: tuple[Example, ...]) -> Ranking:

@@ -144,8 +144,8 @@ def _bm25(texts: list[str]) -> Scores:
     index.index(words([split_into_grams(fold_widths(text)) for text in texts]), show_progress=False)
 
     def scores(query: str) -> list[float]:
-        asked = words([split_into_grams(fold_widths(query))])[0]
-        return list(map(float, index.get_scores(asked))) if asked else [0.0] * len(texts)
+        query_words = words([split_into_grams(fold_widths(query))])[0]
+        return list(map(float, index.get_scores(query_words))) if query_words else [0.0] * len(texts)
 
     return scores
 
@@ -157,8 +157,8 @@ def _dense(texts: list[str], model: str, task: str) -> Scores:
     vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
 
     def scores(query: str) -> list[float]:
-        asked = encoder.encode_query([query], normalize_embeddings=True, show_progress_bar=False)[0]  # (d,)
-        return list(map(float, vectors @ asked))
+        vector = encoder.encode_query([query], normalize_embeddings=True, show_progress_bar=False)[0]  # (d,)
+        return list(map(float, vectors @ vector))
 
     return scores
 

@@ -104,8 +104,8 @@ class TaskNoise:
     @property
     def rate(self) -> float:
         """The share of items that flipped, over all arms."""
-        asked = self.n * len(self.flips)
-        return sum(self.flips.values()) / asked if asked else 0.0
+        repeated = self.n * len(self.flips)
+        return sum(self.flips.values()) / repeated if repeated else 0.0
 
 
 @dataclass(frozen=True, slots=True)

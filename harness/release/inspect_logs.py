@@ -189,10 +189,10 @@ def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -
     if len(epochs) > 1:
         found = f"items with {min(epochs)} to {max(epochs)} epochs"
         raise UserError(Problem(str(log.path), found, "every item equally often", _AGAIN))
-    asked = (log.header.get("results") or {}).get("total_samples")
+    expected = (log.header.get("results") or {}).get("total_samples")
     n = sum(map(len, by_item.values()))
-    if isinstance(asked, int) and asked > n:
-        raise UserError(Problem(str(log.path), f"{n} of {asked} samples", "all of them", _AGAIN))
+    if isinstance(expected, int) and expected > n:
+        raise UserError(Problem(str(log.path), f"{n} of {expected} samples", "all of them", _AGAIN))
 
 
 def _n_epochs(samples: Sequence[Mapping[str, Any]]) -> int:

@@ -91,8 +91,8 @@ def column_note(report: ExperimentReport) -> str:
 def find_judged(report: ExperimentReport) -> CandidateFacts | None:
     """Return the fine-tune that the decision is about: the best that passes, else the strongest."""
     facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
-    asked = report.declared is not None and report.declared.win_rate is not None
-    facts = pool_seeds(judge_by_wins(facts) if asked else facts)
+    by_wins = report.declared is not None and report.declared.win_rate is not None
+    facts = pool_seeds(judge_by_wins(facts) if by_wins else facts)
     return best(passing_runs(facts)) or strongest_run(facts)
 
 

@@ -227,11 +227,11 @@ def _scale_path(
 def _base_point(context: _Context, run: Run) -> list[ScaledAdapter]:
     """Find the base, evaluated on the target as the fine-tune is; none where no such candidate was run."""
     session = context.session
-    asked = [getattr(session.experiment.candidates[run.candidate], name) for name in _PROMPTED_BY]
+    prompting = [getattr(session.experiment.candidates[run.candidate], name) for name in _PROMPTED_BY]
     for other in store.list_runs(session.store, session.experiment.name):
         recipe = session.experiment.candidates.get(other.candidate)
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
-        if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == asked:
+        if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == prompting:
             target = facts_of(session, context.reader, other).target
             part = cut_to_half(context.measurements(run), context.split, "search")
             rows = {m.task.name: m.base for m in part}

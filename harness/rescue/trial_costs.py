@@ -83,7 +83,7 @@ def _estimate_trial(session: Session, trial: RescueTrial, seed: int) -> TrialCos
 
 def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
     weights = base_weights(session.source)
-    asked = session, trial.recipe, weights, 0
-    sets = [*suite_sets(session, weights), *target_sets(*asked), *list_further_sets(*asked)]
+    evaluated = session, trial.recipe, weights, 0
+    sets = [*suite_sets(session, weights), *target_sets(*evaluated), *list_further_sets(*evaluated)]
     making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
     return total_work(sets) + making + Work(opened=1, runs=1)

@@ -114,11 +114,11 @@ def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence
     settings = declared.settings(case)
     if isinstance(settings, str):
         return settings
-    asked = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
+    prompting = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
     made = []
     for setting in settings:
         start = {"merges": (name, *setting.merges)} if setting.merges else {"init_from": name}
-        recipe = Recipe(method=by, params=setting.params, **start, **asked)
+        recipe = Recipe(method=by, params=setting.params, **start, **prompting)
         made.append(_TrialChange(declared.name, setting.mark, recipe, False, setting.says))
     return made
 

@@ -85,9 +85,9 @@ def remove(leftovers: Iterable[Leftover]) -> None:
 def list_wanted_rows(store: Store, wanted: References) -> set[str]:
     """Add to the rows that are referred to those that differ in who answered or how it was computed."""
     known = identities(store)
-    asked = {_question(one) for one in known if one.digest in wanted.rows}
+    questions = {_question(one) for one in known if one.digest in wanted.rows}
     weights = wanted.weights | set(points_of(store, wanted.fit_keys))
-    beside = {one.digest for one in known if one.weights_digest in weights and _question(one) in asked}
+    beside = {one.digest for one in known if one.weights_digest in weights and _question(one) in questions}
     return beside | wanted.rows
 
 

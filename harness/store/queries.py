@@ -130,13 +130,13 @@ def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]
     columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
     where = " OR ".join(f"contains(lower({column}), lower(?))" for column in columns)
     query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
-    return {item for (item,) in _ask(store, query, rows_digests, *[text] * len(columns))}
+    return {item for (item,) in _select(store, query, rows_digests, *[text] * len(columns))}
 
 
 def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
     """Map the ids of a row set, by position, to slice and cluster; empty where the set is not there."""
     query = f"SELECT example_id, slice, cluster FROM {READ_PARQUET} ORDER BY position"
-    return {item: (slice_, cluster) for item, slice_, cluster in _ask(store, query, [rows_digest])}
+    return {item: (slice_, cluster) for item, slice_, cluster in _select(store, query, [rows_digest])}
 
 
 def differing_items(store: Store, one: str, other: str) -> list[str]:
@@ -160,7 +160,7 @@ def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dic
     """Count the items of row sets by digest and status; sets that are not there are left out."""
     query = f"SELECT {DIGEST} AS digest, status, count(*) FROM {READ_NAMED} GROUP BY ALL"
     counted: dict[str, dict[str, int]] = {}
-    for digest, status, n in _ask(store, query, rows_digests):
+    for digest, status, n in _select(store, query, rows_digests):
         counted.setdefault(digest, {})[status] = n
     return counted
 
@@ -175,7 +175,7 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     query = (
         f"FROM {READ_NAMED} SELECT {DIGEST} AS digest, {lists} WHERE map_contains(parts, ?) GROUP BY digest"
     )
-    found = _ask(store, query, rows_digests, metric, metric)
+    found = _select(store, query, rows_digests, metric, metric)
     return {
         digest: _add_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in found
     }
@@ -186,7 +186,7 @@ def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> Metric
     return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
 
 
-def _ask(store: Store, query: str, rows_digests: Collection[str], *values: str) -> list[tuple[Any, ...]]:
+def _select(store: Store, query: str, rows_digests: Collection[str], *values: str) -> list[tuple[Any, ...]]:
     """Answer a query whose first parameter is the files of row sets; nothing where none of them is there."""
     files = _existing_files(store, rows_digests)
     if not files:

@@ -209,8 +209,8 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     own = [
         name for name in params if not (name == "init_lora_weights" and _ITERATED.fullmatch(_start(params)))
     ]
-    asked: dict[str, Any] = {name: (types[name], ...) for name in own}
-    taken: Any = create_model(str(made.__name__), **asked)
+    annotated: dict[str, Any] = {name: (types[name], ...) for name in own}
+    taken: Any = create_model(str(made.__name__), **annotated)
     checked = taken.model_validate({name: params[name] for name in own})
     given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
     # In the order that PEFT saves them in, and opens an adapter with: the first pattern that matches counts.

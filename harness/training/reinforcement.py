@@ -114,12 +114,12 @@ def _rows(
     rows = [{"prompt": _prompt(context, e.messages), "index": i} for i, e in enumerate(context.train)]
     lengths = [_length(row["prompt"], tokenizer) for row in rows]
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
-    n_asked = (
+    n_prompts = (
         params.per_device_train_batch_size * params.gradient_accumulation_steps // params.num_generations
     )
-    if len(kept) < n_asked:  # TRL leaves out what is no whole step, here everything
+    if len(kept) < n_prompts:  # TRL leaves out what is no whole step, here everything
         raise CandidateFailed(
-            f"steps of {n_asked} prompts, and {len(kept)} prompts to train on",
+            f"steps of {n_prompts} prompts, and {len(kept)} prompts to train on",
             "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
         )
     return kept, n_dropped
@@ -302,12 +302,12 @@ def _reward_by_file(path: Path) -> Rewards:
         raise UserError(Problem(str(path), "no function 'reward'", expected, "define it"))
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        asked = {
+        columns = {
             "prompts": [e.prompt for e in examples],
             "references": [list(e.references) for e in examples],
         }
         try:
-            found = function(completions=list(answers), **asked)
+            found = function(completions=list(answers), **columns)
         except Exception as error:
             raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _MEND) from error
         return _check_rewards(found, len(answers), path)

@@ -94,8 +94,8 @@ def data_clean(
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
     of_spellings = {"spellings": spelt} if spellings else {}
-    asked = {"leading_spaces": leading_spaces, "new_ids": new_ids}
-    of_these = {name: True for name, is_asked in asked.items() if is_asked}
+    switches = {"leading_spaces": leading_spaces, "new_ids": new_ids}
+    of_these = {name: True for name, is_on in switches.items() if is_on}
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
     edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
@@ -338,8 +338,8 @@ def roles_of(content: "Rows", named: RowColumns) -> "Roles":
     roles = find_roles(content, *named)
     names = {name for row in content.rows for name in row.fields}
     there = ([column for column in columns if column in names] for columns in roles)
-    asks, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
-    say(f"{content.shown}: {asks} asks, {answers} answers")
+    questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
+    say(f"{content.shown}: {questions} asks, {answers} answers")
     return roles
 
 

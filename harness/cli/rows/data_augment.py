@@ -161,11 +161,11 @@ def _steps_as_options(by_whom: str) -> Iterator[None]:
         raise CandidateFailed(error.reason, step) from None
 
 
-def _write_prompts(asked: Wording) -> "Rewriting":
+def _write_prompts(wording: Wording) -> "Rewriting":
     """Write the prompts, and refuse what cannot be asked."""
     from harness.experiment.generated_rows.augmentation import PARAPHRASE, TEXT, TRANSLATE, Rewriting
 
-    by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = asked
+    by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = wording
     problems = []
     if instruction is not None and (TEXT not in instruction or by != "paraphrase"):
         found = "an instruction for translations" if by != "paraphrase" else f"no {TEXT} in {instruction!r}"

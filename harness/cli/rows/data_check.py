@@ -62,7 +62,7 @@ def data_check(
         refuse_page(html)
     experiment = _experiment(config, is_needed=base is None)
     train = experiment.target.data.source("train") if experiment else None
-    asked = RowCheck(
+    options = RowCheck(
         files,
         tuple(test or ()),
         base or (experiment.base_model if experiment else None),
@@ -74,7 +74,7 @@ def data_check(
         date_format=date_format,
         pages={train: config_option(config)} if train else {},
     )
-    table, findings = examine_rows(asked, TerminalProgress())
+    table, findings = examine_rows(options, TerminalProgress())
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
     if html:
         html.write_text(data_html(findings, title), encoding="utf-8")

@@ -72,16 +72,16 @@ def data_distill(
     if not dry_run:
         refuse_output(require_out(out, _DISTILL, "taught.jsonl"), [prompts] if prompts else [])
     session = _open_session(at, teacher, _DISTILL, dry_run=dry_run)
-    asked = Distillation(
+    request = Distillation(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
     )
-    plan = plan_distillation(session, teacher, asked)
+    plan = plan_distillation(session, teacher, request)
     if out is None or dry_run:
         print_lines(plan._asdict(), [str(plan)], as_json)
         say("nothing is asked in a dry run")
         return
     say(str(plan))
-    made = distill_rows(session, teacher, asked, str(out))
+    made = distill_rows(session, teacher, request, str(out))
     refuse_output(out, made.edit.inputs)
     print_saved(save(made.edit, made.outcomes, out), as_json)
     for note in made.notes:
@@ -183,14 +183,14 @@ def data_propose_prompts(
     if not dry_run:
         refuse_existing(require_out(out, _PROPOSE, "proposed.yaml"))
     session = _open_session(at, proposer, _PROPOSE, dry_run=dry_run)
-    asked = PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
-    plan = plan_proposals(session, proposer, asked)
+    request = PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
+    plan = plan_proposals(session, proposer, request)
     if dry_run or out is None:
         print_lines(plan._asdict(), [str(plan)], as_json)
         say("nothing is asked in a dry run")
         return
     say(str(plan))
-    path, made = out, propose_prompts(session, proposer, asked)
+    path, made = out, propose_prompts(session, proposer, request)
     with path.open("x", encoding="utf-8") as file:
         file.write(recipe_text(made))
     print_lines({"texts": list(made.texts), **made.provenance}, made.texts, as_json)

@@ -75,7 +75,7 @@ class ReadingOptions(NamedTuple):
 class TableEntry(NamedTuple):
     """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
 
-    `asked` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
+    `qa` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
     `spaced` are the answers with white space at an end, as the file has them.
     """
 
@@ -83,7 +83,7 @@ class TableEntry(NamedTuple):
     example: Example
     question: str
     answer: str
-    asked: QuestionAndAnswers
+    qa: QuestionAndAnswers
     source: str
     date: datetime | None
     draw: float
@@ -131,8 +131,8 @@ class RowTable:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels, where the answers are a closed set of few and short ones; else nothing."""
-        asked = any(entry.question for entry in self.entries)
-        return label_set(entry.answer for entry in self.entries) if asked else ()
+        has_questions = any(entry.question for entry in self.entries)
+        return label_set(entry.answer for entry in self.entries) if has_questions else ()
 
     def files_emptied_by(self, dropped: Iterable[str]) -> list[str]:
         """List the files of which no usable row is left without the rows at these places."""
@@ -222,7 +222,7 @@ class _Maker:
             return
         question, answer = _texts(example)
         roles = self._roles(row)
-        said = _read_asked(row, roles, question)
+        said = _read_qa(row, roles, question)
         folded = fold_row(said)
         compared = (*folded.setting, folded.question), folded.answers
         self.digests.extend(_digest("\n".join(of)) for of in compared)
@@ -295,7 +295,7 @@ class _Maker:
         return RowTable(*found, self.places, self.reading, self.in_rows)
 
 
-def _read_asked(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
+def _read_qa(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
     """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
     found = read_question_and_answers(row, roles)
     return found._replace(question=question) if found.question == question else found
@@ -309,15 +309,15 @@ def _is_written(answer: str, written: Sequence[WrittenAnswer], roles: Roles) -> 
 
 
 def _size(entry: TableEntry) -> int:
-    texts = entry.question, entry.answer, entry.asked.question, *entry.asked.answers, *entry.spaced
+    texts = entry.question, entry.answer, entry.qa.question, *entry.qa.answers, *entry.spaced
     return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
 
 
 def _texts(example: Example) -> tuple[str, str]:
     """Return what an example asks, without the system's turn, and its first answer; a text asks itself."""
-    asked = [m["content"] for m in example.messages if m["role"] != "system"]
+    turns = [m["content"] for m in example.messages if m["role"] != "system"]
     answer = example.references[0] if example.references else ""
-    return ("\n".join(asked), answer) if asked else (answer, "")
+    return ("\n".join(turns), answer) if turns else (answer, "")
 
 
 def _digest(text: str) -> int:

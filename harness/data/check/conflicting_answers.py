@@ -30,7 +30,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     pairs = [(int(i), int(first[inverse[i]] if differs[i] else other[inverse[i]])) for i in rows]
     there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
     shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
-    asked = excerpt(" ".join(there[0].question.split()), 60) if there else ""
+    question = excerpt(" ".join(there[0].question.split()), 60) if there else ""
     places = tuple(table.places(i) for i, _ in pairs)
     yield Finding(
         "error" if table.labels else "note",
@@ -40,7 +40,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         else "several answers may be right; a metric that compares with one reference takes others for wrong",
         len(table.digests),
         places,
-        f"{asked!r}: {shown}" if there else "",
+        f"{question!r}: {shown}" if there else "",
         _command(table, places) if table.labels else "",
         beside=tuple(_answer_at(table.places(i), of) for _, i in pairs),
     )

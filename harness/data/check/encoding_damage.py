@@ -62,7 +62,7 @@ def _find(table: RowTable, is_damaged: Callable[[str], bool]) -> dict[str, str]:
     """Map the places of the rows that hold damaged text to the first such text of each."""
     found: dict[str, str] = {}
     for entry in table.entries:
-        of = entry.asked
+        of = entry.qa
         for text in (of.question, of.context, of.system, *of.answers):
             if is_damaged(text):
                 found.setdefault(entry.where, text)

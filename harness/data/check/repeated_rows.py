@@ -52,7 +52,7 @@ def _unlike(table: RowTable) -> list[TableEntry]:
     """Return the rows without exact duplicates."""
     once: dict[NormalizedRow, TableEntry] = {}
     for entry in table.entries:
-        once.setdefault(fold_row(entry.asked), entry)
+        once.setdefault(fold_row(entry.qa), entry)
     return list(once.values())
 
 
@@ -60,7 +60,7 @@ def _report_near_duplicates(table: RowTable, unlike: Sequence[TableEntry]) -> It
     """List rows that repeat an earlier one in almost the same words, as `data dedup` drops them."""
     pairs = sorted(
         (i, group.kept, alike)
-        for group in near_repeats([entry.asked for entry in unlike])
+        for group in near_repeats([entry.qa for entry in unlike])
         for i, alike in group.others
     )
     if pairs:
@@ -84,8 +84,8 @@ def _find_by_sense(
     """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]
-    asked = [entry.asked.question for entry in left]
-    pairs = list(repeats_by_sense(asked, encode, lambda i, j: _same(left[i], left[j], table)))
+    questions = [entry.qa.question for entry in left]
+    pairs = list(repeats_by_sense(questions, encode, lambda i, j: _same(left[i], left[j], table)))
     if pairs:
         i, j, cosine = max(pairs, key=lambda pair: pair[2])
         said = f", of {len(left):,} drawn" if len(left) < len(rows) else ""
@@ -103,9 +103,9 @@ def _find_by_sense(
 
 def _same(row: TableEntry, earlier: TableEntry, table: RowTable) -> bool:
     same_label = not table.labels or row.answer == earlier.answer
-    return same_label and stand_on_same(row.asked, earlier.asked)
+    return same_label and stand_on_same(row.qa, earlier.qa)
 
 
 def _cut(entry: TableEntry) -> str:
-    one = excerpt(" ".join(entry.asked.question.split()), 61)
+    one = excerpt(" ".join(entry.qa.question.split()), 61)
     return repr(one if len(one) <= 60 else f"{one[:59]}…")

@@ -130,5 +130,5 @@ def _cut(entry: TableEntry) -> str:
 
 def _bare_question(entry: TableEntry) -> str:
     """Return the question without the context in front of it, which rows may share."""
-    alone = entry.asked.question
-    return alone if entry.asked.context and entry.question.endswith(alone) else entry.question
+    alone = entry.qa.question
+    return alone if entry.qa.context and entry.question.endswith(alone) else entry.question

@@ -68,8 +68,14 @@ def find_question(row: Row, roles: Roles) -> QuestionText | None:
 def _root(message: Mapping[str, Any], column: str) -> QuestionText | None:
     """Find what a tree of messages asks first; None of what is no such tree."""
     text = message.get("text")
-    asks = message.get("role") in _USER and isinstance(message.get("replies"), list) and message["replies"]
-    return QuestionText(text, column, key="text") if asks and isinstance(text, str) and text.strip() else None
+    is_question = (
+        message.get("role") in _USER and isinstance(message.get("replies"), list) and message["replies"]
+    )
+    return (
+        QuestionText(text, column, key="text")
+        if is_question and isinstance(text, str) and text.strip()
+        else None
+    )
 
 
 def _find_last_turn(turns: Sequence[Any], column: str) -> QuestionText | None:

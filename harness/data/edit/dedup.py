@@ -23,7 +23,7 @@ class DedupEntry(NamedTuple):
     """A row, what it asks and answers, and the same without letter case and spaces."""
 
     row: Row
-    asked: QuestionAndAnswers
+    qa: QuestionAndAnswers
     folded: NormalizedRow
 
 
@@ -91,15 +91,15 @@ def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry])
     if not tests:
         return {}
     indices, rows = list(left), list(left.values())
-    answers = ["\n".join(entry.asked.answers) for entry in rows]
+    answers = ["\n".join(entry.qa.answers) for entry in rows]
     changes: _Changes = {}
-    for one in overlaps([e.asked.whole for e in rows], [e.asked.whole for e in tests], answers=answers):
+    for one in overlaps([e.qa.whole for e in rows], [e.qa.whole for e in tests], answers=answers):
         row, of = rows[one.training].row, tests[one.evaluated].row.where
         changes[indices[one.training]] = drop(row, f"in the test file by {one.measure}", of, one.similarity)
     # As a comparison refuses them: also where indentation differs.
-    first = {asks: e.row.where for e in reversed(tests) if (asks := fold_text(e.asked.whole))}
-    equal = ((i, e, asks) for i, e in left.items() if (asks := fold_text(e.asked.whole)) in first)
-    return changes | {i: drop(e.row, "asked in the test file", first[asks]) for i, e, asks in equal}
+    first = {question: e.row.where for e in reversed(tests) if (question := fold_text(e.qa.whole))}
+    equal = ((i, e, question) for i, e in left.items() if (question := fold_text(e.qa.whole)) in first)
+    return changes | {i: drop(e.row, "asked in the test file", first[question]) for i, e, question in equal}
 
 
 def _equal(left: Mapping[int, DedupEntry]) -> _Changes:
@@ -143,6 +143,6 @@ def _nearly_equal(left: Mapping[int, DedupEntry], alike: float) -> _Changes:
     indices, entries = list(left), list(left.values())
     return {
         indices[i]: drop(entries[i].row, "a near duplicate", entries[kept].row.where, similarity)
-        for kept, others in near_repeats([entry.asked for entry in entries], alike)
+        for kept, others in near_repeats([entry.qa for entry in entries], alike)
         for i, similarity in others
     }

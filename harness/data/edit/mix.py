@@ -83,8 +83,8 @@ def _are_read_alike(content: Rows, first: Rows) -> bool:
     except UserError:  # columns that nobody recognises, which a reader has to be told
         return True
     names = {name for row in content.rows for name in row.fields}
-    asks, answers = ({*of, *OWN} if OWN & set(of) else set(of) for of in roles)
-    return bool(asks & names) and (bool(answers & names) or not answers)
+    questions, answers = ({*of, *OWN} if OWN & set(of) else set(of) for of in roles)
+    return bool(questions & names) and (bool(answers & names) or not answers)
 
 
 def _describe_rows(content: Rows) -> str:

@@ -110,7 +110,7 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
         return found
     changes = {change.where: change for change in found.changes}
     changes |= dict(_find_untrained(found, made))
-    changes |= dict(_find_asked_elsewhere(found, content, roles, way))
+    changes |= dict(_find_evaluated(found, content, roles, way))
     trained = {row.where for row in found.parts["train"]} | made.keys() - changes.keys()
     rows = [row for row in content.rows if row.where in trained]
     ordered = [changes[row.where] for row in content.rows if row.where in changes]
@@ -128,16 +128,16 @@ def _find_untrained(found: SplitRows, made: Mapping[str, SourceText]) -> Iterato
             yield where, Change(where, "dropped", (reason,), of)
 
 
-def _find_asked_elsewhere(
+def _find_evaluated(
     found: SplitRows, content: Rows, roles: Roles, way: SplitOptions
 ) -> Iterator[tuple[str, Change]]:
     """Yield the augmented rows whose question is alike to one of validation or test."""
     made = [row for row in content.rows if is_augmented(row)]
     others = [row for name, rows in found.parts.items() if name != "train" for row in rows]
-    asks, known, every = (
+    augmented, known, every = (
         [read_question_and_answers(row, roles).whole for row in of] for of in (made, others, content.rows)
     )
-    for row, near in zip(made, _nearest(asks, known, way.alike, every), strict=True):
+    for row, near in zip(made, _nearest(augmented, known, way.alike, every), strict=True):
         if near:
             reason = "alike to a question of another part"
             yield row.where, Change(row.where, "dropped", (reason,), others[near.row].where)
@@ -305,8 +305,8 @@ def _alike_across(
     """Yield rows of two parts whose questions are alike, each with the nearest of an earlier part."""
     before: list[int] = []
     for part in parts.values():
-        asked, known = ([questions[i] for i in of] for of in (part, before))
-        found = _nearest(asked, known, alike, questions)
+        mine, known = ([questions[i] for i in of] for of in (part, before))
+        found = _nearest(mine, known, alike, questions)
         yield from ((i, before[one.row]) for i, one in zip(part, found, strict=True) if one)
         before += part
 

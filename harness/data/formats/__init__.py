@@ -151,8 +151,8 @@ def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, A
 
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         parts = [str(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
-        asked = {"messages": user_turns("\n\n".join(filter(None, parts)), row)}
-        return asked | {"references": [read_text(row, answer)]} | _slice(row)
+        prompt = {"messages": user_turns("\n\n".join(filter(None, parts)), row)}
+        return prompt | {"references": [read_text(row, answer)]} | _slice(row)
 
     return reads
 
@@ -274,8 +274,8 @@ def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a pair as an item whose right answer is the chosen one."""
     pair = read_pair(row).fields
-    asked = {name: pair[name] for name in ("prompt", "messages", *TOOL_FIELDS) if name in pair}
-    return asked | {"references": [pair["chosen"]]}
+    prompt = {name: pair[name] for name in ("prompt", "messages", *TOOL_FIELDS) if name in pair}
+    return prompt | {"references": [pair["chosen"]]}
 
 
 def _read_judged(row: Row, context_apart: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class RatedAnswer(NamedTuple):
 class RatedConversation(NamedTuple):
     """Turns that end with a question, and the answers to it, the best first."""
 
-    asked: list[Message]
+    messages: list[Message]
     answers: list[RatedAnswer]
 
 
@@ -41,7 +41,7 @@ def best_answer(row: Row) -> dict[str, Any]:
         UserError: there is no answer, or the row is of another form.
     """
     judged = _read_rated(row) if row.fields.keys() >= RATED else _tree(row)[-1]
-    return {"messages": judged.asked, "references": [judged.answers[0].text.strip()]}
+    return {"messages": judged.messages, "references": [judged.answers[0].text.strip()]}
 
 
 def make_judged_pair(row: Row) -> Row:
@@ -61,11 +61,11 @@ def make_judged_pair(row: Row) -> Row:
         return row._replace(fields={**row.fields, "prompt": turns, **pair, **tools})
     if not (known >= RATED or known >= TREE):
         return row
-    for asked, answers in [_read_rated(row)] if known >= RATED else _tree(row):
+    for messages, answers in [_read_rated(row)] if known >= RATED else _tree(row):
         scored = [answer for answer in answers if answer.score is not None]
         if len({answer.score for answer in scored}) > 1:
             pair = {"chosen": scored[0].text.strip(), "rejected": scored[-1].text.strip()}
-            return row._replace(fields={**row.fields, "messages": asked, **pair})
+            return row._replace(fields={**row.fields, "messages": messages, **pair})
     expected = "two answers of which one is rated higher"
     raise UserError(Problem(row.where, "no two answers of different ratings", expected, MEND_ROW))
 

@@ -116,20 +116,20 @@ def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample
     A question that is asked twice is no second item: an interval would be too narrow by it.
     """
     out, n = list(rows), 0
-    for group in _join([(("cluster", e.cluster), ("asked", _asked(e))) for e, *_ in rows]):
+    for group in _join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
         members = [rows[i].example for i in group]
         if len({e.cluster for e in members}) == 1:
             continue
         # An id would be that of other rows too, in files of pairs and in other tasks.
         written = (e.cluster for e in members if e.cluster != e.id)
-        cluster = next(written, f"question {digest(_asked(members[0]))}")
+        cluster = next(written, f"question {digest(_fold_question(members[0]))}")
         for i in group:
             out[i] = rows[i]._replace(example=replace(rows[i].example, cluster=cluster))
         n += len({e.cluster for e in members}) - 1
     return out, n
 
 
-def _asked(example: Example) -> str:
+def _fold_question(example: Example) -> str:
     """Fold all that an example shows: the system message and its choices too."""
     system = [m["content"] for m in example.messages if m["role"] == "system"]
     return "\n".join([*map(fold_text, system), key(example, with_choices=True)])

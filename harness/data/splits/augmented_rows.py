@@ -65,14 +65,14 @@ def keep_with_origins(
     if all(row.origin is None for row in rows):
         return list(kept)
     places = {row.where for row in kept}
-    asked = {key(row.example) for row in evaluated}
+    questions = {key(row.example) for row in evaluated}
 
     def stays(row: SourcedExample) -> bool:
         if row.origin is None:
             return row.where in places
         texts = {fold_text(row.origin.text), key(row.example)}
         found = bool(row.origin.places) or without_original
-        return found and places.issuperset(row.origin.places) and asked.isdisjoint(texts)
+        return found and places.issuperset(row.origin.places) and questions.isdisjoint(texts)
 
     return [row for row in rows if stays(row)]
 

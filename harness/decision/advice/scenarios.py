@@ -34,7 +34,7 @@ class Scenario(NamedTuple):
     remedy: str
 
 
-_ASKED = Scenario(1, "the base can do the task where it is asked well", "a prompt")
+_PROMPTED = Scenario(1, "the base can do the task where it is asked well", "a prompt")
 _SHOWN = Scenario(
     2, "examples of the task suffice without training", "shots, ranked labels or a plain classifier"
 )
@@ -44,7 +44,7 @@ _BOTH = Scenario(5, "the base lacks facts and a behaviour", "a fine-tune with re
 _DATA = Scenario(6, "training rows are too few for what the base lacks", "more data")
 
 SCENARIOS: Mapping[Action, Scenario] = {
-    "prompt": _ASKED,
+    "prompt": _PROMPTED,
     "few-shot": _SHOWN,
     "rank": _SHOWN,
     "classifier": _SHOWN,

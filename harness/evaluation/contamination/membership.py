@@ -167,5 +167,5 @@ def disorder(text: str, rng: random.Random) -> str:
 
 def _text(item: Example) -> str:
     """Return what an item asks and its answer, in single spaces, as its copies are written."""
-    asked = [m["content"] for m in item.messages if m["role"] != "system"]
-    return " ".join(" ".join([*asked, *item.references[:1]]).split())
+    turns = [m["content"] for m in item.messages if m["role"] != "system"]
+    return " ".join(" ".join([*turns, *item.references[:1]]).split())

@@ -55,7 +55,7 @@ class Latency(NamedTuple):
 
 
 def time_requests(
-    ask: Callable[[int], object],
+    answer: Callable[[int], object],
     n: int,
     *,
     n_threads: int = 0,
@@ -68,20 +68,22 @@ def time_requests(
     `n_threads` compute all the time, 0 where that is not known. Requests `over_network` may take as long as
     they do: that the same one took longer says nothing of other work here.
     """
-    first = _time_once(ask, n, n_threads, over_network, read)
+    first = _time_once(answer, n, n_threads, over_network, read)
     if not first.contended:
         return first
     return min(
-        first, _time_once(ask, n, n_threads, over_network, read), key=lambda one: (one.contended, one.p50_s)
+        first,
+        _time_once(answer, n, n_threads, over_network, read),
+        key=lambda one: (one.contended, one.p50_s),
     )
 
 
 def _time_once(
-    ask: Callable[[int], object], n: int, n_threads: int, over_network: bool, read: Callable[[], Load]
+    answer: Callable[[int], object], n: int, n_threads: int, over_network: bool, read: Callable[[], Load]
 ) -> Latency:
     def seconds(i: int) -> float:
         before = read()
-        ask(i)
+        answer(i)
         return read().wall_s - before.wall_s
 
     seconds(0)
@@ -104,14 +106,14 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
     job, step = rows.job(), rows.step()
     items, failed = rows.measured.examples(rows.split)[:n], set[int]()
 
-    def ask(i: int) -> None:
+    def answer(i: int) -> None:
         (row,) = evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
         if row.finish_reason == "error":
             failed.add(i)
 
     with merge_adapter(candidate):
         found = time_requests(
-            ask,
+            answer,
             len(items),
             n_threads=_n_threads(session, candidate),
             over_network=openai_api.is_endpoint(candidate.engine),
@@ -160,23 +162,23 @@ def load_time(
     items = rows.measured.examples(rows.split)[:at_once]
     one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
     if openai_api.is_endpoint(candidate.engine):
-        asked = tuple(map(step, items))
+        prompted = tuple(map(step, items))
         whole, first = (
-            _times_of_threads(candidate, replace(one, examples=asked)) for one in (job, one_token)
+            _times_of_threads(candidate, replace(one, examples=prompted)) for one in (job, one_token)
         )
         return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
 
-    def ask_all(of: EvaluationJob, _: int) -> None:
+    def answer_all(of: EvaluationJob, _: int) -> None:
         evaluate_block(candidate, replace(of, examples=tuple(map(step, items))), 0)
 
-    def ask_one_token(i: int) -> None:
+    def answer_one_token(i: int) -> None:
         evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
 
     timed = partial(time_requests, n_threads=_n_threads(session, candidate))
     with merge_adapter(candidate):
-        together = timed(partial(ask_all, job), 1)
-        alone = timed(ask_one_token, min(_FEWEST, len(items))) if generates else None
-        tokens = timed(partial(ask_all, one_token), _ROUNDS) if generates else None
+        together = timed(partial(answer_all, job), 1)
+        alone = timed(answer_one_token, min(_FEWEST, len(items))) if generates else None
+        tokens = timed(partial(answer_all, one_token), _ROUNDS) if generates else None
     contended = any(one.contended for one in (together, alone, tokens) if one)
     return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
 
@@ -185,12 +187,12 @@ def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, 
     """Return the seconds of each request of a job, all of which begin together."""
     start = perf_counter()
 
-    def ask(i: int) -> float:
+    def answer(i: int) -> float:
         evaluate_block(candidate, replace(job, examples=job.examples[i : i + 1]), 0)
         return perf_counter() - start
 
     with ThreadPoolExecutor(len(job.examples)) as threads:
-        return tuple(threads.map(ask, range(len(job.examples))))
+        return tuple(threads.map(answer, range(len(job.examples))))
 
 
 @contextmanager

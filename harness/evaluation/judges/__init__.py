@@ -225,8 +225,8 @@ def _judge(rubric: Rubric, written: Written, judging: Mapping[str, Weights | str
 
 def _endpoint_judge(rubric: Rubric, written: dict[str, Any]) -> Judge:
     settings = Settings(**endpoint_params(written))
-    asked = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
-    identity = {"rubric": rubric.content, "code": versions_of("judging"), "judge": asked}
+    source = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
+    identity = {"rubric": rubric.content, "code": versions_of("judging"), "judge": source}
     prices = settings.usd_per_million_tokens or rubric.usd_per_million_tokens
     return Judge(settings.name, identity, settings=settings, attempts=rubric.attempts, prices=prices)
 

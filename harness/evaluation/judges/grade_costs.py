@@ -149,8 +149,8 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
     n_own = sum(len(one.seeds) for one in named if not one.method.keeps_base)
     for other in session.more_targets:
-        asked = [*other.items.validation, *other.items.test]
-        yield from _plan_items(other, asked, n_answers, n_checks=len(named))
+        items = [*other.items.validation, *other.items.test]
+        yield from _plan_items(other, items, n_answers, n_checks=len(named))
     for suite in session.suites:
         yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
 

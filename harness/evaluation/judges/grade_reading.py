@@ -73,8 +73,8 @@ class GradeReader:
             if key in known:
                 found.append((judge, known[key]))
             else:
-                asked = (judged, judge, self._task, plain, output.text, key, order, passages)
-                self.ungraded.append(UngradedAnswer(*asked))
+                ungraded = (judged, judge, self._task, plain, output.text, key, order, passages)
+                self.ungraded.append(UngradedAnswer(*ungraded))
         if said := [_reason(judge, grade) for judge, grade in found if grade.value is None]:
             self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(said)}"
         elif len(self.ungraded) == n_ungraded:

@@ -70,12 +70,12 @@ def short_contexts(
 
     `pairs` is the judge that compares two answers for a win rate, where there is one.
     """
-    asked = [(one, m, False) for m in session.tasks for one in m.judged.values()]
-    asked += [(pairs, session.target, True)] if pairs else []
+    measured_by = [(one, m, False) for m in session.tasks for one in m.judged.values()]
+    measured_by += [(pairs, session.target, True)] if pairs else []
     named = [session.candidates[name] for name in names]
     return [
         found
-        for judged, measured, is_pair in asked
+        for judged, measured, is_pair in measured_by
         for judge in judged.judges
         if (found := _short_context(session, named, measured, judged, judge, is_pair=is_pair))
     ]

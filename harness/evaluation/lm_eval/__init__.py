@@ -59,7 +59,7 @@ class LmEvalTask(NamedTuple):
     samples: Samples
 
 
-def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
+def load(tasks: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
     """Find tasks of lm-eval, by our name; `gated` asks for one primary score of each.
 
     Raises:
@@ -67,7 +67,7 @@ def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True
     """
     problems: list[Problem] = []
     found: dict[str, LmEvalTask] = {}
-    for task in asked:
+    for task in tasks:
         with gather(problems):
             found[task.name] = _find(task, datasets_dir, gated)
     refuse(problems)
@@ -77,16 +77,16 @@ def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True
 def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     where = f"task {task.name}"
     members = registry.members(task.lm_eval, where)
-    asker = _Asker(task, members, datasets_dir, where)
+    evaluator = _TaskEvaluator(task, members, datasets_dir, where)
     described = metadata.description(
-        members, asker.num_fewshot, datasets_dir, task.limit, lambda i: asker.task(i), where
+        members, evaluator.num_fewshot, datasets_dir, task.limit, lambda i: evaluator.task(i), where
     )
     known = described.scores
     if not known:
         found = f"no score that adds up over items ({'; '.join(described.left_out)})"
         raise UserError(Problem(where, found, "a task with a score that can be compared", "leave it out"))
     primary = scores.primary(known, task.primary, where) if gated or task.primary else known[0].name
-    asker.know(described, known, primary)
+    evaluator.know(described, known, primary)
     items = tuple(_example(d, described.members if len(members) > 1 else ()) for d in described.documents)
     filled = {
         "metrics": tuple(s.name for s in known),
@@ -108,9 +108,9 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
         ),
         described.left_out,
         described.num_fewshot,
-        asker.encode,
-        asker.block,
-        asker.samples,
+        evaluator.encode,
+        evaluator.block,
+        evaluator.samples,
     )
 
 
@@ -125,7 +125,7 @@ def _text_example(name: str, text: str) -> Example:
     return Example(name, ({"role": "user", "content": text},))
 
 
-class _Asker:
+class _TaskEvaluator:
     """Asks one task's documents; lm-eval's objects are loaded when a block needs them, and once."""
 
     def __init__(
@@ -171,8 +171,8 @@ class _Asker:
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
         for part in self._group_by_task(places):
-            asked = [i for place in part for i in self._requests[place]]
-            given = iter(answer(candidate, asked, [one for place in part for one in ids[place]]))
+            requests = [i for place in part for i in self._requests[place]]
+            given = iter(answer(candidate, requests, [one for place in part for one in ids[place]]))
             by_place |= {place: [next(given) for _ in self._requests[place]] for place in part}
         share = (time.perf_counter() - start) / max(len(examples), 1)
         values = self._values(by_place)

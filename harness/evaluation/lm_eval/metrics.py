@@ -105,7 +105,7 @@ def parts_of(score: Score, value: Any) -> Parts | None:
     return parts
 
 
-def primary(scores: Sequence[Score], asked: str, where: str) -> str:
+def primary(scores: Sequence[Score], requested: str, where: str) -> str:
     """Choose the score that decides: the one asked for, else `acc`, else the only share of right answers.
 
     Where none is a share the only score, or bits per byte, is primary: reported, never judged.
@@ -114,15 +114,15 @@ def primary(scores: Sequence[Score], asked: str, where: str) -> str:
         UserError: there is no such score, or several could be meant.
     """
     names = [s.name for s in scores]
-    if asked:
-        meant = [s.name for s in scores if asked in (s.name, s.metric)]
+    if requested:
+        meant = [s.name for s in scores if requested in (s.name, s.metric)]
         if len(meant) == 1:
             return meant[0]
-        found = f"primary: {asked}, " + (
+        found = f"primary: {requested}, " + (
             "which is not among its scores" if not meant else "which stands for several"
         )
         known = meant or names
-        step = did_you_mean(asked, known) if not meant else f"primary: {meant[0]}"
+        step = did_you_mean(requested, known) if not meant else f"primary: {meant[0]}"
         raise UserError(Problem(where, found, f"one of {_join_names(known)}", step))
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
     others = [n for n in names if n == "bits_per_byte"] or names

@@ -134,10 +134,10 @@ def datasets_folder(written: str | None) -> Path | None:
     Raises:
         UserError: there is no such folder.
     """
-    asked = os.environ.get("HARNESS_DATASETS_DIR") or written
-    if not asked:
+    requested = os.environ.get("HARNESS_DATASETS_DIR") or written
+    if not requested:
         return None
-    folder = Path(asked).expanduser().absolute()
+    folder = Path(requested).expanduser().absolute()
     if not folder.is_dir():
         where = "HARNESS_DATASETS_DIR" if os.environ.get("HARNESS_DATASETS_DIR") else "datasets_dir"
         expected = "a folder with a data set in each <org>/<name>, laid out as on the hub"

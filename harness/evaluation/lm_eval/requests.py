@@ -127,10 +127,10 @@ def _score_requests(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Like
 
 
 def _likelihoods(
-    candidate: Candidate, asked: Mapping[int, EncodedRequest], cut: bool
+    candidate: Candidate, requests: Mapping[int, EncodedRequest], cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
     room = candidate.max_context
-    pairs = {i: _drop_beginning(x.encoded, room) if cut else x.encoded for i, x in asked.items()}
+    pairs = {i: _drop_beginning(x.encoded, room) if cut else x.encoded for i, x in requests.items()}
     sizes = {i: _n_read(p) for i, p in pairs.items()}
     out: dict[int, RequestResponse | UnfitRequest] = {
         i: _unfit(n, room) for i, n in sizes.items() if n > room
@@ -157,28 +157,28 @@ def _drop_beginning(pair: Encoded, room: int) -> Encoded:
 
 
 def _score_whole_texts(
-    candidate: Candidate, asked: Mapping[int, EncodedRequest], _cut: bool
+    candidate: Candidate, requests: Mapping[int, EncodedRequest], _cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
     """Score whole texts, the windows of all of them at once."""
     cut = {
         i: list(windows(x.encoded.continuation, x.encoded.context[0], candidate.max_context))
-        for i, x in asked.items()
+        for i, x in requests.items()
     }
     scores = iter(_score_requests(candidate, [w for all_of_one in cut.values() for w in all_of_one]))
     out: dict[int, RequestResponse | UnfitRequest] = {}
     for i, all_of_one in cut.items():
         total = sum(next(scores).logprob for _ in all_of_one)
         ids = tuple(token for w in all_of_one for token in w.continuation)
-        out[i] = RequestResponse(total, Encoded(asked[i].encoded.context, ids))
+        out[i] = RequestResponse(total, Encoded(requests[i].encoded.context, ids))
     return out
 
 
 def _generate(
-    candidate: Candidate, asked: Mapping[int, EncodedRequest], cut: bool
+    candidate: Candidate, requests: Mapping[int, EncodedRequest], cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
     """Generate, those with the same limits together."""
-    prompts = {i: x.encoded.context for i, x in asked.items()}
-    limits = {i: limits_of(x.settings) for i, x in asked.items()}
+    prompts = {i: x.encoded.context for i, x in requests.items()}
+    limits = {i: limits_of(x.settings) for i, x in requests.items()}
     out: dict[int, RequestResponse | UnfitRequest] = {}
     for i, prompt in prompts.items():
         room = candidate.max_context - limits[i].max_new_tokens

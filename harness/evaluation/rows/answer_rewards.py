@@ -35,7 +35,7 @@ def read_stored_rewards(chooser: Chooser | None, block: Sequence[SampleResult]) 
     return {(row.example_id, one.text): {name: one.parts.get(name)} for row in block for one in row.samples}
 
 
-def ask_rewards(
+def score_rewards(
     session: Session,
     chooser: Chooser | None,
     block: Sequence[SampleResult],
@@ -58,7 +58,7 @@ def ask_rewards(
         session.unload()  # a reward model has a base of its own, and a GPU rarely room for two
     step, plain = chooser.step(), {example.id: example for example in examples}
     answers = list(dict.fromkeys((row.example_id, one.text) for row in block for one in row.samples))
-    asked = [step(plain[ident]) for ident, _ in answers]
+    prompted = [step(plain[ident]) for ident, _ in answers]
     model, texts = folder / chooser.weights.kind, [text for _, text in answers]
-    scores = score_answers(model, chooser.base, session.machine, asked, texts, chat)
+    scores = score_answers(model, chooser.base, session.machine, prompted, texts, chat)
     return {answer: {chooser.metric: (score,)} for answer, score in zip(answers, scores, strict=True)}

@@ -41,7 +41,7 @@ from harness.training import Weights
 class RowSet(NamedTuple):
     """Rows that a run refers to: which items, asked how, and the identity that names their folder.
 
-    `ask` puts the prompts around the items, `step` returns what does that with one. They are called only
+    `examples` puts the prompts around the items, `step` returns what does that with one. They are called only
     where rows are missing, because building prompts may mean building a retriever first. `decoding` is None
     where answers are greedy, `chooser` the reward model by which the best of several counts.
     """
@@ -50,7 +50,7 @@ class RowSet(NamedTuple):
     split: Split
     answer: Literal["generate", "rank"]
     identity: RowsIdentity
-    ask: Callable[[], tuple[Example, ...]]
+    examples: Callable[[], tuple[Example, ...]]
     step: Callable[[], Step] = lambda: lambda example: example
     decoding: Decoding | None = None
     chooser: Chooser | None = None
@@ -94,7 +94,7 @@ class RowSet(NamedTuple):
         m, reader = self.measured, grades or self.grades()
         scored = reader.bind(m.metrics)
         return EvaluationJob(
-            m.task, m.role, self.split, self.ask(), scored, self.answer, self.identity, self.decoding
+            m.task, m.role, self.split, self.examples(), scored, self.answer, self.identity, self.decoding
         )
 
 
@@ -106,7 +106,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     target, answer, drawn = session.target, recipe.answer, recipe.sampling
     chooser = _chooser(session, drawn, weights, seed)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
-    asked = {"decoding": answers_digest(drawn), "choice": choice}
+    settings = {"decoding": answers_digest(drawn), "choice": choice}
 
     step = cache(partial(prompting_step, session, recipe, seed))
 
@@ -118,7 +118,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
             target,
             split,
             answer,
-            replace(identity(session, weights, target, split, prompting, answer), **asked),
+            replace(identity(session, weights, target, split, prompting, answer), **settings),
             partial(prompts, split),
             step,
             drawn,
@@ -341,8 +341,8 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
     items = session.target.items
     drawn_from: list[Any] = [seed, session.target.versions["train"], items.documents]
-    asked = (e.question for e in chain(items.train, items.validation, items.test))
-    texts = [*(f"{d.title} {d.text}" for d in items.documents), *asked]
+    questions = (e.question for e in chain(items.train, items.validation, items.test))
+    texts = [*(f"{d.title} {d.text}" for d in items.documents), *questions]
     drawn_from += [versions_of("words")] if is_unspaced(texts) else []
     drawn_from += [versions_of("widths")] if has_widths(texts) else []
     drawn_from += ["turns"] if _has_turns(session) else []

@@ -54,11 +54,11 @@ def seed_of(*drawn: str | int) -> int:
 
 
 def draw_answers(
-    candidate: Candidate, task: Task, decoding: Decoding, asked: Sequence[ItemPrompt]
+    candidate: Candidate, task: Task, decoding: Decoding, prompts: Sequence[ItemPrompt]
 ) -> list[Output]:
     """Draw the answers to each item; the first of each holds all of them, and what they took together."""
     limits = Limits(task.max_new_tokens, task.stop, decoding.temperature, decoding.top_p)
-    each = [(one, index) for one in asked for index in range(decoding.samples)]
+    each = [(one, index) for one in prompts for index in range(decoding.samples)]
     seeds = [seed_of(one.example.id, index) for one, index in each]
     made = candidate.generate([one.context.context for one, _ in each], limits, seeds) if each else []
     if decoding.by == MEAN_LOGPROB:
@@ -79,13 +79,13 @@ def join_samples(samples: Sequence[Output]) -> Output:
 
 
 def _score_tokens(
-    candidate: Candidate, task: Task, asked: Sequence[ItemPrompt], made: Sequence[Output]
+    candidate: Candidate, task: Task, prompts: Sequence[ItemPrompt], made: Sequence[Output]
 ) -> list[Output]:
     """Score the tokens of each answer that has any, in nats a token, as the model itself would give them."""
     read = candidate.encode_all(
         [
             PromptText(one.example.messages, output.text, task.chat_template)
-            for one, output in zip(asked, made, strict=True)
+            for one, output in zip(prompts, made, strict=True)
         ]
     )
     fit = [i for i, e in enumerate(read) if e.continuation and made[i].finish_reason != "error"]

@@ -27,7 +27,7 @@ POWER = 0.9
 _EXPECTED = (0.35, 0.20, 0.10, 0.03)
 _EXPECTED_UNKNOWN = 0.15
 _LEAST = 16  # items a stratum at each look
-_LEAST_ASKED = 48  # items of a task at the first look
+_LEAST_ITEMS = 48  # items of a task at the first look
 # Standard errors of the base's score on half of a first look by which it has to stand above chance, so that
 # both halves are admitted at every look: where one half admits the other, what they hold must be independent,
 # which it is not in samples of fixed numbers of right and wrong answers.
@@ -182,8 +182,8 @@ def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Gen
 def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
     """Return the weight N_h/n_h of each item that is asked by a look."""
     of = {i: name for name, ids in pool.ids.items() for i in ids}
-    asked = order[: sum(drawn.values())]
-    return dict(zip(asked, stats.inclusion_weights([of[i] for i in asked], pool.sizes), strict=True))
+    sampled = order[: sum(drawn.values())]
+    return dict(zip(sampled, stats.inclusion_weights([of[i] for i in sampled], pool.sizes), strict=True))
 
 
 def _round_to_blocks(n: int, quota: float) -> int:
@@ -193,7 +193,7 @@ def _round_to_blocks(n: int, quota: float) -> int:
 
 def _count_first_look(n: int) -> int:
     """Count the items that the first look asks at least: a block, or a third of a task that is no more."""
-    return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ASKED)
+    return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ITEMS)
 
 
 def _allocate(pool: ItemStrata, n: int, before: Mapping[str, int]) -> dict[str, int]:

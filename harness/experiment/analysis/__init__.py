@@ -108,8 +108,8 @@ def _steps(
 ) -> dict[str, tuple[AttributionStep, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
     tasks = judged.tasks
-    asked = (run for run in runs if run.run_id in tasks and run.run_id not in session.settled)
-    done = [run for run in asked if f"{session.target.task.name}/test" in run.rows]
+    unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in session.settled)
+    done = [run for run in unsettled if f"{session.target.task.name}/test" in run.rows]
     rows: dict[str, Mapping[str, Rows]] = dict(judged.base)
     for run in done:
         measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)

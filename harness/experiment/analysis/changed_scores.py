@@ -15,7 +15,7 @@ from harness.comparison import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
 from harness.errors import Unscored
 from harness.evaluation import costs
-from harness.evaluation.changed_facts import ask_after_refresh, ask_before_refresh
+from harness.evaluation.changed_facts import task_after_refresh, task_before_refresh
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.metrics import Metric, item_scores
@@ -26,7 +26,7 @@ def add_changes(session: Session, reader: Reader, runs: Runs, facts: Facts) -> l
     """Add what the runs answered to the items that changed; as they are where none did."""
     if session.changed is None:
         return list(facts)
-    before, after = ask_before_refresh(session), ask_after_refresh(session)
+    before, after = task_before_refresh(session), task_after_refresh(session)
     best = decide.best_untrained(facts)
     latest = {
         run.candidate: _rows(reader, run, after) or _rows(reader, run, before) for run in reversed(runs)
@@ -71,10 +71,10 @@ def _count_outdated(
     if not metric.unit.is_rate or metric.name in session.target.judged or not session.changed:
         return None
     examples = {e.id: e for e in session.changed.items}
-    asked = [row for row in rows if row.example_id in known and row.status != "error"]
+    answered = [row for row in rows if row.example_id in known and row.status != "error"]
     return sum(
         calls_right(metric, row.text, replace(examples[row.example_id], references=known[row.example_id]))
-        for row in asked
+        for row in answered
     )
 
 

@@ -234,6 +234,6 @@ def _arms(
     """Read both arms' rows of a task: all, or those of the items that a settled run was asked."""
     old, new = base[m.task.name], reader.read(run, m)
     if run.run_id in session.settled:
-        asked = {row.example_id for row in new}
-        old = [row for row in old if row.example_id in asked]
+        evaluated = {row.example_id for row in new}
+        old = [row for row in old if row.example_id in evaluated]
     return old, new

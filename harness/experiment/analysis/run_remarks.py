@@ -47,8 +47,8 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
         decoding = session.candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
         rows = (reader.read if is_chosen else reader.answers)(run, session.target)
-        asked = [(row.text, _restore_question(row, plain)) for row in rows if row.status == "ok"]
-        shown = [(text, example) for text, example in asked if map_passage_marks(example)]
+        answered = [(row.text, _restore_question(row, plain)) for row in rows if row.status == "ok"]
+        shown = [(text, example) for text, example in answered if map_passage_marks(example)]
         if n := sum(cites_nothing(text, example) for text, example in shown):
             of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
             yield f"{run.candidate}: {of} cite nothing in a form that is read, and score 0 by citations"
@@ -57,9 +57,9 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
 def _restore_question(row: SampleResult, plain: Mapping[str, str]) -> Example:
     """Return an item as it was asked, of which citations need the prompts and the passages."""
     # One of several answers to an item has its number behind the item's id.
-    asked = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
+    prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
     shown: Message = {"role": "user", "content": row.prompt}
-    return Example(row.example_id, (shown,), passages=row.passages, plain_prompt=asked)
+    return Example(row.example_id, (shown,), passages=row.passages, plain_prompt=prompt)
 
 
 # What a reader should know of single items, and how a row shows it.
@@ -75,8 +75,8 @@ def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> I
     for what, shows in _NOTEWORTHY.items():
         alike: dict[str, list[str]] = {}
         for run in done:
-            asked = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
-            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in asked}
+            measured = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
+            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in measured}
             if found := [f"{n} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
@@ -180,8 +180,8 @@ def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
         settings = Settings(**session.candidates[run.candidate].source.params)
         priced_here = priced or settings.usd_per_million_tokens is not None
         cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
-        asked = f"{settings.name}, asked by {settings.protocol}"
-        yield f"{run.candidate}: {asked}; times include the way there{cost}"
+        endpoint = f"{settings.name}, asked by {settings.protocol}"
+        yield f"{run.candidate}: {endpoint}; times include the way there{cost}"
         if session.candidates[run.candidate].is_target_only:
             yield f"{run.candidate}: a baseline, measured on the target alone"
         elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
@@ -212,8 +212,8 @@ def _notes_of(session: Session, name: str) -> Iterator[str]:
         for one in fold_sessions(session) or [session]:
             target, items = one.target, one.target.items
             context = PromptingContext(target.task, items.train, items.documents, 0, dry_run=True)
-            asked = [*items.validation, *items.test]
-            yield from prompting_remarks(trial.recipe.prompting, context, asked)
+            evaluated = [*items.validation, *items.test]
+            yield from prompting_remarks(trial.recipe.prompting, context, evaluated)
 
 
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"
@@ -231,9 +231,9 @@ def count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Ite
                 of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {measured.task.name}"
                 reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
                 worst = "" if set(why) == {_FAILED} else "; what is cut or empty has the lowest grade"
-                asked = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
+                ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
                 step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
-                yield f"{asked}: {reasons}{worst}{step}"
+                yield f"{ungraded}: {reasons}{worst}{step}"
 
 
 def _reason(task: Task, row: SampleResult) -> str:

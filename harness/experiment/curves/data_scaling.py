@@ -60,10 +60,10 @@ def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
 
 def _work(session: Session, candidate: ResolvedCandidate) -> Work:
     trains = fit_work(session, candidate.source, session.first_seed)
-    asks = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
+    evaluation = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
     n = len(SHARES)
     once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
-    return times(asks, n) + once + Work(opened=n, runs=n)
+    return times(evaluation, n) + once + Work(opened=n, runs=n)
 
 
 def make_curve(session: Session, runs: Runs, facts: Facts) -> None:

@@ -58,9 +58,9 @@ def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[i
     rows, tokenizer = training_data(session, source).items.train, load_tokenizer(base)
     found: set[int] = set()
     for seed in candidate.seeds:
-        asked = [*map(prompting_step(session, source, seed), rows)]
-        answers = [example.references[:1] for example in asked]
-        made = tokenize(asked, answers, session.target.task.chat_template, tokenizer, base)
+        prompts = [*map(prompting_step(session, source, seed), rows)]
+        answers = [example.references[:1] for example in prompts]
+        made = tokenize(prompts, answers, session.target.task.chat_template, tokenizer, base)
         if n := sum(len(whole) <= params.max_length for _, (whole,) in made):
             found |= {*plan_supervised(params, n, source.track.points)}
     return sorted(found)

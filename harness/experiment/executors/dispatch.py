@@ -58,8 +58,8 @@ def run_jobs(
                 else:
                     files[job] = tuple(dict.fromkeys(name for one in needs[job] for name in files[one]))
                     known = JobInputs(dict(controls), files[job])
-                    asked = job._replace(part=n_killed[job]) if job.kind == "fit" else job
-                    running[threads.submit(_run, pool, asked, known, runs)] = job
+                    numbered = job._replace(part=n_killed[job]) if job.kind == "fit" else job
+                    running[threads.submit(_run, pool, numbered, known, runs)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 job = running.pop(future)
                 outcome = future.result()

@@ -128,16 +128,18 @@ def _read_assignment(file: Path) -> Assignment:
     return found
 
 
-def _prepare(asked: Assignment) -> Session:
+def _prepare(assignment: Assignment) -> Session:
     """Open the experiment as the command has it, on as many threads, and refuse any difference."""
-    os.chdir(asked.folder)
-    os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # before a library is loaded
+    os.chdir(assignment.folder)
+    os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
     quiet_libraries()
-    use_threads(asked.threads)
-    learn_costs(asked.costs)
-    session = prepare_session(asked.loaded, asked.scope, SilentProgress(), asked.machine)
+    use_threads(assignment.threads)
+    learn_costs(assignment.costs)
+    session = prepare_session(assignment.loaded, assignment.scope, SilentProgress(), assignment.machine)
     session.is_worker = True
-    _refuse_other(asked.state, _state(session, current_device(asked.machine.device), torch_threads()))
+    _refuse_other(
+        assignment.state, _state(session, current_device(assignment.machine.device), torch_threads())
+    )
     return session
 
 
@@ -274,12 +276,12 @@ def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIE
             found = f"{folder / unseen[0]}, which a worker wrote, is not seen here after {patience_s:.0f} s"
             raise CandidateFailed(found, "a smaller acdirmax where the file system of the runs is mounted")
         for name in unseen:
-            _ask_again(folder, name)
+            _list_folders(folder, name)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_WAIT_S)
 
 
-def _ask_again(folder: Path, name: str) -> None:
+def _list_folders(folder: Path, name: str) -> None:
     """List the folders on the way to a file: listing asks the server, where a name may come from memory."""
     for parent in reversed(Path(name).parents):
         with suppress(OSError):

@@ -109,12 +109,12 @@ class LocalPool:
         return CandidateFailed(f"{found}{': ' if last else ''}{last}", knob)
 
 
-def _n_workers(asked: int | None, n_gpus: int, device: str) -> int:
+def _n_workers(requested: int | None, n_gpus: int, device: str) -> int:
     """Return how many workers to start: as many as are asked for, else one for each GPU."""
-    if device != "cuda" and asked is None:
+    if device != "cuda" and requested is None:
         expected = "how many share the processors of this machine"
         raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))
-    return asked or n_gpus
+    return requested or n_gpus
 
 
 def _stream(pipe: Any) -> Any:

@@ -30,7 +30,7 @@ class RayPool:
     def __init__(self, file: Path, address: str, n_workers: int | None, threads: int, device: str) -> None:
         self._file, self._address, self._threads = file, address, threads
         self._n_gpus = int(device == "cuda")
-        self._asked = n_workers
+        self._requested = n_workers
         self._tasks: set[Any] = set()
         self._ray: Any = None
         self.size = 0
@@ -43,7 +43,7 @@ class RayPool:
             found = f"no node with {self._threads} CPUs{' and a GPU' * self._n_gpus}"
             step = "ray start on more machines, or --threads 1"
             raise UserError(Problem(f"Ray at {self._address}", found, "room for a worker", step))
-        self.size = min(room, self._asked or room)
+        self.size = min(room, self._requested or room)
         options = {"num_cpus": self._threads, "num_gpus": self._n_gpus, "max_retries": RETRIES}
         self._task = self._ray.remote(run_job).options(**options)
         return self

@@ -89,9 +89,9 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         session.unload()  # the reward model has a base of its own
         chat = session.target.task.chat_template
-        asked = [step(example) for example in examples]
+        prompts = [step(example) for example in examples]
         model = folder / weights.kind
-        return [*score_answers(model, candidate.trained_base, session.machine, asked, answers, chat)]
+        return [*score_answers(model, candidate.trained_base, session.machine, prompts, answers, chat)]
 
     return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
 

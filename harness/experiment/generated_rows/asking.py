@@ -114,18 +114,18 @@ class WriterPlan(NamedTuple):
         return f"{said}, at most {count(self.generated)} written, {priced}"
 
 
-def plan_asking(writer: Writer, asked: Sequence[PromptRequest]) -> WriterPlan:
+def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:
     """Count what asking takes, before anything is asked."""
     book = AnswerBook(writer.folder, writer.identity)
-    each = {one.key: one for one in asked}
+    each = {one.key: one for one in requests}
     new = [one for key, one in each.items() if book.find(key) is None]
     read, generated = sum(map(n_read, new)), sum(one.limits.max_new_tokens for one in new)
     return WriterPlan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
 
 
-def n_read(asked: PromptRequest) -> int:
+def n_read(request: PromptRequest) -> int:
     """Estimate the tokens of a prompt."""
-    return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in asked.messages)
+    return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in request.messages)
 
 
 def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
@@ -154,25 +154,25 @@ class BudgetedWriter:
         """Tokens and money that the answers so far took, those of the book with them."""
         return sum_usage(self._writer, list(self._paid.values()))
 
-    def answers(self, asked: Sequence[PromptRequest], label: str) -> list[Output]:
+    def answers(self, requests: Sequence[PromptRequest], label: str) -> list[Output]:
         """Return the answer to each prompt, those that failed among them.
 
         Raises:
             CandidateFailed: the writer cannot be asked, or the budget does not suffice; what came is kept.
         """
-        made = {one.key: of for one in asked if (of := self._book.find(one.key)) is not None}
+        made = {one.key: of for one in requests if (of := self._book.find(one.key)) is not None}
         self._paid |= made
-        if lacking := list({one.key: one for one in asked if one.key not in made}.values()):
-            self._ask(lacking, made, label)
-        return [made[one.key] for one in asked]
+        if lacking := list({one.key: one for one in requests if one.key not in made}.values()):
+            self._request(lacking, made, label)
+        return [made[one.key] for one in requests]
 
-    def _ask(self, lacking: Sequence[PromptRequest], made: dict[str, Output], label: str) -> None:
+    def _request(self, lacking: Sequence[PromptRequest], made: dict[str, Output], label: str) -> None:
         n, failures, budget = self._writer.num_concurrent, list[CandidateFailed](), self._budget()
         n_known, size = len(made), self._together if n is None else 1
         parts = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with self._writer.opened() as model, self._progress.stage(label) as advance:
 
-            def ask(part: Sequence[PromptRequest]) -> None:
+            def request(part: Sequence[PromptRequest]) -> None:
                 try:
                     if failures:
                         return
@@ -187,7 +187,7 @@ class BudgetedWriter:
                     failures.append(error)
 
             with ThreadPoolExecutor(n or 1) as pool:
-                list(pool.map(ask, parts))
+                list(pool.map(request, parts))
         if failures:
             raise failures[0]
 

@@ -85,17 +85,17 @@ def reword(
     Raises:
         CandidateFailed: it cannot be asked, or has cost what it may; the answers so far are kept.
     """
-    asking = BudgetedWriter(writer, how.max_cost, progress)
+    budgeted = BudgetedWriter(writer, how.max_cost, progress)
     wanted = [(text, i) for text in texts for i in range(how.variants)]
     latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
     for step, prompt in enumerate(how.prompts, start=1):
         able = [k for k, one in enumerate(latest) if not one.failure]
-        asked = [_rewording_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
+        requests = [_rewording_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
         label = f"{how.by} by {writer.name}"
         label += f", step {step} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
-        for k, output in zip(able, asking.answers(asked, label), strict=True):
+        for k, output in zip(able, budgeted.answers(requests, label), strict=True):
             latest[k] = _read(output)
-    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], asking.usage
+    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], budgeted.usage
 
 
 def _rewording_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> PromptRequest:
@@ -146,13 +146,13 @@ def choose_rows(
         UserError: there is none.
     """
     found = {i: one for i, row in enumerate(content.rows) if (one := find_question(row, roles))}
-    asks = {i: _name_evaluated(content.rows[i], evaluated) for i in found}
+    evaluated_at = {i: _name_evaluated(content.rows[i], evaluated) for i in found}
     left = [
         Change(content.rows[i].where, "reported", ("not reworded: it is evaluated",), at)
-        for i, at in asks.items()
+        for i, at in evaluated_at.items()
         if at
     ]
-    able = [i for i, at in asks.items() if not at]
+    able = [i for i, at in evaluated_at.items() if not at]
     chosen = able if n_rows is None else draw(able, min(n_rows, len(able)), f"{seed}/augment")
     if not chosen:
         n = pluralize(len(content.rows), "row")
@@ -241,15 +241,19 @@ def _mark_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dict[i
         for row, (i, k) in zip(rows, fit, strict=True)
     ]
     for evaluated in of.evaluated:
-        for place, at in _leaks(evaluated, [evaluated.question_of(row) for row in rows]):
+        for place, at in _find_contaminated(evaluated, [evaluated.question_of(row) for row in rows]):
             i, k = fit[place]
             by_row[i][k] = Rewording("", f"asks what is evaluated: {at}")
     return {i: tuple(found) for i, found in by_row.items()}
 
 
-def _leaks(evaluated: EvaluatedQuestions, asks: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _find_contaminated(evaluated: EvaluatedQuestions, questions: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yield the place of each question that is evaluated, and where."""
     places = list(evaluated.questions.values())
-    for found in overlaps(asks, list(evaluated.questions)):
+    for found in overlaps(questions, list(evaluated.questions)):
         yield found.training, places[found.evaluated]
-    yield from ((i, evaluated.questions[ask]) for i, ask in enumerate(asks) if ask in evaluated.questions)
+    yield from (
+        (i, evaluated.questions[question])
+        for i, question in enumerate(questions)
+        if question in evaluated.questions
+    )

@@ -27,7 +27,7 @@ from harness.experiment.generated_rows.asking import (
     PromptRequest,
     WriterPlan,
     WriterUsage,
-    plan_asking,
+    plan_requests,
     sum_usage,
 )
 from harness.experiment.generated_rows.writers import (
@@ -87,20 +87,20 @@ class DistilledRows(NamedTuple):
     notes: tuple[str, ...]
 
 
-def plan_distillation(session: Session, name: str, asked: Distillation) -> WriterPlan:
+def plan_distillation(session: Session, name: str, request: Distillation) -> WriterPlan:
     """Count what a teacher would be asked, without asking it.
 
     Raises:
         UserError: it generates no text, or there is nothing to ask.
     """
     candidate = session.candidates[name]
-    _refuse_unusable(session, candidate, asked)
-    writer, rows = candidate_writer(session, name), _rows(session, asked)
-    refuse_unpriced(candidate, writer.planned(1, 1), asked.max_cost)
-    return plan_asking(writer, _prompts(session, candidate, rows, asked))
+    _refuse_unusable(session, candidate, request)
+    writer, rows = candidate_writer(session, name), _rows(session, request)
+    refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
+    return plan_requests(writer, _prompts(session, candidate, rows, request))
 
 
-def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> DistilledRows:
+def distill_rows(session: Session, name: str, request: Distillation, out: str) -> DistilledRows:
     """Let a candidate answer or rewrite rows, and return those that can be trained on.
 
     Weights are made first where none are stored. Leaks are refused before anything is asked.
@@ -110,55 +110,55 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
         CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
     """
     candidate, seed = session.candidates[name], session.first_seed
-    _refuse_unusable(session, candidate, asked)
-    rows = _rows(session, asked)
-    notes = check_leaks(session, rows, "train", asked.prompts or out)
+    _refuse_unusable(session, candidate, request)
+    rows = _rows(session, request)
+    notes = check_leaks(session, rows, "train", request.prompts or out)
     writer = candidate_writer(session, name)
-    refuse_unpriced(candidate, writer.planned(1, 1), asked.max_cost)
-    prompts = _prompts(session, candidate, rows, asked)
-    asking = BudgetedWriter(writer, asked.max_cost, session.progress)
-    answers = asking.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
+    refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
+    prompts = _prompts(session, candidate, rows, request)
+    budgeted = BudgetedWriter(writer, request.max_cost, session.progress)
+    answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
     spent = sum_usage(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
     metric = None if session.target.judged else session.target.primary
     scores = [
         _score(metric, row.example, answer.text)
-        if metric and answer.finish_reason != "error" and not asked.rewrite
+        if metric and answer.finish_reason != "error" and not request.rewrite
         else None
         for row, answer in zip(rows, answers, strict=True)
     ]
-    written = _output_rows(session, rows, asked)
+    written = _output_rows(session, rows, request)
     outcomes = [
-        _outcome(session.target.task, *of, asked) for of in zip(written, answers, scores, strict=True)
+        _outcome(session.target.task, *of, request) for of in zip(written, answers, scores, strict=True)
     ]
     _refuse_none(outcomes)
     used = {
         "teacher": name,
         "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
         "weights": writer.weights_digest,
-        "prompting": "" if asked.rewrite else prompting_digest(session, candidate.recipe, seed),
+        "prompting": "" if request.rewrite else prompting_digest(session, candidate.recipe, seed),
         "answers": AnswerBook(writer.folder, writer.identity).path.name,
-        **asked._asdict(),
-        "max_new_tokens": _limits(session, asked).max_new_tokens,
+        **request._asdict(),
+        "max_new_tokens": _limits(session, request).max_new_tokens,
         "spent": spent._asdict(),
         "leak_check": leak_record(session, notes),
     }
-    file = asked.prompts or session.target.task.data.source("train") or ""
-    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not asked.rewrite)
+    file = request.prompts or session.target.task.data.source("train") or ""
+    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
     scored = [score for score in scores if score is not None]
     agreement = float(np.mean(scored)) if scored else None
     return DistilledRows(edit, outcomes, spent, agreement, notes)
 
 
-def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Distillation) -> None:
+def _refuse_unusable(session: Session, candidate: ResolvedCandidate, request: Distillation) -> None:
     """Refuse a teacher that cannot be asked, and options that do not go together."""
     refuse_without_text(session, candidate)
     refuse_folds(session, "harness data distill", "in which every training row is tested too")
-    if asked.prompts and (asked.rewrite or asked.min_score is not None):
-        option = "--rewrite" if asked.rewrite else "--min-score"
+    if request.prompts and (request.rewrite or request.min_score is not None):
+        option = "--rewrite" if request.rewrite else "--min-score"
         found = "rows whose own answers are not read, by --prompts"
         raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
     metric = session.target.primary
-    if asked.min_score is not None and (session.target.judged or not metric.higher_is_better):
+    if request.min_score is not None and (session.target.judged or not metric.higher_is_better):
         found = f"{metric.name}, of which a higher score is not a better answer's alone"
         raise UserError(Problem("--min-score", found, "a metric that grows with the answer", "leave it out"))
     reference = session.target.task.fields.reference
@@ -168,37 +168,39 @@ def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Dist
         raise UserError(Problem(f"task {session.target.task.name}", found, "a single column", step))
 
 
-def _rows(session: Session, asked: Distillation) -> list[SourcedExample]:
+def _rows(session: Session, request: Distillation) -> list[SourcedExample]:
     """Return the rows to answer: those of a file, or the target's training rows, as many as are wanted."""
     task = session.target.task
-    if asked.prompts:
-        rows = items_of.prompts(task, readers.read(asked.prompts, "train"), Notes([], []))
+    if request.prompts:
+        rows = items_of.prompts(task, readers.read(request.prompts, "train"), Notes([], []))
     else:
         rows = session.target.items.list_sourced("train")
     if not rows:
         step = "name a file of rows that ask: --prompts FILE"
         raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
-    kept = splits.draw(rows, asked.n_rows, random.Random(f"{asked.seed}/prompts"))
+    kept = splits.draw(rows, request.n_rows, random.Random(f"{request.seed}/prompts"))
     ids = {example.id for example in kept}
     return [row for row in rows if row.example.id in ids]
 
 
-def _limits(session: Session, asked: Distillation) -> Limits:
+def _limits(session: Session, request: Distillation) -> Limits:
     task = session.target.task
-    return Limits(asked.max_new_tokens or task.max_new_tokens, task.stop, asked.temperature, asked.top_p)
+    return Limits(
+        request.max_new_tokens or task.max_new_tokens, task.stop, request.temperature, request.top_p
+    )
 
 
 def _prompts(
-    session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], asked: Distillation
+    session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], request: Distillation
 ) -> list[PromptRequest]:
     """Write what the teacher is asked of each row."""
     step = prompting_step(session, candidate.recipe, session.first_seed)
-    drawn, limits = asked.temperature > 0, _limits(session, asked)
+    drawn, limits = request.temperature > 0, _limits(session, request)
     return [
         PromptRequest(
-            _ask_to_rewrite(row.example, asked.rewrite, step).messages,
+            _prompt(row.example, request.rewrite, step).messages,
             limits,
-            seed_of(asked.seed, row.example.id, 0) if drawn else None,
+            seed_of(request.seed, row.example.id, 0) if drawn else None,
         )
         for row in rows
     ]
@@ -209,7 +211,7 @@ def _once(prompts: Sequence[PromptRequest], answers: Sequence[Output]) -> list[O
     return list({prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}.values())
 
 
-def _ask_to_rewrite(example: Example, instruction: str, step: Step) -> Example:
+def _prompt(example: Example, instruction: str, step: Step) -> Example:
     """Return what a teacher is asked: the question as its recipe puts it, or to rewrite the answer to it."""
     if not instruction:
         return step(example)
@@ -227,7 +229,7 @@ def _score(metric: Metric, example: Example, text: str) -> float | None:
     return None if parts is None else float(metric.aggregate(np.array([parts]), np.ones(1)))
 
 
-def _outcome(task: Task, row: Row, answer: Output, score: float | None, asked: Distillation) -> EditedRow:
+def _outcome(task: Task, row: Row, answer: Output, score: float | None, request: Distillation) -> EditedRow:
     """Return the row with the teacher's answer, or why it has none."""
     if answer.finish_reason == "error":
         return drop(row, f"the teacher failed ({answer.error})" if answer.error else "the teacher failed")
@@ -239,23 +241,23 @@ def _outcome(task: Task, row: Row, answer: Output, score: float | None, asked: D
     labels = {normalize(label): label for label in task.labels}
     if labels and normalize(text) not in labels:
         return drop(row, "an answer that is no label of the task")
-    if asked.min_score is not None and score is not None and score < asked.min_score:
+    if request.min_score is not None and score is not None and score < request.min_score:
         return drop(row, "an answer that scores below --min-score")
     found = FIELD.fullmatch(task.fields.reference)
     column = found[1] if found else "reference"
     kept = {name: value for name, value in row.fields.items() if name != "references" or name == column}
     fields = {**kept, column: labels.get(normalize(text), text)}
-    said = "rewritten by the teacher" if asked.rewrite else "labelled by the teacher"
+    said = "rewritten by the teacher" if request.rewrite else "labelled by the teacher"
     return EditedRow(Row(row.where, fields), Change(row.where, "changed", (said,)))
 
 
-def _output_rows(session: Session, rows: Sequence[SourcedExample], asked: Distillation) -> Iterator[Row]:
+def _output_rows(session: Session, rows: Sequence[SourcedExample], request: Distillation) -> Iterator[Row]:
     """Yield the rows as they are to be written: in their own columns where the task names some."""
     task = session.target.task
     if task.fields == Fields():
         yield from (Row(row.where, _fields(row.example)) for row in rows)
         return
-    file = asked.prompts or task.data.source("train") or ""
+    file = request.prompts or task.data.source("train") or ""
     own: Mapping[str, Row] = {row.where: row for row in readers.read(file, "train").rows}
     yield from (own[row.where] for row in rows)
 
@@ -263,11 +265,11 @@ def _output_rows(session: Session, rows: Sequence[SourcedExample], asked: Distil
 def _fields(example: Example) -> dict[str, Any]:
     """Write what a row asks, as harness reads it."""
     single = len(example.messages) == 1 and example.messages[0]["role"] == "user"
-    asked: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
+    question: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
     own = {"cluster": example.cluster} if example.cluster not in ("", example.id) else {}
     own |= {"slice": example.slice} if example.slice else {}
     documents = {"documents": list(example.documents)} if example.documents else {}
-    return {"id": example.id, **asked, **own, **documents}
+    return {"id": example.id, **question, **own, **documents}
 
 
 def _refuse_none(outcomes: Sequence[EditedRow]) -> None:

@@ -95,14 +95,16 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     rows = _prompts(session, candidate, drawing)
     writer = candidate_writer(session, name)
     refuse_unpriced(candidate, writer.planned(1, 1), drawing.max_cost)
-    asking = BudgetedWriter(writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples)
-    ranking = open_ranking(session, drawing.rank, lambda: _left_usd(drawing, asking))
-    answers = _draw(session, candidate, asking, [row.example for row in rows], drawing)
+    budgeted = BudgetedWriter(
+        writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples
+    )
+    ranking = open_ranking(session, drawing.rank, lambda: _left_usd(drawing, budgeted))
+    answers = _draw(session, candidate, budgeted, [row.example for row in rows], drawing)
     outcomes = list(_pair_up(rows, answers, ranking, drawing.gap))
     _refuse_no_pair(outcomes)
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
     notes = check_leaks(session, paired, "pairs", out)
-    spent, ranking_usd = asking.usage, ranking.cost_usd()
+    spent, ranking_usd = budgeted.usage, ranking.cost_usd()
     paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
     used = {**_provenance(session, candidate, writer, ranking, drawing, notes), "paid": paid}
     known = spent.cost_usd is not None and ranking_usd is not None
@@ -111,9 +113,9 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     return MadePairs(edit, outcomes, spent, ranking_usd, notes)
 
 
-def _left_usd(drawing: Drawing, asking: BudgetedWriter) -> float | None:
+def _left_usd(drawing: Drawing, budgeted: BudgetedWriter) -> float | None:
     """Return what the answers so far leave of the budget; None where there is none."""
-    return None if drawing.max_cost is None else drawing.max_cost - (asking.usage.cost_usd or 0.0)
+    return None if drawing.max_cost is None else drawing.max_cost - (budgeted.usage.cost_usd or 0.0)
 
 
 def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:
@@ -135,19 +137,19 @@ def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -
 def _draw(
     session: Session,
     candidate: ResolvedCandidate,
-    asking: BudgetedWriter,
+    budgeted: BudgetedWriter,
     examples: Sequence[Example],
     by: Drawing,
 ) -> list[_PromptAnswers]:
     """Draw the answers to each example."""
     task, step = session.target.task, prompting_step(session, candidate.recipe, session.first_seed)
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
-    asked = [
+    requests = [
         PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
         for example in examples
         for place in range(by.samples)
     ]
-    outputs = iter(asking.answers(asked, f"{pluralize(len(asked), 'answer')} of {candidate.name}"))
+    outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {candidate.name}"))
     return [
         _usable([next(outputs) for _ in range(by.samples)], truncated=task.truncated_scores) for _ in examples
     ]
@@ -198,11 +200,11 @@ def _none(row: SourcedExample, reason: str) -> EditedRow:
 def _fields(example: Example, best: tuple[float, str], worst: tuple[float, str]) -> dict[str, Any]:
     """Write a pair as harness reads them, with the scores of both answers."""
     single = len(example.messages) == 1 and example.messages[0]["role"] == "user"
-    asked: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
+    question: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
     own = {"cluster": example.cluster} if example.cluster != example.id else {}
     own |= {"slice": example.slice} if example.slice else {}
     scores = {"chosen_score": best[0], "rejected_score": worst[0]}
-    return {"id": example.id, **asked, "chosen": best[1], "rejected": worst[1], **scores, **own}
+    return {"id": example.id, **question, "chosen": best[1], "rejected": worst[1], **scores, **own}
 
 
 def _refuse_no_pair(outcomes: Sequence[EditedRow]) -> None:

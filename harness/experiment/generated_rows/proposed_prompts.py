@@ -22,7 +22,7 @@ from harness.experiment.generated_rows.asking import (
     PromptRequest,
     WriterPlan,
     WriterUsage,
-    plan_asking,
+    plan_requests,
     sum_usage,
 )
 from harness.experiment.generated_rows.writers import Writer, candidate_writer, refuse_unpriced
@@ -64,42 +64,42 @@ class _Questions(NamedTuple):
 
     writer: Writer
     shown: list[Example]
-    asked: list[PromptRequest]
+    prompts: list[PromptRequest]
 
 
-def plan_proposals(session: Session, name: str, asked: PromptProposal) -> WriterPlan:
+def plan_proposals(session: Session, name: str, request: PromptProposal) -> WriterPlan:
     """Count what a proposer would be asked, without asking it.
 
     Raises:
         UserError: it generates no text, or there are no training rows.
     """
-    questions = _questions(session, name, asked)
-    return plan_asking(questions.writer, questions.asked)
+    questions = _questions(session, name, request)
+    return plan_requests(questions.writer, questions.prompts)
 
 
-def _questions(session: Session, name: str, asked: PromptProposal) -> _Questions:
+def _questions(session: Session, name: str, request: PromptProposal) -> _Questions:
     """Write what the proposer is asked."""
     refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
     writer = candidate_writer(session, name)
-    refuse_unpriced(session.candidates[name], writer.planned(1, 1), asked.max_cost)
+    refuse_unpriced(session.candidates[name], writer.planned(1, 1), request.max_cost)
     task, rows = session.target.task, session.target.items.train
     if not rows:
         found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
         raise UserError(Problem(f"task {task.name}", found, "rows that show what is asked", step))
-    shown = random.Random(f"{asked.seed}/proposals").sample(rows, min(asked.n_examples, len(rows)))
-    return _Questions(writer, shown, [_prompt(session, shown, asked, k) for k in range(asked.n)])
+    shown = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
+    return _Questions(writer, shown, [_prompt(session, shown, request, k) for k in range(request.n)])
 
 
-def propose_prompts(session: Session, name: str, asked: PromptProposal) -> ProposedPrompts:
+def propose_prompts(session: Session, name: str, request: PromptProposal) -> ProposedPrompts:
     """Let a candidate propose system texts for the target.
 
     Raises:
         UserError: it generates no text, there are no training rows, or it proposes nothing that can be used.
         CandidateFailed: it cannot be asked, or has cost what is allowed.
     """
-    writer, shown, questions = _questions(session, name, asked)
-    task, asking = session.target.task, BudgetedWriter(writer, asked.max_cost, session.progress)
-    outputs = asking.answers(questions, f"{asked.n} system texts by {name}")
+    writer, shown, questions = _questions(session, name, request)
+    task, budgeted = session.target.task, BudgetedWriter(writer, request.max_cost, session.progress)
+    outputs = budgeted.answers(questions, f"{request.n} system texts by {name}")
     answers = [one for one in outputs if one.finish_reason != "error"]
     whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
     first: dict[str, str] = {}
@@ -119,7 +119,7 @@ def propose_prompts(session: Session, name: str, asked: PromptProposal) -> Propo
         "task": task.name,
         "examples": [example.id for example in shown],
         "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
-        **asked._asdict(),
+        **request._asdict(),
         "spent": spent._asdict(),
     }
     return ProposedPrompts(tuple(first.values()), provenance, spent)
@@ -132,7 +132,7 @@ def recipe_text(made: ProposedPrompts) -> str:
     return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
 
 
-def _prompt(session: Session, shown: Sequence[Example], asked: PromptProposal, k: int) -> PromptRequest:
+def _prompt(session: Session, shown: Sequence[Example], request: PromptProposal, k: int) -> PromptRequest:
     """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
     task = session.target.task
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
@@ -145,6 +145,6 @@ def _prompt(session: Session, shown: Sequence[Example], asked: PromptProposal, k
         examples="\n".join(examples),
         start=_STARTS[k % len(_STARTS)],
     )
-    seed = seed_of(asked.seed, "proposal", k) if asked.temperature else None
-    limits = Limits(asked.max_new_tokens, (), asked.temperature)
+    seed = seed_of(request.seed, "proposal", k) if request.temperature else None
+    limits = Limits(request.max_new_tokens, (), request.temperature)
     return PromptRequest(({"role": "user", "content": content},), limits, seed)

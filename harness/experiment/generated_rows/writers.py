@@ -113,13 +113,13 @@ def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
 
 def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
     """Return an endpoint as a writer, asked by chat; without a folder its answers lie in the cache."""
-    prices, asked = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
+    prices, by_chat = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
 
     @contextmanager
     def open_candidate() -> Iterator[Candidate]:
-        server = Server(asked)
+        server = Server(by_chat)
         try:
-            yield ChatCandidate(server, digest(asked.name))
+            yield ChatCandidate(server, digest(by_chat.name))
         finally:
             server.api.close()
 
@@ -132,14 +132,14 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
         return None if prices is None else _usd(read, generated, prices)
 
     return Writer(
-        name or asked.name,
-        {"base_url": asked.base_url, "model": asked.model, "protocol": "chat"},
+        name or by_chat.name,
+        {"base_url": by_chat.base_url, "model": by_chat.model, "protocol": "chat"},
         folder or cache_dir() / "answers",
         open_candidate,
         price,
         estimate_usd,
-        num_concurrent=asked.num_concurrent,
-        weights_digest=asked.weights_digest,
+        num_concurrent=by_chat.num_concurrent,
+        weights_digest=by_chat.weights_digest,
     )
 
 
@@ -180,9 +180,9 @@ def check_leaks(
     shown = display_path(file)
     if found := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
         raise UserError(contamination.problems(found, shown, "leave the row out"))
-    asked = tuple(row.example for row in rows)
+    examples = tuple(row.example for row in rows)
     places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
-    train, pairs = (asked, ()) if part == "train" else ((), asked)
+    train, pairs = (examples, ()) if part == "train" else ((), examples)
     own = replace(items, train=train, pairs=pairs, places=places)
     others = {m.task.name: m.items for m in session.suites}
     return refuse_or_note(task, {**others, task.name: own}, {}, {part: shown}).overlap

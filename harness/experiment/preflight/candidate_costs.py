@@ -86,14 +86,16 @@ def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], 
         planned = costs.price_usd(trained_s, device, hour)
         return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
     training = _estimate_training(session, candidate)
-    asked = (recipe, base_weights(session.source), 0)
-    own = _evaluation_work(session, [*target_sets(session, *asked), *list_further_sets(session, *asked)])
+    evaluated = (recipe, base_weights(session.source), 0)
+    own = _evaluation_work(
+        session, [*target_sets(session, *evaluated), *list_further_sets(session, *evaluated)]
+    )
     answering = own.work + (Work() if method.keeps_base else suites.work)
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
     seconds = start_s + session.seconds(training + answering, candidate.base)
-    asked_at_once = own | suites
-    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, asked_at_once)
+    evaluation = own | suites
+    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, evaluation)
     fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
     return Cost(
         candidate=name,
@@ -105,7 +107,7 @@ def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], 
         cost_usd=costs.price_usd(seconds, device, hour),
         cost_measured_usd=spent,
         fits=fits,
-        knob=_knob(session, candidate, shape, asked_at_once, room) if shape and fits is False else "",
+        knob=_knob(session, candidate, shape, evaluation, room) if shape and fits is False else "",
     )
 
 
@@ -155,16 +157,19 @@ def _peak_gb(
     session: Session,
     candidate: ResolvedCandidate,
     shape: Shape,
-    asked: EvalTokens,
+    evaluation: EvalTokens,
     batch: int | None = None,
     quantization: str = "",
 ) -> float:
     """Estimate the larger of the peaks of training and of answering."""
     on_gpu = session.machine.device == "cuda"
     served = quantization or (candidate.served_base.quantization if on_gpu else "")
-    precision, read = session.machine.precision, min(asked.cached, READING[session.machine.device].tokens)
-    answering = memory.inference_gb(shape, asked.cached, precision, quantization=served, read=read)
-    answering += memory.BYTES[precision] * asked.scored * shape.vocabulary / 1e9
+    precision, read = (
+        session.machine.precision,
+        min(evaluation.cached, READING[session.machine.device].tokens),
+    )
+    answering = memory.inference_gb(shape, evaluation.cached, precision, quantization=served, read=read)
+    answering += memory.BYTES[precision] * evaluation.scored * shape.vocabulary / 1e9
     if not _trains(candidate):
         return answering
     n_adapter = _n_adapter(candidate, shape)
@@ -232,12 +237,12 @@ def _flops(
 
 
 def _knob(
-    session: Session, candidate: ResolvedCandidate, shape: Shape, asked: EvalTokens, room: Memory
+    session: Session, candidate: ResolvedCandidate, shape: Shape, evaluation: EvalTokens, room: Memory
 ) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
     def fits(batch: int | None, quantization: str = "") -> bool:
-        return _peak_gb(session, candidate, shape, asked, batch, quantization) / _GIB <= room.free_gib
+        return _peak_gb(session, candidate, shape, evaluation, batch, quantization) / _GIB <= room.free_gib
 
     if _trains(candidate):
         written = _params(candidate).per_device_train_batch_size

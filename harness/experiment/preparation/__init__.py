@@ -164,10 +164,10 @@ def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
 
 def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
     """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
-    asked = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
-    if not asked:
+    tasks = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
+    if not tasks:
         return experiment, {}
-    found = lm_eval.load(asked, lm_eval.datasets_folder(experiment.datasets_dir))
+    found = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
     suites = tuple(
         suite.model_copy(update={"tasks": tuple(found[t.name].task if t.lm_eval else t for t in suite.tasks)})
         for suite in experiment.suites

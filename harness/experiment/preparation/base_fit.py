@@ -90,14 +90,14 @@ class BaseFit(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def examine_base(name: str, asked: FitQuery) -> BaseFit:
+def examine_base(name: str, query: FitQuery) -> BaseFit:
     """Say which ways of using a base fit.
 
     Raises:
         UserError: there is no such model, it is gated, or its configuration does not say enough;
             or something asked is no number or no precision.
     """
-    refuse(_unusable(asked))
+    refuse(_unusable(query))
     config, tensors = _headers(name)
     counted = parameters_of(tensors, find_packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
@@ -116,20 +116,20 @@ def examine_base(name: str, asked: FitQuery) -> BaseFit:
     quantized = quantization_method(config)
     notes = tuple(_notes(quantized, is_rough=has_other_layers(config)))
     return BaseFit(
-        name, sum(counted.values()), shape.active, shape, asked, ways(shape, asked, quantized), notes
+        name, sum(counted.values()), shape.active, shape, query, ways(shape, query, quantized), notes
     )
 
 
-def _unusable(asked: FitQuery) -> Iterator[Problem]:
+def _unusable(query: FitQuery) -> Iterator[Problem]:
     """Yield what of a question is no precision or no finite number, or more cards than rows."""
-    if asked.precision not in memory.BYTES:
-        yield Problem("--precision", asked.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
-    for option, value in (("tokens", asked.tokens), ("tflops", asked.tflops), ("hour-usd", asked.hour_usd)):
+    if query.precision not in memory.BYTES:
+        yield Problem("--precision", query.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
+    for option, value in (("tokens", query.tokens), ("tflops", query.tflops), ("hour-usd", query.hour_usd)):
         if value is not None and not math.isfinite(value):
             yield Problem(f"--{option}", str(value), "a finite number", f"--{option} 100")
-    if asked.gpus > asked.batch:
-        found = f"{asked.gpus} cards, and {asked.batch} rows of a batch"
-        yield Problem("--gpus", found, "a row for each card, which share them", f"--batch {asked.gpus}")
+    if query.gpus > query.batch:
+        found = f"{query.gpus} cards, and {query.batch} rows of a batch"
+        yield Problem("--gpus", found, "a row for each card, which share them", f"--batch {query.gpus}")
 
 
 def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
@@ -148,23 +148,23 @@ def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
         yield UNPACKED[quantized]
 
 
-def ways(shape: Shape, asked: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
+def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
     """Estimate prompting, and every training with and without gradient checkpointing.
 
     Of files that are quantised, by the method of this name, as they are and unpacked to 16 bits.
     """
     found = []
     for name, of in _forms("prompting", shape, quantized):
-        tokens = asked.batch * asked.length
-        prompting = memory.inference_peak(of, tokens, asked.precision, read=tokens)
-        if asked.gpus > 1:  # each holds some of the layers, with their keys
-            weights, keys = prompting.weights / asked.gpus, prompting.keys / asked.gpus
+        tokens = query.batch * query.length
+        prompting = memory.inference_peak(of, tokens, query.precision, read=tokens)
+        if query.gpus > 1:  # each holds some of the layers, with their keys
+            weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
-        found.append(BaseUse(name, prompting, prompting.total <= asked.gpu_gb))
+        found.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
     found += [
-        _estimate_training(one._replace(checkpointing=checkpointing, stage=stage), asked)
-        for one in _trainings(shape, asked, quantized)
-        for stage in ((0, 2, 3) if one.cards(asked) > 1 else (0,))
+        _estimate_training(one._replace(checkpointing=checkpointing, stage=stage), query)
+        for one in _trainings(shape, query, quantized)
+        for stage in ((0, 2, 3) if one.cards(query) > 1 else (0,))
         for checkpointing in (True, False)
     ]
     return tuple(found)
@@ -179,9 +179,9 @@ class _Training(NamedTuple):
     checkpointing: bool = False
     stage: int = 0
 
-    def cards(self, asked: FitQuery) -> int:
+    def cards(self, query: FitQuery) -> int:
         """Return how many cards share it: one where its base is quantised by us."""
-        return 1 if self.quantization else asked.gpus
+        return 1 if self.quantization else query.gpus
 
     @property
     def n_adapter(self) -> float:
@@ -198,25 +198,25 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
-def _trainings(shape: Shape, asked: FitQuery, quantized: str) -> Iterator[_Training]:
+def _trainings(shape: Shape, query: FitQuery, quantized: str) -> Iterator[_Training]:
     """Yield the trainings of a base."""
     for name, of in _forms("LoRA", shape, quantized):
         yield _Training(name, of)
     if not quantized:
         yield _Training("QLoRA", shape, "nf4")
         yield _Training(_WHOLE, shape)
-        if asked.precision != "fp16":
+        if query.precision != "fp16":
             yield _Training(_WHOLE_IN_BF16, shape)
 
 
-def _estimate_training(one: _Training, asked: FitQuery) -> BaseUse:
+def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
     """Estimate a training's memory, time and price, and say what forbids it."""
-    cards, hour = one.cards(asked), asked.hour_usd
+    cards, hour = one.cards(query), query.hour_usd
     peak = memory.training_peak(
         one.shape,
         one.n_adapter or one.shape.n_parameters,
-        math.ceil(asked.batch / cards) * asked.length,
-        asked.precision,
+        math.ceil(query.batch / cards) * query.length,
+        query.precision,
         quantization=one.quantization,
         checkpointing=one.checkpointing,
         in_tiles=True,
@@ -227,18 +227,18 @@ def _estimate_training(one: _Training, asked: FitQuery) -> BaseUse:
     why_not, in_experts = "", one.shape.in_experts / one.shape.n_parameters
     if one.quantization and in_experts > memory.MOST_IN_EXPERTS:
         why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
-    time_s = _training_s(one, asked) if asked.tokens and asked.tflops else None
+    time_s = _training_s(one, query) if query.tokens and query.tflops else None
     cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
-    fits = not why_not and peak.total <= asked.gpu_gb
+    fits = not why_not and peak.total <= query.gpu_gb
     return BaseUse(one.name + _SHARED[one.stage], peak, fits, one.checkpointing, time_s, cost, why_not)
 
 
-def _training_s(one: _Training, asked: FitQuery) -> float:
+def _training_s(one: _Training, query: FitQuery) -> float:
     """Estimate the time of a training: its start, and its operations at the share that trainings reach."""
     shape = one.shape
-    flops = memory.training_flops(shape.active, asked.tokens, one.n_adapter, checkpointing=one.checkpointing)
-    start_s = costs.start_s(shape.n_parameters * memory.BYTES[asked.precision], "cuda")
-    return start_s + flops / (one.cards(asked) * asked.tflops * 1e12 * costs.SHARES["cuda"].train)
+    flops = memory.training_flops(shape.active, query.tokens, one.n_adapter, checkpointing=one.checkpointing)
+    start_s = costs.start_s(shape.n_parameters * memory.BYTES[query.precision], "cuda")
+    return start_s + flops / (one.cards(query) * query.tflops * 1e12 * costs.SHARES["cuda"].train)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -194,12 +194,12 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
 def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield that labels shall be ranked where no item has any; others are then answered in words."""
     task, items = session.target.task, session.target.items
-    asked = [*items.validation, *items.test]
+    evaluated = [*items.validation, *items.test]
     if task.kind != "generate" or "rank" not in _answers_tried(candidate.recipe):
         return
-    if any(example.choices for example in asked):
+    if any(example.choices for example in evaluated):
         return
-    found = f"answer: rank, and {len(asked):,} items of {task.name}, none with labels"
+    found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
     step = f"labels: [..] in {task.name}, or answer: generate"
     yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
 

@@ -102,8 +102,8 @@ def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if not plugins.method(candidate.recipe.method).makes_language_model:
         return Work(runs=1)
     weights = base_weights(session.source)
-    ask = (target_sets, list_changed_sets, list_further_sets)
-    answers = total_work([rows for of in ask for rows in of(session, candidate.recipe, weights, 0)])
+    listings = (target_sets, list_changed_sets, list_further_sets)
+    answers = total_work([rows for of in listings for rows in of(session, candidate.recipe, weights, 0)])
     n_opened = 1 + len(session.folds) * is_cross_validated(session, candidate)
     n_requests = n_timed(len(session.target.items.validation))
     return answers + Work(opened=n_opened, requests=n_requests, runs=1)

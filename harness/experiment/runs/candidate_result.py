@@ -128,8 +128,8 @@ def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
         how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
         trials = enumerate(run.training.sweep)
         return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
-    asked = digest_prompts(run.weights_digest, recipe, reader.read(run, session.target, "validation"))
-    return (asked or run.candidate,)
+    prompts = digest_prompts(run.weights_digest, recipe, reader.read(run, session.target, "validation"))
+    return (prompts or run.candidate,)
 
 
 def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | None:

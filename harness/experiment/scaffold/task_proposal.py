@@ -65,20 +65,20 @@ def _propose_answers(
     longest = partial(_longest, references, base)
     if seen.kind == "labels":
         labels = sorted(references_of(examples))
-        asked = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
-        return asked | {"max_new_tokens": longest(share=1.0)}
+        proposed = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
+        return proposed | {"max_new_tokens": longest(share=1.0)}
     if are_calls(references):
         return {"metrics": ["tool_call", "token_f1"], "max_new_tokens": longest(share=1.0)}
     if are_json(references):
-        asked = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
-        return asked | {"max_new_tokens": longest(share=1.0)}
+        proposed = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
+        return proposed | {"max_new_tokens": longest(share=1.0)}
     if are_reasoned(references):
-        asked = {"metrics": ["final_answer", "token_f1"], "system": _REASON}
-        return asked | {"max_new_tokens": longest()}
+        proposed = {"metrics": ["final_answer", "token_f1"], "system": _REASON}
+        return proposed | {"max_new_tokens": longest()}
     if joined := find_joined_labels(references, ROWS_A_LABEL):
         system = f"{_choose(joined.labels, 'all that apply')} Write {joined.separator!r} between them."
-        asked = {"metrics": ["token_f1", "exact_match"], "system": system}
-        return asked | {"max_new_tokens": longest(share=1.0)}
+        proposed = {"metrics": ["token_f1", "exact_match"], "system": system}
+        return proposed | {"max_new_tokens": longest(share=1.0)}
     short = _are_short(references)
     if seen.kind == "text" and short and are_numbers(references):
         metrics = ["exact_match", "token_f1"]  # to an overlap of words 1.5 is 15, a unit half an answer

@@ -38,11 +38,13 @@ def hidden_choices(seen: RecognizedRows, request: Request) -> Iterator[Problem]:
     texts = [{str(row.fields.get(column, "")).strip() for column in found} for row in seen.rows]
     if not {*answers} <= {*marks} and not all(a in of for a, of in zip(answers, texts, strict=True)):
         return
-    asks = seen.fields.get("prompt", "{question}")
-    template = " ".join([asks, *(f"{mark}: {{{column}}}" for mark, column in zip(marks, found, strict=True))])
+    prompt = seen.fields.get("prompt", "{question}")
+    template = " ".join(
+        [prompt, *(f"{mark}: {{{column}}}" for mark, column in zip(marks, found, strict=True))]
+    )
     yield Problem(
         seen.shown,
-        f"columns {', '.join(found)}, which {asks} does not show: nobody could know the right answer",
+        f"columns {', '.join(found)}, which {prompt} does not show: nobody could know the right answer",
         "choices in the question, or as a list in a column 'choices'",
         f"show them: {shlex.join(column_options(template, request.reference))}",
     )

@@ -309,7 +309,9 @@ def _train_and_score(session: Session, attempt: _Attempt, *, make: bool) -> Trie
     forgetting = forgetting_on_validation(session, trial, found, bound, make=make) if bound else None
     if bound and forgetting is None:
         return None
-    return Tried(replace(made, validation=scored.score, asked=scored.asked, forgetting=forgetting), found)
+    return Tried(
+        replace(made, validation=scored.score, asked=scored.prompts_digest, forgetting=forgetting), found
+    )
 
 
 def _watch(session: Session, attempt: _Attempt, *, make: bool) -> TrialScores | None:

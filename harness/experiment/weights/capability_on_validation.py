@@ -34,7 +34,7 @@ class ValidationResult(NamedTuple):
     """A trial's score on the validation rows of the target, and the digest of the prompts that it sent."""
 
     score: float
-    asked: str
+    prompts_digest: str
 
 
 def validate(
@@ -125,8 +125,8 @@ def forgetting_on_validation(
         SharedFailure: no task counts on these items.
     """
     assert weights.folder
-    asked, kept = general_items(session, bound.items), weights.folder / _KEPT
-    arms = [[suite_set(session, of, m) for m in asked] for of in (base_weights(trial.base), weights)]
+    tasks, kept = general_items(session, bound.items), weights.folder / _KEPT
+    arms = [[suite_set(session, of, m) for m in tasks] for of in (base_weights(trial.base), weights)]
     key = digest([rows.identity.digest for arm in arms for rows in arm])
     known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     if key not in known:
@@ -135,28 +135,28 @@ def forgetting_on_validation(
         for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if of.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, of, sets, "general items for validation", base)
-        known[key] = _measure_forgetting(session, asked, arms)
+        known[key] = _measure_forgetting(session, tasks, arms)
         write_whole(session.store, kept, json.dumps(known))
     return known[key]
 
 
 def _measure_forgetting(
-    session: Session, asked: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]
+    session: Session, tasks: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]
 ) -> float:
     """Return the mean loss over the tasks that count, by what the base scores on these items."""
     pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
     alike = [
         Measurement(m.task, m.role, m.suite, m.metrics, base, base)
-        for m, (base, _) in zip(asked, pairs, strict=True)
+        for m, (base, _) in zip(tasks, pairs, strict=True)
     ]
     counting = gating.name_admitted_tasks(alike, session.first_seed)
     changes = [
         capability_change(m.primary, base, new)
-        for m, (base, new) in zip(asked, pairs, strict=True)
+        for m, (base, new) in zip(tasks, pairs, strict=True)
         if m.task.name in counting
     ]
     if not changes:
-        n = sum(m.size("test") for m in asked)
+        n = sum(m.size("test") for m in tasks)
         found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
         raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
     return -comparison.mean_change(changes).score

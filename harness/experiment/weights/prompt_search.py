@@ -61,7 +61,7 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
         found = validate(session, trial, weights, make=make) if weights else None
         if weights is None or found is None:
             return None
-        tried.append(Trial(params=proposal.params, validation=found.score, asked=found.asked))
+        tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
         if make:
             record_trial(session, trial, tried[-1], weights)
     return _join_alike(tried)

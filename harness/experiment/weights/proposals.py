@@ -86,39 +86,39 @@ def _search(
     n_points = source.track.points if source.prune and source.track else 1
     left, n_repeats = source.trials * n_points, 0
     while left >= n_points and n_repeats < _MOST_REPEATS:
-        asked = study.ask({name: _distribution(values) for name, values in source.search.items()})
-        point = {name: _value(values, asked.params[name]) for name, values in source.search.items()}
+        proposed = study.ask({name: _distribution(values) for name, values in source.search.items()})
+        point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
         before = None if again else next((one for one in tried if one.params == point), None)
         if before:  # what answers a prompt gives is known: no trial is spent on it
-            _tell(study, asked, before, sign)
+            _tell(study, proposed, before, sign)
             n_repeats += 1
             continue
-        yield TrialProposal(point, partial(_should_prune, asked, sign) if source.prune else None)
+        yield TrialProposal(point, partial(_should_prune, proposed, sign) if source.prune else None)
         *earlier, found = tried
         if not again and found.asked and any(one.asked == found.asked for one in earlier):
             n_repeats += 1  # the same prompt, written in another way
         else:
             n_repeats = 0
             left -= len(found.points) if found.is_pruned else n_points
-        _tell(study, asked, found, sign)
+        _tell(study, proposed, found, sign)
 
 
-def _tell(study: "optuna.Study", asked: "optuna.Trial", found: Trial, sign: int) -> None:
+def _tell(study: "optuna.Study", proposed: "optuna.Trial", found: Trial, sign: int) -> None:
     from optuna.trial import TrialState
 
     if found.forgetting is not None and found.most_forgetting is not None:
-        asked.set_constraint("forgetting", found.forgetting - found.most_forgetting)
+        proposed.set_constraint("forgetting", found.forgetting - found.most_forgetting)
     if found.is_pruned:
-        study.tell(asked, state=TrialState.PRUNED)
+        study.tell(proposed, state=TrialState.PRUNED)
     elif found.validation is None:
-        study.tell(asked, state=TrialState.FAIL)
+        study.tell(proposed, state=TrialState.FAIL)
     else:
-        study.tell(asked, sign * found.validation)
+        study.tell(proposed, sign * found.validation)
 
 
-def _should_prune(asked: "optuna.Trial", sign: int, place: int, score: float) -> bool:
-    asked.report(sign * score, place)
-    return bool(asked.should_prune())
+def _should_prune(proposed: "optuna.Trial", sign: int, place: int, score: float) -> bool:
+    proposed.report(sign * score, place)
+    return bool(proposed.should_prune())
 
 
 def _pruner_class(name: str) -> "type[BasePruner]":
@@ -149,9 +149,9 @@ def _try_pruner(source: Recipe) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(study_name="search", direction="maximize", pruner=_pruner(source))
     for _ in range(2):
-        asked = study.ask()
+        proposed = study.ask()
         for place in range(source.track.points if source.track else 0):
-            _should_prune(asked, 1, place, 0.0)
+            _should_prune(proposed, 1, place, 0.0)
 
 
 def _distribution(values: Sequence[Any]) -> "BaseDistribution":

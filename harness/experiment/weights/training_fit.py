@@ -112,8 +112,8 @@ def fit(
 
 def has_own_process(session: Session) -> bool:
     """Tell whether each training has a process of its own: on a GPU, unless harness.yaml says otherwise."""
-    asked = session.experiment.training.process
-    return asked == "own" or (asked == "auto" and session.machine.device == "cuda")
+    requested = session.experiment.training.process
+    return requested == "own" or (requested == "auto" and session.machine.device == "cuda")
 
 
 def _learn_pace(

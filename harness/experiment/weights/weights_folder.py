@@ -83,11 +83,11 @@ def _training_digest(session: Session, method: Method, source: Recipe, seed: int
     drawn = [seed] if method.seeded else []
     computed = [session.machine.precision, session.machine.device]
     known = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
-    asked = _describe_asked(session.target.task, source, target.items, of_pairs=bool(pairs))
-    return digest([*known, asked] if asked else known)
+    evaluation = _describe_evaluation(session.target.task, source, target.items, of_pairs=bool(pairs))
+    return digest([*known, evaluation] if evaluation else known)
 
 
-def _describe_asked(task: Task, source: Recipe, items: TaskItems, *, of_pairs: bool) -> dict[str, Any]:
+def _describe_evaluation(task: Task, source: Recipe, items: TaskItems, *, of_pairs: bool) -> dict[str, Any]:
     """Return what of the prompts of training rows neither their versions nor that of the prompting hold.
 
     It is the task's own part of the prompts of pairs, and that a system text and a row's are one message.

@@ -73,22 +73,21 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
 
 def _describe_unrated(wins: Wins | None, wanted: float) -> str:
     """Say why a win rate that is asked for decides nothing; empty where it may."""
-    asked = f"a win rate of {formatting.percent(wanted)} %"
+    required = f"a win rate of {formatting.percent(wanted)} %"
     if wins is None:
-        return f"target: {asked} has no untrained candidate to be measured against"
+        return f"target: {required} has no untrained candidate to be measured against"
     if wins.missing:
         return _UNCALIBRATED_WINS.format(
             by=wins.by, ratings=formatting.pluralize(wins.missing, "more rating")
         )
     if wins.rate is None and wins.by == PEOPLE:
-        return (
-            f"target: {asked}, and nobody rated answers beside those of {wins.over} (harness dashboard, Rate)"
-        )
+        beside = f"answers beside those of {wins.over}"
+        return f"target: {required}, and nobody rated {beside} (harness dashboard, Rate)"
     if wins.by == PEOPLE and wins.lacking:
         rated = formatting.pluralize(wins.n_ratings, "rating")
         more = formatting.pluralize(wins.lacking, "more rating")
-        return f"target: {asked} rests on {rated} of people; it takes {more} (harness dashboard, Rate)"
-    return "" if wins.rate else f"target: {asked}, and {wins.by} graded no pairs yet (harness compare)"
+        return f"target: {required} rests on {rated} of people; it takes {more} (harness dashboard, Rate)"
+    return "" if wins.rate else f"target: {required}, and {wins.by} graded no pairs yet (harness compare)"
 
 
 def _win_rate(wins: Wins, found: Estimate, wanted: float) -> tuple[Outcome, str]:

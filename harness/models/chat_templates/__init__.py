@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUFFIX = ".jinja"
 _END_OF_TURN = {"chatml": "<|im_end|>"}  # ends an answer where the vocabulary has it
 _KEY = "chat_template"
-_ASKED = [{"role": "user", "content": "first"}]
+_QUESTION = [{"role": "user", "content": "first"}]
 _SYSTEM = {"role": "system", "content": "before"}
 # In front of a template: the system message and the question behind it are one message of the user.
 _JOINED = (
@@ -80,8 +80,8 @@ def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
     template = tokenizer.chat_template
     if (
         isinstance(template, str)
-        and _renders(tokenizer, _ASKED)
-        and not _renders(tokenizer, [_SYSTEM, *_ASKED])
+        and _renders(tokenizer, _QUESTION)
+        and not _renders(tokenizer, [_SYSTEM, *_QUESTION])
     ):
         tokenizer.chat_template = _JOINED + template
 
@@ -106,18 +106,18 @@ def template_problems(
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
     try:
-        asked = render(_ASKED, add_generation_prompt=True)
-        whole = render([*_ASKED, {"role": "assistant", "content": _ANSWER}])
+        prompt = render(_QUESTION, add_generation_prompt=True)
+        whole = render([*_QUESTION, {"role": "assistant", "content": _ANSWER}])
     except (TemplateError, TypeError, ValueError) as error:
         found = f"a template that cannot be rendered ({str(error).splitlines()[0]})"
         yield Problem(where, found, "a Jinja template over messages and add_generation_prompt", "mend it")
         return
-    if _ASKED[0]["content"] not in asked or not whole.startswith(f"{asked}{_ANSWER}"):
-        found = f"{asked!r} for what is asked, and {whole!r} with its answer"
+    if _QUESTION[0]["content"] not in prompt or not whole.startswith(f"{prompt}{_ANSWER}"):
+        found = f"{prompt!r} for what is asked, and {whole!r} with its answer"
         expected = "a conversation that begins with what is asked, then the answer"
         yield Problem(where, found, expected, "end the template as add_generation_prompt does")
         return
-    rest = whole.removeprefix(f"{asked}{_ANSWER}")
+    rest = whole.removeprefix(f"{prompt}{_ANSWER}")
     if not rest.startswith(tuple(ends.values())):
         found = f"{rest!r} after an answer"
         expected = f"a token that ends one: {', '.join(ends.values())}"

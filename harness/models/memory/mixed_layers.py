@@ -10,7 +10,7 @@ from typing import Any
 
 _LINEAR, _DENSE = "linear_attention", "dense"
 # What is asked of a configuration beside what all families say, by family.
-ASKED = {
+KEYS = {
     "jamba": ("mamba_expand", "mamba_d_state", "mamba_dt_rank", "expert_layer_period", "expert_layer_offset"),
     "laguna": ("num_attention_heads_per_layer", "mlp_layer_types", "gating"),
 }
@@ -19,7 +19,7 @@ ASKED = {
 def sum_linear_sizes(said: Mapping[str, Any]) -> float:
     """Return the sum of d_in and d_out over the linear modules of all layers; 0 of a family of one kind."""
     family = said.get("model_type")
-    needed = ASKED.get(str(family), ())
+    needed = KEYS.get(str(family), ())
     if not needed or any(said.get(name) is None for name in (*needed, "layer_types")):
         return 0.0
     return float(_jamba(said) if family == "jamba" else _laguna(said))

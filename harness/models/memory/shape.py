@@ -16,7 +16,7 @@ from harness.models.memory import mixed_layers
 from harness.records import digest
 
 # What is asked of a configuration, by Llama's name, and what families call it otherwise.
-_ASKED: dict[str, tuple[str, ...]] = {
+_KEYS: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": (),
     "hidden_size": (),
     "num_attention_heads": (),
@@ -49,7 +49,7 @@ _ASKED: dict[str, tuple[str, ...]] = {
     "num_kv_shared_layers": (),
     "model_type": (),
     "is_encoder_decoder": (),
-    **{name: () for names in mixed_layers.ASKED.values() for name in names},
+    **{name: () for names in mixed_layers.KEYS.values() for name in names},
 }
 # The same in the configuration as it is written, of GPT-2 and its kin.
 _LIKE_GPT_2 = {
@@ -232,7 +232,7 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     try:
         # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
-        key = digest([json.dumps(config, sort_keys=True), version("transformers"), _ASKED])
+        key = digest([json.dumps(config, sort_keys=True), version("transformers"), _KEYS])
     except PackageNotFoundError:
         return _rename_keys(config)
     return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
@@ -254,7 +254,7 @@ def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     values = {
         name: next((v for one in (name, *others) if (v := _value(text, one)) is not None), None)
-        for name, others in _ASKED.items()
+        for name, others in _KEYS.items()
     }
     if values["num_attention_heads"] is None and not hasattr(text, "num_attention_heads"):
         values["num_attention_heads"] = 0
@@ -270,7 +270,7 @@ def _value(config: Any, name: str) -> Any:
 
 def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename what a configuration says itself to Llama's names; GPT-2 ties its embeddings unasked."""
-    known = _LIKE_GPT_2 | {other: name for name, others in _ASKED.items() for other in others}
+    known = _LIKE_GPT_2 | {other: name for name, others in _KEYS.items() for other in others}
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
     text = config.get("text_config") or config
     return tied | {known.get(name, name): value for name, value in text.items()}

@@ -152,10 +152,10 @@ class VllmCandidate(PromptEncoder):
 
         if not prompts:
             return []
-        asked = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        tokens = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
         greedy = SamplingParams(temperature=0.0, **params)
         each = [SamplingParams(**one, **params) for one in drawn]
-        return self._host.ask(asked, each or greedy, self._adapter)
+        return self._host.ask(tokens, each or greedy, self._adapter)
 
 
 class VllmHost:

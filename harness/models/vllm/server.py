@@ -154,15 +154,15 @@ class ServedCandidate(openai_api.CompletionsCandidate):
     """A causal language model that a server of our own starting serves, with or without an adapter."""
 
     def __init__(self, host: "VllmServer", running: _ServerProcess, model: str) -> None:
-        asked = openai_api.Settings(
+        settings = openai_api.Settings(
             base_url=f"{running.address}/v1",
             model=model,
             num_concurrent=host.policy.num_concurrent,
             timeout=_ADAPTER_S,
             max_retries=1,
         )
-        super().__init__(openai_api.Server(asked), model, host.source, {"stop_token_ids": host.ends})
-        base = asked.model_copy(update={"model": host.source.weights_digest})
+        super().__init__(openai_api.Server(settings), model, host.source, {"stop_token_ids": host.ends})
+        base = settings.model_copy(update={"model": host.source.weights_digest})
         self.max_context = openai_api.Server(base).max_context() - 1  # of an adapter vLLM does not say it
         self._running = running
         self.engine, self.layout_digest = host.identity

@@ -34,8 +34,8 @@ COLUMNS = ("key", "question", "answer", "reference", "label")
 _UNIT = (0.0, 1.0)
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
 _JOIN = "+"  # between digests of a text that answers more than one prompt
-_ASKED = "-"  # behind the digest of what a judge's metric is labelled by
-_ASKED_DIGITS = 8
+_KEY_END = "-"  # behind the digest of what a judge's metric is labelled by
+_KEY_DIGITS = 8
 _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
 
@@ -137,11 +137,13 @@ def export_answers(
     write_rows(file, COLUMNS, rows)
     n_drawn = min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
-    asked = (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
+    instructions = (
+        (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
+    )
     names = tuple(arm.label for arm in drawn)
     still_open = (arm.label for arms_of in seeds for arm in arms_of if arm.open_)
     waiting = tuple(label for label in still_open if label not in names)
-    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, *asked, waiting)
+    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, *instructions, waiting)
 
 
 def import_labels(
@@ -270,8 +272,8 @@ def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) ->
 
 def _key_begins(task: Task, metric: str) -> str:
     """Return what the keys of a metric's answers begin with: of a judge's, with what it is labelled by."""
-    asked = digest_question(task, metric)[:_ASKED_DIGITS]
-    return f"{_KEY}{asked}{_ASKED}" if asked else _KEY
+    question = digest_question(task, metric)[:_KEY_DIGITS]
+    return f"{_KEY}{question}{_KEY_END}" if question else _KEY
 
 
 def _file_rows(
@@ -354,8 +356,8 @@ def _keys(key: str) -> list[str]:
 
 def _begin_of(key: str) -> str:
     """Return what a key of an export begins with before the digests of answers; empty of another one."""
-    above, asked, _ = key.removeprefix(_KEY).rpartition(_ASKED)
-    return f"{_KEY}{above}{asked}" if key.startswith(_KEY) else ""
+    above, question, _ = key.removeprefix(_KEY).rpartition(_KEY_END)
+    return f"{_KEY}{above}{question}" if key.startswith(_KEY) else ""
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:

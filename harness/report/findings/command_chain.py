@@ -98,9 +98,9 @@ def _fill(
 def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages: Mapping[str, str]) -> str:
     """Write the command after which a file's rows are decided on, and the one that makes decisions true."""
     # Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
-    dashboard, asked = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
+    dashboard, options = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
-        written, asked = steps.written.get(file, file), ()
+        written, options = steps.written.get(file, file), ()
         is_of_hub, step = written.startswith(HUB), _CommandStep("clean", (), ())
         made = [_command(step, file, named, steps.names)] if is_of_hub else []
         written = name_output(steps.names, file, "clean") if made else written
@@ -108,7 +108,7 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
         words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
         dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
         dashboard, file = " && ".join((*made, " ".join(filter(None, words)), dashboard)), written
-    options = (*asked, "--decisions", as_argument(f"{file}.decisions.json"))
+    options = (*options, "--decisions", as_argument(f"{file}.decisions.json"))
     lead = command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
     return lead + _command(_CommandStep("clean", (), options), file, named, steps.names)
 
@@ -125,8 +125,8 @@ def _chain(
     out, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
     names: OutputNames = {}
     for file in files:
-        if asked := wanted.get(("clean", file)):
-            step = _join("clean", asked)
+        if steps := wanted.get(("clean", file)):
+            step = _join("clean", steps)
             cleaned[file] = step.after
             out["clean", file] = (_command(step, file, named.by_user, names),)
             now[file] = name_output(names, file, "clean")
@@ -137,8 +137,8 @@ def _chain(
         out |= dict(_join_commands(wanted, files, mixed, joining, named.by_all, names))
         return _Steps(out, cleaned, written, free_folders(files), names)
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
-        if asked := wanted.get((verb, file)):
-            out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user, names),)
+        if steps := wanted.get((verb, file)):
+            out[verb, file] = (_command(_join(verb, steps), now[file], named.by_user, names),)
             now[file] = name_output(names, now[file], verb)
     return _Steps(out, cleaned, written, free_folders(files), names)
 
@@ -154,8 +154,8 @@ def _join_commands(
     """Yield the commands on joined files, the first of them behind the one that joins."""
     first: tuple[str, ...] = (joining,)
     for verb in ("dedup", "split"):
-        if asked := [step for file in files for step in wanted.get((verb, file), ())]:
-            commands = (*first, _command(_join(verb, asked), mixed, named, names))
+        if steps := [step for file in files for step in wanted.get((verb, file), ())]:
+            commands = (*first, _command(_join(verb, steps), mixed, named, names))
             yield from (((verb, file), commands) for file in files)
             first, mixed = (), name_output(names, mixed, verb)
 

@@ -141,9 +141,9 @@ def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
     wins = f.wins
     if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
         return ""
-    asked = f"{formatting.percent(declared.win_rate)} % is asked"
+    required = f"{formatting.percent(declared.win_rate)} % is asked"
     lacking = (
         f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
     )
     rate = score_text(wins.rate)
-    return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {asked}{lacking}"
+    return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {required}{lacking}"
