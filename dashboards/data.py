@@ -64,7 +64,7 @@ def _encoder() -> str:
     return st.text_input(
         "Duplicates and leaks by sense as well: a sentence-transformers model, its id or its folder",
         placeholder="sentence-transformers/all-MiniLM-L6-v2",
-        help="As harness data check --embeddings: rows that share few words and may ask the same.",
+        help="As harness data check --embeddings: rows that share few words and may be the same question.",
         key="encoder",
     ).strip()
 

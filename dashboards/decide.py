@@ -76,7 +76,7 @@ def _gains(
     pair = partial(paired_runs.Pair, report.task, report.metric, rows.get(best, ""))
     found = {label: paired_runs.compare(pair(digest)) for label, digest in rows.items() if label != best}
     safe_text.say(
-        f"Within these budgets {best} is the best that trains nothing: gains are measured against it anew, "
+        f"Within these budgets {best} is the best that trains nothing: gains are measured against it again, "
         "the gate's verdicts are the report's."
     )
     compared = {label: c for label, c in found.items() if isinstance(c, Comparison)}

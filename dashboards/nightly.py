@@ -41,7 +41,7 @@ def page() -> None:
         st.subheader(safe_text.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
         charts.draw(charts.nights(nightly_charts.trends(told, key), *marks), key)
     st.caption(
-        "Band: a confidence sequence, which begins anew each time the pool goes round; below 0 is an alarm. "
+        "Band: a confidence sequence, which begins again each time the pool goes round; below 0 is an alarm. "
         "Dotted: other code or libraries. Grey: a missed night."
     )
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
@@ -71,7 +71,7 @@ def _control(stored: list[Night]) -> None:
     """List how the base answered on the last nights."""
     st.subheader("Control arm", anchor=False)
     rows = [
-        {"night": night.night, "base": base[:12], "asked": count(len(found.flips))}
+        {"night": night.night, "base": base[:12], "items": count(len(found.flips))}
         | {"scores that moved, %": _share(sum(found.flips.values()), len(found.flips))}
         | {"prompts of other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}

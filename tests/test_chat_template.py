@@ -53,7 +53,7 @@ def refusal(folder, base, *overrides):
 
 def test_chat_without_a_template_is_refused_with_what_to_write(tmp_path, base):
     said = refusal(tmp_path, base)
-    assert "a tokenizer without a chat template, and tasks asked in chat: letters, facts" in said
+    assert "a tokenizer without a chat template, and tasks prompted in chat: letters, facts" in said
     assert "next: chat_template: alpaca or chatml in harness.yaml" in said
 
 
@@ -105,7 +105,7 @@ def test_without_the_key_the_identity_of_a_base_is_what_it_was(tmp_path, tiny):
         ("absent.jinja", "no file"),
         ("broken.jinja", "a template that cannot be rendered"),
         ("endless.jinja", "'' after an answer; expected a token that ends one: <|im_end|>"),
-        ("apart.jinja", "expected a conversation that begins with what is asked, then the answer"),
+        ("apart.jinja", "expected a conversation that begins with the prompt, then the answer"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_before_anything_is_trained(tmp_path, base, written, said):

@@ -762,7 +762,7 @@ def test_the_command_after_init_is_one_that_a_shell_takes(harness, tmp_path):
 def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     done = harness("init", "new", "--data", "mine.csv", check=0)
-    assert done.stdout.splitlines()[0] == "mine.csv: 20 rows that ask {text} and answer {label}"
+    assert done.stdout.splitlines()[0] == "mine.csv: 20 rows of prompt {text} and answer {label}"
     assert "new/harness.yaml" in done.stdout.splitlines()[-1]
     assert (tmp_path / "new" / "suites" / "mine.yaml").exists()
 

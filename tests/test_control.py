@@ -89,7 +89,7 @@ def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
     assert rule(found).outcome == "pass"
     measured = store.controls(open_store(path))[-1]
     n = sum(block.n for block in measured.blocks)
-    assert f"{n} items of the base were asked again and came back as stored" in rule(found).sentence
+    assert f"{n} items of the base were re-evaluated and came back as stored" in rule(found).sentence
     assert {p: p.read_bytes() for p in before} == before
     kept = (path.parent / "runs" / "control" / measured.id).glob("*.jsonl")
     assert sum(len(store.read_measured(p)) for p in kept) == n >= 10

@@ -571,7 +571,7 @@ def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path):
     replace_answers(tmp_path, "knn-0", "chat", lambda position: {})
     replace_answers(tmp_path, "lora-0", "chat", make_drawn_rows)
     page = open_page("compare", compare="knn,lora", task="chat")
-    assert [one.label for one in page.expander] == ["All 3 drawn answers"]
+    assert [one.label for one in page.expander] == ["All 3 sampled answers"]
     shown = map_quotes(page)
     assert shown["answer 1 · ok · exact_match 1.000"] == "drawn 12"
     assert shown["answer 2 · truncated · exact_match 0.000"].startswith("cut &lt;script&gt;")
@@ -673,7 +673,7 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_pag
         path.write_text(json.dumps(run))
     (c,) = made.comparisons["lora"]
     weighted = replace(c, delta=-0.123, low=-0.2, high=-0.05, estimator="stratified")
-    note = "fewer items: 60 of 900 items of chat were asked"
+    note = "fewer items: 60 of 900 items of chat were evaluated"
     report.write(replace(made, comparisons={"lora": (weighted,)}, notes=(note,)), tmp_path / "reports")
     page = open_page("compare", compare="prompt,lora")
     changes = page.dataframe[0].value.set_index("task")["change"]
@@ -681,7 +681,7 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_pag
     assert note in html(page)
     page = open_page("compare", compare="lora,knn")
     assert list(page.dataframe[0].value["task"]) == ["support"]
-    assert "chat: items that were drawn count by weights" in html(page)
+    assert "chat: sampled items count by weights" in html(page)
 
 
 def test_forgetting_draws_each_difference_and_counts_cut_answers(open_page, tmp_path):
@@ -1205,7 +1205,7 @@ def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_p
     last = files.read_nights(files.home(Store(tmp_path / "runs"), "desk"))[-1]
     flips = last.bases["base"].flips
     row = page.dataframe[1].value.iloc[0]
-    assert (row["night"], row["asked"]) == (last.night, "60")
+    assert (row["night"], row["items"]) == (last.night, "60")
     assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
     change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
     assert list(open_page("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]

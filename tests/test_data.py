@@ -270,7 +270,7 @@ def test_a_row_that_is_evaluated_is_refused_with_both_places(task):
     train = [*make_rows("train", 3), row("sea", prompt="  What IS\n the sea? ")]
     found = list_problems(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
     assert [where for where, _ in found] == ["train.jsonl:4"]
-    assert found[0][1].endswith("test.jsonl:2 asks too")
+    assert found[0][1].endswith("test.jsonl:2 too")
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

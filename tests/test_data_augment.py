@@ -133,7 +133,7 @@ def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augment_file
     jsonl(Path("t.jsonl"), [row])
     said = read_refusal(augment_file, "t.jsonl", "--out", "new.jsonl")
     assert f"found 1 row of the layout {layout} (" in said
-    assert said.endswith("next: write what asks as a text in prompt, or as turns in messages")
+    assert said.endswith("next: write the question as a text in prompt, or as turns in messages")
 
 
 def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augment_file):
@@ -253,7 +253,7 @@ def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     assert manifest("new.jsonl")["reasons"] == {
         "added: a row by paraphrase": 2,
-        "dropped: a rewording that asks what is evaluated: test.jsonl:1": 1,
+        "dropped: a rewording that is evaluated: test.jsonl:1": 1,
     }
 
 

@@ -85,7 +85,7 @@ def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counte
     assert table.n == 2_001
     found = check.check_rows(table, check.CheckContext(), ["repeated_rows", "amount"])
     assert next(lines(f) for f in found if f.title.startswith("exact")) == [2_001]
-    assert any("drawn rows are looked at" in f.title for f in found)
+    assert any("sampled rows are looked at" in f.title for f in found)
 
 
 def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference_of_9_points():

@@ -365,7 +365,10 @@ def test_plain_text_that_is_named_gz_is_told_to_be_renamed(data, text):
 def test_only_columns_that_are_there_are_said_to_ask(data):
     jsonl(Path("r.jsonl"), [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": "no"} for i in range(4)])
     code, _, err = data("clean", "r.jsonl", "--dry-run")
-    assert (code, err.splitlines()[0]) == (0, "r.jsonl: 'prompt' asks, 'chosen', 'rejected' answers")
+    assert (code, err.splitlines()[0]) == (
+        0,
+        "r.jsonl: prompt from 'prompt', answer from 'chosen', 'rejected'",
+    )
 
 
 def test_licence_and_notes_are_carried_along_where_a_link_is_read(data):

@@ -322,7 +322,7 @@ def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence == (
         "Undecided: knn would be it, but 74.0 [69, 79] exact_match is less than always answering “no”, which"
-        " reaches 81.0 %; check that the labels follow from what is asked."
+        " reaches 81.0 %; check that the labels follow from the questions."
     )
 
 
@@ -351,7 +351,7 @@ def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
     reached = Estimate(score, score, score, 200, unit)
     decision = decide_beside_trivial([replace(fact, target=reached) for fact in alternatives()], None)
     assert (decision.action, decision.candidate) == ("undecided", None)
-    assert "exact_match is the worst score there is; check what is asked" in decision.sentence
+    assert "exact_match is the worst score there is; check the questions" in decision.sentence
 
 
 def test_of_several_seeds_the_one_that_ships_is_held_to_the_majority_class():
@@ -485,7 +485,7 @@ def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
 def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
     invalid = verdict("inconclusive", "INCONCLUSIVE: invalid: 3 of 100 answers failed", items_needed=None)
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.21, verdict=invalid)])
-    assert "its gate is inconclusive; do what the gate's sentence asks for; ship knn" in decision.sentence
+    assert "its gate is inconclusive; do what the gate's sentence requires; ship knn" in decision.sentence
     assert "more items" not in find_reason(decision, "Before either")
 
 

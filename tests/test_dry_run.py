@@ -84,7 +84,7 @@ def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
     code, _, said = command("compare", "-c", path, "--dry-run")
     assert code == 0, said
-    assert "lora: suites/letters/more.jsonl: 6 rows may ask in other words what is evaluated" in said
+    assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in said
 
 
 def test_a_dry_run_leaves_the_embedded_model_packed(command, empty_cache, tmp_path):

@@ -403,7 +403,7 @@ def test_a_test_item_of_a_suite_that_is_trained_on_is_refused(tiny, tmp_path):
     train = tmp_path / "suites" / "letters" / "train.jsonl"
     leaked = {"id": "leak", "prompt": "What follows the number 3?", "reference": "late"}
     tiny_experiment.rows(train, [*tiny_experiment.letters(slice(0, 5)), leaked])
-    assert "facts item fact-3 asks too" in str(refusal(path))
+    assert "the question of facts item fact-3 too" in str(refusal(path))
 
 
 def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path):

@@ -82,7 +82,7 @@ def test_the_delta_is_weighted_and_the_report_says_what_was_asked(folder_and_rep
     c = find_sums(found)
     assert c.estimator == "stratified"
     assert c.n < N
-    assert any(f"of {N} items of sums were asked" in note for note in found.notes)
+    assert any(f"of {N} items of sums were evaluated" in note for note in found.notes)
     assert (found.experiment, found.sampled) == ("tiny-fewer", True)
     assert c.alpha <= 0.05
 
@@ -301,7 +301,7 @@ def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(fold
     folder = shutil.copytree(folder_and_report[0], tmp_path / "copy")
     found = tiny_experiment.run(folder / "harness.yaml", "gate.macro=0.001", fewer_items=True)
     said = next(note for note in found.notes if note.startswith("fewer items"))
-    assert f"{N} of {N} items of sums were asked" in said
+    assert f"{N} of {N} items of sums were evaluated" in said
     assert "interim analysis 3 of 3" in said
     c = find_sums(found)
     assert c.n == N

@@ -423,7 +423,7 @@ def test_a_training_row_that_a_document_repeats_is_refused(tmp_path, tiny):
     rows = tmp_path / "suites" / "letters" / "train.jsonl"
     asked = tiny_hub.minimal_pairs(1)[0]["sentence_good"].upper()
     rows.write_text(rows.read_text() + json.dumps({"prompt": asked, "reference": "late"}) + "\n")
-    with pytest.raises(UserError, match=r"which blimp_causative item 0-.* asks too"):
+    with pytest.raises(UserError, match=r"the question of blimp_causative item 0-.* too"):
         tiny_experiment.run(path)
 
 

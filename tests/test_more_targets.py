@@ -180,7 +180,7 @@ def test_general_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, t
     path.write_text(
         path.read_text().replace("method: lora,", "method: lora, replay: {share: 0.1, data: own.jsonl},")
     )
-    with pytest.raises(UserError, match="which moods item Di-glad asks too"):
+    with pytest.raises(UserError, match="the question of moods item Di-glad too"):
         tiny_experiment.run(path, "suites=[]")
 
 

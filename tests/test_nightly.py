@@ -599,10 +599,10 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     ("prompting", "was", "expected"),
     [
         ("zero_shot", {}, "only the harness: the weights answer as before"),
-        ("zero_shot", {"weights": "w"}, "the recipe made anew; the harness"),
-        ("zero_shot", {"weights": "w", "data": "d"}, "the recipe made anew on new data; the harness"),
+        ("zero_shot", {"weights": "w"}, "the recipe trained again; the harness"),
+        ("zero_shot", {"weights": "w", "data": "d"}, "the recipe trained again on new data; the harness"),
         ("rag", {"prompting": "p", "data": "d"}, "a rebuilt retrieval index on new data; the harness"),
-        ("few_shot", {"prompting": "p", "data": "d"}, "shots chosen anew on new data; the harness"),
+        ("few_shot", {"prompting": "p", "data": "d"}, "shots chosen again on new data; the harness"),
         ("rag", {"prompting": "p"}, "another prompting; the harness"),
     ],
 )

@@ -471,8 +471,8 @@ def test_the_base_behind_an_address_scores_as_in_memory(file_and_report):
 def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(file_and_report):
     *_, found = file_and_report
     notes = " ".join(found.notes)
-    assert "chatty: not asked sums, prose, which need token ids or their log-probabilities" in notes
-    assert "served: not asked" not in notes
+    assert "chatty: not evaluated on sums, prose, which need token ids or their log-probabilities" in notes
+    assert "served: not evaluated" not in notes
     assert find_facts(found, "served").verdict is not None
     assert [c.task for c in found.comparisons["chatty"]] == ["facts"]
 

@@ -174,14 +174,14 @@ def leaky_task(tmp_path, monkeypatch):
 def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(leaky_task):
     items = {task.name: load_task(task, 0) for task in leaky_task}
     of_rows, of_pairs = refuse_or_note(leaky_task[0], items, {}).notes[-2:]
-    assert of_rows.startswith("train.jsonl: 2 rows may ask in other words what is evaluated; closest: ")
+    assert of_rows.startswith("train.jsonl: 2 rows may be evaluated items in other words; closest: ")
     assert "train.jsonl:4 and test.jsonl:2 (words in common 0.8" in of_rows
     assert "train.jsonl:5 and rules.jsonl:1 (words in common 0.9" in of_rows
     assert (
         "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl --out train.dedup.jsonl`"
         in of_rows
     )
-    assert of_pairs.startswith("pairs.jsonl: 1 row may ask")
+    assert of_pairs.startswith("pairs.jsonl: 1 row may be")
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 
 
@@ -291,4 +291,4 @@ def test_rows_that_are_trained_on_as_rows_and_as_pairs_are_noted_once(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task(name="t", data={"all": str(path), "pairs": str(path)})
     (note,) = refuse_or_note(task, {"t": load_task(task, 0)}, {}).overlap
-    assert "may ask in other words" in note
+    assert "may be evaluated items in other words" in note

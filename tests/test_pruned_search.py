@@ -305,7 +305,7 @@ class TestAPrunedSearch:
         (("{successive_halving: {reduction_factor: 2}}", "{median: {}, hyperband: {}}"), "2 pruners"),
         (
             ("    prune:", "    subject_to: {forgetting: 0.1}\n    prune:"),
-            "no general item that no test asks",
+            "no general item outside the tests",
         ),
     ],
 )

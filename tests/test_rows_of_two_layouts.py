@@ -98,7 +98,7 @@ def run(words):
 def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped_file):
     said = run("data dedup r.jsonl --out n.jsonl")
     assert said.startswith("60 read, 60 written, 20 reported\n")
-    assert "20 reported: nothing in the columns that ask and answer" in said
+    assert "20 reported: nothing in the columns of prompt and answer" in said
 
 
 def test_rows_of_another_layout_are_dealt_one_by_one(lumped_file):

@@ -239,7 +239,7 @@ def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
     tiny_experiment.rows(tmp_path / "general.jsonl", tiny_experiment.facts())
     candidates = f"  mixed: {LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)
-    with pytest.raises(UserError, match="which facts item fact-0 asks too"):
+    with pytest.raises(UserError, match="the question of facts item fact-0 too"):
         tiny_experiment.run(path)
     assert not (tmp_path / "runs" / "weights").exists()
 

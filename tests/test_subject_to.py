@@ -165,7 +165,7 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
         ("{method: lora, sweep: {r: [2, 4]}, subject_to: {forgetting: 2}}", "less than 1"),
         (
             "{method: lora, sweep: {r: [2, 4]}, subject_to: {forgetting: 0.1}}",
-            "no general item that no test asks",
+            "no general item outside the tests",
         ),
     ],
 )

@@ -202,7 +202,7 @@ def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(
     assert sets["drawn"].label_cost_usd == 0.5 * sets["drawn"].n_labelled
     text = markdown(experiment_document(report))
     assert f"| 60 ({sets['drawn'].n_labelled}) |" in text
-    assert "rows are as trained, one that stands twice in a file or is drawn again each time" in text
+    assert "rows are as trained, one that stands twice in a file or is sampled again each time" in text
 
 
 def test_the_provenance_of_a_mixture_says_the_shares_that_were_drawn(tiny, tmp_path):
@@ -219,7 +219,7 @@ def test_rows_that_a_test_item_asks_too_are_refused_with_their_line(tiny, tmp_pa
     test = parse_json((tmp_path / "suites/letters/test.jsonl").read_text().splitlines()[1])
     with (tmp_path / "curated.jsonl").open("a") as file:
         file.write(json.dumps({**test, "id": "stolen"}) + "\n")
-    assert re.search(r"curated\.jsonl:11: found .*which .*test\.jsonl:2 asks too", problems(path))
+    assert re.search(r"curated\.jsonl:11: found .*, the question of .*test\.jsonl:2 too", problems(path))
 
 
 def test_rows_that_a_suite_asks_too_are_refused(tiny, tmp_path):
@@ -227,7 +227,7 @@ def test_rows_that_a_suite_asks_too_are_refused(tiny, tmp_path):
     fact = {"id": "stolen", "prompt": tiny_experiment.facts()[0]["prompt"], "reference": "late"}
     with (tmp_path / "more.jsonl").open("a") as file:
         file.write(json.dumps(fact) + "\n")
-    assert "which facts item fact-0 asks too" in problems(path)
+    assert "the question of facts item fact-0 too" in problems(path)
 
 
 def test_rows_that_were_set_aside_from_the_targets_are_left_out_and_counted(tmp_path):

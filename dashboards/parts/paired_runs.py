@@ -85,7 +85,7 @@ def find_drawn_comparison(
     kept = next((c for c in found if c.task == task and not c.slice), None)
     if kept is not None and base.weights_digest == new.base_digest:
         return kept
-    said = "items that were drawn count by weights that the report keeps for candidate against base alone"
+    said = "sampled items count by weights that the report keeps for candidate against base alone"
     return f"{task}: {said}. Next: harness compare --all-items"
 
 

@@ -80,7 +80,7 @@ def _show_drawn(metric: str, samples: Sequence[Sample]) -> None:
     """Show every answer that was drawn to an item, with what it scores; nothing of a greedy one."""
     if not samples:
         return
-    with st.expander(f"All {count(len(samples))} drawn answers"):
+    with st.expander(f"All {count(len(samples))} sampled answers"):
         for sample in samples:
             parts = sample.parts.get(metric)
             score = f" · {metric} {plain(parts[0])}" if parts and len(parts) == 1 else ""

@@ -46,7 +46,7 @@ def doctor(
         ),
     ] = False,
     all_items: Annotated[
-        bool, Option("With --membership: ask all items, not a draw of each task's.")
+        bool, Option("With --membership: score all items, not a sample of each task's.")
     ] = False,
     embeddings: Annotated[
         str, Option("Also look for leaks by this sentence-transformers model.", env=True)
@@ -205,12 +205,12 @@ def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocu
     ]
     columns = (
         "task",
-        "items asked",
+        "items scored",
         "min-k % over copies in disorder, nats a token",
         "min-k %++, SD a token",
     )
     is_part = any(m.n < m.of for m in found)
-    notes = ["--all-items asks all items of six words or more: narrower intervals"] if is_part else []
+    notes = ["--all-items scores all items of six words or more: narrower intervals"] if is_part else []
     return ResultDocument("", [Section(columns=columns, rows=rows, notes=notes)], f"{base}: {NO_PROOF}")
 
 

@@ -181,7 +181,9 @@ RunsFolder = Annotated[Path, Option("The folder of stored runs.", env=True)]
 Precision = Annotated[str | None, Option("bf16, fp16 or fp32; overrides `precision`.")]
 Seed = Annotated[int, Option("Seed of the random draw.")]
 DryRun = Annotated[bool, Option("Print what would change, and write nothing.")]
-DryAsking = Annotated[bool, Option("Print what would be asked and its highest cost, and stop.", "--dry-run")]
+DryRequests = Annotated[
+    bool, Option("Print the requests that would be sent and their highest cost, and stop.", "--dry-run")
+]
 Temperature = Annotated[float, Option("Sampling temperature; 0 is greedy.", min=0)]
 TopP = Annotated[float, Option("Nucleus sampling: the likeliest tokens with this probability in sum.")]
 AnswerTokens = Annotated[

@@ -157,7 +157,7 @@ def _compare_scores(
         return Scores(None, None, None, "no mean of items: harness report adds it up")
     drawn = next((run for run in (one, other) if run.may_be_drawn(key.partition("/")[0])), None)
     if drawn is not None:
-        said = f"items that were drawn count by weights of the report: reports/{drawn.experiment}.md has them"
+        said = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
         return Scores(None, None, None, said)
     means = _mean(metric.name, a), _mean(metric.name, b)
     if None in means:

@@ -71,7 +71,10 @@ def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> lis
     expected = "no training row that is evaluated"
     found = [
         Problem(
-            row.training.where, f"{_excerpt(row)}, which {row.evaluated.where} asks too", expected, next_step
+            row.training.where,
+            f"{_excerpt(row)}, the question of {row.evaluated.where} too",
+            expected,
+            next_step,
         )
         for row in rows
     ]

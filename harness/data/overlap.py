@@ -239,7 +239,7 @@ def overlap_notes(
         pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in of]
         near = zip(pairs[:3], of, strict=False)
         closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in near)
-        said = f"{pluralize(len(of), 'row')} may ask in other words what is evaluated; closest: {closest}"
+        said = f"{pluralize(len(of), 'row')} may be evaluated items in other words; closest: {closest}"
         # Dedup looks at words alone.
         mend = (
             "" if of is by_sense else "".join(_commands(pairs, n_rows, drawn_from or where, read_by, names))

@@ -206,12 +206,12 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
     if case.trivial and case.trivial.is_above(run.target):
         return _leave_undecided(
             f"{run.name} would be it, but {score_text(case, run)} is less than {case.trivial.text}",
-            "check that the labels follow from what is asked",
+            "check that the labels follow from the questions",
         )
     if _has_worst_score(case, run):
         return _leave_undecided(
             f"{run.name} would be it, but {score_text(case, run)} is the worst score there is",
-            "check what is asked, the references and the metric, or compare candidates on a larger base",
+            "check the questions, the references and the metric, or compare candidates on a larger base",
         )
     return _Recommendation(
         action_of(run), run.name, f"Ship {run.name}: {why}{_compare_with_trivial(case, run)}."

@@ -63,7 +63,7 @@ def describe_changes(name: str, of: ChangedAnswers, metric: str, training: str) 
             f"{formatting.score(unit, *of.before[:3])} → {formatting.score(unit, *of.after[:3])} {metric}"
         )
         return f"{name} {scores} with the new documents{index}{outdated}"
-    again = f"; training it anew takes what it took: {training}" if training else ""
+    again = f"; retraining takes what it took: {training}" if training else ""
     return f"{name} {formatting.score(unit, *of.before[:3])} {metric} as it is{outdated}{again}"
 
 

@@ -316,7 +316,7 @@ def not_shown_text(standing: FamilyRank) -> str:
         return f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
     return (
         f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
-        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is asked)"
+        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is required)"
     )
 
 
@@ -332,7 +332,7 @@ def more_items_text(open_verdicts: Sequence[Verdict]) -> str:
     needed = [v.items_needed for v in open_verdicts]
     known = [n for n in needed if n]
     if len(known) < len(needed):
-        return "do what the gate's sentence asks for"
+        return "do what the gate's sentence requires"
     return f"{formatting.count(max(known)) + ' ' if known else ''}more items would settle it"
 
 

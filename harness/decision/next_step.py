@@ -271,7 +271,7 @@ def _open_gate_text(run: CandidateFacts) -> list[str]:
         return []
     n = open_verdict.items_needed
     settle = (
-        f"some {formatting.count(n)} more items of the suites" if n else "what the gate's sentence asks for"
+        f"some {formatting.count(n)} more items of the suites" if n else "what the gate's sentence requires"
     )
     return [f"Before either: {settle}, because the gate of {run.label} is open; no worth is put on them."]
 

@@ -63,7 +63,7 @@ def run_interim_analyses(
     """
     analyses = plan_interim_analyses(session, base_rows)
     if not analyses:
-        return ["fewer items: no task is large enough to draw from, so all items were asked"], make_all()
+        return ["fewer items: no task is large enough to draw from, so all items were evaluated"], make_all()
     progress = session.progress
     for analysis in analyses:
         narrow(session, analysis)
@@ -192,7 +192,7 @@ def _interim_analysis(
     of = f"{count(evaluated)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
     name = f"interim analysis {k + 1} of {len(plan.alphas)}"
     judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
-    said = f"fewer items: {of} were asked, drawn by the base's answers; {judged}"
+    said = f"fewer items: {of} were evaluated, sampled by the base's answers; {judged}"
     weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
     whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
     versions = {task: whole[task] for task in weights}

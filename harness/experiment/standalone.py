@@ -252,8 +252,8 @@ def _notes(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterat
     if errors:
         first, counted = errors[0], "score worst, or are left out where a metric has no bounds"
         yield (
-            f"{name}: {len(errors)} of {len(rows)} items could not be asked and {counted}; the first one is "
-            f"{first.example_id}: {first.error}"
+            f"{name}: {len(errors)} of {len(rows)} items could not be evaluated and {counted}; the first one "
+            f"is {first.example_id}: {first.error}"
         )
     cut = sum(row.status == "truncated" for row in rows)
     if cut:

@@ -17,7 +17,7 @@ ALPHA = 0.01
 AA_FLIPS = {"bf16": (22.0, 1000.0), "fp16": (3.0, 1000.0), "fp32": (0.5, 120.0)}
 _NEXT = (
     "undo what changed, remove the runs that were made meanwhile (harness runs rm) and compare again; "
-    "or, where the change is wanted, begin a new runs folder, so that all is asked anew"
+    "or, where the change is wanted, begin a new runs folder, so that all items are re-evaluated"
 )
 
 
@@ -63,7 +63,7 @@ def has_drifted(facts: ControlFacts) -> bool:
 def control_rule(controls: Sequence[ControlFacts]) -> Rule:
     """Call a harness that has moved by its name."""
     if not controls:
-        said = "control: no block of the base was asked again beside these rows"
+        said = "control: no block of the base was re-evaluated beside these rows"
         return Rule("control", "skipped", said, {})
     drifted = [facts for facts in controls if has_drifted(facts)]
     n = sum(facts.n_same + facts.n_other for facts in controls)
@@ -81,7 +81,7 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
 
 
 def _describe_unchanged(controls: Sequence[ControlFacts], n: int) -> str:
-    evaluated = f"{formatting.count(n)} items of the base were asked again"
+    evaluated = f"{formatting.count(n)} items of the base were re-evaluated"
     flipped = sum(len(facts.flipped) for facts in controls)
     if not flipped:
         return f"{evaluated} and came back as stored"

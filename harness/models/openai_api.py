@@ -137,7 +137,7 @@ def problems(settings: Settings, where: str) -> Iterator[Problem]:
         yield Problem(where, f"no variable {name} in the environment", "the key of the endpoint", step)
     elif not (key.isascii() and key.isprintable()):
         found = f"a key in {name} with characters that no header of HTTP can hold"
-        yield Problem(where, found, "one line of ASCII", f"export {name}=… anew")
+        yield Problem(where, found, "one line of ASCII", f"export {name}=… again")
 
 
 def settings_of(folder: Path) -> Settings:

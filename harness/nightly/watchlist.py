@@ -226,7 +226,7 @@ def describe_tested(
     same_data = reference.data == data_digest(session)
     said = [served] if served else []
     if weights.digest != reference.weights:
-        said.append("the recipe made anew" + ("" if same_data else " on new data"))
+        said.append("the recipe trained again" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
         said.append("another prompting" if same_data else _name_resampled_prompting(recipe))
     then = reference.more_promptings
@@ -251,6 +251,6 @@ def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> s
 
 def _name_resampled_prompting(recipe: Recipe) -> str:
     """Name what a prompting draws from the data."""
-    drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen anew"}
+    drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen again"}
     named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]
     return f"{' and '.join(named)} on new data"

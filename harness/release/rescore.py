@@ -42,7 +42,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     again, lacking = run_candidate.rescore_run(session, candidate, run_before)
     if again is None:
         raise IncompatibleRuns(
-            f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as asked now; expected "
+            f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as prompted now; expected "
             "that only their scoring has changed; next: harness compare evaluates again"
         )
     gated_against = [base_weights(base) for base in candidate.bases]

@@ -36,8 +36,8 @@ def sampling_of(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
         raise IncompatibleRuns(
             f"{run.run_id}: found no record of how its items were sampled, as runs of earlier versions have "
             f"none; expected sampling.json beside run.json in {stored.store.folder / run.run_id}; next: "
-            f"{stored.typed.command('compare', '--sequential')}, which writes it and asks nothing again, "
-            "or --all-items"
+            f"{stored.typed.command('compare', '--sequential')}, which writes it and evaluates nothing again,"
+            " or --all-items"
         )
     return found
 
@@ -52,7 +52,7 @@ def analysis_settings(stored: StoredExperiment, run: Run, sampling: SamplingReco
         raise IncompatibleRuns(
             f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
             f"{stored.experiment.gate.alpha:g}, the gate's own; next: "
-            f"{stored.typed.command('compare', '--sequential')}, which plans anew and asks only "
+            f"{stored.typed.command('compare', '--sequential')}, which plans again and evaluates only "
             "what is not stored"
         )
     gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})

@@ -200,5 +200,5 @@ def _refuse_other_grades(stored: StoredExperiment, task: Task, role: Role, run: 
         raise IncompatibleRuns(
             f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
             "expected those of the files as they are now; next: "
-            f"{stored.typed.command('compare')}, which grades the same answers anew"
+            f"{stored.typed.command('compare')}, which grades the same answers again"
         )

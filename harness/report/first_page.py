@@ -297,7 +297,7 @@ def _open_question(report: ExperimentReport) -> str:
     if needed := _find_items_needed(report):
         more = formatting.count(needed)
         return f"decides again, once tasks have more items (limit: of a task), by some {more} at least"
-    return "decides again, once there is what the decision asks for"
+    return "decides again, once there is what the decision requires"
 
 
 def _find_items_needed(report: ExperimentReport) -> int | None:

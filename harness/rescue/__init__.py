@@ -44,7 +44,7 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
             which.
         IncompatibleRuns: there is no run of it as written now.
     """
-    refuse_folds(session, "harness rescue", "where every trial would have to be made anew in each")
+    refuse_folds(session, "harness rescue", "where every trial would have to be made again in each")
     return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, wanted)))
 
 

@@ -98,7 +98,7 @@ def target_notes(targets: Sequence[OtherTarget]) -> Iterator[str]:
     if kept:
         yield f"the gain on {', '.join(kept)} has to be kept as well"
     if unshown:
-        yield f"no gain is shown on {', '.join(unshown)}, so none is asked of a trial there"
+        yield f"no gain is shown on {', '.join(unshown)}, so none is required of a trial there"
     if unseen:
         said = "no validation rows, so the gain is judged on test alone, of the confirmed trial"
         yield f"{', '.join(unseen)}: {said}"

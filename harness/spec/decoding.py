@@ -47,7 +47,7 @@ class Decoding(Spec):
                 "temperature, such as 0.7, or samples: 1"
             )
         if self.temperature == 0 and self.top_p < 1:
-            yield ("top_p at temperature 0, where nothing is drawn; write a temperature, such as 0.7")
+            yield ("top_p at temperature 0, where nothing is sampled; write a temperature, such as 0.7")
 
     @rule
     def _check_choice(self) -> Iterator[str]:

@@ -129,7 +129,7 @@ _SAMPLES = Table(
         Column("position", "BIGINT", "", "the item's place in the task, from 0"),
         _STATUS,
         _TEXT,
-        Column("prompt", "VARCHAR", "", "what the item asks, without system text, shots and passages"),
+        Column("prompt", "VARCHAR", "", "the question of the item, without system text, shots and passages"),
         Column("references", "VARCHAR[]", "", "the accepted answers"),
         _PARTS,
         _CLUSTER,
@@ -161,7 +161,7 @@ _SAMPLES = Table(
 )
 _ANSWERS = Table(
     "answers",
-    "one answer that was drawn to an item of a run whose recipe has decoding",
+    "one answer sampled for an item of a run whose recipe has decoding",
     (
         *_ROW,
         Column("sample", "BIGINT", "", "the answer's place among those of the item, from 0"),
@@ -172,7 +172,7 @@ _ANSWERS = Table(
         _N_PROMPT,
         _N_OUTPUT,
         Column("compute_s", "DOUBLE", "s", "the answer's share of its batch's time"),
-        Column("mean_logprob", "DOUBLE", "nats", "mean log-probability of its tokens; NULL: not asked for"),
+        Column("mean_logprob", "DOUBLE", "nats", "mean log-probability of its tokens; NULL: not requested"),
         _ERROR,
     ),
     """

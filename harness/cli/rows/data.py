@@ -122,9 +122,7 @@ def data_dedup(
     conflicts: Annotated[
         Literal["keep", "drop"], Option("Keep or drop rows with one question and different answers.")
     ] = "keep",
-    against: Annotated[
-        list[str] | None, Option("A test file; rows that ask its questions are dropped.")
-    ] = None,
+    against: Annotated[list[str] | None, Option("A test file; rows with its questions are dropped.")] = None,
     named: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
@@ -215,7 +213,7 @@ def data_mix(
     weights: Annotated[str | None, Option("The files' shares of the rows, such as 0.7,0.3.")] = None,
     temperature: Annotated[float, Option("Shares by size, n^(1/T): 1 by size, high nearly even.")] = 1.0,
     n_rows: Annotated[int | None, Option("How many rows in all.", "--rows")] = None,
-    replacement: Annotated[bool, Option("A row may be drawn several times.")] = False,
+    replacement: Annotated[bool, Option("A row may be sampled several times.")] = False,
     column: Annotated[str, Option("The new column that names the file.")] = "source",
     seed: Seed = 0,
     remarks: Remarks,
@@ -339,7 +337,7 @@ def roles_of(content: "Rows", named: RowColumns) -> "Roles":
     names = {name for row in content.rows for name in row.fields}
     there = ([column for column in columns if column in names] for columns in roles)
     questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
-    say(f"{content.shown}: {questions} asks, {answers} answers")
+    say(f"{content.shown}: prompt from {questions}, answer from {answers}")
     return roles
 
 

@@ -96,11 +96,11 @@ def data_augment(
     out: Out = None,
     wording: Wording,
     n_rows: Annotated[
-        int | None, Option("Rows to reword, at most, drawn at random.", "--rows", min=1)
+        int | None, Option("Rows to reword, at most, sampled at random.", "--rows", min=1)
     ] = None,
     endpoint: Endpoint,
     against: Annotated[
-        list[str] | None, Option("A further test file; rows that ask its questions are left out.")
+        list[str] | None, Option("A further test file; rows with its questions are left out.")
     ] = None,
     config: Config = CONFIG,
     named: RowColumns,
@@ -132,7 +132,7 @@ def data_augment(
     if dry_run or out is None:
         if as_json:
             print_json(planned._asdict())
-        say("nothing is asked or written in a dry run")
+        say("a dry run sends no request and writes nothing")
         return
     in_columns = not row_suffix(out.name).startswith(".json")
     with _steps_as_options(by_whom):

@@ -34,8 +34,8 @@ def data_check(
     base: Annotated[
         str | None, Option("Count tokens by this model; without it by harness.yaml's `base_model`.")
     ] = None,
-    prompt: Annotated[str | None, Option(f"What asks: {_Columns}")] = None,
-    reference: Annotated[str | None, Option(f"What answers: {_Columns}")] = None,
+    prompt: Annotated[str | None, Option(f"The prompt: {_Columns}")] = None,
+    reference: Annotated[str | None, Option(f"The answer: {_Columns}")] = None,
     source: Annotated[str | None, Option("The column that says where a row comes from.")] = None,
     date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,

@@ -12,7 +12,7 @@ from harness.cli.app import BY_A_MODEL, ROWS, data_app, group, print_lines, say
 from harness.cli.options import (
     AnswerTokens,
     Argument,
-    DryAsking,
+    DryRequests,
     ExperimentFile,
     Json,
     MaxCost,
@@ -46,7 +46,7 @@ def data_distill(
     out: Annotated[Path | None, Option("The new file of rows. A manifest is written beside it.")] = None,
     rewrite: Annotated[str, Option("Rewrite the rows' own answers by this instruction.")] = "",
     prompts: Annotated[
-        str | None, Option("A file of rows that ask, in place of the target's training rows.")
+        str | None, Option("A file of prompts, in place of the target's training rows.")
     ] = None,
     min_score: Annotated[
         float | None, Option("Keep answers with at least this score against the row's own.")
@@ -54,10 +54,10 @@ def data_distill(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     max_new_tokens: AnswerTokens = None,
-    rows: Annotated[int | None, Option("Rows to ask about, at most.", min=1)] = None,
+    rows: Annotated[int | None, Option("Rows to send, at most.", min=1)] = None,
     max_cost: MaxCost = None,
     seed: Seed = 0,
-    dry_run: DryAsking = False,
+    dry_run: DryRequests = False,
     as_json: Json = False,
 ) -> None:
     """Let a teacher label training rows or rewrite answers.
@@ -78,7 +78,7 @@ def data_distill(
     plan = plan_distillation(session, teacher, request)
     if out is None or dry_run:
         print_lines(plan._asdict(), [str(plan)], as_json)
-        say("nothing is asked in a dry run")
+        say("a dry run sends no request")
         return
     say(str(plan))
     made = distill_rows(session, teacher, request, str(out))
@@ -102,7 +102,7 @@ def data_distill(
     name="make",
 )
 def pairs_make(
-    candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are drawn.")],
+    candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are sampled.")],
     at: ExperimentFile,
     out: Annotated[Path | None, Option("The new file of pairs. A manifest is written beside it.")] = None,
     rank: Annotated[
@@ -112,12 +112,12 @@ def pairs_make(
             "or a candidate that makes a reward model. By default the metric that decides."
         ),
     ] = "",
-    samples: Annotated[int, Option("Answers drawn to each prompt.", min=2)] = 4,
+    samples: Annotated[int, Option("Answers sampled for each prompt.", min=2)] = 4,
     temperature: Annotated[float, Option("Sampling temperature, above 0.")] = 1.0,
     top_p: TopP = 1.0,
     max_new_tokens: AnswerTokens = None,
     gap: Annotated[float, Option("Scores that differ by no more than this are a tie.", min=0)] = 0.0,
-    rows: Annotated[int | None, Option("Training prompts to ask, at most.", min=1)] = None,
+    rows: Annotated[int | None, Option("Training prompts to send, at most.", min=1)] = None,
     max_cost: Annotated[
         float | None,
         Option(
@@ -163,13 +163,13 @@ def data_propose_prompts(
     proposer: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,
     out: Annotated[Path | None, Option("The new YAML file with a candidate to copy.")] = None,
-    n: Annotated[int, Option("How many texts to ask for.", min=1, max=64)] = 6,
+    n: Annotated[int, Option("How many texts to request.", min=1, max=64)] = 6,
     examples: Annotated[int, Option("How many training rows to show.", min=0)] = 4,
     max_new_tokens: Annotated[int, Option("Tokens of a text, at most.", min=1)] = 200,
     temperature: Temperature = 0.7,
     max_cost: MaxCost = None,
     seed: Seed = 0,
-    dry_run: DryAsking = False,
+    dry_run: DryRequests = False,
     as_json: Json = False,
 ) -> None:
     """Let a model propose system texts to be tried.
@@ -187,7 +187,7 @@ def data_propose_prompts(
     plan = plan_proposals(session, proposer, request)
     if dry_run or out is None:
         print_lines(plan._asdict(), [str(plan)], as_json)
-        say("nothing is asked in a dry run")
+        say("a dry run sends no request")
         return
     say(str(plan))
     path, made = out, propose_prompts(session, proposer, request)

@@ -34,7 +34,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
 def _rows(table: RowTable) -> Finding:
     files = ", ".join(f"{name} {n:,}" for name, n in table.per_file.items())
     memory = f"as many as {HELD / 1e9:g} GB of memory holds"
-    held = f"; texts of {len(table.entries):,} drawn rows are looked at, {memory}" if table.is_drawn else ""
+    held = f"; texts of {len(table.entries):,} sampled rows are looked at, {memory}" if table.is_drawn else ""
     if table.n < _FEWEST:
         meaning = "a fifth set aside for test holds fewer than 5 items: nothing can be shown on them"
         title = f"{pluralize(table.n, 'row')} in all ({files})"
@@ -48,7 +48,7 @@ _MORE = "collect more rows"
 def _lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
     ordered = sorted(lengths)
     at = {q: ordered[int(q * (n - 1))] for q in (0.5, 0.95, 1.0)}
-    drawn = f", of {n:,} drawn rows" if n < len(table.digests) else ""
+    drawn = f", of {n:,} sampled rows" if n < len(table.digests) else ""
     title = f"{what}: median {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {at[1.0]:,}{drawn}"
     return Finding("note", title, "how long rows are", example=histogram(ordered))
 

@@ -88,10 +88,10 @@ def _find_by_sense(
     pairs = list(repeats_by_sense(questions, encode, lambda i, j: _same(left[i], left[j], table)))
     if pairs:
         i, j, cosine = max(pairs, key=lambda pair: pair[2])
-        said = f", of {len(left):,} drawn" if len(left) < len(rows) else ""
+        said = f", of {len(left):,} sampled" if len(left) < len(rows) else ""
         yield Finding(
             "warning",
-            f"rows that may ask what an earlier row asks, by sense (cosine of {EMBEDDINGS:g} or more{said})",
+            f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})",
             "read some: in other words they add little to learn from, and set apart for test they are leaks",
             len(left),
             tuple(left[i].where for i, _, _ in pairs),

@@ -83,7 +83,7 @@ def _report_suspects(
 ) -> Iterator[Finding]:
     """Give the label accuracy, and the suspects if there are some."""
     doubted = 100 * len(suspects) / n
-    said = f", of {n:,} judged (drawn by class, of labels with {_FEWEST} rows or more)" if n < n_all else ""
+    said = f", of {n:,} judged (sampled by class, of labels with {_FEWEST} rows or more)" if n < n_all else ""
     yield Finding(
         "note",
         f"label accuracy: about {100 - doubted:.1f} %{said}"

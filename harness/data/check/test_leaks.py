@@ -98,17 +98,17 @@ def _say_exact(table: RowTable, test: RowTable, leaks: Sequence[ContaminatedRow]
         "the score on test counts what was learned by heart",
         len(table.entries),
         tuple(leak.training.where for leak in leaks),
-        f"{first.training.where} asks what {first.evaluated.where} asks: "
+        f"{first.training.where} has the question of {first.evaluated.where}: "
         f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
         _name_dedup_command(test),
-        beside=tuple(f"{leak.evaluated.where}, which asks the same" for leak in leaks),
+        beside=tuple(f"{leak.evaluated.where}, with the same question" for leak in leaks),
     )
 
 
 def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
     return Finding(
         "warning",
-        f"training rows that may ask what a test row asks, {how}",
+        f"training rows whose question may be that of a test row, {how}",
         "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
         len(table.entries),
         tuple(pair.row.where for pair in pairs),

@@ -104,7 +104,10 @@ def _representativeness(
     if apart:
         return Finding("note", title, f"0.5 is alike; test has other values of {apart!r} than training")
     if p < ALPHA:
-        meaning = "0.5 is alike: test asks otherwise than training, so it shows less of what training brought"
+        meaning = (
+            "0.5 is alike: the questions of test differ from those of training, so it shows less of what"
+            " training brought"
+        )
         return Finding("warning", title, meaning, command="harness data split FILE --out OUT")
     return Finding("note", title, "0.5 is alike: test items look like training rows")
 

@@ -80,7 +80,7 @@ def keep_decision(
     """
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
-        raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it anew"))
+        raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it again"))
     before = _read_kept(path, digest) or RowDecisions(digest, {}, column)
     if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
         found = f"decisions on {_column_text(before.column)}"
@@ -155,7 +155,7 @@ def open_decisions(file: Path, path: str) -> Decisions:
         raise UserError(Problem(shown, "no such file", "a file of decisions", step)) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise UserError(Problem(shown, f"no decisions ({why})", _FORM, "keep them anew")) from None
+        raise UserError(Problem(shown, f"no decisions ({why})", _FORM, "keep them again")) from None
     if len(digest) < 16 or not checksum(Path(path)).startswith(digest):
         found = f"decisions on another content than that of {readers.display_path(path)}"
         step = "look at the rows again, or name the file that was looked at"
@@ -209,7 +209,7 @@ def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Proble
         if not line.isdecimal() or int(line) not in lines:
             yield Problem(where, "no row in that line", "a line of a row", "look at the rows again")
         elif not isinstance(of, dict) or of.get("decision") not in get_args(Verdict):
-            yield Problem(where, f"the decision {of!r}", "drop, keep or relabel", "decide it anew")
+            yield Problem(where, f"the decision {of!r}", "drop, keep or relabel", "decide it again")
         elif of["decision"] == "relabel" and not (isinstance(of.get("label"), str) and of["label"].strip()):
             yield Problem(where, "relabel without a label", "a label", "name the label, or drop the row")
         else:

@@ -28,7 +28,7 @@ class DedupEntry(NamedTuple):
 
 
 _Changes = dict[int, EditedRow]
-_SAYS_NOTHING = "nothing in the columns that ask and answer"
+_SAYS_NOTHING = "nothing in the columns of prompt and answer"
 
 
 def dedup(
@@ -99,7 +99,9 @@ def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry])
     # As a comparison refuses them: also where indentation differs.
     first = {question: e.row.where for e in reversed(tests) if (question := fold_text(e.qa.whole))}
     equal = ((i, e, question) for i, e in left.items() if (question := fold_text(e.qa.whole)) in first)
-    return changes | {i: drop(e.row, "asked in the test file", first[question]) for i, e, question in equal}
+    return changes | {
+        i: drop(e.row, "a question of the test file", first[question]) for i, e, question in equal
+    }
 
 
 def _equal(left: Mapping[int, DedupEntry]) -> _Changes:

@@ -391,7 +391,7 @@ def _problems(shown: str, split_up: SplitRows, way: SplitOptions) -> Iterator[Pr
     """Phrase a part without rows, and a class that a part by time lacks."""
     parts, reasons = split_up.parts, Counter(change.reason for change in split_up.changes)
     left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())
-    step = "add rows, or ask for fewer parts"
+    step = "add rows, or fewer parts"
     if way.time and reasons:
         step = "add newer rows, or --alike 1, which drops equal questions alone"
     if _IN_EARLIER_GROUP in reasons:

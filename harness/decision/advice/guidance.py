@@ -75,7 +75,7 @@ _ADVICE: Mapping[Need, Advice] = {
         _PROMPTED,
     ),
     "rapid_iteration": Advice(
-        "what changes every few days is prompted; a fine-tune is trained and judged anew each time",
+        "what changes every few days is prompted; a fine-tune is trained and judged again each time",
         _PROMPTED,
     ),
     "no_compute": Advice(

@@ -34,7 +34,7 @@ class Scenario(NamedTuple):
     remedy: str
 
 
-_PROMPTED = Scenario(1, "the base can do the task where it is asked well", "a prompt")
+_PROMPTED = Scenario(1, "the base can do the task where it is prompted well", "a prompt")
 _SHOWN = Scenario(
     2, "examples of the task suffice without training", "shots, ranked labels or a plain classifier"
 )

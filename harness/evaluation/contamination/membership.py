@@ -87,7 +87,7 @@ def measure_membership(session: Session, most: int | None = ITEMS) -> tuple[Memb
     texts = [text for of in drawn for text in of.texts]
     n_tokens = sum(len(base.encode((), text, chat_template=False).continuation) for text in texts)
     n_items = sum(len(of.items) for of in drawn)
-    label = f"asking the base for what it knows of {n_items:,} of {sum(of.of for of in drawn):,} items"
+    label = f"log-probabilities under the base of {n_items:,} of {sum(of.of for of in drawn):,} items"
     with session.progress.stage(label, session.seconds(Work(read=n_tokens))) as advance:
         score = _TextScorer(base.score_tokens, sum(map(len, texts)), advance)
         return tuple(_membership(of, partial(score, of.task)) for of in drawn)

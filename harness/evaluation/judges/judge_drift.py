@@ -21,7 +21,7 @@ from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.records import Anchor, AnchorCheck, Grade
 
 ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each check
-_NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded anew"
+_NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded again"
 
 
 def anchors_of(judged: JudgedMetric, judge: Judge, answers: Sequence[UngradedAnswer]) -> list[Anchor]:

@@ -151,7 +151,7 @@ def _describe_unchecked_grades(judged: JudgedMetric, judge: Judge) -> str:
     if not (judge.settings and anchors and older):
         return ""
     said = f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
-    return f"{said} (version: in the rubric grades them anew)"
+    return f"{said} (version: in the rubric grades them again)"
 
 
 def _price(judged: JudgedMetric, judge: Judge) -> str:

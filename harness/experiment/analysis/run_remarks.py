@@ -186,7 +186,7 @@ def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
             yield f"{run.candidate}: a baseline, measured on the target alone"
         elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
-            yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
+            yield f"{run.candidate}: not evaluated on {', '.join(left)}, {said}"
     if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 

@@ -156,14 +156,21 @@ def choose_rows(
     chosen = able if n_rows is None else draw(able, min(n_rows, len(able)), f"{seed}/augment")
     if not chosen:
         n = pluralize(len(content.rows), "row")
-        found_text, step = f"{n}, none with a text of its own that asks", "name the column: --prompt COLUMN"
+        found_text, step = (
+            f"{n}, none with a question as a text of its own",
+            "name the column: --prompt COLUMN",
+        )
         if layout := formats.recognise(content.rows):
             found_text = f"{n} of the layout {layout.name} ({layout.form})"
-            step = "write what asks as a text in prompt, or as turns in messages"
+            step = "write the question as a text in prompt, or as turns in messages"
         if left:
-            found_text = f"{n}, {count(len(left))} of them evaluated, and none of the others asks in a text"
+            found_text = (
+                f"{n}, {count(len(left))} of them evaluated, and none of the others has a question as a text"
+            )
             step = "name rows to train on, or another file --against"
-        raise UserError(Problem(content.shown, found_text, "a row to train on, with a text that asks", step))
+        raise UserError(
+            Problem(content.shown, found_text, "a row to train on, with a question as a text", step)
+        )
     return Augmentation(content, roles, {i: found[i] for i in chosen}, tuple(left), tuple(evaluated))
 
 
@@ -243,7 +250,7 @@ def _mark_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dict[i
     for evaluated in of.evaluated:
         for place, at in _find_contaminated(evaluated, [evaluated.question_of(row) for row in rows]):
             i, k = fit[place]
-            by_row[i][k] = Rewording("", f"asks what is evaluated: {at}")
+            by_row[i][k] = Rewording("", f"is evaluated: {at}")
     return {i: tuple(found) for i, found in by_row.items()}
 
 

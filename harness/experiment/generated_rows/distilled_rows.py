@@ -176,7 +176,7 @@ def _rows(session: Session, request: Distillation) -> list[SourcedExample]:
     else:
         rows = session.target.items.list_sourced("train")
     if not rows:
-        step = "name a file of rows that ask: --prompts FILE"
+        step = "name a file of prompts: --prompts FILE"
         raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
     kept = splits.draw(rows, request.n_rows, random.Random(f"{request.seed}/prompts"))
     ids = {example.id for example in kept}

@@ -167,7 +167,7 @@ def _usable(drawn: Sequence[Output], *, truncated: bool) -> _PromptAnswers:
         if not kept
         else _CUT
         if not whole
-        else "one answer only, drawn every time"
+        else "one answer only, sampled every time"
     )
     return _PromptAnswers(texts, reason)
 

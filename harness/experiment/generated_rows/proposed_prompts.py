@@ -85,7 +85,7 @@ def _questions(session: Session, name: str, request: PromptProposal) -> _Questio
     task, rows = session.target.task, session.target.items.train
     if not rows:
         found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
-        raise UserError(Problem(f"task {task.name}", found, "rows that show what is asked", step))
+        raise UserError(Problem(f"task {task.name}", found, "rows that show the questions", step))
     shown = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
     return _Questions(writer, shown, [_prompt(session, shown, request, k) for k in range(request.n)])
 

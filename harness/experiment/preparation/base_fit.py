@@ -266,7 +266,7 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
     base = candidate.trained_base
     if not chat:
         found = "assistant_only_loss, and a target with chat_template: false"
-        yield Problem(where, found, "a target that is asked in chat", step)
+        yield Problem(where, found, "a target prompted in chat", step)
     elif not hub.is_packed(base) and not _MARKED.search(hub.chat_template(base)):
         found = (
             f"assistant_only_loss, and a chat template that does not mark the assistant's words ({base.name})"

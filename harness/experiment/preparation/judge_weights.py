@@ -105,6 +105,6 @@ def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weig
     """Return the weights where they are those that the rubric pins."""
     if not weights.digest.startswith(one.weights):
         found = f"{one.label} with the weights {weights.digest[: max(8, len(one.weights))]}"
-        step = f"weights: {weights.digest[:8]} where these are meant; all answers are then graded anew"
+        step = f"weights: {weights.digest[:8]} where these are meant; all answers are then graded again"
         raise UserError(Problem(where, found, f"weights: {one.weights}, as the rubric pins", step))
     return weights

@@ -59,7 +59,7 @@ def refuse_two_ways(scope: Scope) -> None:
     """Refuse a cut of the items from which more would be drawn: the delta is that of whole tasks."""
     given = [name for name, there in (("--quick", scope.quick), ("--limit", scope.limit)) if there]
     if scope.fewer and given:
-        expected = "whole tasks, from which the items are drawn"
+        expected = "whole tasks, from which the items are sampled"
         step = "--all-items, or leave the other out"
         raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
 

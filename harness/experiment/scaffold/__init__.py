@@ -180,14 +180,14 @@ def _sentences(
         f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows of prompt and reference"
     )
     if {"prompt", "reference"} <= seen.fields.keys():
-        layout = f"rows that ask {seen.fields['prompt']} and answer {seen.fields['reference']}"
+        layout = f"rows of prompt {seen.fields['prompt']} and answer {seen.fields['reference']}"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
     form = _BY_METRIC.get(task.primary_metric, _CHOSEN[seen.kind].format(n=len(task.labels)))
     yield f"task: {form}"
     by = f" by {seen.fields['cluster'].strip('{}')}" if "cluster" in seen.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
         by = " by context" if seen.kind == "question" else " by cluster"
-    drawn = " (drawn; raise limits: for more)" if task.data.limits.train else ""
+    drawn = " (sampled; raise limits: for more)" if task.data.limits.train else ""
     yield (
         f"split{by}: {pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for "
         f"validation, {len(items.test):,} for test{drawn}"

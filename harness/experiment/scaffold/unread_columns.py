@@ -131,7 +131,7 @@ def _parts(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
         if column.lower() in _SPLITS and len(parts) > 1 and {part.lower() for part in parts} <= _PARTS:
             named = ", ".join(f"{part} ({count(values.count(part))})" for part in parts)
             yield (
-                f"the column {column!r} parts the rows into {named}, and is not read: they are split anew; "
+                f"the column {column!r} parts the rows into {named}, and is not read: they are split again; "
                 "next: to keep these parts, write each to a file, and name these as train, validation and "
                 "test under data: of the suite"
             )
@@ -145,6 +145,6 @@ def _parts_of_set(request: Request) -> Iterator[str]:
     if others:
         named = ", ".join(f"{part}: {json.dumps(absolute(request.data))}" for part in ("train", *others))
         yield (
-            f"{request.data}: its {' and '.join(others)} rows are not read, train is split anew; next: to "
+            f"{request.data}: its {' and '.join(others)} rows are not read, train is split again; next: to "
             f"keep these parts, write data: {{{named}}} in the suite"
         )

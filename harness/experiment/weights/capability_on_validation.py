@@ -110,7 +110,7 @@ def constraint_problems(session: Session, candidate: ResolvedCandidate) -> Itera
     """Yield that there are no items to measure forgetting on."""
     bound = candidate.recipe.subject_to
     if bound and not general_items(session, bound.items):
-        found = "subject_to: {forgetting: …}, and no general item that no test asks"
+        found = "subject_to: {forgetting: …}, and no general item outside the tests"
         expected = "items of the capability suites for validation"
         step = "data: {validation: FILE} at a task of a capability suite, or a limit below its items"
         yield Problem(f"candidate {candidate.name}", found, expected, step)

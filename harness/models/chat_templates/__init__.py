@@ -113,8 +113,8 @@ def template_problems(
         yield Problem(where, found, "a Jinja template over messages and add_generation_prompt", "mend it")
         return
     if _QUESTION[0]["content"] not in prompt or not whole.startswith(f"{prompt}{_ANSWER}"):
-        found = f"{prompt!r} for what is asked, and {whole!r} with its answer"
-        expected = "a conversation that begins with what is asked, then the answer"
+        found = f"{prompt!r} for the prompt, and {whole!r} with its answer"
+        expected = "a conversation that begins with the prompt, then the answer"
         yield Problem(where, found, expected, "end the template as add_generation_prompt does")
         return
     rest = whole.removeprefix(f"{prompt}{_ANSWER}")

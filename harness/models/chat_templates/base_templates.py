@@ -45,7 +45,7 @@ def _phrase_no_template(name: str, in_chat: list[str]) -> Problem:
     known = ", ".join(template_names())
     return Problem(
         f"base_model {name}",
-        f"a tokenizer without a chat template, and tasks asked in chat: {', '.join(in_chat)}",
+        f"a tokenizer without a chat template, and tasks prompted in chat: {', '.join(in_chat)}",
         "an instruction-tuned model, or a template for this one",
         f"chat_template: {known.replace(', ', ' or ')} in harness.yaml, choose an instruct model, "
         "or set chat_template: false on these tasks",

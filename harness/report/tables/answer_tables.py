@@ -84,10 +84,10 @@ def _distinct(answers: AnswerCounts) -> str:
 
 
 _SEVERAL_NOTE = (
-    "Several answers were drawn to each item. Distinct: the share of an item's answers that differ from one "
-    "another, commonest: that of the one given most often, each averaged over items; a collapsed model says "
-    "one thing however often it is asked. pass@k: the chance that at least one of k answers is right, "
-    "estimated without bias from all of them (Chen et al. 2021), where the metric is 0 or 1."
+    "Several answers were sampled for each item. Distinct: the share of an item's answers that differ from"
+    " one another, commonest: that of the one given most often, each averaged over items; a collapsed model"
+    " says one thing however often it is prompted. pass@k: the chance that at least one of k answers is right,"
+    " estimated without bias from all of them (Chen et al. 2021), where the metric is 0 or 1."
 )
 
 
@@ -171,7 +171,7 @@ def retrieval_text(f: CandidateFacts) -> str:
     if (use := f.retrieval) is not None and use.n:
         said.append(
             f"the passages held the answer to {count(use.found)} of {count(use.n)}"
-            f" {'drawn answers' if use.by_answer else 'items'}, of which"
+            f" {'sampled answers' if use.by_answer else 'items'}, of which"
             f" {count(use.unused)} were answered wrongly and {count(use.ungrounded)} right but not from them"
         )
     return "; ".join(said)

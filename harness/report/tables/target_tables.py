@@ -22,8 +22,8 @@ _CHANGES_COLUMNS = (
     "change",
     "vs best untrained",
     "still outdated",
-    "index anew",
-    "training anew",
+    "new index",
+    "retraining",
 )
 _CHANGES_NOTE = (
     "Nothing was trained for the changed items. Who retrieves got an index of the new documents; of trained"
@@ -89,11 +89,11 @@ _WINS_COLUMNS = (
     "win rate, %",
     "before correction",
     "pairs people rated",
-    "asked for",
+    "required",
 )
 _WINS_NOTE = (
     "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
-    " as gate.target.win_rate asks for it; it is the gain that the decision goes by."
+    " as gate.target.win_rate requires it; it is the gain that the decision goes by."
 )
 
 
@@ -141,7 +141,7 @@ def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
     wins = f.wins
     if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
         return ""
-    required = f"{formatting.percent(declared.win_rate)} % is asked"
+    required = f"{formatting.percent(declared.win_rate)} % is required"
     lacking = (
         f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
     )

@@ -174,8 +174,8 @@ def _outcome(trial: Trial) -> str:
 
 
 _QUANTITY = (
-    "rows are as trained, one that stands twice in a file or is drawn again each time; in brackets those that"
-    " were labelled, where a mixture drew some again; tokens are those of all epochs"
+    "rows are as trained, one that stands twice in a file or is sampled again each time; in brackets those"
+    " that were labelled, where a mixture drew some again; tokens are those of all epochs"
 )
 
 
