@@ -38,7 +38,7 @@ _PAGES = {
 
 @st.fragment(run_every=2.0)
 def status() -> None:
-    """Show where the command at work is; when runs or reports have come, show the page anew."""
+    """Show where the command at work is; when runs or reports have come, show the page again."""
     at, now, stamp = project.find_at_work(), len(project.runs()), project.stamp()
     before = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp

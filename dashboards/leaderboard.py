@@ -78,7 +78,7 @@ def _table(
 
 
 def _unread(found: Board) -> None:
-    """Say how many scores are not known yet, and estimate them when asked."""
+    """Say how many scores are not known yet, and estimate them on request."""
     if found.n_unanswered:
         safe_text.say(
             f"Runs without a score, because they did not answer the target: {count(found.n_unanswered)}"

@@ -1,7 +1,7 @@
 """Know, with evidence, whether to fine-tune.
 
 Invariant: importing the package costs nothing; `compare`, `gate` and `frames` load what they need when
-they are first asked for.
+they are first used.
 """
 
 from typing import TYPE_CHECKING, Any

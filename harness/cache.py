@@ -1,4 +1,4 @@
-"""Cache folder: files that can be made anew, each written whole or not at all; and what is on the disk."""
+"""Cache folder: files that can be made again, each written whole or not at all; and what is on the disk."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     """Return what is remembered of a kind under a key, as JSON gives it back; else make and remember it.
 
     Of processes that make it together the first one's holds for all. None is not remembered. A damaged file
-    is made anew; a folder that may only be read costs time alone.
+    is made again; a folder that may only be read costs time alone.
     """
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):

@@ -1,6 +1,6 @@
 """A file in a folder is a plugin, and its file name is its name.
 
-Invariant: names come from the folder's listing alone; only the plugin that is asked for is
+Invariant: names come from the folder's listing alone; only the plugin that is named is
 imported, so listing them costs no import.
 """
 
@@ -76,10 +76,10 @@ class TrialSetting(NamedTuple):
 
 
 class RescueSituation(NamedTuple):
-    """Fine-tune to rescue, as a plugin sees it that is asked for settings.
+    """Fine-tune to rescue, as a plugin sees it that proposes settings.
 
     `params` are those of its method, over those of the adapter that it starts from or was made elsewhere;
-    `present` are those of the regulariser that is asked, None where the recipe has it not. `others` maps the
+    `present` are those of the regulariser itself, None where the recipe has it not. `others` maps the
     other adapters of its base to the parameters of their methods. `n_layers` is that of the base, None where
     it is not known. `tracked` are the points along its training, `margin` is the share of capability that the
     gate allows to lose, and `sign` is −1 where lower scores on the target are better. `makes` is the kind of

@@ -76,7 +76,7 @@ def find_drawn_comparison(
 ) -> Comparison | str | None:
     """Find the report's own comparison of a task whose items were drawn, or say why there is none.
 
-    None where every item was asked, so that the stored rows say all.
+    None where every item was evaluated, so that the stored rows say all.
     """
     if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
         return None

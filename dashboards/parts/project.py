@@ -40,7 +40,7 @@ class Project:
 
 
 def project() -> Project:
-    """Return what `harness dashboard` was asked to show."""
+    """Return what `harness dashboard` is to show."""
     return Project(Path(os.environ.get("HARNESS_CONFIG") or "harness.yaml").resolve())
 
 
@@ -172,7 +172,7 @@ def metric(task_name: str, name: str) -> Metric:
 
 
 def row_set_times(*digests: str) -> tuple[int, ...]:
-    """Return when row sets last changed: one that was asked a part of its items grows under its digest."""
+    """Return when row sets last changed: one with a part of its items grows under its digest."""
     known = _file_times(paths := [project().store.parquet(digest) for digest in digests])
     return tuple(known.get(path, 0) for path in paths)
 

@@ -1,6 +1,6 @@
 """Scores and ranks of runs on the target, made of their stored rows; a row set is read once for each metric.
 
-Invariant: the numbers are `comparison`'s, and no more row sets are read than was asked for.
+Invariant: the numbers are `comparison`'s, and no more row sets are read than were requested.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

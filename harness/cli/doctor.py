@@ -1,6 +1,6 @@
 """Command for the preflight check: doctor.
 
-Invariant: it computes nothing but, when asked, the A/A noise and the membership signal; whatever is wrong is
+Invariant: it computes nothing but, on request, the A/A noise and the membership signal; whatever is wrong is
 listed, and the exit code says whether something is.
 """
 

@@ -90,7 +90,7 @@ _PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
 
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
-    """Refuse two sets of rows that differ in more than their weights (and, unless asked, their prompting).
+    """Refuse rows that differ in more than their weights (and, unless requested, their prompting).
 
     How an endpoint computes belongs to it like its weights, and is part of the difference.
 

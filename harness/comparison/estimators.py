@@ -34,7 +34,7 @@ Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identi
 
 
 class Estimate(NamedTuple):
-    """A score or a delta with its 95 % interval, over n items; `n_errors` of all asked were not answered."""
+    """A score or a delta with its 95 % interval, over n items; `n_errors` of all were not answered."""
 
     score: float
     low: float
@@ -387,7 +387,7 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
 
 def _bootstrap(arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
     """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
-    even = bool((arms.weights == 1).all())  # as they are where all items were asked
+    even = bool((arms.weights == 1).all())  # as they are where all items were evaluated
 
     def weigh(draws: Array) -> Array:
         return np.atleast_2d(statistic(draws if even else draws * arms.weights))

@@ -18,7 +18,7 @@ BaseErrors = Literal["worst", "bounds"]
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Items, of `n` that were asked, which the base alone, the new run alone or neither answered.
+    """Items, of `n` that were evaluated, which the base alone, the new run alone or neither answered.
 
     An item of which some of several answers failed is among them, though it has a score. `cause`
     is the reason of the first. `is_scored` says that the metric has a worst value for them; else they are
@@ -44,7 +44,7 @@ class Errors:
 
     @property
     def share(self) -> float:
-        """Their share of the items that were asked; 0 where none was."""
+        """Their share of the items that were evaluated; 0 where none was."""
         return self.total / self.n if self.n else 0.0
 
 

@@ -18,7 +18,7 @@ from harness.stats import Array, Interval
 
 FEW = 10  # labels that differ from their grade, below which their spread alone is not trusted
 MIN_LABELS = 10  # below which nothing is corrected
-SETTLED = 0.8  # chance with which the labels that are asked for would settle a difference
+SETTLED = 0.8  # chance with which the labels that are required would settle a difference
 
 
 class GradedArm(NamedTuple):

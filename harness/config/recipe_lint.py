@@ -84,7 +84,7 @@ def _find_assumed_rate(method: str, params: Mapping[str, Any], n_parameters: flo
 
 
 def _place(value: float, sources: Sequence[Range], *, between: bool) -> str:
-    """Say where a value lies outside of ranges; empty within one, and `between` them unless asked."""
+    """Say where a value lies outside of ranges; empty within one, and `between` them only on request."""
     if value < min(one.low for one in sources):
         return "below what was published"
     if value > max(one.high for one in sources):

@@ -116,7 +116,7 @@ def _build_inner(
 
 
 def _rules(model: type[BaseModel], mode: str) -> list[Callable[[Any], Any]]:
-    """List a model's own rules of a mode of pydantic, in the order in which they are asked."""
+    """List a model's own rules of a mode of pydantic, in the order of evaluation."""
     rules = model.__pydantic_decorators__.model_validators.values()
     return [rule.func for rule in rules if rule.info.mode == mode]
 

@@ -206,7 +206,7 @@ def _is_number_or_sign(mark: str) -> bool:
 
 
 class _Search:
-    """Looks for the most alike of candidates; the shingles of those asked last are kept."""
+    """Looks for the most alike of candidates; the shingles of the last queries are kept."""
 
     def __init__(
         self, index: _Index, threshold: float, same: Callable[[int, int], bool] | None = None

@@ -4,7 +4,7 @@ Invariant: a frame is a text without one of its words; where at least `FILLED` d
 word is what tells them apart. Texts of more than `_LONGEST` words have no frames. A number is an id where
 more than `MOST` different texts begin with the same words up to it and more than half of their numbers
 differ, as in `Ticket 4821: ...` or a time stamp. A text of which more than `MOST` others differ in numbers
-alone, such as a sum, has none: there the numbers are what is asked.
+alone, such as a sum, has none: there the numbers are the question.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Shared n-grams of words: which item's n-grams a row has the largest share of.
 
-Invariant: n-grams of more than `MOST` items are boilerplate and do not count; nor, where that is asked, those
-of more than `MOST` different rows, so that few items need not tell what is boilerplate.
+Invariant: n-grams of more than `MOST` items are boilerplate and do not count; nor, where that is requested,
+those of more than `MOST` different rows, so that few items need not tell what is boilerplate.
 """
 
 from collections.abc import Sequence

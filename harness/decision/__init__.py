@@ -219,7 +219,7 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
 
 
 def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
-    """Tell whether a rate shows no right answer at all; where wins decide, it is not asked."""
+    """Tell whether a rate shows no right answer at all; where wins decide, it is not checked."""
     reached = run.target
     if case.by_wins or reached is None or not reached.unit.is_rate:
         return False

@@ -53,7 +53,7 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> floa
 
 
 def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
-    """Add what the fine-tune costs more than the alternative, whatever is asked of it.
+    """Add what the fine-tune costs more than the alternative, however many requests it answers.
 
     Training, labels, a teacher of its rows, evaluation and hosting are its own; the index of what retrieves
     may be on either side.

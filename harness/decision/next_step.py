@@ -138,7 +138,7 @@ def _has_drifted(run: CandidateFacts) -> bool:
 
 
 def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> SpendingOption | None:
-    """Value as many test items again: each costs a label, and is asked of both candidates."""
+    """Value as many test items again: each costs a label, and is answered by both candidates."""
     g = gain(run.vs_untrained)
     if g is None:
         return None

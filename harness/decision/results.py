@@ -429,7 +429,7 @@ class Case(NamedTuple):
     within the budgets; so is `alternative` (untrained), unless none is: then it is the best of all.
     `win_rate` is the one declared for the target; gains are win rates then where these may decide, and
     `by_metric` holds those by the target's metric, by run. `unchecked` says that this is a judge's, and
-    corrected by no labels. `trivial` is what a rule reaches that reads no item, where labels are asked for.
+    corrected by no labels. `trivial` is what a rule reaches that reads no item, where labels are expected.
     """
 
     facts: Sequence[CandidateFacts]

@@ -1,4 +1,4 @@
-"""Candidate × task → rows: what was asked, what came back, and what it scores.
+"""Candidate × task → rows: what was evaluated, what came back, and what it scores.
 
 Invariant: items are cut into blocks of `BLOCK` in an order seeded by the task's version, and
 batching happens inside a block, so a block's numbers do not depend on what ran before it.
@@ -39,7 +39,7 @@ _ROUNDING = 1e-9  # of a score, by which it may lie beyond its metric's bounds
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """One task's items as one candidate is asked them; `examples` are prompted and in order.
+    """One task's items as one candidate is prompted with them; `examples` are prompted and in order.
 
     `decoding` says how answers are drawn, None where they are greedy.
     """
@@ -91,7 +91,7 @@ class EncodedItem(NamedTuple):
 
 
 def encode_block(candidate: Candidate, job: EvaluationJob, index: int) -> list[EncodedItem]:
-    """Turn all that the candidate is asked in one block of items into token ids."""
+    """Turn all prompts of the candidate in one block of items into token ids."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     prompts = [_prompts(job, example) for example in examples]
     ids = iter(candidate.encode_all([one for of_item in prompts for one in of_item]))
@@ -128,7 +128,7 @@ def evaluate_block(
 
 
 class _ItemBlock(NamedTuple):
-    """Items that a candidate is asked together."""
+    """Items that a candidate answers together."""
 
     candidate: Candidate
     job: EvaluationJob

@@ -1,7 +1,7 @@
 """Rows that each candidate trains on: the target's, or of other files, mixed, or with wrong answers.
 
-Invariant: whatever is trained on, the same test items are asked, and no row asks one of them or an item of a
-suite; rows equal to the target's make the same weights.
+Invariant: whatever is trained on, the same test items are evaluated, and no row repeats one of them or an
+item of a suite; rows equal to the target's make the same weights.
 """
 
 from collections import Counter

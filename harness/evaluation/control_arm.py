@@ -1,4 +1,4 @@
-"""The control arm: blocks of a base's stored rows, asked again whenever a candidate is asked.
+"""The control arm: blocks of a base's stored rows, evaluated again whenever a candidate is evaluated.
 
 Invariant: it is measured before the first candidate of a call answers anything but a first result, once a
 base, and never where everything is reused; the stored rows stay as they are.
@@ -30,7 +30,7 @@ Rows = Sequence[SampleResult]
 
 
 class _StoredBlock(NamedTuple):
-    """One block that can be asked again: its set, its place, and what is stored of it."""
+    """One block that can be re-evaluated: its set, its place, and what is stored of it."""
 
     rows: RowSet
     place: int
@@ -141,7 +141,7 @@ def _item_names(rows: Iterator[SampleResult]) -> tuple[str, ...]:
 
 
 def differs(old: SampleResult, new: SampleResult) -> bool:
-    """Tell whether an item was asked, answered or scored otherwise, but for the rounding of sums."""
+    """Tell whether an item was prompted, answered or scored otherwise, but for the rounding of sums."""
     if (old.prompt_digest, old.text, old.status) != (new.prompt_digest, new.text, new.status):
         return True
     names = old.parts.keys() | new.parts.keys()

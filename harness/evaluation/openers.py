@@ -35,7 +35,7 @@ def open_model(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 @contextmanager
 def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base with an adapter, merged where that is asked for."""
+    """Open the base with an adapter, merged where that is requested."""
     host, folder = session.host(_source(session, weights)), _folder(weights) / "adapter"
     if weights.merged:
         assert isinstance(host, ModelHost), "serve_merged is refused for other engines"

@@ -42,11 +42,11 @@ _ALLOCATIONS = 50_000  # between collections from the first base on: what a cycl
 
 
 class MeasuredTask(NamedTuple):
-    """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
+    """A task of a suite with its items, each split's version, its metrics, and the way to evaluate a block.
 
     `encode` makes its token ids of a candidate, a job and the block's number, and `evaluate` takes them.
 
-    Where only some of its test items are asked `weights` holds their inclusion weights by id, and the
+    Where only some of its test items are evaluated `weights` holds their inclusion weights by id, and the
     items come in the order in which they were drawn. `judged` are those of its metrics that judges grade.
     """
 
@@ -62,7 +62,7 @@ class MeasuredTask(NamedTuple):
     judged: Mapping[str, JudgedMetric] = {}
 
     def size(self, split: Split) -> int:
-        """Count the items of a split that are asked."""
+        """Count the items of a split that are evaluated."""
         return 0 if self.task.lm_eval and split != "test" else len(getattr(self.items, split))
 
     @property
@@ -156,7 +156,7 @@ class Session:
     control arm that was measured while this session was open, `judging` maps judges that run here to their
     weights, or to why they have none yet; `checked_judges` holds the judges whose anchors were graded again
     for the candidate that is evaluated, `refused_judges` why one of them may grade nothing new, `settled`
-    runs to the verdict that an interim analysis settled; these are asked nothing more. `failures` maps
+    runs to the verdict that an interim analysis settled; these are evaluated no further. `failures` maps
     candidates with seeds to what a worker or their base failed with; these are not made here. `searched`
     names candidates of whose sweep or search every trial was made since this session was opened; those that
     failed are not made again. One that is a worker's (`is_worker`) claims what it makes, as others are at

@@ -129,8 +129,8 @@ def run_all(
     """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
 
     Workers, where the experiment has some, first make what they can on sessions of the same `scope`. Where
-    that asks fewer items, large tasks are asked in interim analyses, until the verdicts are settled; where no
-    task can be drawn from, it is the run on all items.
+    that takes fewer items, large tasks are evaluated in interim analyses, until the verdicts are settled;
+    where no task can be drawn from, it is the run on all items.
 
     Raises:
         UserError: a learning curve is wanted that no selected candidate can have, or an endpoint has to

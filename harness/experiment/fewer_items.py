@@ -1,4 +1,4 @@
-"""Fewer items: the base's stored rows choose which items of large tasks are asked, in interim analyses.
+"""Fewer items: the base's stored rows choose which items of large tasks are evaluated, in interim analyses.
 
 Invariant: base and candidates answer the same items in the same layout; the first analysis that settles
 the gate's rules on the capability suite is the last one, at an alpha that pays for the earlier ones. Beside
@@ -108,7 +108,7 @@ def answer_all_items(session: Session, run: Run) -> Run:
 
 
 def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:
-    """Plan the interim analyses from the base's row sets of each task; none where all items are asked."""
+    """Plan the interim analyses from the base's row sets of each task; none where all items are evaluated."""
     rows = {
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
         for m in session.suites
@@ -228,7 +228,7 @@ def keep_settled(session: Session, runs: Runs) -> None:
 
 
 def name_settled_runs(session: Session, runs: Runs) -> list[str]:
-    """Name the runs that were asked fewer items than the last interim analysis asked."""
+    """Name the runs that were evaluated on fewer items than the last interim analysis takes."""
     found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
     last = session.experiment.gate.alpha
     return [

@@ -172,7 +172,7 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
 
 
 def evaluate(prepared: PreparedEvaluation) -> Evaluation:
-    """Ask what has not been asked yet, and estimate every score."""
+    """Evaluate what has not been evaluated yet, and estimate every score."""
     session = prepared.session
     store.begin(session.store, at_work := f"eval-{Path(prepared.name).name}")
     digests = suite_arm(session, prepared.weights, prepared.name)

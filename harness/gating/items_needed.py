@@ -1,4 +1,4 @@
-"""Items needed to settle a margin, and the tasks that they are asked of.
+"""Items needed to settle a margin, and the tasks that they come from.
 
 Invariant: planned from widths that were found, which hold n, disagreement and clusters; a task is given
 more items in proportion to what each of its items adds to the width (Neyman), and never more than it holds.

@@ -36,7 +36,7 @@ class TaskComparison(NamedTuple):
     """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
 
     `half` is set where only one half of the items counts in the macro. `room` is how many items the task
-    still holds beside those that were drawn, infinite where all were asked. `span` is the range of the
+    still holds beside those that were drawn, infinite where all were evaluated. `span` is the range of the
     primary metric, of which margins are shares. `may_be_admitted` is False where that metric never counts in
     the macro, whatever the base scores.
     """

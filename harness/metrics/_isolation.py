@@ -50,7 +50,7 @@ cd /tmp
 exec "$PYTHON" -I -S -c "$LEAVE" setpriv --no-new-privs --bounding-set=-all --inh-caps=-all \\
     prlimit $LIMITS -- "$PYTHON" -I -S -c "$DRIVER"
 """
-# umount(8) wants a /proc, which is not there. Memory that no limit of a process counts cannot be asked for:
+# umount(8) wants a /proc, which is not there. Memory that no limit of a process counts cannot be requested:
 # the filter (seccomp(2), on x86-64 and ARM64) refuses shmget, msgget, memfd_create and memfd_secret.
 _LEAVE = """
 import ctypes, os, struct, sys

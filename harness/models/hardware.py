@@ -104,7 +104,7 @@ def load() -> Load:
 
 
 def reset_peak() -> bool:
-    """Begin anew to count the most memory that this process holds; tells whether the system can."""
+    """Begin again to count the most memory that this process holds; tells whether the system can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -223,14 +223,14 @@ def probe(
     """Choose device and precision, measuring for about a second the first time.
 
     What was measured beside other work is kept for an hour, and changes no precision that was chosen before:
-    other weights and answers would be looked for. What is kept is measured anew to `renew` it, which other
+    other weights and answers would be looked for. What is kept is measured again to `renew` it, which other
     work puts off, and where something that ran here reached more GFLOP/s than it allows (`reached_gflops`),
     once for each such speed; beside other work the higher of both is kept for an hour. Of a GPU the key
     holds its model and driver; that a CPU was taken beside one is not kept. `measure` takes the place of
     the measurement, `root` that of the system's files.
 
     Raises:
-        UserError: `cuda` is asked for and torch sees no GPU.
+        UserError: `cuda` is requested and torch sees no GPU.
     """
     key = digest(
         [device, precision, version("torch"), platform.machine()]

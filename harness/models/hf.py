@@ -187,7 +187,7 @@ class ModelHost:
         """Yield the base with the adapter of a folder; the base is itself again afterwards.
 
         In fp32 it is merged, where it can be; in less precision, where merged weights lose small updates,
-        only if that is asked for.
+        only if that is requested.
 
         Raises:
             CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, the adapter

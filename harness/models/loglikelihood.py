@@ -51,7 +51,7 @@ Scored = tuple[list[float], bool]
 
 
 # How pairs are laid out: `packed` by what they begin with, under masks; `padded` to the longest of a batch;
-# `plain` one at a time, where that is asked for.
+# `plain` one at a time, where that is requested.
 ENGINES = ("packed", "padded", "plain")
 
 

@@ -1,6 +1,6 @@
 """A model that is asked over HTTP: whatever server speaks OpenAI's protocol.
 
-Invariant: answers come in the order of what was asked, however they arrive. The key is read from the
+Invariant: answers come in the order of the prompts, however they arrive. The key is read from the
 environment when the model is opened, and stands in no file, row or message.
 """
 
@@ -65,7 +65,7 @@ class Settings(Spec):
     """Settings of an endpoint: server, model and protocol.
 
     `api_key_env` names the variable of the environment that holds the key. By `completions` prompts are
-    the token ids of the base's own template, and log-probabilities are asked for; by `chat` messages are
+    the token ids of the base's own template, and log-probabilities are requested; by `chat` messages are
     sent as they are. So many requests are under way at once (`num_concurrent`), each repeated up to
     `max_retries` times; `timeout` in seconds. `usd_per_million_tokens` is what its provider asks, in place of
     the decision's price.
@@ -120,7 +120,7 @@ def is_endpoint(engine: str) -> bool:
 
 
 def can_chat(task: Task) -> bool:
-    """Tell whether a task can be asked by chat alone, which gives no log-probabilities of a prompt."""
+    """Tell whether a task can be evaluated by chat alone, which gives no log-probabilities of a prompt."""
     return task.kind == "generate" and task.chat_template and not task.lm_eval
 
 

@@ -98,7 +98,7 @@ def judge(
 ) -> Evidence:
     """Judge the nights of one of a candidate's series, which share its alpha.
 
-    Tests that the mean change is at least 0; where weights are made anew, but for what seeds explain.
+    Tests that the mean change is at least 0; where weights are trained again, but for what seeds explain.
     """
     passes = [
         _Pass(k, groups, _log_wealth(groups, seeds), n_series / pass_alpha(k, alpha))

@@ -254,7 +254,7 @@ class _NightRun:
     def _compare_series(
         self, sets: Sequence[RowSet], now: Rows, then: Sequence[Rows], control: _BaseRows | None
     ) -> dict[str, SeriesNight]:
-        """Compare the answers to each series of tasks, some of whose items the candidate was asked."""
+        """Compare the answers to each series of tasks, some of whose items the candidate answered."""
         there, most = {s.measured.task.name for s in sets}, self.session.experiment.gate.max_errors
         names = {key: {m.task.name for m in of} for key, of in self.tasks.items()}
         arms = {key: _arms(now, then, control, of) for key, of in names.items() if there & of}

@@ -118,7 +118,7 @@ def next_step(
 ) -> str:
     """Say what makes the unit of some files run, and how it gets the webhook and the keys of endpoints.
 
-    `options` are the options that the unit was asked for with, beside its scheduler.
+    `options` are those that the unit was requested with, beside its scheduler.
     """
     unit = next(path.stem for path in files)
     given = {

@@ -107,7 +107,7 @@ class Night:
 class Reference:
     """Reference of a candidate: digests of row sets by task and split, of it and of its base.
 
-    `makings` are those of the same recipe with other seeds, beside which weights made anew are compared.
+    `makings` are those of the same recipe with other seeds, beside which weights trained again are compared.
     `more_promptings` maps the test rows of more targets to the digests of the prompting.
     """
 

@@ -195,7 +195,7 @@ def name_unwatched_targets(session: Session, own: Sequence[RowSet], reference: R
 
 
 def map_more_promptings(session: Session, sets: Sequence[RowSet]) -> dict[str, str]:
-    """Map more targets, as a candidate is asked them now, to the digests of its prompting."""
+    """Map more targets, as a candidate is prompted now, to the digests of its prompting."""
     more = {m.task.name for m in session.more_targets}
     return {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in more}
 

@@ -94,7 +94,7 @@ def with_context(example: Example, passages: list[Document], mark: Mark | None =
 
 
 def question(example: Example) -> str:
-    """Return what was asked, without the passages that a prompting put in front of it."""
+    """Return the question, without the passages that a prompting put in front of it."""
     if not example.passages:
         return example.prompt
     return example.prompt.removeprefix(CONTEXT).partition("\n\n")[2]

@@ -82,7 +82,7 @@ def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
 
 
 def _dialogue(example: Example) -> str:
-    """Return what is asked in all turns of the user and the assistant, without retrieved passages."""
+    """Return the text of all turns of the user and the assistant, without retrieved passages."""
     earlier = [turn for turn in example.messages[:-1] if turn["role"] != "system"]
     return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
 

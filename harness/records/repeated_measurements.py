@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class ControlBlock:
-    """One stored block of a base, asked again: which items came back otherwise, each as task/item.
+    """One stored block of a base, re-evaluated: which items came back otherwise, each as task/item.
 
     `environment` is the digest of the one that the stored rows come from. `reworded` names items
     whose prompts are other tokens now, `differing` those answered or scored otherwise, and
@@ -28,7 +28,7 @@ class ControlBlock:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One measurement of the control arm: blocks of a base's stored rows, computed anew."""
+    """One measurement of the control arm: blocks of a base's stored rows, computed again."""
 
     id: str
     created: str
@@ -75,7 +75,7 @@ class AnswerLabel:
 class LabelSet:
     """Labels that a person gave at once to answers of a task, for one metric, not knowing whose they are.
 
-    `rubric` is the digest of what a judge's rubric asked for then, empty of any other metric.
+    `rubric` is the digest of what a judge's rubric required then, empty of any other metric.
     """
 
     id: str
@@ -110,7 +110,7 @@ class TaskNoise:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """One measurement of A/A noise: a base asked the same items in several correct layouts."""
+    """One measurement of A/A noise: a base evaluated on the same items in several correct layouts."""
 
     id: str
     created: str
@@ -129,5 +129,5 @@ class Noise:
 
     @property
     def n(self) -> int:
-        """Items that were asked again, over all tasks and arms."""
+        """Items that were re-evaluated, over all tasks and arms."""
         return sum(task.n * len(task.flips) for task in self.tasks)

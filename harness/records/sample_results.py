@@ -18,13 +18,13 @@ Status = Literal["ok", "unparsable", "truncated", "refused", "incomplete", "erro
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One item: what is asked, what is accepted, and to which family and slice it belongs.
+    """One item: its question, what is accepted, and to which family and slice it belongs.
 
     `documents` names the documents that hold the answer (for recall@k); `passages` names
     those that a prompting put into the messages, best first. `constraints` are the checks
-    of a verifiable instruction (see `metrics/follows.py`). Of an item of the target as it is asked, `earlier`
-    are the turns of a conversation before the last, as text, and `plain_prompt` is the last one before
-    promptings and a template put anything around it.
+    of a verifiable instruction (see `metrics/follows.py`). Of an item of the target as it is prompted,
+    `earlier` are the turns of a conversation before the last, as text, and `plain_prompt` is the last one
+    before promptings and a template put anything around it.
     """
 
     id: str
@@ -148,7 +148,7 @@ class Output:
 class Sample:
     """One of an item's answers that were drawn, with what it scores; `index` counts them from 0.
 
-    `mean_logprob` is the mean log-probability of its tokens in nats, where that was asked for.
+    `mean_logprob` is the mean log-probability of its tokens in nats, where that was requested.
     """
 
     index: int
@@ -207,7 +207,7 @@ class SampleResult:
 class RowsIdentity:
     """Identity of a set of rows, everything they depend on; its digest names the folder they lie in.
 
-    All but `scoring_digest` and `choice` says what was asked of whom; the first says how the answers are
+    All but `scoring_digest` and `choice` says who was prompted with what; the first says how the answers are
     scored, and is empty where the task's own code does both at once. `decoding` digests how answers were
     drawn, empty of greedy ones; `choice` says how one of several was chosen, empty where the first counts.
     """

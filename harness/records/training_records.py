@@ -22,9 +22,9 @@ class Trial:
     what it scored last; `chosen` marks the trial that is best on validation. `points` are the scores at the
     tracked points that a pruner saw, by step, and `pruned_at` is the step at which it ended the training.
     `forgetting` is the mean loss of capability on items for validation, of which a chosen one may have
-    `most_forgetting`. `fit_key` names the folder of the weights. `asked` digests what was asked of which
-    weights, and how; empty of a trial that failed or was pruned. `alike` are the parameters of others that
-    asked the same, and are no trials.
+    `most_forgetting`. `fit_key` names the folder of the weights. `asked` digests which prompts were sent to
+    which weights, and how; empty of a trial that failed or was pruned. `alike` are the parameters of others
+    of the same prompts, and are no trials.
     """
 
     params: dict[str, Any]
@@ -97,7 +97,7 @@ class TrainingRecord:
     In fp16 the gradients of `n_skipped_steps` overflowed; each halved `loss_scale` and changed no weight.
     `n_processes` shared its steps, where that was more than one. `batch_size` and `accumulated_batches` are
     those of each of them, or those that memory was enough for, where they were searched.
-    `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
+    `not_packed` says why rows were not packed though requested. `heldout_accuracy` is the share of the
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, None where none had one, and
     `equal_rewards` the share of the prompts whose answers all got the same one, `kl` their divergence from

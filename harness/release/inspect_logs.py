@@ -177,7 +177,7 @@ def _parse_task(task: str, log: Log) -> TaskLog:
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse a log without samples, an item twice in an epoch, and fewer or other items than were asked."""
+    """Refuse a log without samples, an item twice in an epoch, and fewer or other items than the task has."""
     if not by_item:
         step = "evaluate again without --no-log-samples"
         raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))

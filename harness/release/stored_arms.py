@@ -50,7 +50,7 @@ def measure_arms(
     notes: list[str],
     texts: bool = False,
 ) -> list[Measurement]:
-    """Put both arms' rows beside each task that the run answered, read at once and with texts if asked."""
+    """Put both arms' rows beside each task that the run answered, read at once and with texts on request."""
     at = stored.store
     arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
     for task, role, suite in tasks:

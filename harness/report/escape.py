@@ -1,6 +1,6 @@
 """Make other people's text harmless: names, ids and messages that a model or a file chose.
 
-Invariant: what comes out has no control characters, and is one line unless lines were asked for; what
+Invariant: what comes out has no control characters, and is one line unless lines were requested; what
 it means as markup depends on the target, so terminal text is printed as plain `Text`, Markdown
 is escaped here, and HTML by its template.
 """

@@ -51,7 +51,7 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
 def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:
     """Choose what to rescue of a finished experiment; None where there is nothing."""
     if session.folds:
-        return None  # every trial would have to be made anew in each fold
+        return None  # every trial would have to be made again in each fold
     case = select_case(found, list_runs(session.store, session.experiment.name))
     return _prepare(session, case) if case else None
 

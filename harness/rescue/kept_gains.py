@@ -91,7 +91,7 @@ def name_lost_on_test(scores: Sequence[TargetScore], targets: Sequence[OtherTarg
 
 
 def target_notes(targets: Sequence[OtherTarget]) -> Iterator[str]:
-    """Say on which further targets a gain has to be kept, and on which none is asked of a trial."""
+    """Say on which further targets a gain has to be kept, and on which none is required of a trial."""
     kept = [one.name for one in targets if one.gains]
     unshown = [one.name for one in targets if not one.gains]
     unseen = [one.name for one in targets if one.gains and not one.measured.size("validation")]

@@ -192,7 +192,7 @@ class NightlyPolicy(Spec):
     `items` of each target and of the capability tasks rotate from night to night; `anchors` are evaluated
     every night. `alpha` is the chance of a false alarm on a candidate, however many nights there are.
     `seed_sd` is the standard deviation of the mean score between trainings of one recipe, which raises no
-    alarm where weights are made anew.
+    alarm where weights are trained again.
     """
 
     candidates: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ class Mix(Spec):
         return tuple(self.files.values()) if isinstance(self.files, dict) else None
 
 
-PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is asked
+PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is prompted
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
 
 

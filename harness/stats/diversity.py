@@ -44,7 +44,7 @@ def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
     (max − min of `scores`)/(standard deviation of `repeats`): scores of checkpoints or
     candidates, and of A/A measurements of one model. Below some 3 a task ranks by noise. None
     where the repeats do not vary, so that the noise is below what was seen. Not for repeats on
-    the same items with greedy decoding, unless the layout or the items were drawn anew.
+    the same items with greedy decoding, unless the layout or the items were sampled again.
 
     Raises:
         ValueError: fewer than two scores or repeats, or a value is NaN.

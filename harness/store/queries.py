@@ -72,7 +72,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
-    """Map the items of a row set to a digest of what is asked and accepted, however a task words the prompt.
+    """Map the items of a row set to a digest of question and answers, however a task words the prompt.
 
     Empty where there is no such set.
     """

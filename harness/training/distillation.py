@@ -1,6 +1,6 @@
 """On-policy distillation: an adapter learns the next-token probabilities of a teacher of its own vocabulary.
 
-Invariant: prompts are those of the training rows, asked as everywhere, and a share of the answers is drawn
+Invariant: prompts are those of the training rows, written as everywhere, and a share of the answers is drawn
 from the student itself; the teacher is read and never changed. Loss and tokens are those of the answers that
 were read, drawn ones with the others.
 Source: Agarwal et al. 2024 (arXiv:2306.13649), by TRL's GKDTrainer.

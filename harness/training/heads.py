@@ -77,7 +77,7 @@ def _load(
 def open_reward_model(
     folder: Path, source: ModelSource, machine: Machine
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Open a trained reward model, to be asked and not trained."""
+    """Open a trained reward model, to score and not to be trained."""
     from peft import PeftModel
 
     model, tokenizer = load_with_head(source, machine, 1)

@@ -1,6 +1,6 @@
 """Reinforcement learning from rewards: an adapter learns from answers of its own that were rewarded.
 
-Invariant: prompts are those of the training rows, asked as everywhere; the reference is the policy as
+Invariant: prompts are those of the training rows, written as everywhere; the reference is the policy as
 training found it, and the divergence from it is part of the record. A higher reward is a better answer,
 whatever a metric's direction; an answer that cannot be scored has none and moves nothing.
 Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402.03300), by TRL's trainers.

@@ -3,7 +3,7 @@
 Several processes share a job that says so: `accelerate launch` starts them, by a configuration beside it.
 Invariant: its standard output is one JSON array a line, `["advance", done, total, note]` while it works and
 `["error", …]` where it fails; whatever else is printed goes to standard error. It ends with the exit code of
-the command that asked for it, and leaves checkpoints however it ends.
+the command that requested it, and leaves checkpoints however it ends.
 """
 
 import json
@@ -60,13 +60,13 @@ def _run(arguments: Sequence[str], say: Any) -> int:
         run_job(Path(arguments[0]), advance)
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:  # nobody listens any more: whoever asked for the weights was killed
+    except BrokenPipeError:  # nobody listens any more: whoever requested the weights was killed
         return 1
     except HarnessError as error:
         sys.stderr.write(f"error: {error}\n")
         say("error", *encode_error(error))
         return error.exit_code
-    except Exception as error:  # noqa: BLE001  (whoever asked for the weights hears of it)
+    except Exception as error:  # noqa: BLE001  (whoever requested the weights hears of it)
         traceback.print_exc()
         say("error", *encode_error(error))
         return 1

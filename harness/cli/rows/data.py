@@ -306,7 +306,7 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
 
 def _doubt_headers(contents: "Iterable[Rows]") -> None:
-    """Say which first lines of CSV files are probably rows, where no column is asked for."""
+    """Say which first lines of CSV files are probably rows, where no column is requested."""
     from harness.data.columns import missing_header
 
     for content in contents:

@@ -1,7 +1,7 @@
 """Commands by which models write rows: data distill, pairs make, data propose-prompts.
 
 Invariant: a new file, never over one; beside rows stands a manifest that says whose answers they are and what
-they cost. What will be asked is said before anything is, and proposed texts are tried on validation like what
+they cost. The requests are announced before one is sent, and proposed texts are tried on validation like what
 anybody else writes.
 """
 
@@ -198,7 +198,7 @@ def data_propose_prompts(
 
 
 def _open_session(at: ExperimentFile, name: str, command: str, *, dry_run: bool = False) -> "Session":
-    """Open the experiment for the one candidate that is asked."""
+    """Open the experiment for the one candidate that writes."""
     session, _ = at.open_session(name, dry_run=dry_run)
     refuse_grid(name, session.candidates, command)
     return session

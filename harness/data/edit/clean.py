@@ -97,7 +97,7 @@ def clean(
 def _mend_answers(
     row: Row, fields: dict[str, Any], roles: Roles, mending: CleaningOptions, reasons: dict[str, None]
 ) -> dict[str, Any]:
-    """Cut white space in front of answers, and spell labels, as far as either is asked."""
+    """Cut white space in front of answers, and spell labels, as far as either is requested."""
     for text, keys in list_written_answers(fields, roles) if mending.leading_spaces else ():
         if text[:1].isspace():
             reasons[f"leading spaces cut in {keys[0]!r}"] = None

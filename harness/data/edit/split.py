@@ -64,7 +64,7 @@ class SplitOptions(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The keys and values that a manifest keeps: of folds and shares what was asked for."""
+        """The keys and values that a manifest keeps: of folds and shares what was requested."""
         left_out = "shares" if self.folds else "folds"
         return {name: value for name, value in self._asdict().items() if name != left_out}
 

@@ -107,7 +107,7 @@ def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[WrittenAnswer]:
 def _texts(value: Any, keys: Keys) -> Iterator[WrittenAnswer]:
     if isinstance(value, str) or type(value) is int:
         text = str(value)
-        # A transcript begins with what was asked.
+        # A transcript begins with the prompt.
         yield WrittenAnswer(text.lstrip() if is_transcript(text) else text, keys)
     elif isinstance(value, list):
         for i, inner in enumerate(value):

@@ -102,7 +102,7 @@ def stream(path: str, split: str) -> Iterator[Row]:
 
     JSON Lines and separated values are read line by line, Parquet by groups of rows, a data set of the hub as
     it streams; a JSON list, and parts of a data set such as `train[:100]` or `train+test`, are read whole.
-    Whether the first line of a CSV file is a row is not asked.
+    Whether the first line of a CSV file is a row is not checked.
 
     Raises:
         UserError: as `read`, but for an empty file; malformed rows are listed at the end of the file.

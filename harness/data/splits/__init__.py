@@ -113,7 +113,7 @@ def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[l
 def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
     """Give rows that ask the same in other clusters one cluster, and count those that join another's.
 
-    A question that is asked twice is no second item: an interval would be too narrow by it.
+    A question that stands twice is no second item: an interval would be too narrow by it.
     """
     out, n = list(rows), 0
     for group in _join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):

@@ -116,7 +116,7 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
 
 
 def _changes(case: Case) -> str:
-    """Say what the best of each kind answered to facts that changed; empty where nobody was asked them."""
+    """Say what the best of each kind answered to facts that changed; empty where nobody was tested."""
     kinds = (_PROMPTED[:3], ("rag",), ("fine-tune",), ("hybrid",))
     known = [f for f in case.facts if f.changes and not f.baseline]
     chosen = [run for kind in kinds if (run := best(f for f in known if action_of(f) in kind))]
@@ -161,7 +161,7 @@ def _training(_: Case, run: CandidateFacts) -> str:
 
 
 def _retrieval(case: Case) -> str:
-    """Say what retrieval found of what it was asked for, and what its best candidate reaches with that."""
+    """Say what retrieval found of what it was to find, and what its best candidate reaches with that."""
     run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
     if run is None or run.recall is None:
         return ""

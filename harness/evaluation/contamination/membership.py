@@ -31,7 +31,7 @@ NO_PROOF = (
 )
 
 _SHARE = 0.2  # of the tokens, the least likely ones
-ITEMS = 25  # of a task, unless all are asked
+ITEMS = 25  # of a task, unless all are scored
 _COPIES, _TOGETHER = 3, 64  # copies of an item, and texts that are scored between two words of progress
 _FEWEST_WORDS, _FEWEST_ITEMS = 6, 10
 _EXCHANGED = 0.2  # of the pairs of neighbouring words
@@ -50,7 +50,7 @@ class Gap(NamedTuple):
 class Membership(NamedTuple):
     """Gaps of a task's items: min-k % in nats a token, min-k %++ in standard deviations; None of too few.
 
-    `n` items were asked, of `of` that are long enough.
+    `n` items were scored, of `of` that are long enough.
     """
 
     task: str
@@ -61,7 +61,7 @@ class Membership(NamedTuple):
 
 
 class _SampledItems(NamedTuple):
-    """Items of a task that are asked, each as its text and its copies; `of` items are long enough."""
+    """Items of a task that are scored, each as its text and its copies; `of` items are long enough."""
 
     task: str
     items: list[Example]

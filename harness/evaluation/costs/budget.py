@@ -1,8 +1,8 @@
-"""Budget in USD of requests to a model: what is under way is set aside before it is asked for.
+"""Budget in USD of requests to a model: what is under way is set aside before it is sent.
 
 Invariant: a request begins only where what was paid, the most that those under way may cost, and the most
 that it may cost itself are within the budget. Tokens of a prompt are estimated until an answer counts them:
-so the first is asked alone, and later estimates are multiplied by the largest ratio that was counted. So are
+so the first is sent alone, and later estimates are multiplied by the largest ratio that was counted. So are
 tokens of an answer where a server counted more than were allowed, as of thinking that it does not show.
 """
 

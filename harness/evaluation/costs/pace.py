@@ -55,7 +55,7 @@ class _Sums(NamedTuple):
     """Sums over measurements of a kind, the older ones discounted, each by the inverse of its expected time.
 
     Of `s` estimated seconds of tokens and `n` things, which took `took` seconds. They are kept as estimated
-    at 1 GFLOP/s, because the same machine may be measured anew, quiet this time.
+    at 1 GFLOP/s, because the same machine may be measured again, quiet this time.
     """
 
     s_s: float = 0.0

@@ -28,12 +28,12 @@ from harness.records import BLOCK, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 10, 30
 AT_ONCE = 8  # requests that come together, unless another number is written
-_BESIDE = 2  # asked before and after those that are timed
+_BESIDE = 2  # sent before and after those that are timed
 _ROUNDS = 3  # in which they come, to time their first tokens
-_FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are asked less, but so many at least
+_FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are timed less, but so many at least
 # The same request took this much longer than before, by more than anybody would notice: something else ran.
 _SPREAD, _NOTICED_S = 1.5, 0.05
-_LEAST_S = 0.2  # of what is asked again in a batch: many times the slice that a scheduler gives a process
+_LEAST_S = 0.2  # of what is repeated in a batch: many times the slice that a scheduler gives a process
 
 
 class Latency(NamedTuple):
@@ -64,7 +64,7 @@ def time_requests(
 ) -> Latency:
     """Time the requests 0 to n − 1, one at a time; where other work disturbed that once more.
 
-    The first is asked before as well, to warm up, and again at the end, which should take as long.
+    The first is sent before as well, to warm up, and again at the end, which should take as long.
     `n_threads` compute all the time, 0 where that is not known. Requests `over_network` may take as long as
     they do: that the same one took longer says nothing of other work here.
     """
@@ -155,8 +155,8 @@ def load_time(
     """Time requests that come at once, prompting included, whole ones and such that end with a first token.
 
     `generates` says that answers are text of a language model, which has a first token. A model in this
-    process answers them in one batch, so all first tokens are there together; an endpoint is asked by so many
-    threads.
+    process answers them in one batch, so all first tokens are there together; an endpoint gets requests of so
+    many threads.
     """
     job, step = rows.job(), rows.step()
     items = rows.measured.examples(rows.split)[:at_once]
@@ -230,10 +230,10 @@ class BatchTime(NamedTuple):
 def batch_time(
     session: Session, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
 ) -> BatchTime:
-    """Average what a stored request took in undisturbed blocks; without one the first is asked again.
+    """Average what a stored request took in undisturbed blocks; without one the first is answered again.
 
-    A block that takes next to no time is asked over and over: a moment in which its process has to wait would
-    be most of it.
+    A block that takes next to no time is repeated over and over: a moment in which its process has to wait
+    would be most of it.
     """
     stored = store.read_rows(session.store, rows.identity.digest)
     origins = store.origins(session.store, rows.identity.digest)

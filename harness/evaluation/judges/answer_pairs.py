@@ -81,7 +81,7 @@ def _add(found: Preferences, item: str, given: Sequence[Grade]) -> None:
 
 
 def pair_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
-    """Yield the rows of the items that both arms were asked."""
+    """Yield the rows of the items that both arms answered."""
     old = {row.example_id: row for row in base}
     return ((old[row.example_id], row) for row in new if row.example_id in old)
 

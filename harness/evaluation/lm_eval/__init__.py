@@ -1,6 +1,6 @@
 """lm-eval's catalogue: any of its tasks by name, driven by our candidates and stored as our rows.
 
-Invariant: prompts, filters and scores of an item are lm-eval's own; which items are asked, in which
+Invariant: prompts, filters and scores of an item are lm-eval's own; which items are evaluated, in which
 blocks, and what their digests are is ours. Only this package imports lm_eval.
 Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
 """
@@ -42,7 +42,7 @@ class LmEvalTask(NamedTuple):
     """A task of lm-eval as the rest of the harness knows tasks.
 
     `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
-    the order in which they are asked, `version` digests all of them whatever the limit. `texts` are
+    the order in which they are evaluated, `version` digests all of them whatever the limit. `texts` are
     the documents' texts, for the contamination check. `left_out` names metrics that have no interval here.
     `samples` turns rows into what lm-eval logs of them; it reads the documents again.
     """

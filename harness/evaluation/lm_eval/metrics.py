@@ -106,7 +106,7 @@ def parts_of(score: Score, value: Any) -> Parts | None:
 
 
 def primary(scores: Sequence[Score], requested: str, where: str) -> str:
-    """Choose the score that decides: the one asked for, else `acc`, else the only share of right answers.
+    """Choose the score that decides: the one requested, else `acc`, else the only share of right answers.
 
     Where none is a share the only score, or bits per byte, is primary: reported, never judged.
 

@@ -2,7 +2,7 @@
 
 Invariant: a pair of texts becomes the same token ids as in lm-eval: spaces at the end of the context
 move to the continuation, both are tokenised together, and an empty context is the beginning- or
-end-of-sequence token. A prompt that does not fit the context is an error, or cut where that is asked for.
+end-of-sequence token. A prompt that does not fit the context is an error, or cut where that is requested.
 Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), version 0.4.13.
 """
 
@@ -27,7 +27,7 @@ class RequestResponse(NamedTuple):
 
 
 class UnfitRequest(NamedTuple):
-    """Reason for which an instance could not be asked."""
+    """Reason for which an instance could not be evaluated."""
 
     reason: str
     n_tokens: int

@@ -1,4 +1,4 @@
-"""lm-eval's own task objects: loaded from local copies or the hub, asked for the requests of some documents.
+"""lm-eval's own task objects: loaded from local copies or the hub, and the requests of some documents.
 
 Invariant: a document is named by its index in the evaluated split and the hash of its content; its
 few-shot examples are those that lm-eval draws for it in a run over the whole split.

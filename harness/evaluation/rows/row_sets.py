@@ -39,7 +39,7 @@ from harness.training import Weights
 
 
 class RowSet(NamedTuple):
-    """Rows that a run refers to: which items, asked how, and the identity that names their folder.
+    """Rows that a run refers to: which items, prompted how, and the identity that names their folder.
 
     `examples` puts the prompts around the items, `step` returns what does that with one. They are called only
     where rows are missing, because building prompts may mean building a retriever first. `decoding` is None
@@ -62,12 +62,12 @@ class RowSet(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """Example ids, in the order in which they are asked."""
+        """Example ids, in the order of evaluation."""
         return [e.id for e in self.measured.examples(self.split)]
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of `BLOCK` items in which they are asked, without building prompts."""
+        """Blocks of `BLOCK` items in which they are evaluated, without building prompts."""
         return -(-len(self.ids) // BLOCK)
 
     def read(self, at: store.Store) -> list[SampleResult]:
@@ -90,7 +90,7 @@ class RowSet(NamedTuple):
         return GradeReader(m.task.name, m.judged, m.examples(self.split) if m.judged else ())
 
     def job(self, grades: GradeReader | None = None) -> EvaluationJob:
-        """Return the items as the candidate is asked them; what judges score, by the grades there are."""
+        """Return the items with the candidate's prompts; what judges score, by the grades there are."""
         m, reader = self.measured, grades or self.grades()
         scored = reader.bind(m.metrics)
         return EvaluationJob(
@@ -140,7 +140,7 @@ def _chooser(session: Session, drawn: Decoding | None, weights: Weights, seed: i
 
 
 def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
-    """List the capability tasks that can be asked: of a classifier none, of chat what is answered in text."""
+    """List the capability tasks that can be evaluated: none of a classifier, in chat those of text."""
     if not weights.is_language_model:
         return []
     able = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
@@ -148,7 +148,7 @@ def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
 
 
 def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
-    """Return the test items of one task that is asked as it is written, whoever answers."""
+    """Return the test items of one task that is prompted as it is written, whoever answers."""
     named = identity(session, weights, m, "test", "task", "generate")
     return RowSet(m, "test", "generate", named, partial(_suite_prompts, m))
 
@@ -189,7 +189,7 @@ def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
 def identity(
     session: Session, weights: Weights, m: MeasuredTask, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
-    """Name everything that the rows of a task's split depend on, for weights that are asked so."""
+    """Name everything that the rows of a task's split depend on, for weights that are prompted so."""
     how = _describe_computation(session, weights)
     return RowsIdentity(
         weights.digest,
@@ -218,7 +218,7 @@ class _Computation(NamedTuple):
 
 
 def _describe_computation(session: Session, weights: Weights) -> _Computation:
-    """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
+    """Say how weights are prompted here; of an endpoint no more is known than who writes its prompts."""
     base, machine = weights.source or session.source, session.machine
     if weights.kind in openai_api.PROTOCOLS:
         template = base.template_digest if weights.kind == "completions" else ""

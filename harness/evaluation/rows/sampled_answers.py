@@ -23,7 +23,7 @@ _SEEDS = 2**31  # as many as every server takes
 
 
 class ItemPrompt(NamedTuple):
-    """One item as a candidate is asked it."""
+    """One item as the prompt of a candidate."""
 
     example: Example
     context: Encoded
@@ -40,7 +40,7 @@ def answers_digest(decoding: Decoding | None) -> str:
 def choice_name(decoding: Decoding | None, chooser_digest: str = "") -> str:
     """Name how one of several answers is chosen; empty where the first one counts.
 
-    `chooser_digest` is that of the reward model which chooses, where it has been asked.
+    `chooser_digest` is that of the reward model which chooses, where it has scored them.
     """
     if decoding is None or decoding.choose == "first":
         return ""

@@ -18,7 +18,7 @@ from harness import stats
 from harness.metrics import Metric
 from harness.records import BLOCK, SampleResult
 
-FEWEST_ITEMS, FEWEST_CLUSTERS = 150, 30  # a task with fewer of either is asked in full
+FEWEST_ITEMS, FEWEST_CLUSTERS = 150, 30  # a task with fewer of either is evaluated in full
 N_LOOKS = 3
 POWER = 0.9
 # Share of items expected to differ: by quarters of the base's margin, the closest calls first, after what
@@ -69,12 +69,12 @@ class SamplingPlan(NamedTuple):
     alphas: tuple[float, ...]
 
     def n(self, task: str, look: int) -> int:
-        """Items of a task that are asked by a look."""
+        """Items of a task that are evaluated by a look."""
         return sum(self.drawn[task][look].values())
 
 
 def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> ItemStrata | None:
-    """Stratify a task by what the base answered; None where it has to be asked in full.
+    """Stratify a task by what the base answered; None where it has to be evaluated in full.
 
     That is a task of few items or clusters, or one that the base did not answer in full. Single items scored
     0 or 1 have strata by margin, and by score where the base is clearly above `chance`; all others one.
@@ -122,9 +122,9 @@ def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
 def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, alpha: float) -> SamplingPlan:
     """Choose the looks: the last one large enough that an equal model passes the macro in 90 % of cases.
 
-    Every task is asked as many items as any other, or all of its own: they have one weight in the macro.
-    `full` holds the items of the other tasks of the macro, which are asked in full. The last look asks
-    everything where less would not do. `margin` is the macro's, `alpha` one-sided.
+    Every task is evaluated on as many items as any other, or all of its own: they have one weight in the
+    macro. `full` holds the items of the other tasks of the macro, which are evaluated in full. The last look
+    takes everything where less would not do. `margin` is the macro's, `alpha` one-sided.
     """
     fixed = sum(_EXPECTED_UNKNOWN / n for n in full)
     n_tasks, largest = len(pools) + len(full), max(pool.n for pool in pools.values())
@@ -157,7 +157,7 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
 
 
 def order_items(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
-    """Return a task's items in the order they are asked in: each look's share, shuffled; then the rest."""
+    """Return a task's items in the order of evaluation: each look's share, shuffled; then the rest."""
     rng = np.random.default_rng(seed)
     shuffled = {name: _shuffle(ids, pool.clusters, rng) for name, ids in pool.ids.items()}
     out: list[str] = []
@@ -180,7 +180,7 @@ def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Gen
 
 
 def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
-    """Return the weight N_h/n_h of each item that is asked by a look."""
+    """Return the weight N_h/n_h of each item that is evaluated by a look."""
     of = {i: name for name, ids in pool.ids.items() for i in ids}
     sampled = order[: sum(drawn.values())]
     return dict(zip(sampled, stats.inclusion_weights([of[i] for i in sampled], pool.sizes), strict=True))

@@ -210,7 +210,7 @@ def build_measurements(
 ) -> list[Measurement]:
     """Put the rows of both arms beside each task that the run answered, with its A/A noise.
 
-    Of a run that an interim analysis settled those are the items that it was asked.
+    Of a run that an interim analysis settled those are the items that it was evaluated on.
     """
     noise = store.flip_rates(session.store, run.base_digest, session.machine.precision)
     return [
@@ -231,7 +231,7 @@ def build_measurements(
 def _arms(
     session: Session, reader: Reader, run: Run, m: MeasuredTask, base: Mapping[str, Rows]
 ) -> tuple[Rows, Rows]:
-    """Read both arms' rows of a task: all, or those of the items that a settled run was asked."""
+    """Read both arms' rows of a task: all, or those of the items that a settled run was evaluated on."""
     old, new = base[m.task.name], reader.read(run, m)
     if run.run_id in session.settled:
         evaluated = {row.example_id for row in new}

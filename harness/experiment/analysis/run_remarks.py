@@ -24,7 +24,7 @@ from harness.spec import DecidePolicy, Task
 
 
 def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
-    """Count the test rows that could not be asked or scored, with the first one's reason."""
+    """Count the test rows that could not be evaluated or scored, with the first one's reason."""
     out = []
     for run in (run for run in runs if run.state == "done"):
         rows = reader.read(run, session.target)
@@ -55,7 +55,7 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
 
 
 def _restore_question(row: SampleResult, plain: Mapping[str, str]) -> Example:
-    """Return an item as it was asked, of which citations need the prompts and the passages."""
+    """Return an item as it was prompted, of which citations need the prompts and the passages."""
     # One of several answers to an item has its number behind the item's id.
     prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
     shown: Message = {"role": "user", "content": row.prompt}

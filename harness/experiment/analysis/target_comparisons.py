@@ -79,7 +79,7 @@ def _runs_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def base_on_target(run: Run, runs: Iterable[Run]) -> Run | None:
-    """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
+    """Find the run of a fine-tune's base on the target: prompted as it is, else by the plain prompt."""
     own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
     settings = attrgetter("prompting", "answer", "decoding")
     alike = [r for r in own if settings(r) == settings(run)]

@@ -1,7 +1,7 @@
 """A fine-tune trained on nested parts of its data, each an ordinary run that is stored and found again.
 
 Invariant: every part answers the same validation and test rows of the target; the suites are
-not asked again, because what a curve says is of the target.
+not evaluated again, because what a curve says is of the target.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,8 @@
 """Points along a training: what kept checkpoints score on the target's validation rows, and what they forgot.
 
 Invariant: no test row of the target is read. General items are those of the half that the search of a rescue
-sees, so whoever chooses a point by them has not looked at the other half; what is stored is not asked again.
+sees, so whoever chooses a point by them has not looked at the other half; what is stored is not evaluated
+again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -110,7 +110,7 @@ class LocalPool:
 
 
 def _n_workers(requested: int | None, n_gpus: int, device: str) -> int:
-    """Return how many workers to start: as many as are asked for, else one for each GPU."""
+    """Return how many workers to start: as many as are requested, else one for each GPU."""
     if device != "cuda" and requested is None:
         expected = "how many share the processors of this machine"
         raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))

@@ -1,7 +1,7 @@
 """Ray's cluster: each job is a task, which Ray schedules, and runs again where a worker or a node is lost.
 
 Invariant: no row, weight or item goes through Ray, only names of files and jobs; the package is imported only
-where a Ray cluster is asked for.
+where a Ray cluster is requested.
 Source: Ray 2.60, `ray.remote` (num_cpus, num_gpus, max_retries) and `runtime_env` (env_vars).
 """
 

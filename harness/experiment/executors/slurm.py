@@ -2,7 +2,7 @@
 
 Invariant: submitit submits and waits, Slurm schedules; nothing is submitted that still waits for another job.
 A job that is lost (killed, its node gone, its time over) is submitted again, and goes on with what is there.
-The package is imported only where it is asked for.
+The package is imported only where it is requested.
 Source: submitit 1.5, `AutoExecutor`; its clusters `local` and `debug` run the same without Slurm.
 """
 

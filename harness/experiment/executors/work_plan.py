@@ -49,7 +49,7 @@ class WorkPlan(NamedTuple):
 def plan_work(
     session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
 ) -> WorkPlan:
-    """Plan what workers make of the runs that are asked for; the rest is made where the command runs.
+    """Plan what workers make of the runs that are requested; the rest is made where the command runs.
 
     That is what an endpoint answers, what is made in folds, and what a judge has to grade before a sweep can
     choose. Without `answers` only weights are made that no answer decides on.

@@ -1,8 +1,8 @@
-"""Asking of writers: what is not in the answer book is asked for, as far as the budget allows.
+"""Requests to writers: what is not in the answer book is requested, as far as the budget allows.
 
 Invariant: an answer is in the book, on the disk, before it is used and before its thread asks for the next
-one, so whatever ends the asking loses at most what is under way, and the same prompt is asked once. A model
-that runs here is asked sixteen prompts at a time, an endpoint as many at once as its settings say; after a
+one, so whatever ends the requests loses at most what is under way, and the same prompt is sent once. A model
+that runs here is sent sixteen prompts at a time, an endpoint as many at once as its settings say; after a
 failure, which is not kept, nothing begins, and what is under way is kept. A line cut short by a kill is none.
 
     answers/<digest of who answers>.jsonl    an answer a line, in the order in which they came; in the runs
@@ -43,7 +43,7 @@ class PromptRequest(NamedTuple):
 
 
 class AnswerBook:
-    """Answers of one model in a folder; `identity` is all that they depend on besides what is asked."""
+    """Answers of one model in a folder; `identity` is all that they depend on besides the prompt."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.path = folder / f"{digest(dict(identity))}.jsonl"
@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Output]:
     return known
 
 
-_TOGETHER = 16  # prompts that a model here is asked, and whose answers are kept, together
+_TOGETHER = 16  # prompts that a model here answers, and whose answers are kept, together
 CHAT_TOKENS = 12  # of a template, as in `costs`
 TOO_LONG = "a prompt longer than the context"  # why an answer failed
 
@@ -115,7 +115,7 @@ class WriterPlan(NamedTuple):
 
 
 def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:
-    """Count what asking takes, before anything is asked."""
+    """Count what the requests take, before one is sent."""
     book = AnswerBook(writer.folder, writer.identity)
     each = {one.key: one for one in requests}
     new = [one for key, one in each.items() if book.find(key) is None]
@@ -137,7 +137,7 @@ def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
 class BudgetedWriter:
     """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted.
 
-    A model that runs here is asked so many prompts `together`.
+    A model that runs here answers so many prompts `together`.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class BudgetedWriter:
             raise failures[0]
 
     def _budget(self) -> Budget | None:
-        """Return what the answers so far leave of it; None where everything may be asked."""
+        """Return what the answers so far leave of it; None where everything may be sent."""
         if self._max_cost is None:
             return None
         writer, paid = self._writer, list(self._paid.values())

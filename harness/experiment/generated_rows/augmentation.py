@@ -2,7 +2,7 @@
 
 Invariant: no row that is evaluated is reworded, and no rewording asks what is evaluated, exactly or by the
 measures of the leak check. The same model, texts, prompts and seed give the same rows, from the answer book
-where it was asked before; nothing is asked any more once the answers have cost what they may.
+where it was requested before; nothing is requested any more once the answers have cost what they may.
 Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back, to augment
 training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
 """
@@ -61,7 +61,7 @@ class Rewriting(NamedTuple):
 
 
 def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> WriterPlan:
-    """Count what rewording texts takes, before anything is asked."""
+    """Count what rewording texts takes, before anything is sent."""
     book = AnswerBook(writer.folder, writer.identity)
     first = [
         _rewording_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)
@@ -175,7 +175,7 @@ def choose_rows(
 
 
 def plan(of: Augmentation, writer: Writer, how: Rewriting) -> WriterPlan:
-    """Count what the rewordings take, before anything is asked."""
+    """Count what the rewordings take, before anything is sent."""
     return plan_rewordings(writer, [one.text for one in of.texts.values()], how)
 
 

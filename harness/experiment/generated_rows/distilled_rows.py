@@ -1,7 +1,7 @@
 """Training rows that a teacher answered: it labels the rows, or rewrites the answers that they have.
 
-Invariant: a row asks what it asked before, and nothing that is evaluated; an answer that was cut, or is none
-of the task's labels, makes no row. The same teacher, rows and seed give the same rows.
+Invariant: a row has the question it had before, and none that is evaluated; an answer that was cut, or is
+none of the task's labels, makes no row. The same teacher, rows and seed give the same rows.
 Source: sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947, section 3.2.
 """
 
@@ -88,7 +88,7 @@ class DistilledRows(NamedTuple):
 
 
 def plan_distillation(session: Session, name: str, request: Distillation) -> WriterPlan:
-    """Count what a teacher would be asked, without asking it.
+    """Count the requests to a teacher, without sending one.
 
     Raises:
         UserError: it generates no text, or there is nothing to ask.
@@ -103,7 +103,7 @@ def plan_distillation(session: Session, name: str, request: Distillation) -> Wri
 def distill_rows(session: Session, name: str, request: Distillation, out: str) -> DistilledRows:
     """Let a candidate answer or rewrite rows, and return those that can be trained on.
 
-    Weights are made first where none are stored. Leaks are refused before anything is asked.
+    Weights are made first where none are stored. Evaluated questions are refused before anything is sent.
 
     Raises:
         UserError: it generates no text, a row asks what is evaluated, or no row is left.
@@ -193,7 +193,7 @@ def _limits(session: Session, request: Distillation) -> Limits:
 def _prompts(
     session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], request: Distillation
 ) -> list[PromptRequest]:
-    """Write what the teacher is asked of each row."""
+    """Write the teacher's prompt of each row."""
     step = prompting_step(session, candidate.recipe, session.first_seed)
     drawn, limits = request.temperature > 0, _limits(session, request)
     return [
@@ -212,7 +212,7 @@ def _once(prompts: Sequence[PromptRequest], answers: Sequence[Output]) -> list[O
 
 
 def _prompt(example: Example, instruction: str, step: Step) -> Example:
-    """Return what a teacher is asked: the question as its recipe puts it, or to rewrite the answer to it."""
+    """Return the prompt of a teacher: the question as its recipe puts it, or to rewrite the answer to it."""
     if not instruction:
         return step(example)
     texts = {"question": example.question, "answer": example.references[0]}

@@ -43,7 +43,7 @@ class Drawing(NamedTuple):
     """Draws of answers: so many `samples` of each prompt at a temperature, by a seed.
 
     `rank` names what ranks them, empty for the target's primary metric. Scores that differ by no more than
-    `gap` are a tie. At most `n_prompts` prompts are asked, None for all. Answers and a judge's grades cost at
+    `gap` are a tie. At most `n_prompts` prompts are sent, None for all. Answers and a judge's grades cost at
     most `max_cost` in USD together, None for anything.
     """
 
@@ -81,7 +81,7 @@ class _PromptAnswers(NamedTuple):
 def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
     """Draw answers of a candidate to its training prompts, rank them, and pair the best with the worst.
 
-    Weights are made first where none are stored. Answers and grades that are there already are not asked for
+    Weights are made first where none are stored. Answers and grades that are there already are not requested
     again.
 
     Raises:
@@ -125,7 +125,7 @@ def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:
 
 
 def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[SourcedExample]:
-    """Return the training rows of a candidate, or of pairs the target's, as many as are to be asked."""
+    """Return the training rows of a candidate, or of pairs the target's, as many as are to be answered."""
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else training_data(session, candidate.source)).items
     rows = items.list_sourced("train")

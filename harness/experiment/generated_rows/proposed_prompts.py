@@ -68,7 +68,7 @@ class _Questions(NamedTuple):
 
 
 def plan_proposals(session: Session, name: str, request: PromptProposal) -> WriterPlan:
-    """Count what a proposer would be asked, without asking it.
+    """Count the requests to a proposer, without sending one.
 
     Raises:
         UserError: it generates no text, or there are no training rows.
@@ -78,7 +78,7 @@ def plan_proposals(session: Session, name: str, request: PromptProposal) -> Writ
 
 
 def _questions(session: Session, name: str, request: PromptProposal) -> _Questions:
-    """Write what the proposer is asked."""
+    """Write the proposer's prompts."""
     refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
     writer = candidate_writer(session, name)
     refuse_unpriced(session.candidates[name], writer.planned(1, 1), request.max_cost)

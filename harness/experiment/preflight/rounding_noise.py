@@ -1,4 +1,4 @@
-"""A/A noise of a base: the same items asked in other layouts and batches.
+"""A/A noise of a base: the same items evaluated in other layouts and batches.
 
 Invariant: only how tokens are laid out differs between the arms, so what differs in the answers is rounding.
 """
@@ -24,7 +24,7 @@ _FEW_ROWS, _FEW_TOKENS = 4, 256
 
 
 class _SmallerBatches(HFCandidate):
-    """The same model asked in small batches; scored by `engine`."""
+    """The same model evaluated in small batches; scored by `engine`."""
 
     def __init__(self, host: ModelHost, engine: str) -> None:
         super().__init__(host.model, host.tokenizer, host.base.weights_digest, engine)

@@ -181,7 +181,7 @@ def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask]) -> dict[
 
 
 def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
-    """Join a task of lm-eval with its documents and how they are asked."""
+    """Join a task of lm-eval with its documents and how they are prompted."""
     versions = dict.fromkeys(SPLITS, found.version)
     return MeasuredTask(
         found.task, role, suite, found.items, versions, found.metrics, found.encode, found.evaluate

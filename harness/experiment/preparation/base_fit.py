@@ -95,7 +95,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
 
     Raises:
         UserError: there is no such model, it is gated, or its configuration does not say enough;
-            or something asked is no number or no precision.
+            or the query has what is no number or no precision.
     """
     refuse(_unusable(query))
     config, tensors = _headers(name)

@@ -14,7 +14,7 @@ SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
 class Scope(NamedTuple):
     """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
 
-    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine anew. `embeddings`
+    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine again. `embeddings`
     names a sentence-transformers model by which leaks are looked for as well.
     """
 

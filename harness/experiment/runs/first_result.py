@@ -1,8 +1,8 @@
-"""A first result: one candidate that trains nothing answers the target before its base is asked the suites.
+"""A first result: one candidate that trains nothing answers the target before its base does the suites.
 
-Invariant: the test rows that are asked here are those of the candidate's own run, which takes them as they
-are. No control arm stands beside them, as nothing of the base is stored yet; it is measured before anything
-else of the candidate is asked, in the same process, on the same device and threads.
+Invariant: the test rows that are evaluated here are those of the candidate's own run, which takes them as
+they are. No control arm stands beside them, as nothing of the base is stored yet; it is measured before
+anything else of the candidate is evaluated, in the same process, on the same device and threads.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """K-fold cross-validation of a candidate on the target: a model a fold, their answers in one row set.
 
 Invariant: no item is answered by weights or with shots that were made with it, or with its cluster; what does
-not depend on training rows answers all items at once. The weights of a run are those made of all rows, which
-suites are asked of and which are shipped; of its test rows it has those of the folds alone.
+not depend on training rows answers all items at once. The weights of a run are those made of all rows, on
+which suites are evaluated and which are shipped; of its test rows it has those of the folds alone.
 """
 
 from collections.abc import Sequence

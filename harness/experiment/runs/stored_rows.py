@@ -42,7 +42,7 @@ class Reader:
         self._controls: dict[str, ControlFacts] = {}
 
     def prepare(self, rows_digests: Iterable[str]) -> None:
-        """Read row sets that will be asked for, as far as they are not held, in one go."""
+        """Read row sets that will be needed, as far as they are not held, in one go."""
         self._whole |= store.read_many(self._session.store, set(rows_digests) - self._whole.keys())
 
     def _rows(self, rows_digest: str, n: int) -> Rows:
@@ -73,7 +73,7 @@ class Reader:
         return comparison.list_each_answer(rows, self.read_drawn(run, measured)) or rows
 
     def controls(self) -> Mapping[str, ControlFacts]:
-        """Return what the store's control arms found; judged anew when one has come."""
+        """Return what the store's control arms found; judged again when one has come."""
         if len(store.controls(self._session.store)) != len(self._controls):
             self._controls = judge_controls(self._session.store)
         return self._controls
@@ -186,13 +186,13 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
 
 
 def _list_missing(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
-    """List the sets that have to be asked; what is `shared` is fetched first."""
+    """List the sets that have to be evaluated; what is `shared` is fetched first."""
     lacking = score_answered(session, sets)
     return find_base_rows(session, lacking) if shared else lacking
 
 
 def is_measured(session: Session, source: ModelSource) -> bool:
-    """Tell whether a base has nothing left to be asked on the suites, here or in another folder before."""
+    """Tell whether a base has nothing left to evaluate on the suites, here or in another folder before."""
     return not _list_missing(session, suite_sets(session, base_weights(source)), shared=True)
 
 

@@ -57,7 +57,7 @@ def propose_task(
 def _propose_answers(
     seen: RecognizedRows, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
-    """Propose what is asked of all answers: kind, metrics, length, and a system message where one helps."""
+    """Propose what all answers have in common: kind, metrics, length, and a system message if one helps."""
     if seen.kind == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
         return {"kind": "choice", "metrics": ["accuracy", "bits_per_byte"], "chance": round(chance, 4)}

@@ -2,7 +2,7 @@
 
 Invariant: what was forgotten is the mean loss against the base on general items for validation. No item,
 question or cluster of a test of a suite is among them, so the gate judges on items that nothing was chosen
-by; which ones are asked depends on the files, the limits and the experiment's seed alone.
+by; which ones are evaluated depends on the files, the limits and the experiment's seed alone.
 
     runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
 """

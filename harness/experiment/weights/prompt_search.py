@@ -24,7 +24,7 @@ def choose_prompts(session: Session, names: Iterable[str], *, make: bool) -> boo
     Without `make` those stay as they are of which a trial has no stored answers.
 
     Raises:
-        UserError: things are such that nothing could be asked, for example without room on the disk.
+        UserError: things are such that nothing could be evaluated, for example without room on the disk.
     """
     searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
     found = {one.name: chosen for one in searching if (chosen := _choose(session, one, make=make))}
@@ -68,7 +68,7 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
 
 
 def _join_alike(tried: Iterable[Trial]) -> list[Trial]:
-    """Leave of trials that asked the same the first, which lists how else its prompt was written."""
+    """Leave of trials of the same prompts the first, which lists how else its prompt was written."""
     prompts: list[Trial] = []
     for one in tried:
         same = next((at for at, known in enumerate(prompts) if _is_same_prompt(one, known)), None)
@@ -80,5 +80,5 @@ def _join_alike(tried: Iterable[Trial]) -> list[Trial]:
 
 
 def _is_same_prompt(one: Trial, other: Trial) -> bool:
-    """Tell whether two trials asked the same, which is one try, in whatever way their recipes write it."""
+    """Tell whether two trials sent the same prompts, which is one try, however their recipes write it."""
     return one.asked == other.asked if one.asked else one.params == other.params

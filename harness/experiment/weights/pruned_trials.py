@@ -60,7 +60,7 @@ def train_until_pruned(
                 return None
             train(place)
             kept = read_kept_points(trial, folder)
-        if len(kept) < place:  # it has fewer checkpoints than points were asked for
+        if len(kept) < place:  # it has fewer checkpoints than points were requested
             break
         step, weights = list(kept.items())[place - 1]
         score = score_on_validation(session, trial, weights, make=make)

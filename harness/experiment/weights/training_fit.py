@@ -50,7 +50,7 @@ _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the tra
 class FitInputs(NamedTuple):
     """Weights that others start from, are rewarded by or merge, and the folder that these get.
 
-    `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
+    `mixed` rows stand beside the training rows, prompted as they are; penalties read `general` ones.
     """
 
     init: Weights | None

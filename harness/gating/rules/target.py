@@ -72,7 +72,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
 
 
 def _describe_unrated(wins: Wins | None, wanted: float) -> str:
-    """Say why a win rate that is asked for decides nothing; empty where it may."""
+    """Say why a win rate that is required decides nothing; empty where it may."""
     required = f"a win rate of {formatting.percent(wanted)} %"
     if wins is None:
         return f"target: {required} has no untrained candidate to be measured against"

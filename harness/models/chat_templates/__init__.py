@@ -1,7 +1,7 @@
 """Chat templates for bases without one: those that ship, a file a template, and a Jinja file of the user's.
 
 Invariant: a template that is used ends each answer with a token that ends one, so that a fine-tune learns to
-stop, and writes a conversation so that what is asked is its beginning. A base's own is never replaced; in
+stop, and writes a conversation so that the prompt is its beginning. A base's own is never replaced; in
 front of one that refuses a system message stands what joins that to the question behind it.
 """
 

@@ -1,6 +1,6 @@
 """Chat templates of an experiment's bases: their own, the one that the experiment names, or a refusal.
 
-Invariant: what is asked in chat is asked of bases that have a template, and one that the experiment names was
+Invariant: chat prompts are for bases that have a template, and one that the experiment names was
 tried on each of them before anything is trained by it.
 """
 
@@ -25,8 +25,8 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
     """Return the models of an experiment, those without a chat template with the one that it names.
 
     Raises:
-        UserError: tasks are asked in chat of a base without a template; or a template is named that cannot be
-            used, or that no base needs.
+        UserError: tasks are prompted in chat of a base without a template; or a template is named that cannot
+            be used, or that no base needs.
     """
     lacking = [name for name, source in sources.items() if _lacks_template(source)]
     if experiment.chat_template is not None:

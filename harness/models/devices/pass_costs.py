@@ -102,7 +102,7 @@ def _measure(model: "PreTrainedModel") -> list[int] | None:
     try:
         found = solve(measure_passes(model))
         return list(found) if found else None
-    except (*oom.ERRORS, *UNSUPPORTED):  # what is wrong with the model is found and said where it is asked
+    except (*oom.ERRORS, *UNSUPPORTED):  # what is wrong with the model is found and said where it answers
         pass
     oom.release()
     return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LINEAR, _DENSE = "linear_attention", "dense"
-# What is asked of a configuration beside what all families say, by family.
+# What is read of a configuration beside what all families say, by family.
 KEYS = {
     "jamba": ("mamba_expand", "mamba_d_state", "mamba_dt_rank", "expert_layer_period", "expert_layer_offset"),
     "laguna": ("num_attention_heads_per_layer", "mlp_layer_types", "gating"),

@@ -15,7 +15,7 @@ from harness.errors import Problem
 from harness.models.memory import mixed_layers
 from harness.records import digest
 
-# What is asked of a configuration, by Llama's name, and what families call it otherwise.
+# What is read of a configuration, by Llama's name, and what families call it otherwise.
 _KEYS: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": (),
     "hidden_size": (),

@@ -192,7 +192,7 @@ class ServedCandidate(openai_api.CompletionsCandidate):
 
 
 class VllmServer:
-    """One base on a server, for all adapters; one that has ended is started anew when it is asked next."""
+    """One base on a server, for all adapters; one that has ended is started again when it is next needed."""
 
     def __init__(
         self, source: ModelSource, machine: Machine, policy: VllmPolicy, log: Path, advance: Advance
@@ -227,7 +227,7 @@ class VllmServer:
         self._end()
 
     def _ready(self) -> _ServerProcess:
-        """Return the server, started anew where it has ended."""
+        """Return the server, started again where it has ended."""
         if not self._running.is_well():
             self.close()
             self._running = self._start(lambda *_, note="": None)

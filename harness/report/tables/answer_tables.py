@@ -86,8 +86,8 @@ def _distinct(answers: AnswerCounts) -> str:
 _SEVERAL_NOTE = (
     "Several answers were sampled for each item. Distinct: the share of an item's answers that differ from"
     " one another, commonest: that of the one given most often, each averaged over items; a collapsed model"
-    " says one thing however often it is prompted. pass@k: the chance that at least one of k answers is right,"
-    " estimated without bias from all of them (Chen et al. 2021), where the metric is 0 or 1."
+    " says one thing however often it is prompted. pass@k: the chance that at least one of k answers is"
+    " right, estimated without bias from all of them (Chen et al. 2021), where the metric is 0 or 1."
 )
 
 

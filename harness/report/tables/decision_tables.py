@@ -177,7 +177,7 @@ _LOAD_NOTE = (
 
 
 def load_section(facts: Iterable[CandidateFacts]) -> Section:
-    """Lay out one row a candidate that was asked several requests at once."""
+    """Lay out one row a candidate that got several requests at once."""
     rows = []
     for f in facts:
         if of := f.under_load:

@@ -1,7 +1,7 @@
 """Tables of targets: facts that changed, more targets beside the one that decides, and win rates.
 
 Invariant: every score has its interval and every change is paired on the same items; a win rate stands beside
-the one that was asked for, and a judge's own beside the corrected one.
+the one that was required, and a judge's own beside the corrected one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def _changes_row(f: CandidateFacts, of: ChangedAnswers) -> list[str]:
 
 
 def _print_spent(seconds: float | None, usd: float | None) -> str:
-    """Say what time something took and what that cost; unknown where there is nothing to do anew."""
+    """Say what time something took and what that cost; unknown where there is nothing to do again."""
     if seconds is None:
         return formatting.UNKNOWN
     return f"{formatting.seconds(seconds)}, {formatting.usd(usd)} USD"

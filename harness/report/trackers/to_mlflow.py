@@ -1,6 +1,6 @@
 """MLflow: an experiment with a run each, on the server of MLFLOW_TRACKING_URI or in a file of SQLite.
 
-Source: `mlflow.MlflowClient`; a run is found again by its tag `run_id`, and made anew.
+Source: `mlflow.MlflowClient`; a run is found again by its tag `run_id`, and written again.
 """
 
 import logging

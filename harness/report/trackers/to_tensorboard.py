@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def send(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
-    """Write these runs' event files anew; return the command that shows them."""
+    """Write these runs' event files again; return the command that shows them."""
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     place = folder / experiment

@@ -41,7 +41,7 @@ class FileMemo(Generic[_Value]):
         return self._known[file]
 
     def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
-        """Read the files of row sets that will be asked for, as far as they are not known."""
+        """Read the files of row sets that will be needed, as far as they are not known."""
         files = {}
         for rows_digest in set(rows_digests):
             with suppress(OSError):

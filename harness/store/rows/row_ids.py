@@ -1,4 +1,4 @@
-"""Example ids of complete row sets, by which a set is known to hold the items that are asked of it.
+"""Example ids of complete row sets, by which a set is known to hold the items that are wanted of it.
 
 Invariant: a damaged file has none, however much of it can be read.
 """

@@ -4,7 +4,7 @@ Invariant: `run.json` is the run, whole or not there. Runs are listed from the f
 than an index would; that hears of a run afterwards, as soon as nobody holds it.
 
     runs/<run_id>/run.json         a run
-    runs/<run_id>/sampling.json    which items it was asked, where `--sequential` drew them
+    runs/<run_id>/sampling.json    which items it was evaluated on, where `--sequential` sampled them
 """
 
 import json

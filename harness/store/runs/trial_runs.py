@@ -172,7 +172,7 @@ def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _key(trial: Trial) -> str:
-    """Return what tells a trial from others: the key of its weights, of a prompt what it asked."""
+    """Return what tells a trial from others: the key of its weights, of a prompt its digest."""
     return trial.fit_key or trial.asked
 
 
@@ -202,7 +202,7 @@ def _map_own_parts(
         key = one.trial.fit_key
         if _key(one.trial) in needing:
             continue
-        if not key:  # a prompt is asked of weights that are others' too
+        if not key:  # a prompt is sent to weights that are others' too
             own = [digest for digest in one.run.rows.values() if digest not in wanted | shared]
             found[one.run.run_id] = list(map(store.rows, own))
             continue
