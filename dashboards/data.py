@@ -62,7 +62,7 @@ def _files(task: Task) -> dict[str, int]:
 def _encoder() -> str:
     """Ask for a model of sentences; the page's address never names one, so that no link can load a model."""
     return st.text_input(
-        "Duplicates and leaks by sense as well: a sentence-transformers model, its id or its folder",
+        "Duplicates and contamination by sense as well: a sentence-transformers model, its id or its folder",
         placeholder="sentence-transformers/all-MiniLM-L6-v2",
         help="As harness data check --embeddings: rows that share few words and may be the same question.",
         key="encoder",

@@ -49,7 +49,7 @@ def doctor(
         bool, Option("With --membership: score all items, not a sample of each task's.")
     ] = False,
     embeddings: Annotated[
-        str, Option("Also look for leaks by this sentence-transformers model.", env=True)
+        str, Option("Also look for contamination by this sentence-transformers model.", env=True)
     ] = "",
     base: Annotated[str, Option("Say what fits a card of this base: a folder or a hub id.")] = "",
     gpu: Annotated[str, Option("With --base: memory of the card, such as 24GB.")] = "",

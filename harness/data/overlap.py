@@ -1,12 +1,12 @@
-"""Leaks in other words: training rows that share most of their words, or their sense, with an evaluated item.
+"""Contamination in other words: training rows with most words, or the sense, of an evaluated item.
 
 Invariant: every pair that comes back reaches the threshold of the measure it names, and no row is named
 twice. Nothing here is a proof: the thresholds were chosen on pairs of known kind, and reports/data_check.md
-says how many leaks they find and how often they are wrong.
+says how much contamination they find and how often they are wrong.
 
 A greeting in front of an item or thanks behind it are clauses of their own, without which the rest of the
-row is compared. At most half of a row is left out, so a long row is no leak for a short sentence in it.
-Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
+row is compared. At most half of a row is left out, so a long row is not contaminated by a short sentence in
+it. Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
 https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in
 `boilerplate`.
 """

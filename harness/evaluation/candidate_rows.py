@@ -17,7 +17,7 @@ from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
-from harness.evaluation.contamination.leaks import refuse_or_note
+from harness.evaluation.contamination.training_overlap import refuse_or_note
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.formatting import count, percent
 from harness.records import digest
@@ -53,8 +53,8 @@ def read_training_rows(
 ) -> dict[str, MeasuredTask]:
     """Read the rows of every candidate that does not train on the target's own, by their keys.
 
-    At most `n_pairs` preference pairs of each file are kept. With `encode` leaks are looked for by embeddings
-    as well.
+    At most `n_pairs` preference pairs of each file are kept. With `encode` contamination is looked for by
+    embeddings as well.
 
     Raises:
         UserError: with the problems of all candidates at once.

@@ -29,7 +29,7 @@ _Columns = "the column, or a template over columns, where the guess is wrong."
 def data_check(
     files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],
     test: Annotated[
-        list[str] | None, Option("Rows to test on: leaks, and how training matches them.")
+        list[str] | None, Option("Rows to test on: contamination, and how training matches them.")
     ] = None,
     base: Annotated[
         str | None, Option("Count tokens by this model; without it by harness.yaml's `base_model`.")
@@ -40,7 +40,7 @@ def data_check(
     date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
     embeddings: Annotated[
-        str | None, Option("Look for duplicates and leaks by this sentence-transformers model as well.")
+        str | None, Option("Look for duplicates and contamination by this sentence-transformers model too.")
     ] = None,
     html: Annotated[Path | None, Option("Write the page as one file of HTML.")] = None,
     fail_on: Annotated[
@@ -50,7 +50,7 @@ def data_check(
     config: Config = CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Find duplicates, leaks, wrong labels and damaged rows.
+    """Find duplicates, contamination, wrong labels, damage.
 
     The worst stands first, each with the command that mends it. Nothing is changed.
     """

@@ -73,7 +73,7 @@ class CheckContext:
 
     `most` rows are judged by classifiers and language guesses, drawn by class.
     `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
-    `encode` gives texts' embeddings, by which duplicates and leaks are looked for as well.
+    `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
     """
 
     test: "RowTable | None" = None

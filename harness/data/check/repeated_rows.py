@@ -6,7 +6,7 @@ duplicate is no exact one.
 False alarms: 64 bits of a digest stand for a text, so two unlike rows of 10 million are taken for one with a
 chance below 1 in 100,000. Near duplicates are alike by their exact Jaccard index, which clean rows may be:
 those made from patterns are, and reports/data_check.md counts how often they ask the same. Those by sense
-reach the threshold of leaks by sense, which 5 % of look-alikes of another sense reach.
+reach the threshold of contamination by sense, which 5 % of look-alikes of another sense reach.
 """
 
 import random
@@ -31,7 +31,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "exact duplicates of an earlier row",
-            "repeated rows count twice in training, and set apart for test they are leaks",
+            "repeated rows count twice in training, and set apart for test they contaminate it",
             len(table.digests),
             tuple(table.places(int(i)) for i in again),
             f"{table.places(int(again[0]))} repeats {earlier}",
@@ -69,7 +69,7 @@ def _report_near_duplicates(table: RowTable, unlike: Sequence[TableEntry]) -> It
         yield Finding(
             "warning",
             f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)",
-            "they add little to learn from, and set apart for test they are leaks",
+            "they add little to learn from, and set apart for test they contaminate it",
             len(table.entries),
             tuple(unlike[i].where for i, _, _ in pairs),
             f"{row.where} is {100 * alike:.0f} % {earlier.where}: {_cut(row)} / {_cut(earlier)}",
@@ -92,7 +92,7 @@ def _find_by_sense(
         yield Finding(
             "warning",
             f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})",
-            "read some: in other words they add little to learn from, and set apart for test they are leaks",
+            "read some: they add little to learn from, and set apart for test they contaminate it",
             len(left),
             tuple(left[i].where for i, _, _ in pairs),
             f"{left[i].where} and {left[j].where} ({cosine:.2f}): {_cut(left[i])} / {_cut(left[j])}",

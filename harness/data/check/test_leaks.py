@@ -1,4 +1,4 @@
-"""Leaks: training rows that ask what a test row asks, exactly or in other words.
+"""Contamination of the test: training rows with the question of a test row, exactly or in other words.
 
 Invariant: the exact ones are those that a comparison would refuse, the others those that it would note.
 
@@ -39,15 +39,15 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
     )
     exact = find_contaminated_rows(rows, items)
-    alike = _find_alike(table, given.test, {leak.training.where for leak in exact}, given.encode)
+    alike = _find_alike(table, given.test, {row.training.where for row in exact}, given.encode)
     # Dedup looks at words alone, so what only embeddings find is decided row by row.
     by_sense = [pair for pair in alike if pair.by.measure == "embeddings"]
     in_words = [pair for pair in alike if pair.by.measure != "embeddings"]
-    dropped = [*(leak.training.where for leak in exact), *(pair.row.where for pair in in_words)]
+    dropped = [*(row.training.where for row in exact), *(pair.row.where for pair in in_words)]
     emptied = table.files_emptied_by(dropped)
     if emptied:
         yield _say_emptied(table, emptied, dropped, exact)
-    exact = [leak for leak in exact if file_of(leak.training.where) not in emptied]
+    exact = [row for row in exact if file_of(row.training.where) not in emptied]
     in_words = [pair for pair in in_words if file_of(pair.row.where) not in emptied]
     if exact:
         yield _say_exact(table, given.test, exact)
@@ -73,9 +73,9 @@ def _find_alike(table: RowTable, test: RowTable, exact: set[str], encode: Encode
 def _say_emptied(
     table: RowTable, emptied: Sequence[str], dropped: Sequence[str], exact: Sequence[ContaminatedRow]
 ) -> Finding:
-    """Say of files that all their rows leak: without these no row is left to train on."""
+    """Say of files that all their rows are contaminated: without these no row is left to train on."""
     rows = [where for where in dropped if file_of(where) in emptied]
-    is_exact = {leak.training.where for leak in exact}.issuperset(rows)
+    is_exact = {row.training.where for row in exact}.issuperset(rows)
     shown = ", ".join(emptied)
     split = "harness data split FILE --out OUT  # and test on its part, or on another file"
     return Finding(
@@ -90,18 +90,18 @@ def _say_emptied(
     )
 
 
-def _say_exact(table: RowTable, test: RowTable, leaks: Sequence[ContaminatedRow]) -> Finding:
-    first = leaks[0]
+def _say_exact(table: RowTable, test: RowTable, contaminated: Sequence[ContaminatedRow]) -> Finding:
+    first = contaminated[0]
     return Finding(
         "error",
         "training rows that a test row repeats",
         "the score on test counts what was learned by heart",
         len(table.entries),
-        tuple(leak.training.where for leak in leaks),
+        tuple(row.training.where for row in contaminated),
         f"{first.training.where} has the question of {first.evaluated.where}: "
         f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
         _name_dedup_command(test),
-        beside=tuple(f"{leak.evaluated.where}, with the same question" for leak in leaks),
+        beside=tuple(f"{row.evaluated.where}, with the same question" for row in contaminated),
     )
 
 
@@ -109,7 +109,7 @@ def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: s
     return Finding(
         "warning",
         f"training rows whose question may be that of a test row, {how}",
-        "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
+        "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not",
         len(table.entries),
         tuple(pair.row.where for pair in pairs),
         "; ".join(f"{pair.row.where} and {pair.place}" for pair in pairs[:3]),

@@ -39,7 +39,7 @@ def dedup(
     conflicts: Literal["keep", "drop"] = "keep",
     against: Sequence[tuple[Row, Roles]] = (),
 ) -> list[EditedRow]:
-    """Drop duplicates, and rows that ask what a row of `against` asks, as the leak check finds them.
+    """Drop duplicates, and rows that are in `against` by the measures of the contamination check.
 
     Two rows are nearly equal where their questions are `alike` (Jaccard index of shingles, in (0, 1]), and so
     are their answers, on one context. With 1 only equal rows are duplicates.
@@ -87,7 +87,7 @@ def _entry(row: Row, roles: Roles) -> DedupEntry:
 
 
 def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry]) -> _Changes:
-    """Drop rows that ask what a test file asks, exactly or by the measures of the leak check."""
+    """Drop rows that ask what a test file asks, exactly or by the measures of the contamination check."""
     if not tests:
         return {}
     indices, rows = list(left), list(left.values())

@@ -1,10 +1,10 @@
 """Augmentation of training rows by rewordings: paraphrases, or translations there and back.
 
 Invariant: no row that is evaluated is reworded, and no rewording asks what is evaluated, exactly or by the
-measures of the leak check. The same model, texts, prompts and seed give the same rows, from the answer book
-where it was requested before; nothing is requested any more once the answers have cost what they may.
-Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back, to augment
-training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
+measures of the contamination check. The same model, texts, prompts and seed give the same rows, from the
+answer book where it was requested before; nothing is requested any more once the answers have cost what they
+may. Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back, to
+augment training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,7 +189,7 @@ def make_rows(
         UserError: none of the rewordings can be used.
     """
     made, spent = reword(writer, [one.text for one in of.texts.values()], how, progress)
-    rewordings = _mark_leaks(of, made)
+    rewordings = _mark_contaminated(of, made)
     outcomes = augment(of.content.rows, of.roles, rewordings, by=how.by, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]
     if not any(change.kind == "added" for change in changes):
@@ -237,7 +237,9 @@ def _name_evaluated(row: Row, evaluated: Sequence[EvaluatedQuestions]) -> str:
     return next((at for of in evaluated if (at := of.questions.get(of.question_of(row)))), "")
 
 
-def _mark_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dict[int, tuple[Rewording, ...]]:
+def _mark_contaminated(
+    of: Augmentation, made: Sequence[Sequence[Rewording]]
+) -> dict[int, tuple[Rewording, ...]]:
     """Mark by row the rewordings that ask what is evaluated, exactly or in other words."""
     flat = [(i, k) for i, found in zip(of.texts, made, strict=True) for k in range(len(found))]
     by_row = {i: list(found) for i, found in zip(of.texts, made, strict=True)}

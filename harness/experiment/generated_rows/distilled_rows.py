@@ -32,8 +32,8 @@ from harness.experiment.generated_rows.asking import (
 )
 from harness.experiment.generated_rows.writers import (
     candidate_writer,
-    check_leaks,
-    leak_record,
+    check_contamination,
+    record_contamination,
     refuse_unpriced,
     refuse_without_text,
 )
@@ -112,7 +112,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
     candidate, seed = session.candidates[name], session.first_seed
     _refuse_unusable(session, candidate, request)
     rows = _rows(session, request)
-    notes = check_leaks(session, rows, "train", request.prompts or out)
+    notes = check_contamination(session, rows, "train", request.prompts or out)
     writer = candidate_writer(session, name)
     refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
     prompts = _prompts(session, candidate, rows, request)
@@ -140,7 +140,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         **request._asdict(),
         "max_new_tokens": _limits(session, request).max_new_tokens,
         "spent": spent._asdict(),
-        "leak_check": leak_record(session, notes),
+        "leak_check": record_contamination(session, notes),
     }
     file = request.prompts or session.target.task.data.source("train") or ""
     edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)

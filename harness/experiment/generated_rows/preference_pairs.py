@@ -26,8 +26,8 @@ from harness.experiment.generated_rows.asking import TOO_LONG, BudgetedWriter, P
 from harness.experiment.generated_rows.writers import (
     Writer,
     candidate_writer,
-    check_leaks,
-    leak_record,
+    check_contamination,
+    record_contamination,
     refuse_unpriced,
     refuse_without_text,
 )
@@ -103,7 +103,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     outcomes = list(_pair_up(rows, answers, ranking, drawing.gap))
     _refuse_no_pair(outcomes)
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
-    notes = check_leaks(session, paired, "pairs", out)
+    notes = check_contamination(session, paired, "pairs", out)
     spent, ranking_usd = budgeted.usage, ranking.cost_usd()
     paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
     used = {**_provenance(session, candidate, writer, ranking, drawing, notes), "paid": paid}
@@ -239,5 +239,5 @@ def _provenance(
         **drawing._asdict(),
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
         "rank": dict(ranking.by),
-        "leak_check": leak_record(session, notes),
+        "leak_check": record_contamination(session, notes),
     }

@@ -1,7 +1,8 @@
-"""Writers: candidates and endpoints that are asked to write rows, and checks that they may be, and of leaks.
+"""Writers: candidates and endpoints that write rows, and checks that they may, and of contamination.
 
 Invariant: the same writer is asked in the same way whatever it writes, so an answer is found again by whoever
-asks for it. Whoever answers generates text and may be asked now; a leak is refused before rows are written.
+asks for it. Whoever answers generates text and may be asked now; a contaminated row is refused before rows
+are written.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,7 +166,7 @@ def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost:
         raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
 
 
-def check_leaks(
+def check_contamination(
     session: Session, rows: Sequence[SourcedExample], part: PartName, file: str
 ) -> tuple[str, ...]:
     """Hold what rows ask against all that is evaluated; return notes of those alike in other words.
@@ -188,8 +189,8 @@ def check_leaks(
     return refuse_or_note(task, {**others, task.name: own}, {}, {part: shown}).overlap
 
 
-def leak_record(session: Session, notes: Sequence[str]) -> dict[str, Any]:
-    """Say in a manifest what the leak check held rows against, and what it noted."""
+def record_contamination(session: Session, notes: Sequence[str]) -> dict[str, Any]:
+    """Say in a manifest what the contamination check held rows against, and what it noted."""
     evaluated = sum(map(len, session.target.items.evaluated.values()))
     return {
         "evaluated": evaluated + sum(len(m.items.test) for m in session.suites),

@@ -67,7 +67,7 @@ class Checkup:
 
 
 def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
-    """Look at everything that a comparison needs; for leaks by the embeddings of a model as well."""
+    """Look at everything that a comparison needs; for contamination by the embeddings of a model as well."""
     problems: list[Problem] = []
     scope = Scope(renew_probe=True, embeddings=embeddings)
     session, selected = _open_experiment(path, overrides, scope, progress, problems)

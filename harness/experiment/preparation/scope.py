@@ -15,7 +15,7 @@ class Scope(NamedTuple):
     """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
 
     A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine again. `embeddings`
-    names a sentence-transformers model by which leaks are looked for as well.
+    names a sentence-transformers model by which contamination is looked for as well.
     """
 
     limit: int | None = None

@@ -1,4 +1,4 @@
-"""Leaks between the target's training rows and all that is evaluated: exact ones refused, others noted.
+"""Overlap of the target's training rows with all that is evaluated: exact rows refused, others noted.
 
 Invariant: items of every suite and documents of every lm-eval task are looked at as the target's own are; a
 row that repeats one is refused, a row that may ask the same in other words is named and stays.
