@@ -113,7 +113,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _differing_items(folder: str, rows_a: str, rows_b: str, changed: tuple[int, ...]) -> list[str]:
-    return store.differing_items(Store(Path(folder)), rows_a, rows_b)
+    return store.list_differing_items(Store(Path(folder)), rows_a, rows_b)
 
 
 page()

@@ -13,9 +13,9 @@ from harness.formatting import RATE, UNKNOWN, count, plain, seconds, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import (
     ExperimentReport,
+    describe_forgetting,
     diagnose,
     figure_text,
-    forgetting_sentence,
     front_sentence,
     sets_section,
     trials_section,
@@ -120,7 +120,7 @@ def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
     if any(points for points, _ in changes.values()):
         charts.draw(charts.curves(changes, "capability, points against the base"), "tracked", height=280)
     for name, of in tracked.items():
-        if said := forgetting_sentence(of):
+        if said := describe_forgetting(of):
             st.text(f"{name} {said}.")
 
 

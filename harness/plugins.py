@@ -372,12 +372,12 @@ def penalties(method: Method, params: Mapping[str, Any]) -> list[str]:
     return [name for name in known if takes(method, name, params)]
 
 
-def mending_methods(step: str) -> list[str]:
+def list_mending_methods(step: str) -> list[str]:
     """List the methods that mend weights without training, in a step of a rescue."""
     return [name for name in names("methods") if (own := method(name).rescue) and own.name == step]
 
 
-def mending_regularizers(step: str) -> dict[str, RescueStep]:
+def map_mending_regularizers(step: str) -> dict[str, RescueStep]:
     """Map the regularisers that declare a step of a rescue to what they declare."""
     declared = {name: getattr(load("regularizers", name), "RESCUE", None) for name in names("regularizers")}
     return {name: own for name, own in declared.items() if own and own.name == step}

@@ -53,7 +53,7 @@ def page():
     stores.count_statuses(store, [digest])
     stores.read_samples(store, digest, [rows[0].example_id])
     stores.find_items(store, [digest], "answer 7")
-    stores.differing_items(store, digest, digest)
+    stores.list_differing_items(store, digest, digest)
     stores.list_ratings(store)
     stores.current_activity(store)
     return len(known)

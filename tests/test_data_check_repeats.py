@@ -305,7 +305,7 @@ def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
 
 
 def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path):
-    from harness.data.edit.manifests import grouping_column
+    from harness.data.edit.manifests import find_grouping_column
 
     told = {"command": "harness data split", "parameters": {"group": "article"}, "licenses": [], "notes": []}
     told["outputs"] = [{"file": f"{n}.jsonl", "rows": 200, "sha256": n} for n in ("train", "test")]
@@ -314,7 +314,7 @@ def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path
     train, test = (
         write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", make_clean_rows()), ("test", other))
     )
-    assert grouping_column(train) == "article"
+    assert find_grouping_column(train) == "article"
     found = examine_rows(RowCheck([train], test=[test], only=["traits"])).findings
     assert alarms(found) == []
     assert any("other values of 'article'" in f.meaning for f in found)

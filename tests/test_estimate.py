@@ -8,7 +8,7 @@ from harness.evaluation.costs import (
     DEVICE_HOUR_USD,
     TokenCounts,
     Work,
-    answering_work,
+    estimate_answering,
     price_usd,
     request_usd,
     tokens,
@@ -67,21 +67,21 @@ def test_the_speed_that_a_training_needed_is_the_one_at_which_it_is_estimated_to
 @given(TEXTS)
 def test_reading_examples_is_reading_each_of_them(texts):
     examples = [make_example(text) for text in texts]
-    apart = sum((answering_work([e], ranked=False, max_new_tokens=5) for e in examples), Work())
-    assert answering_work(examples, ranked=False, max_new_tokens=5) == apart
+    apart = sum((estimate_answering([e], ranked=False, max_new_tokens=5) for e in examples), Work())
+    assert estimate_answering(examples, ranked=False, max_new_tokens=5) == apart
     assert apart.generated == 5 * len(texts)
 
 
 def test_ranked_choices_are_read_and_nothing_is_generated():
     example = make_example("Where is it?", choices=("late", "money"))
-    ranked, generated = (answering_work([example], ranked=r, max_new_tokens=5) for r in (True, False))
+    ranked, generated = (estimate_answering([example], ranked=r, max_new_tokens=5) for r in (True, False))
     assert ranked.generated == 0
     assert ranked.read == generated.read + tokens("late") + tokens("money")
 
 
 def test_a_whole_text_is_read_and_nothing_is_generated():
     text = Example("x", (), ("A brown hen walks past a gate.",))
-    assert answering_work([text], ranked=False, max_new_tokens=5) == Work(read=tokens(text.references[0]))
+    assert estimate_answering([text], ranked=False, max_new_tokens=5) == Work(read=tokens(text.references[0]))
 
 
 @PURE

@@ -8,7 +8,7 @@ from tiny_experiment import letters, rows, runs_of
 
 from harness import config, report, store
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session, training_notes
+from harness.experiment import Scope, describe_training_rows, prepare_session
 from harness.progress import SilentProgress
 from harness.store import Store
 
@@ -126,7 +126,9 @@ def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_te
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
     given = path.with_name("given.yaml")
     given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
-    (note,) = training_notes(prepare_session(config.load(given), Scope(), SilentProgress()), ["given"])
+    (note,) = describe_training_rows(
+        prepare_session(config.load(given), Scope(), SilentProgress()), ["given"]
+    )
     assert note.startswith("given: made elsewhere")
 
 

@@ -200,8 +200,8 @@ def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
         sample = [row(i, output_digest=digest) for i, digest in enumerate([*digests, ""])]
         complete(store, identity, sample)
     wanted = [row(2).example_id, row(3).example_id]
-    assert stores.differing_items(store, IDENTITY.digest, other.digest) == wanted
-    assert stores.differing_items(store, IDENTITY.digest, "absent") == []
+    assert stores.list_differing_items(store, IDENTITY.digest, other.digest) == wanted
+    assert stores.list_differing_items(store, IDENTITY.digest, "absent") == []
 
 
 def test_columns_for_a_ranking_come_in_the_order_of_ids(store_and_sample):

@@ -94,7 +94,7 @@ def make_both_trainers(tiny, folder, init, way):
 
     context = replace(tiny_methods.context(tiny, folder), init=init)
     made = []
-    ours = preferences._cpu_trainer(preferences._caching_trainer({"train": folder.name}), way)
+    ours = preferences._cpu_trainer(preferences._make_caching_trainer({"train": folder.name}), way)
     for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)

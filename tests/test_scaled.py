@@ -130,7 +130,7 @@ def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned_weights, 
 
 def test_a_rescue_leaves_the_scales_of_dora_out_and_says_why():
     situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
-    (scaling,) = [m for m in plugins.mending_methods("scale") if plugins.method(m).makes == "adapter"]
+    (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
     found = plugins.method(scaling).rescue.settings(situation)
     assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
 

@@ -16,7 +16,7 @@ from test_shared_training import ignore, read_fit
 from harness import config, training
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.candidate_problems import missing_gpus, sharing_problems
+from harness.experiment.preparation.candidate_problems import check_gpus, check_sharing
 from harness.experiment.weights.weights_folder import folder_of, shards_of
 from harness.models import memory
 from harness.models.hub import resolve, shape
@@ -199,12 +199,12 @@ def test_shards_are_refused_without_gpus_and_without_deepspeed(tiny, tmp_path):
 def test_one_gpu_too_few_and_what_needs_whole_weights_are_named_for_shards(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     session = session_of(tiny, tmp_path, FSDP)
-    (problem,) = missing_gpus(session)
+    (problem,) = check_gpus(session)
     assert problem.found == "num_processes: 2, and 1 GPU for each training"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert [*missing_gpus(session)] == []
-    assert [*sharing_problems(session, session.candidates["lora"])] == []
-    assert [problem.found for problem in sharing_problems(session, session.candidates["tracked"])] == [
+    assert [*check_gpus(session)] == []
+    assert [*check_sharing(session, session.candidates["lora"])] == []
+    assert [problem.found for problem in check_sharing(session, session.candidates["tracked"])] == [
         "track, and distributed_type: FSDP, whose weights are put together at the end alone",
         "optim: adamw_8bit, which is bitsandbytes', and distributed_type: FSDP",
     ]

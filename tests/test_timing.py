@@ -12,10 +12,10 @@ import tiny_methods
 from harness import config, store
 from harness.evaluation.costs.timing import (
     batch_time,
+    describe_timing,
     latency_figures,
     request_latency,
     time_requests,
-    timing_notes,
     wants_more,
 )
 from harness.evaluation.runner import open_weights
@@ -207,7 +207,9 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert again["at_once"] == 6, "as many as validation has, eight at most"
     assert again["first_token_s"] > 0
     assert again["at_once_s"] > 0
-    (note,) = (n for n in timing_notes([replace(run, latency=again)]) if n.startswith("requests that come"))
+    (note,) = (
+        n for n in describe_timing([replace(run, latency=again)]) if n.startswith("requests that come")
+    )
     assert re.search(
         r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after .*,"
         r" the first tokens of these after ",
@@ -215,9 +217,11 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     )
     assert 0 < again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
     seeds = [replace(run, latency=again, seed=seed) for seed in (0, 1)]
-    assert "lora (seed 1) answers 6 within" in " ".join(timing_notes(seeds)), "seeds have names of their own"
+    assert "lora (seed 1) answers 6 within" in " ".join(describe_timing(seeds)), (
+        "seeds have names of their own"
+    )
     served = {name: of for name, of in again.items() if name != "first_token_s"}
-    assert "a second), the first tokens of these after " in timing_notes([replace(run, latency=served)])[1]
+    assert "a second), the first tokens of these after " in describe_timing([replace(run, latency=served)])[1]
 
 
 def test_as_many_requests_come_at_once_as_is_written(session_and_run, monkeypatch):

@@ -15,7 +15,7 @@ from harness import config, plugins, rescue, store
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
-from harness.experiment.curves.tracking import read_tracked_weights, tracking_work
+from harness.experiment.curves.tracking import estimate_tracking, read_tracked_weights
 from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
@@ -287,10 +287,10 @@ def test_a_run_of_before_gets_its_points_without_being_made_again(tracked_world)
 
 def test_the_estimate_knows_of_the_points(tracked_world):
     session = tracked_world.session
-    work = tracking_work(session, session.candidates["held"].source)
+    work = estimate_tracking(session, session.candidates["held"].source)
     twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
-    assert 0 < work.read < tracking_work(session, twice).read == 2 * work.read
-    assert tracking_work(session, session.candidates["lora"].source) == Work()
+    assert 0 < work.read < estimate_tracking(session, twice).read == 2 * work.read
+    assert estimate_tracking(session, session.candidates["lora"].source) == Work()
     both = estimate_work(session, ["lora", "held"])
     assert both["held"].read == both["lora"].read + work.read
 

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.records import TrackedPoint, TrainingRecord
-from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
+from harness.report.training_diagnosis import describe_forgetting, diagnose, front_sentence
 
 EPOCH = 40
 
@@ -96,17 +96,17 @@ def make_changes(*changes, half=0.02):
     ],
 )
 def test_points_along_a_training_say_whether_it_forgets_and_when(changes, said):
-    assert forgetting_sentence(make_changes(*changes)).startswith(said)
+    assert describe_forgetting(make_changes(*changes)).startswith(said)
 
 
 def test_what_is_lost_first_and_in_the_end_stand_with_their_steps():
-    said = forgetting_sentence(make_changes(-0.05, -0.08))
+    said = describe_forgetting(make_changes(-0.05, -0.08))
     assert " points at step 50 of 100, and −8.0" in said
     assert said.endswith(" points at step 100")
 
 
 def test_a_loss_within_the_noise_early_on_does_not_count_as_early():
-    assert forgetting_sentence(make_changes(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith(
+    assert describe_forgetting(make_changes(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith(
         "forgets late"
     )
 
@@ -136,5 +136,5 @@ def test_a_training_whose_end_beats_every_step_before_it_names_none():
 
 
 def test_nothing_is_said_of_a_training_without_points_or_without_tasks_that_count():
-    assert forgetting_sentence(TrainingRecord()) == ""
-    assert forgetting_sentence(TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
+    assert describe_forgetting(TrainingRecord()) == ""
+    assert describe_forgetting(TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""

@@ -15,7 +15,7 @@ from harness.config import load
 from harness.data import load_task
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session, training_notes
+from harness.experiment import Scope, describe_training_rows, prepare_session
 from harness.progress import SilentProgress
 from harness.records import Example, parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
@@ -139,7 +139,10 @@ def test_notes_name_the_selected_candidates_and_those_that_they_take_weights_fro
         "  ranked: {weights_of: curated, answer: rank}\n"
     )
     session = session_of(write(tmp_path, tiny, CANDIDATES + taken))
-    named = {one: [n.partition(":")[0] for n in training_notes(session, [one])] for one in session.candidates}
+    named = {
+        one: [n.partition(":")[0] for n in describe_training_rows(session, [one])]
+        for one in session.candidates
+    }
     assert named["prompt"] == named["lora"] == []
     assert named["blend"] == ["blend"]
     assert named["curated"] == named["half"] == named["ranked"] == ["curated"]

@@ -196,7 +196,7 @@ def rate(path, choice_of):
     """Let a person prefer answers of `mine` to those of `base`, by item."""
     runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
     rows = {name: runs[name].rows["letters/test"] for name in ("base", "mine")}
-    for i, item in enumerate(store.differing_items(at, rows["base"], rows["mine"])):
+    for i, item in enumerate(store.list_differing_items(at, rows["base"], rows["mine"])):
         store.save_rating(
             at,
             Rating(
@@ -235,7 +235,7 @@ def test_a_judge_compares_with_the_best_untrained_candidate_in_both_orders_and_o
 
 def wins_items(path):
     runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
-    return store.differing_items(at, *(runs[name].rows["letters/test"] for name in ("base", "mine")))
+    return store.list_differing_items(at, *(runs[name].rows["letters/test"] for name in ("base", "mine")))
 
 
 def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):

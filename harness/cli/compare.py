@@ -166,8 +166,8 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
     short = experiment.short_judges(session, selected) if computes else []
     return [
         *session.target.items.notes,
-        *experiment.training_notes(session, selected),
-        *experiment.prompting_notes(session, selected),
+        *experiment.describe_training_rows(session, selected),
+        *experiment.describe_prompting(session, selected),
         *experiment.recipe_warnings(session, selected),
         *experiment.idle_workers(session),
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused

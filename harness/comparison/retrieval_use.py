@@ -93,7 +93,7 @@ def retrieval_use(
             continue
         example = examples[row.example_id]
         context = context_of(row.prompt, example.prompt)
-        references = _standing_references(example, texts, everything)
+        references = _list_standing_references(example, texts, everything)
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
         found = _is_found(references, _words(context), example, row)
@@ -132,7 +132,7 @@ def _class(found: bool | None, right: bool, supported: bool) -> str:
     return "used" if supported else "ungrounded"
 
 
-def _standing_references(example: Example, texts: Mapping[str, str], everything: str) -> list[str]:
+def _list_standing_references(example: Example, texts: Mapping[str, str], everything: str) -> list[str]:
     """List the words of the references, where one stands in a needed document; else none of them."""
     references = [words for reference in example.references if (words := _words(normalize(reference)))]
     needed = [texts[i] for i in example.documents if i in texts] or [everything]

@@ -49,7 +49,7 @@ class Wins(NamedTuple):
 
     @property
     def lacking(self) -> int:
-        """How many more ratings of people a decision waits for, by people alone or of a judge's pairs."""
+        """Number of ratings of people that a decision waits for, by people alone or of a judge's pairs."""
         return self.missing or min(max(0, MIN_LABELS - self.n_ratings), self.unrated)
 
     @property

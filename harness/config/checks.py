@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from harness import plugins
-from harness.config.files import missing_file, raw_tasks
+from harness.config.files import describe_missing_file, raw_tasks
 from harness.config.grids import GridMember
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.recipe_checks import WrittenRecipe, check_decoding, check_general_rows, recipes_by_prompt
@@ -69,7 +69,7 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         yield from _check_lm_eval(task, keys, tree)
         return
     for name in DATA_FILES:
-        yield from _missing_rows(getattr(task.data, name), (*keys, "data", name), task, tree)
+        yield from _find_missing_rows(getattr(task.data, name), (*keys, "data", name), task, tree)
     yield from _changes(task, keys, tree)
     for index, name in enumerate(task.metrics):
         at = tree.where((*keys, "metrics", index))
@@ -91,9 +91,9 @@ def _names_rows(task: Task, part: str, keys: Keys, tree: Tree) -> bool:
     return task.data.source(part) is not None or bool(named & written.keys())
 
 
-def _missing_rows(path: str | None, keys: Keys, task: Task, tree: Tree) -> Iterator[Problem]:
+def _find_missing_rows(path: str | None, keys: Keys, task: Task, tree: Tree) -> Iterator[Problem]:
     if path is not None and not path.startswith(HUB) and not Path(path).exists():
-        yield missing_file(Path(path), tree.where(keys), f"the {keys[-1]} rows of task {task.name}")
+        yield describe_missing_file(Path(path), tree.where(keys), f"the {keys[-1]} rows of task {task.name}")
 
 
 def _changes(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
@@ -102,7 +102,7 @@ def _changes(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         return
     at: Keys = (*keys, "data", "changes")
     for name in CHANGED_FILES:
-        yield from _missing_rows(getattr(task.data.changes, name), (*at, name), task, tree)
+        yield from _find_missing_rows(getattr(task.data.changes, name), (*at, name), task, tree)
     if keys[0] != "target":
         step = "name them in data: of the target"
         found = f"changes of the task {task.name}, which is not the target"
@@ -130,7 +130,9 @@ def _metric(written: str, where: str) -> Iterator[Problem]:
     prefix, name, _ = metric_parts(written)
     path = Path(name)
     if is_path(name) and not path.exists():
-        yield missing_file(path, where, "the file of a metric" if prefix != ENTAILMENT else "a model")
+        yield describe_missing_file(
+            path, where, "the file of a metric" if prefix != ENTAILMENT else "a model"
+        )
     elif prefix:
         return
     elif written.endswith(".py"):

@@ -122,7 +122,7 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
                 yield ("suites", i, "tasks", j), task
 
 
-def missing_file(path: Path, where: str, expected: str) -> Problem:
+def describe_missing_file(path: Path, where: str, expected: str) -> Problem:
     """Phrase a file that is not there, with its nearest neighbour."""
     return _missing(path, where, expected, _CREATE)
 
@@ -279,7 +279,7 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
         below = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
         own = [file.relative_to(folder).as_posix() for file in below]
         near = _nearest(relative, [*own, *SHIPPED_SUITES])
-        missing = missing_file(folder / relative, where, f"a suite file, relative to {folder}")
+        missing = describe_missing_file(folder / relative, where, f"a suite file, relative to {folder}")
         return replace(missing, next_step=near or _CREATE)
     if what == "suite":
         roots = (folder, *_SHIPPED)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from harness import plugins
-from harness.config.files import missing_file, resolve_model
+from harness.config.files import describe_missing_file, resolve_model
 from harness.config.problems import Keys, Tree, problems_of
 from harness.errors import Problem
 from harness.spec import Spec
@@ -121,4 +121,4 @@ def candidate_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Itera
     file = written.get(_EXPERIMENT)
     if isinstance(file, str) and not Path(file).is_file():
         where = tree.where((*keys, _EXPERIMENT))
-        yield missing_file(Path(file), where, "the harness.yaml of an experiment")
+        yield describe_missing_file(Path(file), where, "the harness.yaml of an experiment")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from harness import plugins
-from harness.config.files import missing_file
+from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.rubrics import read_rubric
@@ -199,7 +199,7 @@ def _explain_refusal(regularizer: str, method: Method) -> str:
 def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:
     """Refuse a file of general rows that is not there."""
     if path is not None and not path.startswith(HUB) and not Path(path).is_file():
-        yield missing_file(Path(path), where, "general rows, each with a prompt and its answer")
+        yield describe_missing_file(Path(path), where, "general rows, each with a prompt and its answer")
 
 
 _MOST_TRIALS = 64  # of a sweep, each a training of its own

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.config.files import missing_file, read_file
+from harness.config.files import describe_missing_file, read_file
 from harness.config.judge_sources import (
     Written,
     candidate_problems,
@@ -202,7 +202,7 @@ def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterat
     if [metric_name(one) for one in task.metrics].count(name) > 1:
         yield Problem(where, f"{name} twice", "each name of a rubric once", "rename one of the files")
     if not path.is_file():
-        yield missing_file(path, where, "a rubric")
+        yield describe_missing_file(path, where, "a rubric")
         return
     try:
         read_rubric(path, folder)
@@ -214,7 +214,7 @@ def pair_judge_problems(written: str, folder: Path, where: str) -> Iterator[Prob
     """Yield what forbids to compare two candidates' answers by a judge, as it is written at `where`."""
     path = Path(metric_parts(written)[1])
     if not path.is_file():
-        yield missing_file(path, where, "a rubric")
+        yield describe_missing_file(path, where, "a rubric")
         return
     try:
         rubric = read_rubric(path, folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.config.files import missing_file
+from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
 from harness.config.problems import mapping
 from harness.config.recipe_checks import WrittenRecipe, check_regularizers, check_sweep
@@ -109,7 +109,9 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
         yield Problem(where, found, f"one of the methods {able}", "remove reward")
     elif is_path(reward):
         if not Path(reward).is_file():
-            yield missing_file(Path(reward), where, "a Python file with a function reward, or metric")
+            yield describe_missing_file(
+                Path(reward), where, "a Python file with a function reward, or metric"
+            )
     elif reward in members:
         if (made := _makes(reward, members)) != "reward":
             able = " or ".join(plugins.methods(makes="reward"))
@@ -217,7 +219,7 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
             step = f"download it, or merge it and name {whole}"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
         elif not recipe.path.startswith(HUB) and not Path(recipe.path).is_dir():
-            yield missing_file(Path(recipe.path), where, "the folder of the weights")
+            yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
 
 
 def _check_serve_on(written: WrittenRecipe) -> Iterator[Problem]:
@@ -245,7 +247,7 @@ def _check_training_rows(written: WrittenRecipe) -> Iterator[Problem]:
     for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
         for path in paths:
             if not path.startswith(HUB) and not Path(path).is_file():
-                yield missing_file(Path(path), written.where(key), "rows to train on")
+                yield describe_missing_file(Path(path), written.where(key), "rows to train on")
 
 
 def _candidate(source: str, written: WrittenRecipe) -> tuple[str, str]:

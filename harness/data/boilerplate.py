@@ -38,7 +38,7 @@ def n_grams(words: str, n: int = N) -> NDArray[np.uint64]:
     return grams
 
 
-def telling_words(texts: Sequence[str]) -> dict[str, str]:
+def find_telling_words(texts: Sequence[str]) -> dict[str, str]:
     """Return for each text that holds boilerplate its other words; `texts` are folded words."""
     grams = {text: n_grams(text) for text in dict.fromkeys(texts)}
     of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])

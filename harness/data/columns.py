@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.data import formats
 from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
-from harness.data.csv_header import is_csv, probable_row, unnamed_column
+from harness.data.csv_header import is_csv, name_column, probable_row
 from harness.data.examples import FIELD, is_object
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
@@ -95,7 +95,7 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
         UserError: no row has a named column, no columns clearly ask and answer, or the first line of a CSV
             file is probably a row.
     """
-    refuse(missing_header(content, is_named=bool(prompt or reference)))
+    refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = list(dict.fromkeys(name for row in content.rows for name in row.fields))
     given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
     for option, columns in given.items():
@@ -120,7 +120,7 @@ def option_text(template: str, default: str) -> str | None:
     return template[1:-1] if FIELD.fullmatch(template) else template
 
 
-def reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> Roles:
+def find_reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> Roles:
     """Return the columns that ask and answer where rows are read by a task's templates, or by a layout.
 
     They are those that `find_roles` finds in a file that is read so; a text that is only read asks itself.
@@ -149,7 +149,7 @@ def answer_column(task: Task, layout: Layout | None, names: Container[str]) -> s
     template = task.fields.reference
     if layout is not None and layout.name in ("OASST tree", "UltraFeedback"):
         return None
-    answers = reading_roles(task, layout, names).answers
+    answers = find_reading_roles(task, layout, names).answers
     if template == Fields().reference and layout is None:  # read so, whatever else rows have
         answers = next(((name,) for name in ("references", "reference") if name in names), answers)
     if any(name not in names for name in answers) or not answers:
@@ -247,7 +247,7 @@ def find_filled_columns(content: Sequence[Row]) -> set[str]:
     return most if _find_by_name(most, ANSWERS) else most | some
 
 
-def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
+def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
     """Phrase a CSV file whose first line is probably a row; None where a column is named, or usual."""
     names = list(content.rows[0].fields)
     usual = {"id", *QUESTIONS, *ANSWERS, *GROUPS} & {name.lower() for name in names}
@@ -256,7 +256,7 @@ def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
         return None
     step = ", or where it is one: --prompt COLUMN --reference COLUMN"
     filled = find_filled_columns(content.rows)
-    unnamed = filled & {unnamed_column(place) for place, _ in enumerate(names, start=1)}
+    unnamed = filled & {name_column(place) for place, _ in enumerate(names, start=1)}
     if 2 * len(unnamed) > len(filled):
         found = f"a first line that names {len(filled - unnamed)} of {len(filled)} columns"
         expected = "a header line that names the columns, such as text,label"

@@ -18,7 +18,7 @@ def is_csv(path: str) -> bool:
     return path.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
-def unnamed_column(place: int) -> str:
+def name_column(place: int) -> str:
     """Name a column without a name by its place, from 1."""
     return f"column {place}"
 

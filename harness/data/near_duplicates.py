@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.boilerplate import telling_words
+from harness.data.boilerplate import find_telling_words
 from harness.data.series import compute_frames, differ_in_a_frame, drop_ids
 
 THRESHOLD = 0.7
@@ -325,7 +325,7 @@ def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_Norm
     # Texts behind boilerplate are signed by their own words: all of them would be candidates else.
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
-    telling = telling_words([text.words for text in (*texts, *among)])
+    telling = find_telling_words([text.words for text in (*texts, *among)])
     words = [_select_own_words(text.words, telling.get(text.words)) for text in texts]
     takes: dict[_Unit, list[int]] = {
         "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],

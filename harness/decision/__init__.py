@@ -24,11 +24,11 @@ from harness.decision.economics import (
 from harness.decision.explain import (
     USUAL_AMOUNTS,
     cost_text,
+    describe_settling,
     more_items_text,
     not_shown_text,
     reasons,
     seeds_text,
-    settling_text,
 )
 from harness.decision.family import Family, FamilyMember, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, TrainingSize, learning_curve
@@ -42,11 +42,12 @@ from harness.decision.results import (
     ItemVariances,
     UnderLoad,
     action_of,
+    advise_on_missing,
     alternative,
     best,
     best_trained,
     best_untrained,
-    failing_seeds,
+    find_stopping_seed,
     gain,
     gain_text,
     has_tuned_weights,
@@ -54,16 +55,15 @@ from harness.decision.results import (
     is_fine_tuned,
     is_gain_shown,
     list_failed_seeds,
+    list_failing_seeds,
+    list_missing_alternatives,
+    list_passing_runs,
     list_untrained_runs,
     list_within_budgets,
-    missing_alternatives,
-    missing_step,
     n_settings,
     passes_alone,
-    passing_runs,
     score_text,
     seeds_of,
-    stopping_seed,
     strongest,
     strongest_run,
     target_unit,
@@ -144,9 +144,9 @@ def decide(
         policy=policy,
         metric=metric_name,
         alternative=alternative(facts),
-        winner=best(passing_runs(facts)),
+        winner=best(list_passing_runs(facts)),
         strongest=strongest_run(facts),
-        missing=missing_alternatives(facts, closed_labels, has_documents),
+        missing=list_missing_alternatives(facts, closed_labels, has_documents),
         curve=curve,
         win_rate=win_rate,
         by_metric=by_metric,
@@ -194,7 +194,7 @@ def _choose(case: Case, found: Economics) -> _Recommendation:
 
 def _is_stopped(case: Case) -> bool:
     """Tell whether the gate stops the fine-tune in question, however often its answers are preferred."""
-    return case.judged is not None and fails_gate(stopping_seed(case.facts, case.judged))
+    return case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))
 
 
 def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
@@ -248,7 +248,7 @@ def _leave_undecided(why: str, then: str) -> _Recommendation:
 def _lack_alternative(case: Case) -> _Recommendation:
     why = "nothing untrained was measured, so there is nothing to compare with"
     failed = (f.name for f in list_untrained_runs(case.facts) if f.state == "failed")
-    return _leave_undecided(why, missing_step(case.missing, failed))
+    return _leave_undecided(why, advise_on_missing(case.missing, failed))
 
 
 def _await_labels(case: Case, missing: int) -> _Recommendation:
@@ -295,7 +295,9 @@ def _choose_within_budget(
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
     gains = f"{run.name} gains {gain_text(g)} over {over}"
     if case.missing:
-        return _leave_undecided(f"{alone}, and one that might was not compared", missing_step(case.missing))
+        return _leave_undecided(
+            f"{alone}, and one that might was not compared", advise_on_missing(case.missing)
+        )
     if case.winner is None:
         return _leave_undecided(
             f"{alone}, and no fine-tune that does passes its gate", "try faster candidates"
@@ -317,7 +319,7 @@ def _choose_with_gain(
     gains = f"{winner.name} gains {better}"
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
-        return _leave_undecided(why, missing_step(case.missing))
+        return _leave_undecided(why, advise_on_missing(case.missing))
     if few := too_few(case, winner):
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
         return _ship(case, alternative, why)
@@ -344,10 +346,10 @@ def _choose_without_gain(
     case: Case, found: Economics, compared: CandidateFacts, alternative: CandidateFacts
 ) -> _Recommendation:
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
-    passing = {f.name for f in passing_runs(case.facts)}
+    passing = {f.name for f in list_passing_runs(case.facts)}
     tuned = [f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
     blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
-    if pending := [f for f in blocked if not failing_seeds(case.facts, f)]:
+    if pending := [f for f in blocked if not list_failing_seeds(case.facts, f)]:
         return _await_gate(case, best(pending) or pending[0], alternative)
     if blocked:
         return _keep_untrained(case, best(blocked) or blocked[0], alternative)
@@ -401,7 +403,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "mend that and compare again"
     return next(
-        (not_shown_text(f.standing), settling_text(f))
+        (not_shown_text(f.standing), describe_settling(f))
         for f in (run, *seeds)
         if passes_alone(f) and f.standing
     )
@@ -409,7 +411,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
 
 def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
     gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
-    failing = failing_seeds(case.facts, run)
+    failing = list_failing_seeds(case.facts, run)
     fails = (
         "fails" if len(failing) == len(seeds_of(case.facts, run)) else f"with {seeds_text(failing)} it fails"
     )

@@ -320,7 +320,7 @@ def not_shown_text(standing: FamilyRank) -> str:
     )
 
 
-def settling_text(run: CandidateFacts) -> str:
+def describe_settling(run: CandidateFacts) -> str:
     """Say what would show a gate among the other candidates that passes alone."""
     if run.standing and run.standing.p is None:
         return "compare it as a recipe of its own on new test items"

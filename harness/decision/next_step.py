@@ -17,11 +17,11 @@ from harness.decision.results import (
     FEW,
     CandidateFacts,
     Case,
+    find_stopping_seed,
     gain,
     is_cross_validated,
     is_gain_shown,
     passes_alone,
-    stopping_seed,
 )
 from harness.decision.seeds import n_seeds
 from harness.decision.win_rate_goal import open_rating
@@ -111,7 +111,7 @@ def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None)
         return Spend(None, None, None, case.n_labels_missing, rating.n_ratings if rating else 0)
     if other.over_budget:
         return None
-    seed = stopping_seed(case.facts, run)
+    seed = find_stopping_seed(case.facts, run)
     if fails_gate(seed) or _has_drifted(seed):
         return None
     if unrated := _count_unrated(case, run):
@@ -181,7 +181,7 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
     run = case.judged
     if run is None:
         return []
-    seed = stopping_seed(case.facts, run)
+    seed = find_stopping_seed(case.facts, run)
     if spend is None:
         return [_no_use_text(seed)] if fails_gate(seed) else []
     if spend.labels or spend.ratings:
@@ -191,7 +191,7 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         return [said, *_open_gate_text(seed)]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
-    return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(seed)]
+    return [f"Next best spend: {first}. {options}{_describe_missing_prices(case)}", *_open_gate_text(seed)]
 
 
 _RATINGS_FIRST = "Pairs of answers that are there and that nobody has rated come before new test items."
@@ -250,7 +250,7 @@ def _price_text(option: SpendingOption) -> str:
     return f", worth {formatting.usd(option.worth)} USD for {price}"
 
 
-def _missing_prices(case: Case) -> str:
+def _describe_missing_prices(case: Case) -> str:
     """Say which prices the comparison lacks, and which it assumes."""
     if economics.point_worth_usd(case.policy, case.unit) is None:
         return " Costs are not weighed, because a point has no price (decide.point_usd)."

@@ -270,7 +270,7 @@ def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     return best(f for f in list_within_budgets(facts) if is_fine_tuned(f))
 
 
-def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def list_passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the fine-tunes within the budgets that pass the gate with every seed, shown among all of them."""
     facts = list(facts)
     tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
@@ -288,7 +288,7 @@ def seeds_of(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[Candi
     return [f for f in facts if f.name == run.name and f.state == "done"]
 
 
-def stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> CandidateFacts:
+def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> CandidateFacts:
     """Return the seed that keeps a run's recipe from passing: one that fails, else one that is open.
 
     The run itself where it is as bad as any.
@@ -302,7 +302,7 @@ def _standing_of(f: CandidateFacts) -> int:
     return {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}[f.verdict.outcome]
 
 
-def failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
+def list_failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
     """List the seeds of a run's recipe that the gate fails."""
     return [f.seed for f in seeds_of(facts, run) if f.verdict and f.verdict.outcome == "fail"]
 
@@ -331,7 +331,7 @@ def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
 
 def best_trained(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the fine-tune that is best on validation among those that pass the gate."""
-    run = best(passing_runs(facts))
+    run = best(list_passing_runs(facts))
     return run.name if run else None
 
 
@@ -362,11 +362,11 @@ class MissingAlternative(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it is, with who failed."""
+        """The alternative in words, with who failed."""
         return f"{self.what}: {', '.join(self.failed)} failed" if self.failed else self.what
 
 
-def missing_alternatives(
+def list_missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
 ) -> tuple[MissingAlternative, ...]:
     """Name the fair alternatives that the target allows and nobody measured on the base itself."""
@@ -395,7 +395,7 @@ def _phrase_alternative(kind: str) -> str:
     return _ALTERNATIVES[kind]
 
 
-def missing_step(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
+def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
     """Say what to do about alternatives that were not measured: mend those that failed, add the others.
 
     `failed` names what is to be mended besides them.
@@ -460,7 +460,7 @@ class Case(NamedTuple):
 
     @property
     def n_labels_missing(self) -> int:
-        """How many labels of people a decision by the target's metric lacks; 0 where it takes another."""
+        """Labels of people that a decision by the target's metric lacks; 0 where it takes another."""
         runs = () if self.by_wins else (self.judged, self.alternative)
         return max((run.labels_missing for run in runs if run), default=0)
 

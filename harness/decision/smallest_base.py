@@ -12,8 +12,8 @@ from harness.decision.results import (
     Case,
     best,
     is_fine_tuned,
+    list_passing_runs,
     list_within_budgets,
-    passing_runs,
     score_text,
 )
 
@@ -42,7 +42,7 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
 
 def _sort_by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
     """List the bases from small to large, each with its candidate that is best on validation."""
-    passing = {run.run_id for run in passing_runs(case.facts)}
+    passing = {run.run_id for run in list_passing_runs(case.facts)}
     groups: dict[BaseSize, list[CandidateFacts]] = {}
     for run in list_within_budgets(case.facts):
         allowed = run.run_id in passing if is_fine_tuned(run) else not run.ablation

@@ -25,7 +25,7 @@ class TrivialBaseline(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it does and reaches: `always answering “no”, which reaches 51.5 %`."""
+        """The rule and its score: `always answering “no”, which reaches 51.5 %`."""
         return f"{self.rule}, which reaches {formatting.percent(self.share)} %"
 
     def is_above(self, reached: Estimate | None) -> bool:

@@ -119,7 +119,7 @@ def _read(
     return own
 
 
-def training_notes(session: Session, selected: Iterable[str]) -> list[str]:
+def describe_training_rows(session: Session, selected: Iterable[str]) -> list[str]:
     """Say of each candidate with rows of its own what they are, how they were read, and what was left out.
 
     It is said of the selected ones and of those that they take weights from. In folds also which candidates

@@ -43,5 +43,7 @@ def regularization_work(
     for mixture in mixtures(source.regularize, mix_context(session, source, seed)).values():
         total += costs.Work(trained=round(plain.trained * mixture.n / max(1, of_all)))
         if mixture.max_new_tokens:
-            total += costs.answering_work(mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens)
+            total += costs.estimate_answering(
+                mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens
+            )
     return total

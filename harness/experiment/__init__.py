@@ -14,7 +14,7 @@ from harness.config import LoadedExperiment
 from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges
-from harness.evaluation.candidate_rows import training_notes
+from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RunRequest
@@ -23,7 +23,7 @@ from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import bases_of, build_measurements
 from harness.experiment.analysis.human_labels import correct_reached, count_missing, judge_labels
-from harness.experiment.analysis.run_remarks import prompting_notes
+from harness.experiment.analysis.run_remarks import describe_prompting
 from harness.experiment.analysis.target_comparisons import base_on_target, commonest_answers, is_prompt
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs, wins_of, wins_over
 from harness.experiment.analysis.verdict_records import (
@@ -35,7 +35,7 @@ from harness.experiment.analysis.verdict_records import (
 )
 from harness.experiment.catalog import map_purposes
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, settle_sweep
-from harness.experiment.curves.tracking import tracking_work
+from harness.experiment.curves.tracking import estimate_tracking
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import find_lm_eval_tasks, metrics_of, prepare_session

@@ -78,7 +78,7 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
     """Read the files and run the checks."""
     _refuse_twice(options.files)
     reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
-    return examine_table(options, reading, _reading_of_test(options, reading), progress)
+    return examine_table(options, reading, _read_test_options(options, reading), progress)
 
 
 def _refuse_twice(files: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def _refuse_twice(files: Sequence[str]) -> None:
         raise UserError(Problem(", ".join(twice), found, "every file once", step))
 
 
-def _reading_of_test(options: RowCheck, reading: ReadingOptions) -> ReadingOptions:
+def _read_test_options(options: RowCheck, reading: ReadingOptions) -> ReadingOptions:
     """Read test rows as the others, but by their own layout or columns where these are others."""
     if not options.test:
         return reading

@@ -10,12 +10,12 @@ from functools import partial
 
 from harness import gating
 from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.evaluation.candidate_rows import training_notes
+from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.run_remarks import list_remarks, prompting_notes
+from harness.experiment.analysis.run_remarks import describe_prompting, list_remarks
 from harness.experiment.analysis.target_wins import judge_of_pairs
 from harness.experiment.analysis.verdict_records import Settings, report_changes, task_settings
 from harness.experiment.curves.data_scaling import fit_stored_curve
@@ -124,8 +124,8 @@ def _header(session: Session) -> dict[str, object]:
 
 def _notes(session: Session, runs: Runs) -> list[str]:
     names = dict.fromkeys(run.candidate for run in runs)
-    of_rows = [*session.target.items.notes, *training_notes(session, names)]
-    of_rows += prompting_notes(session, names)
+    of_rows = [*session.target.items.notes, *describe_training_rows(session, names)]
+    of_rows += describe_prompting(session, names)
     of_pairs = [*filter(None, [judge_of_pairs(session)])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]

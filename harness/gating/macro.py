@@ -38,7 +38,7 @@ class Macro(NamedTuple):
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """What each task's delta in points is multiplied by."""
+        """Factor of each task's delta in points."""
         return tuple(weight * scale for weight, scale in zip(self.weights, self.scales, strict=True))
 
     def se_of(self, standard_errors: Sequence[float]) -> float:

@@ -71,7 +71,7 @@ class Metric:
 
     @property
     def unit(self) -> Unit:
-        """How its values are printed, and which of them are better."""
+        """Unit of its printed values, and which of them are better."""
         if self.range.is_rate:
             return Unit(higher_is_better=self.higher_is_better)
         return Unit(1.0, self.name.replace("_", " "), self.higher_is_better)

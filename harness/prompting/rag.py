@@ -76,7 +76,7 @@ class Params(Spec):
 
     @property
     def n_reranked(self) -> int:
-        """How many passages the cross-encoder reads with a question."""
+        """Number of passages that the cross-encoder reads with a question."""
         return self.rerank_from or 20
 
 

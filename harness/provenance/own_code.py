@@ -46,11 +46,11 @@ def _list_imports(file: Path, root: Path) -> Iterator[Path]:
             base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
             for one in node.names:
                 yield from _list_files(base, f"{node.module}.{one.name}" if node.module else one.name)
-        elif isinstance(node, ast.Call) and (name := _imported_by(node)):
+        elif isinstance(node, ast.Call) and (name := _find_imported(node)):
             yield from _list_files(root, name)
 
 
-def _imported_by(call: ast.Call) -> str:
+def _find_imported(call: ast.Call) -> str:
     """Return the module that a call of `import_module` or `__import__` names; empty where it names none."""
     if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
         return ""

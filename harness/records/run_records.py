@@ -80,7 +80,7 @@ class Run:
 
     @property
     def decoding(self) -> dict[str, Any] | None:
-        """How the answers to the target were drawn; None where they are greedy."""
+        """Sampling of the answers to the target; None where they are greedy."""
         found: dict[str, Any] | None = self.recipe.get("decoding")
         return found
 

@@ -7,7 +7,7 @@ Source: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3, with the Fisher 
 from the model, not of observed ones (Kunstner et al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,7 @@ class Params(Spec):
 RESCUE = rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
 
 
-def problem(params: Mapping[str, Any]) -> str:
-    """Say which parameters of a method make weights that are no sum; empty where none do."""
-    return _displacement.problem(params)
+problem = _displacement.problem  # which parameters of a method make weights that are no sum
 
 
 def sample(context: MixContext, params: Params) -> Mixture:

@@ -6,8 +6,8 @@ Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2; its second term, o
 of a new head, is what `weight_decay` does.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -28,9 +28,7 @@ class Params(Spec):
 RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty", place=4)
 
 
-def problem(params: Mapping[str, Any]) -> str:
-    """Say which parameters of a method make weights that are no sum; empty where none do."""
-    return _displacement.problem(params)
+problem = _displacement.problem  # which parameters of a method make weights that are no sum
 
 
 def penalty(start: Start, params: Params) -> Penalty:

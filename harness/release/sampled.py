@@ -23,7 +23,7 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
     return run.experiment == f"{experiment.name}{FEWER}"
 
 
-def sampling_of(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
+def find_sampling(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
     """Read which items a run was judged on; None of one that answered whole tasks.
 
     Raises:
@@ -78,7 +78,7 @@ def cut_to_sample(
     return kept
 
 
-def sampling_note(sampling: SamplingRecord) -> str:
+def describe_sampling(sampling: SamplingRecord) -> str:
     """Say on which items and at which alpha a run is judged."""
     sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
     return f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}"

@@ -31,7 +31,7 @@ from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import FEWER, Run, SamplingRecord, canonical_json
 from harness.release.champions import Champion, answers_suites, champion_note, read_champion
-from harness.release.sampled import analysis_settings, sampling_note, sampling_of
+from harness.release.sampled import analysis_settings, describe_sampling, find_sampling
 from harness.release.stored_arms import (
     baseline_identity,
     confirm_in_fp32,
@@ -171,7 +171,7 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
         UserError: the run has no capability to lose.
         IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
     """
-    sampling = sampling_of(stored, run)
+    sampling = find_sampling(stored, run)
     stored = analysis_settings(stored, run, sampling) if sampling else stored
     experiment, catalogue = find_lm_eval_tasks(stored.experiment)
     stored, at, target = stored._replace(experiment=experiment), stored.store, experiment.target
@@ -184,7 +184,7 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
     refuse_lost_folds(stored, run)
     left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
-    notes += [sampling_note(sampling)] if sampling else []
+    notes += [describe_sampling(sampling)] if sampling else []
     tasks = [named for named in tasks if named[0].name not in left_out]
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     gated_against = champion if champion and answers_suites(champion.recipe) else None

@@ -26,7 +26,7 @@ from harness.report.tables.origin_tables import origin
 from harness.report.tables.target_tables import targets_section
 from harness.report.tables.training_tables import print_tried_value, sets_section, trial_line, trials_section
 from harness.report.terminal import ScoreRow, print_last, score_table, terminal, terminal_table
-from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
+from harness.report.training_diagnosis import describe_forgetting, diagnose, front_sentence
 from harness.report.wording import (
     SMOKE,
     arm_texts,

@@ -18,7 +18,7 @@ from harness.decision import (
     is_cross_validated,
     is_gain_shown,
     judge_by_wins,
-    passing_runs,
+    list_passing_runs,
     pool_seeds,
     strongest_run,
 )
@@ -93,7 +93,7 @@ def find_judged(report: ExperimentReport) -> CandidateFacts | None:
     facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
     by_wins = report.declared is not None and report.declared.win_rate is not None
     facts = pool_seeds(judge_by_wins(facts) if by_wins else facts)
-    return best(passing_runs(facts)) or strongest_run(facts)
+    return best(list_passing_runs(facts)) or strongest_run(facts)
 
 
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
@@ -103,7 +103,7 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
         yield from _reasons_untrained(report)
         return
     yield Reason("Gain", _gain_sentence(report, run))
-    yield Reason("Forgetting", _forgetting_sentence(report, run))
+    yield Reason("Forgetting", _describe_forgetting(report, run))
     yield Reason("How sure", _certainty(report, run))
 
 
@@ -152,7 +152,7 @@ def _is_unchecked(report: ExperimentReport, run: CandidateFacts) -> bool:
     return is_judge(report.metric) and (not corrected or run.labels_missing > 0)
 
 
-def _forgetting_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
+def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
     verdict = run.verdict
     if verdict is None:
         return f"what {run.label} forgot was not measured (suites:)."

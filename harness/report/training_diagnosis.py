@@ -88,7 +88,7 @@ def _fits(training: TrainingRecord, train: Points) -> Diagnosis:
     return Diagnosis("fits", f"neither underfits nor overfits: {said}")
 
 
-def forgetting_sentence(training: TrainingRecord) -> str:
+def describe_forgetting(training: TrainingRecord) -> str:
     """Say whether a tracked training forgets, and early or late; empty where nothing was measured.
 
     Early is by half of its steps at least half of what is lost in the worst place, at a point that is shown

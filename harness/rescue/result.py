@@ -72,7 +72,7 @@ class TrialResult:
 
     @property
     def scale(self) -> float | None:
-        """How far it stands from the base, which is 0, to the fine-tune, which is 1; None of other trials."""
+        """Place between the base, which is 0, and the fine-tune, which is 1; None of other trials."""
         params = (recipe["params"] for recipe in self.recipes.values() if self.step == "scale")
         return next((float(of["scale"]) for of in params if "scale" in of), None)
 

@@ -14,7 +14,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
-from harness.experiment import find_stored_runs, fit_work, tracking_work
+from harness.experiment import estimate_tracking, find_stored_runs, fit_work
 from harness.report import ResultDocument, Section
 from harness.rescue.trials import RescueTrial, TrialSchedule, trials_before_sweep
 
@@ -85,5 +85,5 @@ def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
     weights = base_weights(session.source)
     evaluated = session, trial.recipe, weights, 0
     sets = [*suite_sets(session, weights), *target_sets(*evaluated), *list_further_sets(*evaluated)]
-    making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
+    making = fit_work(session, trial.source, seed) + estimate_tracking(session, trial.source)
     return total_work(sets) + making + Work(opened=1, runs=1)

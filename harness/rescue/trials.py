@@ -96,7 +96,7 @@ def _trial(name: str, recipe: Recipe, change: _TrialChange) -> RescueTrial:
 def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
     """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
-    if mending := plugins.mending_methods(step):
+    if mending := plugins.list_mending_methods(step):
         kind = case.makes or method.makes
         able = [one for one in mending if kind in plugins.method(one).makes.split(plugins.OR)]
         return _mend(able[0], name, source, case) if able else "it mends weights of another kind"
@@ -131,7 +131,7 @@ def _add_regularizer(
     Where the training does not take it, a new adapter may leave the same modules out.
     """
     why = f"the training of {source.method} does not take it"
-    for name, declared in plugins.mending_regularizers(step).items():
+    for name, declared in plugins.map_mending_regularizers(step).items():
         takes = plugins.takes(method, name, source.params)
         if takes and (refused := plugins.refuses(name, source.params)):
             return f"not with {refused}"

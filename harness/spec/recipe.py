@@ -154,7 +154,7 @@ class Recipe(Spec):
 
     @property
     def sampling(self) -> Decoding | None:
-        """How answers are drawn; None where they are greedy."""
+        """Sampling of answers; None where they are greedy."""
         return self.decoding if self.decoding and self.decoding.temperature else None
 
     @property

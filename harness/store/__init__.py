@@ -93,9 +93,9 @@ from harness.store.measurements import (
 from harness.store.queries import (
     MetricColumns,
     count_statuses,
-    differing_items,
     document_digests,
     find_items,
+    list_differing_items,
     read_columns,
     read_documents,
     read_kinds,

@@ -209,7 +209,7 @@ def failure(where: str, found: str, expected: str, next_step: str) -> HarnessErr
     return HarnessError(str(Problem(where, found, expected, next_step)))
 
 
-def missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
+def describe_missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
     """Phrase that row sets are not there, or not complete."""
     found = f"no complete rows {', '.join(sorted(set(digests)))}"
     return failure(str(store.folder / "rows"), found, "rows.parquet", "harness compare")

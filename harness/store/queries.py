@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.records import SampleResult, Status, many_rows
-from harness.store.layout import Store, clear_errors, missing_rows
+from harness.store.layout import Store, clear_errors, describe_missing_rows
 from harness.store.rows import ANEW
 from harness.store.rows.beside_rows import attach_folds, read_folds
 from harness.store.rows.file_memo import FileMemo
@@ -63,7 +63,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     """
     path = store.parquet(rows_digest)
     if not path.exists():
-        raise missing_rows(store, [rows_digest])
+        raise describe_missing_rows(store, [rows_digest])
     names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
@@ -139,12 +139,12 @@ def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
     return {item: (slice_, cluster) for item, slice_, cluster in _select(store, query, [rows_digest])}
 
 
-def differing_items(store: Store, one: str, other: str) -> list[str]:
+def list_differing_items(store: Store, one: str, other: str) -> list[str]:
     """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown.
 
     What failed in one of them is left out: it has no answer.
     """
-    files = [_existing_files(store, [digest]) for digest in (one, other)]
+    files = [_list_existing_files(store, [digest]) for digest in (one, other)]
     if not all(files):
         return []
     query = (
@@ -188,13 +188,13 @@ def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> Metric
 
 def _select(store: Store, query: str, rows_digests: Collection[str], *values: str) -> list[tuple[Any, ...]]:
     """Answer a query whose first parameter is the files of row sets; nothing where none of them is there."""
-    files = _existing_files(store, rows_digests)
+    files = _list_existing_files(store, rows_digests)
     if not files:
         return []
     with clear_errors(store, "rows", ANEW), memory() as db:
         return db.execute(query, [files, *values]).fetchall()
 
 
-def _existing_files(store: Store, rows_digests: Collection[str]) -> list[str]:
+def _list_existing_files(store: Store, rows_digests: Collection[str]) -> list[str]:
     paths = (store.parquet(digest) for digest in dict.fromkeys(rows_digests))
     return [pattern(path) for path in paths if path.exists()]

@@ -170,7 +170,7 @@ def list_saved_steps(last: int, of_epoch: int, every: float, *, by_epoch: bool) 
     return sorted({*range(apart, last, apart), *ends, last})
 
 
-def tracking_callback(
+def make_tracking_callback(
     folder: Path, points: int, kind: str, trained_on: str, save: Callable[[Any, Path], None], *, ends: bool
 ) -> "TrainerCallback":
     """Return a callback that keeps the weights of checkpoints in a folder, `points` evenly over all steps.
@@ -210,7 +210,7 @@ def _remove(folder: Path, steps: Collection[int]) -> None:
             shutil.rmtree(point.rename(point.with_name(f"{point.name}.part")))
 
 
-def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
+def make_pausing_callback(folder: Path, points: int) -> "TrainerCallback":
     """Return a callback that stops a training once so many points of it are kept in a folder.
 
     It stops before the next step, when the checkpoint of the last one is whole.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
 
 
-def packing_problem(params: LoopParams, lengths: Sequence[int], model: "PreTrainedModel") -> str:
+def check_packing(params: LoopParams, lengths: Sequence[int], model: "PreTrainedModel") -> str:
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
     if (steps := count_steps(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"

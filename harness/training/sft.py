@@ -26,10 +26,10 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.packing import (
     batch_packs,
+    check_packing,
     count_epoch_steps,
     count_row_steps,
     joins_packs,
-    packing_problem,
 )
 from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
 from harness.training.parallel.shards import placement, save_trained
@@ -69,7 +69,7 @@ class SupervisedParams(LoopParams):
     `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
     evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
     tokens are left out and counted, never cut. `packing` is TRL's, of training rows alone, and done
-    only where it leaves enough steps (see `packing_problem`). `eval_steps` measures the validation loss, and
+    only where it leaves enough steps (see `check_packing`). `eval_steps` measures the validation loss, and
     makes a checkpoint, after so many steps (below 1: such a share of all) in place of epochs. Where memory
     runs out, `auto_find_batch_size` reads a step's rows in smaller batches; a step has as many as before.
     `assistant_only_loss` learns what the assistant says in every turn, not in the last alone, where the chat
@@ -171,14 +171,12 @@ def _fine_tune(
         wait_for_all()
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
-    loaded_in = _trained_in(machine, params) if whole else machine
+    loaded_in = _pick_precision(machine, params) if whole else machine
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placement())
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
     validation, _ = _rows(context.validation, context, tokenizer, params)
-    against = (
-        packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
-    )
+    against = check_packing(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     params = params.model_copy(update={"packing": params.packing and not against})
     params = rows_of_each(params, process_count())
     if save:
@@ -206,7 +204,7 @@ def _fine_tune(
     )
 
 
-def _trained_in(machine: Machine, params: SupervisedParams) -> Machine:
+def _pick_precision(machine: Machine, params: SupervisedParams) -> Machine:
     """Return the machine with the precision in which whole weights are trained."""
     if (params.trained_in, machine.precision) == ("bf16", "fp16"):
         found = "dtype: bfloat16 beside products in fp16, whose gradients are scaled in no other type"

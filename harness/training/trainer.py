@@ -7,7 +7,7 @@ which knob to turn.
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -326,11 +326,9 @@ NO_MEMORY = "out of memory while training"
 MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
 
 
-@contextmanager
-def explain_out_of_memory() -> Iterator[None]:
-    """Turn running out of memory into a failure of the candidate that names what to turn."""
-    with oom.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS):
-        yield
+def explain_out_of_memory() -> AbstractContextManager[None]:
+    """Turn running out of memory into a failure that names the knobs which all trainings share."""
+    return oom.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
 
 
 @contextmanager
@@ -365,7 +363,7 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
         kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
         stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
         trainer.add_callback(
-            checkpoints.tracking_callback(
+            checkpoints.make_tracking_callback(
                 kept,
                 context.track,
                 save_to.name,
@@ -375,7 +373,7 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
             )
         )
         if context.pause_at:
-            trainer.add_callback(checkpoints.pausing_callback(kept, context.pause_at))
+            trainer.add_callback(checkpoints.make_pausing_callback(kept, context.pause_at))
 
 
 def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:

@@ -307,10 +307,10 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
 def _doubt_headers(contents: "Iterable[Rows]") -> None:
     """Say which first lines of CSV files are probably rows, where no column is requested."""
-    from harness.data.columns import missing_header
+    from harness.data.columns import find_missing_header
 
     for content in contents:
-        if problem := missing_header(content, is_named=False):
+        if problem := find_missing_header(content, is_named=False):
             say(f"warning: {problem.where}: {problem.found}; it is read as the header")
 
 

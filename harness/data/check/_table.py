@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
 from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
-from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, read_question_and_answers, reading_roles
+from harness.data.columns import (
+    PAIRS,
+    QuestionAndAnswers,
+    Roles,
+    find_reading_roles,
+    read_question_and_answers,
+)
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
 from harness.data.edit.written_answers import WrittenAnswer, list_written_answers
@@ -249,7 +255,7 @@ class _Maker:
     def _roles(self, row: Row) -> Roles:
         names = tuple(row.fields)
         if names not in self.roles:
-            self.roles[names] = reading_roles(self.reading.task, self.reading.layout, names)
+            self.roles[names] = find_reading_roles(self.reading.task, self.reading.layout, names)
         return self.roles[names]
 
     def _date(self, row: Row) -> datetime | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
-from harness.data.edit.manifests import grouping_column
+from harness.data.edit.manifests import find_grouping_column
 
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST = 20  # rows of each side
@@ -48,7 +48,7 @@ def _find_disjoint_column(
     # It is the one that `--source` names, or by which `harness data split --group` parted the files.
     if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
         return table.reading.source
-    groups = {grouping_column(file) for file in (*table.files, *tested.files)}
+    groups = {find_grouping_column(file) for file in (*table.files, *tested.files)}
     return groups.pop() if len(groups) == 1 else None
 
 

@@ -128,7 +128,7 @@ def n_rows_of(path: str) -> int | None:
     return (_part_of(Path(path), found) or _parts(found)[0]).rows
 
 
-def grouping_column(path: str) -> str | None:
+def find_grouping_column(path: str) -> str | None:
     """Return the column by whose values a split kept rows together, where a file is a part of one."""
     found = manifest_of(path) or {}
     return (

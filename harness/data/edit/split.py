@@ -20,8 +20,8 @@ from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import groups_of, set_aside
 from harness.data.splits.augmented_rows import is_augmented, origins, phrase_only_augmented
 from harness.data.splits.balanced_folds import (
-    clashing_classes,
     deal,
+    find_clashing_classes,
     labels_of,
     scarce_classes,
     spread_labels,
@@ -275,7 +275,7 @@ def _class_problems(
         )
         yield Problem(where, found, expected, step)
     if not scarce:
-        clash = clashing_classes(groups, len(parts))
+        clash = find_clashing_classes(groups, len(parts))
         found = (
             f"{pluralize(len(groups), 'group')} of rows that belong together, of which no parting gives each "
             f"part rows of {', '.join(map(repr, clash))}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from harness.data.csv_header import unnamed_column
+from harness.data.csv_header import name_column
 from harness.data.readers.text_file import Row, cap_problems, open_text
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
@@ -86,7 +86,7 @@ def _column_names(header: list[str]) -> list[str]:
     """Name every column: without spaces around, by its place where it has none, and numbered where twice."""
     names: list[str] = []
     for place, cell in enumerate(header, start=1):
-        name = again = cell.strip() or unnamed_column(place)
+        name = again = cell.strip() or name_column(place)
         number = 2
         while again in names:
             again, number = f"{name} {number}", number + 1

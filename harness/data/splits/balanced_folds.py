@@ -85,13 +85,13 @@ def assign_folds(
         UserError: there are fewer groups of rows than folds, or a label that some fold lacks.
     """
     dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
-    if any(_missing_labels(dealt, where)):
+    if any(_find_missing_labels(dealt, where)):
         dealt = spread_labels(rows, dealt, with_choices)
-    refuse(_missing_labels(dealt, where))
+    refuse(_find_missing_labels(dealt, where))
     return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
 
 
-def _missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
+def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
     """Yield each label of a closed set that a fold lacks: the score there would be that of other classes."""
     # Choices that differ from row to row are no labels.
     if len({frozenset(row.example.choices) for fold in dealt for row in fold}) > 1:
@@ -145,7 +145,7 @@ def scarce_classes(classes: Classes, n_parts: int) -> list[str]:
     return sorted(name for name, n in counts.items() if n < n_parts)
 
 
-def clashing_classes(classes: Classes, n_parts: int) -> list[str]:
+def find_clashing_classes(classes: Classes, n_parts: int) -> list[str]:
     """List a smallest set of classes that no parting of the groups gives to every part; empty of none.
 
     Without any one of them the others can be given.

@@ -3,5 +3,5 @@
 Invariant: it is looked for before anything is trained, on the rows as they are read.
 """
 
-from harness.evaluation.contamination.training_overlap import refuse_or_note
 from harness.evaluation.contamination.membership import ITEMS, NO_PROOF, Gap, Membership, measure_membership
+from harness.evaluation.contamination.training_overlap import refuse_or_note

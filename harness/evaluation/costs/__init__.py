@@ -106,7 +106,7 @@ def tokens(text: str) -> int:
     return max(1, round(n_ascii / _CHARS_PER_TOKEN + n_others / _BYTES_PER_TOKEN))
 
 
-def answering_work(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
+def estimate_answering(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
     """Estimate what answering these examples takes; ranked items read their choices instead.
 
     Messages that all examples begin with are read once a block when answers are generated.

@@ -211,7 +211,7 @@ def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[d
         session.learn_pace("requests", Work(requests=n), passed.wall_s, source, teaches=alone)
 
 
-def prompting_time(rows: RowSet, n: int) -> float:
+def measure_prompting(rows: RowSet, n: int) -> float:
     """Average the seconds that the prompting of one request takes: choosing shots, retrieval, reranking."""
     step, items = rows.step(), rows.measured.examples(rows.split)[:n]
     start = perf_counter()
@@ -287,7 +287,7 @@ def batch_figures(batch: BatchTime) -> dict[str, float]:
     return {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
 
 
-def timing_notes(runs: Iterable[Run]) -> list[str]:
+def describe_timing(runs: Iterable[Run]) -> list[str]:
     """Say of runs how long single requests took, and which figures other work disturbed."""
     timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
     quiet = [_times_text(run) for run in timed if not run.latency["contended"]]

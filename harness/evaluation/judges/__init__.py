@@ -122,12 +122,12 @@ def open_judged(
     return JudgedMetric(metric_name(written), rubric, judges, store)
 
 
-def judging_models(metrics: Iterable[str]) -> dict[str, str]:
+def list_judging_models(metrics: Iterable[str]) -> dict[str, str]:
     """Map the models that judge here by some of these metrics to where they are named."""
     return {one: where for where, one in _list_written_judges(metrics) if isinstance(one, str)}
 
 
-def judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
+def list_judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
     """Map the candidates that judge by some of these metrics to where they are named."""
     return {
         JudgingCandidate(**one): where

@@ -44,7 +44,7 @@ class ShortContext(NamedTuple):
 
     @property
     def problem(self) -> Problem | None:
-        """Why nothing should be answered: no answer to any item can be graded; None where some can."""
+        """Reason to answer nothing: no answer to any item can be graded; None where some can."""
         if self.n_sure < self.n_items:
             return None
         found = f"prompts of {count(self.shortest)} tokens and more for {self.task}, before any answer"
@@ -53,7 +53,7 @@ class ShortContext(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What becomes of the answers, and what to do."""
+        """The fate of the answers, and what to do."""
         items = f"{count(self.n_long)} of {count(self.n_items)} items of {self.task}"
         sure = f", {count(self.n_sure)} of them with any answer" if self.n_sure else ""
         return (

@@ -174,14 +174,14 @@ def work_of(job: EvaluationJob) -> costs.Work:
     ranked = job.answer == "rank" or job.task.kind == "choice"
     if job.task.lm_eval:
         return _work_of_lm_eval(job)
-    once = costs.answering_work(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+    once = costs.estimate_answering(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
     n_samples = job.decoding.samples if job.decoding else 1
     return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
 
 
 def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
     """Estimate from the documents' texts, the shots counted as documents of the same length."""
-    once = costs.answering_work(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
+    once = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
     generated = once.generated if job.task.kind == "generate" else 0
     return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
 
@@ -310,15 +310,15 @@ def is_there(session: Session, rows: RowSet) -> bool:
 def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
     """Name a finished run by its weights and its rows."""
     rows = {s.name: s.identity.digest for s in sets}
-    return f"{begun_id(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
+    return f"{name_begun_run(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
 
 
 def make_failure_id(session: Session, name: str, seed: int) -> str:
     """Name the run that says why a recipe could not be made."""
-    return f"{begun_id(session, name, seed)}-failed"
+    return f"{name_begun_run(session, name, seed)}-failed"
 
 
-def begun_id(session: Session, name: str, seed: int) -> str:
+def name_begun_run(session: Session, name: str, seed: int) -> str:
     """Name a run that has begun; nothing is known of what it will be."""
     return f"{session.experiment.name}-{name}-s{seed}"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
-from harness.evaluation.costs.timing import timing_notes
+from harness.evaluation.costs.timing import describe_timing
 from harness.evaluation.session import Session
 from harness.experiment.analysis.training_remarks import training_remarks
 from harness.experiment.preparation.base_fit import base_remarks
@@ -111,7 +111,7 @@ def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterat
 def list_remarks(session: Session, runs: Runs) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
-    of_times = dict.fromkeys([*timing_notes(done), *_note_few_at_once(session, done)])
+    of_times = dict.fromkeys([*describe_timing(done), *_note_few_at_once(session, done)])
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
     return [
         *dict.fromkeys(training_remarks(session, done)),
@@ -154,10 +154,10 @@ def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
         for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
             held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
             said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
-            yield f"{said}{chosen}{_hosting_text(session.experiment.decide)}"
+            yield f"{said}{chosen}{_describe_hosting(session.experiment.decide)}"
 
 
-def _hosting_text(policy: DecidePolicy) -> str:
+def _describe_hosting(policy: DecidePolicy) -> str:
     month = policy.index_usd_per_month
     if not month:
         return ""
@@ -191,7 +191,7 @@ def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 
-def prompting_notes(session: Session, names: Iterable[str]) -> list[str]:
+def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
     """Say of candidates, and of the tasks of suites, where prompts hold less than is written."""
     said: dict[str, list[str]] = {}
     for name in names:

@@ -37,7 +37,7 @@ class _SampledTask(NamedTuple):
     base: list[SampleResult]
 
 
-def tracking_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+def check_tracking(candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield that a method keeps no checkpoints to measure."""
     if candidate.recipe.track and not candidate.method.tracks:
         found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
@@ -95,7 +95,7 @@ def measure_points(
     return tuple(_measure(session, candidate, step, made, seed, sampled) for step, made in kept.items())
 
 
-def tracking_work(session: Session, source: Recipe) -> Work:
+def estimate_tracking(session: Session, source: Recipe) -> Work:
     """Estimate what the points along a training answer: validation rows and sampled general items each."""
     if not source.track:
         return Work()

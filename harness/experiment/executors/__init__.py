@@ -29,7 +29,7 @@ class WorkerPool(Protocol):
 
     @property
     def size(self) -> int:
-        """How many jobs run at once."""
+        """Number of jobs that run at once."""
 
     def run(self, job: WorkerJob, known: JobInputs) -> JobResult:
         """Run a job and wait for it; one whose worker is lost is run again, twice at most."""

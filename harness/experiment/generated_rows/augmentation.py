@@ -63,9 +63,7 @@ class Rewriting(NamedTuple):
 def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> WriterPlan:
     """Count what rewording texts takes, before anything is sent."""
     book = AnswerBook(writer.folder, writer.identity)
-    first = [
-        _rewording_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)
-    ]
+    first = [_write_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)]
     known = sum(book.find(one.key) is not None for one in first)
     n = len(first) * len(how.prompts)
     own = sum(costs.tokens(how.prompts[0].replace(TEXT, text)) + CHAT_TOKENS for text in texts)
@@ -90,7 +88,7 @@ def reword(
     latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
     for step, prompt in enumerate(how.prompts, start=1):
         able = [k for k, one in enumerate(latest) if not one.failure]
-        requests = [_rewording_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
+        requests = [_write_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
         label = f"{how.by} by {writer.name}"
         label += f", step {step} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
         for k, output in zip(able, budgeted.answers(requests, label), strict=True):
@@ -98,7 +96,7 @@ def reword(
     return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], budgeted.usage
 
 
-def _rewording_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> PromptRequest:
+def _write_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> PromptRequest:
     message: Message = {"role": "user", "content": prompt.replace(TEXT, last)}
     drawn = how.temperature > 0
     limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if drawn else 1.0)

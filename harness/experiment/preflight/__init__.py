@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import config, metrics, plugins, provenance
 from harness.errors import Problem, UserError
-from harness.evaluation.candidate_rows import training_notes
+from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.check_rows import Brief, check_target
@@ -182,7 +182,7 @@ def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
     others = [_count_things(items.pairs, "pair"), _count_things(items.documents, "document")]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
-    said = (*items.overlap, *training_notes(session, selected))
+    said = (*items.overlap, *describe_training_rows(session, selected))
     return (*models, ", ".join([target, *filter(None, others)]), *said, suites)
 
 

@@ -17,7 +17,7 @@ from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.contamination import refuse_or_note
-from harness.evaluation.judges import judging_models
+from harness.evaluation.judges import list_judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import attach_judges
@@ -122,7 +122,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
         if recipe.path and plugins.method(recipe.method).makes_whole_model:
             named.setdefault(recipe.path, f"candidate {candidate}: path")
     judged = [metric for task in experiment.tasks for metric in task.metrics]
-    named = judging_models([*judged, experiment.gate.target.by]) | named
+    named = list_judging_models([*judged, experiment.gate.target.by]) | named
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name, where in named.items():

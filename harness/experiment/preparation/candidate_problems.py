@@ -17,7 +17,7 @@ from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.openers import sensitive_problems
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import plan_tracked_steps, tracking_problems
+from harness.experiment.curves.tracking import check_tracking, plan_tracked_steps
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
@@ -55,13 +55,13 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
         problems += _unrankable(session, candidate)
-        problems += _needing_prompts(session, candidate)
+        problems += _check_prompt_use(session, candidate)
         problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
         problems += [*regularization_problems(session, recipe), *_layer_problems(candidate)]
-        problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
-        problems += [*constraint_problems(session, candidate), *sharing_problems(session, candidate)]
-    problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
-    problems += [problem for name in selected for problem in _merging_problems(session, known[name])]
+        problems += [*check_tracking(candidate), *proposals.problems(candidate)]
+        problems += [*constraint_problems(session, candidate), *check_sharing(session, candidate)]
+    problems += [*check_gpus(session), *engine_problems(session, selected, needed)]
+    problems += [problem for name in selected for problem in _check_merging(session, known[name])]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     refuse(_locate(problems, loaded.places))
 
@@ -204,7 +204,7 @@ def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Prob
     yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
 
 
-def _needing_prompts(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _check_prompt_use(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what a target of whole texts has no use for: what changes a prompt, and labels to rank."""
     recipe, task = candidate.recipe, session.target.task
     if task.kind != "bits_per_byte":
@@ -243,7 +243,7 @@ def engine_problems(
         yield from _adapter_problems(candidate)
 
 
-def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _check_merging(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids to serve an adapter merged into the weights of its base."""
     if not candidate.recipe.serve_merged:
         return
@@ -340,7 +340,7 @@ def _settings(session: Session, name: str) -> openai_api.Settings:
 _ACCELERATE = "training.accelerate"
 
 
-def sharing_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def check_sharing(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids processes to share a candidate's training, of its first trial that has some."""
     for trial in candidate.trials:
         processes, where = processes_of(session, trial.source), f"candidate {candidate.name}"
@@ -369,7 +369,7 @@ def _problems_of_shards(recipe: Recipe, shards: str, where: str) -> Iterator[Pro
         yield Problem(where, found, "an optimiser of torch's, which shards can have", "optim: adamw_torch")
 
 
-def missing_gpus(session: Session) -> Iterator[Problem]:
+def check_gpus(session: Session) -> Iterator[Problem]:
     """Yield that there are fewer GPUs here than processes to share a training, or workers, with one each."""
     policy, executor = session.experiment.training.accelerate, session.experiment.execution.executor
     wanted, on_gpu = policy.num_processes, session.machine.device == "cuda"

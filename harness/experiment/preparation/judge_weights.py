@@ -12,7 +12,7 @@ from harness import config
 from harness.config.judge_sources import JudgingCandidate
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judges import judging_candidates, read_judged_metrics
+from harness.evaluation.judges import list_judging_candidates, read_judged_metrics
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.training import Weights
@@ -29,7 +29,7 @@ def attach_judges(session: Session, prepare: Prepare) -> Session:
     """
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
     problems: list[Problem] = []
-    for one, where in judging_candidates(_metrics(session)).items():
+    for one, where in list_judging_candidates(_metrics(session)).items():
         with gather(problems):
             judging[one.label] = _weights_of(session, one, where, prepare)
     refuse(problems)
@@ -42,7 +42,7 @@ def train_judges(session: Session) -> Session:
     One that cannot be trained fails those whose answers it would grade, with the reason.
     """
     judging = dict(session.judging)
-    for one in judging_candidates(_metrics(session)):
+    for one in list_judging_candidates(_metrics(session)):
         if one.experiment or not isinstance(judging[one.label], str):
             continue
         try:

@@ -14,7 +14,7 @@ from harness.evaluation.costs.timing import n_timed
 from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import tracking_work
+from harness.experiment.curves.tracking import estimate_tracking
 from harness.experiment.runs.k_fold import fold_sessions, is_cross_validated
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hub import ModelSource
@@ -45,12 +45,12 @@ def estimate_work(session: Session, selected: Collection[str], *, smoke: bool = 
         once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
         judged.add(weights)
         out[candidate.name] = times(once, len(candidate.seeds))
-    if not smoke and (again := _timing_work(session, candidates)).requests:
+    if not smoke and (again := _estimate_timing(session, candidates)).requests:
         out[TIMED_AGAIN] = again
     return out
 
 
-def _timing_work(session: Session, candidates: Collection[ResolvedCandidate]) -> Work:
+def _estimate_timing(session: Session, candidates: Collection[ResolvedCandidate]) -> Work:
     """Estimate the requests that are timed again: of the best untrained candidate and the best fine-tune."""
     here = {one.method.tunes for one in candidates if one.method.makes_language_model and not one.is_remote}
     n = n_timed(len(session.target.items.validation), best=True)
@@ -95,7 +95,7 @@ def _trials_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if candidate.source.tried:
         validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
         fits += [work_of(validation.job()) + Work(opened=1)] * (len(trials) - 1)
-    return sum(fits, tracking_work(session, candidate.source))
+    return sum(fits, estimate_tracking(session, candidate.source))
 
 
 def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:

@@ -20,13 +20,13 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import (
     RowSet,
     RunRequest,
-    begun_id,
     describe_run,
     failure,
     find_runs,
     is_there,
     make_failure_id,
     metric_ranges,
+    name_begun_run,
     run_id_of,
     run_identity,
     suite_sets,
@@ -60,13 +60,13 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     run = done or _train_and_evaluate(session, candidate, seed)
     if (session.store.folder / (failed := make_failure_id(session, name, seed))).exists():
         store.remove_run(session.store, failed)
-    store.end(session.store, begun_id(session, name, seed))
+    store.end(session.store, name_begun_run(session, name, seed))
     return run
 
 
 def begin(session: Session, name: str, seed: int) -> None:
     """Note that a run has begun, so that nobody clears away what it has so far, until `make_run` made it."""
-    store.begin(session.store, begun_id(session, name, seed))
+    store.begin(session.store, name_begun_run(session, name, seed))
 
 
 def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
@@ -140,7 +140,7 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
     with timing.learn_requests(session, model, timing.n_timed(len(validation.ids))) as figures:
         figures |= timing.latency_figures(timing.request_latency(session, model, validation, n))
         figures |= timing.batch_figures(timing.batch_time(session, model, test))
-        figures["prompting_s"] = timing.prompting_time(validation, n)
+        figures["prompting_s"] = timing.measure_prompting(validation, n)
         figures["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
     return figures
 

@@ -29,7 +29,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
-from harness.experiment.scaffold.unread_columns import hidden_choices, warn_of_unread
+from harness.experiment.scaffold.unread_columns import find_hidden_choices, warn_of_unread
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
@@ -92,7 +92,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     said = *_sentences(seen, task, items, candidates), *remarks
-    late += [describe_unreadable(items, task, base), _repeated_answers(seen, task, items)]
+    late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
     unread = warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
@@ -101,12 +101,12 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
 def _recognise(request: Request) -> RecognizedRows:
     """Recognise the rows, unless something forbids to go on."""
     content, problems = _read_all(request)
-    problems += [existing_file(path) for path in _paths(request, _name_of(request)) if path.exists()]
+    problems += [describe_existing_file(path) for path in _paths(request, _name_of(request)) if path.exists()]
     problems += _unknown_model(request.base_model)
     seen: RecognizedRows | None = None
     with gather(problems):
         seen = look(request, content) if content else None
-    problems += hidden_choices(seen, request) if seen else ()
+    problems += find_hidden_choices(seen, request) if seen else ()
     if problems or seen is None:
         raise UserError(problems)
     return seen
@@ -139,7 +139,7 @@ def write(proposal: SetupProposal) -> list[Path]:
     Raises:
         UserError: one of them is there by now.
     """
-    refuse([existing_file(path) for path in proposal.files if path.exists()])
+    refuse([describe_existing_file(path) for path in proposal.files if path.exists()])
     for path, text in proposal.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -234,7 +234,7 @@ def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _repeated_answers(seen: RecognizedRows, task: Task, items: TaskItems) -> str:
+def _warn_of_repeats(seen: RecognizedRows, task: Task, items: TaskItems) -> str:
     """Warn of texts that repeat so much that they may be labels, which a classifier can choose from."""
     answers = [e.references[0] for e in items.train if len(e.references) == 1]
     n = len(set(answers))
@@ -272,7 +272,7 @@ def write_example(folder: Path) -> Path:
         UserError: the folder holds an experiment or such rows already.
     """
     path = folder / "example.csv"
-    refuse([existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
+    refuse([describe_existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
     rows = [
         (form.format(thing), label)
         for label, forms in _EXAMPLE.items()
@@ -307,7 +307,7 @@ _EXAMPLE = {
 }
 
 
-def existing_file(path: Path) -> Problem:
+def describe_existing_file(path: Path) -> Problem:
     """Return the problem of a file that would be overwritten."""
     return Problem(
         str(path), "a file that is there already", "a new file", "choose another folder, or move it away"

@@ -242,7 +242,7 @@ def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | 
     if context is None:
         return None
     examples = [*items.train, *items.validation, *items.test]
-    longest = max(costs.answering_work([e], ranked=False, max_new_tokens=0).read for e in examples)
+    longest = max(costs.estimate_answering([e], ranked=False, max_new_tokens=0).read for e in examples)
     return context - task.max_new_tokens - longest
 
 

@@ -13,9 +13,9 @@ from harness.data.columns import (
     GROUPS,
     columns_of,
     find_filled_columns,
+    find_missing_header,
     find_roles,
     guess_columns,
-    missing_header,
     require_column,
 )
 from harness.data.formats import Layout, find_fields
@@ -70,7 +70,7 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         UserError: no columns clearly ask and answer, the rows are not of the kind that was named, or the
             first line of a CSV file is probably a row.
     """
-    refuse(missing_header(content, is_named=bool(request.prompt or request.reference)))
+    refuse(find_missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
     if layout is None and not (request.prompt or request.reference):
         refuse(_capitals(content))

@@ -24,7 +24,7 @@ _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "tes
 _THUMBS = ("kto_tag", "label", "thumb", "thumbs_up")
 
 
-def hidden_choices(seen: RecognizedRows, request: Request) -> Iterator[Problem]:
+def find_hidden_choices(seen: RecognizedRows, request: Request) -> Iterator[Problem]:
     """Phrase columns of choices that no template shows, where every answer names one of them.
 
     An answer names a choice by the letter or number of its column, by its place from 0, or by its text.

@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, Diverged
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
-from harness.experiment.weights.capability_on_validation import forgetting_on_validation, validate
+from harness.experiment.weights.capability_on_validation import score_forgetting, validate
 from harness.experiment.weights.pruned_trials import TrialScores, train_until_pruned
 from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, find_penalty_rows, fit
 from harness.experiment.weights.trial_record import (
@@ -306,7 +306,7 @@ def _train_and_score(session: Session, attempt: _Attempt, *, make: bool) -> Trie
     scored = validate(session, trial, found, make=make)
     if scored is None:
         return None
-    forgetting = forgetting_on_validation(session, trial, found, bound, make=make) if bound else None
+    forgetting = score_forgetting(session, trial, found, bound, make=make) if bound else None
     if bound and forgetting is None:
         return None
     return Tried(

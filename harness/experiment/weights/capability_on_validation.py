@@ -116,7 +116,7 @@ def constraint_problems(session: Session, candidate: ResolvedCandidate) -> Itera
         yield Problem(f"candidate {candidate.name}", found, expected, step)
 
 
-def forgetting_on_validation(
+def score_forgetting(
     session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo, *, make: bool
 ) -> float | None:
     """Return by how much weights are worse than their base; None where answers are missing.

@@ -13,7 +13,7 @@ from typing import Any
 from harness import provenance, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, one_line
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import begun_id, describe_run, metric_ranges, target_sets
+from harness.evaluation.rows.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
 from harness.evaluation.session import Session
 from harness.records import Trial
 from harness.store import CLAIMS, TrialRun
@@ -134,5 +134,5 @@ def _maker_of(candidate: ResolvedCandidate) -> ResolvedCandidate:
 
 
 def _run_id(session: Session, candidate: ResolvedCandidate, fit_key: str) -> str:
-    named = begun_id(session, candidate.source_name, session.first_seed)
+    named = name_begun_run(session, candidate.source_name, session.first_seed)
     return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"

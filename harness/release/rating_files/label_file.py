@@ -131,7 +131,7 @@ def export_answers(
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
     if not open_:
-        raise IncompatibleRuns(f"{at.folder}: found {_nothing_to_label(measured.name, drawn)}")
+        raise IncompatibleRuns(f"{at.folder}: found {_describe_nothing_to_label(measured.name, drawn)}")
     begins = _key_begins(task, measured.name)
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels, begins))
     write_rows(file, COLUMNS, rows)
@@ -254,7 +254,7 @@ def _facts(
             yield run, correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
 
 
-def _nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
+def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
     """Say that all answers have a label, and how many could have none since they failed or have no score."""
     found = f"no answer without a label for {metric}, of {' and '.join(arm.label for arm in arms)}"
     failed = [f"{arm.n_failed} of {arm.label}" for arm in arms if arm.n_failed]

@@ -77,7 +77,7 @@ class _PairSample(NamedTuple):
 
     @property
     def n_rated(self) -> int:
-        """How many pairs have a rating."""
+        """Number of pairs with a rating."""
         return len(self.shown) - len(self.open_)
 
 

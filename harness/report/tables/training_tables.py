@@ -14,7 +14,7 @@ from harness.records import TrainingRecord, Trial
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.plots import loss_curves
-from harness.report.training_diagnosis import diagnose, forgetting_sentence
+from harness.report.training_diagnosis import describe_forgetting, diagnose
 from harness.report.wording import figure_text
 from harness.store import TrialRun
 
@@ -70,7 +70,7 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     kinds = {loss_curves.is_of_preferences(f.training) for f in trained if loss_curves.smooth(f.training)}
     found = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {of.sentence}." for label, of in found if of]
-    notes += [f"{f.label} {said}." for f in trained if (said := forgetting_sentence(f.training))]
+    notes += [f"{f.label} {said}." for f in trained if (said := describe_forgetting(f.training))]
     notes += [loss_curves.LIKELIHOOD] * (False in kinds) + [loss_curves.PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 

@@ -17,8 +17,8 @@ from harness.store.layout import (
     AGAIN,
     Store,
     clear_errors,
+    describe_missing_rows,
     failure,
-    missing_rows,
     read_lines,
     rename_when_whole,
     write_record,
@@ -148,7 +148,7 @@ def read_rows(
     """
     path = store.parquet(rows_digest)
     if not path.exists():
-        raise missing_rows(store, [rows_digest])
+        raise describe_missing_rows(store, [rows_digest])
     limit = "" if n is None else f"WHERE position < {n:d}"
     with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
         return attach_folds(
@@ -166,7 +166,7 @@ def read_many(
     """
     wanted = dict.fromkeys(rows_digests)
     if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
-        raise missing_rows(store, missing)
+        raise describe_missing_rows(store, missing)
     out: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
     if not wanted:
         return out
@@ -192,7 +192,7 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     """
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
-        raise missing_rows(store, [rows_digest])
+        raise describe_missing_rows(store, [rows_digest])
     return load(RowsIdentity, path.read_bytes())
 
 

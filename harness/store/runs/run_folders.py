@@ -19,10 +19,10 @@ from harness.store import index
 from harness.store.garbage import count_needed_keys, find_own_fit_key
 from harness.store.layout import (
     Store,
+    describe_missing_rows,
     failure,
     first_line,
     is_bare_name,
-    missing_rows,
     remove_folder,
     write_record,
 )
@@ -53,7 +53,7 @@ def save_run(store: Store, run: Run) -> None:
     if run.run_id in _TAKEN or not is_bare_name(run.run_id):
         raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
-        raise missing_rows(store, missing)
+        raise describe_missing_rows(store, missing)
     write_record(store, store.run_file(run.run_id), run.to_plain())
     index.update(store)
 

@@ -121,7 +121,7 @@ def data(context: FitContext, params: HeldOutParams, rows: tuple[list[Row], list
     }
 
 
-def weighting_rows(kind: Any, rows_of: Any) -> Any:
+def make_weighting_trainer(kind: Any, rows_of: Any) -> Any:
     """Return a trainer of TRL whose held-out figures are means over rows, where its own are over batches.
 
     `rows_of(inputs)` counts the rows, or pairs, of a batch.

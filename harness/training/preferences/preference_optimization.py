@@ -153,12 +153,12 @@ def _trainer(
     )
     loop.use_one_gpu(config)
     train, apart = (_reference_key(context, params, part) for part in rows)
-    kind = _caching_trainer({"train": train, "eval": apart})
+    kind = _make_caching_trainer({"train": train, "eval": apart})
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
         known = Executor(policy.model, 1)
         shares = known.engine == "packed" and not any(known.prefixes.windows or ())
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
-    kind = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)
+    kind = heldout.make_weighting_trainer(kind, lambda inputs: len(inputs["input_ids"]) // 2)
     trainer: DPOTrainer = loop.add_regularizers(kind, context, policy.tokenizer, params.max_length)(
         args=config, **policy_options(context, policy, peft_config), **heldout.data(context, params, rows)
     )
@@ -180,7 +180,7 @@ def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row
     )
 
 
-def _caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
+def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
     """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered."""
     # `keys` are those of the rows trained on (`train`) and held out (`eval`). Where the values are known
     # nothing is read, but the generator is left as reading would leave it.

@@ -138,7 +138,7 @@ def _trainer(
         **params.model_dump(include=set(RewardParams.model_fields) - set(heldout.OWN)),
     )
     loop.use_one_gpu(config)
-    kind = heldout.weighting_rows(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
+    kind = heldout.make_weighting_trainer(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
     made: RewardTrainer = loop.add_regularizers(kind, context, tokenizer, params.max_length)(
         model=model,
         args=config,
