@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.records import training_record
+from harness.records import read_training_record
 from harness.training import Weights, adapter_digest
 
 
@@ -15,7 +15,7 @@ def lay_down(folder: Path, base_digest: str, settings: dict[str, Any], training:
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     header = b"{}"
     (adapter / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    made = Weights("adapter", adapter_digest(adapter, base_digest), folder, training_record(training))
+    made = Weights("adapter", adapter_digest(adapter, base_digest), folder, read_training_record(training))
     record = {"kind": made.kind, "digest": made.digest, "trained_on": base_digest, "training": training}
     (folder / "fit.json").write_text(json.dumps(record))
     return made

@@ -24,7 +24,7 @@ from harness.decision import CandidateFacts
 from harness.metrics import mean_metric
 from harness.nightly import alarm
 from harness.nightly import state as files
-from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult, training_record
+from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult, read_training_record
 from harness.report import ExperimentReport
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -97,7 +97,7 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
         created="2026-01-01T00:00:00+00:00",
         rows=digests,
         recipe={"method": method},
-        training=training_record({} if method == "base" else training),
+        training=read_training_record({} if method == "base" else training),
         latency={"p50_s": 0.5 if name == "knn" else 0.25},
     )
     store.save_run(at, run)

@@ -438,7 +438,7 @@ def test_help_reads_no_configuration_whatever_variables_are_set(monkeypatch):
 
 
 PLUGINS = ("methods", "metrics", "prompting", "regularizers", "exports")
-CIRCUMSCRIBES = re.compile(r"(What|Which|Who|Whose|Whoever|Where|How|Nobody)\b")
+CIRCUMSCRIBES = re.compile(r"(What|Why|Which|Who|Whose|Whoever|Where|How|Nobody)\b")
 
 
 def test_the_package_shows_at_most_thirty_names():
@@ -506,4 +506,49 @@ def test_a_first_line_names_the_thing():
         documented = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef))]
         lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in documented]
         found += [f"{file.relative_to(ROOT)}: {line}" for line in lines if CIRCUMSCRIBES.match(line)]
+    assert found == []
+
+
+# The items, prompts and requests of an evaluation have names of their own. What is left is stored under its
+# name, or is a question that somebody is literally asked.
+ASKED = {
+    "harness/evaluation/judges/grading.py: asked",
+    "harness/evaluation/judges/judge_drift.py: asked",
+    "harness/experiment/preparation/base_fit.py: asked",
+    "harness/nightly/state.py: n_asked",
+    "harness/records/training_records.py: asked",
+}
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """Yield every name that a file binds."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+
+
+def test_items_are_evaluated_and_not_asked():
+    begins = re.compile(r"_?(n_)?asked(_|$)", re.IGNORECASE)
+    found = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in FILES
+        for name in _names(ast.parse(file.read_text("utf-8")))
+        if begins.match(name)
+    }
+    assert found == ASKED
+
+
+def test_a_property_is_described_by_what_it_is():
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {line}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and any("property" in ast.unparse(one) for one in node.decorator_list)
+        and CIRCUMSCRIBES.match(line := (ast.get_docstring(node) or "").partition("\n")[0])
+    ]
     assert found == []

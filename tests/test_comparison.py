@@ -361,8 +361,8 @@ def test_few_large_clusters_that_did_not_change_are_not_made_up_for_by_small_one
     clusters = np.repeat(np.arange(63), [100] * 3 + [1] * 60)
     changes = np.zeros(360)
     changes[300:320] = -0.4
-    assert stats.differing_clusters(changes, clusters) == 20
-    assert stats.differing_clusters(changes, clusters, effective=True) < 2
+    assert stats.count_differing_clusters(changes, clusters) == 20
+    assert stats.count_differing_clusters(changes, clusters, effective=True) < 2
     sides = [
         [replace(row, cluster=str(c)) for row, c in zip(rows(arm), clusters, strict=True)]
         for arm in (0.5 - changes / 2, 0.5 + changes / 2)

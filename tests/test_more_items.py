@@ -74,7 +74,7 @@ def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(
     rule = judge_tasks([found], policy).rules[0]
     needed = rule.numbers["items_needed"]
     grown = n + needed
-    flipped = ((gains + losses + 1) / (n + 2)) * grown  # what `planning_se` takes to be seen
+    flipped = ((gains + losses + 1) / (n + 2)) * grown  # what `find_planning_se` takes to be seen
     truth = 0.0 if "nothing is lost" in rule.sentence else (gains - losses) / n * grown
     more = compare_task("task", grown, round((flipped + truth) / 2), round((flipped - truth) / 2))
     assert judge_tasks([more], policy).rules[0].outcome != "inconclusive"

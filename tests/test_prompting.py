@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.rows.row_sets import prompting_digest
-from harness.prompting import PromptingContext, compose, index_sizes, prompting_remarks, question, recall
+from harness.prompting import PromptingContext, compose, describe_prompts, index_sizes, question, recall
 from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 
@@ -482,7 +482,7 @@ def test_recall_is_unknown_where_nothing_was_to_be_found_or_looked_for(missing):
 def list_shot_remarks(wanted, n_train, items=(ITEM,), **own):
     train = (*TRAIN[:n_train], *(ask(words, name) for name, words in own.items()))
     context = replace(CONTEXT, train=train)
-    return list(prompting_remarks({"few_shot": {"shots": wanted}}, context, items))
+    return list(describe_prompts({"few_shot": {"shots": wanted}}, context, items))
 
 
 def test_shots_that_are_not_there_are_said_with_their_numbers():
@@ -506,7 +506,7 @@ def test_shots_that_ask_what_an_item_asks_are_not_counted():
 def test_what_is_said_of_shots_is_what_prompts_show(questions, asked, wanted):
     train = tuple(ask(q, str(i)) for i, q in enumerate(questions))
     context, item = replace(CONTEXT, train=(*train, ask("e", "e"))), ask(asked, "1")
-    found = list(prompting_remarks({"few_shot": {"shots": wanted}}, context, [item]))
+    found = list(describe_prompts({"few_shot": {"shots": wanted}}, context, [item]))
     n_shown = len(shots(apply({"few_shot": {"shots": wanted}}, item, context)))
     assert bool(found) == (n_shown < wanted)
     assert not found or f"{n_shown} at the least" in found[0]

@@ -84,7 +84,7 @@ def test_permuting_the_items_changes_nothing(x, seed):
     found = [
         (
             stats.design_effect(y[o], clusters[o]),
-            stats.differing_clusters(y[o], clusters[o]),
+            stats.count_differing_clusters(y[o], clusters[o]),
             stats.clustered_mean(y[o], clusters[o]).se,
         )
         for o in (np.arange(len(x)), order)

@@ -22,7 +22,7 @@ from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
 from harness.progress import SilentProgress
-from harness.records import TrainingRecord, training_record
+from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Task, TaskData, Tracking
 from harness.training import CHECKPOINTS, TRACKED, Reward, map_tracked_folders, plan_tracked_steps
 
@@ -323,7 +323,7 @@ def test_a_track_without_points_is_refused_where_it_is_written(tracked_world, wr
 
 def test_points_are_stored_and_read_as_they_are(tracked_world):
     training = run_of(tracked_world).training
-    assert training_record(training.to_plain()) == training
+    assert read_training_record(training.to_plain()) == training
     assert "tracked" not in TrainingRecord().to_plain()
 
 

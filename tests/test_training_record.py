@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import read_weights
-from harness.records import TrainingRecord, Trial, training_record
+from harness.records import TrainingRecord, Trial, read_training_record
 
 BEFORE = {  # as fit.json and run.json held it when it was a plain dict
     "wall_s": 36.5,
@@ -42,11 +42,11 @@ BEFORE = {  # as fit.json and run.json held it when it was a plain dict
 
 
 def test_a_record_of_before_reads_and_is_stored_with_the_same_figures():
-    read = training_record(BEFORE)
+    read = read_training_record(BEFORE)
     assert read.loss == ((1, 2.5), (2, 1.25))
     assert read.total_s == 48.5
     assert read.sweep[0] == Trial(params={"r": 2}, validation=None)
-    assert training_record(read.to_plain()) == read
+    assert read_training_record(read.to_plain()) == read
     plain = {name: value for name, value in read.to_plain().items() if name not in ("loss", "sweep")}
     assert plain | {"validation_loss": [[2, 1.5]]} == {k: v for k, v in BEFORE.items() if k in plain}
 
@@ -59,7 +59,7 @@ def test_what_was_not_measured_is_not_stored_and_zero_is():
 
 
 def test_a_figure_that_a_method_of_ones_own_logs_is_kept_beside_the_others():
-    read = training_record({"wall_s": 1.0, "reward_entropy": 0.25})
+    read = read_training_record({"wall_s": 1.0, "reward_entropy": 0.25})
     assert read == TrainingRecord(wall_s=1.0, others={"reward_entropy": 0.25})
     assert read.to_plain() == {"wall_s": 1.0, "reward_entropy": 0.25}
 
@@ -70,7 +70,7 @@ def test_a_figure_that_a_method_of_ones_own_logs_is_kept_beside_the_others():
 )
 def test_a_figure_of_another_kind_is_refused_by_its_name(stored, place):
     with pytest.raises(ValueError, match=rf"^training\.{place}: found .*; expected .*"):
-        training_record(stored)
+        read_training_record(stored)
 
 
 def test_weights_whose_record_cannot_be_read_say_which_folder_to_delete(tmp_path):

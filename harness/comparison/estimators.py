@@ -438,7 +438,11 @@ def _guard_ends(
     """Widen an interval to Tango's distances where few changes could make it too short."""
     if not isfinite(metric.bounds[1] - metric.bounds[0]):
         return _open_ends(plain)
-    if plain and not binary and stats.differing_clusters(changes, arms.clusters, effective=True) >= _FEW:
+    if (
+        plain
+        and not binary
+        and stats.count_differing_clusters(changes, arms.clusters, effective=True) >= _FEW
+    ):
         return plain
     guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
 
@@ -478,7 +482,7 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     if not isfinite(high - low):
         own = _open_ends(plain)(0.05)
         return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
-    few = stats.differing_clusters(items, arms.clusters, effective=True) < _FEW
+    few = stats.count_differing_clusters(items, arms.clusters, effective=True) < _FEW
     ends = [plain(0.05)] if plain else []
     if not plain or few or is_binary(metric, arms):
         n = len(items) / stats.design_effect(items, arms.clusters)

@@ -60,13 +60,13 @@ def correct_score(
         return None
     n, n_labels, mean = len(has), int(has.sum()), found.mean.mean
     errors, labels = (arm.labels - arm.grades)[has], arm.labels[has]
-    few = stats.differing_clusters(errors, arm.clusters[has]) < FEW
+    few = stats.count_differing_clusters(errors, arm.clusters[has]) < FEW
     share = min(max(mean, 0.0), 1.0)
     if found.power and few:
         effect = stats.design_effect(arm.grades, arm.clusters)
         own = _distances(share, stats.wilson(share * n / effect, n / effect, alpha))
         guard = _join([_error_distances(arm, has, alpha), own])
-    elif stats.differing_clusters(labels, arm.clusters[has]) < FEW:
+    elif stats.count_differing_clusters(labels, arm.clusters[has]) < FEW:
         effect = stats.design_effect(labels, arm.clusters[has])
         at = float(labels.mean())
         guard = _distances(at, stats.wilson(at * n_labels / effect, n_labels / effect, alpha))
@@ -87,12 +87,12 @@ def correct_difference(
     found = _estimate_powered(labels, grades, new.clusters, has, power)
     if found is None:
         return None
-    few = stats.differing_clusters((labels - grades)[has], new.clusters[has]) < FEW
+    few = stats.count_differing_clusters((labels - grades)[has], new.clusters[has]) < FEW
     if found.power and few:
         (low_new, high_new), (low_base, high_base) = (_error_distances(a, has, alpha) for a in (new, base))
         own = _tango_distances(grades, new.clusters, alpha)
         guard = _join([(low_new, high_new), (high_base, low_base), own])
-    elif stats.differing_clusters(labels[has], new.clusters[has]) < FEW:
+    elif stats.count_differing_clusters(labels[has], new.clusters[has]) < FEW:
         guard = _tango_distances(labels[has], new.clusters[has], alpha)
     else:
         guard = (0.0, 0.0)

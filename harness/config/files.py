@@ -32,7 +32,7 @@ def read_experiment(path: Path) -> Tree:
         raise UserError(Problem(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}"))
     if not path.is_file():
         step = "write one: harness init DIR --data FILE; or name another with -c"
-        raise UserError(_missing(path, str(path), "an experiment file", step))
+        raise UserError(_describe_missing(path, str(path), "an experiment file", step))
     return read_file(
         path.parent.resolve() / path.name, path.parent.resolve(), "name:, target: and candidates:"
     )
@@ -124,7 +124,7 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
 
 def describe_missing_file(path: Path, where: str, expected: str) -> Problem:
     """Phrase a file that is not there, with its nearest neighbour."""
-    return _missing(path, where, expected, _CREATE)
+    return _describe_missing(path, where, expected, _CREATE)
 
 
 def _targets(tree: Tree) -> list[Keys]:
@@ -305,7 +305,7 @@ def _stem(name: str) -> str:
     return Path(name).name.partition(".")[0]
 
 
-def _missing(path: Path, where: str, expected: str, otherwise: str) -> Problem:
+def _describe_missing(path: Path, where: str, expected: str, otherwise: str) -> Problem:
     try:
         near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
         near.discard(path.name)  # a link to nowhere

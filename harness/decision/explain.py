@@ -342,7 +342,7 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
         return []
     alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
     passing = [_member_text(m, alpha) for m in members if m.p is not None]
-    n, chance = len(members), formatting.chance(gating.passing_chance(alpha, len(members)))
+    n, chance = len(members), formatting.chance(gating.bound_passing_chance(alpha, len(members)))
     said = (
         f"{formatting.count(n)} fine-tunes are judged on the same items: were all of them at the margin, one"
         f" would pass its gate alone with a chance of up to {chance}. What is shipped is corrected for that"

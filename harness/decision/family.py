@@ -100,11 +100,11 @@ def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[Can
     out = []
     for f in facts:
         m = members.get(family.members.get(f.name, ""))
-        out.append(replace(f, standing=_standing(f, m, family)) if m and is_fine_tuned(f) else f)
+        out.append(replace(f, standing=_rank(f, m, family)) if m and is_fine_tuned(f) else f)
     return out
 
 
-def _standing(f: CandidateFacts, m: FamilyMember, family: Family) -> FamilyRank:
+def _rank(f: CandidateFacts, m: FamilyMember, family: Family) -> FamilyRank:
     stands_for = f.name == m.candidate
     return FamilyRank(
         n=family.size,

@@ -293,10 +293,10 @@ def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> 
 
     The run itself where it is as bad as any.
     """
-    return min([run, *seeds_of(facts, run)], key=_standing_of)
+    return min([run, *seeds_of(facts, run)], key=_rank_seed)
 
 
-def _standing_of(f: CandidateFacts) -> int:
+def _rank_seed(f: CandidateFacts) -> int:
     if f.verdict is None:
         return 2
     return {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}[f.verdict.outcome]

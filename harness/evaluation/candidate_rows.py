@@ -24,7 +24,7 @@ from harness.records import digest
 from harness.spec import Experiment, Recipe
 
 
-def training_key(recipe: Recipe) -> str:
+def digest_training_rows(recipe: Recipe) -> str:
     """Digest what a recipe says of its training rows; empty where they are the target's."""
     if not (recipe.train or recipe.mix or recipe.corrupt):
         return ""
@@ -38,7 +38,7 @@ def training_data(session: Session, recipe: Recipe) -> MeasuredTask:
     Raises:
         CandidateFailed: it is no candidate of the file, and its rows were not read.
     """
-    key = training_key(recipe)
+    key = digest_training_rows(recipe)
     if key and key not in session.training:
         raise CandidateFailed("its training rows were not read", "name its train: or mix: in harness.yaml")
     return session.training[key] if key else session.target
@@ -62,7 +62,7 @@ def read_training_rows(
     out: dict[str, MeasuredTask] = {}
     problems: list[Problem] = []
     for name, recipe in experiment.candidates.items():
-        key = training_key(recipe)
+        key = digest_training_rows(recipe)
         if not key or key in out or recipe.method not in plugins.names("methods"):
             continue
         try:
@@ -130,7 +130,7 @@ def describe_training_rows(session: Session, selected: Iterable[str]) -> list[st
     said: dict[str, list[str]] = {}
     for name, candidate in candidates.items():
         recipe = candidate.source
-        if name != candidate.source_name or not training_key(recipe):
+        if name != candidate.source_name or not digest_training_rows(recipe):
             continue
         notes = training_data(session, recipe).items.notes if recipe.train or recipe.mix else ()
         for note in (f"trains on {describe_rows(session, recipe)}", *notes):
@@ -147,7 +147,7 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
 
     Empty of the target's rows.
     """
-    if not training_key(recipe):
+    if not digest_training_rows(recipe):
         return ""
     part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
     rows = training_data(session, recipe).items.list_sourced(part)

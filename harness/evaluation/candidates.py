@@ -14,7 +14,7 @@ from harness import plugins
 from harness.errors import CandidateFailed, Diverged, Problem, UserError
 from harness.models.hub import ModelSource, quantize
 from harness.plugins import Method
-from harness.records import Trial, digest, training_record
+from harness.records import Trial, digest, read_training_record
 from harness.spec import Experiment, Recipe
 from harness.training import DIGESTS, FIT, Weights, adapter_digest
 
@@ -216,7 +216,7 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
         return None
     try:
         made = json.loads((folder / FIT).read_text())
-        training = training_record(made["training"])
+        training = read_training_record(made["training"])
     except (ValueError, KeyError) as error:
         knob = "delete that folder, and compare makes them again"
         raise CandidateFailed(f"{folder / FIT} cannot be read ({error})", knob) from None

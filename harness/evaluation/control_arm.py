@@ -39,7 +39,7 @@ class _StoredBlock(NamedTuple):
 
 def origin(session: Session, control: str = "") -> Origin:
     """Say where rows that are computed now come from."""
-    environment = provenance.measuring_environment(session.machine.name)
+    environment = provenance.describe_environment(session.machine.name)
     return Origin(store.keep_environment(session.store, environment), control)
 
 

@@ -79,7 +79,7 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
 
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     """Fetch a base's rows of suites that another experiment here left; returns the sets without."""
-    environment = provenance.measuring_environment(session.machine.name)
+    environment = provenance.describe_environment(session.machine.name)
 
     def is_found(rows: RowSet) -> bool:
         return _is_shared(session, rows) and store.find_base_rows(
@@ -92,7 +92,7 @@ def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
 def _keep_base_rows(session: Session, rows: RowSet) -> None:
     """Leave a base's rows of a suite to other experiments on this machine."""
     if _is_shared(session, rows):
-        environment = provenance.measuring_environment(session.machine.name)
+        environment = provenance.describe_environment(session.machine.name)
         store.keep_base_rows(session.store, rows.identity, environment, cpu_kernels())
 
 

@@ -36,7 +36,7 @@ from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.shared_documents import document_of, join_clusters, number_documents
 from harness.gating.shared_items import SharedItems, find_shared_items
-from harness.gating.significance import passing_chance
+from harness.gating.significance import bound_passing_chance
 from harness.gating.verdict import (
     MissRate,
     Rule,

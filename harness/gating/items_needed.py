@@ -50,7 +50,7 @@ def upper_se(c: Comparison) -> float:
     return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
 
 
-def planning_se(c: Comparison, se: float) -> float:
+def find_planning_se(c: Comparison, se: float) -> float:
     """Return the standard error from which to foretell what more items would show.
 
     The bounds of few scores of 0 and 1 are wider than their spread, by an amount that falls with n
@@ -68,7 +68,7 @@ def planning_se(c: Comparison, se: float) -> float:
     return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grow, c.design_effect)
 
 
-def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
+def find_facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
     """Return the standard error that the one-sided bound between the delta and −margin amounts to."""
     width = delta - ends.low if delta >= -margin else ends.high - delta
     return width / stats.z_quantile(1 - alpha)
@@ -84,8 +84,8 @@ def describe_more_items(
 ) -> MoreItems:
     """Say how many more items would settle the margin with 80 % power, and under which true delta.
 
-    `parts` hold the standard errors to plan with (`planning_se`), `found_se` is that of the bound which
-    left the margin open (`facing_se`): it is used where by the planned ones the items at hand would have
+    `parts` hold the standard errors to plan with (`find_planning_se`), `found_se` is that of the bound which
+    left the margin open (`find_facing_se`): it is used where by the planned ones the items at hand would have
     done. The true delta is taken to be the observed one where that is a loss, else 0 (a gain that is not
     shown is not counted on), however many items that takes. Where the observed loss lies so close
     to the margin that a hundred times the items would not tell them apart, the number is that for
@@ -158,7 +158,7 @@ def allocate_items(
     return tuple(ceil(size - part.n - _ROUNDING * size) for part, size in zip(parts, grow(high), strict=True))
 
 
-def settling_growth(se: float, gap: float, alpha: float) -> float:
+def find_settling_growth(se: float, gap: float, alpha: float) -> float:
     """Return by how much the items must grow until the gap is (z_{1−α} + z_power) standard errors."""
     return _growth(se, gap / _reach(alpha))
 

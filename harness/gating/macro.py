@@ -13,7 +13,7 @@ from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.admission import Measurement, compare_half, cut_tasks
 from harness.gating.halves import HalfSplit
-from harness.gating.items_needed import DeltaPart, lower_se, planning_se
+from harness.gating.items_needed import DeltaPart, find_planning_se, lower_se
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales
 from harness.spec import GatePolicy
@@ -81,7 +81,7 @@ def plan_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedI
     part: a document that is added is an item of each.
     """
     pairs = zip(admitted, macro.factors, strict=True)
-    widths = [factor * planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
+    widths = [factor * find_planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
     groups = list(_copies_by_place(admitted, shared).items())
     rho = macro.correlations if macro.correlations is not None else np.eye(len(admitted))
     parts = [

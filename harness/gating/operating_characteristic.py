@@ -12,7 +12,7 @@ from scipy import special
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison
-from harness.gating.items_needed import POWER, lower_se, settling_growth
+from harness.gating.items_needed import POWER, find_settling_growth, lower_se
 from harness.gating.macro import Macro
 from harness.gating.verdict import (
     MissRate,
@@ -135,7 +135,7 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
     power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
     if power >= POWER:
         return ""
-    needed = _times(n, settling_growth(se, margin, policy.alpha))
+    needed = _times(n, find_settling_growth(se, margin, policy.alpha))
     return (
         f"macro margin {formatting.percent(margin)} pp: with {formatting.count(n)} items over "
         f"{formatting.pluralize(len(items), 'task')} an equal model{among} passes in {100 * power:.0f} % of "
@@ -154,7 +154,9 @@ def _warn_of_each(task: Task, n: int, disagreement: float, n_tasks: int, policy:
     power = _detection_chance(-2 * margin, margin, se, alpha)
     if power >= POWER:
         return ""
-    needed = _times(n, max(settling_growth(se, 2 * margin, alpha), settling_growth(se, margin, 0.5)))
+    needed = _times(
+        n, max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
+    )
     return (
         f"{task.name}, margin {formatting.percent(margin)} pp: with {formatting.count(n)} items a true loss "
         f"of {formatting.percent(2 * margin)} pp is noticed in {100 * power:.0f} % of cases; "

@@ -60,7 +60,7 @@ def _level_p(found: Estimate, wanted: float) -> float:
     return float(special.ndtr(-sign * (found.score - wanted) * stats.z_quantile(_TARGET_CONFIDENCE) / width))
 
 
-def passing_chance(alpha: float, n: int) -> float:
+def bound_passing_chance(alpha: float, n: int) -> float:
     """Return the chance, at most, that of n candidates at the margin one passes.
 
     1 − (1 − α)^n holds for independent candidates, and bounds those that share items and a base.

@@ -15,7 +15,7 @@ from scipy import special
 
 from harness import stats
 from harness.comparison import Comparison
-from harness.gating.items_needed import planning_se, upper_se
+from harness.gating.items_needed import find_planning_se, upper_se
 from harness.gating.verdict import TaskComparison, margin_of
 from harness.spec import GatePolicy
 
@@ -66,7 +66,7 @@ def _shrunk_disagreements(comparisons: Sequence[Comparison]) -> list[float]:
 
 def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha: float) -> Stop:
     if c.base_passed is None:
-        found_se = upper_se(c) or planning_se(c, 0.0)  # 0 where all items rose
+        found_se = upper_se(c) or find_planning_se(c, 0.0)  # 0 where all items rose
         return _normal_stop(delta, margin, se_at(c, delta, found_se), alpha)
     return _binomial_stop(delta, margin, max(1, round(c.n / c.design_effect)), disagreement, alpha)
 

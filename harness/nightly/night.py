@@ -152,7 +152,7 @@ class _NightRun:
         self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
         self.folder, self.home, self.state = folder / self.day, folder, state
         self.environment = store.keep_environment(
-            session.store, provenance.measuring_environment(session.machine.name)
+            session.store, provenance.describe_environment(session.machine.name)
         )
         self.tasks = _tasks(session)
         self.plan = _plan(session, self.tasks, nights[-1] if nights else None)

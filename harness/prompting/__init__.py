@@ -53,7 +53,7 @@ def index_sizes(prompting: Mapping[str, Mapping[str, Any]], context: PromptingCo
             yield plugin.index_size(context, plugin.Params(**params))
 
 
-def prompting_remarks(
+def describe_prompts(
     prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext, items: Sequence[Example]
 ) -> Iterator[str]:
     """Yield what promptings say of the prompts that they make for items, without a model."""

@@ -62,7 +62,7 @@ def environment_digest(device: str | None = None) -> str:
     )
 
 
-def measuring_environment(device: str | None = None) -> dict[str, str]:
+def describe_environment(device: str | None = None) -> dict[str, str]:
     """Describe what may move an answer of the same model: packages, Python, machine, device, threads."""
     packages = {name: found or "missing" for name, found in package_versions().items()}
     return {

@@ -48,5 +48,5 @@ from harness.records.training_records import (
     TrackedPoint,
     TrainingRecord,
     Trial,
-    training_record,
+    read_training_record,
 )

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any, Literal
 
 from harness.records.serialization import reader
-from harness.records.training_records import TrainingRecord, training_record
+from harness.records.training_records import TrainingRecord, read_training_record
 
 FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 
@@ -119,6 +119,6 @@ def run_record(stored: Mapping[str, Any]) -> Run:
     Raises:
         ValueError: it is not that of a run.
     """
-    plain = {**stored, "training": training_record(stored.get("training", {}))}
+    plain = {**stored, "training": read_training_record(stored.get("training", {}))}
     run: Run = reader(Run).validate_python(plain)
     return run

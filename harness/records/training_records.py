@@ -178,7 +178,7 @@ class TrainingRecord:
         return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
 
 
-def training_record(stored: Mapping[str, Any]) -> TrainingRecord:
+def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     """Read the plain form of a training; figures of other names are kept as `others`.
 
     Raises:

@@ -69,7 +69,7 @@ def to_json(judged: GateResult) -> dict[str, Any]:
         "comparisons": report.to_plain([t.comparison for t in judged.tasks]),
         "family": {
             "members": judged.n_members,
-            "chance": gating.passing_chance(judged.policy.alpha, judged.n_members),
+            "chance": gating.bound_passing_chance(judged.policy.alpha, judged.n_members),
         },
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),

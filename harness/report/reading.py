@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel
 
 from harness.errors import Problem, UserError
-from harness.records import TrainingRecord, parse_json, training_record
+from harness.records import TrainingRecord, parse_json, read_training_record
 from harness.report.experiment_report import ExperimentReport
 
 # Of these an older report, which says no units, knew that they are no rates and that lower is better.
@@ -104,7 +104,7 @@ def restore(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.model_validate(value)
     if kind is TrainingRecord:
-        return training_record(value)
+        return read_training_record(value)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
         return _record(kind, value)
     return value

@@ -159,7 +159,7 @@ def family_text(n_members: int, alpha: float) -> str:
     """Say how often one of so many fine-tunes passes its gate by chance; empty of a single one."""
     if n_members < 2:
         return ""
-    any_passes = formatting.chance(gating.passing_chance(alpha, n_members))
+    any_passes = formatting.chance(gating.bound_passing_chance(alpha, n_members))
     return (
         f"of {n_members} fine-tunes that all lost the margin one would pass with a chance of up to"
         f" {any_passes} (one alone {formatting.chance(alpha)}): this verdict is not corrected for that, the"

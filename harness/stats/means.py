@@ -106,7 +106,7 @@ def _df(sizes: NDArray[np.intp]) -> float:
 def effective_clusters(clusters: ArrayLike) -> float:
     """Return how many clusters of equal size weigh as much as these of the items (n,): n² / Σ n_c².
 
-    Not a count of the clusters in which anything differs (`differing_clusters`).
+    Not a count of the clusters in which anything differs (`count_differing_clusters`).
 
     Raises:
         ValueError: there are no items.
@@ -199,11 +199,11 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
     m = float(sizes @ sizes) / len(x)
     if m == 1:
         return 1.0
-    differing = differing_clusters(x, codes)
+    differing = count_differing_clusters(x, codes)
     return 1 + (m - 1) * (differing * _correlation(x, codes, m) + 1) / (differing + 1)
 
 
-def differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effective: bool = False) -> float:
+def count_differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effective: bool = False) -> float:
     """Count the clusters that hold a value other than the median.
 
     Differences below 1e-12 are rounding. Not a measure of how much they differ. The `effective` count is that

@@ -26,7 +26,7 @@ from test_store_bench import fill, identity
 
 from harness import report, store
 from harness.models.hardware import probe
-from harness.records import Run, training_record
+from harness.records import Run, read_training_record
 from harness.store import Store
 
 pytestmark = pytest.mark.bench
@@ -90,7 +90,7 @@ def make_stored_run(run: Run, number: int) -> Run:
     training = {"wall_s": 60.0, "loss": loss, "validation_loss": [[N_STEPS, 0.5]], "tokens_per_s": 250.0}
     name = f"lora-{number % 100}"
     return replace(
-        base, candidate=name, method="lora", seed=number // 100, training=training_record(training)
+        base, candidate=name, method="lora", seed=number // 100, training=read_training_record(training)
     )
 
 

@@ -34,7 +34,7 @@ def error_interval(
 
 def _few_distances(errors: Array, clusters: NDArray[np.intp]) -> tuple[float, float]:
     """Return how far a mean of errors in [−1, 1] may lie below and above; nothing where enough differ."""
-    if stats.differing_clusters(errors, clusters) >= FEW:
+    if stats.count_differing_clusters(errors, clusters) >= FEW:
         return 0.0, 0.0
     effect = stats.design_effect(errors, clusters)
     gains, losses = (float(np.clip(sign * errors, 0, None).sum()) / effect for sign in (1, -1))

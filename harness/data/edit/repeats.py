@@ -33,7 +33,7 @@ class NormalizedRow(NamedTuple):
 def fold_row(of: QuestionAndAnswers) -> NormalizedRow:
     """Fold what a row asks and answers."""
     answers = tuple(map(_fold, (*of.answers, of.thumb)))
-    return NormalizedRow(_fold(of.whole), answers, _setting(of))
+    return NormalizedRow(_fold(of.whole), answers, _list_settings(of))
 
 
 def _fold(text: str) -> str:
@@ -73,8 +73,8 @@ def _answer_alike(row: QuestionAndAnswers, earlier: QuestionAndAnswers, alike: f
 def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
     """Return whether two questions have one setting, one thumb and, where both have some, one context."""
     contexts = {fold_text(row.context), fold_text(earlier.context)} - {""}
-    return len(contexts) < 2 and _setting(row) == _setting(earlier) and row.thumb == earlier.thumb
+    return len(contexts) < 2 and _list_settings(row) == _list_settings(earlier) and row.thumb == earlier.thumb
 
 
-def _setting(of: QuestionAndAnswers) -> tuple[str, ...]:
+def _list_settings(of: QuestionAndAnswers) -> tuple[str, ...]:
     return fold_text(of.system), fold_text(of.choices), of.tools

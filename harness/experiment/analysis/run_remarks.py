@@ -11,14 +11,14 @@ from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
 from harness.evaluation.costs.timing import describe_timing
 from harness.evaluation.session import Session
-from harness.experiment.analysis.training_remarks import training_remarks
+from harness.experiment.analysis.training_remarks import describe_trainings
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.runs.stored_rows import Reader, Runs
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, index_sizes, map_passage_marks, prompting_remarks
+from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult
 from harness.spec import DecidePolicy, Task
 
@@ -114,7 +114,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     of_times = dict.fromkeys([*describe_timing(done), *_note_few_at_once(session, done)])
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
     return [
-        *dict.fromkeys(training_remarks(session, done)),
+        *dict.fromkeys(describe_trainings(session, done)),
         *of_times,
         *_note_indexes(session, done),
         *of_bases,
@@ -201,7 +201,7 @@ def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
         if suite.task.num_fewshot and not suite.task.lm_eval:
             shots = {"few_shot": {"shots": suite.task.num_fewshot}}
             context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
-            for note in prompting_remarks(shots, context, suite.items.test):
+            for note in describe_prompts(shots, context, suite.items.test):
                 said.setdefault(note, []).append(suite.task.name)
     return [f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in said.items()]
 
@@ -213,7 +213,7 @@ def _notes_of(session: Session, name: str) -> Iterator[str]:
             target, items = one.target, one.target.items
             context = PromptingContext(target.task, items.train, items.documents, 0, dry_run=True)
             evaluated = [*items.validation, *items.test]
-            yield from prompting_remarks(trial.recipe.prompting, context, evaluated)
+            yield from describe_prompts(trial.recipe.prompting, context, evaluated)
 
 
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"

@@ -16,7 +16,7 @@ NO_CHANGE = "found nothing to change"
 _MOSTLY = 0.5  # of the prompts of a training on rewards
 
 
-def training_remarks(session: Session, runs: Runs) -> Iterator[str]:
+def describe_trainings(session: Session, runs: Runs) -> Iterator[str]:
     """Yield the sentences about the weights of finished runs; several seeds may yield the same one."""
     for note in (_note_dropped, _note_unpacked, note_unmoved, note_rewards, _note_sweeps, _note_named_bases):
         yield from note(runs)

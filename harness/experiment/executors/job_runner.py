@@ -152,7 +152,7 @@ def _state(session: Session, device: str, threads: int) -> dict[str, str]:
     models = {f"model {name}": _model(source) for name, source in session.sources.items()}
     data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in session.tasks}
     computed = {"precision": session.machine.precision, "threads": str(threads)}
-    return provenance.measuring_environment(device) | computed | kernels | models | data
+    return provenance.describe_environment(device) | computed | kernels | models | data
 
 
 def _model(source: ModelSource) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights.capability_on_validation import score_on_validation
-from harness.records import Curve, TrainingRecord, training_record
+from harness.records import Curve, TrainingRecord, read_training_record
 from harness.store import write_whole
 from harness.training import (
     CHECKPOINTS,
@@ -102,7 +102,7 @@ def _set_pruned(
         remove_all_but(part, (TRACKED, PRUNED))
         part.rename(folder)
     if (folder / PRUNED).exists():
-        made = training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+        made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
     else:  # it was trained whole before its search had this pruner
         whole = read_weights(trial, folder)
         assert whole is not None

@@ -19,7 +19,7 @@ from harness.gating.rules.critical import critical_rule
 from harness.gating.rules.mean_loss import macro_estimate, macro_rule
 from harness.gating.rules.single_tasks import judge_each
 from harness.gating.rules.target import require_calibration, target_rule
-from harness.gating.rules.unanswered import errors_rule, missing_rule
+from harness.gating.rules.unanswered import errors_rule, judge_missing_tasks
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.verdict import (
     Outcome,
@@ -87,7 +87,7 @@ def apply_rules(
         *([collapse] if collapse else []),
         drift_rule(tasks, policy, identical),
         control_rule(controls),
-        *([missing_rule(missing)] if missing and not identical else []),
+        *([judge_missing_tasks(missing)] if missing and not identical else []),
         *([cumulative] if cumulative else []),
     )
     outcome = _join_outcomes(rules)

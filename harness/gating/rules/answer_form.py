@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from harness import comparison, formatting
 from harness.comparison import Comparison
-from harness.gating.items_needed import DeltaPart, describe_more_items, lower_se, planning_se
+from harness.gating.items_needed import DeltaPart, describe_more_items, find_planning_se, lower_se
 from harness.gating.rules.sentences import (
     NAMED,
     add_items_needed,
@@ -41,7 +41,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
     c = comparison.orient(validity)
     outcome = margin_outcome(c.lower, c.upper, policy.validity)
-    part = DeltaPart("validity", planning_se(c, lower_se(c)), c.n)
+    part = DeltaPart("validity", find_planning_se(c, lower_se(c)), c.n)
     advice = describe_more_items(
         c.delta, [part], policy.validity, policy.alpha, comparison_facing_se(c, policy.validity)
     )

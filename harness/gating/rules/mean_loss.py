@@ -9,7 +9,7 @@ from statistics import fmean
 
 from harness import comparison, formatting
 from harness.comparison import Estimate
-from harness.gating.items_needed import describe_more_items, facing_se
+from harness.gating.items_needed import describe_more_items, find_facing_se
 from harness.gating.macro import Macro, plan_parts
 from harness.gating.rules.sentences import add_items_needed, margin_outcome, margin_verdict
 from harness.gating.shared_items import SharedItems
@@ -55,7 +55,7 @@ def macro_rule(
         return Rule("macro", "inconclusive", said + tail, facts)
     found = macro_estimate(admitted, macro, identical, shared)
     outcome = margin_outcome(macro.lower, macro.upper, margin)
-    facing = facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
+    facing = find_facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
     planned = plan_parts(admitted, macro, shared)
     advice = describe_more_items(
         macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness import formatting
 from harness.comparison import Comparison
-from harness.gating.items_needed import MoreItems, facing_se
+from harness.gating.items_needed import MoreItems, find_facing_se
 from harness.gating.verdict import Number, Outcome, TaskComparison, margin_of
 from harness.spec import GatePolicy
 from harness.stats import Interval
@@ -35,7 +35,7 @@ def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -
 
 def comparison_facing_se(c: Comparison, margin: float) -> float:
     """Return the standard error of a comparison on the side that faces the margin."""
-    return facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
+    return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
 
 
 def delta_text(t: TaskComparison) -> str:

@@ -7,7 +7,7 @@ Holm over the tasks, and needs no more beside a pass (Berger 1982).
 from collections.abc import Sequence
 
 from harness import comparison, formatting, stats
-from harness.gating.items_needed import DeltaPart, describe_more_items, planning_se, upper_se
+from harness.gating.items_needed import DeltaPart, describe_more_items, find_planning_se, upper_se
 from harness.gating.rules.sentences import (
     NAMED,
     add_items_needed,
@@ -80,7 +80,7 @@ def _doubtful_rule(
     said, most = [], 0
     for t in doubtful:
         c, margin = t.counted, margin_of(t, policy)
-        part = DeltaPart(t.task.name, planning_se(c, upper_se(c)), c.n, t.room)
+        part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
         advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
         said.append(f"{delta_margin_text(t, policy)}: {advice.sentence}")
         most = max(most, advice.items or 0)

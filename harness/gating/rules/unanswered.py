@@ -24,7 +24,7 @@ _NAMED = 20  # tasks named in a rule's numbers
 _SHOWN = 3  # tasks named in a rule's sentence
 
 
-def missing_rule(missing: Sequence[str]) -> Rule:
+def judge_missing_tasks(missing: Sequence[str]) -> Rule:
     """Leave the verdict open where tasks are missing: what nobody measured may be what was lost."""
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({shown})"

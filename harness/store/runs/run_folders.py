@@ -60,18 +60,18 @@ def save_run(store: Store, run: Run) -> None:
 
 def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
     """Write beside a run which of the items were drawn for it, in place of an earlier analysis's."""
-    write_record(store, _sampling_file(store, run_id), sampling)
+    write_record(store, _locate_sampling(store, run_id), sampling)
 
 
 def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
     """Read which items were drawn for a run; None where no such record is stored, or it is damaged."""
     try:
-        return load(SamplingRecord, _sampling_file(store, run_id).read_bytes())
+        return load(SamplingRecord, _locate_sampling(store, run_id).read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def _sampling_file(store: Store, run_id: str) -> Path:
+def _locate_sampling(store: Store, run_id: str) -> Path:
     return store.run_file(run_id).with_name("sampling.json")
 
 
