@@ -167,7 +167,7 @@ def test_how_far_the_scoring_is_gets_reported(tiny, tmp_path, own_cache, monkeyp
     session = prepare_session(configuration.load(Path(written)), Scope(), seen := Reports())
     found = measure_membership(session, 10)
     assert sum(m.n for m in found if m.min_k) == 10
-    (shares,) = (of for label, of in seen.shares.items() if "what it knows of" in label)
+    (shares,) = (of for label, of in seen.shares.items() if "log-probabilities under the base" in label)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 

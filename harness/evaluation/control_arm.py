@@ -63,7 +63,8 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     start, base = load(), session.host(source).base
     again = reevaluate(session, [b[:2] for b in chosen], [base], "control arm: the base again")
     found = [
-        (_compare_block(session, block, anew), anew) for block, (anew,) in zip(chosen, again, strict=True)
+        (_compare_block(session, block, repeated), repeated)
+        for block, (repeated,) in zip(chosen, again, strict=True)
     ]
     session.learn_pace("answering", Work(), load().since(start).wall_s, source, teaches=False)
     now = datetime.now(UTC)
@@ -121,14 +122,14 @@ def _read_blocks(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Itera
             yield _StoredBlock(rows, index, held)
 
 
-def _compare_block(session: Session, block: _StoredBlock, anew: Rows) -> ControlBlock:
+def _compare_block(session: Session, block: _StoredBlock, repeated: Rows) -> ControlBlock:
     came_from = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
-    pairs = list(zip(block.stored, anew, strict=True))
+    pairs = list(zip(block.stored, repeated, strict=True))
     return ControlBlock(
         task=block.rows.measured.task.name,
         rows=block.rows.identity.digest,
         index=block.place,
-        n=len(anew),
+        n=len(repeated),
         environment=came_from.environment,
         reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
         differing=_item_names(new for old, new in pairs if differs(old, new)),

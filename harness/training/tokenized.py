@@ -1,7 +1,7 @@
 """Training rows as token ids, made once for all candidates, trials and seeds that train on them.
 
 Invariant: the ids are those that TRL makes of the same texts; what is remembered is what would be made
-anew, because texts, tokenizer with its template, versions and that of this code are its key.
+again, because texts, tokenizer with its template, versions and that of this code are its key.
 """
 
 from collections.abc import Callable, Sequence

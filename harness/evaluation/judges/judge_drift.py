@@ -4,7 +4,7 @@ Invariant: what is an anchor of a book stays one, and nothing new is graded by a
 otherwise. How often one judge grades an answer otherwise by itself is measured and not assumed: anchors are
 asked about again as soon as they are graded, and every check without drift adds to that count, but none that
 found moves and could not have told them from drift. Each grade is on the disk before the next is asked for; a
-check that something ended begins anew, because the judge may be another by then.
+check that something ended begins again, because the judge may be another by then.
 Source: Fisher's exact test, one-sided.
 """
 
