@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
           "dashboards/screenshots/*.png", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
 OVERVIEW = "overview.md"
+AT_TOP = (OVERVIEW, "CONTRIBUTING.md", "CHANGELOG.md")  # copies of what lies beside docs/
 # Public names of Python, by who needs them: a heading, a module and its names.
 PYTHON = (
     ("Run and judge", "harness", ("compare", "gate")),
@@ -74,8 +75,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Shorten links that leave docs/ by the step that leaves it; README is the page `overview.md`."""
-    if page.file.src_uri == OVERVIEW:
-        return markdown.replace("](docs/", "](")
+    if page.file.src_uri in AT_TOP:
+        return markdown.replace("](docs/", "](").replace("](README.md", f"]({OVERVIEW}")
     ups = "../" * (page.file.src_uri.count("/") + 1)
     inside = ups.removeprefix("../")
     return markdown.replace(f"]({ups}", f"]({inside}").replace(

@@ -22,7 +22,7 @@ from harness.report import first_result_line
 
 
 def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
-    """Ask the first candidate that trains nothing the target's test items, where its base's suites are open.
+    """Evaluate the first untrained candidate on the target's test, where its base's suites are open.
 
     What goes wrong is left to the candidate's run, which meets and records it.
 
