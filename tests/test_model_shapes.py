@@ -256,6 +256,15 @@ def test_a_family_that_transformers_does_not_know_is_read_as_it_is_written():
     assert shape_of(unknown, 1e9) == shape_of(LLAMA_3_8B, 1e9)
 
 
+def test_that_transformers_does_not_know_a_family_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    own = LLAMA_3_8B | {"model_type": "of_ones_own"}
+    first = shape_of(own, 8e9)
+    (memory,) = (tmp_path / "shapes").iterdir()
+    assert memory.read_text() == "{}"
+    assert shape_of(own, 8e9) == first
+
+
 def test_a_shard_that_the_index_names_and_that_is_missing_is_said(tmp_path):
     tensors = {"w": ("BF16", (4,))}
     write_headers(tmp_path, LLAMA_3_8B, tensors)

@@ -25,7 +25,12 @@ FAULTY = [
     {"prompt": "x y", "reference": ""},
     TEST[3],
 ]
-LINES = {21: "reference 'refnd'", 22: "an empty prompt", 23: "an empty reference", 24: "'t3 v9', the question of"}
+LINES = {
+    21: "reference 'refnd'",
+    22: "an empty prompt",
+    23: "an empty reference",
+    24: "'t3 v9', the question of",
+}
 
 
 def write_rows(path, rows):

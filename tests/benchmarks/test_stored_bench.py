@@ -71,6 +71,8 @@ def measure_by_items(folder: Path) -> Table:
         worlds.report(at, TRUTH, worlds.Sizes(general=n))
         gate = median_of(at, *GATE, n=3)
         compare = median_of(at, "compare", n=3)
+        assert not gate.imported_torch
+        assert not compare.imported_torch
         times = format_time(gate.wall_s, GATE_S), format_time(compare.wall_s, COMPARE_S)
         lines.append((f"{4 * n:,}", *times, f"{compare.peak_gb:.2f}"))
     return Table(

@@ -239,7 +239,10 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Let transformers fill in a configuration; None where it does not know the family or refuses it."""
+    """Let transformers fill in a configuration: empty where it refuses it, None where it is not installed.
+
+    An empty one is remembered too, or each command on stored runs would import transformers again.
+    """
     try:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING
@@ -247,11 +250,11 @@ def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     family = str(config.get("model_type", ""))
     if family not in CONFIG_MAPPING:
-        return None
+        return {}
     try:
         text = CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError):
-        return None
+        return {}
     values = {
         name: next((v for one in (name, *others) if (v := _value(text, one)) is not None), None)
         for name, others in _KEYS.items()
