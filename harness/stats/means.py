@@ -81,11 +81,11 @@ def cluster_df(clusters: ArrayLike) -> float:
     known to be independent within their clusters: there it is smaller than it need be.
 
     Raises:
-        ValueError: there are fewer than two clusters.
+        ValueError: there are no items, or fewer than two clusters.
 
     Source: Bell & McCaffrey 2002; Imbens & Kolesár 2016.
     """
-    sizes = np.bincount(_number(np.asarray(clusters)))
+    sizes = _count_sizes(clusters)
     if len(sizes) < 2:
         raise ValueError(f"found {len(sizes)} clusters; at least two are needed")
     return _df(sizes)
@@ -113,10 +113,7 @@ def effective_clusters(clusters: ArrayLike) -> float:
 
     Source: Kish 1965, whose effective size of weights this is.
     """
-    labels = np.asarray(clusters)
-    if not len(labels):
-        raise ValueError("there are no items")
-    return _effective(np.bincount(_number(labels)))
+    return _effective(_count_sizes(clusters))
 
 
 def _effective(sizes: NDArray[np.intp]) -> float:
@@ -133,10 +130,7 @@ def has_few_clusters(clusters: ArrayLike) -> bool:
 
     Source: ours, by simulation of one-sided bounds (tests/slow/test_calibration.py).
     """
-    labels = np.asarray(clusters)
-    if not len(labels):
-        raise ValueError("there are no items")
-    return _are_few(np.bincount(_number(labels)))
+    return _are_few(_count_sizes(clusters))
 
 
 def _are_few(sizes: NDArray[np.intp]) -> bool:
@@ -281,6 +275,14 @@ def _add_codes(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[n
         raise ValueError(f"values and clusters must be as many, and some: {x.shape} and {labels.shape}")
     finite(x)
     return x, _number(labels)
+
+
+def _count_sizes(clusters: ArrayLike) -> NDArray[np.intp]:
+    """Count the items of each cluster, (g,), by the clusters of the items (n,)."""
+    labels = np.asarray(clusters)
+    if not len(labels):
+        raise ValueError("there are no items")
+    return np.bincount(_number(labels))
 
 
 def _number(labels: NDArray[Any]) -> NDArray[np.intp]:
