@@ -6,7 +6,6 @@ the decision takes, by validation. Rows that other judges or rubrics graded are 
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain
 
 from harness import comparison, decision, plugins, store
@@ -94,7 +93,10 @@ def _read_target(
         rows = whole[rows_digest][: getattr(task.data.limits, split)]
         return comparison.add_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
 
-    return [[*map(partial(cut, run), digests, splits)] for run, digests in zip(runs, named, strict=True)]
+    return [
+        [cut(run, rows_digest, split) for rows_digest, split in zip(digests, splits, strict=True)]
+        for run, digests in zip(runs, named, strict=True)
+    ]
 
 
 def read_labels(stored: StoredExperiment, metric: str) -> Labels:

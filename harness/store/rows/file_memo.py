@@ -12,7 +12,7 @@ from harness.store.layout import Store
 from harness.store.rows.checksums import file_version
 
 _Value = TypeVar("_Value")
-_MOST = 1024  # files
+_MOST = 1024  # files; beyond these the first is forgotten
 
 
 class FileMemo(Generic[_Value]):
@@ -55,5 +55,5 @@ class FileMemo(Generic[_Value]):
 
     def _keep(self, file: tuple[Path, tuple[int, int, int]], value: _Value) -> None:
         if len(self._known) >= _MOST:
-            self._known.clear()
+            del self._known[next(iter(self._known))]
         self._known[file] = value
