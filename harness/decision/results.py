@@ -34,13 +34,6 @@ from harness.spec import DecidePolicy
 Action = Literal[
     "prompt", "few-shot", "rank", "classifier", "rag", "fine-tune", "hybrid", "collect more data", "undecided"
 ]
-_ALTERNATIVES = {
-    "prompt": "prompt only (prompting: zero_shot)",
-    "fixed": "few-shot with fixed shots (prompting: {few_shot: {select: fixed}})",
-    "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
-    "rank": "the labels ranked by log-likelihood (answer: rank)",
-    "rag": "retrieval (prompting: rag)",
-}
 
 
 class FamilyRank(NamedTuple):
@@ -381,18 +374,22 @@ def list_missing_alternatives(
         elif not run.baseline:
             for kind in _kinds(run):
                 failed.setdefault(kind, []).append(run.name)
-    lacking = (kind for kind in needed if kind not in there)
+    lacking, phrases = (kind for kind in needed if kind not in there), _phrase_alternatives()
     return tuple(
-        MissingAlternative(_phrase_alternative(kind), tuple(dict.fromkeys(failed.get(kind, ()))))
-        for kind in lacking
+        MissingAlternative(phrases[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in lacking
     )
 
 
-def _phrase_alternative(kind: str) -> str:
-    """Phrase an alternative, with what a recipe writes for it."""
-    if kind == "classifier":
-        return f"a plain text classifier ({plugins.phrase_method(makes='classifier')})"
-    return _ALTERNATIVES[kind]
+def _phrase_alternatives() -> dict[str, str]:
+    """Phrase each alternative, with what a recipe writes for it."""
+    return {
+        "prompt": "prompt only (prompting: zero_shot)",
+        "fixed": "few-shot with fixed shots (prompting: {few_shot: {select: fixed}})",
+        "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
+        "rank": "the labels ranked by log-likelihood (answer: rank)",
+        "classifier": f"a plain text classifier ({plugins.phrase_method(makes='classifier')})",
+        "rag": "retrieval (prompting: rag)",
+    }
 
 
 def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:

@@ -34,8 +34,8 @@ def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict
 def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
     """Name the documents of one task's items, by their ids, numbered among those with the same digest.
 
-    Where there are fewer than half as many digests as items, only those of single items are kept: one of so
-    many items is none of the requested tasks.
+    Where there are fewer than half as many digests as items, only those of single items are kept: a digest
+    of so many items stands for no question.
     """
     counts, seen = Counter(digests.values()), Counter[str]()
     out: dict[str, str] = {}
