@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 _DRIVER = """
-import json, os, resource, signal, sys, traceback
+import json, os, resource, sys, traceback
 sys.path.append(os.path.abspath("tests"))
 import peft, torch, transformers, trl, harness.experiment, harness.report
 import killed_operation
@@ -27,8 +28,6 @@ def child(folder, words, most_bytes, main, killed):
     said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    # Who runs the tests in the background may have them ignore interrupts, which children inherit.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if most_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     sys.argv = ["harness", *words]
@@ -57,18 +56,31 @@ for line in sys.stdin:
 """
 
 
+@contextmanager
+def terminal_signals() -> Iterator[None]:
+    """Handle signals, and start processes that do, as in a terminal; in the background some are ignored."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class ForkDriver:
     """A process that forks one command at a time."""
 
     def __init__(self) -> None:
-        self._driver = subprocess.Popen(
-            [sys.executable, "-c", _DRIVER],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with terminal_signals():
+            self._driver = subprocess.Popen(
+                [sys.executable, "-c", _DRIVER],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
 
     def run(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from edited_rows import ASKED, jsonl, make_distinct_rows, manifest, read, read_refusal, rows_of, run_data
+from forking import terminal_signals
 
 from harness.data import readers
 from harness.data.edit import Edit, EditedRow, save
@@ -387,6 +388,7 @@ def test_a_pipe_is_refused_as_what_it_is(data):
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
+@terminal_signals()
 def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
     def outcomes():
         yield EditedRow(make_distinct_rows(1)[0])

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import tiny_experiment
 import tiny_methods
+from forking import terminal_signals
 
 from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
@@ -186,6 +187,7 @@ def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_pa
         ("echo no such module >&2; exit 7", CandidateFailed, "ended with exit code 7: no such module"),
     ],
 )
+@terminal_signals()
 def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, script, error, told):
     expected = told.replace("(with gradient_accumulation_steps)", r"\(with gradient_accumulation_steps\)")
     with pytest.raises(error, match=expected):

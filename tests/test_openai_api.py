@@ -12,6 +12,7 @@ import openai_server
 import pytest
 import tiny_experiment
 import tiny_methods
+from forking import terminal_signals
 from openai_server import Fault, Model, Rule, ServerAnswer, serve_model
 from pydantic import ValidationError
 from tiny_model import CHOICES, QUESTIONS
@@ -385,18 +386,14 @@ def test_a_failure_waits_for_no_request_that_is_under_way(server, open_candidate
     assert time.monotonic() - start < 10
 
 
+@terminal_signals()
 def test_an_interrupt_waits_for_no_request_that_is_under_way(server, open_candidate):
     server.faults = [Fault(200, after_s=20)] * 4
     candidate, start = open_candidate(server), time.monotonic()
     main_thread = threading.main_thread().ident
-    # Who runs the tests in the background may have them ignore interrupts.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            candidate.generate([(5, 6, 7)] * 4, Limits(2))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        candidate.generate([(5, 6, 7)] * 4, Limits(2))
     assert time.monotonic() - start < 10
 
 
