@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 _MOST_NAMES = 40  # of a list of known names in an error
+_MOST_SAID = 1_000  # characters of what went wrong, on one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,11 @@ class SharedFailure(CandidateFailed):
 
 
 def one_line(error: BaseException) -> str:
-    """Say what went wrong on one line, with the kind of an error that is not the harness's own."""
-    lines = str(error).splitlines()
-    if isinstance(error, HarnessError) and lines:
-        return lines[0]
-    return ": ".join([type(error).__name__, *lines[:1]])
+    """Say on one line what went wrong, with the kind of an error that is not the harness's own."""
+    said = " ".join(str(error).split())
+    if not (said and isinstance(error, HarnessError)):
+        said = ": ".join(filter(None, (type(error).__name__, said)))
+    return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} …"
 
 
 def as_argument(file: str) -> str:

@@ -369,15 +369,20 @@ def test_an_adapter_of_sparse_updates_is_read_by_several_threads(tiny, tmp_path)
     assert answered[0].n_output_tokens
 
 
-def test_an_adapter_that_cannot_be_put_on_leaves_the_base_as_it_was(tiny, tmp_path):
+def test_an_adapter_that_cannot_be_put_on_fails_with_its_whole_reason_and_leaves_the_base_as_it_was(
+    tiny, tmp_path
+):
     made, _ = train(tiny, tmp_path, "whole modules", max_steps=1)
     config = made.folder / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace('"r": 2', '"r": 3'))
     host = host_of(tiny)
-    names = [name for name, _ in host.model.named_modules()]
-    with pytest.raises(RuntimeError, match="size mismatch"), host.use_adapter(config.parent, made.digest):
+    ids = host.base.encode(ASKED).context
+    plain, before = logits(host.model, ids), [sorted(vars(module)) for module in host.model.modules()]
+    refused = pytest.raises(CandidateFailed, match=r"size mismatch for .*q_proj.*shape")
+    with refused, host.use_adapter(config.parent, made.digest):
         pass
-    assert [name for name, _ in host.model.named_modules()] == names
+    assert [sorted(vars(module)) for module in host.model.modules()] == before
+    assert logits(host.model, ids).equal(plain)
 
 
 def test_pissa_takes_its_number_of_iterations(tiny, tmp_path):
@@ -415,3 +420,19 @@ def test_the_divergence_of_monteclora_is_part_of_the_loss(tiny, tmp_path):
     model, family = add_lora(tiny, tmp_path, monteclora_config={})
     model.train()(torch.tensor([[5, 6, 7]]))
     assert family.penalty(model).requires_grad
+
+
+def test_an_adapter_with_embeddings_of_its_own_leaves_those_of_the_base_alone(tiny, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    theirs = get_peft_model(host_of(tiny).model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with torch.no_grad():
+        theirs.get_input_embeddings().weight += 0.5
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    host = host_of(tiny)
+    ids = host.base.encode(ASKED).context
+    plain = logits(host.model, ids)
+    with host.use_adapter(tmp_path, "theirs") as opened:
+        assert logits(opened.model, ids).allclose(logits(theirs, ids), atol=1e-4)
+    assert logits(host.model, ids).equal(plain)

@@ -289,9 +289,9 @@ def test_a_classifier_has_no_general_ability_to_measure(path):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (HarnessError("no room\nno room at all"), "no room"),
+        (HarnessError("no room\nno room at all"), "no room no room at all"),
         (HarnessError(), "HarnessError"),
-        (ValueError("no room\nno room at all"), "ValueError: no room"),
+        (ValueError("no room\n\tno room at all"), "ValueError: no room no room at all"),
         (ValueError(), "ValueError"),
     ],
 )
@@ -299,11 +299,11 @@ def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error,
     assert one_line(error) == said
 
 
-def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
+def test_a_failed_run_keeps_its_whole_reason_on_one_line(path):
     made = session(path)
     error = ValueError("no such thing\nand a long story")
     kept = run_candidate.record_failed_run(made, made.candidates["prompt"], 0, error)
-    assert kept.error == "ValueError: no such thing"
+    assert kept.error == "ValueError: no such thing and a long story"
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 
 

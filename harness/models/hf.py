@@ -4,14 +4,14 @@ Invariant: a base is itself again, bit for bit, when an adapter is taken off.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, one_line
 from harness.models import oom
-from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
+from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base, tensors_of
 from harness.models.adapters.merged_layers import compute_in_normal_mode, merge_layers
 from harness.models.adapters.soft_prompts import soft_prompt
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
@@ -44,6 +44,7 @@ _NOT_MERGED = (
     "serve_merged, and an adapter that is more than low-rank updates of unquantised linear layers, "
     "or no memory for copies of these"
 )
+_PREFIX = "base_model.model."  # of the base's modules in files of PEFT
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
@@ -190,70 +191,102 @@ class ModelHost:
         only if that is requested.
 
         Raises:
-            CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, the adapter
-                holds weights that are no numbers, or it was to be merged and cannot be.
+            CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, or the adapter
+                cannot be opened: it does not fit the base, holds weights that are no numbers, or was to be
+                merged and cannot be.
         """
+        placement.refuse_offloaded(self.model)
+        with ExitStack() as stack:
+            with _explain_unopened(folder):
+                _refuse_infinite(folder)
+                stack.enter_context(keep_base(self.model, folder))
+                candidate = self._put_on(folder, weights_digest, stack, merged=merged)
+            yield candidate
+
+    def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
+        """Put an adapter on the base; what `stack` closes takes merged layers off again."""
         from peft import PeftModel
 
-        placement.refuse_offloaded(self.model)
-        _refuse_infinite(folder)
-        config = parse_json((folder / CONFIG).read_text("utf-8"))
-        with keep_base(self.model, config):
-            # Products are computed in the base's precision, merged weights rounded to it once.
-            model: Any = PeftModel.from_pretrained(
-                self.model, str(folder), autocast_adapter_dtype=merged, torch_device=self.machine.device
-            )
-            model.eval()
-            compute_in_normal_mode(model)
-            engine = self.base.engine.partition("/")[2]
-            if model.active_peft_config.is_prompt_learning and not merged:
-                soft = soft_prompt(model, engine)
-                yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
-                return
-            if changes_modules(config):
-                prepack(model)
-            candidate = HFCandidate(model, self.tokenizer, weights_digest, engine, self.costs)
-            try:
-                merges = merged or self.machine.precision == "fp32"
-                with merge_layers(model) if merges else nullcontext(False) as is_merged:
-                    if merged and not is_merged:
-                        raise CandidateFailed(_NOT_MERGED, "leaving out serve_merged")
-                    yield candidate
-            finally:
-                getattr(model.base_model, "unload", lambda: None)()
+        engine = self.base.engine.partition("/")[2]
+        # Products are computed in the base's precision, merged weights rounded to it once.
+        model: Any = PeftModel.from_pretrained(
+            self.model, str(folder), autocast_adapter_dtype=merged, torch_device=self.machine.device
+        )
+        model.eval()
+        compute_in_normal_mode(model)
+        if model.active_peft_config.is_prompt_learning and not merged:
+            soft = soft_prompt(model, engine)
+            return HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
+        if changes_modules(_read_adapter_config(folder)):
+            prepack(model)
+        merges = merged or self.machine.precision == "fp32"
+        is_merged = stack.enter_context(merge_layers(model)) if merges else False
+        if merged and not is_merged:
+            raise CandidateFailed(_NOT_MERGED, "leaving out serve_merged")
+        return HFCandidate(model, self.tokenizer, weights_digest, engine, self.costs)
+
+
+@contextmanager
+def _explain_unopened(folder: Path) -> Iterator[None]:
+    """Turn whatever ends the opening of an adapter into a failure of its candidate, with the whole reason."""
+    try:
+        yield
+    except CandidateFailed:
+        raise
+    except Exception as error:
+        if oom.ran_out(error):
+            raise CandidateFailed(
+                "out of memory while an adapter was opened", "a smaller base_model"
+            ) from None
+        found = f"the adapter in {folder} cannot be put on the base ({one_line(error)})"
+        raise CandidateFailed(found, "exporting it again, for this base") from error
+
+
+def _read_adapter_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = parse_json((folder / CONFIG).read_text("utf-8"))
+    return config
 
 
 def _refuse_infinite(folder: Path) -> None:
     """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
     from safetensors.torch import load_file
 
-    for name, tensor in load_file(folder / WEIGHTS).items() if (folder / WEIGHTS).exists() else ():
+    for name, tensor in load_file(folder / WEIGHTS).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             found = f"an adapter whose weights are no numbers ({name})"
             raise CandidateFailed(found, "training it again, with a lower learning rate")
 
 
 @contextmanager
-def keep_base(model: Any, config: Mapping[str, Any]) -> Iterator[None]:
-    """Give a base back the modules, weights and layers that an adapter of this configuration puts others for.
+def keep_base(model: Any, folder: Path) -> Iterator[None]:
+    """Give a base back all that the adapter of a folder, or a failed attempt to put it on, changes in it.
 
-    PEFT leaves trained copies of modules, biases, changed weights and repeated layers in the base.
+    PEFT leaves modules, attributes, biases, changed weights and repeated layers in the base, and writes the
+    weights of the base's own that a file of an adapter holds, such as embeddings, over those in memory.
     """
-    modules = {m: (dict(m._modules), vars(m).get("forward")) for m in model.modules()}  # noqa: SLF001
-    written = [p for n, p in model.named_parameters() if n.endswith("bias") or moves_base(config)]
+    config = _read_adapter_config(folder)
+    own = {name.removeprefix(_PREFIX).replace(".base_layer.", ".") for name in tensors_of(folder / WEIGHTS)}
+    attributes = {
+        module: {name: (of, of.copy() if isinstance(of, dict) else None) for name, of in vars(module).items()}
+        for module in model.modules()
+    }
+    named = model.named_parameters(remove_duplicate=False)
+    written = [p for n, p in named if n.endswith("bias") or n in own or moves_base(config)]
     values, n_layers = {p: p.data for p in written}, model.config.get_text_config().num_hidden_layers
-    for parameter in written:
+    for parameter in values:
         parameter.data = parameter.data.clone()
-    for module in modules if changes_modules(config) else ():
+    for module in attributes if changes_modules(config) else ():
         vars(module).pop("forward", None)  # of `prepack`, which holds the weights as they are now
     try:
         yield
     finally:
-        for module, (children, forward) in modules.items():
-            module._modules.clear()  # noqa: SLF001
-            module._modules.update(children)  # noqa: SLF001
-            if forward is not None:
-                setattr(module, "forward", forward)  # noqa: B010
+        for module, before in attributes.items():
+            vars(module).clear()
+            for name, (of, content) in before.items():
+                if content is not None:
+                    of.clear()
+                    of.update(content)
+                vars(module)[name] = of
         for parameter, value in values.items():
             parameter.data = value
         model.config.get_text_config().num_hidden_layers = n_layers

@@ -22,9 +22,9 @@ def merge_layers(model: Any) -> Iterator[bool]:
     unquantised linear layers, and one for whose copies there is no memory.
     """
     places = _low_rank_layers(model)
-    for parent, name, layer in places:
-        setattr(parent, name, _merge_layer(layer))
     try:
+        for parent, name, layer in places:
+            setattr(parent, name, _merge_layer(layer))
         yield bool(places)
     finally:
         for parent, name, layer in places:
