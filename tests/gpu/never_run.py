@@ -105,7 +105,7 @@ _LINES = (
     ),
     (
         "workers with a GPU each (`--executor local`, `ray`, `slurm`)",
-        "offered; never run on GPUs",
+        "offered; two local workers shared one GPU, several GPUs were never used",
         (
             "rows against one process, with workers, nodes and the command killed (`tests/slow/test_workers.py`); which GPU each local "
             "worker is told to take (`tests/test_executors.py`)"
@@ -125,11 +125,6 @@ _LINES = (
         "which bases these are, from sizes alone (`tests/test_placement.py`)",
     ),
     (
-        "LLM.int8 (`quantization: int8`)",
-        "offered; bitsandbytes' kernels for GPUs were never run",
-        "layers, answers, gradients and an adapter by its kernels for CPUs (`tests/test_int8.py`)",
-    ),
-    (
         "the start of an adapter by LoftQ",
         "offered on GPUs alone",
         "that a CPU refuses it (`tests/test_peft.py`)",
@@ -141,11 +136,6 @@ _LINES = (
             "their parameters, bits and bytes, read from the headers of the files, packed and unpacked "
             "(`tests/test_hub.py`, `tests/test_model_shapes.py`)"
         ),
-    ),
-    (
-        "8-bit and paged optimisers (`optim: paged_adamw_8bit`, …)",
-        "offered; pages between GPU and main memory were never run",
-        "training steps by bitsandbytes' kernels for CPUs (`tests/test_knobs.py`)",
     ),
     (
         "full fine-tuning in bf16 weights (`dtype: bfloat16`)",
