@@ -185,7 +185,8 @@ class TestAPrunedSearch:
     def test_is_found_after_what_nothing_refers_to_was_deleted(self, file_and_report):
         session = prepare_session(config.load(file_and_report[0]), Scope(), SilentProgress())
         runs = store.list_runs(session.store)
-        store.remove(list_unreferenced(session.store, run_references(runs)))
+        left = list_unreferenced(session.store, run_references(runs))
+        store.remove(session.store.folder, [one.path for one in left])
         assert (
             the(report_stored(session, ["prompt", "found"])).training.sweep
             == the(file_and_report[1]).training.sweep

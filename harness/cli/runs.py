@@ -124,7 +124,7 @@ def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)
     if yes:
-        store.remove([shared])
+        store.remove(shared.path.parent, [shared.path])
     if found.kept:
         kept, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
         whose = f"unfinished work ({names}) would go on from" if names else "was begun and is not finished"

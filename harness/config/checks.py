@@ -4,6 +4,7 @@ Invariant: a check looks at what could be read and never stops another check; wh
 be made.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from harness import plugins
 from harness.config.files import describe_missing_file, raw_tasks
 from harness.config.grids import GridMember
-from harness.config.problems import Keys, Tree, mapping, problems_of
+from harness.config.problems import NAME_IN_WORDS, Keys, Tree, mapping, problems_of
 from harness.config.recipe_checks import WrittenRecipe, check_decoding, check_general_rows, recipes_by_prompt
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.salvage import salvage
@@ -24,6 +25,7 @@ from harness.spec import (
     DATA_FILES,
     ENTAILMENT,
     HUB,
+    NAME,
     PEOPLE,
     PLUGINS,
     DecidePolicy,
@@ -36,7 +38,7 @@ from harness.spec import (
     metric_parts,
 )
 
-_NAME_SIGNS = frozenset("_.-")
+_LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer name, in 255 bytes
 
 
 def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
@@ -61,7 +63,8 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
             tree.problems += [one for one in dict.fromkeys(chain.from_iterable(tried)) if one not in own]
             written = WrittenRecipe(name, recipe, members, tree)
             tree.problems += [*check_weights(written), *check_decoding(written, target)]
-    tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]
+    for name, member in members.items():
+        tree.problems += _bad_names(name, member.source, tree)
 
 
 def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
@@ -259,10 +262,13 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
     return [(i, suite) for i, suite in listed if isinstance(suite, dict)]
 
 
-def _bad_name(name: str, tree: Tree) -> Problem:
-    where = tree.where(("candidates", name))
-    return Problem(where, f"candidate {name!r}", "a name of letters, digits and the signs _ . -", "rename it")
-
-
-def _is_name(name: str) -> bool:
-    return bool(name) and all(sign.isascii() and (sign.isalnum() or sign in _NAME_SIGNS) for sign in name)
+def _bad_names(name: str, source: str, tree: Tree) -> Iterator[Problem]:
+    """Yield why a candidate, of a grid or as it is written, cannot name files and folders."""
+    where, experiment = tree.where(("candidates", source)), str(tree.data.get("name"))
+    if not re.fullmatch(NAME, source):
+        yield Problem(where, f"candidate {source!r}", NAME_IN_WORDS, "rename it")
+    elif (n := len(f"{experiment}{name}".encode())) > _LONGEST_NAMES:
+        found = f"candidate {name!r}, with the name of the experiment {n} characters"
+        yield Problem(
+            where, found, f"{_LONGEST_NAMES} at most", "shorten one of the names, or values of a grid"
+        )

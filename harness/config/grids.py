@@ -18,6 +18,7 @@ from harness.spec import BASE, PLUGINS, Decoding
 
 KEYS = ("system", "template", "answer", "corrupt")  # of a recipe, whose lists are grids too
 _WORD = re.compile(r"[a-z0-9]+")
+_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # a path as a value names no folder
 _WORDS = 3  # of a text, in the name of its candidate
 
 
@@ -97,7 +98,9 @@ def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
 def _label(keys: Keys, values: list[Any], value: Any) -> str:
     """Name one value of a grid; a text by its place and its first words."""
     if keys not in (("system",), ("template",)):
-        return _short(value)
+        short = [_short(value) for value in values]
+        own = _short(value)
+        return own if short.count(own) == 1 else f"{values.index(value) + 1}-{own}"
     words = "-".join(_WORD.findall(str(value).casefold())[:_WORDS])
     return "-".join(filter(None, (str(values.index(value) + 1), "none" if value is None else words)))
 
@@ -105,4 +108,4 @@ def _label(keys: Keys, values: list[Any], value: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(_short, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else _IN_NO_NAME.sub("-", str(value))

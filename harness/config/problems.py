@@ -161,6 +161,7 @@ _CANDIDATES = (
     "write one below candidates:, such as `prompt: {prompting: zero_shot}`; harness ls methods lists more"
 )
 
+NAME_IN_WORDS = "letters, digits and the signs _ . -, 100 at most, and neither . nor - first"
 _EXPECTED = {
     "dict_type": "a mapping of `key: value`",
     "model_type": "a mapping of `key: value`",
@@ -168,7 +169,7 @@ _EXPECTED = {
     "list_type": "a list",
     "string_type": "text",
     "too_short": "at least one entry",
-    "string_pattern_mismatch": "letters, digits and the signs _ . - only",
+    "string_pattern_mismatch": NAME_IN_WORDS,
     "value_error": "keys that agree with each other",
 }
 

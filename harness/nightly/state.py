@@ -145,7 +145,7 @@ class State:
 
 def home(at: Store, experiment: str) -> Path:
     """Return the folder of an experiment's nights."""
-    return at.folder / "nightly" / experiment
+    return at.place("nightly", experiment)
 
 
 def read_state(folder: Path) -> State:

@@ -31,10 +31,13 @@ from harness.records.sample_results import (
     turns_as_text,
 )
 from harness.records.serialization import (
+    LONGEST_NAME,
+    StoredName,
     canonical_json,
     checksum,
     digest,
     drop_defaults,
+    is_bare_name,
     load,
     load_files,
     many_rows,

@@ -6,6 +6,8 @@ Invariant: each names the rows or the base that it measures.
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.records.serialization import StoredName
+
 
 @dataclass(frozen=True, slots=True)
 class ControlBlock:
@@ -17,7 +19,7 @@ class ControlBlock:
     """
 
     task: str
-    rows: str
+    rows: StoredName
     index: int
     n: int
     environment: str
@@ -30,7 +32,7 @@ class ControlBlock:
 class Control:
     """One measurement of the control arm: blocks of a base's stored rows, computed again."""
 
-    id: str
+    id: StoredName
     created: str
     base_digest: str
     precision: str
@@ -47,7 +49,7 @@ class Rating:
     is a time with its zone, `seconds` how long the item was looked at.
     """
 
-    rating_id: str
+    rating_id: StoredName
     rater: str
     created: str
     task: str
@@ -55,8 +57,8 @@ class Rating:
     example_id: str
     run_a: str
     run_b: str
-    rows_a: str
-    rows_b: str
+    rows_a: StoredName
+    rows_b: StoredName
     left: Literal["a", "b"]
     choice: Literal["a", "b", "tie", "skip"]
     seconds: float | None = None
@@ -78,7 +80,7 @@ class LabelSet:
     `rubric` is the digest of what a judge's rubric required then, empty of any other metric.
     """
 
-    id: str
+    id: StoredName
     created: str
     task: str
     split: str
@@ -112,7 +114,7 @@ class TaskNoise:
 class Noise:
     """One measurement of A/A noise: a base evaluated on the same items in several correct layouts."""
 
-    id: str
+    id: StoredName
     created: str
     base_model: str
     base_digest: str

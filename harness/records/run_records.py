@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any, Literal
 
-from harness.records.serialization import reader
+from harness.records.serialization import StoredName, reader
 from harness.records.training_records import TrainingRecord, read_training_record
 
 FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
@@ -52,9 +52,9 @@ class Run:
     (quantised). `metrics` holds by task and metric what its scores mean, nothing in runs of before 0.1.
     """
 
-    run_id: str
-    experiment: str
-    candidate: str
+    run_id: StoredName
+    experiment: StoredName
+    candidate: StoredName
     method: str
     prompting: str
     answer: str
@@ -64,7 +64,7 @@ class Run:
     base_digest: str
     state: Literal["done", "failed"]
     created: str
-    rows: dict[str, str]
+    rows: dict[str, StoredName]
     recipe: dict[str, Any]
     training: TrainingRecord = field(default_factory=TrainingRecord)
     latency: dict[str, float] = field(default_factory=dict)

@@ -7,17 +7,38 @@ so two equal things have one digest on every machine.
 import gc
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 
 _DEEPEST = 100  # lists and objects in one another: more is no data, and no recursion ends it
 
 _Record = TypeVar("_Record")
+
+LONGEST_NAME = 200  # bytes of a file's name, which may be 255: what is being written has a longer one
+_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+def is_bare_name(name: str) -> bool:
+    """Tell whether a text names one file or folder, on every system, and not a path to elsewhere."""
+    n_bytes = len(name.encode("utf-8", "replace"))
+    is_path = name in (".", "..") or name.startswith("~") or _IN_NO_NAME.search(name)
+    return 0 < n_bytes <= LONGEST_NAME and not is_path
+
+
+def _check_name(name: str) -> str:
+    if not is_bare_name(name):
+        raise ValueError("the name of one file or folder, and no path")
+    return name
+
+
+StoredName = Annotated[str, AfterValidator(_check_name)]  # names a file or folder of a store
+NameOrNone = Annotated[str, AfterValidator(lambda name: name and _check_name(name))]  # empty: there is none
 
 
 def canonical_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.records.serialization import reader
+from harness.records.serialization import NameOrNone, StoredName, reader
 
 Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where it was no number
 
@@ -38,7 +38,7 @@ class Trial:
     pruned_at: int | None = None
     forgetting: float | None = None
     most_forgetting: float | None = None
-    fit_key: str = ""
+    fit_key: NameOrNone = ""
     asked: str = ""
     alike: tuple[dict[str, Any], ...] = ()
     error: str = ""
@@ -156,9 +156,9 @@ class TrainingRecord:
     command: str = ""
     command_version: str = ""
     exit_code: int | None = None
-    fit_key: str = ""
+    fit_key: NameOrNone = ""
     init_wall_s: float | None = None
-    stands_on: dict[str, str] = field(default_factory=dict)
+    stands_on: dict[StoredName, str] = field(default_factory=dict)
     scan: tuple[MatrixScan, ...] = ()
     sweep: tuple[Trial, ...] = ()
     searched_by: str = ""
@@ -192,5 +192,7 @@ def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("training", *first["loc"])))
-        raise ValueError(f"{where}: found {first['input']!r}; expected {first['msg']}") from None
+        raise ValueError(
+            f"{where}: found {first['input']!r}; expected {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     return record

@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 from harness.experiment import find_lm_eval_tasks, metrics_of
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
-from harness.records import Run, load
+from harness.records import Run, StoredName, load
 from harness.release.stored_experiment import StoredExperiment
 from harness.release.stored_target import gain_over, read_labels, target_rows
 
@@ -34,8 +34,8 @@ class Champion:
     one as [delta, low, high, n]; empty where it was not measured.
     """
 
-    target: str
-    run_id: str
+    target: StoredName
+    run_id: StoredName
     candidate: str
     seed: int
     experiment: str
@@ -43,7 +43,7 @@ class Champion:
     weights_digest: str
     base_digest: str
     created: str
-    rows: dict[str, str]
+    rows: dict[str, StoredName]
     scores: dict[str, list[float]]
     recipe: dict[str, Any]
     verdict: str = ""

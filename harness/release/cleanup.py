@@ -71,7 +71,7 @@ def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = Fal
     """
     with store.hold(at):
         found = list_unreferenced(at, nights, unfinished=unfinished)
-        store.remove(found.removable)
+        store.remove(at.folder, (left.path for left in found.removable))
         for name in store.list_begun(at) if unfinished else ():
             store.end(at, name)
     return found

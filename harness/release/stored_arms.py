@@ -121,7 +121,8 @@ def _endpoint_base_identity(
     at = stored.store
     there = {other.digest: other for other in _computational_variants(at, wanted)}
     runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
-    newest = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
+    newest = [r.rows[key] for r in runs if r.state == "done" and key in r.rows]
+    newest = [rows for rows in newest if at.parquet(rows).exists()]
     for rows in reversed(newest):
         as_base = replace(store.read_identity(at, rows), weights_digest=run.base_digest)
         if as_base.digest in there:

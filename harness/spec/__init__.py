@@ -32,10 +32,12 @@ from harness.spec.values import (
     EVALUATE,
     HUB,
     JUDGE,
+    NAME,
     Disagreements,
     Engine,
     Kind,
     Margin,
+    Name,
     Need,
     Precision,
     Role,
@@ -65,7 +67,7 @@ class Experiment(Spec):
     is.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    name: Name
     base_model: str = "smollm2-135m"
     target: Task
     more_targets: tuple[Task, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Role, Spec, metric_name, rule
+from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Name, Role, Spec, metric_name, rule
 
 
 class ItemLimits(Spec):
@@ -137,7 +137,7 @@ class Task(Spec):
     `bounds` declare the least and the most that a metric without known bounds can give.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    name: Name
     description: str = ""
     data: TaskData = TaskData()
     lm_eval: str = ""

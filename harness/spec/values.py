@@ -46,6 +46,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Above 0 % and below 100 %: a margin of nothing cannot be shown by any number of items.
 _SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
 Share = Annotated[str, Field(pattern=_SHARE)]
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # of what files and folders are named after
+Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
 Margin = Fraction | Share
 Need = Literal[

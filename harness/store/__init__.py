@@ -40,7 +40,6 @@ from harness.store.garbage import (
     list_begun,
     list_unfinished,
     list_unreferenced,
-    remove,
     run_references,
 )
 from harness.store.grade_books import (
@@ -66,7 +65,7 @@ from harness.store.layout import (
     clear_errors,
     hold,
     read_lines,
-    remove_folder,
+    remove,
     write_record,
     write_records,
     write_whole,

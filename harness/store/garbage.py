@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.records import RowsIdentity, Run
-from harness.store.layout import Store, is_bare_name, remove_folder, write_whole
+from harness.records import RowsIdentity, Run, is_bare_name
+from harness.store.layout import Store, write_whole
 from harness.store.rows import identities
 
 
@@ -71,15 +71,6 @@ def list_unfinished(store: Store) -> list[Leftover]:
             store.folder / ".unfinished",
         ]
     )
-
-
-def remove(leftovers: Iterable[Leftover]) -> None:
-    """Delete what is left over."""
-    for left in leftovers:
-        if left.path.is_file():
-            left.path.unlink()
-        else:
-            remove_folder(left.path)
 
 
 def list_wanted_rows(store: Store, wanted: References) -> set[str]:
@@ -185,9 +176,7 @@ def weights_behind(run: Run) -> dict[str, str]:
 def find_own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
     """Return the key of a run's weights where no other run needs them; the counts are those of all runs."""
     fit_key = run.training.fit_key
-    if not is_bare_name(fit_key):
-        return None
-    return fit_key if fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
+    return fit_key if fit_key and fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
 
 
 def count_needed_keys(runs: Iterable[Run]) -> Counter[str]:
@@ -209,17 +198,15 @@ def begin(store: Store, name: str) -> None:
     """Note that something has begun.
 
     Raises:
-        ValueError: the name cannot name a file.
+        UserError: the name cannot name a file.
         HarnessError: the disk is full.
     """
-    if not is_bare_name(name):
-        raise ValueError(f"{name!r} cannot name what has begun")
-    write_whole(store, store.folder / ".begun" / name, "")
+    write_whole(store, store.place(".begun", name), "")
 
 
 def end(store: Store, name: str) -> None:
     """Note that something is finished, or given up."""
-    (store.folder / ".begun" / name).unlink(missing_ok=True)
+    store.place(".begun", name).unlink(missing_ok=True)
 
 
 def list_begun(store: Store) -> list[str]:

@@ -137,4 +137,4 @@ def _choose_grade(grades: Sequence[Grade]) -> Grade:
 
 
 def _grades_file(store: Store, book: str) -> Path:
-    return store.folder / "grades" / book / "grades.jsonl"
+    return store.place("grades", book, "grades.jsonl")

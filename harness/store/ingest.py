@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.records import Rating, Run, load
-from harness.store.layout import Store, first_line, is_no_room
+from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.rows import read_identity
 from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS, pattern
 from harness.store.tables import TABLES
@@ -110,7 +110,7 @@ def _find_changed_files(
     there: dict[tuple[str, str], int] = {}
     for kind, (glob, _) in _KINDS.items():
         for path in store.folder.glob(glob):
-            with suppress(FileNotFoundError):  # removed meanwhile
+            with suppress(OSError):  # removed meanwhile, or a link to itself
                 there[kind, str(path.relative_to(store.folder))] = path.stat().st_mtime_ns
     rows = db.execute("SELECT kind, path, modified_ns FROM stored.files").fetchall()
     known = {(kind, path): modified for kind, path, modified in rows}
@@ -120,7 +120,8 @@ def _find_changed_files(
 
 def _find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
     wanted = db.execute(
-        "SELECT rowset FROM stored.run_rows UNION SELECT base_rowset FROM stored.run_rows"
+        "SELECT rowset FROM stored.run_rows UNION "
+        "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
     ).fetchall()
     there: dict[str, int] = {}
     for (digest,) in wanted:
@@ -144,6 +145,8 @@ def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
         try:
             text = (store.folder / name).read_text("utf-8")
             record: object = load(_KINDS[kind][1], text)
+            if isinstance(record, Run):
+                in_own_folder(record, store.folder / name)
         except (OSError, ValueError, TypeError) as error:
             skipped.append(f"{store.folder / name}: {first_line(error)}")
             continue

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.cache import sync
-from harness.errors import HarnessError, Problem, UserError
-from harness.records import canonical_json, load
+from harness.errors import HarnessError, Problem, UserError, as_argument, refuse
+from harness.records import LONGEST_NAME, Run, canonical_json, is_bare_name, load
 
 AGAIN = "run the same command again"
 CLAIMS = ".claims"
@@ -31,6 +31,10 @@ _NO_ROOM_WORDS = (
 _FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _STALE_S = 24 * 3600
+_OF_OTHERS = {  # folders of a store that hold no run, beside those whose name begins with a dot
+    *("answers", "control", "decisions", "environments", "grades", "labels", "nightly", "noise"),
+    *("ratings", "rows", "smoke", "trials", "verdicts", "weights"),
+}
 
 _Record = TypeVar("_Record")
 
@@ -52,9 +56,27 @@ class Store:
         """File in which the process that holds the store notes its progress."""
         return self.folder / ".progress.json"
 
+    def place(self, *names: str) -> Path:
+        """Return where a file or folder lies, whose names may come from a file that somebody else wrote.
+
+        Raises:
+            UserError: a name is a path, or longer than a file's name may be.
+        """
+        refuse(
+            Problem(
+                str(self.folder),
+                f"the name {name[:LONGEST_NAME]!r} in a stored file",
+                "names of single files and folders",
+                "remove what was not stored by harness: harness reindex names unreadable files",
+            )
+            for name in names
+            if not is_bare_name(name)
+        )
+        return self.folder.joinpath(*names)
+
     def rows(self, rows_digest: str) -> Path:
         """Return the folder of a row set."""
-        return self.folder / "rows" / rows_digest
+        return self.place("rows", rows_digest)
 
     def parquet(self, rows_digest: str) -> Path:
         """Return the file of a complete row set."""
@@ -62,11 +84,11 @@ class Store:
 
     def weights(self, fit_key: str) -> Path:
         """Return the folder of weights made by a method."""
-        return self.folder / "weights" / fit_key
+        return self.place("weights", fit_key)
 
     def run_file(self, run_id: str) -> Path:
         """Return the file that holds a run."""
-        return self.folder / run_id / "run.json"
+        return self.place(run_id, "run.json")
 
 
 @contextmanager
@@ -186,22 +208,50 @@ def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object])
             left.unlink()
 
 
-def remove_folder(folder: Path) -> None:
-    """Delete a folder with all that is in it, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def remove(below: Path, paths: Iterable[Path]) -> None:
+    """Delete files and folders below a folder, those that are there; links inside them go, not their targets.
+
+    Raises:
+        UserError: one lies elsewhere, or is or lies behind a link; then nothing is deleted.
+    """
+    chosen = list(paths)
+    refuse(problem for path in chosen for problem in _find_ways_out(below, path))
+    for path in chosen:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _find_ways_out(below: Path, path: Path) -> Iterator[Problem]:
+    """Yield the links on the way from a folder to a path in it, and a path that is elsewhere."""
+    names = path.relative_to(below).parts if path.is_relative_to(below) else ()
+    if not names or ".." in names:
+        yield Problem(str(path), "a path to elsewhere", f"a path below {below}", "remove it by hand")
+    for end in range(1, len(names) + 1):
+        if (way := below.joinpath(*names[:end])).is_symlink():
+            found = f"a link to {way.readlink()}, which is not followed"
+            step = f"remove what it names by hand, then the link: rm {as_argument(str(way))}"
+            yield Problem(str(way), found, "a file or folder of the store itself", step)
 
 
 def remove_stale_parts(store: Store) -> None:
     """Delete what writers that were killed left unfinished; what is recent may still be written."""
     for part in (store.folder / ".unfinished").glob("*"):
-        if time.time() - part.stat().st_mtime > _STALE_S:
+        if time.time() - part.lstat().st_mtime > _STALE_S:
             part.unlink(missing_ok=True)
 
 
-def is_bare_name(name: str) -> bool:
-    """Tell whether a name names one folder, and not a path to elsewhere."""
-    return name not in ("", ".", "..") and Path(name).name == name
+def in_own_folder(run: Run, file: Path) -> Run:
+    """Return a run whose file lies in the folder of its name: what is shown, compared and removed is one.
+
+    Raises:
+        ValueError: the folder is another run's, or holds something else.
+    """
+    folder = file.parent.name
+    if run.run_id != folder or folder in _OF_OTHERS or folder.startswith("."):
+        raise ValueError(f"the run {run.run_id!r} in the folder {folder!r}, which cannot be its own")
+    return run
 
 
 def failure(where: str, found: str, expected: str, next_step: str) -> HarnessError:

@@ -33,7 +33,7 @@ from harness.records import (
     load_files,
 )
 from harness.store import index
-from harness.store.layout import Store, is_bare_name, read_lines, write_record, write_records, write_whole
+from harness.store.layout import Store, read_lines, write_record, write_records, write_whole
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -80,7 +80,7 @@ def save_control(
 
 def control_file(store: Store, control_id: str) -> Path:
     """Return the file that is written last of a measurement of a control arm."""
-    return store.folder / "control" / control_id / "control.json"
+    return store.place("control", control_id, "control.json")
 
 
 def controls(store: Store) -> list[Control]:
@@ -101,7 +101,7 @@ def _origins_file(store: Store, rows_digest: str) -> Path:
 
 
 def _environment_file(store: Store, key: str) -> Path:
-    return store.folder / "environments" / f"{key}.json"
+    return store.place("environments", f"{key}.json")
 
 
 _LEAST = 0.5  # flips: none among n items shows a small rate, and not a rate of 0
@@ -109,7 +109,7 @@ _LEAST = 0.5  # flips: none among n items shows a small rate, and not a rate of 
 
 def save_noise(store: Store, noise: Noise) -> None:
     """Write a measurement."""
-    write_record(store, store.folder / "noise" / f"{noise.id}.json", noise)
+    write_record(store, store.place("noise", f"{noise.id}.json"), noise)
 
 
 def noises(store: Store) -> list[Noise]:
@@ -140,20 +140,18 @@ def save_rating(store: Store, rating: Rating) -> None:
     Where there is no index none is made: whoever asks for it next builds it of all that is stored.
 
     Raises:
-        ValueError: its id cannot name a file.
+        UserError: its id cannot name a file.
         HarnessError: the disk is full.
     """
-    if not is_bare_name(rating.rating_id):
-        raise ValueError(f"{rating.rating_id!r} cannot name the file of a rating")
     with _SAVING:
-        write_record(store, store.folder / "ratings" / f"{rating.rating_id}.json", rating)
+        write_record(store, store.place("ratings", f"{rating.rating_id}.json"), rating)
         if store.index.exists():
             index.update(store)
 
 
 def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
     """Write ratings that came together, all of them or none, and let the index hear of them once."""
-    paths = [store.folder / "ratings" / f"{rating.rating_id}.json" for rating in ratings]
+    paths = [store.place("ratings", f"{rating.rating_id}.json") for rating in ratings]
     with _SAVING:
         try:
             for path, rating in zip(paths, ratings, strict=True):
@@ -175,7 +173,7 @@ def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
 
 def save_labels(store: Store, labels: LabelSet) -> None:
     """Write labels that came together: all of them, or none."""
-    write_record(store, store.folder / "labels" / f"{labels.id}.json", labels)
+    write_record(store, store.place("labels", f"{labels.id}.json"), labels)
 
 
 def list_labels(store: Store, task: str | None = None) -> list[LabelSet]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records import digest, read_object
-from harness.store.layout import Store, is_bare_name, write_record
+from harness.store.layout import Store, write_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,15 @@ class DecisionRecord:
 def save_verdict(store: Store, verdict: VerdictRecord) -> None:
     """Write a verdict, unless it is the newest of its run; none where the folder may not be written."""
     said = {name: value for name, value in asdict(verdict).items() if name != "created"}
-    path = store.folder / "verdicts" / verdict.run_id / f"{digest(said)}.json"
-    if is_bare_name(verdict.run_id) and not _is_newest(path):
+    path = store.place("verdicts", verdict.run_id, f"{digest(said)}.json")
+    if not _is_newest(path):
         with suppress(PermissionError):
             write_record(store, path, verdict)
 
 
 def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
     """Return the newest stored verdict on a run against a baseline; None where there is none to be read."""
-    paths = (store.folder / "verdicts" / run_id).glob("*.json")
+    paths = store.place("verdicts", run_id).glob("*.json")
     found = [(read_object(path), path.stat().st_mtime_ns) for path in paths]
     own = [(str(record.get("created")), written, record) for record, written in found]
     for *_, record in sorted(own, key=lambda one: one[:2], reverse=True):
@@ -94,9 +94,9 @@ def _is_newest(path: Path) -> bool:
 
 def save_decision(store: Store, decision: DecisionRecord) -> None:
     """Write an experiment's decision in place of another; none where the folder may not be written."""
-    path = store.folder / "decisions" / f"{decision.experiment}.json"
+    path = store.place("decisions", f"{decision.experiment}.json")
     # Compared as JSON: what stands in a file has lists where a record has tuples.
     new = json.loads(json.dumps(asdict(decision))) | {"created": ""}
-    if is_bare_name(decision.experiment) and read_object(path) | {"created": ""} != new:
+    if read_object(path) | {"created": ""} != new:
         with suppress(PermissionError):
             write_record(store, path, decision)

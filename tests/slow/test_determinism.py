@@ -34,5 +34,5 @@ def test_two_runs_of_one_seed_give_the_same_numbers(tmp_path):
     (tmp_path / "second").mkdir()
     first = answers(tmp_path / "first")
     assert first["lora"][0] == "done"
-    store.remove([store.base_rows_use()])  # which the second would find
+    store.remove((shared := store.base_rows_use().path).parent, [shared])  # which the second would find
     assert first == answers(tmp_path / "second")

@@ -21,7 +21,7 @@ from harness.experiment.weights.candidate_weights import note_failed_trial
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads
 from harness.records import Run
-from harness.store import CLAIMS, remove_folder
+from harness.store import CLAIMS, remove
 
 
 class WorkerPool(Protocol):
@@ -88,7 +88,7 @@ def make_on_workers(
                     failed = run_jobs(plan.needs, pool, session.controls, advance, runs, note)
                 _keep_failures(session, plan, failed)
     finally:
-        remove_folder(session.store.folder / CLAIMS)
+        remove(session.store.folder, [session.store.folder / CLAIMS])
 
 
 def _note_failed_trial(session: Session, job: WorkerJob, error: Exception) -> bool:

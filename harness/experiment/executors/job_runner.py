@@ -36,7 +36,6 @@ from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_devi
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
-from harness.store import remove_folder
 from harness.training import FIT, Weights
 from harness.training.worker import encode_error
 
@@ -90,7 +89,7 @@ def write_assignment(
     state = _state(session, machine.name, threads)
     assignment = Assignment(loaded, scope, machine, threads, Path.cwd(), state, list_known_costs())
     file = session.store.folder.resolve() / WORKERS / f"{uuid4().hex}.pickle"
-    remove_folder(file.parent)  # of a command that was killed
+    store.remove(session.store.folder, [session.store.folder / WORKERS])  # of a command that was killed
     file.parent.mkdir(parents=True)
     # The code comes first: what other code wrote need not be readable.
     file.write_bytes(pickle.dumps(_code_digest()) + pickle.dumps(assignment))
@@ -199,7 +198,8 @@ def _weights_outcome(session: Session, weights: Weights | None) -> JobResult:
 
 def _measure_control(session: Session, job: WorkerJob) -> JobResult:
     measured = measure_once(session, _base(session, job.name))
-    return JobResult(measured, files=_there(session, [store.control_file(session.store, measured)]))
+    written = [store.control_file(session.store, measured)] if measured else []
+    return JobResult(measured, files=_there(session, written))
 
 
 def _answer_as_base(session: Session, job: WorkerJob) -> JobResult:

@@ -29,7 +29,7 @@ from harness.models.hub import ModelSource
 from harness.records import Example, SampleResult, parse_json
 from harness.regularizers import Mixture, general_rows, mix_rows
 from harness.spec import Recipe, Task, TaskData
-from harness.store import AGAIN, clear_errors, remove_folder, write_whole
+from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training import (
     FIT,
     Reward,
@@ -95,7 +95,7 @@ def fit(
                     write_launch(part, session.experiment.training.accelerate, session.machine.device)
                 (launch if own_process else run_job)(part, advance)
     except Diverged as error:
-        remove_folder(part)
+        remove(session.store.folder, [part])
         write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
         raise
     except Exception:

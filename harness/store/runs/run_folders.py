@@ -22,22 +22,16 @@ from harness.store.layout import (
     describe_missing_rows,
     failure,
     first_line,
-    is_bare_name,
-    remove_folder,
+    in_own_folder,
+    remove,
     write_record,
 )
 from harness.store.runs.trial_runs import (
-    FOLDER,
     find_choosers,
     find_trial,
+    list_trial_parts,
     list_trials,
     refuse_needed,
-    remove_trials,
-)
-
-_TAKEN = (
-    *("rows", "weights", "ratings", "labels", "control", "environments", "nightly", "noise"),
-    *("verdicts", "decisions", FOLDER),
 )
 
 
@@ -47,14 +41,15 @@ def save_run(store: Store, run: Run) -> None:
     A run saved again replaces itself.
 
     Raises:
-        ValueError: the run holds NaN, or its id cannot name a folder.
+        ValueError: the run holds NaN, or its id is the name of a folder of something else.
+        UserError: its id cannot name a folder.
         HarnessError: a row set is not complete, the disk is full, or the index is damaged.
     """
-    if run.run_id in _TAKEN or not is_bare_name(run.run_id):
-        raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
+    file = store.run_file(run.run_id)
+    in_own_folder(run, file)
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
         raise describe_missing_rows(store, missing)
-    write_record(store, store.run_file(run.run_id), run.to_plain())
+    write_record(store, file, run.to_plain())
     index.update(store)
 
 
@@ -102,8 +97,9 @@ def weights_folder(store: Store, run: Run) -> Path | None:
     if not run.training.fit_key:
         return None
     made = store.weights(run.training.fit_key)
-    with suppress(OSError, ValueError, KeyError):
-        folder = made / json.loads((made / "fit.json").read_text("utf-8"))["kind"]
+    with suppress(OSError, ValueError, KeyError, UserError):
+        kind = json.loads((made / "fit.json").read_text("utf-8"))["kind"]
+        folder = store.place("weights", run.training.fit_key, kind)
         return folder if folder.is_dir() else None
     return None
 
@@ -130,7 +126,7 @@ def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
             runs.append(_parse_run(path))
         except FileNotFoundError:  # removed meanwhile
             continue
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             unreadable.append(f"{path}: {first_line(error)}")
     return runs, unreadable
 
@@ -155,7 +151,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     sets and weights by their digests, and folders of weights by their keys.
 
     Raises:
-        UserError: there is no such run, or it is a trial that a run is found by way of.
+        UserError: there is no such run, it is a trial that a run is found by way of, or a part is a link.
         HarnessError: another run's file is unreadable, so what it refers to is unknown.
     """
     run = get_run(store, run_id)
@@ -164,17 +160,16 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     for trial in trials:
         if trial.run.run_id == run_id:
             refuse_needed(trial, others)
-    remove_folder(store.folder / run_id)
-    remove_folder(store.folder / "verdicts" / run_id)
-    for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
-        remove_folder(store.rows(digest))
+    paths = [store.place(run_id), store.place("verdicts", run_id)]
+    own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
+    paths += map(store.rows, own_rows)
     every = [run, *others]
     fit_key = find_own_fit_key(run, count_needed_keys(every), Counter(one.weights_digest for one in every))
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
-        remove_folder(store.weights(fit_key))
-    remove_trials(store, trials, others, keep)
+        paths.append(store.weights(fit_key))
+    remove(store.folder, [*paths, *list_trial_parts(store, trials, others, keep)])
     index.update(store)
 
 
 def _parse_run(file: Path) -> Run:
-    return run_record(json.loads(file.read_text("utf-8")))
+    return in_own_folder(run_record(json.loads(file.read_text("utf-8"))), file)

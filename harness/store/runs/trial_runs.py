@@ -24,7 +24,7 @@ from harness.store.garbage import (
     size,
     weights_behind,
 )
-from harness.store.layout import Store, remove_folder, write_record
+from harness.store.layout import Store, write_record
 from harness.store.rows import identities
 
 FOLDER = "trials"
@@ -77,7 +77,8 @@ def _read(file: Path) -> TrialRun | None:
     try:
         plain = json.loads(file.read_text("utf-8"))
         trial: Trial = reader(Trial).validate_python(plain["trial"])
-        return TrialRun(run_record(plain["run"]), trial, str(plain["metric"]))
+        run = run_record(plain["run"])
+        return TrialRun(run, trial, str(plain["metric"])) if run.run_id == file.stem else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -118,17 +119,15 @@ def trial_references(store: Store, runs: Iterable[Run]) -> References:
     return References(rows=frozenset(digest for one in trials for digest in one.run.rows.values()))
 
 
-def remove_trials(
+def list_trial_parts(
     store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
-) -> None:
-    """Delete those of some trials that no run needs, with the weights and rows that are nobody else's.
+) -> list[Path]:
+    """List the files of those of some trials that no run needs, with weights and rows that are theirs alone.
 
     `keep` names row sets and weights by their digests, and folders of weights by their keys.
     """
-    for run_id, folders in _map_own_parts(store, trials, runs, keep).items():
-        for folder in folders:
-            remove_folder(folder)
-        _file(store, run_id).unlink(missing_ok=True)
+    own = _map_own_parts(store, trials, runs, keep)
+    return [path for run_id, folders in own.items() for path in (*folders, _file(store, run_id))]
 
 
 def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
@@ -215,4 +214,4 @@ def _map_own_parts(
 
 
 def _file(store: Store, run_id: str) -> Path:
-    return store.folder / FOLDER / f"{run_id}.json"
+    return store.place(FOLDER, f"{run_id}.json")
