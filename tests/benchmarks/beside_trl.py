@@ -68,7 +68,7 @@ def train_by_trl(context: FitContext, params: LowRankParams, attention: str = "s
         bf16=context.machine.precision == "bf16",
         fp16=context.machine.precision == "fp16",
         use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu,
+        gradient_checkpointing=loop.settings(context, params)["gradient_checkpointing"],
         completion_only_loss=True,
         report_to="none",
         disable_tqdm=True,

@@ -16,6 +16,7 @@ from harness.models import memory
 from harness.models.hub import quantize
 from harness.records import Example
 from harness.training import FitContext, LowRankParams
+from harness.training import trainer as loop
 
 GOAL = 1.3
 
@@ -114,16 +115,18 @@ def memory_row(
     """Set the peak beside the estimate for a batch of the longest rows."""
     longest = count_longest_row(context)
     tokens = recipe.params.per_device_train_batch_size * longest
-    on_gpu = model.machine.device == "cuda"
+    chosen = loop.settings(context, recipe.params)
     estimate = memory.training_peak(
         model.shape,
         memory.lora_parameters(model.shape, recipe.params.r),
         tokens,
         model.machine.precision,
-        quantization=context.source.quantization if on_gpu else "",
-        checkpointing=on_gpu,
+        quantization=context.source.quantization if model.machine.device == "cuda" else "",
+        checkpointing=chosen["gradient_checkpointing"],
+        in_tiles=model.machine.device == "cuda",
     ).total
-    said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch"
+    said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch, activations "
+    said += "computed again" if chosen["gradient_checkpointing"] else "kept"
     return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)
 
 
