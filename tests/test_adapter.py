@@ -14,6 +14,8 @@ from tiny_methods import CPU
 from harness import store
 from harness.errors import CandidateFailed, UserError
 from harness.methods import adapter, lora
+from harness.models.adapters import CONFIG, WEIGHTS
+from harness.models.adapters.against_base import adapter_problems
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.store import Store
@@ -106,38 +108,202 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     LlamaForCausalLM(config).save_pretrained(wide)
     made = lora.fit(tiny_methods.context(wide, tmp_path / "fit"), lora.Params(r=2, max_steps=1))
     said = refusal(tiny, tmp_path, made.folder / "adapter")
-    assert f"an adapter for another base ({wide})" in said
-    assert re.search(r"layers\.\d\.\S+ of size \d+, which the base has as \(\d+, \d+\)", said), said
-    assert f"set base_model: {wide}" in said
+    assert re.search(r"harness\.yaml:\d+: candidate theirs", said), said
+    assert f"an adapter for another base ({wide}): model.layers.0." in said
+    assert re.search(r"of size \(2, 64\), where the base and adapter_config.json make \(2, 32\)", said), said
+    assert f"set base_model: {wide} on this candidate" in said
 
 
-def test_an_adapter_of_more_layers_than_the_base_has_is_refused(tiny, peft_adapter, tmp_path):
-    from safetensors.torch import load_file, save_file
+def test_an_adapter_trained_after_tokens_were_added_is_refused_with_what_to_make_of_the_base(tiny, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = shutil.copytree(peft_adapter, tmp_path / "deep")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    deeper = {name.replace("layers.1.", "layers.7."): t.clone() for name, t in tensors.items()}
-    save_file(tensors | deeper, folder / "adapter_model.safetensors")
-    assert "layers.7.mlp.down_proj, which the base does not have" in refusal(tiny, tmp_path, folder)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    n_rows = len(tokenizer)
+    tokenizer.add_tokens(["<a>", "<b>", "<c>"])
+    model.resize_token_embeddings(len(tokenizer))
+    grown = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    grown.save_pretrained(tmp_path / "grown", save_embedding_layers=True)
+    said = refusal(tiny, tmp_path, tmp_path / "grown")
+    assert f"embed_tokens.weight of size ({n_rows + 3}, 32), where the base" in said
+    assert f"resize_token_embeddings({n_rows + 3}) on {tiny}" in said
+
+
+def edit_config(**changes):
+    def change(folder):
+        file = folder / CONFIG
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def edit_tensors(edit):
+    def change(folder):
+        from safetensors.torch import load_file, save_file
+
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+        save_file(edit(tensors), folder / WEIGHTS)
+
+    return change
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(folder):
+    file = folder / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def renamed(old, new):
+    return edit_tensors(lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()})
+
+
+UNFIT = {
+    "no configuration": (lambda folder: (folder / CONFIG).unlink(), "without adapter_config.json"),
+    "a whole model": (
+        lambda folder: (folder / CONFIG).rename(folder / "config.json"),
+        "with a whole model; .*next: method: model, with path: ",
+    ),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"without {WEIGHTS}"),
+    "an empty configuration": (write(CONFIG, b""), f"a damaged {CONFIG}"),
+    "a configuration that is a list": (write(CONFIG, b"[]"), f"a damaged {CONFIG}"),
+    "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs"), "no whole safetensors file"),
+    "empty weights": (write(WEIGHTS, b""), "no whole safetensors file"),
+    "weights cut short": (cut, "no whole safetensors file"),
+    "another rank": (
+        edit_config(r=4),
+        r"layers.0.self_attn.q_proj.lora_A.weight of size \(2, 32\), where the base and \S+ make \(4, 32\)",
+    ),
+    "another rank of a pattern": (edit_config(rank_pattern={"q_proj": 8}), r"make \(8, 32\)"),
+    "no family": (edit_config(peft_type=None), "peft_type: None"),
+    "an unknown family": (edit_config(peft_type="BONE"), "peft_type: BONE in .*a family that PEFT"),
+    "a mixture of adapters": (
+        edit_config(peft_type="XLORA"),
+        "peft_type: XLORA, which needs more than a row",
+    ),
+    "another family": (edit_config(peft_type="LOHA"), "lora_alpha: 8.* keys that PEFT"),
+    "a classifier": (edit_config(task_type="SEQ_CLS"), "task_type: SEQ_CLS, an adapter with another head"),
+    "a part of a row": (edit_config(alora_invocation_tokens=[5]), "an adapter for a part of a row"),
+    "a key of a newer PEFT": (edit_config(new_scale=3), "new_scale: 3 in .*next: export it by PEFT"),
+    "no such modules": (edit_config(target_modules=["nope"]), "nope"),
+    "fewer modules than tensors": (
+        edit_config(target_modules=["q_proj"]),
+        "down_proj.lora_A.weight and 3 more, which would be ignored",
+    ),
+    "more modules than tensors": (
+        edit_config(target_modules=["q_proj", "down_proj", "v_proj"]),
+        "no .*v_proj.lora_A.weight and 3 more, which its configuration asks for",
+    ),
+    "layers without tensors": (
+        edit_tensors(lambda tensors: {n: t for n, t in tensors.items() if "layers.1." not in n}),
+        "no .*layers.1.* which its configuration asks for",
+    ),
+    "layers that the base does not have": (
+        edit_tensors(
+            lambda tensors: tensors | {n.replace("layers.1", "layers.7"): t + 1 for n, t in tensors.items()}
+        ),
+        "layers.7.* which would be ignored as the base does not have it",
+    ),
+    "layers to transform": (edit_config(layers_to_transform=[0]), "layers.1.* which would be ignored"),
+    "a prefix too many": (
+        renamed("base_model.model.", "base_model.model.base_model.model."),
+        "would be ignored",
+    ),
+    "no prefix": (renamed("base_model.model.", ""), "would be ignored"),
+    "modules to save without tensors": (edit_config(modules_to_save=["lm_head"]), "no .*lm_head.*asks for"),
+    "a head": (
+        edit_tensors(lambda tensors: tensors | {"base_model.model.score.weight": tensors[min(tensors)] + 1}),
+        "score.weight, which would be ignored",
+    ),
+    "rows of tokens that the base does not have": (
+        edit_config(trainable_token_indices=[5, 999]),
+        "trained rows of the tokens 999, and the base has",
+    ),
+    "magnitudes of DoRA that are not there": (edit_config(use_dora=True), "lora_magnitude_vector"),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_runs(tiny, peft_adapter, tmp_path, unfit):
+    change, said = UNFIT[unfit]
+    change(folder := shutil.copytree(peft_adapter, tmp_path / "theirs"))
+    assert re.search(said, found := refusal(tiny, tmp_path, folder)), found
+
+
+def test_a_configuration_of_a_newer_peft_whose_new_keys_are_off_is_served(tiny, peft_adapter, tmp_path):
+    folder = shutil.copytree(peft_adapter, tmp_path / "newer")
+    edit_config(use_novelty=False, novelty_config=None, peft_version="9.0.0")(folder)
+    assert not [*adapter_problems(folder, resolve(str(tiny)), "theirs")]
+
+
+def save_tokenizer(tiny, folder, template=None, **changes):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    for token in changes.pop("added", ()):
+        tokenizer.add_tokens([token])
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("changes", "said"),
     [
-        ("adapter_config.json", "without adapter_config.json"),
-        ("adapter_model.safetensors", "without adapter_model.safetensors"),
+        ({"template": "{{ messages[0]['content'] }}"}, "a chat template of its own"),
+        ({"added": ["<tool>"]}, "which has '<tool>' otherwise than the base's"),
+        ({"eos_token": "<s>"}, r"ends answers with '<s>' and not with '<\|im_end\|>'"),
     ],
 )
-def test_a_folder_that_lacks_a_file_is_refused(tiny, peft_adapter, tmp_path, lost, said):
-    folder = shutil.copytree(peft_adapter, tmp_path / "part")
-    (folder / lost).unlink()
-    assert said in refusal(tiny, tmp_path, folder)
+def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_both_ways_out(
+    tiny, peft_adapter, tmp_path, changes, said
+):
+    folder = shutil.copytree(peft_adapter, tmp_path / "theirs")
+    save_tokenizer(tiny, folder, **changes)
+    found = refusal(tiny, tmp_path, folder)
+    assert re.search(said, found), found
+    assert "name it with method: model; or remove chat_template.jinja, tokenizer.json" in found
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tiny, peft_adapter, tmp_path):
-    folder = shutil.copytree(peft_adapter, tmp_path / "garbled")
-    (folder / "adapter_model.safetensors").write_bytes(b"version https://git-lfs")
-    assert "no safetensors file" in refusal(tiny, tmp_path, folder)
+@pytest.mark.parametrize("changes", [{}, {"added": ["<pad2>"], "pad_token": "<pad2>"}])
+def test_a_copy_of_the_bases_tokenizer_beside_an_adapter_is_no_other(tiny, peft_adapter, tmp_path, changes):
+    folder = shutil.copytree(peft_adapter, tmp_path / "theirs")
+    save_tokenizer(tiny, folder, **changes)
+    assert not [*adapter_problems(folder, resolve(str(tiny)), "theirs")]
+
+
+def spoil(folder):
+    """Write weights that fit and are no numbers, which are found when the adapter is opened."""
+    edit_tensors(lambda tensors: {name: tensor * float("nan") for name, tensor in tensors.items()})(folder)
+
+
+def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_path):
+    spoil(shutil.copytree(peft_adapter, tmp_path / "spoilt"))
+    bad = f"  bad: {{method: adapter, path: {tmp_path / 'spoilt'}}}\n"
+    paths = {
+        name: tiny_experiment.write(tmp_path / name, tiny, more + candidates(peft_adapter))
+        for name, more in (("with", bad), ("without", ""))
+    }
+    for path in paths.values():
+        tiny_experiment.run(path)
+    found, expected = (runs_of(path) for path in paths.values())
+    assert (found["bad"].state, found["theirs"].state) == ("failed", "done")
+    assert "an adapter whose weights are no numbers" in found["bad"].error
+    for name in ("theirs", "prompt"):
+        rows, alone = (
+            [
+                store.read_rows(Store(path.parent / "runs"), digest)
+                for digest in runs_of(path)[name].rows.values()
+            ]
+            for path in paths.values()
+        )
+        assert [[(r.text, r.gold_logprob) for r in of] for of in rows] == [
+            [(r.text, r.gold_logprob) for r in of] for of in alone
+        ]
+        assert found[name].weights_digest == expected[name].weights_digest
 
 
 def pickle_adapter(theirs, folder):

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._elsewhere import PICKLED, adapter_problems, read_named_base
+from harness.methods._elsewhere import PICKLED
 from harness.models.adapters import CONFIG, WEIGHTS
+from harness.models.adapters.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource
-from harness.plugins import Method
+from harness.plugins import Method, phrase_method
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -29,17 +30,11 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     """Yield what forbids putting the adapter in the recipe's folder on this base."""
     folder = Path(recipe.path or "")
     if not (folder / CONFIG).exists():
-        yield Problem(
-            where,
-            f"{folder} without {CONFIG}",
-            "the folder that PEFT's save_pretrained wrote",
-            "check the path",
-        )
-        return
-    try:
-        read_named_base(folder)
-    except (ValueError, AttributeError):
-        yield Problem(f"{folder / CONFIG}", "no JSON object", "PEFT's configuration", "export it again")
+        is_model = (folder / "config.json").exists()
+        whole = phrase_method(makes_whole_model=True, made_elsewhere=True)
+        step = f"{whole}, with path: {recipe.path}" if is_model else "check the path"
+        found = f"{folder} without {CONFIG}" + (", but with a whole model" if is_model else "")
+        yield Problem(where, found, "the folder that PEFT's save_pretrained wrote", step)
         return
     if (folder / WEIGHTS).exists():
         yield from adapter_problems(folder, source, where)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._elsewhere import PICKLED, adapter_problems, model_problems, read_named_base
+from harness.methods._elsewhere import PICKLED, model_problems
 from harness.methods._placeholders import (
     arguments,
     files_digest,
@@ -29,6 +29,7 @@ from harness.methods._placeholders import (
 )
 from harness.models import join_to_plain_text
 from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
+from harness.models.adapters.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
 from harness.plugins import Method

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import oom
-from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base, tensors_of
+from harness.models.adapters import WEIGHTS, changes_modules, moves_base, own_name, tensors_of
+from harness.models.adapters.against_base import adapter_problems, read_adapter_config
 from harness.models.adapters.merged_layers import compute_in_normal_mode, merge_layers
 from harness.models.adapters.soft_prompts import soft_prompt
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
@@ -34,7 +35,7 @@ from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor, layout_digest
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
-from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest, parse_json
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,6 @@ _NOT_MERGED = (
     "serve_merged, and an adapter that is more than low-rank updates of unquantised linear layers, "
     "or no memory for copies of these"
 )
-_PREFIX = "base_model.model."  # of the base's modules in files of PEFT
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
@@ -207,6 +207,8 @@ class ModelHost:
         """Put an adapter on the base; what `stack` closes takes merged layers off again."""
         from peft import PeftModel
 
+        for problem in adapter_problems(folder, self.source, ""):
+            raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
         engine = self.base.engine.partition("/")[2]
         # Products are computed in the base's precision, merged weights rounded to it once.
         model: Any = PeftModel.from_pretrained(
@@ -217,7 +219,7 @@ class ModelHost:
         if model.active_peft_config.is_prompt_learning and not merged:
             soft = soft_prompt(model, engine)
             return HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
-        if changes_modules(_read_adapter_config(folder)):
+        if changes_modules(read_adapter_config(folder)):
             prepack(model)
         merges = merged or self.machine.precision == "fp32"
         is_merged = stack.enter_context(merge_layers(model)) if merges else False
@@ -242,11 +244,6 @@ def _explain_unopened(folder: Path) -> Iterator[None]:
         raise CandidateFailed(found, "exporting it again, for this base") from error
 
 
-def _read_adapter_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = parse_json((folder / CONFIG).read_text("utf-8"))
-    return config
-
-
 def _refuse_infinite(folder: Path) -> None:
     """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
     from safetensors.torch import load_file
@@ -264,8 +261,8 @@ def keep_base(model: Any, folder: Path) -> Iterator[None]:
     PEFT leaves modules, attributes, biases, changed weights and repeated layers in the base, and writes the
     weights of the base's own that a file of an adapter holds, such as embeddings, over those in memory.
     """
-    config = _read_adapter_config(folder)
-    own = {name.removeprefix(_PREFIX).replace(".base_layer.", ".") for name in tensors_of(folder / WEIGHTS)}
+    config = read_adapter_config(folder)
+    own = set(map(own_name, tensors_of(folder / WEIGHTS)))
     attributes = {
         module: {name: (of, of.copy() if isinstance(of, dict) else None) for name, of in vars(module).items()}
         for module in model.modules()

@@ -120,7 +120,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         name,
         path,
         content_digest([*weights, *configs]),
-        content_digest(find_matching(path, _TOKENIZER_FILES)),
+        content_digest(tokenizer_files(path)),
         _count_parameters(path),
     )
 
@@ -189,9 +189,14 @@ def has_chat_template(source: ModelSource) -> bool:
         return False
 
 
+def tokenizer_files(path: Path) -> list[Path]:
+    """List the files of the tokenizer and the chat template in a folder."""
+    return find_matching(path, _TOKENIZER_FILES)
+
+
 def has_tokenizer(path: Path) -> bool:
     """Tell whether a tokenizer lies in a model's folder."""
-    return bool(find_matching(path, _TOKENIZER_FILES))
+    return bool(tokenizer_files(path))
 
 
 def architecture_difference(folder: Path, base: Path) -> str:

@@ -37,6 +37,11 @@ _MOVES_BASE = (*CONVERTED, "loftq")
 _BESIDE = ("modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "kasa_config")
 
 
+def own_name(name: str) -> str:
+    """Return the base's own name of a tensor that PEFT calls by it in an adapter."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
 class Tensor(NamedTuple):
     """One tensor of a safetensors file: its type, its shape, and where its bytes lie."""
 

@@ -101,3 +101,18 @@ def choose_supported_attention(folder: Path, wanted: str) -> str | None:
         model: Any = AutoModelForCausalLM.from_config(config)
     has_flash = model._supports_flash_attn  # noqa: SLF001  (transformers asks so itself)
     return wanted if has_flash or "flash" not in wanted else None
+
+
+def build_without_weights(folder: Path) -> Any:
+    """Build a base on the meta device; None where transformers cannot, which loading it will say."""
+    import torch
+
+    quiet_libraries()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError, KeyError, ImportError):
+        return None

@@ -9,8 +9,8 @@ from typing import Any
 
 from harness.cache import memo
 from harness.errors import Problem, did_you_mean
+from harness.models.devices import build_without_weights
 from harness.models.hub import ModelSource
-from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import digest
 from harness.spec import Spec
@@ -46,7 +46,7 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
 
 
 def _unknown(params: Spec, base: ModelSource, tensors: Sequence[str], where: str) -> Iterator[Problem]:
-    model = _build_without_weights(base)
+    model = build_without_weights(base.path)
     if model is None:
         return
     parameters = [name for name, _ in model.named_parameters()]
@@ -104,18 +104,3 @@ def _absent(
         if not any(one == name or one.endswith(f".{name}") for one in known):
             last = ends if "." in name else {one.rpartition(".")[2] for one in ends}
             yield Problem(where, f"{setting}: {name}", _EXPECTED, did_you_mean(name, last))
-
-
-def _build_without_weights(base: ModelSource) -> Any:
-    """Build the base on the meta device; None where transformers cannot, which loading it will say."""
-    import torch
-
-    quiet_libraries()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind: Any = AutoModelForCausalLM
-    try:
-        with torch.device("meta"):
-            return kind.from_config(AutoConfig.from_pretrained(base.path, trust_remote_code=False))
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
