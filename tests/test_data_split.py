@@ -20,11 +20,11 @@ from edited_rows import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.contamination import fold_text
 from harness.data.edit.split import SHARES, SplitOptions, split
 from harness.data.formats import every_turn
 from harness.data.readers import Rows
 from harness.errors import UserError
+from harness.records import fold_text
 
 
 def parts_of(rows, **way):

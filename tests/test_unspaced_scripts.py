@@ -20,9 +20,18 @@ from harness.metrics import load_metrics
 from harness.models.candidate import classifier
 from harness.prompting import PromptingContext, compose, question
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import is_unspaced, pieces, split_into_grams, split_into_letters
 from harness.provenance.code_versions import versions_of
-from harness.records import Document, Example, Limits, Output, digest
+from harness.records import (
+    Document,
+    Example,
+    Limits,
+    Output,
+    digest,
+    is_unspaced,
+    pieces,
+    split_into_grams,
+    split_into_letters,
+)
 from harness.spec import Recipe, Task, TaskData
 
 COLOURS, PLACES = "青白红黑金", "河山湖城"

@@ -16,8 +16,17 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness.metrics import normalize
-from harness.prompting import WORD, context_of, fold_widths, is_unspaced, split_into_grams, split_into_letters
-from harness.records import Document, Example, SampleResult
+from harness.prompting import context_of
+from harness.records import (
+    WORD,
+    Document,
+    Example,
+    SampleResult,
+    fold_text,
+    is_unspaced,
+    split_into_grams,
+    split_into_letters,
+)
 
 RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right
 _SUPPORTED = 0.75  # of a sentence's words have to stand in the passages, and all of its numbers
@@ -107,14 +116,14 @@ def retrieval_use(
 
 def is_supported(answer: str, context: str) -> bool:
     """Tell whether the passages hold the words and numbers of every sentence of an answer."""
-    folded, answer = fold_widths(context).casefold(), fold_widths(answer)
+    folded = fold_text(context)
     known = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
     sentences = _SENTENCE.split(answer.strip())
     return bool(_WORD.search(answer)) and all(_is_sentence_supported(one, known) for one in sentences)
 
 
 def _is_sentence_supported(sentence: str, known: set[str]) -> bool:
-    words = _WORD.findall(split_into_grams(sentence.casefold()))
+    words = _WORD.findall(split_into_grams(fold_text(sentence)))
     numbers = [word for word in words if any(sign.isdigit() for sign in word)]
     telling = [word for word in words if word not in numbers and (len(word) > _SHORT or is_unspaced([word]))]
     if not all(number in known for number in numbers):
@@ -173,11 +182,7 @@ def _words(text: str) -> str:
 
     Of a script without blanks each letter is one, so that a part of what stands together is found in it.
     """
-    return (
-        f" {' '.join(_WORD.findall(split_into_letters(fold_widths(text).casefold())))} "
-        if text.strip()
-        else ""
-    )
+    return f" {' '.join(_WORD.findall(split_into_letters(fold_text(text))))} " if text.strip() else ""
 
 
 def _score_retrieval(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:

@@ -16,7 +16,7 @@ from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
 from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
-from harness.data.contamination import ContaminatedRow, find_contaminated_rows, fold_text, suite_contamination
+from harness.data.contamination import ContaminatedRow, find_contaminated_rows, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.general_prompts import general_prompts
 from harness.data.splits import augmented_rows

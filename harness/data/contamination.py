@@ -1,7 +1,7 @@
 """Contamination: training rows with the prompt of an evaluated row.
 
-Invariant: two prompts are the same when their texts and choices are, letter case and
-white space aside; the check sees nothing else, so paraphrases pass.
+Invariant: two prompts are the same when `records.fold_text` makes their texts and choices equal; the check
+sees nothing else, so paraphrases pass.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from harness.data.examples import SourcedExample
 from harness.data.readers import cap_problems
 from harness.errors import Problem
 from harness.formatting import pluralize
-from harness.records import Example
+from harness.records import Example, fold_text
 
 
 class ContaminatedRow(NamedTuple):
@@ -19,11 +19,6 @@ class ContaminatedRow(NamedTuple):
 
     training: SourcedExample
     evaluated: SourcedExample
-
-
-def fold_text(text: str) -> str:
-    """Return a text without letter case and with single spaces, as questions are compared."""
-    return " ".join(text.lower().split())
 
 
 def key(example: Example, with_choices: bool = False) -> str:

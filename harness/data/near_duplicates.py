@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from harness.data.boilerplate import find_telling_words
 from harness.data.series import compute_frames, differ_in_a_frame, drop_ids
+from harness.records import fold_text
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
@@ -48,15 +49,15 @@ _SIGNS_ALONE = r"(?<!\w)[:;]-?[()]|!=|(?<!\*)\*(?!\*)|[^\w\s*]"
 # Numbers with their sign, with a factorial or a unit such as 6' (that no quote opens), ratios and times,
 # words with a digit; then signs.
 _NUMBER_OR_SIGN = re.compile(
-    r"(?<![\w.])-\d\w*|\b(?<!['\"\u2018\u201c])\d+(?:!(?!=)|['\"\u2032\u2033\u2019](?!\w))"
+    r"(?<![\w.])-\d\w*|\b(?<!['\"])\d+(?:!(?!=)|['\"](?!\w))"
     rf"|\d+(?::\d+)+|\w*\d\w*|{_SIGNS_ALONE}"
 )
 # Without numbers, which take long to look for.
 _SIGN, _DIGIT = re.compile(_SIGNS_ALONE), re.compile(r"\d")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nor|neither|nobody|nothing|nowhere|without|hardly|barely|cannot)\b"
-    # n't with an apostrophe, a grave or (decomposed) an acute accent in its place, or without one.
-    r"|n(?:['\u2019\u02bc`]| \u0301)t\b"
+    # n't with an apostrophe, a grave in its place, or without one.
+    r"|n['`]t\b"
     r"|\b(?:ca|wo|do|does|did|is|are|was|were|has|have|had|could|should|would)nt\b"
 )
 _OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # what makes of a word its opposite
@@ -193,7 +194,7 @@ def fold_words(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _fold(text: str) -> _NormalizedText:
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = fold_text(text)
     found = (_NUMBER_OR_SIGN if _DIGIT.search(plain) else _SIGN).findall(plain)
     marks = [mark for mark in found if _is_number_or_sign(mark)]
     marks += ["not"] * len(_NEGATION.findall(plain))

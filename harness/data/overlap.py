@@ -34,7 +34,7 @@ from harness.data.shared_grams import Share, largest_shares
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries
-from harness.records import digest
+from harness.records import digest, split_into_letters
 
 Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]
 
@@ -49,7 +49,7 @@ _FEW_WORDS, _PROPOSED = 4, 0.3
 _CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
 _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
-_VERSION = 6  # of this file and of near_duplicates, for what is remembered
+_VERSION = 7  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 _FIRST = 1_000  # rows by which the columns of a file are recognised
 
@@ -81,9 +81,9 @@ def overlaps(
     row has), words in a part (words in common with at least half of the row, without the clauses around it,
     such as a greeting and thanks), and with `encode` the cosine of embeddings.
     """
-    words, items = list(map(fold_words, training)), list(map(fold_words, evaluated))
+    words, items = list(map(_cut, training)), list(map(_cut, evaluated))
     whole = (
-        [" ".join(filter(None, of)) for of in zip(words, map(fold_words, answers), strict=True)]
+        [" ".join(filter(None, of)) for of in zip(words, map(_cut, answers), strict=True)]
         if answers
         else words
     )
@@ -101,6 +101,11 @@ def overlaps(
         for overlap in _close_embeddings(training, evaluated, encode):
             found.setdefault(overlap.training, overlap)
     return sorted(found.values(), key=lambda o: (-o.similarity, o.training))
+
+
+def _cut(text: str) -> str:
+    """Fold the words of a text, of which each letter of a script without blanks is one."""
+    return " ".join(split_into_letters(fold_words(text)).split())
 
 
 def open_encoder(model: str, where: str) -> Encode:

@@ -28,7 +28,7 @@ def largest_shares(
 ) -> list[Share]:
     """Find for each row the item of whose n-grams it has the largest share, where that is `least` or more.
 
-    Both are folded words (`near_duplicates.fold_words`).
+    Both are folded words, single spaces between them.
     With `rare_in_rows` only n-grams that few different rows have count.
     """
     grams, owners = _join_grams([_distinct(words, n) for words in items])

@@ -14,14 +14,14 @@ from itertools import chain, count
 
 from harness.data import TaskItems, contamination, formats, readers, splits
 from harness.data import examples as items_of
-from harness.data.contamination import find_contaminated_rows, fold_text
+from harness.data.contamination import find_contaminated_rows
 from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
 from harness.data.readers import Row, Rows
 from harness.data.splits import augmented_rows
 from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
-from harness.records import Example
+from harness.records import Example, fold_text
 from harness.spec import Mix, Task
 
 _TRIES = 32  # rows drawn for another answer before all are searched in their order

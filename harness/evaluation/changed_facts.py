@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import get_args
 
 from harness import plugins
-from harness.data import Notes, SourcedExample, Split, TaskItems, fold_text, readers, splits, task_version
+from harness.data import Notes, SourcedExample, Split, TaskItems, readers, splits, task_version
 from harness.data import examples as items_of
 from harness.data.contamination import key
 from harness.data.readers import Rows
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, target_sets
 from harness.evaluation.session import ChangedFacts, MeasuredTask, Session
-from harness.records import Document, Example
+from harness.records import Document, Example, fold_text
 from harness.spec import Recipe, Task
 from harness.training import Weights
 

@@ -10,8 +10,7 @@ import time
 from pydantic import Field
 
 from harness.plugins import Method
-from harness.prompting import is_unspaced
-from harness.records import TrainingRecord, digest
+from harness.records import TrainingRecord, digest, is_unspaced
 from harness.spec import Spec
 from harness.training import FitContext, Weights, label_texts
 

@@ -19,7 +19,7 @@ from harness.formatting import Unit
 from harness.metrics._citations import cites_nothing
 from harness.metrics._refusals import is_refusal
 from harness.provenance import source_digest, versions_of
-from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest
+from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest, normalize
 from harness.spec import ENTAILMENT, EVALUATE, JUDGE, Task, TaskData, metric_name, metric_parts
 
 Array = NDArray[np.float64]
@@ -27,17 +27,6 @@ Parts = tuple[float, ...]
 
 _BLOCK = 256  # items scored alone at once
 _FLIP, _ROUNDING = 0.01, 1e-9  # of a rate a point; of another unit a hundredth of the larger score
-
-_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“"}
-
-
-def normalize(text: str) -> str:
-    """Fold case, collapse whitespace, and drop surrounding quotes and one trailing period."""
-    folded = " ".join(text.casefold().split())
-    inner = folded.removesuffix(".")
-    if len(inner) > 1 and _QUOTES.get(inner[0]) == inner[-1]:
-        inner = inner[1:-1].strip().removesuffix(".")
-    return inner or folded
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from harness.metrics import Metric, mean_metric
 from harness.metrics._citations import BRACKETS, sentences
 from harness.progress import quiet_libraries
 from harness.prompting import context_of, question
-from harness.records import Example, Output
+from harness.records import Example, Output, pieces
 from harness.spec import Task, is_path, metric_name, metric_parts
 
 Entails = Callable[[Sequence[tuple[str, str]]], list[float]]
@@ -53,7 +53,7 @@ def support(answer: str, example: Example, entails: Entails) -> float:
 
 
 def _statement(sentence: str, example: Example) -> str:
-    short = len(sentence.split()) < _SHORT
+    short = len(pieces(sentence)) < _SHORT
     prompt = example.plain_prompt or question(example)
     return f"{prompt.strip()} {sentence}" if short else sentence
 

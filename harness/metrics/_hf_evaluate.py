@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import Problem, UserError
 from harness.metrics import Metric, mean_metric
-from harness.records import Example, Output
+from harness.records import Example, Output, list_words
 from harness.spec import EVALUATE, Task, is_path, metric_name
 
 # The library says of no metric which direction is better; these count errors.
@@ -36,7 +36,14 @@ def metric(task: Task, written: str) -> Metric:
 
     bounds = (0.0, inf) if is_error else (-inf, inf)
     built = mean_metric(metric_name(written), score, not is_error, bounds)
-    return _set_worst(built, is_error, key)
+    return replace(_set_worst(built, is_error, key), reads=_reads(name))
+
+
+def _reads(name: str) -> Callable[[Example], bool]:
+    """Say which items a metric reads: the library's ROUGE keeps Latin letters without accents alone."""
+    if Path(name).name.removesuffix(".py") != "rouge":
+        return lambda _: True
+    return lambda example: all(sign.isascii() for text in example.references for sign in list_words(text))
 
 
 def _set_worst(built: Metric, is_error: bool, key: str) -> Metric:

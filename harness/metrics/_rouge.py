@@ -1,20 +1,28 @@
-"""ROUGE variants of the `rouge-score` package, without stemming.
+"""ROUGE variants of the `rouge-score` package, without stemming, over words of any script.
 
-Invariant: its tokeniser keeps Latin letters and digits only, so an item whose references have none is not
-scored.
+Invariant: of English the words are those of the package's own tokeniser, which drops all other letters; an
+item whose references have no word is not scored.
 """
 
 from dataclasses import replace
 
 from harness.metrics import Metric, mean_metric
-from harness.records import Example, Output
+from harness.records import Example, Output, fold_text, list_words
+
+
+class _Tokenizer:
+    """Tokeniser as the package takes one."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """List the words of a text as they are compared."""
+        return list_words(fold_text(text))
 
 
 def build_rouge(variant: str) -> Metric:
     """Build a variant's F-measure in [0, 1]: the best over the references, averaged over items."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer([variant], use_stemmer=False)
+    scorer = RougeScorer([variant], tokenizer=_Tokenizer())
 
     def score(output: Output, example: Example) -> float:
         return float(scorer.score_multi(example.references, output.text)[variant].fmeasure)
@@ -23,6 +31,4 @@ def build_rouge(variant: str) -> Metric:
 
 
 def _is_read(example: Example) -> bool:
-    from rouge_score.tokenize import tokenize
-
-    return any(tokenize(reference, None) for reference in example.references)
+    return any(list_words(fold_text(reference)) for reference in example.references)

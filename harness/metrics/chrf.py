@@ -1,7 +1,8 @@
 """Corpus chrF of the answers against the references: overlap of character n-grams.
 
-Invariant: with equal weights the number is sacrebleu's `corpus_chrf` divided by 100 (n up to 6,
-no words, recall counts twice, no white space); `signature` names the settings.
+Invariant: with equal weights the number is sacrebleu's `corpus_chrf` of composed texts
+(`records.compose_letters`) divided by 100 (n up to 6, no words, recall counts twice, no white space);
+`signature` names the settings.
 Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation", formula 1.
 """
 
@@ -10,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from harness.metrics import Array, Metric, Parts
-from harness.records import Example, Output
+from harness.records import Example, Output, compose_letters
 from harness.spec import Task
 
 _ORDERS = range(1, 7)
@@ -51,7 +52,7 @@ def _counts(said: str, expected: str) -> Parts:
 
 
 def _ngrams(text: str, n: int) -> Counter[str]:
-    letters = "".join(text.split())
+    letters = "".join(compose_letters(text).split())
     return Counter(letters[i : i + n] for i in range(len(letters) - n + 1))
 
 

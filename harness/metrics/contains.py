@@ -1,14 +1,15 @@
 """Share of answers in which a reference occurs as whole words.
 
-Invariant: "cat" is not in "category"; letter case and spacing never decide. Where a reference has letters of
-a script that writes no blanks (Chinese, Japanese, Thai …), each of these letters is a word.
+Invariant: "cat" is not in "category", nor a Hindi word in one of more vowel signs; what `records.normalize`
+folds never decides. Where a reference has letters of a script that writes no blanks (Chinese, Japanese,
+Thai …), each of these letters is a word.
 """
 
-import re
+import unicodedata
+from collections.abc import Iterator
 
 from harness.metrics import Metric, mean_metric, normalize
-from harness.prompting import is_unspaced, split_into_letters
-from harness.records import Example, Output
+from harness.records import Example, Output, fold_text, is_unspaced, split_into_letters
 from harness.spec import Task
 
 WORDS_ARE_LETTERS = True  # where references are of a script without blanks
@@ -20,13 +21,23 @@ def metric(task: Task) -> Metric:
 
 
 def _contains(output: Output, example: Example) -> float:
-    phrases, answer = list(map(normalize, example.references)), output.text.casefold()
+    phrases, answer = [normalize(reference) for reference in example.references], fold_text(output.text)
     if is_unspaced(phrases):
-        answer = split_into_letters(answer)
-        phrases = [" ".join(split_into_letters(p).rstrip("。 ").split()) for p in phrases]
-    answer = " ".join(answer.split())
+        answer, *phrases = (" ".join(split_into_letters(text).split()) for text in (answer, *phrases))
     return float(any(_occurs(phrase, answer) for phrase in phrases))
 
 
 def _occurs(phrase: str, text: str) -> bool:
-    return bool(phrase) and re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+    around = ((text[max(at - 1, 0) : at], text[at + len(phrase) :][:1]) for at in _places(phrase, text))
+    return any(not _is_of_word(before) and not _is_of_word(behind) for before, behind in around)
+
+
+def _places(phrase: str, text: str) -> Iterator[int]:
+    at = text.find(phrase) if phrase else -1
+    while at >= 0:
+        yield at
+        at = text.find(phrase, at + 1)
+
+
+def _is_of_word(sign: str) -> bool:
+    return sign.isalnum() or sign == "_" or (bool(sign) and unicodedata.category(sign).startswith("M"))

@@ -1,6 +1,7 @@
 """Share of answers that are one of the references.
 
-Invariant: letter case, spacing, surrounding quotes and one trailing period never decide.
+Invariant: what `records.normalize` folds never decides: case, spacing, typography, surrounding quotes and a
+final full stop.
 """
 
 from harness.metrics import Metric, mean_metric, normalize

@@ -15,7 +15,7 @@ import re
 from dataclasses import replace
 
 from harness.metrics import Metric, mean_metric, normalize
-from harness.records import Example, Output
+from harness.records import Example, Output, compose_letters
 from harness.spec import Task
 
 _WORDS = (
@@ -52,6 +52,7 @@ def _matches(output: Output, example: Example) -> float:
 
 def final_answer(text: str) -> str:
     """Return the final answer of a text, normalized; the module says how it is found."""
+    text = compose_letters(text)
     boxed = _find_boxed(text)
     if boxed is not None:
         return _undress(boxed)

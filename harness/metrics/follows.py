@@ -17,8 +17,7 @@ from typing import Any
 
 from harness.errors import Problem, Unscored, UserError, did_you_mean
 from harness.metrics import Metric, mean_metric
-from harness.prompting import is_unspaced, pieces
-from harness.records import Example, Output
+from harness.records import Example, Output, fold_text, is_unspaced, pieces
 from harness.spec import Task
 
 Constraint = Mapping[str, Any]
@@ -55,13 +54,14 @@ def _words(text: str) -> list[str]:
 
 
 def _has(text: str, phrase: str) -> bool:
+    phrase, text = fold_text(phrase), fold_text(text)
     if is_unspaced([phrase]):
-        return phrase.casefold() in text.casefold()
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
+        return phrase in text
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
 def _starts_with(text: str, constraint: Constraint) -> bool:
-    return text.lstrip(_EDGES).casefold().startswith(constraint["text"].casefold())
+    return fold_text(text.lstrip(_EDGES)).startswith(fold_text(constraint["text"]))
 
 
 def _ends_with_mark(text: str, constraint: Constraint) -> bool:
@@ -77,18 +77,18 @@ def _includes_exactly(text: str, constraint: Constraint) -> bool:
 
 
 def _starts_with_any(text: str, constraint: Constraint) -> bool:
-    first = (_words(text.casefold()) or [""])[0]
-    return first in {word.casefold() for word in constraint["words"]}
+    first = (_words(fold_text(text)) or [""])[0]
+    return first in set(map(fold_text, constraint["words"]))
 
 
 def _stands_in_order(text: str, constraint: Constraint) -> bool:
     gaps = r"\b\W+(?:and\W+)?"
-    series = gaps.join(re.escape(word) for word in constraint["words"])
-    return re.search(rf"\b{series}\b", text, re.IGNORECASE) is not None
+    series = gaps.join(re.escape(fold_text(word)) for word in constraint["words"])
+    return re.search(rf"\b{series}\b", fold_text(text)) is not None
 
 
 def _ends_with(text: str, constraint: Constraint) -> bool:
-    return text.rstrip(_EDGES).casefold().endswith(constraint["text"].rstrip(_EDGES).casefold())
+    return fold_text(text.rstrip(_EDGES)).endswith(fold_text(constraint["text"].rstrip(_EDGES)))
 
 
 def _avoids(text: str, constraint: Constraint) -> bool:

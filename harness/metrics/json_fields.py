@@ -1,7 +1,7 @@
 """F1 of the fields of a JSON answer against those of the nearest reference: path and value have to agree.
 
 Invariant: the order of keys never counts, that of a list does; 1 and 1.0 are one number, and "1" is a text.
-An answer that is no JSON has no field.
+Texts are compared as by exact match, keys with their letter case. An answer that is no JSON has no field.
 Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), over the leaves of a document.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from harness.metrics import Metric, mean_metric, normalize
-from harness.records import Example, Output
+from harness.metrics._json_values import fold_leaf
+from harness.records import Example, Output, compose_letters
 from harness.spec import Task
 
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
@@ -56,10 +57,9 @@ def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, (dict, list)) and value:
         for key, of in inner:
-            yield from _leaves(of, (*path, key))
+            yield from _leaves(of, (*path, compose_letters(key) if isinstance(key, str) else key))
     else:
-        number = isinstance(value, float) and value.is_integer()
-        yield (*path, int(value) if number else value)
+        yield (*path, fold_leaf(value))
 
 
 def _f1(given: Counter[str], wanted: Counter[str]) -> float:

@@ -4,11 +4,9 @@ Invariant: an answer of fewer than three different words, such as a bare label o
 repeated, is not taken for one.
 """
 
-import re
-
 from harness.metrics import Metric, mean_metric
 from harness.metrics._refusals import is_refusal
-from harness.records import Example, Output
+from harness.records import Example, Output, fold_text, list_words, pieces
 from harness.spec import Task
 
 _FEWEST_WORDS = 3
@@ -20,5 +18,5 @@ def metric(task: Task) -> Metric:
 
 
 def _takes_up(output: Output, example: Example) -> float:
-    words = set(re.findall(r"\w+", output.text.casefold()))
+    words = set(filter(list_words, pieces(fold_text(output.text))))
     return float(len(words) >= _FEWEST_WORDS and not is_refusal(output.text))

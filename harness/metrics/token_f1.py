@@ -1,8 +1,8 @@
 """Overlap of the words of the answer and of the nearest reference.
 
-Invariant: articles, punctuation and letter case never count. Where a reference has letters of a script that
-writes no blanks (Chinese, Japanese, Thai …), each of these letters is a word, and punctuation of any script
-is left out; other words beside them stay whole.
+Invariant: articles, punctuation of any script and what `records.fold_text` folds never count. Where a
+reference has letters of a script that writes no blanks (Chinese, Japanese, Thai …), each of these letters is
+a word; other words beside them stay whole.
 Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1 (SQuAD's F1); by letters as MLQA (Lewis et al.
 2020, arXiv:1910.07475) scores Chinese, by what it calls mixed segmentation.
 """
@@ -13,13 +13,10 @@ import unicodedata
 from collections import Counter
 
 from harness.metrics import Metric, mean_metric
-from harness.prompting import is_unspaced, split_into_letters
-from harness.records import Example, Output
+from harness.records import Example, Output, fold_text, is_unspaced, split_into_letters
 from harness.spec import Task
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
 
 WORDS_ARE_LETTERS = True  # where references are of a script without blanks
 
@@ -30,19 +27,19 @@ def metric(task: Task) -> Metric:
 
 
 def _best(output: Output, example: Example) -> float:
-    words = _letters if is_unspaced(example.references) else _words
-    answer = words(output.text)
-    return max((_f1(answer, words(reference)) for reference in example.references), default=0.0)
+    by_letters = is_unspaced(example.references)
+    answer = _words(output.text, by_letters)
+    return max((_f1(answer, _words(reference, by_letters)) for reference in example.references), default=0.0)
 
 
-def _words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+def _words(text: str, by_letters: bool) -> list[str]:
+    folded = split_into_letters(fold_text(text)) if by_letters else fold_text(text)
+    kept = "".join(sign for sign in folded if not _is_punctuation(sign))
+    return _ARTICLES.sub(" ", kept).split()
 
 
-def _letters(text: str) -> list[str]:
-    """Cut a text into words, of which each letter of a script without blanks is one."""
-    kept = "".join(sign for sign in text if not unicodedata.category(sign).startswith("P"))
-    return _words(split_into_letters(kept))
+def _is_punctuation(sign: str) -> bool:
+    return sign in string.punctuation or unicodedata.category(sign).startswith("P")
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

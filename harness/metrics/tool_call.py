@@ -1,7 +1,8 @@
 """Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
 
 Invariant: the order of calls, the order of keys and the text around the calls never count; a call too many
-is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text. Where the reference is no call, `[]`,
+is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text; texts are
+compared as by exact match, names with their letter case. Where the reference is no call, `[]`,
 an answer in words alone is right, and one that begins a call and does not end it is wrong.
 Source: matching of calls by their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025);
 `function` as in OpenAI's API.
@@ -14,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from harness.metrics import Metric, mean_metric, normalize
+from harness.metrics._json_values import fold_leaf
 from harness.metrics._tool_call_forms import read_forms
-from harness.records import Example, Output, canonical_json
+from harness.records import Example, Output, canonical_json, compose_letters
 from harness.spec import Task
 
 _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<function=|[\"']name[\"']\s*:")
@@ -85,13 +87,11 @@ def _spell(call: Any) -> str:
     arguments = json.loads(given) if isinstance(given, str) else given
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError(name)
-    return canonical_json([name, _write_plain(arguments)])
+    return canonical_json([compose_letters(name), _fold(arguments)])
 
 
-def _write_plain(value: Any) -> Any:
-    """Write whole numbers without a fraction, in all of a value."""
+def _fold(value: Any) -> Any:
+    """Write texts and numbers in one way, in all of a value."""
     if isinstance(value, dict):
-        return {key: _write_plain(of) for key, of in value.items()}
-    if isinstance(value, list):
-        return [_write_plain(of) for of in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        return {compose_letters(key): _fold(of) for key, of in value.items()}
+    return [_fold(of) for of in value] if isinstance(value, list) else fold_leaf(value)

@@ -12,8 +12,17 @@ from typing import NamedTuple, Protocol
 
 from harness.models.batching import Pair, Tokens
 from harness.models.tokenization import PromptEncoder
-from harness.prompting import WORD, split_into_grams
-from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest
+from harness.records import (
+    WORD,
+    Encoded,
+    Likelihood,
+    Limits,
+    Message,
+    Output,
+    PromptText,
+    digest,
+    split_into_grams,
+)
 
 
 class Candidate(Protocol):

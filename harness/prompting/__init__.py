@@ -11,8 +11,7 @@ from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 from harness import plugins
-from harness.prompting._widths import fold_widths, has_widths
-from harness.prompting._words import WORD, is_unspaced, pieces, split_into_grams, split_into_letters
+from harness.prompting._widths import has_widths
 from harness.records import Document, Example, Message
 from harness.spec import Task
 

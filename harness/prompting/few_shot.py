@@ -13,13 +13,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.data import fold_text
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
 from harness.prompting import PromptingContext, Step, question
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import WORD, split_into_grams
-from harness.records import Example, Message, turns_as_text
+from harness.records import WORD, Example, Message, fold_text, split_into_grams, turns_as_text
 from harness.spec import Spec
 
 Ranking = Callable[[Example], Iterable[Example]]

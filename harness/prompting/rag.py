@@ -17,9 +17,8 @@ from harness.data.overlap import load_encoder
 from harness.errors import Problem, UserError
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import WORD, pieces, split_into_grams
 from harness.provenance import source_digest as source_digest
-from harness.records import Document, Example
+from harness.records import WORD, Document, Example, pieces, split_into_grams
 from harness.spec import Spec
 
 Scores = Callable[[str], list[float]]

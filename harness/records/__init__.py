@@ -1,5 +1,6 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
+from harness.records.equal_texts import compose_letters, fold_text, normalize
 from harness.records.grades import Anchor, AnchorCheck, Grade
 from harness.records.repeated_measurements import (
     AnswerLabel,
@@ -53,3 +54,4 @@ from harness.records.training_records import (
     Trial,
     read_training_record,
 )
+from harness.records.words import WORD, is_unspaced, list_words, pieces, split_into_grams, split_into_letters

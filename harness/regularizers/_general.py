@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
-from harness.data import fold_text, general_prompts, load_rows, suite_contamination
+from harness.data import general_prompts, load_rows, suite_contamination
 from harness.errors import CandidateFailed, UserError, refuse
-from harness.records import Example, SampleResult
+from harness.records import Example, SampleResult, fold_text
 from harness.spec import Task, TaskData
 
 _LONGEST = 64  # tokens of an answer

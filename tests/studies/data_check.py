@@ -28,10 +28,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.data import fold_text
 from harness.data.check import Finding, names
 from harness.data.overlap import EMBEDDINGS, Encode, open_encoder, overlaps
 from harness.experiment.check_rows import RowCheck, examine_rows
+from harness.records import fold_text
 from tests.studies.data_check_page import page
 
 ROOT = Path(__file__).parents[2]

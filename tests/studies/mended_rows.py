@@ -24,9 +24,8 @@ from typer.testing import CliRunner
 import harness.experiment as experiment
 from harness import formatting
 from harness.cli import app
-from harness.data import fold_text
 from harness.data.edit.decisions import RowDecision, keep_decision
-from harness.records import checksum
+from harness.records import checksum, fold_text
 from tests.studies.data_check import FAULTS, LABELLED, ROOT, SETS, Row, plant
 
 FILE = ROOT / "reports" / "mended_rows.json"

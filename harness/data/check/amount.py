@@ -12,6 +12,7 @@ from harness.data.check import CheckContext, Finding, Tokenizer
 from harness.data.check._table import HELD, RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
+from harness.records import pieces
 
 _BARS = "▁▂▃▄▅▆▇█"
 _BINS = 16
@@ -27,7 +28,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield _lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
         yield from _find_beyond(table, given.tokenizer)
     else:
-        words = [len(entry.question.split()) + len(entry.answer.split()) for entry in drawn]
+        words = [len(pieces(entry.question)) + len(pieces(entry.answer)) for entry in drawn]
         yield _lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
 
 

@@ -1,11 +1,11 @@
-"""Languages and scripts: other languages than most, words of two alphabets, answers that metrics cannot read.
+"""Languages and scripts: other languages than most, words of two alphabets.
 
 Invariant: a language is guessed of texts with at least `_LETTERS` letters, and counts where the guess is
 sure; one of at least the share `_OWN` of the texts is a language of the file, and no alarm.
 
 False alarms: sure guesses are taken to be wrong in at most `_WRONG` of the texts (none was in 6,567 English
 ones of Banking77, Dolly and XQuAD), so other languages raise an alarm where a binomial test at `ALPHA` says
-that there are more. Words of Latin and Cyrillic letters are a count, and answers without Latin letters too.
+that there are more. Words of Latin and Cyrillic letters are a count.
 Source: Lui & Baldwin 2012, langid.py, by py3langid; Unicode's names of letters.
 """
 
@@ -26,7 +26,6 @@ _SURE = 0.9
 _WRONG = 0.001
 _OWN = 0.1
 _WORD = re.compile(r"[^\W\d_]+")  # of "3D-принтер" two
-_UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 _MIXED = frozenset({"LATIN", "CYRILLIC"})
 
 
@@ -34,7 +33,6 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Count languages and scripts, and list what differs from most rows."""
     yield from _languages(table.draw(given.most))
     yield from _scripts(table)
-    yield from _unread_answers(table)
 
 
 def _languages(drawn: Sequence[TableEntry]) -> Iterator[Finding]:
@@ -97,26 +95,6 @@ def _scripts(table: RowTable) -> Iterator[Finding]:
             f"{mixed[0][0].where}: {mixed[0][1]!r}",
             DECIDE,
         )
-
-
-def _unread_answers(table: RowTable) -> Iterator[Finding]:
-    """List free answers without a Latin letter, where they are many: metrics of words do not read them."""
-    answers = [entry for entry in table.entries if any(map(str.isalpha, entry.answer))]
-    unread = [entry for entry in answers if "LATIN" not in _find_scripts(entry.answer)]
-    if table.labels or len(unread) < max(1, _OWN * len(answers)):
-        return
-    scripts = Counter(script for entry in unread for script in _find_scripts(entry.answer))
-    blanks = " or ".join(name.lower() for name in sorted(scripts.keys() & _UNSPACED))
-    split = f"; bleu takes a text of {blanks} letters, without blanks, for one word" if blanks else ""
-    yield Finding(
-        "warning",
-        "answers in a script that not all metrics read",
-        f"rougeL keeps Latin letters and digits alone, and gives 0 even to the right answer{split}",
-        len(answers),
-        tuple(entry.where for entry in unread),
-        f"{unread[0].where}: {excerpt(unread[0].answer, 60)!r}",
-        "metrics: [chrf] in harness.yaml compares letters of any script",
-    )
 
 
 def _find_scripts(word: str) -> set[str]:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
-from harness.data.contamination import fold_text
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.repeats import NormalizedRow, fold_row, near_repeats
 from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import overlaps
 from harness.data.readers import Row
 from harness.data.splits.augmented_rows import origins
+from harness.records import fold_text
 
 
 class DedupEntry(NamedTuple):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.data.columns import QuestionAndAnswers
-from harness.data.contamination import fold_text
 from harness.data.near_duplicates import THRESHOLD, DuplicateGroup, are_alike, near_duplicates
+from harness.records import fold_text
 
 _SHORT = 60
 _INDENTED = re.compile(r"(?<=\n)[ \t]*(?=\S)")

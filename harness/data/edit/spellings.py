@@ -1,16 +1,16 @@
-"""Spellings of one label: alike but for case, what separates words or is not seen, and a full stop.
+"""Spellings of one label: equal to metrics, or alike but for what separates words or ends them.
 
 Invariant: the same answers in the same order give the same spellings; the commonest stands, of two equally
 common ones the first. Other signs tell labels apart, as C and C++.
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from harness.formatting import pluralize
+from harness.records import normalize
 
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
 
@@ -58,7 +58,5 @@ def unify_spellings(answers: Sequence[str]) -> list[str]:
 
 
 def _fold_label(label: str) -> str:
-    """Fold case, composed and invisible signs, what separates words, and a full stop."""
-    composed = unicodedata.normalize("NFC", label.lower())
-    label = "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
-    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.strip().rstrip(".,;:"))
+    """Fold what makes labels equal to metrics, and also what separates words or ends a label."""
+    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(label).rstrip(".,;:"))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.data.columns import Roles, read_question_and_answers
-from harness.data.contamination import fold_text
 from harness.data.edit.change import Change
 from harness.data.examples import SourcedExample, SourceText
 from harness.data.formats.dates import FORMS, are_days, read_moment
@@ -28,7 +27,7 @@ from harness.data.splits.balanced_folds import (
 )
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
-from harness.records import Example
+from harness.records import Example, fold_text
 
 PARTS = ("train", "validation", "test")
 CLUSTER = "cluster"  # the column of a row's family, as a task reads it

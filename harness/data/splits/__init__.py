@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from harness.data.contamination import fold_text, key
+from harness.data.contamination import key
 from harness.data.examples import SourcedExample
 from harness.errors import Problem, UserError
-from harness.records import Example, digest
+from harness.records import Example, digest, fold_text
 
 SHARE = 0.2
 

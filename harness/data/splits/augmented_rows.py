@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.data.contamination import fold_text, key
+from harness.data.contamination import key
 from harness.data.examples import SourcedExample, SourceText, SplitExamples
 from harness.data.readers import Row
 from harness.errors import Problem
 from harness.formatting import pluralize
+from harness.records import fold_text
 
 # Columns of an augmented row; the last, the text that it was made from, is what tells it from others.
 SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"

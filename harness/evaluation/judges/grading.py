@@ -255,7 +255,7 @@ def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array 
     weights = np.zeros(len(rubric.grades))
     for token, logprob in tokens:
         begun = normalize(token)
-        meant = [at for at, grade in enumerate(rubric.grades) if begun and grade.casefold().startswith(begun)]
+        meant = [at for at, grade in enumerate(rubric.grades) if begun and normalize(grade).startswith(begun)]
         if len(meant) == 1:
             weights[meant[0]] += np.exp(logprob)
     return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None

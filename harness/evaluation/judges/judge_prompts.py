@@ -75,7 +75,7 @@ def judge_messages(
 
 def read_grade(rubric: Rubric, said: str) -> str | None:
     """Return the grade that a judge's answer is, but for case, quotes and a period; None where it is none."""
-    return {grade.casefold(): grade for grade in rubric.grades}.get(normalize(said))
+    return {normalize(grade): grade for grade in rubric.grades}.get(normalize(said))
 
 
 def grade_value(rubric: Rubric, grade: str, order: Order) -> float:

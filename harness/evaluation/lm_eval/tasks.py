@@ -23,7 +23,7 @@ from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.lm_eval.registry import RegisteredTask, local_copy
 from harness.evaluation.lm_eval.requests import is_sampled
 from harness.progress import quiet_libraries
-from harness.records import canonical_json
+from harness.records import canonical_json, pieces
 
 # The seeds of lm-eval's simple_evaluate.
 _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
@@ -94,7 +94,7 @@ def hashes(task: Any) -> list[str]:
 def texts(doc: Any) -> list[str]:
     """List the texts of a document that could give it away: those of four words or more."""
     if isinstance(doc, str):
-        return [doc] if len(doc.split()) >= 4 else []
+        return [doc] if len(pieces(doc)) >= 4 else []
     inner = doc.values() if isinstance(doc, dict) else doc if isinstance(doc, list | tuple) else ()
     return [text for value in inner for text in texts(value)]
 

@@ -21,7 +21,7 @@ from harness.evaluation.rows.answer_rewards import Chooser
 from harness.evaluation.rows.sampled_answers import answers_digest, choice_name, reward_name
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
-from harness.prompting import PromptingContext, Step, compose, has_widths, is_unspaced
+from harness.prompting import PromptingContext, Step, compose, has_widths
 from harness.provenance import versions_of
 from harness.records import (
     BLOCK,
@@ -31,6 +31,7 @@ from harness.records import (
     Run,
     SampleResult,
     digest,
+    is_unspaced,
     joins_system,
     turns_as_text,
 )

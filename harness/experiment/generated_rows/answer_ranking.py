@@ -22,9 +22,8 @@ from harness.evaluation.session import Session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.metrics import item_scores
 from harness.metrics import version as metric_version
-from harness.prompting import is_unspaced
 from harness.provenance import digest_code
-from harness.records import Example, Output
+from harness.records import Example, Output, is_unspaced
 from harness.spec import is_path, metric_name
 from harness.training import Reward, reward_problems, rewards_of, score_answers
 

@@ -10,7 +10,7 @@ augment training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, sect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from harness.data import contamination, fold_text, formats
+from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.edit import Change, EditedRow, draw
 from harness.data.edit.augment import QuestionText, Rewording, augment, find_question
@@ -31,7 +31,7 @@ from harness.experiment.generated_rows.asking import (
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize
 from harness.progress import Progress
-from harness.records import Limits, Message, Output
+from harness.records import Limits, Message, Output, fold_text
 
 By = Literal["paraphrase", "back-translation"]
 TEXT = "{text}"

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from harness import __version__
-from harness.data import fold_text
 from harness.data.edit import digest_of
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError
@@ -27,7 +26,7 @@ from harness.experiment.generated_rows.asking import (
 )
 from harness.experiment.generated_rows.writers import Writer, candidate_writer, refuse_unpriced
 from harness.experiment.runs.k_fold import refuse_folds
-from harness.records import Example, Limits
+from harness.records import Example, Limits, fold_text
 
 _ASK = """\
 Write a system text for a language model that has to do this task.

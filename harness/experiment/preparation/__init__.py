@@ -148,7 +148,7 @@ def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
         return
     shown = quote(items[0].references[0]) if items[0].references else "none"
     found = f"references that it cannot read, of all {pluralize(len(items), 'item')} (the first is {shown})"
-    step = "put another metric first in metrics: of the task, such as token_f1, or chrf for any script"
+    step = "put another metric first in metrics: of the task, such as chrf, which reads any script"
     yield Problem(f"task {measured.task.name}: metric {metric.name}", found, "such as it can score", step)
 
 

@@ -28,7 +28,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
-from harness.records import Example
+from harness.records import Example, pieces
 from harness.spec import Fields, Task
 
 _UNUSABLE_SHARE = 0.05
@@ -111,7 +111,7 @@ def _choose(labels: Sequence[str], which: str = "one") -> str:
 
 def _are_short(references: Sequence[str]) -> bool:
     """Tell whether nine of ten answers have a few words, and none has several lines."""
-    n_words = sorted(len(reference.split()) for reference in references)
+    n_words = sorted(len(pieces(reference)) for reference in references)
     return n_words[int(0.9 * (len(n_words) - 1))] <= 8 and not any("\n" in r.strip() for r in references)
 
 

@@ -14,9 +14,8 @@ from harness.evaluation.session import Session
 from harness.metrics import version as metric_version
 from harness.models.model_folder import content_digest
 from harness.plugins import Method
-from harness.prompting import is_unspaced
 from harness.provenance import digest_code, versions_of
-from harness.records import digest, drop_defaults, joins_system
+from harness.records import digest, drop_defaults, is_unspaced, joins_system
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, Task, is_path, metric_name
 from harness.training import Weights, can_share, is_metric_file

@@ -1,0 +1,61 @@
+"""Equal texts: the one normalisation by which metrics, labels, rows and contamination compare them.
+
+`compose_letters` drops signs that are not seen (Unicode's default ignorable ones: zero-width, direction
+marks, soft hyphens, variation selectors) and composes letters with their accents (NFC). `fold_text` first
+gives full-width and half-width forms their usual width, then composes, folds case, writes typographic
+quotes, apostrophes, dashes and ellipses as a typewriter does, and white space of any kind as single blanks.
+`normalize` then drops quotes around a text and one full stop at its end, of any script.
+
+Invariant: each changes nothing in what it returned. Accents, digits of other scripts, superscripts and
+fractions (x² is not x2), symbols, punctuation within and the spelling of words stay as they are.
+Source: caseless matching of the Unicode Standard, section 3.13, D145; Unicode Standard Annexes 15 (NFC) and
+44 (Default_Ignorable_Code_Point, without the tags that tell flags apart).
+"""
+
+import re
+import unicodedata
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0100-\U000e01ef]+"
+)
+_OTHER_WIDTHS = re.compile("[\uff01-\uff5e\uff61-\uffdc\uffe0-\uffe2\uffe4-\uffee]+")
+_TYPEWRITTEN = {
+    "'": "\u2018\u2019\u201a\u201b\u2032\u2035\u2039\u203a\u02b9\u02bb\u02bc\u00b4\u05f3\ua78c",
+    '"': "\u201c\u201d\u201e\u201f\u2033\u2036\u00ab\u00bb\u02ba\u05f4\u301d\u301e\u301f",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2043\u05be\ufe58\ufe63",
+    "...": "\u2026",
+    "~": "\u301c",
+}
+_AS_TYPEWRITTEN = str.maketrans({sign: plain for plain, of in _TYPEWRITTEN.items() for sign in of})
+_FULL_STOPS = tuple(".。।۔։።။។")
+
+
+def compose_letters(text: str) -> str:
+    """Drop signs that are not seen, and compose_letters letters with their accents."""
+    return text if text.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+
+
+def fold_text(text: str) -> str:
+    """Fold what does not tell texts apart: invisible signs, forms of letters, case, typography and blanks."""
+    if not text.isascii():
+        text = compose_letters(_OTHER_WIDTHS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+        text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+        text = text.translate(_AS_TYPEWRITTEN)
+    return " ".join(text.lower().split() if text.isascii() else text.split())
+
+
+def normalize(text: str) -> str:
+    """Fold a text, and drop quotes around it and the full stop at its end, if something else is left."""
+    folded = fold_text(text)
+    while bare := _undress(folded):
+        folded = bare
+    return folded
+
+
+def _undress(text: str) -> str:
+    """Drop the full stop at the end of a text, or the quotes around it; empty where there are none."""
+    if text.endswith(_FULL_STOPS):
+        bare = text[:-1].rstrip()
+        return "" if bare.endswith(_FULL_STOPS) else bare
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`" else ""

@@ -1,0 +1,164 @@
+"""Equal texts: one normalisation for metrics, labels, duplicates and contamination, in every script."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from edited_rows import jsonl, run_data
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
+from test_metrics import one
+
+from harness.data import load_task
+from harness.data.edit.spellings import several_spellings
+from harness.errors import UserError
+from harness.metrics import load_metrics
+from harness.records import Example, compose_letters, fold_text, normalize
+from harness.spec import Task
+
+EQUAL = {
+    "composed": ("Tra\u0302n o\u031b\u0309 Hue\u0302\u0301", "Tr\u00e2n \u1edf Hu\u1ebf"),
+    "zero width": ("new\u200b York\u2060\ufeff", "New York"),
+    "directions": ("\u200f\u202bשלום\u202c\u200e", "שלום"),
+    "soft hyphen": ("Donau\u00addampfer", "donaudampfer"),
+    "apostrophe": ("it\u2019s Kya\u02bcs", "it's kya's"),
+    "quotes": ("«oui» said „ja“", '"oui" said "ja"'),
+    "dashes": ("1939\u20131945 \u2212 5", "1939-1945 - 5"),
+    "non-breaking": ("10\u00a0km\u202fout\u3000now", "10 km out now"),
+    "widths": ("ＡＢＣ－１２３ ｶﾞ", "abc-123 ガ"),
+    "sharp s": ("STRASSE", "straße"),
+    "variation": ("\u2764\ufe0f love", "\u2764 love"),
+    "ellipsis": ("so\u2026 what", "so... what"),
+}
+UNEQUAL = [("x²", "x2"), ("résumé", "resume"), ("½", "1/2"), ("a-b", "ab"), ("C", "C++"), ("1.0", "1")]
+SIGNS = st.text(
+    st.characters() | st.sampled_from("\u0301\u0323\u200b\u2019\u00a0.\"'`İßﬀͅ" + "ｶﾞ한가"), max_size=12
+)
+
+
+@pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
+@pytest.mark.parametrize(
+    "name", ["exact_match", "token_f1", "contains", "rougeL", "final_answer", "json_fields"]
+)
+def test_equal_texts_are_right_by_every_metric_of_texts(name, one_form, other):
+    write = json.dumps if name == "json_fields" else str
+    for answer, reference in ((one_form, other), (other, one_form)):
+        answer, reference = (
+            write({"a": text}) if name == "json_fields" else text for text in (answer, reference)
+        )
+        assert one(name, answer, reference) == 1
+
+
+@pytest.mark.parametrize(("one_form", "other"), UNEQUAL)
+def test_what_is_not_folded_stays_wrong(one_form, other):
+    assert one("exact_match", one_form, other) == 0
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_letters_are_composed_for_metrics_that_count_case(name):
+    said, gold = "Tra\u0302n thi\u0323 o\u031b\u0309 Hue\u0302\u0301 ne\u0300", "Trân thị ở Huế nè"
+    assert one(name, said, gold) == pytest.approx(1)
+    assert one(name, said.lower(), gold) < 0.9
+
+
+@given(SIGNS)
+def test_the_normalisation_changes_nothing_in_what_it_returned(text):
+    for fold in (compose_letters, fold_text, normalize):
+        assert fold(fold(text)) == fold(text)
+
+
+@given(SIGNS)
+def test_the_forms_of_unicode_and_the_order_of_steps_do_not_matter(text):
+    folded = normalize(text)
+    assert normalize(unicodedata.normalize("NFD", text)) == normalize(unicodedata.normalize("NFC", text))
+    assert normalize(fold_text(text)) == normalize(compose_letters(text)) == folded
+    assert normalize(f" {text}\u200b\u00a0") == folded
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("يوسف، نعم؟", "يوسف نعم", 1),
+        ("राम।", "राम", 1),
+        ("¿Qué?", "qué", 1),
+        ("«да» — нет", "да нет", 1),
+        ("東京。", "東京", 1),
+    ],
+)
+def test_token_f1_drops_punctuation_of_every_script(answer, reference, score):
+    assert one("token_f1", answer, reference) == score
+
+
+def test_a_hindi_word_is_not_in_another_one_of_more_vowel_signs():
+    assert one("contains", "रामा आया", "राम") == 0
+    assert one("contains", "राम आया", "राम") == 1
+
+
+@pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
+def test_contamination_between_two_forms_is_the_error_that_it_is_between_equal_texts(
+    tmp_path, one_form, other
+):
+    for name, texts in (("train", [one_form, "b", "c"]), ("test", [other, "d"])):
+        jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"Say {t}", "reference": "x"} for t in texts])
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    with pytest.raises(UserError, match=r"the question of .*test\.jsonl:1 too"):
+        load_task(Task(name="t", data=files), 0)
+
+
+def test_rows_in_two_forms_are_duplicates_to_the_commands(data):
+    jsonl(Path("r.jsonl"), [{"text": f"What is {t}?", "label": t} for pair in EQUAL.values() for t in pair])
+    said = run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl")
+    assert said.startswith(f"{2 * len(EQUAL)} read, {len(EQUAL)} written, {len(EQUAL)} dropped")
+    assert "exact duplicates of an earlier row 50.0 % (12 of 24)" in run_data(data, "check", "r.jsonl")
+
+
+def test_spellings_of_a_label_are_those_that_metrics_take_for_equal():
+    for pair in EQUAL.values():
+        (found,) = several_spellings(pair)
+        assert {label for label, _ in found.counts} == {*pair}
+
+
+SCRIPTS = {
+    "Russian": ("Новый iPhone дорогой", "Старый iPhone сломан", 1 / 3),
+    "Vietnamese": ("Hà Nội đẹp", "hà nội đẹp lắm", 6 / 7),
+    "French": ("Élève naïf à Orléans", "élève naïf à Orléans", 1),
+    "Hindi": ("राम घर गया", "राम घर आया", 2 / 3),
+    "Arabic": ("ذهب الولد", "ذهب الولد إلى البيت", 2 / 3),
+    "Korean": ("서울에 갔다", "부산에 갔다", 1 / 2),
+    "Chinese": ("我爱北京", "我爱上海", 1 / 2),
+    "Japanese": ("東京タワー", "東京駅", 1 / 2),
+    "Thai": ("ปลาดี", "ปลาดี", 1),
+}
+
+
+@pytest.mark.parametrize(("answer", "reference", "score"), SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("name", ["rougeL", "rougeLsum"])
+def test_rouge_reads_words_of_every_script(name, answer, reference, score):
+    assert one(name, answer, reference) == pytest.approx(score)
+
+
+@given(st.text("abcXYZ019 .,'-_()\n", max_size=30), st.text("abcXYZ019 .,'-_()\n", max_size=30))
+def test_rouge_of_english_is_that_of_the_package(said, gold):
+    for name in ("rougeL", "rougeLsum"):
+        published = RougeScorer([name]).score(gold, said)[name].fmeasure
+        assert one(name, said, gold) == pytest.approx(published)
+
+
+def test_an_item_without_a_word_has_no_score_by_rouge():
+    metric = load_metrics(Task(name="t", data={}, metrics=("rougeL",)))["rougeL"]
+    assert not metric.reads(Example("e", (), ("🙂 !!",)))
+    assert metric.reads(Example("e", (), ("да",)))
+
+
+def test_bleu_of_chinese_is_that_of_sacrebleus_tokeniser():
+    said, gold = "我们在北京大学学习，2024 年。", "我们在北京大学读书，2024 年。"
+    assert one("bleu", said, gold) == pytest.approx(corpus_bleu([said], [[gold]], tokenize="zh").score / 100)
+    assert one("bleu", "ฉันรักเมืองไทย", "ฉันรักเมืองจีน") > 0.5
+
+
+@pytest.mark.parametrize(("answer", "taken_up"), [("我来帮你写这封信", 1), ("是", 0)])
+def test_an_answer_without_blanks_takes_up_a_request(answer, taken_up):
+    assert one("no_refusal", answer, "-") == taken_up
