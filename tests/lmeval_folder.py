@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 DATE = "2026-03-04T10-11-12.123456"
 
@@ -18,13 +19,14 @@ def write(
     *,
     n_choices: int = 4,
     date: str = DATE,
+    model: str = "",
     **config: Any,
 ) -> Path:
-    """Write one model's folder from each task's scores; returns it."""
-    inner = folder / "someone__model"
+    """Write one model's folder from each task's scores; returns it. The folder's name moves the likelihoods."""
+    inner = folder / (model.replace("/", "__") or "someone__model")
     inner.mkdir(parents=True, exist_ok=True)
     for task, values in scores.items():
-        lines = [json.dumps(sample(task, i, value, n_choices)) for i, value in enumerate(values)]
+        lines = [json.dumps(sample(task, i, value, n_choices, folder.name)) for i, value in enumerate(values)]
         (inner / f"samples_{task}_{date}.jsonl").write_text("\n".join(lines) + "\n")
     results = {
         "results": {},
@@ -34,14 +36,17 @@ def write(
         "config": {"model": "hf", "model_dtype": "torch.bfloat16", "batch_size": 8, **config},
         "chat_template_sha": None,
     }
+    if model:
+        results["model_name"] = model
+        results["config"].setdefault("model_args", f"pretrained={model}")
     (inner / f"results_{date}.json").write_text(json.dumps(results))
     return folder
 
 
-def sample(task: str, index: int, score: float, n_choices: int) -> dict[str, Any]:
+def sample(task: str, index: int, score: float, n_choices: int, arm: str) -> dict[str, Any]:
     """Make one logged item of a multiple-choice task."""
     doc = {"question": f"{task} question {index}?", "choices": list("abcdefgh"[:n_choices])}
-    resps = [[[f"-{10 + k}.5", "False"]] for k in range(n_choices)]
+    resps = [[[f"-{10 + k}.{crc32(arm.encode())}", "False"]] for k in range(n_choices)]
     return {
         "doc_id": index,
         "doc": doc,

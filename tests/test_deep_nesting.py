@@ -61,10 +61,11 @@ def test_samples_of_lm_eval(tmp_path):
         release.gate_folders(old, new, GatePolicy())
 
 
-def test_results_of_lm_eval_that_cannot_be_read_are_as_if_not_kept(tmp_path):
+def test_results_of_lm_eval(tmp_path):
     old, new = (lmeval_folder.write(tmp_path / name, {"arc": [1.0] * 9}) for name in ("a", "b"))
     next(new.rglob("results_*")).write_text(DEEP)
-    assert release.gate_folders(old, new, GatePolicy()).tasks
+    with pytest.raises(UserError, match=r"results_.*: found no results that can be read"):
+        release.gate_folders(old, new, GatePolicy())
 
 
 @pytest.mark.parametrize("zipped", [True, False])

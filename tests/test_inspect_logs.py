@@ -1,7 +1,9 @@
 """The gate on inspect's logs: real ones, the zipped and the plain form, and everything that is refused."""
 
 import json
+import re
 import zipfile
+from pathlib import Path
 
 import inspect_logs
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from harness import release
 from harness.errors import IncompatibleRuns, UserError
-from harness.release.inspect_logs import read_logs
+from harness.release.eval_logs import read_arm
+from harness.release.inspect_logs import find_evaluations
 from harness.spec import GatePolicy
 from tests.fake_rows import flips
 
@@ -28,6 +31,10 @@ def arms(folder, n=300, tasks=4, gains=8, losses=8, zipped=True, **changes):
     return old, inspect_logs.write(folder / "tuned", dict.fromkeys(names, new), zipped=zipped, **changes)
 
 
+def read_tasks(path):
+    return read_arm("--base", path, find_evaluations(path), path).tasks
+
+
 def gate(old, new):
     return release.gate_folders(old, new, GatePolicy())
 
@@ -43,7 +50,7 @@ def test_real_logs_of_inspect_are_read():
 
 
 def test_both_forms_of_a_log_say_the_same():
-    zipped, plain = (read_logs(path)["letters"] for path in (REAL / "tuned", REAL / "tuned.json"))
+    zipped, plain = (read_tasks(path)["letters"] for path in (REAL / "tuned", REAL / "tuned.json"))
     assert zipped == plain
     assert gate(REAL / "base" / "letters.eval", REAL / "tuned.json").tasks[0].comparison.lost == (
         "3",
@@ -76,7 +83,7 @@ def test_letters_words_and_numbers_are_scores_and_epochs_are_averaged(tmp_path):
     values = ["C", "I", "P", "N", True, 0.25, "yes", ["C", "I", "C", "C"]]
     same_epochs = [value if isinstance(value, list) else [value] * 4 for value in values]
     inspect_logs.write(tmp_path, {"quiz": same_epochs})
-    found = [item.score for item in read_logs(tmp_path)["quiz"].items.values()]
+    found = [item.score for item in read_tasks(tmp_path)["quiz"].items.values()]
     assert found == [1, 0, 0.5, 0, 1, 0.25, 1, 0.75]
 
 
@@ -84,7 +91,7 @@ def test_of_a_scorer_with_several_scores_the_first_that_the_log_lists_decides(tm
     log = inspect_logs.log_of("rules", [{"loose": 1, "strict": 0}, {"loose": 1, "strict": 1}])
     log["results"]["scores"] = [{"name": "strict", "scorer": "match"}, {"name": "loose", "scorer": "match"}]
     inspect_logs.zip_log(tmp_path / "a.eval", log)
-    found = read_logs(tmp_path)["rules"]
+    found = read_tasks(tmp_path)["rules"]
     assert (found.metric, [item.score for item in found.items.values()]) == ("strict", [0, 1])
 
 
@@ -105,6 +112,7 @@ def test_items_about_one_passage_are_a_cluster(tmp_path):
         one["metadata"]["passage"] = f"text {at // 5}"
     for arm in ("base", "tuned"):
         (tmp_path / arm).mkdir()
+        log["samples"][0]["output"]["choices"][0]["message"]["content"] = arm
         inspect_logs.zip_log(tmp_path / arm / "a.eval", log)
     assert gate(tmp_path / "base", tmp_path / "tuned").tasks[0].comparison.n_clusters == 6
 
@@ -112,19 +120,27 @@ def test_items_about_one_passage_are_a_cluster(tmp_path):
 # What counts
 
 
-def test_of_several_finished_logs_of_a_task_the_newest_counts(tmp_path):
-    inspect_logs.write(tmp_path, {"quiz": ["I"] * 9}, created="2026-04-01T00:00:00+00:00")
-    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9})
+def test_what_did_not_finish_never_counts(tmp_path):
+    inspect_logs.write(tmp_path, {"quiz": ["I"] * 9})
     inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, created="2026-05-01T00:00:00+00:00", status="error")
     inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, created="2026-06-01T00:00:00+00:00", invalidated=True)
-    assert {item.score for item in read_logs(tmp_path)["quiz"].items.values()} == {0.0}
+    assert {item.score for item in read_tasks(tmp_path)["quiz"].items.values()} == {0.0}
+
+
+def test_a_task_that_neither_model_finished_leaves_the_verdict_open(tmp_path):
+    old, new = arms(tmp_path, n=1000, tasks=6, gains=20, losses=20)
+    for arm in (old, new):
+        inspect_logs.write(arm, {"hard": ["C"] * 9}, status="cancelled")
+    judged = gate(old, new)
+    assert judged.verdict.outcome == "inconclusive"
+    assert "not finished by both, left out: hard" in judged.notes
 
 
 def test_a_task_given_other_arguments_is_another_task(tmp_path):
     for subject in ("law", "music"):
         given = {"subject": subject}
         inspect_logs.write(tmp_path / subject, {"quiz": ["C"] * 9}, task_args=given, task_args_passed=given)
-    assert list(read_logs(tmp_path)) == ["quiz subject=law", "quiz subject=music"]
+    assert list(read_tasks(tmp_path)) == ["quiz subject=law", "quiz subject=music"]
     with pytest.raises(
         IncompatibleRuns, match=r"no task in both \(quiz subject=law and quiz subject=music\)"
     ):
@@ -135,7 +151,7 @@ def test_json_that_is_no_log_is_passed_over(tmp_path):
     inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, zipped=False)
     (tmp_path / "eval-set.json").write_text('{"eval_set_id": "x", "tasks": []}')
     (tmp_path / "listing.json").write_text("[1, 2]")
-    assert list(read_logs(tmp_path)) == ["quiz"]
+    assert list(read_tasks(tmp_path)) == ["quiz"]
 
 
 # What is refused
@@ -184,11 +200,41 @@ def test_another_number_of_items_is_refused(tmp_path):
         gate(old, new)
 
 
-def test_logs_of_two_models_in_one_folder_are_refused(tmp_path):
-    for model in ("hf/base", "hf/tuned"):
-        inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, model=model)
-    with pytest.raises(UserError, match=r"several models \(hf/base, hf/tuned\).*or name one file"):
-        read_logs(tmp_path)
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"model": "hf/base"}, {"model": "hf/tuned"}, "2 models.*hf/base in .*hf/tuned in "),
+        (
+            {"model": "hf/local", "model_args": {"model_path": "./base"}},
+            {"model": "hf/local", "model_args": {"model_path": "./tuned"}},
+            "2 models.*they differ in model_args",
+        ),
+        ({}, {}, r"2 evaluations of quiz \(2026-03-04.*, 2026-04-01"),
+    ],
+)
+def test_of_logs_of_two_evaluations_in_one_folder_the_printed_step_names_one(tmp_path, first, second, said):
+    old = inspect_logs.write(tmp_path / "old", {"quiz": ["C"] * 9})
+    both = inspect_logs.write(tmp_path / "both", {"quiz": ["C", "I", "C"] * 3}, **first)
+    later = "2026-04-01T00:00:00+00:00"
+    inspect_logs.write(both, {"quiz": ["I"] * 9}, created=later, **second)
+    with pytest.raises(UserError, match=said) as refused:
+        gate(old, both)
+    named = re.findall(r"--candidate (\S+\.eval)", str(refused.value))
+    (task,) = gate(old, Path(named[-1])).tasks
+    assert len(task.comparison.lost) == 9
+
+
+def test_one_log_given_as_both_arms_is_refused_in_whatever_form(tmp_path):
+    for other in (REAL / "tuned", REAL / "tuned.json"):
+        with pytest.raises(UserError, match=r"answers of --base .* again, the same in all of 12 items"):
+            gate(REAL / "tuned" / "letters.eval", other)
+
+
+def test_answers_marked_by_different_graders_are_not_compared(tmp_path):
+    old, new = arms(tmp_path, n=9, tasks=1, model_roles={"grader": {"model": "openai/other"}})
+    inspect_logs.write(old, {"task_0": ["C"] * 9}, model_roles={"grader": {"model": "openai/one"}})
+    with pytest.raises(IncompatibleRuns, match="differ in model_roles"):
+        gate(old, new)
 
 
 def test_a_log_that_holds_an_item_twice_in_one_epoch_is_refused(tmp_path):
@@ -206,21 +252,21 @@ def test_a_log_that_holds_an_item_twice_in_one_epoch_is_refused(tmp_path):
 def test_logs_of_which_none_is_finished_are_refused_with_their_state(tmp_path, status):
     inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, status=status)
     with pytest.raises(UserError, match=rf"no finished log \(.*: {status}\).*eval-retry"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
 
 
 def test_a_zipped_log_that_was_cut_short_is_refused_as_not_finished(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.eval", "w") as archive:
         archive.writestr("_journal/start.json", json.dumps({"version": 2, "eval": {"task": "quiz"}}))
     with pytest.raises(UserError, match=r"no finished log \(a.eval: started\)"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
 
 
 @pytest.mark.parametrize("score", [float("nan"), None, "unknown"])
 def test_a_sample_without_a_score_is_refused_with_its_id(tmp_path, score):
     inspect_logs.write(tmp_path, {"quiz": ["C", "I", score, "C"]}, zipped=False)
     with pytest.raises(UserError, match=r"1 of 4 items without a number as match \(id quiz-2\)"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
 
 
 def test_a_sample_that_died_is_refused_with_its_id(tmp_path):
@@ -228,17 +274,17 @@ def test_a_sample_that_died_is_refused_with_its_id(tmp_path):
     log["samples"][1] |= {"scores": None, "error": {"message": "connection lost"}}
     inspect_logs.zip_log(tmp_path / "a.eval", log)
     with pytest.raises(UserError, match="id quiz-1"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
 
 
 def test_a_log_without_samples_or_with_some_missing_is_refused(tmp_path):
     log = inspect_logs.log_of("quiz", ["C", "I", "C"])
     inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": []})
     with pytest.raises(UserError, match=r"no samples.*--no-log-samples"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
     inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": log["samples"][:2]})
     with pytest.raises(UserError, match="2 of 3 samples"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
 
 
 def test_lists_of_scores_decide_nothing(tmp_path):
@@ -246,15 +292,15 @@ def test_lists_of_scores_decide_nothing(tmp_path):
     log["samples"][0]["scores"]["match"]["value"] = [1, 0]
     inspect_logs.zip_log(tmp_path / "a.eval", log)
     with pytest.raises(UserError, match=r"no score that is a rate in \[0, 1\] \(none at all\)"):
-        read_logs(tmp_path)
+        read_tasks(tmp_path)
 
 
 def test_a_score_that_is_no_rate_is_passed_over_or_refused(tmp_path):
     inspect_logs.write(tmp_path / "a", {"essay": [{"grade": 4, "passed": 1}, {"grade": 2, "passed": 0}]})
-    assert read_logs(tmp_path / "a")["essay"].metric == "passed"
+    assert read_tasks(tmp_path / "a")["essay"].metric == "passed"
     inspect_logs.write(tmp_path / "b", {"essay": [4, 2]})
     with pytest.raises(UserError, match=r"no score that is a rate in \[0, 1\] \(match\)"):
-        read_logs(tmp_path / "b")
+        read_tasks(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -263,20 +309,20 @@ def test_a_score_that_is_no_rate_is_passed_over_or_refused(tmp_path):
 def test_a_file_that_is_no_log_is_refused_with_its_name(tmp_path, text):
     (tmp_path / "mine.eval").write_text(text)
     with pytest.raises(UserError, match=r"mine\.eval.*(no log that can be read|no finished log)"):
-        read_logs(tmp_path / "mine.eval")
+        read_tasks(tmp_path / "mine.eval")
 
 
 def test_a_damaged_archive_is_refused_or_read_as_it_was(tmp_path):
     """A byte is turned at a hundred places: no other scores, and no other error, come of it."""
     whole = (REAL / "base" / "letters.eval").read_bytes()
-    scores = {name: item.score for name, item in read_logs(REAL / "base")["letters"].items.items()}
+    scores = {name: item.score for name, item in read_tasks(REAL / "base")["letters"].items.items()}
     refused = 0
     for at in np.linspace(0, len(whole) - 1, 100).astype(int):
         broken = bytearray(whole)
         broken[at] ^= 0xFF
         (tmp_path / "a.eval").write_bytes(broken)
         try:
-            found = read_logs(tmp_path / "a.eval")["letters"].items
+            found = read_tasks(tmp_path / "a.eval")["letters"].items
         except UserError:
             refused += 1
         else:

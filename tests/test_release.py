@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from harness.cli import main
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import GateResult, Verdict, worst_result
 from harness.release import candidate_runs, open_stored
-from harness.release.lm_eval_logs import read_samples
+from harness.release.lm_eval_logs import find_evaluations
 from harness.release.regressions import add_regressions
 from harness.spec import GatePolicy
 from harness.store import Store
@@ -575,12 +577,132 @@ def test_another_number_of_items_is_refused(tmp_path):
         release.gate_folders(old, new, GatePolicy())
 
 
-def test_of_several_evaluations_in_a_folder_the_newest_counts(tmp_path):
-    old, new = arms(tmp_path, n=300, gains=0, losses=0)
-    later = "2026-04-01T00-00-00.000001"
-    lmeval_folder.write(new, {"task_0": np.zeros(300)}, date=later)
+LATER = "2026-04-01T00-00-00.000001"
+
+
+def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_one(harness, tmp_path):
+    """The base's samples are older, so the tuned model was compared with itself: PASS, and 18 points lost."""
+    out, n = tmp_path / "out", 800
+    base, tuned = (np.arange(n) < share * n for share in (0.85, 0.65))
+    lmeval_folder.write(out, {"arc_easy": base.astype(float)}, model="org/base")
+    lmeval_folder.write(out, {"arc_easy": tuned.astype(float)}, model="org/tuned", date=LATER)
+    refused = harness("gate", "--base", str(out), "--candidate", str(out / "org__tuned"))
+    assert refused.returncode == 2
+    assert (
+        "logs of 2 models or configurations (org/base in org__base, org/tuned in org__tuned)"
+        in refused.stderr
+    )
+    step = refused.stderr.strip().partition("next: ")[2]
+    assert step == f"--base {out}/org__base"
+    judged = harness("gate", *shlex.split(step), "--candidate", str(out / "org__tuned"))
+    assert judged.returncode == 3
+    assert "FAIL: org/tuned against org/base" in judged.stdout
+    assert re.search(r"800 +85\.0 .* 65\.0 .* 160/0", judged.stdout)
+
+
+def flatten(folder, **named):
+    """Lay folders out as `--output_path file.json` does: all samples side by side, and results by that name."""
+    for name, model in named.items():
+        for file in (folder / model.replace("/", "__")).iterdir():
+            file.rename(folder / file.name.replace("results", name))
+
+
+def drop_results(folder, *_):
+    for file in folder.rglob("results_*"):
+        file.unlink()
+
+
+def move_to_other_model(folder):
+    (folder / "org__m").rename(folder / "org__base")
+
+
+SECOND = {"piqa": [1.0] * 30}
+FOLDERS_THAT_ARE_REFUSED = {
+    "the same task twice": (
+        {"arc": [0.0] * 30},
+        {},
+        None,
+        r"2 evaluations of arc \(results_2026-03.*2026-04",
+    ),
+    "another limit": (SECOND, {"limit": 30}, None, "org/m in .*org/m in .*; they differ in limit"),
+    "another seed": (SECOND, {"fewshot_seed": 7}, None, "they differ in fewshot_seed"),
+    "another precision": (SECOND, {"model_dtype": "torch.float32"}, None, "they differ in model_dtype"),
+    "an adapter": (SECOND, {"model_args": "pretrained=org/m,peft=./lora"}, None, "they differ in model_args"),
+    "two models side by side": (
+        SECOND,
+        {"model": "org/tuned"},
+        partial(flatten, base="org/m", tuned="org/tuned"),
+        f"org/m in base_{lmeval_folder.DATE}.json, org/tuned in tuned_{LATER}.json",
+    ),
+    "no results": (SECOND, {}, drop_results, "2 models .*no results file names their model"),
+    "results of another model": (
+        None,
+        {},
+        move_to_other_model,
+        "found results of org/m in the folder org__base",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS_THAT_ARE_REFUSED)
+def test_a_folder_that_is_not_one_evaluation_is_refused_and_a_printed_step_reads_one(tmp_path, name):
+    second, changes, rearrange, said = FOLDERS_THAT_ARE_REFUSED[name]
+    old, new = (lmeval_folder.write(tmp_path / arm, {"arc": [1.0] * 30}, model="org/m") for arm in "ab")
+    if second is not None:
+        lmeval_folder.write(new, second, **{"date": LATER, "model": "org/m", **changes})
+    if rearrange is not None:
+        rearrange(new)
+    with pytest.raises(UserError, match=said) as refused:
+        release.gate_folders(old, new, GatePolicy())
+    step = str(refused.value).partition("next: ")[2]
+    named = re.search(rf"(?:--candidate|name) ({new}/\S+)", step)
+    (task,) = release.gate_folders(old, Path(named[1]), GatePolicy(tasks=("arc",))).tasks
+    assert task.comparison.n == 30
+
+
+def test_evaluations_of_other_tasks_of_one_model_are_one_arm(tmp_path):
+    """Where and how fast they ran is no part of a model."""
+    for arm in "ab":
+        scores = [1.0, 0.0 if arm == "b" else 1.0] * 15
+        lmeval_folder.write(tmp_path / arm, {"arc": scores}, model="org/m")
+        elsewhere = {"batch_size": 1, "device": "cpu", "model_args": {"pretrained": "org/m"}}
+        lmeval_folder.write(tmp_path / arm, {"piqa": scores}, model="org/m", date=LATER, **elsewhere)
+    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    assert {t.task.name: len(t.comparison.lost) for t in judged.tasks} == {"arc": 15, "piqa": 15}
+    assert judged.notes == ("the logs of both arms name one model, org/m, under one configuration",)
+
+
+def test_a_file_of_samples_is_its_task_alone_and_one_of_results_its_evaluation(tmp_path):
+    old, new = arms(tmp_path, n=30, tasks=3)
+    results, samples = (next(new.rglob(pattern)) for pattern in ("results_*", "samples_task_1_*"))
+    assert len(release.gate_folders(old, results, GatePolicy()).tasks) == 3
+    judged = release.gate_folders(old, samples, GatePolicy())
+    assert [t.task.name for t in judged.tasks] == ["task_1"]
+
+
+def test_tasks_whose_samples_are_gone_from_both_arms_leave_the_verdict_open(tmp_path):
+    old, new = arms(tmp_path, n=1000, tasks=7, gains=20, losses=20)
+    for arm in (old, new):
+        next(arm.rglob("samples_task_6_*")).unlink()
+        file = next(arm.rglob("results_*"))
+        results = json.loads(file.read_text())
+        file.write_text(json.dumps({**results, "configs": {f"task_{i}": {} for i in range(7)}}))
     judged = release.gate_folders(old, new, GatePolicy())
-    assert {t.task.name: len(t.comparison.lost) for t in judged.tasks}["task_0"] == 300
+    assert judged.verdict.outcome == "inconclusive"
+    assert judged.notes == ("not finished by both, left out: task_6",)
+
+
+def test_samples_that_were_cut_are_refused_by_the_number_that_the_results_count(tmp_path):
+    old, new = arms(tmp_path, n=30, tasks=1)
+    for arm in (old, new):
+        file = next(arm.rglob("results_*"))
+        counts = {"n-samples": {"task_0": {"original": 40, "effective": 30}}}
+        file.write_text(json.dumps({**json.loads(file.read_text()), **counts}))
+    assert release.gate_folders(old, new, GatePolicy()).tasks
+    for arm in (old, new):
+        rewrite(arm, lambda lines: lines[:20])
+    with pytest.raises(UserError, match="found 20 of 30 samples"):
+        release.gate_folders(old, new, GatePolicy())
 
 
 def test_tasks_of_one_folder_alone_are_named_and_no_shared_task_is_refused(tmp_path):
@@ -614,11 +736,36 @@ def test_what_is_for_stored_runs_is_refused_with_two_folders(harness, tmp_path, 
     assert f"--base: found {option[0]} as well" in done.stderr
 
 
-def test_a_folder_is_not_compared_with_itself(tmp_path):
+def copy_renamed(old, new):
+    """Copy one model's folder as another model's: with its lines in another order, and another date."""
+    shutil.copytree(old, new)
+    rewrite(new, lambda lines: lines[::-1])
+    for file in [*new.rglob("*_2026*")]:
+        file.rename(str(file).replace(lmeval_folder.DATE, LATER))
+    (new / "someone__model").rename(new / "org__tuned")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda old, new: new.symlink_to(old), shutil.copytree, copy_renamed],
+    ids=["link", "copy", "renamed"],
+)
+def test_a_model_is_not_compared_with_itself(harness, tmp_path, make):
     old, _ = arms(tmp_path, n=30)
-    (tmp_path / "link").symlink_to(old)
-    with pytest.raises(UserError, match="which is --base too"):
-        release.gate_folders(old, tmp_path / "link", GatePolicy())
+    make(old, tmp_path / "again")
+    for arms_alike in ((old, old), (old, tmp_path / "again")):
+        done = harness("gate", "--base", str(arms_alike[0]), "--candidate", str(arms_alike[1]))
+        assert done.returncode == 2
+        assert f"found the answers of --base {old} again, the same in all of 120 items" in done.stderr
+
+
+def test_a_task_whose_answers_are_the_same_is_named(tmp_path):
+    old, new = arms(tmp_path, n=30, tasks=2)
+    (samples,) = old.rglob("samples_task_1_*")
+    shutil.copy(samples, new / samples.relative_to(old))
+    assert release.gate_folders(old, new, GatePolicy()).notes == (
+        "the same answers to every item in both arms, as if copied: task_1",
+    )
 
 
 def rewrite(folder, change):
@@ -661,6 +808,34 @@ def test_filters_without_a_name_are_of_the_same_responses_and_the_first_decides(
         rewrite(folder, drop_filter_names)
     (task,) = release.gate_folders(old, new, GatePolicy()).tasks
     assert (task.comparison.n, len(task.comparison.lost)) == (300, 8)
+
+
+def test_arms_whose_first_filters_differ_are_not_compared(tmp_path):
+    old, new = arms(tmp_path, n=30, tasks=1)
+    rewrite(old, lambda lines: [{**line, "filter": "strict-match"} for line in lines])
+    rewrite(new, lambda lines: [{**line, "filter": "flexible-extract"} for line in lines])
+    with pytest.raises(IncompatibleRuns, match="differ in filter: 'strict-match' and 'flexible-extract'"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+@pytest.mark.parametrize("kept", [("doc", "arguments", "target"), ()])
+def test_rows_without_hashes_are_compared_by_what_they_hold(tmp_path, kept):
+    old, new = arms(tmp_path, n=30, tasks=1)
+
+    def drop_hashes(lines):
+        fields = ("doc_id", "resps", "metrics", "acc", *kept)
+        return [{name: line[name] for name in fields} for line in lines]
+
+    for arm in (old, new):
+        rewrite(arm, drop_hashes)
+    notes = release.gate_folders(old, new, GatePolicy()).notes
+    assert notes == (() if kept else ("items paired by their id alone, as no document is logged: task_0",))
+    if kept:
+        rewrite(
+            new, lambda lines: [{**line, "doc": {"question": "another"}} for line in lines[:1]] + lines[1:]
+        )
+        with pytest.raises(IncompatibleRuns, match="task_0: doc_hash differs on 1 of 30 items"):
+            release.gate_folders(old, new, GatePolicy())
 
 
 def test_a_log_that_holds_each_document_twice_under_other_ids_is_refused(tmp_path):
@@ -746,7 +921,8 @@ def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
     [("answer_match", True), ("after_edit", True), ("wer", False), ("word_perplexity", False)],
 )
 def test_without_the_results_file_a_metrics_words_say_which_way_is_better(tmp_path, metric, higher):
-    logged = read_samples(write_log(tmp_path, metric, [1.0, 0.0]))["speech"]
+    (evaluation,) = find_evaluations(write_log(tmp_path, metric, [1.0, 0.0]))
+    logged = evaluation.tasks["speech"]()
     assert (logged.metric, logged.higher_is_better) == (metric, higher)
 
 

@@ -1,18 +1,22 @@
 """Evaluation logs of other evaluators, task by task: items by id with their scores, prompts and settings.
 
-Invariant: two arms are comparable only where they hold the same items and prompts under the same
-settings; what is not known of either is not compared.
+Invariant: an arm holds the evaluations of one model, and every task once. Two arms are comparable only where
+they hold the same items and prompts under the same settings, and not the same answers; what is not known of
+either is not compared.
 """
 
+import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
+from harness.formatting import pluralize
 from harness.gating import Measurement
 from harness.metrics import Metric, mean_metric
 from harness.records import SampleResult, Status, digest
@@ -25,11 +29,12 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 class LoggedItem(NamedTuple):
     """One item: its score within the task's bounds, digests of the prompt by their names, cluster, choices.
 
-    `n_choices` is 0 where nothing was to be chosen.
+    `answer` is a digest of what the model answered, `n_choices` 0 where nothing was to be chosen.
     """
 
     score: float
     digests: Mapping[str, str]
+    answer: str
     cluster: str = ""
     n_choices: int = 0
     status: Status = "ok"
@@ -50,6 +55,112 @@ class TaskLog(NamedTuple):
     evaluator: str
     same_items: str  # what to do where the items differ
     bounds: tuple[float, float] = (0.0, 1.0)
+
+
+class Evaluation(NamedTuple):
+    """One evaluation as another evaluator logged it; `file` names it where it is not all of a folder.
+
+    `identity` is what evaluations of one model have in common. Where nothing says which model it is, that is
+    None and `model` is empty. `tasks` read the samples by task, and `unfinished` are the tasks without any.
+    """
+
+    file: Path
+    model: str
+    identity: Mapping[str, Any] | None
+    tasks: Mapping[str, Callable[[], TaskLog]]
+    unfinished: tuple[str, ...] = ()
+
+    def is_like(self, other: "Evaluation") -> bool:
+        """Tell whether both are known to be of one model under one configuration."""
+        return self is other or (self.identity is not None and self.identity == other.identity)
+
+
+class Arm(NamedTuple):
+    """One model's tasks as logged; its fields are those of its newest evaluation, over all of them."""
+
+    model: str
+    identity: Mapping[str, Any] | None
+    tasks: Mapping[str, TaskLog]
+    unfinished: tuple[str, ...]
+
+
+def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], other: Path) -> Arm:
+    """Read what a path holds, given as an option beside the path of the other arm; the newest comes last.
+
+    Raises:
+        UserError: the evaluations are of several models, a task is in several of them, or a file is damaged.
+    """
+    finished = [evaluation for evaluation in evaluations if evaluation.tasks]
+    _refuse_several_models(option, path, finished, other)
+    _refuse_repeated_tasks(option, path, finished)
+    newest = finished[-1]
+    tasks = {name: read() for evaluation in finished for name, read in evaluation.tasks.items()}
+    begun = {name for one in evaluations if one.is_like(newest) for name in one.unfinished}
+    return Arm(
+        newest.model, newest.identity, dict(sorted(tasks.items())), tuple(sorted(begun - tasks.keys()))
+    )
+
+
+def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evaluation], other: Path) -> None:
+    groups: list[list[Evaluation]] = []
+    for evaluation in evaluations:
+        known = next((group for group in groups if group[0].is_like(evaluation)), None)
+        groups.append([evaluation]) if known is None else known.append(evaluation)
+    if len(groups) == 1:
+        return
+    places = [_find_place(group, [one for one in evaluations if one not in group]) for group in groups]
+    named = ", ".join(
+        f"{group[0].model or 'an unnamed one'} in {place.relative_to(path)}"
+        for group, place in zip(groups, places, strict=True)
+    )
+    found = f"logs of {len(groups)} models or configurations ({named}{_name_difference(groups)})"
+    choices = [place for place in places if place.resolve() != path.resolve()]
+    others = [place for place in choices if not other.resolve().is_relative_to(place.resolve())]
+    step = " or ".join(f"{option} {as_argument(str(place))}" for place in others or choices)
+    step = step or "move the files of each, results included, into a folder of its own"
+    raise UserError(Problem(f"{option} {path}", found, "those of one model, each task once", step))
+
+
+def _find_place(group: Sequence[Evaluation], others: Iterable[Evaluation]) -> Path:
+    """Return the folder that holds a group of evaluations and no other, else the file of its newest one."""
+    folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
+    return group[-1].file if any(one.file.is_relative_to(folder) for one in others) else folder
+
+
+def _name_difference(groups: Sequence[Sequence[Evaluation]]) -> str:
+    """Say in what evaluations differ that name one model; empty where each names its own."""
+    identities = [group[0].identity or {} for group in groups]
+    names = dict.fromkeys(name for identity in identities for name in identity)
+    if len({group[0].model for group in groups}) == len(groups):
+        return ""
+    differing = [
+        name for name in names if any(one.get(name) != identities[0].get(name) for one in identities)
+    ]
+    return f"; they differ in {', '.join(differing)}" if differing else "; no results file names their model"
+
+
+def _refuse_repeated_tasks(option: str, path: Path, evaluations: Sequence[Evaluation]) -> None:
+    counts = Counter(task for evaluation in evaluations for task in evaluation.tasks)
+    repeated = [task for task, n in counts.items() if n > 1]
+    if not repeated:
+        return
+    several = [evaluation for evaluation in evaluations if repeated[0] in evaluation.tasks]
+    files = ", ".join(evaluation.file.name for evaluation in several)
+    more = f" and {pluralize(len(repeated) - 1, 'other task')}" if len(repeated) > 1 else ""
+    found = f"{len(several)} evaluations of {repeated[0]}{more} ({files})"
+    newest = f"{option} {as_argument(str(several[-1].file))}"
+    step = f"{newest} judges the newest alone; or move the others out of the folder"
+    raise UserError(Problem(f"{option} {path}", found, "every task once", step))
+
+
+def hold_same_answers(old: TaskLog, new: TaskLog) -> bool:
+    """Tell whether every item of a task has the same answer and score in both, as in one log given twice."""
+    return all(item.answer == new.items[name].answer for name, item in old.items.items())
+
+
+def digest_logged(value: object) -> str:
+    """Return the digest of what an evaluator wrote, which may hold NaN."""
+    return digest(json.dumps(value, sort_keys=True))
 
 
 def differences(old: TaskLog, new: TaskLog) -> list[str]:

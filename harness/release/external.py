@@ -4,69 +4,110 @@ Invariant: items are paired by their id and only where both models had the same 
 computed that needs a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harness import gating
-from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean, gather, refuse
+from harness.formatting import pluralize
 from harness.gating import GateResult
-from harness.release.eval_logs import TaskLog, differences, measurement, task_names
-from harness.release.inspect_logs import log_files, read_logs
-from harness.release.lm_eval_logs import read_samples, sample_files
+from harness.release import inspect_logs, lm_eval_logs
+from harness.release.eval_logs import (
+    Arm,
+    Evaluation,
+    differences,
+    hold_same_answers,
+    measurement,
+    read_arm,
+    task_names,
+)
 from harness.spec import GatePolicy
-
-Reader = Callable[[Path], dict[str, TaskLog]]
 
 
 def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     """Judge one model's logged samples against another's, over the tasks that both hold.
 
     A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge. Every
-    task is a capability task. Of inspect a single log will do as well as a folder of them.
+    task is a capability task. A path is a folder, or a file that names one evaluation.
 
     Raises:
-        UserError: there is nothing to read, a file is damaged, or both are the same folder.
+        UserError: there is nothing to read, a file is damaged, or an arm is several models or the other arm.
         IncompatibleRuns: no task is in both, or items, prompts, versions or precision differ.
     """
-    old, new = (_reader(path)(path) for path in (base, candidate))
-    if base.resolve() == candidate.resolve():
-        step = "name the folder of the other model"
-        raise UserError(Problem("--candidate", f"{candidate}, which is --base too", "another model's", step))
-    known = list(dict.fromkeys([*old, *new]))
+    old, new = _read_arms(base, candidate)
+    known = list(dict.fromkeys([*old.tasks, *new.tasks, *old.unfinished, *new.unfinished]))
     if unknown := [name for name in policy.tasks if name not in known]:
         expected = "tasks that one of the two answered"
         raise UserError(
             [Problem("gate.tasks", f"unknown task {n!r}", expected, did_you_mean(n, known)) for n in unknown]
         )
     wanted = list(policy.tasks) or known
-    shared = [name for name in wanted if name in old and name in new]
+    shared = [name for name in wanted if name in old.tasks and name in new.tasks]
     if not shared:
         raise IncompatibleRuns(
-            f"found no task {'of gate.tasks ' if policy.tasks else ''}in both ({', '.join(old)} and "
-            f"{', '.join(new)}); expected the same; "
+            f"found no task {'of gate.tasks ' if policy.tasks else ''}in both ({', '.join(old.tasks)} and "
+            f"{', '.join(new.tasks)}); expected the same; "
             "next: evaluate both models on the same tasks with one evaluator"
         )
-    problems = [problem for name in shared for problem in differences(old[name], new[name])]
+    problems = [problem for name in shared for problem in differences(old.tasks[name], new.tasks[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
-    missing = [name for name in wanted if name not in shared]
-    left_out = [name for name in known if name not in wanted]
-    notes = [f"only in one of the two, left out: {', '.join(missing)}"] if missing else []
-    notes += [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
+    same = [name for name in shared if hold_same_answers(old.tasks[name], new.tasks[name])]
+    if same == shared:
+        n = sum(len(old.tasks[name].items) for name in shared)
+        found = f"the answers of --base {base} again, the same in all of {pluralize(n, 'item')}"
+        step = "name the logs of the other model"
+        raise UserError(
+            Problem(f"--candidate {candidate}", found, "another evaluation of another model", step)
+        )
     names = task_names(known)
-    measured = [measurement(names[name], old[name], new[name]) for name in shared]
+    measured = [measurement(names[name], old.tasks[name], new.tasks[name]) for name in shared]
     renamed = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
     policy = policy.model_copy(update=renamed)
-    absent = [names[name] for name in missing]
+    absent = [names[name] for name in wanted if name not in shared]
     result = gating.judge(measured, policy, target=None, identical=False, missing=absent)
-    return replace(result, candidate=candidate.name, baseline=base.name, notes=tuple(notes))
+    notes = (*_list_left_out(known, wanted, shared), *_list_doubts(old, new, shared, same))
+    labels = (candidate.name, base.name) if new.model == old.model else (new.model, old.model)
+    return replace(result, candidate=labels[0], baseline=labels[1], notes=notes)
 
 
-def _reader(path: Path) -> Reader:
-    """Tell by its files who wrote a folder; a single file is a log of inspect."""
-    samples = bool(sample_files(path)) if path.is_dir() else False
-    logs = bool(log_files(path))
+def _read_arms(base: Path, candidate: Path) -> tuple[Arm, Arm]:
+    """Read both arms; refuse with the problems of both at once."""
+    problems: list[Problem] = []
+    arms = []
+    for option, path, other in (("--base", base, candidate), ("--candidate", candidate, base)):
+        with gather(problems):
+            arms.append(read_arm(option, path, _find_evaluations(path), other))
+    refuse(problems)
+    old, new = arms
+    return old, new
+
+
+def _list_left_out(known: Sequence[str], wanted: Sequence[str], shared: Sequence[str]) -> Iterator[str]:
+    if missing := [name for name in wanted if name not in shared]:
+        yield f"not finished by both, left out: {', '.join(missing)}"
+    if left_out := [name for name in known if name not in wanted]:
+        yield f"not named by gate.tasks, left out: {', '.join(left_out)}"
+
+
+def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str]) -> Iterator[str]:
+    """Say what the logs leave in doubt: that these are two models, and that each answered the same items."""
+    if old.identity is not None and old.identity == new.identity:
+        yield f"the logs of both arms name one model, {new.model}, under one configuration"
+    if same:
+        yield f"the same answers to every item in both arms, as if copied: {', '.join(same)}"
+    unknown = [
+        name for name in shared if not all("doc_hash" in i.digests for i in old.tasks[name].items.values())
+    ]
+    if unknown:
+        yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
+
+
+def _find_evaluations(path: Path) -> list[Evaluation]:
+    """List what is logged below a folder or named by a file; tell by the files who wrote it."""
+    samples = lm_eval_logs.find_evaluations(path)
+    logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
     if samples and logs:
         found = "samples of lm-eval and logs of inspect"
         raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
@@ -75,4 +116,4 @@ def _reader(path: Path) -> Reader:
         expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
         step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
         raise UserError(Problem(str(path), found, expected, step))
-    return read_samples if samples else read_logs
+    return samples or logs

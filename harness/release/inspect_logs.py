@@ -1,7 +1,7 @@
 """Logs of inspect (`inspect_ai`): one evaluation of one task a file, as JSON or as a zipped `.eval`.
 
-Invariant: nothing is read but JSON; of several finished logs of a task the newest counts, and one
-that ended early or was declared invalid never does. A member of a zip has the checksum that it names.
+Invariant: nothing is read but JSON; a log that ended early or was declared invalid never counts. A member
+of a zip has the checksum that it names.
 Source: the format that inspect_ai 0.3 documents as its log file format, version 2; PKWARE's application
 note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
 """
@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +18,15 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import Problem, UserError
 from harness.records import Status, canonical_json, digest, parse_json
-from harness.release.eval_logs import LoggedItem, TaskLog, find_text_cluster, is_rate, join_copies
+from harness.release.eval_logs import (
+    Evaluation,
+    LoggedItem,
+    TaskLog,
+    digest_logged,
+    find_text_cluster,
+    is_rate,
+    join_copies,
+)
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _STOPPED: dict[str, Status] = {
@@ -43,6 +52,7 @@ _DECODING = (
     "reasoning_tokens",
     "response_schema",
 )
+_WHO = ("model", "model_args", "model_base_url", "model_roles")
 _PRECISION = ("dtype", "torch_dtype", "load_in_4bit", "load_in_8bit", "quantization")
 T = TypeVar("T")
 _AGAIN = "evaluate again with inspect eval-retry"
@@ -67,29 +77,28 @@ def log_files(path: Path) -> list[Path]:
     return found + [file for file in sorted(path.rglob("*.json")) if _is_log(file)] if path.is_dir() else []
 
 
-def read_logs(path: Path) -> dict[str, TaskLog]:
-    """Read the newest finished log of every task, by its name and the arguments it was given.
+def find_evaluations(path: Path) -> list[Evaluation]:
+    """List the logs that a path names, the newest last, each of one task as it was given arguments.
 
-    The score is the first rate that the log lists; epochs are averaged. Chance is one over the number
+    The score is the first rate that a log lists; epochs are averaged. Chance is one over the number
     of choices where one of them is right. Answers that were cut off or filtered are told apart.
 
     Raises:
-        UserError: no log is finished, several models are in it, or a file is damaged.
+        UserError: there are logs and none is finished, or a file is damaged.
     """
-    logs = [_read(file) for file in log_files(path)]
-    finished = [log for log in logs if _status(log.header) == "success"]
-    if not finished:
+    logs = sorted(map(_read, log_files(path)), key=lambda log: str(log.header["eval"].get("created")))
+    if logs and all(_status(log.header) != "success" for log in logs):
         states = "; ".join(f"{log.path.name}: {_status(log.header)}" for log in logs)
         raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
-    models = sorted({str(log.header["eval"].get("model")) for log in finished})
-    if len(models) > 1:
-        found = f"logs of several models ({', '.join(models)})"
-        step = "give each model a --log-dir of its own, or name one file"
-        raise UserError(Problem(str(path), found, "of one", step))
-    newest: dict[str, Log] = {}
-    for log in sorted(finished, key=lambda log: str(log.header["eval"].get("created"))):
-        newest[_task_name(log.header["eval"])] = log
-    return {name: _parse_task(name, log) for name, log in sorted(newest.items())}
+    return list(map(_evaluation, logs))
+
+
+def _evaluation(log: Log) -> Evaluation:
+    spec = log.header["eval"]
+    task, identity = _task_name(spec), {key: spec.get(key) for key in _WHO}
+    finished = _status(log.header) == "success"
+    tasks = {task: partial(_parse_task, task, log)} if finished else {}
+    return Evaluation(log.path, str(spec.get("model")), identity, tasks, () if finished else (task,))
 
 
 def _is_log(file: Path) -> bool:
@@ -258,6 +267,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
             "prompt_hash": digest(_content(list(_prompt_messages(first.get("messages") or ())))),
             "target_hash": digest(first.get("target")),
         },
+        answer=digest_logged([[one.get("uuid"), one.get("output"), one.get("scores")] for one in samples]),
         cluster=find_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stopped if status != "ok"), "ok"),
@@ -291,6 +301,7 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
     given = spec.get("model_args") or {}
     out: dict[str, Any] = {key: decoding.get(key, "the default") for key in _DECODING}
     out |= {key: given.get(key) for key in _PRECISION}
+    out["model_roles"] = canonical_json(roles) if (roles := spec.get("model_roles")) else None
     out |= {"task_version": spec.get("task_version"), "epochs": (spec.get("config") or {}).get("epochs")}
     out["solvers"] = canonical_json(
         [[s.get("solver"), s.get("params") or {}] for s in plan.get("steps") or ()]

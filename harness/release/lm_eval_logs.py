@@ -2,23 +2,36 @@
 
 `harness eval -s` writes the same, without a date in the names.
 
-Invariant: nothing is read but JSON; of several evaluations of a task the newest counts.
+Invariant: nothing is read but JSON; an evaluation is the samples of one date in one folder, with its results.
 Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 from harness.records import parse_json, read_object
-from harness.release.eval_logs import LoggedItem, TaskLog, find_text_cluster, is_rate, join_copies
+from harness.release.eval_logs import (
+    Evaluation,
+    LoggedItem,
+    TaskLog,
+    digest_logged,
+    find_text_cluster,
+    is_rate,
+    join_copies,
+)
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
-_HASHES = ("doc_hash", "prompt_hash", "target_hash")
+_RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
+_NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as lm-eval names a model's folder
+_HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and what they are of
+_WHO = ("model_name", "model_source", "model", "precision", "engine")
+_MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
 _SETTINGS = (
     "model_dtype",
     "gen_kwargs",
@@ -32,45 +45,106 @@ _ERROR_RATES = ("wer", "ter")  # errors per word of the reference, which may be 
 _LOWER = (*_ERROR_RATES, "perplexity", "bits_per_byte", "brier_score")
 
 
-def sample_files(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Find the newest samples of every task below a folder: its date (or nothing) and file."""
-    newest: dict[str, tuple[str, Path]] = {}
-    for path in sorted(folder.rglob("samples_*.jsonl")):
-        if named := _SAMPLES.match(path.name):
-            newest[named["task"]] = max(newest.get(named["task"], ("", path)), (named["date"] or "", path))
-    return newest
+def find_evaluations(path: Path) -> list[Evaluation]:
+    """List the evaluations below a folder, the newest last, or the one of a file of results or samples.
 
-
-def read_samples(folder: Path) -> dict[str, TaskLog]:
-    """Read the newest samples of every task below a folder, by the task's name.
-
-    The metric is the first rate that lm-eval lists for the task, else a rate of errors per word, which has no
-    upper bound. Chance is one over the number of choices. Whether an answer was cut off is not in
-    these files.
+    Of a file of samples it holds that task alone. The metric is the first rate that lm-eval lists for a task,
+    else a rate of errors per word, which has no upper bound. Chance is one over the number of choices.
+    Whether an answer was cut off is not in these files.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a results file is damaged, or is of another model than its folder.
     """
-    return {
-        task: _parse_task(task, path, read_object(path.with_name(f"results{date}.json")))
-        for task, (date, path) in sorted(sample_files(folder).items())
-    }
+    samples: dict[tuple[str, Path], dict[str, Path]] = {}
+    for file in _sample_files(path):
+        if named := _SAMPLES.match(file.name):
+            samples.setdefault((named["date"] or "", file.parent), {})[named["task"]] = file
+    return [_evaluation(path, folder, date, samples[date, folder]) for date, folder in sorted(samples)]
+
+
+def _sample_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.rglob("samples_*.jsonl"))
+    if path.suffix == ".jsonl":
+        return [path] if path.is_file() else []
+    named = _RESULTS.match(path.name) if path.is_file() else None
+    date = named["date"] or "" if named else ""
+    found = path.parent.glob("samples_*.jsonl") if named else ()
+    return [
+        file for file in sorted(found) if (of := _SAMPLES.match(file.name)) and (of["date"] or "") == date
+    ]
+
+
+def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]) -> Evaluation:
+    named = [file for file in sorted(folder.glob(f"*{date}.json")) if _RESULTS.match(file.name)]
+    results_file = next((file for file in named if date or file.name == "results.json"), None)
+    results = _read_results(results_file) if results_file else {}
+    model, identity = _identify(results)
+    if results_file and results_file != path:
+        _refuse_other_folder(results_file, model)
+    tasks = {task: partial(_parse_task, task, file, results) for task, file in sorted(samples.items())}
+    (first, *more) = samples.values()
+    unfinished = () if path == first else tuple(_dict(results, "configs").keys() - samples.keys())
+    file = results_file or (folder if more else first)
+    return Evaluation(file, model, identity if model else None, tasks, unfinished)
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    if results := read_object(file):
+        return results
+    found, step = "no results that can be read", "copy the file again, or evaluate again"
+    raise UserError(Problem(str(file), found, "what lm-eval wrote beside the samples, as JSON", step))
+
+
+def _refuse_other_folder(file: Path, model: str) -> None:
+    """Refuse results of one model in the folder that lm-eval names after another one."""
+    folder = file.absolute().parent.name
+    if (
+        file.name.startswith("results_")
+        and model
+        and "__" in folder
+        and folder != _NOT_IN_FOLDERS.sub("__", model)
+    ):
+        found = f"results of {model} in the folder {folder}"
+        step = f"name {as_argument(str(file))} itself to take it as {model}"
+        raise UserError(Problem(str(file), found, "those of the model that the folder is named after", step))
+
+
+def _identify(results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a model's name and its configuration, but not where and how fast it ran."""
+    config = {key: value for key, value in _dict(results, "config").items() if key not in _MACHINE}
+    if isinstance(args := config.get("model_args"), dict):
+        config["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
+    names = (results.get("model_name"), results.get("model"), config.get("model_args"))
+    name = next((str(name) for name in names if name), "")
+    return name, {key: results[key] for key in _WHO if key in results} | config
 
 
 def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
-    samples = _keep_first_filter(path, list(_rows(path)))
+    rows = list(_rows(path))
+    samples = _keep_first_filter(path, rows)
     metric = _metric(path, list(samples.values()))
     _refuse_unscored(path, samples, metric)
-    direction = results.get("higher_is_better", {}).get(task, {}).get(metric)
+    _refuse_missing(path, len(samples), _dict(_dict(results, "n-samples"), task))
+    direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
     higher = bool(direction) if direction is not None else not _is_named(metric, _LOWER)
     bounds = (0.0, inf) if _is_named(metric, _ERROR_RATES) else (0.0, 1.0)
-    config = results.get("config", {})
+    config = _dict(results, "config")
     settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
-    settings["version"] = results.get("versions", {}).get(task)
-    settings["num_fewshot"] = results.get("n-shot", {}).get(task)
+    settings["version"] = _dict(results, "versions").get(task)
+    settings["num_fewshot"] = _dict(results, "n-shot").get(task)
+    settings["filter"] = rows[0].get("filter")
     items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
     return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit", bounds)
+
+
+def _refuse_missing(path: Path, n: int, counts: Mapping[str, Any]) -> None:
+    """Refuse samples of which the results count more, as a copy that was cut has them."""
+    expected = counts.get("effective")
+    if isinstance(expected, int) and expected > n:
+        step = "copy the file again, or evaluate again"
+        raise UserError(Problem(str(path), f"{n} of {expected} samples", "all of them", step))
 
 
 def _is_named(metric: str, names: Iterable[str]) -> bool:
@@ -82,7 +156,12 @@ def _is_named(metric: str, names: Iterable[str]) -> bool:
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
     return LoggedItem(
         score=float(row[metric]),
-        digests={name: str(row.get(name, "")) for name in _HASHES},
+        digests={
+            name: str(row.get(name) or digest_logged(row[field]))
+            for name, field in _HASHES.items()
+            if name in row or field in row
+        },
+        answer=digest_logged([row.get("resps"), row[metric]]),
         cluster=find_text_cluster(row.get("doc")),
         n_choices=len(row.get("resps") or row.get("arguments") or ()),
     )
@@ -162,6 +241,11 @@ def _refuse_unscored(path: Path, samples: Mapping[str, Mapping[str, Any]], metri
         named = ", ".join(bad[:5])
         found = f"{len(bad)} of {len(scores)} items without a number as {metric} (doc_id {named})"
         raise UserError(Problem(str(path), found, "a finite score of every item", "evaluate again"))
+
+
+def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an object within another one; an empty one where there is none, or something else."""
+    return found if isinstance(found := value.get(key), dict) else {}
 
 
 def _first(*values: Any) -> Any:
