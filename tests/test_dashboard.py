@@ -1498,13 +1498,6 @@ def test_the_words_of_a_difference_are_marked_and_stand_apart(page_imports):
     assert shown == "the <del>red</del> <ins>blue</ins> &lt;b&gt; cat"
 
 
-def test_a_csv_holds_no_formula(page_imports):
-    from parts.controls import write_csv
-
-    for text in ("=1+1", "\x1b[31m=1+1", "\u202e=1+1"):
-        assert write_csv([{"a": text, "b": 0.1}]) == "a,b\n'=1+1,0.1\n"
-
-
 LABELS = ("refund", "delivery", "account")
 
 

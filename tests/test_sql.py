@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fake_rows import EXACT, LOWER
 from test_store import IDENTITY, complete, make_run, row
 from typer.testing import CliRunner
 
+from harness import frames
 from harness import store as stores
 from harness.cli import app
 from harness.comparison import compare_rows
@@ -385,6 +387,62 @@ def test_a_query_that_cannot_be_answered_is_refused_with_a_next_step(store, quer
     with pytest.raises(UserError, match=r"found .*; expected .*; next: ") as refused:
         stores.query(store, query)
     assert said in str(refused.value)
+
+
+SECRET = "the key of the safe"
+READERS = ("read_csv", "read_text", "read_blob", "read_json", "read_ndjson_objects", "glob", "sniff_csv")
+OUTSIDE = [
+    *(f"FROM {reader}('{{file}}')" for reader in (*READERS, "read_parquet", "parquet_metadata")),
+    *("FROM '{file}'", "FROM '{file}.parquet'", "FROM read_text('{runs}/rows/../../safe.csv')"),
+    *("FROM read_text('{runs}/harness.duckdb')", "FROM read_csv('http://127.0.0.1:9/x.csv')"),
+    *(
+        "FROM frame_of_python",
+        "FROM glob('/etc/*')",
+        "FROM duckdb_secrets()",
+        "FROM query('FROM ''{file}''')",
+    ),
+    "FROM enable_logging(storage='file', storage_path='{file}.log')",
+    "FROM enable_profiling(save_location='{file}.log')",
+    "COPY (SELECT 1) TO '{file}.log'",
+    "ATTACH '{file}.log'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+]
+
+
+@pytest.mark.parametrize("form", ["--csv", "frames"])
+@pytest.mark.parametrize("query", OUTSIDE)
+def test_a_query_reads_and_writes_no_file_but_the_stored_rows(tmp_path, store, command, query, form):
+    (tmp_path / "safe.csv").write_text(SECRET)
+    written = query.format(file=tmp_path / "safe.csv", runs=store.folder)
+    if form == "frames":
+        frame_of_python = frames.runs(store.folder)
+        assert len(frame_of_python) == 3
+        with pytest.raises(UserError, match="next: "):
+            frames.query(written, store.folder)
+    else:
+        code, out, said = command("sql", written, "--runs", store.folder, form)
+        assert (code, out, "expected" in said, SECRET in said) == (2, "", True, False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "safe.csv"]
+
+
+@pytest.mark.parametrize("name", ["r[1]", "it's", "a*b"])
+def test_samples_are_read_in_a_folder_of_any_name(tmp_path, store, name):
+    store.folder.rename(tmp_path / name)
+    assert column(Store(tmp_path / name), "SELECT count(text) FROM samples") == [18]
+
+
+def test_queries_of_several_threads_are_all_answered(store):
+    query = "SELECT count(text) FROM samples"
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: column(store, query), range(8))) == [[18]] * 8
+
+
+def test_no_text_in_csv_is_a_formula(store):
+    query = "SELECT '=1+1' AS \"=a\", '\x1b[31m@SUM(1)' AS b, -0.5 AS c, '-0.5' AS d, 'a\nb' AS e"
+    lines = sql(query, "--runs", store.folder, "--csv").stdout
+    assert lines == "'=a,b,c,d,e\n'=1+1,'@SUM(1),-0.5,'-0.5,\"a\nb\"\n"
 
 
 def test_rows_that_are_damaged_are_named(store):

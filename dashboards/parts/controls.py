@@ -3,7 +3,6 @@
 Invariant: what is chosen stands in the page's address, so a link shows what its sender saw.
 """
 
-import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import streamlit as st
 from harness.formatting import count
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport, Section
-from harness.report.escape import clean, spreadsheet
+from harness.report.escape import clean, write_csv
 from parts import project, safe_text
 
 
@@ -135,18 +134,10 @@ def map_to_cells(section: Section) -> list[dict[str, str]]:
     return [dict(zip(section.columns, row, strict=True)) for row in section.rows]
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows as CSV in which no text can be taken for a formula by a spreadsheet."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: spreadsheet(v) if isinstance(v, str) else v for k, v in row.items()})
-    return stream.getvalue()
-
-
 def offer_csv(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     """Offer rows as a CSV file."""
+    stream = io.StringIO()
+    write_csv(stream, list(rows[0]) if rows else [], (row.values() for row in rows))
     st.download_button(
-        "CSV", write_csv(rows), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
+        "CSV", stream.getvalue(), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
     )

@@ -3,7 +3,6 @@
 Invariant: stdout holds the rows and nothing else; nothing that is stored changes.
 """
 
-import csv
 import sys
 from collections.abc import Sequence
 from math import isfinite
@@ -31,6 +30,7 @@ def sql(
     """Query everything that is stored, in DuckDB's SQL."""
     from harness import store
     from harness.report import ResultDocument, Section
+    from harness.report.escape import write_csv
 
     if tables == bool(query) or (as_csv and as_json):
         given = "both" if tables else "neither a query nor --tables"
@@ -42,9 +42,7 @@ def sql(
         names = _distinct(answer.columns)
         print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
     elif as_csv:
-        out = csv.writer(sys.stdout, lineterminator="\n")
-        out.writerow(answer.columns)
-        out.writerows(answer.rows)
+        write_csv(sys.stdout, answer.columns, answer.rows)
     else:
         rows = [list(map(_cell, row)) for row in answer.rows]
         print_document(ResultDocument("", [Section(columns=answer.columns, rows=rows)], ""))

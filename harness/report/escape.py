@@ -5,11 +5,12 @@ it means as markup depends on the target, so terminal text is printed as plain `
 is escaped here, and HTML by its template.
 """
 
+import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len
 
@@ -62,14 +63,17 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
     return [head, "|---" * len(columns) + "|", *body]
 
 
-def spreadsheet(text: str) -> str:
-    """Clean a text for a cell, where a spreadsheet would take some beginnings for a formula."""
-    return _disarm_formula(clean(text))
+def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows as CSV in which no text can be taken for a formula by a spreadsheet."""
+    writer = csv.writer(out, lineterminator="\n")
+    for cells in (columns, *rows):
+        writer.writerow(spreadsheet_lines(cell) if isinstance(cell, str) else cell for cell in cells)
 
 
 def spreadsheet_lines(text: str) -> str:
-    """Clean a text for a cell as `spreadsheet` does, but keep its lines: for questions and answers."""
-    return _disarm_formula(clean_lines(text).strip())
+    """Clean the lines of a text for a cell, where a spreadsheet would take some beginnings for a formula."""
+    cell = clean_lines(text).strip()
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def page_environment(folder: Path) -> "Environment":
@@ -85,10 +89,6 @@ def page_environment(folder: Path) -> "Environment":
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
     )
-
-
-def _disarm_formula(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def shorten(text: str, width: int, kept: int | None = None) -> str:

@@ -5,7 +5,6 @@ can be taken for a formula by a spreadsheet. A test case is a rule; none passes 
 Source: JUnit's XML as GitHub, GitLab and Jenkins read it: testsuites, testsuite, testcase, failure, skipped.
 """
 
-import csv
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
 from harness.gating import Rule, Verdict
-from harness.report.escape import clean, spreadsheet
+from harness.report.escape import clean, write_csv
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import best_first
 
@@ -48,13 +47,11 @@ Row = dict[str, Any]
 def to_csv(report: ExperimentReport, evidence: str) -> str:
     """Write every score and every paired difference; the target's is to the best untrained candidate."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows: list[Row] = []
     for f in best_first(report):
         own = {"experiment": report.experiment, "candidate": f.name, "seed": f.seed, "evidence": evidence}
-        for row in _rows(report, f):
-            cells = (own | row).items()
-            writer.writerow({k: spreadsheet(v) if isinstance(v, str) else v for k, v in cells})
+        rows += (own | row for row in _rows(report, f))
+    write_csv(stream, COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
     return stream.getvalue()
 
 

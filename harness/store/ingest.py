@@ -15,7 +15,7 @@ from harness import __version__
 from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.rows import read_identity
-from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS, pattern
+from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS, pattern, quote_texts
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 
@@ -227,10 +227,11 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
     # sync.
     import duckdb
 
-    rows = [f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"]
+    folder = store.folder.resolve()
+    rows = [f"{pattern(folder)}/rows/*/rows.parquet"]
     if not any(store.folder.glob("rows/*/rows.parquet")):
         rows = []
-    drawn = [f"{pattern(store.folder.resolve())}/rows/*/samples/*.jsonl"]
+    drawn = [f"{pattern(folder)}/rows/*/samples/*.jsonl"]
     if not any(store.folder.glob("rows/*/samples/*.jsonl")):
         drawn = []
     try:
@@ -241,25 +242,21 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
             raise
         whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
         with transaction(db):
-            _replace_views(db, [pattern(store.parquet(digest).resolve()) for (digest,) in whole], drawn)
+            _replace_views(db, [pattern(Store(folder).parquet(digest)) for (digest,) in whole], drawn)
 
 
 def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
     """Let the views read Parquet files and drawn answers of these patterns; none give no row."""
-    rows = READ_NAMED.replace("?", _quote_files(files)) if files else _describe_no_rows(COLUMNS)
+    rows = READ_NAMED.replace("?", quote_texts(files)) if files else _describe_no_rows(COLUMNS)
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
-    read = f"read_json({_quote_files(drawn)}, columns = {{{columns}}}, {options})"
+    read = f"read_json({quote_texts(drawn)}, columns = {{{columns}}}, {options})"
     samples = read if drawn else _describe_no_rows(SAMPLE_COLUMNS)
     wanted = {table.name: table.query.format(rows=rows, samples=samples) for table in TABLES}
     if _view_queries(db) != (made := [str(list(wanted.values()))]):
         for name, query in wanted.items():
             db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
         db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
-
-
-def _quote_files(files: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
 
 
 def _describe_no_rows(columns: Mapping[str, str]) -> str:

@@ -1,8 +1,11 @@
 """SQL over the documented tables, read-only.
 
-Invariant: one SELECT at a time, so nothing that is stored changes.
+Invariant: one SELECT at a time, so nothing that is stored changes; it reads the index and the stored rows,
+and no other file, address or variable.
+Source: DuckDB's documentation, *Securing DuckDB*.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +15,14 @@ from harness.errors import Problem, UserError, did_you_mean
 from harness.store.index import connect
 from harness.store.layout import Store, first_line
 from harness.store.rows import ANEW
+from harness.store.rows.row_columns import pattern, quote_texts
 from harness.store.tables import TABLES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, Error
     from pandas import DataFrame  # type: ignore[import-untyped]
 
+_QUERYING = threading.Lock()  # connections of a process to one file share a locked configuration
 _LISTED = "harness sql --tables lists tables and columns"
 
 
@@ -55,12 +60,22 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
     _refuse_empty(store)
-    with connect(store) as db:
+    with _QUERYING, connect(store) as db:
+        _close_doors(db, store)
         try:
             _refuse_other(db.extract_statements(sql))
             yield db.execute(sql)
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
+
+
+def _close_doors(db: "DuckDBPyConnection", store: Store) -> None:
+    """Let a connection read the store's rows, for good, and no other file, address or variable of Python."""
+    rows = store.folder.resolve() / "rows"
+    db.execute("SET python_enable_replacements = false")
+    db.execute(f"SET allowed_directories = {quote_texts([f'{rows}/', f'{pattern(rows)}/'])}")
+    db.execute("SET enable_external_access = false")
+    db.execute("SET lock_configuration = true")
 
 
 def _refuse_empty(store: Store) -> None:
@@ -82,6 +97,8 @@ def _problem(error: "Error") -> Problem:
     """Phrase what DuckDB says, with the name that it means or ours that are nearest."""
     import duckdb
 
+    if isinstance(error, duckdb.PermissionException):
+        return Problem("query", first_line(error), "SQL over the documented tables alone", _LISTED)
     if isinstance(error, duckdb.IOException) or "parquet" in str(error):
         return Problem("rows", first_line(error), "whole Parquet files", ANEW)
     said = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from harness import report
 from harness.errors import Problem, UserError
-from harness.report.escape import spreadsheet_lines
+from harness.report.escape import write_csv
 
 _DELIMITERS = ",;\t"
 _LONGEST_CELL = 2**30  # of an answer that people read
@@ -33,9 +33,7 @@ def refuse_unwritable(file: Path) -> None:
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write the file whole, with the mark by which spreadsheets know UTF-8."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([spreadsheet_lines(cell) for cell in row] for row in rows)
+    write_csv(stream, columns, rows)
     report.write_forms(file.parent, file.stem, {file.suffix: "\ufeff" + stream.getvalue()})
 
 

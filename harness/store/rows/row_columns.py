@@ -4,7 +4,7 @@ Invariant: the database that reads and writes Parquet is in memory, one for the 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 def pattern(path: Path) -> str:
     """Write a path so that DuckDB, which reads paths as patterns, finds just this file."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def quote_texts(texts: Iterable[str]) -> str:
+    """Write texts as a list in DuckDB's SQL."""
+    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
 
 
 @contextmanager
