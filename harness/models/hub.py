@@ -240,10 +240,15 @@ def is_encoder_decoder(source: ModelSource) -> bool:
 
 
 def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a base; what is switched in its chat template stands in front of that."""
+    """Load the tokenizer of a base; what is switched in its chat template stands in front of that.
+
+    One that names no token which ends an answer gets the model's own.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side=padding_side, trust_remote_code=False)
+    if tokenizer.eos_token_id is None and (ends := map_end_tokens(source, tokenizer)):
+        tokenizer.eos_token = next(iter(ends.values()))
     if source.template:
         put_template(tokenizer, source.template)
     template = tokenizer.chat_template
@@ -254,6 +259,17 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrain
     join_system(tokenizer)
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
+
+
+def map_end_tokens(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Map the ids of the tokens that end an answer to their texts: the tokenizer's, then the model's own."""
+    configs = (read_object(source.path / name) for name in reversed(_CONFIG_FILES))
+    said: Any = next((ends for of in configs if (ends := of.get("eos_token_id")) is not None), [])
+    ids = [tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])]
+    known: dict[int, Any] = {
+        i: tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and i >= 0
+    }
+    return {i: token for i, token in known.items() if token is not None}
 
 
 def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:

@@ -1,18 +1,26 @@
-"""Messages to token ids, and new token ids to an answer: what every engine of a language model shares.
+"""Messages to token ids, and new token ids to an answer: what every engine and every training shares.
 
-Invariant: `encode_all` is the only place where a chat template or a beginning-of-sequence token
-is added, and a prompt holds at most one of the latter.
+Invariant: this is the only place where a chat template or a beginning-of-sequence token is added, and a
+prompt holds at most one of the latter. What is trained on begins with the token ids of the prompt as it is
+evaluated, and its answer ends with a token that ends generation. A special token that stands in a text of
+the user's is read as text: it ends nothing and begins no turn.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.errors import Problem, UserError
+from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.batching import Tokens
+from harness.models.chat_templates import render_chat
 from harness.records import Encoded, Limits, Message, Output, PromptText
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+_MARKED = re.compile("[\U000f0000\U000f0001]")  # as transformers marks what is read as text
+_OPENED = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 
 
 class _Text(NamedTuple):
@@ -53,7 +61,84 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptTex
     Raises:
         UserError: a chat template is wanted and the tokenizer has none.
     """
-    rendered = _render(tokenizer, prompts)
+    return _encode(tokenizer, _render(tokenizer, prompts))
+
+
+def encode_answered(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[PromptText], ends: Mapping[int, str]
+) -> list[Encoded]:
+    """Turn prompts, each followed by its answer, into token ids to train on; `ends` end an answer.
+
+    An answer is written as the chat template writes it where that begins with the prompt as it is evaluated
+    and ends the answer; else it stands right behind that prompt, and the first of `ends` behind it, or the
+    one that the template writes there.
+
+    Raises:
+        UserError: no token ends an answer.
+    """
+    if not ends:
+        raise _phrase_no_end()
+    rendered = _render(tokenizer, rows)
+    written = [_write_answer(tokenizer, row, one, ends) for row, one in zip(rows, rendered, strict=True)]
+    made = _encode(tokenizer, [one.texts for one in written])
+    return [
+        encoded._replace(continuation=encoded.continuation + one.end)
+        for encoded, one in zip(made, written, strict=True)
+    ]
+
+
+def mask_assistant(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+    """Mark the tokens of a prompt that its chat template says the assistant wrote, in the turns before."""
+    chat = render_chat(tokenizer, _mark(_find_special(tokenizer), messages))
+    cuts = dict.fromkeys([len(chat.text), *(place for span in chat.marked for place in span)])
+    ids = _ids(tokenizer, [_Text(chat.text[:cut]) for cut in cuts])
+    places = {cut: len(ids[_Text(chat.text[:cut])]) for cut in cuts}
+    mask = [0] * places[len(chat.text)]
+    for start, end in chat.marked:
+        mask[places[start] : places[end]] = [1] * (places[end] - places[start])
+    return mask
+
+
+class _WrittenAnswer(NamedTuple):
+    """Texts of a prompt with its answer, and the token that has to be put behind them."""
+
+    texts: _PromptTexts
+    end: Tokens = ()
+
+
+def _write_answer(
+    tokenizer: "PreTrainedTokenizerBase", row: PromptText, prompt: _PromptTexts, ends: Mapping[int, str]
+) -> _WrittenAnswer:
+    context, answer, whole = prompt.context, prompt.continuation.text, ""
+    first = next(iter(ends))
+    if not row.chat_template:
+        gap = " " if context.text else ""
+        return _WrittenAnswer(_put_behind(context, gap + answer), (first,))
+    try:
+        messages = _mark(_find_special(tokenizer), row.messages)
+        answered = [*messages, {"role": "assistant", "content": answer}]
+        whole = render_chat(tokenizer, answered, asks=False).text
+    except CandidateFailed:
+        pass  # a template that answers nothing
+    before, there, after = whole.removeprefix(context.text).partition(answer or "\0")
+    is_asked_so = whole.startswith(context.text) and there and not before.strip()
+    if is_asked_so and after.lstrip().startswith(tuple(ends.values())):
+        return _WrittenAnswer(_put_behind(context, before + there + after))
+    behind = whole.rpartition(answer)[2] if answer else whole
+    end = next((i for i, token in ends.items() if token in behind), first)
+    opened = _OPENED.search(context.text)
+    if opened and answer.lstrip().startswith(opened[1]):  # the prompt has begun the thoughts already
+        answer = answer.lstrip().removeprefix(opened[1]).lstrip("\n")
+    return _WrittenAnswer(_put_behind(context, answer), (end,))
+
+
+def _put_behind(context: _Text, text: str) -> _PromptTexts:
+    whole = _Text(context.text + text, context.special and bool(context.text))
+    return _PromptTexts(context, _Text(text), whole if text else context)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", rendered: Sequence[_PromptTexts]) -> list[Encoded]:
+    """Turn texts into token ids, each of them once."""
     ids = _ids(tokenizer, [text for one in rendered for text in (one.context, one.whole)])
     ids |= _ids(tokenizer, [one.continuation for one in rendered if _is_merged(one, ids)])
     return [_join(tokenizer, one, ids) for one in rendered]
@@ -112,7 +197,30 @@ def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mes
                 "choose an instruct model, or set chat_template: false on the task",
             )
         )
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    return render_chat(tokenizer, messages).text
+
+
+def list_special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """List the tokens of a tokenizer that are no text: those that begin and end texts, turns and answers."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
+
+
+def _find_special(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    from transformers.utils.chat_template_utils import _get_control_token_patterns
+
+    return _get_control_token_patterns(tuple(list_special_tokens(tokenizer)))[0]
+
+
+def _mark(special: re.Pattern[str], messages: Sequence[Message]) -> list[Message]:
+    """Mark the special tokens in the texts of a user, which are then read as text."""
+    return [{**message, "content": _mark_text(special, message["content"])} for message in messages]
+
+
+def _mark_text(special: re.Pattern[str], text: str) -> str:
+    from transformers.utils.chat_template_utils import mark_control_tokens
+
+    return str(mark_control_tokens(text, special))
 
 
 def join_to_plain_text(messages: Sequence[Message]) -> str:
@@ -126,16 +234,16 @@ def join_to_plain_text(messages: Sequence[Message]) -> str:
 
 def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[_PromptTexts]:
     """Write prompts as texts; those that share their messages, once."""
-    contexts: dict[tuple[int, bool], _Text] = {}
-    rendered = []
-    for messages, continuation, chat in prompts:
-        key = (id(messages), chat)
+    contexts: dict[tuple[int, bool, bool], _Text] = {}
+    rendered, special = [], _find_special(tokenizer)
+    for messages, continuation, chat, is_written in prompts:
+        key = (id(messages), chat, is_written)
         if key not in contexts:
-            text = _apply_template(tokenizer, messages) if chat else join_to_plain_text(messages)
+            marked = messages if is_written else _mark(special, messages)
+            text = _apply_template(tokenizer, marked) if chat else join_to_plain_text(marked)
             contexts[key] = _Text(text, not chat)
-        context = contexts[key]
-        behind = _Text(context.text + continuation, context.special and bool(context.text))
-        rendered.append(_PromptTexts(context, _Text(continuation), behind if continuation else context))
+        behind = continuation if is_written else _mark_text(special, continuation)
+        rendered.append(_put_behind(contexts[key], behind))
     return rendered
 
 
@@ -157,15 +265,42 @@ def _join(tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_Text, Tokens]:
     """Return the token ids of texts, each of them once."""
-    wanted, out = dict.fromkeys(texts), {}
+    wanted, out = dict.fromkeys(texts), dict[_Text, Tokens]()
     for special in (False, True):
-        if chosen := [one for one in wanted if one.special == special]:
-            made = tokenizer([one.text for one in chosen], add_special_tokens=special)["input_ids"]
-            for one, ids in zip(chosen, made, strict=True):
-                # A template that writes the token and a tokenizer that adds it would make two.
-                twice = special and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
-                out[one] = tuple(ids[1:] if twice else ids)
+        chosen = [one for one in wanted if one.special == special]
+        if plain := [one for one in chosen if not _MARKED.search(one.text)]:
+            made = tokenizer([one.text for one in plain], add_special_tokens=special)["input_ids"]
+            out |= {
+                one: _drop_added(tokenizer, one, tuple(ids)) for one, ids in zip(plain, made, strict=True)
+            }
+        for one in chosen:
+            if one not in out:
+                out[one] = _read_as_text(tokenizer, one)
     return out
+
+
+def _drop_added(tokenizer: "PreTrainedTokenizerBase", one: _Text, ids: Tokens) -> Tokens:
+    """Leave out what a tokenizer puts around a text and no prompt has: a second beginning, and an end."""
+    if not one.special:
+        return ids
+    # A template that writes the token and a tokenizer that adds it would make two.
+    twice = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+    eos = tokenizer.eos_token
+    ends = len(ids) > 1 and eos and ids[-1] == tokenizer.eos_token_id and not one.text.endswith(eos)
+    return ids[int(twice) : -1 if ends else None]
+
+
+def _read_as_text(tokenizer: "PreTrainedTokenizerBase", one: _Text) -> Tokens:
+    """Return the token ids of a text in which special tokens of the user's are marked."""
+    from transformers.utils.chat_template_utils import encode_marked_chat
+
+    try:
+        ids = tuple(encode_marked_chat(tokenizer, one.text))
+    except ValueError as error:  # a tokenizer that makes the token of its letters as well
+        found = f"a text that holds a special token of the tokenizer ({error})"
+        raise CandidateFailed(found, "harness data clean FILE --out OUT --special-tokens") from None
+    begin = tokenizer("", add_special_tokens=True)["input_ids"][:1] if one.special else []
+    return tuple(i for i in begin if i == tokenizer.bos_token_id) + ids
 
 
 def _prefix(tokenizer: "PreTrainedTokenizerBase") -> Tokens:

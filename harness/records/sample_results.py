@@ -95,11 +95,15 @@ class Limits(NamedTuple):
 
 
 class PromptText(NamedTuple):
-    """Messages and what would follow them, as text; without a chat template they are joined as they are."""
+    """Messages and what would follow them, as text; without a chat template they are joined as they are.
+
+    Special tokens within the texts are read as text, unless a template wrote them: `is_written`.
+    """
 
     messages: Sequence[Message]
     continuation: str = ""
     chat_template: bool = True
+    is_written: bool = False
 
 
 class Encoded(NamedTuple):

@@ -244,7 +244,7 @@ def _load_trained(model: Any, params: HeadParams, folder: Path) -> Any:
 def _rows(
     known: LabelledTexts, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[list[Row], int]:
-    ids = [tokenizer(text)["input_ids"] for text in known.texts]
+    ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in known.texts]
     rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
     return loop.rows_that_fit(rows, list(map(len, ids)), max_length)
 
@@ -335,6 +335,7 @@ def _batches(
     for at in range(0, len(texts), _AT_ONCE):
         yield tokenizer(
             list(texts[at : at + _AT_ONCE]),
+            split_special_tokens=True,  # one in a text of the user's is text
             return_tensors="pt",
             padding=True,
             truncation=True,

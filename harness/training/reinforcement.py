@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_line
 from harness.metrics import Metric, item_scores, load_metrics
+from harness.models import encode_all, join_to_plain_text
 from harness.models.hardware import Machine
-from harness.records import Example, Output, TrainingRecord
+from harness.records import Example, Message, Output, PromptText, TrainingRecord
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward
@@ -112,7 +113,7 @@ def _rows(
 ) -> tuple[list[Row], int]:
     """Return the prompts that fit, each with the index of its example, and how many did not."""
     rows = [{"prompt": _prompt(context, e.messages), "index": i} for i, e in enumerate(context.train)]
-    lengths = [_length(row["prompt"], tokenizer) for row in rows]
+    lengths = list(map(len, _encode([row["prompt"] for row in rows], tokenizer)))
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
     n_prompts = (
         params.per_device_train_batch_size * params.gradient_accumulation_steps // params.num_generations
@@ -125,15 +126,19 @@ def _rows(
     return kept, n_dropped
 
 
-def _prompt(context: FitContext, messages: Any) -> Any:
-    return list(messages) if context.chat_template else "\n\n".join(m["content"] for m in messages)
+def _prompt(context: FitContext, messages: Sequence[Message]) -> Any:
+    return list(messages) if context.chat_template else join_to_plain_text(messages)
 
 
-def _length(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt)["input_ids"])
-    ids: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-    return len(ids["input_ids"])
+def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Turn prompts as TRL has them, turns or texts, into the token ids that are evaluated."""
+    texts = [
+        PromptText(({"role": "user", "content": one},), chat_template=False)
+        if isinstance(one, str)
+        else PromptText(one)
+        for one in prompts
+    ]
+    return [list(one.context) for one in encode_all(tokenizer, texts)]
 
 
 def _trainer(
@@ -168,7 +173,7 @@ def _trainer(
 
 
 def _make_resumable(plain: Any) -> Any:
-    """Return TRL's trainer whose prompts and turns of drawing go on where a training was stopped.
+    """Return TRL's trainer of our prompts, whose turns of drawing go on where a training was stopped.
 
     TRL's own would draw the order of the first epoch again.
     """
@@ -181,6 +186,9 @@ def _make_resumable(plain: Any) -> Any:
 
     class ResumableTrainer(plain):  # type: ignore[misc]
         _step: int
+
+        def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+            return _encode(prompts, self.processing_class), None, {}
 
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             sampler = super()._get_train_sampler(dataset)

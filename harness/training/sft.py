@@ -7,7 +7,7 @@ adapters says so.
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed
-from harness.models import oom
+from harness.models import mask_assistant, oom
 from harness.models.devices import load_base
 from harness.models.hardware import Machine, dtype
+from harness.models.hub import map_end_tokens
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.training import checkpoints
@@ -34,7 +35,7 @@ from harness.training.packing import (
 from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
 from harness.training.parallel.shards import placement, save_trained
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
-from harness.training.tokenized import tokenize
+from harness.training.tokenized import Tokens, tokenize
 from harness.training.trainer import LoopParams, Row
 from harness.training.training_figures import curve, figures
 
@@ -261,18 +262,22 @@ def _rows(
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     rows = [_row(*tokens) for tokens in made]
     if params.assistant_only_loss:
-        masks = (assistant_mask(example, tokenizer) for example in examples)
+        ends = {*map_end_tokens(context.source, tokenizer)}
+        masks = (
+            assistant_mask(example, tokens, ends, tokenizer)
+            for example, tokens in zip(examples, made, strict=True)
+        )
         rows = [row | {"completion_mask": mask} for row, mask in zip(rows, masks, strict=True)]
     return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
 
 
-def assistant_mask(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Mark the tokens of a row, with its answer, that its chat template says the assistant writes."""
-    turns = [*example.messages, {"role": "assistant", "content": example.references[0]}]
-    made: Any = tokenizer.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    return list(made["assistant_masks"])
+def assistant_mask(
+    example: Example, tokens: Tokens, ends: Container[int], tokenizer: "PreTrainedTokenizerBase"
+) -> list[int]:
+    """Mark the tokens of a row that its chat template says the assistant wrote, and the answer to its end."""
+    start, (ids,) = tokens
+    end = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1) + 1
+    return [*mask_assistant(tokenizer, example.messages), *[1] * (end - start), *[0] * (len(ids) - end)]
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:

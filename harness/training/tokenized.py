@@ -1,20 +1,21 @@
 """Training rows as token ids, made once for all candidates, trials and seeds that train on them.
 
-Invariant: the ids are those that TRL makes of the same texts; what is remembered is what would be made
-again, because texts, tokenizer with its template, versions and that of this code are its key.
+Invariant: the ids are those that TRL makes of the same texts where a chat template writes a conversation as
+it asks for the answer; else the prompt is the one that is evaluated. What is remembered is what would be made
+again, because texts, tokenizer with its template and ends, versions and that of this code are its key.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, fill_cache_file
-from harness.models import common_length
-from harness.models.hub import ModelSource
+from harness.models import encode_answered
+from harness.models.hub import ModelSource, map_end_tokens
 from harness.provenance import versions_of
-from harness.records import Example, Message, digest
+from harness.records import Encoded, Example, PromptText, digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Tokens(NamedTuple):
-    """One prompt with each of its answers: token ids of the whole, and where all of them leave the prompt."""
+    """One prompt with each of its answers: token ids of the whole, and where the answers start."""
 
     start: int
     wholes: list[list[int]]
@@ -38,13 +39,15 @@ def tokenize(
     """Return the tokens of examples, each with its answers (as many for every one of them)."""
     texts = [(list(e.messages), *ends) for e, ends in zip(examples, answers, strict=True)]
     versions = [version(name) for name in ("tokenizers", "transformers")]
-    key = digest([texts, chat, source.template_digest, versions, versions_of("tokens")])
+    ends = map_end_tokens(source, tokenizer)
+    key = digest([texts, chat, source.template_digest, ends, versions, versions_of("tokens", "tokenization")])
 
     def make() -> "Dataset":
         from datasets import Dataset
 
-        rows = [_tokens(e.messages, ends, chat, tokenizer) for e, ends in zip(examples, answers, strict=True)]
-        return Dataset.from_list([row._asdict() for row in rows])
+        rows = [PromptText(e.messages, a, chat) for e, of in zip(examples, answers, strict=True) for a in of]
+        made = iter(encode_answered(tokenizer, rows, ends))
+        return Dataset.from_list([_join([next(made) for _ in of])._asdict() for of in answers])
 
     made = cache_dataset(key, make) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in made]
@@ -65,23 +68,6 @@ def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
     return made
 
 
-def _tokens(
-    messages: Sequence[Message], answers: Sequence[str], chat: bool, tokenizer: "PreTrainedTokenizerBase"
-) -> Tokens:
-    """Make the tokens of one prompt and its answers; an answer begins where they leave the prompt's own."""
-    if chat:
-        ids = partial(_tokenize_chat, tokenizer)
-        prompt = ids(messages, add_generation_prompt=True)
-        wholes = [ids([*messages, {"role": "assistant", "content": answer}]) for answer in answers]
-    else:
-        text = "\n\n".join(m["content"] for m in messages)
-        prompt = tokenizer(text)["input_ids"]
-        wholes = [tokenizer(f"{text} {answer}{tokenizer.eos_token}")["input_ids"] for answer in answers]
-    return Tokens(common_length([tuple(ids) for ids in (prompt, *wholes)]), wholes)
-
-
-def _tokenize_chat(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], **options: Any
-) -> list[int]:
-    ids: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
-    return list(ids["input_ids"])
+def _join(encoded: Sequence[Encoded]) -> Tokens:
+    """Join the answers to one prompt, whose token ids all of them begin with."""
+    return Tokens(len(encoded[0].context), [[*one.context, *one.continuation] for one in encoded])

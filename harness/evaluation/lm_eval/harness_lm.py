@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, refuse
 from harness.evaluation.lm_eval.requests import UnfitRequest, answer, is_sampled
+from harness.models import render_chat
 from harness.models.hardware import probe
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
@@ -71,13 +72,12 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Write messages by the tokenizer's template; a last turn that is prefilled stays open."""
+        tokenizer = self.candidate.tokenizer
+        text = render_chat(tokenizer, chat_history, asks=add_generation_prompt).text
+        if add_generation_prompt:
+            return text
         return str(
-            self.candidate.tokenizer.apply_chat_template(
-                list(chat_history),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            tokenizer.apply_chat_template(list(chat_history), tokenize=False, continue_final_message=True)
         )
 
     @property

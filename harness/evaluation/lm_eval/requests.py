@@ -81,11 +81,14 @@ def _prompts(instance: Any) -> list[PromptText]:
         return [PromptText((), " ", chat_template=False), *([_plain(text)] if text else [])]
     kept = text.rstrip()
     continuation = text[len(kept) :] + others[0]
-    return [_plain(kept), _plain(kept + continuation)] if kept else [PromptText((), continuation, False)]
+    if not kept:
+        return [PromptText((), continuation, chat_template=False, is_written=True)]
+    return [_plain(kept), _plain(kept + continuation)]
 
 
 def _plain(text: str) -> PromptText:
-    return PromptText(({"role": "user", "content": text},), chat_template=False)
+    """Return a text as lm-eval writes it, which may have applied a chat template."""
+    return PromptText(({"role": "user", "content": text},), chat_template=False, is_written=True)
 
 
 def _join_pair(ids: Sequence[Encoded]) -> Encoded:

@@ -5,11 +5,12 @@ stop, and writes a conversation so that the prompt is its beginning. A base's ow
 front of one that refuses a system message stands what joins that to the question behind it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import CandidateFailed, Problem, UserError, did_you_mean
+from harness.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,46 @@ _JOINED = (
     " else messages +%}"
 )
 _ANSWER = "second"
+_stopped: dict[str, str] = {}  # templates that did too much work, which need not show it once more
+
+
+class Chat(NamedTuple):
+    """Conversation as a template writes it, and the spans (from, to) that it marks as the assistant's."""
+
+    text: str
+    marked: tuple[tuple[int, int], ...]
+
+
+def render_chat(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, asks: bool = True
+) -> Chat:
+    """Write a conversation by a tokenizer's chat template; where it `asks`, the assistant's turn begins.
+
+    Raises:
+        CandidateFailed: the template refuses the conversation, has a fault, or does too much work.
+    """
+    from harness.models.chat_templates.bounded_jinja import TooMuchWork, compile_template, render
+
+    blocks: list[str] = []
+    marked: list[tuple[int, int]] = []
+    try:
+        text = tokenizer.get_chat_template()
+        if text in _stopped:
+            raise CandidateFailed(_stopped[text])
+        template: Any = compile_template(text)
+        given = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
+        with template.environment.activate_tracker(blocks, marked):
+            for block in render(template, messages=list(messages), add_generation_prompt=asks, **given):
+                blocks.append(block)  # noqa: PERF402  (the tracker of marked spans reads those before it)
+    except CandidateFailed:
+        raise
+    except TooMuchWork as error:
+        _stopped[text] = f"a chat template that takes {error}"
+        raise CandidateFailed(_stopped[text], "a template of a chat alone") from None
+    except Exception as error:  # noqa: BLE001  (whatever a template of somebody else does)
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CandidateFailed(f"a conversation that the chat template does not write ({said})") from None
+    return Chat("".join(blocks), tuple(marked))
 
 
 def template_names() -> list[str]:
@@ -86,31 +127,25 @@ def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
         tokenizer.chat_template = _JOINED + template
 
 
-def _renders(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]]) -> bool:
-    from jinja2 import TemplateError
-
+def _renders(tokenizer: "PreTrainedTokenizerBase", turns: list[Message]) -> bool:
     try:
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError):
+        render_chat(tokenizer, turns)
+    except CandidateFailed:
         return False
     return True
 
 
 def template_problems(
-    tokenizer: "PreTrainedTokenizerBase", ends: Mapping[int, str], where: str
+    tokenizer: "PreTrainedTokenizerBase", ends: Sequence[str], where: str
 ) -> Iterator[Problem]:
     """Yield what forbids to train and evaluate by the template of a tokenizer; `ends` end an answer."""
-    from jinja2 import TemplateError
-
-    def render(turns: list[dict[str, str]], **options: Any) -> str:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-
     try:
-        prompt = render(_QUESTION, add_generation_prompt=True)
-        whole = render([*_QUESTION, {"role": "assistant", "content": _ANSWER}])
-    except (TemplateError, TypeError, ValueError) as error:
-        found = f"a template that cannot be rendered ({str(error).splitlines()[0]})"
-        yield Problem(where, found, "a Jinja template over messages and add_generation_prompt", "mend it")
+        prompt = render_chat(tokenizer, _QUESTION).text
+        answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
+        whole = render_chat(tokenizer, answered, asks=False).text
+    except CandidateFailed as error:
+        expected, step = "a Jinja template over messages and add_generation_prompt", "correct it"
+        yield Problem(where, f"a template that cannot be rendered ({error.reason})", expected, step)
         return
     if _QUESTION[0]["content"] not in prompt or not whole.startswith(f"{prompt}{_ANSWER}"):
         found = f"{prompt!r} for the prompt, and {whole!r} with its answer"
@@ -118,7 +153,7 @@ def template_problems(
         yield Problem(where, found, expected, "end the template as add_generation_prompt does")
         return
     rest = whole.removeprefix(f"{prompt}{_ANSWER}")
-    if not rest.startswith(tuple(ends.values())):
+    if not rest.startswith(tuple(ends)):
         found = f"{rest!r} after an answer"
-        expected = f"a token that ends one: {', '.join(ends.values())}"
+        expected = f"a token that ends one: {', '.join(ends)}"
         yield Problem(where, found, expected, "write {{ eos_token }} after the assistant's content")

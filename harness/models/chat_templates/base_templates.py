@@ -4,9 +4,7 @@ Invariant: chat prompts are for bases that have a template, and one that the exp
 tried on each of them before anything is trained by it.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
 from harness.errors import Problem, UserError, refuse
 from harness.models.chat_templates import read_template, template_names, template_problems
@@ -16,6 +14,7 @@ from harness.models.hub import (
     has_tokenizer,
     is_packed,
     load_tokenizer,
+    map_end_tokens,
     set_template,
 )
 from harness.spec import Experiment
@@ -65,9 +64,5 @@ def _complete(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, Mod
 
 def _problems(source: ModelSource, where: str) -> Iterator[Problem]:
     tokenizer = load_tokenizer(source)
-    ends = {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set[int]()
-    with suppress(OSError, ValueError):
-        said = json.loads((source.path / "generation_config.json").read_text("utf-8")).get("eos_token_id")
-        ends |= set(said if isinstance(said, list) else [said]) - {None}
-    names = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends)}
-    yield from template_problems(tokenizer, names, f"{where}, {source.name}")
+    ends = [*map_end_tokens(source, tokenizer).values()]
+    yield from template_problems(tokenizer, ends, f"{where}, {source.name}")

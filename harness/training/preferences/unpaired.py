@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from harness.training.context import FitContext
 from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
-from harness.training.tokenized import tokenize
+from harness.training.tokenized import Tokens, tokenize
 from harness.training.trainer import Row
 from harness.training.training_figures import curve
 
@@ -113,17 +113,14 @@ def _rows(
     thumbs = answers_with_thumbs(pairs)
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
     made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
-    rows = [_row(example, text, up, context.chat_template) for example, text, up in thumbs]
+    rows = [_row(tokens, up) for tokens, (_, _, up) in zip(made, thumbs, strict=True)]
     lengths = [len(tokens.wholes[0]) for tokens in made]
     return loop.rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
-def _row(example: Example, answer: str, up: bool, chat: bool) -> Row:
-    if chat:
-        turns = [{"role": "assistant", "content": answer}]
-        return {"prompt": list(example.messages), "completion": turns, "label": up}
-    prompt = "\n\n".join(m["content"] for m in example.messages)
-    return {"prompt": prompt, "completion": f" {answer}", "label": up}
+def _row(tokens: Tokens, up: bool) -> Row:
+    start, (ids,) = tokens
+    return {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
 
 
 def _trainer(
@@ -135,7 +132,19 @@ def _trainer(
 ) -> "KTOTrainer":
     from trl import KTOConfig, KTOTrainer
 
-    kind = loop.add_regularizers(KTOTrainer, context, policy.tokenizer, params.max_length)
+    class TokensTrainer(KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, _tokenizer: Any, args: KTOConfig, *_: Any) -> Any:
+            return self._add_kl(dataset, args.per_device_train_batch_size) if self.calculate_KL else dataset
+
+        @staticmethod
+        def _add_kl(dataset: Any, size: int) -> Any:
+            """Add the answer to another row of the batch, on which the divergence is estimated."""
+            answers = dataset["completion_ids"]
+            starts = range(0, len(answers), size)
+            parts = (answers[start : start + size] for start in starts)
+            return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
+
+    kind = loop.add_regularizers(TokensTrainer, context, policy.tokenizer, params.max_length)
     config = KTOConfig(
         output_dir=str(policy.scratch),
         **loop.settings(context, params) | {"train_sampling_strategy": "sequential"},
