@@ -16,6 +16,7 @@ from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
 from harness.models.memory import BYTES, weights_gb
 from harness.models.memory.shape import Shape
+from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -71,7 +72,8 @@ def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
     made = lora.fit(context, lora.Params(r=2, max_steps=3, warmup_steps=0, learning_rate=0.02))
     host = ModelHost(source, CPU)
-    encoded = host.base.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
+    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    (encoded,) = host.base.encode_all([written])
     before = host.base.loglikelihood([encoded[:2]])[0].logprob
     with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
         assert candidate.loglikelihood([encoded[:2]])[0].logprob > before + 0.01

@@ -15,6 +15,7 @@ from harness.models.devices.base_loading import load_base
 from harness.models.hardware import dtype
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
+from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -83,7 +84,8 @@ def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
     made = qlora.fit(context, qlora.Params(r=2, max_steps=1, warmup_steps=0))
     candidate = ModelHost(source, CPU).base
-    encoded = candidate.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
+    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    (encoded,) = candidate.encode_all([written])
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
     assert made.training.loss[0][1] == pytest.approx(expected, abs=1e-3)
 

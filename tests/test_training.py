@@ -14,7 +14,7 @@ from harness.methods import base, classifier, lora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
-from harness.records import Example
+from harness.records import Example, PromptText
 from harness.training import CHECKPOINTS, FitContext, LoraParams, lora_config, trainer
 from harness.training.sft import SupervisedParams, fine_tune
 
@@ -99,7 +99,8 @@ def test_only_the_completion_counts_in_the_loss(context, chat):
     asked = context.train[0]
     end = "<|im_end|>\n" if chat else "<|im_end|>"
     gap = "" if chat else " "
-    encoded = candidate.encode(asked.messages, f"{gap}{asked.references[0]}{end}", chat_template=chat)
+    written = PromptText(asked.messages, f"{gap}{asked.references[0]}{end}", chat, is_written=True)
+    (encoded,) = candidate.encode_all([written])
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
     assert first == pytest.approx(expected, abs=1e-3)
 
@@ -166,7 +167,8 @@ def test_the_best_checkpoint_is_kept_not_the_last(context):
     with kept.use_adapter(context.folder / "adapter", "kept") as candidate:
         losses = []
         for asked in context.validation:
-            encoded = candidate.encode(asked.messages, f"{asked.references[0]}<|im_end|>\n")
+            written = PromptText(asked.messages, f"{asked.references[0]}<|im_end|>\n", is_written=True)
+            (encoded,) = candidate.encode_all([written])
             losses.append(-candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation))
     assert sum(losses) / len(losses) == pytest.approx(min(validation), rel=0.05)
     assert min(validation) < 0.9 * max(validation)
