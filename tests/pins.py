@@ -105,7 +105,7 @@ def main() -> None:
     """Run the golden tests, then renew; a new plugin gets its entry first and its pin in a second pass."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", GOLDEN_TESTS], check=False)
     if done.returncode:
-        sys.exit("Results changed: raise the version of the concern, and say so in CHANGELOG.md.")
+        sys.exit("Results changed: raise the version of the concern, and say why in the commit.")
     _add_defaults()
     changed = renew()
     changed += renew() if list_unlisted_plugins() or any(not v.pin for v in code_versions().values()) else []

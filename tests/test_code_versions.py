@@ -13,7 +13,7 @@ def test_a_pin_is_the_digest_of_the_code_it_stands_for(concern):
     listed = code_versions()[concern]
     assert listed.pin == pins.pin_of(pins.files_of(listed)), (
         f"the code of {concern!r} changed. If no result changes, run `make pins`; else raise its version in "
-        f"{TABLE.name} and say so in CHANGELOG.md"
+        f"{TABLE.name} and say why in the commit"
     )
 
 
@@ -81,7 +81,7 @@ def test_a_default_that_identities_leave_out_has_not_changed(model):
     found, known = pins.defaults()[model], pins.read_known_defaults()[model]
     assert {name: found.get(name, value) for name, value in known.items()} == known, (
         f"a default of {model} changed, which no digest shows: raise the version of the concern that reads it, "
-        f"say so in CHANGELOG.md, and change {pins.DEFAULTS.name}"
+        f"say why in the commit, and change {pins.DEFAULTS.name}"
     )
 
 

@@ -2,7 +2,7 @@
 
 Invariant: moving, renaming and documenting code changes no identity. `code_versions.toml` lists each
 concern with its files and a pin, the digest of their syntax trees; a test fails while a pin differs.
-Where results change, raise the version and say so in CHANGELOG; where they do not, `make pins`.
+Where results change, raise the version; where they do not, `make pins`.
 """
 
 import tomllib
