@@ -1,11 +1,14 @@
 """Classification heads and embeddings: opened anew they answer as they were trained, and beat a guess."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
+from tiny_experiment import runs_of
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed, UserError
@@ -130,6 +133,20 @@ def test_an_encoder_that_is_not_there_is_refused_before_anything_runs(tiny, tmp_
     candidates = "  embedding: {method: embedding, params: {encoder: ./nowhere}}\n"
     with pytest.raises(UserError, match="nowhere"):
         tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
+
+
+def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "encoder")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "own.Module"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    both = f"  prompt: prompt\n  words: {{method: embedding, params: {{encoder: {folder}}}}}\n"
+    path = tiny_experiment.write(tmp_path / "work", tiny, both)
+    tiny_experiment.run(path)
+    found = runs_of(path)
+    assert (found["prompt"].state, found["words"].state) == ("done", "failed")
+    assert "references the module class 'own.Module', which is not part of" in found["words"].error
+    assert not (tmp_path / "it ran").exists()
 
 
 @pytest.mark.parametrize("module", [head, embedding])

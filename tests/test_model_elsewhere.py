@@ -10,6 +10,7 @@ from tiny_experiment import runs_of
 
 from harness import store
 from harness.errors import UserError
+from harness.models.hub import resolve
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -133,6 +134,19 @@ def test_pickled_weights_are_refused(tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "pickled weights" in refusal(tiny, tmp_path, folder)
+
+
+def test_a_pickled_base_is_refused_with_the_lines_that_save_it_again(tiny, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(tiny, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    said = refusal(folder, tmp_path, tiny)
+    assert f"base_model {folder}: found {folder} with pickled weights, which can run code" in said
+    exec(said.partition("where you trust them: ")[2])
+    assert resolve(str(folder)).n_parameters == resolve(str(tiny)).n_parameters
 
 
 @pytest.mark.parametrize(("folder", "said"), [("./gone", "gone"), ("hub:nobody/nothing", "hub")])

@@ -136,7 +136,8 @@ def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
     folder = Path(model).expanduser()
     is_absent = model.startswith((".", "/", "~")) and not folder.is_dir()
     try:
-        return getattr(sentence_transformers, kind)(str(folder) if folder.is_dir() else model)
+        named = str(folder) if folder.is_dir() else model
+        return getattr(sentence_transformers, kind)(named, trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = "there is no such folder" if is_absent else str(error).splitlines()[0]
         found = f"model {model} could not be loaded ({why})"

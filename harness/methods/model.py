@@ -22,9 +22,6 @@ class Params(Spec):
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield what forbids judging the model, found in the folder of the recipe's path, against this base."""
     folder = Path(recipe.path or "")
-    if not any(folder.glob("*.safetensors")):
-        step = "save it again with safe_serialization=True"
-        yield Problem(where, f"{folder} with pickled weights", "weights in safetensors", step)
     if not has_tokenizer(folder):
         step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({str(folder)!r})"
         yield Problem(where, f"{folder} without a tokenizer", "the tokenizer beside the weights", step)

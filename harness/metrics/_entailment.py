@@ -67,7 +67,7 @@ def _entailment(model: str, where: str) -> Entails:
     onnx = Path(model).is_dir() and not list(Path(model).glob("*.safetensors"))
     backend: Any = "onnx" if onnx and list(Path(model).rglob("*.onnx")) else "torch"
     try:
-        encoder = sentence_transformers.CrossEncoder(model, backend=backend)
+        encoder = sentence_transformers.CrossEncoder(model, backend=backend, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "an id that can be fetched or is cached, or a folder, of a sequence classifier"

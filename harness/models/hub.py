@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.models.adapters import Tensor, expert_parameters, parameters_of
 from harness.models.chat_templates import join_system, put_template
 from harness.models.embedded_model import (
@@ -34,6 +34,7 @@ from harness.models.model_folder import (
     content_digest,
     find_matching,
     map_stored_tensors,
+    pickled_problems,
     read_config,
     refuse_damaged,
     weights_bytes,
@@ -103,6 +104,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         path = Path(name).expanduser().resolve()
     else:
         path = _fetch_from_hub(name.removeprefix(HUB), where)
+    refuse(pickled_problems(path, f"{where} {name}"))
     weights, configs = weights_files(path), find_matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
@@ -287,12 +289,9 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
 
 
 def _count_parameters(path: Path) -> int:
-    """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
-    config = read_config(path)
-    if counted := sum(parameters_of(map_stored_tensors(path), find_packed_bits(config)).values()):
-        return counted
-    four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
-    return max(1, weights_bytes(path) // (4 if four_bytes else 2))
+    """Count the parameters by the safetensors' headers."""
+    bits = find_packed_bits(read_config(path))
+    return max(1, sum(parameters_of(map_stored_tensors(path), bits).values()))
 
 
 def _fetch_from_hub(name: str, where: str) -> Path:

@@ -1,10 +1,11 @@
 """Files of a model's folder: its configuration, its weights by their names and headers, and their digests.
 
-Invariant: no weights are loaded. Of weights in several forms those that transformers reads count.
+Invariant: no weights are loaded, and no pickle is read. Of weights in several forms those that transformers
+reads count.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,23 @@ def find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def weights_files(path: Path) -> list[Path]:
-    """List the files of weights that transformers reads, or would if the others were not there."""
-    found = find_matching(path, (SAFETENSORS, "*.bin"))
+    """List the safetensors that transformers reads, or would if the others were not there."""
+    found = find_matching(path, (SAFETENSORS,))
     if (path / _INDEX).exists() or (path / _WHOLE).exists():
         return [file for file in found if not file.match(_TWICE)]
     return found
+
+
+def pickled_problems(path: Path, where: str) -> Iterator[Problem]:
+    """Yield that the weights in a folder are pickled alone, with the lines that save them again."""
+    if weights_files(path) or not any(path.glob("*.bin")):
+        return
+    found = f"{path} with pickled weights, which can run code when they are opened"
+    step = (
+        "save them again where you trust them: from transformers import AutoModelForCausalLM as model; "
+        f"model.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+    )
+    yield Problem(where, found, "weights in safetensors", step)
 
 
 def weights_bytes(folder: Path) -> int:
@@ -42,11 +55,7 @@ def weights_bytes(folder: Path) -> int:
 
 def map_stored_tensors(path: Path) -> dict[str, Tensor]:
     """List the tensors of a folder's safetensors, read from their headers alone."""
-    return {name: tensor for file in _safetensors(path) for name, tensor in tensors_of(file).items()}
-
-
-def _safetensors(path: Path) -> list[Path]:
-    return [file for file in weights_files(path) if file.match(SAFETENSORS)]
+    return {name: tensor for file in weights_files(path) for name, tensor in tensors_of(file).items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -82,7 +91,7 @@ def refuse_damaged(path: Path) -> None:
         UserError: a file is cut short or none of safetensors, or one that the index names is missing.
     """
     problems = []
-    for file in _safetensors(path):
+    for file in weights_files(path):
         try:
             tensors_of(file)
         except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -63,7 +63,9 @@ def _load(
     found = f"{source.name} does not fit the memory of {machine.name}"
     try:
         with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"):
-            model = kind.from_pretrained(source.path, dtype=dtype(machine.precision), **given)
+            model = kind.from_pretrained(
+                source.path, dtype=dtype(machine.precision), trust_remote_code=False, **given
+            )
             model = model.to(machine.device)
     except ValueError as error:
         what = f"{source.name} cannot be loaded with a head ({one_line(error)})"
@@ -351,7 +353,11 @@ def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_lengt
     from sentence_transformers import SentenceTransformer
 
     path = encoder_of(encoder, base).path
-    model = SentenceTransformer(str(path), device=machine.device)
+    try:
+        model = SentenceTransformer(str(path), device=machine.device, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        found = f"the encoder {encoder} cannot be loaded ({str(error).splitlines()[0]})"
+        raise CandidateFailed(found, "another params.encoder") from error
     model.max_seq_length = min(max_length, model.max_seq_length or max_length)
     return lambda texts: torch.from_numpy(model.encode(list(texts), show_progress_bar=False)).float()
 

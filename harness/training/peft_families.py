@@ -181,7 +181,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
         tried = replace(tried, init_lora_weights=False)  # others compute with weights
     if not (base / "config.json").exists():
         return  # still packed: PEFT tries it where the run has unpacked it
-    of_base = AutoConfig.from_pretrained(base)
+    of_base = AutoConfig.from_pretrained(base, trust_remote_code=False)
     refuse_soft_prompt(config, of_base)
     exclude_unadapted(tried, of_base.model_type)
     try:

@@ -253,7 +253,7 @@ def _generation_config(path: Path) -> "GenerationConfig":
     try:
         return GenerationConfig.from_pretrained(path)
     except OSError:  # a model without this file
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 INVARIANT = "VLLM_BATCH_INVARIANT"  # vLLM's switch for numbers that do not depend on the batch
