@@ -41,13 +41,15 @@ USUAL = Sizes()
 class Version(NamedTuple):
     """What is true of one version: percent right on the target, general points lost, and in which half.
 
-    `more` holds the percent right on further targets, by task, where that is not as on the first.
+    `more` holds the percent right on further targets, by task, where that is not as on the first; `failed`
+    names items that it does not answer.
     """
 
     target: int = 90
     lost: int = 0
     lost_in: str = "both"
     more: tuple[tuple[str, int], ...] = ()
+    failed: tuple[str, ...] = ()
 
 
 COLLAPSED = Version(lost=50)
@@ -62,6 +64,8 @@ class VersionOracle(Oracle):
 
     def _output(self, messages: list[dict]) -> Output:
         task, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
+        if f"{task} {of} {number}" in self.version.failed:
+            return Output("", "error", error="the server hung up")
         if of == "-":
             base = is_right(int(number), BASE.general)
             hit = self.version.lost_in in ("both", self.half_of[f"{task}---{number}"])
@@ -140,6 +144,12 @@ def world(
 def _finish_world(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str, ...]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="rescue-world-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    open_world(write(folder, sizes, extra), {AS_IT_IS: as_it_is}, overrides)
+    return folder
+
+
+def write(folder: Path, sizes: Sizes = USUAL, extra: str = "") -> Path:
+    """Write the files of a world, with `extra` lines of harness.yaml; returns its path."""
     path = worlds.write(folder, BASE, sizes)
     config_file = json.loads((folder / "model" / "config.json").read_text())
     shape = {
@@ -151,8 +161,7 @@ def _finish_world(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[
     }
     (folder / "model" / "config.json").write_text(json.dumps({**config_file, **shape}))
     path.write_text(path.read_text() + extra)
-    open_world(path, {AS_IT_IS: as_it_is}, overrides)
-    return folder
+    return path
 
 
 def open_world(path: Path, versions: dict[str, Version], overrides=()) -> World:

@@ -12,7 +12,7 @@ from harness import config, experiment, release, stats, store
 from harness.cli.compare import exit_code
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs.stored_rows import Reader, controls_of
+from harness.experiment.runs.stored_rows import Reader, StoredRows
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.drift import control_rule
 from harness.models.hf import ModelHost
@@ -249,7 +249,7 @@ def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(p
     of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
     store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
     (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
-    (found,) = controls_of(open_store(path), run)
+    (found,) = StoredRows(open_store(path)).controls_of(run)
     assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
@@ -257,11 +257,11 @@ def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
     mark_from_elsewhere(path)
     run_further(path)
     (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
-    (first,) = controls_of(open_store(path), run)
+    (first,) = StoredRows(open_store(path)).controls_of(run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     later = control_arm.measure(session, session.source, 2)
     for digest in run.rows.values():
         store.keep_origin(open_store(path), digest, 0, Origin("", later))
-    (second,) = controls_of(open_store(path), run)
+    (second,) = StoredRows(open_store(path)).controls_of(run)
     assert (second.aa_flips, second.aa_n) == (0.5, 120.0 + first.n_other)

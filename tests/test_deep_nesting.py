@@ -12,9 +12,9 @@ from harness import config, release, report
 from harness.data import readers
 from harness.errors import UserError
 from harness.records import parse_json
-from harness.release.champions import champion_file, read_champion
 from harness.rescue.report import read as read_rescue
 from harness.spec import GatePolicy
+from harness.store import champion_file, read_champion
 
 DEEP = "[" * 100_000 + "]" * 100_000
 

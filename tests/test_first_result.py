@@ -8,7 +8,7 @@ from tiny_experiment import runs_of
 
 from harness import store
 from harness.cli.progress_bar import TerminalProgress
-from harness.experiment.runs.stored_rows import controls_of
+from harness.experiment.runs.stored_rows import StoredRows
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -89,7 +89,7 @@ def test_the_run_has_a_control_arm_and_its_first_rows_have_none(file_and_lines):
         name: {origin.control for origin in store.origins(at, digest).values()}
         for name, digest in run.rows.items()
     }
-    (measured,) = controls_of(at, run)
+    (measured,) = StoredRows(at).controls_of(run)
     assert measured.n_same > 0
     assert controls["letters/validation"] == {measured.id}
     assert controls["letters/test"] == {""}

@@ -9,7 +9,7 @@ from harness import config, release
 from harness.errors import IncompatibleRuns
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
-from harness.release.stored_target import refuse_regraded
+from harness.release.stored import refuse_regraded
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

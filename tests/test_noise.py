@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from harness import config, store
 from harness.cli import app
 from harness.evaluation import EvaluationJob
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, study_session
+from harness.experiment import measure as measure_run
 from harness.experiment.analysis import Reader
-from harness.experiment.analysis.gate_results import build_measurements
 from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import SilentProgress
@@ -79,9 +79,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
     measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
     store.save_noise(session.store, measured)
-    reader = Reader(session)
-    rows_of = {m.task.name: reader.read(run, m) for m in session.suites}
-    found = build_measurements(session, reader, run, rows_of)
+    found = measure_run(study_session(session, Reader(session)), run)
     assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 
 

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from dataclasses import asdict, replace
-from functools import partial
 
 import openai_server
 import pytest
@@ -21,10 +20,9 @@ from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, estimate_seconds, estimate_work, prepare_session
+from harness.experiment import Scope, compare, estimate_seconds, estimate_work, measure, prepare_session
 from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
-from harness.metrics import load_metrics
 from harness.models import openai_api
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -32,7 +30,7 @@ from harness.models.openai_api import Settings
 from harness.progress import SilentProgress
 from harness.provenance import timestamp
 from harness.records import Limits, Noise, TaskNoise
-from harness.release import stored_arms
+from harness.release.stored import study_stored
 from harness.rescue.select import find_case
 from harness.store import Store, read_identity, read_rows, save_noise
 
@@ -573,15 +571,9 @@ def test_the_gate_takes_the_noise_of_the_base(file_and_report, tmp_path):
     how = ("tiny", base.weights_digest, base.precision, "cpu", base.engine, base.layout_digest)
     save_noise(store, Noise("1", timestamp(), *how, of_tasks))
     stored = release.open_stored(config.load(path))
-    (suite,) = stored.experiment.suites
-    facts = next(task for task in suite.tasks if task.name == "facts")
-    run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
-    baseline = partial(stored_arms.baseline_identity, stored, run=run, champion=None)
-    tasks = [(facts, suite.role, suite.name)]
-    (measured,) = stored_arms.measure_arms(
-        stored, run, baseline, tasks=tasks, known=known, sampling=None, notes=[]
-    )
-    assert measured.flip_rate == 0.5
+    study, _ = study_stored(stored)
+    measured = measure(study, tiny_experiment.runs_of(path)["served"])
+    assert next(m for m in measured if m.task.name == "facts").flip_rate == 0.5
 
 
 def test_an_endpoint_is_neither_trained_nor_has_it_seeds(file_and_report):

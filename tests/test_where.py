@@ -26,7 +26,7 @@ ANSWERS = {
     "harness init": ("experiment/scaffold/__init__.py", "propose"),
     "estimate of cost": ("evaluation/costs/__init__.py", ""),
     "estimate of memory": ("models/memory/__init__.py", ""),
-    "champions": ("release/champions.py", ""),
+    "champions": ("store/champion_files.py", ""),
     "contamination of training data": ("data/contamination.py", ""),
     "control arm": ("evaluation/control_arm.py", ""),
     "hyper-parameter search": ("experiment/weights/proposals.py", "proposals"),

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import streamlit as st
 
 from harness import comparison, store
-from harness.comparison import BaseErrors, Comparison
+from harness.comparison import BaseErrors, Comparison, is_judge
 from harness.errors import HarnessError
+from harness.experiment import read_labels
 from harness.formatting import change
 from harness.records import Run, Sample, SampleResult
 from harness.report import ExperimentReport
+from harness.spec import GatePolicy
 from harness.store import Store
 from parts import project
 
@@ -47,7 +49,8 @@ def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> s
 def compare(pair: Pair) -> Comparison | str:
     """Compare two row sets, or say why they must not be."""
     try:
-        return _compare_pair(pair, project.row_set_times(pair.base, pair.new))
+        changed = (*project.row_set_times(pair.base, pair.new), *project.label_times())
+        return _compare_pair(pair, changed)
     except (HarnessError, KeyError) as error:
         return f"{pair.task}: {error}"
 
@@ -94,6 +97,8 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     at = project.project().store
     one, other = (store.read_identity(at, digest) for digest in (pair.base, pair.new))
     comparison.check_comparable(one, other)
+    if pair.base_errors == "worst" and pair.base != pair.new and (found := _compare_on_target(pair)):
+        return found
     return comparison.compare_rows(
         project.metric(pair.task, pair.metric),
         project.read_scored_rows(pair.base, pair.metric),
@@ -102,6 +107,20 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
         identical=pair.base == pair.new,
         base_errors=pair.base_errors,
     )
+
+
+def _compare_on_target(pair: Pair) -> Comparison | None:
+    """Compare two row sets of the target as verdicts do, by people's labels."""
+    loaded, task = project.experiment(), project.task(pair.task)
+    policy = loaded.experiment.gate if loaded else GatePolicy()
+    metric, at = project.metric(pair.task, pair.metric), project.project().store
+    labels = read_labels(at, task, metric.name) if task and is_judge(metric.name) else {}
+    if labels:
+        whole = store.read_many(at, (pair.base, pair.new))
+        arms = [comparison.add_samples(whole[d], store.read_drawn(at, d)) for d in (pair.base, pair.new)]
+    else:
+        arms = [project.read_scored_rows(digest, metric.name) for digest in (pair.base, pair.new)]
+    return comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors)
 
 
 def print_difference(c: Comparison) -> str:

@@ -16,10 +16,9 @@ import streamlit as st
 from harness import config, report, rescue, store
 from harness.config import LoadedExperiment
 from harness.errors import HarnessError
+from harness.experiment import renew_verdicts
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.records import Run, SampleResult
-from harness.release import Champion
-from harness.release.champions import champions
 from harness.report import ExperimentReport
 from harness.report.escape import clean
 from harness.rescue import Rescue
@@ -69,10 +68,12 @@ def reports() -> dict[str, ExperimentReport]:
     found: dict[str, ExperimentReport] = {}
     for path in report.kept_reports(project().file.parent / "reports"):
         try:
-            one = _report(str(path), path.stat().st_mtime_ns)
+            written_ns = path.stat().st_mtime_ns
+            one = _report(str(path), written_ns)
         except (HarnessError, OSError):
             continue
-        found.setdefault(one.file_name, one)
+        if one.file_name not in found:
+            found[one.file_name] = _renew_verdicts(one, written_ns)
     return found
 
 
@@ -90,6 +91,14 @@ def _file_times(files: Iterable[Path]) -> dict[Path, int]:
         with suppress(OSError):
             found[file] = file.stat().st_mtime_ns
     return found
+
+
+def _renew_verdicts(kept: ExperimentReport, written_ns: int) -> ExperimentReport:
+    """Take the verdicts that a gate or a confirmation in fp32 made by the file's policy after a report."""
+    loaded = experiment()
+    if loaded is None or loaded.experiment.name != kept.experiment:
+        return kept
+    return renew_verdicts(project().store, kept, runs(), loaded.experiment.gate, written_ns / 1e9)
 
 
 @st.cache_resource(show_spinner=False, max_entries=200)
@@ -135,10 +144,10 @@ def _experiment(path: str, modified_ns: int) -> LoadedExperiment | HarnessError:
         return error
 
 
-def champion_ids() -> dict[str, Champion]:
+def champion_ids() -> dict[str, store.Champion]:
     """Map the runs that are champions to what was promoted."""
     try:
-        return {champion.run_id: champion for champion in champions(project().file.parent)}
+        return {champion.run_id: champion for champion in store.champions(project().file.parent)}
     except HarnessError:
         return {}
 
@@ -175,6 +184,11 @@ def row_set_times(*digests: str) -> tuple[int, ...]:
     """Return when row sets last changed: one with a part of its items grows under its digest."""
     known = _file_times(paths := [project().store.parquet(digest) for digest in digests])
     return tuple(known.get(path, 0) for path in paths)
+
+
+def label_times() -> tuple[int, ...]:
+    """Return when people's labels came, as a comparison that they correct changes with them."""
+    return tuple(sorted(_file_times((project().store.folder / "labels").glob("*.json")).values()))
 
 
 def read_scored_rows(digest: str, metric_name: str) -> list[SampleResult]:

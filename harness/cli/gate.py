@@ -4,6 +4,7 @@ Invariant: only `regressions confirm` loads a model, and `promote` of a run of s
 """
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +36,7 @@ from harness.cli.options import (
     config_option,
     verb,
 )
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
 from harness.formatting import RATE, count, points
 
 if TYPE_CHECKING:
@@ -211,9 +212,12 @@ def regressions_confirm(
     from harness.release import rescore_pinned
 
     session, loaded = ExperimentFile(config=config).open_session()
-    for found in release.candidate_runs(release.open_stored(loaded), run):
+    stored = release.open_stored(loaded)
+    for found in release.candidate_runs(stored, run):
         if tasks := rescore_pinned(session, found):
             say(f"{found.run_id}: {', '.join(tasks)} in fp32")
+            with suppress(IncompatibleRuns):  # the base has not answered the pinned items yet
+                say(f"{found.run_id}: {release.judge_run(stored, found, None).verdict.sentence}")
         else:
             step = f"harness regressions add {run} TASK/ITEM{config_option(config)}"
             say(f"{found.run_id}: no suite pins items; next: {step}")

@@ -223,6 +223,26 @@ def compare_rows(
     )
 
 
+def compare_on_target(
+    metric: Metric,
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
+    labels: Labels,
+    max_errors: float,
+) -> Comparison | None:
+    """Compare two runs on a target: corrected by people's labels, refused where too many answers failed.
+
+    None where no item was scored in both.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or an item twice.
+    """
+    if not is_comparable(metric, base, new):
+        return None
+    found = correct_comparison(metric, compare_rows(metric, base, new), base, new, labels)
+    return refuse_failed(found, metric.range.span, max_errors)
+
+
 def _extreme_differences(
     metric: Metric, filled: FilledArms, only_slice: str, seed: int
 ) -> tuple[Difference, Difference]:

@@ -21,15 +21,24 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.gate_results import bases_of, build_measurements
-from harness.experiment.analysis.human_labels import correct_reached, count_missing, judge_labels
+from harness.experiment.analysis.human_labels import judge_labels, read_labels
+from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
-from harness.experiment.analysis.target_comparisons import base_on_target, commonest_answers, is_prompt
-from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs, wins_of, wins_over
+from harness.experiment.analysis.study import Study, is_as_written, study_session
+from harness.experiment.analysis.target_comparisons import compare_on, score_on
+from harness.experiment.analysis.target_facts import (
+    is_prompt,
+    list_untrained,
+    reached_on_target,
+    refuse_lost_folds,
+    target_rows,
+)
+from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs, wins_over
 from harness.experiment.analysis.verdict_records import (
     Judgement,
     record_report,
     record_verdict,
+    renew_verdicts,
     task_settings,
     verdict_change,
 )
@@ -64,17 +73,15 @@ from harness.experiment.run_preview import (
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, facts_of, facts_on_target
+from harness.experiment.runs.candidate_result import attempt, facts_of, is_ablation
 from harness.experiment.runs.first_result import show_first_result
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again
 from harness.experiment.runs.stored_rows import (
     Reader,
     Runs,
+    StoredRows,
     base_arm,
-    controls_of,
-    documents_of,
-    has_documents,
     suite_arm,
 )
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on

@@ -98,7 +98,7 @@ def compare_arms(
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
     _refuse_same_names(measured)
-    admitted = admitted or admit_tasks(measured, seed)
+    admitted = admitted or admit_tasks(measured, seed, policy)
     tasks = compare_measurements(measured, admitted, policy.alpha, identical=identical)
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]

@@ -15,6 +15,7 @@ from harness.gating.halves import HALVES, Half, HalfSplit, cluster_name, find_ot
 from harness.gating.verdict import (
     AdmittedHalf,
     TaskComparison,
+    is_judged,
     is_named_critical,
     is_reported_only,
     may_decide,
@@ -123,9 +124,17 @@ def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
     return policy.model_copy(update={"target": target})
 
 
-def admit_tasks(measured: Sequence[Measurement], seed: int = 0) -> AdmittedTasks:
-    """Cut every task into halves, and admit each half by the base's rows on the other."""
-    cut = cut_tasks(measured, seed)
+def admit_tasks(
+    measured: Sequence[Measurement], seed: int = 0, policy: GatePolicy | None = None
+) -> AdmittedTasks:
+    """Cut every task into halves, and admit each half by the base's rows on the other.
+
+    Tasks that the policy only reports have no part in how those that it judges are cut.
+    """
+    judged = [m for m in measured if policy is None or is_judged(m.task.name, policy)]
+    cut = cut_tasks(judged, seed)
+    if len(judged) < len(measured):
+        cut = cut._replace(half_of={**cut_tasks(measured, seed).half_of, **cut.half_of})
     return AdmittedTasks(cut, {m.task.name: _admission(m, cut) for m in measured})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import comparison, formatting
-from harness.comparison import Labels, answer_digest, correct_comparison, correct_estimate, labels_missing
+from harness.comparison import Labels, answer_digest, compare_on_target, correct_estimate, labels_missing
 from harness.metrics import Metric
 from harness.records import SampleResult
 
@@ -38,16 +38,19 @@ class JudgedChange:
     corrected_score: Ends | None = None
 
 
-def compare_judged_answers(metric: Metric, now: Rows, then: Rows, labels: Labels) -> JudgedChange | None:
+def compare_judged_answers(
+    metric: Metric, now: Rows, then: Rows, labels: Labels, max_errors: float
+) -> JudgedChange | None:
     """Put tonight's answers beside those of the whole reference; None where none was graded in both."""
-    answered = {row.example_id: row for row in now if _is_graded(metric, row)}
-    old = [row for row in then if row.example_id in answered and _is_graded(metric, row)]
-    if not old:
-        return None
+    answered = {row.example_id: row for row in now}
+    old = [row for row in then if row.example_id in answered]
     new = [answered[row.example_id] for row in old]
-    changed = [row for row, before in zip(new, old, strict=True) if row.text != before.text]
+    by_people = compare_on_target(metric, old, new, labels, max_errors)
+    if by_people is None:
+        return None
+    pairs = [(row, before) for row, before in zip(new, old, strict=True) if row.status != "error"]
+    changed = [row for row, before in pairs if row.text != before.text]
     found = comparison.compare_rows(metric, old, new)
-    by_people = correct_comparison(metric, found, old, new, labels)
     reference = comparison.estimate(metric, then)
     n_missing = labels_missing(metric.name, labels, then)
     own = correct_estimate(metric, reference, then, labels)
@@ -80,7 +83,3 @@ def describe_judged_change(change: JudgedChange) -> str:
     own = f"{formatting.percent(change.score)} to {formatting.interval(*change.corrected_score)} %"
     why = f"{some} that are others than in the reference have no label of people"
     return f"{said}: {why}, whose labels correct its score of the reference from {own}"
-
-
-def _is_graded(metric: Metric, row: SampleResult) -> bool:
-    return row.parts.get(metric.name) is not None and row.status != "error"

@@ -269,7 +269,13 @@ class _NightRun:
         if not is_judged(metric.name):
             return None
         tonight, before = ([row for (of, _), row in rows.items() if of == task] for rows in (now, then))
-        return compare_judged_answers(metric, tonight, before, judge_labels(self.session))
+        return compare_judged_answers(
+            metric,
+            tonight,
+            before,
+            judge_labels(self.session, self.session.target),
+            self.session.experiment.gate.max_errors,
+        )
 
     def _find_night_of_change(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows

@@ -18,7 +18,7 @@ from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
 from harness.records import Run, digest, drop_defaults
-from harness.release import Champion, candidate_runs, open_stored, read_champion
+from harness.release import candidate_runs, open_stored
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -52,7 +52,7 @@ def targets(
         UserError: nobody is watched.
     """
     known, named = session.candidates, session.experiment.nightly.candidates
-    champion = read_champion(loaded.folder, session.experiment.target.name)
+    champion = store.read_champion(loaded.folder, session.experiment.target.name)
     out: list[tuple[str, Target | HarnessError]] = []
     if champion is not None:
         candidate = known.get(champion.candidate) or session.resolve(
@@ -95,7 +95,7 @@ def _find_target(
     return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest, others)
 
 
-def _champion_runs(loaded: LoadedExperiment, session: Session, champion: Champion) -> list[Run]:
+def _champion_runs(loaded: LoadedExperiment, session: Session, champion: store.Champion) -> list[Run]:
     """Find the stored runs of a champion's recipe; none where the recipe is another one by now."""
     recipe = loaded.experiment.candidates.get(champion.candidate)
     if recipe is None or recipe != Recipe.model_validate(champion.recipe):

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from harness import config
+from harness import config, store
 from harness.comparison.run_diff import Differences, differences
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
-from harness.experiment import Scope, answer_all_items, prepare_session
+from harness.experiment import Scope, answer_all_items, is_ablation, prepare_session
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
-from harness.release.champions import Champion, best_run, promote, read_champion
+from harness.release.champions import best_run, promote
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
@@ -26,6 +26,8 @@ from harness.release.stored import Baseline, candidate_runs, count_members, gate
 from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.report import family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
+from harness.spec import Recipe
+from harness.store import Champion
 
 
 def gate(
@@ -83,10 +85,7 @@ def gate_candidate(
 
 def _refuse_ablation(stored: StoredExperiment, run: Run) -> None:
     """Refuse weights that stand on rows made wrong on purpose, also by another candidate."""
-    recipes = stored.experiment.candidates
-    own = recipes.get(run.candidate)
-    behind = recipes.get((own.weights_of or own.init_from or "") if own else "")
-    if run.recipe.get("corrupt") or (behind and behind.corrupt):
+    if is_ablation(Recipe.model_validate(run.recipe), stored.experiment.candidates):
         found = f"{run.candidate}, whose training rows were made wrong on purpose (corrupt)"
         raise UserError(Problem("promote", found, "a candidate to be shipped", "promote one without corrupt"))
 
@@ -124,7 +123,7 @@ def promote_named(
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
-    before = read_champion(stored.folder, stored.experiment.target.name)
+    before = store.read_champion(stored.folder, stored.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
     judged = _judge_or_explain(stored, run, before, despite)
     if isinstance(judged, str):

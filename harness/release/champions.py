@@ -1,88 +1,21 @@
-"""Champion registry: the released run of a target, in a reviewable file: `baselines/champions/<target>.json`.
+"""Promotion of a run to the champion of its target, and what a champion without suites is compared on.
 
-Invariant: the file holds digests and numbers only, no path of a machine; the rows that its
-digests name are the baseline, whatever becomes of the run's name. One that answers no suites, a classifier or
-a baseline, has no capabilities to compare with: those of a run are judged against the base, and only the
-target is compared with the champion.
+Invariant: a champion that answers no suites, a classifier or a baseline, has no capabilities to compare with:
+those of a run are judged against the base, and only the target is compared with the champion.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import comparison, formatting, plugins, store
-from harness.comparison import Estimate, labels_missing
-from harness.errors import Problem, UserError
-from harness.experiment import find_lm_eval_tasks, metrics_of
-from harness.formatting import RATE, Unit
+from harness.comparison import Estimate, compare_on_target, labels_missing
+from harness.experiment import StoredRows, find_lm_eval_tasks, metrics_of, read_labels, target_rows
+from harness.formatting import RATE
 from harness.metrics import load_metrics
-from harness.records import Run, StoredName, load
+from harness.records import Run
 from harness.release.stored_experiment import StoredExperiment
-from harness.release.stored_target import gain_over, read_labels, target_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Champion:
-    """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test.
-
-    `units` holds the units of those scores that are no rates where higher is better.
-
-    `verdict` is what the gate said when it was promoted (empty where it could not say anything),
-    `sentence` the evidence, `despite` why it was promoted although it had not passed. `first_base` is the
-    digest of the base that the first of its champions was judged against, `cumulative` the macro against that
-    one as [delta, low, high, n]; empty where it was not measured.
-    """
-
-    target: StoredName
-    run_id: StoredName
-    candidate: str
-    seed: int
-    experiment: str
-    base_model: str
-    weights_digest: str
-    base_digest: str
-    created: str
-    rows: dict[str, StoredName]
-    scores: dict[str, list[float]]
-    recipe: dict[str, Any]
-    verdict: str = ""
-    sentence: str = ""
-    despite: str = ""
-    units: dict[str, Unit] = field(default_factory=dict)
-    first_base: str = ""
-    cumulative: list[float] = field(default_factory=list)
-
-
-def champion_file(folder: Path, target: str) -> Path:
-    """Return where the champion of a target is written, below the experiment's folder."""
-    return folder / "baselines" / "champions" / f"{target}.json"
-
-
-def read_champion(folder: Path, target: str) -> Champion | None:
-    """Read the champion of a target; None where nobody was promoted.
-
-    Raises:
-        UserError: the file is no champion's.
-    """
-    path = champion_file(folder, target)
-    if not path.exists():
-        return None
-    try:
-        return load(Champion, path.read_bytes())
-    except ValueError as error:
-        found = f"a file that cannot be read ({str(error).splitlines()[0]})"
-        raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
-
-
-def champions(folder: Path) -> list[Champion]:
-    """Read the champions of all targets, below the experiment's folder.
-
-    Raises:
-        UserError: a file is no champion's.
-    """
-    targets = sorted(path.stem for path in champion_file(folder, "*").parent.glob("*.json"))
-    return [found for target in targets if (found := read_champion(folder, target)) is not None]
+from harness.store import Champion, champion_file
 
 
 def best_run(stored: StoredExperiment, runs: list[Run]) -> Run:
@@ -136,7 +69,7 @@ def validation_score(stored: StoredExperiment, run: Run) -> float:
     """Score a run on the target's validation rows, so that the larger value is the better one."""
     task = stored.experiment.target
     metric = load_metrics(task)[task.primary_metric]
-    rows = target_rows(stored.store, run, task, "validation")
+    rows = target_rows(StoredRows(stored.store), run, task, "validation")
     return comparison.estimate(metric, rows).score * metric.unit.sign
 
 
@@ -179,12 +112,12 @@ def _gain_text(stored: StoredExperiment, run: Run, champion: Champion) -> str:
     if len(versions) > 1:
         return f"unknown, for {champion.candidate} answered other items or was scored by other code"
     metric, policy = load_metrics(task)[task.primary_metric], stored.experiment.gate
-    labels = read_labels(stored, metric.name)
-    rows, base = target_rows(at, run, task), target_rows(at, other, task)
+    labels, read = read_labels(at, task, metric.name), StoredRows(at)
+    rows, base = target_rows(read, run, task), target_rows(read, other, task)
     missing = labels_missing(metric.name, labels, rows, base)
     if missing and policy.uncalibrated_judge == "refuse":
         return f"unknown, for its judge's grades need {formatting.pluralize(missing, 'more label')} of people"
-    gain = gain_over(metric, base, rows, labels, policy)
+    gain = compare_on_target(metric, base, rows, labels, policy.max_errors)
     if gain is None:
         return "unknown, for they share no item with a score"
     c = comparison.orient(gain)

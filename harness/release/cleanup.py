@@ -9,7 +9,6 @@ from typing import NamedTuple
 from harness import store
 from harness.errors import Problem, UserError
 from harness.records import Run
-from harness.release.champions import champions
 from harness.store import Leftover, References, Store
 
 
@@ -31,7 +30,7 @@ def remove_run(at: Store, run_id: str, nights: References) -> None:
         HarnessError: a compare is at work in the folder.
     """
     store.get_run(at, run_id)
-    targets = [champion.target for champion in champions(at.folder.parent) if champion.run_id == run_id]
+    targets = [champion.target for champion in store.champions(at.folder.parent) if champion.run_id == run_id]
     if targets:
         found = f"{run_id}, the champion of {', '.join(targets)}"
         step = "promote another run first: harness promote"
@@ -84,7 +83,7 @@ def _lacks_weight_references(run: Run) -> bool:
 
 
 def _champion_references(at: Store) -> References:
-    promoted = champions(at.folder.parent)
+    promoted = store.champions(at.folder.parent)
     return References(
         rows=frozenset(rows for one in promoted for rows in one.rows.values()),
         weights=frozenset(digest for one in promoted for digest in (one.weights_digest, one.base_digest)),

@@ -7,6 +7,7 @@ in fp32 only the precision of computing differs, which tells a lost item from on
 from dataclasses import replace
 from typing import NamedTuple
 
+from harness import store
 from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
 from harness.evaluation.candidates import base_weights
@@ -16,7 +17,6 @@ from harness.evaluation.session import EngineSlot, Session
 from harness.experiment import Reader, ensure_weights, suite_arm
 from harness.experiment.runs import run_candidate
 from harness.records import Run
-from harness.release.champions import read_champion
 from harness.spec import Recipe
 
 
@@ -46,7 +46,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
             "that only their scoring has changed; next: harness compare evaluates again"
         )
     gated_against = [base_weights(base) for base in candidate.bases]
-    champion = read_champion(session.store.folder.parent, session.experiment.target.name)
+    champion = store.read_champion(session.store.folder.parent, session.experiment.target.name)
     if champion is not None:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:

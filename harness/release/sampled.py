@@ -5,17 +5,12 @@ one that the comparison printed. A repeated confidence interval holds whatever t
 Source: Jennison & Turnbull 2000, chapter 9.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 from harness import store
 from harness.errors import IncompatibleRuns
 from harness.formatting import count
-from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
+from harness.records import FEWER, Run, SamplingRecord
 from harness.release.stored_experiment import StoredExperiment
 from harness.spec import Experiment
-
-Rows = list[SampleResult]
 
 
 def is_sampled(experiment: Experiment, run: Run) -> bool:
@@ -58,24 +53,6 @@ def analysis_settings(stored: StoredExperiment, run: Run, sampling: SamplingReco
     gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
     return stored._replace(experiment=experiment)
-
-
-def cut_to_sample(
-    stored: StoredExperiment, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]
-) -> Rows:
-    """Cut the rows of a task to the sampled items, each with its inclusion weight.
-
-    Raises:
-        IncompatibleRuns: not all of them were answered.
-    """
-    kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
-    if len(kept) < len(weights):
-        raise IncompatibleRuns(
-            f"{identity.task}: found answers of {identity.weights_digest} to {count(len(kept))} of the "
-            f"{count(len(weights))} sampled items; expected all of them; next: "
-            f"{stored.typed.command('compare', '--sequential')}"
-        )
-    return kept
 
 
 def describe_sampling(sampling: SamplingRecord) -> str:

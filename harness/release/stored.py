@@ -6,41 +6,39 @@ mended or dropped since are refused by the digest that differs.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from harness import config, decision, gating, plugins, store
+from harness import config, decision, plugins, store
 from harness.data import version_of_test
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import phrase_silent
-from harness.evaluation.rows.row_sets import rows_version
+from harness.evaluation.judges import list_stored_digests
+from harness.evaluation.rows.row_sets import rows_version, scoring_digest
 from harness.experiment import (
     Judgement,
-    controls_of,
+    StoredRows,
+    Study,
     find_lm_eval_tasks,
+    is_as_written,
+    judge,
+    list_untrained,
     metrics_of,
     record_verdict,
+    refuse_lost_folds,
     task_settings,
     verdict_change,
 )
-from harness.gating import GateResult, Measurement, Rule
-from harness.models.openai_api import WHO_ANSWERS
-from harness.records import FEWER, Run, SamplingRecord, canonical_json
-from harness.release.champions import Champion, answers_suites, champion_note, read_champion
+from harness.gating import GateResult
+from harness.records import FEWER, Run, SamplingRecord
+from harness.release.champions import answers_suites, champion_note
 from harness.release.sampled import analysis_settings, describe_sampling, find_sampling
-from harness.release.stored_arms import (
-    baseline_identity,
-    confirm_in_fp32,
-    find_first_base_identity,
-    measure_arms,
-)
 from harness.release.stored_experiment import StoredExperiment, open_stored
-from harness.release.stored_target import refuse_lost_folds, refuse_regraded, target_facts
-from harness.spec import Experiment, Recipe, Role, Task
+from harness.spec import JUDGE, Experiment, Role, Task
+from harness.store import Champion
 
 Baseline = Literal["base", "champion"]
 _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
@@ -63,7 +61,7 @@ def gate_stored(
             the files of a task have changed since.
     """
     stored = open_stored(config.load(path, overrides))
-    champion = read_champion(stored.folder, stored.experiment.target.name)
+    champion = store.read_champion(stored.folder, stored.experiment.target.name)
     if baseline == "champion" and champion is None:
         raise IncompatibleRuns(
             f"champion of {stored.experiment.target.name}: found none in {stored.folder / 'baselines'}; "
@@ -76,30 +74,6 @@ def gate_stored(
         raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
     runs = _select_seed(found, candidate, seed)
     return [judge_run(stored, run, against) for run in runs]
-
-
-def _strip_unasked(recipe: Recipe) -> Recipe:
-    """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
-    if not plugins.find_method(recipe.method).is_remote:
-        return recipe
-    named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
-    return recipe.model_copy(update={"params": named})
-
-
-def _is_of(run: Run, recipe: Recipe) -> bool:
-    """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
-    if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
-        recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
-    return _strip_unasked(Recipe.model_validate(run.recipe)) == _strip_unasked(recipe)
-
-
-def _has_tried(run: Run, recipe: Recipe) -> bool:
-    """Tell whether a run's prompt was chosen among those of a recipe: all of a sweep, some of a search."""
-    params = [one.params for one in run.training.sweep]
-    if recipe.sweep:
-        return set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
-    known = all(of.get(name) in values for of in params for name, values in recipe.search.items())
-    return known and len(params) <= recipe.trials
 
 
 def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
@@ -132,7 +106,7 @@ def candidate_runs(stored: StoredExperiment, candidate: str, *, sampled: bool = 
         whole = stored.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
-        done = [r for r in own if r.state == "done" and _is_of(r, recipe)]
+        done = [r for r in own if r.state == "done" and is_as_written(r, recipe)]
         newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
         if newest:
             _refuse_missing_seeds(stored, candidate, newest)
@@ -173,50 +147,58 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
     """
     sampling = find_sampling(stored, run)
     stored = analysis_settings(stored, run, sampling) if sampling else stored
-    experiment, catalogue = find_lm_eval_tasks(stored.experiment)
-    stored, at, target = stored._replace(experiment=experiment), stored.store, experiment.target
-    tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
-    unanswered = [named for named in tasks if f"{named[0].name}/test" not in run.rows]
-    if tasks and len(unanswered) == len(tasks):
-        raise _phrase_unanswered(stored, run, [named[0].name for named in tasks])
-    _refuse_changed(stored, catalogue, run, sampling)
-    refuse_regraded(stored, run)
-    refuse_lost_folds(stored, run)
-    left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
+    study, catalogue = study_stored(stored, sampling)
+    experiment, tasks = study.experiment, list(study.suite_tasks())
+    if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
+        raise _phrase_unanswered(stored, run, [one.task.name for one in tasks])
+    _refuse_changed(stored._replace(experiment=experiment), catalogue, run, sampling)
+    _refuse_regraded_arms(stored, study, run)
+    refuse_lost_folds(study, run)
+    left_out = [one.task.name for one in tasks if not study.is_judged(one.task)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     notes += [describe_sampling(sampling)] if sampling else []
-    tasks = [named for named in tasks if named[0].name not in left_out]
-    known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     gated_against = champion if champion and answers_suites(champion.recipe) else None
     if champion and not gated_against:
         notes.append(champion_note(stored, run, champion))
+    result = judge(study, run, gated_against)
     digest = gated_against.weights_digest if gated_against else run.base_digest
-    first = (champion.first_base or champion.base_digest) if champion else digest
-    baseline = partial(baseline_identity, stored, run=run, champion=gated_against)
-    arms = partial(measure_arms, stored, run, tasks=tasks, known=known, sampling=sampling)
-    measured = arms(baseline, notes=notes, texts=experiment.gate.mode_collapse is not None)
-    policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
-    result = gating.judge(
-        measured,
-        policy,
-        target=target_facts(stored, run, policy, target),
-        identical=run.weights_digest == digest,
-        confirmed=confirm_in_fp32(at, run, measured),
-        controls=controls_of(at, run),
-        seed=experiment.seeds[0],
-        cumulative=_cumulative(stored, run, first, arms) if first != digest else None,
-        missing=[named[0].name for named in unanswered if gating.may_decide(*named, experiment.gate)],
-    )
     against = (
         f"the champion {gated_against.candidate} ({gated_against.run_id})" if gated_against else "the base"
     )
-    settings = {t.name: task_settings(t, role, known[t.name][t.primary_metric]) for t, role, _ in tasks}
+    settings = {
+        task.name: task_settings(task, role, study.metrics[task.name][task.primary_metric])
+        for task, role, _ in tasks
+        if study.is_judged(task)
+    }
     judgement = Judgement(run, result.verdict, experiment.gate, against, digest, settings)
-    if changed := verdict_change(at, judgement):
-        notes.append(changed)
-    record_verdict(at, judgement)
-    n_members = count_members(experiment, run.candidate)
-    return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
+    notes += [*result.notes, *filter(None, [verdict_change(study.store, judgement)])]
+    record_verdict(study.store, judgement)
+    return replace(
+        result,
+        tasks=tuple(t for t in result.tasks if study.is_judged(t.task)),
+        candidate=run.label,
+        baseline=against,
+        notes=tuple(notes),
+        n_members=count_members(experiment, run.candidate),
+    )
+
+
+def study_stored(
+    stored: StoredExperiment, sampling: SamplingRecord | None = None
+) -> tuple[Study, Mapping[str, lm_eval.LmEvalTask]]:
+    """Return the study of stored runs and what lm-eval says of its tasks; `sampling` is that of the run."""
+    experiment, catalogue = find_lm_eval_tasks(stored.experiment)
+    tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
+    study = Study(
+        experiment,
+        stored.store,
+        {task.name: metrics_of(task, catalogue) for task in tasks},
+        StoredRows(stored.store, texts=experiment.gate.mode_collapse is not None),
+        lambda run: sampling.weights if sampling else {},
+        store.find_first_base(stored.folder, experiment.target.name),
+        stored.typed,
+    )
+    return study, catalogue
 
 
 def _phrase_unanswered(stored: StoredExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
@@ -235,22 +217,6 @@ def count_members(experiment: Experiment, candidate: str) -> int:
     """Count the members of the family that a fine-tune belongs to; 1 of any other candidate."""
     family = decision.family_of(experiment)
     return family.size if candidate in family.members else 1
-
-
-def _cumulative(
-    stored: StoredExperiment, run: Run, first: str, arms: Callable[..., list[Measurement]]
-) -> Rule:
-    """Judge a run against the first base by that base's own rows."""
-    # `arms` puts the run's rows beside those of a baseline.
-    baseline = partial(find_first_base_identity, stored, run=run, first=first)
-    try:
-        measured = arms(baseline, notes=[])
-    except IncompatibleRuns as error:
-        return gating.make_unmeasured_rule(str(error).partition(";")[0], first)
-    identical = run.weights_digest == first
-    policy, seed = gating.cumulative_policy(stored.experiment.gate), stored.experiment.seeds[0]
-    found = gating.judge(measured, policy, target=None, identical=identical, seed=seed)
-    return gating.cumulative_rule(found.verdict, first)
 
 
 def _refuse_changed(
@@ -284,3 +250,40 @@ def _version(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask], seed: int)
     if task.lm_eval:
         return rows_version(catalogue[task.name].task, catalogue[task.name].version)
     return rows_version(task, version_of_test(task, seed))
+
+
+def _refuse_regraded_arms(stored: StoredExperiment, study: Study, run: Run) -> None:
+    """Refuse a run, or what its gain is measured over, that was graded by others than the files name."""
+    refuse_regraded(stored, run)
+    goal = study.experiment.gate.target
+    if (goal.gain, goal.win_rate) != (None, None):
+        for other in list_untrained(study):
+            _refuse_other_grades(stored, study.experiment.target, "target", other)
+
+
+def refuse_regraded(stored: StoredExperiment, run: Run) -> None:
+    """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
+
+    Raises:
+        UserError: a rubric cannot be used.
+        IncompatibleRuns: another judge or rubric graded one of the tasks.
+    """
+    _refuse_other_grades(stored, stored.experiment.target, "target", run)
+    for suite in stored.experiment.suites:
+        for task in suite.tasks:
+            _refuse_other_grades(stored, task, suite.role, run)
+
+
+def _refuse_other_grades(stored: StoredExperiment, task: Task, role: Role, run: Run) -> None:
+    """Refuse rows of one task that were graded by another judge, by another rubric, or in another way."""
+    key = f"{task.name}/test"
+    if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
+        return
+    then = store.read_identity(stored.store, run.rows[key]).scoring_digest
+    graded = list_stored_digests(task, stored.store)
+    if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
+            "expected those of the files as they are now; next: "
+            f"{stored.typed.command('compare')}, which grades the same answers again"
+        )

@@ -12,7 +12,7 @@ from harness import comparison
 from harness.comparison import Comparison
 from harness.decision import TargetScore, gain
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import Reader, is_prompt
+from harness.experiment import Reader, compare_on, is_prompt, score_on
 from harness.records import Run
 from harness.rescue.select import RescueCase
 
@@ -56,16 +56,18 @@ def list_other_targets(session: Session, case: RescueCase) -> tuple[OtherTarget,
     return tuple(out)
 
 
-def scores_of(reader: Reader, run: Run, targets: Sequence[OtherTarget]) -> tuple[TargetScore, ...]:
+def scores_of(
+    session: Session, reader: Reader, run: Run, targets: Sequence[OtherTarget]
+) -> tuple[TargetScore, ...]:
     """Score a trial on further targets; one of which no answer could be scored is left out."""
     return tuple(
         TargetScore(
             one.name,
             one.measured.primary.name,
-            comparison.estimate(one.measured.primary, reader.read(run, one.measured)),
+            score_on(session, reader, run, one.measured),
             one.untrained.candidate if one.untrained else None,
-            _compare_with(reader, run, one.untrained, one.measured),
-            _compare_with(reader, run, one.prompt, one.measured),
+            compare_on(session, reader, run, one.untrained, one.measured),
+            compare_on(session, reader, run, one.prompt, one.measured),
         )
         for one in targets
         if _is_answered(reader, run, one)
@@ -116,13 +118,6 @@ def _is_shown(found: Comparison | None) -> bool:
 def _is_answered(reader: Reader, run: Run, one: OtherTarget) -> bool:
     there = f"{one.name}/test" in run.rows
     return there and any(row.status != "error" for row in reader.read(run, one.measured))
-
-
-def _compare_with(reader: Reader, run: Run, other: Run | None, m: MeasuredTask) -> Comparison | None:
-    if other is None:
-        return None
-    arms = reader.read(other, m), reader.read(run, m)
-    return comparison.compare_rows(m.primary, *arms) if comparison.is_comparable(m.primary, *arms) else None
 
 
 def _is_better_on_validation(reader: Reader, run: Run, other: Run, m: MeasuredTask) -> bool:

@@ -12,22 +12,21 @@ from typing import NamedTuple
 
 from harness import comparison, gating, store
 from harness.comparison import Comparison, Estimate
-from harness.decision import CandidateFacts, gain
+from harness.decision import gain
 from harness.evaluation.session import Session
 from harness.experiment import (
     Reader,
+    Study,
     attempt,
-    bases_of,
-    build_measurements,
-    commonest_answers,
-    controls_of,
-    count_missing,
+    compare_on,
     facts_of,
-    judge_labels,
+    judge,
+    measure,
+    study_session,
     wins_over,
 )
-from harness.gating import Measurement, TargetFacts, cut_to_half
-from harness.gating.halves import HALVES, Half, HalfSplit, split
+from harness.gating import Measurement
+from harness.gating.halves import HALVES, Half
 from harness.records import Run, SampleResult
 from harness.report import live_line
 from harness.rescue.kept_gains import (
@@ -41,9 +40,7 @@ from harness.rescue.kept_gains import (
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.rescue.select import RescueCase
 from harness.rescue.trials import RescueTrial, TrialSchedule
-from harness.spec import TargetPolicy
 
-Rows = list[SampleResult]
 _PROMPTED_BY = ("prompting", "answer", "system", "template")  # what decides the prompts of the target
 
 
@@ -62,18 +59,19 @@ class _Bracket(NamedTuple):
 
 
 class _Context(NamedTuple):
-    """Context in which every trial is judged: the base's rows, the halves, and the reference's run."""
+    """Context in which every trial is judged: the study, and the run that gains are measured against."""
 
     session: Session
     reader: Reader
-    base: Mapping[str, Rows]
-    split: HalfSplit
+    study: Study
     reference: Run
-    reference_validation: float
     others: tuple[OtherTarget, ...]
 
-    def measurements(self, run: Run) -> list[Measurement]:
-        return build_measurements(self.session, self.reader, run, self.base)
+    def score_on_validation(self, run: Run) -> float:
+        """Return a run's score on validation as the metric gives it, turned so that more is better."""
+        target = self.session.target
+        rows = self.reader.read(run, target, "validation")
+        return target.primary.unit.sign * comparison.estimate(target.primary, rows).score
 
 
 def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
@@ -89,7 +87,7 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
     with store.hold(session.store), noted:
         context = _prepare_context(session, case)
         recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
-        seen = _judge_search(context, case.run, case.facts)
+        seen = _judge_search(context, case.run)
         original = TrialResult(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
         tried: list[tuple[TrialResult, Run]] = []
         for trial in found.trials:
@@ -123,19 +121,16 @@ def add_trials(session: Session, trials: Sequence[RescueTrial]) -> Session:
 
 def _prepare_context(session: Session, case: RescueCase) -> _Context:
     reader = Reader(session)
-    base = bases_of(session, reader, [case.run])[case.run.base_digest]
-    halved = split(base, session.first_seed)
     reference = store.get_run(session.store, case.reference.run_id)
-    known = case.reference.validation
     others = list_other_targets(session, case)
-    return _Context(session, reader, base, halved, reference, 0.0 if known is None else known, others)
+    return _Context(session, reader, study_session(session, reader), reference, others)
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
     """Name the tasks that are judged on one half or on none, and more targets whose gain is to be kept."""
-    everything = context.measurements(run)
+    everything = measure(context.study, run)
     for half in HALVES:
-        there = {m.task.name for m in cut_to_half(everything, context.split, half)}
+        there = {m.task.name for m in measure(context.study, run, half)}
         if absent := [m.task.name for m in everything if m.task.name not in there]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
     yield from target_notes(context.others)
@@ -148,49 +143,34 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return TrialResult(trial.name, trial.step, trial.says, recipes, facts), run
-    more = scores_of(context.reader, run, context.others)
-    target = context.session.target
-    old, new = context.reader.read(context.reference, target), context.reader.read(run, target)
-    facts = replace(facts, vs_untrained=comparison.compare_rows(target.primary, old, new), more_targets=more)
-    seen = _judge_search(context, run, facts)
+    more = scores_of(session, context.reader, run, context.others)
+    gained = compare_on(session, context.reader, run, context.reference, session.target)
+    facts = replace(facts, vs_untrained=gained, more_targets=more)
+    seen = _judge_search(context, run)
     session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
     return TrialResult(trial.name, trial.step, trial.says, recipes, facts, seen), run
 
 
-def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVerdict:
+def _judge_search(context: _Context, run: Run) -> HalfVerdict:
     """Judge capability on the search half, and gains on validation: test rows choose nothing."""
-    change = (facts.validation or 0.0) - context.reference_validation
-    gains = context.session.target.primary.unit.sign * change > 0
-    seen = _judge_half(context, run, "search", None, gains=gains)
+    gains = context.score_on_validation(run) > context.score_on_validation(context.reference)
+    seen = _judge_half(context, run, "search", gains=gains)
     return replace(seen, lost_on=name_lost_on_validation(context.reader, run, context.others))
 
 
 def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
     """Judge the one that passed by every rule on the other half, and its gains on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
-    assert facts.target is not None
-    labels = judge_labels(context.session)
-    missing = count_missing(context.session, context.reader, labels, run, context.reference)
-    wins = wins_over(context.session, context.reader, run, context.reference)
-    commonest = commonest_answers(context.session, context.reader, run, [context.reference])
-    target = TargetFacts(facts.target, facts.vs_untrained, missing, wins, commonest)
-    seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
+    wins_over(context.session, context.reader, run, context.reference)  # the judge of pairs is asked now
+    seen = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
     seen = replace(seen, lost_on=name_lost_on_test(facts.more_targets, context.others))
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 
 
-def _judge_half(
-    context: _Context, run: Run, half: Half, target: TargetFacts | None, *, gains: bool
-) -> HalfVerdict:
-    everything = context.measurements(run)
-    part = cut_to_half(everything, context.split, half)
-    policy = context.session.experiment.gate
-    if target is None:
-        policy = policy.model_copy(update={"target": TargetPolicy()})
-    controls = controls_of(context.session.store, run, context.reader.controls)
-    verdict = gating.judge(part, policy, target=target, identical=False, controls=controls).verdict
-    n_items, n_all = (sum(len(m.new) for m in measured) for measured in (part, everything))
+def _judge_half(context: _Context, run: Run, half: Half, *, gains: bool) -> HalfVerdict:
+    verdict = judge(context.study, run, items=half).verdict
+    n_items, n_all = (sum(len(m.new) for m in measure(context.study, run, part)) for part in (half, None))
     return HalfVerdict(half, n_items, n_all, verdict, gains)
 
 
@@ -203,7 +183,7 @@ def _compare_matched(
     out = []
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
-            part = cut_to_half(context.measurements(run), context.split, "search")
+            part = measure(context.study, run, "search")
             counting = gating.name_admitted_tasks(part)
             one = replace(
                 one, equal=_estimate_matched_change(path, part, one.facts.target.score, counting, alpha)
@@ -233,14 +213,14 @@ def _base_point(context: _Context, run: Run) -> list[ScaledAdapter]:
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
         if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == prompting:
             target = facts_of(session, context.reader, other).target
-            part = cut_to_half(context.measurements(run), context.split, "search")
+            part = measure(context.study, run, "search")
             rows = {m.task.name: m.base for m in part}
             return [ScaledAdapter(0.0, target.score, rows)] if target else []
     return []
 
 
 def _search_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult]]:
-    return {m.task.name: m.new for m in cut_to_half(context.measurements(run), context.split, "search")}
+    return {m.task.name: m.new for m in measure(context.study, run, "search")}
 
 
 def _estimate_matched_change(

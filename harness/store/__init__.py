@@ -30,6 +30,13 @@ found by content, so whatever was computed once is found again.
 """
 
 from harness.store.base_rows import base_rows_use, find_base_rows, keep_base_rows
+from harness.store.champion_files import (
+    Champion,
+    champion_file,
+    champions,
+    find_first_base,
+    read_champion,
+)
 from harness.store.garbage import (
     Leftover,
     References,

@@ -6,8 +6,8 @@ import collapsing
 import pytest
 
 from harness import config, gating, rescue, store
-from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.gate_results import bases_of, build_measurements
+from harness.experiment import Scope, measure, prepare_session, study_session
+from harness.experiment.analysis.gate_results import bases_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating.halves import cluster_name, split
 from harness.progress import SilentProgress
@@ -45,13 +45,11 @@ def outcome_on(experiment_file, rescue_result):
     """Return what the gate says of a trial on one half, computed again from the stored rows."""
     session, loaded = open_experiment(experiment_file)
     prepared = rescue.prepare(session, loaded.selected, "lora")
-    session, reader = prepared.session, Reader(prepared.session)
-    base = bases_of(session, reader, [prepared.case.run])[prepared.case.run.base_digest]
+    session = prepared.session
+    study = study_session(session, Reader(session))
 
     def outcome(tried, half):
-        run = store.get_run(session.store, tried.facts.run_id)
-        measured = build_measurements(session, reader, run, base)
-        part = gating.cut_to_half(measured, gating.cut_tasks(measured, 0), half)
+        part = measure(study, store.get_run(session.store, tried.facts.run_id), half)
         return gating.judge(part, session.experiment.gate, target=None, identical=False).verdict.outcome
 
     return outcome

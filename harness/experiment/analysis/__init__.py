@@ -12,8 +12,9 @@ from harness.comparison import AnswerDiversity
 from harness.decision import LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.gate_results import RunVerdicts, build_measurements, judge_runs
+from harness.experiment.analysis.gate_results import RunVerdicts, judge_runs
 from harness.experiment.analysis.human_labels import calibrations
+from harness.experiment.analysis.judging import measure
 from harness.experiment.analysis.run_remarks import (
     count_noteworthy,
     count_unanswered,
@@ -21,6 +22,7 @@ from harness.experiment.analysis.run_remarks import (
     count_ungraded,
     note_merged,
 )
+from harness.experiment.analysis.target_facts import answers_on_target
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.gating import Measurement, TaskComparison
 from harness.records import has_closed_labels
@@ -94,7 +96,7 @@ def report_of(
         closed_labels=closed_labels,
         has_documents=has_documents,
         trivial=trivial,
-        diversity=describe_diversity(session, reader, runs, of_runs),
+        diversity=describe_diversity(runs, of_runs),
         family=family,
         spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},
         labels=calibrations(session, reader, runs, judged),
@@ -161,26 +163,22 @@ def find_flips(
             old, new = (reader.read(r, session.target) for r in (by_name[best], run))
             shown += flips_of(f.vs_untrained, old, new, best)
         if run.weights_digest not in seen:
-            by_task = {
-                m.task.name: m for m in build_measurements(session, reader, run, judged.base[run.base_digest])
-            }
+            by_task = {m.task.name: m for m in measure(judged.study, run)}
             shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
         seen.add(run.weights_digest)
         out[f.label] = tuple(shown)
     return out
 
 
-def describe_diversity(
-    session: Session, reader: Reader, runs: Runs, judged: RunVerdicts
-) -> dict[str, tuple[AnswerDiversity, ...]]:
+def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AnswerDiversity, ...]]:
     """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
     out: dict[str, tuple[AnswerDiversity, ...]] = {}
     for f, run in zip(judged.facts, runs, strict=True):
         if f.state == "failed" or not decide.is_fine_tuned(f):
             continue
-        old, new = against.answers_on_target(session, reader, run, runs)
+        old, new = answers_on_target(judged.study, run)
         found = [comparison.answer_diversity(new, old)]
-        for m in build_measurements(session, reader, run, judged.base[run.base_digest]):
+        for m in measure(judged.study, run):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is no collapse.
                 of = comparison.answer_diversity(m.new, m.base)

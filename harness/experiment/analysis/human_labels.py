@@ -21,12 +21,14 @@ from harness.comparison import (
 )
 from harness.config import current_labels
 from harness.decision import CandidateFacts
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.metrics import Metric
 from harness.plugins import find_method
 from harness.records import LabelSet, Run, SampleResult
+from harness.spec import Task
+from harness.store import Store
 
 
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
@@ -40,7 +42,7 @@ def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) ->
     metric = session.target.primary
     if not is_judge(metric.name):
         return list(facts)
-    labels = judge_labels(session)
+    labels = judge_labels(session, session.target)
     corrected = [
         correct_reached(metric, f, reader.read_with_drawn(run, session.target), labels) if f.target else f
         for f, run in zip(facts, runs, strict=True)
@@ -62,18 +64,25 @@ def correct_reached(
 
     Otherwise a judge that people refute on test would still choose on validation.
     """
-    if f.target is None or f.validation is None:
+    if f.target is None:
         return f
     target = correct_estimate(metric, f.target, rows, labels)
-    validation = min(max(f.validation + target.score - f.target.score, 0.0), 1.0)
-    return replace(f, target=target, validation=validation)
+    if target is f.target or f.validation is None:
+        return replace(f, target=target)
+    return replace(
+        f, target=target, validation=min(max(f.validation + target.score - f.target.score, 0.0), 1.0)
+    )
 
 
-def judge_labels(session: Session) -> Labels:
-    """Return people's labels for the target's primary metric; none where that is no judge's."""
-    name = session.target.primary.name
-    found = _labels(session) if is_judge(name) else ()
-    return latest_labels(found, name)
+def judge_labels(session: Session, target: MeasuredTask) -> Labels:
+    """Return people's labels for a target's primary metric; none where that is no judge's."""
+    name = target.primary.name
+    return read_labels(session.store, target.task, name) if is_judge(name) else {}
+
+
+def read_labels(at: Store, task: Task, metric: str) -> Labels:
+    """Read people's latest labels of answers to a target by a metric, as its rubric is now."""
+    return latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
 
 
 def count_missing(session: Session, reader: Reader, labels: Labels, *runs: Run) -> int:

@@ -7,16 +7,16 @@ validation rows.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import NamedTuple
 
 from harness import comparison, gating, plugins
 from harness import decision as decide
-from harness.comparison import Comparison, RecipeDifference, correct_comparison
+from harness.comparison import Comparison, Estimate, RecipeDifference, compare_on_target
 from harness.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.analysis.human_labels import judge_labels
+from harness.experiment.analysis.human_labels import correct_reached, judge_labels
+from harness.experiment.analysis.target_facts import is_prompt
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs, documents_of
 from harness.gating import Measurement, TaskComparison, is_in_macro
 from harness.records import Run, SampleResult
@@ -31,7 +31,7 @@ def add_comparisons(session: Session, reader: Reader, runs: Runs, facts: Facts) 
     Where a recipe has several seeds, every run of it gets the variances of their mean over the items too, but
     of a judge's grades that people's labels correct: those vary by more than the items.
     """
-    metric, labels = session.target.primary, judge_labels(session)
+    metric, labels = session.target.primary, judge_labels(session, session.target)
     best = decide.best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     prompts = [
@@ -43,12 +43,7 @@ def add_comparisons(session: Session, reader: Reader, runs: Runs, facts: Facts) 
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
-        read = reader.read_with_drawn if labels else reader.read
-        arms = read(other, session.target), read(run, session.target)
-        if not comparison.is_comparable(metric, *arms):
-            return None
-        found = correct_comparison(metric, comparison.compare_rows(metric, *arms), *arms, labels)
-        return comparison.refuse_failed(found, metric.range.span, session.experiment.gate.max_errors)
+        return compare_on(session, reader, run, other, session.target)
 
     def over_items(seeds: Runs, *others: Run | None) -> ItemVariances | None:
         of = [reader.read(run, session.target) for run in seeds]
@@ -69,6 +64,25 @@ def add_comparisons(session: Session, reader: Reader, runs: Runs, facts: Facts) 
     ]
 
 
+def compare_on(
+    session: Session, reader: Reader, run: Run, other: Run | None, target: MeasuredTask
+) -> Comparison | None:
+    """Compare a run with another on a target as verdicts do; None where there is nothing to compare."""
+    if other is None:
+        return None
+    labels = judge_labels(session, target)
+    read = reader.read_with_drawn if labels else reader.read
+    arms = read(other, target), read(run, target)
+    return compare_on_target(target.primary, *arms, labels, session.experiment.gate.max_errors)
+
+
+def score_on(session: Session, reader: Reader, run: Run, target: MeasuredTask) -> Estimate:
+    """Estimate a run's score on a target, corrected by people's labels."""
+    found = comparison.estimate(target.primary, reader.read(run, target))
+    labels = judge_labels(session, target)
+    return comparison.correct_estimate(target.primary, found, reader.read_with_drawn(run, target), labels)
+
+
 def _runs_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Map each candidate to its finished runs, one a seed."""
     out: dict[str, list[Run]] = {}
@@ -76,37 +90,6 @@ def _runs_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
         if run.state == "done":
             out.setdefault(run.candidate, []).append(run)
     return out
-
-
-def base_on_target(run: Run, runs: Iterable[Run]) -> Run | None:
-    """Find the run of a fine-tune's base on the target: prompted as it is, else by the plain prompt."""
-    own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
-    settings = attrgetter("prompting", "answer", "decoding")
-    alike = [r for r in own if settings(r) == settings(run)]
-    return next(iter([*alike, *filter(is_prompt, own)]), None)
-
-
-def answers_on_target(
-    session: Session, reader: Reader, run: Run, runs: Iterable[Run]
-) -> tuple[Rows | None, Rows]:
-    """Return the answers to the target's test items of a run's base, None where it has none, and its own.
-
-    They are all that were drawn to an item, where both were drawn in the same way.
-    """
-    plain = base_on_target(run, runs)
-    rows = reader.answers if plain is None or plain.decoding == run.decoding else reader.read
-    return rows(plain, session.target) if plain else None, rows(run, session.target)
-
-
-def commonest_answers(
-    session: Session, reader: Reader, run: Run, runs: Iterable[Run]
-) -> tuple[Comparison, ...]:
-    """Compare the share of a run's commonest answer on the target, where the gate limits its rise."""
-    policy = session.experiment.gate
-    if policy.mode_collapse is None:
-        return ()
-    old, new = answers_on_target(session, reader, run, runs)
-    return comparison.compare_commonest_answers(old, new, alpha=policy.alpha)
 
 
 def compare_grids(session: Session, reader: Reader, runs: Runs, facts: Facts) -> tuple[decide.Ablation, ...]:
@@ -144,12 +127,6 @@ def _comparers(session: Session, reader: Reader, runs: Runs) -> tuple[decide.Pai
         return comparison.compare_recipes(metric, rows(old), rows(new))
 
     return pair, means
-
-
-def is_prompt(run: Run) -> bool:
-    """Tell whether a run is the plain prompt on weights of the base."""
-    plain = run.prompting == "zero_shot" and run.answer == "generate"
-    return plain and plugins.method(run.method).keeps_base
 
 
 def steps_of(
@@ -265,7 +242,7 @@ def _scores(
 ) -> dict[str, TargetScore]:
     """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
     answered = [
-        (run, _put_on_target(reader, run, f, m))
+        (run, _put_on_target(session, reader, run, f, m))
         for run, f in zip(runs, facts, strict=True)
         if f"{m.task.name}/test" in run.rows and any(r.status != "error" for r in reader.read(run, m))
     ]
@@ -279,9 +256,12 @@ def _scores(
     }
 
 
-def _put_on_target(reader: Reader, run: Run, f: CandidateFacts, m: MeasuredTask) -> CandidateFacts:
+def _put_on_target(
+    session: Session, reader: Reader, run: Run, f: CandidateFacts, m: MeasuredTask
+) -> CandidateFacts:
     """Return a run's facts with what it reached on another target in place of the one that decides."""
     has_validation = f"{m.task.name}/validation" in run.rows
     validation = comparison.estimate(m.primary, reader.read(run, m, "validation")) if has_validation else None
     test = comparison.estimate(m.primary, reader.read(run, m))
-    return replace(f, target=test, validation=validation.score if validation else None)
+    found = replace(f, target=test, validation=validation.score if validation else None)
+    return correct_reached(m.primary, found, reader.read_with_drawn(run, m), judge_labels(session, m))

@@ -3,7 +3,10 @@
 Invariant: a record holds what the report says and nothing else; smoke runs leave none.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from harness import __version__, formatting, store
@@ -11,7 +14,7 @@ from harness.decision import CandidateFacts
 from harness.gating import Verdict, is_invalid
 from harness.metrics import Metric
 from harness.provenance import timestamp
-from harness.records import Run, digest
+from harness.records import Run, digest, load
 from harness.report import ExperimentReport, to_plain
 from harness.spec import GatePolicy, Role, Task
 from harness.store import DecisionRecord, Store, VerdictRecord
@@ -31,6 +34,7 @@ _UNRECORDED = (
     "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
 )
 _SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
+_OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed", "rules")
 _OF_GAIN = ("delta", "low", "high", "n")
 
 
@@ -79,12 +83,32 @@ def record_verdict(at: Store, judgement: Judgement) -> None:
         harness=__version__,
         created=timestamp(),
         tasks={name: dict(of) for name, of in tasks.items()},
-        **{
-            name: plain[name]
-            for name in ("outcome", "sentence", "macro", "lost", "gained", "items_needed", "rules")
-        },
+        **{name: plain[name] for name in _OF_VERDICT},
     )
     store.save_verdict(at, record)
+
+
+def renew_verdicts(
+    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, since_s: float
+) -> ExperimentReport:
+    """Return a kept report with the verdicts by the same policy that were made after it was written.
+
+    `since_s` is when that was, in seconds since 1970.
+    """
+    by_id, settings = {run.run_id: run for run in runs}, digest(to_plain(policy))
+
+    def renew(f: CandidateFacts) -> CandidateFacts:
+        if f.verdict is None or (run := by_id.get(f.run_id)) is None:
+            return f
+        newest = store.newest_verdict(at, run.run_id, run.base_digest)
+        if newest is None or newest.policy_digest != settings:
+            return f
+        if datetime.fromisoformat(newest.created).timestamp() <= since_s:
+            return f
+        found = to_plain(f.verdict) | {name: getattr(newest, name) for name in _OF_VERDICT}
+        return replace(f, verdict=load(Verdict, json.dumps(found).encode()))
+
+    return replace(report, facts=tuple(map(renew, report.facts)))
 
 
 def verdict_change(at: Store, judgement: Judgement) -> str:

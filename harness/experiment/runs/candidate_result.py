@@ -3,6 +3,7 @@
 Invariant: whatever is wrong with one run is recorded as its failure, and stops no other.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -84,10 +85,7 @@ def _facts_of_rows(session: Session, reader: Reader, run: Run) -> CandidateFacts
     named = session.candidates[run.candidate].recipe.prompting
     retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in named)
     return replace(
-        facts,
-        baseline=session.candidates[run.candidate].is_baseline,
-        ablation=_is_ablation(session.candidates[run.candidate]),
-        leaves_machine=_leaves_machine(session.candidates[run.candidate]),
+        mark_recipe(facts, session.candidates[run.candidate].recipe, session.experiment.candidates),
         slices={
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
@@ -144,9 +142,18 @@ def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | Non
     return BaseSize(Path(source.name).name, source.n_parameters, size)
 
 
-def _is_ablation(candidate: ResolvedCandidate) -> bool:
-    """Tell whether its weights stand on rows that were made wrong on purpose."""
-    return bool(candidate.source.corrupt or (candidate.init and _is_ablation(candidate.init)))
+def is_ablation(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
+    """Tell whether a recipe's weights, or those behind it, stand on rows that were made wrong on purpose."""
+    behind = recipes.get(recipe.weights_of or recipe.init_from or "")
+    return bool(recipe.corrupt) or (behind is not None and is_ablation(behind, recipes))
+
+
+def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
+    """Mark what a recipe tells with those behind it: an ablation, or one that sends rows away."""
+    source = recipes.get(recipe.weights_of or "", recipe)
+    is_remote = plugins.find_method(source.method).is_remote
+    leaves = is_remote and not is_private(source.params["base_url"])
+    return replace(facts, ablation=is_ablation(recipe, recipes), leaves_machine=leaves)
 
 
 def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
@@ -216,11 +223,6 @@ def _counts_each_answer(session: Session, run: Run) -> bool:
     """Tell whether the mean over several answers to an item is its score, and not one that is chosen."""
     decoding = session.candidates[run.candidate].recipe.sampling
     return decoding is not None and decoding.choose == "first"
-
-
-def _leaves_machine(candidate: ResolvedCandidate) -> bool:
-    """Tell whether requests to a candidate go to a server that is not of a private network."""
-    return candidate.is_remote and not is_private(candidate.source.params["base_url"])
 
 
 def _compute_disturbed_cost(session: Session, run: Run) -> dict[str, float]:

@@ -30,24 +30,58 @@ Runs = Sequence[Run]
 Facts = Sequence[CandidateFacts]
 
 
-class Reader:
+class StoredRows:
+    """Reads whole row sets once, and judges control arms once; `texts` asks for those of the suites."""
+
+    def __init__(self, at: Store, *, texts: bool = True) -> None:
+        self.at, self.texts = at, texts
+        self._whole: dict[str, Rows] = {}
+        self._controls: dict[str, ControlFacts] = {}
+
+    def prepare(self, rows_digests: Iterable[str], *, texts: bool = True) -> None:
+        """Read row sets that will be needed, as far as they are not held, in one go."""
+        self._whole |= store.read_many(self.at, set(rows_digests) - self._whole.keys(), texts=texts)
+
+    def whole(self, rows_digest: str) -> Rows:
+        """Return all rows of a set."""
+        self.prepare([rows_digest])
+        return self._whole[rows_digest]
+
+    def drawn(self, run: Run, key: str) -> Mapping[str, Sequence[Sample]]:
+        """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
+        return store.read_drawn(self.at, run.rows[key]) if run.decoding else {}
+
+    def controls(self) -> Mapping[str, ControlFacts]:
+        """Return what the store's control arms found; judged again when one has come."""
+        if len(store.controls(self.at)) != len(self._controls):
+            self._controls = judge_controls(self.at)
+        return self._controls
+
+    def controls_of(self, run: Run) -> list[ControlFacts]:
+        """List what was found beside the blocks of a run, each measurement once."""
+        named = {
+            origin.control
+            for rows_digest in set(run.rows.values())
+            for origin in store.origins(self.at, rows_digest).values()
+            if origin.control
+        }
+        known = self.controls() if named else {}
+        return [known[one] for one in sorted(named) if one in known]
+
+
+class Reader(StoredRows):
     """Reads a row set once, cut to the items of this experiment, with their inclusion weights."""
 
     def __init__(self, session: Session) -> None:
+        super().__init__(session.store)
         self._session = session
         self._weights = {m.task.name: m.weights for m in session.suites if m.weights is not None}
         self.rows = cache(self._rows)
         self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of each run that was described, by its id
-        self._whole: dict[str, Rows] = {}
-        self._controls: dict[str, ControlFacts] = {}
-
-    def prepare(self, rows_digests: Iterable[str]) -> None:
-        """Read row sets that will be needed, as far as they are not held, in one go."""
-        self._whole |= store.read_many(self._session.store, set(rows_digests) - self._whole.keys())
 
     def _rows(self, rows_digest: str, n: int) -> Rows:
         if len(self._whole.get(rows_digest, ())) < n:  # one that has grown is read again
-            self._whole |= store.read_many(self._session.store, [rows_digest])
+            self._whole |= store.read_many(self.at, [rows_digest])
         rows = self._whole[rows_digest][:n]
         weights = self._weights.get(rows[0].task) if rows else None
         return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
@@ -56,12 +90,9 @@ class Reader:
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
 
-    def read_drawn(
-        self, run: Run, measured: MeasuredTask, split: Split = "test"
-    ) -> Mapping[str, Sequence[Sample]]:
-        """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
-        rows_digest = run.rows[f"{measured.task.name}/{split}"]
-        return store.read_drawn(self._session.store, rows_digest) if run.decoding else {}
+    def read_drawn(self, run: Run, measured: MeasuredTask) -> Mapping[str, Sequence[Sample]]:
+        """Return the answers that were drawn to the test items of one task; none of greedy ones."""
+        return self.drawn(run, f"{measured.task.name}/test")
 
     def read_with_drawn(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a run's test rows of a task with all answers that were drawn to each item."""
@@ -71,12 +102,6 @@ class Reader:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
         rows = self.read(run, measured)
         return comparison.list_each_answer(rows, self.read_drawn(run, measured)) or rows
-
-    def controls(self) -> Mapping[str, ControlFacts]:
-        """Return what the store's control arms found; judged again when one has come."""
-        if len(store.controls(self._session.store)) != len(self._controls):
-            self._controls = judge_controls(self._session.store)
-        return self._controls
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
         """Return every metric of every task that a run answered on test, as far as an item was scored."""
@@ -92,23 +117,6 @@ class Reader:
 
 
 Described = Callable[[str], Mapping[str, str]]
-
-
-def controls_of(
-    at: Store, run: Run, judged: Callable[[], Mapping[str, ControlFacts]] | None = None
-) -> list[ControlFacts]:
-    """List what was found beside the blocks of a run, each measurement once.
-
-    `judged` gives all measurements of the store where somebody keeps them for several runs.
-    """
-    named = {
-        origin.control
-        for rows_digest in set(run.rows.values())
-        for origin in store.origins(at, rows_digest).values()
-        if origin.control
-    }
-    known = (judged() if judged else judge_controls(at)) if named else {}
-    return [known[one] for one in sorted(named) if one in known]
 
 
 def judge_controls(at: Store) -> dict[str, ControlFacts]:

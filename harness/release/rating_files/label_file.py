@@ -20,13 +20,12 @@ from harness.comparison import Labels, answer_digest, draw_items, is_correctable
 from harness.config import digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
-from harness.experiment import correct_reached, facts_on_target
+from harness.experiment import StoredRows, reached_on_target, read_labels, target_rows
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
 from harness.release.stored_experiment import StoredExperiment, open_stored
-from harness.release.stored_target import read_labels, target_rows
 from harness.spec import Task, metric_name
 from harness.store import Store
 
@@ -121,9 +120,9 @@ def export_answers(
             Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
         )
     measured = _metric(task, metric)
-    labels = read_labels(stored, measured.name)
+    labels, read = read_labels(at, task, measured.name), StoredRows(at)
     seeds = [
-        [_arm(measured.name, run, target_rows(at, run, task), labels) for run in of_recipe]
+        [_arm(measured.name, run, target_rows(read, run, task), labels) for run in of_recipe]
         for of_recipe in _choose_runs(stored, candidates)
     ]
     drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
@@ -174,8 +173,8 @@ def import_labels(
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
-    latest = read_labels(stored, metric)
-    by_run = {run.label: len(_list_labelled(metric, target_rows(at, run, task), latest)) for run in runs}
+    latest, read = read_labels(at, task, metric), StoredRows(at)
+    by_run = {run.label: len(_list_labelled(metric, target_rows(read, run, task), latest)) for run in runs}
     return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
 
@@ -247,11 +246,11 @@ def _facts(
     stored: StoredExperiment, metric: Metric, runs: Iterable[Run]
 ) -> Iterator[tuple[Run, CandidateFacts]]:
     """Yield what runs reach as the decision sees it, corrected by the labels there are."""
-    at, task, labels = stored.store, stored.experiment.target, read_labels(stored, metric.name)
+    task, recipes = stored.experiment.target, stored.experiment.candidates
+    labels, read = read_labels(stored.store, task, metric.name), StoredRows(stored.store)
     for run in runs:
         with suppress(CandidateFailed, KeyError):
-            test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
-            yield run, correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
+            yield run, reached_on_target(read, run, task, metric, labels, recipes)
 
 
 def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:

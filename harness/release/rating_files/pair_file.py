@@ -17,12 +17,12 @@ from harness.comparison import human
 from harness.comparison.human import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judges.answer_pairs import map_shown_pairs
+from harness.experiment import StoredRows, target_rows
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.rating_files.label_file import list_measured_runs
 from harness.release.stored import candidate_runs
 from harness.release.stored_experiment import StoredExperiment, open_stored
-from harness.release.stored_target import target_rows
 from harness.report.escape import spreadsheet_lines
 from harness.spec import Task
 from harness.store import Store
@@ -206,7 +206,8 @@ def _sides(task: Task, one: Run, other: Run) -> _Sides:
 
 def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items to which both gave an answer, and another one, to their rows."""
-    return map_shown_pairs(*(target_rows(at, run, task) for run in sides.runs))
+    read = StoredRows(at)
+    return map_shown_pairs(*(target_rows(read, run, task) for run in sides.runs))
 
 
 def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:

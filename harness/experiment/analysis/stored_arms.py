@@ -4,90 +4,97 @@ Invariant: how an endpoint computes belongs to it; its base's rows are computed 
 that base.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness import comparison, plugins, store
 from harness.errors import IncompatibleRuns
-from harness.experiment import documents_of, has_documents
+from harness.experiment.analysis.study import Study, SuiteTask
+from harness.experiment.runs.stored_rows import documents_of, has_documents
+from harness.formatting import count
 from harness.gating import Measurement
 from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint
-from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
-from harness.release.champions import Champion
-from harness.release.sampled import cut_to_sample
-from harness.release.stored_experiment import StoredExperiment
-from harness.spec import Role, Task
-from harness.store import Store
+from harness.records import FEWER, RowsIdentity, Run, SampleResult
+from harness.spec import Task
+from harness.store import Champion, Store
 
 Rows = list[SampleResult]
+FindIdentity = Callable[
+    [RowsIdentity, str], RowsIdentity
+]  # of a run's rows of a task, and their key in the run
 
 
-def find_first_base_identity(
-    stored: StoredExperiment, own: RowsIdentity, key: str, run: Run, first: str
-) -> RowsIdentity:
+def find_first_base_identity(study: Study, run: Run, own: RowsIdentity, key: str) -> RowsIdentity:
     """Find the first base's rows of a task, as the run's were computed."""
+    first = study.first_base
     if first == run.base_digest:
-        return baseline_identity(stored, own, key, run, None)
+        return find_baseline_identity(study, run, None, own, key)
     wanted = replace(own, weights_digest=first)
-    if not stored.store.parquet(wanted.digest).exists():
+    if not study.store.parquet(wanted.digest).exists():
         raise IncompatibleRuns(
             f"{key}: found no rows of the first base {first}; expected them in "
-            f"{stored.store.folder / 'rows'}; next: {stored.typed.command('compare')}, with "
+            f"{study.store.folder / 'rows'}; next: {study.typed.command('compare')}, with "
             "base_model= that base"
         )
     return wanted
 
 
-def measure_arms(
-    stored: StoredExperiment,
-    run: Run,
-    baseline: Callable[[RowsIdentity, str], RowsIdentity],
-    *,
-    tasks: Iterable[tuple[Task, Role, str]],
-    known: Mapping[str, dict[str, Metric]],
-    sampling: SamplingRecord | None,
-    notes: list[str],
-    texts: bool = False,
-) -> list[Measurement]:
-    """Put both arms' rows beside each task that the run answered, read at once and with texts on request."""
-    at = stored.store
-    arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
-    for task, role, suite in tasks:
-        if (key := f"{task.name}/test") in run.rows:
-            own = store.read_identity(at, run.rows[key])
-            arms.append((task, role, suite, own, baseline(own, key)))
-    store.read_documents(at, [own.digest for task, role, _, own, _ in arms if has_documents(task, role)])
-    rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=texts)
-    measured = []
-    for task, role, suite, own, base in arms:
-        metrics = known[task.name]
-        for one in (own, base):
-            _refuse_without(stored, metrics, one, rows[one.digest])
-        new_rows, base_rows = rows[own.digest], rows[base.digest]
-        if sampling and (weights := sampling.weights.get(task.name)):
-            new_rows = cut_to_sample(stored, new_rows, own, weights)
-            base_rows = cut_to_sample(stored, base_rows, base, weights)
+def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurement], list[str]]:
+    """Put both arms' rows beside each task that the run answered; returns notes on items left out as well.
+
+    A task that the policy only reports is left out where the baseline has not answered it.
+    """
+    at, rows, weights = study.store, study.rows, study.weights(run)
+    arms = [(one, *pair) for one in study.suite_tasks() if (pair := _find_pair(study, run, one, find))]
+    store.read_documents(at, [own.digest for one, own, _ in arms if has_documents(one.task, one.role)])
+    rows.prepare((digest for _, *pair in arms for digest in (of.digest for of in pair)), texts=rows.texts)
+    measured, notes = list[Measurement](), list[str]()
+    for (task, role, suite), own, base in arms:
+        metrics = study.metrics[task.name]
+        new_rows, base_rows = (rows.whole(of.digest) for of in (own, base))
+        for one, of in ((own, new_rows), (base, base_rows)):
+            _refuse_without(study, metrics, one, of)
+        if drawn := weights.get(task.name):
+            new_rows, base_rows = (
+                _cut_to_sample(study, of, one, drawn) for one, of in ((own, new_rows), (base, base_rows))
+            )
         else:
             new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         documents = documents_of(at, task, role, own.digest)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
-    return measured
+    return measured, notes
 
 
-def baseline_identity(
-    stored: StoredExperiment, own: RowsIdentity, key: str, run: Run, champion: Champion | None
+def _find_pair(
+    study: Study, run: Run, one: SuiteTask, find: FindIdentity
+) -> tuple[RowsIdentity, RowsIdentity] | None:
+    """Find the rows of both arms; None where the run has none, or the baseline none of a reported task."""
+    key = f"{one.task.name}/test"
+    if key not in run.rows:
+        return None
+    own = store.read_identity(study.store, run.rows[key])
+    try:
+        return own, find(own, key)
+    except IncompatibleRuns:
+        if study.is_judged(one.task):
+            raise
+        return None
+
+
+def find_baseline_identity(
+    study: Study, run: Run, champion: Champion | None, own: RowsIdentity, key: str
 ) -> RowsIdentity:
     """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
-    at, typed = stored.store, stored.typed
+    at, typed = study.store, study.typed
     weights = champion.weights_digest if champion else run.base_digest
     wanted = replace(own, weights_digest=weights)
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None and is_endpoint(own.engine):
-        return _endpoint_base_identity(stored, wanted, key, run)
+        return _endpoint_base_identity(study, wanted, key, run)
     if champion is None:
         if (other := _find_same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
@@ -114,11 +121,9 @@ def baseline_identity(
     return found
 
 
-def _endpoint_base_identity(
-    stored: StoredExperiment, wanted: RowsIdentity, key: str, run: Run
-) -> RowsIdentity:
+def _endpoint_base_identity(study: Study, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
     """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base."""
-    at = stored.store
+    at = study.store
     there = {other.digest: other for other in _computational_variants(at, wanted)}
     runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
     newest = [r.rows[key] for r in runs if r.state == "done" and key in r.rows]
@@ -133,7 +138,7 @@ def _endpoint_base_identity(
     base = plugins.phrase_method(keeps_base=True)
     raise IncompatibleRuns(
         f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
-        f"next: add prompt: {{{base}}}, then {stored.typed.command('compare')}"
+        f"next: add prompt: {{{base}}}, then {study.typed.command('compare')}"
     )
 
 
@@ -153,14 +158,24 @@ def _find_same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
     return next((other for other in alike if at.parquet(other.digest).exists()), None)
 
 
-def _refuse_without(
-    stored: StoredExperiment, metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows
-) -> None:
+def _refuse_without(study: Study, metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:
     if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
         raise IncompatibleRuns(
             f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
-            f"every metric of the task as written now; next: {stored.typed.command('compare')}"
+            f"every metric of the task as written now; next: {study.typed.command('compare')}"
         )
+
+
+def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
+    """Cut the rows of a task to the sampled items, each with its inclusion weight."""
+    kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
+    if len(kept) < len(weights):
+        raise IncompatibleRuns(
+            f"{identity.task}: found answers of {identity.weights_digest} to {count(len(kept))} of the "
+            f"{count(len(weights))} sampled items; expected all of them; next: "
+            f"{study.typed.command('compare', '--sequential')}"
+        )
+    return kept
 
 
 def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
@@ -171,9 +186,9 @@ def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple
     return new[:n], base[:n]
 
 
-def confirm_in_fp32(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
+def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
     """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
-    found: dict[str, list[str]] = {}
+    at, found = study.store, dict[str, list[str]]()
     for m in measured:
         own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
         if m.role != "regression":

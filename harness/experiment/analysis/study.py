@@ -1,0 +1,118 @@
+"""Study: what is stored of one experiment, from which every verdict on its runs is made.
+
+Invariant: it names what there is and reads each thing once; it holds no model and no data, so the same store
+and the same file give the same verdicts, whichever command opens them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from harness import gating, plugins, store
+from harness.config import CommandLine
+from harness.evaluation.session import Session
+from harness.experiment.runs.stored_rows import Reader, StoredRows
+from harness.gating import AdmittedTasks, ComparedArms, Measurement
+from harness.metrics import Metric
+from harness.models.openai_api import WHO_ANSWERS
+from harness.records import Run, canonical_json
+from harness.spec import Experiment, Recipe, Role, Task
+from harness.store import Store
+
+_PLAIN = CommandLine()
+
+Weights = Mapping[str, Mapping[str, float]]
+
+
+class SuiteTask(NamedTuple):
+    """One task of a suite, as rules tell tasks apart."""
+
+    task: Task
+    role: Role
+    suite: str
+
+
+class ArmsOfPair(NamedTuple):
+    """Both arms of a run and a baseline, how they compare, and notes on what was left out of them."""
+
+    measured: list[Measurement]
+    compared: ComparedArms
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment as its runs are judged, with its store and the metrics of each task.
+
+    `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it. `first_base`
+    is the digest of the base that the first champion was judged against, empty where none was promoted.
+    `typed` is what a next step repeats. `compared`, `admitted` and `untrained` keep what verdicts share.
+    """
+
+    experiment: Experiment
+    store: Store
+    metrics: Mapping[str, Mapping[str, Metric]]
+    rows: StoredRows
+    weights: Callable[[Run], Weights]
+    first_base: str = ""
+    typed: CommandLine = _PLAIN
+    compared: dict[tuple[str, ...], ArmsOfPair] = field(default_factory=dict)
+    admitted: dict[tuple[str, ...], AdmittedTasks] = field(default_factory=dict)
+    untrained: dict[tuple[str, str], Run | None] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The seed by which tasks are cut into halves."""
+        return self.experiment.seeds[0]
+
+    def suite_tasks(self) -> Iterator[SuiteTask]:
+        """Yield the tasks of all suites, in the order of the file."""
+        for suite in self.experiment.suites:
+            yield from (SuiteTask(task, suite.role, suite.name) for task in suite.tasks)
+
+    def is_judged(self, task: Task) -> bool:
+        """Tell whether the policy judges a task, or only reports it."""
+        return gating.is_judged(task.name, self.experiment.gate)
+
+
+def study_session(session: Session, reader: Reader) -> Study:
+    """Return the study of an open experiment; a run that is settled keeps the items of its own analysis."""
+    current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
+    return Study(
+        session.experiment,
+        session.store,
+        {m.task.name: m.metrics for m in (session.target, *session.suites)},
+        reader,
+        partial(_find_weights, session, current),
+        store.find_first_base(session.store.folder.parent, session.target.task.name),
+    )
+
+
+def _find_weights(session: Session, current: Weights, run: Run) -> Weights:
+    settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
+    return settled.weights if settled else current
+
+
+def is_as_written(run: Run, recipe: Recipe) -> bool:
+    """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
+    if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
+        recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
+    return _strip_unasked(Recipe.model_validate(run.recipe)) == _strip_unasked(recipe)
+
+
+def _has_tried(run: Run, recipe: Recipe) -> bool:
+    """Tell whether a run's prompt was chosen among those of a recipe: all of a sweep, some of a search."""
+    params = [one.params for one in run.training.sweep]
+    if recipe.sweep:
+        return set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
+    known = all(of.get(name) in values for of in params for name, values in recipe.search.items())
+    return known and len(params) <= recipe.trials
+
+
+def _strip_unasked(recipe: Recipe) -> Recipe:
+    """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
+    if not plugins.find_method(recipe.method).is_remote:
+        return recipe
+    named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
+    return recipe.model_copy(update={"params": named})

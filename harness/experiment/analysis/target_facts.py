@@ -1,0 +1,186 @@
+"""Facts on the target for a verdict: what a run reached, its gain and win rate over the best untrained one.
+
+Invariant: read from the store, without the model or the data; the best untrained candidate is the one that
+the decision takes, by validation, among the stored runs of the file's candidates as they are written now.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from operator import attrgetter
+
+from harness import comparison, decision, plugins, store
+from harness.comparison import (
+    Comparison,
+    Labels,
+    compare_on_target,
+    correct_estimate,
+    is_judge,
+    labels_missing,
+)
+from harness.decision import CandidateFacts
+from harness.errors import CandidateFailed, IncompatibleRuns
+from harness.experiment.analysis.human_labels import correct_reached, read_labels
+from harness.experiment.analysis.study import Study, is_as_written
+from harness.experiment.analysis.target_wins import wins_of
+from harness.experiment.runs.candidate_result import facts_on_target, mark_recipe
+from harness.experiment.runs.stored_rows import Rows, StoredRows
+from harness.gating import TargetFacts
+from harness.metrics import Metric
+from harness.records import Run
+from harness.spec import GatePolicy, Recipe, Task
+
+
+def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
+    """Read what was reached on the target; what is over the best untrained candidate if the policy asks."""
+    goal, task = policy.target, study.experiment.target
+    wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
+    if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
+        return None
+    metric, rows = study.metrics[task.name][task.primary_metric], target_rows(study.rows, run, task)
+    labels, compared = read_labels(study.store, task, metric.name), [rows]
+    best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
+    gain = wins = None
+    if best is not None:
+        base = target_rows(study.rows, best, task)
+        if goal.gain is not None:
+            gain = compare_on_target(metric, base, rows, labels, policy.max_errors)
+            compared.append(base)
+        if goal.win_rate is not None:
+            wins = wins_of(study.store, policy, task.name, (best, run), (base, rows))
+    missing = labels_missing(metric.name, labels, *compared)
+    return TargetFacts(
+        correct_estimate(metric, comparison.estimate(metric, rows), rows, labels),
+        gain,
+        missing if policy.uncalibrated_judge == "refuse" else 0,
+        wins,
+        compare_commonest(study, run) if policy.mode_collapse is not None else (),
+    )
+
+
+def target_rows(rows: StoredRows, run: Run, task: Task, split: str = "test") -> Rows:
+    """Read a run's answers to the target, as many as its limit leaves, with all drawn to an item."""
+    key = f"{task.name}/{split}"
+    cut = rows.whole(run.rows[key])[: getattr(task.data.limits, split)]
+    return comparison.add_samples(cut, rows.drawn(run, key))
+
+
+def compare_commonest(study: Study, run: Run) -> tuple[Comparison, ...]:
+    """Compare the share of a run's commonest answer on the target with its base's and the references'."""
+    old, new = answers_on_target(study, run)
+    return comparison.compare_commonest_answers(old, new, alpha=study.experiment.gate.alpha)
+
+
+def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
+    """Return the answers to the target's test items of a run's base, None where it has none, and its own.
+
+    They are all that were drawn to an item, where both were drawn in the same way.
+    """
+    task, rows = study.experiment.target, study.rows
+    key, plain = f"{task.name}/test", _find_base_on_target(study, run)
+    are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
+
+    def answers(of: Run) -> Rows:
+        own = target_rows(rows, of, task)
+        return (comparison.list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
+
+    return answers(plain) if plain else None, answers(run)
+
+
+def _find_base_on_target(study: Study, run: Run) -> Run | None:
+    """Find the newest run of a fine-tune's base on its items: prompted as it is, else by the plain prompt."""
+    settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
+    own = [
+        other
+        for other in reversed(store.list_runs(study.store, study.experiment.name))
+        if other.state == "done"
+        and other.weights_digest == other.base_digest == run.base_digest
+        and _scored_by(study, other)[0] == version
+    ]
+    alike = [other for other in own if settings(other) == settings(run)]
+    return next(iter([*alike, *filter(is_prompt, own)]), None)
+
+
+def is_prompt(run: Run) -> bool:
+    """Tell whether a run is the plain prompt on weights of the base."""
+    plain = run.prompting == "zero_shot" and run.answer == "generate"
+    return plain and plugins.find_method(run.method).keeps_base
+
+
+def find_best_untrained(study: Study, run: Run) -> Run | None:
+    """Find the candidate that the decision takes as the best untrained one, of those that answered alike.
+
+    Runs whose items or grades are others than the run's were made before the files changed, and do not count.
+    """
+    own = _scored_by(study, run)
+    if own not in study.untrained:
+        study.untrained[own] = _choose_untrained(study, own)
+    found = study.untrained[own]
+    return found if found and found.run_id != run.run_id else None
+
+
+def _scored_by(study: Study, run: Run) -> tuple[str, str]:
+    """Name the items and the scoring of a run's test rows."""
+    rows_digest = run.rows.get(f"{study.experiment.target.name}/test")
+    if rows_digest is None:
+        return "", ""
+    of = store.read_identity(study.store, rows_digest)
+    return of.task_version, of.scoring_digest
+
+
+def _choose_untrained(study: Study, scored_by: tuple[str, str]) -> Run | None:
+    experiment, task = study.experiment, study.experiment.target
+    runs = [one for one in list_untrained(study) if _scored_by(study, one) == scored_by]
+    metric = study.metrics[task.name][task.primary_metric]
+    labels = read_labels(study.store, task, metric.name) if is_judge(metric.name) else {}
+    study.rows.prepare(one.rows[f"{task.name}/{split}"] for one in runs for split in ("test", "validation"))
+    facts = list[CandidateFacts]()
+    for one in runs:
+        refuse_lost_folds(study, one)
+        with suppress(CandidateFailed):
+            facts.append(reached_on_target(study.rows, one, task, metric, labels, experiment.candidates))
+    best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
+    return {one.candidate: one for one in runs}.get(best or "")
+
+
+def reached_on_target(
+    rows: StoredRows, run: Run, task: Task, metric: Metric, labels: Labels, recipes: Mapping[str, Recipe]
+) -> CandidateFacts:
+    """Say what a stored run reached as the decision sees it, corrected by the labels there are.
+
+    Raises:
+        CandidateFailed: every test row is an error.
+    """
+    test, validation = (target_rows(rows, run, task, split) for split in ("test", "validation"))
+    recipe = recipes.get(run.candidate) or Recipe.model_validate(run.recipe)
+    facts = mark_recipe(facts_on_target(run, metric, test, validation), recipe, recipes)
+    return correct_reached(metric, facts, test, labels)
+
+
+def list_untrained(study: Study) -> list[Run]:
+    """List the newest finished runs of what trains no language model, and of baselines, by seeds."""
+    # Of what draws at random that is one run of each seed of the file, of all else one.
+    experiment = study.experiment
+    place = {seed: at for at, seed in enumerate(experiment.seeds)}
+    newest: dict[tuple[str, int], Run] = {}
+    for run in store.list_runs(study.store, experiment.name):
+        method, recipe = plugins.find_method(run.method), experiment.candidates.get(run.candidate)
+        if run.state != "done" or recipe is None or (method.seeded and run.seed not in place):
+            continue
+        trained = run.weights_digest != run.base_digest and method.makes_language_model
+        if (not trained or recipe.role == "baseline") and is_as_written(run, recipe):
+            newest[run.candidate, place[run.seed] if method.seeded else 0] = run
+    return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
+
+
+def refuse_lost_folds(study: Study, run: Run) -> None:
+    """Refuse test rows that other weights answered than the run's, those of its folds, if no fold is kept.
+
+    Raises:
+        IncompatibleRuns: they are of several models, and nothing says which answered which item.
+    """
+    at, test = study.store, run.rows[f"{study.experiment.target.name}/test"]
+    if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
+        raise IncompatibleRuns(
+            f"{run.run_id}: found test rows of several folds without {at.rows(test) / 'folds.json'}; "
+            f"expected the fold of each item; next: {study.typed.command('compare')}, which writes it again"
+        )

@@ -1,0 +1,227 @@
+"""One verdict of one pair of runs: every way of asking gives the same rules, numbers and outcome."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import rescue_worlds
+from rescue_worlds import AS_IT_IS, Version
+from worlds import GOOD, Sizes
+
+import harness
+from harness import experiment, release, report, store
+from harness.comparison import answer_digest
+from harness.experiment import ensure_weights, judge_labels, suite_arm
+from harness.nightly.judged_changes import compare_judged_answers
+from harness.records import AnswerLabel, LabelSet
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
+
+JUDGE = """\
+from harness.metrics import mean_metric
+
+
+def metric(task):
+    return mean_metric("judge_right", lambda output, example: float(output.text == "gimlet"))
+"""
+EXTRA = """\
+gate:
+  target: {min: 0.5, gain: 0.4}
+  mode_collapse: 0.3
+"""
+N_PINNED = 20
+FAILED = ("test behaviour 6",)
+VERSIONS = {
+    AS_IT_IS: Version(90, lost=40, failed=FAILED),
+    "scale=0.75": Version(88, lost=30),
+    "scale=0.5": Version(88, failed=FAILED),
+}
+FIRST_BASE = "f" * 16  # answers as the base does, under another name
+
+
+def write_world(folder):
+    """Write a world whose target a judge grades, with pinned items that the fine-tune loses in part."""
+    path = rescue_worlds.write(folder, Sizes(general=160), EXTRA)
+    suites = folder / "suites"
+    (suites / "judge_right.py").write_text(JUDGE)
+    desk = (suites / "desk.yaml").read_text()
+    (suites / "desk.yaml").write_text(
+        desk.replace("{name: desk,", "{name: desk, metrics: [./judge_right.py],")
+    )
+    pinned = [
+        {"id": f"pinned-{i}", "prompt": f"What is chat - {i} ?", "reference": GOOD} for i in range(N_PINNED)
+    ]
+    (suites / "pinned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pinned))
+    (suites / "regressions.yaml").write_text(
+        "name: regressions\nrole: regression\ntasks:\n"
+        "  - {name: chat-pinned, data: {test: pinned.jsonl}, max_new_tokens: 4}\n"
+    )
+    written = path.read_text().replace(
+        "[suites/general.yaml]", "[suites/general.yaml, suites/regressions.yaml]"
+    )
+    path.write_text(written.replace("precision: fp32", "precision: bf16"))
+    return path
+
+
+def label_answers(at, runs):
+    """Let people label every answer to the target: of a fine-tune they refuse a fifth that the judge passes."""
+    labels = {}
+    for run in runs:
+        for row in store.read_rows(at, run.rows["desk/test"]):
+            refused = (
+                run.weights_digest != run.base_digest and int(row.example_id.rpartition("-")[2]) % 5 == 0
+            )
+            label = float(row.text == GOOD and not refused)
+            labels[answer_digest("judge_right", row)] = label
+    given = tuple(AnswerLabel(answer, answer, label) for answer, label in sorted(labels.items()))
+    store.save_labels(
+        at, LabelSet("people", "2026-01-01T00:00:00", "desk", "test", "judge_right", "ann", given)
+    )
+
+
+def confirm_in_fp32(session, run):
+    """Answer the pinned items in fp32, by the same rule."""
+    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
+    exact = replace(
+        session,
+        machine=session.machine._replace(precision="fp32"),
+        suites=tuple(m for m in session.suites if m.role == "regression"),
+    )
+    suite_arm(exact, weights, "in fp32")
+
+
+def promote_on_another_base(path, at, run):
+    """Promote a run, as if its first base had been another one that answered alike."""
+    file, champion = release.promote_named(path, run.candidate, despite="a test")
+    for key in (key for key in champion.rows if not key.startswith("desk/")):
+        base = replace(store.read_identity(at, champion.rows[key]), weights_digest=champion.base_digest)
+        first = replace(base, weights_digest=FIRST_BASE)
+        shutil.copytree(at.rows(base.digest), at.rows(first.digest))
+        identity = at.rows(first.digest) / "identity.json"
+        identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"first_base": FIRST_BASE}))
+
+
+@pytest.fixture(scope="module")
+def judged_world(module_cache, tmp_path_factory):
+    """A rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
+    path = write_world(tmp_path_factory.mktemp("one"))
+    made = rescue_worlds.open_world(path, VERSIONS)
+    prepared = made.prepare()
+    rescue_of = harness.rescue.run(prepared)
+    at = made.session.store
+    runs = {run.candidate: run for run in store.list_runs(at, "world")}
+    trial = runs[rescue_of.tried[-1].name]
+    label_answers(at, runs.values())
+    for run in (runs["lora"], trial):
+        confirm_in_fp32(prepared.session, run)
+    promote_on_another_base(path, at, runs["lora"])
+    return rescue_worlds.open_world(path, VERSIONS), runs | {"trial": trial}
+
+
+def rules_of(verdict):
+    """Map the rules of a verdict to what each says."""
+    return {rule.name: (rule.outcome, rule.sentence, rule.numbers) for rule in verdict.rules}
+
+
+def find_facts(found, run):
+    return next(f for f in found.facts if f.run_id == run.run_id)
+
+
+def ask(world, run, way):
+    """Ask for the verdict on a run against its base."""
+    if way == "compare":
+        return find_facts(experiment.run_all(world.session, world.loaded), run).verdict
+    if way == "report":
+        return find_facts(experiment.report_stored(world.session, world.loaded.selected), run).verdict
+    if way == "python":
+        return harness.gate(world.path, candidate=run.run_id, baseline="base")
+    (judged,) = release.gate(world.path, run.run_id, baseline="base")
+    return judged.verdict
+
+
+WAYS = ("compare", "report", "python")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_asking_for_the_verdict_on_a_run_gives_the_same(judged_world, way):
+    world, runs = judged_world
+    judged, told = (ask(world, runs["lora"], one) for one in ("gate", way))
+    assert rules_of(told) == rules_of(judged)
+    assert told == judged
+
+
+def test_what_people_and_fp32_said_and_the_first_base_are_in_the_verdict(judged_world):
+    world, runs = judged_world
+    rules = rules_of(ask(world, runs["lora"], "compare"))
+    assert rules["regressions"][0] == "fail"
+    assert rules["regressions"][2]["n_lost"] == 9
+    assert rules["target"][0] == "inconclusive"  # 88 % by the judge alone
+    assert rules["target"][2]["score"] == pytest.approx(0.71, abs=0.03)
+    assert rules["cumulative"][2]["first_base"] == FIRST_BASE
+
+
+def test_a_rescue_confirms_by_the_rules_of_the_gate(judged_world):
+    """What is the same for half of the items is the same; the macro and what counts items are of its half."""
+    world, runs = judged_world
+    gate = rules_of(ask(world, runs["trial"], "gate"))
+    confirmed = world.rescue().tried[-1].confirm
+    rules = rules_of(confirmed.verdict)
+    assert list(rules) == list(gate)
+    same = ("regressions", "target", "mode collapse", "drift", "control")
+    assert {name: rules[name] for name in same} == {name: gate[name] for name in same}
+    assert confirmed.verdict.outcome == "inconclusive"
+    assert "+37.5" in rules["target"][1]
+
+
+def test_a_night_compares_judged_answers_as_a_gain_is(judged_world):
+    world, runs = judged_world
+    facts = find_facts(world.report, runs["lora"])
+    at, target = world.session.store, world.session.target
+    rows = [store.read_rows(at, runs[name].rows["desk/test"]) for name in ("lora", "knn")]
+    labels = judge_labels(world.session, target)
+    night = compare_judged_answers(target.primary, *rows, labels, world.session.experiment.gate.max_errors)
+    gain = facts.vs_untrained
+    assert night.corrected == (gain.delta, gain.low, gain.high)
+
+
+@pytest.fixture
+def dashboard(judged_world, monkeypatch):
+    """Let the dashboard's modules read the world, without what another test has cached."""
+    streamlit = pytest.importorskip("streamlit")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "dashboards"))
+    monkeypatch.setenv("HARNESS_CONFIG", str(judged_world[0].path))
+    streamlit.cache_data.clear()
+    streamlit.cache_resource.clear()
+    return judged_world
+
+
+def test_the_dashboard_compares_two_runs_on_the_target_as_a_gain_is(dashboard):
+    from parts import paired_runs
+
+    world, runs = dashboard
+    facts = find_facts(world.report, runs["lora"])
+    found = paired_runs.compare_on_every_task(runs["knn"], runs["lora"], None)["desk"][1]
+    assert (found.estimator, found.delta, found.low, found.high) == (
+        "ppi",
+        facts.vs_untrained.delta,
+        facts.vs_untrained.low,
+        facts.vs_untrained.high,
+    )
+
+
+def test_the_dashboard_shows_the_verdict_that_a_gate_made_after_the_report_was_written(dashboard):
+    from parts import project
+
+    world, runs = dashboard
+    before = find_facts(world.report, runs["lora"])
+    stale = replace(before.verdict, outcome="pass", rules=(), lost=0)
+    facts = tuple(replace(f, verdict=stale) if f.run_id == before.run_id else f for f in world.report.facts)
+    report.write(replace(world.report, facts=facts), world.path.parent / "reports")
+    for file in (world.path.parent / "reports").glob("*.json"):
+        os.utime(file, (0, 0))  # written long before
+    (kept,) = project.reports().values()
+    assert find_facts(kept, runs["lora"]).verdict == ask(world, runs["lora"], "gate")
