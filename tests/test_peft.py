@@ -13,6 +13,7 @@ from tiny_model import logits
 
 from harness.errors import CandidateFailed, UserError
 from harness.methods import peft
+from harness.models.adapters.against_base import adapter_problems
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.records import Limits
@@ -443,3 +444,24 @@ def test_an_adapter_with_embeddings_of_its_own_leaves_those_of_the_base_alone(ti
     with host.use_adapter(tmp_path, "theirs") as opened:
         assert logits(opened.model, ids).allclose(logits(theirs, ids), atol=1e-4)
     assert logits(host.model, ids).equal(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "PROMPT_TUNING",
+            {"num_virtual_tokens": 9},
+            r"of size \(4, 32\), where the base and \S+ make \(9, 32\)",
+        ),
+        ("PREFIX_TUNING", {"num_layers": 3}, "num_layers 3, which is 2 on the base"),
+        ("PREFIX_TUNING", {"num_attention_heads": 8}, "num_attention_heads 8, which is 2 on the base"),
+        ("P_TUNING", {"token_dim": 64}, "token_dim 64, which is 32 on the base"),
+    ],
+)
+def test_a_soft_prompt_of_another_size_is_refused(tiny, tmp_path, name, change, said):
+    made, _ = train(tiny, tmp_path, name, max_steps=1)
+    config = made.folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    (problem,) = adapter_problems(config.parent, resolve(str(tiny)), "theirs")
+    assert re.search(said, problem.found), problem

@@ -28,6 +28,8 @@ CANDIDATES = """\
   decomposed: {method: lora, params: {use_dora: true}}
   wide: {method: lora, sweep: {r: [8, 128]}}
   theirs: {method: adapter, path: ./theirs}
+  scaled: {method: adapter, path: ./scaled}
+  soft: {method: adapter, path: ./soft}
 """
 
 
@@ -75,6 +77,10 @@ def open_session(path, *overrides, candidates=("prompt",)):
 def experiment_file(tiny, tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps({"r": 256, "lora_alpha": 16}))
+    patterns = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 64}}
+    for name, written in (("scaled", patterns), ("soft", {"peft_type": "PROMPT_TUNING"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(written))
     return tiny_experiment.write(tmp_path, tiny, CANDIDATES)
 
 
@@ -86,12 +92,16 @@ def list_refusals(path, *candidates):
 
 
 def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, vllm_package):
-    found = list_refusals(experiment_file, "prompt", "quantised", "plain", "decomposed", "wide", "theirs")
+    found = list_refusals(
+        experiment_file, "prompt", "quantised", "plain", "decomposed", "wide", "theirs", "scaled", "soft"
+    )
     assert found >= {
         ("candidate quantised", "a quantised base, and engine: vllm"),
         ("candidate decomposed", "DoRA, and engine: vllm"),
         ("candidate wide", "an adapter of rank 128, and engine: vllm"),
         ("candidate theirs", "an adapter of rank 256, and engine: vllm"),
+        ("candidate scaled", "an adapter with alpha_pattern, and engine: vllm"),
+        ("candidate soft", "an adapter of the family PROMPT_TUNING, and engine: vllm"),
     }
     assert not {where for where, _ in found} & {"engine", "candidate prompt", "candidate plain"}
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import oom
-from harness.models.adapters import WEIGHTS, changes_modules, moves_base, own_name, tensors_of
+from harness.models.adapters import (
+    WEIGHTS,
+    changes_modules,
+    moves_base,
+    own_name,
+    refuse_infinite,
+    tensors_of,
+)
 from harness.models.adapters.against_base import adapter_problems, read_adapter_config
 from harness.models.adapters.merged_layers import compute_in_normal_mode, merge_layers
 from harness.models.adapters.soft_prompts import soft_prompt
@@ -198,7 +205,7 @@ class ModelHost:
         placement.refuse_offloaded(self.model)
         with ExitStack() as stack:
             with _explain_unopened(folder):
-                _refuse_infinite(folder)
+                refuse_infinite(folder)
                 stack.enter_context(keep_base(self.model, folder))
                 candidate = self._put_on(folder, weights_digest, stack, merged=merged)
             yield candidate
@@ -242,16 +249,6 @@ def _explain_unopened(folder: Path) -> Iterator[None]:
             ) from None
         found = f"the adapter in {folder} cannot be put on the base ({one_line(error)})"
         raise CandidateFailed(found, "exporting it again, for this base") from error
-
-
-def _refuse_infinite(folder: Path) -> None:
-    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
-    from safetensors.torch import load_file
-
-    for name, tensor in load_file(folder / WEIGHTS).items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            found = f"an adapter whose weights are no numbers ({name})"
-            raise CandidateFailed(found, "training it again, with a lower learning rate")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
 from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models import hub, openai_api, vllm
+from harness.models.adapters import describe_beside_low_rank
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.models.vllm import server as vllm_server
@@ -291,14 +292,29 @@ def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:
 
 
 def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    name, adapters = candidate.name, [read_recipe_config(trial.source) for trial in candidate.trials]
+    """Yield what vLLM does not compute of an adapter, or leaves out without a word."""
+    where, adapters = f"candidate {candidate.name}", [read_recipe_config(t.source) for t in candidate.trials]
     if any(adapter.get("use_dora") for adapter in adapters):
         found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
-        yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
+        yield Problem(where, found, "a plain low-rank adapter", step)
+        return
+    more = [_describe_unmergeable(adapter) or _describe_beside(adapter) for adapter in adapters]
+    if named := next(filter(None, more), ""):
+        found = f"an adapter {named}, and engine: vllm"
+        yield Problem(where, found, "low-rank matrices alone, of one rank and scale", vllm.OTHERWISE)
+        return
     rank = max(adapter.get("r", 0) for adapter in adapters)
     if rank > vllm.MAX_RANK:
         found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
-        yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
+        yield Problem(where, found, f"a rank of at most {vllm.MAX_RANK}", step)
+
+
+def _describe_beside(adapter: Mapping[str, Any]) -> str:
+    """Name what an adapter holds beside low-rank matrices of one rank and scale; empty for nothing."""
+    # vLLM scales every layer by lora_alpha / r.
+    patterns = (name for name in ("rank_pattern", "alpha_pattern") if adapter.get(name))
+    beside = describe_beside_low_rank(adapter) or next(patterns, "")
+    return f"with {beside}" if beside else ""
 
 
 def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:

@@ -119,6 +119,16 @@ def expert_parameters(counted: Mapping[str, int]) -> int:
     return sum(n for name, n in counted.items() if _EXPERT.search(name))
 
 
+def refuse_infinite(folder: Path) -> None:
+    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
+    from safetensors.torch import load_file
+
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            found = f"an adapter whose weights are no numbers ({name})"
+            raise CandidateFailed(found, "training it again, with a lower learning rate")
+
+
 def moves_base(config: Mapping[str, Any]) -> bool:
     """Tell whether an adapter of this configuration changes the base's own weights when it is put on."""
     start = str(config.get("init_lora_weights", "")).lower()

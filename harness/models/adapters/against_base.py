@@ -7,7 +7,7 @@ weights already when they are put on: what does not fit of these is found when t
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _TASKS = (None, "CAUSAL_LM")
 # Families that need more than a row: a task's number, other adapters, or the rows that are read with it.
 _NOT_ALONE = ("LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
 _PROBE = " A first line, 12,345 words:\n\n\tna\u00efve \u6f22\u5b57\r\n  and  an end. "
+# Sizes of the base in the configuration of a soft prompt.
+_SIZES = ("num_layers", "token_dim", "num_attention_heads")
 _OF_A_PART = "alora_invocation_tokens"
 # Embeddings with rows for tokens that were added before the training.
 _ADDED = re.compile(r"\b(?:embed_tokens|lm_head)\S*weight of size \((\d+), \d+\)")
@@ -197,6 +199,8 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
             config.init_lora_weights = True  # others compute with weights
         if beyond := [index for index in _trained_tokens(config) if index >= n_tokens]:
             return f"trained rows of the tokens {_list_some(beyond)}, and the base has {n_tokens}"
+        if wrong := _other_sizes(config, model):
+            return wrong
         with torch.device("meta"):
             made = get_peft_model(model, config)
         return _hold(made, config, tensors, own)
@@ -210,6 +214,18 @@ def _trained_tokens(config: Any) -> list[int]:
     """List the tokens whose embeddings an adapter holds."""
     written = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
     return [i for of in written.values() for i in of] if isinstance(written, dict) else list(written)
+
+
+def _other_sizes(config: Any, model: Any) -> str:
+    """Say which size of the base a soft prompt was made for is not this one's; empty of other adapters."""
+    if not config.is_prompt_learning:
+        return ""
+    from peft.utils.other import _prepare_prompt_learning_config
+
+    blank = replace(config, **dict.fromkeys(_SIZES))
+    here = vars(_prepare_prompt_learning_config(blank, model.config))
+    other = [name for name in _SIZES if vars(config)[name] not in (None, here[name])]
+    return ", ".join(f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
 
 
 def _hold(made: Any, config: Any, tensors: Mapping[str, Tensor], own: set[str]) -> str:

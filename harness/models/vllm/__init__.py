@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, Problem, UserError, refuse
-from harness.models.adapters import WEIGHTS, tensors_of
+from harness.models.adapters import WEIGHTS, refuse_infinite, tensors_of
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
@@ -177,10 +177,12 @@ class VllmHost:
         """Yield the base with the adapter of a folder; the base itself is never changed.
 
         Raises:
-            CandidateFailed: the adapter changes something else than linear maps of the layers.
+            CandidateFailed: the adapter changes something else than linear maps of the layers, or holds
+                weights that are no numbers.
         """
         from vllm.lora.request import LoRARequest
 
+        refuse_infinite(folder)
         changed = {name.split(".")[-3] for name in tensors_of(folder / WEIGHTS)}  # ….q_proj.lora_A.weight
         if others := sorted(changed - self._adaptable):
             raise CandidateFailed(f"vLLM is not given an adapter on {', '.join(others)}", OTHERWISE)

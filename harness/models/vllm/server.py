@@ -24,6 +24,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, refuse
 from harness.models import openai_api, supervision
+from harness.models.adapters import refuse_infinite
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
@@ -214,6 +215,7 @@ class VllmServer:
         Raises:
             CandidateFailed: vLLM does not take this adapter.
         """
+        refuse_infinite(folder)
         running = self._ready()
         _post(running, "load", {"lora_name": weights_digest, "lora_path": str(folder.resolve())})
         try:
