@@ -36,12 +36,12 @@ def test_what_has_many_brackets_side_by_side_is_read():
 
 def test_an_experiment(folder):
     (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {DEEP}\n")
-    with pytest.raises(UserError, match=r"harness.yaml:1: found values in one another"):
+    with pytest.raises(UserError, match=r"harness.yaml: found values in one another"):
         config.load(folder / "harness.yaml")
 
 
 def test_an_override(folder):
-    with pytest.raises(UserError, match=r"override gate.macro: found \[+…, deeper than can be read"):
+    with pytest.raises(UserError, match=r"override gate.macro=.*: found no YAML: '\[+…"):
         config.load(folder / "harness.yaml", [f"gate.macro={DEEP}"])
 
 

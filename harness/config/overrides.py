@@ -7,10 +7,9 @@ same key the later wins.
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from harness.config.problems import Keys, Tree, plain
+from harness.config.problems import Keys, Tree, load_yaml, plain, short_repr
 from harness.errors import Problem, UserError, did_you_mean
 
 _FORM, _SUCH_AS = "KEY.KEY=VALUE", "such as candidates.lora.params.r=8"
@@ -32,15 +31,10 @@ def parse(texts: Iterable[str], tree: Tree) -> list[Setting]:
         key, equals, value = text.partition("=")
         keys = tuple(key.strip().split("."))
         try:
-            read = plain(YAML(typ="safe", pure=True).load(value))
-        except RecursionError:
-            found = f"{value[:20]}…, deeper than can be read"
-            tree.problems.append(Problem(f"{_OVERRIDE}{key}", found, _FORM, "mend the brackets"))
-            continue
+            read = plain(load_yaml(value, "safe"))
         except YAMLError:
-            tree.problems.append(
-                Problem(f"{_OVERRIDE}{text}", f"no YAML: {value!r}", _FORM, "quote the value")
-            )
+            found = f"no YAML: {short_repr(value)}"
+            tree.problems.append(Problem(f"{_OVERRIDE}{text[:60]}", found, _FORM, "quote the value"))
             continue
         if not equals or not all(keys):
             tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, _SUCH_AS))

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import islice
+from itertools import chain, islice
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
@@ -19,10 +20,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from harness import plugins
 from harness.config.salvage import disagreements, refusals
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, one_line
 from harness.spec import PLUGINS
 
 Keys = tuple[str | int, ...]
+_MOST_VALUES = 100_000  # that the aliases of a file may stand for: nine lines can stand for billions
+_MOST_BITS = 1024  # of a number, which float can hold
 
 
 @dataclass(slots=True)
@@ -71,24 +74,64 @@ def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
     """
     marks: dict[Keys, str] = {(): f"{shown}:1"}
     try:
-        loaded = YAML().load(text)
+        loaded = load_yaml(text, "rt")
         _mark(loaded, (), shown, marks)
         return plain(loaded), marks
     except YAMLError as error:
         raise UserError(_syntax(error, shown)) from None
+
+
+def load_yaml(text: str, kind: str) -> Any:
+    """Load YAML by the kind of ruamel's readers that is named, within bounds of what aliases stand for.
+
+    Raises:
+        YAMLError: it is no YAML, a value cannot be read, or aliases stand for too much.
+    """
+    try:
+        if "*" in text and (document := YAML(typ=kind, pure=True).compose(text)):
+            _count_values(document, {})
+        return YAML(typ=kind, pure=True).load(text)
     except RecursionError:
-        found = "values in one another, deeper than can be read"
-        raise UserError(Problem(f"{shown}:1", found, "keys and values", "mend the brackets")) from None
+        raise YAMLError("values in one another, deeper than can be read") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # such as a date that is none
+        raise YAMLError(f"a value that cannot be read ({one_line(error)})") from None
+
+
+def _count_values(node: Any, counted: dict[int, float]) -> float:
+    """Count the values below a node as if all aliases were written out, and 50 characters as one more."""
+    if id(node) not in counted:
+        counted[id(node)] = inf  # an alias of a value inside of it
+        if isinstance(node.value, str):
+            n = 1 + len(node.value) / 50
+        else:
+            inner = chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in node.value)
+            n = 1 + sum(_count_values(one, counted) for one in inner)
+        counted[id(node)] = n
+        if n > _MOST_VALUES:
+            problem = f"aliases that stand for more than {_MOST_VALUES:,} values"
+            raise MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return counted[id(node)]
 
 
 def plain(value: Any) -> Any:
-    """Turn the parser's own kinds of values into Python's; keys become strings."""
+    """Turn the parser's own kinds of values into Python's; keys become strings.
+
+    Raises:
+        YAMLError: a number is larger than any that is meant.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(inner) for inner in value]
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise YAMLError(f"a number of {value.bit_length():,} bits")
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -226,7 +269,7 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
         return Problem(_place_of(said, tree, (*keys, *loc)), found, _EXPECTED["value_error"], step)
     expected = " or ".join(dict.fromkeys(_describe_in_words(error["expected"])))
     step = _describe_next_step(error) or _phrase_another_value(model, loc)
-    return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, step)
+    return Problem(where, f"{name}: {short_repr(error['input'])}", expected, step)
 
 
 def _split_sentence(said: str) -> tuple[str, str]:
@@ -357,6 +400,7 @@ def _phrase_as_parameter(kind: str, name: str, value: Any) -> str:
     return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
 
 
-def _short_repr(value: Any) -> str:
+def short_repr(value: Any) -> str:
+    """Write a value as messages do: nothing, true and false in words, a long one cut."""
     text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
