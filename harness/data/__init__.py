@@ -44,10 +44,10 @@ class TaskItems:
 
     A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` says in
     sentences by which layout a file was read, and how one file became three splits; `overlap` which training
-    rows may be evaluated in other words. `places` says by split and id (`train/ID`) where a row was written.
-    `evaluated` holds all validation and test rows, as they were before limits drew from them. `folds` maps
-    the ids of training rows to the fold, from 1, in which each is tested on; where there are folds, `train`
-    and `test` hold the same rows, and `in_fold` gives those of one fold.
+    rows may be evaluated in other words, and which rows hold special tokens. `places` says by split and id
+    (`train/ID`) where a row was written. `evaluated` holds all validation and test rows, as they were before
+    limits drew from them. `folds` maps the ids of training rows to the fold, from 1, in which each is tested
+    on; where there are folds, `train` and `test` hold the same rows, and `in_fold` gives those of one fold.
     """
 
     train: tuple[Example, ...]

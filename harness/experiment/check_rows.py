@@ -246,7 +246,8 @@ def tokenizer_of(base: str) -> Tokenizer:
         UserError: there is no such model.
     """
     source = hub.resolve(base, where="--base")
-    return Tokenizer(base, hub.context_length(source), hub.token_counter(source))
+    special = tuple(hub.list_special_tokens(source))
+    return Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
 
 
 def detectable(n: int, disagreement: float) -> float:

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.cache import memo
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.models.adapters import Tensor, expert_parameters, parameters_of
-from harness.models.chat_templates import join_system, put_template
+from harness.models.chat_templates import join_system, put_template, special_tokens_of
 from harness.models.embedded_model import (
     NAMES,
     SHAPE,
@@ -272,6 +273,16 @@ def map_end_tokens(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") ->
         i: tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and i >= 0
     }
     return {i: token for i, token in known.items() if token is not None}
+
+
+def list_special_tokens(source: ModelSource) -> list[str]:
+    """List the tokens of a base that are no text (see `chat_templates`), remembered by its tokenizer."""
+    if is_packed(source) or not has_tokenizer(source.path):
+        return []
+    made: list[str] = memo(
+        "special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source))
+    )
+    return made
 
 
 def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.batching import Tokens
-from harness.models.chat_templates import render_chat
+from harness.models.chat_templates import render_chat, special_tokens_of
 from harness.records import Encoded, Limits, Message, Output, PromptText
 
 if TYPE_CHECKING:
@@ -200,16 +200,10 @@ def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mes
     return render_chat(tokenizer, messages).text
 
 
-def list_special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """List the tokens of a tokenizer that are no text: those that begin and end texts, turns and answers."""
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
-
-
 def _find_special(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     from transformers.utils.chat_template_utils import _get_control_token_patterns
 
-    return _get_control_token_patterns(tuple(list_special_tokens(tokenizer)))[0]
+    return _get_control_token_patterns(tuple(special_tokens_of(tokenizer)))[0]
 
 
 def _mark(special: re.Pattern[str], messages: Sequence[Message]) -> list[Message]:

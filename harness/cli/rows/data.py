@@ -66,6 +66,10 @@ def data_clean(
     leading_spaces: Annotated[bool, Option("Cut white space in front of answers as well.")] = False,
     spellings: Annotated[bool, Option("Write each label in its commonest spelling.")] = False,
     new_ids: Annotated[bool, Option("Give rows whose id stands already another one.")] = False,
+    special_tokens: Annotated[
+        bool, Option("Remove end tokens and role marks of chat models from all texts.")
+    ] = False,
+    base: Annotated[str | None, Option("With --special-tokens: those of this model as well.")] = None,
     named: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
@@ -94,16 +98,24 @@ def data_clean(
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
     of_spellings = {"spellings": spelt} if spellings else {}
-    switches = {"leading_spaces": leading_spaces, "new_ids": new_ids}
-    of_these = {name: True for name, is_on in switches.items() if is_on}
+    special = _list_special_tokens(base) if special_tokens else None
+    switches = {"leading_spaces": leading_spaces, "new_ids": new_ids, "special_tokens": special_tokens}
+    of_these: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
+    of_these |= {"base_tokens": special} if special else {}
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
     edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
-    mending = CleaningOptions(
-        leading_spaces, spelt, RowIds(readers.stream(file, "train")) if new_ids else None
-    )
+    ids = RowIds(readers.stream(file, "train")) if new_ids else None
+    mending = CleaningOptions(leading_spaces, spelt, ids, special)
     outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
+
+
+def _list_special_tokens(base: str | None) -> tuple[str, ...]:
+    """List the special tokens of a base, where one is named."""
+    from harness.experiment.check_rows import tokenizer_of
+
+    return tokenizer_of(base).special if base else ()
 
 
 @verb(

@@ -60,11 +60,15 @@ class Finding:
 
 
 class Tokenizer(NamedTuple):
-    """Tokens by a model's tokenizer: its name, its context (None: unknown), and the lengths of texts."""
+    """Tokens by a model's tokenizer: its name, its context (None: unknown), and the lengths of texts.
+
+    `special` are those that are no text.
+    """
 
     name: str
     context: int | None
     lengths: Callable[[Sequence[str]], list[int]]
+    special: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

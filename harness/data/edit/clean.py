@@ -22,6 +22,7 @@ from harness.data.edit.written_answers import Keys, answer_at, label_places, lis
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.formats.multiple_choice import CHOICES
 from harness.data.readers import Row
+from harness.data.special_tokens import remove_special
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ class CleaningOptions(NamedTuple):
     """Mending of answers, labels and ids beside that of all texts.
 
     With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
-    that they get, `ids` gives rows whose id stands already another one.
+    that they get, `ids` gives rows whose id stands already another one. With `special` all texts lose special
+    tokens, those that it lists and those of known families.
     """
 
     leading_spaces: bool = False
     spellings: Mapping[str, str] = MappingProxyType({})
     ids: RowIds | None = None
+    special: tuple[str, ...] | None = None
 
 
 _NOTHING_MORE = CleaningOptions()
@@ -73,7 +76,9 @@ def clean(
             yield drop(row, "decided")
             continue
         reasons: dict[str, None] = {}
-        fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
+        fields = {
+            name: _clean_value(value, name, reasons, mending.special) for name, value in row.fields.items()
+        }
         for name, value in decision.values.items() if decision else ():
             if fields.get(name) != value:
                 fields[name], reasons[f"relabelled in {name!r}"] = value, None
@@ -182,16 +187,20 @@ def _unreadable(row: Row, layout: Layout | None) -> str:
     return ""
 
 
-def _clean_value(value: Any, name: str, reasons: dict[str, None]) -> Any:
+def _clean_value(
+    value: Any, name: str, reasons: dict[str, None], special: tuple[str, ...] | None = None
+) -> Any:
     """Clean the texts of a value, also within lists and objects; note what was done, and in which column."""
     if isinstance(value, str):
-        cleaned, done = clean_text(value)
+        without = value if special is None else remove_special(value, special)
+        cleaned, done = clean_text(without)
+        done = ["special tokens removed", *done] if without != value else done
         reasons.update(dict.fromkeys(f"{reason} in {name!r}" for reason in done))
         return cleaned
     if isinstance(value, list):
-        return [_clean_value(inner, name, reasons) for inner in value]
+        return [_clean_value(inner, name, reasons, special) for inner in value]
     if isinstance(value, dict):
-        return {key: _clean_value(inner, name, reasons) for key, inner in value.items()}
+        return {key: _clean_value(inner, name, reasons, special) for key, inner in value.items()}
     return value
 
 

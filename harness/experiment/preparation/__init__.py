@@ -23,6 +23,7 @@ from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import attach_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.experiment.preparation.served_bases import choose_quantization
+from harness.experiment.preparation.written_rows import cut_special_tokens
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize, quote
 from harness.metrics import Metric, load_metrics
@@ -95,7 +96,7 @@ def _prepare_without_judges(
         )
         source = sources[experiment.base_model]
     target, *others = tasks
-    return Session(
+    session = Session(
         experiment,
         at,
         source,
@@ -111,6 +112,7 @@ def _prepare_without_judges(
         changed=read_changes(experiment.target, target.items, [m.items for m in training.values()]),
         more_targets=tuple(m for m in others if m.role == "target"),
     )
+    return cut_special_tokens(session)
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:

@@ -20,6 +20,7 @@ from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import check_tracking, plan_tracked_steps
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
+from harness.experiment.preparation.written_rows import find_unwritable_rows
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
 from harness.experiment.weights.weights_folder import processes_of, shards_of
@@ -61,6 +62,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += [*regularization_problems(session, recipe), *_layer_problems(candidate)]
         problems += [*check_tracking(candidate), *proposals.problems(candidate)]
         problems += [*constraint_problems(session, candidate), *check_sharing(session, candidate)]
+    problems += find_unwritable_rows(session, needed)
     problems += [*check_gpus(session), *engine_problems(session, selected, needed)]
     problems += [problem for name in selected for problem in _check_merging(session, known[name])]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})

@@ -70,6 +70,12 @@ def render_chat(
     return Chat("".join(blocks), tuple(marked))
 
 
+def special_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """List the tokens of a tokenizer that are no text: those that begin and end texts, turns and answers."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
+
+
 def template_names() -> list[str]:
     """List the names of the templates that ship."""
     return sorted(file.stem for file in Path(__file__).parent.glob(f"*{SUFFIX}"))

@@ -1,0 +1,202 @@
+"""Rows as the tokenizers of their bases write them: whether each can be, and special tokens in their texts.
+
+Invariant: every row of every split is written once for each base before a model is loaded. The same rows and
+tokenizer give the same problems, which are remembered.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness.cache import memo
+from harness.data import PartName, readers
+from harness.data.edit import name_output
+from harness.data.readers import cap_problems
+from harness.data.special_tokens import cut_special, find_special
+from harness.errors import CandidateFailed, Problem, as_argument
+from harness.evaluation import wrap_prompt
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.session import Fold, MeasuredTask, Session
+from harness.formatting import pluralize
+from harness.models import render_chat
+from harness.models.hub import (
+    ModelSource,
+    has_chat_template,
+    is_packed,
+    list_special_tokens,
+    load_tokenizer,
+)
+from harness.provenance import versions_of
+from harness.records import Example, Message, digest
+
+_PARTS: tuple[PartName, ...] = ("train", "validation", "test", "pairs")
+_NO_ROW = "a row that its chat template writes"
+
+
+class _OwnTokens(NamedTuple):
+    """Special tokens of the bases of an experiment, and the name of its first base."""
+
+    tokens: tuple[str, ...]
+    base: str
+
+
+class _Row(NamedTuple):
+    """Conversation of a row, and where the row stands."""
+
+    messages: Sequence[Message]
+    where: str
+
+
+def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
+    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
+    bases = {
+        base
+        for one in candidates
+        if one.method.makes_language_model and not one.is_remote
+        for base in (one.base, one.trained_base)
+        if not is_packed(base) and has_chat_template(base)
+    }
+    tasks = [session.target, *session.more_targets, *session.suites, *session.training.values()]
+    rows = [row for measured in tasks for row in _list_rows(measured)]
+    if rows and session.target.task.chat_template:
+        asked = next(iter((*session.target.items.validation, *session.target.items.test)))
+        for name, recipe in session.experiment.candidates.items():
+            if recipe.system:
+                prompt = wrap_prompt(asked, recipe.system, None)
+                rows.append(_Row(prompt.messages, f"candidate {name}: system"))
+    for base in sorted(bases, key=lambda base: base.name) if rows else ():
+        yield from _find_unwritable(base, rows)
+
+
+def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
+    """Yield the conversations of a task's rows in all splits; none where it is read as plain text."""
+    task = measured.task
+    if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
+        return
+    for part in _PARTS:
+        for example, where, _ in measured.items.list_sourced(part):
+            yield _Row(wrap_prompt(example, task.system, None).messages, where)
+
+
+def _find_unwritable(base: ModelSource, rows: Sequence[_Row]) -> Iterator[Problem]:
+    texts = [list(row.messages) for row in rows]
+    key = digest([base.template_digest, texts, versions_of("tokenization")])
+    found: dict[str, str] = memo("unwritable_rows", key, lambda: _try_rows(base, texts))
+    if len(found) == len(rows):
+        step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
+        yield Problem(f"base_model {base.name}", next(iter(found.values())), _NO_ROW, step)
+        return
+    by_file: dict[str, list[Problem]] = {}
+    for place, reason in found.items():
+        row = rows[int(place)]
+        step = "change its turns to such as the template takes, remove the row, or choose another base"
+        problem = Problem(row.where, f"{reason}, {base.name}'s", _NO_ROW, step)
+        by_file.setdefault(readers.file_of(row.where), []).append(problem)
+    for file, problems in by_file.items():
+        yield from cap_problems(problems, file, "rows that the chat template does not write")
+
+
+def _try_rows(base: ModelSource, texts: Sequence[Sequence[Message]]) -> dict[str, str]:
+    """Write every row; returns what went wrong by the place of the row."""
+    tokenizer, found = load_tokenizer(base), dict[str, str]()
+    for place, messages in enumerate(texts):
+        try:
+            render_chat(tokenizer, messages)
+        except CandidateFailed as error:
+            found[str(place)] = error.reason
+    return found
+
+
+def cut_special_tokens(session: Session) -> Session:
+    """Return a session whose answers and labels are without special tokens around them, and say so.
+
+    The token that ends an answer is no part of it: what is generated is compared without it.
+    """
+    bases = session.sources.values()
+    tokens = tuple(sorted({token for base in bases for token in list_special_tokens(base)}))
+    own = _OwnTokens(tokens, session.source.name)
+    notes: list[str] = []
+    suites = [_cut_task(measured, own, notes) for measured in session.suites]
+    more = [_cut_task(measured, own, notes) for measured in session.more_targets]
+    target = _cut_task(session.target, own, notes)
+    items = replace(target.items, overlap=(*target.items.overlap, *notes))
+    return replace(
+        session,
+        target=target._replace(items=items) if notes else target,
+        suites=tuple(suites),
+        more_targets=tuple(more),
+        training={key: _cut_noted(measured, own) for key, measured in session.training.items()},
+        folds=tuple(_cut_fold(fold, own) for fold in session.folds),
+    )
+
+
+def _cut_fold(fold: Fold, own: _OwnTokens) -> Fold:
+    training = {key: _cut_task(measured, own, []) for key, measured in fold.training.items()}
+    return Fold(_cut_task(fold.target, own, []), training)
+
+
+def _cut_noted(measured: MeasuredTask, own: _OwnTokens) -> MeasuredTask:
+    notes: list[str] = []
+    made = _cut_task(measured, own, notes)
+    return made._replace(items=replace(made.items, overlap=(*made.items.overlap, *notes)))
+
+
+def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> MeasuredTask:
+    """Cut the answers of a task's rows, and add to the notes which rows hold special tokens."""
+    if measured.task.lm_eval:
+        return measured
+    found: dict[str, dict[str, str]] = {"answers": {}, "prompts": {}}
+    for part in _PARTS:
+        for example, where, _ in measured.items.list_sourced(part):
+            answers = (*example.references, *example.choices, example.rejected)
+            if token := find_special(answers, own.tokens):
+                found["answers"][where] = token
+            elif token := find_special((turn["content"] for turn in example.messages), own.tokens):
+                found["prompts"][where] = token
+    for what, rows in found.items():
+        notes += [_describe_special(what, rows, own)] if rows else []
+    notes += _describe_documents(measured, own)
+    if not found["answers"]:
+        return measured
+    cut = {part: tuple(_cut_answers(e, own) for e in getattr(measured.items, part)) for part in _PARTS}
+    return measured._replace(items=replace(measured.items, **cut))
+
+
+def _cut_answers(example: Example, own: _OwnTokens) -> Example:
+    def cut(text: str) -> str:
+        return cut_special(text, own.tokens) or text
+
+    return replace(
+        example,
+        references=tuple(map(cut, example.references)),
+        choices=tuple(map(cut, example.choices)),
+        rejected=cut(example.rejected),
+    )
+
+
+def _describe_special(what: str, rows: dict[str, str], own: _OwnTokens) -> str:
+    first, token = next(iter(rows.items()))
+    meant = "read as text, and end no turn"
+    if what == "answers":
+        meant = "trained and compared without those around them"
+    is_known = all(find_special([token]) for token in rows.values())
+    known = "" if is_known else f" --base {as_argument(own.base)}"
+    commands = [
+        f"harness data clean {as_argument(file)} --out {as_argument(name_output({}, file, 'clean'))} "
+        f"--special-tokens{known}"
+        for file in dict.fromkeys(map(readers.file_of, rows))
+    ]
+    held = f"{pluralize(len(rows), 'row')} with special tokens in {what}, such as {token!r} at {first}"
+    return f"{held}, are {meant}; next: {' && '.join(commands)}"
+
+
+def _describe_documents(measured: MeasuredTask, own: _OwnTokens) -> list[str]:
+    held = {
+        d.id: token
+        for d in measured.items.documents
+        if (token := find_special((d.title, d.text), own.tokens))
+    }
+    if not held:
+        return []
+    shown = readers.display_path(measured.task.data.documents or "")
+    return [_describe_special("documents", {f"{shown}:{ident}": token for ident, token in held.items()}, own)]
