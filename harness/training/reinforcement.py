@@ -14,21 +14,22 @@ from math import isfinite
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_line
 from harness.metrics import Metric, item_scores, load_metrics
-from harness.models import encode_all, join_to_plain_text
-from harness.models.hardware import Machine
+from harness.models import encode_all, encode_answered, join_to_plain_text
+from harness.models.hub import map_end_tokens
 from harness.records import Example, Message, Output, PromptText, TrainingRecord
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward
 from harness.training.heads import open_reward_model
 from harness.training.low_rank_adapters import LoraParams, Policy, load_policy, policy_options, train_policy
+from harness.training.preferences.reward_model import score_tokens
 from harness.training.trainer import LoopParams, Row
 from harness.training.training_figures import curve
 
@@ -153,7 +154,6 @@ def _trainer(
     from datasets import Dataset
 
     assert context.reward is not None
-    reward = open_trl_reward(context.reward, context.train, context.machine)
     of_trl = params.model_dump(exclude={*LoraParams.model_fields, *loop.KNOBS, "max_length"})
     common = loop.settings(context, params) | {
         "include_num_input_tokens_seen": "no"
@@ -162,10 +162,9 @@ def _trainer(
     loop.use_one_gpu(config)
     plain = _make_resumable(getattr(trl, f"{algorithm}Trainer"))
     trainer: Trainer = loop.add_regularizers(plain, context, policy.tokenizer, params.max_length)(
-        reward_funcs=[reward.func],
+        reward_funcs=[_open_reward(context.reward, context)],
         args=config,
         train_dataset=Dataset.from_list(rows),
-        reward_processing_classes=[reward.tokenizer],
         callbacks=[loop.progress_callback(context.advance)],
         **policy_options(context, policy, peft_config),
     )
@@ -211,25 +210,31 @@ _FUNCTION = "def reward(prompts, completions, references), which returns a numbe
 _MEND = "mend the function"
 
 
-class TrlReward(NamedTuple):
-    """Reward as TRL takes it: a model or a function, and the tokenizer where it is a model."""
-
-    func: Any
-    tokenizer: Any = None
-
-
-def open_trl_reward(reward: Reward, examples: Sequence[Example], machine: Machine) -> TrlReward:
-    """Return what TRL asks for rewards; a row's `index` says which of the examples it is."""
-    if reward.model is not None:
-        assert reward.source is not None
-        return TrlReward(*open_reward_model(reward.model, reward.source, machine))
-    scored = rewards_of(reward)
+def _open_reward(reward: Reward, context: FitContext) -> Callable[..., list[float | None]]:
+    """Return the function that TRL asks for rewards; a row's `index` says which of the examples it is."""
+    scored = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
 
     def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
-        return scored([examples[i] for i in index], [_text(completion) for completion in completions])
+        return scored([context.train[i] for i in index], [_text(completion) for completion in completions])
 
     score_rows.__name__ = metric_name(reward.written)
-    return TrlReward(score_rows)
+    return score_rows
+
+
+def _reward_by_model(reward: Reward, context: FitContext) -> Rewards:
+    """Return the rewards of a model, which reads answers as it was trained on them."""
+    assert reward.model is not None
+    assert reward.source is not None
+    model, tokenizer = open_reward_model(reward.model, reward.source, context.machine)
+    ends = map_end_tokens(reward.source, tokenizer)
+
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        pairs = zip(examples, answers, strict=True)
+        rows = [PromptText(e.messages, answer, context.chat_template) for e, answer in pairs]
+        made = encode_answered(tokenizer, rows, ends)
+        return [*score_tokens(model, tokenizer, [[*one.context, *one.continuation] for one in made])]
+
+    return score
 
 
 def rewards_of(reward: Reward) -> Rewards:

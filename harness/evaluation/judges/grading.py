@@ -4,16 +4,15 @@ Invariant: each grade is on the disk as soon as it is there, so whatever ends th
 question and answer is asked once, or until its grade can be read, as often as the rubric says. An endpoint's
 text is parsed and never guessed at, also where the probabilities of its first token weigh the grades. A token
 counts for the one grade that it begins, so that ` 4` and `4` are one grade and what begins none counts for
-none; the weights of the grades add up to one. An answer cannot end its turn: control words of the judge that
-others wrote are broken up, and nothing else of a text.
+none; the weights of the grades add up to one. An answer cannot end its turn: control words that others wrote
+are broken up or read as text (see `models.tokenization`).
 Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from threading import Lock
 
@@ -34,9 +33,9 @@ from harness.evaluation.session import Session
 from harness.formatting import pluralize
 from harness.metrics import normalize
 from harness.models import Candidate
-from harness.models.hub import ModelSource, has_chat_template, load_tokenizer
+from harness.models.hub import has_chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
-from harness.records import Encoded, Example, Grade, Message, Output, PromptText, digest
+from harness.records import Encoded, Grade, Message, Output, PromptText, digest
 from harness.stats import Array
 from harness.training import Weights
 
@@ -173,28 +172,27 @@ def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     return _grade(answer, output, output.text, value)
 
 
-def _messages(answer: UngradedAnswer, words: Collection[str] = ()) -> list[Message]:
-    """Write what a judge is asked; words that its own tokenizer reads as control tokens are broken up."""
-    text, passages = (break_words(one, words) for one in (answer.answer, answer.passages))
-    example = break_in_example(answer.example, words)
-    return judge_messages(answer.judged.rubric, example, text, answer.order, passages)
+def _messages(answer: UngradedAnswer) -> list[Message]:
+    """Write what a judge is asked."""
+    rubric = answer.judged.rubric
+    return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
 def _score_grades(session: Session, weights: Weights, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
     """Score every grade of the scale after each prompt, by a model that runs here."""
     assert weights.source is not None, "weights that judge name their base"
-    chat, words = has_chat_template(weights.source), control_words(weights.source)
+    chat = has_chat_template(weights.source)
     with open_weights(session, weights) as candidate:
         for at in range(0, len(answers), _TOGETHER):
-            keep(list(_grade_by_likelihood(candidate, answers[at : at + _TOGETHER], words, chat=chat)))
+            keep(list(_grade_by_likelihood(candidate, answers[at : at + _TOGETHER], chat=chat)))
 
 
 def _grade_by_likelihood(
-    candidate: Candidate, answers: Sequence[UngradedAnswer], words: Collection[str], *, chat: bool
+    candidate: Candidate, answers: Sequence[UngradedAnswer], *, chat: bool
 ) -> Iterator[Grade]:
     """Yield the mean of all grades of each answer, weighted by their probabilities given the prompt."""
     start = time.perf_counter()
-    encoded = [_encode_grades(candidate, one, words, chat=chat) for one in answers]
+    encoded = [_encode_grades(candidate, one, chat=chat) for one in answers]
     sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
     fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
@@ -211,11 +209,9 @@ def _grade_by_likelihood(
             yield _grade(answer, output, weights_text(rubric, weights), value)
 
 
-def _encode_grades(
-    candidate: Candidate, answer: UngradedAnswer, words: Collection[str], *, chat: bool
-) -> list[Encoded]:
+def _encode_grades(candidate: Candidate, answer: UngradedAnswer, *, chat: bool) -> list[Encoded]:
     """Encode the prompt with each grade behind it, the worst first."""
-    messages, gap = _messages(answer, words), "" if chat else " "
+    messages, gap = _messages(answer), "" if chat else " "
     grades = answer.judged.rubric.grades
     return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
 
@@ -270,27 +266,3 @@ def mean_grade(rubric: Rubric, weights: Array, order: Order) -> float:
     """Return the mean grade as a share of the scale."""
     values = np.array([grade_value(rubric, grade, order) for grade in rubric.grades])
     return float(weights @ values)
-
-
-def control_words(source: ModelSource) -> tuple[str, ...]:
-    """List the words that a base's tokenizer reads as control tokens, the longest first."""
-    tokenizer = load_tokenizer(source)
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    words = {word for word in (*tokenizer.all_special_tokens, *added) if len(word.strip()) > 1}
-    return tuple(sorted(words, key=lambda word: (-len(word), word)))
-
-
-def break_words(text: str, words: Collection[str]) -> str:
-    """Put a blank behind the first character of each of these words, so that they are text."""
-    for word in words:
-        text = text.replace(word, f"{word[0]} {word[1:]}")
-    return text
-
-
-def break_in_example(example: Example, words: Collection[str]) -> Example:
-    """Break up the words in the question and the references of an item."""
-    turns: list[Message] = [
-        {"role": turn["role"], "content": break_words(turn["content"], words)} for turn in example.messages
-    ]
-    references = (break_words(text, words) for text in example.references)
-    return replace(example, messages=tuple(turns), references=tuple(references))

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from harness.cache import memo
 from harness.data import PartName, readers
-from harness.data.edit import name_output
+from harness.data.edit import cut_special, find_special, name_output
 from harness.data.readers import cap_problems
-from harness.data.special_tokens import cut_special, find_special
 from harness.errors import CandidateFailed, Problem, as_argument
 from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
@@ -59,10 +58,10 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
     tasks = [session.target, *session.more_targets, *session.suites, *session.training.values()]
     rows = [row for measured in tasks for row in _list_rows(measured)]
     if rows and session.target.task.chat_template:
-        asked = next(iter((*session.target.items.validation, *session.target.items.test)))
+        sampled = next(iter((*session.target.items.validation, *session.target.items.test)))
         for name, recipe in session.experiment.candidates.items():
             if recipe.system:
-                prompt = wrap_prompt(asked, recipe.system, None)
+                prompt = wrap_prompt(sampled, recipe.system, None)
                 rows.append(_Row(prompt.messages, f"candidate {name}: system"))
     for base in sorted(bases, key=lambda base: base.name) if rows else ():
         yield from _find_unwritable(base, rows)
@@ -158,8 +157,11 @@ def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> Meas
     notes += _describe_documents(measured, own)
     if not found["answers"]:
         return measured
-    cut = {part: tuple(_cut_answers(e, own) for e in getattr(measured.items, part)) for part in _PARTS}
-    return measured._replace(items=replace(measured.items, **cut))
+    items = measured.items
+    parts = (items.train, items.validation, items.test, items.pairs)
+    train, validation, test, pairs = (tuple(_cut_answers(e, own) for e in part) for part in parts)
+    cut = replace(items, train=train, validation=validation, test=test, pairs=pairs)
+    return measured._replace(items=cut)
 
 
 def _cut_answers(example: Example, own: _OwnTokens) -> Example:

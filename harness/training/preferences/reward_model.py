@@ -96,12 +96,19 @@ def score_answers(
 
     Each is read as in the training of the reward model. One longer than the context is read cut at its end.
     """
-    import torch
-
     model, tokenizer = open_reward_model(folder, source, machine)
     made = tokenize(examples, [(answer,) for answer in answers], chat, tokenizer, source)
+    return score_tokens(model, tokenizer, [whole for one in made for whole in one.wholes])
+
+
+def score_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", wholes: Sequence[list[int]]
+) -> list[float]:
+    """Return the rewards of prompts with their answers, as token ids."""
+    import torch
+
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
-    wholes = [whole[:longest] for one in made for whole in one.wholes]
+    wholes = [whole[:longest] for whole in wholes]
     order = sorted(range(len(wholes)), key=lambda i: len(wholes[i]))
     scores = [0.0] * len(wholes)
     for start in range(0, len(order), _TOGETHER):
