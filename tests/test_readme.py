@@ -71,7 +71,13 @@ def reference(page: str) -> str:
 def tree() -> list[Path]:
     """Return the paths of README's tree and of the package's in internals, folders before what is in them."""
     pages = README, PAGES["docs/internals.md"]
-    lines = [line for page in pages for block in blocks("text", page) if block[0].startswith("harness/") for line in block]
+    lines = [
+        line
+        for page in pages
+        for block in blocks("text", page)
+        if block[0].startswith("harness/")
+        for line in block
+    ]
     paths: list[Path] = []
     parents: list[Path] = []
     for line in filter(str.strip, lines):

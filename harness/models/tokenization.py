@@ -78,8 +78,12 @@ def encode_answered(
     """
     if not ends:
         raise _phrase_no_end()
-    rendered = _render(tokenizer, rows)
-    written = [_write_answer(tokenizer, row, one, ends) for row, one in zip(rows, rendered, strict=True)]
+    special, rendered = _find_special(tokenizer), _render(tokenizer, rows)
+    pairs = zip(rows, rendered, strict=True)
+    written = [
+        _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), one, ends)
+        for row, one in pairs
+    ]
     made = _encode(tokenizer, [one.texts for one in written])
     return [
         encoded._replace(continuation=encoded.continuation + one.end)
@@ -115,8 +119,7 @@ def _write_answer(
         gap = " " if context.text else ""
         return _WrittenAnswer(_put_behind(context, gap + answer), (first,))
     try:
-        messages = _mark(_find_special(tokenizer), row.messages)
-        answered = [*messages, {"role": "assistant", "content": answer}]
+        answered = [*row.messages, {"role": "assistant", "content": answer}]
         whole = render_chat(tokenizer, answered, asks=False).text
     except CandidateFailed:
         pass  # a template that answers nothing

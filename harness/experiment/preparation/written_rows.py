@@ -25,10 +25,12 @@ from harness.models.hub import (
     list_special_tokens,
     load_tokenizer,
 )
+from harness.prompting import PromptingContext, compose
 from harness.provenance import versions_of
 from harness.records import Example, Message, digest
 
 _PARTS: tuple[PartName, ...] = ("train", "validation", "test", "pairs")
+_FIRST = 20  # items that are written with a candidate's own system text and shots
 _NO_ROW = "a row that its chat template writes"
 
 
@@ -48,6 +50,7 @@ class _Row(NamedTuple):
 
 def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
     """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
+    candidates = list(candidates)
     bases = {
         base
         for one in candidates
@@ -58,13 +61,22 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
     tasks = [session.target, *session.more_targets, *session.suites, *session.training.values()]
     rows = [row for measured in tasks for row in _list_rows(measured)]
     if rows and session.target.task.chat_template:
-        sampled = next(iter((*session.target.items.validation, *session.target.items.test)))
-        for name, recipe in session.experiment.candidates.items():
-            if recipe.system:
-                prompt = wrap_prompt(sampled, recipe.system, None)
-                rows.append(_Row(prompt.messages, f"candidate {name}: system"))
+        rows += [row for one in candidates for row in _prompt_first_items(session, one)]
     for base in sorted(bases, key=lambda base: base.name) if rows else ():
         yield from _find_unwritable(base, rows)
+
+
+def _prompt_first_items(session: Session, candidate: ResolvedCandidate) -> Iterator[_Row]:
+    """Yield first items of the target as a candidate is asked them: with its system text and its shots."""
+    recipe, task, items = candidate.trials[0].source, session.target.task, session.target.items
+    shots = {name: params for name, params in recipe.prompting.items() if name == "few_shot"}
+    if recipe.system is None and not shots:
+        return
+    step = compose(shots, PromptingContext(task, items.train, (), session.first_seed))
+    system = recipe.system if recipe.system is not None else task.system
+    for example in (*items.validation, *items.test)[:_FIRST]:
+        prompt = wrap_prompt(step(example), system, None)
+        yield _Row(prompt.messages, f"candidate {candidate.name}: the prompt of item {example.id}")
 
 
 def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
@@ -72,9 +84,12 @@ def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
     task = measured.task
     if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
         return
+    shots = {"few_shot": {"select": "fixed", "shots": task.num_fewshot}} if task.num_fewshot else {}
+    step = compose(shots, PromptingContext(task, measured.items.train, (), 0))
     for part in _PARTS:
         for example, where, _ in measured.items.list_sourced(part):
-            yield _Row(wrap_prompt(example, task.system, None).messages, where)
+            sampled = step(example) if part == "test" else example
+            yield _Row(wrap_prompt(sampled, task.system, None).messages, where)
 
 
 def _find_unwritable(base: ModelSource, rows: Sequence[_Row]) -> Iterator[Problem]:
