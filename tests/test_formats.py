@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from conftest import find_shared_data
@@ -58,10 +59,10 @@ ROWS = {
         "messages": [{**ASKED, "content": [{"type": "text", "text": "Who?"}]}, {**SAID, "weight": 1}]
     },
     "FLAN": {"inputs": "Who?", "targets": "Me.", "task": "qa"},
-    "MMLU": {"question": "Who?", "choices": ["You.", "Me."], "answer": 1},
+    "MMLU": {"question": "Who?", "choices": ["Me.", "You."], "answer": 0},
     "ARC": {"question": "Who?", "choices": {"text": ["You.", "Me."], "label": ["1", "2"]}, "answerKey": "2"},
     "OpenBookQA": {"question_stem": "Who?", "choices": {"text": ["You.", "Me."]}, "answerKey": "B"},
-    "lm-eval": {"query": "Who?", "choices": ["You.", "Me."], "gold": 1},
+    "lm-eval": {"query": "Who?", "choices": ["Me.", "You."], "gold": 0},
     "MedQA": {"question": "Who?", "options": {"A": "You.", "B": "Me."}, "answer": "Me.", "answer_idx": "B"},
     "RACE": {"question": "Who?", "options": ["You.", "Me."], "answer": "B"},
     "C-Eval": {"question": "Who?", "A": "You.", "B": "Me.", "C": None, "answer": "B"},
@@ -144,11 +145,98 @@ def test_choices_that_a_csv_file_holds_as_json_are_read(load):
     assert (item.choices, item.references) == (("You.", "Me."), ("Me.",))
 
 
-def test_choices_that_are_numbers_have_their_place_as_a_number(load):
-    row = {"question": "1 + 1?", "choices": ["2", "1", "0"]}
-    items = load(test=[{**row, "answer": right} for right in (0, "0", "A", 2)]).test
-    assert [item.references[0] for item in items] == ["2", "0", "2", "0"]
-    assert items[0].choices == ("2", "1", "0")
+WORDS = ("w", "x", "y", "z")
+PLACES = {
+    "from 1": (WORDS, [1, 2, 4], "wxz"),
+    "from 0": (WORDS, [0, 2, 3], "wyz"),
+    "texts and floats": (WORDS, ["0", "2.0", 3.0], "wyz"),
+    "numbers and labels": (WORDS, [4, "B", "c", "(D)", "x", 1], "zxyzxw"),
+    "the choices themselves": (("2", "4", "6"), [2, 4, "6"], "246"),
+    "labels that are choices in some rows": (("B", "A", "O"), ["A", "C"], "BO"),
+    "true and false": (("True", "False"), [True, "false", "TRUE"], ["True", "False", "True"]),
+    "undecided": (
+        WORDS,
+        [1, 2, 3],
+        "which is 'x' if answers are places from 0 and 'w' if they are places from 1",
+    ),
+    "one more than a choice": (
+        ("2", "4", "6"),
+        [2, 2],
+        "which is '2' if answers are choices and '6' if they are",
+    ),
+    "a label or a choice": (
+        ("B", "A"),
+        ["A"],
+        "which is 'A' if answers are choices and 'B' if they are labels",
+    ),
+    "both": (WORDS, [0, 4, 2], "which is no place from 1, and 4 in "),
+    "negative": (WORDS, [0, -1], "-1 in 'answer'"),
+    "too large": (WORDS, [0, 9], "9 in 'answer'"),
+}
+
+
+@pytest.mark.parametrize(("choices", "answers", "right"), PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(
+    "column", ["answer", "answerKey", "gold", "label", "answer_idx", "answer_index", "correct"]
+)
+def test_what_numbers_beside_choices_are_is_found_over_all_rows(load, column, choices, answers, right):
+    rows = [{"question": f"{i}?", "choices": choices, column: one} for i, one in enumerate(answers)]
+    if isinstance(right, str) and len(right) > len(answers):
+        ((_, found, _),) = list_problems(load, test=rows)
+        assert right.replace("'answer'", repr(column)) in found
+    else:
+        assert [item.references[0] for item in load(test=rows).test] == [*right]
+
+
+def test_places_count_alike_in_all_files_of_a_task(load):
+    rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in range(1, 5)]
+    items = load(train=rows[:3], test=rows[3:], validation=[{**rows[0], "question": "5?"}])
+    assert [e.references[0] for e in (*items.train, *items.validation, *items.test)] == [*"wxyw", "z"]
+    assert all("numbers are places from 1" in note for note in items.read_as)
+
+
+@pytest.mark.parametrize(("told", "right"), [("places from 0", "xyz"), ("places from 1", "wxy")])
+def test_a_task_says_from_where_places_count_as_the_refusal_writes_it(load, told, right):
+    rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in (1, 2, 3)]
+    with pytest.raises(UserError, match=f"answers_are: .*{told}.* under fields: of the task"):
+        load(test=rows)
+    assert [item.references[0] for item in load(test=rows, fields={"answers_are": told}).test] == [*right]
+
+
+def write_places(places):
+    Path("r.csv").write_text(
+        "question,A,B,C,D,answer\n" + "".join(f"What is {i}?,w,x,y,z,{n}\n" for i, n in enumerate(places))
+    )
+
+
+def test_init_writes_from_where_places_count_and_clean_keeps_them(command):
+    write_places([1, 2, 3, 4] * 10)
+    code, _, said = command("init", "new", "--data", "r.csv")
+    assert code == 0, said
+    assert "answers_are: places from 1" in Path("new/suites/r.yaml").read_text()
+    code, *_ = command("data", "clean", "r.csv", "--out", "c.csv")
+    assert (code, Path("c.csv").read_text()) == (0, Path("r.csv").read_text())
+
+
+def test_init_refuses_places_that_may_count_from_0_or_1_and_clean_keeps_them(command):
+    write_places([1, 2, 3] * 10)
+    code, _, said = command("init", "new", "--data", "r.csv")
+    assert (code, "'x' if answers are places from 0 and 'w' if they are places from 1" in said) == (2, True)
+    assert command("data", "clean", "r.csv", "--out", "c.csv")[0] == 0
+    assert Path("c.csv").read_text() == Path("r.csv").read_text()
+
+
+def test_rows_that_count_from_0_and_from_1_are_not_mixed(data):
+    write_places([1, 2, 3, 4])
+    Path("r.csv").rename("one.csv")
+    write_places([0, 1, 2, 3])
+    code, _, said = data("mix", "one.csv", "r.csv", "--out", "m.csv")
+    assert (code, "numbers are places from 0" in said) == (2, True)
+
+
+def test_an_item_with_two_equal_choices_is_refused(load):
+    row = {"question": "Who?", "choices": ["Me.", "You.", "Me. "], "answer": "B"}
+    assert list_problems(load, test=[row])[0][1:] == ("the choice 'Me.' twice", "choices that differ")
 
 
 @pytest.mark.parametrize("name", PAIRS)

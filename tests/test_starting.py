@@ -45,7 +45,7 @@ PAIRS = [
     for i in range(40)
 ]
 CHOICES = [
-    {"question": f"What is {i} and 1?", "choices": [f"{i + n}" for n in range(4)], "answer": 1}
+    {"question": f"What is {i} and 1?", "choices": [f"{i + n}" for n in (1, 0, 2, 3)], "answer": 0}
     for i in range(40)
 ]
 DOCUMENTS = [{"id": "a", "title": "A", "text": "The lamp is blue."}]

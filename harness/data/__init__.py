@@ -149,7 +149,8 @@ def load_rows(task: Task, path: str) -> tuple[Example, ...]:
         UserError: with the problems of all rows at once.
     """
     problems: list[Problem] = []
-    read = _split(task, path, "train", Notes([], []), [], problems)
+    content = readers.read(path, "train")
+    read = _split(task, content, "train", Notes([], []), [], problems, content.rows)
     refuse(problems)
     return tuple(sourced.example for sourced in read.examples)
 
@@ -192,11 +193,15 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
     """Read what can be used of every file, so that all problems come at once."""
     notes = Notes([], [])
     documents = _try(problems, [], _documents, task)
-    paths = (task.data.source("train"), task.data.validation, task.data.test)
+    paths = dict(zip(SPLITS, (task.data.source("train"), task.data.validation, task.data.test), strict=True))
+    contents = {part: _try(problems, None, readers.read, path, part) for part, path in paths.items() if path}
+    rows = [row for content in contents.values() if content for row in content.rows]
+    empty = SplitExamples([], [])
     train, validation, test = (
-        _try(problems, SplitExamples([], []), _split, task, path, split, notes, documents, problems)
-        for split, path in zip(SPLITS, paths, strict=True)
+        _try(problems, empty, _split, task, contents.get(split), split, notes, documents, problems, rows)
+        for split in SPLITS
     )
+    problems[:] = dict.fromkeys(problems)
     pairs = _try(problems, [], _pairs, task, notes)
     problems += [] if problems else items.refuse_unused_labels(task, (train, validation, test))
     problems += items.unknown_documents((train, validation, test), documents) if documents else []
@@ -220,22 +225,23 @@ def _try(
 
 def _split(
     task: Task,
-    path: str | None,
+    content: readers.Rows | None,
     split: Split,
     notes: Notes,
     documents: Sequence[Document],
     problems: list[Problem],
+    all_rows: Sequence[readers.Row],
 ) -> SplitExamples:
     """Read a split; what is wrong with its rows is added to `problems`."""
-    if not path:
+    if not content:
         return SplitExamples([], [])
-    content = readers.read(path, split)
     made = augmented_rows.origins(content.rows)
     if made and split != "train":
         raise UserError(_phrase_augmented_rows(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    return augmented_rows.add_origins(items.examples(task, content, notes, documents, problems), made)
+    examples = items.examples(task, content, notes, documents, problems, all_rows)
+    return augmented_rows.add_origins(examples, made)
 
 
 def _phrase_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:

@@ -14,17 +14,19 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from harness.data import formats
 from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
+from harness.data.formats.ratings import MEND_ROW
 from harness.data.formats.tools import TOOL_FIELDS, add_tools
 from harness.data.formats.turns import is_plain, join_problems
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean, refuse
-from harness.records import Document, Example, Message
+from harness.records import Document, Example, Message, compose_letters
 from harness.spec import Fields, Task
 
 FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
 _NAMEABLE = "a name of letters, digits, spaces and . - ( ) / # % ? &"
 _DEFAULT = Fields()
 _ROLES = ("system", "user", "assistant")
+
 _FILL_OR_DROP = "fill it in, or set invalid_rows: drop in data: of the task"
 
 _Made = TypeVar("_Made")
@@ -65,18 +67,21 @@ def examples(
     notes: Notes,
     documents: Sequence[Document] = (),
     problems: list[Problem] | None = None,
+    all_rows: Sequence[Row] | None = None,
 ) -> SplitExamples:
     """Make the examples of a split, without those of other labels where the task says so.
 
     Where there are `documents` to retrieve from, a context that stands beside a question is left
-    to retrieval, and noted as the document that holds the answer if it is one of them. Problems are added to
-    `problems` where it is given, and what can be used comes back beside them.
+    to retrieval, and noted as the document that holds the answer if it is one of them. `all_rows` are those
+    of all files of the task, which together say whether places of choices count from 0 or 1. Problems are
+    added to `problems` where it is given, and what can be used comes back beside them.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of each kind shown.
     """
     refuse(unusable_templates(task.fields, content))
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
+    layout = formats.settle_answers(task, layout, all_rows or content.rows)
     if layout:
         held = "; contexts are left to retrieval" if documents and layout.name == "question" else ""
         notes.read_as.append(f"{content.shown}: read as {layout.name} rows ({layout.form}){held}")
@@ -124,7 +129,7 @@ def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
     columns = content.rows[0].fields
     unnameable = [column for column in columns if column and not FIELD.fullmatch(f"{{{column}}}")]
     for key, template in fields:
-        if template is None:
+        if template is None or key == "answers_are":
             continue
         where = f"{content.shown}, fields: {{{key}: {template}}}"
         column = next((c for c in unnameable if template == c or f"{{{c}}}" in template), None)
@@ -267,6 +272,9 @@ def _context(row: Row) -> Document:
 def _example(task: Task, row: Row, name: str) -> Example:
     is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
     own = () if is_text else _texts(row, "choices")
+    if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, own))).items() if n > 1]:
+        found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
+        raise UserError(Problem(row.where, found, expected, MEND_ROW))
     ident = _fill_own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not own and not task.labels:
         expected = "the field 'choices', or labels: of the task"

@@ -100,7 +100,8 @@ class Fields(Spec):
     """Templates that make an item of a row, over the row's own fields, as in `{text}` or `{answers.text}`.
 
     `prompt` and `reference` make the item. `id` names it, `cluster` is the family of items that it belongs
-    to, and `slice` a part of the items that is reported apart.
+    to, and `slice` a part of the items that is reported apart. `answers_are` is no template: it says what
+    answers beside choices are, where the rows leave that open.
     """
 
     prompt: str = "{prompt}"
@@ -108,6 +109,7 @@ class Fields(Spec):
     id: str | None = None
     cluster: str | None = None
     slice: str | None = None
+    answers_are: Literal["choices", "labels", "places from 0", "places from 1"] | None = None
 
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")

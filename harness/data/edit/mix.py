@@ -15,6 +15,7 @@ from typing import NamedTuple
 from harness.data import formats
 from harness.data.columns import find_roles
 from harness.data.edit.change import NOT_DRAWN, Change, EditedRow, drop
+from harness.data.formats.multiple_choice import settle_forms
 from harness.data.readers import Row, Rows
 from harness.data.splits.augmented_rows import ORIGIN
 from harness.errors import Problem, UserError, refuse
@@ -77,7 +78,7 @@ def _are_read_alike(content: Rows, first: Rows) -> bool:
     """Tell whether rows have the layout of the first file, or columns that ask and answer there."""
     layouts = [formats.recognise(of.rows) for of in (content, first)]
     if layouts[0] or layouts[1]:
-        return layouts[0] is layouts[1]
+        return layouts[0] is layouts[1] and _numbers_of(content) == _numbers_of(first)
     try:
         roles, _ = find_roles(first), find_roles(content)
     except UserError:  # columns that nobody recognises, which a reader has to be told
@@ -87,9 +88,17 @@ def _are_read_alike(content: Rows, first: Rows) -> bool:
     return bool(questions & names) and (bool(answers & names) or not answers)
 
 
+def _numbers_of(content: Rows) -> tuple[str, ...]:
+    """Return what answers that are numbers may be beside choices: places from 0, say."""
+    forms = settle_forms(content.rows)
+    return forms.numbers if forms.has_numbers else ()
+
+
 def _describe_rows(content: Rows) -> str:
     layout = formats.recognise(content.rows)
     names = dict.fromkeys(name for row in content.rows for name in row.fields)
+    if layout and (numbers := _numbers_of(content)):
+        return f"{layout.name} rows whose numbers are {' or '.join(numbers)}"
     return f"{layout.name} rows" if layout else f"rows of {', '.join(list(names)[:8])}"
 
 

@@ -7,10 +7,17 @@ always win over what a layout would give.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from harness.data.formats.multiple_choice import has_choices, read_choices
+from harness.data.formats.multiple_choice import (
+    ANY_FORM,
+    AnswerForms,
+    has_choices,
+    read_choices,
+    settle_forms,
+)
 from harness.data.formats.preference_rows import OWN_QUESTION, is_thumb_up, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.tools import TOOL_FIELDS, defines_tools_alone
@@ -59,6 +66,22 @@ def layout_of(task: Task, content: Rows) -> Layout | None:
         task.fields.reference != template["reference"].default,
     )
     return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
+
+
+def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> Layout | None:
+    """Return a layout of choices with what the answers of these rows are; another one as it is.
+
+    Raises:
+        UserError: answers may be read in two ways, or in none, and the task does not say which.
+    """
+    if layout is None or layout.name != "multiple choice":
+        return layout
+    forms = settle_forms(rows, task.fields.answers_are)
+    if forms.problems:
+        raise UserError(forms.problems)
+    numbers = f"; numbers are {forms.numbers[0]}" if forms.has_numbers else ""
+    reads = partial(_multiple_choice, forms=forms)
+    return layout._replace(form=f"{layout.form}{numbers}", reads=reads)
 
 
 def find_other_layout(row: Row, layout: Layout | None) -> str:
@@ -238,9 +261,9 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     return out | {"messages": user_turns(question, row)} | _slice(row)
 
 
-def _multiple_choice(row: Row, context_apart: bool) -> dict[str, Any]:
+def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FORM) -> dict[str, Any]:
     """Read a question with choices, of which the right one is the answer."""
-    found = read_choices(row)
+    found = read_choices(row, forms)
     fields = {**row.fields, "question": found.question, "answers": None, "answer": found.right}
     return _question(row._replace(fields=fields), context_apart) | {"choices": found.texts}
 
@@ -311,7 +334,7 @@ LAYOUTS = (
     Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
     Layout(
         "multiple choice",
-        "question (or query, question_stem), choices or options, and answerKey, gold or answer",
+        "question (or query, question_stem), choices or options, and answerKey, gold, answer or label",
         has_choices,
         _multiple_choice,
     ),

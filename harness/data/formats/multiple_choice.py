@@ -2,11 +2,13 @@
 
 Choices stand in a list, `choices` or `options`, or each in a column of its own, `A`, `B` and so on.
 
-Invariant: a number beside choices is the place of the right one, from 0, as in MMLU, unless no choice stands
-there; a text is the choice itself, or its label, as in ARC.
+Invariant: what an answer is (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
+is a property of all rows of a task. What reads each of them is taken; where two ways do and give another
+choice, or places count in two ways, nothing is read until the task says which (`answers_are`).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -15,11 +17,17 @@ from harness.data.formats.ratings import MEND_ROW
 from harness.data.formats.turns import is_plain
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
-from harness.records import parse_json
+from harness.records import normalize, parse_json
 
 QUESTIONS = ("question", "query", "question_stem")
-RIGHT = ("answerKey", "gold", "answer")
+RIGHT = (
+    *("answerKey", "gold", "answer", "answer_idx", "answer_index"),
+    *("correct", "correct_answer", "correct_idx", "correct_index", "label"),
+)
 CHOICES = ("choices", "options")
+_ITSELF, _LABELS, _FROM_0, _FROM_1 = "choices", "labels", "places from 0", "places from 1"
+_NUMBERS, _WORDS = (_ITSELF, _FROM_0, _FROM_1), (_ITSELF, _LABELS)
+_NUMBER = re.compile(r"-?\d{1,9}(?:\.0+)?")
 
 
 class Choices(NamedTuple):
@@ -28,6 +36,31 @@ class Choices(NamedTuple):
     question: object
     texts: list[str]
     right: object
+
+
+class AnswerForms(NamedTuple):
+    """Forms of answers, as tried in turn: of those that are numbers, and of all others.
+
+    `has_numbers` says that some are. Where `problems` are listed the rows do not say what answers are.
+    """
+
+    numbers: tuple[str, ...] = _NUMBERS
+    words: tuple[str, ...] = _WORDS
+    has_numbers: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+ANY_FORM = AnswerForms()
+
+
+class _Answer(NamedTuple):
+    """The answer of a row: where it stands, as it is written, and the choice that it is in each form."""
+
+    where: str
+    column: str
+    written: object
+    is_number: bool
+    choices: dict[str, str]
 
 
 def has_choices(fields: set[str]) -> bool:
@@ -58,7 +91,7 @@ def _parse(text: str) -> Any:
         return text
 
 
-def read_choices(row: Row) -> Choices:
+def read_choices(row: Row, forms: AnswerForms) -> Choices:
     """Read a question with its choices.
 
     Raises:
@@ -66,30 +99,98 @@ def read_choices(row: Row) -> Choices:
     """
     fields = row.fields
     question = next(fields[name] for name in QUESTIONS if fields.get(name) is not None)
-    key = next(name for name in RIGHT if fields.get(name) is not None)
-    labels, texts = list_choices(fields)
-    right = fields[key]
+    column, texts = _right_column(row), _texts(row)
+    if not isinstance(fields[column], str | int | float):
+        return Choices(question, texts, fields[column])
+    answer = _read_answer(row)
+    taken = forms.numbers if answer.is_number else forms.words
+    right = next((answer.choices[form] for form in taken if form in answer.choices), None)
+    if right is None:
+        ways = {_ITSELF: "itself", _LABELS: "by its label", _FROM_0: "by its place from 0"}
+        ways[_FROM_1] = "by its place from 1"
+        expected = f"one of the {len(texts)} choices, {' or '.join(ways[form] for form in taken)}"
+        raise UserError(Problem(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW))
+    return Choices(question, texts, right)
+
+
+def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
+    """Find the form that reads all answers that are numbers, and that of the others; or take what is told."""
+    answers: dict[bool, list[_Answer]] = {True: [], False: []}
+    for row in rows:
+        try:
+            answer = _read_answer(row)
+        except (UserError, StopIteration):  # a row of another form, which is refused by itself
+            continue
+        if answer.choices:
+            answers[answer.is_number].append(answer)
+    problems: list[Problem] = []
+    numbers = (told,) if told in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
+    if not numbers:
+        problems.append(_phrase_two_counts(answers[True]))
+    words = (told,) if told in _WORDS else _settle(answers[False], _WORDS, problems)
+    return AnswerForms(numbers or _NUMBERS, words or _WORDS, bool(answers[True]), tuple(problems))
+
+
+def _settle(answers: Sequence[_Answer], forms: Sequence[str], problems: list[Problem]) -> tuple[str, ...]:
+    """Return the form that reads all answers, or all that may; none where each fails on some."""
+    if not answers:
+        return tuple(forms)
+    possible = [form for form in forms if all(form in answer.choices for answer in answers)]
+    for other in possible[1:]:
+        if unlike := [answer for answer in answers if answer.choices[other] != answer.choices[possible[0]]]:
+            problems.append(_phrase_two_forms(unlike[0], possible[0], other, len(answers)))
+            return tuple(possible)
+    return tuple(possible[:1])
+
+
+def _phrase_two_forms(answer: _Answer, one: str, other: str, n: int) -> Problem:
+    first, second = answer.choices[one], answer.choices[other]
+    written = f"{answer.written!r} in {answer.column!r}, which is {first!r} if answers are {one}"
+    found = f"{written} and {second!r} if they are {other}; none of {n:,} answers says which"
+    return Problem(answer.where, found, "answers that can be read in one way", _say_forms(one, other))
+
+
+def _phrase_two_counts(answers: Sequence[_Answer]) -> Problem:
+    one, other = (next(a for a in answers if form not in a.choices) for form in (_FROM_1, _FROM_0))
+    written = f"{one.written!r} in {one.column!r}, which is no place from 1"
+    found = f"{written}, and {other.written!r} in {other.where}, which is none from 0"
+    expected = "places that count from 0, or from 1, in all rows"
+    return Problem(one.where, found, expected, _say_forms(_FROM_0, _FROM_1))
+
+
+def _say_forms(one: str, other: str) -> str:
+    ways = f"write answers_are: {one}, or {other}, under fields: of the task"
+    return f"{ways}, or the texts of the choices into the file"
+
+
+def _right_column(row: Row) -> str:
+    return next(name for name in RIGHT if row.fields.get(name) is not None)
+
+
+def _texts(row: Row) -> list[str]:
+    texts = list_choices(row.fields)[1]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        name = next((name for name in CHOICES if fields.get(name) is not None), "A")
+        name = next((name for name in CHOICES if row.fields.get(name) is not None), "A")
         expected = (
             "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON within a text"
         )
         raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
-    texts = [text.strip() for text in texts]
-    if not isinstance(right, str | int) or isinstance(right, bool):
-        return Choices(question, texts, right)
-    return Choices(question, texts, _right_one(row, key, texts, labels))
+    return [text.strip() for text in texts]
 
 
-def _right_one(row: Row, key: str, texts: list[str], labels: list[str]) -> str:
-    right = row.fields[key]
-    if isinstance(right, int) and 0 <= right < len(texts):
-        return texts[right]
-    said = str(right).strip()
-    if said in texts:
-        return said
-    place = labels.index(said) if said in labels else int(said) if said.isdecimal() else len(texts)
-    if place >= len(texts):
-        expected = f"one of the {len(texts)} choices, its label, or its place from 0"
-        raise UserError(Problem(row.where, f"{right!r} in {key!r}", expected, MEND_ROW))
-    return texts[place]
+def _read_answer(row: Row) -> _Answer:
+    """Read an answer in each form that it may have."""
+    texts, column = _texts(row), _right_column(row)
+    labels, written = list_choices(row.fields)[0], row.fields[column]
+    said = (str(written).lower() if isinstance(written, bool) else str(written)).strip()
+    alike = [text for text in texts if text == said] or [t for t in texts if normalize(t) == normalize(said)]
+    choices = {_ITSELF: alike[0]} if len(alike) == 1 else {}
+    is_own_label = said in labels
+    is_number = _NUMBER.fullmatch(said) is not None and not is_own_label
+    if is_number:
+        place = int(said.partition(".")[0])
+        places = {_FROM_0: place, _FROM_1: place - 1}
+        choices |= {form: texts[at] for form, at in places.items() if 0 <= at < len(texts)}
+    elif (label := said if is_own_label else said.strip("(). ").upper()) in labels[: len(texts)]:
+        choices[_LABELS] = texts[labels.index(label)]
+    return _Answer(row.where, column, written, is_number, choices)

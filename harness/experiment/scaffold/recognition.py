@@ -18,7 +18,7 @@ from harness.data.columns import (
     guess_columns,
     require_column,
 )
-from harness.data.formats import Layout, find_fields
+from harness.data.formats import Layout, find_fields, settle_forms
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
@@ -75,6 +75,10 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
     if layout is None and not (request.prompt or request.reference):
         refuse(_capitals(content))
     fields = _fields(request, content, layout)
+    if layout and layout.name == "multiple choice":
+        forms = settle_forms(content.rows)
+        refuse(forms.problems)
+        fields |= {"answers_are": forms.numbers[0]} if forms.has_numbers else {}
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
     kind = request.kind or _kind(layout, content.rows, examples)
