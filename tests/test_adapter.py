@@ -232,6 +232,56 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_runs(tiny, peft
     assert re.search(said, found := refusal(tiny, tmp_path, folder)), found
 
 
+OPTIONS = {
+    "biases": {"bias": "all", "target_modules": "all-linear"},
+    "biases of its layers": {"bias": "lora_only"},
+    "an adapted head": {"target_modules": ["lm_head", "q_proj"]},
+    "adapted embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "rows of tokens": {"trainable_token_indices": [5, 6]},
+    "whole embeddings": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "ranks by layer": {"rank_pattern": {"layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"v_proj": 64}},
+    "one layer": {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    "left out": {"target_modules": "all-linear", "exclude_modules": ".*layers.0.*"},
+    "parameters": {"target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
+    "another layout of weights": {"fan_in_fan_out": True},
+    "another start": {"init_lora_weights": "gaussian", "use_rslora": True},
+}
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """Save a base with biases, whose head is not tied to its embeddings."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tiny_model.build(tmp_path_factory.mktemp("biased"))
+    sizes = json.loads((folder / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = Qwen2Config(**{name: sizes[name] for name in kept}, num_key_value_heads=2, initializer_range=0.3)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path, option):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    theirs = get_peft_model(ModelHost(resolve(str(biased)), CPU).model, LoraConfig(r=2, **OPTIONS[option]))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.1 * torch.randn_like(parameter) if parameter.requires_grad else 0
+    theirs.save_pretrained(tmp_path)
+    source, ids = resolve(str(biased)), [5, 6, 7, 8]
+    host = ModelHost(source, CPU)
+    plain = tiny_model.logits(host.model, ids)
+    assert not [*adapter_problems(tmp_path, source, "theirs")]
+    with host.use_adapter(tmp_path, "theirs") as opened:
+        found = tiny_model.logits(opened.model, ids)
+    assert found.allclose(tiny_model.logits(theirs, ids), atol=1e-4)
+    assert not found.allclose(plain, atol=1e-3)
+    assert tiny_model.logits(host.model, ids).equal(plain)
+
+
 def test_a_configuration_of_a_newer_peft_whose_new_keys_are_off_is_served(tiny, peft_adapter, tmp_path):
     folder = shutil.copytree(peft_adapter, tmp_path / "newer")
     edit_config(use_novelty=False, novelty_config=None, peft_version="9.0.0")(folder)
