@@ -309,9 +309,7 @@ def test_the_layout_is_said(load):
 
 
 def test_our_own_rows_are_read_without_a_word(load):
-    assert (
-        load(test=[{"prompt": "Who?", "reference": "Me.", "output": "x", "instruction": "y"}]).read_as == ()
-    )
+    assert load(test=[{"prompt": "Who?", "reference": "Me.", "id": "1"}]).read_as == ()
 
 
 def test_templates_win_over_a_layout(load):
@@ -361,7 +359,11 @@ def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(loa
         ([{"messages": json.dumps([ASKED, SAID])}], "test.jsonl:1", "a list within a text in 'messages'"),
         ([{"conversations": [{"from": "cat", "value": "x"}]}], "test.jsonl:1", "a turn of 'cat'"),
         ([{"inputs": "Who?", "targets": ""}], "test.jsonl:1", "an empty 'targets'"),
-        ([{"messages": [ASKED, {**SAID, "weight": 0}]}], "test.jsonl:1", "a last answer of weight 0"),
+        (
+            [{"messages": [ASKED, {**SAID, "weight": 0}]}],
+            "test.jsonl:1",
+            "a last answer that is not to be trained on",
+        ),
         (
             [{"messages": [ASKED, {**SAID, "content": [{"type": "image_url"}]}]}],
             "test.jsonl:1",

@@ -21,6 +21,7 @@ from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.general_prompts import general_prompts
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
+from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.provenance import versions_of
@@ -240,8 +241,9 @@ def _split(
         raise UserError(_phrase_augmented_rows(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    examples = items.examples(task, content, notes, documents, problems, all_rows)
-    return augmented_rows.add_origins(examples, made)
+    read = items.examples(task, content, notes, documents, problems, all_rows)
+    note_unused(task, content, read, notes)
+    return augmented_rows.add_origins(read, made)
 
 
 def _phrase_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:

@@ -15,8 +15,9 @@ from harness.data.examples import FIELD, is_object
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
 from harness.data.formats.multiple_choice import RIGHT, list_choices
-from harness.data.formats.preference_rows import is_thumb_up, read_pair
+from harness.data.formats.preference_rows import read_pair
 from harness.data.formats.tools import list_tools
+from harness.data.formats.turns import read_flag, read_leniently
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import digest
@@ -29,7 +30,7 @@ GROUPS = (
     *("article", "title", "document", "document_id", "doc_id", "conversation_id", "dialogue_id", "thread_id"),
     *("session_id", "group", "group_id", "customer_id", "user_id", "patient_id", "author"),
 )
-CONTEXT = "context"
+CONTEXT, MESSAGES = "context", "messages"
 _ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
 _SAID = {"message", "text", "utterance", "content"}
 _DOCUMENT = {"id", "title", "text", "source"}
@@ -98,6 +99,9 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = list(dict.fromkeys(name for row in content.rows for name in row.fields))
     given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
+    layout = formats.recognise(content.rows)
+    whole = _layout_roles(layout, names).questions if layout else ()
+    given["prompt"] = _put_in_whole(given["prompt"], tuple(name for name in whole if name in names))
     for option, columns in given.items():
         for column in columns:
             require_column(content.shown, names, column, f"--{option}")
@@ -135,10 +139,20 @@ def find_reading_roles(task: Task, layout: Layout | None, names: Container[str])
     )
     if layout is not None:
         found = _layout_roles(layout, names)
+    questions = found.questions
+    if fields.prompt != default.prompt:
+        questions = _put_in_whole(columns_of(fields.prompt, names), found.questions if layout else ())
     return Roles(
-        columns_of(fields.prompt, names) if fields.prompt != default.prompt else found.questions,
+        questions,
         columns_of(fields.reference, names) if is_named else found.answers,
     )
+
+
+def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[str, ...]:
+    """Put the columns that a layout asks where a template says `{messages}`."""
+    if MESSAGES not in shown or not of_layout:
+        return shown
+    return (*(name for name in shown if name != MESSAGES and name not in of_layout), *of_layout)
 
 
 def answer_column(task: Task, layout: Layout | None, names: Container[str]) -> str | None:
@@ -175,7 +189,7 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     choices = list_choices({name: value for name, value in fields.items() if name not in read})[1]
     if isinstance(choices, list) and choices:
         of = of._replace(choices="\n".join(sorted(map(join_texts, choices))))
-    is_up = is_thumb_up(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
+    is_up = read_flag(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
     if is_up is not None:
         of = of._replace(thumb=str(is_up))
     if roles in _ROLES.values() and isinstance(fields.get("system"), str):
@@ -197,13 +211,14 @@ def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
     if roles == PAIRS:
         fields = _pair(row)
         roles = roles._replace(questions=next(((n,) for n in roles.questions if fields.get(n)), ()))
-    if set(roles.questions) & set(roles.answers):
-        turns = fields.get(roles.questions[0])
+    if both := next((name for name in roles.questions if name in roles.answers), None):
+        turns, beside = fields.get(both), [fields.get(name) for name in roles.questions if name != both]
         if isinstance(turns, dict):  # a message with its replies
             return QuestionAndAnswers(join_texts(turns), (_tree_text(turns.get("replies")),))
         turns = turns if isinstance(turns, list) else [turns]
         system, said = ([turn for turn in turns if _is_system(turn) == of] for of in (True, False))
-        return QuestionAndAnswers(join_texts(said[:-1]), (join_texts(said[-1:]),), system=join_texts(system))
+        texts = join_texts(said[:-1]), (join_texts(said[-1:]),), join_texts(beside)
+        return QuestionAndAnswers(*texts, system=join_texts(system))
     parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)
     return QuestionAndAnswers(
         "\n".join(part for part in parts if part.strip()),
@@ -230,6 +245,8 @@ def join_texts(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(join_texts, value))
     if isinstance(value, dict):
+        if turn := read_leniently(value):
+            return turn.text
         said = next((value[name] for name in ("content", "value", "text") if name in value), None)
         return join_texts(said if said is not None else list(value.values()))
     return "" if value is None else str(value)

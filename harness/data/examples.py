@@ -16,7 +16,7 @@ from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
 from harness.data.formats.ratings import MEND_ROW
 from harness.data.formats.tools import TOOL_FIELDS, add_tools
-from harness.data.formats.turns import is_plain, join_problems
+from harness.data.formats.turns import add_system, is_plain, join_problems, read_turns, text_of
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters
@@ -25,8 +25,6 @@ from harness.spec import Fields, Task
 FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
 _NAMEABLE = "a name of letters, digits, spaces and . - ( ) / # % ? &"
 _DEFAULT = Fields()
-_ROLES = ("system", "user", "assistant")
-
 _FILL_OR_DROP = "fill it in, or set invalid_rows: drop in data: of the task"
 
 _Made = TypeVar("_Made")
@@ -259,13 +257,13 @@ def _describe_removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
 
 def _name_context(example: Example, row: Row, known: set[str]) -> Example:
     """Name the document that a question's own context is, where it is one of those that are known."""
-    context = row.fields.get("context")
-    ident = formats.context_id(context) if isinstance(context, str) else ""
+    context = text_of(row.fields.get("context") or "")
+    ident = formats.context_id(context) if context else ""
     return replace(example, documents=(ident,)) if ident in known and not example.documents else example
 
 
 def _context(row: Row) -> Document:
-    text = _text_of_document(row, "{context}")
+    text = text_of(row.fields["context"])
     return Document(formats.context_id(text), formats.title(row), text)
 
 
@@ -289,9 +287,15 @@ def _example(task: Task, row: Row, name: str) -> Example:
         choices=own or task.labels,
         cluster=_fill_own(row, task.fields.cluster, "cluster") or ident,
         slice=_fill_own(row, task.fields.slice, "slice"),
-        documents=_texts(row, "documents"),
+        documents=_document_ids(task, row),
         constraints=tuple(row.fields.get("constraints") or ()),
     )
+
+
+def _document_ids(task: Task, row: Row) -> tuple[str, ...]:
+    """Return the ids of the documents that hold the answer; documents themselves are none."""
+    is_other = not task.data.documents and is_object(row.fields.get("documents"))
+    return () if is_other else _texts(row, "documents")
 
 
 def _pair(task: Task, written: Row, name: str) -> Example:
@@ -302,9 +306,10 @@ def _pair(task: Task, written: Row, name: str) -> Example:
         chosen, rejected = ((answer,), "") if up else ((), answer)
     else:
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
-    prompt = _DEFAULT.prompt if row.fields.keys() & {"prompt", "messages"} else task.fields.prompt
+    # Pairs in a file of their own need not have the columns that the items' prompt shows.
+    is_asked = row.fields.keys() & {"prompt", "messages"} and not _has_fields(row, task.fields.prompt)
+    prompt = _DEFAULT.prompt if is_asked else task.fields.prompt
     ident = _fill_own(row, None, "id") or name
-    # Pairs in a file of their own need not have the field that clusters the items.
     cluster = task.fields.cluster if _has_fields(row, task.fields.cluster or "") else None
     return Example(
         id=ident,
@@ -339,7 +344,11 @@ def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...
     is_text = "prompt" in row.fields and is_plain(row.fields.get("messages"))
     if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)
-    prompt = _fill(row, template)
+    if "{messages}" in template and isinstance(row.fields.get("messages"), list):
+        *before, last = _turns(row)
+        row = row._replace(fields={**row.fields, "messages": last["content"]})
+        return (*before, {"role": "user", "content": _fill_shown(row, template)})
+    prompt = _fill(row, template) if template == _DEFAULT.prompt else _fill_shown(row, template)
     if not prompt.strip() and not may_be_empty:
         raise UserError(Problem(row.where, "an empty prompt", "a question", "fill it in or remove the row"))
     return ({"role": "user", "content": prompt},)
@@ -348,17 +357,14 @@ def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...
 def _turns(row: Row) -> tuple[Message, ...]:
     turns = row.fields["messages"]
     expected = "a list of {role, content}, the last one of the user"
-    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         step = 'such as [{"role": "user", "content": "…"}]'
         raise UserError(Problem(row.where, "messages of another form", expected, step))
-    if turns[-1]["role"] != "user":
-        found = f"messages that end with the {turns[-1]['role']}"
+    read = add_system(read_turns(row, "messages"), row)
+    if read[-1]["role"] != "user":
+        found = f"messages that end with the {read[-1]['role']}"
         raise UserError(Problem(row.where, found, expected, "put the answer into the field reference"))
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role") in _ROLES and isinstance(turn.get("content"), str)
+    return tuple(read)
 
 
 def _references(row: Row, template: str) -> tuple[str, ...]:
@@ -408,6 +414,16 @@ def _fill_own(row: Row, template: str | None, field: str) -> str:
 def _fill(row: Row, template: str) -> str:
     """Put the row's fields into a template such as `{text}`; other braces stay."""
     return FIELD.sub(lambda field: _scalar(row, field[1]), template)
+
+
+def _fill_shown(row: Row, template: str) -> str:
+    """Fill the template of a prompt, which shows lists and objects too."""
+
+    def show(field: re.Match[str]) -> str:
+        value = _value(row, field[1])
+        return text_of(value) if isinstance(value, list | dict) and value else _scalar(row, field[1])
+
+    return FIELD.sub(show, template)
 
 
 def _has_fields(row: Row, template: str) -> bool:

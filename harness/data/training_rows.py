@@ -19,6 +19,7 @@ from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
 from harness.data.readers import Row, Rows
 from harness.data.splits import augmented_rows
+from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
 from harness.records import Example, fold_text
@@ -74,6 +75,7 @@ def _read(
     if task.data.turns == "all":
         content = formats.every_turn(content)
     kept = items_of.examples(task, content, notes, items.documents, problems)
+    note_unused(task, content, kept, notes)
     return augmented_rows.add_origins(kept, made).examples
 
 

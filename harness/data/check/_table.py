@@ -34,6 +34,7 @@ from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.formats.dates import FORMS, read_date
 from harness.data.readers import Row, cap_problems
+from harness.data.unused import Unused, UnusedCounter
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.records import Example
 from harness.spec import Fields, Task
@@ -123,6 +124,7 @@ class RowTable:
     places: "_Places"
     reading: ReadingOptions
     labels_in_rows: bool
+    unused: Unused
 
     @property
     def is_drawn(self) -> bool:
@@ -205,6 +207,7 @@ class _Maker:
         self.no_dates: list[Problem] = []
         self.in_rows = True
         self.roles: dict[tuple[str, ...], Roles] = {}
+        self.unused = UnusedCounter(reading.task, reading.layout)
         self.rng, self.share, self.size = random.Random("table"), 1.0, 0
 
     def add_file(self, path: str, split: str) -> None:
@@ -223,9 +226,11 @@ class _Maker:
         try:
             example = examples.read_example(self.reading.task, self.reading.layout, row)
         except UserError as error:
+            self.unused.add(row, None)
             other = formats.find_other_layout(row, self.reading.layout)
             self.unusable.append(Unusable(row.where, error.problems[0].found, other))
             return
+        self.unused.add(row, example)
         question, answer = _texts(example)
         roles = self._roles(row)
         said = _read_qa(row, roles, question)
@@ -298,7 +303,7 @@ class _Maker:
             raise UserError(cap_problems(shown, ", ".join(self.per_file), "rows that cannot be used"))
         digests = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
         found = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
-        return RowTable(*found, self.places, self.reading, self.in_rows)
+        return RowTable(*found, self.places, self.reading, self.in_rows, self.unused.find())
 
 
 def _read_qa(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:

@@ -1,17 +1,20 @@
-"""Missing values: rows without question or answer, ids that stand twice, empty cells, columns of mixed types.
+"""Missing values: rows without question or answer, repeated ids, empty cells, mixed types, unread columns.
 
-False alarms: none; every figure is a count.
+False alarms: a long text that was written when the answer was known, such as a note of whoever answered, is
+listed as a column that may hold the context; all else are counts.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 
-from harness.data.check import CheckContext, Finding
+from harness.data.check import CheckContext, Finding, Severity
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.column_types import ColumnCells
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
+from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys
+from harness.errors import as_argument
 from harness.formatting import count
 
 _MOST_COLUMNS = 8  # that are named one by one
@@ -51,6 +54,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     for name, column in table.columns.items():
         if {"text", "number"} <= column.kinds.keys():
             yield _report_mixed(name, column, table)
+    yield from _list_unused(table)
 
 
 def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
@@ -96,6 +100,26 @@ def _empty(name: str, lacking: int, column: ColumnCells, table: RowTable) -> Fin
         tuple(column.places),
         count=lacking,
     )
+
+
+def _list_unused(table: RowTable) -> Iterator[Finding]:
+    """List columns that may be the context of questions, the other unread ones, and unused keys of turns."""
+    unused = table.unused
+    if unused.contexts:
+        command = f"harness data check {' '.join(map(as_argument, table.files))} {unused.options()}"
+        explains = any(context.explains for context in unused.contexts)
+        yield Finding(
+            "error" if explains else "warning",
+            name_contexts(unused),
+            f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite",
+            command=command,
+            steps=(command,) if explains else (),
+        )
+    if rest := name_columns(unused):
+        yield Finding("note", rest, "no prompt shows them, and nothing is trained on them")
+    if keys := name_keys(unused):
+        severity: Severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
+        yield Finding(severity, keys, "they stand in the file, and in no prompt and no answer")
 
 
 def _report_mixed(name: str, column: ColumnCells, table: RowTable) -> Finding:

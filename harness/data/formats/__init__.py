@@ -18,16 +18,20 @@ from harness.data.formats.multiple_choice import (
     read_choices,
     settle_forms,
 )
-from harness.data.formats.preference_rows import OWN_QUESTION, is_thumb_up, read_pair
+from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.tools import TOOL_FIELDS, defines_tools_alone
+from harness.data.formats.turn_parts import spell_calls
 from harness.data.formats.turns import (
+    add_system,
     answer_places,
     find_fields,
     find_known_fields,
+    read_flag,
+    read_leniently,
     read_text,
     read_turns,
-    spell_calls,
+    text_of,
     user_turns,
 )
 from harness.data.readers import Row, Rows
@@ -116,7 +120,8 @@ def _is_header(row: Row) -> bool:
 def every_turn(content: Rows) -> Rows:
     """Return a row for every answer of the assistant in a conversation, each with the turns before it.
 
-    An answer that is empty or has OpenAI's weight 0 is only read; a conversation without one stays as it is.
+    An answer that is not to be trained on, as by OpenAI's weight 0, is only read; a conversation without one
+    stays as it is.
 
     Raises:
         UserError: the rows are no conversations.
@@ -173,7 +178,7 @@ def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, A
     """Read an instruction, what it is about where there is something, and its answer."""
 
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
-        parts = [str(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
+        parts = [text_of(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
         prompt = {"messages": user_turns("\n\n".join(filter(None, parts)), row)}
         return prompt | {"references": [read_text(row, answer)]} | _slice(row)
 
@@ -187,27 +192,34 @@ def _slice(row: Row) -> dict[str, Any]:
 
 def has_thumb_down(row: Row, layout: Layout | None) -> bool:
     """Tell whether a row of prompt and completion is an answer with a thumb down, false or 0 as for TRL."""
-    return (
-        layout is not None and layout.reads is _completion and is_thumb_up(row.fields.get("label")) is False
-    )
+    return layout is not None and layout.reads is _completion and read_flag(row.fields.get("label")) is False
 
 
 def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
-    if is_thumb_up(row.fields.get("label")) is False:
+    if read_flag(row.fields.get("label")) is False:
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
         raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
     if isinstance(row.fields["prompt"], list):
         answer = read_turns(row, "completion")
+        _refuse_untrained(row, "completion")
         if len(answer) != 1 or answer[0]["role"] != "assistant":
             raise UserError(
                 Problem(row.where, "a completion of another form", "one turn of the assistant", MEND_ROW)
             )
-        return {"messages": read_turns(row, "prompt"), "references": [answer[0]["content"]]}
+        return {"messages": add_system(read_turns(row, "prompt"), row), "references": [answer[0]["content"]]}
     return {
         "messages": user_turns(read_text(row, "prompt"), row),
         "references": [read_text(row, "completion")],
     }
+
+
+def _refuse_untrained(row: Row, field: str) -> None:
+    """Refuse turns whose last one is not to be trained on."""
+    last = read_leniently(next(reversed(row.fields[field]), None))
+    if last and last.role == "assistant" and not last.is_trained:
+        found = "a last answer that is not to be trained on"
+        raise UserError(Problem(row.where, found, "a last answer to train on", MEND_ROW))
 
 
 def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
@@ -215,12 +227,8 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
 
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         turns = read_turns(row, field)
-        if turns and row.fields[field][-1].get("weight") == 0:
-            expected = "a last answer to train on"
-            raise UserError(Problem(row.where, "a last answer of weight 0", expected, MEND_ROW))
-        system = row.fields.get("system")
-        if isinstance(system, str) and system and turns and turns[0]["role"] != "system":
-            turns = [{"role": "system", "content": system}, *turns]
+        _refuse_untrained(row, field)
+        turns = add_system(turns, row)
         if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
             found = f"{field} that end with the {turns[-1]['role']}" if turns else f"empty {field}"
             found = (
@@ -253,9 +261,9 @@ def _refuse_log(row: Row, context_apart: bool) -> dict[str, Any]:
 
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a question with its accepted answers; its context goes in front of it unless it is retrieved."""
-    question, context = read_text(row, "question"), row.fields.get("context")
+    question, context = read_text(row, "question"), text_of(row.fields.get("context") or "")
     out: dict[str, Any] = {"references": _answers(row)}
-    if isinstance(context, str) and context.strip():
+    if context.strip():
         out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
         question = question if context_apart else f"{_CONTEXT}{' '.join(context.split())}\n\n{question}"
     return out | {"messages": user_turns(question, row)} | _slice(row)

@@ -69,6 +69,12 @@ def has_choices(fields: set[str]) -> bool:
     return listed and bool(fields & {*QUESTIONS}) and bool(fields & {*RIGHT})
 
 
+def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
+    """List the columns that hold a row's choices: that of a list, or those of letters."""
+    listed = [name for name in CHOICES if fields.get(name) is not None][:1]
+    return listed or list(takewhile(lambda label: fields.get(label) not in (None, ""), ascii_uppercase))
+
+
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
     found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
@@ -76,8 +82,7 @@ def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
         found = _parse(found)
     labels = list(ascii_uppercase)
     if found is None:
-        lettered = list(takewhile(lambda label: fields.get(label) not in (None, ""), labels))
-        return labels, [str(fields[label]) for label in lettered]
+        return labels, [str(fields[label]) for label in list_choice_columns(fields)]
     if isinstance(found, dict) and "text" in found:
         return list(map(str, found.get("label") or labels)), found["text"]
     return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)

@@ -3,12 +3,20 @@
 import re
 
 from harness.data.formats.ratings import MEND_ROW, make_judged_pair
-from harness.data.formats.turns import Turns, find_known_fields, read_text, read_turns, user_turns
+from harness.data.formats.turns import (
+    Turns,
+    add_system,
+    find_known_fields,
+    is_plain,
+    read_flag,
+    read_text,
+    read_turns,
+    user_turns,
+)
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-_WRITTEN_THUMBS = {"true": True, "1": True, "false": False, "0": False}
 OWN_QUESTION = {"prompt", "messages"}
 
 
@@ -42,13 +50,6 @@ def read_pair(row: Row) -> Row:
     return _check_pair(_name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
 
-def is_thumb_up(label: object) -> bool | None:
-    """Tell a thumb up, true or 1, from one down; also as a text, as a CSV file holds it. None of neither."""
-    if isinstance(label, str):
-        return _WRITTEN_THUMBS.get(label.strip().lower())
-    return bool(label) if label in (0, 1) else None
-
-
 def read_thumb(row: Row) -> Row | None:
     """Return an answer with a thumb as TRL writes it, `completion` beside `label`; None of other rows.
 
@@ -62,7 +63,7 @@ def read_thumb(row: Row) -> Row | None:
     ):
         return None
     label, completion = row.fields["label"], row.fields["completion"]
-    if (is_up := is_thumb_up(label)) is None:
+    if (is_up := read_flag(label)) is None:
         raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", MEND_ROW))
     if isinstance(completion, list):
         turns = read_turns(row, "completion")
@@ -106,15 +107,20 @@ def _n_shared(chosen: Turns, rejected: Turns) -> int:
 def _name_question(row: Row) -> Row:
     """Give a pair whose question stands under another tool's name our own."""
     fields = row.fields
-    if isinstance(fields.get("prompt"), list) and not fields.get("messages"):
-        return row._replace(fields={**fields, "messages": read_turns(row, "prompt")})
-    if fields.keys() & OWN_QUESTION:
-        return row
-    if isinstance(fields.get("conversations"), list):
-        return row._replace(fields={**fields, "messages": read_turns(row, "conversations")})
+    listed = (
+        name
+        for name in ("messages", "prompt", "conversations")
+        if fields.get(name) and not is_plain(fields[name])
+    )
     parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
-    text = "\n\n".join(str(part) for part in parts if part)
-    return row._replace(fields={**fields, "messages": user_turns(text, row)}) if text else row
+    text = fields.get("prompt") or "\n\n".join(str(part) for part in parts if part)
+    if name := next(listed, None):
+        turns = add_system(read_turns(row, name), row)
+    elif text and not is_plain(fields.get("messages")):
+        turns = user_turns(str(text), row)
+    else:
+        return row
+    return row._replace(fields={**fields, "messages": turns})
 
 
 def _check_pair(pair: Row) -> Row:

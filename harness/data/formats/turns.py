@@ -5,17 +5,26 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.data.formats.ratings import MEND_ROW
+from harness.data.formats.turn_parts import (
+    IDS,
+    ONLY_TEXT,
+    WITHOUT_PARTS,
+    Content,
+    Place,
+    drop_empty,
+    read_calls,
+    read_content,
+    read_result,
+    spell_calls,
+)
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
-from harness.records import Message, parse_json
+from harness.records import Message
 
 Turns = list[Message]
-ONLY_TEXT = "turns of text alone, for only text is read"
-_WITHOUT_PARTS = "write what such a part shows as text, or leave the rows out, as harness data clean does"
-_TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of parts that hold text
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -33,37 +42,136 @@ _ROLES = {
     "observation": "user",
     "tool_response": "user",
 }
+SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
 # Fields that hold no plain text.
 LISTS = frozenset({"messages", "conversations", "completions", "choices", "options"})
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
-# What tools return is read as a turn of the user.
-_TOOLS = ("tool", "function", "observation", "tool_response")
+_TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
 _CALLS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON
+_SPEAKERS, _SAID = ("role", "from"), ("content", "value", "text", "parts")
+_TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
+_WRITTEN_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos", "file", "files", "attachments")
+
+
+class Turn(NamedTuple):
+    """A turn as it is shown, whether its answer may be trained on, and its keys that are not used."""
+
+    speaker: str
+    role: str
+    text: str
+    is_trained: bool = True
+    unused: Sequence[str] = ()
+
+
+def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
+    """Read a turn: calls of tools stand as JSON behind what is said, one a line.
+
+    Raises:
+        UserError: nobody known speaks, it holds nothing, or something that is no text.
+    """
+    known = drop_empty(entry)
+    speaker = str(next((known[key] for key in _SPEAKERS if key in known), None))
+    place, role = Place(where, speaker), _ROLES.get(speaker.lower())
+    if role is None:
+        raise _misfit(where, f"a turn of {speaker!r}")
+    if media := next((key for key in _MEDIA if key in known), None):
+        raise UserError(Problem(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS))
+    key = next((key for key in _SAID if entry.get(key) is not None), "content")
+    said = _read_said(entry.get(key), place)
+    calls = [read_calls(known[of], of, place) for of in ("tool_calls", "function_call") if of in known]
+    refusal = [known["refusal"]] if isinstance(known.get("refusal"), str) else []
+    texts = [*said.texts, *refusal, *(text for of in calls for text in of.texts)]
+    flags = {flag: read_flag(known[flag]) for flag in _TRAINED if flag in known}
+    used = {*_SPEAKERS, key, "tool_calls", "function_call", "refusal", *IDS}
+    used |= {flag for flag, is_on in flags.items() if is_on is not None}
+    unused = [*(name for of in (said, *calls) for name in of.unused), *(k for k in known if k not in used)]
+    if not texts and (not isinstance(entry.get(key), str) or (unused and role == "assistant")):
+        beside = f", but with {unused[0]}" if unused else ""
+        raise _misfit(where, f"a turn of {speaker!r} without text{beside}")
+    return Turn(speaker.lower(), role, "\n".join(texts), False not in flags.values(), unused)
+
+
+def _read_said(value: Any, place: Place) -> Content:
+    """Read what a turn says, by who says it."""
+    speaker = place.speaker.lower()
+    if speaker in _CALLS and isinstance(spelt := spell_calls(value), str):
+        return Content([spelt])
+    return read_result(value, place) if speaker in _TOOLS else read_content(value, place)
+
+
+def read_flag(value: object) -> bool | None:
+    """Read true or 1, false or 0, also as a text, as a CSV file holds them; None of another value."""
+    if isinstance(value, str):
+        return _WRITTEN_FLAGS.get(value.strip().lower())
+    return bool(value) if value in (0, 1) else None
+
+
+def _misfit(where: str, found: str) -> UserError:
+    return UserError(Problem(where, found, "turns of system, user and assistant, with text", MEND_ROW))
+
+
+def read_leniently(entry: Any) -> Turn | None:
+    """Read a turn; None of what is none, or cannot be read."""
+    if not isinstance(entry, Mapping) or not {*_SPEAKERS} & entry.keys():
+        return None
+    try:
+        return read_turn(entry)
+    except UserError:
+        return None
 
 
 def answer_places(entries: Sequence[Any]) -> list[int]:
     """Return the places of the assistant's turns that can be trained on."""
-    turns = [(i, entry) for i, entry in enumerate(entries) if i and isinstance(entry, dict)]
-    return [
-        i
-        for i, entry in turns
-        if _ROLES.get(str(entry.get("role") or entry.get("from"))) == "assistant"
-        and entry.get("weight") != 0
-        and str(_write_calls(entry.get("content") or entry.get("value"), entry) or "").strip()
-    ]
+    read = enumerate(map(read_leniently, entries))
+    return [i for i, t in read if i and t and t.role == "assistant" and t.is_trained and t.text.strip()]
+
+
+def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
+    """Count the turns of a row that have each of the keys which are not used."""
+    found = Counter[str]()
+    for value in fields.values():
+        if isinstance(value, Mapping) and not {*_SPEAKERS} & value.keys():
+            found += count_unused_keys({k: of for k, of in value.items() if isinstance(of, list)})
+        for entry in value if isinstance(value, list) else [value]:
+            found.update({*turn.unused} if (turn := read_leniently(entry)) else ())
+    return found
 
 
 def user_turns(text: str, row: Row) -> Turns:
-    """Return a question as a turn of the user, behind the row's system prompt where it has one.
+    """Return a question as a turn of the user, behind the row's system prompt and history where it has them.
 
     Raises:
         UserError: the question is empty.
     """
     if not text.strip():
         raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
-    system = row.fields.get("system") or row.fields.get("system_prompt")
-    turns = [{"role": "user", "content": text}]
-    return [{"role": "system", "content": str(system)}, *turns] if system else turns
+    return add_system([*list_history(row), {"role": "user", "content": text}], row)
+
+
+def add_system(turns: Turns, row: Row) -> Turns:
+    """Put the system prompt that a column of the row holds in front of its turns, unless it is there."""
+    name = next((name for name in SYSTEMS if row.fields.get(name)), None)
+    if name is None:
+        return turns
+    texts = read_content(row.fields[name], Place(row.where, name)).texts
+    system, own = "\n".join(texts), next((t["content"] for t in turns[:1] if t["role"] == "system"), None)
+    if not system.strip() or (own is not None and system.strip() in own):
+        return turns
+    whole = "\n\n".join(filter(None, (system, own)))
+    return [{"role": "system", "content": whole}, *turns[own is not None :]]
+
+
+def list_history(row: Row) -> Turns:
+    """List the turns before a question, as LLaMA-Factory's `history` holds them; none of another form."""
+    value = row.fields.get(HISTORY)
+    entries = value if isinstance(value, list) else []
+    if entries and all(map(read_leniently, entries)):
+        return read_turns(row, HISTORY)
+    if not all(isinstance(e, list) and len(e) == 2 and all(isinstance(t, str) for t in e) for e in entries):
+        return []
+    said = [text for entry in entries for text in entry]
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
 
 
 def read_text(row: Row, field: str) -> str:
@@ -91,36 +199,16 @@ def read_turns(row: Row, field: str) -> Turns:
         raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
     turns: Turns = []
     was = ""
-    for entry in entries:
-        speaker = str(entry.get("role") or entry.get("from"))
-        content = _join_parts(
-            entry.get("content") if entry.get("content") is not None else entry.get("value")
-        )
-        _refuse_pictures(row, speaker, content)
-        content = _write_calls(content, entry)
-        if speaker not in _ROLES or not isinstance(content, str):
-            found = (
-                f"a turn of {speaker!r}" if speaker not in _ROLES else f"a turn of {speaker!r} without text"
-            )
-            raise UserError(
-                Problem(row.where, found, "turns of system, user and assistant, with text", MEND_ROW)
-            )
-        if speaker in _TOOLS and turns and turns[-1]["role"] == "user" and was == speaker:
+    for i, entry in enumerate(entries, start=1):
+        turn = read_turn(entry, row.where)
+        content = turn.text
+        if turn.role == "assistant" and not content.strip() and i < len(entries):
+            raise _misfit(row.where, f"a turn of {turn.speaker!r} without text, and turns behind it")
+        if turn.speaker in _TOOLS and was == turn.speaker:
             content = f"{turns.pop()['content']}\n{content}"  # results of several calls
-        turns.append({"role": _ROLES[speaker], "content": content})
-        was = speaker
+        turns.append({"role": turn.role, "content": content})
+        was = turn.speaker
     return turns
-
-
-def _refuse_pictures(row: Row, speaker: str, content: Any) -> None:
-    """Refuse a turn with a part that is no text, as an image is."""
-    kinds = (
-        [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    )
-    if kind := next((kind for kind in kinds if isinstance(kind, str) and kind not in _TEXTS), None):
-        what = "an image part" if "image" in kind else "a part that is no text"
-        found = f"{what} ({kind}) in a turn of {speaker!r}"
-        raise UserError(Problem(row.where, found, ONLY_TEXT, _WITHOUT_PARTS))
 
 
 def join_problems(problems: Sequence[Problem]) -> list[Problem]:
@@ -137,44 +225,13 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
     return out
 
 
-def _write_calls(content: Any, entry: Mapping[str, Any]) -> Any:
-    """Write the calls of tools as JSON, one a line, behind what is said, as OpenAI's files hold them."""
-    if (entry.get("role") or entry.get("from")) in _CALLS:
-        return spell_calls(content)
-    calls = [call.get("function") for call in entry.get("tool_calls") or () if isinstance(call, dict)]
-    shown = [_call(call) for call in (*calls, entry.get("function_call")) if isinstance(call, dict)]
-    said = [content] if isinstance(content, str) and content else []
-    return "\n".join([*said, *shown]) if shown else content
-
-
-def spell_calls(content: Any) -> Any:
-    """Write a turn that is one call as JSON, or a list of such, as all calls are; another one as it is."""
-    try:
-        calls = parse_json(content) if isinstance(content, str) else content
-    except ValueError:
-        return content
-    calls = calls if isinstance(calls, list) else [calls]
-    is_read = bool(calls) and all(isinstance(call, dict) and "name" in call for call in calls)
-    return "\n".join(map(_call, calls)) if is_read else content
-
-
-def _call(call: Mapping[str, Any]) -> str:
-    """Write a call as JSON; its arguments are JSON in a text already."""
-    arguments = call.get("arguments")
-    try:
-        given = parse_json(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
-        given = arguments
-    return json.dumps({"name": call.get("name"), "arguments": given}, ensure_ascii=False)
-
-
-def _join_parts(content: Any) -> Any:
-    """Join the parts of a turn where all of them are texts, as OpenAI's files may have it."""
-    if isinstance(content, list) and content:
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if all(isinstance(text, str) for text in texts):
-            return "\n".join(map(str, texts))
-    return content
+def text_of(value: Any) -> str:
+    """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON."""
+    if isinstance(value, list):
+        return "\n".join(map(text_of, value))
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | bool) else str(value)
 
 
 def find_known_fields(row: Row) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
+from harness.data.unused import name_columns, name_keys, offer_contexts
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation import costs
@@ -29,7 +30,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
-from harness.experiment.scaffold.unread_columns import find_hidden_choices, warn_of_unread
+from harness.experiment.scaffold.unread_columns import find_hidden_choices, list_unused, warn_of_unread
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
@@ -91,9 +92,11 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         suite: suite_text(request, task, suite.parent),
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
-    said = *_sentences(seen, task, items, candidates), *remarks
+    unused = list_unused(task, seen)
+    named = filter(None, (name_columns(unused), name_keys(unused)))
+    said = *_sentences(seen, task, items, candidates), *named, *remarks
     late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
-    unread = warn_of_unread(seen, request)
+    unread = *filter(None, [offer_contexts(unused)]), *warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 

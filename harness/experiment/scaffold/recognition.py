@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from harness.data import formats, readers
 from harness.data.columns import (
     GROUPS,
+    MESSAGES,
     columns_of,
     find_filled_columns,
     find_missing_header,
@@ -118,8 +119,9 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     given = {"prompt": request.prompt, "reference": request.reference}
     names = {name for row in content.rows for name in row.fields}
     for key, text in given.items():
+        known = names | {MESSAGES} if layout else names
         for column in columns_of(text, names) if text not in names else ():
-            require_column(content.shown, names, column, f"--{key}")
+            require_column(content.shown, known, column, f"--{key}")
     fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items() if text}
     columns = find_filled_columns(content.rows)
     formed = {name for row in content.rows for name in find_fields(row)}

@@ -12,11 +12,12 @@ from typing import Any
 
 from harness.data import readers
 from harness.data.columns import ANSWERS, column_options, find_head
-from harness.data.examples import FIELD
+from harness.data.examples import FIELD, Notes, examples
+from harness.data.unused import Unused, find_unused
 from harness.errors import Problem
 from harness.experiment.scaffold.recognition import RecognizedRows, Request, absolute
 from harness.formatting import count, pluralize
-from harness.spec import HUB
+from harness.spec import HUB, Task
 
 _CHOICE = re.compile(r"(?:(?:option|opt|choice)[ _-]?)?[a-h1-8]")
 _SPLITS = ("split", "subset", "partition", "set", "dataset_split")
@@ -48,6 +49,12 @@ def find_hidden_choices(seen: RecognizedRows, request: Request) -> Iterator[Prob
         "choices in the question, or as a list in a column 'choices'",
         f"show them: {shlex.join(column_options(template, request.reference))}",
     )
+
+
+def list_unused(task: Task, seen: RecognizedRows) -> Unused:
+    """Find what a proposed task does not read of the rows."""
+    content = readers.Rows(seen.shown, "row", seen.rows)
+    return find_unused(task, content, examples(task, content, Notes([], []), problems=[]).examples)
 
 
 def warn_of_unread(seen: RecognizedRows, request: Request) -> Iterator[str]:

@@ -1,0 +1,330 @@
+"""Columns and keys of turns that a task does not read, and columns that may hold what a question is about.
+
+Invariant: a column is read, or holds ids, or is named; one that may be the context is offered with the line
+that reads it, by what it holds and not by its name.
+"""
+
+import json
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+from harness.data.columns import (
+    ANSWERS,
+    PAIRS,
+    column_options,
+    columns_of,
+    find_head,
+    find_reading_roles,
+    option_text,
+)
+from harness.data.examples import FIELD, Notes, SourcedExample, SplitExamples
+from harness.data.formats import Layout, layout_of
+from harness.data.formats.multiple_choice import list_choice_columns
+from harness.data.formats.tools import TOOL_FIELDS
+from harness.data.formats.turns import HISTORY, SYSTEMS, count_unused_keys, is_plain, list_history, text_of
+from harness.data.readers import Row, Rows
+from harness.data.splits.augmented_rows import AUGMENTED, ORIGIN
+from harness.formatting import count, percent, pluralize
+from harness.records import Example
+from harness.spec import Fields, Task
+
+THOUGHTS = frozenset(
+    {"reasoning_content", "reasoning", "thinking", "redacted_thinking", "thought", "thoughts"}
+)
+_FIRST = 2_000  # rows by which a context is told
+_LONG = 40  # characters of a text that is more than a name
+_NAMED = 30  # columns that are named one by one
+_FEWEST = 3  # rows that show something
+_HELD = 0.3  # of answers that a column holds, more than those of other rows
+_IDS = re.compile(r"(.*[_ -])?(id|ids|uid|uuid|guid|idx|index)|(?-i:.+I[dD])", re.IGNORECASE)
+# Last words of columns that are written when the answer is known.
+_TELLING = {
+    *(*ANSWERS, "explanation", "rationale", "reasoning", "solution", "cot", "justification", "completion"),
+    *("feedback", "critique", "prediction", "generation", "chosen", "rejected", "score", "rating"),
+}
+
+
+class ContextColumn(NamedTuple):
+    """A column that may hold what a question is about, in how many rows, and what says so.
+
+    It `explains` answers where rows that ask the same are answered differently, and it tells them apart.
+    """
+
+    name: str
+    n_rows: int
+    why: str
+    explains: bool
+
+
+class Unused(NamedTuple):
+    """Unread parts of `n_rows` rows: columns by the rows that fill them, keys of turns by their turns.
+
+    `contexts` are those of the columns, and of columns that only group rows, that may hold the context;
+    `template` puts them in front of the prompt, parted by what is put between.
+    """
+
+    n_rows: int
+    columns: Mapping[str, int]
+    keys: Mapping[str, int]
+    contexts: Sequence[ContextColumn]
+    template: tuple[str, ...]
+    fields: Mapping[str, str]
+
+    def line(self) -> str:
+        """Return the line of a suite by which a task reads the contexts."""
+        fields = {**self.fields, "prompt": "\n\n".join(self.template)}
+        order = sorted(fields, key=[*Fields.model_fields].index)
+        written = ", ".join(f"{key}: {json.dumps(fields[key], ensure_ascii=False)}" for key in order)
+        return f"fields: {{{written}}}"
+
+    def options(self) -> str:
+        """Return the options by which a command reads the contexts."""
+        reference = option_text(self.fields.get("reference", Fields().reference), Fields().reference)
+        return shlex.join(column_options(" ".join(self.template), reference))
+
+
+class _Read(NamedTuple):
+    """Row by which a context is told: its columns, its question and its answers."""
+
+    fields: Mapping[str, object]
+    question: str
+    answers: Sequence[str]
+
+
+@dataclass
+class UnusedCounter:
+    """Counts of what a task does not read, row by row; the first rows are kept."""
+
+    task: Task
+    layout: Layout | None
+    n: int = 0
+    filled: Counter[str] = field(default_factory=Counter)
+    shown: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)
+    first: list[_Read] = field(default_factory=list)
+
+    def add(self, row: Row, example: Example | None) -> None:
+        """Add a row, with the example that it was read as, where it can be used."""
+        self.n += 1
+        filled = [
+            name for name, value in row.fields.items() if value is not None and value not in ("", [], {})
+        ]
+        self.filled.update(filled)
+        self.shown.update(_list_shown(self.task, self.layout, row))
+        self.keys += count_unused_keys(row.fields)
+        if example and len(self.first) < _FIRST:
+            question = "\n".join(turn["content"] for turn in example.messages if turn["role"] == "user")
+            self.first.append(_Read(row.fields, question, example.references))
+
+    def find(self) -> Unused:
+        """Return what is not read of the rows."""
+        hidden = {name: n for name, n in self.filled.items() if not self.shown[name]}
+        used = self._list_bookkeeping(hidden)
+        columns = {name: n for name, n in hidden.items() if name not in used and not _IDS.fullmatch(name)}
+        tested = [name for name in hidden if name not in ("id", "slice") and not _IDS.fullmatch(name)]
+        found = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(self.first, tested, hidden))
+        names = [f"{{{context.name}}}" for context in found if FIELD.fullmatch(f"{{{context.name}}}")]
+        template = (*names, _base_template(self.task, self.layout, self.first))
+        fields = self.task.fields.model_dump(exclude_defaults=True)
+        return Unused(self.n, columns, self.keys, found, template, fields)
+
+    def _list_bookkeeping(self, hidden: Collection[str]) -> set[str]:
+        """List columns that name, group and part the rows."""
+        fields, names = self.task.fields, [*hidden]
+        templates = (fields.id or "{id}", fields.cluster or "{cluster}", fields.slice or "{slice}")
+        used = {column for template in templates for column in columns_of(template, names)}
+        return (
+            used | {AUGMENTED, ORIGIN, "outdated", "constraints"} | ({"category"} if self.layout else set())
+        )
+
+
+def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Unused:
+    """Find what a task does not read of a file."""
+    counter = UnusedCounter(task, layout_of(task, content))
+    examples = {sourced.where: sourced.example for sourced in read}
+    for row in content.rows:
+        counter.add(row, examples.get(row.where))
+    return counter.find()
+
+
+def note_unused(task: Task, content: Rows, read: SplitExamples, notes: Notes) -> None:
+    """Add to the notes what a task does not read of a file."""
+    unused = find_unused(task, content, read.examples)
+    said = (offer_contexts(unused), name_columns(unused), name_keys(unused))
+    notes.read_as.extend(f"{content.shown}: {one}" for one in said if one)
+
+
+def offer_contexts(unused: Unused) -> str:
+    """Name the columns that may be the context, with the line that reads them; empty where there are none."""
+    if not unused.contexts:
+        return ""
+    return f"{name_contexts(unused)}; next: {OFFER}, write {unused.line()} in the suite"
+
+
+OFFER = "where they are known when the question is asked"
+
+
+def name_contexts(unused: Unused) -> str:
+    """Name the columns that may hold what a question is about, and what says so."""
+    said = [f"{c.name!r} ({c.why}{_of(c.n_rows, unused.n_rows)})" for c in unused.contexts]
+    return f"{' and '.join(said)} may hold what the question is about, and no prompt shows it"
+
+
+def name_columns(unused: Unused) -> str:
+    """Name the other columns that are not read; empty where there are none."""
+    contexts = {context.name for context in unused.contexts}
+    rest = [f"{name!r}{_of(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in contexts]
+    more = f" and {count(len(rest) - _NAMED)} more" if len(rest) > _NAMED else ""
+    return f"columns that are not read: {', '.join(rest[:_NAMED])}{more}" if rest else ""
+
+
+def name_keys(unused: Unused) -> str:
+    """Name the keys of turns that are not used, and what follows for thoughts; empty where all are used."""
+    if not unused.keys:
+        return ""
+    ranked = sorted(unused.keys.items(), key=lambda of: -of[1])
+    named = ", ".join(f"{key!r} ({pluralize(n, 'turn')})" for key, n in ranked)
+    thoughts = "; thoughts are neither shown nor trained on: to train on them, write them into the content"
+    return f"keys of turns that are not used: {named}" + (thoughts if THOUGHTS & unused.keys.keys() else "")
+
+
+def _of(n: int, n_rows: int) -> str:
+    return "" if n == n_rows else f", in {count(n)} of {pluralize(n_rows, 'row')}"
+
+
+def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
+    """List the columns of a row that its prompt or its answer shows."""
+    names, fields = row.fields, task.fields
+    roles = find_reading_roles(task, layout, names)
+    asking, answering = {*roles.questions}, {*roles.answers}
+    asks_by_layout = "{messages}" in fields.prompt or fields.prompt == Fields().prompt
+    if layout is None and asks_by_layout and {"prompt", "messages"} <= names.keys():
+        asking -= {"messages" if is_plain(names["messages"]) else "prompt"}
+    if roles.answers == PAIRS.answers:
+        asking = asking - {*PAIRS.questions} | _list_pair_questions(names)
+    if layout is not None and asks_by_layout:
+        asking |= {*SYSTEMS} | ({HISTORY} if list_history(row) else set())
+    elif layout is None and "messages" in asking:
+        asking |= {*SYSTEMS}
+    if layout is not None and layout.name == "prompt and completion":
+        answering |= {"label"}
+    if layout is None or layout.name == "multiple choice":
+        answering |= {*list_choice_columns(names)} if layout else {"choices"}
+    documents = {"documents"} if task.data.documents else set()
+    return asking | answering | documents | {*TOOL_FIELDS}
+
+
+def _list_pair_questions(names: Mapping[str, object]) -> set[str]:
+    """List the columns from which a preference pair takes its question."""
+    whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
+    parts = {"question" if names.get("question") else "instruction", "input"}
+    return (
+        {whole}
+        if whole and not isinstance(names.get("input"), dict)
+        else {*parts, "preferred_output", "non_preferred_output"}
+    )
+
+
+def _base_template(task: Task, layout: Layout | None, first: Sequence[_Read]) -> str:
+    """Return the template of the prompt as it is; `{messages}` stands for what a layout asks in several."""
+    default = Fields().prompt
+    if task.fields.prompt != default:
+        return task.fields.prompt
+    names = {name for read in first for name, value in read.fields.items() if value not in (None, "")}
+    if layout is None:
+        return "{messages}" if "messages" in names else default
+    asking = [name for name in find_reading_roles(task, layout, names).questions if name in names]
+    is_plain_text = layout.name in ("question", "multiple choice", "prompt and completion", "FLAN", "xLAM")
+    is_one = len(asking) == 1 and is_plain_text and not {*SYSTEMS, HISTORY} & names
+    are_texts = is_one and all(isinstance(read.fields.get(asking[0]), str) for read in first)
+    return f"{{{asking[0]}}}" if are_texts else "{messages}"
+
+
+def _find_contexts(
+    rows: Sequence[_Read], columns: Sequence[str], filled: Mapping[str, int]
+) -> Iterator[ContextColumn]:
+    """Find columns that may hold what the questions are about: long texts, or such as explain the answers."""
+    for name in columns:
+        read = [
+            (text_of(row.fields[name]), row) for row in rows if row.fields.get(name) not in (None, "", [], {})
+        ]
+        if (
+            len(read) < _FEWEST
+            or find_head(name) in _TELLING
+            or find_head(name).removesuffix("s") in _TELLING
+        ):
+            continue
+        texts, of = [text for text, _ in read], [row for _, row in read]
+        if _is_derived(texts, of) or _shows_question(texts, of):
+            continue
+        explained = _describe_explained(texts, of)
+        reasons = [_describe_length(texts), explained, _describe_held(texts, of)]
+        if why := ", ".join(filter(None, reasons)):
+            yield ContextColumn(name, filled[name], why, bool(explained))
+
+
+def _describe_length(texts: Sequence[str]) -> str:
+    is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
+    are_words = sum(" " in text.strip() or not text.isascii() for text in texts)
+    return "long texts" if is_long and 2 * are_words > len(texts) else ""
+
+
+def _describe_explained(texts: Sequence[str], rows: Sequence[_Read]) -> str:
+    """Say how many rows ask the same, are answered differently, and are told apart by the column."""
+    answers, told = defaultdict[str, set[str]](set), defaultdict[tuple[str, str], set[str]](set)
+    for text, row in zip(texts, rows, strict=True):
+        answers[_fold(row.question)].add(_answer(row))
+        told[_fold(row.question), text].add(_answer(row))
+    unclear = [(t, row) for t, row in zip(texts, rows, strict=True) if len(answers[_fold(row.question)]) > 1]
+    n = sum(len(told[_fold(row.question), text]) == 1 for text, row in unclear)
+    is_name = len({*texts}) == len(texts) and not any(" " in text.strip() for text in texts)
+    if n < _FEWEST or n < 0.8 * len(unclear) or is_name:
+        return ""
+    return f"it tells apart {pluralize(n, 'row')} with one question and several answers"
+
+
+def _describe_held(texts: Sequence[str], rows: Sequence[_Read]) -> str:
+    """Say in how many rows the column holds an answer that the question does not, beyond chance."""
+    questions = [_fold(row.question) for row in rows]
+    answers = [_fold(_answer(row)) for row in rows]
+    lacking = [i for i, answer in enumerate(answers) if len(answer) > 2 and answer not in questions[i]]
+    folded = [_fold(text) for text in texts]
+    own = sum(answers[i] in folded[i] for i in lacking)
+    other = sum(answers[i] in folded[i - 1] for i in lacking)
+    if own < _FEWEST or own - other < _HELD * len(rows):
+        return ""
+    return f"it holds the answer in {percent(own / len(rows))} % of rows"
+
+
+def _is_derived(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
+    """Tell whether a column says of each answer one thing, as its name or its group does."""
+    of_answer = defaultdict[str, list[str]](list)
+    for text, row in zip(texts, rows, strict=True):
+        of_answer[_answer(row)].append(text)
+    again = [said for said in of_answer.values() if len(said) > 1]
+    is_copy = 2 * sum(_fold(t) == _fold(_answer(row)) for t, row in zip(texts, rows, strict=True)) > len(rows)
+    return is_copy or (2 * sum(map(len, again)) > len(rows) and all(len({*said}) == 1 for said in again))
+
+
+def _shows_question(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
+    """Tell whether most texts hold the question, as a rendered prompt does, or stand in it already."""
+    n = 0
+    for text, row in zip(texts, rows, strict=True):
+        question, shown = _fold(row.question), _fold(text)
+        parts = [part for part in row.question.split("\n\n") if part.strip()]
+        longest = _fold(max(parts, key=len, default=""))
+        n += shown in question or (bool(longest) and longest in shown)
+    return 2 * n > len(rows)
+
+
+def _answer(row: _Read) -> str:
+    return row.answers[0] if row.answers else ""
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.casefold().split())

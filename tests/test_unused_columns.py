@@ -1,0 +1,225 @@
+"""A column is read, or holds ids, or is named; one that may hold what a question is about is offered."""
+
+import json
+import shlex
+
+import pytest
+from ruamel.yaml import YAML
+
+from harness.data import load_task
+from harness.experiment import scaffold
+from harness.experiment.check_rows import RowCheck, examine_rows
+from harness.experiment.scaffold import Request, Resources
+from harness.models.hardware import Machine, Memory
+from harness.spec import Task
+
+HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
+N = 24
+
+
+def passage(i):
+    return (
+        f"Crate {i} stands in hall {i % 5} and holds {'nothing at all' if i % 3 else 'apples of the year'}."
+    )
+
+
+def says(i):
+    return "full" if i % 3 == 0 else "empty"
+
+
+def user(i):
+    return {"role": "user", "content": f"Is crate {i} empty?"}
+
+
+def bot(i):
+    return {"role": "assistant", "content": f"It is {says(i)}."}
+
+
+# Public layouts whose question stands on a column beside it: the row, and the line that reads it.
+ASK = "Is crate {} empty?"
+LAYOUTS = {
+    "BoolQ": (
+        lambda i: {"question": ASK.format(i), "passage": passage(i), "answer": i % 3 > 0, "idx": i},
+        "question",
+    ),
+    "story": (lambda i: {"question": ASK.format(i), "story": passage(i), "answer": says(i)}, "question"),
+    "background": (
+        lambda i: {"question": ASK.format(i), "background": passage(i), "answer": says(i)},
+        "question",
+    ),
+    "a name of its own": (
+        lambda i: {"question": ASK.format(i), "x7": passage(i), "answer": says(i)},
+        "question",
+    ),
+    "passages in a list": (
+        lambda i: {"question": ASK.format(i), "passages": [passage(i), "More."], "answer": says(i)},
+        "question",
+    ),
+    "an object": (
+        lambda i: {
+            "question": ASK.format(i),
+            "table": {"crate": i, "hall": i % 5, "holds": passage(i)},
+            "answer": says(i),
+        },
+        "question",
+    ),
+    "RACE": (
+        lambda i: {
+            "article": passage(i),
+            "question": ASK.format(i),
+            "options": ["full", "empty"],
+            "answer": "AB"[i % 3 > 0],
+        },
+        "question",
+    ),
+    "MMLU with a passage": (
+        lambda i: {
+            "question": ASK.format(i),
+            "A": "full",
+            "B": "empty",
+            "answer": (i % 3 > 0 and "B") or "A",
+            "passage": passage(i),
+        },
+        "question",
+    ),
+    "prompt and completion": (
+        lambda i: {"prompt": ASK.format(i), "context": passage(i), "completion": says(i)},
+        "prompt",
+    ),
+    "our own": (lambda i: {"prompt": ASK.format(i), "document": passage(i), "reference": says(i)}, "prompt"),
+    "our own turns": (
+        lambda i: {"messages": [user(i)], "document": passage(i), "reference": says(i)},
+        "messages",
+    ),
+    "FLAN": (lambda i: {"inputs": ASK.format(i), "targets": says(i), "context": passage(i)}, "inputs"),
+    "Alpaca": (
+        lambda i: {"instruction": ASK.format(i), "input": "", "output": says(i), "history": passage(i)},
+        "messages",
+    ),
+    "Dolly": (
+        lambda i: {"instruction": ASK.format(i), "context": "", "response": says(i), "abstract": passage(i)},
+        "messages",
+    ),
+    "chat": (
+        lambda i: {"messages": [user(i), bot(i)], "documents": [{"title": "x", "text": passage(i)}]},
+        "messages",
+    ),
+    "chat with texts": (lambda i: {"messages": [user(i), bot(i)], "documents": [passage(i)]}, "messages"),
+    "ShareGPT": (
+        lambda i: {
+            "conversations": [{"from": "human", "value": ASK.format(i)}, {"from": "gpt", "value": says(i)}],
+            "context": passage(i),
+        },
+        "messages",
+    ),
+    "preference": (
+        lambda i: {"prompt": ASK.format(i), "chosen": says(i), "rejected": "Maybe.", "context": passage(i)},
+        "messages",
+    ),
+    "text and label": (lambda i: {"text": ASK.format(i), "label": says(i), "body": passage(i)}, "text"),
+    "relevance": (lambda i: {"query": "an empty crate", "body": passage(i), "label": says(i)}, "query"),
+    "SQL": (
+        lambda i: {
+            "question": "How many?",
+            "schema": f"CREATE TABLE t{i} (crate INT)",
+            "answer": f"SELECT SUM(crate) FROM t{i}",
+        },
+        "question",
+    ),
+    "short, and tells answers apart": (
+        lambda i: {"question": "Who leads it?", "year": f"in {i}", "answer": f"Leader {i % 7}"},
+        "question",
+    ),
+}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def context_of(row):
+    names = ("passage", "story", "background", "x7", "passages", "table", "article", "context", "document")
+    others = ("history", "abstract", "documents", "body", "schema", "year")
+    return next(name for name in (*names, *others) if row.get(name))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_a_question_is_about_is_offered_with_the_line_that_reads_it(tmp_path, name):
+    make, asking = LAYOUTS[name]
+    rows = [make(i) for i in range(N)]
+    file, column = write(tmp_path / "rows.jsonl", rows), context_of(rows[1])
+    task = {"name": "t", "data": {"test": file}}
+    if name in ("text and label", "relevance"):
+        task["fields"] = {"prompt": f"{{{asking}}}", "reference": "{label}"}
+    (said,) = (line for line in load_task(Task.model_validate(task), 0).read_as if "may hold" in line)
+    assert f"{column!r} (" in said
+    written = said.partition(", write ")[2].removesuffix(" in the suite")
+    fields = YAML(typ="safe").load(written)["fields"]
+    assert fields["prompt"] == f"{{{column}}}\n\n{{{asking}}}"
+    read = load_task(Task.model_validate({**task, "fields": fields}), 0)
+    assert not any(column in line for line in read.read_as)
+    shown = rows[1][column]
+    while not isinstance(shown, str):
+        shown = list(shown.values())[-1] if isinstance(shown, dict) else shown[0]
+    assert shown in read.test[1].messages[-1]["content"]
+    (plain,) = (e for e in load_task(Task.model_validate(task), 0).test if e.id == read.test[1].id)
+    assert plain.references == read.test[1].references
+    assert read.test[1].messages[-1]["content"].endswith(plain.messages[-1]["content"])
+
+
+@pytest.mark.parametrize("name", ["BoolQ", "RACE", "chat", "ShareGPT", "relevance", "our own"])
+def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
+    rows = [LAYOUTS[name][0](i) for i in range(N)]
+    file, column = write(tmp_path / "rows.jsonl", rows), context_of(rows[1])
+    (found,) = (f for f in examine_rows(RowCheck([file])).findings if "may hold what" in f.title)
+    assert found.severity == ("error" if name == "relevance" else "warning")
+    words = shlex.split(found.command.partition("harness data check ")[2])
+    named = dict(zip(words[1::2], words[2::2], strict=True))
+    again = examine_rows(RowCheck([file], prompt=named["--prompt"], reference=named.get("--reference")))
+    assert not [f for f in again.findings if "may hold what" in f.title]
+    assert column in named["--prompt"]
+
+
+@pytest.mark.parametrize("name", ["BoolQ", "chat with texts", "MMLU with a passage"])
+def test_init_offers_a_context(tmp_path, name):
+    file = write(tmp_path / "mine.jsonl", [LAYOUTS[name][0](i) for i in range(2 * N)])
+    proposal = scaffold.propose(Request(tmp_path / "new", file), HERE)
+    assert any("may hold what the question is about" in line for line in proposal.warnings)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"explanation": lambda i: f"As the crate {i} was carried away, it is {says(i)} since Monday."},
+        {"text": lambda i: f"### Instruction: {ASK.format(i)} ### Response: {says(i)}"},
+        {"label_name": lambda i: f"the crate that is {says(i)}, as a longer name of a label"},
+        {"url": lambda i: f"https://example.org/a/long/address/of/a/page/{i}"},
+        {"licence": lambda i: "Creative Commons Attribution, version 4.0, International"},
+        {"source": lambda i: "ab"[i % 2]},
+    ],
+)
+def test_a_column_that_is_no_context_is_only_named(tmp_path, column):
+    ((name, make),) = column.items()
+    rows = [{"question": ASK.format(i), "answer": says(i), name: make(i), "row_id": i} for i in range(N)]
+    task = Task.model_validate({"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", rows)}})
+    assert load_task(task, 0).read_as[1:] == (f"{tmp_path}/rows.jsonl: columns that are not read: {name!r}",)
+
+
+def test_columns_that_are_read_are_not_named(tmp_path):
+    row = {
+        "question": "Who?",
+        "answers": {"text": ["Me."]},
+        "context": "It is me.",
+        "id": "1",
+        "category": "x",
+    }
+    task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", [row])}}
+    assert len(load_task(Task.model_validate(task), 0).read_as) == 1
+
+
+def test_a_context_that_is_no_text_stands_in_front_of_its_question(tmp_path):
+    row = {"question": "Who?", "answer": "Me.", "context": {"title": ["A"], "sentences": [["It is me."]]}}
+    task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", [row])}}
+    (item,) = load_task(Task.model_validate(task), 0).test
+    assert item.prompt == 'Context:\n{"title": ["A"], "sentences": [["It is me."]]}\n\nWho?'
