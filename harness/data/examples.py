@@ -4,11 +4,11 @@ Invariant: an example that comes back has an id of its own, and where it has cho
 reference is one of them.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
@@ -16,9 +16,10 @@ from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
 from harness.data.formats.ratings import MEND_ROW
 from harness.data.formats.tools import TOOL_FIELDS, add_tools
-from harness.data.formats.turns import add_system, is_plain, join_problems, read_turns, text_of
+from harness.data.formats.turn_parts import text_of_cell, write_json
+from harness.data.formats.turns import add_system, is_plain, join_problems, read_turns, refuse_media, text_of
 from harness.data.readers import Row, Rows, cap_problems
-from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.errors import Problem, UserError, as_argument, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters
 from harness.spec import Fields, Task
 
@@ -91,7 +92,7 @@ def examples(
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
-    twice = _twice([(sourced.example.id, sourced.where) for sourced in made])
+    twice = _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     found += cap_problems(twice, content.shown, "ids that stand twice")
     kept = [sourced for sourced in made if _is_closed(sourced.example)]
     outside = [sourced for sourced in made if not _is_closed(sourced.example)]
@@ -153,7 +154,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         task.data.invalid_rows,
         notes.removed,
     )
-    problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
+    problems = _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     if problems:
         raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
@@ -172,7 +173,7 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
     made = _make_each(content, read_question, task.data.invalid_rows, notes.removed)
-    if problems := _twice([(sourced.example.id, sourced.where) for sourced in made]):
+    if problems := _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown):
         raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
 
@@ -186,7 +187,8 @@ def documents(content: Rows) -> list[Document]:
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         return list({document.id: document for document in map(_context, content.rows)}.values())
     made = _make_each(content, _document)
-    problems = _twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)])
+    of_rows = [(d.id, row.where) for d, row in zip(made, content.rows, strict=True)]
+    problems = _twice(of_rows, content.shown)
     if problems:
         raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
@@ -337,6 +339,7 @@ def _text_of_document(row: Row, template: str) -> str:
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
     """Return what a row asks, with the tools that it defines, but where the template writes these."""
     question = _question(row, template, may_be_empty)
+    refuse_media((turn["content"] for turn in question), row)
     return question if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(question, row)
 
 
@@ -378,7 +381,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
         return ()
     field = FIELD.fullmatch(template)
     if field and is_object(value := _value(row, field[1])):
-        return (json.dumps(value, ensure_ascii=False),)
+        return (write_json(value),)
     if field and isinstance(_value(row, field[1]), list):
         accepted = _texts(row, field[1])
         if not accepted:
@@ -452,8 +455,8 @@ def _scalar(row: Row, field: str) -> str:
         raise UserError(Problem(row.where, f"no field {field!r}", f"a value for {field!r}", hint))
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float):
-        return str(value)
+    if (text := text_of_cell(value)) is not None:
+        return text
     found = f"a {type(value).__name__} in {field!r}"
     step = "write it as text, or name another field under fields: of the task"
     raise UserError(Problem(row.where, found, "text or a number", step))
@@ -482,12 +485,15 @@ def _outside(sourced: SourcedExample) -> Problem:
     return Problem(sourced.where, f"reference {wrong!r}", expected, hint)
 
 
-def _twice(ids: Iterable[tuple[str, str]]) -> list[Problem]:
+def _twice(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
     first: dict[str, str] = {}
     problems = []
+    kind = "".join(Path(shown).suffixes[-2:] if shown.lower().endswith(".gz") else Path(shown).suffixes[-1:])
+    out = as_argument(f"{shown.removesuffix(kind)}.clean{kind or '.jsonl'}")
+    step = f"give the row an id of its own: harness data clean {as_argument(shown)} --out {out} --new-ids"
     for ident, where in ids:
         if ident in first:
             found = f"id {ident!r}, which stands in {first[ident]} too"
-            problems.append(Problem(where, found, "every id once in a file", "give the row an id of its own"))
+            problems.append(Problem(where, found, "every id once in a file", step))
         first.setdefault(ident, where)
     return problems

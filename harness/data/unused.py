@@ -26,7 +26,15 @@ from harness.data.examples import FIELD, Notes, SourcedExample, SplitExamples
 from harness.data.formats import Layout, layout_of
 from harness.data.formats.multiple_choice import list_choice_columns
 from harness.data.formats.tools import TOOL_FIELDS
-from harness.data.formats.turns import HISTORY, SYSTEMS, count_unused_keys, is_plain, list_history, text_of
+from harness.data.formats.turns import (
+    HISTORY,
+    MEDIA,
+    SYSTEMS,
+    count_unused_keys,
+    is_plain,
+    list_history,
+    text_of,
+)
 from harness.data.readers import Row, Rows
 from harness.data.splits.augmented_rows import AUGMENTED, ORIGIN
 from harness.formatting import count, percent, pluralize
@@ -64,14 +72,15 @@ class ContextColumn(NamedTuple):
 class Unused(NamedTuple):
     """Unread parts of `n_rows` rows: columns by the rows that fill them, keys of turns by their turns.
 
-    `contexts` are those of the columns, and of columns that only group rows, that may hold the context;
-    `template` puts them in front of the prompt, parted by what is put between.
+    `media` hold pictures or sounds. `contexts` are those of the columns, and of columns that only group
+    rows, that may hold the context; `template` names them in front of the prompt, in parts.
     """
 
     n_rows: int
     columns: Mapping[str, int]
     keys: Mapping[str, int]
     contexts: Sequence[ContextColumn]
+    media: Sequence[str]
     template: tuple[str, ...]
     fields: Mapping[str, str]
 
@@ -127,11 +136,13 @@ class UnusedCounter:
         used = self._list_bookkeeping(hidden)
         columns = {name: n for name, n in hidden.items() if name not in used and not _IDS.fullmatch(name)}
         tested = [name for name in hidden if name not in ("id", "slice") and not _IDS.fullmatch(name)]
+        media = [name for name in hidden if any(_is_media(name, row.fields.get(name)) for row in self.first)]
+        tested = [name for name in tested if name not in media]
         found = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(self.first, tested, hidden))
         names = [f"{{{context.name}}}" for context in found if FIELD.fullmatch(f"{{{context.name}}}")]
         template = (*names, _base_template(self.task, self.layout, self.first))
         fields = self.task.fields.model_dump(exclude_defaults=True)
-        return Unused(self.n, columns, self.keys, found, template, fields)
+        return Unused(self.n, columns, self.keys, found, media, template, fields)
 
     def _list_bookkeeping(self, hidden: Collection[str]) -> set[str]:
         """List columns that name, group and part the rows."""
@@ -155,7 +166,7 @@ def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Un
 def note_unused(task: Task, content: Rows, read: SplitExamples, notes: Notes) -> None:
     """Add to the notes what a task does not read of a file."""
     unused = find_unused(task, content, read.examples)
-    said = (offer_contexts(unused), name_columns(unused), name_keys(unused))
+    said = (offer_contexts(unused), name_media(unused), name_columns(unused), name_keys(unused))
     notes.read_as.extend(f"{content.shown}: {one}" for one in said if one)
 
 
@@ -175,10 +186,16 @@ def name_contexts(unused: Unused) -> str:
     return f"{' and '.join(said)} may hold what the question is about, and no prompt shows it"
 
 
+def name_media(unused: Unused) -> str:
+    """Name the columns of pictures and sounds; empty where there are none."""
+    named = " and ".join(map(repr, unused.media))
+    return f"{named} may hold what the question is about, and only text is read" if named else ""
+
+
 def name_columns(unused: Unused) -> str:
     """Name the other columns that are not read; empty where there are none."""
-    contexts = {context.name for context in unused.contexts}
-    rest = [f"{name!r}{_of(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in contexts]
+    others = {*unused.media, *(context.name for context in unused.contexts)}
+    rest = [f"{name!r}{_of(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in others]
     more = f" and {count(len(rest) - _NAMED)} more" if len(rest) > _NAMED else ""
     return f"columns that are not read: {', '.join(rest[:_NAMED])}{more}" if rest else ""
 
@@ -320,6 +337,18 @@ def _shows_question(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
         longest = _fold(max(parts, key=len, default=""))
         n += shown in question or (bool(longest) and longest in shown)
     return 2 * n > len(rows)
+
+
+def _is_media(name: str, value: object) -> bool:
+    """Tell whether a cell holds a picture or a sound, by its bytes or the name of its column."""
+    holds_bytes = isinstance(value, bytes) or (
+        isinstance(value, dict) and any(map(_is_bytes, value.values()))
+    )
+    return holds_bytes or (name.lower() in MEDIA and value not in (None, "", [], {}))
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes)
 
 
 def _answer(row: _Read) -> str:

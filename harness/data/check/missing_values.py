@@ -13,7 +13,7 @@ from harness.data.check.personal_data import excerpt
 from harness.data.column_types import ColumnCells
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
-from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys
+from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys, name_media
 from harness.errors import as_argument
 from harness.formatting import count
 
@@ -115,6 +115,8 @@ def _list_unused(table: RowTable) -> Iterator[Finding]:
             command=command,
             steps=(command,) if explains else (),
         )
+    if media := name_media(unused):
+        yield Finding("warning", media, "without it a question may have no answer")
     if rest := name_columns(unused):
         yield Finding("note", rest, "no prompt shows them, and nothing is trained on them")
     if keys := name_keys(unused):

@@ -21,7 +21,7 @@ from harness.data.formats.multiple_choice import (
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.tools import TOOL_FIELDS, defines_tools_alone
-from harness.data.formats.turn_parts import spell_calls
+from harness.data.formats.turn_parts import spell_calls, text_of_cell
 from harness.data.formats.turns import (
     add_system,
     answer_places,
@@ -283,9 +283,7 @@ def _answers(row: Row) -> list[str]:
         value = value.get("text")
     entries = value if isinstance(value, list) else [value]
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
-    answers = [
-        str(text).strip() for text in texts if isinstance(text, str | int | float) and str(text).strip()
-    ]
+    answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
     if not answers:
         raise UserError(
             Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", MEND_ROW)

@@ -5,6 +5,8 @@ Invariant: a part is shown, or named as not used, or its turn is refused; none i
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from harness.data.formats.ratings import MEND_ROW
@@ -57,7 +59,7 @@ def read_result(value: Any, place: Place) -> Content:
     """Read what a tool returned: as any turn is read, and other values as their JSON."""
     parts = value if isinstance(value, list) else [value]
     are_parts = all(part is None or isinstance(part, str) or _kind_of(part) for part in parts)
-    return read_content(value, place) if are_parts else Content([_write(value)])
+    return read_content(value, place) if are_parts else Content([write_json(value)])
 
 
 def read_calls(value: Any, key: str, place: Place) -> Content:
@@ -106,7 +108,7 @@ def _read_call(call: Any) -> Content | None:
     own = call if within is None else inner
     given = next((key for key in _ARGUMENTS if own.get(key) is not None), "arguments")
     unused = {*around, *drop_empty(inner)} - {"name", "function", given} - IDS
-    return Content([_write({"name": name, "arguments": _parse(own.get(given))})], sorted(unused))
+    return Content([write_json({"name": name, "arguments": _parse(own.get(given))})], sorted(unused))
 
 
 def _read_part(part: Any, place: Place) -> Content:
@@ -162,5 +164,19 @@ def _parse(value: Any) -> Any:
         return value
 
 
-def _write(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def write_json(value: Any) -> str:
+    """Write a value as JSON; decimals as numbers, dates and times by ISO 8601, as tables hold them."""
+    return json.dumps(value, ensure_ascii=False, default=_write_cell)
+
+
+def _write_cell(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return text_of_cell(value) or f"<{type(value).__name__}>"
+
+
+def text_of_cell(value: Any) -> str | None:
+    """Write a number, a decimal, a date or a time as a text; None of another value."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | int | float | Decimal) else None

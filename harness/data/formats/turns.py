@@ -1,9 +1,8 @@
 """Turns of a conversation as other tools write them, read as messages; a text of a row, read as one turn."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +18,8 @@ from harness.data.formats.turn_parts import (
     read_content,
     read_result,
     spell_calls,
+    text_of_cell,
+    write_json,
 )
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -51,7 +52,8 @@ _CALLS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: what 
 _SPEAKERS, _SAID = ("role", "from"), ("content", "value", "text", "parts")
 _TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
 _WRITTEN_FLAGS = {"true": True, "1": True, "false": False, "0": False}
-_MEDIA = ("image", "images", "audio", "audios", "video", "videos", "file", "files", "attachments")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
 
 
 class Turn(NamedTuple):
@@ -75,7 +77,7 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
     place, role = Place(where, speaker), _ROLES.get(speaker.lower())
     if role is None:
         raise _misfit(where, f"a turn of {speaker!r}")
-    if media := next((key for key in _MEDIA if key in known), None):
+    if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in known), None):
         raise UserError(Problem(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS))
     key = next((key for key in _SAID if entry.get(key) is not None), "content")
     said = _read_said(entry.get(key), place)
@@ -180,12 +182,12 @@ def read_text(row: Row, field: str) -> str:
     Raises:
         UserError: it is empty or of another type.
     """
-    value = row.fields[field]
-    if not isinstance(value, str | int | float) or not str(value).strip():
-        kind = type(value).__name__
-        found = f"an empty {field!r}" if isinstance(value, str) else f"a {kind} in {field!r}"
+    value = text_of_cell(row.fields[field])
+    if value is None or not value.strip():
+        kind = type(row.fields[field]).__name__
+        found = f"an empty {field!r}" if value is not None else f"a {kind} in {field!r}"
         raise UserError(Problem(row.where, found, "a text", MEND_ROW))
-    return str(value).strip()
+    return value.strip()
 
 
 def read_turns(row: Row, field: str) -> Turns:
@@ -225,13 +227,25 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
     return out
 
 
+def refuse_media(texts: Iterable[str], row: Row) -> None:
+    """Refuse a row whose texts show a picture or a sound that stands in a column.
+
+    Raises:
+        UserError: they do.
+    """
+    column = next((name for name in MEDIA if row.fields.get(name)), None)
+    if column and any(map(_SHOWS_MEDIA.search, texts)):
+        found = f"{column} in a column, which the text refers to"
+        raise UserError(Problem(row.where, found, ONLY_TEXT, WITHOUT_PARTS))
+
+
 def text_of(value: Any) -> str:
     """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON."""
     if isinstance(value, list):
         return "\n".join(map(text_of, value))
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | bool) else str(value)
+    return write_json(value) if isinstance(value, dict | bool) else text_of_cell(value) or write_json(value)
 
 
 def find_known_fields(row: Row) -> set[str]:

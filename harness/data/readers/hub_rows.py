@@ -4,6 +4,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,16 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
 
 
 def replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row in which NaN, as some tools write a cell without a value, is none."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in fields.items()
-    }
+    """Return a row in which NaN, as some tools write a cell without a value, is none; within cells too."""
+    return {name: _without_nan(value) for name, value in fields.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(of) for name, of in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(of) for of in value]
+    is_nan = (isinstance(value, float) and math.isnan(value)) or (
+        isinstance(value, Decimal) and value.is_nan()
+    )
+    return None if is_nan else value

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
-from harness.data.unused import name_columns, name_keys, offer_contexts
+from harness.data.unused import name_columns, name_keys, name_media, offer_contexts
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation import costs
@@ -96,7 +96,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     named = filter(None, (name_columns(unused), name_keys(unused)))
     said = *_sentences(seen, task, items, candidates), *named, *remarks
     late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
-    unread = *filter(None, [offer_contexts(unused)]), *warn_of_unread(seen, request)
+    unread = *filter(None, [offer_contexts(unused), name_media(unused)]), *warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
