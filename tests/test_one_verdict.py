@@ -137,21 +137,39 @@ def ask(world, run, way):
         return find_facts(experiment.run_all(world.session, world.loaded), run).verdict
     if way == "report":
         return find_facts(experiment.report_stored(world.session, world.loaded.selected), run).verdict
+    if way == "two selected":
+        return find_facts(experiment.report_stored(world.session, ["prompt", "lora"]), run).verdict
     if way == "python":
         return harness.gate(world.path, candidate=run.run_id, baseline="base")
     (judged,) = release.gate(world.path, run.run_id, baseline="base")
     return judged.verdict
 
 
-WAYS = ("compare", "report", "python")
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["compare", "report", "two selected", "python"])
 def test_every_way_of_asking_for_the_verdict_on_a_run_gives_the_same(judged_world, way):
     world, runs = judged_world
     judged, told = (ask(world, runs["lora"], one) for one in ("gate", way))
     assert rules_of(told) == rules_of(judged)
     assert told == judged
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"gate.tasks": ["chat", "chat-pinned"]},
+        {"gate.critical": ["sums"], "gate.macro": "10%"},
+        {"gate.mode_collapse": None, "gate.target.min": None, "gate.drift": 0.1},
+        {"gate.uncalibrated_judge": "allow", "gate.max_errors": 0.0, "seeds": [0]},
+        {"decide.max_latency_s": 0.4},
+    ],
+)
+def test_every_policy_is_judged_alike_by_a_report_and_the_gate(judged_world, policy):
+    world, runs = judged_world
+    overrides = [f"{key}={json.dumps(value)}" for key, value in policy.items()]
+    other = rescue_worlds.open_world(world.path, VERSIONS, overrides)
+    (judged,) = release.gate(world.path, "lora", overrides, baseline="base")
+    told = find_facts(experiment.report_stored(other.session, other.loaded.selected), runs["lora"]).verdict
+    assert rules_of(told) == rules_of(judged.verdict)
 
 
 def test_what_people_and_fp32_said_and_the_first_base_are_in_the_verdict(judged_world):
@@ -182,7 +200,7 @@ def test_a_night_compares_judged_answers_as_a_gain_is(judged_world):
     facts = find_facts(world.report, runs["lora"])
     at, target = world.session.store, world.session.target
     rows = [store.read_rows(at, runs[name].rows["desk/test"]) for name in ("lora", "knn")]
-    labels = judge_labels(world.session, target)
+    labels = judge_labels(at, target.task, target.primary.name)
     night = compare_judged_answers(target.primary, *rows, labels, world.session.experiment.gate.max_errors)
     gain = facts.vs_untrained
     assert night.corrected == (gain.delta, gain.low, gain.high)
@@ -225,3 +243,16 @@ def test_the_dashboard_shows_the_verdict_that_a_gate_made_after_the_report_was_w
         os.utime(file, (0, 0))  # written long before
     (kept,) = project.reports().values()
     assert find_facts(kept, runs["lora"]).verdict == ask(world, runs["lora"], "gate")
+
+
+def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial(judged_world, tmp_path):
+    folder = tmp_path / "unlabelled"
+    shutil.copytree(judged_world[0].path.parent, folder)
+    (folder / "runs" / "labels" / "people.json").unlink()
+    lenient = ["gate={}"]  # nothing is declared of the target, so no rule of the gate waits for labels
+    again = rescue_worlds.open_world(folder / "harness.yaml", VERSIONS, lenient)
+    found = again.rescue()
+    confirmed = found.tried[-1].confirm
+    assert (confirmed.verdict.outcome, confirmed.gains, confirmed.passes) == ("pass", True, False)
+    assert "no gain before 100 more labels of people" in confirmed.sentence
+    assert harness.rescue.exit_code(found, again.session.experiment.gate) == 4

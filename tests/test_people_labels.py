@@ -835,7 +835,7 @@ def two_seeds(project):
     for seed in (0, 1):
         # What a fine-tune's rows are stored under holds its weights, so no two seeds share a digest.
         digest = run.rows["letters/test"]
-        copied = f"{seed}" + digest[1:]
+        copied = f"{(int(digest[0], 16) + 1 + seed) % 16:x}{digest[1:]}"
         shutil.copytree(at.rows(digest), at.rows(copied))
         rows_of = run.rows | {"letters/test": copied}
         made = replace(run, run_id=f"seed-{seed}", method="full", seed=seed, recipe=recipe, rows=rows_of)

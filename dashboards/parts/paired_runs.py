@@ -9,9 +9,9 @@ from typing import NamedTuple
 import streamlit as st
 
 from harness import comparison, store
-from harness.comparison import BaseErrors, Comparison, is_judge
+from harness.comparison import BaseErrors, Comparison
 from harness.errors import HarnessError
-from harness.experiment import read_labels
+from harness.experiment import judge_labels
 from harness.formatting import change
 from harness.records import Run, Sample, SampleResult
 from harness.report import ExperimentReport
@@ -114,7 +114,7 @@ def _compare_on_target(pair: Pair) -> Comparison | None:
     loaded, task = project.experiment(), project.task(pair.task)
     policy = loaded.experiment.gate if loaded else GatePolicy()
     metric, at = project.metric(pair.task, pair.metric), project.project().store
-    labels = read_labels(at, task, metric.name) if task and is_judge(metric.name) else {}
+    labels = judge_labels(at, task, metric.name) if task else {}
     if labels:
         whole = store.read_many(at, (pair.base, pair.new))
         arms = [comparison.add_samples(whole[d], store.read_drawn(at, d)) for d in (pair.base, pair.new)]

@@ -21,7 +21,7 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.human_labels import judge_labels, read_labels
+from harness.experiment.analysis.human_labels import count_missing, judge_labels, read_labels
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
 from harness.experiment.analysis.study import Study, is_as_written, study_session

@@ -273,7 +273,7 @@ class _NightRun:
             metric,
             tonight,
             before,
-            judge_labels(self.session, self.session.target),
+            judge_labels(self.session.store, self.session.target.task, metric.name),
             self.session.experiment.gate.max_errors,
         )
 

@@ -195,8 +195,8 @@ def study_stored(
         {task.name: metrics_of(task, catalogue) for task in tasks},
         StoredRows(stored.store, texts=experiment.gate.mode_collapse is not None),
         lambda run: sampling.weights if sampling else {},
-        store.find_first_base(stored.folder, experiment.target.name),
-        stored.typed,
+        first_base=store.find_first_base(stored.folder, experiment.target.name),
+        typed=stored.typed,
     )
     return study, catalogue
 

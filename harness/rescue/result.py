@@ -24,6 +24,7 @@ class HalfVerdict:
 
     `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test
     in the confirmation. `lost_on` names more targets on which the fine-tune gains and the trial does not.
+    While `labels_missing` of people keep a judge's grades from deciding, no gain on the target is shown.
     """
 
     half: Half
@@ -32,11 +33,12 @@ class HalfVerdict:
     verdict: Verdict
     gains: bool
     lost_on: tuple[str, ...] = ()
+    labels_missing: int = 0
 
     @property
     def keeps_gains(self) -> bool:
         """Whether the gains on all targets hold."""
-        return self.gains and not self.lost_on
+        return self.gains and not self.lost_on and not self.labels_missing
 
     @property
     def passes(self) -> bool:
@@ -49,6 +51,9 @@ class HalfVerdict:
         items = f"{formatting.count(self.n_items)} of {formatting.count(self.n_all)} items"
         gone = [*([] if self.gains else ["the target"]), *self.lost_on]
         lost = f"; the gain on {' and '.join(gone)} is gone" if gone else ""
+        if self.labels_missing:
+            labels = formatting.pluralize(self.labels_missing, "more label")
+            lost += f"; a judge's grades show no gain before {labels} of people (harness rate export)"
         return f"on {_NAMES[self.half]} ({items}) {self.verdict.sentence}{lost}"
 
 
@@ -162,5 +167,7 @@ def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
     judged = [seen.confirm] if seen and seen.confirm else [t.search for t in rescue.tried if t.search]
     if not judged:
         return 1
+    if any(h.labels_missing and h.gains and not h.lost_on for h in judged):
+        return 4
     undecided = [h.verdict for h in judged if h.keeps_gains and h.verdict.outcome in _UNDECIDED]
     return gating.exit_code(undecided[0], policy) if undecided else 3

@@ -19,6 +19,7 @@ from harness.experiment import (
     Study,
     attempt,
     compare_on,
+    count_missing,
     facts_of,
     judge,
     measure,
@@ -163,7 +164,11 @@ def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
     wins_over(context.session, context.reader, run, context.reference)  # the judge of pairs is asked now
     seen = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
-    seen = replace(seen, lost_on=name_lost_on_test(facts.more_targets, context.others))
+    seen = replace(
+        seen,
+        lost_on=name_lost_on_test(facts.more_targets, context.others),
+        labels_missing=count_missing(context.session, context.reader, run, context.reference),
+    )
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 

@@ -21,7 +21,7 @@ from harness.comparison import (
 )
 from harness.config import current_labels
 from harness.decision import CandidateFacts
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Session
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.metrics import Metric
@@ -42,7 +42,7 @@ def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) ->
     metric = session.target.primary
     if not is_judge(metric.name):
         return list(facts)
-    labels = judge_labels(session, session.target)
+    labels = judge_labels(session.store, session.target.task, session.target.primary.name)
     corrected = [
         correct_reached(metric, f, reader.read_with_drawn(run, session.target), labels) if f.target else f
         for f, run in zip(facts, runs, strict=True)
@@ -52,7 +52,7 @@ def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) ->
     missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
     for f, run in zip(corrected, runs, strict=True):
         if f.target:
-            lacks = count_missing(session, reader, labels, *filter(None, (run, best)))
+            lacks = count_missing(session, reader, *filter(None, (run, best)))
             missing[f.name] = max(missing.get(f.name, 0), lacks)
     return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]
 
@@ -74,10 +74,9 @@ def correct_reached(
     )
 
 
-def judge_labels(session: Session, target: MeasuredTask) -> Labels:
-    """Return people's labels for a target's primary metric; none where that is no judge's."""
-    name = target.primary.name
-    return read_labels(session.store, target.task, name) if is_judge(name) else {}
+def judge_labels(at: Store, task: Task, metric: str) -> Labels:
+    """Return people's labels of answers to a target by a judge's metric; none for any other metric."""
+    return read_labels(at, task, metric) if is_judge(metric) else {}
 
 
 def read_labels(at: Store, task: Task, metric: str) -> Labels:
@@ -85,11 +84,12 @@ def read_labels(at: Store, task: Task, metric: str) -> Labels:
     return latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
 
 
-def count_missing(session: Session, reader: Reader, labels: Labels, *runs: Run) -> int:
+def count_missing(session: Session, reader: Reader, *runs: Run) -> int:
     """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
     if session.experiment.gate.uncalibrated_judge == "allow":
         return 0
     rows = (reader.read(run, session.target) for run in runs)
+    labels = judge_labels(session.store, session.target.task, session.target.primary.name)
     return labels_missing(session.target.primary.name, labels, *rows)
 
 

@@ -134,6 +134,8 @@ def _endpoint_base_identity(study: Study, wanted: RowsIdentity, key: str, run: R
             return there[as_base.digest]
     if len(there) == 1:
         return next(iter(there.values()))
+    if own := study.base_arm(run).get(wanted.task):
+        return store.read_identity(at, own)
     found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
     base = plugins.phrase_method(keeps_base=True)
     raise IncompatibleRuns(

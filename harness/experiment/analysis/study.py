@@ -12,7 +12,7 @@ from typing import NamedTuple
 from harness import gating, plugins, store
 from harness.config import CommandLine
 from harness.evaluation.session import Session
-from harness.experiment.runs.stored_rows import Reader, StoredRows
+from harness.experiment.runs.stored_rows import Reader, StoredRows, find_measured_arm
 from harness.gating import AdmittedTasks, ComparedArms, Measurement
 from harness.metrics import Metric
 from harness.models.openai_api import WHO_ANSWERS
@@ -45,9 +45,10 @@ class ArmsOfPair(NamedTuple):
 class Study:
     """An experiment as its runs are judged, with its store and the metrics of each task.
 
-    `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it. `first_base`
-    is the digest of the base that the first champion was judged against, empty where none was promoted.
-    `typed` is what a next step repeats. `compared`, `admitted` and `untrained` keep what verdicts share.
+    `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it, `base_arm`
+    to its base's rows of each task, as far as an open session knows them. `first_base` is the digest of the
+    base that the first champion was judged against, empty without one. `typed` is what a next step
+    repeats. `compared`, `admitted` and `untrained` keep what verdicts share.
     """
 
     experiment: Experiment
@@ -55,6 +56,7 @@ class Study:
     metrics: Mapping[str, Mapping[str, Metric]]
     rows: StoredRows
     weights: Callable[[Run], Weights]
+    base_arm: Callable[[Run], Mapping[str, str]] = lambda run: {}
     first_base: str = ""
     typed: CommandLine = _PLAIN
     compared: dict[tuple[str, ...], ArmsOfPair] = field(default_factory=dict)
@@ -85,6 +87,7 @@ def study_session(session: Session, reader: Reader) -> Study:
         {m.task.name: m.metrics for m in (session.target, *session.suites)},
         reader,
         partial(_find_weights, session, current),
+        lambda run: find_measured_arm(session, session.candidates[run.candidate].base) or {},
         store.find_first_base(session.store.folder.parent, session.target.task.name),
     )
 

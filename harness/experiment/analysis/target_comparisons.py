@@ -31,7 +31,8 @@ def add_comparisons(session: Session, reader: Reader, runs: Runs, facts: Facts) 
     Where a recipe has several seeds, every run of it gets the variances of their mean over the items too, but
     of a judge's grades that people's labels correct: those vary by more than the items.
     """
-    metric, labels = session.target.primary, judge_labels(session, session.target)
+    metric = session.target.primary
+    labels = judge_labels(session.store, session.target.task, metric.name)
     best = decide.best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     prompts = [
@@ -70,7 +71,7 @@ def compare_on(
     """Compare a run with another on a target as verdicts do; None where there is nothing to compare."""
     if other is None:
         return None
-    labels = judge_labels(session, target)
+    labels = judge_labels(session.store, target.task, target.primary.name)
     read = reader.read_with_drawn if labels else reader.read
     arms = read(other, target), read(run, target)
     return compare_on_target(target.primary, *arms, labels, session.experiment.gate.max_errors)
@@ -79,7 +80,7 @@ def compare_on(
 def score_on(session: Session, reader: Reader, run: Run, target: MeasuredTask) -> Estimate:
     """Estimate a run's score on a target, corrected by people's labels."""
     found = comparison.estimate(target.primary, reader.read(run, target))
-    labels = judge_labels(session, target)
+    labels = judge_labels(session.store, target.task, target.primary.name)
     return comparison.correct_estimate(target.primary, found, reader.read_with_drawn(run, target), labels)
 
 
@@ -264,4 +265,5 @@ def _put_on_target(
     validation = comparison.estimate(m.primary, reader.read(run, m, "validation")) if has_validation else None
     test = comparison.estimate(m.primary, reader.read(run, m))
     found = replace(f, target=test, validation=validation.score if validation else None)
-    return correct_reached(m.primary, found, reader.read_with_drawn(run, m), judge_labels(session, m))
+    labels = judge_labels(session.store, m.task, m.primary.name)
+    return correct_reached(m.primary, found, reader.read_with_drawn(run, m), labels)

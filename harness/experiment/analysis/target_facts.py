@@ -14,12 +14,11 @@ from harness.comparison import (
     Labels,
     compare_on_target,
     correct_estimate,
-    is_judge,
     labels_missing,
 )
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.experiment.analysis.human_labels import correct_reached, read_labels
+from harness.experiment.analysis.human_labels import correct_reached, judge_labels
 from harness.experiment.analysis.study import Study, is_as_written
 from harness.experiment.analysis.target_wins import wins_of
 from harness.experiment.runs.candidate_result import facts_on_target, mark_recipe
@@ -37,7 +36,7 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
     if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
         return None
     metric, rows = study.metrics[task.name][task.primary_metric], target_rows(study.rows, run, task)
-    labels, compared = read_labels(study.store, task, metric.name), [rows]
+    labels, compared = judge_labels(study.store, task, metric.name), [rows]
     best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
     gain = wins = None
     if best is not None:
@@ -131,7 +130,7 @@ def _choose_untrained(study: Study, scored_by: tuple[str, str]) -> Run | None:
     experiment, task = study.experiment, study.experiment.target
     runs = [one for one in list_untrained(study) if _scored_by(study, one) == scored_by]
     metric = study.metrics[task.name][task.primary_metric]
-    labels = read_labels(study.store, task, metric.name) if is_judge(metric.name) else {}
+    labels = judge_labels(study.store, task, metric.name)
     study.rows.prepare(one.rows[f"{task.name}/{split}"] for one in runs for split in ("test", "validation"))
     facts = list[CandidateFacts]()
     for one in runs:
