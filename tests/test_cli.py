@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -27,6 +28,7 @@ from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
 from harness.experiment.preflight.candidate_costs import estimate_costs
 from harness.formatting import seconds
+from harness.gating import GateResult
 from harness.models.hardware import Memory
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
@@ -404,13 +406,12 @@ def test_a_file_that_is_not_there_is_called_so(harness):
     [
         (("pass", "pass"), {}, "harness promote lora -c a.yaml "),
         (("pass", "fail"), {}, "harness rescue lora -c a.yaml "),
-        (("pass", "inconclusive"), {}, "harness compare -c a.yaml "),
         (("inconclusive",), {"items_needed": None}, "harness decide -c a.yaml "),
     ],
 )
 def test_a_gate_says_what_to_type_next_after_the_worst_of_its_verdicts(outcomes, changes, command):
-    verdicts = [verdict(outcome, **changes) for outcome in outcomes]
-    assert next_step(verdicts, "lora", CommandLine("a.yaml")).startswith(command)
+    judged = [GateResult((), verdict(outcome, **changes), GatePolicy()) for outcome in outcomes]
+    assert next_step(judged, "lora", ExperimentFile(config=Path("a.yaml"))).startswith(command)
 
 
 def test_a_gate_on_stored_runs_ends_with_the_next_command(harness, copy):

@@ -1,15 +1,23 @@
-"""How many more items the gate asks for: never fewer than one, and as many as would decide."""
+"""How many more items the gate asks for, as many as would decide, and the next step that asks those there are."""
 
 import re
+import shlex
+import sys
 
+import pytest
+import tiny_experiment
+from fake_facts import verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import gating
+from harness.cli import main
 from harness.comparison import compare_rows, compare_validity
-from harness.gating import TaskComparison, Verdict
+from harness.config import CommandLine
+from harness.gating import Rule, TaskComparison, Verdict
 from harness.gating.rules import apply_rules
-from harness.spec import GatePolicy, Suite, Task, TaskData
+from harness.report import SpareItems, advise_more_items, list_spare_items
+from harness.spec import Experiment, GatePolicy, Suite, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows
 
 fractions = st.floats(0, 1)
@@ -103,3 +111,164 @@ def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items(
     rule = judge_tasks([compare_task("a", 9, 1, 1)], policy).rules[0]
     assert "no number of items would settle a margin so small" in rule.sentence
     assert "items_needed" not in rule.numbers
+
+
+# The next step
+
+
+def need(items, *by_task, name="macro", lower=-0.031):
+    """Make an inconclusive verdict that needs so many items, of the tasks named with their numbers."""
+    numbers = {"lower": lower, **({"items_needed_by_task": list(by_task)} if by_task else {})}
+    return verdict("inconclusive", items_needed=items, rules=(Rule(name, "inconclusive", "", numbers),))
+
+
+A = SpareItems("a", ("suites.s.tasks.a.limit",), 300, 413)
+B = SpareItems("b", ("suites.s.tasks.b.limit", "suites.s.tasks.b.data.limits.test"), 100, 1_500)
+DRAWN = SpareItems("a", (), 160, 800)
+LIMIT_A, LIMIT_B = (
+    "suites.s.tasks.a.limit",
+    "suites.s.tasks.b.limit={0} suites.s.tasks.b.data.limits.test={0}",
+)
+WIDER = (
+    "harness gate --candidate lora gate.macro=0.032 judges by the least margin that these items can show; the"
+)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "spare", "advice"),
+    [
+        (
+            [need(90, "a 90")],
+            [A],
+            f"compare {LIMIT_A}=390 judges again, on 90 more items that .* \\(a 390\\)$",
+        ),
+        (
+            [need(40, "a 40"), need(90, "a 90")],
+            [A, B],
+            f"compare {LIMIT_A}=390 judges again, on 90 more items",
+        ),
+        (
+            [need(1_113, "a 113", "b 1,000")],
+            [A, B],
+            f"{LIMIT_A}=413 {LIMIT_B.format('1100')} judges again, on 1,113",
+        ),
+        (
+            [need(1_200, "a 200", "b 1,000")],
+            [A, B],
+            f"{LIMIT_A}=413 {LIMIT_B.format('1500')} judges again, on 1,513",
+        ),
+        ([need(100, "a and c 100")], [A], f"compare {LIMIT_A}=413 judges again, on 113 more items"),
+        ([need(90, name="validity")], [A], f"compare {LIMIT_A}=413 judges again, on 113 more items"),
+        (
+            [need(300, "a 300")],
+            [DRAWN],
+            r"harness compare judges again, on 640 more items that the tasks hold \(a 800\)$",
+        ),
+        (
+            [need(1_975, "a 1,975")],
+            [A],
+            f"{WIDER} tasks hold only 113 unused items, and some 1,975 more are needed",
+        ),
+        ([need(1_975, "a 1,975")], [], f"{WIDER} tasks hold no unused items, and some 1,975 more are needed"),
+        ([need(90, "b 90")], [A], f"{WIDER} tasks hold no unused items, and some 90 more are needed"),
+        ([need(90, "a 90", lower=-0.4)], [], "harness compare judges again, once suites: lists other tasks"),
+        ([need(90, name="critical")], [], "harness compare judges again, once suites: lists other tasks"),
+    ],
+)
+def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdicts, spare, advice):
+    judging = ["gate", "--candidate", "lora"]
+    found = advise_more_items(verdicts, spare, CommandLine(), relative=False, judging=judging)
+    assert re.search(advice, found.text), found.text
+
+
+def test_a_limit_takes_the_place_of_the_one_that_was_typed():
+    typed = CommandLine("a.yaml", (f"{LIMIT_A}=300", "seeds=[7]"))
+    found = advise_more_items([need(90, "a 90")], [A], typed, relative=True, judging=["compare"])
+    assert found.line == f"harness compare -c a.yaml 'seeds=[7]' {LIMIT_A}=390"
+    wider = advise_more_items([need(990, "a 990")], [A], typed, relative=True, judging=["compare"])
+    assert wider.line.endswith(f"{LIMIT_A}=300 'seeds=[7]' gate.macro=3.2%")
+
+
+def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
+    tasks = [
+        {"name": "whole", "data": {"test": "t.jsonl"}},
+        {"name": "short", "limit": 900, "data": {"test": "t.jsonl"}},
+        {"name": "both", "limit": 300, "data": {"test": "t.jsonl", "limits": {"test": 200}}},
+        {"lm_eval": "arc_easy", "limit": 100},
+    ]
+    suites = [
+        {"name": "s", "role": "capability", "tasks": tasks},
+        {"name": "off", "role": "safety", "tasks": [{**tasks[2], "name": "safe"}]},
+    ]
+    experiment = Experiment.model_validate(
+        {
+            "name": "e",
+            "base_model": "m",
+            "target": {**tasks[0], "name": "t"},
+            "suites": suites,
+            "candidates": {"b": {}},
+        }
+    )
+    at = "suites.s.tasks"
+    assert list_spare_items(experiment, (), lambda task: 413) == (
+        SpareItems("both", (f"{at}.both.limit", f"{at}.both.data.limits.test"), 200, 413),
+        SpareItems("arc_easy", (f"{at}.3.limit",), 100, 413),
+    )
+
+
+GENERAL = """\
+name: general
+role: capability
+tasks:
+  - {name: sums, kind: choice, data: {test: general/sums.jsonl}, metrics: [accuracy], chat_template: false, limit: 40}
+"""
+TUNED = """\
+  prompt: {method: base}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("n_held", "step"),
+    [
+        (800, r"harness compare suites.general.tasks.sums.limit=(\d+) judges again, on [\d,]+ more items"),
+        (
+            50,
+            r"harness gate --candidate lora gate.macro=\S+ judges .* the tasks hold only 10 unused items, and some",
+        ),
+    ],
+)
+def test_a_step_as_it_is_printed_asks_more_items_or_settles_it(
+    tiny, own_cache, tmp_path, monkeypatch, capsys, n_held, step
+):
+    path = tiny_experiment.write(tmp_path, tiny, TUNED, extra="gate: {macro: 0.02}\n")
+    sums = [
+        {
+            "prompt": f"{n} and {n % 7} make",
+            "reference": f"{n + n % 7}",
+            "choices": [f"{n + n % 7}", f"{n + 8}"],
+        }
+        for n in range(n_held)
+    ]
+    tiny_experiment.rows(path.parent / "suites" / "general" / "sums.jsonl", sums)
+    (path.parent / "suites" / "general.yaml").write_text(GENERAL)
+    monkeypatch.chdir(path.parent)
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    code, _, said = run("harness compare")
+    assert code == 0, said
+    code, table, said = run("harness gate --candidate lora")
+    assert (code, re.search(r"sums +accuracy +(\d+)", table)[1]) == (4, "40")
+    printed = re.search(f"next: ({step}.*)", said)
+    assert printed, said
+    line = printed[1].partition(" judges ")[0]
+    code, table, _ = run(line)
+    assert code == 0
+    if limit := re.search(r"limit=(\d+)", line):
+        _, table, _ = run(f"harness gate --candidate lora suites.general.tasks.sums.limit={limit[1]}")
+        assert int(re.search(r"sums +accuracy +(\d+)", table)[1]) == int(limit[1]) > 40

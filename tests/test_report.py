@@ -26,6 +26,7 @@ from harness.gating import MissRate, Rule
 from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,
+    SpareItems,
     experiment_document,
     live_line,
     markdown,
@@ -274,11 +275,12 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
 
 
-def test_where_items_lack_the_next_comparison_says_how_many():
+def test_where_items_lack_the_next_comparison_asks_those_that_tasks_hold():
     short = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
-    (step,) = experiment_document(report([short], decision=undecided)).first.next_steps
-    assert "more items (limit: of a task), by some 1,905 at least" in step.text
+    held = SpareItems("chat", ("suites.general.tasks.chat.limit",), 300, 2300)
+    (step,) = experiment_document(report([short], decision=undecided, spare=(held,))).first.next_steps
+    assert step.line == "harness compare suites.general.tasks.chat.limit=2300"
 
 
 def test_the_items_that_the_next_comparison_needs_are_those_of_the_fine_tune_that_the_decision_is_about():
@@ -286,7 +288,7 @@ def test_the_items_that_the_next_comparison_needs_are_those_of_the_fine_tune_tha
     other = make_fine_tune("weaker", 0.76, 0.02, corrected=verdict("inconclusive", items_needed=321))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
     (step,) = experiment_document(report([other, about], decision=undecided)).first.next_steps
-    assert "by some 1,905 at least" in step.text
+    assert "the tasks hold no unused items, and some 1,905 more are needed" in step.text
 
 
 def test_only_a_next_comparison_goes_to_the_workers_again():

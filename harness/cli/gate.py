@@ -42,8 +42,7 @@ from harness.formatting import RATE, count, points
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.config import CommandLine
-    from harness.gating import Verdict
+    from harness.gating import GateResult
 
 
 @verb(app, "harness report", "harness report --candidates prompt,lora", heading=EXPERIMENT)
@@ -121,20 +120,22 @@ def gate(
             print("\n" * bool(i), end="")
             print_document(release.gate_document(one))
         if base is None:
-            step = next_step([one.verdict for one in judged], candidate, at.command_line())
-            say(f"next: {step}")
+            say(f"next: {next_step(judged, candidate, at)}")
     raise typer.Exit(code)
 
 
-def next_step(verdicts: "Sequence[Verdict]", candidate: str, typed: "CommandLine") -> str:
+def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile) -> str:
     """Say what to type after the verdicts of each seed."""
+    from harness import release
+
+    verdicts, typed = [one.verdict for one in judged], at.command_line()
     if all(verdict.outcome == "pass" for verdict in verdicts):
         return f"{typed.command('promote', candidate)} makes it what later gates compare with"
     failed = {rule.name for verdict in verdicts for rule in verdict.rules if rule.outcome == "fail"}
     if failed & {"macro", "each", "critical"}:
         return f"{typed.command('rescue', candidate)} searches for a version that forgets less"
     if any(verdict.items_needed for verdict in verdicts):
-        return f"{typed.command('compare')} judges again, once tasks have more items (limit: of a task)"
+        return release.advise_more_items(at.config, candidate, judged, at.settings, typed).text
     return f"{typed.command('decide')} says what to ship instead, or what to measure next"
 
 

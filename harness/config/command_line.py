@@ -27,6 +27,12 @@ class CommandLine(NamedTuple):
         """Keep what was typed that the next commands need as well."""
         return cls("" if config == _DEFAULT else str(config), tuple(overrides), tuple(candidates))
 
+    def with_settings(self, settings: Sequence[str]) -> "CommandLine":
+        """Add settings, in place of those of the same keys."""
+        keys = {setting.partition("=")[0] for setting in settings}
+        kept = [setting for setting in self.overrides if setting.partition("=")[0] not in keys]
+        return self._replace(overrides=(*kept, *settings))
+
     def command(self, *words: str) -> str:
         """Write a command as a shell reads it; how candidates are executed is for `compare` alone."""
         config = ("-c", self.config) if self.config else ()

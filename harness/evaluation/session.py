@@ -48,6 +48,7 @@ class MeasuredTask(NamedTuple):
 
     Where only some of its test items are evaluated `weights` holds their inclusion weights by id, and the
     items come in the order in which they were drawn. `judged` are those of its metrics that judges grade.
+    `n_documents` counts those of a task of lm-eval.
     """
 
     task: Task
@@ -60,6 +61,12 @@ class MeasuredTask(NamedTuple):
     evaluate: Callable[..., list[SampleResult]] = evaluate_block
     weights: Mapping[str, float] | None = None
     judged: Mapping[str, JudgedMetric] = {}
+    n_documents: int = 0
+
+    @property
+    def held(self) -> int:
+        """Number of test items that its files, or its split of lm-eval, hold whatever the limit."""
+        return self.n_documents or len(self.items.evaluated.get("test", self.items.test))
 
     def size(self, split: Split) -> int:
         """Count the items of a split that are evaluated."""

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from harness import config, store
+from harness import config, data, gating, report, store
 from harness.comparison.run_diff import Differences, differences
+from harness.config import CommandLine
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
-from harness.experiment import Scope, answer_all_items, is_ablation, prepare_session
+from harness.experiment import (
+    Scope,
+    answer_all_items,
+    find_lm_eval_tasks,
+    is_ablation,
+    prepare_session,
+)
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
@@ -24,9 +31,9 @@ from harness.release.rescore import rescore_pinned, rescore_run
 from harness.release.sampled import is_sampled
 from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
 from harness.release.stored_experiment import StoredExperiment, open_stored
-from harness.report import family_text, gate_report, markdown
+from harness.report import Command, family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
-from harness.spec import Recipe
+from harness.spec import Recipe, Task
 from harness.store import Champion
 
 
@@ -81,6 +88,26 @@ def gate_candidate(
         IncompatibleRuns: a run or the baseline is missing, or the arms must not be compared.
     """
     return worst_result(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
+
+
+def advise_more_items(
+    path: Path, candidate: str, judged: Sequence[GateResult], overrides: Sequence[str], typed: CommandLine
+) -> Command:
+    """Say how to settle a candidate's open verdicts; reads the files of the tasks, to count their items."""
+    experiment, catalogue = find_lm_eval_tasks(config.load(path, overrides).experiment)
+
+    def count_held(task: Task) -> int:
+        if task.lm_eval:
+            return catalogue[task.name].n_documents
+        return len(data.load_task(task, experiment.seeds[0]).evaluated["test"])
+
+    return report.advise_more_items(
+        [one.verdict for one in judged],
+        report.list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
+        typed,
+        relative=gating.is_relative(experiment.gate.macro),
+        judging=["gate", "--candidate", candidate],
+    )
 
 
 def _refuse_ablation(stored: StoredExperiment, run: Run) -> None:

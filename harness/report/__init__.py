@@ -13,11 +13,12 @@ from typing import Any
 
 from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
-from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
+from harness.report.document import Command, ResultDocument, Section, markdown, print_document, terminal_lines
 from harness.report.experiment_report import AttributionStep, ExperimentReport, Flip, flips_of
 from harness.report.html import html
 from harness.report.interchange import junit, to_csv
 from harness.report.labels import CLASSES, ERROR, WORDS
+from harness.report.more_items import SpareItems, advise_more_items, list_spare_items
 from harness.report.plots import front_file
 from harness.report.reading import experiment_file, read, restore, with_units
 from harness.report.reading import paths as kept_reports

@@ -24,6 +24,7 @@ from harness.decision import (
 )
 from harness.formatting import Unit
 from harness.records import SampleResult
+from harness.report.more_items import SpareItems
 from harness.spec import DecidePolicy, TargetPolicy
 
 
@@ -81,7 +82,8 @@ class ExperimentReport:
     `trivial` what a rule reaches that reads no item, `family` the fine-tunes over which what is shipped was
     corrected. `spans` maps tasks to the range of their metric, of which the gate takes a change as a share;
     `sampled` says that items of some tasks were drawn. `labels` puts metrics of the target beside people's
-    labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat.
+    labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat,
+    `spare` the items that limits of the tasks leave out.
     """
 
     experiment: str
@@ -117,6 +119,7 @@ class ExperimentReport:
     labels: tuple[MetricCalibration, ...] = ()
     declared: TargetPolicy | None = None
     typed: CommandLine = field(default_factory=CommandLine)
+    spare: tuple[SpareItems, ...] = ()
 
     @property
     def file_name(self) -> str:

@@ -26,6 +26,7 @@ from harness.gating import MissRate, Verdict
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import WORDS
+from harness.report.more_items import advise_more_items
 from harness.report.plots.pareto_front import NARROW, front
 from harness.report.tables.target_tables import wins_sentence
 from harness.report.wording import (
@@ -254,8 +255,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         line = report.typed.command("rate", "export", "labels.csv")
         yield Command(line, "draws answers for people to label; harness rate import takes their labels")
     else:
-        same = ["--sequential"] if report.sampled else []
-        yield Command(report.typed.command("compare", *same), _open_question(report))
+        yield _ask_open_question(report)
     run = find_judged(report)
     if run is not None and _can_be_rescued(run):
         line = report.typed.command("rescue", run.name)
@@ -284,8 +284,24 @@ def _promotion(report: ExperimentReport, name: str) -> Command:
     return Command(line, f"{purpose}; no gate has judged it")
 
 
-def _open_question(report: ExperimentReport) -> str:
-    """Say what has to be done before the same command can decide."""
+def _ask_open_question(report: ExperimentReport) -> Command:
+    """Say which command decides: the one that was typed, or one that asks more items."""
+    same = ["--sequential"] if report.sampled else []
+    waits, open_verdicts = _find_missing(report), _find_open_verdicts(report)
+    if open_verdicts and not waits:
+        return advise_more_items(
+            open_verdicts,
+            report.spare,
+            report.typed,
+            relative=report.macro_margin is None,
+            judging=["compare", *same],
+        )
+    waits = waits or "decides again, once there is what the decision requires"
+    return Command(report.typed.command("compare", *same), waits)
+
+
+def _find_missing(report: ExperimentReport) -> str:
+    """Say what has to be done before the same command can decide; empty where items alone may be missing."""
     if report.decision is None:
         return "decides, once a candidate has finished"
     if failed := [f.label for f in report.facts if f.state == "failed"]:
@@ -294,22 +310,15 @@ def _open_question(report: ExperimentReport) -> str:
         return f"decides, once these candidates are added: {', '.join(missing)}"
     if report.decision.action == "collect more data":
         return "decides again, once there are more training rows"
-    if needed := _find_items_needed(report):
-        more = formatting.count(needed)
-        return f"decides again, once tasks have more items (limit: of a task), by some {more} at least"
-    return "decides again, once there is what the decision requires"
+    return ""
 
 
-def _find_items_needed(report: ExperimentReport) -> int | None:
-    """Return how many more items settle what the decision is about, else the fewest that settle anything."""
+def _find_open_verdicts(report: ExperimentReport) -> list[Verdict]:
+    """Return the verdicts that need more items: those the decision is about, else that which needs fewest."""
     about = find_judged(report)
-    needed = [
-        (f.name, at.items_needed)
-        for f in report.facts
-        if (at := f.corrected or f.verdict) and at.items_needed
-    ]
-    of_judged = [n for name, n in needed if about and name == about.name]
-    return max(of_judged) if of_judged else min((n for _, n in needed), default=None)
+    needing = [(f.name, at) for f in report.facts if (at := f.corrected or f.verdict) and at.items_needed]
+    of_judged = [at for name, at in needing if about and name == about.name]
+    return of_judged or [at for _, at in sorted(needing, key=lambda named: named[1].items_needed or 0)[:1]]
 
 
 def _can_be_rescued(run: CandidateFacts) -> bool:

@@ -44,7 +44,8 @@ class LmEvalTask(NamedTuple):
     `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
     the order in which they are evaluated, `version` digests all of them whatever the limit. `texts` are
     the documents' texts, for the contamination check. `left_out` names metrics that have no interval here.
-    `samples` turns rows into what lm-eval logs of them; it reads the documents again.
+    `samples` turns rows into what lm-eval logs of them; it reads the documents again. `n_documents` counts
+    them whatever the limit.
     """
 
     task: Task
@@ -57,6 +58,7 @@ class LmEvalTask(NamedTuple):
     encode: Encode
     evaluate: Evaluate
     samples: Samples
+    n_documents: int
 
 
 def load(tasks: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
@@ -111,6 +113,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
         evaluator.encode,
         evaluator.block,
         evaluator.samples,
+        sum(map(len, described.hashes)),
     )
 
 

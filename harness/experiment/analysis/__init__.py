@@ -26,7 +26,7 @@ from harness.experiment.analysis.target_facts import answers_on_target
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.gating import Measurement, TaskComparison
 from harness.records import has_closed_labels
-from harness.report import AttributionStep, ExperimentReport, Flip, flips_of, origin
+from harness.report import AttributionStep, ExperimentReport, Flip, flips_of, list_spare_items, origin
 from harness.spec import GatePolicy
 
 
@@ -50,6 +50,7 @@ def report_of(
     closed_labels = has_closed_labels(session.target.items.test)
     has_documents = bool(session.target.items.documents)
     has_choices = any(e.choices for e in session.target.items.test)
+    held = {m.task.name: m.held for m in session.suites}
     trivial = decide.trivial_baseline(primary, session.target.items.test) if has_choices else None
     decision = decide.decide(
         judged,
@@ -102,6 +103,11 @@ def report_of(
         labels=calibrations(session, reader, runs, judged),
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
+        spare=list_spare_items(
+            session.experiment,
+            (t for run in tasks.values() for t in run),
+            lambda task: held.get(task.name, 0),
+        ),
     )
 
 

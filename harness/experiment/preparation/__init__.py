@@ -186,7 +186,15 @@ def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> Meas
     """Join a task of lm-eval with its documents and how they are prompted."""
     versions = dict.fromkeys(SPLITS, found.version)
     return MeasuredTask(
-        found.task, role, suite, found.items, versions, found.metrics, found.encode, found.evaluate
+        found.task,
+        role,
+        suite,
+        found.items,
+        versions,
+        found.metrics,
+        found.encode,
+        found.evaluate,
+        n_documents=found.n_documents,
     )
 
 
