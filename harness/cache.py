@@ -17,6 +17,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "harness"
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that others may not read, unless it is there: it will hold prompts and answers."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     """Return what is remembered of a kind under a key, as JSON gives it back; else make and remember it.
 

@@ -1,7 +1,13 @@
 """How the dashboard is started: on this machine alone unless told, and silent towards everybody else."""
 
+import http.client
+import re
+import signal
 import socket
+import subprocess
 import sys
+import time
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +32,7 @@ def test_unless_told_otherwise_it_listens_on_this_machine_alone():
 
 def test_the_pages_are_there_and_learn_what_to_show(tmp_path):
     assert app_file().exists()
-    assert environment(Path("harness.yaml"))["HARNESS_CONFIG"] == str(Path("harness.yaml").resolve())
+    assert environment(Path("harness.yaml"), "")["HARNESS_CONFIG"] == str(Path("harness.yaml").resolve())
 
 
 def test_an_experiment_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
@@ -34,6 +40,90 @@ def test_an_experiment_that_is_not_there_is_refused(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code, "no such file" in capsys.readouterr().err) == (2, True)
+
+
+@contextmanager
+def serving(project, *options):
+    """Start `harness dashboard` as users do, until the block ends; gives process, port and what it said."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run = "from harness.cli import main; main()"
+    words = [sys.executable, "-c", run, "dashboard", "-c", project / "harness.yaml"]
+    words += [*options, "--port", port]
+    with subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True) as server:
+        try:
+            wait_for(lambda: ask(port, "127.0.0.1"), "an answer")
+            yield server, port, server.stderr.readline()
+        finally:
+            server.kill()
+
+
+def wait_for(ready, what, patience_s=60):
+    end = time.monotonic() + patience_s
+    while not (found := ready()):
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+    return found
+
+
+def ask(port, host, path="/", **headers):
+    """Ask for a page under a host's name; gives status and headers, None where nobody listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with closing(connection), suppress(OSError):
+        connection.request("GET", path, headers={"Host": f"{host}:{port}", **headers})
+        answer = connection.getresponse()
+        return answer.status, answer.headers
+    return None
+
+
+def shake_hands(port, host, origin, **headers):
+    """Ask for a web socket as a browser does for a page of the origin; gives the status."""
+    wanted = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Origin": origin}
+    return ask(port, host, "/_stcore/stream", **wanted, **key, **headers)[0]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "harness.yaml").write_text("name: x\n")
+    return folder
+
+
+def test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket(project):
+    with serving(project) as (_, port, _):
+        own = f"http://localhost:{port}"
+        assert (ask(port, "localhost")[0], ask(port, "[::1]")[0]) == (200, 200)
+        assert shake_hands(port, "localhost", own) == 101
+        for host in ("evil.example", "localhost.evil.example", "localhost@evil.example", "192.0.2.1", ""):
+            assert ask(port, host)[0] == 403
+            assert shake_hands(port, host, f"http://{host}:{port}") == 403
+        for origin in ("http://evil.example", "http://localhost:1", "null", f"http://localhost:{port}.evil"):
+            assert shake_hands(port, "localhost", origin) == 403
+            assert ask(port, "localhost", "/_stcore/health", Origin=origin)[0] == 403
+
+
+def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
+    with serving(project, "--host", "0.0.0.0") as (_, port, said):
+        token = re.search(r"\?token=(\S{32}) shows", said)[1]
+        own = f"http://box.example:{port}"
+        assert (ask(port, "box.example")[0], ask(port, "localhost", "/?token=x")[0]) == (401, 401)
+        assert shake_hands(port, "box.example", own) == 403
+        status, headers = ask(port, "box.example", f"/?token={token}")
+        assert (status, headers["location"]) == (303, "/")
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert "httponly" in headers["set-cookie"].lower()
+        assert ask(port, "box.example", Cookie=cookie)[0] == 200
+        assert shake_hands(port, "box.example", own, Cookie=cookie) == 101
+        assert shake_hands(port, "box.example", "http://evil.example", Cookie=cookie) == 403
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_what_ends_the_command_ends_the_server(project, name):
+    with serving(project) as (server, port, _):
+        server.send_signal(getattr(signal, name))
+        server.wait(20)
+        assert ask(port, "localhost") is None
 
 
 def test_a_port_that_is_taken_is_refused_with_another_one():

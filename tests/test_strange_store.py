@@ -1,6 +1,7 @@
 """A runs folder that somebody else wrote: no name in its files leads out of it, and removing follows no link."""
 
 import json
+import os
 
 import fake_project
 import pytest
@@ -154,6 +155,16 @@ def test_a_run_file_that_cannot_be_read_is_named(project, command, name):
     assert command("runs", "list", "--runs", project / "runs")[0] == 0
     assert command("reindex", "--runs", project / "runs")[0] == 0
     assert command("runs", "rm", "knn-0", "--runs", project / "runs")[0] == (1 if name == "a folder" else 0)
+
+
+def test_a_folder_that_will_hold_rows_is_not_readable_by_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        fake_project.write(tmp_path / "project", {"prompt": ("base", 20, 48)}, texts={"prompt": "x"})
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / "project" / name).stat().st_mode & 0o777 for name in ("runs", "reports")]
+    assert modes == [0o700, 0o700]
 
 
 CHAMPION = {

@@ -1,18 +1,16 @@
 """Command that opens the dashboard in the browser.
 
-Invariant: Streamlit runs in a process of its own, listens at the given address and nowhere else,
-and sends nothing to anybody.
+Invariant: Streamlit takes the place of the command, so what ends the one ends the other; it listens at the
+given address and nowhere else, and sends nothing to anybody. Who is not on this machine needs a token.
 """
 
 import os
+import secrets
 import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from harness.cli.app import EXPERIMENT, app, say
 from harness.cli.options import CONFIG, Config, Option, verb
@@ -52,14 +50,13 @@ def dashboard(
         step = "name it with -c, or write one: harness init DIR --data FILE"
         raise UserError(Problem(str(config.resolve()), "no such file", "an experiment file", step))
     refuse_address(host, port)
-    say(f"http://{host}:{port} shows {config.resolve().parent}; Ctrl-C ends it")
-    if host not in ("localhost", "127.0.0.1", "::1"):
-        say("whoever reaches this machine sees every prompt and answer, and may rate: there is no password")
-    try:
-        code = subprocess.call(command(host, port), env=environment(config))
-    except KeyboardInterrupt:  # the way to end it
-        code = 0
-    raise typer.Exit(code)
+    token = "" if host in ("localhost", "127.0.0.1", "::1") else secrets.token_urlsafe(24)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}{f'/?token={token}' if token else ''}"
+    say(f"{address} shows {config.resolve().parent}; Ctrl-C ends it")
+    if token:
+        say("whoever has this address sees every prompt and answer, and may rate; it is sent unencrypted")
+    os.execve(sys.executable, command(host, port), environment(config, token))
 
 
 def refuse_address(host: str, port: int) -> None:
@@ -86,12 +83,12 @@ def command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", str(app_file()), *flags]
 
 
-def environment(config: Path) -> dict[str, str]:
-    """Return the environment of the pages: they learn from it which experiment they show."""
-    return {**os.environ, "HARNESS_CONFIG": str(config.resolve())}
+def environment(config: Path, token: str) -> dict[str, str]:
+    """Return the environment of the server: which experiment the pages show, and the token to ask for."""
+    return {**os.environ, "HARNESS_CONFIG": str(config.resolve()), "HARNESS_DASHBOARD_TOKEN": token}
 
 
 def app_file() -> Path:
-    """Find the pages: inside the package where it is installed, beside it in a checkout."""
+    """Find the server of the pages: inside the package where it is installed, beside it in a checkout."""
     folders = (_PACKAGE / "dashboards", _PACKAGE.parent / "dashboards")
-    return next((folder / "app.py" for folder in folders if folder.is_dir()), folders[0] / "app.py")
+    return next((folder / "server.py" for folder in folders if folder.is_dir()), folders[0] / "server.py")

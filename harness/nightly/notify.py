@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from harness import formatting, report
+from harness.cache import make_private_folder
 from harness.errors import Problem, UserError
 from harness.nightly.alarm import CandidateVerdict, NightReport
 from harness.nightly.state import Alarm, State, open_alarms
@@ -102,7 +103,7 @@ def write(found: NightReport, folder: Path) -> list[Path]:
 
     The text of an issue stays until somebody removes it, who thereby says that the issue is opened.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     texts = {
         folder / f"{found.experiment}.nightly.md": report.markdown(night_document(found)),
         folder / f"{found.experiment}.nightly.json": json.dumps(to_json(found), indent=2) + "\n",

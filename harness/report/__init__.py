@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from harness.cache import make_private_folder
 from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
 from harness.report.document import Command, ResultDocument, Section, markdown, print_document, terminal_lines
@@ -61,7 +62,7 @@ def write(report: ExperimentReport, folder: Path) -> list[Path]:
 
 def write_forms(folder: Path, name: str, forms: Mapping[str, str]) -> list[Path]:
     """Write texts by suffix as files of one name; for an empty one there is no file afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     texts = {folder / f"{name}{suffix}": text for suffix, text in forms.items()}
     for path, text in texts.items():
         if text:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness.cache import cache_dir, fill_cache_file
+from harness.cache import cache_dir, fill_cache_file, make_private_folder
 from harness.records import BLOCK, Origin, RowsIdentity, digest
 from harness.store.garbage import Leftover, size
 from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_record
@@ -86,7 +86,7 @@ def keep_base_rows(
     key = _key(identity, environment, kernels)
     with suppress(OSError):
         content = store.parquet(identity.digest).read_bytes()
-        base_rows_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # rows hold prompts and answers
+        make_private_folder(base_rows_folder())
         path = base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
         before = _find_kept(key)
         fill_cache_file(path, lambda scratch: scratch.write_bytes(content))

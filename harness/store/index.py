@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.cache import make_private_folder
 from harness.store import ingest
 from harness.store.layout import Store, clear_errors, failure, remove_stale_parts, rename_when_whole
 from harness.store.rows.row_columns import hide_progress_bar
@@ -88,7 +89,7 @@ def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
     # DuckDB's own lock goes with its file, which reindex replaces; hence one beside it.
     from filelock import FileLock, Timeout
 
-    store.folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(store.folder)
     try:
         held = FileLock(store.folder / ".lock").acquire(timeout=wait_s)
     except Timeout as error:

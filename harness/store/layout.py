@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.cache import sync
+from harness.cache import make_private_folder, sync
 from harness.errors import HarnessError, Problem, UserError, as_argument, refuse
 from harness.records import LONGEST_NAME, Run, canonical_json, is_bare_name, load
 
@@ -100,7 +100,7 @@ def hold(store: Store) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    store.folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(store.folder)
     try:
         held = FileLock(store.folder / "compare.lock").acquire(timeout=1)
     except Timeout:
@@ -117,7 +117,8 @@ def claim(store: Store, name: str) -> Iterator[None]:
     """Wait until no other worker makes what has this name, and let others wait; a killed one's claim ends."""
     from filelock import FileLock
 
-    (store.folder / CLAIMS).mkdir(parents=True, exist_ok=True)
+    make_private_folder(store.folder)
+    (store.folder / CLAIMS).mkdir(exist_ok=True)
     with FileLock(store.folder / CLAIMS / name):
         yield
 
@@ -197,7 +198,8 @@ def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object])
     """Let `write` fill a file of another name, and give it its own once it is on the disk."""
     part = store.folder / ".unfinished" / f"{path.name}.{uuid.uuid4().hex}"
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(store.folder)
+        part.parent.mkdir(exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         sync(part)

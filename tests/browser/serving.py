@@ -43,7 +43,7 @@ def serve_pages(project: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    given = environment(project / "harness.yaml")
+    given = environment(project / "harness.yaml", "")
     given["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     server = subprocess.Popen(
         command("localhost", port), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
