@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -31,18 +32,37 @@ def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
     """
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):
-        return json.loads(memory.read_text("utf-8"))
-    text = json.dumps(make())
-    if text != "null":
+        return recall(memory)
+    value = make()
+    if value is not None:
         with suppress(OSError, ValueError):
-            remember(memory, text, _publish_first)
-            return json.loads(memory.read_text("utf-8"))
+            remember(memory, value, _publish_first)
+            return recall(memory)
+    return json.loads(json.dumps(value))
+
+
+def remember(memory: Path, value: Any, publish: Publish = Path.replace) -> None:
+    """Write a value to the cache as JSON so that it appears whole or not at all."""
+    text = json.dumps(value)
+    written = f"{_checksum(text)} {text}"
+    fill_cache_file(memory, lambda scratch: scratch.write_text(written, encoding="utf-8"), publish)
+
+
+def recall(memory: Path) -> Any:
+    """Read what was remembered in a file of the cache.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged.
+    """
+    checksum, _, text = memory.read_text("utf-8").partition(" ")
+    if checksum != _checksum(text):
+        raise ValueError(f"{memory} is damaged")
     return json.loads(text)
 
 
-def remember(memory: Path, text: str, publish: Publish = Path.replace) -> None:
-    """Write a text to the cache so that it appears whole or not at all."""
-    fill_cache_file(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"), publish)
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def fill_cache_file(memory: Path, write: Callable[[Path], object], publish: Publish = Path.replace) -> None:
@@ -62,7 +82,7 @@ def _publish_first(scratch: Path, memory: Path) -> None:
         os.link(scratch, memory)  # which fails where there is a file
     except OSError:
         with suppress(OSError, ValueError):
-            json.loads(memory.read_text("utf-8"))
+            recall(memory)
             return
         scratch.replace(memory)
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+# What reading a file raises that is not what its name says, by Python, pydantic, Arrow and zlib.
+_UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 _MOST_NAMES = 40  # of a list of known names in an error
 _MOST_SAID = 1_000  # characters of what went wrong, on one line
 
@@ -70,6 +72,31 @@ def gather(problems: list[Problem]) -> Iterator[None]:
         yield
     except UserError as error:
         problems += error.problems
+
+
+@contextmanager
+def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[None]:
+    """Refuse a file with what reading it raises, whatever library reads it; our own errors pass.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold what is expected.
+    """
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        # tokenizers raises nothing more special than Exception; Arrow and zlib have errors of their own.
+        known = isinstance(error, _UNREADABLE) or type(error) is Exception
+        if not known and type(error).__module__.partition(".")[0] not in (
+            "huggingface_hub",
+            "pyarrow",
+            "zipfile",
+            "zlib",
+        ):
+            raise
+        found = f"a file that cannot be read ({one_line(error)})"
+        raise UserError(Problem(str(where), found, expected, next_step)) from error
 
 
 class IncompatibleRuns(HarnessError):

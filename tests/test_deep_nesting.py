@@ -79,7 +79,7 @@ def test_a_log_of_inspect(tmp_path, zipped):
             archive.writestr("header.json", DEEP)
     else:
         file.write_text(f'{{"version": 2, "status": "success", "eval": {DEEP}}}')
-    with pytest.raises(UserError, match="no log that can be read"):
+    with pytest.raises(UserError, match="a log of inspect"):
         release.gate_folders(old, new, GatePolicy())
 
 

@@ -308,7 +308,7 @@ def test_a_score_that_is_no_rate_is_passed_over_or_refused(tmp_path):
 )
 def test_a_file_that_is_no_log_is_refused_with_its_name(tmp_path, text):
     (tmp_path / "mine.eval").write_text(text)
-    with pytest.raises(UserError, match=r"mine\.eval.*(no log that can be read|no finished log)"):
+    with pytest.raises(UserError, match=r"mine\.eval.*(a log of inspect|no finished log)"):
         read_tasks(tmp_path / "mine.eval")
 
 

@@ -1,12 +1,10 @@
 """The pace of a machine, learnt from what ran there."""
 
-import json
-
 import pytest
 import tiny_experiment
 
 from harness import config
-from harness.cache import cache_dir
+from harness.cache import cache_dir, recall
 from harness.evaluation import costs
 from harness.evaluation.costs.pace import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session, run_all
@@ -132,7 +130,7 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
     session = prepare_session(loaded, Scope(), SilentProgress())
     found = run_all(session, loaded)
     (file,) = (cache_dir() / "pace").iterdir()
-    assert set(session.timed) == set(json.loads(file.read_text())) == set(Pace._fields)
+    assert set(session.timed) == set(recall(file)) == set(Pace._fields)
     assert sum(session.timed.values()) >= found.header["wall_s"] - 0.1  # which is rounded
 
 

@@ -1,10 +1,9 @@
 """Costs of a pass: measured once for a card, a model and a precision, kept, and nothing of it on a CPU."""
 
-import json
-
 import pytest
 import tiny_methods
 
+from harness.cache import remember
 from harness.models import memory
 from harness.models.batching import CPU_COSTS, PassCosts, Size, plan
 from harness.models.devices import pass_costs
@@ -90,7 +89,7 @@ def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, 
     assert measured == solve(make_timings())._replace(keys=measured.keys)
     (file,) = (empty_cache / "pass_costs").iterdir()
     assert card_costs(host.model, host.source, CARD, 24 * GB) == measured
-    file.write_text(json.dumps([2048, 4096, 512, 0]))
+    remember(file, [2048, 4096, 512, 0])
     again = card_costs(host.model, host.source, CARD, 24 * GB)
     assert again == PassCosts(2048, 4096, 512, measured.keys)
 

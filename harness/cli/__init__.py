@@ -17,7 +17,7 @@ from harness.cli.rows import data_check, data, data_augment, synthetic_rows
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
-from harness.errors import HarnessError, Problem, UserError, refuse
+from harness.errors import HarnessError, Problem, UserError, one_line, refuse
 from harness.progress import quiet_environment
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ __all__ = ["app", "main"]
 # imports, rows and statistics form hardly any cycles.
 _ALLOCATIONS = 5_000_000
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
+_LOOP = "Symlink loop from"  # how a path that is resolved tells it, before Python 3.13
 _KINDS = {  # what a path was found to be, and what was expected there
     errno.EISDIR: ("a folder", "a file"),
     errno.ENOTDIR: ("a file", "a folder"),
@@ -50,13 +51,18 @@ def main() -> None:
         say(f"error: {error.complete(str(error))}")
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno is None:
-            raise
-        otherwise = (error.strerror or "").lower(), "free disk space, and paths that may be read and written"
-        found, expected = _KINDS.get(error.errno, otherwise)
+        said = (error.strerror or one_line(error)).lower()
+        otherwise = said, "free disk space, and whole files that may be read and written"
+        found, expected = _KINDS.get(error.errno or 0, otherwise)
         step = "correct the path" if error.errno in _KINDS else "mend that and run again"
         problem = Problem(error.filename or "disk", found, expected, step)
         say(f"error: {problem}")
+        sys.exit(2)
+    except RuntimeError as error:
+        if not str(error).startswith(_LOOP):
+            raise
+        where = str(error).removeprefix(_LOOP).strip("' ")
+        say(f"error: {Problem(where, 'a link that leads to itself', 'a file or folder', 'correct the link')}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:

@@ -201,7 +201,7 @@ def _map_lines(
             lines[f"  {one.run.run_id}"] = f"trial of {one.run.candidate}, {trial_line(one)}{chosen}"
     for one in trials.get("", ()):
         line = f"trial of {one.run.candidate} for a run that is not stored, {trial_line(one)}"
-        lines[one.run.run_id] = f"{line}, {size(freed[one.run.run_id])}"
+        lines[one.run.run_id] = f"{line}, {size(freed.get(one.run.run_id, 0))}"
     return lines
 
 

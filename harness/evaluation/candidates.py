@@ -217,15 +217,16 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
     try:
         made = json.loads((folder / FIT).read_text())
         training = read_training_record(made["training"])
-    except (ValueError, KeyError) as error:
+        kind, own, trained_on = made["kind"], str(made["digest"]), made.get("trained_on")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         knob = "delete that folder, and compare makes them again"
         raise CandidateFailed(f"{folder / FIT} cannot be read ({error})", knob) from None
-    served, own = candidate.served_base, made["digest"]
-    if made["kind"] == "model" and served.quantization:
+    served = candidate.served_base
+    if kind == "model" and served.quantization:
         raise CandidateFailed("serve_on, and weights that turned out to be a whole model", "leaving it out")
-    if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
+    if kind == "adapter" and served.weights_digest != trained_on:
         own = adapter_digest(folder / "adapter", served.weights_digest)
-    return Weights(made["kind"], own, folder, training, served)
+    return Weights(kind, own, folder, training, served)
 
 
 def merge_weights(weights: Weights) -> Weights:

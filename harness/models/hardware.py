@@ -7,7 +7,6 @@ Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runna
 5 in /proc/PID/clear_refs resets the peak (proc(5)).
 """
 
-import json
 import os
 import platform
 import time
@@ -18,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.cache import cache_dir, remember
+from harness.cache import cache_dir, recall, remember
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
 from harness.provenance import processor_name
@@ -240,8 +239,8 @@ def probe(
         + gpus_of_driver(root)
     )
     memory, kept, believed, is_old = cache_dir() / "machines" / f"{key}.json", None, 0.0, False
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        found = json.loads(memory.read_text("utf-8"))
+    with suppress(OSError, ValueError):
+        found = recall(memory)
         kept, believed = Machine(**found["machine"]), found["reached_gflops"]
         is_old = kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S
     if kept and not (renew or is_old) and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
@@ -257,7 +256,7 @@ def probe(
                 return machine
             machine = machine._replace(contended=True)
     with suppress(OSError):
-        remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
+        remember(memory, {"machine": machine._asdict(), "reached_gflops": reached_gflops})
     return machine
 
 

@@ -5,13 +5,13 @@ Invariant: a model is named by the digests of its files; what is refused is refu
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import memo
-from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.errors import Problem, UserError, did_you_mean, refuse, refuse_unreadable
 from harness.models.adapters import Tensor, expert_parameters, parameters_of
 from harness.models.chat_templates import join_system, put_template, special_tokens_of
 from harness.models.embedded_model import (
@@ -151,8 +151,10 @@ def chat_template(source: ModelSource) -> str:
     if source.template:
         return source.template
     path = source.path
-    with suppress(OSError):
-        return (path / "chat_template.jinja").read_text("utf-8")
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        with refuse_unreadable(file, "a chat template in UTF-8", "save or fetch the tokenizer again"):
+            return file.read_text("utf-8")
     return str(read_object(path / "tokenizer_config.json").get("chat_template") or "")
 
 
@@ -249,7 +251,10 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrain
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side=padding_side, trust_remote_code=False)
+    with refuse_unreadable(source.path, "a model with its tokenizer", "save or fetch the tokenizer again"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, padding_side=padding_side, trust_remote_code=False
+        )
     if tokenizer.eos_token_id is None and (ends := map_end_tokens(source, tokenizer)):
         tokenizer.eos_token = next(iter(ends.values()))
     if source.template:

@@ -47,7 +47,7 @@ def status(path: Path, today: str) -> Status:
 
     Raises:
         UserError: with every problem of the file at once.
-        HarnessError: a night's file cannot be read.
+        UserError: a night's file cannot be read.
     """
     loaded = config.load(path)
     folder = home(Store(loaded.folder / "runs"), loaded.experiment.name)

@@ -1,7 +1,7 @@
 """Nights on the disk: one folder a night, and the references and alarms of an experiment.
 
 Invariant: a night counts once `night.json` is there; until then the same night goes on where it was.
-A file that cannot be read is a HarnessError.
+A file that cannot be read is refused.
 
     runs/nightly/<experiment>/state.json                 pinned references, alarms
     runs/nightly/<experiment>/<date>/night.json          a finished night
@@ -12,13 +12,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from harness import store
-from harness.errors import HarnessError, Problem
+from harness.errors import refuse_unreadable
 from harness.nightly.judged_changes import JudgedChange
+from harness.records import load
 from harness.store import Store
 
+_WRITTEN = "what a night wrote"
 EVIDENCE = 2  # of changes in shares of the metric's range; nights of 1 do not say that range
 
 
@@ -153,14 +154,8 @@ def read_state(folder: Path) -> State:
     path = folder / "state.json"
     if not path.exists():
         return State()
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-        references = {
-            name: _parse_tuples(Reference, one, "makings") for name, one in raw["references"].items()
-        }
-        return State(references, tuple(Alarm(**one) for one in raw["alarms"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error, "remove it; references are then pinned again") from error
+    with refuse_unreadable(path, _WRITTEN, "remove it; references are then pinned again"):
+        return load(State, path.read_bytes())
 
 
 def write_state(at: Store, folder: Path, state: State) -> None:
@@ -170,7 +165,7 @@ def write_state(at: Store, folder: Path, state: State) -> None:
 
 def read_nights(folder: Path) -> list[Night]:
     """Read all finished nights, oldest first."""
-    return [_parse_night(path) for path in sorted(folder.glob("*/night.json"))]
+    return [_read_night(path) for path in sorted(folder.glob("*/night.json"))]
 
 
 def write_night(at: Store, folder: Path, night: Night) -> None:
@@ -219,31 +214,6 @@ def nights_since_ack(state: State, about: str, verdict: str, nights: Sequence[Ni
     return [n for n in nights if n.night > last]
 
 
-def _parse_night(path: Path) -> Night:
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        raw["bases"] = {
-            k: _parse_tuples(BaseNight, v, "reworded", "differing") for k, v in raw["bases"].items()
-        }
-        raw["candidates"] = tuple(map(_parse_watched, raw["candidates"]))
-        return Night(**{"evidence": 1, **raw})
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error, f"remove {path.parent}; the night then counts as missed") from error
-
-
-def _parse_watched(raw: dict[str, Any]) -> NightCandidate:
-    series = {name: _parse_tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
-    lists = {"tests": tuple(raw["tests"])}
-    lists |= {name: tuple(raw.get(name, ())) for name in ("fit_keys", "unwatched")}
-    judged = raw.pop("judged", None)
-    change = _parse_tuples(JudgedChange, judged, "corrected", "corrected_score") if judged else None
-    return NightCandidate(**{**raw, **lists}, series=series, judged=change)
-
-
-def _parse_tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:
-    return kind(**{k: tuple(v) if k in names and v is not None else v for k, v in raw.items()})
-
-
-def _unreadable(path: Path, error: Exception, step: str) -> HarnessError:
-    found = f"a file that cannot be read ({type(error).__name__}: {error})"
-    return HarnessError(str(Problem(str(path), found, "what a night wrote", step)))
+def _read_night(path: Path) -> Night:
+    with refuse_unreadable(path, _WRITTEN, f"remove {path.parent}; the night then counts as missed"):
+        return load(Night, path.read_bytes())

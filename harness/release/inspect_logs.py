@@ -10,13 +10,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse_unreadable
 from harness.records import Status, canonical_json, digest, parse_json
 from harness.release.eval_logs import (
     Evaluation,
@@ -54,7 +55,6 @@ _DECODING = (
 )
 _WHO = ("model", "model_args", "model_base_url", "model_roles")
 _PRECISION = ("dtype", "torch_dtype", "load_in_4bit", "load_in_8bit", "quantization")
-T = TypeVar("T")
 _AGAIN = "evaluate again with inspect eval-retry"
 
 
@@ -95,7 +95,8 @@ def find_evaluations(path: Path) -> list[Evaluation]:
 
 def _evaluation(log: Log) -> Evaluation:
     spec = log.header["eval"]
-    task, identity = _task_name(spec), {key: spec.get(key) for key in _WHO}
+    with _readable(log.path):
+        task, identity = _task_name(spec), {key: spec.get(key) for key in _WHO}
     finished = _status(log.header) == "success"
     tasks = {task: partial(_parse_task, task, log)} if finished else {}
     return Evaluation(log.path, str(spec.get("model")), identity, tasks, () if finished else (task,))
@@ -109,19 +110,14 @@ def _is_log(file: Path) -> bool:
 
 
 def _read(file: Path) -> Log:
-    header, samples = _read_or_refuse(
-        file, lambda: _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
-    )
-    return Log(file, header, lambda: _read_or_refuse(file, lambda: _dicts(samples())))
+    with _readable(file):
+        header, samples = _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
+    return Log(file, header, lambda: _dicts(samples()))
 
 
-def _read_or_refuse(file: Path, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
-        found = f"no log that can be read ({type(error).__name__}: {error})"
-        step = "copy the file again, or evaluate again"
-        raise UserError(Problem(str(file), found, "a log of inspect, as .eval or .json", step)) from error
+def _readable(file: Path) -> AbstractContextManager[None]:
+    step = "copy the file again, or evaluate again"
+    return refuse_unreadable(file, "a log of inspect, as .eval or .json", step)
 
 
 def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
@@ -169,6 +165,11 @@ def _task_name(spec: Mapping[str, Any]) -> str:
 
 
 def _parse_task(task: str, log: Log) -> TaskLog:
+    with _readable(log.path):
+        return _score_items(task, log)
+
+
+def _score_items(task: str, log: Log) -> TaskLog:
     by_item: dict[str, list[Mapping[str, Any]]] = {}
     for sample in log.samples():
         by_item.setdefault(str(sample.get("id")), []).append(sample)

@@ -14,7 +14,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.records import parse_json, read_object
 from harness.release.eval_logs import (
     Evaluation,
@@ -121,6 +121,11 @@ def _identify(results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
+    with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
+        return _score_items(task, path, results)
+
+
+def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     rows = list(_rows(path))
     samples = _keep_first_filter(path, rows)
     metric = _metric(path, list(samples.values()))

@@ -94,7 +94,7 @@ def _make_pinned_task(task: Task, folder: Path) -> Task:
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
     """Write a task without its defaults, with paths relative to the suite's folder."""
     plain = task.model_dump(mode="json", exclude_defaults=True)
-    plain["data"] = {name: _relative(path, folder) for name, path in plain["data"].items()}
+    plain["data"] = {name: _relative(path, folder) for name, path in plain.get("data", {}).items()}
     plain["metrics"] = [_relative_metric(metric, folder) for metric in task.metrics]
     return {"name": plain.pop("name"), **plain}
 

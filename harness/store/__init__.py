@@ -148,4 +148,11 @@ from harness.store.runs.trial_runs import (
 )
 from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES
-from harness.store.verdicts import DecisionRecord, VerdictRecord, newest_verdict, save_decision, save_verdict
+from harness.store.verdicts import (
+    DecisionRecord,
+    RuleRecord,
+    VerdictRecord,
+    newest_verdict,
+    save_decision,
+    save_verdict,
+)

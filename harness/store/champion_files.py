@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Problem, UserError
+from harness.errors import refuse_unreadable
 from harness.formatting import Unit
 from harness.records import StoredName, load
+from harness.spec import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,10 @@ def read_champion(folder: Path, target: str) -> Champion | None:
     path = champion_file(folder, target)
     if not path.exists():
         return None
-    try:
-        return load(Champion, path.read_bytes())
-    except ValueError as error:
-        found = f"a file that cannot be read ({str(error).splitlines()[0]})"
-        raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
+    with refuse_unreadable(path, "what harness promote wrote", "promote again"):
+        champion = load(Champion, path.read_bytes())
+        Recipe.model_validate(champion.recipe)
+        return champion
 
 
 def champions(folder: Path) -> list[Champion]:

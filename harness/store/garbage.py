@@ -7,14 +7,12 @@ the trials of a sweep. Whatever ends a process, the name of what it was at stays
     runs/.begun/<name>      an empty file
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.records import RowsIdentity, Run, is_bare_name
+from harness.records import RowsIdentity, Run, is_bare_name, read_object
 from harness.store.layout import Store, write_whole
 from harness.store.rows import identities
 
@@ -86,8 +84,8 @@ def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
     """Yield the digests of the weights that are kept along trainings, by which a pruner ended some."""
     for key in filter(is_bare_name, fit_keys):
         for record in store.weights(key).glob("tracked/*/fit.json"):
-            with suppress(OSError, ValueError, KeyError):
-                yield json.loads(record.read_text("utf-8"))["digest"]
+            if isinstance(digest := read_object(record).get("digest"), str):
+                yield digest
 
 
 def _question(one: RowsIdentity) -> tuple[str, ...]:
@@ -99,9 +97,8 @@ def _is_wanted(weights: Path, wanted: References) -> bool:
     """Tell whether a folder of weights is referred to; what is unfinished or says of a divergence is."""
     if weights.name in wanted.fit_keys or not (weights / "fit.json").exists() or weights.suffix == ".part":
         return True
-    with suppress(OSError, ValueError, KeyError):
-        return json.loads((weights / "fit.json").read_text("utf-8"))["digest"] in wanted.weights
-    return False
+    digest = read_object(weights / "fit.json").get("digest")
+    return isinstance(digest, str) and digest in wanted.weights
 
 
 def _is_whole(rows: Path) -> bool:

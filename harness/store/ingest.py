@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
+from harness.errors import HarnessError
 from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.rows import read_identity
-from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS, pattern, quote_texts
+from harness.store.rows.row_columns import (
+    COLUMNS,
+    DIGEST,
+    READ_NAMED,
+    SAMPLE_COLUMNS,
+    pattern,
+    quote_texts,
+    whole_file,
+)
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 
@@ -77,9 +86,9 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     """
     with transaction(db):
         skipped = _sync_files(db, store)
-    skipped += _sync_rows(db, store)
-    _create_views(db, store)
-    return skipped
+    damaged = _sync_rows(db, store)
+    _create_views(db, store, not damaged)
+    return skipped + damaged
 
 
 @contextmanager
@@ -164,7 +173,7 @@ def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
         task, _, split = key.rpartition("/")
         try:
             base = replace(read_identity(store, digest), weights_digest=run.base_digest).digest
-        except Exception:  # noqa: BLE001 (a row set without its identity is compared with nothing)
+        except HarnessError:  # a row set without its identity is compared with nothing
             base = ""
         units = {
             name: {
@@ -204,27 +213,26 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
     """Add row sets, all of them or none; returns what is damaged, empty where they were added."""
     import duckdb
 
-    files = [pattern(store.parquet(digest)) for digest in new]
     times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
     counted = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
     sets = f"SELECT rowset, num_rows, modified_ns FROM ({counted}) JOIN ({times}) USING (rowset)"
     entries = f"{DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
     scores = f"SELECT {entries}, status, cluster, slice, weight FROM {READ_NAMED}"
     try:
+        files = [whole_file(store.parquet(digest)) for digest in new]
         with transaction(db):
             db.execute(f"INSERT INTO stored.rowsets {sets}", [files, list(new), list(new.values())])
             db.execute(f"INSERT INTO stored.scores {scores}", [files])
-    except (OSError, duckdb.Error) as error:
+    except (OSError, HarnessError, duckdb.Error) as error:
         if is_no_room(error):
             raise
         return first_line(error)
     return ""
 
 
-def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
+def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> None:
     """Create the views; that of the samples reads all row sets of the folder, which may be none yet."""
-    # Where a damaged file makes that impossible it reads those that are known to be whole, until the next
-    # sync.
+    # Where a file is damaged it reads those that are known to be whole, until the next sync.
     import duckdb
 
     folder = store.folder.resolve()
@@ -235,14 +243,16 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
     if not any(store.folder.glob("rows/*/samples/*.jsonl")):
         drawn = []
     try:
-        with transaction(db):
-            _replace_views(db, rows, drawn)
+        if are_whole:
+            with transaction(db):
+                _replace_views(db, rows, drawn)
+            return
     except duckdb.Error as error:
         if is_no_room(error):
             raise
-        whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
-        with transaction(db):
-            _replace_views(db, [pattern(Store(folder).parquet(digest)) for (digest,) in whole], drawn)
+    whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
+    with transaction(db):
+        _replace_views(db, [pattern(Store(folder).parquet(digest)) for (digest,) in whole], drawn)
 
 
 def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:

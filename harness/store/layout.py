@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 from harness.cache import make_private_folder, sync
 from harness.errors import HarnessError, Problem, UserError, as_argument, refuse
 from harness.records import LONGEST_NAME, Run, canonical_json, is_bare_name, load
+from harness.spec import Recipe
 
 AGAIN = "run the same command again"
+ANEW = "harness compare, which computes damaged rows again"
 CLAIMS = ".claims"
 _NO_ROOM_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = (
@@ -248,8 +250,9 @@ def in_own_folder(run: Run, file: Path) -> Run:
     """Return a run whose file lies in the folder of its name: what is shown, compared and removed is one.
 
     Raises:
-        ValueError: the folder is another run's, or holds something else.
+        ValueError: the folder is another run's, or holds something else, or the recipe is no recipe.
     """
+    Recipe.model_validate(run.recipe)
     folder = file.parent.name
     if run.run_id != folder or folder in _OF_OTHERS or folder.startswith("."):
         raise ValueError(f"the run {run.run_id!r} in the folder {folder!r}, which cannot be its own")

@@ -46,9 +46,8 @@ def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> N
 
 def origins(store: Store, rows_digest: str) -> dict[int, Origin]:
     """Map the blocks of a row set to where they come from; blocks of which nothing was noted are absent."""
-    with suppress(OSError, ValueError, TypeError):
-        content = json.loads(_origins_file(store, rows_digest).read_text("utf-8"))
-        return {int(at): Origin(*one) for at, one in content.items()}
+    with suppress(OSError, ValueError):
+        return load(dict[int, Origin], _origins_file(store, rows_digest).read_bytes())
     return {}
 
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.errors import HarnessError
 from harness.records import SampleResult, Status, many_rows
-from harness.store.layout import Store, clear_errors, describe_missing_rows
-from harness.store.rows import ANEW
+from harness.store.layout import ANEW, Store, clear_errors, describe_missing_rows
 from harness.store.rows.beside_rows import attach_folds, read_folds
 from harness.store.rows.file_memo import FileMemo
 from harness.store.rows.row_columns import (
@@ -20,8 +20,8 @@ from harness.store.rows.row_columns import (
     READ_NAMED,
     READ_PARQUET,
     memory,
-    pattern,
     rows_from,
+    whole_file,
 )
 
 
@@ -49,7 +49,7 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
         return {}
     where = "WHERE example_id IN (SELECT unnest(?::VARCHAR[]))"
     with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
-        found = rows_from(db, f"{READ_PARQUET} {where}", pattern(path), list(ids))
+        found = rows_from(db, f"{READ_PARQUET} {where}", whole_file(path), list(ids))
     return {row.example_id: row for row in found}
 
 
@@ -67,7 +67,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
-        found = db.execute(query, [metric, pattern(path)]).fetchall()
+        found = db.execute(query, [metric, whole_file(path)]).fetchall()
         return attach_folds(store, rows_digest, [_row_of_scores(metric, *row) for row in found])
 
 
@@ -94,17 +94,17 @@ _DOCUMENT = 'md5(list_prepend(prompt, "references")::VARCHAR)'
 def _documents_in(path: Path) -> Mapping[str, str]:
     with memory() as db:
         query = f"SELECT example_id, {_DOCUMENT} FROM {READ_PARQUET}"
-        return dict(db.execute(query, [pattern(path)]).fetchall())
+        return dict(db.execute(query, [whole_file(path)]).fetchall())
 
 
 def _documents_in_all(paths: Mapping[str, Path]) -> Mapping[str, Mapping[str, str]]:
     import duckdb
 
     query = f"SELECT {DIGEST}, example_id, {_DOCUMENT} FROM {READ_NAMED}"
-    with suppress(duckdb.Error), memory() as db:
+    with suppress(duckdb.Error, HarnessError), memory() as db:
         found: dict[str, dict[str, str]] = {rows_digest: {} for rows_digest in paths}
         for rows_digest, example_id, document in db.execute(
-            query, [[*map(pattern, paths.values())]]
+            query, [[*map(whole_file, paths.values())]]
         ).fetchall():
             found[rows_digest][example_id] = document
         return found
@@ -197,4 +197,4 @@ def _select(store: Store, query: str, rows_digests: Collection[str], *values: st
 
 def _list_existing_files(store: Store, rows_digests: Collection[str]) -> list[str]:
     paths = (store.parquet(digest) for digest in dict.fromkeys(rows_digests))
-    return [pattern(path) for path in paths if path.exists()]
+    return [whole_file(path) for path in paths if path.exists()]

@@ -5,6 +5,7 @@ and no other file, address or variable.
 Source: DuckDB's documentation, *Securing DuckDB*.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.store.index import connect
-from harness.store.layout import Store, first_line
-from harness.store.rows import ANEW
+from harness.store.layout import ANEW, Store, first_line
 from harness.store.rows.row_columns import pattern, quote_texts
 from harness.store.tables import TABLES
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]
 
 _QUERYING = threading.Lock()  # connections of a process to one file share a locked configuration
+_OF_ROWS = re.compile(r"\b(?:scores|samples|deltas)\b", re.IGNORECASE)
 _LISTED = "harness sql --tables lists tables and columns"
 
 
@@ -64,6 +65,7 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
         _close_doors(db, store)
         try:
             _refuse_other(db.extract_statements(sql))
+            _refuse_damaged(store, db, sql)
             yield db.execute(sql)
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
@@ -83,6 +85,17 @@ def _refuse_empty(store: Store) -> None:
         found = "no stored run" if store.folder.is_dir() else "no such folder"
         step = "make one: harness compare, or name another folder with --runs"
         raise UserError(Problem(str(store.folder), found, "a folder of stored runs", step))
+
+
+def _refuse_damaged(store: Store, db: "DuckDBPyConnection", sql: str) -> None:
+    """Refuse a query over tables of rows while files of rows are damaged, which such tables leave out."""
+    if not _OF_ROWS.search(sql):
+        return
+    unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets ORDER BY rowset"
+    damaged = [digest for (digest,) in db.execute(unread).fetchall() if store.parquet(digest).exists()]
+    if damaged:
+        found = f"damaged files of the rows {', '.join(damaged)}"
+        raise UserError(Problem(str(store.folder / "rows"), found, "whole Parquet files", ANEW))
 
 
 def _refuse_other(statements: list[Any]) -> None:

@@ -13,8 +13,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.records import digest, read_object
+from harness.records import digest, load_files, read_object
 from harness.store.layout import Store, write_record
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRecord:
+    """Outcome of one rule of the gate, in words and numbers."""
+
+    name: str
+    outcome: str
+    sentence: str
+    numbers: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,7 @@ class VerdictRecord:
     lost: int
     gained: int
     items_needed: int | None
-    rules: list[dict[str, Any]]
+    rules: list[RuleRecord]
     policy: dict[str, Any]
     policy_digest: str
     rows: dict[str, str]
@@ -76,19 +86,14 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
 
 def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
     """Return the newest stored verdict on a run against a baseline; None where there is none to be read."""
-    paths = store.place("verdicts", run_id).glob("*.json")
-    found = [(read_object(path), path.stat().st_mtime_ns) for path in paths]
-    own = [(str(record.get("created")), written, record) for record, written in found]
-    for *_, record in sorted(own, key=lambda one: one[:2], reverse=True):
-        if record.get("baseline_digest") == baseline_digest:
-            with suppress(TypeError):
-                return VerdictRecord(**record)
-    return None
+    paths = sorted(store.place("verdicts", run_id).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    own = [one for one in load_files(VerdictRecord, paths) if one.baseline_digest == baseline_digest]
+    return max(reversed(own), key=lambda one: one.created, default=None)
 
 
 def _is_newest(path: Path) -> bool:
     """Tell whether a verdict is stored and no other of its run is newer, such as one under a trial policy."""
-    created = {file: read_object(file).get("created", "") for file in path.parent.glob("*.json")}
+    created = {file: str(read_object(file).get("created", "")) for file in path.parent.glob("*.json")}
     return bool(created.get(path)) and created[path] == max(created.values())
 
 

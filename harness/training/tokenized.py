@@ -61,10 +61,10 @@ def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
 
     memory = cache_dir() / "training" / f"{key}.parquet"
     with suppress(OSError, pa.ArrowInvalid):  # not there, or damaged
-        return Dataset(parquet.read_table(memory))
+        return Dataset(parquet.read_table(memory, page_checksum_verification=True))
     made = make()
     with suppress(OSError):  # a folder that may only be read costs time, and no more
-        fill_cache_file(memory, partial(parquet.write_table, made.data.table))
+        fill_cache_file(memory, partial(parquet.write_table, made.data.table, write_page_checksum=True))
     return made
 
 

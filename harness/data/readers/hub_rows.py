@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.readers.text_file import SHOWN, Row, display_path, kind_of
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.spec import HUB
 
 _LONGEST_REASON = 300
@@ -82,20 +82,16 @@ def _name_a_file(folder: Path) -> str:
 
 def read_parquet(file: Path, shown: str) -> Iterator[Row]:
     """Yield the rows of a Parquet file, by its groups."""
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                found = f"two columns named {twice!r}"
-                raise UserError(Problem(shown, found, "every name once", "rename one of them"))
-            groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
-            yield from (Row(f"{shown} row {i}", replace_nan(fields)) for i, fields in enumerate(groups))
-    except pyarrow.ArrowException as error:
-        found = f"no Parquet ({str(error).splitlines()[0]})"
-        raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
+    readable = refuse_unreadable(shown, "a whole Parquet file", "fetch or write it again")
+    with readable, pyarrow.parquet.ParquetFile(file) as table:
+        names = table.schema_arrow.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            found = f"two columns named {twice!r}"
+            raise UserError(Problem(shown, found, "every name once", "rename one of them"))
+        groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
+        yield from (Row(f"{shown} row {i}", replace_nan(fields)) for i, fields in enumerate(groups))
 
 
 def replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ A product of large matrices, by which `probe` measures a machine, says little of
 operations: the same training took twice as long on two days on which that product was as fast.
 """
 
-import json
 from contextlib import suppress
 from math import exp
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from harness.cache import cache_dir, remember
+from harness.cache import cache_dir, recall, remember
 from harness.models.hardware import Machine
 from harness.records import digest
 
@@ -94,12 +93,12 @@ def record_pace(
     one = (s * s, s * n, n * n, s * took_s, n * took_s)
     known[kind] = _Sums(*(left * before + new / expected_s for before, new in zip(old, one, strict=True)))
     with suppress(OSError):  # a cache that may only be read costs the estimate alone
-        remember(_file(machine, n_parameters), json.dumps(known))
+        remember(_file(machine, n_parameters), known)
 
 
 def _read(machine: Machine, n_parameters: int) -> dict[str, _Sums]:
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        raw = json.loads(_file(machine, n_parameters).read_text("utf-8"))
+    with suppress(OSError, ValueError):
+        raw = recall(_file(machine, n_parameters))
         return {kind: _Sums(*map(float, raw[kind])) for kind in Pace._fields if kind in raw}
     return {}
 

@@ -4,20 +4,20 @@ Invariant: a description depends on the installed lm-eval, the task, its shots a
 is kept in the cache under their digest, so that an unchanged run neither imports nor builds a task.
 """
 
-import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.cache import cache_dir, remember
+from harness.cache import cache_dir, recall, remember
 from harness.errors import Problem, UserError
 from harness.evaluation.lm_eval import metrics, registry, tasks
 from harness.evaluation.lm_eval.requests import limits_of
 from harness.provenance import versions_of
-from harness.records import digest, load
+from harness.records import digest, reader
 from harness.spec import Kind
 
 _KINDS: dict[str, Kind] = {"generate_until": "generate", "loglikelihood_rolling": "bits_per_byte"}
@@ -66,13 +66,13 @@ def description(
         UserError: a task cannot be loaded, or the tasks of a group are scored differently.
     """
     memory = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
-    if memory.exists():
-        known = load(Description, memory.read_text())
+    with suppress(OSError, ValueError):
+        known: Description = reader(Description).validate_python(recall(memory))
         n = sum(map(len, known.hashes))
         if len(known.documents) >= (n if limit is None else min(limit, n)):
             return replace(known, documents=known.documents[:limit])
     made = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
-    remember(memory, json.dumps({f.name: getattr(made, f.name) for f in fields(made)}))
+    remember(memory, {f.name: getattr(made, f.name) for f in fields(made)})
     return made
 
 

@@ -34,7 +34,7 @@ _UNRECORDED = (
     "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
 )
 _SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
-_OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed", "rules")
+_OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
 _OF_GAIN = ("delta", "low", "high", "n")
 
 
@@ -83,6 +83,7 @@ def record_verdict(at: Store, judgement: Judgement) -> None:
         harness=__version__,
         created=timestamp(),
         tasks={name: dict(of) for name, of in tasks.items()},
+        rules=[store.RuleRecord(**rule) for rule in plain["rules"]],
         **{name: plain[name] for name in _OF_VERDICT},
     )
     store.save_verdict(at, record)
@@ -125,15 +126,15 @@ def verdict_change(at: Store, judgement: Judgement) -> str:
     return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
 
 
-def _errors_then(before: VerdictRecord) -> Mapping[str, Any] | None:
+def _errors_then(before: VerdictRecord) -> store.RuleRecord | None:
     """Return the stored rule on failed answers; None where none failed."""
-    return next((rule for rule in before.rules if rule["name"] == "errors"), None)
+    return next((rule for rule in before.rules if rule.name == "errors"), None)
 
 
 def _was_invalid(before: VerdictRecord) -> bool:
     """Tell of a stored verdict what `is_invalid` tells of one."""
     then = _errors_then(before)
-    return then is not None and then["outcome"] == "inconclusive"
+    return then is not None and then.outcome == "inconclusive"
 
 
 def _changes(before: VerdictRecord, run: Run, policy: GatePolicy) -> Iterator[str]:
@@ -169,7 +170,7 @@ def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     if now is None or _was_invalid(before):
         return
     share, named = now.numbers["largest_share"], now.numbers["tasks"]
-    if then and share == then["numbers"].get("largest_share"):
+    if then and share == then.numbers.get("largest_share"):
         return
     several = "up to " if isinstance(named, list) and len(named) > 1 else ""
     on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""
@@ -177,7 +178,7 @@ def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
 
 
 def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
-    then = {rule["name"]: rule["outcome"] for rule in before.rules}
+    then = {rule.name: rule.outcome for rule in before.rules}
     changed = [r for r in verdict.rules if then.get(r.name, "skipped") != r.outcome]
     if changed:
         yield ", ".join(f"rule {r.name} {then.get(r.name, 'skipped')} → {r.outcome}" for r in changed)

@@ -21,7 +21,7 @@ from harness.models.adapters import CONFIG, Tensor, expert_parameters, parameter
 from harness.models.hub import ModelSource
 from harness.models.memory import Peak, Shape
 from harness.models.model_folder import map_stored_tensors, read_config, refuse_damaged
-from harness.records import Run, parse_json
+from harness.records import Run, read_object
 from harness.spec import HUB
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
@@ -288,13 +288,9 @@ def base_remarks(session: Session, runs: Iterable[Run]) -> Iterator[str]:
 
 def leaves_experts(base: ModelSource, folder: Path) -> bool:
     """Tell whether the adapter in a folder is on none of the experts that its base has."""
-    try:
-        said = parse_json((folder / "adapter" / CONFIG).read_text("utf-8"))
-    except OSError:
-        return False
-    modules = said.get("target_modules") or []
-    named = [*([modules] if isinstance(modules, str) else modules), *(said.get("target_parameters") or ())]
-    return not any(map(_OF_EXPERTS.search, named)) and hub.expert_share(base) > 0
+    said = read_object(folder / "adapter" / CONFIG)
+    named = str([said.get("target_modules"), said.get("target_parameters")])
+    return bool(said) and not _OF_EXPERTS.search(named) and hub.expert_share(base) > 0
 
 
 def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:

@@ -12,7 +12,7 @@ from harness.data.columns import column_options, option_text
 from harness.data.edit import new_name
 from harness.data.examples import pairs
 from harness.data.formats import defines_tools_alone
-from harness.errors import Problem, UserError, as_argument, one_line
+from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.experiment.scaffold.recognition import (
     ROWS_A_LABEL,
     RecognizedRows,
@@ -133,11 +133,8 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
         return [_guess_tokens(text) for text in texts]
     from tokenizers import Tokenizer
 
-    try:
+    with refuse_unreadable(file, "a file that save_pretrained wrote", "save or fetch the tokenizer again"):
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing more special
-        expected, then = "a file that save_pretrained wrote", "save or fetch the model's tokenizer again"
-        raise UserError(Problem(str(file), one_line(error), expected, then)) from error
     tokenizer.no_truncation()  # a file may ask for both
     tokenizer.no_padding()
     encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)

@@ -8,11 +8,12 @@ attend and key that is read (Pope et al. 2022, arXiv:2211.05102).
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from math import inf, log2
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.cache import cache_dir, memo
+from harness.cache import cache_dir, memo, recall
 from harness.models import hardware, hub, memory, oom
 from harness.models.batching import CPU_COSTS, PassCosts, Size
 from harness.models.devices.placement import LEAST_TOKENS, is_spread
@@ -22,7 +23,7 @@ from harness.models.hub import ModelSource
 from harness.models.loglikelihood import UNSUPPORTED, project_only
 from harness.models.prefix_cache import PrefixCache
 from harness.provenance import versions_of
-from harness.records import digest, parse_json
+from harness.records import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,8 +81,11 @@ def card_costs(
 
 def list_known_costs() -> dict[str, Any]:
     """Return all costs that were measured here, for workers on other machines with such cards."""
-    files = (cache_dir() / _KIND).glob("*.json")
-    return {file.stem: parse_json(file.read_text("utf-8")) for file in files}
+    found: dict[str, Any] = {}
+    for file in (cache_dir() / _KIND).glob("*.json"):
+        with suppress(OSError, ValueError):
+            found[file.stem] = recall(file)
+    return found
 
 
 def learn_costs(known: Mapping[str, Any]) -> None:

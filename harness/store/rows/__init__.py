@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.records import BLOCK, RowsIdentity, SampleResult, load, load_files, many_rows, parse_json
+from harness.records import BLOCK, RowsIdentity, SampleResult, load_files, many_rows, parse_json
 from harness.store.layout import (
     AGAIN,
+    ANEW,
     Store,
     clear_errors,
     describe_missing_rows,
@@ -38,14 +39,12 @@ from harness.store.rows.row_columns import (
     row_line,
     row_of,
     rows_from,
+    whole_file,
 )
 from harness.store.rows.row_ids import parquet_ids
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-
-ANEW = "harness compare, which computes damaged rows again"
 
 
 def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
@@ -152,7 +151,7 @@ def read_rows(
     limit = "" if n is None else f"WHERE position < {n:d}"
     with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
         return attach_folds(
-            store, rows_digest, rows_from(db, f"{READ_PARQUET} {limit}", pattern(path), texts=texts)
+            store, rows_digest, rows_from(db, f"{READ_PARQUET} {limit}", whole_file(path), texts=texts)
         )
 
 
@@ -172,7 +171,7 @@ def read_many(
         return out
     selected = SELECTED if texts else WITHOUT_TEXTS
     query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} ORDER BY digest, position"
-    files = [pattern(store.parquet(digest)) for digest in wanted]
+    files = [whole_file(store.parquet(digest)) for digest in wanted]
     import duckdb
 
     try:
@@ -188,12 +187,21 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     """Read what a row set depends on.
 
     Raises:
-        HarnessError: the set is missing.
+        HarnessError: the set is missing, or what it depends on is not what was written.
     """
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
         raise describe_missing_rows(store, [rows_digest])
-    return load(RowsIdentity, path.read_bytes())
+    if found := _read_identity(path):
+        return found
+    step = f"remove {path.parent}, then harness compare, which computes its rows again"
+    raise failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
+
+
+def _read_identity(path: Path) -> RowsIdentity | None:
+    """Read an identity; None of a damaged one, whose digest is another than its folder's."""
+    found = load_files(RowsIdentity, [path])
+    return next((one for one in found if one.digest == path.parent.name), None)
 
 
 def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
@@ -220,7 +228,7 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
 
 def identities(store: Store) -> list[RowsIdentity]:
     """List what the stored row sets depend on; sets whose file cannot be read are left out."""
-    return load_files(RowsIdentity, sorted((store.folder / "rows").glob("*/identity.json")))
+    return list(filter(None, map(_read_identity, sorted((store.folder / "rows").glob("*/identity.json")))))
 
 
 def _positions(index: int, n_rows: int) -> list[int]:

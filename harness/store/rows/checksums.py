@@ -6,6 +6,7 @@ Invariant: none is forgotten, so a file that is whole is not taken for a damaged
 import json
 import zlib
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from harness.records import load
@@ -29,6 +30,20 @@ def is_as_written(path: Path) -> bool | None:
     found = _checksum(path)  # before what is noted is read: another process may replace the file in between
     known = _read_checksums(path)
     return None if known is None else found in known
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file holds something else than was noted of it; it is read once while it stays.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _is_damaged(path, *file_version(path))
+
+
+@lru_cache(maxsize=4096)
+def _is_damaged(path: Path, *_version: int) -> bool:
+    return is_as_written(path) is False
 
 
 def file_version(path: Path) -> tuple[int, int, int]:

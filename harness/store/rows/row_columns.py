@@ -5,13 +5,15 @@ Invariant: the database that reads and writes Parquet is in memory, one for the 
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records import SampleResult, canonical_json, many_rows
+from harness.store.layout import ANEW, failure
+from harness.store.rows.checksums import is_damaged
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -25,6 +27,19 @@ def pattern(path: Path) -> str:
 def quote_texts(texts: Iterable[str]) -> str:
     """Write texts as a list in DuckDB's SQL."""
     return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
+
+
+def whole_file(path: Path) -> str:
+    """Return the pattern of a file of rows, or of none.
+
+    Raises:
+        HarnessError: it holds other bytes than were written.
+    """
+    with suppress(FileNotFoundError):
+        if is_damaged(path):
+            found = f"{path} of other bytes than were written"
+            raise failure(f"rows {path.parent.name}", found, "the file as it was written", ANEW)
+    return pattern(path)
 
 
 @contextmanager

@@ -7,14 +7,13 @@ than an index would; that hears of a run afterwards, as soon as nobody holds it.
     runs/<run_id>/sampling.json    which items it was evaluated on, where `--sequential` sampled them
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import Problem, UserError, did_you_mean
-from harness.records import Run, SamplingRecord, load, run_record
+from harness.records import Run, SamplingRecord, load, parse_json, read_object, run_record
 from harness.store import index
 from harness.store.garbage import count_needed_keys, find_own_fit_key
 from harness.store.layout import (
@@ -97,9 +96,9 @@ def weights_folder(store: Store, run: Run) -> Path | None:
     if not run.training.fit_key:
         return None
     made = store.weights(run.training.fit_key)
-    with suppress(OSError, ValueError, KeyError, UserError):
-        kind = json.loads((made / "fit.json").read_text("utf-8"))["kind"]
-        folder = store.place("weights", run.training.fit_key, kind)
+    kind = read_object(made / "fit.json").get("kind")
+    with suppress(UserError):
+        folder = store.place("weights", run.training.fit_key, str(kind))
         return folder if folder.is_dir() else None
     return None
 
@@ -172,4 +171,4 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
 
 
 def _parse_run(file: Path) -> Run:
-    return in_own_folder(run_record(json.loads(file.read_text("utf-8"))), file)
+    return in_own_folder(run_record(parse_json(file.read_bytes())), file)

@@ -7,14 +7,13 @@ prompt has no weights of its own.
     runs/trials/<run_id>.json
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import Problem, UserError
-from harness.records import Run, Trial, reader, run_record
+from harness.records import Run, Trial, read_object, reader, run_record
 from harness.store.garbage import (
     Leftover,
     References,
@@ -75,11 +74,11 @@ def find_trial(store: Store, run_id: str) -> TrialRun | None:
 def _read(file: Path) -> TrialRun | None:
     """Read the file of a trial's run; None where there is none, or it is damaged."""
     try:
-        plain = json.loads(file.read_text("utf-8"))
+        plain = read_object(file)
         trial: Trial = reader(Trial).validate_python(plain["trial"])
         run = run_record(plain["run"])
         return TrialRun(run, trial, str(plain["metric"])) if run.run_id == file.stem else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 
