@@ -16,322 +16,27 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import traceback
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mutators import mutate
+
 BOUND_S = 20  # of one draw, on a busy machine
-ROOT = Path(__file__).parents[1]
-TEXTS = (
-    "",
-    "0",
-    "None",
-    "x" * 5_000,
-    "\x00",
-    "\ud83d",
-    "{{ x }}",
-    "%s",
-    "=1+1",
-    "﻿",
-    "2026-13-45",
-    "\u2028",
-    "true",
-)
-NUMBERS = (0, -1, 1.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), 2**63, 1e-320)
+ROOT, _MEMORY = Path(__file__).parents[1], Path("/dev/shm")
+_SCORING = ("report", "gate", "decide", "compare")
+# Of all draws, those of each reader.
+SHARES = {"rows": 0.3, "sets": 0.04, "store": 0.3, "experiment": 0.18, "people": 0.04, "logs": 0.07, "base": 0.05, "cache": 0.02}  # fmt: skip
 
 
 class TooSlow(BaseException):
     """A command that goes on for longer than it may."""
-
-
-# What is done to bytes
-
-
-def _flip_bits(draw: random.Random, data: bytes) -> bytes:
-    changed = bytearray(data)
-    for _ in range(draw.choice((1, 1, 3, 20))):
-        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
-
-
-def _cut(draw: random.Random, data: bytes) -> bytes:
-    return data[: draw.randrange(len(data))]
-
-
-def _cut_inside(draw: random.Random, data: bytes) -> bytes:
-    start, end = _span(draw, data)
-    return data[:start] + data[end:]
-
-
-def _repeat(draw: random.Random, data: bytes) -> bytes:
-    start, end = _span(draw, data)
-    return data[:end] + data[start:]
-
-
-def _reorder(draw: random.Random, data: bytes) -> bytes:
-    start, end = _span(draw, data)
-    return data[end:] + data[start:end] + data[:start]
-
-
-def _put_bytes(draw: random.Random, data: bytes) -> bytes:
-    at = draw.choice((0, len(data), draw.randrange(len(data))))
-    put = draw.choice(
-        (
-            b"\0",
-            b"\xff",
-            b"\xef\xbb\xbf",
-            b"\xed\xa0\x80",
-            b"\x1b[2J",
-            b"\r",
-            b"\n",
-            b'"',
-            b"[" * 3000,
-            b"9" * 5000,
-        )
-    )
-    return data[:at] + put + data[at:]
-
-
-def _zeros(draw: random.Random, data: bytes) -> bytes:
-    start, end = _span(draw, data)
-    return data[:start] + bytes(end - start) + data[end:]
-
-
-def _end_lines_as_windows(draw: random.Random, data: bytes) -> bytes:
-    return data.replace(b"\n", draw.choice((b"\r\n", b"\r", b"\x0b", b"\n\n")))
-
-
-def _recode(draw: random.Random, data: bytes) -> bytes:
-    text = data.decode("utf-8", "replace")
-    return text.encode(draw.choice(("utf-16", "utf-16-be", "utf-32", "cp1252", "utf-7")), "replace")
-
-
-def _mix_encodings(draw: random.Random, data: bytes) -> bytes:
-    at = draw.randrange(len(data))
-    return data[:at] + "Größe 中".encode(draw.choice(("utf-16-le", "gbk", "utf-8"))) + data[at:]
-
-
-def _mix_lines(draw: random.Random, data: bytes) -> bytes:
-    lines = data.splitlines(keepends=True)
-    draw.shuffle(lines)
-    return b"".join(lines[: draw.randint(0, len(lines))] + lines[: draw.randint(0, 2)])
-
-
-_OF_BYTES = (
-    _flip_bits, _cut, _cut_inside, _repeat, _reorder, _put_bytes, _zeros, _end_lines_as_windows, _recode,
-    _mix_encodings, _mix_lines,
-)  # fmt: skip
-
-
-def _span(draw: random.Random, data: bytes) -> tuple[int, int]:
-    start = draw.randrange(len(data))
-    return start, min(len(data), start + draw.choice((1, 4, 40, 400, 4_000)))
-
-
-# What is done to values
-
-
-def change_value(draw: random.Random, value: Any) -> Any:
-    """Return a value with one to three places of it changed, removed, renamed or of another type."""
-    value = json.loads(json.dumps(value))
-    for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        places = list(_places(value))
-        if not places:
-            return _other(draw, value)
-        around, key = draw.choice(places)
-        what = draw.randrange(7)
-        if what == 0:
-            del around[key]
-        elif what == 1 and isinstance(around, dict):
-            around[draw.choice((key.upper(), key + " ", "", "x", key[:-1]))] = around.pop(key)
-        elif what == 2 and isinstance(around, list):
-            around.insert(key, around[draw.randrange(len(around))])
-        else:
-            around[key] = _other(draw, around[key])
-    return value
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield value, key
-        yield from _places(value[key])
-
-
-def _other(draw: random.Random, value: Any) -> Any:
-    """Return something in place of a value: of another type, far too large, or nested."""
-    depth = draw.choice((1, 50, 99, 400))
-    others = (
-        None, True, [], {}, [value], {"a": value}, {"": None}, [None], str(value)[:3], f" {value}", [[], {}],
-        json.loads("[" * depth + "]" * depth), draw.choice(TEXTS), draw.choice(TEXTS), draw.choice(NUMBERS),
-        draw.choice(NUMBERS), -value if isinstance(value, int | float) else str(value),
-    )  # fmt: skip
-    return draw.choice(others)
-
-
-def _dump(draw: random.Random, value: Any) -> str:
-    """Write JSON, now and then with a key twice, a number that no machine holds, or half a sign."""
-    text = json.dumps(value, ensure_ascii=draw.random() < 0.5)
-    what = draw.randrange(12)
-    if what == 0 and text.startswith("{"):
-        text = '{"id": 1, "id": 2, ' + text[1:]
-    elif what == 1:
-        text = text.replace(": 1", ": 1" + "0" * 5_000, 1).replace(": 0", ": 1e999", 1)
-    return text
-
-
-def _change_json(draw: random.Random, data: bytes) -> bytes:
-    return _dump(draw, change_value(draw, json.loads(data))).encode("utf-8", "surrogatepass")
-
-
-def _change_lines(draw: random.Random, data: bytes) -> bytes:
-    lines = data.decode().splitlines()
-    for _ in range(draw.choice((1, 1, 3, len(lines)))):
-        at = draw.randrange(len(lines))
-        with contextlib.suppress(ValueError):
-            lines[at] = _dump(draw, change_value(draw, json.loads(lines[at])))
-    return ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
-
-
-def _change_yaml(draw: random.Random, data: bytes) -> bytes:
-    import yaml
-
-    changed = change_value(draw, yaml.safe_load(data))
-    return yaml.safe_dump(changed, allow_unicode=True, sort_keys=False).encode("utf-8", "surrogatepass")
-
-
-def _change_cells(draw: random.Random, data: bytes) -> bytes:
-    rows = list(csv.reader(io.StringIO(data.decode())))
-    for _ in range(draw.choice((1, 3, 20))):
-        row = draw.choice(rows)
-        at = draw.randrange(len(row)) if row else 0
-        row[at : at + 1] = draw.choice(
-            ([], [""], ["a", "b"], [str(draw.choice(NUMBERS))], [draw.choice(TEXTS)])
-        )
-    out = io.StringIO()
-    csv.writer(out).writerows(rows)
-    return out.getvalue().encode("utf-8", "surrogatepass")
-
-
-def _change_packed(draw: random.Random, data: bytes) -> bytes:
-    return gzip.compress(draw.choice((_change_lines, *_OF_BYTES))(draw, gzip.decompress(data)) or b"")
-
-
-def _change_zipped(draw: random.Random, data: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = draw.choice(list(members))
-    what = draw.randrange(8)
-    if what == 0:
-        del members[name]
-    elif what == 1:
-        members[draw.choice(("x.json", "samples/", "samples/a_epoch_1.json", "header.json", ""))] = (
-            members.pop(name)
-        )
-    else:
-        members[name] = draw.choice((_change_json, _change_json, *_OF_BYTES))(draw, members[name])
-    out = io.BytesIO()
-    with zipfile.ZipFile(
-        out, "w", draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA))
-    ) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return out.getvalue()
-
-
-def _change_header(draw: random.Random, data: bytes) -> bytes:
-    """Change the header of safetensors, or the length that stands before it."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = _change_json(draw, data[8 : 8 + length])
-    said = draw.choice((len(header), len(header), len(header), 0, 2**63, length, 10**9))
-    return struct.pack("<Q", said) + header + data[8 + length :]
-
-
-def _change_table(draw: random.Random, data: bytes) -> bytes:
-    """Write a Parquet file again with other types, columns or values."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(io.BytesIO(data))
-    rows, name = table.to_pylist(), draw.choice(table.column_names)
-    what = draw.randrange(6)
-    if what == 0:
-        table = table.drop_columns([name])
-    elif what == 1:
-        table = table.rename_columns(
-            [draw.choice(("", "x", table.column_names[0])) if n == name else n for n in table.column_names]
-        )
-    elif what == 2:
-        table = table.slice(draw.randrange(len(rows)), draw.randrange(len(rows)))
-    elif what == 3:
-        table = pyarrow.concat_tables([table, table.slice(0, 1)])
-    else:
-        made = draw.choice((
-            [None] * len(rows), [1.5] * len(rows), [float("nan")] * len(rows), [b"\xff\xfe"] * len(rows),
-            [{"a": 1}] * len(rows), [[["x"]]] * len(rows), [True] * len(rows), [2**62] * len(rows),
-        ))  # fmt: skip
-        table = table.set_column(table.column_names.index(name), name, pyarrow.array(made))
-    out = io.BytesIO()
-    pyarrow.parquet.write_table(table, out, compression=draw.choice(("snappy", "none", "zstd")))
-    return out.getvalue()
-
-
-_OF_KIND: dict[str, Callable[[random.Random, bytes], bytes]] = {
-    ".json": _change_json, ".jsonl": _change_lines, ".yaml": _change_yaml, ".csv": _change_cells,
-    ".tsv": _change_cells, ".gz": _change_packed, ".eval": _change_zipped, ".parquet": _change_table,
-    ".safetensors": _change_header,
-}  # fmt: skip
-
-
-# What is done to files
-
-
-def _put_folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def _put_loop(file: Path) -> None:
-    file.unlink()
-    file.symlink_to(file)
-
-
-def _put_lost_link(file: Path) -> None:
-    file.unlink()
-    file.symlink_to("nowhere")
-
-
-_OF_FILES: tuple[Callable[[Path], object], ...] = (
-    Path.unlink, lambda file: file.write_bytes(b""), _put_folder, _put_loop, _put_lost_link,
-    lambda file: file.chmod(0), lambda file: file.write_bytes(b"\n"),
-)  # fmt: skip
-
-
-def mutate(draw: random.Random, file: Path) -> str:
-    """Damage a file; returns how."""
-    kind, data = draw.random(), file.read_bytes()
-    if kind < 0.08 or not data:
-        done = draw.choice(_OF_FILES)
-        done(file)
-        return getattr(done, "__name__", "")
-    how = draw.choice(_OF_BYTES)
-    if kind > 0.5 and file.suffix in _OF_KIND:
-        how = _OF_KIND[file.suffix]
-    try:
-        changed = how(draw, data)
-    except (ValueError, OSError, RecursionError, ImportError):  # no change of this kind can be written
-        how = _flip_bits
-        changed = how(draw, data)
-    file.write_bytes(changed)
-    return how.__name__
 
 
 # Readers: seeds, and the commands that read them
@@ -349,61 +54,36 @@ class Reader(NamedTuple):
     protected: str = "nothing"
 
 
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "own": [
-        {"id": f"q{i}", "prompt": f"Where is parcel {i}?", "reference": ("late", "lost")[i % 2], "cluster": f"c{i // 2}"}
-        for i in range(8)
-    ],
-    "references": [
-        {"id": i, "prompt": f"Say {i}", "references": [str(i), f"number {i}"], "slice": "a", "date": "2026-01-01"}
-        for i in range(5)
-    ],
-    "messages": [
-        {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": f"Count to {i}."},
-                      {"role": "assistant", "content": f"1 to {i}"}]}
-        for i in range(5)
-    ],
-    "sharegpt": [
-        {"conversations": [{"from": "human", "value": f"Is {i} even?"}, {"from": "gpt", "value": "yes" if i % 2 else "no"}]}
-        for i in range(5)
-    ],
-    "alpaca": [{"instruction": f"Add one to {i}", "input": "", "output": str(i + 1)} for i in range(5)],
-    "choices": [
-        {"question": f"What is 1 + {i}?", "choices": [str(i), str(i + 1), str(i + 2)], "answer": 1} for i in range(5)
-    ],
-    "letters": [{"question": f"{i}?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "B"} for i in range(5)],
-    "hub_choices": [
-        {"question": f"{i}?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"} for i in range(5)
-    ],
-    "pairs": [{"prompt": f"Greet {i}", "chosen": f"Hello {i}", "rejected": "no"} for i in range(5)],
-    "pairs_of_turns": [
-        {"chosen": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Hello"}],
-         "rejected": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Go"}]}
-        for i in range(5)
-    ],
-    "thumbs": [{"prompt": f"Greet {i}", "completion": "Hello", "label": bool(i % 2)} for i in range(6)],
-    "ratings": [
-        {"prompt": f"Greet {i}", "completions": [{"response": "Hi", "overall_score": 3.0}, {"response": "No", "overall_score": 1.0}]}
-        for i in range(5)
-    ],
-    "tools": [
-        {"messages": [{"role": "user", "content": f"Track {i}"},
-                      {"role": "assistant", "content": None, "tool_calls": [
-                          {"type": "function", "function": {"name": "track", "arguments": json.dumps({"order": i})}}]}],
-         "tools": [{"type": "function", "function": {"name": "track", "parameters": {"type": "object", "properties": {"order": {"type": "integer"}}}}}]}
-        for i in range(5)
-    ],
-    "passages": [
-        {"question": f"Where is crate {i}?", "context": f"Crate {i} is in hall {i}.", "answers": {"text": [f"hall {i}"], "answer_start": [13]}}
-        for i in range(5)
-    ],
-    "texts": [{"text": f"A brown hen walks past gate {i} at noon, and the desk answers."} for i in range(6)],
-}  # fmt: skip
-
+# One row of each layout; # stands for its number.
+# fmt: off
+ROWS = {
+    "own": '{"id": "q#", "prompt": "Where is parcel #?", "reference": "late", "cluster": "c#"}',
+    "references": '{"id": #, "prompt": "Say #", "references": ["#", "number #"], "slice": "a", "date": "2026-01-01"}',
+    "messages": '{"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Count to #."}, {"role": "assistant", "content": "1 to #"}]}',
+    "sharegpt": '{"conversations": [{"from": "human", "value": "Is # even?"}, {"from": "gpt", "value": "yes #"}]}',
+    "alpaca": '{"instruction": "Add one to #", "input": "", "output": "more than #"}',
+    "choices": '{"question": "What is 1 + #?", "choices": ["# + 1", "# + 2", "#"], "answer": 0}',
+    "letters": '{"question": "#?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "B"}',
+    "hub_choices": '{"question": "#?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}',
+    "pairs": '{"prompt": "Greet #", "chosen": "Hello #", "rejected": "no"}',
+    "pairs_of_turns": '{"chosen": [{"role": "user", "content": "Hi #"}, {"role": "assistant", "content": "Hello"}], "rejected": [{"role": "user", "content": "Hi #"}, {"role": "assistant", "content": "Go"}]}',
+    "thumbs": '{"prompt": "Greet #", "completion": "Hello", "label": true}',
+    "ratings": '{"prompt": "Greet #", "completions": [{"response": "Hi", "overall_score": 3.0}, {"response": "No", "overall_score": 1.0}]}',
+    "tools": '{"messages": [{"role": "user", "content": "Track #"}, {"role": "assistant", "content": null, "tool_calls": [{"type": "function", "function": {"name": "track", "arguments": "{}"}}]}], "tools": [{"type": "function", "function": {"name": "track", "parameters": {"type": "object", "properties": {"order": {"type": "integer"}}}}}]}',
+    "passages": '{"question": "Where is crate #?", "context": "Crate # is in hall #.", "answers": {"text": ["hall #"], "answer_start": [13]}}',
+    "texts": '{"text": "A brown hen walks past gate # at noon, and the desk answers."}',
+}
+# fmt: on
 _OF_ROWS = (
-    "data check {file}", "data check {file}", "data check {file} --test rows/own.jsonl", "data check rows/own.csv --test {file}",
-    "data clean {file} --out out.jsonl", "data dedup {file} --out out.csv", "data split {file} --out out",
-    "data mix {file} rows/own.jsonl --out out.parquet", "data sample {file} --rows 2 --out out.jsonl",
+    "data check {file}",
+    "data check {file}",
+    "data check {file} --test rows/own.jsonl",
+    "data check rows/own.csv --test {file}",
+    "data clean {file} --out out.jsonl",
+    "data dedup {file} --out out.csv",
+    "data split {file} --out out",
+    "data mix {file} rows/own.jsonl --out out.parquet",
+    "data sample {file} --rows 2 --out out.jsonl",
     "init new --data {file}",
 )  # fmt: skip
 
@@ -415,7 +95,8 @@ def write_rows(folder: Path) -> Reader:
 
     at = folder / "rows"
     at.mkdir(parents=True)
-    for name, rows in ROWS.items():
+    for name, text in ROWS.items():
+        rows = [json.loads(text.replace("#", str(i))) for i in range(6)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (at / f"{name}.jsonl").write_text(lines)
         (at / f"{name}.json").write_text(json.dumps(rows, indent=1))
@@ -638,8 +319,6 @@ class Ended:
 
 def run_command(folder: Path, words: str) -> Ended:
     """Run a command in a folder, in this process, by the entry of the command line."""
-    import shlex
-
     from harness.cli import main
 
     before, argv, out, err = Path.cwd(), sys.argv, io.StringIO(), io.StringIO()
@@ -678,9 +357,6 @@ def _describe(error: BaseException) -> str:
     own = [f for f in traceback.extract_tb(error.__traceback__) if "/harness/" in f.filename]
     at = f"{own[-1].filename.partition('/harness/')[2]}:{own[-1].lineno} {own[-1].name}" if own else "?"
     return f"{type(error).__name__} in {at}"
-
-
-_SCORING = ("report", "gate", "decide", "compare")
 
 
 class Drawn(NamedTuple):
@@ -778,19 +454,6 @@ def find_wrong(ended: Ended) -> str:
     return ""
 
 
-# The share of each reader among all draws
-SHARES = {
-    "rows": 0.3,
-    "sets": 0.04,
-    "store": 0.3,
-    "experiment": 0.18,
-    "people": 0.04,
-    "logs": 0.07,
-    "base": 0.05,
-    "cache": 0.02,
-}
-
-
 def main() -> None:
     """Draw as many as are wanted of all readers, or of one; ends with 1 where one failed."""
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -802,48 +465,33 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    folder = args.seeds or Path(tempfile.mkdtemp(prefix="mutations-"))
-    readers = _find_seeds(folder)
-    failed: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], Drawn] = {}
-    n = 0
+    readers = _find_seeds(args.seeds or Path(tempfile.mkdtemp(prefix="mutations-")))
+    failed: dict[tuple[str, str], list[Drawn]] = {}
     for name in [args.reader] if args.reader else SHARES:
-        draws = Draws(name, readers[name], Path(tempfile.mkdtemp(prefix="draw-", dir=_fast())) / "seeds")
-        wanted = (
-            [args.only]
-            if args.only is not None
-            else range(round(args.draws * (1 if args.reader else SHARES[name])))
+        share = 1 if args.reader else SHARES[name]
+        numbers = range(round(args.draws * share)) if args.only is None else [args.only]
+        with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as scratch:
+            draws = Draws(name, readers[name], Path(scratch, "seeds"))
+            for drawn in map(draws.draw, numbers):
+                if drawn.wrong:
+                    failed.setdefault((name, drawn.wrong), []).append(drawn)
+                if args.only is not None:
+                    say(
+                        f"{drawn.ended.out}\n{drawn.ended.err}\n{drawn.ended.trace}\nexit code {drawn.ended.code}"
+                    )
+        say(
+            f"{name}: {len(numbers)} draws, {sum(len(of) for (by, _), of in failed.items() if by == name)} failed"
         )
-        for number in wanted:
-            drawn = draws.draw(number)
-            n += 1
-            if args.only is not None:
-                print(
-                    drawn._replace(ended=None),
-                    drawn.ended.code,
-                    drawn.ended.out[-2000:],
-                    drawn.ended.err[-3000:],
-                    drawn.ended.trace,
-                )
-            if drawn.wrong:
-                failed[name, drawn.wrong] += 1
-                first.setdefault((name, drawn.wrong), drawn)
-        shutil.rmtree(draws.copy.parent, ignore_errors=True)
-        print(
-            f"{name}: {len(wanted)} draws, {sum(k for (of, _), k in failed.items() if of == name)} failed",
-            flush=True,
-        )
-    for (name, wrong), k in failed.most_common():
-        one = first[name, wrong]
-        print(
-            f"{k:6d}  {name}: {wrong}\n        draw {one.number}: {one.how} of {one.file}: harness {one.words}"
-        )
-    print(f"{n} draws, {failed.total()} failed")
+    for (name, wrong), (first, *more) in sorted(failed.items(), key=lambda one: -len(one[1])):
+        say(f"{len(more) + 1:6d}  {name}: {wrong}")
+        say(f"        draw {first.number}: {first.how} of {first.file}: harness {first.words}")
     sys.exit(1 if failed else 0)
 
 
-def _fast() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _find_seeds(folder: Path) -> dict[str, Reader]:

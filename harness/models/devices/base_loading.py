@@ -106,6 +106,7 @@ def choose_supported_attention(folder: Path, wanted: str) -> str | None:
 def build_without_weights(folder: Path) -> Any:
     """Build a base on the meta device; None where transformers cannot, which loading it will say."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
     quiet_libraries()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -114,5 +115,5 @@ def build_without_weights(folder: Path) -> Any:
     try:
         with torch.device("meta"):
             return kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    except (OSError, ValueError, KeyError, ImportError):
+    except (*UNSUPPORTED, OSError, ImportError, StrictDataclassError):
         return None
