@@ -223,3 +223,20 @@ def test_a_context_that_is_no_text_stands_in_front_of_its_question(tmp_path):
     task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", [row])}}
     (item,) = load_task(Task.model_validate(task), 0).test
     assert item.prompt == 'Context:\n{"title": ["A"], "sentences": [["It is me."]]}\n\nWho?'
+
+
+def test_an_edit_says_which_context_it_does_not_compare_and_its_options_compare_it(data, tmp_path):
+    rows = [
+        {
+            "question": "Is crate 1 empty?",
+            "passage": f"Day {i}, as the porter wrote: {says(i)}.",
+            "answer": says(i),
+        }
+        for i in range(6)
+    ]
+    edit = ["dedup", write(tmp_path / "rows.jsonl", rows), "--dry-run", "--alike", "1"]
+    code, out, err = data(*edit)
+    (said,) = (line for line in err.splitlines() if "may hold what" in line)
+    assert (code, "2 written" in out) == (0, True)
+    code, out, err = data(*edit, *shlex.split(said.rpartition(", ")[2]))
+    assert (code, "6 written" in out, "may hold" in err) == (0, True, False)

@@ -16,14 +16,16 @@ from typing import NamedTuple
 from harness.data.columns import (
     ANSWERS,
     PAIRS,
+    Roles,
     column_options,
     columns_of,
     find_head,
     find_reading_roles,
     option_text,
+    read_question_and_answers,
 )
 from harness.data.examples import FIELD, Notes, SourcedExample, SplitExamples
-from harness.data.formats import Layout, layout_of
+from harness.data.formats import Layout, layout_of, recognise
 from harness.data.formats.multiple_choice import list_choice_columns
 from harness.data.formats.tools import TOOL_FIELDS
 from harness.data.formats.turns import (
@@ -160,6 +162,24 @@ def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Un
     examples = {sourced.where: sourced.example for sourced in read}
     for row in content.rows:
         counter.add(row, examples.get(row.where))
+    return counter.find()
+
+
+def find_unread_contexts(content: Rows, roles: Roles, prompt: str | None, reference: str | None) -> Unused:
+    """Find what an edit of rows does not read, by the columns that it reads and by its first rows.
+
+    `prompt` and `reference` are columns or templates as the user named them.
+    """
+    layout = None if prompt and reference else recognise(content.rows)
+    given = {"prompt": (prompt, roles.questions), "reference": (reference, roles.answers)}
+    is_guessed = layout is None and not {"prompt", "messages"} & {*roles.questions}
+    columns = {key: text or (of[0] if is_guessed and of else None) for key, (text, of) in given.items()}
+    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in columns.items() if text}
+    task = Task.model_validate({"name": "rows", "data": {"invalid_rows": "drop"}, "fields": fields})
+    counter = UnusedCounter(task, layout)
+    for row in content.rows[:_FIRST]:
+        qa = read_question_and_answers(row, roles)
+        counter.add(row, Example(row.where, ({"role": "user", "content": qa.whole},), tuple(qa.answers)))
     return counter.find()
 
 

@@ -344,12 +344,16 @@ def _alike(alike: float) -> float:
 def roles_of(content: "Rows", named: RowColumns) -> "Roles":
     """Find the columns that ask and answer, and say which they are."""
     from harness.data.columns import find_roles
+    from harness.data.unused import OFFER, find_unread_contexts, name_contexts
 
     roles = find_roles(content, *named)
     names = {name for row in content.rows for name in row.fields}
     there = ([column for column in columns if column in names] for columns in roles)
     questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
     say(f"{content.shown}: prompt from {questions}, answer from {answers}")
+    unused = find_unread_contexts(content, roles, *named)
+    if unused.contexts:
+        say(f"warning: {name_contexts(unused)}; next: {OFFER}, {unused.options()}")
     return roles
 
 
