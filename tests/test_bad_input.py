@@ -183,21 +183,6 @@ def test_a_recipe_that_cannot_be_made_is_refused_at_its_line(folder, recipe, fou
     assert next_step is None or then == next_step
 
 
-@pytest.mark.parametrize(
-    ("old", "part"),
-    [
-        ("warmup_ratio", "warmup_steps: a value below 1, such as 0.05, is the ratio"),
-        ("evaluation_strategy", "remove it"),
-        ("group_by_length", "packing"),
-        ("max_prompt_length", "shorten long prompts"),
-    ],
-)
-def test_a_parameter_that_the_libraries_dropped_says_what_to_do_instead(folder, old, part):
-    found = find_only_problem(folder, text=EXPERIMENT + f"  x: {{method: lora, params: {{{old}: 0.1}}}}\n")
-    assert found[1] == f"unknown key {old!r}"
-    assert part in found[2]
-
-
 @pytest.mark.parametrize("recipe", ["{method: lora}", "{method: classifier}", "{prompting: few_shot}"])
 def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     target = TARGET.replace("train: tiny/train.jsonl, ", "")

@@ -1,6 +1,5 @@
 """What the cache remembers: once, whole, and the same for all processes that make it together."""
 
-
 import pytest
 
 from harness import cache

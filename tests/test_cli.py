@@ -831,26 +831,6 @@ def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness,
     assert "facts-pinned in fp32" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "now"),
-    [
-        (("compare", "--fewer-items"), "--sequential"),
-        (("compare", "--exact", "--json"), "--all-items"),
-        (("promote", "lora", "--despite=a test"), "--force --reason"),
-    ],
-)
-def test_a_flag_of_before_0_1_is_refused_by_its_present_name(harness, arguments, now):
-    assert f"it is called {now} since 0.1" in harness(*arguments, check=2).stderr
-
-
-def test_a_variable_of_before_0_1_is_refused_by_its_present_name(harness, monkeypatch):
-    monkeypatch.setenv("HARNESS_FEWER_ITEMS", "1")
-    said = harness("compare", check=2).stderr
-    assert "unknown variable HARNESS_FEWER_ITEMS" in said
-    assert "it is called HARNESS_SEQUENTIAL since 0.1" in said
-    assert "HARNESS_FEWER_ITEMS" not in harness("ls", check=0).stderr
-
-
 @pytest.mark.parametrize(("given", "missing"), [("--force", "--reason"), ("--reason=it is late", "--force")])
 def test_a_promotion_is_forced_with_a_reason_alone(harness, given, missing):
     assert f"no {missing}" in harness("promote", "lora", given, check=2).stderr

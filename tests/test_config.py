@@ -245,37 +245,6 @@ def test_the_schema_takes_short_forms_and_knows_every_key():
     assert sorted(steps["default"]) == steps["items"]["enum"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "step"),
-    [
-        ("leaks", "remove", "it is called 'contamination' since 0.1: write contamination: drop"),
-        ("other_labels", "refuse", "it is called 'unknown_labels' since 0.1: write unknown_labels: error"),
-        ("unusable", "remove", "it is called 'invalid_rows' since 0.1: write invalid_rows: drop"),
-    ],
-)
-def test_a_key_of_data_of_before_0_1_is_refused_by_its_present_name_and_value(folder, key, value, step):
-    with pytest.raises(UserError) as error:
-        experiment(folder, f"target.data.{key}={value}")
-    assert [(p.found, p.next_step) for p in error.value.problems] == [(f"unknown key {key!r}", step)]
-
-
-def test_a_value_of_before_0_1_is_refused_by_its_present_name(folder):
-    with pytest.raises(UserError) as error:
-        experiment(folder, "target.data.contamination=remove")
-    assert [p.next_step for p in error.value.problems] == ["it is called 'drop' since 0.1"]
-
-
-def test_a_description_is_refused_by_its_earlier_name(folder):
-    with pytest.raises(UserError, match=r"unknown key 'stands_for'.*it is called 'description' since 0\.1"):
-        experiment(folder, "target.stands_for=Sorting.")
-
-
-def test_an_earlier_name_means_nothing_where_the_present_one_is_no_key(folder):
-    with pytest.raises(UserError) as error:
-        experiment(folder, "gate.leaks=remove")
-    assert "0.1" not in str(error.value)
-
-
 def test_every_reference_of_the_schema_is_defined():
     text = json.dumps(config.json_schema())
     named = {part.split('"')[0] for part in text.split("#/$defs/")[1:]}

@@ -6,7 +6,6 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 
 import errno
 import gc
-import os
 import sys
 
 # In the order in which help lists the commands.
@@ -17,7 +16,7 @@ from harness.cli.rows import data_check, data, data_augment, synthetic_rows
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
-from harness.errors import HarnessError, Problem, UserError, one_line, refuse
+from harness.errors import HarnessError, Problem, one_line
 from harness.progress import quiet_environment
 
 __all__ = ["app", "main"]
@@ -45,7 +44,6 @@ def main() -> None:
         for a in sys.argv[1:]
     ]
     try:
-        _refuse_renamed(argv)
         app(args=argv, standalone_mode=True)
     except HarnessError as error:
         say(f"error: {error.complete(str(error))}")
@@ -68,14 +66,3 @@ def main() -> None:
         if ended.code == _INTERRUPTED:
             print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
         raise
-
-
-def _refuse_renamed(argv: list[str]) -> None:
-    """Name the present flag or variable where one of before 0.1 is given."""
-    if "--help" in argv:  # which is answered at once
-        return
-    variables = [name for name in os.environ if name.startswith("HARNESS_")]
-    if variables or any(argument.startswith("--") for argument in argv[1:]):
-        from harness.config import find_renamed_options
-
-        refuse(find_renamed_options(argv, variables) if argv else [])

@@ -15,7 +15,7 @@ from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.command_line import CommandLine
 from harness.config.files import is_shipped
-from harness.config.problems import Tree, find_renamed_options, problems_of
+from harness.config.problems import Tree, problems_of
 from harness.config.recipe_lint import lint
 from harness.config.rubrics import (
     YES_NO,

@@ -5,14 +5,14 @@ one problem for each error.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import chain, islice
 from math import inf
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -164,37 +164,6 @@ def _syntax(error: YAMLError, shown: str) -> Problem:
     return Problem(where, found, "valid YAML", "check quotes, brackets and indentation")
 
 
-_GONE = {
-    "warmup_ratio": "write warmup_steps: a value below 1, such as 0.05, is the ratio",
-    "evaluation_strategy": "remove it: every training here is evaluated on the validation rows",
-    "group_by_length": "remove it: rows are grouped by length anyway; packing: true joins them",
-    "max_prompt_length": "remove it: it is gone from TRL; shorten long prompts in the data",
-    "freeze": "write regularize: {freeze: …} beside params",
-}
-
-
-class RenamedKey(NamedTuple):
-    """The present name of a key or flag, and the present names of its values by the earlier ones."""
-
-    name: str
-    values: Mapping[str, str] = {}
-
-
-_ERROR_OR_DROP = {"refuse": "error", "remove": "drop"}
-
-# Names of before 0.1, kept for one version; a flag stands with its verb.
-RENAMED = {
-    "leaks": RenamedKey("contamination", _ERROR_OR_DROP),
-    "other_labels": RenamedKey("unknown_labels", _ERROR_OR_DROP),
-    "unusable": RenamedKey("invalid_rows", _ERROR_OR_DROP),
-    "stands_for": RenamedKey("description"),
-    "compare --fewer-items": RenamedKey("--sequential"),
-    "compare --exact": RenamedKey("--all-items"),
-    "promote --despite": RenamedKey("--force --reason"),
-    "compare HARNESS_FEWER_ITEMS": RenamedKey("HARNESS_SEQUENTIAL"),
-    "promote HARNESS_DESPITE": RenamedKey("--force --reason"),
-}
-
 # What a rule between keys says: what disagrees, then how to mend it.
 _NEXT = re.compile(
     r"(?P<found>.+?)[;:] (?P<step>(?:add|leave|list|name|perhaps|report|say|set|write) .+)", re.DOTALL
@@ -258,7 +227,7 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     name = _name(loc)
     if error["type"] == "extra_forbidden":
         known = list(getattr(_model_at(model, loc[:-1]), "model_fields", ()))
-        return _unknown_key(name, error["input"], known, where)
+        return _unknown_key(name, known, where)
     if error["type"] == "missing":
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         step = _CANDIDATES if loc == ("candidates",) else f"add a line `{name}: …`"
@@ -309,37 +278,10 @@ def _name(loc: Keys) -> str:
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
 
 
-def find_renamed_options(arguments: Sequence[str], environment: Iterable[str]) -> list[Problem]:
-    """List the flags and variables of a command line, its verb first, that have another name since 0.1."""
-    verb, *flags = [argument.partition("=")[0] for argument in arguments]
-    kinds = [("option", flags), ("variable", environment)]
-    named = [(kind, name, RENAMED.get(f"{verb} {name}")) for kind, names in kinds for name in names]
-    return [
-        Problem(
-            f"harness {verb}",
-            f"unknown {kind} {name}",
-            f"a known {kind}",
-            f"it is called {now.name} since 0.1",
-        )
-        for kind, name, now in named
-        if now
-    ]
-
-
-def _phrase_renaming(name: str, value: Any, known: Sequence[str]) -> str:
-    """Phrase the present name of a key as a next step, with the value as it is written now."""
-    now = RENAMED.get(name)
-    if now is None or now.name not in known:
-        return ""
-    written = now.values.get(str(value), "")
-    return f"it is called {now.name!r} since 0.1" + (f": write {now.name}: {written}" if written else "")
-
-
-def _unknown_key(name: str, value: Any, known: list[str], where: str) -> Problem:
+def _unknown_key(name: str, known: list[str], where: str) -> Problem:
     if not known:
         return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
-    next_step = _GONE.get(name) or _phrase_renaming(name, value, known) or did_you_mean(name, known)
-    return Problem(where, f"unknown key {name!r}", "a known key", next_step)
+    return Problem(where, f"unknown key {name!r}", "a known key", did_you_mean(name, known))
 
 
 def _model_at(model: Any, loc: Keys) -> Any:
@@ -376,9 +318,6 @@ def _describe_next_step(error: Any) -> str:
     if error["loc"] == ("candidates",) and not value:
         return _CANDIDATES
     if kind == "literal_error" and isinstance(value, str):
-        present = {now.name: now.values for now in RENAMED.values()}.get(_name(error["loc"]), {})
-        if value in present:
-            return f"it is called {present[value]!r} since 0.1"
         known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = did_you_mean(value, known)
         return hint if "did you mean" in hint else ""
