@@ -4,6 +4,7 @@ import json
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from edited_rows import jsonl, run_data
 from hypothesis import given
@@ -12,11 +13,13 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 from test_metrics import one
 
+from harness.config import load
+from harness.config.problems import parse
 from harness.data import load_task
 from harness.data.edit.spellings import several_spellings
 from harness.errors import UserError
 from harness.metrics import load_metrics
-from harness.records import Example, compose_letters, fold_text, normalize
+from harness.records import Example, Output, compose_letters, fold_text, normalize
 from harness.spec import Task
 
 EQUAL = {
@@ -162,3 +165,60 @@ def test_bleu_of_chinese_is_that_of_sacrebleus_tokeniser():
 @pytest.mark.parametrize(("answer", "taken_up"), [("我来帮你写这封信", 1), ("是", 0)])
 def test_an_answer_without_blanks_takes_up_a_request(answer, taken_up):
     assert one("no_refusal", answer, "-") == taken_up
+
+
+LABELS = {
+    "case": (["US", "us", "US", "de"], ["US", "de"]),
+    "numbers": ([1, 1.0, "1", "1.0", 0, 2], ["0", "1", "2"]),
+    "floats of a column with gaps": ([1.0, 0.0, "1", 0.0], ["0.0", "1"]),
+    "truth values": ([True, 1, "1", "false", 0, "TRUE"], ["0", "1"]),
+    "true and false": ([True, "True", True, "false", False], ["false", "true"]),
+    "leading zeros": (["007", "7", 7, "07"], ["007", "07", "7"]),
+    "forms": (["Hue\u0301", "Hué", "caf\u200be", "Cafe."], None),
+    "words of YAML": (["on", "off", "null", "1e3", "0x1F", "2024-01-02", "~", "1_000"], None),
+}
+
+
+@pytest.mark.parametrize(("answers", "labels"), LABELS.values(), ids=LABELS)
+def test_init_writes_labels_that_metrics_tell_apart_and_all_rows_are_read_as_them(command, answers, labels):
+    rows = [{"text": f"Question {i} {j}?", "label": a} for i in range(15) for j, a in enumerate(answers)]
+    jsonl(Path("r.jsonl"), rows)
+    code, _, said = command("init", "new", "--data", "r.jsonl", "--task", "labels")
+    assert code == 0, said
+    task = load(Path("new/harness.yaml")).experiment.target
+    assert labels is None or sorted(task.labels) == labels
+    items = load_task(task, 0)
+    metric = load_metrics(task)["macro_f1"]
+    for example in (*items.train, *items.validation, *items.test):
+        assert example.references[0] in task.labels
+        parts = np.array([metric.score(Output(example.references[0].upper()), example)])
+        assert metric.aggregate(parts, np.ones(1)) == 1
+        assert metric.aggregate(np.array([metric.worst(example)]), np.ones(1)) == 0
+
+
+@pytest.mark.parametrize(
+    "labels", [("US", "us"), ("1", "1.0"), ("true", "1"), ("Hue\u0301", "Hué"), ("a", "A.")]
+)
+def test_a_suite_of_labels_that_are_one_is_refused(labels):
+    with pytest.raises(ValueError, match="are one to metrics: keep one of them"):
+        Task(name="t", data={}, labels=labels)
+
+
+def test_labels_in_yaml_keep_their_text():
+    written = [
+        "007",
+        "on",
+        "off",
+        "yes",
+        "no",
+        "null",
+        "~",
+        "1e3",
+        "1_000",
+        "0x1F",
+        "2024-01-02",
+        "true",
+        "1.50",
+    ]
+    read, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
+    assert read == {"labels": written, "stop": ["007"], "limit": 31}

@@ -16,7 +16,10 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode, SequenceNode
+from ruamel.yaml.tag import Tag
 
 from harness import plugins
 from harness.config.salvage import disagreements, refusals
@@ -25,6 +28,7 @@ from harness.spec import PLUGINS
 
 Keys = tuple[str | int, ...]
 _MOST_VALUES = 100_000  # that the aliases of a file may stand for: nine lines can stand for billions
+_LISTS_OF_TEXTS, _TEXT = ("labels", "stop"), Tag(suffix="tag:yaml.org,2002:str")
 _MOST_BITS = 1024  # of a number, which float can hold
 
 
@@ -90,7 +94,9 @@ def load_yaml(text: str, kind: str) -> Any:
     try:
         if "*" in text and (document := YAML(typ=kind, pure=True).compose(text)):
             _count_values(document, {})
-        return YAML(typ=kind, pure=True).load(text)
+        yaml = YAML(typ=kind, pure=True)
+        yaml.Composer = _TextComposer
+        return yaml.load(text)
     except RecursionError:
         raise YAMLError("values in one another, deeper than can be read") from None
     except (
@@ -100,6 +106,20 @@ def load_yaml(text: str, kind: str) -> Any:
         AttributeError,
     ) as error:  # such as a date that is none
         raise YAMLError(f"a value that cannot be read ({one_line(error)})") from None
+
+
+class _TextComposer(Composer):
+    """Composer that keeps the entries of lists of texts as they are written: `labels: [007, on, null]`."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Compose a mapping."""
+        node = super().compose_mapping_node(anchor)
+        for key, value in node.value:
+            if key.value in _LISTS_OF_TEXTS and isinstance(value, SequenceNode):
+                for entry in value.value:
+                    if isinstance(entry, ScalarNode) and entry.value:
+                        entry.ctag = _TEXT
+        return node
 
 
 def _count_values(node: Any, counted: dict[int, float]) -> float:

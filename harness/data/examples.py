@@ -20,7 +20,7 @@ from harness.data.formats.turn_parts import text_of_cell, write_json
 from harness.data.formats.turns import add_system, is_plain, join_problems, read_turns, refuse_media, text_of
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, as_argument, did_you_mean, refuse
-from harness.records import Document, Example, Message, compose_letters
+from harness.records import Document, Example, Message, compose_letters, match_label
 from harness.spec import Fields, Task
 
 FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
@@ -280,12 +280,13 @@ def _example(task: Task, row: Row, name: str) -> Example:
         expected = "the field 'choices', or labels: of the task"
         raise UserError(Problem(row.where, "no choices", expected, "write labels: [A, B] at the task"))
     only_read = task.kind == "bits_per_byte"
+    references = (_text if only_read else _references)(row, task.fields.reference)
+    if task.labels and not own:
+        references = tuple(match_label(text, task.labels) or text for text in references)
     return Example(
         id=ident,
         messages=() if only_read else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
-        references=_text(row, task.fields.reference)
-        if only_read
-        else _references(row, task.fields.reference),
+        references=references,
         choices=own or task.labels,
         cluster=_fill_own(row, task.fields.cluster, "cluster") or ident,
         slice=_fill_own(row, task.fields.slice, "slice"),

@@ -1,6 +1,6 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
-from harness.records.equal_texts import compose_letters, fold_text, normalize
+from harness.records.equal_texts import compose_letters, fold_text, list_labels, match_label, normalize
 from harness.records.grades import Anchor, AnchorCheck, Grade
 from harness.records.repeated_measurements import (
     AnswerLabel,

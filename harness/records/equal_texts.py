@@ -14,6 +14,9 @@ Source: caseless matching of the Unicode Standard, section 3.13, D145; Unicode S
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -28,6 +31,8 @@ _TYPEWRITTEN = {
     "~": "\u301c",
 }
 _AS_TYPEWRITTEN = str.maketrans({sign: plain for plain, of in _TYPEWRITTEN.items() for sign in of})
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+_TRUTHS = {"true": "1", "false": "0", "1": "true", "0": "false"}
 _FULL_STOPS = tuple(".。।۔։።။។")
 
 
@@ -51,6 +56,38 @@ def normalize(text: str) -> str:
     while bare := _undress(folded):
         folded = bare
     return folded
+
+
+def match_label(text: str, labels: tuple[str, ...]) -> str | None:
+    """Return the label that a text is: the same, an equal text, or the same number or truth value; else None.
+
+    1, 1.0 and true are one label, whether written as text or not; 007 is another one than 7.
+    """
+    if text in labels:
+        return text
+    known = _by_fold(labels)
+    return known.get(key := _fold_label(text)) or known.get(_TRUTHS.get(key, ""))
+
+
+def list_labels(answers: Iterable[str]) -> list[str]:
+    """List the labels that answers are, sorted, each in its commonest spelling; of 1 and 1.0 it is 1."""
+    labels: dict[str, str] = {}
+    counts = Counter(answers)
+    for answer in sorted(counts, key=lambda one: (_fold_label(one) != normalize(one), -counts[one], one)):
+        if not {key := _fold_label(answer), _TRUTHS.get(key)} & labels.keys():
+            labels[key] = answer
+    return sorted(labels.values())
+
+
+@lru_cache(maxsize=16)
+def _by_fold(labels: tuple[str, ...]) -> dict[str, str]:
+    return {_fold_label(label): label for label in labels}
+
+
+def _fold_label(label: str) -> str:
+    folded = normalize(label)
+    whole = _WHOLE.fullmatch(folded)
+    return whole[1] if whole else folded
 
 
 def _undress(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.records import match_label
 from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Name, Role, Spec, metric_name, rule
 
 
@@ -177,6 +178,13 @@ class Task(Spec):
             yield f"{', '.join(other)} at a task of lm-eval, which says that itself"
         if not self.lm_eval and "data" not in self.model_fields_set:
             yield f"task {self.name!r} with neither data nor lm_eval"
+
+    @rule
+    def _labels_differ(self) -> Iterator[str]:
+        for place, label in enumerate(self.labels):
+            if (same := match_label(label, self.labels[:place])) is not None:
+                step = "keep one of them, as which rows of both are read"
+                yield f"labels {same!r} and {label!r} are one to metrics: {step}"
 
     @rule
     def _primary_is_a_metric(self) -> Iterator[str]:

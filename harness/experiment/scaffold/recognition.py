@@ -24,7 +24,7 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
-from harness.records import Example, has_closed_labels, parse_json
+from harness.records import Example, has_closed_labels, list_labels, parse_json
 from harness.spec import HUB, Task
 
 Kind = Literal["labels", "choice", "question", "preference", "text"]
@@ -186,9 +186,9 @@ def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples:
     return f"{form} rows" if kind == "preference" and form not in formats.PAIRED else ""
 
 
-def references_of(examples: Sequence[Example]) -> set[str]:
-    """Return every reference once."""
-    return {reference for example in examples for reference in example.references}
+def references_of(examples: Sequence[Example]) -> list[str]:
+    """List every reference once, sorted; of those that are one label to metrics, the commonest spelling."""
+    return list_labels(reference for example in examples for reference in example.references)
 
 
 def _label_set(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -196,7 +196,7 @@ def _label_set(examples: Sequence[Example]) -> tuple[str, ...]:
     values = references_of(examples)
     few = 2 <= len(values) <= min(MOST_LABELS, len(examples) // ROWS_A_LABEL)
     short = all(len(value) <= LONGEST_LABEL and "\n" not in value for value in values)
-    return tuple(sorted(values)) if few and short and all(len(e.references) == 1 for e in examples) else ()
+    return tuple(values) if few and short and all(len(e.references) == 1 for e in examples) else ()
 
 
 def absolute(path: str) -> str:

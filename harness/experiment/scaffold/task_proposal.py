@@ -64,7 +64,7 @@ def _propose_answers(
     references = [max(example.references, key=len) for example in examples]
     longest = partial(_longest, references, base)
     if seen.kind == "labels":
-        labels = sorted(references_of(examples))
+        labels = references_of(examples)
         proposed = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
         return proposed | {"max_new_tokens": longest(share=1.0)}
     if are_calls(references):
