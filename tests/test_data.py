@@ -449,6 +449,48 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
 
 
 @pytest.mark.parametrize(
+    ("encoding", "named", "text"),
+    [
+        ("gbk", "GB18030", "我的包裹在哪里？"),
+        ("cp1252", "WINDOWS-1252", "Wo ist mein Päckchen für Köln?"),
+        ("big5", "BIG5", "我的包裹在哪裡"),
+    ],
+)
+def test_a_file_in_another_encoding_is_told_by_how_a_line_of_it_reads(
+    tmp_path, monkeypatch, encoding, named, text
+):
+    monkeypatch.chdir(tmp_path)
+    Path("r.csv").write_bytes(f"prompt,reference\n{text},{text}\n".encode(encoding) * 20)
+    with pytest.raises(UserError) as caught:
+        readers.read("r.csv", "train")
+    step = caught.value.problems[0].next_step
+    assert f"{named} '{text}" in step
+    subprocess.run(step.rpartition("as the first: ")[2], shell=True, check=True)
+    assert readers.read("r.utf8.csv", "train").rows[0].fields == {"prompt": text, "reference": text}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('Where?, "billing"', None),
+        ('"Where, is it?", "billing"', None),
+        ("Where?,billing,", "a ',' too many at its end"),
+        ("Where?,billing,,", "a ',' too many at its end"),
+        ("Where?,billing,now", "2 fields in the first line and 3 in 9 of those behind it"),
+    ],
+)
+def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_are(tmp_path, line, found):
+    file = tmp_path / "r.csv"
+    file.write_text("text,label\n" + f"{line}\n" * 9)
+    if found is None:
+        assert {row.fields["label"] for row in readers.read(str(file), "train").rows} == {"billing"}
+        return
+    with pytest.raises(UserError) as caught:
+        readers.read(str(file), "train")
+    assert caught.value.problems[0].found == found
+
+
+@pytest.mark.parametrize(
     ("name", "command"),
     [
         ("r.csv", "iconv -f WINDOWS-1252 -t UTF-8 r.csv > r.utf8.csv"),

@@ -28,8 +28,9 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
         head = [] if named else [first, *islice(text, _TRIED)]
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
         delimiter = named[1] if named else "\t" if is_tsv else _separator(head)
-        lines = chain(head, text)
-        reader, line, widths = csv.reader(lines, delimiter=delimiter, strict=True), 1, Counter[int]()
+        lines, blanks = chain(head, text), any(_quotes_behind_blank(one, delimiter) for one in head)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
+        line, widths, n_trailing = 1, Counter[int](), 0
         try:
             header = _column_names(next(reader, []))
             # A row may hold line breaks: its place is its first line.
@@ -42,16 +43,28 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
                 if len(cells) != len(header):
                     expected = f"the {len(header)} fields of the first line"
                     step = f"quote fields with {_SEPARATORS[delimiter]}"
-                    problems.append(Problem(where, "another number of fields", expected, step))
+                    found = "another number of fields"
+                    if not any(cells[len(header) :]) and len(cells) > len(header):
+                        found = f"a {delimiter!r} too many at its end"
+                        step = "delete it, or name one more column in the first line"
+                        n_trailing += 1
+                    problems.append(Problem(where, found, expected, step))
                 yield Row(where, dict(zip(header, cells, strict=False)))
         except csv.Error as error:
             expected = f"values separated by {_SEPARATORS[delimiter]}"
             where = f"{shown}:{line + bool(named)}"
             problems.append(Problem(where, str(error), expected, "quote it"))
-    if problems and widths.total() > 1 and len(header) < min(widths):
+    if len(problems) > n_trailing and widths.total() > 1 and len(header) < min(widths):
         raise UserError(_title_line(f"{shown}:{1 + bool(named)}", len(header), widths))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
+
+
+def _quotes_behind_blank(line: str, delimiter: str) -> bool:
+    """Tell whether a field is quoted behind blanks, as in `1, "a, b"`."""
+    sign = re.escape(delimiter)
+    rest = re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"', "", line)
+    return delimiter != "\t" and re.search(rf'{sign} +"', rest) is not None
 
 
 def _title_line(where: str, n: int, widths: Counter[int]) -> Problem:

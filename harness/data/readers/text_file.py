@@ -16,6 +16,7 @@ from harness.errors import Problem, UserError, as_argument
 from harness.formatting import pluralize
 from harness.spec import HUB
 
+_GUESSED, _SHOWN_ENCODINGS = 1_000_000, 3  # bytes by which encodings are guessed; how many are shown
 BEGINNING = 4_096  # bytes by which text is told from what is packed
 _WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -72,10 +73,30 @@ def _find_not_utf8(file: Path, shown: str) -> Problem:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 found = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, which is not UTF-8"
-                step = f"save it as UTF-8; where Windows wrote it: {_recode_command(shown, 'WINDOWS-1252')}"
+                step = f"save it as UTF-8; {_guess_encodings(file, line, shown)}"
                 return Problem(f"{shown}:{number}", found, "text in UTF-8", step)
             offset += len(line)
     return Problem(shown, "bytes that are not UTF-8", "text in UTF-8", "save the file as UTF-8")
+
+
+def _guess_encodings(file: Path, line: bytes, shown: str) -> str:
+    """Say how a line reads in the encodings that the file is likeliest in, and the command for the first."""
+    from charset_normalizer import from_bytes
+
+    with open_bytes(file) as raw:
+        matches = list(from_bytes(raw.read(_GUESSED)))
+    # Those that read all alike are one match; of these the usual one is named.
+    alike = [min(match.could_be_from_charset, key=lambda name: name != "cp1252") for match in matches]
+    likely = sorted(alike, key=lambda name: name != "cp1252")[:_SHOWN_ENCODINGS] or ["cp1252"]
+    read = [f"{_name_encoding(name)} {line.decode(name, 'replace').strip()[:60]!r}" for name in likely]
+    command = _recode_command(shown, _name_encoding(likely[0]))
+    return f"this line reads in {', in '.join(read)}; as the first: {command}"
+
+
+def _name_encoding(name: str) -> str:
+    """Name one of Python's encodings as iconv does."""
+    named = name.upper().replace("ISO8859", "ISO-8859").replace("_", "-")
+    return f"WINDOWS-{named[2:]}" if named.startswith("CP125") else named
 
 
 def _find_broken_gzip(file: Path, shown: str) -> Problem | None:
