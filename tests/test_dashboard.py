@@ -657,8 +657,10 @@ def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path):
     at = Store(tmp_path / "runs")
     run = next(run for run in store.list_runs(at) if run.candidate == "lora")
     identity = store.rows.read_identity(at, run.rows["chat/test"])
-    path = at.rows(identity.digest) / "identity.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_version": "w"}))
+    other = replace(identity, task_version="w")
+    at.rows(identity.digest).rename(at.rows(other.digest))
+    store.write_record(at, at.rows(other.digest) / "identity.json", other)
+    store.save_run(at, replace(run, rows=run.rows | {"chat/test": other.digest}))
     page = open_page("compare", compare="knn,lora")
     assert "task_version" in html(page)
     assert list(page.dataframe[0].value["task"]) == ["support"]
