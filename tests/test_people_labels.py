@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_facts import alternatives, candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
-from fake_rows import rows
+from fake_rows import LOWER, rows
 from test_cli import CommandResult, harness  # noqa: F401 (the fixture)
 
 from harness import comparison, config, decision, formatting, report, store
@@ -295,6 +295,13 @@ def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_w
         [v + c.target.score - f.target.score for v, c, f in zip((0.6, 0.9), corrected, facts, strict=True)]
     )
     assert corrected[1].validation < 0.85
+
+
+def test_a_score_beyond_one_that_no_judge_gave_chooses_as_it_is():
+    """It was cut to 1 where the gate chose what a gain is measured over, so that all such scores were equal."""
+    arm = rows([1.8, 2.4, 2.0], LOWER)
+    facts = replace(candidate("prompt", 2.1), target=comparison.estimate(LOWER, arm))
+    assert correct_reached(LOWER, facts, arm, {}).validation == 2.1
 
 
 def test_a_few_answers_left_blank_cost_no_label_behind_them():

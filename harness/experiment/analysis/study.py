@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from harness import gating, plugins, store
 from harness.config import CommandLine
 from harness.evaluation.session import Session
@@ -99,9 +101,13 @@ def _find_weights(session: Session, current: Weights, run: Run) -> Weights:
 
 def is_as_written(run: Run, recipe: Recipe) -> bool:
     """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
+    try:
+        own = Recipe.model_validate(run.recipe)
+    except ValidationError:  # of another version, or damaged
+        return False
     if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
         recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
-    return _strip_unasked(Recipe.model_validate(run.recipe)) == _strip_unasked(recipe)
+    return _strip_unasked(own) == _strip_unasked(recipe)
 
 
 def _has_tried(run: Run, recipe: Recipe) -> bool:
