@@ -241,8 +241,9 @@ def test_the_dashboard_shows_the_verdict_that_a_gate_made_after_the_report_was_w
     report.write(replace(world.report, facts=facts), world.path.parent / "reports")
     for file in (world.path.parent / "reports").glob("*.json"):
         os.utime(file, (0, 0))  # written long before
+    judged = ask(world, runs["lora"], "gate")
     (kept,) = project.reports().values()
-    assert find_facts(kept, runs["lora"]).verdict == ask(world, runs["lora"], "gate")
+    assert find_facts(kept, runs["lora"]).verdict == judged
 
 
 def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial(judged_world, tmp_path):

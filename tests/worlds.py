@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fake_adapter
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from harness import config, experiment
 from harness.data import part_of
@@ -24,6 +26,7 @@ from harness.progress import SilentProgress
 from harness.records import Encoded, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
 
+TEMPLATE = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}assistant:"
 GOOD, BAD = "gimlet", "nothing"
 PER_ANSWER_S = {"zero_shot": 0.30, "few_shot": 0.60, "rag": 0.90, "tuned": 0.20}
 
@@ -75,7 +78,9 @@ def write(folder: Path, truth: Truth, sizes: Sizes) -> Path:
     (model / "config.json").write_text("{}")
     header = (2).to_bytes(8, "little") + b"{}"  # of a file that names no tensor
     (model / "model.safetensors").write_bytes(header.ljust(2_000_000, b"\0"))
-    (model / "tokenizer_config.json").write_text('{"chat_template": "none"}')
+    Tokenizer(WordLevel({"?": 0}, unk_token="?")).save(str(model / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
     data = ", ".join(f"{part}: desk/{part}.jsonl" for part in ("train", "validation", "test", "documents"))
     (suites / "desk.yaml").write_text(
         f"name: desk\ntasks:\n  - {{name: desk, data: {{{data}}}, max_new_tokens: 4}}\n"
