@@ -107,6 +107,7 @@ def renew_verdicts(
         if datetime.fromisoformat(newest.created).timestamp() <= since_s:
             return f
         found = to_plain(f.verdict) | {name: getattr(newest, name) for name in _OF_VERDICT}
+        found["rules"] = to_plain(newest.rules)
         return replace(f, verdict=load(Verdict, json.dumps(found).encode()))
 
     return replace(report, facts=tuple(map(renew, report.facts)))
