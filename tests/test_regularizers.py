@@ -129,7 +129,7 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
             "{method: peft, params: {peft_type: IA3}, regularize: {l2_sp: {strength: 1.0}}}",
             "l2_sp with an adapter of the family IA3",
         ),
-        ("{method: full, params: {freeze: {first: 1}}}", "write regularize: {freeze: …} beside params"),
+        ("{method: full, params: {freeze: {first: 1}}}", "unknown key 'freeze'"),
         ("{method: lora, replay: 0.1, regularize: {replay: {share: 0.2}}}", "replay twice"),
         ("{weights_of: prompt, replay: 0.1}", "regularize, track, train, mix and corrupt"),
     ],
