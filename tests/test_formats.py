@@ -188,6 +188,26 @@ def test_what_numbers_beside_choices_are_is_found_over_all_rows(load, column, ch
         assert [item.references[0] for item in load(test=rows).test] == [*right]
 
 
+@pytest.mark.parametrize(
+    ("columns", "is_refused"),
+    [
+        ({"answer": "x", "answer_idx": 1}, False),
+        ({"answer": "x", "answer_idx": 2}, False),
+        ({"answer": "x", "answer_idx": "B"}, False),
+        ({"answer": "x", "answer_idx": 3}, True),
+        ({"answer": "x", "answer_idx": "A"}, True),
+        ({"answerKey": "B", "correct_answer": "w"}, True),
+        ({"answer": "x", "label": 3}, False),
+    ],
+)
+def test_two_columns_that_name_other_choices_are_refused(load, columns, is_refused):
+    row = {"question": "Who?", "choices": WORDS, **columns}
+    if is_refused:
+        assert "is 'x'" in list_problems(load, test=[row])[0][1]
+    else:
+        assert load(test=[row]).test[0].references == ("x",)
+
+
 def test_places_count_alike_in_all_files_of_a_task(load):
     rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in range(1, 5)]
     items = load(train=rows[:3], test=rows[3:], validation=[{**rows[0], "question": "5?"}])

@@ -24,6 +24,7 @@ RIGHT = (
     *("answerKey", "gold", "answer", "answer_idx", "answer_index"),
     *("correct", "correct_answer", "correct_idx", "correct_index", "label"),
 )
+_SURE = tuple(name for name in RIGHT if name not in ("gold", "correct", "label"))
 CHOICES = ("choices", "options")
 _ITSELF, _LABELS, _FROM_0, _FROM_1 = "choices", "labels", "places from 0", "places from 1"
 _NUMBERS, _WORDS = (_ITSELF, _FROM_0, _FROM_1), (_ITSELF, _LABELS)
@@ -115,7 +116,21 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
         ways[_FROM_1] = "by its place from 1"
         expected = f"one of the {len(texts)} choices, {' or '.join(ways[form] for form in taken)}"
         raise UserError(Problem(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW))
+    _refuse_other_answer(row, column, right)
     return Choices(question, texts, right)
+
+
+def _refuse_other_answer(row: Row, column: str, right: str) -> None:
+    """Refuse a row in which another column says that another choice is right."""
+    for name in _SURE:
+        if name == column or row.fields.get(name) is None:
+            continue
+        other = _read_answer(row, name)
+        if other.choices and right not in other.choices.values():
+            found = (
+                f"{other.written!r} in {name!r}, and {row.fields[column]!r} in {column!r}, which is {right!r}"
+            )
+            raise UserError(Problem(row.where, found, "columns that name one right choice", MEND_ROW))
 
 
 def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
@@ -183,9 +198,9 @@ def _texts(row: Row) -> list[str]:
     return [text.strip() for text in texts]
 
 
-def _read_answer(row: Row) -> _Answer:
-    """Read an answer in each form that it may have."""
-    texts, column = _texts(row), _right_column(row)
+def _read_answer(row: Row, column: str = "") -> _Answer:
+    """Read an answer, that of a column where it is named, in each form that it may have."""
+    texts, column = _texts(row), column or _right_column(row)
     labels, written = list_choices(row.fields)[0], row.fields[column]
     said = (str(written).lower() if isinstance(written, bool) else str(written)).strip()
     alike = [text for text in texts if text == said] or [t for t in texts if normalize(t) == normalize(said)]
