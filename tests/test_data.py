@@ -454,6 +454,7 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
         ("gbk", "GB18030", "我的包裹在哪里？"),
         ("cp1252", "WINDOWS-1252", "Wo ist mein Päckchen für Köln?"),
         ("big5", "BIG5", "我的包裹在哪裡"),
+        ("euc_jp", "EUC-JISX0213", "荷物はいつ届きますか？三日待っています"),
     ],
 )
 def test_a_file_in_another_encoding_is_told_by_how_a_line_of_it_reads(
@@ -695,6 +696,16 @@ def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
     assert sorted(map(str, train + validation)) == sorted(map(str, whole))
     assert train
     assert validation
+
+
+def test_rows_that_all_ask_the_same_cannot_be_split_and_the_check_says_what_tells_them_apart(task):
+    rows = [{**row, "prompt": "Which?", "text": f"A text of {i}."} for i, row in enumerate(make_rows("r", 9))]
+    with pytest.raises(UserError) as caught:
+        load_task(task(make_rows("t", 2), train=rows), 0)
+    (problem,) = caught.value.problems
+    assert problem.found == "training rows that all ask the same"
+    file = problem.where.rpartition(":")[0]
+    assert problem.next_step == f"harness data check {file} names the columns that tell them apart"
 
 
 def test_rows_of_one_cluster_cannot_be_split(task):

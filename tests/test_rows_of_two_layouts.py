@@ -70,6 +70,24 @@ def test_of_two_columns_that_say_nothing_by_their_names_the_later_one_answers(tm
     assert find_roles(read(write(tmp_path / "rows.jsonl", rows), "train")) == (("one",), ("two",))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "story": "A crate stands there.",
+            "source": "wiki",
+            "answers": {"input_text": ["yes"]},
+            "questions": ["Is it?"],
+        },
+        {"query": "Is it?", "query_id": 7, "answers": ["yes"]},
+    ],
+)
+def test_no_plain_column_answers_beside_a_list_of_answers(tmp_path, row):
+    rows = [{**row, "query_id": i} if "query_id" in row else row for i in range(30)]
+    with pytest.raises(UserError, match=r"none of them clearly the .*answer"):
+        find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
+
+
 def test_an_identifier_or_a_length_of_a_question_is_no_question(tmp_path):
     rows = [
         {"question_id": i, "body": row["prompt"], "team": ("refund", "account")[i % 2]}

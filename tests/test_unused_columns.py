@@ -218,6 +218,25 @@ def test_columns_that_are_read_are_not_named(tmp_path):
     assert len(load_task(Task.model_validate(task), 0).read_as) == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"prompt": "{question}", "reference": "{response}"}, ("question", "response", "system_prompt")),
+        ({}, ("prompt", "reference", "system")),
+        ({}, ("prompt", "reference", "system_prompt")),
+    ],
+)
+def test_a_system_prompt_stands_in_front_of_a_question_that_a_template_names(tmp_path, fields, columns):
+    rows = [dict(zip(columns, ("Who?", "Me.", "Be brief."), strict=True))]
+    task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", rows)}, "fields": fields}
+    items = load_task(Task.model_validate(task), 0)
+    assert [*items.test[0].messages] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+    ]
+    assert not any("not read" in note for note in items.read_as)
+
+
 def test_a_context_that_is_no_text_stands_in_front_of_its_question(tmp_path):
     row = {"question": "Who?", "answer": "Me.", "context": {"title": ["A"], "sentences": [["It is me."]]}}
     task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", [row])}}

@@ -17,7 +17,8 @@ from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
 from harness.data.formats.multiple_choice import RIGHT, list_choices
 from harness.data.formats.preference_rows import read_pair
 from harness.data.formats.tools import list_tools
-from harness.data.formats.turns import read_flag, read_leniently
+from harness.data.formats.turn_parts import text_of_cell
+from harness.data.formats.turns import SYSTEMS, list_systems, read_flag, read_leniently
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import digest
@@ -34,6 +35,7 @@ CONTEXT, MESSAGES = "context", "messages"
 _ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
 _SAID = {"message", "text", "utterance", "content"}
 _DOCUMENT = {"id", "title", "text", "source"}
+_IDS = re.compile(r"(.*[_ -])?(id|ids|uid|uuid|guid|idx|index)|(?-i:.+I[dD])", re.IGNORECASE)
 
 
 class Roles(NamedTuple):
@@ -192,8 +194,11 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     is_up = read_flag(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
     if is_up is not None:
         of = of._replace(thumb=str(is_up))
-    if roles in _ROLES.values() and isinstance(fields.get("system"), str):
-        of = of._replace(system="\n".join(filter(None, (fields["system"], of.system))))
+    systems = (
+        SYSTEMS if roles in _ROLES.values() else list_systems(" ".join(map("{{{}}}".format, roles.questions)))
+    )
+    if own := next((fields[name] for name in systems if isinstance(fields.get(name), str)), None):
+        of = of._replace(system="\n".join(filter(None, (own, of.system))))
     return of._replace(tools=_digest_tools(row, roles))
 
 
@@ -293,9 +298,8 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
         UserError: no column is clearly the question, or none the answer; a column that is so by its name
             mixes lists and texts.
     """
-    plain = {
-        c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
-    }
+    cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
+    plain = {c for c, values in cells.items() if all(text_of_cell(value) is not None for value in values)}
     replies = {c for c in plain if _is_reply(c)}
     prompt = fields.get("prompt") or _find_by_name(plain - replies, QUESTIONS, ANSWERS)
     objects = {c for c in columns if all(is_object(row.fields.get(c)) for row in content.rows)}
@@ -305,12 +309,15 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     if not (prompt and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
     taken = {_name_in(prompt), _name_in(answers)}
+    if any(find_head(c).removesuffix("s") in (*QUESTIONS, *ANSWERS) for c in columns - plain - objects):
+        taken |= plain  # what asks or answers is a list, so what is left does not
     in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
     left = sorted(
         (c for c in reversed(in_order) if c in plain and c not in taken and c.lower() != "id"),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
-    if answers is None and left and len(left) + bool(prompt) == 2:
+    is_named = bool(left) and is_id(left[0]) and len(set(cells[left[0]])) == len(content.rows)
+    if answers is None and left and len(left) + bool(prompt) == 2 and not is_named:
         answers = f"{{{left.pop(0)}}}"
     if prompt is None and len(left) == 1:
         prompt = f"{{{left.pop()}}}"
@@ -424,6 +431,11 @@ def find_head(column: str) -> str:
     """Return the last word of a name, of `question_text` the one before: what the column holds."""
     words: list[str] = re.findall(r"[^\W_]+", column.lower()) or [""]
     return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]
+
+
+def is_id(column: str) -> bool:
+    """Tell from its name whether a column holds ids."""
+    return _IDS.fullmatch(column) is not None
 
 
 def column_options(prompt: str | None, reference: str | None) -> list[str]:

@@ -355,7 +355,7 @@ def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...
     prompt = _fill(row, template) if template == _DEFAULT.prompt else _fill_shown(row, template)
     if not prompt.strip() and not may_be_empty:
         raise UserError(Problem(row.where, "an empty prompt", "a question", "fill it in or remove the row"))
-    return ({"role": "user", "content": prompt},)
+    return tuple(add_system([{"role": "user", "content": prompt}], row, template))
 
 
 def _turns(row: Row) -> tuple[Message, ...]:

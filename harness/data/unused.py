@@ -5,7 +5,6 @@ that reads it, by what it holds and not by its name.
 """
 
 import json
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from harness.data.columns import (
     columns_of,
     find_head,
     find_reading_roles,
+    is_id,
     option_text,
     read_question_and_answers,
 )
@@ -35,6 +35,7 @@ from harness.data.formats.turns import (
     count_unused_keys,
     is_plain,
     list_history,
+    list_systems,
     text_of,
 )
 from harness.data.readers import Row, Rows
@@ -51,7 +52,6 @@ _LONG = 40  # characters of a text that is more than a name
 _NAMED = 30  # columns that are named one by one
 _FEWEST = 3  # rows that show something
 _HELD = 0.3  # of answers that a column holds, more than those of other rows
-_IDS = re.compile(r"(.*[_ -])?(id|ids|uid|uuid|guid|idx|index)|(?-i:.+I[dD])", re.IGNORECASE)
 # Last words of columns that are written when the answer is known.
 _TELLING = {
     *(*ANSWERS, "explanation", "rationale", "reasoning", "solution", "cot", "justification", "completion"),
@@ -136,8 +136,8 @@ class UnusedCounter:
         """Return what is not read of the rows."""
         hidden = {name: n for name, n in self.filled.items() if not self.shown[name]}
         used = self._list_bookkeeping(hidden)
-        columns = {name: n for name, n in hidden.items() if name not in used and not _IDS.fullmatch(name)}
-        tested = [name for name in hidden if name not in ("id", "slice") and not _IDS.fullmatch(name)]
+        columns = {name: n for name, n in hidden.items() if name not in used and not is_id(name)}
+        tested = [name for name in hidden if name not in ("id", "slice") and not is_id(name)]
         media = [name for name in hidden if any(_is_media(name, row.fields.get(name)) for row in self.first)]
         tested = [name for name in tested if name not in media]
         found = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(self.first, tested, hidden))
@@ -246,8 +246,8 @@ def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
         asking = asking - {*PAIRS.questions} | _list_pair_questions(names)
     if layout is not None and asks_by_layout:
         asking |= {*SYSTEMS} | ({HISTORY} if list_history(row) else set())
-    elif layout is None and "messages" in asking:
-        asking |= {*SYSTEMS}
+    elif task.kind != "bits_per_byte":
+        asking |= {*list_systems(fields.prompt)}
     if layout is not None and layout.name == "prompt and completion":
         answering |= {"label"}
     if layout is None or layout.name == "multiple choice":

@@ -24,6 +24,7 @@ from harness.data.formats.turn_parts import (
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import Message
+from harness.spec import Fields
 
 Turns = list[Message]
 _ROLES = {
@@ -151,9 +152,9 @@ def user_turns(text: str, row: Row) -> Turns:
     return add_system([*list_history(row), {"role": "user", "content": text}], row)
 
 
-def add_system(turns: Turns, row: Row) -> Turns:
+def add_system(turns: Turns, row: Row, template: str = Fields().prompt) -> Turns:
     """Put the system prompt that a column of the row holds in front of its turns, unless it is there."""
-    name = next((name for name in SYSTEMS if row.fields.get(name)), None)
+    name = next((name for name in list_systems(template) if row.fields.get(name)), None)
     if name is None:
         return turns
     texts = read_content(row.fields[name], Place(row.where, name)).texts
@@ -162,6 +163,13 @@ def add_system(turns: Turns, row: Row) -> Turns:
         return turns
     whole = "\n\n".join(filter(None, (system, own)))
     return [{"role": "system", "content": whole}, *turns[own is not None :]]
+
+
+def list_systems(template: str) -> list[str]:
+    """List the columns of system prompts beside a template; beside one of the user's own, `system_prompt`."""
+    is_own = template == Fields().prompt or "{messages}" in template
+    names = SYSTEMS if is_own else ("system_prompt",)
+    return [name for name in names if f"{{{name}}}" not in template]
 
 
 def list_history(row: Row) -> Turns:

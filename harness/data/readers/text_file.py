@@ -17,6 +17,10 @@ from harness.formatting import pluralize
 from harness.spec import HUB
 
 _GUESSED, _SHOWN_ENCODINGS = 1_000_000, 3  # bytes by which encodings are guessed; how many are shown
+_UNKNOWN_TO_ICONV = (
+    *("cp720", "cp1006", "euc_jis_2004", "hz", "kz1048", "mac_greek", "mac_iceland", "mac_latin2"),
+    *("mac_turkish", "ptcp154", "shift_jis_2004", "shift_jisx0213"),
+)
 BEGINNING = 4_096  # bytes by which text is told from what is packed
 _WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -84,7 +88,7 @@ def _guess_encodings(file: Path, line: bytes, shown: str) -> str:
     from charset_normalizer import from_bytes
 
     with open_bytes(file) as raw:
-        matches = list(from_bytes(raw.read(_GUESSED)))
+        matches = list(from_bytes(raw.read(_GUESSED), cp_exclusion=[*_UNKNOWN_TO_ICONV]))
     # Those that read all alike are one match; of these the usual one is named.
     alike = [min(match.could_be_from_charset, key=lambda name: name != "cp1252") for match in matches]
     likely = sorted(alike, key=lambda name: name != "cp1252")[:_SHOWN_ENCODINGS] or ["cp1252"]
@@ -96,6 +100,7 @@ def _guess_encodings(file: Path, line: bytes, shown: str) -> str:
 def _name_encoding(name: str) -> str:
     """Name one of Python's encodings as iconv does."""
     named = name.upper().replace("ISO8859", "ISO-8859").replace("_", "-")
+    named = {"MAC-ROMAN": "MACINTOSH", "LATIN-1": "LATIN1"}.get(named, named)
     return f"WINDOWS-{named[2:]}" if named.startswith("CP125") else named
 
 

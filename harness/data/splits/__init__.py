@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from harness.data.contamination import key
 from harness.data.examples import SourcedExample
-from harness.errors import Problem, UserError
+from harness.data.readers import file_of
+from harness.errors import Problem, UserError, as_argument
 from harness.records import Example, digest, fold_text
 
 SHARE = 0.2
@@ -37,8 +38,16 @@ def set_aside(
     if len(groups) <= leave:
         n = "one cluster" if len(groups) == 1 else f"{len(groups)} clusters or questions"
         expected = "clusters to set aside as a whole" + (f", at least {leave + 1}" if leave > 1 else "")
-        next_step = "name files for train, validation and test"
-        raise UserError(Problem(rows[0].where, f"training rows of {n} only", expected, next_step))
+        found, next_step = f"training rows of {n} only", "name files for train, validation and test"
+        if (
+            len({key(row.example, with_choices) for row in rows})
+            == 1
+            < len({r.example.cluster for r in rows})
+        ):
+            found, expected = "training rows that all ask the same", "questions that differ"
+            file = as_argument(file_of(rows[0].where))
+            next_step = f"harness data check {file} names the columns that tell them apart"
+        raise UserError(Problem(rows[0].where, found, expected, next_step))
     quota = max(round(share * len(rows)), min(map(len, groups)))
     chosen: set[int] = set()
     n_left = len(groups)
