@@ -356,6 +356,36 @@ def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_pa
         assert found[name].weights_digest == expected[name].weights_digest
 
 
+UNCHECKED = {
+    "BOFT": {"boft_block_size": 4},
+    "SHIRA": {"r": 2},
+    "UNILORA": {"r": 2},
+    "ADAMSS": {},
+}
+
+
+@pytest.mark.parametrize("family", UNCHECKED)
+def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_opened(tiny, tmp_path, family):
+    from peft import get_peft_config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = {"peft_type": family, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    config = get_peft_config(settings | UNCHECKED[family])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config).save_pretrained(tmp_path / "whole")
+    host = ModelHost(resolve(str(tiny)), CPU)
+    with host.use_adapter(tmp_path / "whole", "whole"):
+        pass
+    edits = (lambda t: dict(sorted(t.items())[1:]), lambda t: t | {f"{min(t)}x": t[min(t)] + 1})
+    for place, edit in enumerate(edits):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(place))
+        edit_tensors(edit)(folder)
+        with (
+            pytest.raises(CandidateFailed, match="an adapter that does not fit"),
+            host.use_adapter(folder, "spoilt"),
+        ):
+            pass
+
+
 def pickle_adapter(theirs, folder):
     import torch
     from safetensors.torch import load_file

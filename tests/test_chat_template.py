@@ -146,12 +146,14 @@ def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_wit
 
 
 REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}\n" + OWN
+DROPPING = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}\n" + OWN
 
 
-def test_a_system_message_that_a_template_refuses_stands_before_the_first_question(tmp_path):
+@pytest.mark.parametrize("template", [REFUSING, DROPPING])
+def test_a_system_message_that_a_template_does_not_write_stands_before_the_first_question(tmp_path, template):
     refusing, taking = (
         load_tokenizer(resolve(str(tiny_model.build(tmp_path / name, template=template))))
-        for name, template in (("refusing", REFUSING), ("taking", OWN))
+        for name, template in (("refusing", template), ("taking", OWN))
     )
     earlier = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
 

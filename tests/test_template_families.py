@@ -1,6 +1,7 @@
 """Chat templates that behave as those of known families: what is trained begins as what is asked, and ends."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_methods
@@ -151,6 +152,9 @@ def test_a_row_is_trained_as_it_is_asked_and_its_answer_ends(tokenizers, family,
     assert row.start == len(asked)
     for whole, answer in zip(row.wholes, ANSWERS, strict=True):
         assert whole[: row.start] == asked
+        ranked = encode_all(tokenizer, [PromptText(messages, answer.strip())])[0]
+        scored = [*ranked.context, *ranked.continuation]
+        assert whole[: len(scored)] == scored or answer != answer.strip()
         learnt = whole[row.start :]
         end = learnt.index(tokenizer.eos_token_id)
         assert tokenizer.decode(learnt[:end]).strip() == answer.strip()
@@ -269,6 +273,8 @@ def test_special_tokens_in_a_text_of_the_user_are_text(tokenizers, chat):
     assert [i for i in row.wholes[0][row.start :] if i in special] == [tokenizer.eos_token_id]
 
 
+_LIST = "{% set x = range(99999) | list %}"
+_NESTED = "{% set n = namespace(a='x') %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
 BOMBS = {
     "loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
     "loops over a list": "{% set x = range(9999) | list %}{% for a in x %}{% for b in x %}{% for c in x %}{% endfor %}{% endfor %}{% endfor %}",
@@ -282,6 +288,21 @@ BOMBS = {
     "a wide text": "{{ 'x' | center(10000000000) }}{{ 'x'.center(10000000000) }}",
     "a long text": "{% for a in range(9999) %}{{ 'x' * 99999 }}{% endfor %}",
     "a filter in a loop": "{% set x = range(9999) | list %}{% for a in x %}{{ x | sum }}{% endfor %}",
+    "a list that is searched": _LIST
+    + "{% for a in x %}{% if -1 in x or -1 is in x %}{% endif %}{% endfor %}",
+    "equal lists": _LIST + "{% set y = x[:] %}{% for a in x %}{% if x == y %}{% endif %}{% endfor %}",
+    "slices": _LIST + "{% for a in x %}{% set y = x[:] %}{% endfor %}",
+    "a test for each": _LIST + "{{ x | reject('in', x) | list | length }}",
+    "a long text joined": "{% set s = 'x' * 19000000 %}{% for a in range(9999) %}{% set t = s ~ a %}{% endfor %}",
+    "a long text that is searched": "{% set s = 'x' * 19000000 %}{% for a in range(9999) %}{% if 'y' in s %}{% endif %}{% endfor %}",
+    "lists of lists": _NESTED + "{{ n.a }}",
+    "lists of lists as JSON": _NESTED + "{{ n.a | tojson }}",
+    "namespaces": _NESTED.replace("[n.a, n.a]", "namespace(a=n.a, b=n.a)") + "{{ n }}",
+    "a width in a text": "{{ '%9999999999d' % 1 }}",
+    "a width in a format": "{{ '{:>9999999999}'.format('x') }}",
+    "a replaced letter": "{{ ('a' * 20000).replace('a', 'b' * 500000) }}",
+    "a long separator": _LIST + "{{ x | join('b' * 200000) }}",
+    "tabs": "{{ ('\t' * 1000).expandtabs(19000000) }}",
 }
 
 
@@ -290,3 +311,20 @@ def test_a_template_that_never_ends_is_stopped_with_the_bound(bomb):
     for template in (BOMBS[bomb], BOMBS[bomb] + tiny_model.CHATML):
         with pytest.raises(CandidateFailed, match=r"more than 1,000,000 steps or 20,000,000 signs"):
             render_chat(tiny_model.tokenizer(template), [_USER])
+
+
+def test_a_conversation_of_very_many_turns_is_written_and_one_that_is_too_long_stops_no_other():
+    template = _EACH + "{% if loop.index0 < messages | length %}" + _TURN + "{% endif %}{% endfor %}"
+    tokenizer = tiny_model.tokenizer(template)
+    assert render_chat(tokenizer, [_USER] * 3000).text.count("parcel") == 3000
+    slow = tiny_model.tokenizer(_EACH + "{% for a in messages %}{% endfor %}" + _TURN + "{% endfor %}")
+    with pytest.raises(CandidateFailed, match="more than 1,000,000 steps"):
+        render_chat(slow, [_USER] * 3000)
+    assert "parcel" in render_chat(slow, [_USER]).text
+
+
+def test_templates_are_rendered_on_several_threads_at_a_time():
+    tokenizer = tiny_model.tokenizer()
+    with ThreadPoolExecutor(4) as threads:
+        made = [*threads.map(lambda _: render_chat(tokenizer, [_USER]).text, range(4000))]
+    assert set(made) == {render_chat(tokenizer, [_USER]).text}

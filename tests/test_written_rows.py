@@ -73,6 +73,22 @@ def test_a_row_that_the_template_does_not_write_is_named_before_anything_runs(
     assert not (tmp_path / "runs" / "rows").exists()
 
 
+def test_a_turn_that_the_template_leaves_out_is_named(command, tmp_path):
+    alone = "{% set messages = messages[-1:] %}" + tiny_model.CHATML
+    path = write(tmp_path, tiny_model.build(tmp_path / "base", template=alone))
+    said = [
+        {"role": "user", "content": "Its number is 7."},
+        {"role": "assistant", "content": "Yes."},
+        TWICE[1],
+    ]
+    change(path, "letters/test.jsonl", 2, prompt=None, messages=said)
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "test.jsonl:2: found a turn of 'user' that the chat template leaves out" in said) == (
+        2,
+        True,
+    )
+
+
 def test_pairs_are_written_too(command, tmp_path, strict):
     pair = {"messages": TWICE, "chosen": "late", "rejected": "money"}
     path = write(tmp_path, strict, pairs=[pair])

@@ -19,7 +19,7 @@ from harness.models.adapters import (
     refuse_infinite,
     tensors_of,
 )
-from harness.models.adapters.against_base import adapter_problems, read_adapter_config
+from harness.models.adapters.against_base import adapter_problems, open_adapter, read_adapter_config
 from harness.models.adapters.merged_layers import compute_in_normal_mode, merge_layers
 from harness.models.adapters.soft_prompts import soft_prompt
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
@@ -208,18 +208,17 @@ class ModelHost:
                 refuse_infinite(folder)
                 stack.enter_context(keep_base(self.model, folder))
                 candidate = self._put_on(folder, weights_digest, stack, merged=merged)
+                candidate.refuse_no_numbers()
             yield candidate
 
     def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
         """Put an adapter on the base; what `stack` closes takes merged layers off again."""
-        from peft import PeftModel
-
         for problem in adapter_problems(folder, self.source, ""):
             raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
         engine = self.base.engine.partition("/")[2]
         # Products are computed in the base's precision, merged weights rounded to it once.
-        model: Any = PeftModel.from_pretrained(
-            self.model, str(folder), autocast_adapter_dtype=merged, torch_device=self.machine.device
+        model = open_adapter(
+            self.model, folder, autocast_adapter_dtype=merged, torch_device=self.machine.device
         )
         model.eval()
         compute_in_normal_mode(model)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.batching import Tokens
-from harness.models.chat_templates import render_chat, special_tokens_of
+from harness.models.chat_templates import find_gap, render_chat, special_tokens_of
 from harness.records import Encoded, Limits, Message, Output, PromptText
 
 if TYPE_CHECKING:
@@ -56,12 +56,20 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptTex
     """Turn messages, and what would follow each, into token ids: every text once, all of them in a call.
 
     Without a chat template turns are joined by blank lines, and an answer to its question by a
-    space. An empty context becomes the beginning- or end-of-sequence token, as in lm-eval.
+    space; with one, by the blanks that it writes there. An empty context becomes the beginning- or
+    end-of-sequence token, as in lm-eval.
 
     Raises:
         UserError: a chat template is wanted and the tokenizer has none.
     """
-    return _encode(tokenizer, _render(tokenizer, prompts))
+    gap = find_gap(tokenizer) if any(one.chat_template and one.continuation for one in prompts) else ""
+    put = [
+        one._replace(continuation=gap + one.continuation)
+        if one.chat_template and one.continuation and not one.is_written
+        else one
+        for one in prompts
+    ]
+    return _encode(tokenizer, _render(tokenizer, put))
 
 
 def encode_answered(
@@ -70,8 +78,8 @@ def encode_answered(
     """Turn prompts, each followed by its answer, into token ids to train on; `ends` end an answer.
 
     An answer is written as the chat template writes it where that begins with the prompt as it is evaluated
-    and ends the answer; else it stands right behind that prompt, and the first of `ends` behind it, or the
-    one that the template writes there.
+    and ends the answer; else it stands behind that prompt and the template's blanks, and the first of `ends`
+    behind it, or the one that the template writes there.
 
     Raises:
         UserError: no token ends an answer.
@@ -79,9 +87,10 @@ def encode_answered(
     if not ends:
         raise _phrase_no_end()
     special, rendered = _find_special(tokenizer), _render(tokenizer, rows)
+    gap = find_gap(tokenizer) if any(row.chat_template for row in rows) else ""
     pairs = zip(rows, rendered, strict=True)
     written = [
-        _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), one, ends)
+        _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), one, ends, gap)
         for row, one in pairs
     ]
     made = _encode(tokenizer, [one.texts for one in written])
@@ -111,7 +120,11 @@ class _WrittenAnswer(NamedTuple):
 
 
 def _write_answer(
-    tokenizer: "PreTrainedTokenizerBase", row: PromptText, prompt: _PromptTexts, ends: Mapping[int, str]
+    tokenizer: "PreTrainedTokenizerBase",
+    row: PromptText,
+    prompt: _PromptTexts,
+    ends: Mapping[int, str],
+    gap: str,
 ) -> _WrittenAnswer:
     context, answer, whole = prompt.context, prompt.continuation.text, ""
     first = next(iter(ends))
@@ -132,7 +145,7 @@ def _write_answer(
     opened = _OPENED.search(context.text)
     if opened and answer.lstrip().startswith(opened[1]):  # the prompt has begun the thoughts already
         answer = answer.lstrip().removeprefix(opened[1]).lstrip("\n")
-    return _WrittenAnswer(_put_behind(context, answer), (end,))
+    return _WrittenAnswer(_put_behind(context, gap + answer), (end,))
 
 
 def _put_behind(context: _Text, text: str) -> _PromptTexts:

@@ -17,7 +17,7 @@ from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Fold, MeasuredTask, Session
 from harness.formatting import pluralize
-from harness.models import render_chat
+from harness.models import find_left_out
 from harness.models.hub import (
     ModelSource,
     has_chat_template,
@@ -115,7 +115,8 @@ def _try_rows(base: ModelSource, texts: Sequence[Sequence[Message]]) -> dict[str
     tokenizer, found = load_tokenizer(base), dict[str, str]()
     for place, messages in enumerate(texts):
         try:
-            render_chat(tokenizer, messages)
+            if role := find_left_out(tokenizer, messages):
+                found[str(place)] = f"a turn of {role!r} that the chat template leaves out"
         except CandidateFailed as error:
             found[str(place)] = error.reason
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import plugins
 from harness.cache import memo
-from harness.errors import Problem, one_line
+from harness.errors import CandidateFailed, Problem, one_line
 from harness.models.adapters import CONFIG, WEIGHTS, Tensor, own_name, tensors_of
 from harness.models.devices.base_loading import build_without_weights
 from harness.models.hub import ModelSource, chat_template, is_packed, load_tokenizer, tokenizer_files
@@ -93,8 +93,13 @@ def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
     """Say how the tokenizer or chat template beside an adapter differs from the base's, with what to do."""
     files = [file.name for file in tokenizer_files(folder)]
     theirs = source._replace(path=folder, template="", switches="")
-    own_template, base_template = chat_template(theirs).strip(), chat_template(source).strip()
-    difference = "a chat template of its own" if own_template not in ("", base_template) else ""
+    own_template = chat_template(theirs).strip()
+    # As the base's file has it, or as it is used, which a training here saves.
+    is_known = (
+        own_template in ("", chat_template(source).strip())
+        or own_template == str(load_tokenizer(source).chat_template).strip()
+    )
+    difference = "" if is_known else "a chat template of its own"
     if not difference and {*files} - {"chat_template.jinja"}:
         difference = _tokenizer_difference(theirs, source)
     if not difference:
@@ -156,6 +161,23 @@ def _misfit(
     ]
 
 
+def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """Put the adapter of a folder on a base, and hold what PEFT made of it against the file once more.
+
+    Raises:
+        CandidateFailed: a tensor is lacking, or has no place, of which PEFT says nothing or warns.
+    """
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    opened: Any = PeftModel.from_pretrained(model, str(folder), **options)
+    if misfit := _hold(opened, opened.active_peft_config, load_file(folder / WEIGHTS), own):
+        found = f"an adapter that does not fit: {misfit}"
+        raise CandidateFailed(found, "save it again with PEFT's save_pretrained, where it was trained")
+    return opened
+
+
 def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Say what of a configuration nothing here can serve: found, expected and next step."""
     import peft
@@ -203,7 +225,8 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
             return wrong
         with torch.device("meta"):
             made = get_peft_model(model, config)
-        return _hold(made, config, tensors, own)
+            given = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
+        return _hold(made, config, given, own)
     except NotImplementedError:
         return ""
     except Exception as error:  # noqa: BLE001 (PEFT refuses a configuration in many ways)
@@ -228,13 +251,11 @@ def _other_sizes(config: Any, model: Any) -> str:
     return ", ".join(f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
 
 
-def _hold(made: Any, config: Any, tensors: Mapping[str, Tensor], own: set[str]) -> str:
+def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
     """Compare the tensors that PEFT makes of an adapter on a base with those that its file holds."""
-    import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    given = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
-    loaded: Any = set_peft_model_state_dict(made, given)
+    loaded: Any = set_peft_model_state_dict(made, dict(tensors))
     if config.is_prompt_learning:
         unused, lacking = tensors.keys() - {"prompt_embeddings"}, set[str]()
     else:

@@ -2,11 +2,12 @@
 
 Invariant: a template that is used ends each answer with a token that ends one, so that a fine-tune learns to
 stop, and writes a conversation so that the prompt is its beginning. A base's own is never replaced; in
-front of one that refuses a system message stands what joins that to the question behind it.
+front of one that refuses or drops a system message stands what joins that to the question behind it.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean
@@ -28,7 +29,9 @@ _JOINED = (
     " else messages +%}"
 )
 _ANSWER = "second"
-_stopped: dict[str, str] = {}  # templates that did too much work, which need not show it once more
+_FEW_TURNS = 8
+_stopped: dict[str, str] = {}  # templates that did too much work for few turns, which need not show it again
+_rendering = Lock()  # a template's environment tracks the marked spans of one conversation at a time
 
 
 class Chat(NamedTuple):
@@ -56,14 +59,16 @@ def render_chat(
             raise CandidateFailed(_stopped[text])
         template: Any = compile_template(text)
         given = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
-        with template.environment.activate_tracker(blocks, marked):
+        with _rendering, template.environment.activate_tracker(blocks, marked):
             for block in render(template, messages=list(messages), add_generation_prompt=asks, **given):
                 blocks.append(block)  # noqa: PERF402  (the tracker of marked spans reads those before it)
     except CandidateFailed:
         raise
     except TooMuchWork as error:
-        _stopped[text] = f"a chat template that takes {error}"
-        raise CandidateFailed(_stopped[text], "a template of a chat alone") from None
+        reason = f"a chat template that takes {error}"
+        if len(messages) <= _FEW_TURNS:
+            _stopped[text] = reason
+        raise CandidateFailed(reason, "a template of a chat alone") from None
     except Exception as error:  # noqa: BLE001  (whatever a template of somebody else does)
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise CandidateFailed(f"a conversation that the chat template does not write ({said})") from None
@@ -120,25 +125,52 @@ def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
 
 
 def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let a chat template that refuses a system message, as Gemma 2's, read it before the first question.
+    """Let a chat template that refuses or leaves out a system message read it before the first question.
 
-    Without a system message it renders as before.
+    Gemma 2's refuses it, Phi-3 medium's leaves it out. Without a system message it renders as before.
     """
     template = tokenizer.chat_template
     if (
         isinstance(template, str)
-        and _renders(tokenizer, _QUESTION)
-        and not _renders(tokenizer, [_SYSTEM, *_QUESTION])
+        and _writes(tokenizer, _QUESTION)
+        and not _writes(tokenizer, [_SYSTEM, *_QUESTION])
     ):
         tokenizer.chat_template = _JOINED + template
 
 
-def _renders(tokenizer: "PreTrainedTokenizerBase", turns: list[Message]) -> bool:
+def _writes(tokenizer: "PreTrainedTokenizerBase", turns: list[Message]) -> bool:
     try:
-        render_chat(tokenizer, turns)
+        return not find_left_out(tokenizer, turns)
     except CandidateFailed:
         return False
-    return True
+
+
+def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """Return the role of the first turn whose text changes nothing in the prompt; empty where each does.
+
+    Raises:
+        CandidateFailed: the template does not write the conversation.
+    """
+    text = render_chat(tokenizer, messages).text
+    for place, message in enumerate(messages):
+        if message["content"].strip() in text:
+            continue
+        changed = {**message, "content": f"{message['content']} {_ANSWER}"}
+        if render_chat(tokenizer, [*messages[:place], changed, *messages[place + 1 :]]).text == text:
+            return message["role"]
+    return ""
+
+
+def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the blanks that a chat template writes between a prompt and its answer."""
+    try:
+        prompt = render_chat(tokenizer, _QUESTION).text
+        answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
+        whole = render_chat(tokenizer, answered, asks=False).text
+    except CandidateFailed:
+        return ""
+    before, _, _ = whole.removeprefix(prompt).partition(_ANSWER)
+    return before if whole.startswith(prompt) and not before.strip() else ""
 
 
 def template_problems(

@@ -5,7 +5,8 @@ apart. A template that loops, calls or writes without end is stopped after `MOST
 `MOST_SIGNS` signs, by counting and not by a clock, so it is stopped everywhere alike.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache, wraps
@@ -14,12 +15,28 @@ from typing import Any
 from jinja2 import Template, nodes
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 DAY = datetime(2025, 1, 1)  # noqa: DTZ001  (what templates take for today, so that every day's prompts are alike)
 MOST_STEPS = 1_000_000
 MOST_SIGNS = 20_000_000
 _STEPS_A_CALL = 10
+_MOST_ENLARGED = 1_000_000_000  # product of the sizes of what is put into what
+_ENLARGES = (
+    "expandtabs",
+    "format",
+    "format_map",
+    "indent",
+    "join",
+    "replace",
+    "tojson",
+    "translate",
+    "wordwrap",
+)
+_FORMATS = ("format", "format_map")
+_NUMBER = re.compile(r"\d+")
+_FREE = ("count", "first", "last", "length")  # what they take does not grow with a conversation
 _SIGNS_A_STEP = 1_000  # of a text that a filter reads
 _SIGNS_A_BIT = 200  # of a number, which takes longer than a text to compute with
 _left: ContextVar[int] = ContextVar("steps left to the template that is rendered")
@@ -40,8 +57,12 @@ def compile_template(text: str) -> Template:
     theirs = _compile_jinja_template("").environment
     kinds = [type(one) for one in theirs.extensions.values()]
     ours = _BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=kinds)
-    ours.filters = {name: _count_work(made) for name, made in theirs.filters.items()}
-    ours.filters |= {"_each": _count_each, "_bounded": _refuse_large}
+    ours.filters = {name: _count_work(name, made) for name, made in theirs.filters.items()}
+    ours.filters |= {name: theirs.filters[name] for name in _FREE}
+    ours.filters |= {"_each": _count_each, "_charge": _charge}
+    ours.filters.pop("random")  # a conversation is written alike each time
+    ours.tests = {name: _count_work(name, made) for name, made in theirs.tests.items()}
+    ours.finalize = _charge
     ours.globals = theirs.globals | {"strftime_now": DAY.strftime}
     ours.globals.pop("lipsum")  # which no chat needs, and makes texts of any length
     _left.set(MOST_STEPS)
@@ -66,15 +87,37 @@ def _spend(steps: int) -> None:
     _left.set(left)
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, int):
-        return value.bit_length() * _SIGNS_A_BIT
-    return len(value) if isinstance(value, Sized) else 0
-
-
-def _refuse_large(value: Any) -> Any:
-    if _size(value) > MOST_SIGNS:
+def _measure(value: Any) -> int:
+    """Return the size of a value with all that it holds, in signs; reading it takes steps."""
+    size, n_items, pending = 0, 0, list[Any]()
+    if isinstance(value, str):
+        size = len(value)
+    elif isinstance(value, int):
+        size = value.bit_length() * _SIGNS_A_BIT
+    else:
+        pending = [value]
+    while pending:
+        one = pending.pop()
+        n_items += 1
+        if isinstance(one, str):
+            size += len(one)
+        elif isinstance(one, dict):
+            pending += [*one, *one.values()]
+        elif isinstance(one, Namespace):
+            pending += object.__getattribute__(one, "_Namespace__attrs").values()
+        elif isinstance(one, list | tuple | range):
+            pending += one
+        if size > MOST_SIGNS or n_items + len(pending) > MOST_STEPS:
+            break
+    if size > MOST_SIGNS or pending:
         raise TooMuchWork
+    _spend(size // _SIGNS_A_STEP + n_items)
+    return size + n_items
+
+
+def _charge(value: Any) -> Any:
+    """Take the steps that a value takes to be read, and return it."""
+    _measure(value)
     return value
 
 
@@ -84,24 +127,30 @@ def _count_each(values: Iterable[Any]) -> Iterator[Any]:
         yield value
 
 
-def _count_arguments(args: Iterable[Any], options: Mapping[str, Any]) -> None:
+def _count_arguments(name: str, *args: Any) -> None:
+    """Take the steps of a call, and refuse one whose result may be far larger than what it reads."""
     _spend(_STEPS_A_CALL)
-    for value in (*args, *options.values()):
-        if isinstance(value, int) and value > MOST_SIGNS:  # a width, or how often
-            raise TooMuchWork
-        if isinstance(value, str):
-            _spend(len(value) // _SIGNS_A_STEP)
-        elif isinstance(value, list | tuple | dict | range):
-            _spend(len(value))
+    sizes = sorted(value if type(value) is int else _measure(value) for value in args)
+    if sizes and sizes[-1] > MOST_SIGNS:  # a width, or how often
+        raise TooMuchWork
+    if name in _ENLARGES and sizes[1:] and sizes[-1] * sizes[-2] > _MOST_ENLARGED:
+        raise TooMuchWork
+    if name in _FORMATS and isinstance(args[0], str) and sum(map(int, _NUMBER.findall(args[0]))) > MOST_SIGNS:
+        raise TooMuchWork
 
 
-def _count_work(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that counts what it reads, and makes nothing too large."""
+def _refuse_repeated(value: Any, times: Any) -> None:
+    if _measure(value) * (times if isinstance(times, int) else 1) > MOST_SIGNS:
+        raise TooMuchWork
+
+
+def _count_work(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter or a test that counts what it reads, and makes nothing too large."""
 
     @wraps(function)
     def count(*args: Any, **options: Any) -> Any:
-        _count_arguments(args, options)
-        return _refuse_large(function(*args, **options))
+        _count_arguments(name, *args, *options.values())
+        return _charge(function(*args, **options))
 
     return count
 
@@ -116,12 +165,29 @@ class _BoundedTree(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802
         self.generic_visit(node)
-        return _put_filter(node, "_bounded")
+        node.nodes = list(map(_put_charge, node.nodes))
+        return _put_filter(node, "_charge")
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
+        self.generic_visit(node)
+        for operand in node.ops:
+            operand.expr = _put_charge(operand.expr)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _put_filter(node.node, "_charge")
+        return node
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.AssignBlock:  # noqa: N802
         self.generic_visit(node)
-        node.filter = _put_filter(node.filter, "_bounded", node)
+        node.filter = _put_filter(node.filter, "_charge", node)
         return node
+
+
+def _put_charge(node: nodes.Expr) -> nodes.Expr:
+    return node if isinstance(node, nodes.Const) else _put_filter(node, "_charge")
 
 
 def _put_filter(node: Any, name: str, place: nodes.Node | None = None) -> nodes.Filter:
@@ -142,16 +208,18 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, /, *args: Any, **options: Any) -> Any:
         if isinstance(function, LoopContext):  # a recursive loop
             args = (_count_each(args[0]), *args[1:])
-        _count_arguments(args, options)
-        made = super().call(context, function, *args, **options)
-        if isinstance(made, range | list | tuple | dict):
-            _spend(len(made))
-        return _refuse_large(made)
+        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+        read = [owner] if isinstance(owner, str | list | dict) else []
+        _count_arguments(getattr(function, "__name__", ""), *read, *args, *options.values())
+        return _charge(super().call(context, function, *args, **options))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        _spend(1)
-        n = next((value for value in (right, left) if isinstance(value, int)), 1)
-        other = left if n is right else right
-        if operator in ("*", "**") and not (operator == "*" and isinstance(other, int)):
-            _refuse_large(range(_size(other) * max(n, 0)))
-        return _refuse_large(super().call_binop(context, operator, left, right))
+        if operator == "**" or (operator == "*" and not isinstance(left, int)):
+            _refuse_repeated(left, right)
+        elif operator == "*" and not isinstance(right, int):
+            _refuse_repeated(right, left)
+        elif operator == "%":
+            _count_arguments("format", left, *(right if isinstance(right, tuple) else (right,)))
+        else:
+            _count_arguments(operator, left, right)
+        return _charge(super().call_binop(context, operator, left, right))
