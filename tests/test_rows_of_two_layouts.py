@@ -88,6 +88,14 @@ def test_no_plain_column_answers_beside_a_list_of_answers(tmp_path, row):
         find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
 
 
+def test_a_template_that_is_advised_shows_no_solution(tmp_path):
+    rows = [
+        {"hint": f"By {i}.", "solution": f"It is {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)
+    ]
+    with pytest.raises(UserError, match=r"--prompt '\{hint\} \{task\}'"):
+        find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
+
+
 def test_an_identifier_or_a_length_of_a_question_is_no_question(tmp_path):
     rows = [
         {"question_id": i, "body": row["prompt"], "team": ("refund", "account")[i % 2]}

@@ -35,6 +35,11 @@ CONTEXT, MESSAGES = "context", "messages"
 _ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
 _SAID = {"message", "text", "utterance", "content"}
 _DOCUMENT = {"id", "title", "text", "source"}
+# Last words of columns that are written when the answer is known.
+TELLING = {
+    *(*ANSWERS, "explanation", "rationale", "reasoning", "solution", "cot", "justification", "completion"),
+    *("feedback", "critique", "prediction", "generation", "chosen", "rejected", "score", "rating"),
+}
 _IDS = re.compile(r"(.*[_ -])?(id|ids|uid|uuid|guid|idx|index)|(?-i:.+I[dD])", re.IGNORECASE)
 
 
@@ -336,6 +341,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
 
 def _hint_template(columns: Sequence[str]) -> str:
     """Show how several columns are joined to one question; empty where there are not several."""
+    columns = [name for name in columns if find_head(name) not in TELLING]
     if len(columns) < 2:
         return ""
     template = " ".join(f"{{{name}}}" for name in sorted(columns[-2:]))

@@ -13,8 +13,8 @@ from statistics import median
 from typing import NamedTuple
 
 from harness.data.columns import (
-    ANSWERS,
     PAIRS,
+    TELLING,
     Roles,
     column_options,
     columns_of,
@@ -52,11 +52,6 @@ _LONG = 40  # characters of a text that is more than a name
 _NAMED = 30  # columns that are named one by one
 _FEWEST = 3  # rows that show something
 _HELD = 0.3  # of answers that a column holds, more than those of other rows
-# Last words of columns that are written when the answer is known.
-_TELLING = {
-    *(*ANSWERS, "explanation", "rationale", "reasoning", "solution", "cot", "justification", "completion"),
-    *("feedback", "critique", "prediction", "generation", "chosen", "rejected", "score", "rating"),
-}
 
 
 class ContextColumn(NamedTuple):
@@ -290,11 +285,7 @@ def _find_contexts(
         read = [
             (text_of(row.fields[name]), row) for row in rows if row.fields.get(name) not in (None, "", [], {})
         ]
-        if (
-            len(read) < _FEWEST
-            or find_head(name) in _TELLING
-            or find_head(name).removesuffix("s") in _TELLING
-        ):
+        if len(read) < _FEWEST or find_head(name) in TELLING or find_head(name).removesuffix("s") in TELLING:
             continue
         texts, of = [text for text, _ in read], [row for _, row in read]
         if _is_derived(texts, of) or _shows_question(texts, of):
