@@ -34,7 +34,7 @@ BASE = Truth(
 )
 ALPHA = 32.0
 AS_IT_IS = "as it is"
-_LAID_DOWN = ("intruders", "merge")  # steps that compute with a base, which here has no weights
+_LAID_DOWN = ("merge",)  # steps that compute with a base, which here has no weights
 USUAL = Sizes()
 
 

@@ -43,7 +43,7 @@ def test_every_key_of_the_file_is_listed_with_its_default():
     assert found["name"].startswith("has to be written. ")
     assert found["candidates.NAME.init_from"].startswith("nothing if not written. ")
     assert found["rescue.scales"].startswith("0.75, 0.5, 0.25 if not written. ")
-    assert found["rescue.steps"].startswith("earlier, scale, intruders, merge, kl, replay, ")
+    assert found["rescue.steps"].startswith("earlier, scale, merge, kl, replay, ")
     assert {f"decide.{name}" for name in DecidePolicy.model_fields} <= found.keys()
     assert found["decide"].startswith("Prices, volumes and needs")
 

@@ -19,7 +19,7 @@ from harness.spec import GatePolicy
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 
 POLICY = GatePolicy()
-FREE = ("scale=0.75", "scale=0.5", "scale=0.25", "intruders")
+FREE = ("scale=0.75", "scale=0.5", "scale=0.25")
 BAD_SCALES = dict.fromkeys(FREE, Version(lost=40))
 TRAINED = ("kl=0.3", "kl=3", "replay=0.25", "replay=1")
 SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
@@ -50,7 +50,6 @@ def hopeless_world(module_cache, tmp_path_factory):
         "scale=0.75": Version(80, lost=40),
         "scale=0.5": Version(60, lost=30),
         "scale=0.25": Version(45, lost=20),
-        "intruders": Version(44, lost=20),
         **dict.fromkeys(TRAINED, Version(70, lost=15)),
     }
     made = world(tmp_path_factory.mktemp("hopeless"), versions, sizes=SMALL)
@@ -148,7 +147,7 @@ def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing
 def test_nothing_passes_and_that_is_said_with_the_front(hopeless_world):
     _, found = hopeless_world
     assert found.rescued_trial is None
-    assert found.sentence.startswith("Nothing is rescued: none of 8 trials of lora passes on the search half")
+    assert found.sentence.startswith("Nothing is rescued: none of 7 trials of lora passes on the search half")
     assert {t.search.verdict.outcome for t in found.tried} == {"fail"}
     assert all(t.confirm is None for t in found.tried)
     assert exit_code(found, POLICY) == 3
@@ -183,7 +182,6 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
         "scale=0.75": Version(88, lost=40),
         "scale=0.5": Version(35),  # less than the 40 % of the best without training
         "scale=0.25": Version(20),
-        "intruders": Version(lost=40),
         **dict.fromkeys(TRAINED, Version(lost=40)),
     }
     found = world(tmp_path, versions, sizes=SMALL).rescue()
@@ -209,7 +207,7 @@ def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
     assert found.rescued_trial == "held+ewc=30"
     recipe = found.tried[-1].recipes["held+ewc=30"]
     assert recipe["regularize"] == {"replay": {"share": 1.0}, "ewc": {"strength": 30.0}}
-    assert found.tried[4].recipes["held+merged"]["merges"] == ["held", "lora"]
+    assert found.tried[3].recipes["held+merged"]["merges"] == ["held", "lora"]
 
 
 def test_an_unknown_step_is_refused_with_the_nearest_name(rescued_world):
@@ -353,11 +351,7 @@ def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(rescued_wo
     command = ["rescue", "lora", "-c", str(made.path), "--dry-run"]
     read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
     assert [t["name"] for t in read["trials"] if t["stored"]] == ["lora+scale=0.75", "lora+scale=0.5"]
-    assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + [
-        "intruders",
-        *["kl"] * 2,
-        *["replay"] * 2,
-    ]
+    assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + ["kl"] * 2 + ["replay"] * 2
     trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
     assert trained["scale"] == 0 < trained["kl"] < trained["replay"]
     assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout

@@ -47,7 +47,7 @@ def find_trial(recipe, mark):
 
 def test_rungs_come_in_order_of_cost():
     expected = (
-        "scale=0.75 scale=0.5 scale=0.25 intruders kl=0.3 kl=3 replay=0.25 replay=1 "
+        "scale=0.75 scale=0.5 scale=0.25 kl=0.3 kl=3 replay=0.25 replay=1 "
         "ewc=30 l2_sp=0.01 lr=0.0001 r=4 half"
     )
     assert marks(LORA) == expected.split()
@@ -121,13 +121,12 @@ def test_a_share_of_replay_is_tried_only_above_that_of_the_recipe():
 
 def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
     dora = Recipe(method="lora", params={"use_dora": True})
-    assert not {"intruders", "l2_sp=0.01", "ewc=30"} & set(marks(dora))
-    assert "intruders: it is an adapter with use_dora, and no plain LoRA" in list_left_out(dora)
+    assert not {"l2_sp=0.01", "ewc=30"} & set(marks(dora))
     assert [said for said in list_left_out(dora) if said.startswith("ewc: not with use_dora")]
 
 
 def test_every_step_that_a_plugin_declares_is_tried_by_default_what_trains_nothing_first():
-    without_training = ("earlier", "scale", "intruders", "merge")
+    without_training = ("earlier", "scale", "merge")
     trained = ("kl", "replay", "ewc", "l2_sp", "learning_rate", "rank", "half")
     assert RescuePolicy().steps is None
     assert plugins.rescue_steps() == (*without_training, *trained)
@@ -150,7 +149,7 @@ def test_frozen_layers_are_left_out_of_a_new_adapter_and_frozen_where_the_traini
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
     found = schedule(LORA, RescuePolicy(max_trained=1))
-    assert [t.trained for t in found.trials] == [False, False, False, False, True]
+    assert [t.trained for t in found.trials] == [False, False, False, True]
     over = [reason for reason in found.left_out if "rescue.max_trained is 1" in reason]
     assert len(over) == 8
     assert (
@@ -194,13 +193,13 @@ def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
 
 def test_preferences_have_no_rows_to_replay():
     marked = marks(Recipe(method="dpo", init_from="lora"))
-    assert marked[3:] == ["intruders", "kl=0.3", "kl=3", "ewc=30", "l2_sp=0.01", "lr=5e-07"]
+    assert marked[3:] == ["kl=0.3", "kl=3", "ewc=30", "l2_sp=0.01", "lr=5e-07"]
     assert "replay: the training of dpo does not take it" in list_left_out(Recipe(method="dpo"))
 
 
 def test_an_adapter_made_elsewhere_can_only_be_mended_without_training():
     scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
-    assert marks(Recipe(method="adapter", path="./theirs")) == [*scales, "intruders"]
+    assert marks(Recipe(method="adapter", path="./theirs")) == scales
 
 
 def test_where_the_layers_are_not_known_none_is_left_out():

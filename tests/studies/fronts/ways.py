@@ -66,7 +66,6 @@ WAYS: dict[str, Strengths] = {
     "freeze": make_regularized("freeze", "first", (10, 20), "full"),
     "dropout": make_regularized("dropout", "rate", (0.05, 0.1), "full"),
     "scaled": make_mended("scaled", "scale", (0.5, 0.75)),
-    "fewer-intruders": make_mended("fewer_intruders", "mitigation_lambda", (0.75, 0.25)),
 }
 
 
