@@ -83,10 +83,10 @@ OFFERED = {
     # A group: `session` and what uses it import the package, so it cannot import them; the stages of
     # `judges` import `judges`, and `costs.timing` a session, which imports `costs`.
     "evaluation": (
-        "candidate_rows candidates changed_facts contamination control_arm costs costs.timing judges "
+        "candidate_rows candidates changed_facts control_arm costs costs.timing judges "
         "judges.answer_pairs judges.grade_costs judges.grade_reading judges.grading judges.judge_context "
         "judges.judging_stage lm_eval more_targets openers regularization rescoring rows.row_sets "
-        "rows.sampling runner session"
+        "rows.sampling runner session training_overlap"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (
@@ -224,9 +224,9 @@ def test_a_private_module_is_offered_to_nobody():
 def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
     """Token ids are made by `tokenization`, weights found by `hub`: what these change has digests of its own.
 
-    On which devices layers lie changes no layout, and of the scores of a text's own tokens no row is kept.
+    On which devices layers lie changes no layout.
     """
-    apart = {"tokenization", "hub", "hardware", "adapters", "oom", "devices", "token_scores"}
+    apart = {"tokenization", "hub", "hardware", "adapters", "oom", "devices"}
     listed = code_versions()["layout"].files
     sources = {
         i.module.split(".")[-1]: i.module.split(".")[2] for i in imports(PACKAGE / "models/__init__.py")

@@ -91,14 +91,3 @@ def test_greedy_answers_are_those_of_each_prompt_alone(host, load_untouched):
                 pad_token_id=ends[0],
             )
         assert output.text == host.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
-
-
-def test_scores_of_a_texts_tokens_do_not_hang_on_the_other_texts(host):
-    texts = [
-        "where is my parcel",
-        "where is my parcel, it should have been here on Monday, as the courier said",
-        "a",
-    ]
-    apart = [host.base.score_tokens([text])[0].logprobs for text in texts]
-    for one, other in zip(host.base.score_tokens(texts), apart, strict=True):
-        assert one.logprobs == pytest.approx(other, abs=1e-4)

@@ -31,7 +31,6 @@ ANSWERS = {
     "control arm": ("evaluation/control_arm.py", ""),
     "hyper-parameter search": ("experiment/weights/proposals.py", "proposals"),
     "stratified item sampling": ("evaluation/rows/sampling.py", ""),
-    "membership inference": ("evaluation/contamination/membership.py", ""),
     "preflight check": ("experiment/preflight/__init__.py", "examine"),
     "A/A noise": ("experiment/preflight/rounding_noise.py", "measure_noise"),
 }

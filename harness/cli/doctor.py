@@ -1,7 +1,7 @@
 """Command for the preflight check: doctor.
 
-Invariant: it computes nothing but, on request, the A/A noise and the membership signal; whatever is wrong is
-listed, and the exit code says whether something is.
+Invariant: it computes nothing but, on request, the A/A noise; whatever is wrong is listed, and the exit code
+says whether something is.
 """
 
 import re
@@ -17,7 +17,6 @@ from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, count, percent, plain, seconds, usd
 
 if TYPE_CHECKING:
-    from harness.evaluation.contamination import Gap, Membership
     from harness.experiment import BaseFit
     from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
@@ -38,15 +37,6 @@ def doctor(
     noise: Annotated[
         bool,
         Option("Evaluate the base in other layouts and batch sizes, and store which scores flip.", env=True),
-    ] = False,
-    membership: Annotated[
-        bool,
-        Option(
-            "Measure how well the base knows each suite's items: a hint of contamination, no proof.", env=True
-        ),
-    ] = False,
-    all_items: Annotated[
-        bool, Option("With --membership: score all items, not a sample of each task's.")
     ] = False,
     embeddings: Annotated[
         str, Option("Also look for contamination by this sentence-transformers model.", env=True)
@@ -72,9 +62,6 @@ def doctor(
         _say_what_fits(base, query, as_json)
         return
     at = at.override({"precision": precision})
-    if membership:
-        _measure_membership(at, as_json, all_items=all_items)
-        return
     if noise:
         _measure_noise(at, as_json)
         return
@@ -177,41 +164,6 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     found = measure_noise(session)
     print_result({**asdict(found), "flips": found.flips, "n": found.n}, noise_document(found), as_json)
     say(f"stored in {session.store.folder / 'noise'}")
-
-
-def _measure_membership(at: ExperimentFile, as_json: bool, *, all_items: bool) -> None:
-    from harness.evaluation.contamination import ITEMS, NO_PROOF, measure_membership
-    from harness.report import to_plain
-
-    session, _ = at.open_session()
-    found = measure_membership(session, None if all_items else ITEMS)
-    name = session.source.name
-    plain = {"base_model": name, "tasks": list(map(to_plain, found)), "note": NO_PROOF}
-    print_result(plain, membership_document(found, name), as_json)
-
-
-def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocument":
-    """Lay out the gap of each task, the largest first, and that it proves nothing."""
-    from harness.evaluation.contamination import NO_PROOF
-    from harness.report import ResultDocument, Section
-
-    def show_gap(gap: "Gap | None") -> str:
-        return plain(*gap) if gap is not None else f"{UNKNOWN} (too few items)"
-
-    ordered = sorted(found, key=lambda m: -(m.min_k.mean if m.min_k is not None else float("-inf")))
-    rows = [
-        (m.task, f"{count(m.n)} of {count(m.of)}", show_gap(m.min_k), show_gap(m.min_k_plus_plus))
-        for m in ordered
-    ]
-    columns = (
-        "task",
-        "items scored",
-        "min-k % over copies in disorder, nats a token",
-        "min-k %++, SD a token",
-    )
-    is_part = any(m.n < m.of for m in found)
-    notes = ["--all-items scores all items of six words or more: narrower intervals"] if is_part else []
-    return ResultDocument("", [Section(columns=columns, rows=rows, notes=notes)], f"{base}: {NO_PROOF}")
 
 
 def noise_document(found: "Noise") -> "ResultDocument":

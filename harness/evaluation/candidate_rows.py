@@ -17,8 +17,8 @@ from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
-from harness.evaluation.contamination.training_overlap import refuse_or_note
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
+from harness.evaluation.training_overlap import refuse_or_note
 from harness.formatting import count, percent
 from harness.records import digest
 from harness.spec import Experiment, Recipe

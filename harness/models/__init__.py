@@ -9,7 +9,6 @@ from harness.models.chat_templates import find_left_out, render_chat
 from harness.models.chat_templates.base_templates import set_templates
 from harness.models.endpoints.addresses import is_private
 from harness.models.prefix_cache import windows
-from harness.models.token_scores import TokenScores
 from harness.models.tokenization import (
     encode_all,
     encode_answered,

@@ -40,7 +40,6 @@ from harness.models.generation import (
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor, layout_digest
-from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
@@ -106,17 +105,6 @@ class HFCandidate(PromptEncoder):
     def refuse_no_numbers(self) -> None:
         """Refuse a model whose logits are no numbers (see `Executor`)."""
         self._executor.refuse_no_numbers()
-
-    def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
-        """Score the tokens of each text, of as many as the context holds.
-
-        Raises:
-            CandidateFailed: there is no room for a text.
-        """
-        room = self.max_context - 1
-        read = (self.encode((), text, chat_template=False) for text in texts)
-        pairs = [(of.context, of.continuation[:room]) for of in read]
-        return score_tokens(self.model, pairs, self._executor.costs.reading)
 
     def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
         """Generate for one batch; out of memory, for its halves."""
