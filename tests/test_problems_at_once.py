@@ -124,51 +124,11 @@ def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
     assert [(p.where, "arc_easy item a-0" in p.found) for p in found] == [("own.jsonl:7", True)]
 
 
-def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_path):
-    for name in "ab":
-        write_rows(tmp_path / f"{name}.jsonl", GOOD)
-    (tmp_path / "harness.yaml").write_text(
-        "name: x\ntarget:\n  name: x\n  data:\n    train: a.jsonl\n    test: b.jsonl\n    folds: 1\n"
-        "candidates:\n  prompt: prompt\n"
-    )
-    said = [p for p in problems(lambda: config.load(tmp_path / "harness.yaml")) if "folds" in p.found]
-    assert {p.expected for p in said} == {
-        "keys that agree with each other",
-        "a value greater than or equal to 3",
-    }
-    assert any("a test file: in folds every training row is tested on once" in p.found for p in said)
-
-
 def refusals_of(tmp_path, data, task=""):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     file = tmp_path / "harness.yaml"
     file.write_text(f"name: x\ntarget:\n  name: x\n  data: {data}\n{task}candidates:\n  prompt: prompt\n")
     return {p.found for p in problems(lambda: config.load(file))}
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        "{all: rows.jsonl, folds: 1}",
-        "{train: rows.jsonl, folds: 25}",
-        "{all: rows.jsonl, folds: five}",
-        "{train: rows.jsonl, folds: 5, test: rows.jsonl}",
-        "{all: rows.jsonl, folds: 1, fold: 3}",
-    ],
-)
-@pytest.mark.parametrize(
-    "task",
-    [
-        "  metrics: [exact_mach]\n",
-        "  metrcs: [f1]\n",
-        "  primary: f1\n",
-        "  bounds: {f1: [0, 1]}\n",
-        "  num_fewshot: -1\n",
-    ],
-)
-def test_what_is_wrong_with_folds_hides_no_other_fault_of_the_task(tmp_path, data, task):
-    of_folds, of_task = refusals_of(tmp_path, data), refusals_of(tmp_path, "{all: rows.jsonl}", task)
-    assert refusals_of(tmp_path, data, task) == of_folds | of_task
 
 
 def test_a_number_beyond_its_bound_is_named_as_it_is_written(tmp_path):
@@ -188,38 +148,6 @@ def test_training_rows_in_folds_need_no_test_rows(tmp_path):
         "name: x\ntarget:\n  name: x\n  data: {train: rows.jsonl, folds: 5}\ncandidates:\n  prompt: prompt\n"
     )
     assert config.load(file).experiment.target.data.folds == 5
-
-
-@pytest.mark.parametrize(
-    ("written", "found"),
-    [
-        ("seeds: [0, 1]\n{}    folds: 1\n", ["1 folds: 1, and 2 seeds", "6 folds: 1"]),
-        ("{}    train: a.jsonl\n    folds: 1\n", ["4 all is split", "6 folds: 1"]),
-        (
-            "{}    test: a.jsonl\n    folds: 1\n",
-            ["4 all is split", "6 folds: 1", "6 folds: 1, and a test file"],
-        ),
-        (
-            "{}    validation: a.jsonl\n    turns: some\n    folds: 99\n",
-            ["4 all is split", "6 turns: 'some'", "7 folds: 99"],
-        ),
-        (
-            "{}    test: a.jsonl\n    limts: 3\n    folds: five\n",
-            ["4 all is split", "6 unknown key 'limts'", "7 folds: 'five'", "7 folds: five, and a test file"],
-        ),
-    ],
-)
-def test_a_bad_number_of_folds_and_each_bad_key_beside_it_come_in_one_round_by_their_lines(
-    tmp_path, monkeypatch, written, found
-):
-    monkeypatch.chdir(tmp_path)
-    target = "target:\n  name: x\n  data:\n    all: a.jsonl\n"
-    Path("harness.yaml").write_text(written.format(target) + "name: x\ncandidates:\n  prompt: prompt\n")
-    Path("a.jsonl").write_text("{}\n")
-    said = problems(lambda: config.load(Path("harness.yaml")))
-    texts = sorted(f"{p.where.rpartition(':')[2]} {p.found}" for p in said)
-    assert len(texts) == len(found)
-    assert all(text.startswith(begins) for text, begins in zip(texts, found, strict=True)), texts
 
 
 def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkeypatch):
@@ -250,12 +178,12 @@ def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkey
         (
             "{all: rows.jsonl}",
             "{decoding: {samples: 3, top_p: 0.5, choose: best}}",
-            ["3 samples at temperature 0", "choose: best and by", "top_p at temperature 0"],
+            ["3 samples at temperature 0", "top_p at temperature 0"],
         ),
         (
             "{all: rows.jsonl}",
-            "{method: lora, train: rows.jsonl, mix: {rows.jsonl: 0, b.jsonl: 1}, subject_to: {forgetting: 0}}",
-            ["a share that is not above 0", "subject_to bounds", "train and mix both"],
+            "{method: lora, train: rows.jsonl, mix: {rows.jsonl: 0.5, b.jsonl: 0.5}, subject_to: {forgetting: 0}}",
+            ["subject_to bounds", "train and mix both"],
         ),
     ],
 )

@@ -102,7 +102,7 @@ data_app = group("data", ROWS, "Check, clean, split and rewrite rows of data.", 
 EXIT_CODES = {
     0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",
     1: "something failed, for example one candidate; the others are finished; `data check --fail-on`: found",
-    2: "a file, an option or a value cannot be used, or the disk is full; a file's problems are all listed",
+    2: "a file, an option or a value cannot be used, or the disk is full",
     3: "`gate`, `compare --gate`: fail; `rescue`: no trial passes; `nightly run`: regression",
     4: "`gate`, `compare --gate`: inconclusive, harness-drift, or nothing is recommended; `rescue`: no trial "
     "passes, and some are inconclusive; `nightly run`: suspect or harness-drift",

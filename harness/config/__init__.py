@@ -1,8 +1,9 @@
 """harness.yaml as an Experiment: overrides, suites, short recipes, grids, checks; and its JSON schema.
 
-Invariant: either every problem of the files is raised at once, each with its file and line,
-or the experiment that comes back is complete, with absolute paths and no grid left in it. The schema
-describes what may be written, short forms included.
+Invariant: either the problems of the files are raised together, each with its file and line,
+or the experiment that comes back is complete, with absolute paths and no grid left in it. What depends
+on a value that is refused is checked when that value is right. The schema describes what may be written,
+short forms included.
 """
 
 import re
@@ -51,7 +52,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     """Read an experiment; `candidates` selects by name, or by a grid's name all its members.
 
     Raises:
-        UserError: with every problem of the files, the overrides and the selection.
+        UserError: with the problems of the files, the overrides and the selection.
     """
     tree = files.read_experiment(path)
     settings = overriding.parse(overrides, tree)

@@ -14,10 +14,9 @@ from typing import Any
 from harness import plugins
 from harness.config.files import describe_missing_file, raw_tasks
 from harness.config.grids import GridMember
-from harness.config.problems import NAME_IN_WORDS, Keys, Tree, mapping, problems_of
+from harness.config.problems import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
 from harness.config.recipe_checks import WrittenRecipe, check_decoding, check_general_rows, recipes_by_prompt
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
-from harness.config.salvage import salvage
 from harness.config.weight_sources import check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
@@ -43,7 +42,7 @@ _LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer n
 
 def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     """Add to the tree's problems whatever does not fit together."""
-    tasks = [(keys, salvage(Task, task)) for keys, task in raw_tasks(tree)]
+    tasks = [(keys, read_valid(Task, task)) for keys, task in raw_tasks(tree)]
     known = [(keys, task) for keys, task in tasks if task is not None]
     target = next((task for keys, task in known if keys == ("target",)), None)
     for keys, task in known:
@@ -51,11 +50,12 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     tree.problems += _sensitive(known, tree)
     tree.problems += _names(known, tree)
     tree.problems += _roles(tree)
-    tree.problems += _gate_problems(known, tree)
+    if len(known) == len(tasks):  # else a name may be that of a task that is refused
+        tree.problems += _gate_problems(known, tree)
     tree.problems += _rescue(tree)
     tree.problems += _check_nightly(members, tree)
     for name, member in members.items():
-        recipe = salvage(Recipe, member.recipe)
+        recipe = read_valid(Recipe, member.recipe)
         if recipe is not None:
             keys = ("candidates", member.source)
             tree.problems += (own := list(_recipe(recipe, keys, target, tree)))
@@ -78,20 +78,18 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         at = tree.where((*keys, "metrics", index))
         yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at)
     where = tree.where((*keys, "data"))
-    if not _names_rows(task, "test", keys, tree):
+    if not _names_rows(task, "test"):
         found = f"task {task.name} without test rows"
         yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
-    if task.num_fewshot and not _names_rows(task, "train", keys, tree):
+    if task.num_fewshot and not _names_rows(task, "train"):
         at = tree.where((*keys, "num_fewshot"))
         found, expected = "shots without rows to take them from", "`train:` in the data of the task"
         yield Problem(at, found, expected, "add train: train.jsonl, or leave num_fewshot out")
 
 
-def _names_rows(task: Task, part: str, keys: Keys, tree: Tree) -> bool:
-    """Tell whether a task names such rows, also by a value that is refused; folds test training rows."""
-    written = mapping(mapping(tree.value(keys)).get("data"))
-    named = {"train": {"train", "all"}, "test": {"test", "all", "folds"}}.get(part, {part})
-    return task.data.source(part) is not None or bool(named & written.keys())
+def _names_rows(task: Task, part: str) -> bool:
+    """Tell whether a task names such rows; folds test training rows."""
+    return task.data.source(part) is not None or (part == "test" and task.data.folds is not None)
 
 
 def _find_missing_rows(path: str | None, keys: Keys, task: Task, tree: Tree) -> Iterator[Problem]:
@@ -117,10 +115,10 @@ def _changes(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
 
 def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
     """Refuse judges on somebody else's server where the data are sensitive."""
-    policy = salvage(DecidePolicy, tree.data.get("decide", {}))
+    policy = read_valid(DecidePolicy, tree.data.get("decide", {}))
     if policy is None or "sensitive_data" not in policy.needs:
         return
-    gate = salvage(GatePolicy, tree.data.get("gate", {}))
+    gate = read_valid(GatePolicy, tree.data.get("gate", {}))
     listed = [((*keys, "metrics", i), one) for keys, task in tasks for i, one in enumerate(task.metrics)]
     listed += [(("gate", "target", "by"), gate.target.by)] if gate else []
     for place, written in listed:
@@ -175,7 +173,7 @@ def _roles(tree: Tree) -> Iterator[Problem]:
 
 
 def _rescue(tree: Tree) -> Iterator[Problem]:
-    policy = salvage(RescuePolicy, tree.data.get("rescue", {}))
+    policy = read_valid(RescuePolicy, tree.data.get("rescue", {}))
     if policy is None:
         return
     yield from check_general_rows(policy.replay, tree.where(("rescue", "replay")))
@@ -190,7 +188,7 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
 
 def _check_nightly(members: Mapping[str, GridMember], tree: Tree) -> Iterator[Problem]:
     """Refuse to watch at night what is no candidate."""
-    policy = salvage(NightlyPolicy, tree.data.get("nightly", {}))
+    policy = read_valid(NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(policy.candidates if policy and members else ()):
         if name not in members:
             where = tree.where(("nightly", "candidates", index))
@@ -198,7 +196,7 @@ def _check_nightly(members: Mapping[str, GridMember], tree: Tree) -> Iterator[Pr
 
 
 def _gate_problems(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
-    gate = salvage(GatePolicy, tree.data.get("gate", {}))
+    gate = read_valid(GatePolicy, tree.data.get("gate", {}))
     suites = _suites(tree)
     if tree.failed or gate is None:
         return
@@ -250,7 +248,7 @@ def _needs(
 ) -> Iterator[Problem]:
     """Compare the files that a plugin reads with what the target has."""
     for need in needs if target else ():
-        if target is not None and not _names_rows(target, need, ("target",), tree):
+        if target is not None and not _names_rows(target, need):
             found = f"{name} without {need} rows"
             expected = f"`{need}:` in the data of the target"
             yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")

@@ -12,9 +12,9 @@ from itertools import chain, islice
 from math import inf
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -22,11 +22,11 @@ from ruamel.yaml.nodes import ScalarNode, SequenceNode
 from ruamel.yaml.tag import Tag
 
 from harness import plugins
-from harness.config.salvage import disagreements, refusals
 from harness.errors import Problem, UserError, did_you_mean, one_line
-from harness.spec import PLUGINS
+from harness.spec import PLUGINS, Disagreements
 
 Keys = tuple[str | int, ...]
+_Model = TypeVar("_Model", bound=BaseModel)
 _MOST_VALUES = 100_000  # that the aliases of a file may stand for: nine lines can stand for billions
 _LISTS_OF_TEXTS, _TEXT = ("labels", "stop"), Tag(suffix="tag:yaml.org,2002:str")
 _MOST_BITS = 1024  # of a number, which float can hold
@@ -212,11 +212,34 @@ def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ())
     return [_problem(error, model, tree, keys) for error in errors]
 
 
+def read_valid(model: type[_Model], value: Any) -> _Model | None:
+    """Read a value; None where the model refuses it, which `problems_of` says."""
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def _refusals(model: type[BaseModel], value: Any) -> list[Any]:
+    """List pydantic's errors of a value, one for each thing that its keys disagree on."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        return [one for e in error.errors(include_url=False) for one in _part_error(e)]
+    return []
+
+
+def _part_error(error: Any) -> list[Any]:
+    """Part an error of pydantic's into one for each disagreement."""
+    raised = error.get("ctx", {}).get("error")
+    texts = raised.problems if isinstance(raised, Disagreements) else ()
+    return [{**error, "ctx": {"error": text}} for text in texts] or [error]
+
+
 def _errors(model: type[BaseModel], value: Any) -> list[Any]:
     """List pydantic's errors, those about one value joined into one."""
     found: dict[tuple[Keys, str], Any] = {}
-    refused = refusals(model, value)
-    for e in [*refused, *(disagreements(model, value) if refused else ())]:
+    for e in _refusals(model, value):
         # A list whose entries were refused counts as too short as well: one problem, not two.
         if e["type"] != "too_short" or not e["input"]:
             loc = _drop_kinds(model, e["loc"])

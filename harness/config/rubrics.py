@@ -23,8 +23,7 @@ from harness.config.judge_sources import (
     judge_label,
     resolve_judge,
 )
-from harness.config.problems import Keys, Tree, problems_of
-from harness.config.salvage import salvage
+from harness.config.problems import Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, refuse
 from harness.records import LabelSet, digest
 from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts, rule
@@ -250,7 +249,7 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
     """Yield what is wrong with the judges as they are written, whatever else is wrong with the rubric."""
     listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
     listed += [(("panel", index), one) for index, one in enumerate(_panel(tree))]
-    rubric = salvage(Rubric, {**tree.data, "judge": "any", "panel": ()})
+    rubric = read_valid(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:
         if isinstance(one, dict) and one.keys() == {"base_model"}:

@@ -11,9 +11,8 @@ from typing import Any
 from harness import plugins
 from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
-from harness.config.problems import mapping
+from harness.config.problems import mapping, read_valid
 from harness.config.recipe_checks import WrittenRecipe, check_regularizers, check_sweep
-from harness.config.salvage import salvage
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR
 from harness.spec import BASE, HUB, Recipe, is_path
@@ -137,7 +136,7 @@ def _ancestors(name: str, members: Mapping[str, GridMember]) -> list[str]:
 
 
 def _parents(name: str, members: Mapping[str, GridMember]) -> list[str]:
-    recipe = salvage(Recipe, members[name].recipe)
+    recipe = read_valid(Recipe, members[name].recipe)
     named = (recipe.init_from, *recipe.merges) if recipe else ()
     return [one for one in named if one is not None and one in members]
 
