@@ -16,7 +16,6 @@ from typer.core import TyperGroup
 
 from harness import __version__
 from harness.cli.options import CONFIG, ExperimentFile, examples
-from harness.cli.usage_errors import usage_errors
 from harness.formatting import Unit, count, score
 
 if TYPE_CHECKING:
@@ -34,28 +33,11 @@ NAMES = "Names and keys"
 _OTHERS = "Commands"
 BY_A_MODEL = "Commands that ask a model"
 _HEADINGS = (EXPERIMENT, RELEASE, ROWS, STORED, NAMES, _OTHERS, BY_A_MODEL)
-_TYPED = "harness.typed"  # of a context's meta: the words behind the program's name
 _SPACING = 6  # columns of a line that indentation and the gap between name and purpose take
 
 
 class HeadedGroup(TyperGroup):
-    """Group whose help lists each command under the heading that its `rich_help_panel` names.
-
-    What is wrong in how it or one of its verbs is called is an error of the harness.
-    """
-
-    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        """Parse what stands before a verb, and keep what was typed."""
-        typed = tuple(args)
-        with usage_errors(typed):
-            context = super().make_context(info_name, args, *rest, **extra)
-        context.meta.setdefault(_TYPED, typed)
-        return context
-
-    def invoke(self, ctx: Any) -> Any:
-        """Parse what stands behind a verb, and run it."""
-        with usage_errors(ctx.meta.get(_TYPED, ()), ctx):
-            return super().invoke(ctx)
+    """Group whose help lists each command under the heading that its `rich_help_panel` names."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each heading, with all names in one column."""
