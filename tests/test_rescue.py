@@ -166,17 +166,6 @@ def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(ho
     assert [said.partition(" ")[0] for said in left[2:-2]] == ["elastic", "squared", "learning"]
 
 
-def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score(hopeless_world):
-    _, found = hopeless_world
-    by_name = {t.name: t for t in found.tried}
-    # Between scale 0.5 (60 % right) and 0.75 (80 %), 70 % right costs what is halfway between them.
-    halves = [by_name[f"lora+scale={s}"].capability_change.score for s in ("0.5", "0.75")]
-    trial = by_name["lora+kl=0.3"]
-    assert trial.equal.score == pytest.approx(trial.capability_change.score - sum(halves) / 2, abs=0.005)
-    assert trial.equal.low < trial.equal.score < trial.equal.high
-    assert by_name["lora+scale=0.5"].equal is None
-
-
 def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
     versions = {
         "scale=0.75": Version(88, lost=40),

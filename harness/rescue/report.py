@@ -68,7 +68,6 @@ def sentences(rescue: Rescue) -> list[str]:
         f"forgetting is that of the search half ({_search_items(rescue)}); the other half is evaluated once",
         *(f"{t.name}: {half.sentence}" for t, half in judged),
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
-        *_print_matched_target(rescue),
         *rescue.notes,
         *(f"not tried: {reason}" for reason in rescue.left_out),
         *_yaml_lines(rescue),
@@ -160,18 +159,6 @@ def _search_items(rescue: Rescue) -> str:
     if seen is None:
         return formatting.UNKNOWN
     return f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
-
-
-def _print_matched_target(rescue: Rescue) -> Iterator[str]:
-    scaled = any(t.step == "scale" and t.search for t in rescue.tried)
-    for t in rescue.tried:
-        if t.step == "scale" or t.search is None or not scaled:
-            continue
-        if t.equal is None:
-            yield f"{t.name}: no scale of {rescue.candidate} reaches its score on the target"
-        else:
-            kept = formatting.points(*t.equal[:3])
-            yield f"{t.name}: at its score on the target, {kept} points to {rescue.candidate} scaled to it"
 
 
 def _yaml_lines(rescue: Rescue) -> Iterator[str]:

@@ -59,7 +59,7 @@ class HalfVerdict:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """One trial; `equal` is its macro change less that of the scaled adapter at the same target score."""
+    """One trial, with its verdicts on both halves."""
 
     name: str
     step: str
@@ -68,7 +68,6 @@ class TrialResult:
     facts: CandidateFacts
     search: HalfVerdict | None = None
     confirm: HalfVerdict | None = None
-    equal: Estimate | None = None
 
     @property
     def capability_change(self) -> Estimate | None:
