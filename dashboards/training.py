@@ -20,7 +20,6 @@ from harness.report import (
     sets_section,
     trials_section,
 )
-from harness.report.plots import label_noise
 from harness.report.plots.loss_curves import (
     LIKELIHOOD,
     PREFERENCES,
@@ -31,7 +30,6 @@ from harness.report.plots.loss_curves import (
     round_means,
     smooth,
 )
-from harness.report.plots.svg import standalone
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
@@ -81,12 +79,10 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
 
 
 def _draw_training_sets(report: ExperimentReport) -> None:
-    """Show what candidates reached that differ in their training rows alone, and how wrong answers cost."""
+    """Show what candidates reached that differ in their training rows alone."""
     for i, of in enumerate(report.training_sets):
-        section = sets_section(of, report.unit, i)
+        section = sets_section(of, report.unit)
         st.subheader(safe_text.label(section.title), anchor=False)
-        if drawn := standalone(label_noise(of, report.unit, report.metric)):
-            st.columns([3, 2])[0].image(drawn, width="stretch")
         safe_text.table(section.columns, section.rows)
         safe_text.say_all(section.notes)
         controls.offer_csv(controls.map_to_cells(section), f"training-rows-{i}")

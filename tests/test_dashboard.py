@@ -1,6 +1,5 @@
 """The pages of the dashboard: what they show, on no store, on small ones, on a large one, of hostile text."""
 
-import base64
 import json
 import os
 import re
@@ -923,35 +922,27 @@ def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_pat
     assert any(text.value.startswith("lora forgets early: capability") for text in page.text)
 
 
-def test_candidates_on_other_training_rows_stand_in_tables_with_a_picture_of_wrong_answers(
-    open_page, tmp_path
-):
+def test_candidates_on_other_training_rows_stand_in_a_table(open_page, tmp_path):
     made = fake_project.write(tmp_path)
 
-    def one(name, corrupt, score):
+    def one(name, score, delta):
         known = Estimate(score, score - 0.1, score + 0.1, 60)
-        change = None if corrupt == 0 else Estimate(score - 0.8, score - 0.9, score - 0.7, 60)
+        change = Estimate(delta, delta - 0.1, delta + 0.1, 60) if delta else None
         return decision.TrainingSet(
-            name, "<b>t</b>.jsonl", 40, corrupt, 900, score, known, change, None, None, 2.0, 0.1
+            name, "<b>t</b>.jsonl", 40, 900, score, known, change, None, None, 2.0, 0.1
         )
 
-    sets = (one("lora", 0.0, 0.8), one("noisy", 0.25, 0.5))
-    kinds = ("rows", "wrong answers")
-    tables = tuple(decision.TrainingSets("lora", by, "lora", sets, 1, True) for by in kinds)
-    report.write(replace(made, training_sets=tables), tmp_path / "reports")
+    sets = (one("lora", 0.8, 0), one("curated", 0.5, -0.3))
+    table = decision.TrainingSets("lora", "lora", sets, 1, True)
+    report.write(replace(made, training_sets=(table,)), tmp_path / "reports")
     page = open_page("training")
     assert [s.value.replace("\\", "") for s in page.subheader] == [
         "Training rows, quality against quantity: lora",
-        "Wrong answers in training: lora",
     ]
     shown = html(page)
     assert '<td class="">&lt;b&gt;t&lt;/b&gt;.jsonl</td>' in shown
-    assert "25.0 % (10)" in shown
     assert "−30.0 [−40, −20]" in shown
     assert "paired on test with lora" in shown
-    (picture,) = page.get("image")
-    drawn = base64.b64decode(picture.proto.imgs[0].url.partition("base64,")[2]).decode()
-    assert "25.0 % wrong: 50.0 [40, 60]" in drawn
 
 
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(open_page, tmp_path):

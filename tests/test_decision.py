@@ -1082,17 +1082,6 @@ def test_advice_that_what_is_chosen_follows_and_advice_that_it_does_not():
     assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
 
 
-def test_a_candidate_whose_rows_were_made_wrong_is_measured_and_never_chosen_nor_counted():
-    wrong = replace(make_fine_tune("noisy[corrupt=0.1]", 0.99, 0.25), ablation=True)
-    plain = replace(candidate("classifier", 0.99), name="noisy-bag", ablation=True)
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
-    without, beside = make_decision(facts), make_decision([wrong, plain, *facts])
-    assert (beside.action, beside.candidate, beside.sentence) == ("fine-tune", "lora", without.sentence)
-    assert find_reason(beside, "Validation has chosen") == find_reason(without, "Validation has chosen")
-    assert find_reason(beside, "Measured and not chosen from").endswith("noisy[corrupt=0.1], noisy-bag.")
-    assert make_decision([*alternatives(), wrong]).candidate == "knn"
-
-
 def test_advice_names_no_kind_of_a_baseline_and_no_gate_that_was_not_measured():
     large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
     said_of = find_reason(make_decision([*alternatives(), large], needs=("little_data",)), "(little data)")

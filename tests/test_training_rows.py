@@ -1,4 +1,4 @@
-"""Training rows per candidate: other files, mixtures and wrong answers, with the same test items for all."""
+"""Training rows per candidate: other files and mixtures, with the same test items for all."""
 
 import io
 import json
@@ -10,14 +10,14 @@ import pytest
 import tiny_experiment
 from rich.console import Console
 
-from harness import config, release
+from harness import config
 from harness.config import load
 from harness.data import load_task
-from harness.data.training_rows import corrupt_rows, load_training_rows
+from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
 from harness.experiment import Scope, describe_training_rows, prepare_session
 from harness.progress import SilentProgress
-from harness.records import Example, parse_json
+from harness.records import parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
 from harness.report.html import html
 from harness.spec import Mix, Task
@@ -29,7 +29,6 @@ CANDIDATES = f"""\
   lora: {{{LORA}}}
   bag: {{method: classifier}}
   blend: {{method: classifier, mix: {{curated.jsonl: 0.25, more.jsonl: 0.75}}}}
-  noisy: {{method: classifier, corrupt: [0, 0.1, 0.3]}}
 """
 
 
@@ -66,17 +65,10 @@ def task(folder, **data):
     return Task(name="letters", data=data, metrics=("exact_match",), labels=("late", "money"))
 
 
-def examples(n, labels=("late", "money", "lost")):
-    return [
-        Example(f"row-{i}", ({"role": "user", "content": f"Letter {i}"},), (labels[i % 7 % 3],), labels)
-        for i in range(n)
-    ]
-
-
 def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(file_and_report):
     _, report = file_and_report
-    tuned, plain, _ = report.training_sets
-    assert (tuned.method, tuned.by, tuned.reference) == ("lora", "rows", "lora")
+    tuned, plain = report.training_sets
+    assert (tuned.method, tuned.reference) == ("lora", "lora")
     assert [(one.candidate, one.n_rows) for one in tuned.sets] == [("lora", 30), ("curated", 10)]
     assert [one.label_cost_usd for one in tuned.sets] == [15.0, 5.0]
     assert all(one.estimate and one.n_tokens for one in tuned.sets)
@@ -84,22 +76,11 @@ def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(
     assert [(one.candidate, one.n_rows) for one in plain.sets] == [("bag", 30), ("blend", 40)]
 
 
-def test_shares_of_wrong_answers_are_compared_with_the_smallest(file_and_report):
-    _, report = file_and_report
-    noise = report.training_sets[2]
-    assert (noise.by, noise.reference) == ("wrong answers", "bag")
-    assert [(one.candidate, one.corrupt) for one in noise.sets] == [
-        ("bag", 0.0),
-        ("noisy[corrupt=0.1]", 0.1),
-        ("noisy[corrupt=0.3]", 0.3),
-    ]
-
-
 def test_all_candidates_answer_the_same_test_items(file_and_report):
     path, report = file_and_report
     runs = tiny_experiment.runs_of(path)
     assert len({f.target.n for f in report.facts}) == 1
-    for one, other in (("lora", "curated"), ("bag", "blend"), ("bag", "noisy[corrupt=0.3]")):
+    for one, other in (("lora", "curated"), ("bag", "blend")):
         assert runs[one].weights_digest != runs[other].weights_digest
 
 
@@ -109,11 +90,8 @@ def test_every_form_of_the_report_shows_the_tables(file_and_report):
     terminal(report, console)
     for text in (console.export_text(), markdown(experiment_document(report)), html(report)):
         assert "quality against quantity: lora" in text
-        assert "Wrong answers in training: classifier" in text
-        assert "30.0 % (9)" in text
     assert re.search(r"curated \| .*curated\.jsonl \| 10 \|", markdown(experiment_document(report)))
     assert "25.0 % " in markdown(experiment_document(report))
-    assert 'aria-label="exact_match of classifier by the share of wrong answers"' in html(report)
 
 
 def test_the_tables_come_back_from_the_json_of_a_report(file_and_report, tmp_path):
@@ -126,9 +104,6 @@ def test_the_report_says_what_was_trained_on(file_and_report):
     _, report = file_and_report
     said = "\n".join(report.notes)
     assert re.search(r"curated: trains on \S*curated\.jsonl: 10 rows", said)
-    assert (
-        "noisy[corrupt=0.3]: trains on the target's rows: 30 rows, 30.0 % of their answers made wrong" in said
-    )
     assert "curated.jsonl: 10 rows" in report.origins["curated"]["training_rows"]
     assert "training_rows" not in report.origins["lora"]
 
@@ -148,23 +123,13 @@ def test_notes_name_the_selected_candidates_and_those_that_they_take_weights_fro
     assert named["curated"] == named["half"] == named["ranked"] == ["curated"]
 
 
-def test_no_share_of_wrong_answers_is_chosen_or_promoted(file_and_report):
-    path, found = file_and_report
-    marked = {f.name for f in found.facts if f.ablation}
-    assert marked == {"noisy[corrupt=0.1]", "noisy[corrupt=0.3]"}
-    assert found.decision.candidate not in marked
-    assert not marked & {m.candidate for m in found.decision.family}
-    with pytest.raises(UserError, match=r"made wrong on purpose.*next: promote one without corrupt"):
-        release.promote_named(path, "noisy[corrupt=0.3]", ["suites=[]"], despite="a try")
-
-
 def test_a_second_compare_computes_nothing(file_and_report):
     path, report = file_and_report
     again = tiny_experiment.run(path, "suites=[]")
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
 
 
-def test_no_wrong_answers_and_the_targets_own_file_make_the_same_weights(tiny, tmp_path):
+def test_the_targets_own_file_makes_the_same_weights(tiny, tmp_path):
     own = "train: suites/letters/train.jsonl"
     path = write(tmp_path, tiny, f"  bag: {{method: classifier}}\n  same: {{method: classifier, {own}}}\n")
     tiny_experiment.run(path)
@@ -286,60 +251,25 @@ def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
         ("train: curated.jsonl, mix: {curated.jsonl: 0.5, more.jsonl: 0.5}", "train and mix both say"),
         ("train: curatedd.jsonl", "did you mean 'curated.jsonl'"),
         ("train: [curated.jsonl, curated.jsonl]", "a file twice in train"),
-        ("corrupt: 1.5", "corrupt: 1.5"),
-        ("corrupt: [0, 0.01]", "0.01 of 30 rows, which is less than one"),
     ],
 )
 def test_rows_that_cannot_be_trained_on_are_refused(tiny, tmp_path, written, said):
     assert said in problems(write(tmp_path, tiny, f"  bag: {{method: classifier, {written}}}\n"))
 
 
-@pytest.mark.parametrize("key", ["train: curated.jsonl", "corrupt: 0.1"])
-def test_a_candidate_that_trains_on_nothing_has_no_rows_of_its_own(tiny, tmp_path, key):
-    path = write(tmp_path, tiny, f"  prompt: {{method: base, {key}}}\n")
-    assert f"{key.partition(':')[0]} with the method base, which trains on no rows" in problems(path)
+def test_a_candidate_that_trains_on_nothing_has_no_rows_of_its_own(tiny, tmp_path):
+    path = write(tmp_path, tiny, "  prompt: {method: base, train: curated.jsonl}\n")
+    assert "train with the method base, which trains on no rows" in problems(path)
 
 
 def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
-    path = write(tmp_path, tiny, "  dpo: {method: dpo, train: pairs.jsonl, corrupt: 0.5}\n")
+    path = write(tmp_path, tiny, "  dpo: {method: dpo, train: pairs.jsonl}\n")
     pairs = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
     tiny_experiment.rows(tmp_path / "pairs.jsonl", pairs)
     (found,) = session_of(path).training.values()
-    turned = [pair for pair in found.items.pairs if pair.references[0].startswith("no")]
-    assert (len(found.items.pairs), len(turned)) == (8, 4)
-    assert all(pair.rejected == pair.references[0].replace("no", "yes") for pair in turned)
-
-
-def test_wrong_answers_of_a_smaller_share_are_among_those_of_a_larger_one():
-    rows = examples(400)
-    tenth, fifth = (corrupt_rows(rows, share, 0, "here") for share in (0.1, 0.2))
-    changed = [
-        {e.id: e.references for e, old in zip(of, rows, strict=True) if e != old} for of in (tenth, fifth)
-    ]
-    assert [len(of) for of in changed] == [40, 80]
-    assert changed[0].items() <= changed[1].items()
-    assert corrupt_rows(rows, 0.1, 0, "here") == tenth != corrupt_rows(rows, 0.1, 1, "here")
-
-
-def test_a_wrong_label_is_drawn_by_how_often_rows_have_it():
-    rows = [
-        Example(f"row-{i}", (), ("a" if i < 500 else "b" if i < 800 else "c",), tuple("abc"))
-        for i in range(1000)
-    ]
-    wrong = corrupt_rows(rows, 1.0, 0, "here")
-    of_a = Counter(e.references[0] for e in wrong[:500])
-    assert set(of_a) == {"b", "c"}
-    assert of_a["b"] / 500 == pytest.approx(0.6, abs=0.07)  # 300 : 200 of the others
-    assert all(e.references != old.references for e, old in zip(wrong, rows, strict=True))
-
-
-def test_a_wrong_free_text_is_the_answer_of_another_row():
-    rows = [Example(f"row-{i}", (), (f"Answer {i % 5}.",)) for i in range(50)]
-    wrong = corrupt_rows(rows, 0.5, 0, "here")
-    assert {e.references for e in wrong} <= {e.references for e in rows}
-    assert sum(e.references != old.references for e, old in zip(wrong, rows, strict=True)) == 25
-    with pytest.raises(UserError, match="rows with different answers"):
-        corrupt_rows([Example(f"row-{i}", (), ("Same.",)) for i in range(9)], 0.5, 0, "here")
+    assert {(pair.references[0], pair.rejected) for pair in found.items.pairs} == {
+        (f"yes {i}", f"no {i}") for i in range(8)
+    }
 
 
 def test_the_schema_for_editors_takes_the_short_forms():
@@ -349,7 +279,6 @@ def test_the_schema_for_editors_takes_the_short_forms():
         {"train": "a.jsonl"},
         {"train": ["a.jsonl"]},
         {"mix": {"a": 0.5, "b": 0.5}},
-        {"corrupt": [0, 0.1]},
     ):
         jsonschema.validate(written, schema)
     with pytest.raises(jsonschema.ValidationError):

@@ -14,7 +14,7 @@ from harness.comparison import Estimate
 from harness.comparison.win_rates import AnswerPairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.target_wins import add_wins, open_where_failed, wins_over
+from harness.experiment.analysis.target_wins import open_where_failed, wins_over
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
@@ -296,18 +296,6 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     assert len(judge.asked) >= 2 * len(wins_items(path))
     wins, _ = rule_of(tiny_experiment.run(path))
     assert found == wins
-
-
-def test_an_ablation_has_a_win_rate_as_what_it_is_compared_with_has(desk):
-    path, _ = desk
-    found = tiny_experiment.run(path, "gate.target.by=people")
-    session = prepare_session(config.load(path, ["gate.target.by=people"]), Scope(), SilentProgress())
-    runs = [tiny_experiment.runs_of(path)[f.name] for f in found.facts]
-    ablated = [replace(f, wins=None, ablation=f.name == "mine") for f in found.facts]
-    wins = {f.name: f.wins for f in add_wins(session, Reader(session), runs, ablated)}
-    assert wins["mine"]
-    assert wins["mine"].over == "base"
-    assert wins["base"] is None
 
 
 @pytest.mark.parametrize(("n_failed", "ends"), [(1, (0.6, 0.8)), (2, (0.0, 1.0))])

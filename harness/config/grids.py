@@ -16,7 +16,7 @@ from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
 from harness.spec import BASE, PLUGINS, Decoding
 
-KEYS = ("system", "template", "answer", "corrupt")  # of a recipe, whose lists are grids too
+KEYS = ("system", "template", "answer")  # of a recipe, whose lists are grids too
 _WORD = re.compile(r"[a-z0-9]+")
 _IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # a path as a value names no folder
 _WORDS = 3  # of a text, in the name of its candidate

@@ -236,7 +236,7 @@ def _check_serve_on(written: WrittenRecipe) -> Iterator[Problem]:
 def _check_training_rows(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse rows of a candidate's own where nothing trains on them, and files that are not there."""
     recipe, method = written.recipe, written.method
-    for key in ("train", "mix", "corrupt"):
+    for key in ("train", "mix"):
         if getattr(recipe, key) and not method.draws_from:
             found = f"{key} with the method {recipe.method}, which trains on no rows"
             step = f"remove {key}, or add {plugins.phrase_adapter_method()}"

@@ -1,16 +1,13 @@
-"""Rows that a candidate trains on in place of the target's: of other files, mixed, or with wrong answers.
+"""Rows that a candidate trains on in place of the target's: of other files, or mixed.
 
-Invariant: no row asks what the target evaluates; the same files, shares and seed give the same rows, and the
-rows that a smaller share of wrong answers spoils are spoilt in the same way by a larger one.
-Source: Zhang et al. 2017, Understanding deep learning requires rethinking generalization,
-https://arxiv.org/abs/1611.03530, section 2 ("partially corrupted labels").
+Invariant: no row asks what the target evaluates; the same files, shares and seed give the same rows.
 """
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, count
+from itertools import count
 
 from harness.data import TaskItems, contamination, formats, readers, splits
 from harness.data import examples as items_of
@@ -22,10 +19,7 @@ from harness.data.splits import augmented_rows
 from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
-from harness.records import Example, fold_text
 from harness.spec import Mix, Task
-
-_TRIES = 32  # rows drawn for another answer before all are searched in their order
 
 
 def load_training_rows(
@@ -137,54 +131,3 @@ def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
             row = SourcedExample(replace(row.example, id=name), row.where)
         out.append(row)
     return out
-
-
-def corrupt_rows(
-    examples: Sequence[Example], share: float, seed: int, where: str, *, pairs: bool = False
-) -> tuple[Example, ...]:
-    """Give a share of examples, in [0, 1], a wrong answer; those of a smaller share lie in a larger one's.
-
-    A label becomes another one, drawn by how often the examples have it; a free text becomes the answer of
-    another example; of preference `pairs` the two answers change places, and a thumb turns.
-
-    Raises:
-        UserError: no example is to be changed, or one has no other answer to take.
-    """
-    n = round(share * len(examples))
-    if n == 0:
-        found = f"{share:g} of {pluralize(len(examples), 'row')}, which is less than one"
-        raise UserError(Problem(where, found, "a share that changes a row", "a larger share, or more rows"))
-    counts = Counter(answer for example in examples for answer in example.references[:1])
-    order = sorted(examples, key=lambda e: random.Random(f"{seed}/corrupt/{e.id}").random())
-    wrong: dict[str, Example] = {}
-    for example in order[:n]:
-        rng = random.Random(f"{seed}/answer/{example.id}")
-        spoilt = _swap(example) if pairs else _wrong_answer(example, examples, counts, rng)
-        if spoilt is None:
-            held = f"an answer without another to put in its place, {example.references[:1]}"
-            raise UserError(Problem(where, held, "rows with different answers", "leave out corrupt"))
-        wrong[example.id] = spoilt
-    return tuple(wrong.get(example.id, example) for example in examples)
-
-
-def _swap(pair: Example) -> Example:
-    """Exchange the chosen and the rejected answer, of which one with a thumb has one."""
-    chosen = (pair.rejected,) if pair.rejected else ()
-    return replace(pair, references=chosen, rejected=next(iter(pair.references), ""))
-
-
-def _wrong_answer(
-    example: Example, examples: Sequence[Example], counts: Mapping[str, int], rng: random.Random
-) -> Example | None:
-    """Return an example with another answer than its own; None where there is none to take."""
-    if example.choices:
-        others = [choice for choice in example.choices if choice not in example.references]
-        weights = [counts.get(choice, 0) for choice in others]
-        picked = rng.choices(others, weights if any(weights) else None)[:1] if others else []
-        return replace(example, references=tuple(picked)) if picked else None
-    own = set(map(fold_text, example.references))
-    tried = (examples[rng.randrange(len(examples))] for _ in range(_TRIES))
-    for other in chain(tried, examples):
-        if other.references and own.isdisjoint(map(fold_text, other.references)):
-            return replace(example, references=other.references)
-    return None

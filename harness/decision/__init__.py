@@ -50,7 +50,6 @@ from harness.decision.results import (
     find_stopping_seed,
     gain,
     gain_text,
-    has_tuned_weights,
     is_cross_validated,
     is_fine_tuned,
     is_gain_shown,
@@ -272,7 +271,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendatio
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
         return _leave_undecided(why, "try others, or allow more")
-    fast = list_within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
+    fast = list_within_budgets(f for f in case.facts if f.state == "done")
     n, tried = len(fast), n_settings(fast)
     several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
     slow = any(is_fine_tuned(f) for f in case.facts)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harness import stats
 from harness.comparison import Comparison, Estimate, RecipeDifference, difference_p
-from harness.decision.results import CandidateFacts, best, has_tuned_weights, target_unit
+from harness.decision.results import CandidateFacts, best, is_fine_tuned, target_unit
 from harness.decision.seeds import mean_interval, mean_p, pool_variance, scores, variance_components
 
 Pair = Callable[[CandidateFacts, CandidateFacts], Comparison]
@@ -92,7 +92,7 @@ def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: C
         tuple(rows),
         len(tested),
         chosen.name if chosen else None,
-        not any(has_tuned_weights(f) for of in members.values() for f in of)
+        not any(is_fine_tuned(f) for of in members.values() for f in of)
         or all(row.n_seeds >= enough for row in rows),
     )
 

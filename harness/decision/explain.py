@@ -75,7 +75,7 @@ def reasons(
         sentences.append(_break_even(case, found, case.judged, case.alternative))
         sentences += _worth(case, found)
         sentences += next_step.sentences(case, found.spend)
-    sentences += [*economics.budget_sentences(case.facts, case.policy), *_ablations(case)]
+    sentences += [*economics.budget_sentences(case.facts, case.policy)]
     sentences += [*_gates(case), *_name_failed_recipes(case)]
     sentences += _family(case, family)
     sentences += filter(None, [scenario_sentence(case, action, shipped)])
@@ -123,13 +123,6 @@ def _tries(case: Case) -> str:
     if tuned <= plain:
         return f"{said}."
     return f"{said}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
-
-
-def _ablations(case: Case) -> list[str]:
-    """Name the candidates that were measured and are never chosen."""
-    names = dict.fromkeys(f.name for f in case.facts if f.ablation)
-    said = f"Measured and not chosen from, for rows made wrong on purpose: {', '.join(names)}."
-    return [said] if names else []
 
 
 def _more_items(run: CandidateFacts) -> str:

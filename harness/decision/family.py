@@ -49,11 +49,7 @@ def family_of(experiment: Experiment) -> Family:
     """List the members of an experiment, whether or not they are selected, trained or finished."""
     recipes = experiment.candidates
     sources = {name: recipes.get(recipe.weights_of or "", recipe) for name, recipe in recipes.items()}
-    gated = {
-        name: source
-        for name, source in sources.items()
-        if recipes[name].role == "candidate" and not source.corrupt
-    }
+    gated = {name: source for name, source in sources.items() if recipes[name].role == "candidate"}
     tuned = [name for name, source in gated.items() if plugins.method(source.method).tunes]
     return Family({name: name.partition("[")[0] for name in tuned}, experiment.gate.alpha)
 

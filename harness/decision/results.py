@@ -99,8 +99,7 @@ class CandidateFacts:
     seconds, `requests_per_s` when answered in batches, `under_load` when they come at once, all timed on
     the machine `measured_on`; `disturbed` holds, by the names of these fields, the figures that other
     work on the machine disturbed, of which the fields themselves are None: nothing is decided by them.
-    `over_budget` says which budget or need is broken. `ablation` says that its training rows were made
-    wrong on purpose: it is measured, and never chosen. `baseline` says that it is what others are to
+    `over_budget` says which budget or need is broken. `baseline` says that it is what others are to
     beat, `leaves_machine` that requests go to somebody else's server. `n_train` examples were trained on,
     0 where that is not known; a teacher was paid `rows_cost_usd` for them, and labelled `n_taught` of
     them. `over_items` says how much the mean over the recipe's seeds varies with the items, None with one
@@ -139,7 +138,6 @@ class CandidateFacts:
     measured_on: str = ""
     over_budget: str = ""
     baseline: bool = False
-    ablation: bool = False
     leaves_machine: bool = False
     training_cost_usd: float = 0.0
     rows_cost_usd: float = 0.0
@@ -184,14 +182,8 @@ def is_gain_shown(run: CandidateFacts) -> bool:
 def is_fine_tuned(run: CandidateFacts) -> bool:
     """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
 
-    An endpoint's model counts as trained, because nobody sees its weights, unless it is a baseline. An
-    ablation is none that could be shipped.
+    An endpoint's model counts as trained, because nobody sees its weights, unless it is a baseline.
     """
-    return has_tuned_weights(run) and not run.ablation
-
-
-def has_tuned_weights(run: CandidateFacts) -> bool:
-    """Tell whether a language model has other weights than the base, ablations among them."""
     return run.trained and not run.baseline and not _is_classifier(run)
 
 
@@ -200,11 +192,11 @@ def _is_classifier(run: CandidateFacts) -> bool:
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Choose the recipe with the best mean on validation, and of its runs the best one there; no ablation.
+    """Choose the recipe with the best mean on validation, and of its runs the best one there.
 
     Of recipes with equal means it is the one whose requests take the fewest tokens.
     """
-    runs = [run for run in runs if not run.ablation]
+    runs = list(runs)
     sign = target_unit(runs).sign
     scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
     for run in runs:
@@ -232,7 +224,7 @@ def n_settings(facts: Iterable[CandidateFacts]) -> int:
     """
     first: dict[str, CandidateFacts] = {}
     for f in facts:
-        if f.state == "done" and not f.ablation:
+        if f.state == "done":
             first.setdefault(f.name, f)
     return len({one for f in first.values() for one in f.settings or _name_settings(f)})
 
@@ -243,8 +235,8 @@ def _name_settings(f: CandidateFacts) -> list[str]:
 
 
 def list_untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the runs that no language model was trained for, without ablations."""
-    return [f for f in facts if not is_fine_tuned(f) and not f.ablation]
+    """List the runs that no language model was trained for."""
+    return [f for f in facts if not is_fine_tuned(f)]
 
 
 def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from harness import comparison, formatting, plugins, stats
 from harness.comparison import Comparison, Estimate, chance_below, orient, quantile
-from harness.decision.results import CandidateFacts, ItemVariances, has_tuned_weights, is_cross_validated
+from harness.decision.results import CandidateFacts, ItemVariances, is_cross_validated, is_fine_tuned
 from harness.formatting import Unit
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -115,7 +115,7 @@ def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
     """List the finished runs of every recipe that trains a language model; an endpoint has no seeds."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
-        if has_tuned_weights(f) and f.state == "done" and not plugins.find_method(f.method).is_remote:
+        if is_fine_tuned(f) and f.state == "done" and not plugins.find_method(f.method).is_remote:
             by_name.setdefault(f.name, []).append(f)
     return [sorted(of, key=lambda f: f.seed) for of in by_name.values()]
 

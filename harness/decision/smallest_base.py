@@ -45,7 +45,7 @@ def _sort_by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
     passing = {run.run_id for run in list_passing_runs(case.facts)}
     groups: dict[BaseSize, list[CandidateFacts]] = {}
     for run in list_within_budgets(case.facts):
-        allowed = run.run_id in passing if is_fine_tuned(run) else not run.ablation
+        allowed = run.run_id in passing or not is_fine_tuned(run)
         if run.base and run.state == "done" and run.target and allowed:
             groups.setdefault(run.base, []).append(run)
     found = [(base, one) for base, of in groups.items() if (one := best(of))]

@@ -1,14 +1,14 @@
-"""Candidates that differ in their training rows alone: quality against quantity, and wrong answers.
+"""Candidates that differ in their training rows alone: quality against quantity.
 
-Invariant: all answered the same test items; each is compared with the one on the target's own rows, or with
-the fewest wrong answers, which nobody chose by its result.
+Invariant: all answered the same test items; each is compared with the one on the target's own rows, which
+nobody chose by its result.
 Source: the differences are those of `ablation`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from harness import plugins
 from harness.comparison import Estimate
@@ -18,25 +18,21 @@ from harness.decision.seeds import pool_variance, summarize_seeds
 from harness.evaluation.candidate_rows import describe_source
 from harness.spec import DecidePolicy, Recipe
 
-By = Literal["rows", "wrong answers"]
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
     """One candidate's training rows and what they brought, in the target metric's unit, with costs in USD.
 
     `n_rows` are the rows as trained: one that stands twice in the file, or that a mixture drew twice, is two.
-    `n_labelled` of them were labelled, and cost: a row that was drawn again is the same one.
-    `corrupt` is the share of the rows whose answers were made wrong, `n_tokens` what was trained on in all
-    epochs. `estimate` is the score with its interval, None where the variance between seeds is unknown.
-    `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over the table) are None of the
-    reference.
+    `n_labelled` of them were labelled, and cost: a row that was drawn again is the same one. `n_tokens` is
+    what was trained on in all epochs. `estimate` is the score with its interval, None where the variance
+    between seeds is unknown. `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over
+    the table) are None of the reference.
     """
 
     candidate: str
     source: str
     n_rows: int | None
-    corrupt: float
     n_tokens: int | None
     score: float | None
     estimate: Estimate | None
@@ -50,10 +46,9 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSets:
-    """Candidates of one method that differ `by` their training rows or the wrong answers in them alone."""
+    """Candidates of one method that differ in their training rows alone."""
 
     method: str
-    by: By
     reference: str
     sets: tuple[TrainingSet, ...]
     n_tests: int
@@ -68,19 +63,15 @@ def training_sets(
     pair: Pair,
     means: Means,
 ) -> tuple[TrainingSets, ...]:
-    """Compare the candidates whose recipes differ in `train` and `mix`, then those that differ in `corrupt`.
+    """Compare the candidates whose recipes differ in `train` and `mix` alone.
 
     `facts` come in the order of the file; `drawn_again` says by candidate how many of its rows are the same
     row again. `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
     """
     by = Comparer(pair, means, pool_variance(facts))
-    groups: dict[By, list[list[str]]] = {
-        "rows": _groups(facts, recipes, _drop_rows, _rows_of),
-        "wrong answers": _groups(facts, recipes, _drop_errors, _errors_of),
-    }
     over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
 
-    def compare(kind: By, names: Sequence[str]) -> TrainingSets:
+    def compare(names: Sequence[str]) -> TrainingSets:
         members = {name: [f for f in facts if f.name == name] for name in names}
         found = compare_members(names[0], members, by)
         sets = []
@@ -88,35 +79,25 @@ def training_sets(
             of, again = f.candidate, drawn_again.get(f.candidate, 0)
             sets.append(_training_set(f, members[of], recipes[of], over.get(of), policy, again))
         known, method = found.seed_variance_known, recipes[names[0]].method
-        return TrainingSets(method, kind, found.reference, tuple(sets), found.n_tests, known)
+        return TrainingSets(method, found.reference, tuple(sets), found.n_tests, known)
 
-    return tuple(compare(kind, names) for kind, of in groups.items() for names in of)
+    return tuple(map(compare, _groups(facts, recipes)))
 
 
-def _groups(
-    facts: Sequence[CandidateFacts],
-    recipes: Mapping[str, Recipe],
-    without: Callable[[Recipe], Recipe | None],
-    of: Callable[[Recipe], Any],
-) -> list[list[str]]:
-    """List the candidates of one recipe but for what is varied, the reference first; each value once."""
+def _groups(facts: Sequence[CandidateFacts], recipes: Mapping[str, Recipe]) -> list[list[str]]:
+    """List the candidates of one recipe but for their rows, the reference first; the same rows once."""
     groups: dict[str, dict[Any, str]] = {}
     for name in dict.fromkeys(f.name for f in facts):
-        rest = without(recipes[name]) if plugins.method(recipes[name].method).draws_from else None
-        if rest is not None:
-            groups.setdefault(rest.model_dump_json(), {}).setdefault(of(recipes[name]), name)
-    # The target's own rows, and no wrong answers, sort first; all else stays in the order of the file.
-    return [[name for _, name in sorted(g.items(), key=_is_changed)] for g in groups.values() if len(g) > 1]
-
-
-def _is_changed(entry: tuple[Any, str]) -> Any:
-    value, _ = entry
-    return value if isinstance(value, float) else value != _OWN
-
-
-def _drop_rows(recipe: Recipe) -> Recipe | None:
-    """Return a recipe without its training rows; None of one whose answers were made wrong."""
-    return None if recipe.corrupt else recipe.model_copy(update={"train": (), "mix": None})
+        recipe = recipes[name]
+        if plugins.method(recipe.method).draws_from:
+            rest = recipe.model_copy(update={"train": (), "mix": None})
+            groups.setdefault(rest.model_dump_json(), {}).setdefault(_rows_of(recipe), name)
+    # The target's own rows sort first; all else stays in the order of the file.
+    return [
+        [name for _, name in sorted(g.items(), key=lambda entry: entry[0] != _OWN)]
+        for g in groups.values()
+        if len(g) > 1
+    ]
 
 
 def _rows_of(recipe: Recipe) -> tuple[Any, ...]:
@@ -124,14 +105,6 @@ def _rows_of(recipe: Recipe) -> tuple[Any, ...]:
 
 
 _OWN: tuple[Any, ...] = ((), "")
-
-
-def _drop_errors(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"corrupt": 0.0})
-
-
-def _errors_of(recipe: Recipe) -> float:
-    return recipe.corrupt
 
 
 def _training_set(
@@ -150,7 +123,6 @@ def _training_set(
         candidate=factor.candidate,
         source=describe_source(recipe),
         n_rows=None if n_labelled is None else n_labelled + n_again,
-        corrupt=recipe.corrupt,
         n_tokens=round(fmean(tokens)) if tokens else None,
         score=factor.score,
         estimate=score,

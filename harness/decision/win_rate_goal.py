@@ -17,7 +17,7 @@ from harness.decision.results import (
     alternative,
     gain,
     gain_text,
-    has_tuned_weights,
+    is_fine_tuned,
     seeds_of,
 )
 from harness.decision.seeds import gain_label
@@ -31,7 +31,7 @@ def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
     """
     other = alternative(facts)
     wins = {f.run_id: f.wins for f in facts if f.wins and other and _counts(f.wins, other)}
-    done = [f for f in facts if f.state == "done" and has_tuned_weights(f)]
+    done = [f for f in facts if f.state == "done" and is_fine_tuned(f)]
     open_ones = {f.name for f in done if f.run_id not in wins}
     return [
         replace(

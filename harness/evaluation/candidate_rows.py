@@ -1,4 +1,4 @@
-"""Rows that each candidate trains on: the target's, or of other files, mixed, or with wrong answers.
+"""Rows that each candidate trains on: the target's, or of other files, or mixed.
 
 Invariant: whatever is trained on, the same test items are evaluated, and no row repeats one of them or an
 item of a suite; rows equal to the target's make the same weights.
@@ -13,7 +13,7 @@ from harness.data import PartName, TaskItems
 from harness.data.edit import is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.overlap import Encode
 from harness.data.readers import display_path, file_of
-from harness.data.training_rows import corrupt_rows, load_training_rows
+from harness.data.training_rows import load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
@@ -26,10 +26,10 @@ from harness.spec import Experiment, Recipe
 
 def digest_training_rows(recipe: Recipe) -> str:
     """Digest what a recipe says of its training rows; empty where they are the target's."""
-    if not (recipe.train or recipe.mix or recipe.corrupt):
+    if not (recipe.train or recipe.mix):
         return ""
     mix = recipe.mix.model_dump(mode="json") if recipe.mix else None
-    return digest([plugins.method(recipe.method).draws_from, recipe.train, mix, recipe.corrupt])
+    return digest([plugins.method(recipe.method).draws_from, recipe.train, mix])
 
 
 def training_data(session: Session, recipe: Recipe) -> MeasuredTask:
@@ -61,12 +61,12 @@ def read_training_rows(
     """
     out: dict[str, MeasuredTask] = {}
     problems: list[Problem] = []
-    for name, recipe in experiment.candidates.items():
+    for recipe in experiment.candidates.values():
         key = digest_training_rows(recipe)
         if not key or key in out or recipe.method not in plugins.names("methods"):
             continue
         try:
-            found = _read(experiment, name, recipe, items, catalogue, n_pairs, encode)
+            found = _read(experiment, recipe, items, catalogue, n_pairs, encode)
         except UserError as error:
             problems += error.problems
         else:
@@ -98,25 +98,19 @@ def read_folds(
 
 def _read(
     experiment: Experiment,
-    name: str,
     recipe: Recipe,
     items: Mapping[str, TaskItems],
     catalogue: Mapping[str, lm_eval.LmEvalTask],
     n_pairs: int | None,
     encode: Encode | None,
 ) -> TaskItems:
-    target, seed, where = experiment.target, experiment.seeds[0], f"candidate {name}"
+    target, seed = experiment.target, experiment.seeds[0]
     own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
     own = own.without_test() if own.folds else own  # what is shipped trains on every row
-    if recipe.train or recipe.mix:
-        own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
-        own = replace(own, pairs=own.pairs[:n_pairs])
-        files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_files(recipe))}
-        own = refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
-    if recipe.corrupt:
-        rows = corrupt_rows(own.pairs if pairs else own.train, recipe.corrupt, seed, where, pairs=pairs)
-        own = replace(own, pairs=rows) if pairs else replace(own, train=rows)
-    return own
+    own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
+    own = replace(own, pairs=own.pairs[:n_pairs])
+    files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_files(recipe))}
+    return refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
 
 
 def describe_training_rows(session: Session, selected: Iterable[str]) -> list[str]:
@@ -132,7 +126,7 @@ def describe_training_rows(session: Session, selected: Iterable[str]) -> list[st
         recipe = candidate.source
         if name != candidate.source_name or not digest_training_rows(recipe):
             continue
-        notes = training_data(session, recipe).items.notes if recipe.train or recipe.mix else ()
+        notes = training_data(session, recipe).items.notes
         for note in (f"trains on {describe_rows(session, recipe)}", *notes):
             said.setdefault(note, []).append(name)
     if session.folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
@@ -143,7 +137,7 @@ def describe_training_rows(session: Session, selected: Iterable[str]) -> list[st
 
 
 def describe_rows(session: Session, recipe: Recipe) -> str:
-    """Name the files, the number of rows and the share of wrong answers; of a mixture the shares drawn.
+    """Name the files and the number of rows; of a mixture the shares drawn.
 
     Empty of the target's rows.
     """
@@ -156,8 +150,7 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
         drawn = Counter(file_of(row.where) for row in rows)
         source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in _files(recipe))
     kind = "pairs" if part == "pairs" else "rows"
-    wrong = f", {percent(recipe.corrupt)} % of their answers made wrong" if recipe.corrupt else ""
-    return f"{source}: {count(len(rows))} {kind}{wrong}"
+    return f"{source}: {count(len(rows))} {kind}"
 
 
 def describe_source(recipe: Recipe) -> str:

@@ -73,7 +73,7 @@ from harness.experiment.run_preview import (
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, facts_of, is_ablation
+from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.first_result import show_first_result
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again

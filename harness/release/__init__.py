@@ -17,7 +17,6 @@ from harness.experiment import (
     Scope,
     answer_all_items,
     find_lm_eval_tasks,
-    is_ablation,
     prepare_session,
 )
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
@@ -33,7 +32,7 @@ from harness.release.stored import Baseline, candidate_runs, count_members, gate
 from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.report import Command, family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
-from harness.spec import Recipe, Task
+from harness.spec import Task
 from harness.store import Champion
 
 
@@ -110,13 +109,6 @@ def advise_more_items(
     )
 
 
-def _refuse_ablation(stored: StoredExperiment, run: Run) -> None:
-    """Refuse weights that stand on rows made wrong on purpose, also by another candidate."""
-    if is_ablation(Recipe.model_validate(run.recipe), stored.experiment.candidates):
-        found = f"{run.candidate}, whose training rows were made wrong on purpose (corrupt)"
-        raise UserError(Problem("promote", found, "a candidate to be shipped", "promote one without corrupt"))
-
-
 def phrase_with_base(option: str) -> Problem:
     """Phrase an option that is for stored runs and was given with --base."""
     found = f"{option} as well, which is for stored runs"
@@ -146,7 +138,6 @@ def promote_named(
     loaded = config.load(path, overrides)
     stored = open_stored(loaded)
     run = best_run(stored, candidate_runs(stored, name, sampled=True))
-    _refuse_ablation(stored, run)
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)

@@ -71,8 +71,6 @@ def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Cha
             above, flips = [plots.forest(report, f)], _flips(report, f)
         elif section.kind == "gate" and f and f.verdict:
             above = [plots.chances(f.label, f.verdict)]
-        elif section.kind == "training sets":
-            above = [plots.label_noise(report.training_sets[int(section.label)], report.unit, report.metric)]
         elif section.kind == "training":
             above = _curves(facts.values())
         same_as = _name_same_weights(report, section.label) if flips else ""

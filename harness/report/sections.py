@@ -89,7 +89,7 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     ]
     yield Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
     yield from (ablation_section(a, report.unit) for a in report.ablations)
-    yield from (sets_section(of, report.unit, i) for i, of in enumerate(report.training_sets))
+    yield from (sets_section(of, report.unit) for of in report.training_sets)
     yield seed_section(report.seeds, report.unit)
     yield from [curve_section(report.curve)] if report.curve else []
     yield _slices(report, done)

@@ -115,8 +115,7 @@ class Recipe(Spec):
     measures target and forgetting along the training. `template` wraps the user message, `{prompt}`.
 
     `train` names files of rows that take the place of the target's training rows, or where the method trains
-    on pairs of its pairs; `mix` draws them from several files by share. `corrupt` is the share of them that
-    gets a wrong answer, which shows what errors in the labels cost.
+    on pairs of its pairs; `mix` draws them from several files by share.
 
     `method` makes the weights, by its own `params`. `role: baseline` says that a model made elsewhere is to
     be beaten: measured on the target alone, and counted as untrained. `answer` is generated,
@@ -144,7 +143,6 @@ class Recipe(Spec):
     regularize: dict[str, dict[str, Any]] = {}
     train: tuple[str, ...] = ()
     mix: Mix | None = None
-    corrupt: float = Field(0.0, ge=0, le=1)
     track: Tracking | None = None
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
@@ -207,13 +205,12 @@ class Recipe(Spec):
             self.track,
             self.train,
             self.mix,
-            self.corrupt,
         )
         if self.weights_of and (self.method != BASE or any(own)):
             yield (
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
                 "reward, path, base_model, quantization, sweep, search, prune, subject_to, regularize, "
-                "track, train, mix and corrupt"
+                "track, train and mix"
             )
         if self.serve_merged and not self.weights_of:
             yield "serve_merged is a candidate of its own: add weights_of, the adapter it merges"

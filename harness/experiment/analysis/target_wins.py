@@ -160,9 +160,9 @@ def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
 
 
 def _pairs(runs: Runs, facts: Facts) -> Iterator[tuple[CandidateFacts, Run, Run]]:
-    """Yield the finished fine-tunes, ablations too, each with the run of the best untrained candidate."""
+    """Yield the finished fine-tunes, each with the run of the best untrained candidate."""
     best = decide.best_untrained(facts)
     base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
     for f, run in zip(facts, runs, strict=True):
-        if base and run.state == "done" and decide.has_tuned_weights(f):
+        if base and run.state == "done" and decide.is_fine_tuned(f):
             yield f, run, base

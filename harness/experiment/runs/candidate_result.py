@@ -142,18 +142,12 @@ def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | Non
     return BaseSize(Path(source.name).name, source.n_parameters, size)
 
 
-def is_ablation(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
-    """Tell whether a recipe's weights, or those behind it, stand on rows that were made wrong on purpose."""
-    behind = recipes.get(recipe.weights_of or recipe.init_from or "")
-    return bool(recipe.corrupt) or (behind is not None and is_ablation(behind, recipes))
-
-
 def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
-    """Mark what a recipe tells with those behind it: an ablation, or one that sends rows away."""
+    """Mark a candidate whose recipe, or the one that its weights come from, sends rows away."""
     source = recipes.get(recipe.weights_of or "", recipe)
     is_remote = plugins.find_method(source.method).is_remote
     leaves = is_remote and not is_private(source.params["base_url"])
-    return replace(facts, ablation=is_ablation(recipe, recipes), leaves_machine=leaves)
+    return replace(facts, leaves_machine=leaves)
 
 
 def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
@@ -253,7 +247,6 @@ def _facts_of_record(run: Run) -> CandidateFacts:
         state=run.state,
         error=run.error,
         baseline=run.recipe.get("role") == "baseline",
-        ablation=bool(run.recipe.get("corrupt")),
     )
 
 

@@ -179,19 +179,16 @@ _QUANTITY = (
 )
 
 
-def sets_section(of: TrainingSets, unit: Unit, place: int) -> Section:
-    """Lay out the candidates, the reference first; its label is its `place` among such tables."""
-    named = {"rows": "Training rows, quality against quantity", "wrong answers": "Wrong answers in training"}
-    title, reached = f"{named[of.by]}: {of.method}", ("score", "change", "p", "p corrected")
-    columns: tuple[str, ...] = ("candidate", "answers made wrong", "rows", *reached)
-    if of.by == "rows":
-        columns = ("candidate", "trained on", "rows", "tokens", *reached, "labels USD", "training USD")
+def sets_section(of: TrainingSets, unit: Unit) -> Section:
+    """Lay out the candidates, the reference first."""
+    title = f"Training rows, quality against quantity: {of.method}"
+    reached = ("score", "change", "p", "p corrected")
+    columns = ("candidate", "trained on", "rows", "tokens", *reached, "labels USD", "training USD")
     looked = f"p corrected for {formatting.pluralize(of.n_tests, 'look')} (Benjamini-Hochberg)"
     seeds = "" if of.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
-    tokens = f"; {_QUANTITY}" if of.by == "rows" else ""
-    note = f"{title}: paired on test with {of.reference}, {looked}{tokens}{seeds}"
+    note = f"{title}: paired on test with {of.reference}, {looked}; {_QUANTITY}{seeds}"
     rows = [_set_row(one, of, unit) for one in of.sets]
-    return Section("training sets", title, columns, rows, notes=[note], label=str(place))
+    return Section("training sets", title, columns, rows, notes=[note])
 
 
 def _set_row(one: TrainingSet, of: TrainingSets, unit: Unit) -> list[str]:
@@ -206,9 +203,5 @@ def _set_row(one: TrainingSet, of: TrainingSets, unit: Unit) -> list[str]:
     rows = formatting.count(one.n_rows)
     if one.n_labelled not in (None, one.n_rows):
         rows = f"{rows} ({formatting.count(one.n_labelled)})"
-    if of.by == "rows":
-        costs = [formatting.usd(one.label_cost_usd), formatting.usd(one.training_cost_usd)]
-        return [one.candidate, one.source, rows, formatting.count(one.n_tokens), *reached, *costs]
-    n_wrong = None if one.n_rows is None else round(one.corrupt * one.n_rows)
-    wrong = f"{formatting.percent(one.corrupt)} % ({formatting.count(n_wrong)})"
-    return [one.candidate, wrong, rows, *reached]
+    costs = [formatting.usd(one.label_cost_usd), formatting.usd(one.training_cost_usd)]
+    return [one.candidate, one.source, rows, formatting.count(one.n_tokens), *reached, *costs]
