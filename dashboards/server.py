@@ -7,11 +7,11 @@ Host is this machine, or whoever asks has the token; an Origin is the address th
 import hmac
 import os
 from collections.abc import Sequence
-from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit.starlette import App
@@ -45,8 +45,7 @@ class Guard:
         if not self._token:
             is_local = urlsplit(f"//{hosts[0]}").hostname in LOCAL
             return None if is_local else PlainTextResponse("a name that is not this machine's", 403)
-        cookies = SimpleCookie("; ".join(_headers(scope, b"cookie")))
-        if _COOKIE in cookies and self._is_token(cookies[_COOKIE].value):
+        if self._is_token(HTTPConnection(scope).cookies.get(_COOKIE, "")):
             return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
         if scope["type"] == "http" and self._is_token(given[0]):

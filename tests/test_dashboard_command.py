@@ -114,6 +114,7 @@ def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
         cookie = headers["set-cookie"].partition(";")[0]
         assert "httponly" in headers["set-cookie"].lower()
         assert ask(port, "box.example", Cookie=cookie)[0] == 200
+        assert ask(port, "box.example", Cookie=f'other={{"a": 1}}; {cookie}')[0] == 200
         assert shake_hands(port, "box.example", own, Cookie=cookie) == 101
         assert shake_hands(port, "box.example", "http://evil.example", Cookie=cookie) == 403
 

@@ -451,6 +451,15 @@ def test_rows_that_are_damaged_are_named(store):
         stores.query(store, "SELECT count(text) FROM samples")
 
 
+def test_rows_in_the_folder_of_other_rows_are_named(store):
+    one, other = store.rows(LORA.digest), store.rows(BASE.digest)
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+    with pytest.raises(UserError, match=rf"{LORA.digest}.*next: harness compare"):
+        stores.query(store, "SELECT count(text) FROM samples")
+
+
 @pytest.mark.parametrize("words", [[], ["SELECT 1", "--tables"], ["SELECT 1", "--json", "--csv"]])
 def test_options_that_contradict_each_other_are_refused(store, words):
     assert isinstance(sql(*words, "--runs", store.folder).exception, UserError)

@@ -28,12 +28,14 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     from harness import store
 
     at = store.Store(kept.folder)
-    found = store.list_runs(at)
+    found, (_, unreadable) = store.list_runs(at), store.runs_on_disk(at)
     trials = store.trials_by_run(at, found)
     used, of_trials = store.disk_use(at, found), store.count_freed_by_trials(at, found)
     freed = {run_id: used.freed.get(run_id, 0) + n for run_id, n in of_trials.items()}
     listed = _map_facts if as_json else _map_lines
     print_value(listed(found, trials, used.freed | freed), as_json)
+    for problem in unreadable:
+        say(f"left out, as damaged: {problem}; next: repair or delete it")
     if not found:
         step = f"{kept.command_line().command('compare')}, or name another folder with --runs"
         say(f"no run is stored in {kept.folder}; next: {step}")

@@ -135,10 +135,8 @@ def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
 
 
 def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
-    try:
-        return store.read_rows(at, run.rows[key]) if key in run.rows else []
-    except HarnessError:
-        return []
+    is_stored = key in run.rows and at.parquet(run.rows[key]).exists()
+    return store.read_rows(at, run.rows[key]) if is_stored else []
 
 
 def _compare_scores(

@@ -76,7 +76,9 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
         raise ValueError(f"block {index} holds positions from {BLOCK * index} without gaps, not {positions}")
     folder = store.rows(identity.digest)
     lines = "".join(map(row_line, rows))
-    if not (folder / "identity.json").exists():
+    if not _read_identity(folder / "identity.json"):
+        if parquet_ids(path := store.parquet(identity.digest)) is None:  # rows of another identity
+            path.unlink(missing_ok=True)
         write_record(store, folder / "identity.json", identity)
     write_drawn(store, identity.digest, index, rows)
     write_whole(store, _block_path(folder, index), lines)

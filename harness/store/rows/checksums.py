@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from harness.records import load
+from harness.records import RowsIdentity, load
 from harness.store.layout import Store, write_whole
 
 _PIECE = 1 << 20  # bytes
@@ -22,13 +22,13 @@ def note_checksum(store: Store, path: Path, written: Path) -> None:
 
 
 def is_as_written(path: Path) -> bool | None:
-    """Tell whether a file holds what was written to it; None where that was not noted.
+    """Tell whether a file holds what was written to it, in its own folder; None where that was not noted.
 
     Raises:
         OSError: the file cannot be read.
     """
     found = _checksum(path)  # before what is noted is read: another process may replace the file in between
-    known = _read_checksums(path)
+    known = [] if _is_of_other_rows(path) else _read_checksums(path)
     return None if known is None else found in known
 
 
@@ -44,6 +44,13 @@ def is_damaged(path: Path) -> bool:
 @lru_cache(maxsize=4096)
 def _is_damaged(path: Path, *_version: int) -> bool:
     return is_as_written(path) is False
+
+
+def _is_of_other_rows(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        identity = load(RowsIdentity, path.with_name("identity.json").read_bytes())
+        return identity.digest != path.parent.name
+    return False
 
 
 def file_version(path: Path) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Run, SamplingRecord, load, parse_json, read_object, run_record
 from harness.store import index
 from harness.store.garbage import count_needed_keys, find_own_fit_key
@@ -86,6 +86,14 @@ def get_run(store: Store, run_id: str) -> Run:
     if run_id not in runs and (trial := find_trial(store, run_id)):
         return trial.run
     if run_id not in runs:
+        where = str(store.run_file(run_id))
+        unreadable = (one for one in runs_on_disk(store)[1] if one.startswith(f"{where}: "))
+        refuse(
+            Problem(
+                where, said.removeprefix(f"{where}: "), "what harness compare wrote", "repair or delete it"
+            )
+            for said in unreadable
+        )
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
         raise UserError(Problem("run", repr(run_id), f"a run in {store.folder}", next_step))
     return runs[run_id]
