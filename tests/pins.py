@@ -70,7 +70,7 @@ def defaults() -> dict[str, dict[str, str]]:
 def _defaults_of(model: type[BaseModel]) -> dict[str, str]:
     found = {name: field.get_default(call_default_factory=True) for name, field in model.model_fields.items()}
     known = {name: value for name, value in found.items() if value is not PydanticUndefined}
-    return {name: repr(value) for name, value in known.items() if name not in getattr(model, "stated", ())}
+    return {name: repr(value) for name, value in known.items()}
 
 
 def read_known_defaults() -> dict[str, dict[str, str]]:

@@ -63,15 +63,7 @@ def test_a_field_at_its_default_is_left_out_of_a_digest():
     assert "scoring_digest" not in drop_defaults(identity)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
-def test_a_default_that_was_another_once_stands_in_a_digest_and_what_was_written_is_as_before(name):
-    params = plugins.method(name).params
-    assert params().identity() == {"learning_rate": 5e-6}
-    assert params(learning_rate=3e-5, r=8).identity() == {"learning_rate": 3e-5, "r": 8}
-    assert params(learning_rate=1e-4).identity() == {"learning_rate": 1e-4}  # it was left out as the default
-
-
-def test_a_method_whose_defaults_are_those_of_ever_leaves_them_out():
+def test_a_method_leaves_out_what_is_at_its_default():
     assert plugins.method("lora").params().identity() == {}
     assert plugins.method("lora").params(learning_rate=0.01).identity() == {"learning_rate": 0.01}
 

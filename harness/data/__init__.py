@@ -25,7 +25,7 @@ from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.provenance import versions_of
-from harness.records import Document, Example, digest, drop_defaults, joins_system
+from harness.records import Document, Example, digest, drop_defaults
 from harness.spec import DATA_FILES, Task
 
 Split = Literal["train", "validation", "test"]
@@ -173,8 +173,6 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     that more training rows do not make a new test.
     """
     definition = task.model_dump(exclude={"data", "limit", *SCORING}, exclude_defaults=True)
-    if joins_system(task.system, (*items.validation, *items.test)):
-        definition |= {"system_messages": "one"}
     if split is not None:
         shots = items.train if task.num_fewshot else ()
         return digest([definition, {split: _plain(getattr(items, split)), "shots": _plain(shots)}])

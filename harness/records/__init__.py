@@ -28,7 +28,6 @@ from harness.records.sample_results import (
     SampleResult,
     Status,
     has_closed_labels,
-    joins_system,
     turns_as_text,
 )
 from harness.records.serialization import (

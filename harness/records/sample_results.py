@@ -61,14 +61,6 @@ def has_closed_labels(examples: Iterable[Example]) -> bool:
     return len({frozenset(example.choices) for example in examples if example.choices}) == 1
 
 
-def joins_system(system: str | None, examples: Iterable[Example]) -> bool:
-    """Tell whether a system text and that of some example are one message, which identities say.
-
-    Earlier versions asked with two.
-    """
-    return system is not None and any(example.has_system for example in examples)
-
-
 def turns_as_text(messages: Sequence[Message]) -> str:
     """Write the turns of a conversation one below the other, each behind its role."""
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)

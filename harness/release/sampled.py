@@ -29,8 +29,8 @@ def find_sampling(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
     found = store.read_sampling(stored.store, run.run_id)
     if found is None:
         raise IncompatibleRuns(
-            f"{run.run_id}: found no record of how its items were sampled, as runs of earlier versions have "
-            f"none; expected sampling.json beside run.json in {stored.store.folder / run.run_id}; next: "
+            f"{run.run_id}: found no record of how its items were sampled; expected sampling.json beside "
+            f"run.json in {stored.store.folder / run.run_id}; next: "
             f"{stored.typed.command('compare', '--sequential')}, which writes it and evaluates nothing again,"
             " or --all-items"
         )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -73,13 +73,9 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 class Spec(BaseModel):
-    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite, or `true`.
-
-    `stated` names the fields that an identity holds at their default too, because that was another once.
-    """
+    """Frozen and strict: an unknown key, NaN, infinity and `true` for a number are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-    stated: ClassVar[tuple[str, ...]] = ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -92,9 +88,8 @@ class Spec(BaseModel):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Return what digests hold of the values: those that are not at their default, and those stated."""
-        stated = self.model_dump(mode="json", include={*self.stated})
-        return self.model_dump(mode="json", exclude_defaults=True) | stated
+        """Return what digests hold of the values: those that are not at their default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -32,7 +32,6 @@ from harness.records import (
     SampleResult,
     digest,
     is_unspaced,
-    joins_system,
     turns_as_text,
 )
 from harness.spec import Decoding, Recipe, Role, Task, metric_name
@@ -347,10 +346,8 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     drawn_from += [versions_of("words")] if is_unspaced(texts) else []
     drawn_from += [versions_of("widths")] if has_widths(texts) else []
     drawn_from += ["turns"] if _has_turns(session) else []
-    joined = joins_system(recipe.system, chain(items.validation, items.test))
     return digest(
         [
-            *(["one system message"] if joined else []),
             promptings,
             versions_of("prompting"),
             recipe.system,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.data import TaskItems
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.regularization import mix_context
@@ -15,7 +14,7 @@ from harness.metrics import version as metric_version
 from harness.models.model_folder import content_digest
 from harness.plugins import Method
 from harness.provenance import digest_code, versions_of
-from harness.records import digest, drop_defaults, is_unspaced, joins_system
+from harness.records import digest, drop_defaults, is_unspaced
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, Task, is_path, metric_name
 from harness.training import Weights, can_share, is_metric_file
@@ -82,18 +81,11 @@ def _training_digest(session: Session, method: Method, source: Recipe, seed: int
     drawn = [seed] if method.seeded else []
     computed = [session.machine.precision, session.machine.device]
     known = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
-    evaluation = _describe_evaluation(session.target.task, source, target.items, of_pairs=bool(pairs))
-    return digest([*known, evaluation] if evaluation else known)
+    own = _describe_prompts_of_pairs(session.target.task, source) if pairs else {}
+    return digest([*known, own] if own else known)
 
 
-def _describe_evaluation(task: Task, source: Recipe, items: TaskItems, *, of_pairs: bool) -> dict[str, Any]:
-    """Return what of the prompts of training rows neither their versions nor that of the prompting hold.
-
-    It is the task's own part of the prompts of pairs, and that a system text and a row's are one message.
-    """
+def _describe_prompts_of_pairs(task: Task, source: Recipe) -> dict[str, Any]:
+    """Return the task's own part of the prompts of pairs, which no version of the pairs holds."""
     own = {"chat_template"} | ({"system"} if source.system is None else set())
-    said = task.model_dump(include=own, exclude_defaults=True) if of_pairs else {}
-    system = task.system if source.system is None else source.system
-    if joins_system(system, items.pairs if of_pairs else items.train):
-        said |= {"system_messages": "one"}
-    return said
+    return task.model_dump(include=own, exclude_defaults=True)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -66,8 +66,6 @@ class PreferenceParams(HeldOutParams):
     share of all steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
     counted, never cut.
     """
-
-    stated: ClassVar[tuple[str, ...]] = ("learning_rate",)  # 1e-4 before
 
     beta: float = Field(0.1, gt=0)
     loss_type: LossType = "sigmoid"

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -41,8 +41,6 @@ class UnpairedParams(HeldOutParams):
     `early_stopping_patience` counts such measurements without a better one. Answers longer than `max_length`
     tokens with their prompt are left out and counted, never cut.
     """
-
-    stated: ClassVar[tuple[str, ...]] = ("learning_rate",)  # 1e-4 before
 
     beta: float = Field(0.1, gt=0)
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
