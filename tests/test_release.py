@@ -624,9 +624,12 @@ FOLDERS_THAT_ARE_REFUSED = {
         None,
         r"2 evaluations of arc \(results_2026-03.*2026-04",
     ),
-    "another limit": (SECOND, {"limit": 30}, None, "org/m in .*org/m in .*; they differ in limit"),
-    "another seed": (SECOND, {"fewshot_seed": 7}, None, "they differ in fewshot_seed"),
-    "another precision": (SECOND, {"model_dtype": "torch.float32"}, None, "they differ in model_dtype"),
+    "another precision": (
+        SECOND,
+        {"model_dtype": "torch.float32"},
+        None,
+        "org/m in .*org/m in .*; they differ in model_dtype",
+    ),
     "an adapter": (SECOND, {"model_args": "pretrained=org/m,peft=./lora"}, None, "they differ in model_args"),
     "two models side by side": (
         SECOND,
@@ -661,11 +664,12 @@ def test_a_folder_that_is_not_one_evaluation_is_refused_and_a_printed_step_reads
 
 
 def test_evaluations_of_other_tasks_of_one_model_are_one_arm(tmp_path):
-    """Where and how fast they ran is no part of a model."""
+    """Where they ran and what each task was asked is no part of a model."""
     for arm in "ab":
         scores = [1.0, 0.0 if arm == "b" else 1.0] * 15
         lmeval_folder.write(tmp_path / arm, {"arc": scores}, model="org/m")
         elsewhere = {"batch_size": 1, "device": "cpu", "model_args": {"pretrained": "org/m"}}
+        elsewhere |= {"limit": 30, "gen_kwargs": {"temperature": 0}, "fewshot_seed": 7}
         lmeval_folder.write(tmp_path / arm, {"piqa": scores}, model="org/m", date=LATER, **elsewhere)
     judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
     assert {t.task.name: len(t.comparison.lost) for t in judged.tasks} == {"arc": 15, "piqa": 15}

@@ -32,6 +32,7 @@ _NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as lm-eval names a model'
 _HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and what they are of
 _WHO = ("model_name", "model_source", "model", "precision", "engine")
 _MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
+_OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _SETTINGS = (
     "model_dtype",
     "gen_kwargs",
@@ -111,8 +112,9 @@ def _refuse_other_folder(file: Path, model: str) -> None:
 
 
 def _identify(results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return a model's name and its configuration, but not where and how fast it ran."""
-    config = {key: value for key, value in _dict(results, "config").items() if key not in _MACHINE}
+    """Return a model's name and its configuration, but not where it ran and what it was asked."""
+    others = (*_MACHINE, *_OF_TASKS)
+    config = {key: value for key, value in _dict(results, "config").items() if key not in others}
     if isinstance(args := config.get("model_args"), dict):
         config["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
     names = (results.get("model_name"), results.get("model"), config.get("model_args"))
