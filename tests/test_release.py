@@ -673,7 +673,7 @@ def test_evaluations_of_other_tasks_of_one_model_are_one_arm(tmp_path):
         lmeval_folder.write(tmp_path / arm, {"piqa": scores}, model="org/m", date=LATER, **elsewhere)
     judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
     assert {t.task.name: len(t.comparison.lost) for t in judged.tasks} == {"arc": 15, "piqa": 15}
-    assert judged.notes == ("the logs of both arms name one model, org/m, under one configuration",)
+    assert judged.notes[0] == "the logs of both arms name one model, org/m, under one configuration"
 
 
 def test_a_file_of_samples_is_its_task_alone_and_one_of_results_its_evaluation(tmp_path):
@@ -954,3 +954,30 @@ def test_real_samples_of_lm_eval_are_read(tmp_path):
     lost = {t.task.name: len(t.comparison.lost) for t in judged.tasks}
     assert sum(lost.values()) == sum(n for task, n in lost.items() if "winogrande" in task) > 10
     assert len(lost) == len(by_task)
+
+
+def test_a_score_that_falls_and_is_not_compared_is_named(tmp_path):
+    old = lmeval_folder.write(tmp_path / "base", {"arc": [1, 1, 0, 1] * 50})
+    new = lmeval_folder.write(tmp_path / "tuned", {"arc": [1, 1, 1, 0] * 50})
+    (samples,) = new.rglob("samples_*.jsonl")
+    rows = [json.loads(line) | {"acc_norm": 0.0} for line in samples.read_text().splitlines()]
+    samples.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (note,) = release.gate_folders(old, new, GatePolicy()).notes
+    assert note == "worse and not compared, as the first rate of a task decides: acc_norm of arc 0.75 → 0"
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "n_lost"), [("toxicity_score", "lower", 160), ("helpful", "higher", 0)]
+)
+def test_a_direction_that_is_not_logged_is_told_by_the_name_and_said(tmp_path, metric, better, n_lost):
+    arms = [
+        lmeval_folder.write(tmp_path / name, {"t": values}, n_choices=1)
+        for name, values in (("base", [0, 0, 0, 0, 1] * 80), ("tuned", [1, 0, 1, 0, 1] * 80))
+    ]
+    for samples in tmp_path.rglob("samples_*.jsonl"):
+        text = samples.read_text().replace('"acc_norm"', '"other"').replace('"acc"', f'"{metric}"')
+        samples.write_text(text)
+    judged = release.gate_folders(*arms, GatePolicy())
+    assert len(judged.tasks[0].comparison.lost) == n_lost
+    said = f"whether higher or lower is better is not logged and told by the name: {metric} of t, {better}"
+    assert said in judged.notes

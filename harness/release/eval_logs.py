@@ -16,13 +16,59 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness.errors import Problem, UserError, as_argument
-from harness.formatting import pluralize
+from harness.formatting import figure, pluralize
 from harness.gating import Measurement
 from harness.metrics import Metric, mean_metric
 from harness.records import SampleResult, Status, digest
 from harness.spec import Kind, Task, TaskData
 
 _SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions have one
+ERROR_RATES = ("wer", "ter")  # errors per word of the reference, which may be more than 1
+_HIGHER = (
+    "acc",
+    "accuracy",
+    "exact",
+    "em",
+    "match",
+    "includes",
+    "choice",
+    "correct",
+    "f",
+    "bleu",
+    "rouge",
+    "chrf",
+    "mcc",
+    "pass",
+)
+_LOWER = (
+    *ERROR_RATES,
+    *(
+        "cer",
+        "perplexity",
+        "ppl",
+        "bits_per_byte",
+        "brier",
+        "loss",
+        "error",
+        "errors",
+        "distance",
+        "mae",
+        "mse",
+        "rmse",
+    ),
+    *(
+        "toxicity",
+        "toxic",
+        "hallucination",
+        "hallucinations",
+        "violation",
+        "violations",
+        "harm",
+        "harmful",
+        "unsafe",
+        "bias",
+    ),
+)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
@@ -43,7 +89,8 @@ class LoggedItem(NamedTuple):
 class TaskLog(NamedTuple):
     """One task as one model answered it; `settings` that are None are not known.
 
-    `kind` is "generate" where the items say which answers were cut off or refused.
+    `kind` is "generate" where the items say which answers were cut off or refused, and `not_compared` has
+    the means of other scores and filters. Where the direction is not logged, the metric's name tells it.
     """
 
     task: str
@@ -55,6 +102,8 @@ class TaskLog(NamedTuple):
     evaluator: str
     same_items: str  # what to do where the items differ
     bounds: tuple[float, float] = (0.0, 1.0)
+    not_compared: Mapping[str, float] = {}
+    is_direction_logged: bool = False
 
 
 class Evaluation(NamedTuple):
@@ -227,6 +276,33 @@ def is_rate(scores: Iterable[object]) -> bool:
     """Tell whether all scores that are finite numbers lie in [0, 1], where the gate's margins are meant."""
     known = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
     return all(0 <= x <= 1 for x in known)
+
+
+def is_lower_better(metric: str) -> bool:
+    """Tell by a metric's name whether a lower value is better."""
+    return is_named(metric, _LOWER)
+
+
+def is_named(metric: str, names: Iterable[str]) -> bool:
+    """Tell whether the words of a metric's name hold one of these."""
+    words = "_".join(re.findall("[a-z]+", metric.lower()))
+    return any(f"_{name}_" in f"_{words}_" for name in names)
+
+
+def list_worse_scores(old: TaskLog, new: TaskLog) -> list[str]:
+    """List the scores of a task that are not compared and are worse in the new arm, with their means."""
+    return [
+        f"{name} of {new.task} {figure(before)} → {figure(after)}"
+        for name, after in new.not_compared.items()
+        if (before := old.not_compared.get(name)) is not None
+        and (after > before if is_lower_better(name) else after < before)
+    ]
+
+
+def list_guessed_directions(logs: Iterable[TaskLog]) -> list[str]:
+    """List the metrics whose direction only their names tell, and do not tell plainly, by task."""
+    unsure = [log for log in logs if not log.is_direction_logged and not is_named(log.metric, _HIGHER)]
+    return [f"{log.metric} of {log.task}, {'higher' if log.higher_is_better else 'lower'}" for log in unsure]
 
 
 def find_text_cluster(fields: object) -> str:

@@ -18,6 +18,8 @@ from harness.release.eval_logs import (
     Evaluation,
     differences,
     hold_same_answers,
+    list_guessed_directions,
+    list_worse_scores,
     measurement,
     read_arm,
     task_names,
@@ -92,7 +94,7 @@ def _list_left_out(known: Sequence[str], wanted: Sequence[str], shared: Sequence
 
 
 def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str]) -> Iterator[str]:
-    """Say what the logs leave in doubt: that these are two models, and that each answered the same items."""
+    """Say what the logs leave in doubt: two models, the same items, and the scores that count."""
     if old.identity is not None and old.identity == new.identity:
         yield f"the logs of both arms name one model, {new.model}, under one configuration"
     if same:
@@ -102,6 +104,11 @@ def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str])
     ]
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
+    logs = [new.tasks[name] for name in shared]
+    if worse := [score for name in shared for score in list_worse_scores(old.tasks[name], new.tasks[name])]:
+        yield f"worse and not compared, as the first rate of a task decides: {', '.join(worse)}"
+    if guessed := list_guessed_directions(logs):
+        yield f"whether higher or lower is better is not logged and told by the name: {', '.join(guessed)}"
 
 
 def _find_evaluations(path: Path) -> list[Evaluation]:

@@ -25,6 +25,7 @@ from harness.release.eval_logs import (
     TaskLog,
     digest_logged,
     find_text_cluster,
+    is_lower_better,
     is_rate,
     join_copies,
 )
@@ -175,7 +176,7 @@ def _score_items(task: str, log: Log) -> TaskLog:
         by_item.setdefault(str(sample.get("id")), []).append(sample)
     _refuse_gaps(log, by_item)
     scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
-    metric = _name_first_score(log, scored.values())
+    metric, *others = _name_scores(log, scored.values())
     scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
     _refuse_unscored(log, metric, scores)
     items = {
@@ -183,7 +184,13 @@ def _score_items(task: str, log: Log) -> TaskLog:
     }
     items = join_copies(log.path, items)
     settings, same = _settings(log.header), "use the same --limit and --sample-id"
-    return TaskLog(task, metric, True, items, settings, "generate", "inspect", same)
+    higher = not is_lower_better(metric)
+    values = {
+        name: [x for epochs in scored.values() for found in epochs if (x := found.get(name)) is not None]
+        for name in others
+    }
+    means = {name: fmean(numbers) for name, numbers in values.items() if numbers}
+    return TaskLog(task, metric, higher, items, settings, "generate", "inspect", same, not_compared=means)
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -211,15 +218,15 @@ def _n_epochs(samples: Sequence[Mapping[str, Any]]) -> int:
     return len(samples) if named == {None} else len(named)
 
 
-def _name_first_score(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> str:
-    """Name the score that decides: the first rate that the log lists, or else of the samples' own."""
+def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str]:
+    """Name the scores, first the one that decides: the first rate listed, else of the samples' own."""
     listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
     there: dict[str, list[object]] = {}
     for found in (found for epochs in scored for found in epochs):
         for name, value in found.items():
             there.setdefault(name, []).append(value)
     if chosen := next((name for name in (*listed, *there) if name in there and is_rate(there[name])), None):
-        return str(chosen)
+        return [str(name) for name in dict.fromkeys([chosen, *there])]
     found_none = f"no score that is a rate in [0, 1] ({', '.join(there) or 'none at all'})"
     step = "add a scorer, and run inspect score"
     raise UserError(Problem(str(log.path), found_none, "a scorer that marks each sample", step))

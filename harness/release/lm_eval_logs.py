@@ -12,16 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.records import parse_json, read_object
 from harness.release.eval_logs import (
+    ERROR_RATES,
     Evaluation,
     LoggedItem,
     TaskLog,
     digest_logged,
     find_text_cluster,
+    is_lower_better,
+    is_named,
     is_rate,
     join_copies,
 )
@@ -42,8 +46,6 @@ _SETTINGS = (
     "precision",
     "engine",
 )
-_ERROR_RATES = ("wer", "ter")  # errors per word of the reference, which may be more than 1
-_LOWER = (*_ERROR_RATES, "perplexity", "bits_per_byte", "brier_score")
 
 
 def find_evaluations(path: Path) -> list[Evaluation]:
@@ -130,12 +132,12 @@ def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
 def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     rows = list(_rows(path))
     samples = _keep_first_filter(path, rows)
-    metric = _metric(path, list(samples.values()))
+    metric, *others = _metrics(path, list(samples.values()))
     _refuse_unscored(path, samples, metric)
     _refuse_missing(path, len(samples), _dict(_dict(results, "n-samples"), task))
     direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
-    higher = bool(direction) if direction is not None else not _is_named(metric, _LOWER)
-    bounds = (0.0, inf) if _is_named(metric, _ERROR_RATES) else (0.0, 1.0)
+    higher = bool(direction) if direction is not None else not is_lower_better(metric)
+    bounds = (0.0, inf) if is_named(metric, ERROR_RATES) else (0.0, 1.0)
     config = _dict(results, "config")
     settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
     settings["version"] = _dict(results, "versions").get(task)
@@ -143,7 +145,31 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     settings["filter"] = rows[0].get("filter")
     items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
-    return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit", bounds)
+    return TaskLog(
+        task,
+        metric,
+        higher,
+        items,
+        settings,
+        "choice",
+        "lm-eval",
+        "use the same --limit",
+        bounds,
+        _average_others(rows, samples.values(), metric, others),
+        direction is not None,
+    )
+
+
+def _average_others(
+    rows: Iterable[Mapping[str, Any]], kept: Iterable[Mapping[str, Any]], metric: str, others: Iterable[str]
+) -> dict[str, float]:
+    """Average what does not decide: other metrics of the first filter, the metric by other filters."""
+    values = {name: [row.get(name) for row in kept] for name in others}
+    first = next(iter(kept)).get("filter")
+    for row in (row for row in rows if row.get("filter") != first):
+        values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
+    numbers = {name: [x for x in found if isinstance(x, int | float)] for name, found in values.items()}
+    return {name: fmean(found) for name, found in numbers.items() if found}
 
 
 def _refuse_missing(path: Path, n: int, counts: Mapping[str, Any]) -> None:
@@ -152,12 +178,6 @@ def _refuse_missing(path: Path, n: int, counts: Mapping[str, Any]) -> None:
     if isinstance(expected, int) and expected > n:
         step = "copy the file again, or evaluate again"
         raise UserError(Problem(str(path), f"{n} of {expected} samples", "all of them", step))
-
-
-def _is_named(metric: str, names: Iterable[str]) -> bool:
-    """Tell whether the words of a metric's name hold one of these."""
-    words = "_".join(re.findall("[a-z]+", metric.lower()))
-    return any(f"_{name}_" in f"_{words}_" for name in names)
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
@@ -218,8 +238,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
 
 
-def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Name the first metric that is a rate, as margins are losses on a scale from 0 to 1."""
+def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the metrics, the first one that is a rate before all others: margins are losses from 0 to 1."""
     # Where there is none, a rate of errors per word is compared, which has no upper bound and counts in no
     # mean of tasks.
     row = rows[0]
@@ -231,13 +251,14 @@ def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
         found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
         step = "leave the task out of both folders"
         raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
-    errors = [name for name in scored if _is_named(name, _ERROR_RATES)]
+    errors = [name for name in scored if is_named(name, ERROR_RATES)]
     rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
     if not rates + errors:
         found = f"metrics that are no rates in [0, 1] ({', '.join(map(str, scored))})"
         step = "leave the task out of both folders"
         raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
-    return str((rates + errors)[0])
+    deciding = (rates + errors)[0]
+    return [str(name) for name in dict.fromkeys([deciding, *scored])]
 
 
 def _refuse_unscored(path: Path, samples: Mapping[str, Mapping[str, Any]], metric: str) -> None:
