@@ -1,5 +1,10 @@
 """Small files that stand for gigabytes or for endless work end in one message that names the bound."""
 
+import gzip
+import json
+import zipfile
+
+import inspect_logs
 import pytest
 from conftest import EXPERIMENT
 
@@ -54,3 +59,62 @@ def test_aliases_that_a_person_writes_are_read(folder):
     (folder / "harness.yaml").write_text(text)
     candidates = config.load(folder / "harness.yaml").experiment.candidates
     assert candidates["few"] == candidates["more"]
+
+
+MIB = 2**20
+
+
+def write_gzip(file, block, n, first=b""):
+    """Write a block of bytes n times as gzip members, each packed once."""
+    file.write_bytes(gzip.compress(first) + gzip.compress(block) * n)
+
+
+def write_parquet(file, columns):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="zstd")
+
+
+def write_row_bomb(file):
+    """Write a small file of rows, of the kind that its name says, that takes gigabytes when it is read."""
+    if file.name == "line.jsonl.gz":
+        write_gzip(file, b"x" * MIB, 3000)
+    elif file.name == "line.jsonl":
+        with file.open("wb") as sparse:
+            sparse.write(b'{"a": 1}\n' + b" " * 9000)
+            sparse.truncate(3000 * MIB)
+    elif file.name == "field.csv.gz":
+        write_gzip(file, b"x\n" * MIB, 1500, b'a\n"')
+    elif file.name == "rows.jsonl.gz":
+        write_gzip(file, b'{"prompt": "a", "reference": "b"}\n' * MIB, 30)
+    elif file.name == "list.json.gz":
+        write_gzip(file, b"[" * MIB, 3000)
+    elif file.name == "texts.parquet":
+        write_parquet(file, {"prompt": ["x" * MIB] * 300})
+    elif file.name == "nulls.parquet":
+        import pyarrow
+
+        write_parquet(file, {"prompt": pyarrow.nulls(20_000_000)})
+
+
+ROW_BOMBS = ("line.jsonl.gz", "line.jsonl", "field.csv.gz", "rows.jsonl.gz", "list.json.gz")
+
+
+@pytest.mark.parametrize("name", [*ROW_BOMBS, "texts.parquet", "nulls.parquet"])
+def test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command, name):
+    write_row_bomb(tmp_path / name)
+    assert (tmp_path / name).stat().st_blocks * 512 < 12 * MIB
+    code, _, said = command("data", "check", tmp_path / name)
+    assert (code, "200 times" in said or "MiB" in said, "next: " in said) == (2, True, True), said
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command, packed):
+    old, new = (inspect_logs.write(tmp_path / name, {"quiz": ["C"] * 9}) for name in ("a", "b"))
+    (file,) = (path for path in new.rglob("*") if path.is_file())
+    with zipfile.ZipFile(file, "a", packed) as archive:
+        for i in range(3):
+            archive.writestr(f"samples/{i}_epoch_9.json", json.dumps({"a": "x" * 20 * MIB}))
+    code, _, said = command("gate", "--base", old, "--candidate", new)
+    assert (code, "200 times" in said) == (2, True), said

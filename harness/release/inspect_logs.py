@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO, NamedTuple
 
+from harness.data.readers import refuse_bomb
 from harness.errors import Problem, UserError, refuse_unreadable
 from harness.records import Status, canonical_json, digest, parse_json
 from harness.release.eval_logs import (
@@ -336,7 +337,10 @@ def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
     """Return the members whose name is wanted, in the archive's order."""
     with path.open("rb") as raw:
         archive = _open_archive(raw)
-        return [_read_member(archive, raw, info) for info in archive.infolist() if wanted(info.filename)]
+        members = [info for info in archive.infolist() if wanted(info.filename)]
+        step = "if that is meant: inspect log convert, to JSON"
+        refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)
+        return [_read_member(archive, raw, info) for info in members]
 
 
 def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
@@ -347,13 +351,13 @@ def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
 
 
 def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+    if info.file_size > _MOST_BYTES:
+        raise zipfile.BadZipFile(f"{info.filename}: more than {_MOST_BYTES} bytes")
     if info.compress_type != _ZSTANDARD:
         try:
             return archive.read(info)
         except (NotImplementedError, RuntimeError, zlib.error) as error:
             raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
-    if info.file_size > _MOST_BYTES:
-        raise zipfile.BadZipFile(f"{info.filename}: more than {_MOST_BYTES} bytes")
     data = _zstandard(_compress_bytes(raw, info), info)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
         raise zipfile.BadZipFile(f"{info.filename}: bad checksum")

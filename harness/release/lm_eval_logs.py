@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from harness.data.readers import open_text
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.records import parse_json, read_object
 from harness.release.eval_logs import (
@@ -220,9 +221,14 @@ def _are_filters(again: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -
     return same and any(row != first for row, first in pairs)
 
 
+def _lines(path: Path) -> Iterator[str]:
+    with open_text(path, str(path), "\n") as lines:
+        yield from lines
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     empty = True
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:

@@ -21,6 +21,8 @@ from harness.data.readers.text_file import (
     display_path,
     kind_of,
     open_bytes,
+    open_text,
+    refuse_bomb,
 )
 from harness.errors import Problem, UserError, as_argument
 from harness.spec import HUB
@@ -34,8 +36,10 @@ __all__ = [
     "find_repeated",
     "hub_source",
     "list_parts",
+    "open_text",
     "phrase_no_rows",
     "read",
+    "refuse_bomb",
     "refuse_no_header",
     "stream",
 ]
@@ -85,7 +89,7 @@ def _has_header(path: str) -> bool:
     file = Path(path)
     if path.startswith(HUB) or not (is_csv(path) and file.is_file()):
         return False
-    with open_bytes(file) as raw:
+    with open_bytes(file, display_path(path)) as raw:
         return bool(raw.read(BEGINNING).strip())
 
 

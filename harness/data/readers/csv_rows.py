@@ -8,19 +8,18 @@ from itertools import chain, islice
 from pathlib import Path
 
 from harness.data.csv_header import name_column
-from harness.data.readers.text_file import Row, cap_problems, open_text
+from harness.data.readers.text_file import LONGEST_LINE, Row, cap_problems, open_text
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
 
 _TRIED = 100  # lines behind the first by which separators are told apart
-_LONGEST_FIELD = 2**31 - 1  # the csv module alone refuses more than 131,072 characters
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
 
 
 def read_csv(file: Path, shown: str) -> Iterator[Row]:
     """Read separated values, also as spreadsheets export them: other separators, empty lines, odd headers."""
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST_LINE)  # the csv module alone refuses more than 131,072 characters
     problems: list[Problem] = []
     with open_text(file, shown) as text:
         first = text.readline()

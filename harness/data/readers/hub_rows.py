@@ -5,14 +5,16 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from harness.data.readers.text_file import SHOWN, Row, display_path, kind_of
+from harness.data.readers.text_file import SHOWN, Row, display_path, kind_of, refuse_bomb
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.spec import HUB
 
 _LONGEST_REASON = 300
+_AT_ONCE, _LEAST = 1024, 8  # rows of a Parquet file read at once, and bytes that each takes at least
 
 
 def stream_set(reference: str, split: str) -> Iterator[Row]:
@@ -90,8 +92,18 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
         if twice := next((name for name in names if names.count(name) > 1), None):
             found = f"two columns named {twice!r}"
             raise UserError(Problem(shown, found, "every name once", "rename one of them"))
-        groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
-        yield from (Row(f"{shown} row {i}", replace_nan(fields)) for i, fields in enumerate(groups))
+        n_bytes, places, step = 0, count(), "where that is meant, write it as JSON Lines"
+        for batch in table.iter_batches(_AT_ONCE):  # of one text a million times a file holds one
+            n_bytes += _LEAST * batch.num_rows + sum(_count_bytes(column) for column in batch.columns)
+            refuse_bomb(shown, n_bytes, file.stat().st_size, step)
+            for fields in batch.to_pylist():
+                yield Row(f"{shown} row {next(places)}", replace_nan(fields))
+
+
+def _count_bytes(column: Any) -> int:
+    """Count the bytes of a column's values, each by itself."""
+    n_bytes: int = (column.dictionary_decode() if hasattr(column, "dictionary") else column).nbytes
+    return n_bytes
 
 
 def replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:

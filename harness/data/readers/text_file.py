@@ -21,6 +21,8 @@ _UNKNOWN_TO_ICONV = (
     *("cp720", "cp1006", "euc_jis_2004", "hz", "kz1048", "mac_greek", "mac_iceland", "mac_latin2"),
     *("mac_turkish", "ptcp154", "shift_jis_2004", "shift_jisx0213"),
 )
+LONGEST_LINE = 2**26  # bytes
+_SMALL, _MOST_RATIO = 2**24, 200  # gzip itself packs texts up to some hundred times
 BEGINNING = 4_096  # bytes by which text is told from what is packed
 _WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -33,7 +35,7 @@ _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzi
 def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
     """Open a file of text, also a gzipped one; what cannot be read is refused with its place."""
     try:
-        with open_bytes(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
+        with open_bytes(file, shown) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
             if encoding := _wide_encoding(raw.read(BEGINNING)):
                 step = _recode_command(shown, encoding)
                 raise UserError(Problem(shown, f"text in {encoding}", "text in UTF-8", step))
@@ -43,9 +45,56 @@ def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
         raise UserError(_find_broken_gzip(file, shown) or _find_not_utf8(file, shown)) from None
 
 
-def open_bytes(file: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked where it is named as a gzipped one."""
-    return cast("IO[bytes]", gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+def open_bytes(file: Path, shown: str) -> IO[bytes]:
+    """Open a file for reading, unpacked where it is named as a gzipped one, with a bound of its lines."""
+    opened = gzip.open if file.suffix.lower() == ".gz" else open
+    return io.BufferedReader(_BoundedLines(opened(file, "rb"), file, shown), 2**16)
+
+
+def refuse_bomb(shown: str, n_unpacked: float, n_packed: int, next_step: str) -> None:
+    """Refuse what takes far more memory than its file says: more than 200 times its size, from 16 MiB on."""
+    if n_unpacked > _SMALL and n_unpacked > _MOST_RATIO * n_packed:
+        found = f"{n_packed:,} bytes that take more than {_MOST_RATIO} times as many in memory"
+        raise UserError(Problem(shown, found, f"{_MOST_RATIO} times at most", next_step))
+
+
+class _BoundedLines(io.RawIOBase):
+    """Bytes of a file, until a line or the whole becomes longer than any that is meant."""
+
+    def __init__(self, raw: io.BufferedReader | gzip.GzipFile, file: Path, shown: str) -> None:
+        self._raw, self._shown = raw, shown
+        self._longest = LONGEST_LINE * (8 if kind_of(file) == ".json" else 1)  # which is one line or few
+        self._n_bytes = self._n_lines = self._line = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._raw.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._n_bytes = self._n_lines = self._line = 0
+        return self._raw.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._raw.read1(len(buffer))
+        buffer[: len(content)] = content
+        self._n_bytes += len(content)
+        self._n_lines += content.count(b"\n")
+        self._line = len(content) - content.rfind(b"\n") - 1 + (0 if b"\n" in content else self._line)
+        if self._line > self._longest:
+            found = f"a line of more than {self._longest >> 20} MiB"
+            step = "shorten or split the row; a long list of JSON is read as JSON Lines, one object a line"
+            where = f"{self._shown}:{self._n_lines + 1}"
+            raise UserError(Problem(where, found, "rows that memory holds", step))
+        if isinstance(self._raw, gzip.GzipFile):
+            step = f"where that is meant: gzip -dk {as_argument(self._shown)}, and name the plain file"
+            refuse_bomb(self._shown, self._n_bytes, cast("IO[bytes]", self._raw.fileobj).tell(), step)
+        return len(content)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _wide_encoding(beginning: bytes) -> str:
@@ -71,7 +120,7 @@ def _recode_command(shown: str, encoding: str) -> str:
 def _find_not_utf8(file: Path, shown: str) -> Problem:
     """Find the first byte that is not UTF-8."""
     offset = 0
-    with open_bytes(file) as raw:
+    with open_bytes(file, shown) as raw:
         for number, line in enumerate(raw, start=1):
             try:
                 line.decode("utf-8")
@@ -87,7 +136,7 @@ def _guess_encodings(file: Path, line: bytes, shown: str) -> str:
     """Say how a line reads in the encodings that the file is likeliest in, and the command for the first."""
     from charset_normalizer import from_bytes
 
-    with open_bytes(file) as raw:
+    with open_bytes(file, shown) as raw:
         matches = list(from_bytes(raw.read(_GUESSED), cp_exclusion=[*_UNKNOWN_TO_ICONV]))
     # Those that read all alike are one match; of these the usual one is named.
     alike = [min(match.could_be_from_charset, key=lambda name: name != "cp1252") for match in matches]
@@ -109,7 +158,7 @@ def _find_broken_gzip(file: Path, shown: str) -> Problem | None:
     # Where only the checksum behind the rows is wrong, the last line is named, and any may be damaged.
     n = 0
     try:
-        with open_bytes(file) as raw:
+        with open_bytes(file, shown) as raw:
             for line in raw:
                 n += line.endswith(b"\n")
     except _BROKEN as error:
