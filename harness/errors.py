@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from harness.masking import mask_secrets
+
 # What reading a file raises that is not what its name says, by Python, pydantic, Arrow and zlib.
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 _MOST_NAMES = 40  # of a list of known names in an error
@@ -130,8 +132,8 @@ class SharedFailure(CandidateFailed):
 
 
 def one_line(error: BaseException) -> str:
-    """Say on one line what went wrong, with the kind of an error that is not the harness's own."""
-    said = " ".join(str(error).split())
+    """Say on one line what went wrong, without secrets, with the kind of an error that is not our own."""
+    said = " ".join(mask_secrets(str(error)).split())
     if not (said and isinstance(error, HarnessError)):
         said = ": ".join(filter(None, (type(error).__name__, said)))
     return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} …"

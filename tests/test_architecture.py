@@ -21,7 +21,7 @@ PACKAGE = ROOT / "harness"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
-    "errors formatting progress records cache spec provenance plugins config data prompting metrics models "
+    "masking errors formatting progress records cache spec provenance plugins config data prompting metrics models "
     "regularizers training methods store stats evaluation comparison gating decision report experiment release rescue nightly cli __main__"
 ).split()
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
+from harness.masking import mask_file, mask_secrets
 from harness.methods._elsewhere import PICKLED, model_problems
 from harness.methods._placeholders import (
     arguments,
@@ -129,6 +130,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     values = _write_input(context, params)
     folder, command = Path(params.folder).absolute(), arguments(params.run, values, shell=params.shell)
     ended = run(command, folder, log, params.timeout_s, context.advance)
+    for file in (log, *(context.folder / "config").rglob("*"), context.folder / "config"):
+        mask_file(file)
     _refuse_failure(ended, params, log)
     out = Path(values["out"])
     if not out.is_dir():
@@ -136,8 +139,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     made = TrainingRecord(
         wall_s=round(ended.wall_s, 3),
         peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
-        command=params.run,
-        command_version=_version(params, folder, values),
+        command=mask_secrets(params.run),
+        command_version=mask_secrets(_version(params, folder, values)),
         exit_code=ended.code,
         **_curves(out),
     )

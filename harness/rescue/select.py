@@ -15,7 +15,6 @@ from harness.evaluation.session import Session
 from harness.experiment import answer_all_items, report_stored_so_far
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport
-from harness.spec import Recipe
 
 _RETENTION = ("macro", "each", "critical", "regressions", "validity", "mode collapse", "drift")
 _AGAIN = "mend that, then harness compare"
@@ -123,7 +122,7 @@ def _resolve_name(session: Session, selected: Sequence[str], wanted: str, runs: 
     if run.state == "failed":
         _refuse(wanted, f"a run that failed: {run.error}", "a finished one", _AGAIN)
     now = session.experiment.candidates.get(run.candidate)
-    if now is None or Recipe.model_validate(run.recipe) != now:
+    if now is None or not now.is_stored_as(run.recipe):
         raise IncompatibleRuns(
             f"{wanted}: found a run of a recipe that the file does not have now; expected {run.candidate} as "
             "it was; next: write it down as it was, or harness compare"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.masking import mask_values
 from harness.spec.decoding import Decoding
 from harness.spec.search_space import Pruner, SubjectTo, ends, spread
 from harness.spec.values import BASE, Spec, rule
@@ -171,6 +172,15 @@ class Recipe(Spec):
         """Return the recipe with the parameters of one point, and nothing more to try."""
         nothing_to_try: dict[str, Any] = {"sweep": {}, "search": {}, "prune": {}, "subject_to": None}
         return self.model_copy(update={**nothing_to_try, "params": {**self.params, **point}})
+
+    def stored_form(self) -> dict[str, Any]:
+        """Return the plain form that runs store, without the secrets that a command line may hold."""
+        plain: dict[str, Any] = mask_values(self.model_dump(mode="json"))
+        return plain
+
+    def is_stored_as(self, stored: dict[str, Any]) -> bool:
+        """Tell whether the plain form of a run's recipe is this one's."""
+        return Recipe.model_validate(stored) == Recipe.model_validate(self.stored_form())
 
     def with_prompt(self, point: dict[str, Any]) -> "Recipe":
         """Return the recipe with the prompt of one point, and nothing more to try."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
+from harness.masking import mask_values
 from harness.models import hardware
 from harness.models.hardware import Load, Machine
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
@@ -232,8 +233,12 @@ def _sizes(made: Weights, folder: Path, base: ModelSource) -> dict[str, Any]:
 def clean_up(folder: Path, *, complete: bool) -> None:
     """Delete what a finished job no longer needs, or all that one which ended early does not go on from.
 
-    Without a checkpoint nothing of that one stays, not even the folder.
+    Without a checkpoint nothing of that one stays, not even the folder. Secrets of a command line, which only
+    the work itself needs, do not stay in the job.
     """
+    with suppress(OSError, ValueError):  # there may be none
+        job = json.loads((folder / JOB).read_text("utf-8"))
+        _write_whole(folder / JOB, json.dumps(mask_values(job), indent=2) + "\n")
     if complete:
         for name in (ROWS, LOCK, LOG, LAUNCH):
             (folder / name).unlink(missing_ok=True)

@@ -390,7 +390,7 @@ def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **ou
         base_digest=base.weights_digest,
         served_digest=served.weights_digest if served != base else "",
         created=provenance.timestamp(),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.stored_form(),
         **outcome,
     )
 

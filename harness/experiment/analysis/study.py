@@ -107,7 +107,8 @@ def is_as_written(run: Run, recipe: Recipe) -> bool:
         return False
     if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
         recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
-    return _strip_unasked(own) == _strip_unasked(recipe)
+    now = Recipe.model_validate(recipe.stored_form())
+    return _strip_unasked(own) == _strip_unasked(now)
 
 
 def _has_tried(run: Run, recipe: Recipe) -> bool:

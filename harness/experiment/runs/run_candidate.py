@@ -127,7 +127,7 @@ def _add_points(
     run = replace(
         done,
         training=replace(weights.training, tracked=tracked),
-        recipe=candidate.recipe.model_dump(mode="json"),
+        recipe=candidate.recipe.stored_form(),
     )
     store.save_run(session.store, run)
     return run
@@ -217,7 +217,7 @@ def _save_again(
         run_id=run_id,
         created=provenance.timestamp(),
         rows={s.name: s.identity.digest for s in sets},
-        recipe=candidate.recipe.model_dump(mode="json"),
+        recipe=candidate.recipe.stored_form(),
         metrics=metric_ranges(sets),
     )
     store.save_run(session.store, run)

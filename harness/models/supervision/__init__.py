@@ -4,7 +4,6 @@ Invariant: a program never outlives this process, however that ends; what it sta
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.masking import mask_secrets
 from harness.progress import Advance
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -21,9 +21,6 @@ _SHORT_S = 60  # of a command that only says its version
 _TAIL = 4096  # bytes of the log that are read for its last lines
 _LINES = re.compile(r"[\r\n]+")  # bars of progress end their lines by a carriage return
 _STEPS = re.compile(r"\b(\d+)/(\d+)\b")
-_SECRET_NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
-_SECRETS = re.compile(r"\b(hf_|sk-|gh[pos]_|AKIA|xox[bp]-)[\w-]{8,}")  # as services begin theirs
-_SHORTEST_SECRET = 8
 
 
 class CommandResult(NamedTuple):
@@ -83,16 +80,13 @@ def _waits(supervisor: "subprocess.Popen[bytes]") -> bool:
 def read_last_lines(log: Path, n: int) -> list[str]:
     """Return the last lines of a log that say something, at most `n`, without the secrets in them.
 
-    Reports repeat them. A secret is what an environment variable called after one holds, or looks so.
+    Reports repeat them.
     """
     if not log.exists():
         return []
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
-        text = _SECRETS.sub("***", file.read().decode("utf-8", "replace"))
-    for name, value in os.environ.items():
-        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "***")
+        text = mask_secrets(file.read().decode("utf-8", "replace"))
     return [line.strip() for line in _LINES.split(text) if line.strip()][-n:]
 
 

@@ -4,7 +4,6 @@ Invariant: a tracker shows what the report says and holds nothing of its own. Ru
 that is sent again renews them. What keeps a tracker from taking runs is a note, and costs no result.
 """
 
-import re
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -12,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from harness.errors import Problem
+from harness.masking import mask_secrets
 from harness.report.experiment_report import ExperimentReport
 from harness.report.trackers.tracked_run import list_tracked_runs
 
 FOLDER = "trackers"  # beside the reports
-_USER = re.compile(r"//[^/@\s]+@")  # name and password in an address
 
 
 def problems(names: Iterable[str]) -> Iterator[Problem]:
@@ -42,4 +41,4 @@ def _send(name: str, experiment: str, runs: Sequence[object], folder: Path) -> s
     except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
         said = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         link = f"the results were not sent ({said}); next: harness report, which sends them again"
-    return f"{name}: {_USER.sub('//', link)}"
+    return f"{name}: {mask_secrets(link)}"

@@ -27,6 +27,7 @@ def send(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a name and a password
     address = os.environ.get("MLFLOW_TRACKING_URI") or _name_own_file(folder)
     client = MlflowClient(address)
     found = client.get_experiment_by_name(experiment)

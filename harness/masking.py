@@ -1,0 +1,80 @@
+"""Secrets in texts that are stored or shown: tokens, passwords, keys of options, variables, addresses.
+
+Invariant: a masked text stays as it is when it is masked again. What is told by its form alone is masked
+alike in every process; logs and errors also lose what the environment holds.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MASK = "***"
+_SHORTEST = 8  # characters of a value of the environment that counts as a secret
+_KINDS = r"(?:api|access|secret|private|auth)[-_]?key|token|secret|passw(?:or)?d|passphrase|credentials?"
+_NAME = re.compile(rf"(?:^|[-_.])(?:{_KINDS}|key|pat)$", re.IGNORECASE)
+_NO_SECRET = re.compile(
+    r"(?:eos|bos|pad|unk|sep|cls|mask|image|stop|special|new|max|per)[-_]?token$", re.IGNORECASE
+)
+_VALUE = r"""(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s"'&;,|)}\]]+)"""
+_ASSIGNED = re.compile(
+    rf"""(?P<name>[\w.-]*(?:{_KINDS}|[-_]key|[-_]pat))(?P<sign>["']?\s*[=:]\s*){_VALUE}""", re.IGNORECASE
+)
+_OPTION = re.compile(
+    rf"(?P<name>(?<![\w-])--?[\w.-]*(?:{_KINDS}|[-_]key|[-_]pat))(?P<sign>\s+)(?!-){_VALUE}", re.IGNORECASE
+)
+_HEADER = re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?)(?:(?:bearer|basic|token)\s+)?[^\s\"',]+")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/=-]{8,}")
+_ADDRESS = re.compile(r"(\w://)(?:[^\s/@\"']+|[^\s/@:\"']*:[^\s\"']+)@")
+_FORMS = re.compile(
+    r"\b(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|AKIA|ASIA|AIza|xox[abeprs]-|ya29\.)[\w-]{8,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
+    re.DOTALL,
+)
+
+
+def mask_secrets(text: str, *, environment: bool = True) -> str:
+    """Replace secrets in a text by `***`; with `environment` also what its variables named so hold."""
+    if environment:
+        for name, value in os.environ.items():
+            if _NAME.search(name) and len(value) >= _SHORTEST:
+                text = text.replace(value, MASK)
+    text = _FORMS.sub(MASK, _ADDRESS.sub(rf"\1{MASK}@", text))
+    text = _BEARER.sub(rf"\1\2{MASK}", _HEADER.sub(rf"\1{MASK}", text))
+    return _OPTION.sub(_mask_value, _ASSIGNED.sub(_mask_value, text))
+
+
+def mask_file(file: Path) -> None:
+    """Mask the secrets in a file of text; one that is none, or not there, stays as it is."""
+    with suppress(OSError, UnicodeDecodeError):
+        text = file.read_text("utf-8")
+        if (masked := mask_secrets(text)) != text:
+            file.write_text(masked, "utf-8")
+
+
+def mask_values(value: Any) -> Any:
+    """Return plain values in which every secret is masked by its form, or by the name of its key."""
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(inner, str) and inner and _names_secret(str(key)) else mask_values(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [mask_values(inner) for inner in value]
+    return mask_secrets(value, environment=False) if isinstance(value, str) else value
+
+
+def _names_secret(name: str) -> bool:
+    return bool(_NAME.search(name)) and not _NO_SECRET.search(name)
+
+
+def _mask_value(found: re.Match[str]) -> str:
+    """Mask a value behind its name, but no token of a vocabulary, place to be filled, variable or word."""
+    name, sign, value = found["name"], found["sign"], found["value"]
+    is_prose = sign.strip() == ":" and not re.search(r"[-_.]", name)
+    if _NO_SECRET.search(name) or value.strip("\"'").startswith(("{", "$", MASK)) or is_prose:
+        return found[0]
+    return f"{name}{sign}{MASK}"
