@@ -16,7 +16,7 @@ from harness.cli.app import EXPERIMENT, app, say
 from harness.cli.options import CONFIG, Config, Option, verb
 from harness.errors import Problem, UserError
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE, _SERVER = Path(__file__).parents[1], Path("parts", "server.py")
 _SETTINGS = {
     "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal",
@@ -91,4 +91,4 @@ def environment(config: Path, token: str) -> dict[str, str]:
 def app_file() -> Path:
     """Find the server of the pages: inside the package where it is installed, beside it in a checkout."""
     folders = (_PACKAGE / "dashboards", _PACKAGE.parent / "dashboards")
-    return next((folder / "server.py" for folder in folders if folder.is_dir()), folders[0] / "server.py")
+    return next((folder / _SERVER for folder in folders if folder.is_dir()), folders[0] / _SERVER)

@@ -62,4 +62,5 @@ def _headers(scope: Scope, name: bytes) -> Sequence[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-app = App(Path(__file__).with_name("app.py"), middleware=[Middleware(Guard, token=os.environ.get(TOKEN, ""))])
+_GUARD = Middleware(Guard, token=os.environ.get(TOKEN, ""))
+app = App(Path(__file__).parents[1] / "app.py", middleware=[_GUARD])
