@@ -13,23 +13,30 @@ from typing import Any
 
 MASK = "***"
 _SHORTEST = 8  # characters of a value of the environment that counts as a secret
-_KINDS = r"(?:api|access|secret|private|auth)[-_]?key|token|secret|passw(?:or)?d|passphrase|credentials?"
+_KINDS = (
+    r"(?:api|access|secret|private|auth|account)[-_]?keys?|token|secret|passw(?:or)?d|passphrase|pwd"
+    r"|credentials?"
+)
 _NAME = re.compile(rf"(?:^|[-_.])(?:{_KINDS}|key|pat)$", re.IGNORECASE)
 _NO_SECRET = re.compile(
     r"(?:eos|bos|pad|unk|sep|cls|mask|image|stop|special|new|max|per)[-_]?token$", re.IGNORECASE
 )
 _VALUE = r"""(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s"'&;,|)}\]]+)"""
 _ASSIGNED = re.compile(
-    rf"""(?P<name>[\w.-]*(?:{_KINDS}|[-_]key|[-_]pat))(?P<sign>["']?\s*[=:]\s*){_VALUE}""", re.IGNORECASE
+    rf"""(?P<name>[\w.-]{{0,64}}(?:{_KINDS}|[-_]key|[-_]pat))(?P<sign>["']?\s*[=:]\s*){_VALUE}""",
+    re.IGNORECASE,
 )
 _OPTION = re.compile(
-    rf"(?P<name>(?<![\w-])--?[\w.-]*(?:{_KINDS}|[-_]key|[-_]pat))(?P<sign>\s+)(?!-){_VALUE}", re.IGNORECASE
+    rf"(?P<name>(?<![\w-])--?[\w.-]{{0,64}}(?:{_KINDS}|[-_]key|[-_]pat|pass|auth))(?P<sign>\s+)(?!-){_VALUE}",
+    re.IGNORECASE,
 )
-_HEADER = re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?)(?:(?:bearer|basic|token)\s+)?[^\s\"',]+")
+_HEADER = re.compile(r"(?i)((?:authorization|cookie)[\"']?\s*[:=]\s*[\"']?)[^\"'\n]+")
+_QUERY = re.compile(r"(?i)([?&](?:key|sig|auth|[\w-]*signature)=)[^\s&\"'#]+")
+_REFUSED = re.compile(r"(?i)(api key provided:\s*)\S+")  # how a server may answer one that is wrong
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/=-]{8,}")
-_ADDRESS = re.compile(r"(\w://)(?:[^\s/@\"']+|[^\s/@:\"']*:[^\s\"']+)@")
+_ADDRESS = re.compile(r"(\w://)(?:[^\s/@:\"']*:[^\s/\"']+|[^\s/@\"']+|[^\s/@:\"']*:[^\s\"']+)@")
 _FORMS = re.compile(
-    r"\b(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|AKIA|ASIA|AIza|xox[abeprs]-|ya29\.)[\w-]{8,}"
+    r"\b(?:hf_|[rs]k[-_]|gsk_|nvapi-|pypi-|npm_|r8_|gh[oprsu]_|github_pat_|glpat-|AKIA|ASIA|AIza|xox[abeprs]-|ya29\.)[\w-]{8,}"
     r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,
@@ -44,6 +51,7 @@ def mask_secrets(text: str, *, environment: bool = True) -> str:
                 text = text.replace(value, MASK)
     text = _FORMS.sub(MASK, _ADDRESS.sub(rf"\1{MASK}@", text))
     text = _BEARER.sub(rf"\1\2{MASK}", _HEADER.sub(rf"\1{MASK}", text))
+    text = _REFUSED.sub(rf"\1{MASK}", _QUERY.sub(rf"\1{MASK}", text))
     return _OPTION.sub(_mask_value, _ASSIGNED.sub(_mask_value, text))
 
 
@@ -55,16 +63,21 @@ def mask_file(file: Path) -> None:
             file.write_text(masked, "utf-8")
 
 
-def mask_values(value: Any) -> Any:
-    """Return plain values in which every secret is masked by its form, or by the name of its key."""
+def mask_values(value: Any, *, named: bool = False) -> Any:
+    """Return plain values with secrets masked by form, key or option; all of them if `named`."""
     if isinstance(value, Mapping):
         return {
-            key: MASK if isinstance(inner, str) and inner and _names_secret(str(key)) else mask_values(inner)
-            for key, inner in value.items()
+            key: mask_values(inner, named=named or _names_secret(str(key))) for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        return [mask_values(inner) for inner in value]
-    return mask_secrets(value, environment=False) if isinstance(value, str) else value
+        before = ["", *value]
+        return [
+            mask_values(inner, named=named or (str(last).startswith("-") and _names_secret(str(last))))
+            for last, inner in zip(before, value, strict=False)
+        ]
+    if not isinstance(value, str):
+        return value
+    return MASK if named and value else mask_secrets(value, environment=False)
 
 
 def _names_secret(name: str) -> bool:

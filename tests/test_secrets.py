@@ -1,6 +1,7 @@
 """Secrets that people write into command lines, addresses and the environment: no file of a run and no output has them."""
 
 import json
+import time
 
 import pytest
 import tiny_experiment
@@ -24,6 +25,13 @@ FORMS = {
     "https://host.example/x?api_key={}&n=1": "https://host.example/x?api_key=***&n=1",
     "{{'hf_token': '{}'}}": "{'hf_token': ***}",
     "Bearer {}abcdefgh": "Bearer ***",
+    "https://me:a@{}@host.example/x": "https://***@host.example/x",
+    "https://host.example/x?sig={}&n=1": "https://host.example/x?sig=***&n=1",
+    "--pass {} --pwd x": "--pass *** --pwd ***",
+    "Authorization: ApiKey {}": "Authorization: ***",
+    "Cookie: session={}; x=1": "Cookie: ***",
+    "Incorrect API key provided: {}.": "Incorrect API key provided: ***",
+    "AccountKey={};EndpointSuffix=x": "AccountKey=***;EndpointSuffix=x",
 }
 SHAPES = [
     *("hf_abcdefghijklmnop", "sk-proj-abcdefghijkl", "ghp_abcdefghijklmnop", "github_pat_abcdefghijkl"),
@@ -53,6 +61,21 @@ def test_a_secret_is_masked_in_every_form_and_stays_masked(form):
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda one: one[:6])
 def test_what_looks_like_a_key_of_a_service_is_masked(shape):
     assert mask_values({"a": [f"x {shape} y"]}) == {"a": ["x *** y"]}
+
+
+def test_values_of_a_list_below_a_secret_key_or_behind_an_option_are_masked():
+    values = {"api_keys": [HIDDEN, HIDDEN], "command": ["trl", "--token", HIDDEN, "--seed", "1"]}
+    assert mask_values(values) == {
+        "api_keys": ["***", "***"],
+        "command": ["trl", "--token", "***", "--seed", "1"],
+    }
+
+
+def test_a_long_line_without_secrets_is_masked_at_once():
+    start = time.perf_counter()
+    for text in ("--" + "a" * 100_000, "a." * 50_000, "a_" * 50_000):
+        assert mask_secrets(text) == text
+    assert time.perf_counter() - start < 20  # in which a search that grows with the square would not end
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)

@@ -93,6 +93,7 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
             found = f"two columns named {twice!r}"
             raise UserError(Problem(shown, found, "every name once", "rename one of them"))
         n_bytes, places, step = 0, count(), "where that is meant, write it as JSON Lines"
+        refuse_bomb(shown, _LEAST * table.metadata.num_rows, file.stat().st_size, step)
         for batch in table.iter_batches(_AT_ONCE):  # of one text a million times a file holds one
             n_bytes += _LEAST * batch.num_rows + sum(_count_bytes(column) for column in batch.columns)
             refuse_bomb(shown, n_bytes, file.stat().st_size, step)
