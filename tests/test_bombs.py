@@ -87,7 +87,7 @@ def write_row_bomb(file):
     elif file.name == "field.csv.gz":
         write_gzip(file, b"x\n" * MIB, 1500, b'a\n"')
     elif file.name == "rows.jsonl.gz":
-        write_gzip(file, b'{"prompt": "a", "reference": "b"}\n' * MIB, 30)
+        write_gzip(file, (b'{"prompt": "%s", "reference": "b"}\n' % (b"a" * 8000)) * 4096, 30)
     elif file.name == "list.json.gz":
         write_gzip(file, b"[" * MIB, 3000)
     elif file.name == "texts.parquet":
