@@ -67,9 +67,13 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
 
 
 def _prompt_first_items(session: Session, candidate: ResolvedCandidate) -> Iterator[_Row]:
-    """Yield first items of the target as a candidate is asked them: with its system text and its shots."""
+    """Yield first items of the target as a candidate is asked them: with its system text and as many shots.
+
+    Shots are the fixed ones: which rows they are changes no turn, and the search for near ones takes time.
+    """
     recipe, task, items = candidate.trials[0].source, session.target.task, session.target.items
-    shots = {name: params for name, params in recipe.prompting.items() if name == "few_shot"}
+    few = recipe.prompting.get("few_shot")
+    shots = {} if few is None else {"few_shot": {**few, "select": "fixed"}}
     if recipe.system is None and not shots:
         return
     step = compose(shots, PromptingContext(task, items.train, (), session.first_seed))
