@@ -389,7 +389,7 @@ def test_answers_that_had_failed_before_as_well_are_no_reason_for_another_verdic
     """It named them beside what had changed, "gate.max_errors 0.9 → 0.01; 83.3 % of answers on sums failed"."""
     fail(Store(copy.parent / "runs"), run.rows["sums/test"], 5)
     rules = store_pass(copy, run).rules
-    allowed = [rule | {"outcome": "pass"} if rule["name"] == "errors" else rule for rule in rules]
+    allowed = [replace(rule, outcome="pass") if rule.name == "errors" else rule for rule in rules]
     store_pass(copy, run, rules=allowed)
     assert "answers" not in note_of(copy)
 
@@ -405,7 +405,7 @@ def test_a_verdict_that_changed_names_the_tasks_whose_settings_are_others(copy, 
 
 
 def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, run):
-    rules = [{**rule, "outcome": "pass"} for rule in store_pass(copy, run).rules]
+    rules = [replace(rule, outcome="pass") for rule in store_pass(copy, run).rules]
     store_pass(copy, run, rules=rules)
     said = note_of(copy)
     assert said.startswith(

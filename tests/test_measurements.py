@@ -72,7 +72,7 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
 
 
 def test_a_rating_cannot_name_a_file_elsewhere(store):
-    with pytest.raises(ValueError, match="cannot name"):
+    with pytest.raises(HarnessError, match="names of single files"):
         stores.save_rating(store, replace(RATING, rating_id="../r1"))
 
 

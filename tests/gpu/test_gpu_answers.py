@@ -17,7 +17,7 @@ from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
-from harness.records import Limits
+from harness.records import Limits, PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -121,7 +121,8 @@ def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny
     context = tiny_methods.context(tiny, tmp_path, source=base, machine=machine)
     made = method.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))
     candidate = ModelHost(base, CPU).base
-    encoded = candidate.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
+    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    (encoded,) = candidate.encode_all([written])
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
     assert made.training.loss[0][1] == pytest.approx(expected, abs=0.02)
     assert made.training.peak_memory_gib > 0

@@ -172,7 +172,14 @@ def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
 
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     opened: Any = PeftModel.from_pretrained(model, str(folder), **options)
-    if misfit := _hold(opened, opened.active_peft_config, load_file(folder / WEIGHTS), own):
+    config: Any = opened.active_peft_config
+    ranks = vars(config).get("rank_pattern")
+    if config.peft_type == "ADALORA":
+        config.rank_pattern = None  # by which PEFT has already cut what it would cut again
+    misfit = _hold(opened, config, load_file(folder / WEIGHTS), own)
+    if config.peft_type == "ADALORA":
+        config.rank_pattern = ranks
+    if misfit:
         found = f"an adapter that does not fit: {misfit}"
         raise CandidateFailed(found, "save it again with PEFT's save_pretrained, where it was trained")
     return opened
