@@ -289,6 +289,12 @@ def is_named(metric: str, names: Iterable[str]) -> bool:
     return any(f"_{name}_" in f"_{words}_" for name in names)
 
 
+def average_scores(values: Mapping[str, Iterable[object]]) -> dict[str, float]:
+    """Average the numbers of each score; one without any number is left out."""
+    numbers = {name: [x for x in found if isinstance(x, int | float)] for name, found in values.items()}
+    return {name: fmean(found) for name, found in numbers.items() if found}
+
+
 def list_worse_scores(old: TaskLog, new: TaskLog) -> list[str]:
     """List the scores of a task that are not compared and are worse in the new arm, with their means."""
     return [

@@ -24,6 +24,7 @@ from harness.release.eval_logs import (
     Evaluation,
     LoggedItem,
     TaskLog,
+    average_scores,
     digest_logged,
     find_text_cluster,
     is_lower_better,
@@ -186,11 +187,9 @@ def _score_items(task: str, log: Log) -> TaskLog:
     items = join_copies(log.path, items)
     settings, same = _settings(log.header), "use the same --limit and --sample-id"
     higher = not is_lower_better(metric)
-    values = {
-        name: [x for epochs in scored.values() for found in epochs if (x := found.get(name)) is not None]
-        for name in others
-    }
-    means = {name: fmean(numbers) for name, numbers in values.items() if numbers}
+    means = average_scores(
+        {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
+    )
     return TaskLog(task, metric, higher, items, settings, "generate", "inspect", same, not_compared=means)
 
 

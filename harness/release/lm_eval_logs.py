@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from harness.data.readers import open_text
@@ -23,6 +22,7 @@ from harness.release.eval_logs import (
     Evaluation,
     LoggedItem,
     TaskLog,
+    average_scores,
     digest_logged,
     find_text_cluster,
     is_lower_better,
@@ -169,8 +169,7 @@ def _average_others(
     first = next(iter(kept)).get("filter")
     for row in (row for row in rows if row.get("filter") != first):
         values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
-    numbers = {name: [x for x in found if isinstance(x, int | float)] for name, found in values.items()}
-    return {name: fmean(found) for name, found in numbers.items() if found}
+    return average_scores(values)
 
 
 def _refuse_missing(path: Path, n: int, counts: Mapping[str, Any]) -> None:
