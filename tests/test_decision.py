@@ -59,8 +59,9 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
     decision = make_decision(facts)
     assert (decision.action, decision.candidate) == ("classifier", "bag")
     assert decision.sentence == (
-        "Ship bag: 91.0 [86, 96] exact_match, and no fine-tune is needed: lora, the best of them, is not"
-        " shown to be better (−1.0 [−6, +4] points)."
+        "Ship bag: 91.0 [86, 96] exact_match; lora, the best fine-tune, is not shown to help (−1.0 [−6, +4]"
+        " points): with these 200 items only a gain above 7.1 points would show; for more: more test rows or"
+        " --seeds 0,1,2."
     )
 
 
@@ -68,19 +69,30 @@ def test_a_gain_within_the_noise_keeps_the_untrained_one_and_says_what_would_tel
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.77, 0.03)])
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
-    assert find_reason(decision, "It would take") == (
-        "It would take 936 more test items to tell a gain of this size from none."
-    )
+    assert decision.sentence.endswith("for more: 936 more test rows or --seeds 0,1,2.")
+
+
+@pytest.mark.parametrize(
+    ("can_fold", "seeds", "ways"),
+    [
+        (True, (0,), "936 more test rows, folds: 5 (tests on every training row) or --seeds 0,1,2."),
+        (False, (0, 1, 2), "936 more test rows."),
+    ],
+)
+def test_only_what_the_experiment_can_have_is_offered_for_more(can_fold, seeds, ways):
+    runs = [make_fine_tune("lora", 0.77, 0.03, seed=seed, run_id=f"lora-{seed}") for seed in seeds]
+    decision = fake_facts.make_decision([*alternatives(), *runs], can_fold=can_fold)
+    assert decision.sentence.endswith(f"for more: {ways}")
 
 
 def test_a_gain_too_small_to_ever_be_shown_is_said_to_be_that():
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.74, 0.001)])
-    assert find_reason(decision, "No reasonable number of test items")
+    assert decision.sentence.endswith("for more: more test rows or --seeds 0,1,2.")
 
 
 def test_a_worse_fine_tune_is_called_worse():
     assert (
-        "lora, the best of them, is worse (−20.0 [−25, −15] points)"
+        "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)"
         in make_decision([*alternatives(), make_fine_tune("lora", 0.54, -0.20)]).sentence
     )
 
@@ -337,7 +349,7 @@ def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_sai
     decision = decide_beside_trivial([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
     assert decision.candidate == "knn"
     assert decision.sentence.endswith(
-        "(0.0 [−5, +5] points); knn is not shown to be better than always answering “no”, which reaches 81.0 %."
+        "; knn is not shown to be better than always answering “no”, which reaches 81.0 %."
     )
 
 
@@ -494,14 +506,14 @@ def test_a_recipe_that_passes_is_not_called_inconclusive_for_not_being_chosen():
     facts = [*alternatives(), make_fine_tune("chosen", 0.80, 0.03), make_fine_tune("other", 0.79, 0.08)]
     decision = make_decision(facts)
     assert (decision.candidate, "inconclusive" in decision.sentence) == ("knn", False)
-    assert "chosen, the best of them, is not shown to be better (+3.0 [−2, +8] points)" in decision.sentence
+    assert "chosen, the best fine-tune, is not shown to help (+3.0 [−2, +8] points)" in decision.sentence
 
 
 def test_where_a_better_fine_tune_failed_its_gate_the_sentence_names_the_best_that_passes():
     facts = [*alternatives(), make_fine_tune("hot", 0.78, 0.04, "fail"), make_fine_tune("lora", 0.77, 0.03)]
-    said = "lora, the best of those that pass the gate, is not shown to be better (+3.0 [−2, +8] points)"
+    said = "lora, the best fine-tune that passes the gate, is not shown to help (+3.0 [−2, +8] points)"
     assert said in make_decision(facts).sentence
-    assert "hot, the best of them, is not shown to be better" in make_decision(facts[:-1]).sentence
+    assert "hot, the best fine-tune, is not shown to help" in make_decision(facts[:-1]).sentence
 
 
 def test_a_fine_tune_too_slow_for_the_budget_is_not_called_inconclusive():

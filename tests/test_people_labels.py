@@ -445,7 +445,7 @@ def test_no_decision_rests_on_a_judge_that_lacks_labels():
 
     assert make_decision().action == "fine-tune"
     open_ = make_decision(vs_untrained=fake_comparison(0.02, estimator="ppi"))
-    assert any("More labels of people may tell" in reason for reason in open_.reasons)
+    assert open_.sentence.endswith("for more: more labels of people.")
     refused = make_decision(labels_missing=60)
     assert refused.action == "undecided"
     assert "60 more labels of people" in refused.sentence

@@ -57,7 +57,7 @@ def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_ship
 def test_where_nothing_gains_the_prompt_is_shipped(tmp_path):
     report = worlds.report(tmp_path, Truth(answers(80, 80, 80, 80), lost=1, gained=1))
     assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
-    assert "no fine-tune is needed" in report.decision.sentence
+    assert "lora, the best fine-tune, is not shown to help" in report.decision.sentence
 
 
 def test_a_fine_tune_that_collapses_elsewhere_is_blocked_whatever_it_gains(tmp_path):

@@ -24,6 +24,7 @@ from harness.decision.economics import (
 from harness.decision.explain import (
     USUAL_AMOUNTS,
     cost_text,
+    describe_power,
     describe_settling,
     more_items_text,
     not_shown_text,
@@ -122,6 +123,7 @@ def decide(
     goal: float | None = None,
     win_rate: float | None = None,
     trivial: TrivialBaseline | None = None,
+    can_fold: bool = False,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
@@ -131,7 +133,8 @@ def decide(
     collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
     With a `goal`, a level of the target's metric, the smallest base that meets it is named. Where a
     `win_rate` is declared, the gain that counts is how often a fine-tune's answers are preferred. What is
-    shown to be worse than the `trivial` baseline is not shipped.
+    shown to be worse than the `trivial` baseline is not shipped. `can_fold` says that the target's rows could
+    be tested on in folds, and are not.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
@@ -151,6 +154,7 @@ def decide(
         by_metric=by_metric,
         unchecked=not corrected and _is_paired(facts),
         trivial=trivial,
+        can_fold=can_fold,
     )
     found = economics_of(case)
     choice = _choose(case, found)
@@ -359,15 +363,12 @@ def _choose_without_gain(
     best_spend = found.spend.best if found.spend else None
     if found.rows_needed and best_spend and best_spend.kind == "training rows":
         return _collect(case, compared, alternative, found.rows_needed)
-    verb = "is worse" if g.high < 0 else "is not shown to be better"
     of_all = compared is case.strongest or case.strongest is None
-    among = "the best of them" if of_all else "the best of those that pass the gate"
-    return _ship(
-        case,
-        alternative,
-        f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, {among},"
-        f" {verb} ({gain_text(g)})",
-    )
+    which = f"the best fine-tune{'' if of_all else ' that passes the gate'}"
+    found = f"is worse ({gain_text(g)})"
+    if g.high >= 0:
+        found = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
+    return _ship(case, alternative, f"{score_text(case, alternative)}; {compared.name}, {which}, {found}")
 
 
 def _collect(

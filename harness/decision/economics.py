@@ -208,6 +208,12 @@ def forecast_text(policy: DecidePolicy) -> str:
     return f"{n} requests {'forecast' if is_forecast(policy) else 'assumed (decide.requests_per_month)'}"
 
 
+def find_detectable_gain(run: CandidateFacts) -> float | None:
+    """Return the smallest gain that the items and seeds at hand show at 80 % power; None where unknown."""
+    g = gain(run.vs_untrained)
+    return None if g is None or not 0 < g.se < inf else stats.detectable_mean(_components(g), 1.0)
+
+
 def estimate_more_items(run: CandidateFacts) -> float | None:
     """Return how many more test items would tell the observed gain from none, at 80 % power.
 

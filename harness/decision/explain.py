@@ -6,7 +6,7 @@ Invariant: every sentence carries the numbers it rests on, printed by `formattin
 from collections.abc import Sequence
 from math import inf
 
-from harness import formatting, gating, plugins
+from harness import formatting, gating, plugins, stats
 from harness.decision import economics, next_step
 from harness.decision.advice.failures import failure_sentences, list_measured_slices
 from harness.decision.advice.guidance import need_sentences
@@ -106,8 +106,6 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}{by}.", *goal_sentences(case, run)]
     if g and g.refused:
         sentences.append(f"Nothing is shown of that gain: {g.refused}.")
-    elif g and g.low <= 0 < g.delta:
-        sentences.append(_more_items(run))
     return sentences
 
 
@@ -125,20 +123,35 @@ def _tries(case: Case) -> str:
     return f"{said}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
 
 
-def _more_items(run: CandidateFacts) -> str:
+def describe_power(case: Case, run: CandidateFacts) -> str:
+    """Say which gain the items at hand would show, and what would show a smaller one."""
+    g, found = gain(run.vs_untrained), economics.find_detectable_gain(run)
+    if g is None or found is None:
+        return f"nothing can be shown here: {g.refused}" if g and g.refused else "its spread is unknown"
+    items = formatting.pluralize(g.n, "item")
+    shown = f"with these {items} only a gain above {_detectable_text(case, found)} would show"
+    if case.unit.is_rate and found >= 1:
+        shown = f"with these {items} no gain at all would show"
+    return f"{shown}; for more: {_list_ways_to_more(case, run, g.delta > 0)}"
+
+
+def _detectable_text(case: Case, found: float) -> str:
+    return f"{formatting.score(case.unit, found)} {case.unit.name}"
+
+
+def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
+    """List what narrows a gain's interval: rows, folds and seeds, so far as this experiment can have them."""
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
-        return "More labels of people may tell a gain of this size from none; beside them stands how many."
-    n = economics.estimate_more_items(run)
-    if n is not None and is_cross_validated(run):
-        return f"It would take {formatting.count(n)} more rows in folds to tell such a gain from none."
+        return "more labels of people"
+    folded, n = is_cross_validated(run), economics.estimate_more_items(run) if gains else None
     if n == inf:
-        return (
-            "No number of test items would tell a gain of this size from none, because of what varies between"
-            " seeds; more seeds would."
-        )
-    if n is None:
-        return "No reasonable number of test items would tell a gain this small from none."
-    return f"It would take {formatting.count(n)} more test items to tell a gain of this size from none."
+        return "more seeds, as trainings of this recipe differ by more than it gains"
+    rows = "rows to test on in folds" if folded else "test rows"
+    ways = [f"{formatting.count(n)} more {rows}" if n else f"more {rows}"]
+    ways += ["folds: 5 (tests on every training row)"] if case.can_fold else []
+    trains = plugins.find_method(run.method).trains
+    ways += ["--seeds 0,1,2"] if trains and not folded and n_seeds(case.facts, run) < stats.MIN_SEEDS else []
+    return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
 
 def _per_usd(case: Case, found: Economics, run: CandidateFacts) -> str:

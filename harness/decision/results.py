@@ -419,6 +419,7 @@ class Case(NamedTuple):
     `win_rate` is the one declared for the target; gains are win rates then where these may decide, and
     `by_metric` holds those by the target's metric, by run. `unchecked` says that this is a judge's, and
     corrected by no labels. `trivial` is what a rule reaches that reads no item, where labels are expected.
+    `can_fold` says that the target could be tested in folds, and is not.
     """
 
     facts: Sequence[CandidateFacts]
@@ -433,6 +434,7 @@ class Case(NamedTuple):
     by_metric: Mapping[str, Comparison | None] | None = None
     unchecked: bool = False
     trivial: TrivialBaseline | None = None
+    can_fold: bool = False
 
     @property
     def unit(self) -> Unit:

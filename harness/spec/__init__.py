@@ -120,6 +120,13 @@ class Experiment(Spec):
             )
 
     @property
+    def can_fold(self) -> bool:
+        """Whether `folds` could be added to the target's data as it is."""
+        data, alone = self.target.data, len(self.seeds) == 1 and self.gate.target.win_rate is None
+        refused = self.target.is_judged and self.gate.uncalibrated_judge == "refuse"
+        return bool(data.all) and not data.folds and not data.changes and alone and not refused
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """The target, more targets, then the tasks of the suites."""
         return (self.target, *self.more_targets, *(task for suite in self.suites for task in suite.tasks))

@@ -63,6 +63,7 @@ def report_of(
         goal=policy.target.min,
         win_rate=policy.target.win_rate,
         trivial=trivial,
+        can_fold=session.experiment.can_fold,
     )
     about_index = decide.index_sentences(judged, session.experiment.decide)
     decision = replace(decision, reasons=(*decision.reasons, *about_index))
