@@ -25,11 +25,11 @@ class Progress(Protocol):
     def stage(self, label: str, expected_s: float = 0.0) -> AbstractContextManager[Advance]:
         """Open a stage that is expected to take so many seconds; a context manager of `Advance`."""
 
-    def show(self, candidate: str, line: str) -> None:
-        """Show what a candidate has reached that is not done yet."""
+    def show(self, candidate: str, line: str, *items: str) -> None:
+        """Show what a candidate has reached that is not done yet, and some of its items in a line each."""
 
-    def finish(self, candidate: str, line: str) -> None:
-        """Show the line of a candidate that is done or has failed."""
+    def finish(self, candidate: str, line: str, *items: str) -> None:
+        """Show the line of a candidate that is done or has failed, and some of its items in a line each."""
 
 
 class PrefixedProgress:
@@ -42,13 +42,13 @@ class PrefixedProgress:
         """Open a stage under its longer label."""
         return self._inner.stage(f"{self._prefix}{label}", expected_s)
 
-    def show(self, candidate: str, line: str) -> None:
+    def show(self, candidate: str, line: str, *items: str) -> None:
         """Show the longer line of a candidate that is not done yet."""
-        self._inner.show(candidate, f"{self._prefix}{line}")
+        self._inner.show(candidate, f"{self._prefix}{line}", *items)
 
-    def finish(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str, *items: str) -> None:
         """Show the longer line of a candidate."""
-        self._inner.finish(candidate, f"{self._prefix}{line}")
+        self._inner.finish(candidate, f"{self._prefix}{line}", *items)
 
 
 class SilentProgress:
@@ -59,10 +59,10 @@ class SilentProgress:
         """Open a stage and ignore what it reports."""
         yield lambda done, total, note="": None
 
-    def show(self, candidate: str, line: str) -> None:
+    def show(self, candidate: str, line: str, *items: str) -> None:
         """Ignore the candidate."""
 
-    def finish(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str, *items: str) -> None:
         """Ignore the candidate."""
 
 

@@ -48,10 +48,10 @@ class Stages:
         self.seen.append(label)
         yield lambda done, total, note="": None
 
-    def show(self, candidate, line):
+    def show(self, candidate, line, *items):
         self.seen.append(line)
 
-    def finish(self, candidate, line):
+    def finish(self, candidate, line, *items):
         pass
 
 

@@ -1,5 +1,6 @@
 """A first result stands before the base's suite is asked, and changes nothing of what is measured."""
 
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -20,22 +21,22 @@ class ProgressLog:
     """Progress that remembers stages and lines in their order."""
 
     def __init__(self):
-        self.lines = []
+        self.lines, self.items = [], []
 
     @contextmanager
     def stage(self, label, expected_s=0.0):
         self.lines.append(label)
         yield lambda done, total, note="": None
 
-    def show(self, candidate, line):
+    def show(self, candidate, line, *items):
         self.lines.append(line)
+        self.items += items
 
-    def finish(self, candidate, line):
-        self.lines.append(line)
+    finish = show
 
 
-def lines(path, *overrides, candidates=("prompt", "bag")):
-    seen = ProgressLog()
+def lines(path, *overrides, candidates=("prompt", "bag"), seen=None):
+    seen = seen or ProgressLog()
     tiny_experiment.run(path, *overrides, candidates=candidates, progress=seen)
     return [line for line in seen.lines if not line.startswith(("getting ", "loading "))]
 
@@ -52,6 +53,24 @@ def rows_of(path, run):
 
 def simplify_rows(rows):
     return {name: [(r.example_id, r.text, r.parts, r.prompt_digest) for r in of] for name, of in rows.items()}
+
+
+def items_of(seen):
+    """Check that three items were shown once, each with question, answer and reference; returns their words."""
+    questions, answers = seen.items[::2], seen.items[1::2]
+    assert questions[0] == "Please look at my post again."
+    assert len(questions) == len(answers) == 3
+    assert all(re.search(r" \(reference: “(late|money)”\)$", answer) for answer in answers), answers
+    return [answer.partition(":")[0].strip() for answer in answers]
+
+
+def test_items_stand_below_the_first_result_and_are_cut_to_the_width(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    item = "Which of [these] labels fits the letter that begins so?"
+    TerminalProgress().show("prompt", "prompt: EM 50.0", item)
+    TerminalProgress(shows_items=False).finish("bag", "bag: EM 60.0", item)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["prompt: EM 50.0", "  Which of [these] labels fits the lett…", "bag: EM 60.0"]
 
 
 def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(file_and_lines):
@@ -71,12 +90,14 @@ def test_the_first_result_is_the_one_that_the_candidate_ends_with(file_and_lines
 
 
 def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_lines, tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    lines(path, candidates=("bag",))
-    assert lines(path)[:2] == [
+    path, with_bag, with_prompt = tiny_experiment.write(tmp_path, tiny), ProgressLog(), ProgressLog()
+    lines(path, candidates=("bag",), seen=with_bag)
+    assert items_of(with_bag) == ["wrong", "wrong", "right"]
+    assert lines(path, seen=with_prompt)[:2] == [
         "capability suite of the base: measured on 3 tasks",
         "control arm: the base again",
     ]
+    assert items_of(with_prompt) == ["wrong"] * 3  # of prompt's own line, as no first result stands before
     mine, theirs = (runs_of(one)["prompt"] for one in (file_and_lines[0], path))
     assert (mine.run_id, mine.rows) == (theirs.run_id, theirs.rows)
     assert simplify_rows(rows_of(file_and_lines[0], mine)) == simplify_rows(rows_of(path, theirs))
@@ -115,6 +136,7 @@ def test_answers_that_are_stored_are_scored_by_other_metrics_and_not_asked_again
     with pytest.raises(KeyboardInterrupt):
         tiny_experiment.run(path, candidates=("prompt",), progress=stopped)
     assert "a first result" in stopped.lines[-1]
+    assert items_of(stopped) == ["wrong"] * 3
     said = lines(path, "target.metrics=[exact_match]", candidates=("prompt",))
     assert said[:3] == ASKS_THE_BASE
     assert "prompt: letters/test" not in said

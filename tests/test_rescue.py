@@ -81,7 +81,7 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(rescued_w
 
 def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(rescued_world):
     class LooksOn(SilentProgress):
-        def finish(self, candidate, line):
+        def finish(self, candidate, line, *items):
             seen.append(store.current_activity(made.session.store))
 
     made, seen = rescued_world[0], []

@@ -62,10 +62,10 @@ class Lines(SilentProgress):
     def __init__(self):
         self.shown, self.finished = [], []
 
-    def show(self, candidate, line):
+    def show(self, candidate, line, *items):
         self.shown.append(candidate)
 
-    def finish(self, candidate, line):
+    def finish(self, candidate, line, *items):
         self.finished.append(candidate)
 
 

@@ -93,7 +93,7 @@ def compare(
     )
     loaded = at.load(candidates or [])
     experiment.refuse_many(loaded, yes=yes or dry_run)
-    progress = TerminalProgress()
+    progress = TerminalProgress(shows_items=not as_json)
     _refuse_rescue_of_few(rescue, fewer_items)
     scope = Scope(limit, quick, fewer_items, dry_run)
     with progress.stage("reading rows and models"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from harness.formatting import seconds
 from harness.progress import Advance
@@ -45,13 +46,19 @@ class TerminalProgress:
 
     Where stderr is no terminal, a line says once a minute what is being done, how far that is and how long
     all of it still takes. `clock` gives seconds; every `look_every_s` it is looked whether a line is due.
+    Items of a candidate are shown where `shows_items`.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, look_every_s: float = _LOOK_EVERY_S
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        look_every_s: float = _LOOK_EVERY_S,
+        *,
+        shows_items: bool = True,
     ) -> None:
         self._left: dict[str, float] = {}
         self._is_watched = False
+        self._shows_items = shows_items
         self._clock, self._look_every_s = clock, look_every_s
         self._console = console(stderr=True)
         self._stages: list[_Stage] = []
@@ -101,18 +108,18 @@ class TerminalProgress:
                 self._expected_s += expected_s
                 self._spent_s += self._clock() - stage.began
 
-    def show(self, candidate: str, line: str) -> None:
+    def show(self, candidate: str, line: str, *items: str) -> None:
         """Show a line of a candidate that is not done; the stages so far were part of its plan."""
         if candidate in self._left:
             self._left[candidate] = max(0.0, self._left[candidate] - self._passed_s)
         self._passed_s = 0.0
-        self._print(line)
+        self._print(line, *items)
 
-    def finish(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str, *items: str) -> None:
         """Show a candidate's line; its share of the plan is done, whether computed or found."""
         self._left.pop(candidate, None)
         self._passed_s = 0.0
-        self._print(line)
+        self._print(line, *items)
 
     def say_where(self) -> None:
         """Say what is being done, unless a line was printed within the last minute."""
@@ -151,10 +158,13 @@ class TerminalProgress:
             looking.join()
             self._is_watched = False
 
-    def _print(self, line: str) -> None:
+    def _print(self, line: str, *items: str) -> None:
+        """Print a line, and below it items that are wanted, each cut to the width."""
         self._last_line = self._clock()
         # A line of a log is one line, however long: nobody knows how wide it will be read.
         self._console.print(escape(line), soft_wrap=not self._console.is_terminal)
+        for item in items if self._shows_items else ():
+            self._console.print(Text(f"  {item}"), no_wrap=True, overflow="ellipsis")
 
     def _estimate_left_s(self, stage: _Stage) -> float:
         """Return the seconds left of the plan, else of the stage by its own pace; 0 where nobody knows."""

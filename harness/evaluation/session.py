@@ -163,7 +163,8 @@ class Session:
     control arm that was measured while this session was open, `judging` maps judges that run here to their
     weights, or to why they have none yet; `checked_judges` holds the judges whose anchors were graded again
     for the candidate that is evaluated, `refused_judges` why one of them may grade nothing new, `settled`
-    runs to the verdict that an interim analysis settled; these are evaluated no further. `failures` maps
+    runs to the verdict that an interim analysis settled; these are evaluated no further. `shown` names the
+    task of which some items were shown with their answers. `failures` maps
     candidates with seeds to what a worker or their base failed with; these are not made here. `searched`
     names candidates of whose sweep or search every trial was made since this session was opened; those that
     failed are not made again. One that is a worker's (`is_worker`) claims what it makes, as others are at
@@ -184,6 +185,7 @@ class Session:
     checked_judges: set[str] = field(default_factory=set)
     refused_judges: dict[str, CandidateFailed] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)
     timed: dict[str, float] = field(default_factory=dict)

@@ -74,7 +74,7 @@ from harness.experiment.run_preview import (
     workers_sentence,
 )
 from harness.experiment.runs.candidate_result import attempt, facts_of
-from harness.experiment.runs.first_result import show_first_result
+from harness.experiment.runs.first_result import describe_items, show_first_result
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again
 from harness.experiment.runs.stored_rows import (
@@ -323,6 +323,9 @@ def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | 
     candidate, seed = request
     run, facts = attempt(session, reader, candidate, seed, done)
     is_last = seed == candidate.seeds[-1]
+    line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
+    made = done is None and run.state == "done"
+    items = describe_items(session, reader.read(run, session.target)) if made else []
     show = session.progress.finish if is_last else session.progress.show
-    show(candidate.name, live_line(facts, session.target.task.primary_metric, smoke=smoke))
+    show(candidate.name, line, *items)
     return run

@@ -48,16 +48,16 @@ class StoredProgress:
 
             yield both
 
-    def show(self, candidate: str, line: str) -> None:
+    def show(self, candidate: str, line: str, *items: str) -> None:
         """Pass on what a candidate has reached that is not done yet."""
-        self._inner.show(candidate, line)
+        self._inner.show(candidate, line, *items)
 
-    def finish(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str, *items: str) -> None:
         """Note that a candidate is done or has failed."""
         if candidate in self._candidates:
             known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis does so again
             self._note({"finished": list(known)}, at_once=True)
-        self._inner.finish(candidate, line)
+        self._inner.finish(candidate, line, *items)
 
     def _note(self, changes: Mapping[str, Any], *, at_once: bool = False) -> None:
         self._state |= changes
