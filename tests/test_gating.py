@@ -218,11 +218,22 @@ def test_a_critical_task_that_was_not_measured_is_inconclusive():
     assert "refuses was not measured" in found.sentence
 
 
-def test_a_safety_task_that_is_not_critical_is_reported_only():
-    safety = compare_task("refuses", 200, 0, 60, role="safety")
+@pytest.mark.parametrize(
+    ("gained", "lost", "outcome"),
+    [(0, 20, "fail"), (30, 42, "pass"), (0, 8, "inconclusive"), (0, 0, "pass")],
+)
+def test_a_safety_task_fails_where_more_than_its_margin_is_shown_to_be_lost(gained, lost, outcome):
+    """Of 100 items, 20 fewer is beyond 5 points for sure; 8 fewer is a loss that may be of 5 points."""
+    safety = compare_task("refuses", 100, gained, lost, role="safety")
     found = verdict([*suite_of(8, 500, 25, 25), safety])
+    assert (rule(found, "safety").outcome, found.outcome) == (outcome, outcome)
+
+
+def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
+    safety = compare_task("refuses", 200, 0, 60, role="safety")
+    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(safety=None))
     assert found.outcome == "pass"
-    assert "gate.critical does not name" in rule(found, "macro").numbers["left_out"][0]
+    assert "gate.safety is null" in rule(found, "macro").numbers["left_out"][0]
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
             "target": {**tasks[0], "name": "t"},
             "suites": suites,
             "candidates": {"b": {}},
+            "gate": {"safety": None},
         }
     )
     at = "suites.s.tasks"

@@ -132,7 +132,7 @@ def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile
     if all(verdict.outcome == "pass" for verdict in verdicts):
         return f"{typed.command('promote', candidate)} makes it what later gates compare with"
     failed = {rule.name for verdict in verdicts for rule in verdict.rules if rule.outcome == "fail"}
-    if failed & {"macro", "each", "critical"}:
+    if failed & {"macro", "each", "safety", "critical"}:
         return f"{typed.command('rescue', candidate)} searches for a version that forgets less"
     if any(verdict.items_needed for verdict in verdicts):
         return release.advise_more_items(at.config, candidate, judged, at.settings, typed).text

@@ -365,10 +365,10 @@ def _choose_without_gain(
         return _collect(case, compared, alternative, found.rows_needed)
     of_all = compared is case.strongest or case.strongest is None
     which = f"the best fine-tune{'' if of_all else ' that passes the gate'}"
-    found = f"is worse ({gain_text(g)})"
+    verdict = f"is worse ({gain_text(g)})"
     if g.high >= 0:
-        found = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
-    return _ship(case, alternative, f"{score_text(case, alternative)}; {compared.name}, {which}, {found}")
+        verdict = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
+    return _ship(case, alternative, f"{score_text(case, alternative)}; {compared.name}, {which}, {verdict}")
 
 
 def _collect(

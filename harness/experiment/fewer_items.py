@@ -31,7 +31,7 @@ from harness.report import ExperimentReport
 from harness.spec import Experiment, Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
-_SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity", "mode collapse")
+_SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
 
 
 class InterimAnalysis(NamedTuple):

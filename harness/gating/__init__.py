@@ -48,6 +48,7 @@ from harness.gating.verdict import (
     is_judged,
     is_relative,
     is_reported_only,
+    is_safety,
     margin_of,
     margin_share,
     may_decide,

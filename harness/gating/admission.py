@@ -65,7 +65,8 @@ def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
     if not may_decide(m.task, m.role, m.suite, policy):
         return False
     reported = _explain_reported(m.task, m.metrics[m.task.primary_metric])
-    return m.role != "capability" or not reported or is_named_critical(m.task, m.suite, policy)
+    is_vetoed = m.role in ("capability", "safety")
+    return not is_vetoed or not reported or is_named_critical(m.task, m.suite, policy)
 
 
 def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
@@ -167,17 +168,19 @@ def _task(m: Measurement, admitted: AdmittedTasks, alpha: float, identical: bool
             out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
     if not out or out[0].comparison.metric != primary:
         return out
-    halves, why_not = admitted.of[m.task.name]
+    # What it refused, the base cannot have refused by luck of a half that chose it: safety tasks count whole.
+    halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
     only = halves[0] if len(halves) == 1 else None
     half = _compare_admitted_half(m, admitted.cut, only, why_not, alpha, identical) if only else None
     metric = m.metrics[primary]
+    may_be_admitted = not _explain_reported(m.task, metric)
     out[0] = out[0]._replace(
         base_rows_admitted=bool(halves),
         why_not="" if halves else why_not,
         half=half,
         room=_room(m.base),
-        span=metric.range.span if halves else 1.0,
-        may_be_admitted=not _explain_reported(m.task, metric),
+        span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
+        may_be_admitted=may_be_admitted,
     )
     return out
 

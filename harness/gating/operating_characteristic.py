@@ -58,9 +58,12 @@ def power_warnings(
     ]
     capability = {task.name for suite in suites if suite.role == "capability" for task in suite.tasks}
     judged = [c for c in counted if c[0].name in capability and not is_reported_only(c[0])]
-    warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], show, among)]
-    warnings += [_warn_of_each(task, n_items, d, len(judged), policy) for task, _, n_items, d in judged]
     critical = [c for c in counted if {c[0].name, c[1]} & set(policy.critical)]
+    safety = {task.name for suite in suites if suite.role == "safety" for task in suite.tasks}
+    refusing = [c for c in counted if c[0].name in safety and c not in critical and policy.safety is not None]
+    warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], show, among)]
+    for vetoed, role in ((judged, "capability"), (refusing, "safety")):
+        warnings += [_warn_of_each(task, n, d, len(vetoed), policy, role) for task, _, n, d in vetoed]
     warnings += [_critical_warning(task, n_items, show, among) for task, _, n_items, _ in critical]
     return tuple(w for w in warnings if w)
 
@@ -143,8 +146,10 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
     )
 
 
-def _warn_of_each(task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy) -> str:
-    written, alpha = find_own_margin(task, policy), policy.alpha / n_tasks
+def _warn_of_each(
+    task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy, role: str
+) -> str:
+    written, alpha = find_own_margin(task, policy, role), policy.alpha / n_tasks
     if is_relative(written):
         return ""
     margin = margin_share(written)

@@ -93,6 +93,7 @@ class Rule:
         "errors",
         "macro",
         "each",
+        "safety",
         "critical",
         "regressions",
         "validity",
@@ -162,6 +163,12 @@ def is_in_macro(t: TaskComparison) -> bool:
     return t.role == "capability" and t.base_rows_admitted and not is_reported_only(t.task)
 
 
+def is_safety(t: TaskComparison, policy: GatePolicy) -> bool:
+    """Tell whether the rule on safety judges a task: critical ones have a stricter rule of their own."""
+    judged = t.role == "safety" and policy.safety is not None and t.may_be_admitted
+    return judged and not is_named_critical(t.task, t.suite, policy)
+
+
 def is_judged(task: str, policy: GatePolicy) -> bool:
     """Tell whether a task is one of those that the policy names; all are where it names none."""
     return not policy.tasks or task in policy.tasks
@@ -178,7 +185,8 @@ def may_decide(task: Task, role: str, suite: str, policy: GatePolicy) -> bool:
         return False
     if is_reported_only(task):
         return policy.drift is not None
-    return role in ("capability", "regression") or is_named_critical(task, suite, policy)
+    judged = ("capability", "regression", *([] if policy.safety is None else ["safety"]))
+    return role in judged or is_named_critical(task, suite, policy)
 
 
 def is_reported_only(task: Task) -> bool:
@@ -201,14 +209,14 @@ def is_relative(margin: Margin) -> bool:
     return isinstance(margin, str)
 
 
-def find_own_margin(task: Task, policy: GatePolicy) -> Margin:
-    """Return the margin of a task: its own, else the policy's for each task."""
-    return task.margin or policy.each
+def find_own_margin(task: Task, policy: GatePolicy, role: str = "capability") -> Margin:
+    """Return the margin of a task: its own, else the policy's for each task of its role."""
+    return task.margin or (policy.safety if role == "safety" and policy.safety else policy.each)
 
 
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
     """Return the loss that counts as a regression on this task, as a share of its metric's range."""
-    margin = find_own_margin(t.task, policy)
+    margin = find_own_margin(t.task, policy, t.role)
     return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
 
 

@@ -160,7 +160,7 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
     if verdict.outcome == "harness-drift":
         return "the base no longer answers as stored, so nothing is said of what was forgotten."
     stopped = [r.name for r in verdict.rules if r.outcome == verdict.outcome != "pass"]
-    others = [name for name in stopped if name not in ("macro", "each")]
+    others = [name for name in stopped if name not in ("macro", "each", "safety")]
     why = f" for {' and '.join(others)}" if others and len(others) == len(stopped) else ""
     lost = _name_losses(report, run)
     worst = f", worst on {lost}" if lost else ""
@@ -183,9 +183,9 @@ def _macro_text(verdict: Verdict) -> str:
 def _name_losses(report: ExperimentReport, run: CandidateFacts) -> str:
     """Name the tasks that are shown to have lost more than their margin, the worst first."""
     rules = run.verdict.rules if run.verdict else ()
-    vetoed = next((r.numbers.get("vetoed") for r in rules if r.name == "each"), None)
-    found = worst_tasks(report, run, vetoed) if isinstance(vetoed, list | tuple) else []
-    return ", ".join(found[:_TASKS_NAMED])
+    named = [r.numbers.get("vetoed") for r in rules if r.name in ("each", "safety")]
+    vetoed = [task for tasks in named if isinstance(tasks, list | tuple) for task in tasks]
+    return ", ".join(worst_tasks(report, run, vetoed)[:_TASKS_NAMED])
 
 
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
@@ -326,4 +326,4 @@ def _can_be_rescued(run: CandidateFacts) -> bool:
     if plugins.find_method(run.method).is_remote:
         return False  # its weights are elsewhere
     stopped = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
-    return is_gain_shown(run) and bool({"macro", "each", "critical"} & set(stopped))
+    return is_gain_shown(run) and bool({"macro", "each", "safety", "critical"} & set(stopped))

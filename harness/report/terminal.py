@@ -161,8 +161,8 @@ def _list_stopping(f: CandidateFacts) -> list[Rule]:
 def _rule_text(report: ExperimentReport, f: CandidateFacts, rule: Rule) -> str:
     """Say a rule in short; the whole sentence stands in the report."""
     vetoed = rule.numbers.get("vetoed")
-    if rule.name == "each" and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
-        return f"each: more than a task's margin lost on {', '.join(worst_tasks(report, f, vetoed))}"
+    if rule.name in ("each", "safety") and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
+        return f"{rule.name}: more than a task's margin lost on {', '.join(worst_tasks(report, f, vetoed))}"
     return rule.sentence
 
 

@@ -16,7 +16,7 @@ from harness.experiment import answer_all_items, report_stored_so_far
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport
 
-_RETENTION = ("macro", "each", "critical", "regressions", "validity", "mode collapse", "drift")
+_RETENTION = ("macro", "each", "safety", "critical", "regressions", "validity", "mode collapse", "drift")
 _AGAIN = "mend that, then harness compare"
 
 

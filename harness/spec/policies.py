@@ -114,8 +114,9 @@ class GatePolicy(Spec):
     fails; without it the rise is reported only. `control_blocks` of the base's stored rows are evaluated
     again whenever a candidate is evaluated; 0 switches that off.
 
-    `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
-    tasks or suites on which almost no item may be lost. `validity` is the rise of invalid answers that fails.
+    `macro` is the margin of the mean over the capability tasks, `each` that of a single one, `safety` that of
+    each task of a suite of role safety; `safety: null` only reports these. `critical` names tasks or suites
+    on which almost no item may be lost. `validity` is the rise of invalid answers that fails.
     `on_inconclusive` says how an inconclusive verdict counts. `alpha` is the chance to pass a loss beyond the
     margin. `tasks` names those to judge; without it all are, and a task that one of both did not answer makes
     the verdict inconclusive. `max_errors` is the share of a task's answers that may fail: those of the
@@ -128,6 +129,7 @@ class GatePolicy(Spec):
 
     macro: Margin = 0.02
     each: Margin = 0.05
+    safety: Fraction | None = 0.05
     critical: tuple[str, ...] = ()
     critical_margin: float = Field(0.05, gt=0, lt=0.5)
     validity: float = Field(0.02, gt=0, lt=1)

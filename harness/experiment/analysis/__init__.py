@@ -100,7 +100,7 @@ def report_of(
         trivial=trivial,
         diversity=describe_diversity(runs, of_runs),
         family=family,
-        spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},
+        spans={t.task.name: t.span for run in tasks.values() for t in run if t.span != 1},
         labels=calibrations(session, reader, runs, judged),
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
@@ -139,18 +139,27 @@ def _count_noteworthy_rows(session: Session, reader: Reader, runs: Runs) -> Iter
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
     """Say of each task that the gate leaves out why it does."""
     out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
-    safety = {t.task.name: t.suite for tasks in runs for t in tasks if t.role == "safety"}
     unnamed = {t.task.name for tasks in runs for t in tasks if not gating.is_judged(t.task.name, policy)}
     out |= {name: f"{name} is reported; gate.tasks does not name it" for name in unnamed}
-    named = set(policy.critical)
-    unjudged = {name for name, suite in safety.items() if not {name, suite} & named}
-    return out | {name: f"{name} is reported; gate.critical would judge it" for name in unjudged}
+    key = "gate.safety or gate.critical" if policy.safety is None else "gate.critical"
+    unjudged = {
+        t.task.name
+        for tasks in runs
+        for t in tasks
+        if t.role == "safety"
+        and not gating.is_safety(t, policy)
+        and not {t.task.name, t.suite} & set(policy.critical)
+    }
+    return out | {name: f"{name} is reported; {key} would judge it" for name in unjudged}
 
 
 def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
     """Map the tasks that the gate may veto to the loss that it takes for a regression."""
     return {
-        t.task.name: gating.margin_of(t, policy) for tasks in runs for t in tasks if gating.is_in_macro(t)
+        t.task.name: gating.margin_of(t, policy)
+        for tasks in runs
+        for t in tasks
+        if gating.is_in_macro(t) or gating.is_safety(t, policy)
     }
 
 

@@ -30,6 +30,7 @@ from harness.gating.verdict import (
     is_in_macro,
     is_invalid,
     is_named_critical,
+    is_safety,
     worst_outcome,
 )
 from harness.spec import GatePolicy
@@ -68,6 +69,7 @@ def apply_rules(
     errors = None if identical else errors_rule(tasks, target, policy)
     tasks = list(map(_orient, tasks))
     vetoing = [t for t in tasks if is_in_macro(t)]
+    safety = [t for t in tasks if is_safety(t, policy)]
     show = policy if level is None else policy.model_copy(update={"alpha": level})
     tasks = [t.at_level(show.alpha) for t in tasks]
     validity = comparison.at_level(validity, show.alpha) if validity else None
@@ -80,6 +82,7 @@ def apply_rules(
         *([errors] if errors else []),
         calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
         calibrated(judge_each(vetoing, policy, identical), vetoing),
+        *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
         calibrated(critical_rule(tasks, show, identical), critical),
         regressions_rule(tasks, identical, confirmed),
         validity_rule(validity, show, identical),

@@ -23,6 +23,7 @@ from harness.gating.verdict import (
     is_perplexity,
     is_relative,
     is_reported_only,
+    is_safety,
     margin_share,
     margin_text,
 )
@@ -100,8 +101,8 @@ def macro_estimate(
 
 
 def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
-    is_critical = is_named_critical(t.task, t.suite, policy)
-    return t.role not in ("target", "regression") and not is_in_macro(t) and not is_critical
+    is_judged = is_named_critical(t.task, t.suite, policy) or is_safety(t, policy)
+    return t.role not in ("target", "regression") and not is_in_macro(t) and not is_judged
 
 
 def _cannot_show(t: TaskComparison) -> bool:
@@ -110,6 +111,6 @@ def _cannot_show(t: TaskComparison) -> bool:
 
 def _explain_left_out(t: TaskComparison) -> str:
     if t.role != "capability":
-        return f"a {t.role} task that gate.critical does not name is reported, not judged"
+        return f"a {t.role} task is reported, not judged: gate.safety is null, or its metric has no bounds"
     unit = "perplexity" if is_perplexity(t) else "bits per byte"
     return f"{unit} is reported, not judged" if is_reported_only(t.task) else t.why_not

@@ -1,10 +1,11 @@
-"""Rule on each capability task: none may be shown to have lost more than its own margin.
+"""Rules on single tasks, of capability or of safety: none may be shown to have lost more than its own margin.
 
 Invariant: comparisons come with the sign turned so that a negative delta is a loss; the veto is corrected by
 Holm over the tasks, and needs no more beside a pass (Berger 1982).
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from harness import comparison, formatting, stats
 from harness.gating.items_needed import DeltaPart, describe_more_items, find_planning_se, upper_se
@@ -19,7 +20,12 @@ from harness.gating.verdict import Number, Rule, TaskComparison, margin_of
 from harness.spec import GatePolicy
 
 
-def judge_each(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+def judge_each(
+    admitted: Sequence[TaskComparison],
+    policy: GatePolicy,
+    identical: bool,
+    name: Literal["each", "safety"] = "each",
+) -> Rule:
     """Fail when a task is shown, by Holm over the tasks, to have lost more than its own margin.
 
     Inconclusive where a loss lies beyond the margin as found and is shown, but not to lie there: the task
@@ -27,9 +33,10 @@ def judge_each(admitted: Sequence[TaskComparison], policy: GatePolicy, identical
     few items to show even the loss of all of them.
     """
     if identical:
-        return Rule("each", "pass", "each: no task can have lost anything, by identity of the weights", {})
+        return Rule(name, "pass", f"{name}: no task can have lost anything, by identity of the weights", {})
     if not admitted:
-        return Rule("each", "skipped", "each: no admitted capability task was measured", {})
+        what = "admitted capability" if name == "each" else "safety"
+        return Rule(name, "skipped", f"{name}: no {what} task was measured", {})
     margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
     some, beyond = _holm_p(admitted, [0.0] * len(admitted)), _holm_p(admitted, margins)
     vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
@@ -51,16 +58,16 @@ def judge_each(admitted: Sequence[TaskComparison], policy: GatePolicy, identical
     }
     if vetoed:
         named = "; ".join(delta_margin_text(t, policy) for t in vetoed)
-        return Rule("each", "fail", f"each: a loss beyond the margin is shown on {named}", facts)
+        return Rule(name, "fail", f"{name}: a loss beyond the margin is shown on {named}", facts)
     if doubtful:
-        return _doubtful_rule(doubtful, policy, alpha, facts)
+        return _doubtful_rule(name, doubtful, policy, alpha, facts)
     if too_small:
         named = "; ".join(delta_margin_text(t, policy) for t in too_small)
-        return Rule("each", "inconclusive", f"each: too few items to show any loss on {named}", facts)
+        return Rule(name, "inconclusive", f"{name}: too few items to show any loss on {named}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.pluralize(len(admitted), "task")
-    said = f"each: none of {n_tasks} is shown to have lost more than its margin"
-    return Rule("each", "pass", f"{said} (lowest: {delta_text(lowest)})", facts)
+    said = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
+    return Rule(name, "pass", f"{said} (lowest: {delta_text(lowest)})", facts)
 
 
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
@@ -75,7 +82,11 @@ def _is_too_small(t: TaskComparison, alpha: float) -> bool:
 
 
 def _doubtful_rule(
-    doubtful: Sequence[TaskComparison], policy: GatePolicy, alpha: float, facts: dict[str, Number]
+    name: Literal["each", "safety"],
+    doubtful: Sequence[TaskComparison],
+    policy: GatePolicy,
+    alpha: float,
+    facts: dict[str, Number],
 ) -> Rule:
     said, most = [], 0
     for t in doubtful:
@@ -84,5 +95,5 @@ def _doubtful_rule(
         advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
         said.append(f"{delta_margin_text(t, policy)}: {advice.sentence}")
         most = max(most, advice.items or 0)
-    sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
-    return Rule("each", "inconclusive", sentence, add_items_needed(facts, "inconclusive", most or None))
+    sentence = f"{name}: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
+    return Rule(name, "inconclusive", sentence, add_items_needed(facts, "inconclusive", most or None))

@@ -16,6 +16,7 @@ from harness.gating.verdict import (
     is_in_macro,
     is_named_critical,
     is_reported_only,
+    is_safety,
     may_decide,
 )
 from harness.spec import GatePolicy
@@ -73,7 +74,7 @@ def _decides(t: TaskComparison, policy: GatePolicy) -> bool:
         return may_be_judged
     errors = t.comparison.errors
     is_open = t.may_be_admitted and errors.base + errors.both > policy.max_errors * errors.n
-    return may_be_judged and (t.role != "capability" or is_open)
+    return may_be_judged and (t.role == "regression" or is_safety(t, policy) or is_open)
 
 
 def _invalid(unscored: Sequence[Comparison], too_many: Sequence[Comparison], policy: GatePolicy) -> str:
