@@ -13,7 +13,7 @@ from worlds import GOOD, Sizes
 
 import harness
 from harness import experiment, release, report, store
-from harness.comparison import answer_digest
+from harness.comparison import answer_digest, compare_on_target
 from harness.experiment import ensure_weights, judge_labels, suite_arm
 from harness.nightly.judged_changes import compare_judged_answers
 from harness.records import AnswerLabel, LabelSet
@@ -28,6 +28,8 @@ def metric(task):
     return mean_metric("judge_right", lambda output, example: float(output.text == "gimlet"))
 """
 EXTRA = """\
+  rank: {method: lora, params: {r: [8, 16]}}
+  again: {method: scaled, init_from: lora, params: {scale: 0.5}}
 gate:
   target: {min: 0.5, gain: 0.4}
   mode_collapse: 0.3
@@ -180,6 +182,45 @@ def test_what_people_and_fp32_said_and_the_first_base_are_in_the_verdict(judged_
     assert rules["target"][0] == "inconclusive"  # 88 % by the judge alone
     assert rules["target"][2]["score"] == pytest.approx(0.71, abs=0.03)
     assert rules["cumulative"][2]["first_base"] == FIRST_BASE
+
+
+def test_tables_of_two_runs_correct_grades_as_a_gain_is_corrected(judged_world):
+    """Of all fine-tunes people refuse the same fifth: by grades alone an adapter equals another one."""
+    world, runs = judged_world
+    found = experiment.report_stored(world.session, world.loaded.selected)
+    (grid,) = found.ablations
+    target, at = world.session.target, world.session.store
+    labels = judge_labels(at, target.task, target.primary.name)
+    rows = {name: store.read_rows(at, runs[name].rows["desk/test"]) for name in runs}
+    pair = (rows[factor.candidate] for factor in grid.factors)
+    corrected = compare_on_target(target.primary, *pair, labels, 0.01)
+    assert corrected.estimator == "ppi"
+    assert grid.factors[1].difference[:3] == (corrected.delta, corrected.low, corrected.high)
+    (step,) = found.steps["again"]
+    assert step.target == compare_on_target(target.primary, rows["lora"], rows["again"], labels, 0.01)
+    facts = find_facts(found, runs["lora"])
+    assert facts.slices["behaviour"][:3] == facts.target[:3] == pytest.approx((0.71, 0.64, 0.78), abs=0.02)
+    one, other = (runs[name].run_id for name in ("knn", "lora"))
+    said = release.differences(at, one, other).scores["desk/test"]["judge_right"]
+    assert (said.difference, said.why_not.partition(";")[0]) == (None, "by the judge alone")
+    _, champion = release.promote_named(world.path, "lora", despite="a test")
+    assert champion.scores["desk judge_right"][0] == pytest.approx(facts.target.score, abs=1e-6)
+
+
+def test_a_verdict_under_another_budget_is_one_by_other_settings(judged_world):
+    world, runs = judged_world
+    for overrides in ([], ["decide.max_latency_s=0.01"]):
+        release.gate(world.path, "lora", overrides, baseline="base")
+    files = (world.session.store.folder / "verdicts" / runs["lora"].run_id).glob("*.json")
+    records = [json.loads(file.read_text()) for file in files]
+    digests = {
+        budget: {
+            one["policy_digest"] for one in records if one["policy"].get("decide.max_latency_s") == budget
+        }
+        for budget in (None, 0.01)
+    }
+    assert digests[0.01]
+    assert not digests[None] & digests[0.01]
 
 
 def test_a_rescue_confirms_by_the_rules_of_the_gate(judged_world):

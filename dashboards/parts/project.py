@@ -98,7 +98,7 @@ def _renew_verdicts(kept: ExperimentReport, written_ns: int) -> ExperimentReport
     loaded = experiment()
     if loaded is None or loaded.experiment.name != kept.experiment:
         return kept
-    return renew_verdicts(project().store, kept, runs(), loaded.experiment.gate, written_ns / 1e9)
+    return renew_verdicts(project().store, kept, runs(), loaded.experiment, written_ns / 1e9)
 
 
 @st.cache_resource(show_spinner=False, max_entries=200)

@@ -215,10 +215,10 @@ def difference_p(comparison: Comparison) -> float:
     """Return the two-sided p of H0 "no difference".
 
     McNemar's mid-p for single binary items; else from the interval's own distribution. 1 for
-    equal weights, by identity.
+    equal weights, by identity, and where nothing is shown.
     """
     c = comparison
-    if c.estimator == "identical":
+    if c.estimator == "identical" or c.refused:
         return 1.0
     if c.estimator == "tango":
         return stats.mcnemar(len(c.gained), len(c.lost)).midp

@@ -1,8 +1,8 @@
 """Differences between two stored runs: recipes, digests, environment and scores.
 
 Invariant: a score is compared only where both runs' rows may be compared, item by item; else both
-scores stand beside what forbids it, and none where items were sampled: they count by weights of the
-report. What is equal in both runs is left out.
+scores stand beside what forbids it or corrects it, and none where items were sampled: they count by weights
+of the report. What is equal in both runs is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from harness import comparison, store
-from harness.comparison import Comparison
+from harness.comparison import Comparison, is_judge
 from harness.errors import HarnessError, IncompatibleRuns
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, metric_of_rows
@@ -18,6 +18,7 @@ from harness.records import Run, SampleResult
 from harness.store import Store
 
 _UNKNOWN_UNIT = (None, None, None, "the runs do not say the unit of this metric: made before 0.1")
+_LABELLED = "by the judge alone; harness report has the difference as people's labels correct it"
 _OF_RUN = (
     *("experiment", "candidate", "seed", "base_model", "base_digest", "served_digest", "weights_digest"),
     *("state", "error"),
@@ -153,13 +154,16 @@ def _compare_scores(
     low, high = metric.bounds
     if any(len(p) != 1 or not low <= p[0] <= high for p in parts):
         return Scores(None, None, None, "no mean of items: harness report adds it up")
-    drawn = next((run for run in (one, other) if run.may_be_drawn(key.partition("/")[0])), None)
+    task = key.partition("/")[0]
+    drawn = next((run for run in (one, other) if run.may_be_drawn(task)), None)
     if drawn is not None:
         said = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
         return Scores(None, None, None, said)
     means = _mean(metric.name, a), _mean(metric.name, b)
     if None in means:
         return Scores(*means, None, "only one run has it", metric.unit)
+    if is_judge(metric.name) and any(of.metric == metric.name for of in store.list_labels(at, task)):
+        return Scores(*means, None, _LABELLED, metric.unit)
     try:
         identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
         comparison.check_comparable(*identities)

@@ -71,6 +71,7 @@ from harness.decision.results import (
 from harness.decision.seeds import (
     VARIANCE_UNKNOWN,
     SeedSummary,
+    average_pairs,
     item_variances,
     pool_seeds,
     summarize_seeds,

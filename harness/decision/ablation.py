@@ -15,8 +15,8 @@ from harness.comparison import Comparison, Estimate, RecipeDifference, differenc
 from harness.decision.results import CandidateFacts, best, is_fine_tuned, target_unit
 from harness.decision.seeds import mean_interval, mean_p, pool_variance, scores, variance_components
 
-Pair = Callable[[CandidateFacts, CandidateFacts], Comparison]
-Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDifference]
+Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]
+Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDifference | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Factor:
     """One member of a grid against the reference, in the target metric's unit; costs are a seed's mean.
 
     `p` is two-sided and as if nothing else had been looked at, `p_adjusted` corrected by
-    Benjamini-Hochberg over the grid. Both are None of the reference itself and of what failed.
+    Benjamini-Hochberg over the grid. Both are None of the reference itself, and of what failed or shows
+    nothing.
     """
 
     candidate: str
@@ -106,8 +107,12 @@ def _difference(
         return None, None
     if len(old) == len(now) == 1:
         c = by.pair(old[0], now[0])
+        if c is None:
+            return None, None
         return Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)
     found = by.means(old, now)
+    if found is None:
+        return None, None
     arms = [variance_components(scores(of), found.change, by.pooled) for of in (old, now)]
     seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
     variance = stats.satterthwaite([found.change, *seeds])

@@ -12,7 +12,7 @@ from math import inf, sqrt
 from statistics import fmean
 
 from harness import comparison, formatting, plugins, stats
-from harness.comparison import Comparison, Estimate, chance_below, orient, quantile
+from harness.comparison import Comparison, Estimate, RecipeDifference, chance_below, orient, quantile
 from harness.decision.results import CandidateFacts, ItemVariances, is_cross_validated, is_fine_tuned
 from harness.formatting import Unit
 from harness.metrics import Metric
@@ -163,6 +163,15 @@ def _mean_pair(
         base_passed=None,
         components=found,
     )
+
+
+def average_pairs(pairs: Sequence[Comparison | None]) -> RecipeDifference | None:
+    """Average the differences of all seeds of two recipes; None where one is unknown, or shows nothing."""
+    shown = [c for c in pairs if c is not None and not c.refused]
+    if not shown or len(shown) < len(pairs):
+        return None
+    of_score = Variance(inf, None)  # differences do not tell it
+    return RecipeDifference(fmean(c.delta for c in shown), items_at_most(shown), of_score, shown[0].n)
 
 
 def items_at_most(pairs: Sequence[Comparison]) -> Variance:

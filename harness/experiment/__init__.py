@@ -186,7 +186,7 @@ def run_all(
         store.end(session.store, begun)
     wall_s = round(load().since(start).wall_s, 1)
     report = report_finished(session, reader, runs, smoke=smoke, said=said, wall_s=wall_s)
-    record_report(session.store, report, runs, session.experiment.gate, gate_settings(session))
+    record_report(session.store, report, runs, session.experiment, gate_settings(session))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
         _learn_rest(session, runs, passed.wall_s - sum(session.timed.values()) + before, passed)

@@ -104,7 +104,7 @@ def report_finished(
     header = _header(session) | ({} if wall_s is None else {"wall_s": wall_s})
     notes, curve_of = [*said, *_notes(session, runs)], partial(fit_stored_curve, session, reader, runs)
     report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
-    changed = report_changes(session.store, report, runs, session.experiment.gate, gate_settings(session))
+    changed = report_changes(session.store, report, runs, session.experiment, gate_settings(session))
     return replace(report, notes=(*report.notes, *changed))
 
 

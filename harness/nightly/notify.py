@@ -23,6 +23,7 @@ from harness.report.escape import clean
 
 _TIMEOUT_S = 10
 _LOST_SHOWN = 20
+_NO_GATE = "a night asks some items and compares them with the reference; harness gate judges all of them"
 
 
 def night_document(found: NightReport) -> ResultDocument:
@@ -129,6 +130,7 @@ def _night_facts(found: NightReport) -> list[str]:
         *found.pool,
         *missed,
         *found.no_evidence,
+        _NO_GATE,
     ]
 
 

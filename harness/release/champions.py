@@ -8,9 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import comparison, formatting, plugins, store
+from harness import comparison, decision, formatting, plugins, store
 from harness.comparison import Estimate, compare_on_target, labels_missing
-from harness.experiment import StoredRows, find_lm_eval_tasks, metrics_of, read_labels, target_rows
+from harness.decision import CandidateFacts
+from harness.experiment import (
+    StoredRows,
+    find_lm_eval_tasks,
+    judge_labels,
+    metrics_of,
+    reached_on_target,
+    read_labels,
+    target_rows,
+)
 from harness.formatting import RATE
 from harness.metrics import load_metrics
 from harness.records import Run
@@ -20,7 +29,11 @@ from harness.store import Champion, champion_file
 
 def best_run(stored: StoredExperiment, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
-    return max(runs, key=lambda r: validation_score(stored, r)) if len(runs) > 1 else runs[0]
+    if len(runs) == 1:
+        return runs[0]
+    facts = [_describe_reached(stored, run) for run in runs]
+    best = decision.best(facts)
+    return next((run for run in runs if best and run.run_id == best.run_id), runs[0])
 
 
 def promote(
@@ -65,12 +78,12 @@ def promote(
     return path, champion
 
 
-def validation_score(stored: StoredExperiment, run: Run) -> float:
-    """Score a run on the target's validation rows, so that the larger value is the better one."""
-    task = stored.experiment.target
+def _describe_reached(stored: StoredExperiment, run: Run) -> CandidateFacts:
+    """Say what a run reached on the target, as the decision sees it."""
+    task, recipes = stored.experiment.target, stored.experiment.candidates
     metric = load_metrics(task)[task.primary_metric]
-    rows = target_rows(StoredRows(stored.store), run, task, "validation")
-    return comparison.estimate(metric, rows).score * metric.unit.sign
+    labels = judge_labels(stored.store, task, metric.name)
+    return reached_on_target(StoredRows(stored.store), run, task, metric, labels, recipes)
 
 
 def _scores(stored: StoredExperiment, run: Run) -> dict[str, Estimate]:
@@ -80,7 +93,8 @@ def _scores(stored: StoredExperiment, run: Run) -> dict[str, Estimate]:
         if f"{task.name}/test" not in run.rows:
             continue
         rows, name = store.read_rows(stored.store, run.rows[f"{task.name}/test"]), task.primary_metric
-        out[f"{task.name} {name}"] = comparison.estimate(metrics_of(task, catalogue)[name], rows)
+        own = _describe_reached(stored, run).target if task.name == experiment.target.name else None
+        out[f"{task.name} {name}"] = own or comparison.estimate(metrics_of(task, catalogue)[name], rows)
     return out
 
 

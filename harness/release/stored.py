@@ -170,7 +170,7 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
         for task, role, _ in tasks
         if study.is_judged(task)
     }
-    judgement = Judgement(run, result.verdict, experiment.gate, against, digest, settings)
+    judgement = Judgement(run, result.verdict, experiment.gate, against, digest, settings, experiment.decide)
     notes += [*result.notes, *filter(None, [verdict_change(study.store, judgement)])]
     record_verdict(study.store, judgement)
     return replace(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from harness import formatting, plugins
-from harness.comparison import Comparison
+from harness.comparison import Comparison, is_judge
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
@@ -54,6 +54,7 @@ from harness.report.wording import (
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.
+_AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
 _BRIEF = ("ablation", "training sets", "wins", "labels", "changes", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "intervals of the population that the items stand for"
@@ -91,9 +92,10 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     yield from (ablation_section(a, report.unit) for a in report.ablations)
     yield from (sets_section(of, report.unit) for of in report.training_sets)
     yield seed_section(report.seeds, report.unit)
-    yield from [curve_section(report.curve)] if report.curve else []
+    yield from [_mark_grades(report, curve_section(report.curve))] if report.curve else []
     yield _slices(report, done)
-    yield from (retrieval_section(done), changes_section(done), targets_section(done), several_section(done))
+    yield from (retrieval_section(done), _mark_grades(report, changes_section(done)))
+    yield from (targets_section(done), several_section(done))
 
 
 def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
@@ -108,6 +110,13 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
         rows, missing = arithmetic_rows(report.decision, report.unit), _list_missing(report.decision)
         yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
+
+
+def _mark_grades(report: ExperimentReport, section: Section) -> Section:
+    """Say where numbers are a judge's grades as they are, if people's labels correct others of the report."""
+    if not is_judge(report.metric) or all(found.metric != report.metric for found in report.labels):
+        return section
+    return replace(section, notes=(*section.notes, _AS_GRADED))
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:

@@ -245,7 +245,7 @@ _VERDICTS = _view(
         Column(
             "items_needed", "BIGINT", "items", "how many more would probably settle an inconclusive verdict"
         ),
-        Column("policy_digest", "VARCHAR", "", "digest of the gate's settings"),
+        Column("policy_digest", "VARCHAR", "", "digest of the settings that it was judged by"),
         Column("harness", "VARCHAR", "", "the version of harness that judged"),
         _CREATED,
         Column(

@@ -32,8 +32,9 @@ class VerdictRecord:
     """A verdict with its numbers, and what it rests on: row sets, baseline, policy, version of harness.
 
     `macro` is the change of the admitted capability tasks as score, low, high and n; `policy` holds the
-    gate's settings as written, and `policy_digest` is theirs. `tasks` maps each task that was judged to its
-    settings (chance, margin, metric, direction, bounds, kind, role), and is empty in earlier records.
+    gate's settings as written, with those of `decide` that choose what a gain is measured over, and
+    `policy_digest` is theirs. `tasks` maps each task that was judged to its settings (chance, margin, metric,
+    direction, bounds, kind, role), and is empty in earlier records.
     """
 
     run_id: str

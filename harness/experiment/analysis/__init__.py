@@ -121,10 +121,12 @@ def _steps(
     done = [run for run in unsettled if f"{session.target.task.name}/test" in run.rows]
     rows: dict[str, Mapping[str, Rows]] = dict(judged.base)
     for run in done:
-        measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
+        measured = (m for m in session.suites if f"{m.task.name}/test" in run.rows)
         rows[run.run_id] = {m.task.name: reader.read(run, m) for m in measured}
     tuned = (run for run in done if plugins.method(run.method).tunes)
-    return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
+    return {
+        run.run_id: against.steps_of(session, reader, run, done, rows, tasks[run.run_id]) for run in tuned
+    }
 
 
 def _count_noteworthy_rows(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:

@@ -60,18 +60,20 @@ def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) ->
 def correct_reached(
     metric: Metric, f: CandidateFacts, rows: Sequence[SampleResult], labels: Labels
 ) -> CandidateFacts:
-    """Correct a run's score on test by labels, and by the judge's error there its score on validation.
+    """Correct a run's scores on test by labels, and by the judge's error there its score on validation.
 
     Otherwise a judge that people refute on test would still choose on validation.
     """
     if f.target is None:
         return f
-    target = correct_estimate(metric, f.target, rows, labels)
-    if target is f.target or f.validation is None:
-        return replace(f, target=target)
-    return replace(
-        f, target=target, validation=min(max(f.validation + target.score - f.target.score, 0.0), 1.0)
-    )
+    target, validation = correct_estimate(metric, f.target, rows, labels), f.validation
+    if target is not f.target and validation is not None:
+        validation = min(max(validation + target.score - f.target.score, 0.0), 1.0)
+    slices = {
+        name: correct_estimate(metric, found, [row for row in rows if row.slice == name], labels)
+        for name, found in f.slices.items()
+    }
+    return replace(f, target=target, validation=validation, slices=slices)
 
 
 def judge_labels(at: Store, task: Task, metric: str) -> Labels:

@@ -116,22 +116,27 @@ def _sort_by_file(session: Session, facts: Facts) -> list[CandidateFacts]:
 
 def _comparers(session: Session, reader: Reader, runs: Runs) -> tuple[decide.Pair, decide.Means]:
     """Return how two runs, and two recipes over their seeds, are compared on the target."""
-    metric, by_id = session.target.primary, {run.run_id: run for run in runs}
+    target, by_id = session.target, {run.run_id: run for run in runs}
+    labels = judge_labels(session.store, target.task, target.primary.name)
 
     def rows(of: Facts) -> list[Rows]:
-        return [reader.read(by_id[f.run_id], session.target) for f in of]
+        return [reader.read(by_id[f.run_id], target) for f in of]
 
-    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
-        return comparison.compare_rows(metric, *rows([old, new]))
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
+        return compare_on(session, reader, by_id[new.run_id], by_id[old.run_id], target)
 
-    def means(old: Facts, new: Facts) -> RecipeDifference:
-        return comparison.compare_recipes(metric, rows(old), rows(new))
+    def means(old: Facts, new: Facts) -> RecipeDifference | None:
+        pairs = [pair(a, b) for a in old for b in new]
+        if labels or any(c is None or c.refused for c in pairs):  # a correction varies by more than the items
+            return decide.average_pairs(pairs)
+        return comparison.compare_recipes(target.primary, rows(old), rows(new))
 
     return pair, means
 
 
 def steps_of(
     session: Session,
+    reader: Reader,
     run: Run,
     runs: Iterable[Run],
     rows: Mapping[str, RowsByTask],
@@ -139,8 +144,8 @@ def steps_of(
 ) -> tuple[AttributionStep, ...]:
     """List the steps from the base to a run: over its quantised base, and from the run it starts from.
 
-    `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
-    comparisons with the base, which say what counts.
+    `rows` maps the digests of bases, and the ids of runs, to rows by task of the suites; `tasks` are the
+    run's comparisons with the base, which say what counts.
     """
     judged = _VerdictTasks(
         [t for t in tasks if is_in_macro(t)],
@@ -155,13 +160,14 @@ def steps_of(
         base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
         served_as = f"{session.candidates[run.candidate].served_base.quantization.upper()} base"
         out += [
-            _step(session, "quantisation", served_as, "base", served, base, judged),
-            _step(session, "training", run.candidate, served_as, own, served, judged),
+            _step(session, "quantisation", served_as, "base", served, base, judged, None),
+            _step(session, "training", run.candidate, served_as, own, served, judged, None),
         ]
     parent = parent_of(session, run, runs)
     if parent is not None:
         own, old = rows[run.run_id], rows[parent.run_id]
-        out.append(_step(session, _change(run), run.candidate, parent.candidate, own, old, judged))
+        target = compare_on(session, reader, run, parent, session.target)
+        out.append(_step(session, _change(run), run.candidate, parent.candidate, own, old, judged, target))
     return tuple(out)
 
 
@@ -190,7 +196,14 @@ def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
 
 
 def _step(
-    session: Session, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, judged: _VerdictTasks
+    session: Session,
+    what: str,
+    new: str,
+    base: str,
+    own: RowsByTask,
+    old: RowsByTask,
+    judged: _VerdictTasks,
+    on_target: Comparison | None,
 ) -> AttributionStep:
     answered = [m for m in session.suites if _share_items(m, old, own)]
     measured = [
@@ -206,14 +219,13 @@ def _step(
         for m in answered
     ]
     compared = {m.task.name: _compare(session, m, old, own) for m in answered}
-    target = session.target
     return AttributionStep(
         what,
         new,
         base,
         gating.macro_between(measured, compared, judged.counting, session.first_seed),
         tuple(compared.values()),
-        _compare(session, target, old, own) if _share_items(target, old, own) else None,
+        on_target,
     )
 
 

@@ -16,11 +16,12 @@ from harness.metrics import Metric
 from harness.provenance import timestamp
 from harness.records import Run, digest, load
 from harness.report import ExperimentReport, to_plain
-from harness.spec import GatePolicy, Role, Task
+from harness.spec import DecidePolicy, Experiment, GatePolicy, Role, Task
 from harness.store import DecisionRecord, Store, VerdictRecord
 
 Settings = Mapping[str, Mapping[str, Any]]  # of tasks, by their names
 NO_SETTINGS: Settings = {}
+_NOTHING_DECIDED = DecidePolicy()
 
 _LARGE = (
     "verdict",
@@ -52,7 +53,7 @@ def task_settings(task: Task, role: Role, primary: Metric) -> dict[str, Any]:
 
 
 class Judgement(NamedTuple):
-    """Verdict on a run against a baseline; `policy` is the gate's as it is written.
+    """Verdict on a run against a baseline; `policy` is the gate's as it is written, `decide` the decision's.
 
     `tasks` maps those of the suites to their `task_settings`.
     """
@@ -63,13 +64,31 @@ class Judgement(NamedTuple):
     baseline: str
     baseline_digest: str
     tasks: Settings = NO_SETTINGS
+    decide: DecidePolicy = _NOTHING_DECIDED
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The settings that it was judged by, as JSON has them."""
+        return _describe_rules(self.policy, self.decide)
+
+
+def _describe_rules(policy: GatePolicy, decide: DecidePolicy) -> dict[str, Any]:
+    """Return the gate's settings, and those of the decision that choose what a gain is measured over."""
+    chosen_by = {
+        "decide.max_latency_s": decide.max_latency_s,
+        "decide.min_requests_per_s": decide.min_requests_per_s,
+        "decide.needs": [need for need in decide.needs if need == "sensitive_data"],
+    }
+    measured = (policy.target.gain, policy.target.win_rate) != (None, None)
+    written: dict[str, Any] = to_plain(policy)
+    return written | {key: value for key, value in chosen_by.items() if measured and value}
 
 
 def record_verdict(at: Store, judgement: Judgement) -> None:
     """Write a verdict."""
-    run, verdict, policy, baseline, baseline_digest, tasks = judgement
+    run, verdict, _, baseline, baseline_digest, tasks, _ = judgement
     plain: dict[str, Any] = to_plain(verdict)
-    settings: dict[str, Any] = to_plain(policy)
+    settings = judgement.rules
     record = VerdictRecord(
         run_id=run.run_id,
         experiment=run.experiment,
@@ -90,13 +109,14 @@ def record_verdict(at: Store, judgement: Judgement) -> None:
 
 
 def renew_verdicts(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, since_s: float
+    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, since_s: float
 ) -> ExperimentReport:
-    """Return a kept report with the verdicts by the same policy that were made after it was written.
+    """Return a kept report with the verdicts by the same settings that were made after it was written.
 
     `since_s` is when that was, in seconds since 1970.
     """
-    by_id, settings = {run.run_id: run for run in runs}, digest(to_plain(policy))
+    by_id = {run.run_id: run for run in runs}
+    settings = digest(_describe_rules(experiment.gate, experiment.decide))
 
     def renew(f: CandidateFacts) -> CandidateFacts:
         if f.verdict is None or (run := by_id.get(f.run_id)) is None:
@@ -115,13 +135,14 @@ def renew_verdicts(
 
 def verdict_change(at: Store, judgement: Judgement) -> str:
     """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
-    run, verdict, policy, baseline, baseline_digest, tasks = judgement
+    run, verdict, _, baseline, baseline_digest, tasks, _ = judgement
     before = store.newest_verdict(at, run.run_id, baseline_digest)
     if before is None:
         return ""
     if (before.outcome, _was_invalid(before)) == (verdict.outcome, is_invalid(verdict.rules)):
         return ""
-    found = [*_changes(before, run, policy), *_task_changes(before, tasks), *_failures(before, verdict)]
+    settings = [*_changes(before, run, judgement.rules), *_task_changes(before, tasks)]
+    found = [*settings, *_failures(before, verdict)]
     unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
     was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
     return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
@@ -138,13 +159,13 @@ def _was_invalid(before: VerdictRecord) -> bool:
     return then is not None and then.outcome == "inconclusive"
 
 
-def _changes(before: VerdictRecord, run: Run, policy: GatePolicy) -> Iterator[str]:
+def _changes(before: VerdictRecord, run: Run, rules: Mapping[str, Any]) -> Iterator[str]:
     """Name the settings, rows and version that are other than when a verdict was stored."""
-    defaults, now = to_plain(GatePolicy()), to_plain(policy)
-    for key, value in now.items():
-        then = before.policy.get(key, defaults[key])
-        if then != value:
-            yield f"gate.{key} {then} → {value}"
+    defaults = to_plain(GatePolicy())
+    for key in dict.fromkeys([*rules, *(key for key in before.policy if "." in key)]):
+        then, now = (of.get(key, defaults.get(key)) for of in (before.policy, rules))
+        if then != now:
+            yield f"{key if '.' in key else f'gate.{key}'} {then} → {now}"
     if other := sorted(key for key in {*before.rows, *run.rows} if before.rows.get(key) != run.rows.get(key)):
         yield f"other answers on {', '.join(other)}"
     if before.harness != __version__:
@@ -186,19 +207,19 @@ def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
 
 
 def report_changes(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
+    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, tasks: Settings
 ) -> Iterator[str]:
     """Say of every verdict of a report that is another than the one stored what has changed."""
-    yield from filter(None, (verdict_change(at, of) for of in _judgements(report, runs, policy, tasks)))
+    yield from filter(None, (verdict_change(at, of) for of in _judgements(report, runs, experiment, tasks)))
 
 
 def record_report(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
+    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, tasks: Settings
 ) -> None:
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
-    for judgement in _judgements(report, runs, policy, tasks):
+    for judgement in _judgements(report, runs, experiment, tasks):
         record_verdict(at, judgement)
     if report.decision is not None:
         store.save_decision(
@@ -218,12 +239,13 @@ def record_report(
 
 
 def _judgements(
-    report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
+    report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, tasks: Settings
 ) -> Iterator[Judgement]:
+    policy, decide = experiment.gate, experiment.decide
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            yield Judgement(run, facts.verdict, policy, "the base", run.base_digest, tasks)
+            yield Judgement(run, facts.verdict, policy, "the base", run.base_digest, tasks, decide)
 
 
 def _brief(facts: CandidateFacts) -> dict[str, Any]:
