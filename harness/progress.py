@@ -1,4 +1,4 @@
-"""Progress protocol of long work, and the environment of libraries: muted, and without long spinning.
+"""Progress protocol of long work, and the environment of libraries: muted, and how long threads spin.
 
 Invariant: nothing here knows a terminal; the command line passes in what draws there. Errors of
 libraries still reach the user as exceptions; only log lines, warnings and bars are muted.
@@ -6,9 +6,12 @@ libraries still reach the user as exceptions; only log lines, warnings and bars 
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from math import nan
+from pathlib import Path
 from typing import Protocol
 
 
@@ -79,10 +82,12 @@ _ENVIRONMENT = {
 }
 
 
-# Threads that compute together wait for each other by spinning, for some ten milliseconds: beside other work
-# they spin while the one they wait for has no processor. This is what libgomp takes where threads outnumber
-# processors (some 30 microseconds); of Intel's it is milliseconds. What is computed is the same.
-_SHORT_SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+# Threads that compute together wait for each other by spinning, by libgomp's own for some ten milliseconds.
+# Beside other work they spin while the one they wait for has no processor, so there they spin as briefly as
+# libgomp does where threads outnumber processors; Intel's wait is milliseconds. Alone they spin for the gaps
+# between a model's operations, and what comes later costs less than by default. The numbers are the same.
+_BRIEF, _LONG = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}, {"GOMP_SPINCOUNT": "20000"}
+_LOOK_S, _IDLE_SHARE = 0.2, 0.25  # of one processor that other work may take unseen
 
 
 # Memory of a GPU whose blocks grow: batches of all sizes leave no gaps in it.
@@ -91,15 +96,51 @@ _ALLOCATION = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 def quiet_environment() -> None:
     """Set what libraries read when they are imported; costs nothing, so call it first."""
-    spinning = {} if "OMP_WAIT_POLICY" in os.environ else _SHORT_SPINNING
     allocation = {} if "PYTORCH_CUDA_ALLOC_CONF" in os.environ else _ALLOCATION
-    for name, value in (_ENVIRONMENT | spinning | allocation).items():
+    for name, value in (_ENVIRONMENT | allocation).items():
         os.environ.setdefault(name, value)
+
+
+def spins_briefly(read_s: Callable[[], float] | None = None, look_s: float = _LOOK_S) -> bool:
+    """Settle how long threads wait by spinning, once, before torch is loaded; tells whether that is brief.
+
+    It is where other processes want the processors that these threads need, which takes 0.2 s to see;
+    `read_s` returns the seconds that those were busy so far. What the user's environment says holds.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit != "1" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        read_s, own_s, began = read_s or _read_busy_s, time.process_time(), time.perf_counter()
+        busy_s = read_s()
+        time.sleep(look_s)
+        others_s = read_s() - busy_s - (time.process_time() - own_s)
+        spare = max(0, len(_processors()) - int(limit)) if limit.isdigit() else 0
+        unseen_s = (spare + _IDLE_SHARE) * (time.perf_counter() - began)
+        chosen = _LONG if others_s <= unseen_s else _BRIEF  # which it is too where nobody counts
+        os.environ.update(chosen | {name: os.environ[name] for name in chosen if name in os.environ})
+    return os.environ.get("GOMP_SPINCOUNT") == _BRIEF["GOMP_SPINCOUNT"]
+
+
+def _processors() -> Collection[int]:
+    """Return the numbers of the processors that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _read_busy_s() -> float:
+    """Add up how long these processors were busy since the system began; not a number where nobody counts."""
+    names, lines = {f"cpu{number}" for number in _processors()}, []
+    with suppress(OSError):
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    # User, nice, system, idle, waiting for a disk, interrupts of two kinds, and what other machines took.
+    times = [[int(ticks) for ticks in values[:8]] for name, *values in lines if name in names]
+    if not times:
+        return nan
+    return sum(sum(ticks) - ticks[3] - ticks[4] for ticks in times) / os.sysconf("SC_CLK_TCK")
 
 
 def quiet_libraries() -> None:
     """Mute transformers, datasets, TRL, PEFT and their kin; call it before they are imported elsewhere."""
     quiet_environment()
+    spins_briefly()
     warnings.filterwarnings("ignore")
     muted = ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "bitsandbytes")
     for name in (*muted, "sentence_transformers"):

@@ -22,6 +22,7 @@ from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import find_stored_runs
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
+from harness.progress import spins_briefly
 from harness.records import Example, Run
 
 MANY = 64  # candidates
@@ -73,11 +74,13 @@ def are_all_done(found: Iterable[Run | None]) -> bool:
 
 def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
     """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
-    slow = f" ({said})" if (said := probe_notes(session.machine)) else ""
+    beside = expected_s is not None and session.machine.device == "cpu" and spins_briefly()
+    notes = [probe_notes(session.machine), "other work runs too, so threads spin briefly" if beside else ""]
+    said = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
     n = pluralize(n_candidates, "candidate")
     return (
         f"{session.experiment.name}: {n} on {session.experiment.base_model}, "
-        f"{session.machine.name}, {session.machine.precision}{slow}, {session.machine.gflops:,.0f} GFLOP/s; "
+        f"{session.machine.name}, {session.machine.precision}{said}, {session.machine.gflops:,.0f} GFLOP/s; "
         + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
     )
 

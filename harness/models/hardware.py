@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.cache import cache_dir, recall, remember
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
+from harness.progress import spins_briefly
 from harness.provenance import processor_name
 from harness.records import digest
 
@@ -155,6 +156,7 @@ def measure_machine(device: str, precision: str) -> Machine:
     Raises:
         UserError: as `probe`.
     """
+    spins_briefly()
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -188,6 +190,7 @@ def current_device(device: str) -> str:
 
 def torch_threads() -> int:
     """Return how many threads torch computes with on a CPU."""
+    spins_briefly()
     import torch
 
     return torch.get_num_threads()
