@@ -21,6 +21,7 @@ from parts import project, safe_text  # noqa: E402 (pages find the parts by the 
 _PAGES = {
     "Results": (
         ("report", "Report"),
+        ("answers", "Answers"),
         ("leaderboard", "Leaderboard"),
         ("compare", "Compare"),
         ("forgetting", "Forgetting"),

@@ -1,18 +1,17 @@
-"""Compare: two or more candidates, paired on the same items, with the items that flipped.
+"""Compare: two or more candidates, paired on the same items.
 
 Invariant: the first candidate is what the others are compared with; `?compare=a,b` opens the page so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from harness.comparison import Comparison, orient
-from harness.decision import best_untrained
 from harness.formatting import count
-from harness.report import ExperimentReport, arm_texts, best_first
-from parts import charts, controls, paired_runs, project, safe_text, sample_viewer
+from harness.report import ExperimentReport, arm_texts
+from parts import charts, controls, paired_runs, project, safe_text
 from parts.paired_runs import Pair
 
 _MOST = 4  # candidates beside the first one
@@ -28,9 +27,8 @@ def page() -> None:
         if report is None:
             controls.show_empty("No runs yet.")
         return
-    by_label = controls.runs_of(report, runs) or controls.newest(runs)
-    by_label |= {name: run for name in controls.query_values("compare") for run in runs if run.run_id == name}
-    default = _default(report, list(by_label))
+    by_label = controls.name_runs("compare", report, runs)
+    default = controls.order_candidates(report, list(by_label))[:2]
     chosen = controls.choose_candidates(
         "compare", list(by_label), default, title="Candidates, the reference first"
     )
@@ -42,15 +40,7 @@ def page() -> None:
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
     found = {name: paired_runs.compare_on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)
-    _flips(chosen[0], found)
-
-
-def _default(report: ExperimentReport | None, labels: Sequence[str]) -> list[str]:
-    if report is None:
-        return list(labels[:2])
-    untrained = best_untrained(report.facts)
-    ordered = [untrained, *(f.label for f in best_first(report))]
-    return [name for name in dict.fromkeys(ordered) if name is not None and name in labels][:2]
+    controls.offer_answers(chosen[: _MOST + 1])
 
 
 def _differences(
@@ -102,25 +92,6 @@ def _row(name: str, c: Comparison) -> dict[str, Any]:
         "gained": len(c.gained),
         "n": c.n,
     }
-
-
-def _flips(base: str, found: Mapping[str, Mapping[str, tuple[Pair, Comparison | str]]]) -> None:
-    """Let the lost and gained items of one candidate on one task be read."""
-    st.subheader("Items that flipped", anchor=False)
-    left, right, _ = st.columns([2, 2, 3])
-    name = next(iter(found))
-    if len(found) > 1:
-        name = right.selectbox("Candidate", list(found), key="flips_of")
-    tasks = {task: (p, c) for task, (p, c) in found[name].items() if isinstance(c, Comparison)}
-    if not tasks:
-        st.info("These two runs answered no task in common.")
-        return
-    selected = controls.query_values("task")
-    index = list(tasks).index(selected[0]) if selected and selected[0] in tasks else 0
-    task = left.selectbox("Task", list(tasks), index=index, key="flips_task")
-    controls.remember("task", [task])
-    pair, c = tasks[task]
-    sample_viewer.browse(pair, (base, name), {"lost": c.lost, "gained": c.gained}, f"flip_{task}")
 
 
 page()

@@ -9,13 +9,10 @@ from typing import Any
 
 import streamlit as st
 
-from harness.comparison import orient
 from harness.formatting import Unit, score
-from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.plots.heat_map import heat
-from parts import charts, controls, paired_runs, project, safe_text, sample_viewer, status_counts
-from parts.paired_runs import Pair
+from parts import charts, controls, paired_runs, project, status_counts
 
 
 def page() -> None:
@@ -41,7 +38,7 @@ def page() -> None:
     runs = {name: stored[name] for name in drawn.labels if name in stored}
     if runs:
         status_counts.show(runs)
-        _show_before_and_after(runs, report)
+        controls.offer_answers(list(runs))
 
 
 def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
@@ -71,28 +68,6 @@ def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None
         st.subheader("Drift on held-out text" if of_text else f"Change in {unit.name}", anchor=False)
         above = "better" if unit.higher_is_better else "worse"
         charts.draw(charts.forest(series, f"change in {unit.name}; above 0 is {above}"), f"drift {unit.name}")
-
-
-def _show_before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
-    """Show answers of the base and of a fine-tune beside each other."""
-    st.subheader("Answers before and after", anchor=False)
-    left, right, _ = st.columns([2, 2, 3])
-    name = left.selectbox("Candidate", list(runs), key="after_of")
-    run = runs[name]
-    listed = [c for c in report.comparisons.get(name, ()) if not c.slice and c.unit.is_rate]
-    by_task = {c.task: c for c in reversed(listed) if project.base_rows(run, f"{c.task}/test")}
-    if not by_task:
-        safe_text.say("The base's own answers are not stored beside this run.")
-        return
-    tasks = sorted(by_task, key=lambda task: ("chat" not in task, orient(by_task[task]).delta))
-    task = right.selectbox("Task", tasks, key="after_task")
-    c, key = by_task[task], f"{task}/test"
-    pair = Pair(task, c.metric, project.base_rows(run, key) or "", run.rows[key])
-    flipped = {*c.lost, *c.gained}
-    same = [item for item in paired_runs.kinds(pair) if item not in flipped]
-    sample_viewer.browse(
-        pair, ("base", name), {"lost": c.lost, "gained": c.gained, "as good": same}, f"after_{task}"
-    )
 
 
 page()

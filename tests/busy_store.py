@@ -52,7 +52,7 @@ def page():
     stores.read_columns(store, [digest], "exact_match")
     stores.count_statuses(store, [digest])
     stores.read_samples(store, digest, [rows[0].example_id])
-    stores.find_items(store, [digest], "answer 7")
+    stores.read_answers(store, [digest], "exact_match", stores.ItemFilter("answer 7"), n=50)
     stores.list_differing_items(store, digest, digest)
     stores.list_ratings(store)
     stores.current_activity(store)

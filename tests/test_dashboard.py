@@ -100,6 +100,7 @@ def pictures(page) -> list[dict]:
 def test_there_is_a_page_for_each_question():
     assert {
         "report",
+        "answers",
         "leaderboard",
         "compare",
         "forgetting",
@@ -535,14 +536,91 @@ def test_what_is_chosen_stands_in_the_address(open_page, tmp_path):
     assert page.query_params["compare"] == "lora,prompt"
 
 
-def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(open_page, tmp_path):
+def matrix(page) -> dict[str, dict[str, str]]:
+    """Return the cells of the matrix by item and column."""
+    return page.dataframe[0].value.set_index("item").to_dict("index")
+
+
+def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_page, tmp_path):
     fake_project.write(tmp_path)
-    page = open_page("compare", compare="knn,lora", task="chat")
-    assert "1 of 36: chat-012" in html(page)
-    for text in ("Question 12 of chat?", "reference 12", "answers 5"):
-        assert text in html(page)
-    page.button(key="flip_chat_forth").click().run()
-    assert "2 of 36: chat-013" in html(page)
+    page = open_page("answers", task="chat")
+    shown = matrix(page)
+    assert len(shown) == 50
+    assert list(shown["chat-000"]) == ["question", "reference", "knn, prompt", "lora"]
+    assert shown["chat-000"]["lora"] == "✓ cut: lora answers 0"
+    assert shown["chat-012"] == {
+        "question": "Question 12 of chat?", "reference": "reference 12",
+        "knn, prompt": "✓ prompt answers 5", "lora": "✗ lora answers 5",
+    }  # fmt: skip
+    assert "60 items; right and wrong by exact" in page.caption[-1].value
+
+
+@pytest.mark.parametrize(
+    ("task", "outcome", "n"),
+    [
+        ("chat", "lost", 36), ("chat", "gained", 0), ("chat", "disagreement", 36), ("support", "gained", 28),
+        ("chat", "all right", 12), ("chat", "none right", 12), ("chat", "cut", 1), ("chat", "refused", 0),
+    ],
+)  # fmt: skip
+def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, tmp_path, task, outcome, n):
+    fake_project.write(tmp_path)
+    page = open_page("answers", compare="knn,lora", task=task, outcome=outcome)
+    assert (f"{n} items" in page.caption[-1].value) if n else "No item fits" in page.info[0].value
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [("QUESTION 20 of", 1), ("lora answers 3", 9), ("prompt answers 3", 9), ("family 10", 2), ("nowhere", 0)],
+)
+def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, tmp_path, text, n):
+    fake_project.write(tmp_path)
+    page = open_page("answers", compare="knn,lora", task="chat")
+    page.text_input(key="sought").set_value(text).run()
+    assert len(matrix(page) if n else ()) == n
+    page.text_input(key="sought").set_value("QUESTION 20 of").run()
+    page.selectbox(key="matrix_slice").select("behaviour").run()
+    assert any("No item fits" in info.value for info in page.info)
+    assert page.query_params["slice"] == "behaviour"
+
+
+def test_the_matrix_is_turned_a_page_at_a_time(open_page, tmp_path):
+    fake_project.write(tmp_path)
+    page = open_page("answers", task="chat")
+    page.session_state["matrix_page"] = 2
+    assert list(matrix(page.run())) == [f"chat-{i:03d}" for i in range(50, 60)]
+
+
+def test_a_selection_is_taken_away_whole_as_csv(open_page, tmp_path):
+    fake_project.write(tmp_path, texts={"lora": "a long answer " * 100})
+    open_page("answers")
+    from parts import answer_matrix, project
+
+    runs = {run.label: run for run in project.runs()}
+    of = answer_matrix.Matrix(
+        "chat", project.metric("chat", "exact_match"), answer_matrix.columns_of("chat", runs)
+    )
+    wanted = answer_matrix.find_items(of, "lost", "knowledge", "")
+    rows = list(answer_matrix.csv_rows(tmp_path / "runs", of, wanted))
+    assert len(rows) == 18
+    assert rows[0] == {
+        "item": "chat-012", "slice": "knowledge", "question": "Question 12 of chat?", "references": "reference 12",
+        "knn, prompt: answer": "prompt answers 5", "knn, prompt: status": "ok", "knn, prompt: exact_match": 1.0,
+        "lora: answer": "a long answer " * 100, "lora: status": "ok", "lora: exact_match": 0.0,
+    }  # fmt: skip
+
+
+OPENED = {"compare": "knn,lora", "task": "chat", "item": "chat-012", "of": "lora"}
+
+
+def test_an_answer_opens_with_its_question_reference_and_scores_beside_the_first(open_page, tmp_path):
+    fake_project.write(tmp_path)
+    shown = map_quotes(page := open_page("answers", **OPENED))
+    assert shown["question, as stored"] == "Question 12 of chat?"
+    assert shown["answer: ✗ ok"] == "lora answers 5"
+    assert shown["reference"] == "reference 12"
+    assert "exact match: 0.000" in html(page)
+    assert shown["knn answered"] == "prompt answers 5", "who is only asked answers as the base does"
+    assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
 
 
 def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_path):
@@ -550,7 +628,7 @@ def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_pa
     graded = str(hash("lora answers 5"))  # as the fake rows name their answer
     said = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
     store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [said])
-    shown = html(open_page("compare", compare="knn,lora", task="chat"))
+    shown = html(open_page("answers", **OPENED))
     assert shown.count("big said: not 4 &lt;script&gt;") == 1
     assert "<script>" not in shown
 
@@ -567,9 +645,8 @@ def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path):
         parts = [Sample(i, text, status, {"exact_match": of}) for i, (text, status, of) in enumerate(said)]
         return {"samples": tuple(parts)}
 
-    replace_answers(tmp_path, "knn-0", "chat", lambda position: {})
     replace_answers(tmp_path, "lora-0", "chat", make_drawn_rows)
-    page = open_page("compare", compare="knn,lora", task="chat")
+    page = open_page("answers", **OPENED)
     assert [one.label for one in page.expander] == ["All 3 sampled answers"]
     shown = map_quotes(page)
     assert shown["answer 1 · ok · exact_match 1.000"] == "drawn 12"
@@ -577,73 +654,39 @@ def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path):
     assert shown["answer 3 · error"] == "&nbsp;"
 
 
+@pytest.mark.parametrize(
+    ("task", "item", "name", "expected"),
+    [
+        ("letters", "package-0", "hybrid", ["user", "assistant", "user", "assistant", "user"]),
+        ("letters", "package-0", "bag", ["user"]),
+        ("facts", "fact-1", "lora, hybrid", ["user"]),
+    ],
+)
+def test_an_answer_opens_with_the_prompt_that_it_was_sent(
+    open_page, finished_run, tmp_path, task, item, name, expected
+):
+    shutil.copytree(finished_run[0], tmp_path, dirs_exist_ok=True)
+    page = open_page("answers", task=task, item=item, of=name)
+    assert not page.warning, "its tokens are those of the stored row"
+    roles = re.findall(r'<div class="name">(user|assistant|system)</div>', html(page))
+    assert roles == expected
+    page.toggle(key="special_tokens").set_value(True).run()
+    assert ("&lt;|im_start|&gt;user" in map_quotes(page)["all of it"]) == (name != "bag")
+
+
+def test_a_prompt_that_the_files_make_otherwise_now_is_said_to_be_another(open_page, finished_run, tmp_path):
+    shutil.copytree(finished_run[0], tmp_path, dirs_exist_ok=True)
+    suite = tmp_path / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("    max_new", "    system: Sort it.\n    max_new"))
+    page = open_page("answers", task="letters", item="package-0", of="prompt")
+    assert "not what was sent" in page.warning[0].value
+
+
 def map_quotes(page) -> dict[str, str]:
     """Map the names over quoted texts to the HTML of each text."""
     return dict(
         re.findall(r'<div class="name">(.*?)</div><div class="quoted">(.*?)</div>', html(page), re.DOTALL)
     )
-
-
-def test_each_answer_stands_under_its_own_name_and_the_difference_goes_from_old_to_new(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    shown = map_quotes(open_page("compare", compare="knn,lora", task="chat"))
-    assert shown["knn"] == "prompt answers 5", "who is only asked answers as the base does"
-    assert shown["lora"] == "lora answers 5"
-    assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
-
-
-def test_lost_items_are_called_lost_and_gained_ones_gained(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    for task, expected in (("chat", ["lost (36)"]), ("support", ["gained (28)"])):
-        page = open_page("compare", compare="knn,lora", task=task)
-        assert page.button_group(key=f"flip_{task}_group").options == expected
-
-
-def test_items_are_stepped_through_forth_and_back(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("compare", compare="knn,lora", task="chat")
-    assert page.button(key="flip_chat_back").disabled
-    page.button(key="flip_chat_forth").click().run()
-    assert not page.button(key="flip_chat_back").disabled
-    page.button(key="flip_chat_back").click().run()
-    assert "1 of 36: chat-012" in html(page)
-    page.text_input(key="flip_chat_search").set_value("QUESTION 20 of").run()
-    assert page.button(key="flip_chat_forth").disabled
-
-
-def test_other_items_begin_at_the_first(open_page, tmp_path):
-    fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dora": ("lora", 40, 12)})
-    page = open_page("compare", compare="knn,lora,dora", task="chat")
-    page.button(key="flip_chat_forth").click().run()
-    page.selectbox(key="flips_of").select("dora").run()
-    assert "1 of 36: chat-012" in html(page)
-    page.button(key="flip_chat_forth").click().run()
-    page.selectbox(key="flip_chat_slice").select("behaviour").run()
-    assert "1 of 18: chat-013" in html(page)
-
-
-def test_items_are_searched_and_filtered_by_slice(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("compare", compare="knn,lora", task="chat")
-    page.text_input(key="flip_chat_search").set_value("QUESTION 20 of").run()
-    assert "1 of 1: chat-020" in html(page)
-    page.selectbox(key="flip_chat_slice").select("behaviour").run()
-    assert any("No item fits" in info.value for info in page.info)
-
-
-def test_items_are_filtered_by_cluster(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("compare", compare="knn,lora", task="chat")
-    page.selectbox(key="flip_chat_cluster").select("family 10").run()
-    assert "1 of 2: chat-020" in html(page)
-
-
-@pytest.mark.parametrize("text", ["prompt answers 3", "lora answers 3"])
-def test_items_are_searched_in_the_answers_of_both(open_page, tmp_path, text):
-    fake_project.write(tmp_path)
-    page = open_page("compare", compare="knn,lora", task="chat")
-    page.text_input(key="flip_chat_search").set_value(text).run()
-    assert "1 of 5: chat-017" in html(page)
 
 
 def test_a_name_that_is_not_there_is_said(open_page, tmp_path):
@@ -693,8 +736,6 @@ def test_forgetting_draws_each_difference_and_counts_cut_answers(open_page, tmp_
     assert heat["customdata"] == [[f"exact_match {formatting.points(c.delta, c.low, c.high)} points, n = 60"]]
     validity = page.dataframe[0].value.set_index(["task", "answers"])
     assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
-    assert "lora answers" in html(page)
-    assert "prompt answers" in html(page)
 
 
 def test_drift_on_held_out_text_is_drawn_in_its_unit(open_page, tmp_path):
@@ -734,12 +775,6 @@ def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, t
     said = {kind: tuple(shown.loc[("chat", kind), ["base", "lora"]]) for kind in ("unparsable", "refused")}
     share = {n: formatting.percent(n / 60) for n in range(4)}
     assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
-
-
-def test_the_base_answers_before_and_the_fine_tune_after(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    shown = map_quotes(open_page("forgetting"))
-    assert (shown["base"], shown["lora"]) == ("prompt answers 5", "lora answers 5")
 
 
 def test_every_number_of_the_heat_map_can_be_read_on_its_colour(page_imports):
@@ -1377,12 +1412,12 @@ def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, t
     assert progress.proto.text == "3 of 120 answers"
 
 
-@pytest.mark.parametrize("name", ["compare", "forgetting", "rate"])
+@pytest.mark.parametrize("name", ["answers", "rate"])
 @pytest.mark.parametrize("times", [1, 6_000], ids=["short", "1 MB"])
 def test_hostile_answers_are_text(open_page, tmp_path, name, times):
     texts = {"lora": EVIL * times, "prompt": "plain", "knn": "plain"}
     fake_project.write(tmp_path, FEW, texts=texts, n=8)
-    body = html(open_page(name, compare="knn,lora", rate="knn,lora", rater="ann", task="support"))
+    body = html(open_page(name, compare="knn,lora", rate="knn,lora", rater="ann", item="support-003"))
     assert "&lt;script&gt;" in body
     assert re.findall(r"<(?!/?(?:div|p|ul|li|ins|del|style|span)\b)[^>]*>", body) == []
     for sign in ("\x1b", "\u202e"):
@@ -1415,13 +1450,14 @@ def test_hostile_names_are_text(open_page, tmp_path):
     said = []
     for name in PAGES:
         page = open_page(
-            name, compare=f"prompt,{HOSTILE}", rate=f"prompt,{HOSTILE}", rater="ann", task="support"
+            name, compare=f"prompt,{HOSTILE}", rate=f"prompt,{HOSTILE}", rater="ann", item="support-003"
         )
         assert "<b>x" not in html(page)
         assert all("<b>x" not in json.dumps(picture["data"]) for picture in pictures(page))
         said += markdown(page)
     named = [text for text in said if ":red" in text]
-    assert {text.partition(r"\:red")[0] for text in named} == {r"\<b\>x\<b\>\!\[y\]\(z\) \`\$q\$ "}
+    begins = {text.partition(r"\:red")[0].removeprefix(r"support\-003\: ") for text in named}
+    assert begins == {r"\<b\>x\<b\>\!\[y\]\(z\) \`\$q\$ "}
     assert len(named) >= 2, "an expander of training, a file of a long answer"
 
 

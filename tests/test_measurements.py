@@ -172,13 +172,33 @@ def test_a_few_items_are_read_with_their_texts(store_and_sample):
     assert stores.read_samples(at, "absent", ["item-00007"]) == {}
 
 
-def test_items_are_found_by_any_of_their_texts(store_and_sample):
-    at, _ = store_and_sample
-    assert stores.find_items(at, [IDENTITY.digest, "absent"], "éTÉ") == {"item-00007"}
-    assert stores.find_items(at, [IDENTITY.digest], "00012") == {"item-00012"}
-    assert len(stores.find_items(at, [IDENTITY.digest], "question")) == 40
-    assert stores.find_items(at, [IDENTITY.digest], "%") == set()
-    assert stores.find_items(at, ["absent"], "x") == set()
+@pytest.mark.parametrize(
+    ("wanted", "n"),
+    [
+        ({}, 40), ({"text": "éTÉ"}, 1), ({"text": "00012"}, 1), ({"text": "question"}, 40), ({"text": "%"}, 0),
+        ({"status": "truncated"}, 2), ({"ids": ["item-00003", "absent"]}, 1), ({"ids": []}, 0),
+        ({"slice": "nowhere"}, 0),
+    ],
+)  # fmt: skip
+def test_items_are_found_by_text_status_and_id_and_read_a_page_at_a_time(store_and_sample, wanted, n):
+    at, sample = store_and_sample
+    digests = [IDENTITY.digest, "absent"]
+    found = stores.read_answers(at, digests, "exact_match", stores.ItemFilter(**wanted), n=5)
+    assert (found[0], len(found[1])) == (n, min(n, 5))
+    if n == 40:
+        _, (later,) = stores.read_answers(
+            at, digests, "exact_match", stores.ItemFilter(**wanted), offset=7, n=1
+        )
+        row = sample[7]
+        parts = row.parts["exact_match"]
+        assert (later.id, later.question, tuple(later.references)) == (
+            row.example_id,
+            row.prompt,
+            row.references,
+        )
+        assert later.answers == {
+            IDENTITY.digest: (row.text, row.status, None if parts is None else list(parts))
+        }
 
 
 def test_statuses_are_counted_by_row_set(store_and_sample):
@@ -188,10 +208,9 @@ def test_statuses_are_counted_by_row_set(store_and_sample):
     }
 
 
-def test_slices_and_clusters_come_by_item(store_and_sample):
+def test_the_slices_of_items_are_listed(store_and_sample):
     at, sample = store_and_sample
-    assert stores.read_kinds(at, IDENTITY.digest) == {r.example_id: (r.slice, r.cluster) for r in sample}
-    assert stores.read_kinds(at, "absent") == {}
+    assert stores.list_slices(at, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
 
 
 def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):

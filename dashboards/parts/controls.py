@@ -10,9 +10,10 @@ from typing import Any
 
 import streamlit as st
 
+from harness.decision import best_untrained
 from harness.formatting import count
 from harness.records import Run
-from harness.report import SMOKE, ExperimentReport, Section
+from harness.report import SMOKE, ExperimentReport, Section, best_first
 from harness.report.escape import clean, write_csv
 from parts import project, safe_text
 
@@ -109,6 +110,26 @@ def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, R
         return newest(runs)
     ids = {f.run_id for f in report.facts}
     return {run.label: run for run in runs if run.run_id in ids and run.state == "done"}
+
+
+def name_runs(key: str, report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the runs that can be chosen, by label; those that the address names by their ids as well."""
+    named = runs_of(report, runs) or newest(runs)
+    return named | {name: run for name in query_values(key) for run in runs if run.run_id == name}
+
+
+def order_candidates(report: ExperimentReport | None, labels: Sequence[str]) -> list[str]:
+    """Order labels: the best that trains nothing, then the others, the best on test first."""
+    if report is None:
+        return list(labels)
+    ordered = [best_untrained(report.facts), *(f.label for f in best_first(report))]
+    return [name for name in dict.fromkeys(ordered) if name is not None and name in labels]
+
+
+def offer_answers(names: Sequence[str]) -> None:
+    """Offer to look at the answers of candidates."""
+    if st.button("Look at their answers"):
+        st.switch_page("answers.py", query_params={"compare": ",".join(names)})
 
 
 def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs: Sequence[Run]) -> list[str]:

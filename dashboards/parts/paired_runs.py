@@ -151,18 +151,3 @@ def read_all_answers(digest: str, item: str) -> tuple[Sample, ...]:
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _read_drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[Sample, ...]]:
     return store.read_drawn(Store(Path(folder)), digest)
-
-
-def ids_with_text(pair: Pair, text: str) -> set[str] | None:
-    """Find the items in which a text occurs; None where no text is looked for."""
-    return store.find_items(project.project().store, [pair.base, pair.new], text) if text.strip() else None
-
-
-def kinds(pair: Pair) -> dict[str, tuple[str, str]]:
-    """Map the items to their slice and cluster."""
-    return _kinds(str(project.project().store.folder), pair.new, project.row_set_times(pair.new))
-
-
-@st.cache_data(show_spinner=False, max_entries=32)
-def _kinds(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[str, str]]:
-    return store.read_kinds(Store(Path(folder)), digest)

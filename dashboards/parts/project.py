@@ -16,8 +16,10 @@ import streamlit as st
 from harness import config, report, rescue, store
 from harness.config import LoadedExperiment
 from harness.errors import HarnessError
-from harness.experiment import renew_verdicts
+from harness.evaluation.session import Session
+from harness.experiment import Scope, SentPrompt, find_sent_prompt, prepare_session, renew_verdicts
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
+from harness.progress import SilentProgress
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
 from harness.report.escape import clean
@@ -142,6 +144,24 @@ def _experiment(path: str, modified_ns: int) -> LoadedExperiment | HarnessError:
         return config.load(Path(path))
     except HarnessError as error:
         return error
+
+
+def find_prompt(run: Run, task: str, item: str) -> SentPrompt | None:
+    """Make the prompt of a stored answer again; None where no experiment is written whose files make it.
+
+    Raises:
+        HarnessError: the files as they are now do not make it.
+    """
+    loaded = experiment()
+    if loaded is None:
+        return None
+    file = project().file
+    return find_sent_prompt(_session(str(file), file.stat().st_mtime_ns, loaded), run, task, item)
+
+
+@st.cache_resource(show_spinner=False, max_entries=2, ttl=600)
+def _session(path: str, modified_ns: int, _loaded: LoadedExperiment) -> Session:
+    return prepare_session(_loaded, Scope(dry_run=True), SilentProgress())
 
 
 def champion_ids() -> dict[str, store.Champion]:

@@ -43,6 +43,13 @@ def read(digests: Sequence[str], task: str, metric: str) -> Iterator[int]:
         yield len(estimates(digests[at : at + AT_ONCE], task, metric))
 
 
+def read_parts(digests: Sequence[str], task: str, metric: str) -> list[MetricColumns]:
+    """Read a metric's parts of row sets, in their order; those that it did not score are left out."""
+    keys = _keys(digests, task, metric)
+    found = _columns(keys)
+    return [found[key] for key in keys if key in found]
+
+
 def ranks(digests: Mapping[str, str], task: str, metric: str) -> dict[str, int]:
     """Rank runs, given by id with their row sets, on the items that most of them answered."""
     return _rank_row_sets(tuple(sorted(digests.items())), tuple(_keys(list(digests.values()), task, metric)))

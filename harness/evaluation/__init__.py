@@ -108,7 +108,12 @@ def _prompts(job: EvaluationJob, example: Example) -> list[PromptText]:
         scored = [PromptText(messages, gap + choice, chat) for choice in example.choices]
     elif is_text:
         scored = [PromptText((), example.references[0], chat_template=False)]
-    return [PromptText(messages, "", chat and not is_text), *scored]
+    return [prompt_text(job.task, example), *scored]
+
+
+def prompt_text(task: Task, example: Example) -> PromptText:
+    """Return an item's context, as it is sent; a whole text has none."""
+    return PromptText(example.messages, "", task.chat_template and task.kind != "bits_per_byte")
 
 
 def _is_ranked(job: EvaluationJob, example: Example) -> bool:

@@ -108,7 +108,11 @@ class Flips(NamedTuple):
 
 def flips(metric: Metric, base: Array, new: Array) -> Flips:
     """Find the items whose own score moved by more than a hundredth: parts (n, k) of both arms → (n,)."""
-    old, now = item_scores(metric, base), item_scores(metric, new)
+    return flips_of_scores(metric, item_scores(metric, base), item_scores(metric, new))
+
+
+def flips_of_scores(metric: Metric, old: Array, now: Array) -> Flips:
+    """Find the items whose own scores (n,) moved by more than a hundredth."""
     least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
     return Flips(metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING)
 

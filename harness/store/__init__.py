@@ -97,14 +97,16 @@ from harness.store.measurements import (
     save_ratings,
 )
 from harness.store.queries import (
+    AnsweredItem,
+    ItemFilter,
     MetricColumns,
     count_statuses,
     document_digests,
-    find_items,
     list_differing_items,
+    list_slices,
+    read_answers,
     read_columns,
     read_documents,
-    read_kinds,
     read_samples,
     read_scores,
 )

@@ -1,4 +1,4 @@
-"""Parts of row sets: a few items with their texts, items that hold a word or differ, counts of statuses.
+"""Parts of row sets: items with all answers to them, items that differ, counts of statuses.
 
 Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
 """
@@ -125,18 +125,83 @@ def _row_of_scores(
     )  # fmt: skip
 
 
-def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
-    """Find the ids of items whose id, prompt, answer or reference holds a text, in any letter case."""
-    columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
-    where = " OR ".join(f"contains(lower({column}), lower(?))" for column in columns)
-    query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
-    return {item for (item,) in _select(store, query, rows_digests, *[text] * len(columns))}
+class ItemFilter(NamedTuple):
+    """The items of a task that are wanted: with a text, of a slice, with a status, some by their ids.
+
+    Empty is any; `ids` None is all.
+    """
+
+    text: str = ""
+    slice: str = ""
+    status: str = ""
+    ids: Collection[str] | None = None
 
 
-def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
-    """Map the ids of a row set, by position, to slice and cluster; empty where the set is not there."""
-    query = f"SELECT example_id, slice, cluster FROM {READ_PARQUET} ORDER BY position"
-    return {item: (slice_, cluster) for item, slice_, cluster in _select(store, query, [rows_digest])}
+class Answer(NamedTuple):
+    """An answer to an item: its text, its status, and a metric's parts, None where it was not scored."""
+
+    text: str
+    status: Status
+    parts: Sequence[float] | None
+
+
+class AnsweredItem(NamedTuple):
+    """An item with the answers to it by row set; `question` is the shortest prompt that it was asked by."""
+
+    id: str
+    slice: str
+    question: str
+    references: Sequence[str]
+    answers: Mapping[str, Answer]
+
+
+def read_answers(
+    store: Store,
+    rows_digests: Collection[str],
+    metric: str,
+    wanted: ItemFilter,
+    *,
+    offset: int = 0,
+    n: int | None = None,
+) -> tuple[int, list[AnsweredItem]]:
+    """Count the items that are wanted, and read n of them by position, each with every row set's answer.
+
+    A text is looked for in any letter case in ids, clusters, prompts, answers and references.
+    """
+    columns = ("example_id", "cluster", "prompt", "text", """array_to_string("references", ' ')""")
+    found = " OR ".join(f"contains(lower({column}), lower($2))" for column in columns)
+    query = f"""
+        FROM {READ_NAMED.replace("?", "$1")}
+        SELECT count(*) OVER () AS n, example_id, any_value(slice), arg_min(prompt, length(prompt)),
+            any_value("references"), list({DIGEST}), list(text), list(status), list(parts[$3])
+        WHERE $5 OR example_id IN (SELECT unnest($6::VARCHAR[]))
+        GROUP BY example_id
+        HAVING ($2 = '' OR bool_or({found})) AND ($4 = '' OR bool_or(status = $4))
+            AND ($7 = '' OR any_value(slice) = $7)
+        ORDER BY min(position), example_id LIMIT $8 OFFSET $9
+    """
+    ids, limit = wanted.ids, 1 << 60 if n is None else n
+    values = (
+        wanted.text.strip(),
+        metric,
+        wanted.status,
+        ids is None,
+        [*(ids or ())],
+        wanted.slice,
+        limit,
+        offset,
+    )
+    rows = _select(store, query, rows_digests, *values)
+    return rows[0][0] if rows else 0, [
+        AnsweredItem(item, slice_, question, references, dict(zip(digests, map(Answer, *of), strict=True)))
+        for _, item, slice_, question, references, digests, *of in rows
+    ]
+
+
+def list_slices(store: Store, rows_digests: Collection[str]) -> list[str]:
+    """List the slices of the items of row sets."""
+    query = f"SELECT DISTINCT slice FROM {READ_PARQUET} WHERE slice != '' ORDER BY slice"
+    return [name for (name,) in _select(store, query, rows_digests)]
 
 
 def list_differing_items(store: Store, one: str, other: str) -> list[str]:
@@ -186,7 +251,9 @@ def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> Metric
     return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
 
 
-def _select(store: Store, query: str, rows_digests: Collection[str], *values: str) -> list[tuple[Any, ...]]:
+def _select(
+    store: Store, query: str, rows_digests: Collection[str], *values: object
+) -> list[tuple[Any, ...]]:
     """Answer a query whose first parameter is the files of row sets; nothing where none of them is there."""
     files = _list_existing_files(store, rows_digests)
     if not files:

@@ -176,16 +176,22 @@ def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
-def test_flipped_items_are_searched_and_stepped_through(visit, large_address):
-    page = visit[0](large_address, "/compare?compare=knn,lora&task=chat")
-    page.get_by_text("1 of 36: chat-012").wait_for()
-    page.get_by_role("button", name="next").click()
-    page.get_by_text("2 of 36: chat-013").wait_for()
-    search = page.get_by_placeholder("in prompts, answers, references")
+def test_a_cell_of_the_matrix_opens_what_was_answered_and_a_selection_is_taken_away(visit, large_address):
+    page = visit[0](large_address, "/answers?compare=knn,lora&task=chat&outcome=lost")
+    page.get_by_text("36 items; ").wait_for()
+    search = page.get_by_placeholder("in ids, prompts, answers, references")
     search.fill("QUESTION 20 of")
     search.press("Enter")
-    page.get_by_text("1 of 1: chat-020").wait_for()
-    page.locator(".quoted", has_text="Question 20 of chat?").wait_for()
+    page.get_by_text("1 items; ").wait_for()
+    wait_until_drawn(page)
+    box = page.locator("[data-testid=stDataFrame] canvas").first.bounding_box()
+    page.mouse.click(box["x"] + 110 + 180 + 110 + 150 + 40, box["y"] + 53)
+    page.locator("h3", has_text="chat-020: lora").wait_for()
+    page.locator(".quoted", has_text="lora answers 6").first.wait_for()
+    with page.expect_download() as table:
+        page.get_by_test_id("stDownloadButton").get_by_role("button").click()
+    lines = Path(table.value.path()).read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["item", "chat-020"]
 
 
 def test_the_sliders_of_the_decision_change_its_arithmetic(visit, large_address):
@@ -247,7 +253,8 @@ def test_text_of_a_model_stays_text(visit, tmp_path):
     few = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)}
     fake_project.write(tmp_path, few, texts={"lora": LONG, "knn": EVIL}, n=8)
     with serve_pages(tmp_path) as address:
-        for path in ("/compare?compare=knn,lora", "/forgetting", "/rate?rate=knn,lora&rater=ann"):
+        opened = "/answers?compare=knn,lora&item=support-003"
+        for path in (opened, "/rate?rate=knn,lora&rater=ann"):
             page = open_page(address, path)
             answer = page.locator(".quoted", has_text="<script>document.title").first.inner_text()
             assert "\x1b" not in answer

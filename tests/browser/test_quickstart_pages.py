@@ -154,10 +154,9 @@ def test_the_page_of_decisions_says_what_decide_prints(visit, address):
 def test_a_deep_link_opens_an_item_that_was_lost(visit, address, comparison_json):
     scored = [c for c in comparison_json["comparisons"]["lora"] if c["metric"] != "bits_per_byte"]
     most = max(scored, key=lambda c: len(c["lost"]))
-    page = visit[0](address, f"/compare?compare=prompt,lora&task={most['task']}")
-    place = page.get_by_text(f"1 of {formatting.count(len(most['lost']))}: ")
-    place.wait_for()
-    assert place.inner_text().partition(": ")[2] in most["lost"]
+    page = visit[0](address, f"/answers?compare=prompt,lora&task={most['task']}&outcome=lost")
+    page.get_by_text(f"{formatting.count(len(most['lost']))} items; ").wait_for()
+    assert {row["item"] for row in grid(page)} <= set(most["lost"])
 
 
 def test_a_rating_is_found_in_duckdb(visit, address, quickstart):

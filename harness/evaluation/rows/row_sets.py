@@ -41,17 +41,16 @@ from harness.training import Weights
 class RowSet(NamedTuple):
     """Rows that a run refers to: which items, prompted how, and the identity that names their folder.
 
-    `examples` puts the prompts around the items, `step` returns what does that with one. They are called only
-    where rows are missing, because building prompts may mean building a retriever first. `decoding` is None
-    where answers are greedy, `chooser` the reward model by which the best of several counts.
+    `step` returns what puts the prompt around an item. It is called only where rows are missing, because
+    building prompts may mean building a retriever first. `decoding` is None where answers are greedy,
+    `chooser` the reward model by which the best of several counts.
     """
 
     measured: MeasuredTask
     split: Split
     answer: Literal["generate", "rank"]
     identity: RowsIdentity
-    examples: Callable[[], tuple[Example, ...]]
-    step: Callable[[], Step] = lambda: lambda example: example
+    step: Callable[[], Step]
     decoding: Decoding | None = None
     chooser: Chooser | None = None
 
@@ -89,12 +88,19 @@ class RowSet(NamedTuple):
         m = self.measured
         return GradeReader(m.task.name, m.judged, m.examples(self.split) if m.judged else ())
 
-    def job(self, grades: GradeReader | None = None) -> EvaluationJob:
-        """Return the items with the candidate's prompts; what judges score, by the grades there are."""
+    def examples(self) -> tuple[Example, ...]:
+        """Return the items with the prompts around them."""
+        return tuple(map(self.step(), self.measured.examples(self.split)))
+
+    def job(
+        self, grades: GradeReader | None = None, examples: tuple[Example, ...] | None = None
+    ) -> EvaluationJob:
+        """Return the items with their prompts, or `examples`; what judges score, by the grades there are."""
         m, reader = self.measured, grades or self.grades()
         scored = reader.bind(m.metrics)
+        items = self.examples() if examples is None else examples
         return EvaluationJob(
-            m.task, m.role, self.split, self.examples(), scored, self.answer, self.identity, self.decoding
+            m.task, m.role, self.split, items, scored, self.answer, self.identity, self.decoding
         )
 
 
@@ -107,19 +113,13 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     chooser = _chooser(session, drawn, weights, seed)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
     settings = {"decoding": answers_digest(drawn), "choice": choice}
-
     step = cache(partial(prompting_step, session, recipe, seed))
-
-    def prompts(split: Split) -> tuple[Example, ...]:
-        return tuple(map(step(), target.examples(split)))
-
     return [
         RowSet(
             target,
             split,
             answer,
             replace(identity(session, weights, target, split, prompting, answer), **settings),
-            partial(prompts, split),
             step,
             drawn,
             chooser,
@@ -150,18 +150,17 @@ def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
 def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
     """Return the test items of one task that is prompted as it is written, whoever answers."""
     named = identity(session, weights, m, "test", "task", "generate")
-    return RowSet(m, "test", "generate", named, partial(_suite_prompts, m))
+    return RowSet(m, "test", "generate", named, partial(_suite_step, m))
 
 
-def _suite_prompts(m: MeasuredTask) -> tuple[Example, ...]:
-    """Put the task's own shots and system message around its items; lm-eval does that itself."""
+def _suite_step(m: MeasuredTask) -> Step:
+    """Return what puts the task's own shots and system message around an item; lm-eval does that itself."""
     if m.task.lm_eval:
-        return m.examples("test")
-    if m.task.num_fewshot == 0:
-        return tuple(wrap_prompt(e, m.task.system, None) for e in m.examples("test"))
-    shots = {"few_shot": {"select": "fixed", "shots": m.task.num_fewshot}}
+        return lambda example: example
+    n = m.task.num_fewshot
+    shots = {"few_shot": {"select": "fixed", "shots": n}} if n else {}
     step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
-    return tuple(wrap_prompt(step(e), m.task.system, None) for e in m.examples("test"))
+    return lambda example: wrap_prompt(step(example), m.task.system, None)
 
 
 def total_work(sets: Iterable[RowSet]) -> costs.Work:

@@ -1,0 +1,141 @@
+"""Answers: the items of a task as rows, candidates as columns; a cell opens with its prompt and scores.
+
+Invariant: items come a page at a time, and only the cell that is opened is read whole; the address names what
+is shown, so that a link opens the same.
+"""
+
+import io
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from harness import store
+from harness.formatting import count
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.report.escape import clean, write_csv
+from harness.store import ItemFilter
+from parts import answer_matrix, answer_view, controls, paired_runs, project, safe_text
+from parts.answer_matrix import Matrix
+
+_AT_FIRST = 6  # candidates
+_A_PAGE = 50  # items
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading(
+        "Answers", "Every item with what each candidate answered. Click a cell to read it whole."
+    )
+    runs, report = project.runs(), controls.report_if_any()
+    controls.say_absent(report, runs)
+    named = controls.name_runs("compare", report, runs)
+    if not named:
+        if report is None:
+            controls.show_empty("No answers yet.")
+        return
+    first = controls.order_candidates(report, list(named))[:_AT_FIRST]
+    chosen = controls.choose_candidates(
+        "compare", list(named), first, title="Candidates, the reference first"
+    )
+    tasks = _tasks({name: named[name] for name in chosen}, report)
+    if tasks:
+        _matrix(tasks, {name: named[name] for name in chosen}, report)
+
+
+def _tasks(runs: Mapping[str, Run], report: ExperimentReport | None) -> list[str]:
+    """List what the runs answered on test, the target first."""
+    found = dict.fromkeys(
+        key.removesuffix("/test") for run in runs.values() for key in run.rows if key.endswith("/test")
+    )
+    target = report.task if report is not None else ""
+    return sorted(found, key=lambda task: task != target)
+
+
+def _matrix(tasks: list[str], runs: Mapping[str, Run], report: ExperimentReport | None) -> None:
+    """Draw filters, a page of the matrix, and the answer that was chosen in it."""
+    places = st.columns([2, 2, 2, 3])
+    task = _choose(places[0], "task", tasks)
+    columns = answer_matrix.columns_of(task, runs)
+    metric = paired_runs.primary_metric(task, columns[-1].digest, report)
+    of = Matrix(task, project.metric(task, metric), columns)
+    slices = store.list_slices(project.project().store, of.digests[-1:])
+    slice_ = _choose(places[1], "slice", ["all", *slices])
+    outcome = _choose(places[2], "outcome", list(answer_matrix.OUTCOMES))
+    sought = places[3].text_input(
+        "Search", placeholder="in ids, prompts, answers, references", key="sought", bind="query-params"
+    )
+    wanted = answer_matrix.find_items(of, outcome, "" if slice_ == "all" else slice_, sought)
+    _items(of, wanted, f"{task}/{slice_}/{outcome}/{sought}/{of.digests}")
+
+
+def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list[str]) -> str:
+    """Let one of a few be chosen; the address names it and follows what is chosen."""
+    wanted = controls.query_values(name)
+    index = options.index(wanted[0]) if wanted and wanted[0] in options else 0
+    found = place.selectbox(name.capitalize(), options, index=index, format_func=clean, key=f"matrix_{name}")
+    controls.remember(name, [found] if found != options[0] else [])
+    return str(found)
+
+
+def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
+    at, metric = project.project().store, of.metric.name
+    if st.session_state.get("matrix_filter") != key:  # other items begin at the first page
+        st.session_state["matrix_filter"], st.session_state["matrix_page"] = key, 1
+    number = int(st.session_state["matrix_page"])
+    n, items = store.read_answers(at, of.digests, metric, wanted, offset=_A_PAGE * (number - 1), n=_A_PAGE)
+    if not items:
+        st.info("No item fits these filters.")
+        return
+    text = st.column_config.TextColumn
+    widths = {"item": text(width=110, pinned=True), "question": text(width=180), "reference": text(width=110)}
+    picked = st.dataframe(
+        answer_matrix.style(of, items),
+        hide_index=True,
+        column_config=widths | {column.name: text(clean(column.name), width=150) for column in of.columns},
+        key=f"matrix/{number}/{key}",
+        on_select="rerun",
+        selection_mode="single-cell",
+        height=min(460, 38 + 35 * len(items)),
+    )
+    left, middle, right = st.columns([2, 4, 1], vertical_alignment="center")
+    left.caption(f"{count(n)} items; right and wrong by {clean(metric)}")
+    with middle:
+        st.pagination(-(-n // _A_PAGE), key="matrix_page")
+    with right:
+        st.download_button(
+            "CSV",
+            partial(_csv, at.folder, of, wanted),
+            f"{of.task}.csv",
+            "text/csv",
+            icon=":material/download:",
+        )
+    _opened(of, picked.selection.cells, [item.id for item in items])
+
+
+def _csv(at: Path, of: Matrix, wanted: ItemFilter) -> str:
+    """Write all items that are wanted, whole, as CSV."""
+    rows, stream = list(answer_matrix.csv_rows(at, of, wanted)), io.StringIO()
+    write_csv(stream, list(rows[0]) if rows else [], (row.values() for row in rows))
+    return stream.getvalue()
+
+
+def _opened(of: Matrix, cells: list[tuple[int, str]], ids: list[str]) -> None:
+    """Show the cell that was clicked, or that the address names."""
+    if cells:
+        (row, name), names = cells[0], [column.name for column in of.columns]
+        controls.remember("item", [ids[row]])
+        controls.remember("of", [name] if name in names else [])
+    item, name = st.query_params.get("item", ""), st.query_params.get("of", "")
+    column = next((one for one in of.columns if one.name == name), of.columns[-1])
+    if item:
+        answer_view.show(of, column, item)
+    else:
+        safe_text.say(
+            "Click a cell: its prompt as it was sent, the whole answer, scores, tokens and time.", "name"
+        )
+
+
+page()

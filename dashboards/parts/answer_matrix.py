@@ -1,0 +1,174 @@
+"""The matrix of answers: the row sets of a task as columns, an item a row, and which items are looked for.
+
+Invariant: a page of items is read with the texts of its own; of all others no more than a metric's scores.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from harness import store
+from harness.formatting import plain
+from harness.metrics import Metric, flips_of_scores, item_scores
+from harness.records import Run
+from harness.report.escape import clean, shorten
+from harness.store import AnsweredItem, ItemFilter, Store
+from parts import project, score_cache
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler  # type: ignore[import-untyped]
+
+STATUSES = {
+    "cut": "truncated", "unparsable": "unparsable", "refused": "refused", "failed": "error",
+    "some failed": "incomplete",
+}  # fmt: skip
+OUTCOMES = ("all", "disagreement", "lost", "gained", "all right", "none right", *STATUSES)
+_WORDS = {status: word for word, status in STATUSES.items()}
+_RIGHT, _WRONG = "✓", "✗"
+_GROUNDS = {_RIGHT: "rgba(0,114,178,0.16)", _WRONG: "rgba(213,94,0,0.16)"}
+_SHOWN = 120  # characters of a cell
+
+
+class Column(NamedTuple):
+    """A row set with the candidates whose answers it holds, and one of their runs."""
+
+    name: str
+    digest: str
+    run: Run
+
+
+class Matrix(NamedTuple):
+    """The columns of a task and the metric that says what is right."""
+
+    task: str
+    metric: Metric
+    columns: tuple[Column, ...]
+
+    @property
+    def digests(self) -> list[str]:
+        """The row sets, in the order of the columns."""
+        return [column.digest for column in self.columns]
+
+
+def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
+    """Give each row set of a task a column: that of the base first, where candidates answered as it does."""
+    named: dict[str, list[str]] = {}
+    bases: dict[str, Run] = {}
+    for name, run in runs.items():
+        if digest := run.rows.get(f"{task}/test"):
+            named.setdefault(digest, []).append(name)
+            if base := project.base_rows(run, f"{task}/test"):
+                bases.setdefault(base, run)
+    own = {name: run for name, run in runs.items() if f"{task}/test" in run.rows}
+    before = [Column("base", digest, run) for digest, run in bases.items() if digest not in named]
+    after = [Column(", ".join(names), digest, own[names[0]]) for digest, names in named.items()]
+    return (*before[:1], *after)
+
+
+def find_items(of: Matrix, outcome: str, slice_: str, text: str) -> ItemFilter:
+    """Return the filter of the items with an outcome; lost and gained are against the first column."""
+    ids = None if outcome == "all" or outcome in STATUSES else _ids_of(of, outcome)
+    return ItemFilter(text, slice_, STATUSES.get(outcome, ""), ids)
+
+
+def _ids_of(of: Matrix, outcome: str) -> list[str]:
+    ids, scores = _scores(of)
+    if outcome in ("all right", "none right"):
+        right = np.isclose(scores, _best(of.metric))
+        chosen = right.all(axis=0) if outcome == "all right" else ~right.any(axis=0)
+    else:
+        found = [flips_of_scores(of.metric, scores[0], one) for one in scores[1:]]
+        sides = {"lost": lambda by: by < 0, "gained": lambda by: by > 0, "disagreement": lambda by: by != 0}
+        moved = [one.flipped & sides[outcome](one.improvements) for one in found]
+        chosen = np.any(moved, axis=0) if moved else np.zeros(len(ids), bool)
+    return [item for item, wanted in zip(ids, chosen, strict=True) if wanted]
+
+
+def _best(metric: Metric) -> float:
+    return metric.bounds[int(metric.higher_is_better)]
+
+
+def _scores(of: Matrix) -> tuple[list[str], Any]:
+    """Score the items that all columns hold, a row a column; what failed scores worst."""
+    digests = of.digests
+    key = (of.task, of.metric.name, tuple(digests), project.row_set_times(*digests))
+    ids, scores = _score_items(str(project.project().store.folder), key, of.metric)
+    return ids, scores
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _score_items(folder: str, key: tuple[str, str, tuple[str, ...], Any], _metric: Metric) -> Any:
+    found = score_cache.read_parts(key[2], key[0], _metric.name)
+    worst = _metric.bounds[int(not _metric.higher_is_better)]
+    by_column = []
+    for columns in found:
+        known = [(i, parts) for i, parts in zip(columns.ids, columns.parts, strict=True) if parts is not None]
+        values: Any = item_scores(_metric, np.array([parts for _, parts in known], float)) if known else []
+        scored = {item: score for (item, _), score in zip(known, values, strict=True)}
+        by_column.append({item: scored.get(item, worst) for item in columns.ids})
+    ids = [item for item in by_column[0] if all(item in one for one in by_column)] if by_column else []
+    return ids, np.array([[one[item] for item in ids] for one in by_column], float)
+
+
+def style(of: Matrix, items: Sequence[AnsweredItem]) -> "Styler":
+    """Lay a page of items out, right and wrong answers on grounds of their own."""
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+    rows = [
+        {
+            "item": clean(item.id),
+            "question": _cut(item.question),
+            "reference": _cut(" | ".join(item.references[:3])),
+            **{column.name: _cell(of.metric, item, column.digest) for column in of.columns},
+        }
+        for item in items
+    ]
+    names = [column.name for column in of.columns]
+    frame = DataFrame(rows, columns=["item", "question", "reference", *names])
+    return frame.style.map(
+        lambda text: f"background-color:{_GROUNDS.get(text[:1], 'transparent')}", subset=names
+    )
+
+
+def _cut(text: str) -> str:
+    return shorten(clean(" ".join(text[: 4 * _SHOWN].split())), _SHOWN)
+
+
+def _cell(metric: Metric, item: AnsweredItem, digest: str) -> str:
+    answer = item.answers.get(digest)
+    if answer is None:
+        return ""
+    status = f"{_WORDS[answer.status]}: " if answer.status in _WORDS else ""
+    return f"{mark(metric, answer.parts)} {status}{_cut(answer.text)}"
+
+
+def mark(metric: Metric, parts: Sequence[float] | None) -> str:
+    """Mark an answer as right or wrong, or print its score where it is neither; – where it has none."""
+    if parts is None:
+        return _WRONG
+    score = float(item_scores(metric, np.array([parts], float))[0])
+    if not isfinite(score):
+        return "–"
+    best, worst = _best(metric), metric.bounds[int(not metric.higher_is_better)]
+    return _RIGHT if np.isclose(score, best) else _WRONG if np.isclose(score, worst) else plain(score)
+
+
+def csv_rows(at: Path, of: Matrix, wanted: ItemFilter) -> Iterator[dict[str, Any]]:
+    """Yield the items that are wanted, whole, with answer, status and score of each column."""
+    _, items = store.read_answers(Store(at), of.digests, of.metric.name, wanted)
+    for item in items:
+        row = {"item": item.id, "slice": item.slice, "question": item.question}
+        row["references"] = " | ".join(item.references)
+        for column in of.columns:
+            answer = item.answers.get(column.digest)
+            parts = None if answer is None or answer.parts is None else np.array([answer.parts], float)
+            row |= {
+                f"{column.name}: answer": answer.text if answer else "",
+                f"{column.name}: status": answer.status if answer else "",
+                f"{column.name}: {of.metric.name}": "" if parts is None else item_scores(of.metric, parts)[0],
+            }
+        yield row
