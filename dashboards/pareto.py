@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from harness import plugins, stats
-from harness.formatting import percent, points, score
+from harness.formatting import UNKNOWN, percent, points, score
 from harness.report import WORDS, ExperimentReport
 from harness.report.plots.pareto_front import Point, points_of
 from harness.rescue import Rescue
@@ -54,12 +54,14 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
     if report.unit.is_rate:
         worst = 0.0 if report.unit.higher_is_better else -1.0
         goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in found]
-        passing = [goal for goal, p in zip(goals, found, strict=True) if p.verdict == WORDS["pass"]]
+        passing = [
+            goal for goal, p in zip(goals, found, strict=True) if p.verdict in (WORDS["pass"], UNKNOWN)
+        ]
         area = stats.hypervolume(goals, _REFERENCE)
         kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
         safe_text.say(
-            f"Area under the front: {percent(area)} % of a candidate that answers everything and forgets "
-            f"nothing; of those that pass the gate {percent(kept)} %."
+            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(kept)} %; a "
+            "candidate that answers everything right and forgets nothing would have 100 %."
         )
     absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
     if absent:

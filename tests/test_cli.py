@@ -250,7 +250,7 @@ def test_margins_that_the_items_cannot_show_are_refused_where_that_is_asked(harn
     tiny_experiment.write(tmp_path, tiny)
     done = harness("compare", "--strict", check=2)
     assert (
-        "macro margin 2.0 pp: with 12 items over 2 tasks an equal model, as one of 2 fine-tunes, passes"
+        "macro margin 2.0 points: with 12 items over 2 tasks a fine-tune that lost nothing passes as one of 2"
         in done.stderr
     )
     assert not (tmp_path / "runs").exists()

@@ -30,7 +30,7 @@ from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.loss_curves import PREFERENCES
 from harness.report.plots.pareto_front import Point
 from harness.report.tables.decision_tables import arithmetic_rows
-from harness.report.wording import table_rows
+from harness.report.wording import table_rows, verdict_word
 from harness.rescue import HalfVerdict, Rescue, TrialResult
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -161,7 +161,7 @@ def test_the_leaderboard_shows_the_numbers_of_the_report(open_page, tmp_path):
         row = board.loc[f.label]
         assert row["score"] == pytest.approx(100 * f.target.score)
         assert shown[f.label] == formatting.interval(*f.target[:3])
-        assert list(row["verdict"]) == [{"pass": "PASS", "fail": "FAIL"}[f.verdict.outcome]]
+        assert list(row["verdict"]) == [verdict_word(f)]
     assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
     assert made.decision.sentence.split(";")[0] in html(page)
 
@@ -832,7 +832,7 @@ def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
     page = open_page("pareto")
     assert "On the front: lora, knn." in html(page)
     drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}
-    assert {"front", "passes the gate", "fails the gate"} <= set(drawn)
+    assert {"front", "base weights", "fails the gate"} <= set(drawn)
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
     assert f"Area under the front: {formatting.percent(expected)} %" in html(page)
     assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)

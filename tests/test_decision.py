@@ -111,7 +111,7 @@ def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence.endswith(
-        "but its gate is inconclusive; 240 more items would settle it; ship knn until then."
+        "but its gate is UNDECIDED; 240 more items would settle it; ship knn until then."
     )
 
 
@@ -379,7 +379,7 @@ def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
     facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")]
     missed = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in facts]
     for decision in (decide_beside_trivial(facts), decide_beside_trivial(missed, None)):
-        assert decision.sentence.endswith("but its gate is inconclusive; 240 more items would settle it.")
+        assert decision.sentence.endswith("but its gate is UNDECIDED; 240 more items would settle it.")
 
 
 def test_a_label_is_quoted_on_one_line_and_cut_where_it_is_long():
@@ -471,14 +471,14 @@ def lora_seeds(*outcomes, **changes):
         (
             ("pass", "inconclusive", "pass"),
             "undecided",
-            "over knn, but the gate of seed 1 is inconclusive; 240 more items would settle it; ship knn",
+            "over knn, but the gate of seed 1 is UNDECIDED; 240 more items would settle it; ship knn",
         ),
-        (("inconclusive",) * 3, "undecided", "but its gate is inconclusive; 240 more items would settle it;"),
+        (("inconclusive",) * 3, "undecided", "but its gate is UNDECIDED; 240 more items would settle it;"),
         (("pass", "pass", None), "undecided", "but what seed 2 forgot was not measured; add suites:"),
     ],
 )
 def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, words):
-    """Of all of these but the last two it said "its gate is inconclusive; more items would settle it"."""
+    """Of all of these but the last two it said "its gate is UNDECIDED; more items would settle it"."""
     decision = make_decision([*alternatives(), *lora_seeds(*outcomes)])
     assert (decision.action, words in decision.sentence) == (action, True)
 
@@ -495,9 +495,9 @@ def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
 
 
 def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
-    invalid = verdict("inconclusive", "INCONCLUSIVE: invalid: 3 of 100 answers failed", items_needed=None)
+    invalid = verdict("inconclusive", "UNDECIDED: invalid: 3 of 100 answers failed", items_needed=None)
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.21, verdict=invalid)])
-    assert "its gate is inconclusive; do what the gate's sentence requires; ship knn" in decision.sentence
+    assert "its gate is UNDECIDED; do what the gate's sentence requires; ship knn" in decision.sentence
     assert "more items" not in find_reason(decision, "Before either")
 
 
@@ -810,7 +810,7 @@ def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
 def test_of_an_adapter_made_elsewhere_it_is_not_said_how_many_examples_it_saw():
     decision = make_decision([*alternatives(), make_fine_tune("theirs", 0.81, 0.07, n_train=0)])
     assert decision.candidate == "theirs"
-    assert find_reason(decision, "How many examples theirs was trained on is not known")
+    assert find_reason(decision, "How many examples theirs was trained on is unknown")
 
 
 def test_hosting_and_evaluation_are_paid_back_too():
@@ -1121,7 +1121,7 @@ def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips()
     assumed = make_decision([*alternatives(), lora])
     # 400 USD buy 7 % of 600,000 answers: 400 / 42,000 = 0.0095 USD each.
     assert find_reason(assumed, "The choice rests on") == (
-        "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, which nobody set): the"
+        "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, the default): the"
         " gain is worth 42,000 USD over the horizon, and lora costs 400 USD more. It flips at 0.0095 USD."
     )
     flips_at = assumed.arithmetic["pays_from_right_answer_usd"]
@@ -1130,7 +1130,7 @@ def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips()
         for times in (0.99, 1.01)
     ]
     assert actions == ["few-shot", "fine-tune"]
-    assert "nobody set" not in find_reason(
+    assert "the default" not in find_reason(
         make_decision([*alternatives(), lora], right_answer_usd=1.0), "rests on"
     )
 
@@ -1195,5 +1195,5 @@ def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longe
     assert advised.action == "collect more data"
     # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
     assert find_reason(advised, "The advice rests on").endswith(
-        "nobody set): more data no longer pay at 0.0072 USD."
+        "the default): more data no longer pay at 0.0072 USD."
     )

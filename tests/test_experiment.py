@@ -53,7 +53,13 @@ def drop_measurements(found):
         one["training"] = {k: v for k, v in one["training"].items() if k not in figures}
     for one in plain["origins"].values():
         del one["made"]
-    of_times = ("single requests", "latencies of", "costs and requests", "trained beside other work")
+    of_times = (
+        "time of one request",
+        "several requests",
+        "latencies of",
+        "costs and requests",
+        "while other work ran",
+    )
     plain["notes"] = [note for note in plain["notes"] if not any(words in note for words in of_times)]
     decision = plain.pop("decision")
     return {**plain, "header": None, "decided": (decision["action"], decision["candidate"])}
@@ -469,9 +475,11 @@ def list_notes(*rows):
 
 def test_ties_that_are_alike_are_said_once():
     rows = [SimpleNamespace(margin=margin, boundary_merged=False) for margin in (0.0, 0.0, 1.0)]
-    assert list_notes(*rows) == ["a, b: ties between the right and the best other choice: 1 of facts"]
+    assert list_notes(*rows) == ["a, b: the right choice tied with another: 1 item of facts"]
 
 
 def test_items_with_a_token_across_the_boundary_are_counted():
     rows = [SimpleNamespace(margin=None, boundary_merged=merged) for merged in (False, True, False)]
-    assert list_notes(*rows) == ["b: items with a token across the boundary of prompt and choice: 1 of facts"]
+    assert list_notes(*rows) == [
+        "b: a token spans the end of the prompt and the start of the choice: 1 item of facts"
+    ]

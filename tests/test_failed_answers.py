@@ -65,7 +65,7 @@ def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
     assert (found.outcome, evidence(found, "macro").outcome) == ("inconclusive", "fail")
     assert found.macro.score == pytest.approx(-0.3)
     assert found.sentence == (
-        "INCONCLUSIVE: invalid: 300 of 1,000 answers on facts (30.0 %) failed: 300 by the candidate (no answer), "
+        "UNDECIDED: invalid: 300 of 1,000 answers on facts (30.0 %) failed: 300 by the candidate (no answer), "
         "more than the 1.0 % that gate.max_errors allows"
     )
 
@@ -223,7 +223,7 @@ def test_without_a_worst_value_one_error_is_enough(critical):
     task = make_measurement(base, [None, *base[1:]], metric=POINTS)
     role = "safety" if critical else "regression"
     found = judge_tasks(task._replace(role=role), policy=GatePolicy(critical=critical))
-    assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 2,000 answers on facts (0.1 %) failed")
+    assert found.sentence.startswith("UNDECIDED: invalid: 1 of 2,000 answers on facts (0.1 %) failed")
     assert "points has no worst value to count them by, which bounds: of the task declares" in found.sentence
     assert found.items_needed is None
 
@@ -247,7 +247,7 @@ def test_what_the_base_fails_of_a_task_may_have_kept_it_from_being_admitted():
     fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
     failed = make_measurement([None] * 20 + guessed[20:], guessed, "guessed", chance=0.5)
     found = judge_tasks(fine, failed)
-    assert found.sentence.startswith("INCONCLUSIVE: invalid: 20 of 100 answers on guessed (20.0 %) failed")
+    assert found.sentence.startswith("UNDECIDED: invalid: 20 of 100 answers on guessed (20.0 %) failed")
 
 
 def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
@@ -255,7 +255,7 @@ def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
     target = TargetFacts(Estimate(2.75, 2.0, 3.0, 2), gain)
     policy = GatePolicy(target={"gain": 0.1})
     found = judge_tasks(make_measurement(*flips(2000, 2, 2)), policy=policy, target=target)
-    assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 3 answers on task")
+    assert found.sentence.startswith("UNDECIDED: invalid: 1 of 3 answers on task")
 
 
 def task_of(name):
@@ -327,7 +327,7 @@ def fail(at, digest, n):
 def test_a_stored_run_with_failed_answers_is_invalid(copy, run):
     fail(Store(copy.parent / "runs"), run.rows["sums/test"], 5)
     (found,) = release.gate(copy, "lora")
-    assert found.verdict.sentence.startswith("INCONCLUSIVE: invalid: 5 of ")
+    assert found.verdict.sentence.startswith("UNDECIDED: invalid: 5 of ")
     assert "5 by the candidate (the server was busy)" in found.verdict.sentence
     assert release.combine_exit_codes([found]) == 4
     assert "(5 errors)" in str(release.gate_document(found).sections[0].rows)
@@ -345,8 +345,8 @@ def pass_before_errors(copy, run):
 def test_a_stored_verdict_that_is_another_now_says_why(copy, run):
     pass_before_errors(copy, run)
     (found,) = release.gate(copy, "lora", ["gate.macro=0.03"])
-    (note,) = [note for note in found.notes if "was pass" in note]
-    assert "against the base was pass and would now be INCONCLUSIVE: invalid: 5 of " in note
+    (note,) = [note for note in found.notes if "was PASS" in note]
+    assert "against the base was PASS and would now be UNDECIDED: invalid: 5 of " in note
     assert note.endswith("(since then: gate.macro 0.02 → 0.03; 83.3 % of answers on sums failed)")
     assert not [n for n in release.gate(copy, "lora", ["gate.macro=0.03"])[0].notes if "would now" in n]
 
@@ -365,8 +365,8 @@ def test_a_stored_verdict_that_was_open_and_is_invalid_now_says_why(copy, run):
         at, Judgement(run, replace(passed, outcome="inconclusive"), policy, "the base", run.base_digest)
     )
     fail(at, run.rows["sums/test"], 5)
-    (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was inconclusive" in note]
-    assert "would now be INCONCLUSIVE: invalid: 5 of " in note
+    (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was UNDECIDED" in note]
+    assert "would now be UNDECIDED: invalid: 5 of " in note
     assert not [n for n in release.gate(copy, "lora")[0].notes if "would now" in n]
 
 
@@ -381,7 +381,7 @@ def store_pass(copy, run, **changes):
 
 
 def note_of(copy):
-    (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was pass" in note]
+    (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was PASS" in note]
     return note.partition("(since then: ")[2]
 
 
@@ -411,7 +411,7 @@ def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, ru
     assert said.startswith(
         "the rows, tasks and gate settings are the same; what else was measured or the rules"
     )
-    assert "rule macro pass → inconclusive" in said
+    assert "rule macro PASS → UNDECIDED" in said
 
 
 def test_an_earlier_record_does_not_know_its_tasks(copy, run):

@@ -193,7 +193,7 @@ def test_a_fine_tune_that_gains_nothing_is_not_to_be_rescued():
 def test_while_a_comparison_is_missing_the_next_step_names_it():
     facts = [f for f in alternatives() if f.name != "fixed"]
     (following,) = [line for line in print_report(report([*facts, LORA])) if line.startswith("next: ")]
-    assert following.startswith("next: harness compare decides, once these candidates are added: few-shot")
+    assert following.startswith("next: harness compare decides once these candidates are added: few-shot")
 
 
 def test_the_first_page_says_why_how_sure_and_what_next():
@@ -210,8 +210,8 @@ def test_the_first_page_says_why_how_sure_and_what_next():
         (
             "How sure",
             (
-                "measured on 200 test items; a model that really lost 3 points would pass the gate with a chance"
-                " of 12 %; 1 training seed, so how much trainings differ is unknown (--seeds 0,1,2 tells)."
+                "measured on 200 test items; a model that lost 3 points on every task would pass the gate with"
+                " a chance of 12 %; 1 training seed, so how much trainings differ is unknown (--seeds 0,1,2 tells)."
             ),
         ),
     ]
@@ -232,7 +232,7 @@ def test_the_gain_of_several_seeds_is_that_of_the_decision():
     facts = [*alternatives(), *runs]
     gain, _, sure = experiment_document(report(facts, seeds=summarize_seeds(facts))).first.reasons
     assert gain.sentence.endswith("without training: over 3 seeds +7.0 [+2, +12] points.")
-    assert "3 training seeds, whose spread the interval of the gain holds" in sure.sentence
+    assert "3 training seeds, and the gain's interval includes how much they differ" in sure.sentence
 
 
 def test_where_lower_is_better_a_gain_is_called_one():
@@ -322,14 +322,16 @@ def test_where_items_were_drawn_promoting_says_that_the_others_are_answered_firs
 def test_power_is_said_in_one_line_for_all_fine_tunes():
     lines = print_report(report([*alternatives(), LORA, make_fine_tune("dpo", 0.80, 0.06)]))
     (power,) = [line for line in lines if line.startswith("power: ")]
-    assert power == "power: could have missed a true −3 pp loss (macro): 12 % (lora, dpo)"
+    assert power == "power: a real loss of 3 points on every task would pass: 12 % (lora, dpo)"
 
 
 def test_what_only_counts_items_stands_in_the_report_and_not_on_the_terminal():
-    of = report(notes=("lora: ties: 3 of facts, 9 of sums", "lora: 2 training rows were left out"))
+    of = report(
+        notes=("lora: ties: 3 items of facts, 9 items of sums", "lora: 2 training rows were left out")
+    )
     assert not any("ties:" in line for line in print_report(of))
     assert " - 2 training rows were left out" in print_report(of)
-    assert "- lora: ties: 3 of facts, 9 of sums" in markdown(experiment_document(of))
+    assert "- lora: ties: 3 items of facts, 9 items of sums" in markdown(experiment_document(of))
 
 
 def test_an_undecided_candidate_says_how_many_items_would_settle_it():
@@ -360,7 +362,7 @@ def test_only_what_the_macro_could_miss_is_said_under_the_table():
             MissRate(-0.05, 0.01, "macro"),
         ),
     )
-    assert "power: could have missed a true −5 pp loss (macro): 1 % (lora)" in print_report(
+    assert "power: a real loss of 5 points on every task would pass: 1 % (lora)" in print_report(
         report([*alternatives(), make_fine_tune("lora", 0.81, 0.07, verdict=odd)])
     )
 
@@ -414,8 +416,8 @@ def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means()
     assert lora[-3:] == ["~", "~", "UNDECIDED"]
     page = markdown(experiment_document(of))
     assert "| \\~0.00041 | \\~34 ms | UNDECIDED |" in page
-    assert "\\~: measured twice while other work took the processors" in page
-    assert "measured twice" not in markdown(experiment_document(report(alternatives())))
+    assert "\\~: other work took the processors during both measurements" in page
+    assert "other work took" not in markdown(experiment_document(report(alternatives())))
 
 
 GRID = [f"lora[learning_rate={rate},r={r},dropout=0.1]" for rate in ("0.0002", "0.002") for r in (8, 16)]

@@ -167,8 +167,8 @@ def test_the_page_prints_the_numbers_of_the_json():
         assert formatting.change(formatting.Unit(**c["unit"]), c["delta"], c["low"], c["high"]) in text
     for rule in plain["facts"][-1]["verdict"]["rules"]:
         assert rule["sentence"] in text
-    assert "could have missed a true −3 pp loss (macro): 12 %" in text
-    assert "would not have passed an equally good model (macro, each and validity): 80 %" in text
+    assert "a real loss of 3 points on every task would pass: 12 %" in text
+    assert "a fine-tune that lost nothing would not pass: 80 %" in text
 
 
 def make_hostile_report() -> ExperimentReport:
@@ -353,7 +353,7 @@ def test_shapes_tell_verdicts_apart_as_well_as_colours():
     found = classes(front(report(undecided)))
     assert found["cross"] >= 1
     assert found["undecided"] >= 1
-    assert found["passes"] >= 1
+    assert found["even"] >= 1, "weights of the base"
 
 
 def test_the_legend_of_all_verdicts_fits_into_a_narrow_picture():
@@ -541,9 +541,9 @@ def test_the_loss_of_preferences_is_called_so():
 
 def test_the_chances_of_the_gate_are_those_of_the_verdict():
     assert list_titles(chances("lora", lora().verdict)) == [
-        "could have missed a true −3 pp loss (macro): 12 %",
-        "could have missed a true −5 pp loss on one task, whichever (each): 94 %",
-        "would not have passed an equally good model (macro, each and validity): 80 %",
+        "a real loss of 3 points on every task would pass: 12 %",
+        "a real loss of 5 points on a single task would pass: 94 %",
+        "a fine-tune that lost nothing would not pass: 80 %",
     ]
     assert chances("prompt", verdict("pass", missed=())) == ""
 

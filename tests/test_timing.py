@@ -207,12 +207,10 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert again["at_once"] == 6, "as many as validation has, eight at most"
     assert again["first_token_s"] > 0
     assert again["at_once_s"] > 0
-    (note,) = (
-        n for n in describe_timing([replace(run, latency=again)]) if n.startswith("requests that come")
-    )
+    (note,) = (n for n in describe_timing([replace(run, latency=again)]) if n.startswith("several requests"))
     assert re.search(
-        r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after .*,"
-        r" the first tokens of these after ",
+        r"lora answers 6 within .* \([\d.,]+ a second\); alone, the first token comes after .*,"
+        r" together after ",
         note,
     )
     assert 0 < again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
@@ -284,8 +282,8 @@ def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_the
     cells = {row[0]: row[1:] for row in table.rows}
     assert [cell.startswith("~") for cell in cells["lora"]] == [True, True, True, False, False, True]
     assert not any("~" in cell for cell in cells["prompt"])
-    assert "nothing is decided by it" in table.notes[0]
-    others = "were measured twice while other work took the processors: marked ~, left out of the decision"
+    assert "the decision leaves it out" in table.notes[0]
+    others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
     said = [note for note in found.notes if note.endswith(others)]
     assert any(note.startswith("latencies of ") and "lora" in note for note in said)
     assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in said)
@@ -295,8 +293,8 @@ def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_the
 def test_the_times_of_undisturbed_requests_are_noted_with_their_number(copy):
     change_latency(copy, contended=0.0, compute_contended=0.0, p50_s=0.2, p95_s=0.4, n=30.0)
     found = tiny_experiment.run(copy)
-    (note,) = (note for note in found.notes if note.startswith("single requests"))
-    assert "lora 0.2 s and 0.4 s of 30" in note
+    (note,) = (note for note in found.notes if note.startswith("time of one request"))
+    assert "lora 0.2 s (95 % within 0.4 s, 30 timed)" in note
 
 
 # Adapters as they are served

@@ -30,6 +30,7 @@ _MARKS = {
     "fail": ("x", BAD, "fails the gate"),
     "inconclusive": ("diamond", DOUBT, "undecided"),
     "harness-drift": ("square", DOUBT, "the harness drifted"),
+    "skipped": ("circle", QUIET, "base weights"),
 }
 _HEAT = ((0.0, LOST), (0.5, UNCHANGED), (1.0, GAINED))
 _ROW = 30

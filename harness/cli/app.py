@@ -86,8 +86,8 @@ EXIT_CODES = {
     1: "something failed, for example one candidate; the others are finished; `data check --fail-on`: found",
     2: "a file, an option or a value cannot be used, or the disk is full",
     3: "`gate`, `compare --gate`: fail; `rescue`: no trial passes; `nightly run`: regression",
-    4: "`gate`, `compare --gate`: inconclusive, harness-drift, or nothing is recommended; `rescue`: no trial "
-    "passes, and some are inconclusive; `nightly run`: suspect or harness-drift",
+    4: "`gate`, `compare --gate`: UNDECIDED, DRIFT, or nothing is recommended; `rescue`: no trial "
+    "passes, and some are UNDECIDED; `nightly run`: suspect or harness-drift",
     5: "no stored run to report or gate, no baseline, or rows that must not be compared",
     130: "interrupted; what is finished is kept, and the same command goes on",
 }

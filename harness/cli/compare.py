@@ -295,8 +295,8 @@ def plan_section(
     rows = [row(name, one, plan.get(name)) for name, one in work.items()]
     total = row("all, from nothing", sum(work.values(), Work()), sum(plan.values()))
     lead = (
-        "device time; what candidates share, such as weights and the suites that these answer, counts with"
-        " the first; memory estimated / measured"
+        "device time; what several candidates share (the same weights and their suites) is counted once, at"
+        " the first of them; memory estimated / measured"
     )
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in found if cost.knob]
     columns = ("candidate", "trained", "read", "generated", "about", "cost USD", "memory GiB", "fits")

@@ -103,7 +103,7 @@ def gate(
     """Judge one candidate; exit by the verdict.
 
     It reads stored runs, or with --base two folders of lm-eval's samples or of Inspect's logs. Exit codes:
-    0 pass, 3 fail, 4 inconclusive or harness-drift, 5 no stored run or no baseline.
+    0 pass, 3 fail, 4 UNDECIDED or DRIFT, 5 no stored run or no baseline.
     """
     from harness import release
 

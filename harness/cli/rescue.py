@@ -26,7 +26,7 @@ def rescue(
 ) -> None:
     """Search for a version of a fine-tune that forgets less.
 
-    Cheapest first. Exit codes: 0 one passes, 3 none does, 4 none does and some are inconclusive.
+    Cheapest first. Exit codes: 0 one passes, 3 none does, 4 none does and some are UNDECIDED.
     """
     from harness import rescue as rescuing
 

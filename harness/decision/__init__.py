@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from harness import formatting
+from harness import formatting, gating
 from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.changed_answers import ChangedAnswers, describe_outdated
@@ -400,7 +400,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
     if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
-        return f"{gate} is inconclusive", more_items_text(list(undecided.values()))
+        return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "mend that and compare again"
     return next(

@@ -38,20 +38,19 @@ _ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
     (
         FEW,
-        "below 100 prompt, for what a fine-tune gains varies much; it counts only over three seeds or more",
+        "below 100 a prompt is the safer choice, and a fine-tune's gain counts only over three seeds or more",
     ),
-    (1_000, "100 to 1,000 suit parameter-efficient tuning on data that stays as it is"),
+    (1_000, "enough for LoRA and the like, if the data stays as it is"),
     (
         _ENOUGH_FOR_FULL,
-        "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient",
+        "enough to fine-tune for a clearly defined task, still with LoRA and the like",
     ),
-    (inf, "from about 10,000 full fine-tuning is worth trying too"),
+    (inf, "enough to try full fine-tuning too"),
 )
 USUAL_AMOUNTS = (
-    "Usual are 200 to 1,000 for classification, 1,000 to 5,000 for extraction and generation, 5,000 to 10,000"
-    " or more for reasoning (rules of thumb from practice). In text classification small models needed 100"
-    " labels on average to equal general ones, and 200 to 300 where their variance counts (Pecher et al."
-    " 2025, arXiv:2402.12819)."
+    "Rules of thumb: 200 to 1,000 for classification, 1,000 to 5,000 for extraction and generation, 5,000 or"
+    " more for reasoning; small text classifiers caught up with general models at about 100 labels, reliably"
+    " at 200 to 300 (Pecher et al. 2025, arXiv:2402.12819)."
 )
 
 
@@ -231,7 +230,7 @@ def _worth_text(case: Case, found: Economics) -> str:
     """Name the worth that counts, where it is set, and whether anybody did."""
     if found.right_answer_usd is None:
         return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
-    assumed = ", which nobody set" if case.policy.right_answer_usd is None else ""
+    assumed = ", the default" if case.policy.right_answer_usd is None else ""
     usd = formatting.usd(found.right_answer_usd)
     return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
 
@@ -366,9 +365,11 @@ def _member_text(m: FamilyMember, alpha: float) -> str:
 def _amount(case: Case, run: CandidateFacts) -> str:
     n = run.n_train
     if not n:
-        return f"How many examples {run.name} was trained on is not known; how much data suffice is not said."
+        return f"How many examples {run.name} was trained on is unknown, so whether they suffice is too."
     advice = next(text for below, text in _AMOUNTS if n < below)
-    return f"{formatting.count(n)} training examples: {advice}.{_labels_missing(case, n)} {USUAL_AMOUNTS}"
+    return (
+        f"{formatting.pluralize(n, 'training example')}: {advice}.{_labels_missing(case, n)} {USUAL_AMOUNTS}"
+    )
 
 
 def _few_for_full(case: Case) -> list[str]:

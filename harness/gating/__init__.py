@@ -38,6 +38,7 @@ from harness.gating.shared_documents import document_of, join_clusters, number_d
 from harness.gating.shared_items import SharedItems, find_shared_items
 from harness.gating.significance import bound_passing_chance
 from harness.gating.verdict import (
+    WORDS,
     MissRate,
     Rule,
     TargetFacts,

@@ -93,23 +93,23 @@ def describe_more_items(
     """
     se = stats.quadrature([part.se for part in parts], correlations)
     if not isfinite(se):
-        return MoreItems(None, "too few clusters show no spread, so items of other clusters would have to")
+        return MoreItems(None, "too few clusters to tell how much items differ; add items of other clusters")
     truth = min(delta, 0.0)
     wanted = abs(truth + margin) / _reach(alpha)
     if 0 < se <= wanted:
         parts = [part._replace(se=part.se * found_se / se) for part in parts]
         se = found_se
     if _growth(se, wanted) <= MOST_ITEMS or (truth == 0 and isfinite(_growth(se, wanted))):
-        assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
-        return _advise(parts, wanted, correlations, "", f"would settle it with 80 % power if {assumed}")
+        assumed = "the loss is as large as it looks" if truth < 0 else "nothing is lost"
+        return _advise(parts, wanted, correlations, "", f"would probably settle it if {assumed}")
     if truth == 0:
-        return MoreItems(None, "no number of items would settle a margin so small")
-    at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
+        return MoreItems(None, "no number of items would settle so small a margin")
+    at_margin = "the loss looks as large as the margin, which no reasonable number of items would settle"
     wanted = margin / _reach(alpha)
     if se <= wanted:
         return MoreItems(None, at_margin)
     before = f"{at_margin}; if nothing is lost, "
-    return _advise(parts, wanted, correlations, before, "would, with 80 % power")
+    return _advise(parts, wanted, correlations, before, "probably would")
 
 
 def _advise(

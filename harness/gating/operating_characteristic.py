@@ -47,7 +47,7 @@ def power_warnings(
     task where at least losing nothing would pass. Clusters are not known yet and left out. Of
     `n_members` fine-tunes each has to be shown at the level of Holm's first step.
     """
-    among = f", as one of {n_members} fine-tunes," if n_members > 1 else ""
+    among = f" as one of {n_members}" if n_members > 1 else ""
     show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
     known = disagreement or {}
     counted = [
@@ -130,9 +130,11 @@ def _times(n: int, factor: float) -> float:
 def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among: str) -> str:
     """Warn where an equal model would not pass the macro often enough; (n, disagreement) of each task."""
     if not items:
-        return "no capability task has items: the macro cannot pass"
+        return "no capability task has items, so the macro cannot pass"
     if is_relative(policy.macro):
-        return f"macro margin {margin_text(policy.macro)}: what it takes is known once the base is measured"
+        return (
+            f"macro margin {margin_text(policy.macro)}: once the base has answered, it is known what it takes"
+        )
     margin = margin_share(policy.macro)
     n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
     power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
@@ -140,9 +142,9 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
         return ""
     needed = _times(n, find_settling_growth(se, margin, policy.alpha))
     return (
-        f"macro margin {formatting.percent(margin)} pp: with {formatting.count(n)} items over "
-        f"{formatting.pluralize(len(items), 'task')} an equal model{among} passes in {100 * power:.0f} % of "
-        f"cases; 80 % take some {formatting.count(needed)} items"
+        f"macro margin {formatting.percent(margin)} points: with {formatting.count(n)} items over "
+        f"{formatting.pluralize(len(items), 'task')} a fine-tune that lost nothing passes{among} only "
+        f"{100 * power:.0f} % of the time; some {formatting.count(needed)} items make that 80 %"
     )
 
 
@@ -163,9 +165,9 @@ def _warn_of_each(
         n, max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
     )
     return (
-        f"{task.name}, margin {formatting.percent(margin)} pp: with {formatting.count(n)} items a true loss "
-        f"of {formatting.percent(2 * margin)} pp is noticed in {100 * power:.0f} % of cases; "
-        f"80 % take some {formatting.count(needed)} items"
+        f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
+        f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "
+        f"some {formatting.count(needed)} items make that 80 %"
     )
 
 
@@ -175,7 +177,7 @@ def _critical_warning(task: Task, n: int, policy: GatePolicy, among: str) -> str
     if n >= needed:
         return ""
     return (
-        f"{task.name}, critical margin {formatting.percent(policy.critical_margin)} %: with "
-        f"{formatting.count(n)} items not even losing nothing passes; it takes {formatting.count(needed)} "
-        f"items that the base passes{among.rstrip(',')}"
+        f"{task.name}, critical margin {formatting.percent(policy.critical_margin)} %: {formatting.count(n)} "
+        f"items are too few for anything to pass{among}, even without a single loss; it takes "
+        f"{formatting.count(needed)} items that the base passes"
     )

@@ -17,6 +17,14 @@ from harness.spec import GatePolicy, Margin, Task
 
 Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
 RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
+# What is printed of an outcome of a verdict or a rule, everywhere.
+WORDS: dict[str, str] = {
+    "pass": "PASS",
+    "fail": "FAIL",
+    "inconclusive": "UNDECIDED",
+    "harness-drift": "DRIFT",
+    "skipped": formatting.UNKNOWN,
+}
 Number = float | int | str | list[str]
 
 

@@ -158,7 +158,7 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
     if verdict is None:
         return f"what {run.label} forgot was not measured (suites:)."
     if verdict.outcome == "harness-drift":
-        return "the base no longer answers as stored, so nothing is said of what was forgotten."
+        return "the base no longer answers as stored, so what was forgotten cannot be told."
     stopped = [r.name for r in verdict.rules if r.outcome == verdict.outcome != "pass"]
     others = [name for name in stopped if name not in ("macro", "each", "safety")]
     why = f" for {' and '.join(others)}" if others and len(others) == len(stopped) else ""
@@ -209,7 +209,7 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
     said = [f"measured on {n} test items"]
     if miss := _nearest(run):
         lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
-        said.append(f"a model that really lost {lost} would pass the gate with a chance of {chance}")
+        said.append(f"a model that lost {lost} on every task would pass the gate with a chance of {chance}")
     if report.family.size > 1:
         said.append(f"{formatting.count(report.family.size)} fine-tunes were judged, which is corrected for")
     return f"{'; '.join([*said, _seeds_text(report, run)])}."
@@ -230,10 +230,10 @@ def _nearest(run: CandidateFacts) -> MissRate | None:
 def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
     of = next((s for s in report.seeds if s.candidate == run.name), None)
     if is_cross_validated(run):
-        return "each item answered by a model that did not see it; the gain's interval holds their spread"
+        return "each item answered by a model that did not see it; the gain's interval includes their spread"
     seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
     if of is not None and of.score is not None:
-        return f"{seeds}, whose spread the interval of the gain holds"
+        return f"{seeds}, and the gain's interval includes how much they differ"
     return f"{seeds}, so how much trainings differ is unknown (--seeds 0,1,2 tells)"
 
 
@@ -296,20 +296,20 @@ def _ask_open_question(report: ExperimentReport) -> Command:
             relative=report.macro_margin is None,
             judging=["compare", *same],
         )
-    waits = waits or "decides again, once there is what the decision requires"
+    waits = waits or "decides once what the decision asks for is there"
     return Command(report.typed.command("compare", *same), waits)
 
 
 def _find_missing(report: ExperimentReport) -> str:
     """Say what has to be done before the same command can decide; empty where items alone may be missing."""
     if report.decision is None:
-        return "decides, once a candidate has finished"
+        return "decides once a candidate has finished"
     if failed := [f.label for f in report.facts if f.state == "failed"]:
         return f"tries again what failed ({', '.join(failed)}), and keeps the rest"
     if missing := report.decision.missing:
-        return f"decides, once these candidates are added: {', '.join(missing)}"
+        return f"decides once these candidates are added: {', '.join(missing)}"
     if report.decision.action == "collect more data":
-        return "decides again, once there are more training rows"
+        return "decides once there are more training rows"
     return ""
 
 

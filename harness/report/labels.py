@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from harness.formatting import UNKNOWN
+from harness.gating import WORDS as WORDS
 from harness.report.escape import shorten
 
 _KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
@@ -64,14 +64,6 @@ def _are_different(shown: Sequence[str], names: Sequence[str]) -> bool:
     return len(set(shown)) == len(set(names))
 
 
-# By the outcome of a verdict or of a rule.
-WORDS = {
-    "pass": "PASS",
-    "fail": "FAIL",
-    "inconclusive": "UNDECIDED",
-    "harness-drift": "DRIFT",
-    "skipped": UNKNOWN,
-}
 ERROR = "ERROR"  # of a run that failed, which has no verdict
 
 # What a word tells: the class of its colour on pages and in pictures.

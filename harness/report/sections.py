@@ -15,6 +15,7 @@ from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import first_page, nearest_miss
+from harness.report.labels import WORDS
 from harness.report.plots.heat_map import heat
 from harness.report.tables.answer_tables import (
     collapse_sentence,
@@ -57,7 +58,7 @@ _LOST_LISTED = 10
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
 _BRIEF = ("ablation", "training sets", "wins", "labels", "changes", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
-_ESTIMAND = "intervals of the population that the items stand for"
+_ESTIMAND = "95 % intervals, over items like these"
 
 
 def experiment_document(report: ExperimentReport) -> ResultDocument:
@@ -207,7 +208,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     title, columns = f"Gate: {f.label}", ("rule", "outcome", "evidence")
     if f.verdict is None:
         return Section("gate", title, columns, ())
-    rows = [[rule.name, rule.outcome, rule.sentence] for rule in f.verdict.rules]
+    rows = [[rule.name, WORDS[rule.outcome], rule.sentence] for rule in f.verdict.rules]
     among = family_text(report.family.size, report.family.alpha)
     notes = [*map(miss_text, f.verdict.missed), *filter(None, [among])]
     return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)

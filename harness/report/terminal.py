@@ -47,7 +47,7 @@ from harness.report.wording import (
 )
 
 WIDTH = 100
-_COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of world_facts, 9 of arithmetic`
+_COUNTS_ITEMS = re.compile(r": [\d,]+ items? of [^:]+$")  # as in `lora: … tied …: 3 items of facts`
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:

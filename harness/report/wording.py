@@ -79,7 +79,9 @@ def verdict_word(f: CandidateFacts) -> str:
     """Say a run's verdict in one word."""
     if f.state == "failed":
         return labels.ERROR
-    return labels.WORDS[f.verdict.outcome] if f.verdict else formatting.UNKNOWN
+    if f.verdict is None or (f.verdict.outcome == "pass" and not is_fine_tuned(f)):
+        return formatting.UNKNOWN  # what trains nothing has nothing to forget
+    return labels.WORDS[f.verdict.outcome]
 
 
 def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
@@ -150,9 +152,9 @@ def miss_text(m: MissRate) -> str:
 def miss_what(m: MissRate) -> str:
     """Say of which error a line of the operating characteristic is; `what` names the rule that would err."""
     if m.what == "equal":
-        return "would not have passed an equally good model (macro, each and validity)"
-    where = " (macro)" if m.what == "macro" else " on one task, whichever (each)"
-    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
+        return "a fine-tune that lost nothing would not pass"
+    where = " on every task" if m.what == "macro" else " on a single task"
+    return f"a real loss of {abs(100 * m.delta):g} points{where} would pass"
 
 
 def family_text(n_members: int, alpha: float) -> str:
@@ -161,9 +163,9 @@ def family_text(n_members: int, alpha: float) -> str:
         return ""
     any_passes = formatting.chance(gating.bound_passing_chance(alpha, n_members))
     return (
-        f"of {n_members} fine-tunes that all lost the margin one would pass with a chance of up to"
-        f" {any_passes} (one alone {formatting.chance(alpha)}): this verdict is not corrected for that, the"
-        " decision is"
+        f"if all {n_members} fine-tunes had lost as much as the margin, one of them would still pass with a"
+        f" chance of up to {any_passes} (one alone {formatting.chance(alpha)}); the decision corrects for"
+        " that, this verdict does not"
     )
 
 
@@ -174,8 +176,8 @@ def miss_basis(verdict: Verdict) -> str:
     if not verdict.missed or not isinstance(share, float):
         return ""
     return (
-        f"At {_count(n)} items in {_count(clusters)} clusters, of which {formatting.percent(share)} % of "
-        "a task changed on average, the gate"
+        f"Chances with {_count(n)} items in {_count(clusters)} clusters, where {formatting.percent(share)} %"
+        " of a task's items changed on average:"
     )
 
 
@@ -228,8 +230,8 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
     if not any(f.disturbed for f in facts):
         return ""
     return (
-        "~: measured twice while other work took the processors, so slower and dearer than this machine is;"
-        " nothing is decided by it."
+        "~: other work took the processors during both measurements, so this machine is faster and cheaper"
+        " than the figure says; the decision leaves it out."
     )
 
 

@@ -119,7 +119,7 @@ def make_warning_cell(n: int, disagreement: float = 0.15, n_tasks: int = 4) -> C
         name="s", role="capability", tasks=tuple(Task(name=f"t{i}", **plain) for i in range(n_tasks))
     )
     said = power_warnings([spec], {f"t{i}": n for i in range(n_tasks)}, POLICY)
-    (share,) = re.findall(r"an equal model passes in (\d+) %", said[0])
+    (share,) = re.findall(r"lost nothing passes only (\d+) %", said[0])
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(tasks)

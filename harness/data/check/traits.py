@@ -69,7 +69,7 @@ def _diversity(drawn: Sequence[TableEntry]) -> Finding:
     values = np.linalg.eigvalsh((x @ x.T).toarray() / x.shape[0])
     values = values[values > 1e-12]
     score = float(np.exp(-(values * np.log(values)).sum()))
-    title = f"diversity: {x.shape[0]:,} rows are as varied as {score:,.0f} that share no word"
+    title = f"diversity: {x.shape[0]:,} rows vary as much as {score:,.0f} rows without a word in common would"
     return Finding("note", title, "few: many rows say the same in the same words")
 
 
@@ -78,9 +78,14 @@ def _relevance(train: Sequence[TableEntry], test: Sequence[TableEntry]) -> Findi
     near = sum(float((y[i : i + 500] @ x.T).max(axis=1).sum()) for i in range(0, y.shape[0], 500))
     far = float((y @ x.mean(axis=0).T).mean())
     title = (
-        f"relevance: a test item is {near / y.shape[0]:.2f} like its nearest training row, {far:.2f} like any"
+        f"relevance: a test item is {near / y.shape[0]:.2f} similar to its nearest training row,"
+        f" {far:.2f} to an average one"
     )
-    return Finding("note", title, "cosine of their words: near 0, training does not speak of test")
+    return Finding(
+        "note",
+        title,
+        "1: the same words, 0: none in common (cosine); near 0, training does not prepare for the test",
+    )
 
 
 def _representativeness(

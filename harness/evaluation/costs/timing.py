@@ -294,13 +294,13 @@ def describe_timing(runs: Iterable[Run]) -> list[str]:
     single = _names(run for run in timed if run.latency["contended"])
     batch = _names(run for run in timed if run.latency["compute_contended"])
     trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
-    notes = [f"single requests, half and 95 % of them within: {', '.join(quiet)}"] if quiet else []
+    notes = [f"time of one request: {', '.join(quiet)}"] if quiet else []
     under_load = [_load_text(run) for run in timed if run.latency.get("at_once_contended") == 0]
-    notes += [f"requests that come at once: {'; '.join(under_load)}"] if under_load else []
-    others = "were measured twice while other work took the processors: marked ~, left out of the decision"
+    notes += [f"several requests at once: {'; '.join(under_load)}"] if under_load else []
+    others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
     notes += [f"latencies of {single} {others}"] if single else []
     notes += [f"costs and requests a second of {batch} {others}"] if batch else []
-    notes += [f"{trained} trained beside other work: a quiet machine takes less"] if trained else []
+    notes += [f"{trained} trained while other work ran: an idle machine takes less time"] if trained else []
     return notes
 
 
@@ -310,15 +310,15 @@ def _names(runs: Iterable[Run]) -> str:
 
 def _times_text(run: Run) -> str:
     p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
-    return f"{run.label} {p50} and {p95} of {run.latency['n']:.0f}"
+    return f"{run.label} {p50} (95 % within {p95}, {run.latency['n']:.0f} timed)"
 
 
 def _load_text(run: Run) -> str:
     n, all_s = run.latency["at_once"], run.latency["at_once_s"]
     first = run.latency.get("first_token_s")
-    alone = f", the first token of one alone after {seconds(first)}" if first is not None else ""
+    alone = f"; alone, the first token comes after {seconds(first)}" if first is not None else ""
     p50 = run.latency.get("first_token_at_once_p50_s")
-    together = f", the first tokens of these after {seconds(p50)}" if p50 is not None else ""
+    together = f", together after {seconds(p50)}" if p50 is not None else ""
     rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
     return f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}{together}"
 

@@ -64,8 +64,8 @@ def _restore_question(row: SampleResult, plain: Mapping[str, str]) -> Example:
 
 # What a reader should know of single items, and how a row shows it.
 _NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
-    "ties between the right and the best other choice": lambda row: row.margin == 0,
-    "items with a token across the boundary of prompt and choice": lambda row: row.boundary_merged,
+    "the right choice tied with another": lambda row: row.margin == 0,
+    "a token spans the end of the prompt and the start of the choice": lambda row: row.boundary_merged,
 }
 
 
@@ -77,7 +77,7 @@ def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> I
         for run in done:
             measured = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
             counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in measured}
-            if found := [f"{n} of {task}" for task, n in counts.items() if n]:
+            if found := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness import __version__, formatting, store
 from harness.decision import CandidateFacts
-from harness.gating import Verdict, is_invalid
+from harness.gating import WORDS, Verdict, is_invalid
 from harness.metrics import Metric
 from harness.provenance import timestamp
 from harness.records import Run, digest, load
@@ -144,7 +144,7 @@ def verdict_change(at: Store, judgement: Judgement) -> str:
     settings = [*_changes(before, run, judgement.rules), *_task_changes(before, tasks)]
     found = [*settings, *_failures(before, verdict)]
     unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
-    was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
+    was = f"{run.label}: the verdict of {before.created} against {baseline} was {WORDS[before.outcome]}"
     return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
 
 
@@ -203,7 +203,9 @@ def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     then = {rule.name: rule.outcome for rule in before.rules}
     changed = [r for r in verdict.rules if then.get(r.name, "skipped") != r.outcome]
     if changed:
-        yield ", ".join(f"rule {r.name} {then.get(r.name, 'skipped')} → {r.outcome}" for r in changed)
+        yield ", ".join(
+            f"rule {r.name} {WORDS[then.get(r.name, 'skipped')]} → {WORDS[r.outcome]}" for r in changed
+        )
 
 
 def report_changes(

@@ -195,7 +195,7 @@ def _sentences(
         f"split{by}: {pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for "
         f"validation, {len(items.test):,} for test{drawn}"
     )
-    yield f"amount of data: {pluralize(len(items.train), 'row')} to train on. {USUAL_AMOUNTS}"
+    yield f"amount of data: {pluralize(len(items.train), 'training row')}. {USUAL_AMOUNTS}"
     yield from items.removed
     evaluated = [*items.validation, *items.test]
     if several := sum(len(example.references) > 1 for example in evaluated):

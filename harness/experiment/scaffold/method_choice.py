@@ -93,7 +93,7 @@ def choose_method(
     """
     shape = None if base is None else hub.shape(base)
     if base is None or shape is None:
-        why = "an adapter takes the least memory of those on the base as it is, whose size is not known here"
+        why = "the size of the base is not known here, and an adapter needs the least memory"
         return MethodChoice(_sort_by_preference(recipes, is_small=False)[0], why)
     needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
     ordered = _sort_by_preference(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)

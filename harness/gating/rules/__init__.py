@@ -22,6 +22,7 @@ from harness.gating.rules.target import require_calibration, target_rule
 from harness.gating.rules.unanswered import errors_rule, judge_missing_tasks
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.verdict import (
+    WORDS,
     Outcome,
     Rule,
     TargetFacts,
@@ -122,7 +123,7 @@ def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:
     said = [r for r in rules if r.outcome == outcome]
     if outcome == "inconclusive" and is_invalid(rules):
         said = [r for r in said if r.name in ("errors", "tasks")]  # the others rest on what failed
-    return f"{outcome.upper()}: " + "; ".join(r.sentence for r in said)
+    return f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in said)
 
 
 def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:

@@ -45,9 +45,11 @@ def delta_text(t: TaskComparison) -> str:
     return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
 
 
-def delta_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
-    """Say what a task changed by, with its margin."""
-    return f"{delta_text(t)}, margin {formatting.percent(margin_of(t, policy))} pp"
+def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
+    """Say by how much a task fell, and how much it may: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
+    c, of_range = t.counted, "" if t.span == 1 else " of its range"
+    fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", f" points{of_range} [")
+    return f"{t.task.name} fell {fell}, {formatting.percent(margin_of(t, policy))} allowed"
 
 
 def list_ids(ids: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from harness.gating.rules.sentences import (
     NAMED,
     add_items_needed,
     comparison_facing_se,
-    delta_margin_text,
     delta_text,
+    loss_margin_text,
 )
 from harness.gating.verdict import Number, Rule, TaskComparison, margin_of
 from harness.spec import GatePolicy
@@ -57,13 +57,13 @@ def judge_each(
         "p_smallest": min(beyond),
     }
     if vetoed:
-        named = "; ".join(delta_margin_text(t, policy) for t in vetoed)
-        return Rule(name, "fail", f"{name}: a loss beyond the margin is shown on {named}", facts)
+        named = "; ".join(loss_margin_text(t, policy) for t in vetoed)
+        return Rule(name, "fail", f"{name}: more than the margin was lost: {named}", facts)
     if doubtful:
         return _doubtful_rule(name, doubtful, policy, alpha, facts)
     if too_small:
-        named = "; ".join(delta_margin_text(t, policy) for t in too_small)
-        return Rule(name, "inconclusive", f"{name}: too few items to show any loss on {named}", facts)
+        named = "; ".join(loss_margin_text(t, policy) for t in too_small)
+        return Rule(name, "inconclusive", f"{name}: too few items to tell: {named}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.pluralize(len(admitted), "task")
     said = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
@@ -93,7 +93,7 @@ def _doubtful_rule(
         c, margin = t.counted, margin_of(t, policy)
         part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
         advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
-        said.append(f"{delta_margin_text(t, policy)}: {advice.sentence}")
+        said.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
         most = max(most, advice.items or 0)
-    sentence = f"{name}: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
+    sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(said)}"
     return Rule(name, "inconclusive", sentence, add_items_needed(facts, "inconclusive", most or None))

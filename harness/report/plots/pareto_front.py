@@ -19,7 +19,8 @@ from harness.report.plots import svg
 from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, text
 from harness.report.wording import best_first, verdict_word
 
-_SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
+_SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond", "even": "dot"}
+_CLASSES = {**CLASSES, formatting.UNKNOWN: "even"}  # weights of the base have no verdict
 
 
 class Point(NamedTuple):
@@ -170,14 +171,14 @@ def _whiskers(p: Point, x: AxisScale, y: AxisScale, rate: float) -> str:
 
 
 def _class(p: Point) -> str:
-    return CLASSES[p.verdict] if p.on_front else "dominated"
+    return _CLASSES[p.verdict] if p.on_front else "dominated"
 
 
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     score = formatting.score(report.unit, *p.target[:3])
     said = f"{p.label}: target {score}, capability suite {formatting.points(*p.kept[:3])} points, {p.verdict}"
     ring = [svg.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
-    return group(said, *ring, mark(_SHAPES[CLASSES[p.verdict]], x, y, _class(p)))
+    return group(said, *ring, mark(_SHAPES[_CLASSES[p.verdict]], x, y, _class(p)))
 
 
 def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, float]]) -> list[str]:
@@ -217,9 +218,9 @@ def _overlap(a: Box, b: Box) -> bool:
 def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point]) -> list[str]:
     """Explain the marks that are there, and name what is not in the picture."""
     y, x, out = frame.height - 10, 8.0, []
-    for word, class_ in CLASSES.items():
+    for word, class_ in _CLASSES.items():
         if any(p.verdict == word for p in points):
-            said = class_ if class_ == "undecided" else f"{class_} the gate"
+            said = {"undecided": "undecided", "even": "base weights"}.get(class_, f"{class_} the gate")
             said = "the harness drifted" if word == WORDS["harness-drift"] else said
             out += [mark(_SHAPES[class_], x, y - 4, class_), text(x + 12, y, said, "small")]
             x += svg.width_of(said, "small") + 26
