@@ -3,14 +3,17 @@
 import json
 import math
 import random
+import sqlite3
 import time
+from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, precision_score, recall_score
+from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, precision_score, recall_score
 
 from harness import plugins
 from harness.errors import UserError
@@ -20,7 +23,8 @@ from harness.records import Example, Output
 from harness.spec import Task, TaskData
 
 NAMES = plugins.names("metrics")
-QUICK = [name for name in NAMES if name != "code_tests"]  # which starts a process for each answer
+NAMES = [name for name in NAMES if name != "sql_match" or find_spec("sqlglot")]
+QUICK = [name for name in NAMES if name not in ("code_tests", "sql_execution")]  # a process for each answer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,7 +35,7 @@ def code_may_run():
 
 
 LABELS = ("billing", "delivery", "other")
-LOWER_IS_BETTER = {"bits_per_byte", "latency", "perplexity"}
+LOWER_IS_BETTER = {"bits_per_byte", "latency", "mean_absolute_error", "perplexity"}
 
 
 def task(*metrics, labels=LABELS):
@@ -44,12 +48,15 @@ def build_metric(name, **fields):
 
 def example(*references, choices=()):
     asked = ({"role": "user", "content": "What is it about?"},)
-    keep = ({"kind": "lower"},)  # for `follows`, which scores nothing else
+    # For `follows` and `sql_execution`, which score nothing else.
+    keep = ({"kind": "lower"}, {"kind": "sqlite", "schema": "CREATE TABLE t (a)"})
     return Example("e", asked, references=references, choices=choices, constraints=keep)
 
 
 def write_gold(name, label):
     """Write a label as the references of a metric are written."""
+    if name == "sql_execution":
+        return f"SELECT '{label}'"
     if name == "json_fields":
         return json.dumps({"queue": label})
     return json.dumps({"name": label, "arguments": {}}) if name == "tool_call" else label
@@ -494,3 +501,128 @@ def test_the_worst_perplexity_is_a_guess_among_all_bytes():
 
 def test_the_worst_bits_per_byte_is_the_text_uncompressed():
     assert build_metric("bits_per_byte").worst(example("é1")) == (24.0, 3.0)
+
+
+STARS = ("1", "2", "3", "4", "5")
+
+
+def rate(name, answers, golds, labels=STARS):
+    metric = build_metric(name, labels=labels)
+    pairs = zip(answers, golds, strict=True)
+    parts = [metric.score(answer(text), example(gold)) for text, gold in pairs]
+    return float(metric.aggregate(np.array(parts), np.ones(len(parts))))
+
+
+@given(st.lists(st.tuples(st.sampled_from(STARS), st.sampled_from(STARS)), min_size=2, max_size=12))
+def test_ratings_are_measured_as_sklearn_measures_them(pairs):
+    answers, golds = zip(*pairs, strict=True)
+    numbers = list(map(int, answers)), list(map(int, golds))
+    assert rate("mean_absolute_error", answers, golds) == pytest.approx(mean_absolute_error(*numbers))
+    within = np.mean([abs(a - b) <= 1 for a, b in zip(*numbers, strict=True)])
+    assert rate("within_one", answers, golds) == pytest.approx(within)
+    if len(set(answers + golds)) > 1:
+        expected = cohen_kappa_score(*numbers, labels=[1, 2, 3, 4, 5], weights="quadratic")
+        assert rate("weighted_kappa", answers, golds) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "gold", "error"),
+    [
+        (("bad", "fair", "good"), "bad", "good", 2.0),
+        (("1 star", "2 stars", "5 stars"), "1 star", "5 stars", 4.0),
+        (STARS, "excellent!", "4", 3.0),
+        (STARS, "excellent!", "1", 4.0),
+    ],
+)
+def test_ratings_have_their_numbers_or_their_places_and_what_is_none_is_farthest_off(
+    labels, text, gold, error
+):
+    assert rate("mean_absolute_error", [text], [gold], labels) == error
+    assert rate("within_one", [text], [gold], labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "in_answer", "first"),
+    [
+        ("Billing", 1, 1),
+        ("It is about billing, I think.", 1, 0),
+        ("Billing.\n\nThe customer asks for a refund.", 1, 1),
+        ("billing or delivery", 0, 0),
+        ("prebilling", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_a_label_is_read_within_a_longer_answer_where_the_metric_says_so(text, in_answer, first):
+    assert one("label_in_answer", text, "billing", choices=LABELS) == in_answer
+    assert one("first_line", text, "billing", choices=LABELS) == first
+
+
+def test_a_longer_label_does_not_name_the_one_within_it():
+    assert one("label_in_answer", "This is not urgent.", "not urgent", choices=("urgent", "not urgent")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ('[{"text": "Anna", "type": "PER"}]', '[{"type": "PER", "text": "anna"}]', 1.0),
+        ('{"PER": ["Bob", "Anna"]}', '{"PER": ["Anna"]}', 2 / 3),
+        ('{"LOC": ["Anna"]}', '{"PER": ["Anna"]}', 0.0),
+        ("```json\n[]\n```", "[]", 1.0),
+        ("PER: Anna\nLOC: Rome", "LOC: Rome; PER: Anna", 1.0),
+        ("", '["Rome"]', 0.0),
+    ],
+)
+def test_span_f1_counts_whole_spans_in_any_order(text, reference, score):
+    assert one("span_f1", text, reference) == pytest.approx(score)
+
+
+def test_span_f1_is_that_of_the_corpus():
+    metric = build_metric("span_f1")
+    rows = [('["a", "b"]', '["a"]'), ("[]", '["c"]'), ('["d"]', '["d"]')]
+    parts = [metric.score(answer(text), example(gold)) for text, gold in rows]
+    assert metric.aggregate(np.array(parts), np.ones(3)) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+
+
+SHOP = "CREATE TABLE sold (item TEXT, n INT); INSERT INTO sold VALUES ('pen', 3), ('ink', 5);"
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ("```sql\nSELECT item FROM sold WHERE n > 4;\n```", "SELECT item FROM sold WHERE n >= 5", 1),
+        ("SELECT item FROM sold ORDER BY n DESC", "SELECT item FROM sold", 1),
+        ("SELECT item FROM sold ORDER BY n DESC", "SELECT item FROM sold ORDER BY n", 0),
+        ("SELECT item FROM sole", "SELECT item FROM sold", 0),
+        ("You need the table sold.", "SELECT item FROM sold", 0),
+    ],
+)
+def test_sql_is_right_where_it_finds_the_rows_of_the_reference(tmp_path, as_file, text, reference, score):
+    named = {"schema": SHOP}
+    if as_file:
+        named = {"database": str(tmp_path / "shop.sqlite")}
+        with sqlite3.connect(named["database"]) as made:
+            made.executescript(SHOP)
+    item = replace(example(reference), constraints=({"kind": "sqlite", **named},))
+    assert build_metric("sql_execution").score(answer(text), item) == (score,)
+
+
+def test_a_reference_that_fails_on_its_database_is_refused():
+    item = replace(example("SELECT x FROM sold"), constraints=({"kind": "sqlite", "schema": SHOP},))
+    with pytest.raises(UserError, match="a query that fails on its database"):
+        build_metric("sql_execution").score(answer("SELECT 1"), item)
+
+
+@pytest.mark.skipif(find_spec("sqlglot") is not None, reason="sqlglot is here")
+def test_sql_is_not_normalised_without_its_parser():
+    with pytest.raises(UserError, match=r"pip install 'harness-evals\[sql\]'"):
+        build_metric("sql_match")
+
+
+@pytest.mark.skipif(find_spec("sqlglot") is None, reason="without sqlglot it is refused")
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [('select "Item" as i\nfrom Sold;', 1), ("SELECT item i FROM sold", 1), ("SELECT n FROM sold", 0)],
+)
+def test_sql_is_compared_without_case_quotes_and_blanks(text, score):
+    assert one("sql_match", text, "SELECT item AS i FROM sold") == score

@@ -14,7 +14,13 @@ from harness.errors import Unscored
 from harness.metrics import Metric, Parts
 from harness.records import Example, Output
 
-_OF_LABELS = ("exact_match", "accuracy", "final_answer")  # metrics that are the share of right labels
+_OF_LABELS = (
+    "exact_match",
+    "accuracy",
+    "final_answer",
+    "first_line",
+    "label_in_answer",
+)  # metrics that are the share of right labels
 
 
 class TrivialBaseline(NamedTuple):

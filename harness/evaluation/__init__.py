@@ -384,7 +384,8 @@ def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, exam
     scores = job.metrics[metric]
     if status == "error" or not scores.reads(example):
         return None
-    return scores.score(output, example) if _counts(job.task, metric, status) else scores.worst(example)
+    counts = _counts(job.task, metric, status) or (scores.reads_any and status == "unparsable")
+    return scores.score(output, example) if counts else scores.worst(example)
 
 
 def _margin(example: Example, output: Output) -> float | None:

@@ -38,7 +38,8 @@ class Metric:
     `worst` gives the parts of an answer to this example that counts for nothing: one that
     is unparsable or truncated. `signature` says which settings made the number. Two answers of which `same`
     is equal are one answer, where the majority of several counts. An item that it does not read, by the
-    form of its references, has no score, whatever is answered.
+    form of its references, has no score, whatever is answered. One that `reads_any` answer finds the label in
+    a longer one: what is none of the labels as a whole, it scores.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Metric:
     signature: str = ""
     same: Callable[[str], object] = normalize
     reads: Callable[[Example], bool] = lambda _: True
+    reads_any: bool = False
 
     @property
     def range(self) -> MetricRange:

@@ -23,7 +23,7 @@ def macro(name: str, task: Task, of_label: Callable[[Array, Array, Array], Array
         UserError: the task has no `labels`.
     """
     if not task.labels:
-        raise UserError(_phrase_no_labels(name, task))
+        raise UserError(phrase_no_labels(name, task))
     index = {normalize(label): i for i, label in enumerate(task.labels)}
 
     def score(output: Output, example: Example) -> Parts | None:
@@ -54,7 +54,8 @@ def _counts(predicted: int | None, gold: int, n_labels: int) -> Parts:
     return tuple(counts)
 
 
-def _phrase_no_labels(name: str, task: Task) -> Problem:
+def phrase_no_labels(name: str, task: Task) -> Problem:
+    """Say that a metric needs the closed set of labels that a task does not have."""
     return Problem(
         f"task {task.name}",
         f"metric {name} on a task without labels",

@@ -67,11 +67,16 @@ def _refuse_untested(tests: str, example: Example) -> None:
 
 def extract_code(text: str) -> str:
     """Return the code of an answer: its first fenced block of Python, else of no language, or all of it."""
+    return extract_fenced(text, _PYTHON)
+
+
+def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
+    """Return the first fenced block of a language, else of no language or of any, or all of a text."""
     blocks = list(_find_fenced_blocks(text))
-    python = [code for language, code in blocks if _PYTHON.fullmatch(language)]
+    named = [code for language, code in blocks if wanted.fullmatch(language)]
     unnamed = [code for language, code in blocks if not language]
     every = [code for _, code in blocks]
-    return textwrap.dedent([*python, *unnamed, *every, text][0]).strip()
+    return textwrap.dedent([*named, *unnamed, *every, text][0]).strip()
 
 
 def _find_fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -94,7 +99,7 @@ def _find_fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
 def problems(where: str) -> Iterator[Problem]:
     """Yield what forbids to run an answer's code here: nobody has allowed it, or it cannot be isolated."""
     if os.environ.get(ALLOWED) != "1":
-        found, step = f"{_NAME}, which runs the code of answers", f"export {ALLOWED}=1 where that may be"
+        found, step = "a metric that runs the code of answers", f"export {ALLOWED}=1 where that may be"
         yield Problem(where, found, "somebody on this machine who allows it", step)
     elif reason := _explain_not_isolated():
         step = "a Linux that allows user namespaces (sysctl user.max_user_namespaces), or another metric"
