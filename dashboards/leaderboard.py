@@ -10,7 +10,7 @@ import streamlit as st
 from harness.comparison import Estimate
 from harness.formatting import count, errors, score
 from harness.records import Run
-from harness.report import ExperimentReport, last_line
+from harness.report import ExperimentReport, describe_unread, last_line
 from parts import charts, controls, leaderboard_rows, leaderboard_table, project, safe_text, score_cache
 from parts.leaderboard_rows import Board, Line
 
@@ -63,6 +63,9 @@ def _table(
         on_select="rerun",
         selection_mode="multi-row",
         height=min(640, 38 + 35 * len(lines)),
+    )
+    safe_text.say_all(
+        describe_unread([line.facts for line in lines if line.facts], report.metric if report else "")
     )
     left, right = st.columns([1, 5])
     with left:

@@ -39,7 +39,7 @@ def table(facts):
 
 def print_report(report):
     stream = io.StringIO()
-    terminal(report, Console(file=stream, width=100))
+    terminal(report, Console(file=stream, width=100), verbose=True)
     return stream.getvalue()
 
 

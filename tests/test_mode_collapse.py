@@ -140,7 +140,7 @@ def make_report(*found):
 
 def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
     stream = io.StringIO()
-    report.terminal(make_report(COLLAPSED, VARIED), Console(file=stream, width=400))
+    report.terminal(make_report(COLLAPSED, VARIED), Console(file=stream, width=400), verbose=True)
     said = (
         " - mode collapse, on chat “I | do not know.” is the answer to 83.0 % of the 100 items, the "
         "base's commonest to 4.0 %"
@@ -155,7 +155,9 @@ def test_varied_answers_and_pass_at_k_stand_on_the_terminal_too():
     found = make_report(VARIED)
     several = SeveralAnswers(4, best, best, (PassAtK(1, best), PassAtK(4, best)))
     lora = replace(found.facts[-1], several=several)
-    report.terminal(replace(found, facts=(*found.facts[:-1], lora)), Console(file=stream, width=400))
+    report.terminal(
+        replace(found, facts=(*found.facts[:-1], lora)), Console(file=stream, width=400), verbose=True
+    )
     points = stream.getvalue().partition("\nlora: PASS\n")[2]
     for words in (
         " - of 4 answers to an item 60.0 [50.0, 70.0] % are distinct, pass@1 60.0 [50.0, 70.0] %, pass@4",

@@ -19,7 +19,7 @@ from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
 from harness.config.command_line import CommandLine
-from harness.decision import summarize_seeds
+from harness.decision import UnreadAnswers, summarize_seeds
 from harness.decision.results import FamilyRank
 from harness.formatting import Unit
 from harness.gating import MissRate, Rule
@@ -30,6 +30,7 @@ from harness.report import (
     experiment_document,
     live_line,
     markdown,
+    read,
     terminal,
     to_json,
     write,
@@ -89,7 +90,7 @@ def report(facts=None, **changes) -> ExperimentReport:
 
 def print_report(of: ExperimentReport, width: int = 100) -> list[str]:
     stream = io.StringIO()
-    terminal(of, Console(file=stream, width=width))
+    terminal(of, Console(file=stream, width=width), verbose=True)
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
@@ -581,3 +582,68 @@ def test_a_long_name_of_a_metric_cuts_no_verdict(metric):
     assert max(map(cell_len, table)) <= 100
     assert table[1].endswith("verdict"), "the second line of the header"
     assert any(line.endswith("UNDECIDED") for line in table)
+
+
+def test_a_report_of_selected_candidates_leaves_that_of_all_alone(tmp_path):
+    at = ExperimentFile([], tmp_path / "harness.yaml")
+    write_report(report(), at)
+    write_report(report([*alternatives()]), at, ["prompt", "few-shot[shots=4]"])
+    names = {path.name for path in (tmp_path / "reports").glob("*.json")}
+    assert names == {"support.json", "support-of-prompt-few-shot-shots-4-.json"}
+    assert len(read(tmp_path / "reports" / "support.json").facts) == 6
+
+
+def test_a_report_for_which_nothing_ran_keeps_the_time_of_its_run(tmp_path):
+    at = ExperimentFile([], tmp_path / "harness.yaml")
+    write_report(report(), at)
+    again = write_report(report(header={"device": "cpu"}), at)
+    assert again.header["wall_s"] == 600.0
+    assert read(tmp_path / "reports" / "support.json").header["wall_s"] == 600.0
+
+
+def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
+    facts = [*alternatives(), LORA, make_fine_tune("dpo", 0.80, 0.06, "fail")]
+    of = report(facts, notes=tuple(f"lora: remark {i}" for i in range(9)))
+    stream = io.StringIO()
+    terminal(of, Console(file=stream, width=100))
+    lines = stream.getvalue().splitlines()
+    notes = [line for line in lines if line.startswith(" - ")]
+    assert notes[0].startswith(" - gain: lora reaches 81.0 [75, 86] exact_match")
+    assert len(notes) == 6
+    assert re.fullmatch(r" - \d+ more notes in the report, and with --verbose", notes[-1])
+    assert all(cell_len(line) <= 100 for line in lines[:-2]), "but for the decision and the next command"
+    assert not any("remark 8" in line for line in lines)
+    assert any("remark 8" in line for line in print_report(of))
+
+
+def test_cut_and_unparsable_answers_stand_beside_the_scores():
+    prompt, *others = alternatives()
+    found = report([replace(prompt, unread=UnreadAnswers(0.86, 0.08, 24)), *others, LORA])
+    cut = "answers cut at max_new_tokens: 24: prompt 86 %; next: max_new_tokens: 48"
+    unparsable = "empty answers, or none of the labels: prompt 8 %; next: tell the prompt to answer with"
+    for text in (markdown(experiment_document(found)), " ".join(" ".join(print_report(found)).split())):
+        assert cut in text
+        assert unparsable in text
+    few = report([replace(prompt, unread=UnreadAnswers(0.05, 0.0, 24)), *others, LORA])
+    assert "max_new_tokens" not in markdown(experiment_document(few))
+
+
+def test_what_fell_and_is_not_judged_stands_on_the_first_page_with_its_key():
+    fell = comparison(-0.216, 0.08, task="harmful", base=0.216, new=0.0)
+    found = report(
+        comparisons={"lora": (fell,)},
+        not_admitted={"harmful": "harmful is reported; gate.safety or gate.critical would judge it"},
+    )
+    said = [r.sentence for r in experiment_document(found).first.reasons if r.about == "Not judged"]
+    assert said == [
+        "harmful got worse (lora 21.6 → 0.0): harmful is reported; gate.safety or gate.critical would judge it."
+    ]
+
+
+def test_evidence_has_at_most_ten_lines_and_says_no_rule_twice():
+    facts = [*alternatives(), *(make_fine_tune(f"lora{i}", 0.8, 0.06, "fail") for i in range(8))]
+    document = experiment_document(report(facts))
+    (evidence,) = [s for s in document.sections if s.kind == "evidence"]
+    assert len(evidence.notes) == 10
+    text = markdown(document)
+    assert text.count("macro −0.4 [−1.5, +0.7] against the margin 2: fail") == 8, "in each gate's own table"

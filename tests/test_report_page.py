@@ -209,7 +209,7 @@ def test_no_control_or_direction_character_reaches_the_terminal():
     stream, megabyte = io.StringIO(), "x\x1b[31m\u202e" * 140_000
     shown = flip(megabyte, item="x", task="chat", against="base")
     of = replace(make_hostile_report(), flips={"lora": (shown,)}, notes=(EVIL, megabyte))
-    terminal(of, Console(file=stream, width=200, force_terminal=False))
+    terminal(of, Console(file=stream, width=200, force_terminal=False), verbose=True)
     said = stream.getvalue()
     assert "<script>" in said
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)

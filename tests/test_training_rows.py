@@ -87,7 +87,7 @@ def test_all_candidates_answer_the_same_test_items(file_and_report):
 def test_every_form_of_the_report_shows_the_tables(file_and_report):
     _, report = file_and_report
     console = Console(width=200, record=True, file=io.StringIO())
-    terminal(report, console)
+    terminal(report, console, verbose=True)
     for text in (console.export_text(), markdown(experiment_document(report)), html(report)):
         assert "quality against quantity: lora" in text
     assert re.search(r"curated \| .*curated\.jsonl \| 10 \|", markdown(experiment_document(report)))

@@ -215,22 +215,25 @@ def write_report(
 
         found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, at.reports)))
     own = at._replace(config=Path(at.config.name)).command_line(candidates)
-    earlier = report.experiment_file(at.reports / f"{found.file_name}.json")
-    if earlier not in (None, own.config):
+    named = replace(found, typed=own)
+    earlier = report.read_kept(at.reports / f"{named.file_name}.json")
+    if earlier and earlier.config != own.config:
         say(
-            f"{at.reports / found.file_name}.* was the report of {earlier or CONFIG}, an experiment of the"
-            " same name, and is replaced; next: another name: in one of them, then harness report of each"
+            f"{at.reports / named.file_name}.* was the report of {earlier.config or CONFIG}, an experiment of"
+            " the same name, and is replaced; next: another name: in one of them, then harness report of each"
         )
+    elif earlier and earlier.wall_s is not None and "wall_s" not in found.header:
+        found = replace(found, header={**found.header, "wall_s": earlier.wall_s})  # nothing ran this time
     report.write(replace(found, typed=own), at.reports)
     return replace(found, typed=at.command_line(candidates))
 
 
-def print_report(found: "ExperimentReport", as_json: bool) -> None:
-    """Print a report as JSON or as the table and the reasons."""
+def print_report(found: "ExperimentReport", as_json: bool, verbose: bool = False) -> None:
+    """Print a report as JSON or as the table, the decision and what matters most, or all where `verbose`."""
     from harness import report
     from harness.cli.progress_bar import console
 
     if as_json:
         print_json(report.to_json(found))
     else:
-        report.terminal(found, console(100))
+        report.terminal(found, console(100), verbose=verbose)

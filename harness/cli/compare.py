@@ -18,7 +18,7 @@ from harness.cli.app import (
     say,
     write_report,
 )
-from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, Precision, verb
+from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, Precision, Verbose, verb
 from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, count, seconds, usd
 
@@ -76,6 +76,7 @@ def compare(
     threads: Annotated[int | None, Option("Threads of each worker.", env=True, min=1)] = None,
     address: Annotated[str | None, Option("Ray's cluster: auto, or a host and port.")] = None,
     precision: Precision = None,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, compare, gate and decide: the main job.
@@ -132,7 +133,7 @@ def compare(
     if rescue and not scope.smoke:
         _print_with_rescue(session, found, loaded.folder / "reports", as_json)
     else:
-        print_report(found, as_json)
+        print_report(found, as_json, verbose)
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 

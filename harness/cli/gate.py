@@ -33,6 +33,7 @@ from harness.cli.options import (
     ExperimentFile,
     Json,
     Option,
+    Verbose,
     config_option,
     verb,
 )
@@ -46,14 +47,16 @@ if TYPE_CHECKING:
 
 
 @verb(app, "harness report", "harness report --candidates prompt,lora", heading=EXPERIMENT)
-def report(at: ExperimentFile, candidates: Candidates = None, as_json: Json = False) -> None:
+def report(
+    at: ExperimentFile, candidates: Candidates = None, verbose: Verbose = False, as_json: Json = False
+) -> None:
     """Write the report again from stored runs; compute nothing."""
     from harness import experiment
 
     session, loaded = at.open_session(*(candidates or ()))
     found = experiment.report_stored(session, loaded.selected)
     found = write_report(found, at, candidates or [], session.experiment.report_to)
-    print_report(found, as_json)
+    print_report(found, as_json, verbose)
 
 
 @verb(app, "harness decide", "harness decide decide.requests_per_month=1000000", heading=EXPERIMENT)

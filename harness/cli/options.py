@@ -176,6 +176,7 @@ Overrides = Annotated[
     typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.", callback=_refuse_a_file),
 ]
 Json = Annotated[bool, Option("Print JSON instead of text.", "--json", env=True)]
+Verbose = Annotated[bool, Option("Print all notes and tables.")]
 Candidates = Annotated[list[str] | None, Option("Only these candidates: a,b.", env=True)]
 RunsFolder = Annotated[Path, Option("The folder of stored runs.", env=True)]
 Precision = Annotated[str | None, Option("bf16, fp16 or fp32; overrides `precision`.")]

@@ -42,6 +42,7 @@ from harness.decision.results import (
     Case,
     ItemVariances,
     UnderLoad,
+    UnreadAnswers,
     action_of,
     advise_on_missing,
     alternative,

@@ -287,17 +287,23 @@ def _gates(case: Case) -> list[str]:
     """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
     stopped = [f for f in case.facts if is_fine_tuned(f) or f is case.alternative]
     alone = [
-        f"The gate on {f.label}: {f.verdict.sentence}."
+        f"The gate on {f.label}: {_name_rules(f.verdict) if is_fine_tuned(f) else f.verdict.sentence}."
         for f in stopped
         if f.verdict and f.verdict.outcome in _STOPPED[is_fine_tuned(f)]
     ]
     corrected = [
         f"The gate on {f.label} as one of {f.standing.n}, at {formatting.percent(f.standing.level)} %:"
-        f" {f.corrected.sentence}."
+        f" {_name_rules(f.corrected)}."
         for f in stopped
         if f.standing and f.corrected and passes_alone(f) and f.corrected.outcome != "pass"
     ]
     return alone + corrected
+
+
+def _name_rules(verdict: Verdict) -> str:
+    """Say a verdict with the names of its rules, whose sentences stand in the gate's own table."""
+    rules = [rule.name for rule in verdict.rules if rule.outcome == verdict.outcome]
+    return f"{gating.WORDS[verdict.outcome]} for {' and '.join(rules)}"
 
 
 def _name_failed_recipes(case: Case) -> list[str]:

@@ -85,6 +85,14 @@ class UnderLoad(NamedTuple):
     first_token_alone_s: float | None = None
 
 
+class UnreadAnswers(NamedTuple):
+    """Shares of the answers on test that were cut at `limit` tokens, and in which none could be read."""
+
+    cut: float
+    unparsable: float
+    limit: int
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
     """Measurements of one run of a candidate; all that a decision and a report need of it.
@@ -109,7 +117,8 @@ class CandidateFacts:
     untrained candidate, where the gate asks for that. `base` is what answers, where a language model here
     does. `changes` is what it answered to facts that changed, `more_targets` what it reached on targets
     that decide nothing. `settings` names what validation chose its own setting among, each by the digest
-    of its weights and prompts where these are known, so that two candidates may name the same.
+    of its weights and prompts where these are known, so that two candidates may name the same. `unread`
+    counts the answers that were cut or could not be read.
     """
 
     name: str
@@ -156,6 +165,7 @@ class CandidateFacts:
     changes: ChangedAnswers | None = None
     more_targets: tuple[TargetScore, ...] = ()
     settings: tuple[str, ...] = ()
+    unread: UnreadAnswers | None = None
 
     @property
     def label(self) -> str:

@@ -185,7 +185,7 @@ def run_all(
             so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
-    wall_s = round(load().since(start).wall_s, 1)
+    wall_s = None if are_all_done(found) else round(load().since(start).wall_s, 1)
     report = report_finished(session, reader, runs, smoke=smoke, said=said, wall_s=wall_s)
     record_report(session.store, report, runs, session.experiment, gate_settings(session))
     if from_nothing and session.experiment.execution.executor == "in_process":

@@ -21,8 +21,8 @@ from harness.report.interchange import junit, to_csv
 from harness.report.labels import CLASSES, ERROR, WORDS
 from harness.report.more_items import SpareItems, advise_more_items, list_spare_items
 from harness.report.plots import front_file
-from harness.report.reading import experiment_file, read, restore, with_units
 from harness.report.reading import paths as kept_reports
+from harness.report.reading import read, read_kept, restore, with_units
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.tables.target_tables import targets_section
@@ -33,6 +33,7 @@ from harness.report.wording import (
     SMOKE,
     arm_texts,
     best_first,
+    describe_unread,
     family_text,
     figure_text,
     find_shown_figure,

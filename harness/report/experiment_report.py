@@ -4,6 +4,7 @@ Invariant: it holds numbers and names alone; the words for them are those of `wo
 shows are spread over all that flipped, and a text is cut where it is too long to read.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +24,12 @@ from harness.decision import (
     target_unit,
 )
 from harness.formatting import Unit
-from harness.records import SampleResult
+from harness.records import SampleResult, digest
 from harness.report.more_items import SpareItems
 from harness.spec import DecidePolicy, TargetPolicy
+
+_NOT_IN_NAMES = re.compile(r"[^\w.]+")
+_LONGEST_NAME = 60  # characters of the names of selected candidates in that of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,14 @@ class ExperimentReport:
 
     @property
     def file_name(self) -> str:
-        """The name of its files without suffix; a smoke report never takes a result's place."""
-        return f"{self.experiment}-smoke" if self.smoke else self.experiment
+        """The name of its files without suffix; one of selected candidates has a name of its own.
+
+        Nor does a smoke report take a result's place.
+        """
+        chosen = "-".join(_NOT_IN_NAMES.sub("-", name) for name in self.typed.candidates)
+        chosen = chosen if len(chosen) <= _LONGEST_NAME else digest(list(self.typed.candidates))[:12]
+        parts = [self.experiment, *([f"of-{chosen}"] if chosen else []), *(["smoke"] if self.smoke else [])]
+        return "-".join(parts)
 
     @property
     def unit(self) -> Unit:

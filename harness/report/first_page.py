@@ -7,7 +7,7 @@ alone; whatever else was found stands behind this page.
 from collections.abc import Iterator, Sequence
 
 from harness import formatting, plugins
-from harness.comparison import Comparison, count_enough_labels, is_judge
+from harness.comparison import Comparison, count_enough_labels, is_judge, orient
 from harness.decision import (
     UNCHECKED,
     CandidateFacts,
@@ -16,6 +16,7 @@ from harness.decision import (
     best_untrained,
     gain,
     is_cross_validated,
+    is_fine_tuned,
     is_gain_shown,
     judge_by_wins,
     list_passing_runs,
@@ -33,6 +34,7 @@ from harness.report.wording import (
     best_first,
     change_text,
     describe_disturbed,
+    describe_unread,
     headers,
     miss_text,
     table_rows,
@@ -52,7 +54,9 @@ _TASKS_NAMED = 3  # of those that lost most
 def first_page(report: ExperimentReport) -> FirstPage:
     """Lay out what is seen first."""
     picture = front(report, NARROW)
-    notes = [column_note(report), *filter(None, [describe_disturbed(report.facts), labels_note(report)])]
+    unread = describe_unread(best_first(report), report.metric)
+    remarks = filter(None, [describe_disturbed(report.facts), labels_note(report)])
+    notes = [*unread, column_note(report), *remarks]
     return FirstPage(
         reasons=list(reasons(report)),
         table=Section("candidates", "", headers(report), table_rows(report), notes=notes),
@@ -98,13 +102,16 @@ def find_judged(report: ExperimentReport) -> CandidateFacts | None:
 
 
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
-    """Say why the decision is what it is, and how sure that is."""
+    """Say why the decision is what it is, and how sure that is; of a smoke run nothing."""
     run = find_judged(report)
+    if report.smoke:
+        return
     if run is None:
         yield from _reasons_untrained(report)
         return
     yield Reason("Gain", _gain_sentence(report, run))
     yield Reason("Forgetting", _describe_forgetting(report, run))
+    yield from (Reason("Not judged", said) for said in list_unjudged_losses(report))
     yield Reason("How sure", _certainty(report, run))
 
 
@@ -167,6 +174,28 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
     found = _macro_text(verdict) or "an unknown amount, for no task counts"
     said = f"the other capabilities of {run.label} changed by {found}{worst}"
     return f"{said}; the gate says {WORDS[verdict.outcome]}{why}."
+
+
+def list_unjudged_losses(report: ExperimentReport) -> list[str]:
+    """Say what fine-tunes are shown to have lost on tasks that no rule judges, and which key judges them.
+
+    Of texts in bits per byte, whose rise is a first sign alone, the names are enough.
+    """
+    fell: dict[str, list[str]] = {}
+    texts: dict[str, None] = {}
+    for f in filter(is_fine_tuned, best_first(report)):
+        judged = {r.name for r in f.verdict.rules if r.outcome != "skipped"} if f.verdict else set()
+        for task, c in report.task_comparisons(f.label).items():
+            if task not in report.not_admitted or orient(c).high >= 0:
+                continue
+            if c.metric != "bits_per_byte":
+                base, new = (formatting.score(c.unit, score) for score in (c.base, c.new))
+                fell.setdefault(task, []).append(f"{f.label} {base} → {new}")
+            elif "drift" not in judged:
+                texts[task] = None
+    said = [f"{task} got worse ({', '.join(of)}): {report.not_admitted[task]}." for task, of in fell.items()]
+    rose = f"bits per byte rose on {', '.join(texts)}, which gate.drift would judge."
+    return said + ([rose] if texts else [])
 
 
 def _macro_text(verdict: Verdict) -> str:

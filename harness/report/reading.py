@@ -10,7 +10,7 @@ from functools import cache
 from math import inf
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -40,11 +40,19 @@ def read(path: Path) -> ExperimentReport:
     return found
 
 
-def experiment_file(path: Path) -> str | None:
-    """Return the file of the experiment that a report is of, empty for harness.yaml; None where unknown."""
+class KeptReport(NamedTuple):
+    """A written report's experiment file, empty for harness.yaml, and how long its run took."""
+
+    config: str
+    wall_s: float | None
+
+
+def read_kept(path: Path) -> KeptReport | None:
+    """Read what the next report of the same name has to know of a written one; None where there is none."""
     try:
-        return str(parse_json(path.read_text("utf-8"))["typed"]["config"])
-    except (OSError, ValueError, TypeError, KeyError):
+        kept = parse_json(path.read_text("utf-8"))
+        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -10,7 +10,6 @@ from harness import formatting, plugins
 from harness.comparison import Comparison, is_judge
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
-from harness.gating import Verdict
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
@@ -54,6 +53,7 @@ from harness.report.wording import (
 )
 
 _LOST_LISTED = 10
+_EVIDENCE = 10  # sentences before the appendix
 # What the terminal shows beside the first page.
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
 _BRIEF = ("ablation", "training sets", "wins", "labels", "changes", "more targets")
@@ -81,7 +81,7 @@ def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
 
 def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
     """Lay out what is read before the appendix."""
-    yield Section("evidence", "Evidence", notes=sentences(report))
+    yield Section("evidence", "Evidence", notes=_list_reasons(report)[:_EVIDENCE])
     yield wins_section(done, report.declared)
     yield from label_sections(report.labels)
     found = heat(report)
@@ -101,6 +101,9 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
 
 def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
     tuned = [f for f in done if is_fine_tuned(f)]
+    yield Section(
+        "notes", "More evidence, and notes", notes=[*_list_reasons(report)[_EVIDENCE:], *_notes(report)]
+    )
     for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
@@ -210,7 +213,8 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
         return Section("gate", title, columns, ())
     rows = [[rule.name, WORDS[rule.outcome], rule.sentence] for rule in f.verdict.rules]
     among = family_text(report.family.size, report.family.alpha)
-    notes = [*map(miss_text, f.verdict.missed), *filter(None, [among])]
+    corrected = _corrected_line(f)
+    notes = [*map(miss_text, f.verdict.missed), *filter(None, [among, corrected])]
     return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
 
 
@@ -218,12 +222,15 @@ def _list_missing(decision: Decision) -> list[str]:
     return [f"Missing from the comparison: {what}" for what in decision.missing]
 
 
-def sentences(report: ExperimentReport) -> list[str]:
-    """List what is said under the table, all but the last line."""
+def _list_reasons(report: ExperimentReport) -> list[str]:
+    """List what failed and what the decision rests on, the strongest first; a smoke run has no decision."""
+    reasons = report.decision.reasons if report.decision and not report.smoke else ()
+    return [*(failure_line(f) for f in report.facts if f.state == "failed"), *reasons]
+
+
+def _notes(report: ExperimentReport) -> list[str]:
+    """List what is to be known beside the reasons."""
     return [
-        *(failure_line(f) for f in report.facts if f.state == "failed"),
-        *(report.decision.reasons if report.decision else ()),
-        *(_miss_line(f, f.verdict) for f in report.facts if is_fine_tuned(f) and f.verdict),
         *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
         *seed_sentences(report.seeds, report.unit),
@@ -233,15 +240,12 @@ def sentences(report: ExperimentReport) -> list[str]:
     ]
 
 
-def _miss_line(f: CandidateFacts, verdict: Verdict) -> str:
-    """Say what the gate could have missed, and what would settle it, at the level that counts."""
-    at = f.corrected or verdict
-    missed = nearest_miss(f) or "what the gate could have missed is unknown"
-    if f.corrected and f.standing:
-        missed += f" (as one of {f.standing.n}, at {formatting.percent(f.standing.level)} %)"
-    if verdict.outcome == "harness-drift":
-        return f"{f.label}: the harness drifted, which says nothing of the candidate"
-    if "inconclusive" not in (verdict.outcome, at.outcome):
-        return f"{f.label}: {missed}"
-    more = f" (+{formatting.count(at.items_needed)} items)" if at.items_needed else ""
-    return f"undecided: {f.label}{more}; {missed}"
+def _corrected_line(f: CandidateFacts) -> str:
+    """Say what the verdict is among the other fine-tunes, and what would settle it; empty of a single one."""
+    if f.corrected is None or f.standing is None:
+        return ""
+    level, missed = formatting.percent(f.standing.level), nearest_miss(f)
+    more = formatting.count(f.corrected.items_needed) if f.corrected.items_needed else ""
+    said = [f"as one of {f.standing.n} fine-tunes, at {level} %: {WORDS[f.corrected.outcome]}"]
+    said += [f"some {more} more items would settle it"] if more else []
+    return "; ".join([*said, *filter(None, [missed])])

@@ -24,7 +24,15 @@ from harness.report import labels
 from harness.report.document import terminal_lines
 from harness.report.escape import clean, shorten
 from harness.report.experiment_report import ExperimentReport
-from harness.report.first_page import find_judged, labels_note, nearest_miss, next_steps, reasons, worst_tasks
+from harness.report.first_page import (
+    find_judged,
+    labels_note,
+    list_unjudged_losses,
+    nearest_miss,
+    next_steps,
+    reasons,
+    worst_tasks,
+)
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
 from harness.report.tables.answer_tables import (
@@ -39,6 +47,7 @@ from harness.report.wording import (
     SMOKE,
     ReportRow,
     best_first,
+    describe_unread,
     headers,
     last_line,
     score_text,
@@ -47,13 +56,51 @@ from harness.report.wording import (
 )
 
 WIDTH = 100
+_NOTES = 5  # where not all are asked for
 _COUNTS_ITEMS = re.compile(r": [\d,]+ items? of [^:]+$")  # as in `lora: … tied …: 3 items of facts`
 
 
-def terminal(report: ExperimentReport, console: Console) -> None:
-    """Print the table of candidates, fitted to its width, then the points of each, and the decision last."""
+def terminal(report: ExperimentReport, console: Console, *, verbose: bool = False) -> None:
+    """Print the table of candidates, fitted to its width, what matters most of each, and the decision last.
+
+    Where it is `verbose`, all that is said of each, and the tables of the report that are no details.
+    """
     console.print(terminal_table(report))
-    if note := labels_note(report):
+    if verbose:
+        _print_all(report, console)
+    else:
+        notes = list_notes(report)
+        console.print()
+        console.print(_bullets(notes[:_NOTES]))
+        if (more := len(notes) - _NOTES) > 0:
+            said = f"{formatting.pluralize(more, 'more note')} in the report, and with --verbose"
+            console.print(Text(f" - {said}", style="dim"))
+    console.print()
+    print_last(report, console)
+
+
+def list_notes(report: ExperimentReport) -> list[str]:
+    """List what is to be known beside the table in single lines, what matters most first."""
+    run = find_judged(report)
+    about = [f for f in best_first(report) if run is None or f.run_id != run.run_id]
+    said = {f.label: candidate_points(report, f) for f in report.facts}
+    stopping = {f.label: [_rule_text(report, f, r) for r in _list_stopping(f)] for f in report.facts}
+    notes = [f"{f.label}: {point}" for f in about if f.state == "failed" for point in said[f.label]]
+    notes += describe_unread(best_first(report), report.metric)
+    if not report.smoke:
+        notes += list_unjudged_losses(report)
+        if run:
+            notes += [point if run.label in point else f"{run.label}: {point}" for point in said[run.label]]
+        notes += [f"{f.label}: {verdict_word(f)}: {point}" for f in about for point in stopping[f.label]]
+        notes += [power] if (power := power_line(report)) else []
+    rest = [(f.label, point) for f in about for point in said[f.label] if point not in stopping[f.label]]
+    notes += [f"{label}: {point}" for label, point in rest]
+    return [*dict.fromkeys([*notes, *filter(None, [labels_note(report)]), *list_other_notes(report)])]
+
+
+def _print_all(report: ExperimentReport, console: Console) -> None:
+    """Print all that is said of each candidate, and the tables that are no details."""
+    for note in [*describe_unread(best_first(report), report.metric), *filter(None, [labels_note(report)])]:
         console.print(Text(clean(note)))
     whole = experiment_document(report)
     brief = [s for s in whole.sections if not s.detail]
@@ -65,8 +112,6 @@ def terminal(report: ExperimentReport, console: Console) -> None:
         console.print(_bullets(points))
     if said := power_line(report):
         console.print(Text(clean(f"power: {said}")))
-    console.print()
-    print_last(report, console)
 
 
 def terminal_html(report: ExperimentReport) -> str:

@@ -71,8 +71,11 @@ def best_first(report: ExperimentReport) -> list[CandidateFacts]:
 
 def last_line(report: ExperimentReport) -> str:
     """Return the verdict: one sentence, marked where it rests on a smoke run."""
-    sentence = report.decision.sentence if report.decision else "Nothing was decided."
-    return f"{sentence} ({SMOKE})" if report.smoke else sentence
+    if report.smoke:
+        failed = [f.label for f in report.facts if f.state == "failed"]
+        said = f"{', '.join(failed)} failed" if failed else "Everything works"
+        return f"{said}; no decision ({SMOKE})"
+    return report.decision.sentence if report.decision else "Nothing was decided."
 
 
 def verdict_word(f: CandidateFacts) -> str:
@@ -232,6 +235,36 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
     return (
         "~: other work took the processors during both measurements, so this machine is faster and cheaper"
         " than the figure says; the decision leaves it out."
+    )
+
+
+_FEW_UNREAD = 0.05  # the share of cut or unparsable answers from which it stands beside the scores
+_READS_WHOLE = (
+    "exact_match",
+    "macro_f1",
+    "precision",
+    "recall",
+)  # an answer that is a label and nothing else
+
+
+def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
+    """Say of which candidates many answers were cut or could not be read, and what to do about that."""
+    cut: dict[int, list[str]] = {}
+    unparsable = []
+    for f in facts:
+        if f.unread and f.unread.cut > _FEW_UNREAD:
+            cut.setdefault(f.unread.limit, []).append(f"{f.label} {100 * f.unread.cut:.0f} %")
+        if f.unread and f.unread.unparsable > _FEW_UNREAD:
+            unparsable.append(f"{f.label} {100 * f.unread.unparsable:.0f} %")
+    said = [
+        f"answers cut at max_new_tokens: {limit}: {', '.join(named)}; next: max_new_tokens: {2 * limit}"
+        for limit, named in cut.items()
+    ]
+    step = ""
+    if metric in _READS_WHOLE:
+        step = "; next: tell the prompt to answer with the label alone, or primary: label_in_answer"
+    return said + (
+        [f"empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
     )
 
 

@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from harness import comparison, plugins
-from harness.decision import BaseSize, CandidateFacts, UnderLoad, index_usd_per_1k
+from harness.decision import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, index_usd_per_1k
 from harness.errors import CandidateFailed, UserError, one_line
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
@@ -168,7 +168,15 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         requests_per_s=1 / busy_s if busy_s else None,
         under_load=_find_under_load(run),
         disturbed=_find_disturbed(run),
+        unread=_count_unread(test),
     )
+
+
+def _count_unread(test: Rows) -> UnreadAnswers:
+    """Count the answers that were cut, with the tokens they were cut at, and those that could not be read."""
+    cut = [row.n_output_tokens for row in test if row.status == "truncated"]
+    unparsable = sum(row.status == "unparsable" for row in test)
+    return UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
 
 
 def _find_under_load(run: Run) -> UnderLoad | None:
