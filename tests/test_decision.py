@@ -179,7 +179,7 @@ def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_mo
     decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
     assert decision.sentence == (
         "Undecided: nothing untrained was measured, so there is nothing to compare with;"
-        " mend prompt, fixed, knn, ranked, bag and compare again."
+        " fix prompt, fixed, knn, ranked, bag and compare again."
     )
     assert decision.missing[0] == "prompt only (prompting: zero_shot): prompt failed"
 
@@ -187,14 +187,14 @@ def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_mo
 def test_a_baseline_that_failed_is_to_be_mended_beside_the_alternatives_that_nobody_declared():
     large = candidate("large", 0.9, method="endpoint", baseline=True, trained=True, state="failed")
     decision = make_decision([replace(large, target=None, validation=None)], closed_labels=False)
-    assert "; mend large and compare again, and add prompt only (prompting: zero_shot)," in decision.sentence
+    assert "; fix large and compare again, and add prompt only (prompting: zero_shot)," in decision.sentence
 
 
 def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
     facts = [replace(f, state="failed") if f.name == "knn" else f for f in alternatives() if f.name != "bag"]
     decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
     assert decision.sentence.endswith(
-        "mend knn and compare again, and add a plain text classifier (method: classifier)."
+        "fix knn and compare again, and add a plain text classifier (method: classifier)."
     )
 
 
@@ -211,7 +211,7 @@ def test_fine_tunes_that_all_failed_leave_the_question_open():
     )
     decision = make_decision([*alternatives(), crashed])
     assert decision.action == "undecided"
-    assert "lora failed; mend that and compare again; ship knn until then" in decision.sentence
+    assert "lora failed; fix that and compare again; ship knn until then" in decision.sentence
 
 
 def test_without_any_fine_tune_the_best_untrained_is_shipped():
@@ -533,7 +533,7 @@ def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
     ]
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.84, 0.1), *crashed])
     assert decision.action == "undecided"
-    assert "but seeds 1, 2 failed; mend that and compare again; ship knn until then" in decision.sentence
+    assert "but seeds 1, 2 failed; fix that and compare again; ship knn until then" in decision.sentence
     assert find_reason(decision, "passes with all of its seeds").startswith("lora does not pass: seeds 1, 2")
     assert make_decision([*alternatives(), make_fine_tune("lora", 0.84, 0.1)]).candidate == "lora"
 
@@ -823,16 +823,16 @@ def test_hosting_and_evaluation_are_paid_back_too():
 
 def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
     facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
-    assert find_reason(make_decision(facts), "Validation has chosen") == (
-        "Validation has chosen among 5 settings without training and 1 of fine-tunes."
+    assert find_reason(make_decision(facts), "Chosen on validation") == (
+        "Chosen on validation: the best of 5 settings without training and of 1 with."
     )
     points = tuple(
         Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     )
     swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
     assert (
-        "among 5 settings without training and 6 of fine-tunes, which flatters the fine-tunes"
-        in find_reason(make_decision([*facts[:-1], swept]), "Validation has chosen")
+        "the best of 5 settings without training and of 6 with, which flatters the fine-tunes"
+        in find_reason(make_decision([*facts[:-1], swept]), "Chosen on validation")
     )
 
 

@@ -272,7 +272,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendatio
     if failed:
         return _leave_undecided(
             f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
-            f"mend that and compare again{_meanwhile(case, alternative)}",
+            f"fix that and compare again{_meanwhile(case, alternative)}",
         )
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
@@ -403,7 +403,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
         return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
-        return f"{seeds_text(failed)} failed", "mend that and compare again"
+        return f"{seeds_text(failed)} failed", "fix that and compare again"
     return next(
         (not_shown_text(f.standing), describe_settling(f))
         for f in (run, *seeds)

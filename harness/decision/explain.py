@@ -116,7 +116,7 @@ def _tries(case: Case) -> str:
     """Say among how many settings validation has chosen on each side; an unequal budget flatters one."""
     tuned, plain = (n_settings(f for f in case.facts if is_fine_tuned(f) == side) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
-    said = f"Validation has chosen among {untrained} without training and {trained} of fine-tunes"
+    said = f"Chosen on validation: the best of {untrained} without training and of {trained} with"
     if tuned <= plain:
         return f"{said}."
     return f"{said}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."

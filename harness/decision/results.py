@@ -402,7 +402,7 @@ def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[st
     missing = list(missing)
     failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
     absent = [one.what for one in missing if not one.failed]
-    steps = [f"mend {', '.join(failed)} and compare again"] if failed else []
+    steps = [f"fix {', '.join(failed)} and compare again"] if failed else []
     return ", and ".join([*steps, *([f"add {', '.join(absent)}"] if absent else [])])
 
 

@@ -84,12 +84,11 @@ def column_note(report: ExperimentReport) -> str:
     """Say what the columns mean that only this program has."""
     margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points over all tasks)"
     return (
-        "target: score on the test items. forgetting (macro): mean change over the tasks of the capability"
-        " suite, which nobody trained for, each task counting alike, in points. lost/gained: items of those"
-        " tasks answered worse/better than by the base. $/1k: USD for 1,000 requests. p50: median time of"
-        " one. verdict: the gate's, which stops what forgot too much: PASS where a loss beyond your margin"
-        f"{margin} is ruled out with 95 % confidence, FAIL where one is shown, UNDECIDED where the items"
-        " cannot tell. In brackets: 95 % intervals."
+        "target: score on the test items. forgetting (macro): average change over the capability tasks, in"
+        " points. lost/gained: items of these tasks that got worse/better than with the base. $/1k: USD for"
+        " 1,000 requests. p50: median time of one. verdict: the gate's on forgetting: PASS where a loss"
+        f" beyond your margin{margin} is ruled out with 95 % confidence, FAIL where one is shown, UNDECIDED"
+        " where the items cannot tell. In brackets: 95 % intervals."
     )
 
 

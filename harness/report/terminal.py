@@ -152,7 +152,7 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
         return [f"failed: {f.error or 'no reason was given'}"]
     points = [*_reasons(report, f), *(_rule_text(report, f, r) for r in _list_stopping(f))]
     if f.verdict and f.verdict.outcome == "harness-drift":
-        points.append("the harness drifted, which says nothing of the candidate")
+        points.append("the base no longer answers as stored, so nothing is said about the candidate")
     if passes_alone(f) and f.corrected and f.corrected.outcome != "pass" and f.standing:
         points.append(f"passes alone, but as one of {f.standing.n}: {f.corrected.sentence}")
     at = f.corrected or f.verdict

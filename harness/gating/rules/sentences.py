@@ -24,7 +24,11 @@ def margin_verdict(
     outcome: Outcome, margin: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
 ) -> str:
     """Say how a margin was judged; an open one with what would settle it."""
-    words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
+    words = {
+        "pass": "a larger loss is ruled out",
+        "fail": broken,
+        "inconclusive": f"not shown; {advice.sentence}",
+    }
     return f"margin {margin}: {words[outcome]}"
 
 
