@@ -8,9 +8,10 @@ import pytest
 import tiny_experiment
 
 from harness.errors import UserError
-from harness.metrics import _isolation, code_tests, load_metrics
+from harness.metrics import _isolation, load_metrics
 from harness.metrics._isolation import ProgramLimits
-from harness.metrics.code_tests import ALLOWED, extract_code, passes
+from harness.metrics._run_code import ALLOWED, explain_not_isolated, passes
+from harness.metrics.code_tests import extract_code
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -461,13 +462,13 @@ def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
     tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
     tried.chmod(0o755)
     monkeypatch.setitem(_isolation._ENVIRONMENT, "PATH", f"{tmp_path}:{_isolation._ENVIRONMENT['PATH']}")
-    code_tests._explain_not_isolated.cache_clear()
+    explain_not_isolated.cache_clear()
     passes.cache_clear()
     try:
         with pytest.raises(UserError, match="Operation not permitted"):
             score("open('/tmp/ran', 'w')", TESTS)
     finally:
-        code_tests._explain_not_isolated.cache_clear()
+        explain_not_isolated.cache_clear()
         passes.cache_clear()
 
 

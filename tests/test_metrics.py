@@ -18,7 +18,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, pr
 from harness import plugins
 from harness.errors import UserError
 from harness.metrics import load_metrics, mean_metric, normalize
-from harness.metrics.code_tests import ALLOWED
+from harness.metrics._run_code import ALLOWED
 from harness.records import Example, Output
 from harness.spec import Task, TaskData
 

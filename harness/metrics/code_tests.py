@@ -15,27 +15,19 @@ comparisons in a text that tests `exec`. Where the isolation fails nothing is sc
 Source: functional correctness by Chen et al. 2021, arXiv:2107.03374.
 """
 
-import json
-import os
 import re
-import secrets
-import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 
-from harness.errors import HarnessError, Problem, UserError, refuse
+from harness.errors import Problem, UserError
 from harness.metrics import Metric, mean_metric
-from harness.metrics._isolation import ProgramLimits, run_isolated
-from harness.metrics._tested_program import DRIVER
+from harness.metrics._run_code import extract_fenced, passes, problems, refuse_forbidden
 from harness.records import Example, Output
 from harness.spec import Task
 
-ALLOWED = "HARNESS_ALLOW_CODE_EXECUTION"
+__all__ = ["metric", "problems"]
+
 _NAME = "code_tests"
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*([^`\s]*)")
 _PYTHON = re.compile(r"\{?\.?py(?:thon)?[\d.]*\}?", re.IGNORECASE)
-_BEGUN = b"+"  # says that what follows ran isolated
 
 
 def metric(task: Task) -> Metric:
@@ -68,78 +60,3 @@ def _refuse_untested(tests: str, example: Example) -> None:
 def extract_code(text: str) -> str:
     """Return the code of an answer: its first fenced block of Python, else of no language, or all of it."""
     return extract_fenced(text, _PYTHON)
-
-
-def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
-    """Return the first fenced block of a language, else of no language or of any, or all of a text."""
-    blocks = list(_find_fenced_blocks(text))
-    named = [code for language, code in blocks if wanted.fullmatch(language)]
-    unnamed = [code for language, code in blocks if not language]
-    every = [code for _, code in blocks]
-    return textwrap.dedent([*named, *unnamed, *every, text][0]).strip()
-
-
-def _find_fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Yield language and lines of each fenced block; the last one may be open."""
-    mark, language, lines = "", "", list[str]()
-    for line in text.splitlines():
-        fence = _FENCE.match(line)
-        if not mark:
-            mark, language = fence.groups() if fence else ("", "")
-            lines = []
-        elif fence and fence.group(1).startswith(mark):
-            yield language, "\n".join(lines)
-            mark = ""
-        else:
-            lines.append(line)
-    if mark:
-        yield language, "\n".join(lines)
-
-
-def problems(where: str) -> Iterator[Problem]:
-    """Yield what forbids to run an answer's code here: nobody has allowed it, or it cannot be isolated."""
-    if os.environ.get(ALLOWED) != "1":
-        found, step = "a metric that runs the code of answers", f"export {ALLOWED}=1 where that may be"
-        yield Problem(where, found, "somebody on this machine who allows it", step)
-    elif reason := _explain_not_isolated():
-        step = "a Linux that allows user namespaces (sysctl user.max_user_namespaces), or another metric"
-        yield Problem(where, f"{_NAME}, and no isolation ({reason})", "namespaces of one's own", step)
-
-
-def refuse_forbidden(where: str) -> None:
-    """Refuse to run anything that is not allowed or cannot be isolated.
-
-    Raises:
-        UserError: it is so.
-    """
-    refuse(problems(where))
-
-
-@lru_cache(maxsize=4096)
-def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bool:  # noqa: B008 (a constant)
-    """Tell whether code passes tests, isolated: no network, no files, no processes but its own.
-
-    The tests run after the code among its names; the functions `test_…` and the classes of
-    tests that they define are called.
-
-    Raises:
-        HarnessError: the program could not be isolated, so nothing of it ran.
-    """
-    nonce = secrets.token_hex(16).encode()
-    program = json.dumps({"code": code, "tests": tests}).encode()
-    said, errors = run_isolated(DRIVER, b"%010d" % len(program) + program + nonce, limits)
-    if not said.startswith(_BEGUN):
-        reason = errors or "it never began"
-        raise HarnessError(
-            str(Problem(f"metric {_NAME}", reason, "a program in isolation", "harness doctor"))
-        )
-    return said == _BEGUN + nonce
-
-
-@lru_cache(maxsize=1)
-def _explain_not_isolated() -> str:
-    """Say why a program cannot be isolated here; empty where it can."""
-    try:
-        return "" if passes("", "assert True") else "a program that passes does not"
-    except (HarnessError, OSError) as error:
-        return str(error).splitlines()[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.errors import Problem, UserError
 from harness.formatting import quote
 from harness.metrics import Metric, mean_metric
-from harness.metrics.code_tests import extract_fenced, passes, problems, refuse_forbidden
+from harness.metrics._run_code import extract_fenced, passes, problems, refuse_forbidden
 from harness.records import Example, Output
 from harness.spec import Task
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.errors import Problem, UserError
 from harness.metrics import Metric, mean_metric
-from harness.metrics.code_tests import extract_fenced
+from harness.metrics._run_code import extract_fenced
 from harness.records import Example, Output, fold_text
 from harness.spec import Task
 
