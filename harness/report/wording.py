@@ -157,7 +157,8 @@ def miss_what(m: MissRate) -> str:
     if m.what == "equal":
         return "a fine-tune that lost nothing would not pass"
     where = " on every task" if m.what == "macro" else " on a single task"
-    return f"a real loss of {abs(100 * m.delta):g} points{where} would pass"
+    lost = abs(100 * m.delta)
+    return f"a real loss of {lost:g} point{'' if lost == 1 else 's'}{where} would pass"
 
 
 def family_text(n_members: int, alpha: float) -> str:
