@@ -14,7 +14,6 @@ from harness.records import Example, Output
 from harness.spec import Task
 
 _NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?")
-Pair = Callable[[Output, Example], tuple[float, float] | None]
 
 
 def read_scale(name: str, task: Task) -> dict[str, float]:
