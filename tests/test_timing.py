@@ -209,8 +209,8 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert again["at_once_s"] > 0
     (note,) = (n for n in describe_timing([replace(run, latency=again)]) if n.startswith("several requests"))
     assert re.search(
-        r"lora answers 6 within .* \([\d.,]+ a second\); alone, the first token comes after .*,"
-        r" together after ",
+        r"lora answers 6 within .* \([\d.,]+ a second\), their first tokens after .*;"
+        r" one alone has its first token after ",
         note,
     )
     assert 0 < again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
@@ -219,7 +219,7 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
         "seeds have names of their own"
     )
     served = {name: of for name, of in again.items() if name != "first_token_s"}
-    assert "a second), the first tokens of these after " in describe_timing([replace(run, latency=served)])[1]
+    assert "a second), their first tokens after " in describe_timing([replace(run, latency=served)])[1]
 
 
 def test_as_many_requests_come_at_once_as_is_written(session_and_run, monkeypatch):

@@ -316,11 +316,11 @@ def _times_text(run: Run) -> str:
 def _load_text(run: Run) -> str:
     n, all_s = run.latency["at_once"], run.latency["at_once_s"]
     first = run.latency.get("first_token_s")
-    alone = f"; alone, the first token comes after {seconds(first)}" if first is not None else ""
+    alone = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
     p50 = run.latency.get("first_token_at_once_p50_s")
-    together = f", together after {seconds(p50)}" if p50 is not None else ""
+    together = f", their first tokens after {seconds(p50)}" if p50 is not None else ""
     rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
-    return f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}{together}"
+    return f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second){together}{alone}"
 
 
 def _mean_s(rows: Iterable[SampleResult]) -> float:
