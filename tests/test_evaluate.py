@@ -100,6 +100,17 @@ def test_an_answer_outside_the_closed_set_is_unparsable():
     assert [(r.status, r.parts["exact_match"]) for r in found] == [("ok", (1.0,)), ("unparsable", (0.0,))]
 
 
+def test_a_metric_that_reads_a_label_in_a_longer_answer_scores_what_is_none_as_a_whole():
+    """It is unparsable all the same: the gate's rule on the form of answers counts it."""
+    closed = example(choices=("yes", "no"), reference="no")
+    (found,) = rows(
+        script_candidate(lambda _: "No, I think."), closed, metrics=("label_in_answer", "exact_match")
+    )
+    assert (found.status, found.parts) == ("unparsable", {"label_in_answer": (1.0,), "exact_match": (0.0,)})
+    (empty,) = rows(script_candidate(lambda _: " "), closed, metrics=("label_in_answer",))
+    assert empty.parts == {"label_in_answer": (0.0,)}
+
+
 def test_an_answer_cut_at_the_limit_is_truncated_and_scores_worst(base):
     answer = base.generate([base.encode(example().messages).context], Limits(1))[0].text
     found = row(base, example(reference=answer), max_new_tokens=1)
