@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -118,8 +119,15 @@ def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items(
 
 def need(items, *by_task, name="macro", lower=-0.031):
     """Make an inconclusive verdict that needs so many items, of the tasks named with their numbers."""
-    numbers = {"lower": lower, **({"items_needed_by_task": list(by_task)} if by_task else {})}
+    numbers = {"lower": lower, "items_needed": items}
+    numbers |= {"items_needed_by_task": list(by_task)} if by_task else {}
     return verdict("inconclusive", items_needed=items, rules=(Rule(name, "inconclusive", "", numbers),))
+
+
+def join(*verdicts):
+    """Join the open rules of verdicts in one."""
+    rules = tuple(rule for one in verdicts for rule in one.rules)
+    return replace(verdicts[0], rules=rules, items_needed=gating.list_items_needed(rules).total)
 
 
 A = SpareItems("a", ("suites.s.tasks.a.limit",), 300, 413)
@@ -173,6 +181,20 @@ WIDER = (
         ([need(90, "b 90")], [A], f"{WIDER} tasks hold no unused items, and some 90 more are needed"),
         ([need(90, "a 90", lower=-0.4)], [], "harness compare judges again, once suites: lists other tasks"),
         ([need(90, name="critical")], [], "harness compare judges again, once suites: lists other tasks"),
+        # A rule on one task needs the items of that task.
+        ([need(90, "a 90", name="each")], [A, B], f"compare {LIMIT_A}=390 judges again, on 90 more items"),
+        (
+            [need(500, "a 500", name="each")],
+            [A, B],
+            "once suites: lists other tasks, .* only 113 unused items",
+        ),
+        (
+            [join(need(90, "a 90"), need(700, "b 700", name="critical"))],
+            [A, B],
+            f"{LIMIT_A}=390 {LIMIT_B.format('800')} judges again, on 790 more items",
+        ),
+        # Unusable answers are counted of generated ones alone.
+        ([need(90, name="validity")], [A._replace(is_generated=False)], "once suites: lists other tasks"),
     ],
 )
 def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdicts, spare, advice):
@@ -195,6 +217,7 @@ def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
         {"name": "short", "limit": 900, "data": {"test": "t.jsonl"}},
         {"name": "both", "limit": 300, "data": {"test": "t.jsonl", "limits": {"test": 200}}},
         {"lm_eval": "arc_easy", "limit": 100},
+        {"name": "v1.5", "limit": 100, "data": {"test": "t.jsonl"}},
     ]
     suites = [
         {"name": "s", "role": "capability", "tasks": tasks},
@@ -214,6 +237,7 @@ def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
     assert list_spare_items(experiment, (), lambda task: 413) == (
         SpareItems("both", (f"{at}.both.limit", f"{at}.both.data.limits.test"), 200, 413),
         SpareItems("arc_easy", (f"{at}.3.limit",), 100, 413),
+        SpareItems("v1.5", (f"{at}.4.limit",), 100, 413),
     )
 
 
@@ -227,6 +251,12 @@ TUNED = """\
   prompt: {method: base}
   lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
 """
+
+
+STRICT = {  # what is typed, and the settings of the next step
+    "gate.macro=0.05 gate.each=0.1": r"gate.each=0.1 suites.general.tasks.sums.limit=800$",
+    "suites.general.tasks.sums.limit=300": r"sums.limit=300 gate.macro=0.056$",
+}
 
 
 @pytest.mark.parametrize(
@@ -261,6 +291,13 @@ def test_a_step_as_it_is_printed_asks_more_items_or_settles_it(
             main()
         return (ended.value.code or 0, *capsys.readouterr())
 
+    if n_held == 800:
+        for typed, settings in STRICT.items():
+            code, _, said = run(f"harness compare --strict --dry-run {typed}")
+            assert code == 2
+            line = re.search(r"next: (harness compare --strict .*?) (?:asks|judges) ", said)[1]
+            assert re.search(settings, line), line
+            assert run(f"{line} --dry-run")[0] == 0
     code, _, said = run("harness compare")
     assert code == 0, said
     code, table, said = run("harness gate --candidate lora")

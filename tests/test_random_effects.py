@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
+from test_report import report as make_report
 
 from harness import stats
 from harness.comparison import compare_recipes, compare_rows, refuse
 from harness.decision import ItemVariances, item_variances, pool_seeds, summarize_seeds
-from harness.decision.economics import estimate_more_items, probability_above, worth_of_items
+from harness.decision.economics import estimate_more_items, list_more_seeds, probability_above, worth_of_items
 from harness.decision.seeds import mean_interval, mean_p
 from harness.report import ExperimentReport, to_json
+from harness.report.first_page import next_steps
 from harness.report.reading import restore
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
@@ -155,6 +157,22 @@ def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_no
     found = decision(facts)
     assert found.candidate == "knn"
     assert found.sentence.endswith("more seeds, as trainings of this recipe differ by more than it gains.")
+
+
+def test_a_gain_that_varies_most_between_seeds_is_shown_by_as_many_more_of_them():
+    facts = seeds(0.12, 0.03, 0.09, half=0.02)
+    more = list_more_seeds(facts, pool_seeds(facts)[0])
+    assert more == (0, 1, 2, 3, 4)
+    found = pool_facts(facts).components
+    at = {n: Variance(found.seeds.variance * 3 / n, n - 1) for n in (4, 5)}
+    reached = [stats.detectable_mean(VarianceComponents(found.items, at[n], n), 1.0) for n in at]
+    assert reached[0] > 0.08 >= reached[1]
+    told = decision(facts)
+    assert told.sentence.endswith(
+        "more seeds (--seeds 0,1,2,3,4), as the gain varies most between trainings."
+    )
+    steps = list(next_steps(make_report([*alternatives(), *facts], decision=told)))
+    assert steps[-1].line == "harness compare 'seeds=[0,1,2,3,4]'"
 
 
 def test_items_needed_with_seeds_come_from_the_intervals_own_distribution():

@@ -106,8 +106,8 @@ def compare(
     work = _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke) if computes else {}
     plan = experiment.estimate_seconds(session, work)
     warnings = experiment.warnings_before(session)
-    if strict:
-        _refuse_margins(warnings)
+    if strict and warnings:
+        _refuse_margins(warnings, experiment.advise_before(session, at.command_line(candidates or [])).text)
     if fewer_items and computes:
         say(
             "fewer items: the candidates take at most what is planned; where a task is large enough to draw"
@@ -196,11 +196,10 @@ def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
     ]
 
 
-def _refuse_margins(warnings: "Sequence[str]") -> None:
-    """Refuse what the items probably cannot show."""
-    if warnings:
-        expected, step = "margins that the items at hand can show", "more items or wider margins"
-        raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
+def _refuse_margins(warnings: "Sequence[str]", step: str) -> None:
+    """Refuse what the items probably cannot show, with what to type instead."""
+    expected = "margins that the items at hand can show"
+    raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
 
 
 def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:

@@ -137,8 +137,9 @@ def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile
     failed = {rule.name for verdict in verdicts for rule in verdict.rules if rule.outcome == "fail"}
     if failed & {"macro", "each", "safety", "critical"}:
         return f"{typed.command('rescue', candidate)} searches for a version that forgets less"
-    if any(verdict.items_needed for verdict in verdicts):
-        return release.advise_more_items(at.config, candidate, judged, at.settings, typed).text
+    if all(verdict.items_needed for verdict in verdicts if verdict.outcome != "pass"):
+        words = ["gate", "--candidate", candidate]
+        return release.advise_more_items(at.config, judged, at.settings, typed, words).text
     return f"{typed.command('decide')} says what to ship instead, or what to measure next"
 
 

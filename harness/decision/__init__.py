@@ -19,6 +19,7 @@ from harness.decision.economics import (
     hour_usd,
     index_sentences,
     index_usd_per_1k,
+    list_more_seeds,
     reprice,
 )
 from harness.decision.explain import (

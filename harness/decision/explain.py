@@ -143,6 +143,8 @@ def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
         return "more labels of people"
     folded, n = is_cross_validated(run), economics.estimate_more_items(run) if gains else None
+    if seeds := economics.list_more_seeds(case.facts, run):
+        return f"more seeds (--seeds {','.join(map(str, seeds))}), as the gain varies most between trainings"
     if n == inf:
         return "more seeds, as trainings of this recipe differ by more than it gains"
     rows = "rows to test on in folds" if folded else "test rows"

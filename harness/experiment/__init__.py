@@ -24,7 +24,7 @@ from harness.experiment.analysis import report_of
 from harness.experiment.analysis.human_labels import count_missing, judge_labels, read_labels
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
-from harness.experiment.analysis.study import Study, is_as_written, study_session
+from harness.experiment.analysis.study import Study, is_of_recipe, study_session
 from harness.experiment.analysis.target_comparisons import compare_on, score_on
 from harness.experiment.analysis.target_facts import (
     is_prompt,
@@ -61,6 +61,7 @@ from harness.experiment.preparation.planned_work import (
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.report_runs import gate_settings, report_finished, report_stored, report_stored_so_far
 from harness.experiment.run_preview import (
+    advise_before,
     are_all_done,
     describe_stored,
     first_line,

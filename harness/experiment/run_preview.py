@@ -4,10 +4,11 @@ Invariant: nothing is computed, and no model is loaded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from harness import gating
-from harness.config import LoadedExperiment, lint
+from harness.config import CommandLine, LoadedExperiment, lint
 from harness.decision import family_of
 from harness.errors import Problem, UserError
 from harness.evaluation import costs
@@ -24,6 +25,8 @@ from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
 from harness.progress import spins_briefly
 from harness.records import Example, Run
+from harness.report import Command, advise_on_power, list_spare_items
+from harness.spec import GatePolicy
 
 MANY = 64  # candidates
 
@@ -87,9 +90,24 @@ def first_line(session: Session, n_candidates: int, expected_s: float | None) ->
 
 def warnings_before(session: Session) -> tuple[str, ...]:
     """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
-    n = {m.task.name: len(m.items.test) for m in session.suites}
-    n_members = family_of(session.experiment).size
-    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
+    return _warn_of_power(session, _count_asked(session), session.experiment.gate)
+
+
+def advise_before(session: Session, typed: CommandLine) -> Command:
+    """Say how to run what the items at hand probably cannot show; commands as `typed`."""
+    held = {m.task.name: m.held for m in session.suites}
+    spare = list_spare_items(session.experiment, (), lambda task: held[task.name])
+    warn = partial(_warn_of_power, session)
+    return advise_on_power(session.experiment, _count_asked(session), spare, warn, typed)
+
+
+def _count_asked(session: Session) -> dict[str, int]:
+    return {m.task.name: len(m.items.test) for m in session.suites}
+
+
+def _warn_of_power(session: Session, n: Mapping[str, int], policy: GatePolicy) -> tuple[str, ...]:
+    experiment = session.experiment
+    return gating.power_warnings(experiment.suites, n, policy, n_members=family_of(experiment).size)
 
 
 def idle_workers(session: Session) -> list[str]:

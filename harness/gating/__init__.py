@@ -39,6 +39,7 @@ from harness.gating.shared_items import SharedItems, find_shared_items
 from harness.gating.significance import bound_passing_chance
 from harness.gating.verdict import (
     WORDS,
+    ItemsNeeded,
     MissRate,
     Rule,
     TargetFacts,
@@ -50,6 +51,7 @@ from harness.gating.verdict import (
     is_relative,
     is_reported_only,
     is_safety,
+    list_items_needed,
     margin_of,
     margin_share,
     may_decide,

@@ -10,6 +10,7 @@ from harness.spec import GatePolicy, Margin
 
 _STEP = "; harness promote asks for a reason"
 
+_KEPT = ("delta", "low", "high", "lower", "n_items", "items_needed", "items_needed_by_task")
 _LARGEST = 0.99  # of a margin that is not written: beyond a loss of everything none could be shown
 
 
@@ -31,9 +32,7 @@ def cumulative_rule(against_first: Verdict, first_base: str) -> Rule:
     macro = next(rule for rule in against_first.rules if rule.name == "macro")
     outcome: RuleOutcome = macro.outcome if macro.outcome in ("pass", "fail") else "skipped"
     said = f"cumulative: against the first base, {macro.sentence}{_STEP if outcome == 'skipped' else ''}"
-    kept: dict[str, Number] = {
-        name: macro.numbers[name] for name in ("delta", "low", "high", "n_items") if name in macro.numbers
-    }
+    kept: dict[str, Number] = {name: macro.numbers[name] for name in _KEPT if name in macro.numbers}
     return Rule(
         "cumulative", outcome, said, {"first_base": first_base, "margin": macro.numbers["margin"], **kept}
     )

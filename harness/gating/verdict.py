@@ -5,7 +5,7 @@ Invariant: an outcome is `pass`, `fail`, `inconclusive` or `harness-drift` (a ru
 the base was measured; until then what it amounts to is unknown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple
@@ -117,13 +117,48 @@ class Rule:
     numbers: dict[str, Number]
 
 
+class ItemsNeeded(NamedTuple):
+    """Numbers of more items that would probably settle the open rules of a verdict.
+
+    `of_task` names tasks that have to give them themselves, `of_macro` those (`a and b` where they share
+    items) among which others of the macro could as well; `of_answers` are generated ones of any task.
+    """
+
+    of_task: Mapping[str, int]
+    of_macro: Mapping[str, int]
+    of_answers: int
+
+    @property
+    def total(self) -> int:
+        """The number of items in all; those of one task serve every rule."""
+        most = {name: max(n, self.of_task.get(name, 0)) for name, n in self.of_macro.items()}
+        return max(sum({**self.of_task, **most}.values()), self.of_answers)
+
+
+def list_items_needed(rules: Iterable[Rule]) -> ItemsNeeded | None:
+    """List the items that would settle all open rules; None without one, or where items do not settle one."""
+    open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
+    if not open_rules or not all(rule.numbers.get("items_needed") for rule in open_rules):
+        return None
+    of_task, of_macro, of_answers = dict[str, int](), dict[str, int](), 0
+    for rule in open_rules:
+        texts = rule.numbers.get("items_needed_by_task")
+        if not isinstance(texts, list):
+            of_answers = max(of_answers, int(str(rule.numbers["items_needed"])))
+            continue
+        parts = of_macro if rule.name in ("macro", "cumulative") else of_task
+        for name, _, n in (text.rpartition(" ") for text in texts):
+            parts[name] = max(int(n.replace(",", "")), parts.get(name, 0))
+    return ItemsNeeded(of_task, of_macro, of_answers)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Verdict of the gate on a run. `macro` is the delta; `missed` the gate's operating characteristic.
 
     `lost` and `gained` count items over the admitted capability tasks. `items_needed` is how
-    many more items would probably settle an inconclusive verdict; None where none is needed
-    or no reasonable number would do.
+    many more items would probably settle an inconclusive verdict; None where none is needed,
+    no reasonable number would do, or a rule is open that items do not settle.
     """
 
     outcome: Outcome

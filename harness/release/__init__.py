@@ -6,6 +6,7 @@ promoted answers whole tasks first, which is what later gates compare with.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from harness.experiment import (
     find_lm_eval_tasks,
     prepare_session,
 )
-from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
+from harness.gating import GateResult, Rule, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
 from harness.release.champions import best_run, promote
@@ -90,9 +91,16 @@ def gate_candidate(
 
 
 def advise_more_items(
-    path: Path, candidate: str, judged: Sequence[GateResult], overrides: Sequence[str], typed: CommandLine
+    path: Path,
+    judged: Sequence[GateResult],
+    overrides: Sequence[str],
+    typed: CommandLine,
+    judging: Sequence[str],
 ) -> Command:
-    """Say how to settle a candidate's open verdicts; reads the files of the tasks, to count their items."""
+    """Say how to settle open verdicts; reads the files of the tasks, to count their items.
+
+    `judging` are the words of the command that judges by another margin.
+    """
     experiment, catalogue = find_lm_eval_tasks(config.load(path, overrides).experiment)
 
     def count_held(task: Task) -> int:
@@ -105,7 +113,7 @@ def advise_more_items(
         report.list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
         typed,
         relative=gating.is_relative(experiment.gate.macro),
-        judging=["gate", "--candidate", candidate],
+        judging=judging,
     )
 
 
@@ -146,7 +154,8 @@ def promote_named(
     judged = _judge_or_explain(stored, run, before, despite)
     if isinstance(judged, str):
         return promote(stored, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
-    _ask_about_creep(run, judged, despite)
+    if not despite and (rule := _find_creep(judged)):
+        raise _ask_about_creep(path, run, judged, rule, overrides, stored.typed)
     return promote(
         stored,
         run,
@@ -178,13 +187,24 @@ def _cumulative_loss(verdict: Verdict) -> list[float]:
     return known if len(known) == 4 else []
 
 
-def _ask_about_creep(run: Run, judged: GateResult, despite: str) -> None:
-    """Ask for a reason where a loss against the first base is not ruled out."""
+def _find_creep(judged: GateResult) -> Rule | None:
+    """Find the rule by which a loss against the first base is not ruled out; None where it is."""
     rule = cumulative_of(judged.verdict)
-    if rule is not None and rule.outcome == "skipped" and not despite:
-        found = f"a loss against the first base that is not ruled out ({rule.sentence})"
-        step = "more items of the suites, or --force --reason REASON, which keeps the reason"
-        raise UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
+    return rule if rule is not None and rule.outcome == "skipped" else None
+
+
+def _ask_about_creep(
+    path: Path, run: Run, judged: GateResult, rule: Rule, overrides: Sequence[str], typed: CommandLine
+) -> UserError:
+    """Ask for a reason, or for what would rule out a loss against the first base."""
+    step = "--force --reason REASON, which keeps the reason"
+    if rule.numbers.get("items_needed"):
+        asked = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
+        words = ["promote", run.candidate]
+        more = advise_more_items(path, [replace(judged, verdict=asked)], overrides, typed, words)
+        step = f"{more.text}; or {step}"
+    found = f"a loss against the first base that is not ruled out ({rule.sentence})"
+    return UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
 
 
 def _judge_or_explain(

@@ -23,7 +23,7 @@ from harness.experiment import (
     StoredRows,
     Study,
     find_lm_eval_tasks,
-    is_as_written,
+    is_of_recipe,
     judge,
     list_untrained,
     metrics_of,
@@ -106,7 +106,7 @@ def candidate_runs(stored: StoredExperiment, candidate: str, *, sampled: bool = 
         whole = stored.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
-        done = [r for r in own if r.state == "done" and is_as_written(r, recipe)]
+        done = [r for r in own if r.state == "done" and is_of_recipe(r, recipe)]
         newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
         if newest:
             _refuse_missing_seeds(stored, candidate, newest)

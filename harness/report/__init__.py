@@ -19,7 +19,7 @@ from harness.report.experiment_report import AttributionStep, ExperimentReport, 
 from harness.report.html import html
 from harness.report.interchange import junit, to_csv
 from harness.report.labels import CLASSES, ERROR, WORDS
-from harness.report.more_items import SpareItems, advise_more_items, list_spare_items
+from harness.report.more_items import SpareItems, advise_more_items, advise_on_power, list_spare_items
 from harness.report.plots import front_file
 from harness.report.reading import paths as kept_reports
 from harness.report.reading import read, read_kept, restore, with_units

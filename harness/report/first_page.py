@@ -19,6 +19,7 @@ from harness.decision import (
     is_fine_tuned,
     is_gain_shown,
     judge_by_wins,
+    list_more_seeds,
     list_passing_runs,
     pool_seeds,
     strongest_run,
@@ -288,6 +289,19 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     if run is not None and _can_be_rescued(run):
         line = report.typed.command("rescue", run.name)
         yield Command(line, f"tries versions of {run.name} that keep more")
+    if decision is not None and decision.candidate and (more := _ask_more_seeds(report)):
+        yield more
+
+
+def _ask_more_seeds(report: ExperimentReport) -> Command | None:
+    """Say how to show a gain that varies most between trainings; None where seeds are not what it lacks."""
+    run = find_judged(report)
+    seeds = list_more_seeds(report.facts, run) if run is not None else ()
+    if run is None or not seeds:
+        return None
+    line = report.typed.with_settings([f"seeds=[{','.join(map(str, seeds))}]"]).command("compare")
+    n = formatting.pluralize(len(seeds), "seed")
+    return Command(line, f"trains {run.name} with {n} in all, as its gain varies most between trainings")
 
 
 def _awaits_ratings(report: ExperimentReport) -> bool:
@@ -324,6 +338,8 @@ def _ask_open_question(report: ExperimentReport) -> Command:
             relative=report.macro_margin is None,
             judging=["compare", *same],
         )
+    if not waits and (more := _ask_more_seeds(report)):
+        return more
     waits = waits or "decides once what the decision asks for is there"
     return Command(report.typed.command("compare", *same), waits)
 

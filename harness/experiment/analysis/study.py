@@ -99,7 +99,7 @@ def _find_weights(session: Session, current: Weights, run: Run) -> Weights:
     return settled.weights if settled else current
 
 
-def is_as_written(run: Run, recipe: Recipe) -> bool:
+def is_of_recipe(run: Run, recipe: Recipe) -> bool:
     """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
     try:
         own = Recipe.model_validate(run.recipe)

@@ -19,7 +19,7 @@ from harness.comparison import (
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.analysis.human_labels import correct_reached, judge_labels
-from harness.experiment.analysis.study import Study, is_as_written
+from harness.experiment.analysis.study import Study, is_of_recipe
 from harness.experiment.analysis.target_wins import wins_of
 from harness.experiment.runs.candidate_result import facts_on_target, mark_recipe
 from harness.experiment.runs.stored_rows import Rows, StoredRows
@@ -166,7 +166,7 @@ def list_untrained(study: Study) -> list[Run]:
         if run.state != "done" or recipe is None or (method.seeded and run.seed not in place):
             continue
         trained = run.weights_digest != run.base_digest and method.makes_language_model
-        if (not trained or recipe.role == "baseline") and is_as_written(run, recipe):
+        if (not trained or recipe.role == "baseline") and is_of_recipe(run, recipe):
             newest[run.candidate, place[run.seed] if method.seeded else 0] = run
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 

@@ -32,6 +32,7 @@ from harness.gating.verdict import (
     is_invalid,
     is_named_critical,
     is_safety,
+    list_items_needed,
     worst_outcome,
 )
 from harness.spec import GatePolicy
@@ -95,7 +96,7 @@ def apply_rules(
         *([cumulative] if cumulative else []),
     )
     outcome = _join_outcomes(rules)
-    needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
+    needed = list_items_needed(rules)
     return Verdict(
         outcome=outcome,
         rules=rules,
@@ -103,7 +104,7 @@ def apply_rules(
         lost=sum(len(t.counted.lost) for t in admitted),
         gained=sum(len(t.counted.gained) for t in admitted),
         missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
-        items_needed=max(needed) if needed and outcome == "inconclusive" and not is_invalid(rules) else None,
+        items_needed=needed.total if needed and outcome == "inconclusive" and not is_invalid(rules) else None,
         sentence=_verdict_sentence(outcome, rules),
     )
 

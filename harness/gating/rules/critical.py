@@ -10,7 +10,7 @@ from math import ceil
 from harness import formatting, stats
 from harness.comparison import Comparison
 from harness.gating.items_needed import MOST_ITEMS
-from harness.gating.rules.sentences import NAMED, add_items_needed, list_ids
+from harness.gating.rules.sentences import NAMED, add_items_of_tasks, list_ids
 from harness.gating.significance import loss_rate_p
 from harness.gating.verdict import Number, Outcome, Rule, TaskComparison, is_named_critical, worst_outcome
 from harness.spec import GatePolicy
@@ -27,13 +27,15 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     missing = set(policy.critical) - {name for t in tasks for name in (t.task.name, t.suite)}
     judged = [_critical_task(t, policy) for t in named]
     judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
+    outcome = worst_outcome([rule.outcome for rule in judged])
     facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
-    more = [n for rule in judged if isinstance(n := rule.numbers.get("items_needed"), int)]
-    facts |= {"margin": policy.critical_margin, **({"items_needed": max(more)} if more else {})}
+    facts["margin"] = policy.critical_margin
     ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
     facts |= {"p": max(ps)} if ps else {}
     said = "critical: " + "; ".join(rule.sentence for rule in judged)
-    return Rule("critical", worst_outcome([rule.outcome for rule in judged]), said, facts)
+    open_tasks = [t for t, rule in zip(named, judged, strict=False) if rule.outcome == "inconclusive"]
+    more = {t.task.name: _count_critical_items(t.comparison, policy) for t in open_tasks}
+    return Rule("critical", outcome, said, add_items_of_tasks(facts, outcome, more | dict.fromkeys(missing)))
 
 
 def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
@@ -62,16 +64,18 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
     facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:NAMED])}
     facts["p"] = loss_rate_p(most_lost / c.design_effect, most_passed / c.design_effect, 2 * margin)
-    return Rule("critical", outcome, said, add_items_needed(facts, outcome, _critical_items(c, policy)))
+    return Rule("critical", outcome, said, facts)
 
 
 def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Interval:
     return stats.clopper_pearson(lost / effect, passed / effect, 2 * alpha)
 
 
-def _critical_items(c: Comparison, policy: GatePolicy) -> int | None:
-    """Grow the sample at the observed loss rate until one of the two bounds decides."""
+def _count_critical_items(c: Comparison, policy: GatePolicy) -> int | None:
+    """Grow the sample at the observed loss rate until one of the two bounds decides; None where none does."""
     passed, factor = c.base_passed or 0, 1.0
+    if not passed:
+        return None
     while factor < MOST_ITEMS:
         factor *= 1.1
         low, high = _loss_bounds(len(c.lost) * factor, passed * factor, c.design_effect, policy.alpha)

@@ -3,7 +3,7 @@
 Invariant: a margin is judged by one-sided bounds: passed above, failed below, else left open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness import formatting
 from harness.comparison import Comparison
@@ -35,6 +35,17 @@ def margin_verdict(
 def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
     """Add the items that would settle an open rule to its numbers, where they are known."""
     return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
+
+
+def add_items_of_tasks(
+    facts: dict[str, Number], outcome: str, more: Mapping[str, int | None]
+) -> dict[str, Number]:
+    """Add the items of each open task that would settle a rule to its numbers, where all are known."""
+    known = {task: n for task, n in more.items() if n}
+    if outcome != "inconclusive" or not known or len(known) < len(more):
+        return facts
+    by_task = [f"{task} {formatting.count(n)}" for task, n in known.items()]
+    return {**facts, "items_needed": sum(known.values()), "items_needed_by_task": by_task}
 
 
 def comparison_facing_se(c: Comparison, margin: float) -> float:

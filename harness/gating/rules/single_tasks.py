@@ -11,7 +11,7 @@ from harness import comparison, formatting, stats
 from harness.gating.items_needed import DeltaPart, describe_more_items, find_planning_se, upper_se
 from harness.gating.rules.sentences import (
     NAMED,
-    add_items_needed,
+    add_items_of_tasks,
     comparison_facing_se,
     delta_text,
     loss_margin_text,
@@ -88,12 +88,12 @@ def _doubtful_rule(
     alpha: float,
     facts: dict[str, Number],
 ) -> Rule:
-    said, most = [], 0
+    said, more = [], dict[str, int | None]()
     for t in doubtful:
         c, margin = t.counted, margin_of(t, policy)
         part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
         advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
         said.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
-        most = max(most, advice.items or 0)
+        more[t.task.name] = advice.items
     sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(said)}"
-    return Rule(name, "inconclusive", sentence, add_items_needed(facts, "inconclusive", most or None))
+    return Rule(name, "inconclusive", sentence, add_items_of_tasks(facts, "inconclusive", more))
