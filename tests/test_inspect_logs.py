@@ -224,6 +224,17 @@ def test_of_logs_of_two_evaluations_in_one_folder_the_printed_step_names_one(tmp
     assert len(task.comparison.lost) == 9
 
 
+def test_tasks_of_one_model_that_was_served_at_two_addresses_are_one_arm_and_that_is_said(tmp_path):
+    for arm, right in (("a", [1] * 30), ("b", [1] * 20 + [0] * 10)):
+        for port, task in enumerate(("sums", "chat"), 8000):
+            url = f"http://localhost:{port}/v1"
+            inspect_logs.write(tmp_path / arm, {task: right}, model="vllm/tuned", model_base_url=url)
+    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    assert [t.task.name for t in judged.tasks] == ["chat", "sums"]
+    served = "one model by its name, served at http://localhost:8000/v1 and http://localhost:8001/v1"
+    assert f"--candidate: {served}" in judged.notes
+
+
 def test_one_log_given_as_both_arms_is_refused_in_whatever_form(tmp_path):
     for other in (REAL / "tuned", REAL / "tuned.json"):
         with pytest.raises(UserError, match=r"answers of --base .* again, the same in all of 12 items"):

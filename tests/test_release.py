@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import inspect_logs
 import lmeval_folder
 import numpy as np
 import pytest
@@ -918,6 +919,64 @@ def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
         UserError, match=r"samples_speech.*found metrics that are no rates in \[0, 1\] \(acc\)"
     ):
         release.gate_folders(old, new, GatePolicy())
+
+
+def write_corpus_metric(folder):
+    """Write samples of a task whose metric has no number of an item, as lm-eval logs BLEU."""
+    for file in folder.rglob("samples_wmt_*"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        pairs = [{**row, "metrics": ["bleu"], "bleu": ["a reference", "an answer"]} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+
+
+def test_a_task_without_a_number_of_each_item_is_named_and_the_others_are_judged(tmp_path):
+    lost = np.arange(400) >= 80
+    for arm, scores in (("a", np.ones(400)), ("b", lost.astype(float))):
+        write_corpus_metric(lmeval_folder.write(tmp_path / arm, {"arc": scores, "wmt": np.ones(9)}))
+    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    assert ([t.task.name for t in judged.tasks], judged.verdict.outcome) == (["arc"], "fail")
+    assert "wmt is not compared: metrics without one number an item (bleu)" in judged.notes
+    with pytest.raises(UserError, match=r"samples_wmt.*without one number an item \(bleu\)"):
+        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy(tasks=["wmt", "arc"]))
+    next((tmp_path / "b").rglob("samples_wmt*")).write_text("damaged")
+    again = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy(tasks=["arc"]))
+    assert (again.verdict.outcome, again.notes[0]) == ("fail", "not named by gate.tasks, left out: wmt")
+
+
+def test_a_task_that_one_arm_alone_scores_is_refused(tmp_path):
+    for arm in ("a", "b"):
+        lmeval_folder.write(tmp_path / arm, {"arc": np.arange(9) % (2 + (arm == "a")), "wmt": np.ones(9)})
+    write_corpus_metric(tmp_path / "b")
+    with pytest.raises(UserError, match=r"b/.*samples_wmt.*without one number an item"):
+        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+
+
+def test_a_link_to_a_folder_of_logs_is_named_as_not_followed(tmp_path):
+    for arm, n_right in (("a", 40), ("b", 30), ("elsewhere", 9)):
+        lmeval_folder.write(tmp_path / arm, {"arc": (np.arange(50) < n_right).astype(float)})
+    link = tmp_path / "b" / "more"
+    link.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "more").symlink_to(tmp_path / "elsewhere")
+    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    assert (
+        f"{link} is a link to a folder, which is not followed; next: name that folder itself" in judged.notes
+    )
+    with pytest.raises(UserError, match=r"neither; .*links/more is a link, which is not followed"):
+        release.gate_folders(tmp_path / "a", tmp_path / "links", GatePolicy())
+
+
+@pytest.mark.parametrize("write", [lmeval_folder.write, partial(inspect_logs.write, zipped=False)])
+def test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound(tmp_path, write):
+    for arm, scores in (("a", [1.0, 0.0, 1.0]), ("b", [1.0, 0.0, 0.0])):
+        write(tmp_path / arm, {"arc": scores})
+    (file,) = (tmp_path / "b").rglob("*.json")
+    with file.open("r+b") as made:
+        made.truncate(2**31 + 1)  # a hole, which takes no room
+    with pytest.raises(
+        UserError, match="2,147,483,649 bytes of JSON in one file; expected at most 2,147,483,648"
+    ):
+        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
 
 
 @pytest.mark.parametrize(

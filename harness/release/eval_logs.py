@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
@@ -69,6 +69,7 @@ _LOWER = (
         "bias",
     ),
 )
+MOST_BYTES = 2**31  # of one file or member that is read as a whole
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
@@ -110,14 +111,16 @@ class Evaluation(NamedTuple):
     """One evaluation as another evaluator logged it; `file` names it where it is not all of a folder.
 
     `identity` is what evaluations of one model have in common. Where nothing says which model it is, that is
-    None and `model` is empty. `tasks` read the samples by task, and `unfinished` are the tasks without any.
+    None and `model` is empty. `tasks` read the samples by task, or say what keeps one from being compared;
+    `unfinished` are the tasks without any. `address` is where the model was served.
     """
 
     file: Path
     model: str
     identity: Mapping[str, Any] | None
-    tasks: Mapping[str, Callable[[], TaskLog]]
+    tasks: Mapping[str, Callable[[], TaskLog | Problem]]
     unfinished: tuple[str, ...] = ()
+    address: str = ""
 
     def is_like(self, other: "Evaluation") -> bool:
         """Tell whether both are known to be of one model under one configuration."""
@@ -125,16 +128,27 @@ class Evaluation(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One model's tasks as logged; its fields are those of its newest evaluation, over all of them."""
+    """One model's tasks as logged; its fields are those of its newest evaluation, over all of them.
+
+    `names` are all that it finished. Of these `tasks` holds those that were read, and `not_compared` what
+    keeps others from being compared. `addresses` are where the model was served.
+    """
 
     model: str
     identity: Mapping[str, Any] | None
+    names: tuple[str, ...]
     tasks: Mapping[str, TaskLog]
+    not_compared: Mapping[str, Problem]
     unfinished: tuple[str, ...]
+    addresses: tuple[str, ...]
 
 
-def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], other: Path) -> Arm:
+def read_arm(
+    option: str, path: Path, evaluations: Sequence[Evaluation], other: Path, wanted: Collection[str] = ()
+) -> Arm:
     """Read what a path holds, given as an option beside the path of the other arm; the newest comes last.
+
+    Only the `wanted` tasks are read where some are named.
 
     Raises:
         UserError: the evaluations are of several models, a task is in several of them, or a file is damaged.
@@ -143,10 +157,17 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], other: 
     _refuse_several_models(option, path, finished, other)
     _refuse_repeated_tasks(option, path, finished)
     newest = finished[-1]
-    tasks = {name: read() for evaluation in finished for name, read in evaluation.tasks.items()}
+    logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))
+    found = {name: read() for name, read in logged.items() if not wanted or name in wanted}
     begun = {name for one in evaluations if one.is_like(newest) for name in one.unfinished}
     return Arm(
-        newest.model, newest.identity, dict(sorted(tasks.items())), tuple(sorted(begun - tasks.keys()))
+        newest.model,
+        newest.identity,
+        tuple(logged),
+        {name: log for name, log in found.items() if isinstance(log, TaskLog)},
+        {name: problem for name, problem in found.items() if isinstance(problem, Problem)},
+        tuple(sorted(begun - logged.keys())),
+        tuple(sorted({one.address for one in finished})),
     )
 
 
@@ -205,6 +226,13 @@ def _refuse_repeated_tasks(option: str, path: Path, evaluations: Sequence[Evalua
 def hold_same_answers(old: TaskLog, new: TaskLog) -> bool:
     """Tell whether every item of a task has the same answer and score in both, as in one log given twice."""
     return all(item.answer == new.items[name].answer for name, item in old.items.items())
+
+
+def refuse_large(path: Path) -> None:
+    """Refuse a file that is read as a whole and is larger than anybody logs."""
+    if (size := path.stat().st_size) > MOST_BYTES:
+        found, expected = f"{size:,} bytes of JSON in one file", f"at most {MOST_BYTES:,}"
+        raise UserError(Problem(str(path), found, expected, "log fewer tasks or samples to a file"))
 
 
 def digest_logged(value: object) -> str:

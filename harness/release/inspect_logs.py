@@ -21,6 +21,7 @@ from harness.data.readers import refuse_bomb
 from harness.errors import Problem, UserError, refuse_unreadable
 from harness.records import Status, canonical_json, digest, parse_json
 from harness.release.eval_logs import (
+    MOST_BYTES,
     Evaluation,
     LoggedItem,
     TaskLog,
@@ -30,6 +31,7 @@ from harness.release.eval_logs import (
     is_lower_better,
     is_rate,
     join_copies,
+    refuse_large,
 )
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -56,7 +58,7 @@ _DECODING = (
     "reasoning_tokens",
     "response_schema",
 )
-_WHO = ("model", "model_args", "model_base_url", "model_roles")
+_WHO = ("model", "model_args", "model_roles")
 _PRECISION = ("dtype", "torch_dtype", "load_in_4bit", "load_in_8bit", "quantization")
 _AGAIN = "evaluate again with inspect eval-retry"
 
@@ -102,7 +104,8 @@ def _evaluation(log: Log) -> Evaluation:
         task, identity = _task_name(spec), {key: spec.get(key) for key in _WHO}
     finished = _status(log.header) == "success"
     tasks = {task: partial(_parse_task, task, log)} if finished else {}
-    return Evaluation(log.path, str(spec.get("model")), identity, tasks, () if finished else (task,))
+    unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
+    return Evaluation(log.path, str(spec.get("model")), identity, tasks, unfinished, address)
 
 
 def _is_log(file: Path) -> bool:
@@ -124,6 +127,7 @@ def _readable(file: Path) -> AbstractContextManager[None]:
 
 
 def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
+    refuse_large(file)
     log = _header(parse_json(file.read_text("utf-8")))
     samples = log.get("samples") or []
     return log, lambda: samples
@@ -167,18 +171,21 @@ def _task_name(spec: Mapping[str, Any]) -> str:
     return " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
 
 
-def _parse_task(task: str, log: Log) -> TaskLog:
+def _parse_task(task: str, log: Log) -> TaskLog | Problem:
     with _readable(log.path):
         return _score_items(task, log)
 
 
-def _score_items(task: str, log: Log) -> TaskLog:
+def _score_items(task: str, log: Log) -> TaskLog | Problem:
     by_item: dict[str, list[Mapping[str, Any]]] = {}
     for sample in log.samples():
         by_item.setdefault(str(sample.get("id")), []).append(sample)
     _refuse_gaps(log, by_item)
     scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
-    metric, *others = _name_scores(log, scored.values())
+    names = _name_scores(log, scored.values())
+    if isinstance(names, Problem):
+        return names
+    metric, *others = names
     scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
     _refuse_unscored(log, metric, scores)
     items = {
@@ -218,8 +225,11 @@ def _n_epochs(samples: Sequence[Mapping[str, Any]]) -> int:
     return len(samples) if named == {None} else len(named)
 
 
-def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str]:
-    """Name the scores, first the one that decides: the first rate listed, else of the samples' own."""
+def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str] | Problem:
+    """Name the scores, first the one that decides: the first rate listed, else of the samples' own.
+
+    Or say why none is compared.
+    """
     listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
     there: dict[str, list[object]] = {}
     for found in (found for epochs in scored for found in epochs):
@@ -229,7 +239,7 @@ def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> 
         return [str(name) for name in dict.fromkeys([chosen, *there])]
     found_none = f"no score that is a rate in [0, 1] ({', '.join(there) or 'none at all'})"
     step = "add a scorer, and run inspect score"
-    raise UserError(Problem(str(log.path), found_none, "a scorer that marks each sample", step))
+    return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
@@ -322,7 +332,6 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ZSTANDARD = 93
-_MOST_BYTES = 2**31  # of one member: more is a damaged size
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field
 
 
@@ -350,8 +359,8 @@ def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
 
 
 def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > _MOST_BYTES:
-        raise zipfile.BadZipFile(f"{info.filename}: more than {_MOST_BYTES} bytes")
+    if info.file_size > MOST_BYTES:
+        raise zipfile.BadZipFile(f"{info.filename}: more than {MOST_BYTES:,} bytes")
     if info.compress_type != _ZSTANDARD:
         try:
             return archive.read(info)

@@ -29,6 +29,7 @@ from harness.release.eval_logs import (
     is_named,
     is_rate,
     join_copies,
+    refuse_large,
 )
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
@@ -36,6 +37,7 @@ _RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d
 _NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as lm-eval names a model's folder
 _HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and what they are of
 _WHO = ("model_name", "model_source", "model", "precision", "engine")
+_WANTED = ("a metric such as acc or exact_match", "leave the task out")
 _MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
 _OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _SETTINGS = (
@@ -94,6 +96,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
 
 
 def _read_results(file: Path) -> dict[str, Any]:
+    refuse_large(file)
     if results := read_object(file):
         return results
     found, step = "no results that can be read", "copy the file again, or evaluate again"
@@ -125,15 +128,18 @@ def _identify(results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, {key: results[key] for key in _WHO if key in results} | config
 
 
-def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
+def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
     with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
         return _score_items(task, path, results)
 
 
-def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
+def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
     rows = list(_rows(path))
     samples = _keep_first_filter(path, rows)
-    metric, *others = _metrics(path, list(samples.values()))
+    metrics = _metrics(path, list(samples.values()))
+    if isinstance(metrics, Problem):
+        return metrics
+    metric, *others = metrics
     _refuse_unscored(path, samples, metric)
     _refuse_missing(path, len(samples), _dict(_dict(results, "n-samples"), task))
     direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
@@ -243,10 +249,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
 
 
-def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the metrics, the first one that is a rate before all others: margins are losses from 0 to 1."""
-    # Where there is none, a rate of errors per word is compared, which has no upper bound and counts in no
-    # mean of tasks.
+def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Problem:
+    """Name the metrics, the first one that is a rate before all others, or say why none is compared."""
+    # Margins are losses from 0 to 1. Where there is no rate, a rate of errors per word is compared, which has
+    # no upper bound and counts in no mean of tasks.
     row = rows[0]
     listed = row.get("metrics") or [
         k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
@@ -254,14 +260,12 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     scored = [name for name in listed if isinstance(row.get(name), int | float)]
     if not scored:
         found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
-        step = "leave the task out of both folders"
-        raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
+        return Problem(str(path), found, *_WANTED)
     errors = [name for name in scored if is_named(name, ERROR_RATES)]
     rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
     if not rates + errors:
         found = f"metrics that are no rates in [0, 1] ({', '.join(map(str, scored))})"
-        step = "leave the task out of both folders"
-        raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
+        return Problem(str(path), found, *_WANTED)
     deciding = (rates + errors)[0]
     return [str(name) for name in dict.fromkeys([deciding, *scored])]
 
