@@ -568,6 +568,9 @@ def test_commands_that_say_their_options_and_words_that_are_no_next_step_stay_as
     other = "found another harness compare at work; expected to be alone; next: wait"
     assert typed.complete(other) == other
     assert CommandLine().complete("next: harness compare") == "next: harness compare"
+    rebuilt = "a: found x; next: harness reindex"
+    assert typed.complete(rebuilt) == f"{rebuilt} -c a.yaml"
+    assert CommandLine(runs="old runs").complete(rebuilt) == f"{rebuilt} --runs 'old runs'"
     bare = "a: found x; next: harness compare --all-items first\nb: found y; next: harness compare"
     first, second = typed.complete(bare).splitlines()
     assert first.endswith("next: harness compare -c a.yaml 'seeds=[7]' --all-items first")

@@ -451,6 +451,14 @@ def test_rows_that_are_damaged_are_named(store):
         stores.query(store, "SELECT count(text) FROM samples")
 
 
+def test_a_run_whose_file_is_damaged_is_named_as_left_out(store):
+    file = store.folder / "lora" / "run.json"
+    file.write_text(file.read_text()[:40])
+    done = sql("SELECT run_id FROM runs WHERE run_id = 'lora'", "--runs", store.folder, "--csv")
+    assert (done.stdout, done.exit_code) == ("run_id\n", 0)
+    assert f"left out, as damaged: {file}; next: repair or delete it" in done.stderr
+
+
 def test_rows_in_the_folder_of_other_rows_are_named(store):
     one, other = store.rows(LORA.digest), store.rows(BASE.digest)
     one.rename(one.with_name("aside"))

@@ -259,7 +259,8 @@ class StoredRuns(NamedTuple):
 
     def command_line(self) -> "CommandLine":
         """Keep the file that was named for the commands to type next."""
-        return ExperimentFile(config=self.config).command_line()
+        typed = ExperimentFile(config=self.config).command_line()
+        return typed if self.runs is None else typed._replace(runs=str(self.runs))
 
 
 def name_beside(config: Path, file: Path) -> str:

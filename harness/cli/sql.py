@@ -38,6 +38,8 @@ def sql(
         step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
         raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
     answer = _list_columns() if tables else store.query(store.Store(kept.folder), query)
+    for name in answer.unread:
+        say(f"left out, as damaged: {kept.folder / name}; next: repair or delete it")
     if as_json:
         names = _distinct(answer.columns)
         print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])

@@ -14,11 +14,15 @@ _NEXT = re.compile(r"(next|try): .*")
 
 
 class CommandLine(NamedTuple):
-    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
+    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml.
+
+    `runs` is the folder of stored runs where that was named.
+    """
 
     config: str = ""
     overrides: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
+    runs: str = ""
 
     @classmethod
     def from_options(
@@ -40,8 +44,13 @@ class CommandLine(NamedTuple):
         return join(["harness", *words, *config, *kept])
 
     def complete(self, text: str) -> str:
-        """Repeat the options in each `harness compare` of what a text says to do next, where it has none."""
-        whole = self.command("compare")
-        options = whole.removeprefix("harness compare")
-        bare = re.compile(rf"harness compare(?![^;\n]*{re.escape(options)})")
-        return _NEXT.sub(lambda said: bare.sub(lambda _: whole, said[0]), text) if options else text
+        """Repeat the options in each command of what a text says to do next, where it has none."""
+        reindex = self._replace(overrides=()).command("reindex")
+        if self.runs:
+            reindex = join(["harness", "reindex", "--runs", self.runs])
+        lines = {"harness compare": self.command("compare"), "harness reindex": reindex}
+        options = {bare: line.removeprefix(bare) for bare, line in lines.items()}
+        alone = "|".join(rf"{bare}(?![^;\n]*{re.escape(of)})" for bare, of in options.items() if of)
+        if not alone:
+            return text
+        return _NEXT.sub(lambda said: re.sub(alone, lambda bare: lines[bare[0]], said[0]), text)

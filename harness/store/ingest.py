@@ -78,6 +78,11 @@ def is_behind(db: "DuckDBPyConnection", store: Store) -> bool:
     return any(_find_changed_files(db, store)) or any(_find_changed_rows(db, store))
 
 
+def list_unread_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
+    """List the files that an index which is not behind has left out, because they cannot be read."""
+    return sorted(path for _, path in _find_changed_files(db, store)[1])
+
+
 def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     """Bring an index to what the folders hold; names what cannot be read, with its reason.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
+from harness.store import ingest
 from harness.store.index import connect
 from harness.store.layout import ANEW, Store, first_line
 from harness.store.rows.row_columns import pattern, quote_texts
@@ -28,10 +29,11 @@ _LISTED = "harness sql --tables lists tables and columns"
 
 
 class QueryResult(NamedTuple):
-    """The columns of a query's result, and its rows."""
+    """The columns of a query's result, and its rows; `unread` names files that no table holds, as damaged."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    unread: tuple[str, ...] = ()
 
 
 def query(store: Store, sql: str) -> QueryResult:
@@ -42,7 +44,8 @@ def query(store: Store, sql: str) -> QueryResult:
         HarnessError: the index is damaged or of a newer harness.
     """
     with _select(store, sql) as cursor:
-        return QueryResult(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
+        columns, rows = tuple(name for name, *_ in cursor.description or ()), cursor.fetchall()
+        return QueryResult(columns, rows, tuple(ingest.list_unread_files(cursor, store)))
 
 
 def frame(folder: str | Path, sql: str) -> "DataFrame":
