@@ -95,10 +95,14 @@ def test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket(project
         own = f"http://localhost:{port}"
         assert (ask(port, "localhost")[0], ask(port, "[::1]")[0]) == (200, 200)
         assert shake_hands(port, "localhost", own) == 101
-        for host in ("evil.example", "localhost.evil.example", "localhost@evil.example", "192.0.2.1", ""):
+        foreign = ("evil.example", "localhost.evil.example", "localhost@evil.example", "192.0.2.1", "")
+        for host in (*foreign, "[::1", "::1", "[localhost]", "localhost:1"):
             assert ask(port, host)[0] == 403
             assert shake_hands(port, host, f"http://{host}:{port}") == 403
-        for origin in ("http://evil.example", "http://localhost:1", "null", f"http://localhost:{port}.evil"):
+        for origin in (
+            *("http://evil.example", "http://localhost:1", "null", f"http://localhost:{port}.evil"),
+            *("http://[::1", "[", f"http://localhost:{port}/"),
+        ):
             assert shake_hands(port, "localhost", origin) == 403
             assert ask(port, "localhost", "/_stcore/health", Origin=origin)[0] == 403
 
@@ -111,6 +115,8 @@ def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
         assert shake_hands(port, "box.example", own) == 403
         status, headers = ask(port, "box.example", f"/?token={token}")
         assert (status, headers["location"]) == (303, "/")
+        elsewhere = ask(port, "box.example", f"//evil.example/x?token={token}")[1]
+        assert elsewhere["location"] == "/evil.example/x"
         cookie = headers["set-cookie"].partition(";")[0]
         assert "httponly" in headers["set-cookie"].lower()
         assert ask(port, "box.example", Cookie=cookie)[0] == 200

@@ -6,9 +6,10 @@ Host is this machine, or whoever asks has the token; an Origin is the address th
 
 import hmac
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
@@ -16,7 +17,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit.starlette import App
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
+_NAMED_LOCAL = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 TOKEN = "HARNESS_DASHBOARD_TOKEN"  # of the environment; without it this machine alone is answered
 _COOKIE = "harness_token"
 
@@ -40,16 +41,17 @@ class Guard:
     def _refuse(self, scope: Scope) -> Response | None:
         """Return the answer to what is not served; None to what is."""
         hosts, origins = _headers(scope, b"host"), _headers(scope, b"origin")
-        if len(hosts) != 1 or any(urlsplit(origin).netloc != hosts[0] for origin in origins):
+        if len(hosts) != 1 or any(origin.partition("://")[2] != hosts[0] for origin in origins):
             return PlainTextResponse("a request of another site", 403)
         if not self._token:
-            is_local = urlsplit(f"//{hosts[0]}").hostname in LOCAL
+            is_local = _NAMED_LOCAL.fullmatch(hosts[0]) is not None
             return None if is_local else PlainTextResponse("a name that is not this machine's", 403)
         if self._is_token(HTTPConnection(scope).cookies.get(_COOKIE, "")):
             return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
         if scope["type"] == "http" and self._is_token(given[0]):
-            answer = RedirectResponse(scope["path"], 303)
+            # A browser takes what begins with two slashes for an address of another host.
+            answer = RedirectResponse(f"/{scope['path'].lstrip('/')}", 303)
             answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
             return answer
         return PlainTextResponse("open the address with the token that harness dashboard printed", 401)
