@@ -217,3 +217,21 @@ def test_the_check_of_rows_in_other_words_reads_the_columns_that_were_named():
         code, said = harness("data", "augment", "rows.csv", *columns, *asked)
     assert code == 0, said
     run(said.partition("next: ")[2].partition(", then train: more.csv on a candidate")[0])
+
+
+def test_a_label_that_holds_a_special_token_names_the_command_that_strips_it():
+    texts = [f"{ASK} {word}?" for word in FILL]
+    labelled = [{"prompt": text, "reference": ("yes", "no")[i % 2]} for i, text in enumerate(texts)]
+    labelled[3]["reference"] = "no<|im_end|>"
+    train = jsonl("train.jsonl", labelled)
+    test = jsonl("test.jsonl", [{"prompt": "Is that all?", "reference": "yes"}])
+
+    def load(train):
+        return load_task(Task(name="t", data={"train": train, "test": test}, labels=["yes", "no"]), 0)
+
+    with pytest.raises(UserError) as refused:
+        load(train)
+    (problem,) = refused.value.problems
+    assert problem.next_step == "harness data clean train.jsonl --out train.clean.jsonl --special-tokens"
+    run(problem.next_step)
+    assert [e.references for e in load("train.clean.jsonl").train][3] == ("no",)

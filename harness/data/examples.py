@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
@@ -18,8 +17,9 @@ from harness.data.formats.ratings import MEND_ROW
 from harness.data.formats.tools import TOOL_FIELDS, add_tools
 from harness.data.formats.turn_parts import text_of_cell, write_json
 from harness.data.formats.turns import add_system, is_plain, join_problems, read_turns, refuse_media, text_of
-from harness.data.readers import Row, Rows, cap_problems
-from harness.errors import Problem, UserError, as_argument, did_you_mean, refuse
+from harness.data.readers import Row, Rows, cap_problems, clean_command, file_of
+from harness.data.special_tokens import remove_special
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
 from harness.spec import Fields, Task
 
@@ -482,6 +482,8 @@ def _outside(sourced: SourcedExample) -> Problem:
     wrong = next(text for text in example.references if text not in example.choices)
     hint = did_you_mean(wrong, example.choices)
     hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
+    if remove_special(wrong).strip() in example.choices:
+        hint = clean_command(file_of(sourced.where), "--special-tokens")
     expected = f"one of the {len(example.choices)} choices"
     return Problem(sourced.where, f"reference {wrong!r}", expected, hint)
 
@@ -489,9 +491,7 @@ def _outside(sourced: SourcedExample) -> Problem:
 def _twice(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
     first: dict[str, str] = {}
     problems = []
-    kind = "".join(Path(shown).suffixes[-2:] if shown.lower().endswith(".gz") else Path(shown).suffixes[-1:])
-    out = as_argument(f"{shown.removesuffix(kind)}.clean{kind or '.jsonl'}")
-    step = f"give the row an id of its own: harness data clean {as_argument(shown)} --out {out} --new-ids"
+    step = f"give the row an id of its own: {clean_command(shown, '--new-ids')}"
     for ident, where in ids:
         if ident in first:
             found = f"id {ident!r}, which stands in {first[ident]} too"

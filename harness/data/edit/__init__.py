@@ -28,5 +28,5 @@ from harness.data.edit.save import (
     save,
     save_split,
 )
-from harness.data.edit.special_tokens import cut_special, find_special
 from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
+from harness.data.special_tokens import cut_special, find_special

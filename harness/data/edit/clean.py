@@ -17,12 +17,12 @@ from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_ans
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
-from harness.data.edit.special_tokens import remove_special
 from harness.data.edit.spellings import commonest_spellings, describe_no_labels, label_set, several_spellings
 from harness.data.edit.written_answers import Keys, answer_at, label_places, list_written_answers, put_answer
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.formats.multiple_choice import CHOICES
 from harness.data.readers import Row
+from harness.data.special_tokens import remove_special
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:

@@ -130,6 +130,13 @@ def find_repeated(files: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(file for file, at in zip(files, places, strict=True) if places.count(at) > 1))
 
 
+def clean_command(file: str, option: str) -> str:
+    """Write the command that mends a file's rows by an option, into a file beside it."""
+    kind = "".join(Path(file).suffixes[-2:] if file.lower().endswith(".gz") else Path(file).suffixes[-1:])
+    out = as_argument(f"{file.removesuffix(kind)}.clean{kind or '.jsonl'}")
+    return f"harness data clean {as_argument(file)} --out {out} {option}"
+
+
 def file_of(where: str) -> str:
     """Return the file or data set, as it was named, of a row's place; empty of what is no such place."""
     found = _PLACE.fullmatch(where)
