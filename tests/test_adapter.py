@@ -361,6 +361,7 @@ UNCHECKED = {
     "SHIRA": {"r": 2},
     "UNILORA": {"r": 2},
     "ADAMSS": {},
+    "TINYLORA": {"u": 4},
 }
 
 
@@ -375,12 +376,17 @@ def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_op
     host = ModelHost(resolve(str(tiny)), CPU)
     with host.use_adapter(tmp_path / "whole", "whole"):
         pass
-    edits = (lambda t: dict(sorted(t.items())[1:]), lambda t: t | {f"{min(t)}x": t[min(t)] + 1})
-    for place, edit in enumerate(edits):
+    unfit = "an adapter that does not fit"
+    edits = {
+        (lambda t: dict(sorted(t.items())[1:])): unfit,
+        (lambda t: t | {f"{min(t)}x": t[min(t)] + 1}): unfit,
+        (lambda t: {n: x * float("nan") if x.is_floating_point() else x for n, x in t.items()}): "no numbers",
+    }
+    for place, (edit, said) in enumerate(edits.items()):
         folder = shutil.copytree(tmp_path / "whole", tmp_path / str(place))
         edit_tensors(edit)(folder)
         with (
-            pytest.raises(CandidateFailed, match="an adapter that does not fit"),
+            pytest.raises(CandidateFailed, match=said),
             host.use_adapter(folder, "spoilt"),
         ):
             pass

@@ -4,8 +4,9 @@ Invariant: every row of every split is written once for each base before a model
 tokenizer give the same problems, which are remembered.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from harness.cache import memo
@@ -62,8 +63,11 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
     rows = [row for measured in tasks for row in _list_rows(measured)]
     if rows and session.target.task.chat_template:
         rows += [row for one in candidates for row in _prompt_first_items(session, one)]
+    texts = [list(row.messages) for row in rows]
+    texts_digest = digest(texts) if bases else ""
     for base in sorted(bases, key=lambda base: base.name) if rows else ():
-        yield from _find_unwritable(base, rows)
+        key = digest([base.template_digest, texts_digest, versions_of("tokenization")])
+        yield from _name_unwritable(base, rows, memo("unwritable_rows", key, partial(_try_rows, base, texts)))
 
 
 def _prompt_first_items(session: Session, candidate: ResolvedCandidate) -> Iterator[_Row]:
@@ -96,10 +100,8 @@ def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
             yield _Row(wrap_prompt(sampled, task.system, None).messages, where)
 
 
-def _find_unwritable(base: ModelSource, rows: Sequence[_Row]) -> Iterator[Problem]:
-    texts = [list(row.messages) for row in rows]
-    key = digest([base.template_digest, texts, versions_of("tokenization")])
-    found: dict[str, str] = memo("unwritable_rows", key, lambda: _try_rows(base, texts))
+def _name_unwritable(base: ModelSource, rows: Sequence[_Row], found: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what went wrong of rows, by their places; of all of them once."""
     if len(found) == len(rows):
         step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
         yield Problem(f"base_model {base.name}", next(iter(found.values())), _NO_ROW, step)
