@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness import gating
 from harness.cli import main
 from harness.comparison import compare_rows, compare_validity
-from harness.config import CommandLine
+from harness.config import CommandLine, load
 from harness.gating import Rule, TaskComparison, Verdict
 from harness.gating.rules import apply_rules
 from harness.report import SpareItems, advise_more_items, list_spare_items
@@ -110,7 +110,7 @@ def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items(
     suites = [Suite(name="general", role="capability", tasks=(Task(name="a", data=TaskData()),))]
     assert all("∞ items" in said for said in gating.power_warnings(suites, {"a": 9}, policy))
     rule = judge_tasks([compare_task("a", 9, 1, 1)], policy).rules[0]
-    assert "no number of items would settle a margin so small" in rule.sentence
+    assert "no number of items would settle so small a margin" in rule.sentence
     assert "items_needed" not in rule.numbers
 
 
@@ -239,6 +239,28 @@ def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
         SpareItems("arc_easy", (f"{at}.3.limit",), 100, 413),
         SpareItems("v1.5", (f"{at}.4.limit",), 100, 413),
     )
+
+
+LIMITED = """\
+name: v2.0
+role: capability
+tasks:
+  - {name: sums, kind: choice, data: {test: general/sums.jsonl}, metrics: [accuracy], limit: 5}
+  - {name: "1", data: {test: general/facts.jsonl, limits: {test: 4}}, metrics: [contains], limit: 5}
+  - {name: v1.5, data: {test: general/facts.jsonl}, metrics: [contains], limit: 5}
+  - {lm_eval: arc_easy, limit: 5}
+"""
+
+
+def test_each_setting_of_a_limit_is_read_as_it_is_printed(tmp_path):
+    path = tiny_experiment.write(tmp_path, tmp_path, "  prompt: {method: base}\n")
+    (path.parent / "suites" / "general.yaml").write_text(LIMITED)
+    spare = list_spare_items(load(path).experiment, (), lambda task: 9)
+    assert [one.task for one in spare] == ["sums", "1", "v1.5", "arc_easy"]
+    (suite,) = load(path, [f"{key}=9" for one in spare for key in one.keys]).experiment.suites
+    assert [(task.limit, task.data.limits.test) for task in suite.tasks] == [
+        *((9, None), (9, 9), (9, None), (9, None))
+    ]
 
 
 GENERAL = """\

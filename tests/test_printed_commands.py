@@ -234,4 +234,4 @@ def test_a_label_that_holds_a_special_token_names_the_command_that_strips_it():
     (problem,) = refused.value.problems
     assert problem.next_step == "harness data clean train.jsonl --out train.clean.jsonl --special-tokens"
     run(problem.next_step)
-    assert [e.references for e in load("train.clean.jsonl").train][3] == ("no",)
+    assert {e.references for e in load("train.clean.jsonl").train} == {("yes",), ("no",)}

@@ -945,7 +945,8 @@ def test_a_task_without_a_number_of_each_item_is_named_and_the_others_are_judged
 
 def test_a_task_that_one_arm_alone_scores_is_refused(tmp_path):
     for arm in ("a", "b"):
-        lmeval_folder.write(tmp_path / arm, {"arc": np.arange(9) % (2 + (arm == "a")), "wmt": np.ones(9)})
+        arc = (np.arange(9) % (2 + (arm == "a"))).astype(float)
+        lmeval_folder.write(tmp_path / arm, {"arc": arc, "wmt": np.ones(9)})
     write_corpus_metric(tmp_path / "b")
     with pytest.raises(UserError, match=r"b/.*samples_wmt.*without one number an item"):
         release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())

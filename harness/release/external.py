@@ -45,7 +45,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
         raise UserError(
             [Problem("gate.tasks", f"unknown task {n!r}", expected, did_you_mean(n, known)) for n in unknown]
         )
-    not_compared = old.not_compared | new.not_compared
+    not_compared = {**old.not_compared, **new.not_compared}
     wanted = [name for name in policy.tasks or known if name not in not_compared]
     shared = [name for name in wanted if name in old.tasks and name in new.tasks]
     in_one = [problem for name, problem in not_compared.items() if name in old.tasks or name in new.tasks]

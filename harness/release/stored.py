@@ -133,8 +133,8 @@ def _refuse_missing_seeds(stored: StoredExperiment, candidate: str, runs: Mappin
         found = f"no finished run of seed {', '.join(map(str, missing))}"
         raise IncompatibleRuns(
             f"{candidate}: found {found}; expected one of each, because a recipe passes with all of them; "
-            f"next: {stored.typed.command('compare', '--candidates', candidate)}, or "
-            f"seeds=[{', '.join(map(str, sorted(runs)))}]"
+            f"next: {stored.typed.command('compare', '--candidates', candidate)}, or add "
+            f"'seeds=[{','.join(map(str, sorted(runs)))}]' to this command"
         )
 
 
