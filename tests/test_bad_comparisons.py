@@ -78,7 +78,7 @@ def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
     verdict = apply_rules(compared, GatePolicy(), validity=None, target=None, identical=False)
     each = next(rule for rule in verdict.rules if rule.name == "each")
     assert (each.outcome, each.numbers["doubtful"]) == ("inconclusive", ["small"])
-    assert each.sentence.startswith("each: too few items to show any loss on small −100")
+    assert each.sentence.startswith("each: too few items to tell: small fell 100.0 points")
 
 
 def test_one_cluster_of_graded_scores_that_all_fell_alike_decides_nothing():

@@ -337,7 +337,7 @@ def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_rep
     assert made.state == stored.state == "failed"
     assert "no test row could be answered" in made.error
     assert made.error == stored.error
-    assert not any("single requests" in note and "long" in note for note in done.notes)
+    assert not any("time of one request" in note and "long" in note for note in done.notes)
     at = Store(path.parent / "runs")
     timed = dict(store.query(at, "SELECT candidate, latency_p50_s FROM runs").rows)
     assert timed["prompt"] > 0
