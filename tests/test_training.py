@@ -183,6 +183,37 @@ def test_what_is_trained_is_held_in_fp32_and_what_is_frozen_stays(tmp_path):
     assert [layer.weight.dtype for layer in layers] == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize(("precision", "dropout"), [("bfloat16", 0.0), ("bfloat16", 0.5), ("float32", 0.0)])
+def test_an_adapter_reads_what_autocast_made_narrow_with_the_same_gradients(tiny, precision, dropout):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.profiler import profile
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=getattr(torch, precision))
+    config = LoraConfig(r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
+    model, ids = get_peft_model(base, config).train(), torch.arange(40).view(2, 20)
+    trainer._keep_updates(model)
+
+    def step():
+        torch.manual_seed(0)
+        with profile() as seen, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            model(input_ids=ids, labels=ids).loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        model.zero_grad()
+        return gradients, sum(event.name == "aten::_to_copy" for event in seen.events())
+
+    plain, n_copies = step()
+    trainer._spare_casts(model)
+    spared, n_fewer = step()
+    assert all(torch.equal(spared[name], gradient) for name, gradient in plain.items())
+    n_layers = sum(".lora_A." in name for name in plain)
+    narrowed = precision == "bfloat16" and not dropout
+    assert n_copies - n_fewer >= 2 * n_layers if narrowed else n_copies == n_fewer
+    with torch.no_grad():  # beside autocast an adapter still widens what it reads
+        assert model(input_ids=ids).logits.isfinite().all()
+
+
 def test_of_several_gpus_one_is_trained_on(tmp_path):
     from trl import SFTConfig
 

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -394,6 +395,7 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
         _use_liger(trainer.model)
     if trained_in == "fp32" and name_sharding() != DEEPSPEED:  # which keeps copies in fp32 of its own
         _keep_updates(trainer.model)
+    _spare_casts(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
@@ -433,6 +435,26 @@ def _keep_updates(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _spare_casts(model: Any) -> None:
+    """Let plain low-rank adapters read what autocast made narrow; PEFT widens it to their fp32 first.
+
+    Autocast narrows that again at once, so the numbers are the same to the last bit, for two passes less over
+    each input and its gradient. Dropout would draw in the narrow type, so with it all stays.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    def leave(cast: Callable[[Any, Any], Any], rows: Any, dtype: Any) -> Any:
+        device = rows.device.type
+        is_narrow = torch.is_autocast_enabled(device) and rows.dtype == torch.get_autocast_dtype(device)
+        return rows if is_narrow else cast(rows, dtype)
+
+    for layer in model.modules():
+        is_plain = type(layer) is Linear and not layer.lora_variant
+        if is_plain and all(isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values()):
+            layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
 
 
 def rows_that_fit(
