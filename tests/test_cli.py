@@ -15,6 +15,7 @@ import pytest
 import tiny_experiment
 from fake_facts import candidate, make_fine_tune, verdict
 
+from harness import store
 from harness.cache import cache_dir
 from harness.cli import app, main
 from harness.cli.app import data_app, regressions_app, runs_app
@@ -32,6 +33,7 @@ from harness.gating import GateResult
 from harness.models.hardware import Memory
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
+from harness.store import Store
 
 MAIN = "from harness.cli import main; main()"
 FORMS = ("md", "json", "html", "csv", "junit.xml")
@@ -504,6 +506,58 @@ def test_a_named_precision_is_an_override_of_the_experiments(harness, copy, argu
 def test_eval_of_a_name_that_no_experiment_knows_says_how_any_model_is_scored(harness, copy, words):
     done = harness(*words, cwd=copy, check=2)
     assert "(or add -t piqa,arc_easy, which scores any model)" in done.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("candidate", "item", "turns"),
+    [
+        ("prompt", "package-0", 1), ("shots", "package-0", 5), ("ranked", "package-0", 1), ("bag", "package-0", 1),
+        ("hybrid", "letters/package-0", 5), ("lora", "facts/fact-1", 1), ("lora", "sum-1", 1),
+    ],
+)  # fmt: skip
+def test_an_item_is_answered_again_as_it_is_stored(harness, copy, candidate, item, turns):
+    found = json.loads(harness("ask", candidate, "--item", item, "--json", cwd=copy, check=0).stdout)
+    at, row = Store(copy / "runs"), found["row"]
+    (run,) = (run for run in store.list_runs(at) if run.candidate == candidate)
+    kept = store.read_samples(at, run.rows[f"{row['task']}/test"], [row["example_id"]])[row["example_id"]]
+    assert (row["text"], row["status"], row["prompt_digest"]) == (kept.text, kept.status, kept.prompt_digest)
+    assert {name: of and tuple(of) for name, of in row["parts"].items()} == kept.parts
+    assert found["prompt"]["digest"] == kept.prompt_digest
+    assert len(found["prompt"]["messages"]) == turns
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("candidate", ["shots", "ranked", "bag"])
+def test_a_text_is_answered_and_shown_with_its_prompt(harness, copy, candidate):
+    said = harness("ask", candidate, "Where is my lamp?", cwd=copy, check=0).stdout
+    prompt, _, answer = said.partition("answer, ")
+    assert "Where is my lamp?" in prompt
+    assert ("<|im_start|>assistant" in prompt) == (candidate != "bag")
+    assert "reference" not in answer
+    if candidate != "shots":
+        assert answer.splitlines()[1] in ("late", "money")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("lora",), "found neither a text nor --item; expected one of the two; next: harness ask lora"),
+        (("lora", "x", "--item", "y"), "found a text and --item"),
+        (
+            ("prompt", "--item", "nope"),
+            "found 0 such items; expected one of an evaluated task; next: such as --item",
+        ),
+        (
+            ("lora", "x"),
+            "found no stored weights; expected what an answer needs; next: harness compare --candidates lora",
+        ),
+        (("nobody", "x"), "nobody"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_refused_with_the_next_step(harness, copy, words, expected):
+    shutil.rmtree(copy / "runs" / "weights")
+    assert expected in harness("ask", *words, cwd=copy, check=2).stderr
 
 
 def test_eval_prints_every_metric_of_every_task(harness, copy):

@@ -1,17 +1,20 @@
-"""Command that evaluates one candidate, or any model on tasks of lm-eval: eval.
+"""Commands that evaluate a candidate, or any model on tasks of lm-eval, and ask one question: eval, ask.
 
 Invariant: models load only inside the command.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from harness.cli.app import EXPERIMENT, app, print_json, print_scores, say
+from harness.cli.app import EXPERIMENT, app, print_json, print_lines, print_scores, say
 from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, Precision, RunsFolder, verb
 from harness.errors import Problem, UserError
+from harness.formatting import count, plain, seconds
 
 if TYPE_CHECKING:
+    from harness.experiment import OneAnswer
     from harness.experiment.standalone import PreparedEvaluation
     from harness.spec import Task
 
@@ -67,6 +70,58 @@ def evaluate(
         }
     )
     _evaluate_candidate(candidate, at.override({"precision": precision}), as_json)
+
+
+@verb(
+    app,
+    'harness ask lora "Where is my parcel?"',
+    "harness ask prompt --item support-012",
+    name="ask",
+    heading=EXPERIMENT,
+)
+def ask_one(
+    candidate: Annotated[str, Argument("A candidate of the experiment.")],
+    text: Annotated[str, Argument("A question, as a row of the target would ask it.")] = "",
+    *,
+    item: Annotated[str, Option("An item of any task by its id, or TASK/ID, instead of a text.")] = "",
+    at: ExperimentFile,
+    as_json: Json = False,
+) -> None:
+    """Ask one question, and show the prompt as it is sent.
+
+    Its weights have to be stored; nothing is trained, and nothing is kept.
+    """
+    if bool(text) == bool(item):
+        found = "a text and --item" if text else "neither a text nor --item"
+        step = f'harness ask {candidate} "a question", or harness ask {candidate} --item ID'
+        raise UserError(Problem("harness ask", found, "one of the two", step))
+    from harness import experiment
+    from harness.report import to_plain
+
+    session, loaded = at.open_session(candidate)
+    name, *others = loaded.selected
+    if others:
+        found = f"{candidate}, which names {', '.join(loaded.selected)}"
+        raise UserError(Problem("harness ask", found, "one candidate", f"harness ask '{name}'"))
+    found_answer = experiment.ask(session, name, text, item)
+    print_lines(to_plain(found_answer), _answer_lines(found_answer), as_json)
+
+
+def _answer_lines(found: "OneAnswer") -> Iterator[str]:
+    """Write the prompt, each message behind its role, then the answer with what it took and scored."""
+    from harness.report.escape import clean_lines
+
+    row = found.row
+    yield f"prompt, {count(found.prompt.n_tokens)} tokens:"
+    yield clean_lines(found.prompt.text)
+    yield f"answer, {row.status}, {count(row.n_output_tokens)} tokens, {seconds(row.compute_s)}:"
+    yield clean_lines(row.text or row.error)
+    if found.is_item:
+        yield f"reference: {clean_lines(' | '.join(row.references[:3]))}"
+        yield from (
+            f"{name}: {', '.join(map(plain, parts)) if parts else 'not scored'}"
+            for name, parts in row.parts.items()
+        )
 
 
 def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> None:
