@@ -20,20 +20,22 @@ from harness import formatting
 from harness.comparison import Estimate
 from harness.evaluation.costs import TokenCounts
 from harness.gating import MissRate, Rule
+from harness.metrics import mean_metric
 from harness.records import SampleResult, TrainingRecord
 from harness.report import (
     ExperimentReport,
-    Flip,
+    ShownItem,
     experiment_document,
-    flips_of,
     front_file,
     html,
     markdown,
+    show_items,
     terminal,
     to_json,
     write,
 )
 from harness.report.escape import clean, clean_lines
+from harness.report.experiment_report import ShownAnswer
 from harness.report.labels import shorten_for_picture
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
@@ -79,20 +81,11 @@ def add_base_verdict(f):
     return replace(f, verdict=verdict("pass", macro=Estimate(0.0, 0.0, 0.0, 1800), missed=()))
 
 
-def flip(text: str = "a text", **changes) -> Flip:
-    fields = {
-        "task": "chat",
-        "item": "chat-1",
-        "lost": True,
-        "prompt": text,
-        "references": (text,),
-        "base": text,
-        "new": text,
-        "base_status": "ok",
-        "new_status": "truncated",
-        "against": "base",
-    }
-    return Flip(**(fields | changes))
+def shown_item(
+    text: str = "a text", task: str = "chat", item: str = "chat-1", name: str = "lora"
+) -> ShownItem:
+    answers = {"base": ShownAnswer(text, "ok", "✓"), name: ShownAnswer(text, "truncated", "✗")}
+    return ShownItem(task, item, text, (text,), answers)
 
 
 def report(*more, **changes) -> ExperimentReport:
@@ -111,7 +104,7 @@ def report(*more, **changes) -> ExperimentReport:
         "task": "support",
         "margins": {"chat": 0.05},
         "macro_margin": 0.02,
-        "flips": {"lora": (flip(), flip(lost=False, item="chat-90"))},
+        "answers": (shown_item(), shown_item(item="chat-90")),
         "origins": {"lora": {"run": "lora-0", "weights": "94a4", "git_sha": "abc", "torch": "2.13"}},
     }
     return ExperimentReport(**(fields | changes))
@@ -176,14 +169,14 @@ def make_hostile_report() -> ExperimentReport:
     of = report(candidate(EVIL, 0.3, slices={EVIL: Estimate(0.3, 0.2, 0.4, 50)}), candidate("b", 0.2))
     failed = candidate("c", 0.1, state="failed", target=None, validation=None, error=EVIL)
     evil = comparison(-0.353, 0.1, task=EVIL, lost=(EVIL,))
-    shown = flip(EVIL, item=EVIL, task=EVIL, against=EVIL)
+    shown = shown_item(EVIL, EVIL, EVIL, EVIL)
     return replace(
         of,
         facts=(*of.facts, failed),
         notes=(EVIL,),
         header={"device": EVIL},
         comparisons={"lora": (*of.comparisons["lora"], evil)},
-        flips={"lora": (*of.flips["lora"], shown)},
+        answers=(*of.answers, shown),
         origins={"lora": {"run": EVIL, EVIL: EVIL}},
     )
 
@@ -207,8 +200,7 @@ def test_no_control_or_direction_character_reaches_any_form(tmp_path):
 
 def test_no_control_or_direction_character_reaches_the_terminal():
     stream, megabyte = io.StringIO(), "x\x1b[31m\u202e" * 140_000
-    shown = flip(megabyte, item="x", task="chat", against="base")
-    of = replace(make_hostile_report(), flips={"lora": (shown,)}, notes=(EVIL, megabyte))
+    of = replace(make_hostile_report(), answers=(shown_item(megabyte),), notes=(EVIL, megabyte))
     terminal(of, Console(file=stream, width=200, force_terminal=False), verbose=True)
     said = stream.getvalue()
     assert "<script>" in said
@@ -222,10 +214,12 @@ def test_markdown_shows_a_hostile_name_as_text():
     assert "](http" not in text
 
 
+EXACT = mean_metric("exact_match", lambda output, example: None)
+
+
 def test_an_answer_of_a_megabyte_is_cut_and_says_so():
     row = SampleResult("chat", "test", "x", 0, "ok", "a" * 1_000_000, "q", ("r",), {})
-    (lost,) = flips_of(comparison(-0.1, lost=("x",)), [row], [row], "base")
-    page = html(replace(report(), flips={"lora": (lost,)}))
+    page = html(replace(report(), answers=tuple(show_items(EXACT, {"base": [row]}, 1))))
     assert "(cut: 1,000,000 characters)" in page
     assert len(page) < 100_000
 
@@ -238,39 +232,39 @@ def test_the_terminal_and_the_page_clean_an_answer_but_keep_its_lines():
 @given(st.text())
 def test_what_is_not_unicode_can_still_be_written(text):
     row = SampleResult("chat", "test", "x", 0, "ok", f"{text}\ud800", "q", ("r",), {})
-    (lost,) = flips_of(comparison(-0.1, lost=("x",)), [row], [row], "base")
-    assert json.dumps(lost.new, ensure_ascii=False).encode()
+    (shown,) = show_items(EXACT, {"base": [row]}, 1)
+    assert json.dumps(shown.answers["base"].text, ensure_ascii=False).encode()
 
 
-def rows(*ids):
-    return [SampleResult("chat", "test", i, n, "ok", i, i, (), {}) for n, i in enumerate(ids)]
+def test_items_that_arms_score_otherwise_are_shown_first_spread_over_all_of_them():
+    def arm(name, n_right):
+        prompts = ("Context: x\n\nq", "q")[name == "prompt"]
+        return [
+            SampleResult("chat", "test", f"i{n:02}", n, "ok", f"{name} {n}", prompts, ("r",), {"exact_match": (float(n < n_right),)})
+            for n in range(40)
+        ]  # fmt: skip
+
+    found = show_items(EXACT, {"prompt": arm("prompt", 10), "rag": arm("rag", 14)}, 6)
+    assert [item.item for item in found] == ["i10", "i11", "i12", "i13", "i00", "i22"]
+    assert [item.is_agreed for item in found] == [False] * 4 + [True] * 2
+    first = found[0]
+    assert (first.prompt, first.references) == ("q", ("r",))
+    assert {name: (one.mark, one.text) for name, one in first.answers.items()} == {
+        "prompt": ("✗", "prompt 10"), "rag": ("✓", "rag 10"),
+    }  # fmt: skip
 
 
-def test_a_few_items_of_each_task_are_shown_spread_over_all_of_them():
-    ids = tuple(f"i{n:02}" for n in range(40))
-    found = flips_of(comparison(-0.1, lost=ids[:20], gained=ids[20:]), rows(*ids), rows(*ids), "base")
-    assert [f.item for f in found] == ["i00", "i04", "i08", "i12", "i16", "i20", "i26", "i33"]
-    assert [f.lost for f in found] == [True] * 5 + [False] * 3
-
-
-def test_items_are_counted_where_only_some_are_shown():
-    text = Page(html(report())).text
-    assert "chat, against base: 1 of 12 lost, 1 of 0 gained" in text
-
-
-def test_items_of_shared_weights_are_shown_once_and_said_to_be():
-    of = report()
-    twin = replace(lora(), name="hybrid")
-    both = replace(
-        of,
-        facts=(*of.facts, twin),
-        comparisons={"lora": of.comparisons["lora"], "hybrid": of.comparisons["lora"]},
-        flips={**of.flips, "hybrid": (flip(task="support", against="knn"),)},
-        origins={name: {"weights": "94a4"} for name in ("lora", "hybrid")},
+def test_the_page_lays_items_out_by_candidates_and_can_leave_out_what_they_agree_on():
+    agreed = replace(
+        shown_item(item="chat-7"),
+        answers={"base": ShownAnswer("x", "ok", "✓"), "lora": ShownAnswer("x", "ok", "✓")},
     )
-    text = Page(html(both)).text
-    assert "The weights are those of lora, where items of the capability suite are shown." in text
-    assert text.count("of 12 lost") == 1
+    text = html(report(answers=(shown_item(), agreed)))
+    assert text.count('<table class="matrix">') == 1
+    assert 'class="right"><details><summary>✓ a text</summary>' in text
+    assert 'class="wrong"><details><summary>✗ a text (truncated)</summary>' in text
+    assert text.count('<tr class="agreed">') == 1
+    assert "expected: <bdi>a text</bdi>" in text
 
 
 def test_a_smoke_page_says_so_in_its_title_and_at_every_section():
@@ -448,7 +442,7 @@ def test_a_number_that_another_version_added_is_shown_by_its_name():
 
 
 def test_nothing_to_draw_gives_no_picture(tmp_path):
-    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, flips={})
+    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, answers=())
     assert front(bare) == front_file(bare) == ""
     assert [p.name for p in write(bare, tmp_path)] == [
         "support.md",
@@ -626,7 +620,7 @@ def test_junit_has_a_suite_for_each_verdict_and_a_case_for_each_rule(tmp_path):
 
 def test_forms_that_have_nothing_to_say_leave_no_older_file_behind(tmp_path):
     write(report(), tmp_path)
-    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, flips={})
+    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, answers=())
     write(bare, tmp_path)
     assert not (tmp_path / "support.junit.xml").exists()
     assert not (tmp_path / "support.front.svg").exists()

@@ -4,7 +4,6 @@ Invariant: a page of items is read with the texts of its own; of all others no m
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +11,9 @@ import numpy as np
 import streamlit as st
 
 from harness import store
-from harness.formatting import plain
 from harness.metrics import Metric, flips_of_scores, item_scores
 from harness.records import Run
+from harness.report import RIGHT, WRONG, mark_answer
 from harness.report.escape import clean, shorten
 from harness.store import AnsweredItem, ItemFilter, Store
 from parts import project, score_cache
@@ -28,8 +27,7 @@ STATUSES = {
 }  # fmt: skip
 OUTCOMES = ("all", "disagreement", "lost", "gained", "all right", "none right", *STATUSES)
 _WORDS = {status: word for word, status in STATUSES.items()}
-_RIGHT, _WRONG = "✓", "✗"
-_GROUNDS = {_RIGHT: "rgba(0,114,178,0.16)", _WRONG: "rgba(213,94,0,0.16)"}
+_GROUNDS = {RIGHT: "rgba(0,114,178,0.16)", WRONG: "rgba(213,94,0,0.16)"}
 _SHOWN = 120  # characters of a cell
 
 
@@ -56,17 +54,14 @@ class Matrix(NamedTuple):
 
 def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
     """Give each row set of a task a column: that of the base first, where candidates answered as it does."""
-    named: dict[str, list[str]] = {}
-    bases: dict[str, Run] = {}
+    key, named, of = f"{task}/test", dict[str, list[str]](), dict[str, Run]()
     for name, run in runs.items():
-        if digest := run.rows.get(f"{task}/test"):
+        if digest := run.rows.get(key):
             named.setdefault(digest, []).append(name)
-            if base := project.base_rows(run, f"{task}/test"):
-                bases.setdefault(base, run)
-    own = {name: run for name, run in runs.items() if f"{task}/test" in run.rows}
-    before = [Column("base", digest, run) for digest, run in bases.items() if digest not in named]
-    after = [Column(", ".join(names), digest, own[names[0]]) for digest, names in named.items()]
-    return (*before[:1], *after)
+            of.setdefault(digest, run)
+    bases = {base: run for run in of.values() if (base := project.base_rows(run, key)) and base not in named}
+    before = [Column("base", *one) for one in bases.items()][:1]
+    return (*before, *(Column(", ".join(names), digest, of[digest]) for digest, names in named.items()))
 
 
 def find_items(of: Matrix, outcome: str, slice_: str, text: str) -> ItemFilter:
@@ -143,18 +138,7 @@ def _cell(metric: Metric, item: AnsweredItem, digest: str) -> str:
     if answer is None:
         return ""
     status = f"{_WORDS[answer.status]}: " if answer.status in _WORDS else ""
-    return f"{mark(metric, answer.parts)} {status}{_cut(answer.text)}"
-
-
-def mark(metric: Metric, parts: Sequence[float] | None) -> str:
-    """Mark an answer as right or wrong, or print its score where it is neither; – where it has none."""
-    if parts is None:
-        return _WRONG
-    score = float(item_scores(metric, np.array([parts], float))[0])
-    if not isfinite(score):
-        return "–"
-    best, worst = _best(metric), metric.bounds[int(not metric.higher_is_better)]
-    return _RIGHT if np.isclose(score, best) else _WRONG if np.isclose(score, worst) else plain(score)
+    return f"{mark_answer(metric, answer.parts)} {status}{_cut(answer.text)}"
 
 
 def csv_rows(at: Path, of: Matrix, wanted: ItemFilter) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,8 @@ from harness import store
 from harness.errors import HarnessError
 from harness.formatting import count, plain, seconds
 from harness.records import Sample, SampleResult
-from parts import answer_matrix, paired_runs, project, safe_text
+from harness.report import mark_answer
+from parts import paired_runs, project, safe_text
 from parts.answer_matrix import Column, Matrix
 
 
@@ -30,7 +31,7 @@ def show(of: Matrix, column: Column, item: str) -> None:
 
 
 def _show_answer(of: Matrix, column: Column, row: SampleResult) -> None:
-    score = answer_matrix.mark(of.metric, row.parts.get(of.metric.name))
+    score = mark_answer(of.metric, row.parts.get(of.metric.name))
     safe_text.block(f"answer: {score} {row.status}", row.text)
     safe_text.whole("answer", row.text, "whole_answer")
     if row.references:

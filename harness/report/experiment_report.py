@@ -1,7 +1,7 @@
 """The report of an experiment: its values, which every format prints.
 
-Invariant: it holds numbers and names alone; the words for them are those of `wording`. The flips that it
-shows are spread over all that flipped, and a text is cut where it is too long to read.
+Invariant: it holds numbers and names alone; the words for them are those of `wording`. The items that it
+shows are spread over all, and a text is cut where it is too long to read.
 """
 
 import re
@@ -24,7 +24,9 @@ from harness.decision import (
     target_unit,
 )
 from harness.formatting import Unit
+from harness.metrics import Metric
 from harness.records import SampleResult, digest
+from harness.report.labels import mark_answer
 from harness.report.more_items import SpareItems
 from harness.spec import DecidePolicy, TargetPolicy
 
@@ -49,22 +51,28 @@ class AttributionStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Flip:
-    """One item that the base (or `against`) and a candidate did not answer equally well.
+class ShownAnswer:
+    """One answer to an item: its text, what became of it, and the mark of what it scores."""
 
-    `base` and `new` are the two answers, `base_status` and `new_status` what became of them.
-    """
+    text: str
+    status: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownItem:
+    """An item of a task with the answers of candidates by their names; those of equal rows share a name."""
 
     task: str
     item: str
-    lost: bool
     prompt: str
     references: tuple[str, ...]
-    base: str
-    new: str
-    base_status: str
-    new_status: str
-    against: str
+    answers: dict[str, ShownAnswer]
+
+    @property
+    def is_agreed(self) -> bool:
+        """Whether all answers have the same mark."""
+        return len({answer.mark for answer in self.answers.values()}) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,8 @@ class ExperimentReport:
     `curve` what more training data would bring. `task` is the target's name; `margins` maps tasks to the loss
     in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their mean, None where
     it is a share of the base's skill; `undecided_fails` says that an inconclusive verdict stops a release.
-    `flips` shows some of the items that a fine-tune lost and gained, by `label`; `diversity` how varied its
-    generated answers are, the target's first. `origins` says what each run's numbers depend on. `policy` is
+    `answers` shows some items with all candidates' answers; `diversity` how varied those of a fine-tune are,
+    by `label`, the target's first. `origins` says what each run's numbers depend on. `policy` is
     what the decision went by, `closed_labels` and `has_documents` which alternatives the target allows,
     `trivial` what a rule reaches that reads no item, `family` the fine-tunes over which what is shipped was
     corrected. `spans` maps tasks to the range of their metric, of which the gate takes a change as a share;
@@ -110,7 +118,7 @@ class ExperimentReport:
     margins: dict[str, float] = field(default_factory=dict)
     macro_margin: float | None = None
     undecided_fails: bool = True
-    flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict)
+    answers: tuple[ShownItem, ...] = ()
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
     policy: DecidePolicy | None = None
     closed_labels: bool = False
@@ -156,46 +164,38 @@ class ExperimentReport:
         return terminal_html(self)
 
 
-_LOST_SHOWN, _GAINED_SHOWN = 5, 3  # of each task
 _REFERENCES_SHOWN = 3
 _LONGEST = 1_500  # characters of one text
 
 
-def flips_of(
-    c: Comparison, base: Sequence[SampleResult], new: Sequence[SampleResult], against: str
-) -> list[Flip]:
-    """Show some of the items of a comparison, lost ones first, spread evenly over their ids."""
-    before, after = ({row.example_id: row for row in rows} for rows in (base, new))
-    lost = [_flip(i, before, after, against, lost=True) for i in spread(c.lost, _LOST_SHOWN)]
-    return lost + [_flip(i, before, after, against, lost=False) for i in spread(c.gained, _GAINED_SHOWN)]
+def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: int) -> list[ShownItem]:
+    """Show n items of a task with every arm's answer, first those that arms score otherwise."""
+    by_arm = {name: {row.example_id: row for row in rows} for name, rows in arms.items()}
+    first, *others = by_arm.values()
+    ids = [item for item in first if all(item in rows for rows in others)]
+    parts = {item: {rows[item].parts.get(metric.name) for rows in by_arm.values()} for item in ids}
+    chosen = spread([item for item in ids if len(parts[item]) > 1], n)
+    chosen += spread([item for item in ids if len(parts[item]) == 1], n - len(chosen))
+    return [_shown_item(metric, {name: rows[item] for name, rows in by_arm.items()}) for item in chosen]
+
+
+def _shown_item(metric: Metric, rows: Mapping[str, SampleResult]) -> ShownItem:
+    shortest = min(rows.values(), key=lambda row: len(row.prompt))  # without passages, where one has none
+    return ShownItem(
+        shortest.task,
+        shortest.example_id,
+        excerpt(shortest.prompt),
+        tuple(map(excerpt, shortest.references[:_REFERENCES_SHOWN])),
+        {
+            name: ShownAnswer(excerpt(row.text), row.status, mark_answer(metric, row.parts.get(metric.name)))
+            for name, row in rows.items()
+        },
+    )
 
 
 def spread(ids: Sequence[str], n: int) -> list[str]:
     """Draw at most n ids at even distances: neighbours often ask the same thing."""
     return [ids[i * len(ids) // n] for i in range(n)] if len(ids) > n else list(ids)
-
-
-def _flip(
-    item: str,
-    before: Mapping[str, SampleResult],
-    after: Mapping[str, SampleResult],
-    against: str,
-    *,
-    lost: bool,
-) -> Flip:
-    old, new = before[item], after[item]
-    return Flip(
-        new.task,
-        item,
-        lost,
-        excerpt(new.prompt),
-        tuple(map(excerpt, new.references[:_REFERENCES_SHOWN])),
-        excerpt(old.text),
-        excerpt(new.text),
-        old.status,
-        new.status,
-        against,
-    )
 
 
 def excerpt(text: str) -> str:

@@ -9,15 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import formatting
-from harness.comparison import Comparison
 from harness.decision import CandidateFacts
 from harness.records import TrainingRecord
 from harness.report import plots
 from harness.report.document import Section
-from harness.report.escape import clean_lines, page_environment
-from harness.report.experiment_report import ExperimentReport, Flip
-from harness.report.labels import CLASSES, WORDS, shorten_for_picture
+from harness.report.escape import clean, clean_lines, page_environment, shorten
+from harness.report.experiment_report import ExperimentReport
+from harness.report.labels import CLASSES, RIGHT, WORDS, WRONG, shorten_for_picture
 from harness.report.plots import svg
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import LONGEST
@@ -25,19 +23,15 @@ from harness.report.sections import experiment_document
 from harness.report.wording import best_first
 
 _FOLDER = Path(__file__).parent
+_BRIEF = 60  # characters of an answer that is not opened
 
 
 class Chapter(NamedTuple):
-    """One section with its place in the page.
-
-    `flips` are grouped by task; `same_as` names the run of the same weights whose items are shown.
-    """
+    """One section with its place in the page."""
 
     id: str
     section: Section
     above: tuple[str, ...] = ()
-    flips: tuple[tuple[str, tuple[Flip, ...]], ...] = ()
-    same_as: str = ""
 
 
 def html(report: ExperimentReport) -> str:
@@ -46,6 +40,7 @@ def html(report: ExperimentReport) -> str:
 
     environment = page_environment(_FOLDER)
     environment.filters |= {"lines": lambda text: escape(clean_lines(text)), "drawn": Markup}
+    environment.filters["brief"] = lambda text: shorten(clean(" ".join(text[:400].split())), _BRIEF)
     shown = experiment_document(report)
     chapters = _chapters(report, shown.sections)
     return environment.get_template("page.html").render(
@@ -54,6 +49,8 @@ def html(report: ExperimentReport) -> str:
         body=[c for c in chapters if not c.section.appendix],
         appendix=[c for c in chapters if c.section.appendix],
         heat=heat(report),
+        answers=[(task, list(of)) for task, of in groupby(report.answers, key=lambda item: item.task)],
+        marks={RIGHT: "right", WRONG: "wrong"},
         verdict_classes=CLASSES,
         verdict_words=WORDS,
         colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + svg.rules()),
@@ -66,15 +63,13 @@ def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Cha
     for i, section in enumerate(sections):
         f = facts.get(section.label)
         above: list[str] = []
-        flips: list[tuple[str, tuple[Flip, ...]]] = []
         if section.kind == "forgetting" and f:
-            above, flips = [plots.forest(report, f)], _flips(report, f)
+            above = [plots.forest(report, f)]
         elif section.kind == "gate" and f and f.verdict:
             above = [plots.chances(f.label, f.verdict)]
         elif section.kind == "training":
             above = _curves(facts.values())
-        same_as = _name_same_weights(report, section.label) if flips else ""
-        out.append(Chapter(f"s{i}", section, tuple(filter(None, above)), tuple(flips), same_as))
+        out.append(Chapter(f"s{i}", section, tuple(filter(None, above))))
     return out
 
 
@@ -90,29 +85,3 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
     drawn = [(", ".join(labels), training) for labels, training in named]
     titles = shorten_for_picture([label for label, _ in drawn], LONGEST)
     return [plots.curves(*one, title) for one, title in zip(drawn, titles, strict=True)]
-
-
-def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple[Flip, ...]]]:
-    """Group the items that are shown by task, each with how many there are."""
-    compared = report.task_comparisons(f.label)
-    if f.vs_untrained:
-        compared[f.vs_untrained.task] = f.vs_untrained
-    grouped = groupby(report.flips.get(f.label, ()), key=lambda flip: flip.task)
-    return [_flips_title(compared[task], tuple(flips)) for task, flips in grouped if task in compared]
-
-
-def _name_same_weights(report: ExperimentReport, label: str) -> str:
-    """Name the run whose general answers stand for this one's too; empty where it shows its own."""
-    if any(flip.against == "base" for flip in report.flips.get(label, ())):
-        return ""
-    weights = {name: of.get("weights") for name, of in report.origins.items() if report.flips.get(name)}
-    same = (n for n, digest in weights.items() if n != label and digest and digest == weights.get(label))
-    return next(same, "")
-
-
-def _flips_title(c: Comparison, flips: tuple[Flip, ...]) -> tuple[str, tuple[Flip, ...]]:
-    n_lost = sum(flip.lost for flip in flips)
-    lost, gained = formatting.count(len(c.lost)), formatting.count(len(c.gained))
-    n_gained = formatting.count(len(flips) - n_lost)
-    shown = f"{formatting.count(n_lost)} of {lost} lost, {n_gained} of {gained} gained"
-    return f"{c.task}, against {flips[0].against}: {shown}", flips

@@ -6,13 +6,28 @@ different names stay different when they are shortened, a grid's keys first and 
 
 import re
 from collections.abc import Sequence
+from math import isclose, isfinite
 
+import numpy as np
 from rich.cells import cell_len
 
+from harness.formatting import UNKNOWN, plain
 from harness.gating import WORDS as WORDS
+from harness.metrics import Metric, item_scores
 from harness.report.escape import shorten
 
 _KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
+
+
+def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:
+    """Mark an answer as right or wrong, or print its score where it is neither; – where it has none."""
+    if parts is None:
+        return WRONG
+    score = float(item_scores(metric, np.array([parts], float))[0])
+    if not isfinite(score):
+        return UNKNOWN
+    worst, best = metric.bounds if metric.higher_is_better else metric.bounds[::-1]
+    return RIGHT if isclose(score, best) else WRONG if isclose(score, worst) else plain(score)
 
 
 def shorten_for_table(names: Sequence[str], width: int) -> list[str]:
@@ -64,6 +79,7 @@ def _are_different(shown: Sequence[str], names: Sequence[str]) -> bool:
     return len(set(shown)) == len(set(names))
 
 
+RIGHT, WRONG = "✓", "✗"  # an answer that scores best, and one that scores worst or failed
 ERROR = "ERROR"  # of a run that failed, which has no verdict
 
 # What a word tells: the class of its colour on pages and in pictures.

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from harness import formatting
+from harness.metrics import mean_metric
 from harness.records import SampleResult
-from harness.report import experiment_document, flips_of, read, write
+from harness.report import experiment_document, read, show_items, write
 from harness.report import markdown as to_markdown
 from harness.report.labels import WORDS
 
@@ -26,13 +27,13 @@ EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.t
 def hostile_report(finished_run):
     """Return the report of a real run, with an item whose texts would like to be markup."""
     of = finished_run[1]
-    (label, flips), *_ = of.flips.items()
-    c = of.comparisons[label][0]
-    old, new = (
-        SampleResult(c.task, "test", EVIL, 0, "ok", text, EVIL, (EVIL,), {}) for text in (EVIL, EVIL * 9_000)
-    )
-    evil = flips_of(replace(c, lost=(EVIL,), gained=()), [old], [new], "base")
-    return replace(of, flips={**of.flips, label: (*evil, *flips)}, notes=(*of.notes, EVIL))
+    first = of.answers[0]
+    rows = {
+        name: [SampleResult(first.task, "test", EVIL, 0, "ok", text, EVIL, (EVIL,), {})]
+        for name, text in zip(first.answers, (EVIL, EVIL * 9_000), strict=False)
+    }
+    evil = show_items(mean_metric("exact_match", lambda output, example: None), rows, 1)
+    return replace(of, answers=(*evil, *of.answers), notes=(*of.notes, EVIL))
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +216,11 @@ def test_text_of_a_model_stays_text(page_and_log):
     unfold(page)
     assert page.title() == "tiny: what to ship"
     assert page.locator("script, img").count() == 0
-    answer = page.locator("article .answer").first.inner_text()
+    answer = page.locator(".matrix .answer").nth(0).inner_text()
     assert answer.startswith("<script>document.title")
     assert "\x1b" not in answer
     assert "\u202e" not in answer
-    assert "(cut: " in page.locator("article .new .answer").first.inner_text()
+    assert "(cut: " in page.locator(".matrix .answer").nth(1).inner_text()
 
 
 def test_dark_and_light_differ_and_text_stays_readable(page_and_log):

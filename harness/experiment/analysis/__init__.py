@@ -24,10 +24,19 @@ from harness.experiment.analysis.run_remarks import (
 )
 from harness.experiment.analysis.target_facts import answers_on_target
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
-from harness.gating import Measurement, TaskComparison
-from harness.records import has_closed_labels
-from harness.report import AttributionStep, ExperimentReport, Flip, flips_of, list_spare_items, origin
+from harness.gating import TaskComparison
+from harness.records import Run, has_closed_labels
+from harness.report import (
+    AttributionStep,
+    ExperimentReport,
+    ShownItem,
+    list_spare_items,
+    origin,
+    show_items,
+)
 from harness.spec import GatePolicy
+
+_SHOWN, _SHOWN_OF_SUITE = 40, 8  # items whose answers the report holds
 
 
 def report_of(
@@ -92,7 +101,7 @@ def report_of(
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
         margins=_margins(tasks.values(), policy),
-        flips=find_flips(session, reader, runs, of_runs),
+        answers=find_answers(session, reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=session.experiment.decide,
         closed_labels=closed_labels,
@@ -165,27 +174,24 @@ def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> di
     }
 
 
-def find_flips(
-    session: Session, reader: Reader, runs: Runs, judged: RunVerdicts
-) -> dict[str, tuple[Flip, ...]]:
-    """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
-    best, tasks = decide.best_untrained(judged.facts) or "", judged.tasks
-    by_name = {run.candidate: run for run in runs if run.state == "done"}
-    out: dict[str, tuple[Flip, ...]] = {}
-    seen: set[str] = set()
-    for f, run in zip(judged.facts, runs, strict=True):
-        if f.state == "failed" or not decide.is_fine_tuned(f):
-            continue
-        shown: list[Flip] = []
-        if f.vs_untrained:
-            old, new = (reader.read(r, session.target) for r in (by_name[best], run))
-            shown += flips_of(f.vs_untrained, old, new, best)
-        if run.weights_digest not in seen:
-            by_task = {m.task.name: m for m in measure(judged.study, run)}
-            shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
-        seen.add(run.weights_digest)
-        out[f.label] = tuple(shown)
-    return out
+def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdicts) -> tuple[ShownItem, ...]:
+    """Show some items of every task with what each candidate answered, the best untrained first."""
+    best = decide.best_untrained(judged.facts)
+    named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
+    named.sort(key=lambda one: one[1].candidate != best)
+    shown: list[ShownItem] = []
+    for m in (session.target, *session.suites):
+        labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
+        for label, run in ((label, run) for label, run in named if key in run.rows):
+            labels.setdefault(run.rows[key], []).append(label)
+            by_rows[run.rows[key]] = run
+        arms = {", ".join(of): reader.read(by_rows[rows], m) for rows, of in labels.items()}
+        bases = [rows[m.task.name] for rows in judged.base.values() if m.task.name in rows]
+        if bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
+            arms = {"base": bases[0]} | arms
+        if arms and not gating.is_reported_only(m.task):
+            shown += show_items(m.primary, arms, _SHOWN if m is session.target else _SHOWN_OF_SUITE)
+    return tuple(shown)
 
 
 def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AnswerDiversity, ...]]:
@@ -203,10 +209,3 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
                 found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
         out[f.label] = tuple(filter(None, found))
     return {label: found for label, found in out.items() if found}
-
-
-def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:
-    """Show items of a task's primary metric; a change in bits per byte is nothing to be read."""
-    if t.comparison.metric != t.task.primary_metric or gating.is_reported_only(t.task):
-        return []
-    return flips_of(t.comparison, measured.base, measured.new, "base")
