@@ -68,7 +68,7 @@ def _matrix(tasks: list[str], runs: Mapping[str, Run], report: ExperimentReport 
         "Search", placeholder="in ids, prompts, answers, references", key="sought", bind="query-params"
     )
     wanted = answer_matrix.find_items(of, outcome, "" if slice_ == "all" else slice_, sought)
-    _items(of, wanted, f"{task}/{slice_}/{outcome}/{sought}/{of.digests}")
+    _items(of, wanted, f"{task}/{slice_}/{outcome}/{sought}")
 
 
 def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list[str]) -> str:
@@ -82,9 +82,7 @@ def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list
 
 def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
     at, metric = project.project().store, of.metric.name
-    if st.session_state.get("matrix_filter") != key:  # other items begin at the first page
-        st.session_state["matrix_filter"], st.session_state["matrix_page"] = key, 1
-    number = int(st.session_state["matrix_page"])
+    number = int(st.session_state.get(f"matrix_page/{key}") or 1)  # other items begin at the first page
     n, items = store.read_answers(at, of.digests, metric, wanted, offset=_A_PAGE * (number - 1), n=_A_PAGE)
     if not items:
         st.info("No item fits these filters.")
@@ -103,7 +101,7 @@ def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
     left, middle, right = st.columns([2, 4, 1], vertical_alignment="center")
     left.caption(f"{count(n)} items; right and wrong by {clean(metric)}")
     with middle:
-        st.pagination(-(-n // _A_PAGE), key="matrix_page")
+        st.pagination(-(-n // _A_PAGE), key=f"matrix_page/{key}")
     with right:
         st.download_button(
             "CSV",

@@ -57,10 +57,13 @@ def status() -> None:
 
 def main() -> None:
     """Draw the side bar and the chosen page."""
-    st.set_page_config(page_title="harness", layout="wide")
+    title = clean(project.shown()) or project.project().file.parent.name
+    st.set_page_config(page_title=f"{title} · harness", layout="wide")
+    smoke_alone = "experiment" not in st.query_params and project.is_smoke()
+    first = "answers" if smoke_alone else "report"
     pages = {
         section: [
-            st.Page(HERE / f"{name}.py", title=title, url_path=name, default=name == "report")
+            st.Page(HERE / f"{name}.py", title=title, url_path=name, default=name == first)
             for name, title in listed
             if (HERE / f"{name}.py").exists()
         ]

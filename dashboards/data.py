@@ -17,11 +17,13 @@ from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
 from harness.formatting import count
 from harness.records import checksum
+from harness.report.escape import clean
 from harness.report.findings import places, share_text, summary
 from harness.spec import Task
 from parts import controls, project, safe_text
 
 _AT_ONCE = 10
+_A_PAGE = 100
 _FACT_COLUMNS = ("figure", "meaning")
 
 
@@ -47,6 +49,7 @@ def page() -> None:
         if finding.severity != "note":
             _alarm(finding)
     _decisions(checked)
+    _rows(checked)
     st.subheader("Figures", anchor=False)
     notes = [f for f in checked.findings if f.severity == "note"]
     rows = [(" ".join(filter(None, (f.title, share_text(f)))), f.meaning) for f in notes]
@@ -88,6 +91,26 @@ def _alarm(finding: Finding) -> None:
             if text
         )
         safe_text.command(finding.command, "")
+
+
+def _rows(checked: CheckReport) -> None:
+    """Show the rows as they were read, those with a text that is looked for, a page at a time."""
+    st.subheader("Rows", anchor=False)
+    sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
+    entries = checked.table.entries
+    fit = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
+    n_pages = max(1, -(-len(fit) // _A_PAGE))
+    key = f"rows_page/{sought}"
+    number = int(st.session_state.get(key) or 1)
+    st.dataframe(
+        [
+            {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
+            for e in fit[_A_PAGE * (number - 1) : _A_PAGE * number]
+        ],
+        hide_index=True,
+    )
+    st.caption(f"{count(len(fit))} of {count(len(entries))} rows")
+    st.pagination(n_pages, key=key)
 
 
 def _decisions(checked: CheckReport) -> None:

@@ -32,7 +32,7 @@ from parts.decision_sliders import sliders
 def page() -> None:
     """Draw the page."""
     controls.heading("Decide", "What to ship, and how that depends on volume, prices, budgets and τ.")
-    report = controls.choose_report()
+    report = controls.shown_report()
     if report is None:
         return
     if report.policy is None:
@@ -59,7 +59,11 @@ def page() -> None:
     st.subheader("Reasons", anchor=False)
     safe_text.say_all([*found.reasons, *index_sentences(facts, policy)])
     st.subheader("Arithmetic", anchor=False)
-    rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found, report.unit)]
+    rows = [
+        {"input": name, "value": value}
+        for name, value in arithmetic_rows(found, report.unit)
+        if policy.right_answer_usd is not None or not name.startswith("worth of the gain")  # of an assumption
+    ]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
     controls.offer_csv(rows, "decide")
 

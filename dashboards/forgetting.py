@@ -20,7 +20,7 @@ def page() -> None:
     controls.heading(
         "Forgetting", "The same capability tasks before and after; points, paired, with 95 % interval."
     )
-    report = controls.choose_report()
+    report = controls.shown_report()
     if report is None:
         return
     drawn = heat(report)

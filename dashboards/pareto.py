@@ -26,7 +26,7 @@ def page() -> None:
     controls.heading(
         "Pareto", "Right is better on your task, up keeps more of what the model could do before."
     )
-    report = controls.choose_report()
+    report = controls.shown_report()
     if report is None:
         return
     found = points_of(report)

@@ -14,7 +14,7 @@ from parts import controls, project, safe_text
 def page() -> None:
     """Draw the page."""
     controls.heading("Report", "What to ship, why, how sure that is, and what to do next.")
-    report = controls.choose_report()
+    report = controls.shown_report()
     if report is None:
         return
     document = experiment_document(report)

@@ -140,6 +140,41 @@ def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
     assert report.SMOKE in page.info[0].value.lower()
 
 
+def write_smoke_run(folder):
+    """Write a smoke run as `harness compare --quick` leaves it: its runs lie apart, its report is marked."""
+    made = fake_project.write(folder, {"prompt": ("base", 20, 48)}, with_report=False)
+    (folder / "runs").rename(folder / "apart")
+    (folder / "runs").mkdir()
+    (folder / "apart").rename(folder / "runs" / "smoke")
+    report.write(replace(made, smoke=True), folder / "reports")
+
+
+def test_after_a_smoke_run_alone_its_answers_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
+    write_smoke_run(tmp_path)
+    page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
+    assert [e.value for e in page.exception] == []
+    assert [title.value for title in page.title] == ["Answers"]
+    assert len(matrix(page)) == 50
+    assert "1 runs in" in page.sidebar.caption[0].value
+
+
+def test_a_switch_leads_from_an_experiment_to_its_smoke_run(open_page, tmp_path):
+    write_smoke_run(tmp_path)
+    fake_project.write(tmp_path)
+    page = open_page("answers")
+    assert "lora" in matrix(page)["support-000"]
+    page.selectbox(key="experiment").select("desk-smoke").run()
+    assert list(matrix(page)["support-000"]) == ["question", "reference", "prompt"]
+    assert page.query_params["experiment"] == "desk-smoke"
+
+
+def test_the_experiment_of_one_report_is_named_on_top(open_page, tmp_path):
+    fake_project.write(tmp_path)
+    fake_project.experiment(tmp_path)
+    assert open_page("pareto").caption[0].value.startswith("**desk** · Right is better")
+
+
 def test_the_first_page_is_that_of_the_written_report(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     first, shown = report.experiment_document(made).first, html(open_page("report"))
@@ -586,7 +621,7 @@ def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, t
 def test_the_matrix_is_turned_a_page_at_a_time(open_page, tmp_path):
     fake_project.write(tmp_path)
     page = open_page("answers", task="chat")
-    page.session_state["matrix_page"] = 2
+    page.session_state["matrix_page/chat/all/all/"] = 2
     assert list(matrix(page.run())) == [f"chat-{i:03d}" for i in range(50, 60)]
 
 
@@ -817,6 +852,26 @@ def test_a_name_stands_where_no_whisker_crosses_it(page_imports):
     assert (at["lora"].split()[1], at["dpo"].split()[1]) == ("left", "right")
 
 
+def test_no_name_of_the_front_lies_on_another(page_imports):
+    from parts import charts
+
+    near = [point(f"candidate number {i}", 0.5 + 0.001 * i, -0.02 - 0.001 * (i % 3), 0.02) for i in range(12)]
+    drawn = {trace.name: trace for trace in charts.front(near, "exact_match", None, []).data}[
+        "fails the gate"
+    ]
+    named = [text for text in drawn.text if text]
+    assert 0 < len(named) < len(near)
+    assert list(drawn.customdata) == [p.label for p in near], "a look at a mark tells its name"
+
+
+def test_the_first_steps_of_a_training_do_not_flatten_the_rest(page_imports):
+    from parts import charts
+
+    curve = [(step, 100.0 / step) for step in range(1, 101)]
+    low, high = charts.curves({"lora": (curve, [(100, 1.2)])}, "loss").layout.yaxis.range
+    assert (low, high) == pytest.approx((1.0 - 0.06 * 9, 10.0 + 0.06 * 9))
+
+
 def test_the_ring_of_the_recommended_hides_no_other_mark(page_imports):
     from parts import charts
 
@@ -1014,11 +1069,20 @@ def test_every_trial_of_a_sweep_is_overlaid(open_page, tmp_path):
     assert names == ["lora[learning_rate=0.001] (chosen)", "lora[learning_rate=0.01]"]
 
 
+def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a frozen value)
+    """Return the arithmetic as the page has it: no worth of a gain that rests on an assumption."""
+    of_answers = policy.right_answer_usd is not None
+    rows = dict(arithmetic_rows(decision, unit))
+    return {
+        name: value for name, value in rows.items() if of_answers or not name.startswith("worth of the gain")
+    }
+
+
 def test_decide_says_what_the_command_says_until_something_is_changed(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     page = open_page("decide")
     assert made.decision.sentence.split(":")[0] in html(page)
-    expected = dict(arithmetic_rows(made.decision, made.unit))
+    expected = list_page_rows(made.decision, made.unit)
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
     page.select_slider(key="decide_requests a month").set_value(1_000.0).run()
     assert dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"] == "6,000"
@@ -1052,7 +1116,7 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path
         metric_name="exact_match",
     )
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(arithmetic_rows(expected, formatting.RATE))
+    assert shown == list_page_rows(expected, formatting.RATE, DecidePolicy(**change))
     assert shown != before
     assert expected.sentence in html(page).replace("&#x27;", "'")
 
@@ -1112,7 +1176,7 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page,
     runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
     expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(arithmetic_rows(expected, formatting.RATE))
+    assert shown == list_page_rows(expected, formatting.RATE)
     assert shown["best untrained candidate"] == "prompt"
     assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
     assert expected.sentence.split(":")[0] in html(page)
@@ -1621,6 +1685,18 @@ def test_a_model_of_sentences_that_is_not_there_is_named_with_the_next_step(open
     assert "model ./nowhere could not be loaded" in html(page)
     assert "check the spelling" in html(page)
     assert "label accuracy" in html(page.text_input(key="encoder").set_value("").run())
+
+
+def test_the_rows_are_browsed_and_searched(open_page, tmp_path):
+    write_labelled(tmp_path, flipped=())
+    page = open_page("data")
+    assert len(page.dataframe[0].value) == 100
+    page.session_state["rows_page/"] = 2
+    assert [row.partition(":")[2] for row in page.run().dataframe[0].value["row"]] == [
+        str(i) for i in range(101, 121)
+    ]
+    page.text_input(key="sought_row").set_value("ITEM 5 ").run()
+    assert all("item 5 " in text for text in page.dataframe[0].value["question"])
 
 
 def test_decisions_on_other_content_are_not_shown(open_page, tmp_path):

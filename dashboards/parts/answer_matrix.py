@@ -53,13 +53,15 @@ class Matrix(NamedTuple):
 
 
 def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
-    """Give each row set of a task a column: that of the base first, where candidates answered as it does."""
+    """Give each row set of a task a column; that of the base comes first where all are fine-tunes."""
     key, named, of = f"{task}/test", dict[str, list[str]](), dict[str, Run]()
     for name, run in runs.items():
         if digest := run.rows.get(key):
             named.setdefault(digest, []).append(name)
             of.setdefault(digest, run)
-    bases = {base: run for run in of.values() if (base := project.base_rows(run, key)) and base not in named}
+    answers_as_base = any(run.weights_digest == run.base_digest for run in of.values())
+    candidates = {} if answers_as_base else of
+    bases = {base: run for run in candidates.values() if (base := project.base_rows(run, key))}
     before = [Column("base", *one) for one in bases.items()][:1]
     return (*before, *(Column(", ".join(names), digest, of[digest]) for digest, names in named.items()))
 
@@ -104,7 +106,8 @@ def _score_items(folder: str, key: tuple[str, str, tuple[str, ...], Any], _metri
         known = [(i, parts) for i, parts in zip(columns.ids, columns.parts, strict=True) if parts is not None]
         values: Any = item_scores(_metric, np.array([parts for _, parts in known], float)) if known else []
         scored = {item: score for (item, _), score in zip(known, values, strict=True)}
-        by_column.append({item: scored.get(item, worst) for item in columns.ids})
+        failed = dict(zip(columns.ids, columns.failed, strict=True))
+        by_column.append({i: scored.get(i, worst if failed[i] else np.nan) for i in columns.ids})
     ids = [item for item in by_column[0] if all(item in one for one in by_column)] if by_column else []
     return ids, np.array([[one[item] for item in ids] for one in by_column], float)
 

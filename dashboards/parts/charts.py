@@ -19,17 +19,18 @@ from harness.report import WORDS
 from harness.report.escape import clean, shorten
 from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.pareto_front import Point
+from parts.safe_text import COLOURS
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
-GOOD, BAD, DOUBT, QUIET = "#009e73", "#d55e00", "#e69f00", "#8c96a0"
+BAD, QUIET = "#d55e00", "#8c96a0"
 LOST, UNCHANGED, GAINED = "#c44a00", "#f7f7f7", "#0072b2"  # vermilion, white, blue
 _BLACK, _WHITE = "#000000", "#ffffff"
 
 _MARKS = {
-    "pass": ("circle", GOOD, "passes the gate"),
-    "fail": ("x", BAD, "fails the gate"),
-    "inconclusive": ("diamond", DOUBT, "undecided"),
-    "harness-drift": ("square", DOUBT, "the harness drifted"),
+    "pass": ("circle", COLOURS["passes"], "passes the gate"),
+    "fail": ("x", COLOURS["fails"], "fails the gate"),
+    "inconclusive": ("diamond", COLOURS["undecided"], "undecided"),
+    "harness-drift": ("square", COLOURS["undecided"], "the harness drifted"),
     "skipped": ("circle", QUIET, "base weights"),
 }
 _HEAT = ((0.0, LOST), (0.5, UNCHANGED), (1.0, GAINED))
@@ -191,11 +192,13 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
             x=[x for x, _ in best], y=[y for _, y in best], mode="lines", name="front", hoverinfo="skip",
             line={"color": SERIES[0], "shape": "vh", "width": 1.5},
         )  # fmt: skip
-    places = _places(points)
+    names = _names(points)
+    places = _places(points, names)
     for outcome, (symbol, colour, said) in _MARKS.items():
         of = [p for p in points if p.verdict == WORDS[outcome]]
         if of:
-            _add_points(figure, of, places, _Mark(symbol, colour, said), unit)
+            shown = [names[p.label] if p.label in places else "" for p in of]
+            _add_points(figure, of, shown, places, _Mark(symbol, colour, said), unit)
     ringed = [p for p in points if p.recommended]
     figure.add_scatter(
         x=[rate * p.target.score for p in ringed], y=[100 * p.kept.score for p in ringed], mode="markers",
@@ -228,10 +231,10 @@ class _Mark(NamedTuple):
     said: str
 
 
-def _places(points: Sequence[Point]) -> dict[str, str]:
+def _places(points: Sequence[Point], names: Mapping[str, str]) -> dict[str, str]:
     """Choose for each name a place beside its mark where it hides no other, and fewest whiskers cross it.
 
-    Where it would hide another everywhere, it stands right of its mark.
+    A name that would hide another everywhere is left out: the table and a look at its mark have it.
     """
     across = [end for p in points for end in (p.target.low, p.target.high)]
     down = [end for p in points for end in (p.kept.low, p.kept.high)] + [0.0]
@@ -245,9 +248,11 @@ def _places(points: Sequence[Point]) -> dict[str, str]:
         whiskers.append((x - 2, -high * p.kept.high, x + 2, -high * p.kept.low))
     for (x, y), (_, below) in pairwise(sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)):
         whiskers.append((x - 6, y, x + 6, below))  # where the front falls
-    places = {}
+    places: dict[str, str] = {}
     for p, (x, y) in zip(points, at, strict=True):
-        half = 3.6 * len(p.label + " (recommended)" * p.recommended)
+        if not names[p.label]:
+            continue
+        half = 3.6 * len(names[p.label])
         boxes = {
             f"{v} {h}": (x + dx * (half + 8) - half, y + dy - 7, x + dx * (half + 8) + half, y + dy + 7)
             for h, dx in (("right", 1), ("left", -1), ("center", 0))
@@ -255,21 +260,22 @@ def _places(points: Sequence[Point]) -> dict[str, str]:
         }
         free = [name for name, box in boxes.items() if not any(_overlap(box, other) for other in taken)]
         crossed = {name: sum(_overlap(boxes[name], line) for line in whiskers) for name in free}
-        places[p.label] = min(free, key=crossed.__getitem__, default="middle right")
-        taken.append(boxes.get(places[p.label], (x, y - 8, x + 2 * half, y + 8)))
+        if free:
+            places[p.label] = min(free, key=crossed.__getitem__)
+            taken.append(boxes[places[p.label]])
     return places
 
 
-def _names(of: Sequence[Point]) -> list[str]:
-    """Name each mark; marks in one place are named together, once."""
+def _names(of: Sequence[Point]) -> dict[str, str]:
+    """Name each mark by its label; marks in one place are named together, once."""
     together: dict[tuple[float, float], list[Point]] = {}
     for p in of:
         together.setdefault((p.target.score, p.kept.score), []).append(p)
-    return [
-        ", ".join(plain(q.label) + " (recommended)" * q.recommended for q in there) if there[0] is p else ""
+    return {
+        p.label: ", ".join(plain(q.label) + " (recommended)" * q.recommended for q in there) * (there[0] is p)
         for p in of
         for there in [together[p.target.score, p.kept.score]]
-    ]
+    }
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
@@ -277,7 +283,12 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _add_points(
-    figure: go.Figure, of: Sequence[Point], places: Mapping[str, str], mark: _Mark, unit: Unit
+    figure: go.Figure,
+    of: Sequence[Point],
+    names: Sequence[str],
+    places: Mapping[str, str],
+    mark: _Mark,
+    unit: Unit,
 ) -> None:
     def ends(pick: str, scale: float) -> dict[str, Any]:
         both = [getattr(p, pick) for p in of]
@@ -294,9 +305,9 @@ def _add_points(
         error_y=ends("kept", 100),
         mode="markers+text",
         marker={"symbol": mark.symbol, "color": mark.colour, "size": 11},
-        text=_names(of),
+        text=names,
         customdata=[plain(p.label) for p in of],
-        textposition=[places[p.label] for p in of],
+        textposition=[places.get(p.label, "middle right") for p in of],
         name=mark.said,
         hovertemplate=_hover("customdata", unit),
     )  # fmt: skip
@@ -325,9 +336,20 @@ def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
                 marker={"symbol": "diamond-open", "size": 9 + 6 * (i % 4), "line": {"width": 2.5}},
             )  # fmt: skip
     figure.update_xaxes(title="step")
-    figure.update_yaxes(title=axis, rangemode="tozero")
+    figure.update_yaxes(title=axis, range=_settled_range(series))
     figure.update_layout(height=420, showlegend=True)
     return figure
+
+
+def _settled_range(series: Mapping[str, Curves]) -> list[float] | None:
+    """Return the range of values once a tenth of the steps is done: the first ones would flatten the rest."""
+    points = [point for of in series.values() for curve in of for point in curve]
+    last = max((step for step, _ in points), default=0)
+    later = [value for step, value in points if step >= 0.1 * last]
+    if not later:
+        return None
+    room = 0.06 * (max(later) - min(later)) or 0.06 * abs(later[0]) or 1.0
+    return [min(later) - room, max(later) + room]
 
 
 def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[str, float]) -> go.Figure:

@@ -19,10 +19,19 @@ from parts import project, safe_text
 
 
 def heading(title: str, purpose: str) -> None:
-    """Open a page."""
+    """Open a page, with the experiment whose results it shows and a switch to others."""
     safe_text.style()
-    st.title(title, anchor=False)
-    st.caption(purpose)
+    found, loaded = project.reports(), project.experiment()
+    names = sorted(found, key=lambda name: found[name].smoke)
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    left.title(title, anchor=False)
+    if len(names) > 1:
+        name = right.selectbox(
+            "Experiment", names, index=names.index(project.shown()), format_func=clean, key="experiment"
+        )
+        remember("experiment", [name])
+    named = names[0] if len(names) == 1 else loaded.experiment.name if loaded and not names else ""
+    st.caption(f"**{safe_text.label(named)}** · {purpose}" if named else purpose)
 
 
 def show_empty(what: str = "No report yet.") -> None:
@@ -32,31 +41,21 @@ def show_empty(what: str = "No report yet.") -> None:
     st.info(f"{what} {wait or 'Next: `harness compare` in the folder of harness.yaml.'}")
 
 
-def choose_report() -> ExperimentReport | None:
-    """Let one of the kept reports be chosen; None where there is none."""
-    found = project.reports()
-    if not found:
+def shown_report() -> ExperimentReport | None:
+    """Return the report that is shown; None where there is none, which is said."""
+    found = project.reports().get(project.shown())
+    if found is None:
         show_empty()
         return None
-    wanted = st.query_params.get("experiment", "")
-    names = sorted(found, key=lambda name: found[name].smoke)
-    if len(names) > 1:
-        index = names.index(wanted) if wanted in names else 0
-        name = st.columns([1, 2])[0].selectbox(
-            "Experiment", names, index=index, format_func=clean, key="experiment"
-        )
-        remember("experiment", [name])
-    else:
-        name = names[0]
-    if found[name].smoke:
+    if found.smoke:
         st.info(f"{SMOKE[0].upper()}{SMOKE[1:]}: few items, to see that everything works.")
-    safe_text.say_all(note for note in found[name].notes if note.startswith("fewer items"))
-    return found[name]
+    safe_text.say_all(note for note in found.notes if note.startswith("fewer items"))
+    return found
 
 
 def report_if_any() -> ExperimentReport | None:
-    """Let one of the kept reports be chosen, on a page that has something to show without one as well."""
-    return choose_report() if project.reports() else None
+    """Return the report that is shown, on a page that has something to show without one as well."""
+    return shown_report() if project.reports() else None
 
 
 def say_absent(report: ExperimentReport | None, runs: Sequence[Run]) -> None:
@@ -129,7 +128,8 @@ def order_candidates(report: ExperimentReport | None, labels: Sequence[str]) -> 
 def offer_answers(names: Sequence[str]) -> None:
     """Offer to look at the answers of candidates."""
     if st.button("Look at their answers"):
-        st.switch_page("answers.py", query_params={"compare": ",".join(names)})
+        at = {"experiment": shown} if (shown := project.shown()) else {}
+        st.switch_page("answers.py", query_params=at | {"compare": ",".join(names)})
 
 
 def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs: Sequence[Run]) -> list[str]:

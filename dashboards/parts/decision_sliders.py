@@ -20,6 +20,7 @@ _PRICES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 100.0)
 _TAUS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 _LATENCIES = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, inf)
 _RATES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1_000.0)
+_UNSET = -1.0  # of what a right answer is worth
 
 _TAU = "Points of the target metric that a fine-tune has to bring for each USD of training."
 _SLOW = "Candidates whose median request takes longer are left out before the choice."
@@ -39,8 +40,8 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
         }
         price = _slider(a, "a device hour, USD", _PRICES[1:], hour, usd) if hour else 0.0
         changed["label_cost_usd"] = _slider(b, "a label, USD", _PRICES, written.label_cost_usd, usd)
-        right = 1.0 if written.right_answer_usd is None else written.right_answer_usd
-        answer = _slider(c, "one more right answer, USD", _PRICES, right, usd)
+        right = _UNSET if written.right_answer_usd is None else written.right_answer_usd
+        answer = _slider(c, "one more right answer, USD", (_UNSET, *_PRICES), right, _worth)
         hosting = written.hosting_usd_per_month
         changed["hosting_usd_per_month"] = _slider(a, "hosting a month, USD", _PRICES, hosting, usd)
         latency = _slider(b, "longest median request", _LATENCIES, written.max_latency_s or inf, _time, _SLOW)
@@ -50,7 +51,7 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
     budgets = {
         "max_latency_s": None if latency == inf else latency,
         "min_requests_per_s": least or None,
-        "right_answer_usd": written.right_answer_usd if answer == right else answer,
+        "right_answer_usd": None if answer == _UNSET else answer,
     }
     return written.model_copy(update=changed | budgets), price / hour if hour else 1.0
 
@@ -67,6 +68,10 @@ def _slider(
     options, key = sorted({*map(float, steps), float(written)}), f"decide_{title}"
     st.session_state.setdefault(key, float(written))  # so the browser is told: its own slider keeps its place
     return float(at.select_slider(title, options, format_func=shown, key=key, help=said or None))
+
+
+def _worth(value: float) -> str:
+    return "not set" if value == _UNSET else usd(value)
 
 
 def _time(value: float) -> str:

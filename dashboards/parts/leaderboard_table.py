@@ -18,6 +18,7 @@ from harness.report import CLASSES, ERROR, ExperimentReport, find_shown_figure, 
 from harness.report.escape import clean
 from parts import controls
 from parts.leaderboard_rows import Line
+from parts.safe_text import COLOURS
 from parts.score_cache import AT_ONCE
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ _FACETS: dict[str, Callable[[Run], str]] = {
     "method": lambda run: run.method,
     "seed": lambda run: str(run.seed),
 }
-_COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
-_VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
+_VERDICTS = {word: COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "#77808a"}
 _SPEED = ("latency_p50_s", "latency_p95_s", "requests_per_s")
 _DISTURBED = "~: measured while other work took the processors; nothing is decided by it."
 _WITH_INTERVAL = 160  # pixels, for the longest: −0.123 [−0.145, −0.101]

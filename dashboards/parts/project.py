@@ -36,13 +36,32 @@ class Project:
 
     @property
     def store(self) -> Store:
-        """The stored runs."""
-        return Store(self.file.parent / "runs", wait_s=2)
+        """The stored runs: those of the report that is shown, which a smoke run keeps apart."""
+        folder = self.file.parent / "runs"
+        return Store(folder / "smoke" if is_smoke() else folder, wait_s=2)
 
 
 def project() -> Project:
     """Return what `harness dashboard` is to show."""
     return Project(Path(os.environ.get("HARNESS_CONFIG") or "harness.yaml").resolve())
+
+
+def shown() -> str:
+    """Name the report that is shown: the one that the address names, else the latest, a smoke run's last."""
+    found = _kept_reports()
+    wanted = str(st.query_params.get("experiment", ""))
+    return wanted if wanted in found else min(found, key=lambda name: found[name][0].smoke, default="")
+
+
+def is_smoke() -> bool:
+    """Tell whether the runs of what is shown lie in the store of smoke runs, and not in the other one."""
+    folder = project().file.parent / "runs"
+    if shown_report := _kept_reports().get(shown()):
+        names = [f.run_id for f in shown_report[0].facts]
+        there, smoke = (any((at / n).exists() for n in names) for at in (folder, folder / "smoke"))
+    else:
+        there, smoke = (any(at.glob("*/run.json")) for at in (folder, folder / "smoke"))
+    return smoke and not there
 
 
 def runs() -> list[Run]:
@@ -67,15 +86,19 @@ def _runs(folder: str) -> list[dict[Path, tuple[int, Run | None]]]:
 
 def reports() -> dict[str, ExperimentReport]:
     """Read the kept reports by name, the latest first; a smoke report is one of its own."""
-    found: dict[str, ExperimentReport] = {}
+    return {name: _renew_verdicts(*one) for name, one in _kept_reports().items()}
+
+
+def _kept_reports() -> dict[str, tuple[ExperimentReport, int]]:
+    """Read the kept reports by name as they were written, each with when it was."""
+    found: dict[str, tuple[ExperimentReport, int]] = {}
     for path in report.kept_reports(project().file.parent / "reports"):
         try:
             written_ns = path.stat().st_mtime_ns
             one = _report(str(path), written_ns)
         except (HarnessError, OSError):
             continue
-        if one.file_name not in found:
-            found[one.file_name] = _renew_verdicts(one, written_ns)
+        found.setdefault(one.file_name, (one, written_ns))
     return found
 
 
@@ -156,12 +179,13 @@ def find_prompt(run: Run, task: str, item: str) -> SentPrompt | None:
     if loaded is None:
         return None
     file = project().file
-    return find_sent_prompt(_session(str(file), file.stat().st_mtime_ns, loaded), run, task, item)
+    session = _session(str(file), file.stat().st_mtime_ns, loaded, is_smoke())
+    return find_sent_prompt(session, run, task, item)
 
 
 @st.cache_resource(show_spinner=False, max_entries=2, ttl=600)
-def _session(path: str, modified_ns: int, _loaded: LoadedExperiment) -> Session:
-    return prepare_session(_loaded, Scope(dry_run=True), SilentProgress())
+def _session(path: str, modified_ns: int, _loaded: LoadedExperiment, quick: bool) -> Session:
+    return prepare_session(_loaded, Scope(quick=quick, dry_run=True), SilentProgress())
 
 
 def champion_ids() -> dict[str, store.Champion]:

@@ -17,7 +17,10 @@ from harness.report.escape import clean, clean_lines
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
-_BADGES = {"ok": "good", "regression": "bad", "error": "bad", "suspect": "doubt", "harness-drift": "doubt"}
+COLOURS = {"passes": "#0072b2", "fails": "#d05200", "undecided": "#a87400"}  # of a verdict, on every page
+_BADGES = {"ok": "passes", "regression": "fails", "error": "fails"} | dict.fromkeys(
+    ("suspect", "harness-drift"), "undecided"
+)
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")  # of ASCII: what Markdown lets be escaped
 _STYLE = """<style>
 .stMainBlockContainer{padding:2.6rem 3rem 3rem}
@@ -31,18 +34,17 @@ _STYLE = """<style>
 .cells{border-collapse:collapse;font-size:.82rem;line-height:1.35;margin:0 0 .5rem}
 .cells td,.cells th{text-align:left;white-space:nowrap;padding:.22rem .8rem .22rem 0}
 .cells td,.cells th{border-bottom:1px solid rgb(128 128 128/.3)}
-.cells .passes{color:#0072b2}.cells .fails{color:#d05200}.cells .undecided{color:#a87400}
 .cells .passes,.cells .fails,.cells .undecided{font-weight:700}
 .name{font-size:.8rem;opacity:.72;margin:0 0 .25rem}
 .badge{display:inline-block;border-radius:99px;padding:.05rem .6rem;font-size:.8rem;font-weight:600}
-.badge{border:1.5px solid}
-.badge.good{color:#00866a}.badge.bad{color:#d05200}.badge.doubt{color:#a87400}.badge.none{color:#77808a}
-</style>"""
+.badge{border:1.5px solid;color:#77808a}
+"""
 
 
 def style() -> None:
     """Put the rules of all texts on the page, once."""
-    st.html(_STYLE)
+    verdicts = "".join(f".cells .{name},.badge.{name}{{color:{of}}}" for name, of in COLOURS.items())
+    st.html(f"{_STYLE}{verdicts}</style>")
 
 
 def say(sentence: str, kind: str = "said") -> None:

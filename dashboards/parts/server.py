@@ -7,9 +7,14 @@ Host is this machine, or whoever asks has the token; an Origin is the address th
 import hmac
 import os
 import re
+import socket
+import time
+import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import parse_qs
+from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
@@ -19,6 +24,7 @@ from streamlit.starlette import App
 
 _NAMED_LOCAL = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 TOKEN = "HARNESS_DASHBOARD_TOKEN"  # of the environment; without it this machine alone is answered
+OPENS = "HARNESS_DASHBOARD_OPENS"  # the address that is to be opened in a browser here; empty: none
 _COOKIE = "harness_token"
 
 
@@ -64,5 +70,17 @@ def _headers(scope: Scope, name: bytes) -> Sequence[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
+def _open_browser(address: str) -> None:
+    """Open the address in the browser once the server answers there."""
+    at = urlsplit(address)
+    for _ in range(300):
+        with suppress(OSError), socket.create_connection((at.hostname or "", at.port or 80), 1):
+            webbrowser.open(address)
+            return
+        time.sleep(0.1)
+
+
+if address := os.environ.get(OPENS, ""):
+    Thread(target=_open_browser, args=(address,), daemon=True).start()
 _GUARD = Middleware(Guard, token=os.environ.get(TOKEN, ""))
 app = App(Path(__file__).parents[1] / "app.py", middleware=[_GUARD])

@@ -41,7 +41,7 @@ def dashboard(
 ) -> None:
     """Open the results in the browser.
 
-    Leaderboard, comparisons, forgetting, training, decision, nights and blind rating; Ctrl-C ends it.
+    Answers, leaderboard, comparisons, forgetting, training, decision, nights, blind rating; Ctrl-C ends it.
     """
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         step = "pip install 'harness-evals[dashboard]'"
@@ -56,7 +56,17 @@ def dashboard(
     say(f"{address} shows {config.resolve().parent}; Ctrl-C ends it")
     if token:
         say("whoever has this address sees every prompt and answer, and may rate; it is sent unencrypted")
-    os.execve(sys.executable, command(host, port), environment(config, token))
+    os.execve(
+        sys.executable, command(host, port), environment(config, token, address if _has_screen() else "")
+    )
+
+
+def _has_screen() -> bool:
+    """Tell whether a person sits at this machine, whose browser can open the pages."""
+    shown = (
+        sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    return sys.stderr.isatty() and bool(shown)
 
 
 def refuse_address(host: str, port: int) -> None:
@@ -83,9 +93,10 @@ def command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", str(app_file()), *flags]
 
 
-def environment(config: Path, token: str) -> dict[str, str]:
-    """Return the environment of the server: which experiment the pages show, and the token to ask for."""
-    return {**os.environ, "HARNESS_CONFIG": str(config.resolve()), "HARNESS_DASHBOARD_TOKEN": token}
+def environment(config: Path, token: str, opens: str = "") -> dict[str, str]:
+    """Return the environment of the server: its experiment, the token to ask for, what it opens."""
+    own = {"CONFIG": str(config.resolve()), "DASHBOARD_TOKEN": token, "DASHBOARD_OPENS": opens}
+    return {**os.environ, **{f"HARNESS_{name}": value for name, value in own.items()}}
 
 
 def app_file() -> Path:

@@ -108,7 +108,7 @@ def ask_one(
 
 
 def _answer_lines(found: "OneAnswer") -> Iterator[str]:
-    """Write the prompt, each message behind its role, then the answer with what it took and scored."""
+    """Write the prompt with its special tokens, then the answer with what it took and scored."""
     from harness.report.escape import clean_lines
 
     row = found.row

@@ -6,7 +6,7 @@ different names stay different when they are shortened, a grid's keys first and 
 
 import re
 from collections.abc import Sequence
-from math import isclose, isfinite
+from math import isclose, isfinite, nan
 
 import numpy as np
 from rich.cells import cell_len
@@ -21,9 +21,7 @@ _KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[s
 
 def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:
     """Mark an answer as right or wrong, or print its score where it is neither; – where it has none."""
-    if parts is None:
-        return WRONG
-    score = float(item_scores(metric, np.array([parts], float))[0])
+    score = nan if parts is None else float(item_scores(metric, np.array([parts], float))[0])
     if not isfinite(score):
         return UNKNOWN
     worst, best = metric.bounds if metric.higher_is_better else metric.bounds[::-1]
@@ -79,7 +77,7 @@ def _are_different(shown: Sequence[str], names: Sequence[str]) -> bool:
     return len(set(shown)) == len(set(names))
 
 
-RIGHT, WRONG = "✓", "✗"  # an answer that scores best, and one that scores worst or failed
+RIGHT, WRONG = "✓", "✗"  # an answer that scores best, and one that scores worst
 ERROR = "ERROR"  # of a run that failed, which has no verdict
 
 # What a word tells: the class of its colour on pages and in pictures.

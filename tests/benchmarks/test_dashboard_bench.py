@@ -39,6 +39,7 @@ N_NIGHTS = 120
 N_STEPS = 500
 PATHS = {
     "report": "/",
+    "answers": "/answers?compare=prompt,lora-1,lora-2&outcome=disagreement",
     "leaderboard": "/leaderboard",
     "leaderboard, all runs": "/leaderboard?all_runs=true",
     "compare": "/compare?compare=prompt,lora-1,lora-2",
@@ -53,7 +54,7 @@ BOUND = {
     "leaderboard": "ranking the reported runs on the items of all",
     "leaderboard, all runs": "scoring the 20 newest runs that no report holds, and ranking the 20 best, from their rows",
     "compare": "reading and pairing the rows of the chosen runs",
-    "forgetting": "reading the two row sets whose answers are shown",
+    "answers": "scoring every item of the chosen runs, and reading the texts of fifty",
     "rate": "finding the items on which two runs differ",
     "nightly": "telling each of the last 40 nights from all before it",
 }

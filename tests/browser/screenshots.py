@@ -26,8 +26,9 @@ from harness import nightly, report
 from harness.cli.progress_bar import TerminalProgress
 
 PATHS = {
+    "answers": "/answers?compare=ranked,prompt,lora,hybrid&outcome=disagreement&item=test-133&of=hybrid",
     "leaderboard": "/leaderboard",
-    "compare": "/compare?compare=ranked,hybrid&task=chat_facts",
+    "compare": "/compare?compare=ranked,hybrid",
     "forgetting": "/forgetting",
     "pareto": "/pareto",
     "training": "/training",
