@@ -7,7 +7,7 @@ import tiny_methods
 from harness import config, regularizers, training
 from harness.errors import CandidateFailed, UserError
 from harness.models.hub import resolve
-from harness.records import Example, SampleResult
+from harness.records import Example, SampleResult, digest
 from harness.regularizers import MixContext
 from harness.spec import Recipe
 from harness.training import job as jobs
@@ -198,6 +198,16 @@ def test_prompts_that_are_evaluated_are_not_sampled():
     again = regularizers.mixtures({"replay": {"share": 0.1}}, context(evaluated=(asked,)))["replay"]
     assert first.prompt not in {row.prompt for row in again.rows}
     assert again.n == 3
+
+
+def test_the_answers_of_the_embedded_base_come_with_the_package_and_are_no_other_bases():
+    base = resolve("smollm2-135m")
+    mixture = regularizers.mixtures({"replay": {"share": 1.0}}, context(n_train=320))["replay"]
+    named = digest([base.weights_digest, base.template_digest])
+    answers = regularizers.find_shipped_answers(named, mixture)
+    assert [answer.example_id for answer in answers] == [row.id for row in mixture.rows]
+    assert sum(answer.status == "ok" for answer in answers) >= 320
+    assert regularizers.find_shipped_answers(digest(["another base"]), mixture) == ()
 
 
 def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():

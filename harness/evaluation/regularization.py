@@ -9,7 +9,9 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.session import Session
-from harness.regularizers import MixContext, mixtures, work_factor
+from harness.models.hub import ModelSource
+from harness.records import digest
+from harness.regularizers import Answered, MixContext, Mixture, find_shipped_answers, mixtures, work_factor
 from harness.spec import Recipe
 
 
@@ -31,6 +33,13 @@ def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Proble
     return ()
 
 
+def find_shipped(session: Session, base: ModelSource, mixture: Mixture) -> Sequence[Answered]:
+    """Return the base's answers to a mixture's prompts that come with the package, if it has them all."""
+    if not session.target.task.chat_template:
+        return ()
+    return find_shipped_answers(digest([base.weights_digest, base.template_digest]), mixture)
+
+
 def regularization_work(
     session: Session, source: Recipe, seed: int, plain: costs.Work, n_rows: tuple[int, int]
 ) -> costs.Work:
@@ -39,10 +48,11 @@ def regularization_work(
     That is rows beside the training rows or read by penalties, further passes, and the base's answers.
     """
     of_all, of_a_step = n_rows
+    base = session.sources.get(source.base_model or "", session.source)
     total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, of_a_step) - 1)))
     for mixture in mixtures(source.regularize, mix_context(session, source, seed)).values():
         total += costs.Work(trained=round(plain.trained * mixture.n / max(1, of_all)))
-        if mixture.max_new_tokens:
+        if mixture.max_new_tokens and not find_shipped(session, base, mixture):
             total += costs.estimate_answering(
                 mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens
             )

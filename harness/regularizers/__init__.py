@@ -25,16 +25,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import plugins
 from harness.provenance import versions_of
-from harness.records import Example, SampleResult, digest, drop_defaults
-from harness.regularizers._general import MixContext, Mixture, collect_answered_rows, general_mixture
+from harness.records import Example, digest, drop_defaults
+from harness.regularizers._general import (
+    Answered,
+    MixContext,
+    Mixture,
+    collect_answered_rows,
+    find_shipped_answers,
+    general_mixture,
+)
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MixContext", "Mixture", "collect_answered_rows", "general_mixture"]
+__all__ = [
+    "Answered",
+    "MixContext",
+    "Mixture",
+    "collect_answered_rows",
+    "find_shipped_answers",
+    "general_mixture",
+]
 
 Regularize = Mapping[str, Mapping[str, Any]]  # names to parameters, as a recipe writes them
-EvaluateBase = Callable[[str, Mixture], Iterable[SampleResult]]
+EvaluateBase = Callable[[str, Mixture], Iterable[Answered]]
 Penalty = Callable[[int], Iterable["torch.Tensor"]]  # terms of the loss, by step
 GENERAL = "general"  # rows of whoever reads them, so that their answers are shared
 

@@ -4,20 +4,23 @@ Invariant: what is sampled depends on the parameters, the training rows' number 
 row asks what an evaluated item asks.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from harness.data import general_prompts, load_rows, suite_contamination
 from harness.errors import CandidateFailed, UserError, refuse
-from harness.records import Example, SampleResult, fold_text
+from harness.records import Example, fold_text
 from harness.spec import Task, TaskData
 
 _LONGEST = 64  # tokens of an answer
 _SPARE = 1.9  # some four in ten answers are not at their end by then, and a few are empty or refused
 _ENDS = (".", "!", "?")
+_SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by tests/studies/shipped_answers.py
 
 
 class Mixture(NamedTuple):
@@ -30,6 +33,25 @@ class Mixture(NamedTuple):
     n: int
     rows: tuple[Example, ...]
     max_new_tokens: int = 0
+
+
+class Answered(Protocol):
+    """Answer of a base to a general prompt, as a stored row has it; cut ones are `truncated`."""
+
+    @property
+    def example_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+
+
+class ShippedAnswer(NamedTuple):
+    """Answer of a base that comes with the package."""
+
+    example_id: str
+    text: str
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +84,7 @@ def _rows_of(name: str, data: str) -> list[Example]:
 
 
 def collect_answered_rows(
-    name: str, mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]
+    name: str, mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]
 ) -> tuple[Example, ...]:
     """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
     # Where whole ones are too few, cut ones follow, each up to its last sentence.
@@ -80,6 +102,21 @@ def collect_answered_rows(
     return tuple(Example(e.id, e.messages, (text,), cluster=e.cluster) for e, text in known[: mixture.n])
 
 
+def find_shipped_answers(base_digest: str, mixture: Mixture) -> tuple[ShippedAnswer, ...]:
+    """Return the answers to a mixture's prompts that come with the package; none where one is lacking.
+
+    `base_digest` names the base's weights and template. The answers of any other base are made anew.
+    """
+    path = _SHIPPED / f"{base_digest[:16]}.jsonl"
+    if not mixture.max_new_tokens or not path.exists():
+        return ()
+    known = {row["prompt"]: row for row in map(json.loads, path.read_text("utf-8").splitlines())}
+    if any(e.prompt not in known for e in mixture.rows):
+        return ()
+    rows = ((e.id, known[e.prompt]) for e in mixture.rows)
+    return tuple(ShippedAnswer(example_id, row["answer"], row["status"]) for example_id, row in rows)
+
+
 def _prompts(name: str, context: MixContext) -> tuple[Example, ...]:
     taken = {fold_text(e.prompt) for examples in context.evaluated.values() for e in examples}
     return tuple(
@@ -94,7 +131,7 @@ def _fold_general_prompts() -> tuple[tuple[str, str], ...]:
     return tuple((text, fold_text(text)) for text in general_prompts())
 
 
-def _text(row: SampleResult) -> str:
+def _text(row: Answered) -> str:
     """Return an answer, what was cut up to its last sentence."""
     text = row.text.strip()
     return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pydantic import Field
 
 from harness.plugins import RescueSituation, RescueStep, TrialSetting
-from harness.records import Example, SampleResult
-from harness.regularizers import MixContext, Mixture, collect_answered_rows, general_mixture
+from harness.records import Example
+from harness.regularizers import Answered, MixContext, Mixture, collect_answered_rows, general_mixture
 from harness.spec import Spec
 
 _NAME = "replay"
@@ -44,6 +44,6 @@ def sample(context: MixContext, params: Params) -> Mixture:
     return general_mixture(_NAME, max(1, round(params.share * context.n_train)), params.data, context)
 
 
-def mix(mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]) -> tuple[Example, ...]:
+def mix(mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]) -> tuple[Example, ...]:
     """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
     return collect_answered_rows(_NAME, mixture, evaluate)

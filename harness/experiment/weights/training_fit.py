@@ -17,7 +17,7 @@ from harness.errors import Diverged
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
-from harness.evaluation.regularization import mix_context, regularization_work
+from harness.evaluation.regularization import find_shipped, mix_context, regularization_work
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import prompting_step, suite_set
 from harness.evaluation.runner import answer
@@ -26,8 +26,8 @@ from harness.experiment.weights.pruned_trials import unset_pruned
 from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
-from harness.records import Example, SampleResult, parse_json
-from harness.regularizers import Mixture, general_rows, mix_rows
+from harness.records import Example, parse_json
+from harness.regularizers import Answered, Mixture, general_rows, mix_rows
 from harness.spec import Recipe, Task, TaskData
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training import (
@@ -223,8 +223,10 @@ def find_penalty_rows(
     return general_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
 
 
-def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[SampleResult]:
-    """Evaluate the base on the prompts of a regulariser, now or before; its answers are stored rows."""
+def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[Answered]:
+    """Return the base's answers to a regulariser's prompts: shipped, stored, or made now and stored."""
+    if shipped := find_shipped(session, base, mixture):
+        return shipped
     task = Task(
         name=name,
         data=TaskData(),
