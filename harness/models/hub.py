@@ -174,7 +174,7 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
     if quantization in ("", source.quantization):
         return source
     how = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
-    weights = digest([source.weights_digest, quantization, how])
+    weights = "" if is_packed(source) else digest([source.weights_digest, quantization, how])
     return source._replace(weights_digest=weights, quantization=quantization)
 
 
