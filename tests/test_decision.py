@@ -139,7 +139,6 @@ def test_a_hybrid_that_is_best_is_called_one():
     ("left_out", "expected"),
     [
         ("prompt", "prompt only"),
-        ("fixed", "fixed shots"),
         ("knn", "nearest-neighbour shots"),
         ("ranked", "ranked"),
         ("bag", "text classifier"),
@@ -199,10 +198,10 @@ def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
 
 
 def test_an_untrained_winner_is_shipped_though_an_alternative_is_missing_and_that_is_said():
-    facts = [f for f in alternatives(0.90) if f.name != "fixed"]
+    facts = [f for f in alternatives(0.90) if f.name != "bag"]
     decision = make_decision([*facts, make_fine_tune("lora", 0.85, -0.05)])
     assert decision.candidate == "knn"
-    assert "fixed shots" in find_reason(decision, "Not compared")
+    assert "text classifier" in find_reason(decision, "Not compared")
 
 
 def test_fine_tunes_that_all_failed_leave_the_question_open():

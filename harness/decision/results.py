@@ -365,7 +365,7 @@ def list_missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
 ) -> tuple[MissingAlternative, ...]:
     """Name the fair alternatives that the target allows and nobody measured on the base itself."""
-    needed = ["prompt", "fixed", "knn"]
+    needed = ["prompt", "knn"]  # nearest shots did better than fixed ones wherever both were measured
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
     there: set[str] = set()
@@ -386,7 +386,6 @@ def _phrase_alternatives() -> dict[str, str]:
     """Phrase each alternative, with what a recipe writes for it."""
     return {
         "prompt": "prompt only (prompting: zero_shot)",
-        "fixed": "few-shot with fixed shots (prompting: {few_shot: {select: fixed}})",
         "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
         "rank": "the labels ranked by log-likelihood (answer: rank)",
         "classifier": f"a plain text classifier ({plugins.phrase_method(makes='classifier')})",
