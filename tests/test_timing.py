@@ -236,8 +236,8 @@ def test_as_many_requests_come_at_once_as_is_written(session_and_run, monkeypatc
 @pytest.mark.parametrize(
     ("latency", "n_items", "wanted"),
     [
-        ({"n": 10.0}, 40, True),
-        ({"n": 10.0}, 10, False),
+        ({"n": 8.0}, 40, True),
+        ({"n": 8.0}, 8, False),
         ({"n": 30.0}, 40, False),
         ({"n": 7.0}, 40, False),
         ({"n": 30.0, "contended": 1.0}, 40, True),

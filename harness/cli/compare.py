@@ -117,13 +117,15 @@ def compare(
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
         jobs = experiment.workers_sentence(session, loaded.selected, stored, scope)
-        for line in [*notes, experiment.describe_stored(session, stored), *filter(None, [jobs])]:
+        known = experiment.describe_stored(session, loaded.selected, stored, plan)
+        for line in [*notes, known, *filter(None, [jobs])]:
             say(line)
         say("next: the same command without --dry-run runs it")
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     tasks = [measured.task for measured in session.tasks]
-    for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
+    power = brief_warnings(warnings) or filter(None, [experiment.describe_power(session)])
+    for line in [*power, *metric_warnings(tasks), *notes]:
         say(line)
     with progress.follow(plan):
         found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)

@@ -63,6 +63,7 @@ from harness.experiment.report_runs import gate_settings, report_finished, repor
 from harness.experiment.run_preview import (
     advise_before,
     are_all_done,
+    describe_power,
     describe_stored,
     first_line,
     idle_workers,

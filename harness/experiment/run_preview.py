@@ -45,12 +45,19 @@ def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
     return find_stored_runs(session, in_order(session, selected))
 
 
-def describe_stored(session: Session, found: Sequence[Run | None]) -> str:
-    """Say how much of what a dry run plans is stored, or why that is unknown."""
+def describe_stored(
+    session: Session, selected: Iterable[str], found: Sequence[Run | None], plan: Mapping[str, float]
+) -> str:
+    """Say how much of what a dry run plans is stored and how long the rest takes, or why that is unknown."""
     if unknown := session.unknown_bases():
         return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"
-    n_done = sum(run is not None and run.state == "done" for run in found)
-    return f"{count(n_done)} of {count(len(found))} runs are stored already"
+    is_done = [run is not None and run.state == "done" for run in found]
+    stored = f"{count(sum(is_done))} of {count(len(found))} runs are stored already"
+    if all(is_done) or not any(is_done):
+        return stored
+    requests = in_order(session, selected)
+    lacking = {request.candidate.name for request, done in zip(requests, is_done, strict=True) if not done}
+    return f"{stored}; the others take about {seconds(sum(plan.get(name, 0.0) for name in lacking))}"
 
 
 def workers_sentence(
@@ -86,6 +93,17 @@ def first_line(session: Session, n_candidates: int, expected_s: float | None) ->
         f"{session.machine.name}, {session.machine.precision}{said}, {session.machine.gflops:,.0f} GFLOP/s; "
         + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
     )
+
+
+def describe_power(session: Session) -> str:
+    """Say how often a fine-tune that lost nothing passes the macro; empty where none is judged."""
+    n, members = {m.task.name: len(m.items.test) for m in session.suites}, family_of(session.experiment).size
+    policy = session.experiment.gate
+    chance = gating.chance_of_an_equal_model(session.experiment.suites, n, policy, members)
+    if not members or chance is None:
+        return ""
+    among = f", as one of {members}," if members > 1 else ""
+    return f"power: a fine-tune that lost nothing{among} passes the macro {100 * chance:.0f} % of the time"
 
 
 def warnings_before(session: Session) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_ru
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
 from harness.gating.invalid_rates import compare_invalid_rates
 from harness.gating.macro import macro_between
-from harness.gating.operating_characteristic import power_warnings
+from harness.gating.operating_characteristic import chance_of_an_equal_model, power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.shared_documents import document_of, join_clusters, number_documents
 from harness.gating.shared_items import SharedItems, find_shared_items

@@ -127,6 +127,31 @@ def _times(n: int, factor: float) -> float:
     return ceil(n * factor) if isfinite(factor) else inf
 
 
+def chance_of_an_equal_model(
+    suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
+) -> float | None:
+    """Work out before a run how often one of `n_members` fine-tunes that lost nothing passes the macro.
+
+    `n` maps the names of tasks to their items, of which 15 % are expected to differ. None where the margin is
+    relative to the base's skill, or no capability task is judged.
+    """
+    judged = [
+        (n[task.name], _ASSUMED_DISAGREEMENT)
+        for suite in suites
+        if suite.role == "capability"
+        for task in suite.tasks
+        if n.get(task.name) and is_judged(task.name, policy) and not is_reported_only(task)
+    ]
+    if not judged or is_relative(policy.macro):
+        return None
+    return _macro_power(judged, policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)}))
+
+
+def _macro_power(items: Sequence[tuple[int, float]], policy: GatePolicy) -> float:
+    se = sqrt(sum(d / n for n, d in items)) / len(items)
+    return stats.noninferiority_power(0.0, margin_share(policy.macro), se, policy.alpha)
+
+
 def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among: str) -> str:
     """Warn where an equal model would not pass the macro often enough; (n, disagreement) of each task."""
     if not items:
@@ -137,8 +162,7 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
         )
     margin = margin_share(policy.macro)
     n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
-    power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
-    if power >= POWER:
+    if (power := _macro_power(items, policy)) >= POWER:
         return ""
     needed = _times(n, find_settling_growth(se, margin, policy.alpha))
     return (

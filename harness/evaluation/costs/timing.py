@@ -26,7 +26,7 @@ from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
 from harness.models.hf import merge_adapter
 from harness.records import BLOCK, Origin, Run, SampleResult
 
-FEW_REQUESTS, MANY_REQUESTS = 10, 30
+FEW_REQUESTS, MANY_REQUESTS = 8, 20
 AT_ONCE = 8  # requests that come together, unless another number is written
 _BESIDE = 2  # sent before and after those that are timed
 _ROUNDS = 3  # in which they come, to time their first tokens
