@@ -6,8 +6,12 @@ STAMP := .venv/.installed
 
 .PHONY: compare test e2e slow weekly pins bench calibration claims gpu dashboard docs lint
 
+# Where there is a GPU it runs the full experiment, whose candidates include QLoRA and DPO.
+FULL := $(if $(shell nvidia-smi -L 2>/dev/null),-c full.yaml)
 compare: $(STAMP)
-	.venv/bin/harness compare $(ARGS)
+	.venv/bin/harness compare $(FULL) $(ARGS)
+	@$(if $(FULL)$(ARGS),,printf 'QLoRA, DPO and more prompts: make compare ARGS="-c full.yaml"; ' && \
+		.venv/bin/harness compare -c full.yaml --dry-run | grep 'stored already')
 
 # A file is one worker's; a thread each, as threads of two processes on two cores wait for each other.
 test: $(STAMP)

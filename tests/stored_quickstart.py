@@ -23,7 +23,7 @@ from harness.records import Encoded, Likelihood, Limits, Output, PromptText, dig
 from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[1]
-TRAINED = ("lora-careless", "lora", "dpo")
+TRAINED = ("lora-careless", "lora")
 _RIGHT = 0.6  # of the answers
 _MOVED = 0.15  # of the answers, from one set of weights to another
 
@@ -33,6 +33,7 @@ def write(folder: Path) -> ExperimentReport:
     # The embedded model is opened once, where the cache does not know yet which engine reads it.
     path = folder / "harness.yaml"
     path.write_text((ROOT / "harness.yaml").read_text())
+    (folder / "suites").symlink_to(ROOT / "suites")
     loaded = config.load(path)
     session = prepare_session(loaded, Scope(), SilentProgress())
     for source in session.sources.values():

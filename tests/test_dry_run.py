@@ -122,8 +122,9 @@ def test_a_dry_run_takes_a_peft_family_on_the_packed_model(command, empty_cache,
     assert json.loads(planned)["ia3"]["trained"] > 0
 
 
-def test_the_quickstart_is_planned_without_a_problem(command, empty_cache):
-    code, planned, said = command("compare", "-c", REPOSITORY / "harness.yaml", "--dry-run", "--json")
+@pytest.mark.parametrize("file", ["harness.yaml", "full.yaml"])
+def test_the_quickstart_is_planned_without_a_problem(command, empty_cache, file):
+    code, planned, said = command("compare", "-c", REPOSITORY / file, "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SUITES = Path(__file__).parents[1] / "suites"
-FILES = ("train", "validation", "test", "pairs", "documents")
+FILES = ("train", "validation", "test", "pairs", "refusals", "documents")
 
 
 def _read(name: str) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def test_generating_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_every_file_has_the_size_it_needs() -> None:
     sizes = {name: len(rows) for name, rows in ROWS.items()}
-    assert sizes["train"] >= 300
+    assert sizes["train"] >= 200
     assert sizes["validation"] >= 100
     assert sizes["test"] >= 200
     assert sizes["pairs"] >= 150
@@ -60,6 +60,14 @@ def test_both_slices_are_near_half_of_every_split() -> None:
         shares = Counter(row["slice"] for row in rows)
         assert set(shares) == {"behaviour", "knowledge"}
         assert min(shares.values()) >= 0.45 * len(rows), split
+
+
+def test_requests_that_training_refuses_are_worded_unlike_those_of_the_safety_suite() -> None:
+    lines = [line for path in (SUITES / "safety").glob("*.jsonl") for line in path.read_text().splitlines()]
+    asked = [set(json.loads(line)["prompt"].lower().split()) for line in lines]
+    for row in ROWS["refusals"]:
+        words = set(row["prompt"].lower().split())
+        assert max(len(words & other) / len(words | other) for other in asked) < 0.7, row["prompt"]
 
 
 def test_ids_are_unique_over_all_files() -> None:
@@ -84,8 +92,9 @@ def test_the_matter_that_the_reply_names_comes_last() -> None:
             assert row["reference"].startswith(f"queue: {next(q for q, ms in queues.items() if last in ms)} ")
 
 
-def test_every_family_has_several_items() -> None:
-    for rows in SPLITS.values():
+def test_every_family_that_is_evaluated_has_several_items() -> None:
+    for split in ("validation", "test"):
+        rows = SPLITS[split]
         assert min(Counter(row["cluster"] for row in rows).values()) >= 2
 
 
@@ -159,7 +168,7 @@ def test_the_labels_are_balanced_in_every_split() -> None:
     for split in SPLITS:
         counts = Counter(row["reference"] for row in _slice(split, "behaviour"))
         assert len(counts) == 8
-        assert max(counts.values()) - min(counts.values()) <= 1
+        assert max(counts.values()) - min(counts.values()) <= 2
 
 
 def test_a_bag_of_words_does_not_decide_the_behaviour_slice() -> None:

@@ -138,8 +138,8 @@ def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, com
     trained = {
         f["name"]: f for f in comparison_json["facts"] if f["trained"] and f["training"].get("tokens_per_s")
     }
-    assert {"lora-careless", "lora", "dpo"} <= trained.keys()
-    for name in ("lora-careless", "lora", "dpo"):
+    assert {"lora-careless", "lora"} <= trained.keys()
+    for name in ("lora-careless", "lora"):
         assert shown[name]["time"] == formatting.seconds(trained[name]["training"]["wall_s"])
         assert shown[name]["cost USD"] == formatting.usd(trained[name]["training_cost_usd"])
 

@@ -6,8 +6,8 @@ seen by no try.
 
 `HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m tests.studies.recipe_search` needs about an hour on two quiet
 cores, and local copies of the public tasks, without which they are not asked; a second call goes on where the
-first one stopped. It writes `reports/recipe_search.md` and `.json`. `--only NAME` runs one part of the tries and
-prints its table.
+first one stopped. It prints a table; `reports/recipe_search.md` says what was found and chosen. `--only NAME` runs one
+part of the tries.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from harness.cli.progress_bar import TerminalProgress
 from harness.comparison import Comparison
 from harness.data import load_task
 from harness.decision import CandidateFacts
-from harness.report import ExperimentReport, to_plain
+from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "suites"
 
 # The smallest model's LoRA as torchtune ships it, recipes/configs/qwen2/0.5B_lora_single_device.yaml, but for
-# its batches of 4 x 8 rows and warm-up of 100 steps: 320 rows are ten such steps.
+# its batches of 4 x 8 rows and warm-up of 100 steps: the rows are seven such steps.
 CARELESS = {
     "r": 32,
     "lora_alpha": 64,
@@ -43,17 +43,26 @@ CARELESS = {
 }
 PUBLIC = {"arc_easy": 0.25, "piqa": 0.5, "winogrande": 0.5, "boolq": 0.62, "blimp_passive_1": 0.5}
 N_PUBLIC = 150
-CHOSEN = ("torchtune", "lr-1e-3-replay-1")  # what the quickstart trains
-BATCH = {"r": 16, "per_device_train_batch_size": 4}
+CHOSEN = ("torchtune", "qv-2e-3-2-epochs-replay-0.5")  # what the quickstart trains
+TRAINED_ON = [str(SUITES / "support" / name) for name in ("train.jsonl", "refusals.jsonl")]
+QV, QKVO = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def lora(rate: float, epochs: int, replay: float = 0.0, **params: Any) -> dict[str, Any]:
-    """Return a LoRA's recipe, with general rows for a share of the training rows."""
-    recipe = {
-        "method": "lora",
-        "params": {**BATCH, "learning_rate": rate, "num_train_epochs": epochs, **params},
+def lora(rate: float, epochs: int, replay: float, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a LoRA's recipe on the target's rows and refusals, with general rows for a share of them."""
+    params: dict[str, Any] = {"r": 16, "per_device_train_batch_size": 4}
+    params |= {"learning_rate": rate, "num_train_epochs": epochs}
+    params |= {"target_modules": list(modules)} if modules else {}
+    return {"method": "lora", "train": TRAINED_ON, "params": params, "replay": replay}
+
+
+def with_retrieval(recipes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return recipes, and each one's weights with retrieved passages."""
+    return {
+        name: recipe
+        for base, of_base in recipes.items()
+        for name, recipe in ((base, of_base), (f"{base}-rag", {"weights_of": base, "prompting": "rag"}))
     }
-    return {**recipe, "regularize": {"replay": {"share": replay}}} if replay else recipe
 
 
 def shots(select: str, n: int, rag: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -67,16 +76,19 @@ OTHER_SYSTEM = (
     "exactly as in the examples. To a question, reply with the fact alone."
 )
 TRIES: dict[str, dict[str, dict[str, Any]]] = {
-    "replayed": {
-        "lr-5e-4-replay-1-2-epochs": lora(5e-4, 2, 1.0),
-        "lr-5e-4-replay-1-2-epochs-rag": {"weights_of": "lr-5e-4-replay-1-2-epochs", "prompting": "rag"},
-        "lr-1e-3-replay-1": lora(1e-3, 1, 1.0),
-        "lr-1e-3-replay-1-rag": {"weights_of": "lr-1e-3-replay-1", "prompting": "rag"},
-        "lr-1e-3-replay-0.5-2-epochs": lora(1e-3, 2, 0.5),
-        "lr-1e-3-replay-0.5-2-epochs-rag": {"weights_of": "lr-1e-3-replay-0.5-2-epochs", "prompting": "rag"},
-        "lr-2e-3-replay-1": lora(2e-3, 1, 1.0),
-        "lr-2e-3-replay-1-rag": {"weights_of": "lr-2e-3-replay-1", "prompting": "rag"},
-    },
+    "recipes": with_retrieval(
+        {
+            "1e-3-replay-1": lora(1e-3, 1, 1.0),
+            "1.5e-3-replay-1": lora(1.5e-3, 1, 1.0),
+            "1.5e-3-replay-0.5": lora(1.5e-3, 1, 0.5),
+            "5e-4-2-epochs-replay-1": lora(5e-4, 2, 1.0),
+            "1e-3-2-epochs-replay-0.5": lora(1e-3, 2, 0.5),
+            "qkvo-1.5e-3-2-epochs-replay-0.5": lora(1.5e-3, 2, 0.5, QKVO),
+            "qv-3e-3-replay-0.75": lora(3e-3, 1, 0.75, QV),
+            "qv-2e-3-2-epochs-replay-0.5": lora(2e-3, 2, 0.5, QV),
+            "qv-2e-3-2-epochs-replay-0.33": lora(2e-3, 2, 0.33, QV),
+        }
+    ),
     "prompts": {
         "fixed-4": shots("fixed", 4),
         "fixed-8": shots("fixed", 8),
@@ -88,10 +100,7 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
         "rag-2": {"method": "base", "prompting": {"rag": {"top_k": 2}}},
         "rag-2-knn-4": shots("knn", 4, {"top_k": 2}),
     },
-    "careless": {
-        "torchtune": {"method": "lora", "params": CARELESS},
-        "torchtune-rag": {"weights_of": "torchtune", "prompting": "rag"},
-    },
+    "careless": with_retrieval({"torchtune": {"method": "lora", "params": CARELESS}}),
 }
 
 
@@ -127,6 +136,7 @@ def prepare(folder: Path, limit: int = 150) -> Path:
         "target": "support.yaml",
         "suites": ["general.yaml"],
         "candidates": candidates,
+        "gate": read(ROOT / "harness.yaml")["gate"],
     }
     dump(folder / "harness.yaml", experiment_keys)
     return folder / "harness.yaml"
@@ -182,7 +192,7 @@ def page(found: ExperimentReport, judged: ExperimentReport | None) -> str:
         f"{key} {found.header[key]}" for key in ("device", "precision", "engine") if key in found.header
     )
     return "\n".join(
-        [*lines, "", f"{where}. `python -m tests.studies.recipe_search` makes this page again.", ""]
+        [*lines, "", f"{where}. `python -m tests.studies.recipe_search` makes this table again.", ""]
     )
 
 
@@ -227,7 +237,6 @@ def main() -> None:
     """Run what is missing of the search, and write its page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "recipe_search")
-    parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     parser.add_argument("--only", choices=list(TRIES))
     given = parser.parse_args()
     path = prepare(given.folder)
@@ -238,12 +247,7 @@ def main() -> None:
         judged = harness.compare(
             write_public_tasks(given.folder), candidates=[*CHOSEN], progress=TerminalProgress()
         )
-    text = page(found, judged)
-    sys.stdout.write(text)
-    if not given.only:
-        (given.reports / "recipe_search.md").write_text(text, "utf-8")
-        plain = to_plain({"tries": TRIES, "facts": found.facts, "public": judged and judged.comparisons})
-        (given.reports / "recipe_search.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+    sys.stdout.write(page(found, judged))
 
 
 if __name__ == "__main__":

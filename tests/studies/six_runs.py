@@ -1,0 +1,90 @@
+"""Does the quickstart end alike on every machine? Seeds 0, 1 and 2 in bf16 and in fp32; by hand.
+
+`python -m tests.studies.six_runs` needs an hour on two cores and writes `reports/six_runs.md` and `.json`; a second
+call goes on where the first one stopped. `--precision bf16` and `--seed 0` choose some of them.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import formatting
+from harness.cli.progress_bar import TerminalProgress
+from harness.report import to_plain
+
+ROOT = Path(__file__).parents[2]
+SEEDS, PRECISIONS = (0, 1, 2), ("bf16", "fp32")
+JUDGED = ("lora-careless", "lora", "hybrid")
+WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED"}
+
+
+def main() -> None:
+    """Run what is missing, and write the page of what is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument("--seed", type=int, choices=SEEDS)
+    given = parser.parse_args()
+    kept = ROOT / "reports" / "six_runs.json"
+    for precision, seed in product(
+        [given.precision] if given.precision else PRECISIONS, SEEDS if given.seed is None else [given.seed]
+    ):
+        found = run(precision, seed)
+        runs = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        runs[f"{precision}, seed {seed}"] = found
+        ordered = {key: runs[key] for key in sorted(runs)}
+        kept.write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
+        kept.with_suffix(".md").write_text(page(ordered), "utf-8")
+
+
+def run(precision: str, seed: int) -> dict[str, Any]:
+    """Return what the quickstart says with a seed in a precision; runs of one precision share a store."""
+    folder = ROOT / "runs" / "studies" / "six_runs" / precision
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "harness.yaml").write_bytes((ROOT / "harness.yaml").read_bytes())
+    if not (folder / "suites").exists():
+        (folder / "suites").symlink_to(ROOT / "suites")
+    settings = [f"seeds=[{seed}]", f"precision={precision}"]
+    report = harness.compare(folder / "harness.yaml", settings, progress=TerminalProgress())
+    header = {key: report.header[key] for key in ("device", "precision", "time") if key in report.header}
+    facts = {facts.name: to_plain(facts) for facts in report.facts}
+    return {"header": header, "decision": report.decision.sentence, "facts": facts}
+
+
+def page(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the decisions, and of each fine-tune gain, forgetting and verdict."""
+    lines = [
+        "# Does the quickstart end alike on every machine?",
+        "",
+        (
+            "Its three fine-tunes with three seeds, which also draw the general items, in two precisions:"
+            " target score, gain over the best untrained candidate, change of the capability suite, verdict."
+        ),
+        "",
+        "| run | " + " | ".join(JUDGED) + " | decision |",
+        "|---" * (2 + len(JUDGED)) + "|",
+    ]
+    for name, found in runs.items():
+        cells = [_cell(found["facts"].get(candidate)) for candidate in JUDGED]
+        lines.append(f"| {name} | {' | '.join(cells)} | {found['decision'].split(':')[0]} |")
+    machines = dict.fromkeys(", ".join(map(str, found["header"].values())) for found in runs.values())
+    return "\n".join([*lines, "", *(f"- {machine}" for machine in machines), ""])
+
+
+def _cell(facts: Mapping[str, Any] | None) -> str:
+    if not facts or not facts["target"]:
+        return formatting.UNKNOWN
+    verdict = facts["verdict"]
+    parts: Sequence[str] = [f"{100 * facts['target']['score']:.1f}"]
+    if gain := facts["vs_untrained"]:
+        parts = [*parts, formatting.points(gain["delta"], gain["low"], gain["high"])]
+    if verdict and (macro := verdict["macro"]):
+        parts = [*parts, formatting.points(macro["score"], macro["low"], macro["high"])]
+    return "; ".join([*parts, WORDS.get(verdict["outcome"], verdict["outcome"]) if verdict else ""])
+
+
+if __name__ == "__main__":
+    main()
