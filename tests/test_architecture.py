@@ -96,7 +96,7 @@ OFFERED = {
     "gating": "halves",
     # A group: engines, weights and devices, of which each package needs a few.
     "models": (
-        "adapters adapters.against_base deltas deltas.bottleneck_layers deltas.matrices devices embedded_model hardware hf hub "
+        "adapters adapters.against_base chat_templates deltas deltas.bottleneck_layers deltas.matrices devices embedded_model hardware hf hub "
         "loglikelihood memory model_folder oom openai_api supervision vllm vllm.server"
     ),
     # Its `write` is of files for cron and systemd.

@@ -23,12 +23,13 @@ from harness.decision import (
 from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
 from harness.errors import Unscored
+from harness.evaluation import has_instruction
 from harness.evaluation.costs import TokenCounts
 from harness.formatting import Unit
 from harness.metrics import load_metrics
 from harness.records import Example, TrainingRecord
 from harness.records.training_records import Trial
-from harness.spec import DecidePolicy, Need, Task
+from harness.spec import DecidePolicy, Need, Recipe, Task
 
 
 def make_decision(
@@ -133,6 +134,38 @@ def test_a_hybrid_that_is_best_is_called_one():
         [*alternatives(), rag, make_fine_tune("lora", 0.80, 0.06), hybrid], has_documents=True
     )
     assert (decision.action, decision.candidate) == ("hybrid", "hybrid")
+
+
+def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a_fine_tune():
+    bare = [replace(f, is_instructed=False) for f in alternatives()]
+    decision = make_decision([*bare, make_fine_tune("lora", 0.81, 0.07, is_instructed=False)])
+    assert decision.action == "undecided"
+    assert decision.sentence.endswith(
+        "but the comparison that decides this is missing; add a prompt that says what to do (system: TEXT), "
+        "without which a gain is no evidence for a fine-tune."
+    )
+    told = [*bare, candidate("told", 0.70)]
+    assert make_decision([*told, make_fine_tune("lora", 0.81, 0.07)]).action == "fine-tune"
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe", "prompts", "says"),
+    [
+        ({}, {}, ("Where is it?", "Who came?"), False),
+        ({"system": "Answer briefly."}, {}, ("Where is it?", "Who came?"), True),
+        ({"system": "Answer briefly."}, {"system": ""}, ("Where is it?", "Who came?"), False),
+        ({}, {"system": "Answer briefly."}, ("Where is it?", "Who came?"), True),
+        ({}, {"template": "Summarize: {prompt}"}, ("Where is it?", "Who came?"), True),
+        ({"fields": {"prompt": "Sum up {text}"}}, {}, ("Sum up a", "Sum up b"), True),
+        ({}, {}, ("Classify this: a", "Classify this: b"), True),
+        ({}, {}, ("Context:\na", "Context:\nb"), False),
+        ({"kind": "choice"}, {}, ("Where is it?", "Who came?"), True),
+    ],
+)
+def test_prompts_say_what_to_do_by_a_system_text_or_by_words_that_they_share(task, recipe, prompts, says):
+    asked = [Example(f"{i}", ({"role": "user", "content": text},), ("a",)) for i, text in enumerate(prompts)]
+    spoken = Task.model_validate({"name": "t", "data": {"all": "t.jsonl"}, **task})
+    assert has_instruction(spoken, Recipe.model_validate(recipe), asked) is says
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_what_is_written_loads_as_what_was_proposed(propose_rows, content):
 
 def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(propose_rows):
     task = propose_rows(CHOICES).task
-    assert (task.kind, task.chance, task.system) == ("choice", 0.25, None)
+    assert (task.kind, task.chance, task.system) == ("choice", 0.25, "Answer the question.")
     assert load_task(task, 0).test[0].choices
 
 
@@ -173,7 +173,8 @@ def test_answers_that_reason_are_scored_by_their_final_answer(propose_rows, mark
 def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows):
     content = [{"prompt": f"Add {i}.", "completion": f"def f(x):\n    return x + {i}"} for i in range(40)]
     task = propose_rows(content).task
-    assert (task.metrics, task.system) == (("token_f1", "rougeL"), None)
+    assert task.metrics == ("token_f1", "rougeL")
+    assert task.system == "Reply to the request in a few words, and nothing else."
 
 
 @pytest.mark.parametrize("column", ["group_id", "customer_id", "user_id", "session_id"])
@@ -187,8 +188,8 @@ def test_labels_that_answers_join_are_scored_by_their_overlap(propose_rows):
     found = propose_rows([{"text": f"Letter {i}.", "label": joined[i % 6]} for i in range(60)])
     assert (found.kind, found.task.metrics, found.task.labels) == ("text", ("token_f1", "exact_match"), ())
     assert (
-        found.task.system
-        == "Reply with all that apply of: billing, delivery, praise. Write ';' between them."
+        found.task.system == "Classify the text. Reply with all that apply of: billing, delivery, praise. "
+        "Write ';' between them."
     )
 
 
@@ -246,7 +247,7 @@ def test_choices_that_are_the_same_in_all_rows_are_labels(propose_rows):
 def test_labels_are_closed_and_named_in_the_system_message(propose_rows):
     task = propose_rows(LABELLED).task
     assert task.labels == ("card", "pin")
-    assert task.system == "Reply with one of: card, pin."
+    assert task.system == "Classify the text. Reply with one of these labels and nothing else: card, pin."
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -270,7 +271,8 @@ def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows,
 def test_rows_whose_system_message_has_their_tools_alone_get_that_of_the_task(propose_rows):
     tools = [{"name": "look_up", "parameters": {}}]
     asked = [{"question": f"Who is {i}?", "answer": f"N {i}", "tools": tools} for i in range(40)]
-    assert propose_rows(asked).task.system == "Answer with the answer only, in a few words."
+    asked_with = "Answer the question in a few words. Reply with the answer and nothing else."
+    assert propose_rows(asked).task.system == asked_with
 
 
 def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows):

@@ -41,6 +41,9 @@ def init(
         str | None, Option("The question's column, or a template over several, if guessed wrong.")
     ] = None,
     reference: Annotated[str | None, Option("The answer's column, or a template, if guessed wrong.")] = None,
+    instruction: Annotated[
+        str | None, Option("The system text to ask with, instead of the draft that is made from your rows.")
+    ] = None,
     minutes: Annotated[
         float,
         Option(
@@ -60,7 +63,9 @@ def init(
 
     kind = scaffold.parse_kind(task)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes)
+    request = scaffold.Request(
+        folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes, instruction
+    )
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
         proposal = scaffold.propose(request)

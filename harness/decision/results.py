@@ -118,7 +118,7 @@ class CandidateFacts:
     does. `changes` is what it answered to facts that changed, `more_targets` what it reached on targets
     that decide nothing. `settings` names what validation chose its own setting among, each by the digest
     of its weights and prompts where these are known, so that two candidates may name the same. `unread`
-    counts the answers that were cut or could not be read.
+    counts the answers that were cut or could not be read. `is_instructed` says that its prompts tell what to do.
     """
 
     name: str
@@ -166,6 +166,7 @@ class CandidateFacts:
     more_targets: tuple[TargetScore, ...] = ()
     settings: tuple[str, ...] = ()
     unread: UnreadAnswers | None = None
+    is_instructed: bool = True
 
     @property
     def label(self) -> str:
@@ -376,6 +377,8 @@ def list_missing_alternatives(
         elif not run.baseline:
             for kind in _kinds(run):
                 failed.setdefault(kind, []).append(run.name)
+    if "bare prompt" in there:
+        needed = ["instruction" if kind == "prompt" else kind for kind in needed if kind not in there]
     lacking, phrases = (kind for kind in needed if kind not in there), _phrase_alternatives()
     return tuple(
         MissingAlternative(phrases[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in lacking
@@ -386,6 +389,8 @@ def _phrase_alternatives() -> dict[str, str]:
     """Phrase each alternative, with what a recipe writes for it."""
     return {
         "prompt": "prompt only (prompting: zero_shot)",
+        "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence"
+        " for a fine-tune",
         "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
         "rank": "the labels ranked by log-likelihood (answer: rank)",
         "classifier": f"a plain text classifier ({plugins.phrase_method(makes='classifier')})",
@@ -414,7 +419,7 @@ def _kinds(run: CandidateFacts) -> set[str]:
         return kinds | {"rag"}
     if "few_shot" in run.prompting:
         return kinds | {"knn" if "knn" in run.prompting else "fixed"}
-    return kinds or {"prompt"}
+    return kinds or ({"prompt"} if run.is_instructed else {"bare prompt"})
 
 
 FEW = 100  # training examples: below, a fine-tune varies too much with their draw to be trusted on one seed

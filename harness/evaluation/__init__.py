@@ -4,6 +4,7 @@ Invariant: items are cut into blocks of `BLOCK` in an order seeded by the task's
 batching happens inside a block, so a block's numbers do not depend on what ran before it.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,9 @@ from harness.records import (
     Status,
     digest,
 )
-from harness.spec import Decoding, Role, Task
+from harness.spec import Decoding, Recipe, Role, Task
 
+_PLACE = re.compile(r"\{[^{}]*\}")  # in a template
 _ROUNDING = 1e-9  # of a score, by which it may lie beyond its metric's bounds
 
 
@@ -81,6 +83,23 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
         text = "\n\n".join(filter(None, (system, *own)))
         messages = ({"role": "system", "content": text}, *messages[len(own) :])
     return replace(example, messages=messages)
+
+
+def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> bool:
+    """Tell whether a candidate is told what to do: by a system text, or by words that all its prompts share.
+
+    The words are those of a template, or the first or last one of all `examples`, but `Context:`. What is
+    ranked or only read needs none, and a task of lm-eval says itself what to do.
+    """
+    if task.kind != "generate" or task.lm_eval or recipe.system or (recipe.system is None and task.system):
+        return True
+    said = _PLACE.sub(" ", f"{task.fields.prompt} {recipe.template or ''}").split()
+    prompts = [example.prompt.split() or [""] for example in examples]
+    for ends in ({words[0] for words in prompts}, {words[-1] for words in prompts}):
+        said += [word for word in ends if len(ends) == 1 and not word.endswith(":")]
+    return any(any(map(str.isalpha, word)) for word in said) or all(
+        example.has_system for example in examples
+    )
 
 
 class EncodedItem(NamedTuple):

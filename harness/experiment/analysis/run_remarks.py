@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
+from harness.evaluation import has_instruction
 from harness.evaluation.costs.timing import describe_timing
 from harness.evaluation.session import Session
 from harness.experiment.analysis.training_remarks import describe_trainings
@@ -206,6 +207,12 @@ def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in said.items()]
 
 
+_BARE = (
+    "asked without an instruction, for no system text and no words that prompts share say what to do; next: "
+    "system: TEXT in the task"
+)
+
+
 def _notes_of(session: Session, name: str) -> Iterator[str]:
     """Yield what the prompts that a candidate has or tries say of the target's items, in each fold."""
     for trial in session.candidates[name].trials:
@@ -214,6 +221,9 @@ def _notes_of(session: Session, name: str) -> Iterator[str]:
             context = PromptingContext(target.task, items.train, items.documents, 0, dry_run=True)
             evaluated = [*items.validation, *items.test]
             yield from describe_prompts(trial.recipe.prompting, context, evaluated)
+            is_asked = session.candidates[name].method.makes_language_model
+            if is_asked and not has_instruction(target.task, trial.recipe, evaluated):
+                yield _BARE
 
 
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"

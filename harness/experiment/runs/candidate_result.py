@@ -13,7 +13,7 @@ import numpy as np
 from harness import comparison, plugins
 from harness.decision import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, index_usd_per_1k
 from harness.errors import CandidateFailed, UserError, one_line
-from harness.evaluation import costs
+from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
@@ -82,10 +82,10 @@ def _facts_of_rows(session: Session, reader: Reader, run: Run) -> CandidateFacts
     hour = session.experiment.decide.device_hour_usd
     cost = _cost_per_1k_usd(session, run, test, facts.tokens)
     recalls = [r.recall for r in test if r.recall is not None]
-    named = session.candidates[run.candidate].recipe.prompting
-    retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in named)
+    recipe = session.candidates[run.candidate].recipe
+    retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in recipe.prompting)
     return replace(
-        mark_recipe(facts, session.candidates[run.candidate].recipe, session.experiment.candidates),
+        mark_recipe(facts, recipe, session.experiment.candidates),
         slices={
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
@@ -106,6 +106,9 @@ def _facts_of_rows(session: Session, reader: Reader, run: Run) -> CandidateFacts
         settings=_settings(session, reader, run),
         several=comparison.several_answers(metric, test, reader.read_drawn(run, session.target)),
         training=run.training,
+        is_instructed=has_instruction(
+            session.target.task, recipe, [*session.target.items.validation, *session.target.items.test]
+        ),
     )
 
 

@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
 from harness.data.unused import name_columns, name_keys, name_media, offer_contexts
 from harness.decision import USUAL_AMOUNTS
-from harness.errors import Problem, UserError, did_you_mean, gather, refuse
-from harness.evaluation import costs
+from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
+from harness.evaluation import costs, wrap_prompt
 from harness.experiment.scaffold.method_choice import Resources, describe_unreadable, propose_candidates
 from harness.experiment.scaffold.recognition import (
     NEEDS,
@@ -34,10 +35,12 @@ from harness.experiment.scaffold.unread_columns import find_hidden_choices, list
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
+from harness.models.chat_templates import render_chat
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 
+_SHOWN = 900  # characters of the prompt that is shown
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
 _CHOSEN: dict[Kind, str] = {
@@ -94,7 +97,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     }
     unused = list_unused(task, seen)
     named = filter(None, (name_columns(unused), name_keys(unused)))
-    said = *_sentences(seen, task, items, candidates), *named, *remarks
+    said = *_show_prompt(task, items, base), *_sentences(seen, task, items, candidates), *named, *remarks
     late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
     unread = *filter(None, [offer_contexts(unused), name_media(unused)]), *warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
@@ -174,6 +177,25 @@ def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
         else:
             content = read if path == request.data else content
     return content, problems
+
+
+def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iterator[str]:
+    """Show the instruction, and one row as the base reads it, by its chat template where that is here."""
+    if task.system:
+        yield f"instruction: {task.system}\n  (a draft that you know better; --instruction TEXT replaces it)"
+    else:
+        yield "instruction: none besides the rows' own; --instruction TEXT adds one"
+    example = items.train[0]
+    messages = wrap_prompt(example, task.system, None).messages
+    text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
+    if base and not hub.is_packed(base) and hub.has_chat_template(base):
+        with suppress(CandidateFailed):
+            text = render_chat(hub.load_tokenizer(base), messages).text
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN * 3 // 4]} […] {text[-_SHOWN // 4 :]}"
+    yield "\n  | ".join(["one prompt as the base reads it:", *text.splitlines()])
+    if example.references:
+        yield f"its right answer: {example.references[0]}"
 
 
 def _sentences(

@@ -9,11 +9,12 @@ Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1) for the latency of a merg
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from harness import plugins
 from harness.data import TaskItems
-from harness.evaluation import costs
+from harness.evaluation import costs, wrap_prompt
 from harness.experiment.scaffold.recognition import Kind
 from harness.experiment.scaffold.task_proposal import count_tokens
 from harness.formatting import count, pluralize, size
@@ -181,7 +182,7 @@ def propose_candidates(
     kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
     """List every alternative that a decision asks for on such a task, the cheap ones first."""
-    n_shots = _count_shots(items.train, _find_room(items, task, base))
+    n_shots = _count_shots(items.train, base, _find_room(items, task, base))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
@@ -191,7 +192,7 @@ def propose_candidates(
     proposed = _methods(situation)
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
-    longest = _find_longest(items.train, base)
+    longest = max(_count_tokens(items.train, base))
     on_rows = {name: _make_room(name, recipe, longest) for name, recipe in on_rows.items()}
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
@@ -213,13 +214,13 @@ def propose_candidates(
     return choice, found | others
 
 
-def _find_longest(train: Sequence[Example], base: ModelSource | None) -> int:
-    """Return the tokens of the longest row, by the base's tokenizer where it is here, else by an estimate."""
+def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int]:
+    """Count the tokens of each row, by the base's tokenizer where it is here, else by an estimate."""
     if base is None or not (base.path / "tokenizer.json").is_file():
-        return max(costs.training([e], 1).trained for e in train)
-    texts = ["\n".join([*(m["content"] for m in e.messages), e.references[0]]) for e in train]
-    turns = max(len(e.messages) for e in train) + 1
-    return max(count_tokens(texts, base)) + costs.CHAT_TOKENS * turns
+        return [costs.training([e], 1).trained for e in rows]
+    texts = ["\n".join([*(m["content"] for m in e.messages), *e.references[:1]]) for e in rows]
+    counts = zip(count_tokens(texts, base), rows, strict=True)
+    return [n + costs.CHAT_TOKENS * (len(e.messages) + 1) for n, e in counts]
 
 
 def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
@@ -241,9 +242,9 @@ def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | 
     context = _find_context(base)
     if context is None:
         return None
-    examples = [*items.train, *items.validation, *items.test]
-    longest = max(costs.estimate_answering([e], ranked=False, max_new_tokens=0).read for e in examples)
-    return context - task.max_new_tokens - longest
+    whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
+    prompts = [replace(e, references=()) for e in whole]
+    return context - task.max_new_tokens - max(_count_tokens(prompts, base))
 
 
 def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) -> str:
@@ -251,7 +252,7 @@ def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) 
     context = _find_context(base)
     if context is None:
         return ""
-    evaluated = [*items.validation, *items.test]
+    evaluated = [wrap_prompt(e, task.system, None) for e in (*items.validation, *items.test)]
     n_tokens = count_tokens(["\n".join(m["content"] for m in e.messages) for e in evaluated], base)
     n = sum(tokens + task.max_new_tokens > context for tokens in n_tokens)
     if not n:
@@ -263,15 +264,13 @@ def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) 
     )
 
 
-def _count_shots(train: Sequence[Example], room: int | None) -> int:
+def _count_shots(train: Sequence[Example], base: ModelSource | None, room: int | None) -> int:
     """Count the shots, up to eight, that fit a prompt of some thousand tokens and a base's context."""
     lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)
     wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
     if room is None:
         return wanted
-    tokens = sorted(costs.training([e], 1).trained for e in train)
-    spared = room * 4 // 5  # for it is an estimate
-    return min(wanted, max(0, spared // max(_most(tokens), 1)))
+    return min(wanted, max(0, room // max(_most(sorted(_count_tokens(train, base))), 1)))
 
 
 def _most(lengths: Sequence[int]) -> int:

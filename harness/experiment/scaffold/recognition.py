@@ -4,7 +4,7 @@ Invariant: rows alone decide, and what the user named goes before every guess; n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
-from harness.records import Example, has_closed_labels, list_labels, parse_json
+from harness.records import Example, has_closed_labels, list_labels, parse_json, pieces
 from harness.spec import HUB, Task
 
 Kind = Literal["labels", "choice", "question", "preference", "text"]
@@ -36,7 +36,8 @@ class Request(NamedTuple):
     """Request of the user: the folder, the rows, and what belongs to them.
 
     `prompt` and `reference` are columns or templates, `kind` is the kind of task, where they are not to be
-    guessed. `minutes` bounds the estimated time of a comparison on this machine.
+    guessed. `minutes` bounds the estimated time of a comparison on this machine. `instruction` is the system
+    text that takes the place of the draft.
     """
 
     folder: Path
@@ -48,10 +49,24 @@ class Request(NamedTuple):
     reference: str | None = None
     kind: Kind | None = None
     minutes: float | None = None
+    instruction: str | None = None
+
+
+AnswerForm = Literal[
+    "choice", "labels", "calls", "json", "reasoned", "joined labels", "sql", "number", "short", "long"
+]
+
+
+class Answers(NamedTuple):
+    """Form of the answers of rows, with their labels, and what stands between several in one answer."""
+
+    form: AnswerForm
+    labels: tuple[str, ...] = ()
+    separator: str = ""
 
 
 class RecognizedRows(NamedTuple):
-    """Rows, the layout they are in, the templates that read them, and the kind of task.
+    """Rows, the layout they are in, the templates that read them, the kind of task and the form of answers.
 
     `thumbs_down` of the rows are answers with a thumb down: no right ones, but such as `kto` learns from.
     """
@@ -61,6 +76,7 @@ class RecognizedRows(NamedTuple):
     layout: Layout | None
     fields: dict[str, str]
     kind: Kind
+    answers: Answers
     thumbs_down: int = 0
 
 
@@ -87,7 +103,8 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
-    return RecognizedRows(content.shown, content.rows, layout, fields, kind, thumbs)
+    answers = _recognise_answers(kind, examples)
+    return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, thumbs)
 
 
 def _capitals(content: readers.Rows) -> Problem | None:
@@ -154,7 +171,7 @@ def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Exam
     if layout is not None and layout.name == "question" and 2 * contexts > len(content):
         return "question"
     labels = _label_set(examples)
-    joined = find_joined_labels([e.references[0] for e in examples if e.references], ROWS_A_LABEL)
+    joined = _find_joined_labels([e.references[0] for e in examples if e.references])
     return "labels" if labels and not joined and not are_calls(labels) else "text"
 
 
@@ -207,13 +224,40 @@ def absolute(path: str) -> str:
 _FINAL = re.compile(r"^####\s|\\boxed\{", re.MULTILINE)
 _BEGINS_WITH_NUMBER = re.compile(r"\W*\d")
 _SEPARATORS = (";", "|", ",")
+_SQL = re.compile(
+    r"\s*(select|with|insert|update|delete|create)\s[^.!?]*\b(from|into|set|table|as|select)\b", re.IGNORECASE
+)
 
 
-class JoinedLabels(NamedTuple):
-    """Labels of which an answer names one or several, and what stands between them."""
+def _recognise_answers(kind: Kind, examples: Sequence[Example]) -> Answers:
+    """Tell the form of answers, which says how they are asked for and scored."""
+    if kind == "choice":
+        return Answers("choice")
+    if kind == "labels":
+        return Answers("labels", tuple(references_of(examples)))
+    references = [max(example.references, key=len) for example in examples if example.references]
+    are: dict[AnswerForm, Callable[[Sequence[str]], bool]] = {
+        "calls": are_calls,
+        "json": _are_json,
+        "reasoned": _are_reasoned,
+    }
+    if form := next((form for form, tells in are.items() if references and tells(references)), None):
+        return Answers(form)
+    if joined := _find_joined_labels(references):
+        return joined
+    if references and all(map(_SQL.match, references)):
+        return Answers("sql")
+    short = _are_short(references)
+    return Answers(
+        "number" if kind == "text" and short and _are_numbers(references) else "short" if short else "long"
+    )
 
-    labels: tuple[str, ...]
-    separator: str
+
+def _are_short(references: Sequence[str]) -> bool:
+    """Tell whether nine of ten answers have a few words, and none has several lines."""
+    n_words = sorted(len(pieces(reference)) for reference in references)
+    is_one_line = not any("\n" in reference.strip() for reference in references)
+    return bool(n_words) and n_words[int(0.9 * (len(n_words) - 1))] <= 8 and is_one_line
 
 
 def are_calls(texts: Sequence[str]) -> bool:
@@ -222,32 +266,32 @@ def are_calls(texts: Sequence[str]) -> bool:
     return any(map(_has_calls, read)) and all(_has_calls(values) or values == [[]] for values in read)
 
 
-def are_json(texts: Sequence[str]) -> bool:
+def _are_json(texts: Sequence[str]) -> bool:
     """Tell whether each text is a JSON object or list."""
     return all(isinstance(_read_json(text), dict | list) for text in texts)
 
 
-def are_reasoned(texts: Sequence[str]) -> bool:
+def _are_reasoned(texts: Sequence[str]) -> bool:
     """Tell whether each text marks its final answer, as GSM8K and MATH do."""
     return all(map(_FINAL.search, texts))
 
 
-def are_numbers(texts: Sequence[str]) -> bool:
+def _are_numbers(texts: Sequence[str]) -> bool:
     """Tell whether each text begins with a number, which may have a unit."""
     return all(map(_BEGINS_WITH_NUMBER.match, texts))
 
 
-def find_joined_labels(texts: Sequence[str], rows_a_label: int) -> JoinedLabels | None:
+def _find_joined_labels(texts: Sequence[str]) -> Answers | None:
     """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone.
 
     Numbers are none: their comma is a decimal's.
     """
     values = {text.strip() for text in texts}
-    for separator in () if are_numbers(texts) else _SEPARATORS:
+    for separator in () if _are_numbers(texts) else _SEPARATORS:
         labels = {part.strip() for value in values for part in value.split(separator)} - {""}
-        some_alone, enough = labels & values, len(labels) * rows_a_label <= len(texts)
+        some_alone, enough = labels & values, len(labels) * ROWS_A_LABEL <= len(texts)
         if len(values) > len(labels) > 1 and some_alone and enough:
-            return JoinedLabels(tuple(sorted(labels)), separator)
+            return Answers("joined labels", tuple(sorted(labels)), separator)
     return None
 
 

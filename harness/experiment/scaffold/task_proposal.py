@@ -2,38 +2,32 @@
 
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from harness.data import SPLITS, Notes, TaskItems, load_task, readers
-from harness.data.columns import column_options, option_text
+from harness.data.columns import column_options, find_reading_roles, option_text
 from harness.data.edit import new_name
-from harness.data.examples import pairs
+from harness.data.examples import FIELD, pairs
 from harness.data.formats import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
+from harness.experiment.scaffold.instruction import PromptColumns, draft_instruction
 from harness.experiment.scaffold.recognition import (
-    ROWS_A_LABEL,
+    AnswerForm,
+    Answers,
     RecognizedRows,
     Request,
     absolute,
-    are_calls,
-    are_json,
-    are_numbers,
-    are_reasoned,
     examples_of,
-    find_joined_labels,
-    references_of,
 )
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
-from harness.records import Example, pieces
+from harness.records import Example
 from harness.spec import Fields, Task
 
 _UNUSABLE_SHARE = 0.05
 _MOST_TOKENS = 256  # of an answer
-_REASON = "Think step by step, then write the final answer on a line of its own."
 
 
 def propose_task(
@@ -49,47 +43,59 @@ def propose_task(
     examples = [sourced.example for sourced in examples_of(reading, content)]
     task |= _propose_answers(seen, examples, base)
     said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
-    if not all(map(defines_tools_alone, said)):
-        task.pop("system", None)  # rows say what to do themselves
+    if request.instruction:
+        task["system"] = request.instruction
+    elif all(map(defines_tools_alone, said)):  # else rows say what to do themselves
+        columns = _find_columns(reading, seen)
+        task["system"] = draft_instruction(seen.answers, columns, examples)
     return task
+
+
+def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
+    """Find the columns that a task shows and the one that answers; of nested ones the part that is named."""
+    names = dict.fromkeys(name for row in seen.rows for name in row.fields)
+    roles = find_reading_roles(reading, seen.layout, names)
+    shown = [c for c in names if c in roles.questions]
+    templates = (seen.fields.get("prompt", ""), seen.fields.get("reference", ""))
+    nested = [[c for c in FIELD.findall(template) if "." in c and c not in names] for template in templates]
+    answer = next(iter([*nested[1], *roles.answers]), "")
+    return PromptColumns(tuple(nested[0] or shown), answer)
 
 
 def _propose_answers(
     seen: RecognizedRows, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
-    """Propose what all answers have in common: kind, metrics, length, and a system message if one helps."""
-    if seen.kind == "choice":
+    """Propose what all answers have in common: kind, metrics, labels and length."""
+    answers, metrics = seen.answers, choose_metrics(seen.answers, examples)
+    if answers.form == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
-        return {"kind": "choice", "metrics": ["accuracy", "bits_per_byte"], "chance": round(chance, 4)}
+        return {"kind": "choice", "metrics": metrics, "chance": round(chance, 4)}
     references = [max(example.references, key=len) for example in examples]
-    longest = partial(_longest, references, base)
-    if seen.kind == "labels":
-        labels = references_of(examples)
-        proposed = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
-        return proposed | {"max_new_tokens": longest(share=1.0)}
-    if are_calls(references):
-        return {"metrics": ["tool_call", "token_f1"], "max_new_tokens": longest(share=1.0)}
-    if are_json(references):
-        proposed = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
-        return proposed | {"max_new_tokens": longest(share=1.0)}
-    if are_reasoned(references):
-        proposed = {"metrics": ["final_answer", "token_f1"], "system": _REASON}
-        return proposed | {"max_new_tokens": longest()}
-    if joined := find_joined_labels(references, ROWS_A_LABEL):
-        system = f"{_choose(joined.labels, 'all that apply')} Write {joined.separator!r} between them."
-        proposed = {"metrics": ["token_f1", "exact_match"], "system": system}
-        return proposed | {"max_new_tokens": longest(share=1.0)}
-    short = _are_short(references)
-    if seen.kind == "text" and short and are_numbers(references):
-        metrics = ["exact_match", "token_f1"]  # to an overlap of words 1.5 is 15, a unit half an answer
-    elif _is_latin(references):
-        metrics = ["token_f1", "exact_match" if short else "rougeL"]
-    else:
-        metrics = ["chrf"]
-    if short:
-        system = "Answer with the answer only, in a few words."
-        return {"metrics": metrics, "system": system, "max_new_tokens": longest()}
-    return {"metrics": metrics, "max_new_tokens": longest(), "truncated_scores": True}
+    whole = answers.form in ("labels", "calls", "json", "joined labels")
+    proposed: dict[str, Any] = {"labels": list(answers.labels)} if answers.form == "labels" else {}
+    proposed |= {"metrics": metrics, "max_new_tokens": _longest(references, base, 1.0 if whole else 0.95)}
+    return proposed | ({"truncated_scores": True} if answers.form == "long" else {})
+
+
+_METRICS: dict[AnswerForm, list[str]] = {
+    "choice": ["accuracy", "bits_per_byte"],
+    "labels": ["exact_match", "macro_f1"],
+    "calls": ["tool_call", "token_f1"],
+    "json": ["json_fields", "json_valid"],
+    "reasoned": ["final_answer", "token_f1"],
+    "joined labels": ["token_f1", "exact_match"],
+    "sql": ["exact_match", "token_f1"],
+    "number": ["exact_match", "token_f1"],  # to an overlap of words 1.5 is 15, a unit half an answer
+    "short": ["token_f1", "exact_match"],
+    "long": ["token_f1", "rougeL"],
+}
+
+
+def choose_metrics(answers: Answers, examples: Sequence[Example]) -> list[str]:
+    """Choose the metrics of answers by their form, the first one decides; overlap needs words of Latin."""
+    is_text = answers.form in ("short", "long")
+    references = [max(example.references, key=len) for example in examples if example.references]
+    return ["chrf"] if is_text and not _is_latin(references) else _METRICS[answers.form]
 
 
 def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
@@ -104,23 +110,12 @@ def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
     return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
 
 
-def _choose(labels: Sequence[str], which: str = "one") -> str:
-    listed, name = ", ".join(labels), "name of the category" if which == "one" else "names of the categories"
-    return f"Reply with {which} of: {listed}." if len(listed) <= 800 else f"Reply with the {name} only."
-
-
-def _are_short(references: Sequence[str]) -> bool:
-    """Tell whether nine of ten answers have a few words, and none has several lines."""
-    n_words = sorted(len(pieces(reference)) for reference in references)
-    return n_words[int(0.9 * (len(n_words) - 1))] <= 8 and not any("\n" in r.strip() for r in references)
-
-
 def _is_latin(texts: Sequence[str]) -> bool:
     letters = [sign for text in texts[:200] for sign in text if sign.isalpha()]
     return 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
 
 
-def _longest(references: Sequence[str], base: ModelSource | None, share: float = 0.95) -> int:
+def _longest(references: Sequence[str], base: ModelSource | None, share: float) -> int:
     """Return the tokens of the longer answers with some to spare, at most `_MOST_TOKENS`."""
     lengths = sorted(count_tokens(references, base))
     return min(_MOST_TOKENS, -(-(lengths[int(share * (len(lengths) - 1))] + 4) // 8) * 8)

@@ -1,0 +1,265 @@
+"""Draft of a task's system text: what to do, with what, and in which form to answer.
+
+Invariant: it says no more than the names of the columns and the answers of the file do; a text of the user's
+goes before it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from harness.data.columns import find_head
+from harness.experiment.scaffold.recognition import AnswerForm, Answers
+from harness.formatting import count
+from harness.records import Example, parse_json
+
+RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points", "stars_given")
+_MOST_LISTED = 2_000  # characters of labels that a prompt lists
+_MOST_VALUES = 12  # different values of a key that a prompt lists
+_NOTHING_ELSE = "and nothing else"
+_QUESTIONS = ("question", "query", "nl")
+_CONTEXTS = ("context", "passage", "article", "document", "story", "schema", "support", "background", "text")
+_NOUNS = (
+    *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
+    *("comment", "post", "passage", "story", "description", "utterance", "sentence", "problem", "report"),
+    *("note", "abstract", "letter", "complaint", "request", "instruction", "headline", "premise", "goal"),
+)
+_OTHER_NOUNS = {"body": "message", "subject": "message", "prompt": "request", "inputs": "request"}
+_OTHER_NOUNS |= {"messages": "message", "conversations": "message"}
+_GENERIC = (
+    *(
+        "label",
+        "labels",
+        "category",
+        "class",
+        "target",
+        "targets",
+        "answer",
+        "answers",
+        "reference",
+        "output",
+    ),
+    *("response", "completion", "references", "messages", "conversations", "chosen", "decision", "value"),
+)
+_SUMMARIES = ("summary", "highlights", "abstract", "tldr", "headline", "title")
+_CODE = ("code", "program", "function", "script")
+_LANGUAGES = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        "ar=Arabic bg=Bulgarian cs=Czech da=Danish de=German el=Greek en=English es=Spanish et=Estonian"
+        " fa=Persian fi=Finnish fr=French he=Hebrew hi=Hindi hr=Croatian hu=Hungarian id=Indonesian"
+        " it=Italian ja=Japanese ko=Korean lt=Lithuanian lv=Latvian nl=Dutch no=Norwegian pl=Polish"
+        " pt=Portuguese ro=Romanian ru=Russian sk=Slovak sl=Slovenian sv=Swedish th=Thai tr=Turkish"
+        " uk=Ukrainian vi=Vietnamese zh=Chinese",
+    )
+)
+_WORDS = ("no", "one", "two", "three", "four", "five")
+
+
+class PromptColumns(NamedTuple):
+    """Columns that a prompt shows, in their order, and the one that answers; of nested ones all parts."""
+
+    questions: tuple[str, ...]
+    answer: str
+
+    @property
+    def noun(self) -> str:
+        """Name of what is asked about: the question, the review, the dialogue."""
+        if any(find_head(name) in _QUESTIONS for name in self.questions):
+            return "question"
+        words = [word for name in reversed(self.questions) for word in re.findall(r"[a-z]+", name.lower())]
+        known = next((word for word in words if word in _NOUNS), None)
+        return known or next((_OTHER_NOUNS[word] for word in words if word in _OTHER_NOUNS), "text")
+
+    @property
+    def task(self) -> str:
+        """Sentence that asks for an answer, from the context where there is one."""
+        held = next((name for name in self.questions if find_head(name) in _CONTEXTS), "")
+        return f"Answer the question{f' from the {find_head(held)}' if held else ''}"
+
+
+def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequence[Example]) -> str:
+    """Write what a practitioner would ask with."""
+    references = [max(example.references, key=len) for example in examples if example.references]
+    if answers.form == "labels":
+        return _ask_for_label(columns, answers.labels)
+    if answers.form == "joined labels":
+        several = f"{_classify(columns)} Reply with all that apply of: {', '.join(answers.labels)}."
+        return f"{several} Write {answers.separator!r} between them."
+    if answers.form == "choice":
+        return f"{columns.task}." if columns.noun == "question" else _continue(columns)
+    if languages := _find_languages(columns):
+        source, target = languages
+        return f"Translate the text from {source} to {target}. Reply with the translation {_NOTHING_ELSE}."
+    of_form: dict[AnswerForm, Callable[[PromptColumns, Sequence[str]], str]] = {
+        "calls": _ask_for_calls,
+        "json": _ask_for_json,
+        "reasoned": _ask_for_reasoning,
+        "sql": _ask_for_sql,
+        "number": _ask_for_number,
+    }
+    return of_form.get(answers.form, _ask_for_text)(columns, references)
+
+
+def is_rating(column: str, labels: Sequence[str]) -> bool:
+    """Tell whether labels are steps of a rating, not codes: whole numbers from 1 on, or named a rating."""
+    are_numbers = len(labels) > 2 and all(map(str.isdecimal, labels))
+    return are_numbers and ("0" not in labels or find_head(column) in RATINGS)
+
+
+def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
+    if is_rating(columns.answer, labels):
+        steps = sorted(map(int, labels))
+        noun = "review" if columns.noun in ("text", "message") else columns.noun
+        scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest), as its author did"
+        return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
+    listed = ", ".join(labels)
+    if len(listed) > _MOST_LISTED:
+        return f"{_classify(columns)} Reply with the name of the category {_NOTHING_ELSE}."
+    return f"{_classify(columns)} Reply with one of these labels {_NOTHING_ELSE}: {listed}."
+
+
+def _classify(columns: PromptColumns) -> str:
+    """Say what is to be told: the answer of a question, or what the column of labels is called."""
+    heads = {find_head(name) for name in columns.questions}
+    if {"premise", "hypothesis"} <= heads:
+        return "Decide whether the hypothesis follows from the premise."
+    if columns.noun == "question" and find_head(columns.answer) in ("answer", "answers", "decision"):
+        return f"{columns.task}."
+    numbered = [name for name in columns.questions if name[-1:] in "12"]
+    what = f"the two {columns.noun}s" if len(numbered) == 2 else f"the {columns.noun}"
+    verb = "Compare" if len(numbered) == 2 else "Classify"
+    by = "" if find_head(columns.answer) in _GENERIC else f" by its {_spell(columns.answer)}"
+    return f"{verb} {what}{by}."
+
+
+def _spell(column: str) -> str:
+    """Write the name of a column as words: `answerKind` as answer kind."""
+    return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", column)).lower() or column
+
+
+def _continue(columns: PromptColumns) -> str:
+    if columns.noun == "goal":
+        return "Say how to reach the goal."
+    return (
+        "Fill in the blank."
+        if columns.noun == "sentence"
+        else f"Continue the {columns.noun} as it most likely goes on."
+    )
+
+
+def _ask_for_calls(columns: PromptColumns, references: Sequence[str]) -> str:
+    return f"Call the tools that the request needs. Reply with the calls {_NOTHING_ELSE}."
+
+
+def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
+    """Name the keys of JSON, with the values of those that take a few."""
+    read: list[Any] = [parse_json(text) for text in references]
+    are_lists = any(isinstance(value, list) for value in read)
+    entries = [entry for value in read for entry in (value if isinstance(value, list) else [value])]
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    keys = list(dict.fromkeys(key for entry in objects for key in entry))
+    named = f" with the keys {', '.join(_describe_key(key, objects) for key in keys)}" if keys else ""
+    what = "the data" if find_head(columns.answer) in _GENERIC else f"the {_spell(columns.answer)}"
+    form = (
+        "a JSON list of objects"
+        if are_lists and objects
+        else "a JSON list"
+        if are_lists
+        else "one JSON object"
+    )
+    none = "; an empty list where there are none" if are_lists else ""
+    return (
+        f"Extract {what} from the {columns.noun} as {form}{named}{none}. Reply with the JSON {_NOTHING_ELSE}."
+    )
+
+
+def _describe_key(key: str, objects: Sequence[dict[str, Any]]) -> str:
+    values = [entry[key] for entry in objects if key in entry]
+    if key in ("start", "end") and all(isinstance(value, int) for value in values):
+        return f"{key} (a place in the text, counted in characters from 0)"
+    texts = Counter(value for value in values if isinstance(value, str))
+    are_few = (
+        1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and len(texts) and max(map(len, texts)) <= 30
+    )
+    is_kind = are_few and texts.total() == len(values)
+    return f"{key} (one of {' | '.join(sorted(texts))})" if is_kind else key
+
+
+def _ask_for_reasoning(columns: PromptColumns, references: Sequence[str]) -> str:
+    if any("\\boxed{" in text for text in references):
+        return "Think step by step, and write the final answer into \\boxed{} at the end."
+    return "Think step by step, then write the final answer on a last line of its own, behind ####."
+
+
+def _ask_for_sql(columns: PromptColumns, references: Sequence[str]) -> str:
+    given = next(
+        (find_head(name) for name in columns.questions if find_head(name) in ("schema", "context")), ""
+    )
+    tables = f" on the tables of the {given}" if given else ""
+    return f"Write one SQL query{tables} that answers the question. Reply with the query {_NOTHING_ELSE}."
+
+
+_NUMBER = re.compile(r"\W*?(-?\d+(?:\.\d+)?)")
+
+
+def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
+    values = [float(found[1]) for text in references if (found := _NUMBER.match(text))]
+    alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
+    ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
+    unit = "number" if alone else "number with its unit"
+    what = (
+        columns.task
+        if columns.noun == "question"
+        else f"Estimate the {_name_answer(columns)} from the {columns.noun}"
+    )
+    return f"{what}. Reply with one {unit}{ends or ''} {_NOTHING_ELSE}."
+
+
+def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
+    """Ask for a summary, for code, for an answer or for a reply, as long as the references are."""
+    head, length = find_head(columns.answer), _describe_length(references)
+    if head in _SUMMARIES:
+        made = head if head in ("headline", "title") else "summary"
+        what = "Summarize" if made == "summary" else f"Write a {made} for"
+        length = _describe_sentences(references)
+        return f"{what} the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
+    if head in _CODE:
+        return f"Write the {head} that is asked for. Reply with the {head} {_NOTHING_ELSE}."
+    if columns.noun == "question":
+        return f"{columns.task} {length}. Reply with the answer {_NOTHING_ELSE}."
+    if columns.noun == "instruction":
+        return f"Follow the instruction. Reply {length}."
+    if columns.noun in ("message", "request", "email", "ticket", "letter", "utterance"):
+        return f"Reply to the {columns.noun} {length}, {_NOTHING_ELSE}."
+    if head in _GENERIC:
+        return f"Answer the {columns.noun} {length}. Reply with the answer {_NOTHING_ELSE}."
+    made = _name_answer(columns)
+    return f"Write the {made} to the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
+
+
+def _name_answer(columns: PromptColumns) -> str:
+    return "value" if find_head(columns.answer) in _GENERIC else _spell(columns.answer)
+
+
+def _describe_length(references: Sequence[str]) -> str:
+    n = median(len(text.split()) for text in references)
+    if n <= 8:
+        return "in a few words"
+    return f"in about {count(5 * round(n / 5) if n < 50 else 10 * round(n / 10))} words"
+
+
+def _describe_sentences(references: Sequence[str]) -> str:
+    n = round(median(len(re.findall(r"[.!?。！？](?=\s|$)|\n", text.strip())) for text in references)) or 1
+    if n < len(_WORDS):
+        return f"in {_WORDS[n]} sentence{'s' if n > 1 else ''}"
+    return _describe_length(references)
+
+
+def _find_languages(columns: PromptColumns) -> tuple[str, str] | None:
+    """Find the languages of a translation in the last parts of the columns' names: `translation.de`."""
+    names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
+    found = [_LANGUAGES.get(name, name.title()) for name in names]
+    return (found[0], found[1]) if len(found) == 2 and {*found} <= {*_LANGUAGES.values()} else None
