@@ -34,39 +34,22 @@ def make_choices(columns, answer, right, ask="question"):
 
 
 @pytest.mark.parametrize(
-    ("columns", "answer", "right", "marks"),
+    ("columns", "answer", "right"),
     [
-        (("option_a", "option_b", "option_c"), "answer", lambda i, texts: "abc"[i], "abc"),
-        (("Option A", "Option B", "Option C"), "Correct Answer", lambda i, texts: "ABC"[i], "ABC"),
-        (("a", "b", "c"), "answer", lambda i, texts: "ABC"[i], "ABC"),
-        (("opt1", "opt2", "opt3"), "answer", lambda i, texts: i + 1, "123"),
-        (("choice1", "choice2", "choice3"), "label", lambda i, texts: i, "012"),
-        (("option1", "option2", "option3"), "answer", lambda i, texts: texts[i], "123"),
+        (("option_a", "option_b", "option_c"), "answer", lambda i, texts: "abc"[i]),
+        (("Option A", "Option B", "Option C"), "Correct Answer", lambda i, texts: "ABC"[i]),
+        (("opt1", "opt2", "opt3"), "answer", lambda i, texts: i + 1),
+        (("choice1", "choice2", "choice3"), "label", lambda i, texts: i),
+        (("option1", "option2", "option3"), "answer", lambda i, texts: texts[i]),
     ],
 )
-def test_choices_that_no_question_shows_are_refused_with_the_template_that_shows_them(
-    tmp_path, columns, answer, right, marks
-):
+def test_choices_in_columns_of_their_own_are_choices(tmp_path, columns, answer, right):
     content = make_choices(columns, answer, right)
-    with pytest.raises(UserError) as refusal:
-        propose(tmp_path, content)
-    (problem,) = refusal.value.problems
-    assert "nobody could know the right answer" in problem.found
-    option, prompt = shlex.split(problem.next_step.removeprefix("show them: "))
-    assert option == "--prompt"
-    items = load_task(propose(tmp_path, content, prompt=prompt).task, 0)
-    every = [*items.train, *items.validation, *items.test]
-    first = next(example for example in every if example.prompt.startswith("Which is 3?"))
-    told = ("lamp 3", "hen 3", "gate 3")
-    said = " ".join(f"{mark}: {text}" for mark, text in zip(marks, told, strict=True))
-    assert first.prompt == f"Which is 3? {said}"
-
-
-def test_the_command_that_shows_choices_keeps_the_column_that_was_named(tmp_path):
-    content = make_choices(("option_a", "option_b", "option_c"), "key", lambda i, texts: "abc"[i])
-    with pytest.raises(UserError) as refusal:
-        propose(tmp_path, content, reference="key")
-    assert refusal.value.problems[0].next_step.endswith(" --reference key")
+    found = propose(tmp_path, content)
+    assert found.kind == "choice"
+    chosen = {e.prompt: e.references[0] for e in load_task(found.task, 0).train}
+    of_row = {row["question"]: row[columns[i % 3]] for i, row in enumerate(content)}
+    assert chosen.items() <= of_row.items()
 
 
 def test_lettered_columns_that_are_read_as_choices_are_not_refused(tmp_path):

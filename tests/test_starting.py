@@ -100,9 +100,9 @@ def test_enough_rows_are_not_warned_of(propose_rows):
         (FREE, "text", ("token_f1", "rougeL"), ["prompt", "fixed", "knn", "lora"]),
         (
             QUESTIONS,
-            "question",
+            "text",
             ("token_f1", "exact_match"),
-            ["prompt", "fixed", "knn", "rag", "lora", "hybrid"],
+            ["prompt", "fixed", "knn", "lora"],
         ),
         (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "fixed", "knn", "lora"]),
     ],
@@ -221,10 +221,10 @@ def test_labels_that_differ_in_white_space_alone_are_not_joined(propose_rows):
     assert propose_rows(content).kind == "labels"
 
 
-def test_a_numbered_column_is_no_part_of_the_question_that_an_error_shows(propose_rows):
+def test_a_numbered_column_is_no_part_of_the_question(propose_rows):
     content = [{"ID": i, "Subject": f"S {i}", "Body": f"B {i}", "Category": "ab"[i % 2]} for i in range(40)]
-    with pytest.raises(UserError, match=r"--prompt '\{Body\} \{Subject\}'"):
-        propose_rows(content)
+    fields = propose_rows(content).task.fields
+    assert (fields.prompt, fields.reference) == ("{Subject}\n\n{Body}", "{Category}")
 
 
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
@@ -281,8 +281,9 @@ def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows)
     assert any(line.startswith("split by title:") for line in found.said)
 
 
-def test_the_contexts_of_questions_become_documents(propose_rows):
-    found = propose_rows(QUESTIONS)
+def test_the_contexts_of_questions_become_documents_where_retrieval_is_asked_for(propose_rows):
+    found = propose_rows(QUESTIONS, kind="question")
+    assert {"rag", "hybrid"} <= found.candidates.keys()
     assert found.task.data.documents == found.task.data.all
     assert "documents: 40 to retrieve from" in found.said
 

@@ -5,7 +5,8 @@ Invariant: the rows alone decide, and what the user names goes before every gues
 
 import re
 import shlex
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from harness.data import formats
@@ -14,7 +15,7 @@ from harness.data.csv_header import is_csv, name_column, probable_row
 from harness.data.examples import FIELD, is_object
 from harness.data.formats import Layout
 from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
-from harness.data.formats.multiple_choice import RIGHT, list_choices
+from harness.data.formats.multiple_choice import RIGHT, find_column, list_choices
 from harness.data.formats.preference_rows import read_pair
 from harness.data.formats.tools import list_tools
 from harness.data.formats.turn_parts import text_of_cell
@@ -26,7 +27,59 @@ from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
 _FREE_ANSWERS = ("answer", "output", "response")  # beside one of these a category is no answer
-ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
+ANSWERS = (
+    *("reference", "label", "intent", "category", "class", "target", "answer", "output", "response"),
+    "final_decision",
+)
+# Names of columns that ask, or answer, where no column does by a name above.
+_OTHER_QUESTIONS = (
+    *(
+        "nl",
+        "problem",
+        "goal",
+        "dialogue",
+        "dialog",
+        "conversation",
+        "review",
+        "review_body",
+        "body",
+        "tweet",
+    ),
+    *("comment", "description", "document", "article", "passage", "story", "context", "source", "src"),
+)
+_OTHER_ANSWERS = (
+    *(
+        "summary",
+        "highlights",
+        "translation",
+        "solution",
+        "sql",
+        "code",
+        "entities",
+        "spans",
+    ),
+    *("reply", "completion", "decision", "sentiment", "stars", "rating", "score", "grade", "tgt"),
+)
+CONTEXTS = (
+    *("context", "contexts", "passage", "article", "story", "document", "documents", "background", "support"),
+    *("schema", "paragraph", "abstract", "premise", "table", "evidence", "transcript", "ctx"),
+)
+_COMPARED = ("sentence", "question", "text", "s", "document", "premise", "title")
+_TITLES = ("title", "subject", "headline", "heading")
+_TEXTS = (
+    "text",
+    "texts",
+    "contexts",
+    "sentences",
+    "passages",
+    "spans",
+    "input_text",
+    "value",
+)  # of an object
+_PAIRED = re.compile(r"(.*?)[ _-]?([12ab])", re.IGNORECASE)
+SQL = re.compile(
+    r"\s*(?:select|with|insert|update|delete)\s.*?\b(?:from|into|set|as)\b", re.IGNORECASE | re.DOTALL
+)
 GROUPS = (
     *("article", "title", "document", "document_id", "doc_id", "conversation_id", "dialogue_id", "thread_id"),
     *("session_id", "group", "group_id", "customer_id", "user_id", "patient_id", "author"),
@@ -84,6 +137,7 @@ _ROLES = {
     "lm-eval log": Roles(("doc",), ("target",)),
     "UltraFeedback": Roles(("instruction",), ("completions",)),
     "xLAM": Roles(("query",), ("answers",)),
+    "questions in turn": Roles(("background", "context", "story", "questions"), ("answers",)),
     "OpenAI preference": PAIRS,
     "preference": PAIRS,
 }
@@ -131,7 +185,7 @@ def option_text(template: str, default: str) -> str | None:
     return template[1:-1] if FIELD.fullmatch(template) else template
 
 
-def find_reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> Roles:
+def find_reading_roles(task: Task, layout: Layout | None, names: Collection[str]) -> Roles:
     """Return the columns that ask and answer where rows are read by a task's templates, or by a layout.
 
     They are those that `find_roles` finds in a file that is read so; a text that is only read asks itself.
@@ -162,7 +216,7 @@ def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[s
     return (*(name for name in shown if name != MESSAGES and name not in of_layout), *of_layout)
 
 
-def answer_column(task: Task, layout: Layout | None, names: Container[str]) -> str | None:
+def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> str | None:
     """Return the one column that holds the answers of rows, turns too, or the template over those that do.
 
     None of rated answers, message trees and pairs, and where a template names what is no column.
@@ -292,7 +346,7 @@ def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
 
 
 def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
-    """Guess which column asks and which answers, by their names; of two, the one that varies less answers.
+    """Guess which columns ask and which answers, by their names; of two, the one that varies less answers.
 
     Of two that vary alike the later one answers. Objects, which are read as JSON, answer by their name alone.
     What a bot or an agent said, such as `bot_message`, answers where no column does by its name.
@@ -306,23 +360,35 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
     plain = {c for c, values in cells.items() if all(text_of_cell(value) is not None for value in values)}
     replies = {c for c in plain if _is_reply(c)}
-    prompt = fields.get("prompt") or _find_by_name(plain - replies, QUESTIONS, ANSWERS)
-    objects = {c for c in columns if all(is_object(row.fields.get(c)) for row in content.rows)}
-    answers = fields.get("reference") or _find_answer((plain | objects) - {_name_in(prompt)})
+    sql = {c for c in plain if all(SQL.match(str(value)) for value in cells[c])}
+    in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
+    parts = fields.get("prompt") or _join_pair([c for c in in_order if c in plain])
+    prompt = parts or _find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
+    objects = {c for c in columns if all(is_object(value) for value in cells[c] if value != []) and cells[c]}
+    nested = _find_nested(cells)
+    prompt = prompt or nested[0]
+    answers = fields.get("reference") or (
+        f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
+    )
+    shown = {*columns_of(prompt, in_order)}
+    answers = answers or _find_answer((plain | objects) - shown)
+    answers = answers or _find_by_name((plain | objects) - shown, _OTHER_ANSWERS, _OTHER_QUESTIONS)
     if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != prompt:
         answers = f"{{{min(replies)}}}"
+    prompt = prompt or _find_by_name(plain - replies - sql - {_name_in(answers)}, _OTHER_QUESTIONS)
     if not (prompt and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
-    taken = {_name_in(prompt), _name_in(answers)}
+    if prompt:
+        prompt = prompt if parts else add_contexts(prompt, _name_in(answers), content.rows)
+    taken = {*columns_of(prompt, in_order), _name_in(answers)}
     if any(find_head(c).removesuffix("s") in (*QUESTIONS, *ANSWERS) for c in columns - plain - objects):
         taken |= plain  # what asks or answers is a list, so what is left does not
-    in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
+    taken |= {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
     left = sorted(
-        (c for c in reversed(in_order) if c in plain and c not in taken and c.lower() != "id"),
+        (c for c in reversed(in_order) if c in plain and c not in taken),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
-    is_named = bool(left) and is_id(left[0]) and len(set(cells[left[0]])) == len(content.rows)
-    if answers is None and left and len(left) + bool(prompt) == 2 and not is_named:
+    if answers is None and left and len(left) + bool(prompt) == 2:
         answers = f"{{{left.pop(0)}}}"
     if prompt is None and len(left) == 1:
         prompt = f"{{{left.pop()}}}"
@@ -334,18 +400,82 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
             content.shown,
             f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
             "a known layout, or to be told",
-            f"name the columns: --prompt COLUMN --reference COLUMN{_hint_template(left) if answers else ''}",
+            _advise_columns(content, prompt, answers, in_order),
         )
     )
 
 
-def _hint_template(columns: Sequence[str]) -> str:
-    """Show how several columns are joined to one question; empty where there are not several."""
-    columns = [name for name in columns if find_head(name) not in TELLING]
-    if len(columns) < 2:
-        return ""
-    template = " ".join(f"{{{name}}}" for name in sorted(columns[-2:]))
-    return f"; a template joins several: --prompt {shlex.quote(template)}"
+def _join_pair(names: Sequence[str]) -> str | None:
+    """Write the template of two texts that are compared, each behind its name; None where there are none."""
+    pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
+    stems = {
+        c: found[1] for c in names if (found := _PAIRED.fullmatch(c)) and find_head(found[1]) in _COMPARED
+    }
+    pairs += [(one, other) for one, other in pairwise(sorted(stems)) if stems[one] == stems[other]]
+    said = [f"{spell(name).capitalize()}: {{{name}}}" for name in (pairs[0] if len(pairs) == 1 else ())]
+    return "\n".join(said) or None
+
+
+def spell(column: str) -> str:
+    """Write the name of a column as words: `answerKind` as answer kind."""
+    return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", column)).lower() or column
+
+
+def add_contexts(prompt: str, answer: str, rows: Sequence[Row]) -> str:
+    """Put what a question is about in front of it: contexts by their names, and titles that differ."""
+    names = dict.fromkeys(name for row in rows for name in row.fields)
+    shown = {*columns_of(prompt, names), answer.partition(".")[0]}
+    parts = []
+    for name in (name for name in names if name not in shown and not is_id(name)):
+        values = [row.fields.get(name) for row in rows]
+        is_whole = all(value not in (None, "", [], {}) for value in values)
+        is_title = name.lower() in _TITLES and len({str(value) for value in values}) > 0.6 * len(values)
+        if is_whole and (is_title or find_head(name) in CONTEXTS):
+            parts.append(f"{{{_name_texts(name, values)}}}")
+    return "\n\n".join([*parts, prompt])
+
+
+def _name_texts(name: str, values: Sequence[Any]) -> str:
+    """Name the texts of a column, of objects the part that holds them: `context.contexts`."""
+    keys = [key for key in _TEXTS if all(isinstance(value, dict) and key in value for value in values)]
+    return f"{name}.{keys[0]}" if keys else name
+
+
+def _find_nested(cells: Mapping[str, Sequence[Any]]) -> tuple[str | None, str | None]:
+    """Find a text in two languages, or accepted answers, within one column: `answers_spans.spans`."""
+    for name, values in cells.items():
+        keys = [*values[0]] if values and all(isinstance(value, dict) for value in values) else []
+        if len(keys) == 2 and name.startswith("translation"):
+            return f"{{{name}.{keys[0]}}}", f"{{{name}.{keys[1]}}}"
+        inner = _name_texts(name, values) if name.lower().startswith("answer") else name
+        if inner != name:
+            return None, f"{{{inner}}}"
+    return None, None
+
+
+NAME_THEM = "name them: "
+
+
+def _advise_columns(content: Rows, prompt: str | None, answers: str | None, names: Iterable[str]) -> str:
+    """Write the options that read a file: texts ask, a column of few values or the last text answers."""
+    texts: dict[str, list[str]] = {}
+    for name in (name for name in names if not is_id(name)):
+        values = [row.fields.get(name) for row in content.rows]
+        if all(isinstance(of, str | int | float) and of != "" for of in values):
+            texts[name] = [str(value) for value in values]
+    shown = {*columns_of(prompt, texts), *columns_of(answers, texts)}
+    free = [name for name in texts if name not in shown]
+    few = [n for n in free if 1 < len({*texts[n]}) <= max(2, len(content.rows) // 5)]
+    if answers is None and (named := few or free[-1:] if prompt or len(free) > 1 else few):
+        answers = f"{{{named[0]}}}"
+        free = [name for name in free if name not in named]
+    of_words = {n: sum(" " in text for text in texts[n]) > len(texts[n]) / 2 for n in free}
+    long = [name for name in free if of_words[name] and find_head(name) not in TELLING]
+    prompt = prompt or "\n\n".join(f"{{{name}}}" for name in long or free[:1])
+    if not (prompt and answers):
+        return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"
+    words = shlex.join(column_options(prompt, answers[1:-1]))
+    return NAME_THEM + words.replace("\n", "\\n")
 
 
 def _list_mixed(content: Rows) -> list[Problem]:
@@ -372,7 +502,7 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
         return Roles(("text",), ())
     known = {key: f"{{{column}}}" for key, column in given.items() if column}
     guessed = guess_columns(content, columns, known)
-    return Roles((_name_in(guessed["prompt"]),), (_name_in(guessed["reference"]),))
+    return Roles(*(columns_of(guessed[key], names) for key in ("prompt", "reference")))
 
 
 def _name_in(template: str | None) -> str:
@@ -380,12 +510,11 @@ def _name_in(template: str | None) -> str:
     return template[1:-1] if template and template.startswith("{") else template or ""
 
 
-def _layout_roles(layout: Layout, names: Container[str]) -> Roles:
+def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
     """Return the columns of a layout; of questions, those of the usual names that are there."""
     if layout.name == "multiple choice":
-        question, answers = (
-            next((name for name in of if name in names), of[0]) for of in (CHOICE_QUESTIONS, RIGHT)
-        )
+        named = dict.fromkeys(names, "")
+        question, answers = (find_column(named, of) or of[0] for of in (CHOICE_QUESTIONS, RIGHT))
         return Roles((question, CONTEXT), (answers,))
     answer = "answers" if "answers" in names else "answer"
     return _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))

@@ -89,6 +89,7 @@ def examples(
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         return SourcedExample(_name_context(example, row, known), row.where)
 
+    content = content._replace(rows=_write_empty_lists(task.fields, content.rows, all_rows or content.rows))
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
@@ -109,6 +110,17 @@ def examples(
         dropped = f"{len(outside):,} of {len(content.rows):,} rows dropped"
         notes.removed.append(f"{content.shown}: {dropped}, label not among the {len(task.labels)}")
     return SplitExamples(kept, [sourced.example.references[0] for sourced in outside])
+
+
+def _write_empty_lists(fields: Fields, rows: Sequence[Row], all_rows: Sequence[Row]) -> list[Row]:
+    """Write an empty list as JSON where other rows answer with lists of objects: nothing was found there."""
+    field = FIELD.fullmatch(fields.reference)
+    column = field[1] if field and any(is_object(row.fields.get(field[1])) for row in all_rows) else ""
+    is_empty = [bool(column) and row.fields.get(column) == [] for row in rows]
+    return [
+        row._replace(fields={**row.fields, column: "[]"}) if empty else row
+        for row, empty in zip(rows, is_empty, strict=True)
+    ]
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:

@@ -5,12 +5,10 @@ answer, of a message tree its replies, of a pair both answers.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import takewhile
-from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from harness.data.columns import Roles
-from harness.data.formats.multiple_choice import CHOICES, has_choices
+from harness.data.formats.multiple_choice import CHOICES, has_choices, list_choice_columns
 from harness.data.formats.preference_rows import is_transcript
 from harness.data.formats.ratings import PREFERRED
 from harness.data.formats.turns import answer_places
@@ -47,7 +45,7 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Writte
 
 
 def _choices(fields: Mapping[str, Any]) -> Iterator[WrittenAnswer]:
-    """Yield the choices of a row, in a list, by their labels, or each in a column of a letter."""
+    """Yield the choices of a row, in a list, by their labels, or each in a column of its own."""
     for column in CHOICES:
         value = fields.get(column)
         if isinstance(value, dict) and "text" not in value:
@@ -56,8 +54,8 @@ def _choices(fields: Mapping[str, Any]) -> Iterator[WrittenAnswer]:
         else:
             yield from _texts(value, (column,))
     if has_choices({*fields} - {*CHOICES}):
-        for label in takewhile(fields.__contains__, ascii_uppercase):
-            yield from _texts(fields[label], (label,))
+        for column in list_choice_columns({k: v for k, v in fields.items() if k not in CHOICES}):
+            yield from _texts(fields[column], (column,))
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:

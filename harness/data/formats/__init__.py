@@ -280,7 +280,7 @@ def _answers(row: Row) -> list[str]:
     field = "answers" if row.fields.get("answers") is not None else "answer"
     value = row.fields[field]
     if isinstance(value, dict):
-        value = value.get("text")
+        value = value.get("text") or [value.get("value"), *(value.get("aliases") or ())]
     entries = value if isinstance(value, list) else [value]
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
@@ -289,6 +289,30 @@ def _answers(row: Row) -> list[str]:
             Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", MEND_ROW)
         )
     return list(dict.fromkeys(answers))
+
+
+def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a conversation with lists of questions and answers: the last one is asked, behind the others."""
+    said, held = row.fields["questions"], row.fields["answers"]
+    if isinstance(held, dict):
+        held = next((held[key] for key in ("texts", "input_text", "text") if key in held), None)
+    accepted = [[*dict.fromkeys(of)] if isinstance(of, list) else [of] for of in held or []]
+    texts = [of for one in [said, *accepted] for of in (one if isinstance(one, list) else [None])]
+    if not accepted or not all(map(len, accepted)) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            Problem(row.where, "questions and answers of another form", "two lists of texts", MEND_ROW)
+        )
+    if len(said) != len(accepted):
+        counts = f"{len(said)} questions and {len(accepted)} answers"
+        raise UserError(Problem(row.where, counts, "an answer for each question", MEND_ROW))
+    turns = [
+        turn
+        for asked, answers in zip(said, accepted, strict=True)
+        for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answers[0]})
+    ]
+    about = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
+    turns[0] = {"role": "user", "content": "\n\n".join([*about, said[0]])}
+    return {"messages": turns[:-1], "references": accepted[-1]}
 
 
 def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
@@ -336,6 +360,12 @@ LAYOUTS = (
         "instruction, input (may be empty), output",
         _has("instruction", "output"),
         _instruction("output", "input"),
+    ),
+    Layout(
+        "questions in turn",
+        "questions and answers in lists; the last question is asked, behind the others",
+        _has("questions", "answers"),
+        _questions_in_turn,
     ),
     Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
     Layout(

@@ -1,6 +1,7 @@
 """Questions with choices, as public multiple-choice sets and lm-eval's tasks have them: which one is right.
 
-Choices stand in a list, `choices` or `options`, or each in a column of its own, `A`, `B` and so on.
+Choices stand in a list, `choices`, `options` or `endings`, or each in a column of its own: `A`, `B` and so
+on, `option1`, `opa`, `Answer A`; or the wrong ones do (`distractor1`) beside the right one.
 
 Invariant: what an answer is (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
 is a property of all rows of a task. What reads each of them is taken; where two ways do and give another
@@ -19,13 +20,15 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import normalize, parse_json
 
-QUESTIONS = ("question", "query", "question_stem")
+QUESTIONS = ("question", "query", "question_stem", "ctx", "sentence", "goal", "problem", "premise", "text")
 RIGHT = (
     *("answerKey", "gold", "answer", "answer_idx", "answer_index"),
-    *("correct", "correct_answer", "correct_idx", "correct_index", "label"),
+    *("correct", "correct_answer", "correct_idx", "correct_index", "label", "cop", "best_answer"),
 )
-_SURE = tuple(name for name in RIGHT if name not in ("gold", "correct", "label"))
-CHOICES = ("choices", "options")
+_SURE = tuple(name for name in RIGHT if name not in ("gold", "correct", "label", "cop"))
+CHOICES = ("choices", "options", "endings")
+_MARKED = re.compile(r"(?:op|opt|option|choice|sol|solution|ending|answer)[ _-]?([a-h]|[0-8])")
+_WRONG = re.compile(r"(?:distractor|(?:incorrect|wrong)(?:[ _-]?(?:answer|option|choice))?)[ _-]?[a-d\d]?")
 _ITSELF, _LABELS, _FROM_0, _FROM_1 = "choices", "labels", "places from 0", "places from 1"
 _NUMBERS, _WORDS = (_ITSELF, _FROM_0, _FROM_1), (_ITSELF, _LABELS)
 _NUMBER = re.compile(r"-?\d{1,9}(?:\.0+)?")
@@ -66,14 +69,31 @@ class _Answer(NamedTuple):
 
 def has_choices(fields: set[str]) -> bool:
     """Tell whether rows of these fields are questions with choices."""
-    listed = bool(fields & {*CHOICES}) or fields >= {"A", "B"}
-    return listed and bool(fields & {*QUESTIONS}) and bool(fields & {*RIGHT})
+    named = dict.fromkeys(fields, "…")
+    listed = bool(fields & {*CHOICES}) or len(list_choice_columns(named)) > 1
+    return listed and bool(find_column(named, QUESTIONS)) and bool(find_column(named, RIGHT))
+
+
+def find_column(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
+    """Find the column of the first known name that has a value; `Correct Answer` is `correct_answer` too."""
+    filled = [name for name in fields if fields[name] is not None]
+    alike = {name.lower().replace(" ", "_"): name for name in reversed(filled)}
+    named = (name if name in filled else alike.get(name) for name in known)
+    return next((name for name in named if name), None)
 
 
 def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
-    """List the columns that hold a row's choices: that of a list, or those of letters."""
-    listed = [name for name in CHOICES if fields.get(name) is not None][:1]
-    return listed or list(takewhile(lambda label: fields.get(label) not in (None, ""), ascii_uppercase))
+    """List the columns that hold the choices of a row: a list, letters or numbers, or all answers."""
+    if listed := [name for name in CHOICES if fields.get(name) is not None][:1]:
+        return listed
+    filled = [name for name, value in fields.items() if value not in (None, "")]
+    letters = list(takewhile(filled.__contains__, ascii_uppercase))
+    marked = {found[1]: name for name in filled if (found := _MARKED.fullmatch(name.lower()))}
+    in_order = [marked[mark] for mark in sorted(marked)]
+    wrong = [name for name in filled if _WRONG.fullmatch(name.lower())]
+    right = find_column(fields, ("correct_answer", "best_answer", "answer")) if wrong else None
+    found = [letters, in_order, [right, *sorted(wrong)] if right else []]
+    return next((columns for columns in found if len(columns) > 1), [])
 
 
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
@@ -83,7 +103,9 @@ def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
         found = _parse(found)
     labels = list(ascii_uppercase)
     if found is None:
-        return labels, [str(fields[label]) for label in list_choice_columns(fields)]
+        columns = list_choice_columns(fields)
+        texts = [str(fields[name]) for name in columns]
+        return labels, sorted(texts) if find_column(fields, RIGHT) in columns else texts
     if isinstance(found, dict) and "text" in found:
         return list(map(str, found.get("label") or labels)), found["text"]
     return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
@@ -104,7 +126,7 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
         UserError: the choices are of another form, or none of them is the right one.
     """
     fields = row.fields
-    question = next(fields[name] for name in QUESTIONS if fields.get(name) is not None)
+    question = fields[find_column(fields, QUESTIONS) or ""]
     column, texts = _right_column(row), _texts(row)
     if not isinstance(fields[column], str | int | float):
         return Choices(question, texts, fields[column])
@@ -139,7 +161,7 @@ def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
     for row in rows:
         try:
             answer = _read_answer(row)
-        except (UserError, StopIteration):  # a row of another form, which is refused by itself
+        except (UserError, KeyError):  # a row of another form, which is refused by itself
             continue
         if answer.choices:
             answers[answer.is_number].append(answer)
@@ -184,7 +206,7 @@ def _say_forms(one: str, other: str) -> str:
 
 
 def _right_column(row: Row) -> str:
-    return next(name for name in RIGHT if row.fields.get(name) is not None)
+    return find_column(row.fields, RIGHT) or ""
 
 
 def _texts(row: Row) -> list[str]:

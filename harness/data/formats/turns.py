@@ -46,7 +46,7 @@ _ROLES = {
 }
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
 # Fields that hold no plain text.
-LISTS = frozenset({"messages", "conversations", "completions", "choices", "options"})
+LISTS = frozenset({"messages", "conversations", "completions", "choices", "options", "endings", "questions"})
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 _TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
 _CALLS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
-from harness.data.unused import name_columns, name_keys, name_media, offer_contexts
+from harness.data.unused import name_keys, name_media, offer_contexts
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation import costs, wrap_prompt
@@ -31,7 +31,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
-from harness.experiment.scaffold.unread_columns import find_hidden_choices, list_unused, warn_of_unread
+from harness.experiment.scaffold.unread_columns import describe_columns, list_unused, warn_of_unread
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
@@ -46,7 +46,7 @@ _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 i
 _CHOSEN: dict[Kind, str] = {
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
     "choice": "multiple choice; the choices of a row are ranked by their log-likelihoods",
-    "question": "questions with a context; contexts become documents, to compare retrieval with closed book",
+    "question": "questions whose contexts become documents, to compare retrieval with closed book",
     "preference": "preference pairs; the chosen answer is the reference",
     "text": "free text, scored by its overlap with references; a judge also sees answers in other words",
 }
@@ -96,8 +96,8 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     unused = list_unused(task, seen)
-    named = filter(None, (name_columns(unused), name_keys(unused)))
-    said = *_show_prompt(task, items, base), *_sentences(seen, task, items, candidates), *named, *remarks
+    named = filter(None, (describe_columns(task, seen, unused), name_keys(unused)))
+    said = *_show_prompt(task, items, base), *named, *_sentences(seen, task, items, candidates), *remarks
     late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
     unread = *filter(None, [offer_contexts(unused), name_media(unused)]), *warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
@@ -112,7 +112,6 @@ def _recognise(request: Request) -> RecognizedRows:
     seen: RecognizedRows | None = None
     with gather(problems):
         seen = look(request, content) if content else None
-    problems += find_hidden_choices(seen, request) if seen else ()
     if problems or seen is None:
         raise UserError(problems)
     return seen

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.data.columns import find_head
+from harness.data.columns import find_head, spell
 from harness.experiment.scaffold.recognition import AnswerForm, Answers
 from harness.formatting import count
 from harness.records import Example, parse_json
@@ -19,7 +19,7 @@ RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points", "st
 _MOST_LISTED = 2_000  # characters of labels that a prompt lists
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
-_QUESTIONS = ("question", "query", "nl")
+_QUESTIONS = ("question", "questions", "query", "nl")
 _CONTEXTS = ("context", "passage", "article", "document", "story", "schema", "support", "background", "text")
 _NOUNS = (
     *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
@@ -67,7 +67,8 @@ class PromptColumns(NamedTuple):
     @property
     def noun(self) -> str:
         """Name of what is asked about: the question, the review, the dialogue."""
-        if any(find_head(name) in _QUESTIONS for name in self.questions):
+        heads = [find_head(name.partition(".")[0]).rstrip("12") for name in self.questions]
+        if any(head in _QUESTIONS for head in heads):
             return "question"
         words = [word for name in reversed(self.questions) for word in re.findall(r"[a-z]+", name.lower())]
         known = next((word for word in words if word in _NOUNS), None)
@@ -76,8 +77,9 @@ class PromptColumns(NamedTuple):
     @property
     def task(self) -> str:
         """Sentence that asks for an answer, from the context where there is one."""
-        held = next((name for name in self.questions if find_head(name) in _CONTEXTS), "")
-        return f"Answer the question{f' from the {find_head(held)}' if held else ''}"
+        heads = [find_head(name.partition(".")[0]) for name in self.questions]
+        held = next((head for head in heads if head in _CONTEXTS), "")
+        return f"Answer the question{f' from the {held}' if held else ''}"
 
 
 def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequence[Example]) -> str:
@@ -105,13 +107,13 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
 
 def is_rating(column: str, labels: Sequence[str]) -> bool:
     """Tell whether labels are steps of a rating, not codes: whole numbers from 1 on, or named a rating."""
-    are_numbers = len(labels) > 2 and all(map(str.isdecimal, labels))
-    return are_numbers and ("0" not in labels or find_head(column) in RATINGS)
+    are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.0+)?", label) for label in labels)
+    return are_steps and ("0" not in labels or find_head(column) in RATINGS)
 
 
 def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
     if is_rating(columns.answer, labels):
-        steps = sorted(map(int, labels))
+        steps = sorted(labels, key=float)
         noun = "review" if columns.noun in ("text", "message") else columns.noun
         scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest), as its author did"
         return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
@@ -126,18 +128,20 @@ def _classify(columns: PromptColumns) -> str:
     heads = {find_head(name) for name in columns.questions}
     if {"premise", "hypothesis"} <= heads:
         return "Decide whether the hypothesis follows from the premise."
-    if columns.noun == "question" and find_head(columns.answer) in ("answer", "answers", "decision"):
+    if columns.noun == "question" and re.search("answer|decision", columns.answer):
         return f"{columns.task}."
-    numbered = [name for name in columns.questions if name[-1:] in "12"]
-    what = f"the two {columns.noun}s" if len(numbered) == 2 else f"the {columns.noun}"
-    verb = "Compare" if len(numbered) == 2 else "Classify"
-    by = "" if find_head(columns.answer) in _GENERIC else f" by its {_spell(columns.answer)}"
+    what = _name_compared(columns)
+    verb = "Compare" if what.startswith("the two") else "Classify"
+    is_said = verb == "Classify" and find_head(columns.answer) not in _GENERIC
+    by = f" by its {spell(columns.answer)}" if is_said else ""
     return f"{verb} {what}{by}."
 
 
-def _spell(column: str) -> str:
-    """Write the name of a column as words: `answerKind` as answer kind."""
-    return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", column)).lower() or column
+def _name_compared(columns: PromptColumns) -> str:
+    is_pair = (
+        len({name[:-1] for name in columns.questions if name[-1:] in "12ab"}) == 1 < len(columns.questions)
+    )
+    return f"the two {columns.noun}s" if is_pair else f"the {columns.noun}"
 
 
 def _continue(columns: PromptColumns) -> str:
@@ -162,7 +166,7 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
     objects = [entry for entry in entries if isinstance(entry, dict)]
     keys = list(dict.fromkeys(key for entry in objects for key in entry))
     named = f" with the keys {', '.join(_describe_key(key, objects) for key in keys)}" if keys else ""
-    what = "the data" if find_head(columns.answer) in _GENERIC else f"the {_spell(columns.answer)}"
+    what = "the data" if find_head(columns.answer) in _GENERIC else f"the {spell(columns.answer)}"
     form = (
         "a JSON list of objects"
         if are_lists and objects
@@ -213,7 +217,7 @@ def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
     what = (
         columns.task
         if columns.noun == "question"
-        else f"Estimate the {_name_answer(columns)} from the {columns.noun}"
+        else f"Estimate the {_name_answer(columns)} from {_name_compared(columns)}"
     )
     return f"{what}. Reply with one {unit}{ends or ''} {_NOTHING_ELSE}."
 
@@ -241,7 +245,7 @@ def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
 
 
 def _name_answer(columns: PromptColumns) -> str:
-    return "value" if find_head(columns.answer) in _GENERIC else _spell(columns.answer)
+    return "value" if find_head(columns.answer) in _GENERIC else spell(columns.answer)
 
 
 def _describe_length(references: Sequence[str]) -> str:

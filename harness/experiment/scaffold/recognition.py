@@ -5,6 +5,7 @@ Invariant: rows alone decide, and what the user named goes before every guess; n
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,9 @@ from harness.data import formats, readers
 from harness.data.columns import (
     GROUPS,
     MESSAGES,
+    NAME_THEM,
+    SQL,
+    add_contexts,
     columns_of,
     find_filled_columns,
     find_missing_header,
@@ -20,8 +24,9 @@ from harness.data.columns import (
     require_column,
 )
 from harness.data.formats import Layout, find_fields, settle_forms
+from harness.data.formats.multiple_choice import QUESTIONS, find_column
 from harness.data.readers import Row
-from harness.errors import Problem, UserError, refuse
+from harness.errors import Problem, UserError, as_argument, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example, has_closed_labels, list_labels, parse_json, pieces
@@ -133,7 +138,10 @@ def examples_of(task: Task, content: readers.Rows) -> list[Any]:
 
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
     """Choose templates for the question, the answer and the cluster, as far as they are needed."""
-    given = {"prompt": request.prompt, "reference": request.reference}
+    given = {
+        key: text.replace("\\n", "\n") if text else None
+        for key, text in (("prompt", request.prompt), ("reference", request.reference))
+    }
     names = {name for row in content.rows for name in row.fields}
     for key, text in given.items():
         known = names | {MESSAGES} if layout else names
@@ -145,13 +153,36 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     if layout is None and not (
         columns & formed & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
     ):
-        fields = guess_columns(content, columns, fields)
+        fields = _guess(request, content, columns, fields)
+    if layout and layout.name in ("question", "multiple choice") and "prompt" not in fields:
+        asking = f"{{{find_column(dict.fromkeys(columns, ''), QUESTIONS)}}}"
+        whole = add_contexts(asking, "", content.rows)
+        by_layout = layout.name == "question" and not any(
+            isinstance(r.fields.get("context"), dict) for r in content.rows
+        )
+        fields |= (
+            {}
+            if whole == asking or (by_layout and whole == f"{{context}}\n\n{asking}")
+            else {"prompt": whole}
+        )
     group = next(
         (name for name in GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
     )
     if group and f"{{{group}}}" not in fields.values():
         fields["cluster"] = f"{{{group}}}"
     return fields
+
+
+def _guess(
+    request: Request, content: readers.Rows, columns: set[str], fields: dict[str, str]
+) -> dict[str, str]:
+    """Guess the columns that ask and answer, or refuse with the whole command that names them."""
+    try:
+        return guess_columns(content, columns, fields)
+    except UserError as error:
+        command = f"harness init {as_argument(str(request.folder))} --data {as_argument(request.data)} "
+        problems = [replace(p, next_step=p.next_step.replace(NAME_THEM, command)) for p in error.problems]
+        raise UserError(problems) from None
 
 
 def _groups_rows(content: Sequence[Row], name: str) -> bool:
@@ -167,9 +198,6 @@ def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Exam
         return "preference"
     if _has_choices(examples):
         return "choice"
-    contexts = sum(bool(row.fields.get("context")) for row in content)
-    if layout is not None and layout.name == "question" and 2 * contexts > len(content):
-        return "question"
     labels = _label_set(examples)
     joined = _find_joined_labels([e.references[0] for e in examples if e.references])
     return "labels" if labels and not joined and not are_calls(labels) else "text"
@@ -224,9 +252,6 @@ def absolute(path: str) -> str:
 _FINAL = re.compile(r"^####\s|\\boxed\{", re.MULTILINE)
 _BEGINS_WITH_NUMBER = re.compile(r"\W*\d")
 _SEPARATORS = (";", "|", ",")
-_SQL = re.compile(
-    r"\s*(select|with|insert|update|delete|create)\s[^.!?]*\b(from|into|set|table|as|select)\b", re.IGNORECASE
-)
 
 
 def _recognise_answers(kind: Kind, examples: Sequence[Example]) -> Answers:
@@ -245,7 +270,7 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example]) -> Answers:
         return Answers(form)
     if joined := _find_joined_labels(references):
         return joined
-    if references and all(map(_SQL.match, references)):
+    if references and all(map(SQL.match, references)):
         return Answers("sql")
     short = _are_short(references)
     return Answers(

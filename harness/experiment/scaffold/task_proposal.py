@@ -55,11 +55,9 @@ def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
     """Find the columns that a task shows and the one that answers; of nested ones the part that is named."""
     names = dict.fromkeys(name for row in seen.rows for name in row.fields)
     roles = find_reading_roles(reading, seen.layout, names)
-    shown = [c for c in names if c in roles.questions]
-    templates = (seen.fields.get("prompt", ""), seen.fields.get("reference", ""))
-    nested = [[c for c in FIELD.findall(template) if "." in c and c not in names] for template in templates]
-    answer = next(iter([*nested[1], *roles.answers]), "")
-    return PromptColumns(tuple(nested[0] or shown), answer)
+    shown = FIELD.findall(seen.fields.get("prompt", "")) or [c for c in names if c in roles.questions]
+    answer = FIELD.findall(seen.fields.get("reference", "")) or roles.answers
+    return PromptColumns(tuple(shown), next(iter(answer), ""))
 
 
 def _propose_answers(

@@ -4,57 +4,57 @@ Invariant: only columns outside the templates count; nothing is refused but choi
 """
 
 import json
-import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.data import readers
-from harness.data.columns import ANSWERS, column_options, find_head
+from harness.data.columns import ANSWERS, CONTEXTS, columns_of, find_head, find_reading_roles, is_id
 from harness.data.examples import FIELD, Notes, examples
+from harness.data.formats.multiple_choice import list_choice_columns
 from harness.data.unused import Unused, find_unused
-from harness.errors import Problem
 from harness.experiment.scaffold.recognition import RecognizedRows, Request, absolute
 from harness.formatting import count, pluralize
 from harness.spec import HUB, Task
 
-_CHOICE = re.compile(r"(?:(?:option|opt|choice)[ _-]?)?[a-h1-8]")
 _SPLITS = ("split", "subset", "partition", "set", "dataset_split")
 _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 _THUMBS = ("kto_tag", "label", "thumb", "thumbs_up")
-
-
-def find_hidden_choices(seen: RecognizedRows, request: Request) -> Iterator[Problem]:
-    """Phrase columns of choices that no template shows, where every answer names one of them.
-
-    An answer names a choice by the letter or number of its column, by its place from 0, or by its text.
-    """
-    found = [c for c in _list_unread(seen) if _CHOICE.fullmatch(c.lower())]
-    answers = [str(value).strip() for value in _read_column(seen, _answer_column(seen))]
-    is_read = seen.layout is not None and seen.layout.name == "multiple choice"
-    if is_read or len(found) < 2 or not answers:
-        return
-    marks = _name_choices(found, answers)
-    texts = [{str(row.fields.get(column, "")).strip() for column in found} for row in seen.rows]
-    if not {*answers} <= {*marks} and not all(a in of for a, of in zip(answers, texts, strict=True)):
-        return
-    prompt = seen.fields.get("prompt", "{question}")
-    template = " ".join(
-        [prompt, *(f"{mark}: {{{column}}}" for mark, column in zip(marks, found, strict=True))]
-    )
-    yield Problem(
-        seen.shown,
-        f"columns {', '.join(found)}, which {prompt} does not show: nobody could know the right answer",
-        "choices in the question, or as a list in a column 'choices'",
-        f"show them: {shlex.join(column_options(template, request.reference))}",
-    )
 
 
 def list_unused(task: Task, seen: RecognizedRows) -> Unused:
     """Find what a proposed task does not read of the rows."""
     content = readers.Rows(seen.shown, "row", seen.rows)
     return find_unused(task, content, examples(task, content, Notes([], []), problems=[]).examples)
+
+
+def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
+    """Name every column with what becomes of it."""
+    names = list(dict.fromkeys(name for row in seen.rows for name in row.fields))
+    roles = find_reading_roles(task, seen.layout, names)
+    has_choices = seen.layout is not None and seen.layout.name == "multiple choice"
+    choices = (
+        {name for row in seen.rows for name in list_choice_columns(row.fields)} if has_choices else set()
+    )
+    groups = columns_of(task.fields.cluster or "{cluster}", names)
+    asks_more = len({*roles.questions} & {*names}) > 1
+    unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
+    tells: dict[str, Callable[[str], bool]] = {
+        "label" if seen.answers.form == "labels" else "answer": lambda name: name in roles.answers,
+        "choice": lambda name: name in choices,
+        "context": lambda name: name in roles.questions and asks_more and find_head(name) in CONTEXTS,
+        "question": lambda name: name in roles.questions,
+        "group, for the split": lambda name: name in groups,
+        "not used": lambda name: name in unread,
+        "id": is_id,
+        "empty": lambda name: all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows),
+    }
+    found: dict[str, list[str]] = {}
+    for name in names:
+        role = next((role for role, tells_so in tells.items() if tells_so(name)), "read as the layout says")
+        found.setdefault(role, []).append(name)
+    return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in found.items())
 
 
 def warn_of_unread(seen: RecognizedRows, request: Request) -> Iterator[str]:
@@ -85,15 +85,6 @@ def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
     return [] if any(value in (None, "") for value in values) else values
 
 
-def _name_choices(columns: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Return what answers call each choice: letters in their case, numbers from 0 where an answer is 0."""
-    marks = [column[-1] for column in columns]
-    if "0" in answers and all(map(str.isdecimal, marks)):
-        return [str(int(mark) - 1) for mark in marks]
-    is_upper = all(answer.upper() == answer for answer in answers)
-    return [mark.upper() if is_upper else mark.lower() for mark in marks]
-
-
 def _other_answers(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
     others = [c for c in unread if find_head(c) in ANSWERS and _read_column(seen, c)]
     if others:
@@ -117,7 +108,7 @@ def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[st
         if is_one_to_one and not any(map(str.isdecimal, texts)):
             yield f"{named}; next: --reference {shlex.quote(column)}, which names them"
             return
-    yield f"{named}; next: write names in their place, or say in system: of the suite what they mean"
+    yield f"{named}; next: write names in their place, or say what they mean: --instruction TEXT"
 
 
 def _thumbs(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,335 @@
+"""`harness init` reads the layouts of public data sets: what becomes of each column, the prompt, the answers."""
+
+import json
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.data import load_task
+from harness.experiment import scaffold
+from harness.experiment.scaffold import Request, Resources
+from harness.models.hardware import Machine, Memory
+
+HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
+N = 40
+ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here, so that nothing is loaded
+
+
+def say(i, n=9):
+    """Make a text of `n` words that differs from those of other numbers."""
+    words = ("the", "hen", "sees", "an", "old", "gate", "near", "our", "mill")
+    return " ".join(f"{words[(i + k) % 9]}{i * k % 7}" for k in range(n))
+
+
+def pick(values, i):
+    return values[i % len(values)]
+
+
+def sql(i):
+    return f"SELECT name FROM hens WHERE age > {i}"
+
+
+# Columns of a row, what becomes of them, the prompt of the first row, its right answer, and the instruction.
+LAYOUTS = {
+    "dialogue": (
+        lambda i: {"id": f"d{i}", "dialogue": f"Ann: {say(i)}", "summary": f"Ann says {say(i, 5)}."},
+        "id → id; dialogue → question; summary → answer",
+        lambda row: (row["dialogue"], row["summary"]),
+        "Summarize the dialogue in one sentence. Reply with the summary and nothing else.",
+    ),
+    "XSum": (
+        lambda i: {"document": say(i, 40), "summary": f"{say(i + 50)}.", "id": str(i)},
+        "document → question; summary → answer; id → id",
+        lambda row: (row["document"], row["summary"]),
+        "Summarize the document in one sentence. Reply with the summary and nothing else.",
+    ),
+    "CNN/DM": (
+        lambda i: {"article": say(i, 40), "highlights": f"{say(i + 50)}.\n{say(i + 90)}.", "id": f"{i:040x}"},
+        "article → question; highlights → answer; id → id",
+        lambda row: (row["article"], row["highlights"]),
+        "Summarize the article in three sentences. Reply with the summary and nothing else.",
+    ),
+    "SQL with a schema": (
+        lambda i: {"question": f"Who is over {i}?", "schema": f"CREATE TABLE t{i} (age INT)", "sql": sql(i)},
+        "question → question; schema → context; sql → answer",
+        lambda row: (f"{row['schema']}\n\n{row['question']}", row["sql"]),
+        "Write one SQL query on the tables of the schema that answers the question. Reply with the query and "
+        "nothing else.",
+    ),
+    "SQL called a query": (
+        lambda i: {"nl": f"Who is over {i}?", "query": sql(i)},
+        "nl → question; query → answer",
+        lambda row: (row["nl"], row["query"]),
+        "Write one SQL query that answers the question. Reply with the query and nothing else.",
+    ),
+    "SQL with a context": (
+        lambda i: {
+            "question": f"Who is over {i}?",
+            "context": f"CREATE TABLE t{i} (age INT)",
+            "answer": sql(i),
+        },
+        "question → question; context → context; answer → answer",
+        lambda row: (f"Context:\n{row['context']}\n\n{row['question']}", row["answer"]),
+        "Write one SQL query on the tables of the context that answers the question. Reply with the query and "
+        "nothing else.",
+    ),
+    "reviews": (
+        lambda i: {"title": say(i, 3), "text": say(i, 20), "rating": i % 5 + 1},
+        "title, text → question; rating → label",
+        lambda row: (f"{row['title']}\n\n{row['text']}", str(row["rating"])),
+        "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
+        "and nothing else.",
+    ),
+    "stars": (
+        lambda i: {
+            "review_id": f"r{i}",
+            "product_id": f"p{i % 9}",
+            "stars": i % 5 + 1,
+            "review_body": say(i),
+        },
+        "review_id, product_id → id; stars → label; review_body → question",
+        lambda row: (row["review_body"], str(row["stars"])),
+        "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
+        "and nothing else.",
+    ),
+    "PubMedQA": (
+        lambda i: {
+            **{"pubid": f"x{i}", "question": f"Do hens help {i}?"},
+            "context": {"contexts": [say(i, 20), say(i + 50, 20)], "labels": ["A", "B"]},
+            **{"long_answer": say(i + 90, 20), "final_decision": pick(("yes", "no", "maybe"), i)},
+        },
+        "pubid, long_answer → not used; question → question; context → context; final_decision → label",
+        lambda row: ("\n".join(row["context"]["contexts"]) + f"\n\n{row['question']}", row["final_decision"]),
+        "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
+    ),
+    "lists of contexts": (
+        lambda i: {
+            **{"question": f"Do hens help {i}?", "context": [say(i, 20), say(i + 50, 20)]},
+            "final_decision": pick(("yes", "no", "maybe"), i),
+        },
+        "question → question; context → context; final_decision → label",
+        lambda row: ("\n".join(row["context"]) + f"\n\n{row['question']}", row["final_decision"]),
+        "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
+    ),
+    "entities": (
+        lambda i: {
+            "text": f"Ann{i} was in Oslo.",
+            "entities": [{"text": f"Ann{i}", "type": "PER"}, {"text": "Oslo", "type": "LOC"}]
+            if i % 4
+            else [],
+        },
+        "text → question; entities → answer",
+        lambda row: (row["text"], json.dumps(row["entities"])),
+        "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
+        "PER); an empty list where there are none. Reply with the JSON and nothing else.",
+    ),
+    "translation": (
+        lambda i: {"translation": {"de": f"Die Henne {i} steht.", "en": f"The hen {i} stands."}},
+        "translation → answer",
+        lambda row: (row["translation"]["de"], row["translation"]["en"]),
+        "Translate the text from German to English. Reply with the translation and nothing else.",
+    ),
+    "QuAC": (
+        lambda i: {
+            **{"dialogue_id": f"C{i}", "background": say(i), "context": say(i, 30), "turn_ids": ["q0", "q1"]},
+            **{"questions": [f"Who is {i}?", "When?"], "yesnos": [2, 2]},
+            "answers": {"texts": [[f"Ann {i}"], [f"in {i}", f"{i}"]], "answer_starts": [[1], [2, 3]]},
+        },
+        "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; "
+        "answers → answer",
+        lambda row: ("When?", row["answers"]["texts"][1][0]),
+        "Answer the question from the background in a few words. Reply with the answer and nothing else.",
+    ),
+    "DROP": (
+        lambda i: {
+            **{"section_id": f"n{i}", "query_id": f"q{i}", "passage": say(i, 30), "question": f"Who is {i}?"},
+            "answers_spans": {"spans": [f"Ann {i}"], "types": ["span"]},
+        },
+        "section_id, query_id → id; passage → context; question → question; answers_spans → answer",
+        lambda row: (f"{row['passage']}\n\n{row['question']}", row["answers_spans"]["spans"][0]),
+        "Answer the question from the passage in a few words. Reply with the answer and nothing else.",
+    ),
+    "SQuAD": (
+        lambda i: {
+            **{"id": f"s{i}", "title": f"T{i // 4}", "context": say(i // 4, 30), "question": f"Who is {i}?"},
+            "answers": {"text": [f"Ann {i}"], "answer_start": [3]},
+        },
+        "id → id; title → group, for the split; context → context; question → question; answers → answer",
+        lambda row: (f"Context:\n{row['context']}\n\n{row['question']}", row["answers"]["text"][0]),
+        "Answer the question from the context in a few words. Reply with the answer and nothing else.",
+    ),
+    "NLI": (
+        lambda i: {"premise": say(i), "hypothesis": say(i + 50, 4), "label": pick(("no", "open", "yes"), i)},
+        "premise → context; hypothesis → question; label → label",
+        lambda row: (f"Premise: {row['premise']}\nHypothesis: {row['hypothesis']}", row["label"]),
+        "Decide whether the hypothesis follows from the premise. Reply with one of these labels and nothing "
+        "else: no, open, yes.",
+    ),
+    "MATH": (
+        lambda i: {
+            "problem": f"{i} + {i}?",
+            "level": f"Level {i % 5}",
+            "solution": f"It is \\boxed{{{2 * i}}}.",
+        },
+        "problem → question; level → not used; solution → answer",
+        lambda row: (row["problem"], row["solution"]),
+        "Think step by step, and write the final answer into \\boxed{} at the end.",
+    ),
+    "GSM8K": (
+        lambda i: {"question": f"{i} and 2?", "answer": f"Add 2.\n#### {i + 2}"},
+        "question → question; answer → answer",
+        lambda row: (row["question"], row["answer"]),
+        "Think step by step, then write the final answer on a last line of its own, behind ####.",
+    ),
+    "PIQA": (
+        lambda i: {"goal": f"Open {i}", "sol1": f"pull {i}", "sol2": f"push {i}", "label": i // 2 % 2},
+        "goal → question; sol1, sol2 → choice; label → answer",
+        lambda row: (row["goal"], row[f"sol{row['label'] + 1}"]),
+        "Say how to reach the goal.",
+    ),
+    "MedMCQA": (
+        lambda i: {
+            **{"id": f"m{i}", "question": f"Which is {i}?", **{f"op{c}": f"{c}{i}" for c in "abcd"}},
+            **{"cop": i % 4, "exp": say(i, 20), "topic_name": None},
+        },
+        "id → id; question → question; opa, opb, opc, opd → choice; cop → answer; exp → not used; "
+        "topic_name → empty",
+        lambda row: (row["question"], row["op" + "abcd"[row["cop"]]]),
+        "Answer the question.",
+    ),
+    "SciQ": (
+        lambda i: {
+            **{"question": f"Which is {i}?", **{f"distractor{k}": f"wrong {k} {i}" for k in (3, 1, 2)}},
+            **{"correct_answer": f"right {i}", "support": say(i, 30)},
+        },
+        "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; "
+        "support → context",
+        lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
+        "Answer the question from the support.",
+    ),
+    "GPQA": (
+        lambda i: {
+            **{"Record ID": f"rec{i}", "Question": f"Which is {i}?", "Correct Answer": f"right {i}"},
+            **{f"Incorrect Answer {k}": f"wrong {k} {i}" for k in (1, 2, 3)},
+        },
+        "Record ID → id; Question → question; Correct Answer → answer; Incorrect Answer 1, Incorrect Answer 2, "
+        "Incorrect Answer 3 → choice",
+        lambda row: (row["Question"], row["Correct Answer"]),
+        "Answer the question.",
+    ),
+    "BoolQ": (
+        lambda i: {"question": f"is {i} even", "answer": i % 2 == 0, "passage": say(i, 30)},
+        "question → question; answer → label; passage → context",
+        lambda row: (f"{row['passage']}\n\n{row['question']}", str(row["answer"])),
+        "Answer the question from the passage. Reply with one of these labels and nothing else: False, True.",
+    ),
+    "HellaSwag": (
+        lambda i: {
+            "ind": i,
+            "ctx": say(i),
+            "endings": [say(i + 50 * k, 4) for k in (1, 2, 3)],
+            "label": f"{i % 3}",
+        },
+        "ind → not used; ctx → question; endings → choice; label → answer",
+        lambda row: (row["ctx"], row["endings"][int(row["label"])]),
+        "Continue the text as it most likely goes on.",
+    ),
+    "WinoGrande": (
+        lambda i: {
+            "sentence": f"_ is {i}",
+            "option1": f"Ann{i}",
+            "option2": f"Bob{i}",
+            "answer": "12"[i // 2 % 2],
+        },
+        "sentence → question; option1, option2 → choice; answer → answer",
+        lambda row: (row["sentence"], row[f"option{row['answer']}"]),
+        "Fill in the blank.",
+    ),
+    "RACE": (
+        lambda i: {
+            **{
+                "article": say(i // 4, 30),
+                "question": f"Which is {i}?",
+                "options": [f"{c}{i}" for c in "wxyz"],
+            },
+            "answer": "ABCD"[i % 4],
+        },
+        "article → group, for the split; question → question; options → choice; answer → answer",
+        lambda row: (f"{row['article']}\n\n{row['question']}", row["options"]["ABCD".index(row["answer"])]),
+        "Answer the question from the article.",
+    ),
+    "TREC": (
+        lambda i: {
+            "text": f"What is {i} ?",
+            "coarse_label": pick(("NUM", "LOC"), i),
+            "fine_label": f"f{i % 9}",
+        },
+        "text → question; coarse_label → label; fine_label → not used",
+        lambda row: (row["text"], row["coarse_label"]),
+        "Classify the text. Reply with one of these labels and nothing else: LOC, NUM.",
+    ),
+    "mail": (
+        lambda i: {
+            "ticket_id": i,
+            "subject": say(i, 3),
+            "body": say(i, 20),
+            "queue": pick(("Sales", "Bills"), i),
+        },
+        "ticket_id → id; subject, body → question; queue → label",
+        lambda row: (f"{row['subject']}\n\n{row['body']}", row["queue"]),
+        "Classify the message by its queue. Reply with one of these labels and nothing else: Bills, Sales.",
+    ),
+}
+
+
+def write_rows(folder, make):
+    path = folder / "mine.jsonl"
+    made = [make(i) for i in range(N)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path, made
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name):
+    make, columns, expected, instruction = LAYOUTS[name]
+    path, made = write_rows(tmp_path, make)
+    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    assert next(line for line in found.said if line.startswith("columns: ")) == f"columns: {columns}"
+    assert found.task.system == instruction
+    items = load_task(found.task, 0)
+    read = [*items.train, *items.validation, *items.test]
+    assert len(read) == N
+    assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (
+            lambda i: {
+                **{"subject": say(i, 3), "body": say(i, 20), "queue": pick(("Sales", "Bills"), i)},
+                "priority": pick(("low", "mid", "high"), i),
+            },
+            ["--prompt", "{subject}\\n\\n{body}", "--reference", "queue"],
+        ),
+        (
+            lambda i: {"row_id": i, "first": say(i, 20), "second": say(i + 50, 20), "third": f"kind {i % 2}"},
+            ["--prompt", "{first}\\n\\n{second}", "--reference", "third"],
+        ),
+    ],
+    ids=["tickets", "names that say nothing"],
+)
+def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path, make, options):
+    path, made = write_rows(tmp_path, make)
+    new = tmp_path / "new"
+    refused = CliRunner().invoke(app, ["init", str(new), "--data", str(path)])
+    assert refused.exit_code == 2
+    command = shlex.split(refused.output.rpartition("next: ")[2])
+    assert command == ["harness", "init", str(new), "--data", str(path), *options]
+    done = CliRunner().invoke(app, [*command[1:], "--base-model", "org/name", "--instruction", "Say it."])
+    assert done.exit_code == 0, done.output
+    first, second = (made[0][name] for name in [*made[0]][-4:-2])
+    assert f"{first}\n  | \n  | {second}" in done.output or f"{first}\n" in done.output
+    assert 'system: "Say it."' in (new / "suites" / "mine.yaml").read_text()
