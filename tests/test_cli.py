@@ -820,7 +820,11 @@ def test_the_command_after_init_is_one_that_a_shell_takes(harness, tmp_path):
 def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     done = harness("init", "new", "--data", "mine.csv", check=0)
-    assert done.stdout.splitlines()[0] == "mine.csv: 20 rows of prompt {text} and answer {label}"
+    said = done.stdout.splitlines()
+    asked = "Classify the text. Reply with one of these labels and nothing else: card, pin."
+    assert said[0] == f"instruction: {asked}"
+    assert "columns: text → question; label → label" in said
+    assert "mine.csv: 20 rows" in said
     assert "new/harness.yaml" in done.stdout.splitlines()[-1]
     assert (tmp_path / "new" / "suites" / "mine.yaml").exists()
 

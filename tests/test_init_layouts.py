@@ -55,8 +55,10 @@ LAYOUTS = {
         lambda i: {"question": f"Who is over {i}?", "schema": f"CREATE TABLE t{i} (age INT)", "sql": sql(i)},
         "question → question; schema → context; sql → answer",
         lambda row: (f"{row['schema']}\n\n{row['question']}", row["sql"]),
-        "Write one SQL query on the tables of the schema that answers the question. Reply with the query and "
-        "nothing else.",
+        (
+            "Write one SQL query on the tables of the schema that answers the question. Reply with the query and "
+            "nothing else."
+        ),
     ),
     "SQL called a query": (
         lambda i: {"nl": f"Who is over {i}?", "query": sql(i)},
@@ -72,15 +74,19 @@ LAYOUTS = {
         },
         "question → question; context → context; answer → answer",
         lambda row: (f"Context:\n{row['context']}\n\n{row['question']}", row["answer"]),
-        "Write one SQL query on the tables of the context that answers the question. Reply with the query and "
-        "nothing else.",
+        (
+            "Write one SQL query on the tables of the context that answers the question. Reply with the query and "
+            "nothing else."
+        ),
     ),
     "reviews": (
         lambda i: {"title": say(i, 3), "text": say(i, 20), "rating": i % 5 + 1},
         "title, text → question; rating → label",
         lambda row: (f"{row['title']}\n\n{row['text']}", str(row["rating"])),
-        "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
-        "and nothing else.",
+        (
+            "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
+            "and nothing else."
+        ),
     ),
     "stars": (
         lambda i: {
@@ -91,14 +97,18 @@ LAYOUTS = {
         },
         "review_id, product_id → id; stars → label; review_body → question",
         lambda row: (row["review_body"], str(row["stars"])),
-        "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
-        "and nothing else.",
+        (
+            "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
+            "and nothing else."
+        ),
     ),
     "PubMedQA": (
         lambda i: {
-            **{"pubid": f"x{i}", "question": f"Do hens help {i}?"},
+            "pubid": f"x{i}",
+            "question": f"Do hens help {i}?",
             "context": {"contexts": [say(i, 20), say(i + 50, 20)], "labels": ["A", "B"]},
-            **{"long_answer": say(i + 90, 20), "final_decision": pick(("yes", "no", "maybe"), i)},
+            "long_answer": say(i + 90, 20),
+            "final_decision": pick(("yes", "no", "maybe"), i),
         },
         "pubid, long_answer → not used; question → question; context → context; final_decision → label",
         lambda row: ("\n".join(row["context"]["contexts"]) + f"\n\n{row['question']}", row["final_decision"]),
@@ -106,7 +116,8 @@ LAYOUTS = {
     ),
     "lists of contexts": (
         lambda i: {
-            **{"question": f"Do hens help {i}?", "context": [say(i, 20), say(i + 50, 20)]},
+            "question": f"Do hens help {i}?",
+            "context": [say(i, 20), say(i + 50, 20)],
             "final_decision": pick(("yes", "no", "maybe"), i),
         },
         "question → question; context → context; final_decision → label",
@@ -122,8 +133,10 @@ LAYOUTS = {
         },
         "text → question; entities → answer",
         lambda row: (row["text"], json.dumps(row["entities"])),
-        "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
-        "PER); an empty list where there are none. Reply with the JSON and nothing else.",
+        (
+            "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
+            "PER); an empty list where there are none. Reply with the JSON and nothing else."
+        ),
     ),
     "translation": (
         lambda i: {"translation": {"de": f"Die Henne {i} steht.", "en": f"The hen {i} stands."}},
@@ -133,18 +146,27 @@ LAYOUTS = {
     ),
     "QuAC": (
         lambda i: {
-            **{"dialogue_id": f"C{i}", "background": say(i), "context": say(i, 30), "turn_ids": ["q0", "q1"]},
-            **{"questions": [f"Who is {i}?", "When?"], "yesnos": [2, 2]},
+            "dialogue_id": f"C{i}",
+            "background": say(i),
+            "context": say(i, 30),
+            "turn_ids": ["q0", "q1"],
+            "questions": [f"Who is {i}?", "When?"],
+            "yesnos": [2, 2],
             "answers": {"texts": [[f"Ann {i}"], [f"in {i}", f"{i}"]], "answer_starts": [[1], [2, 3]]},
         },
-        "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; "
-        "answers → answer",
+        (
+            "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; "
+            "answers → answer"
+        ),
         lambda row: ("When?", row["answers"]["texts"][1][0]),
         "Answer the question from the background in a few words. Reply with the answer and nothing else.",
     ),
     "DROP": (
         lambda i: {
-            **{"section_id": f"n{i}", "query_id": f"q{i}", "passage": say(i, 30), "question": f"Who is {i}?"},
+            "section_id": f"n{i}",
+            "query_id": f"q{i}",
+            "passage": say(i, 30),
+            "question": f"Who is {i}?",
             "answers_spans": {"spans": [f"Ann {i}"], "types": ["span"]},
         },
         "section_id, query_id → id; passage → context; question → question; answers_spans → answer",
@@ -153,7 +175,10 @@ LAYOUTS = {
     ),
     "SQuAD": (
         lambda i: {
-            **{"id": f"s{i}", "title": f"T{i // 4}", "context": say(i // 4, 30), "question": f"Who is {i}?"},
+            "id": f"s{i}",
+            "title": f"T{i // 4}",
+            "context": say(i // 4, 30),
+            "question": f"Who is {i}?",
             "answers": {"text": [f"Ann {i}"], "answer_start": [3]},
         },
         "id → id; title → group, for the split; context → context; question → question; answers → answer",
@@ -164,8 +189,10 @@ LAYOUTS = {
         lambda i: {"premise": say(i), "hypothesis": say(i + 50, 4), "label": pick(("no", "open", "yes"), i)},
         "premise → context; hypothesis → question; label → label",
         lambda row: (f"Premise: {row['premise']}\nHypothesis: {row['hypothesis']}", row["label"]),
-        "Decide whether the hypothesis follows from the premise. Reply with one of these labels and nothing "
-        "else: no, open, yes.",
+        (
+            "Decide whether the hypothesis follows from the premise. Reply with one of these labels and nothing "
+            "else: no, open, yes."
+        ),
     ),
     "MATH": (
         lambda i: {
@@ -191,31 +218,45 @@ LAYOUTS = {
     ),
     "MedMCQA": (
         lambda i: {
-            **{"id": f"m{i}", "question": f"Which is {i}?", **{f"op{c}": f"{c}{i}" for c in "abcd"}},
-            **{"cop": i % 4, "exp": say(i, 20), "topic_name": None},
+            "id": f"m{i}",
+            "question": f"Which is {i}?",
+            **{f"op{c}": f"{c}{i}" for c in "abcd"},
+            "cop": i % 4,
+            "exp": say(i, 20),
+            "topic_name": None,
         },
-        "id → id; question → question; opa, opb, opc, opd → choice; cop → answer; exp → not used; "
-        "topic_name → empty",
+        (
+            "id → id; question → question; opa, opb, opc, opd → choice; cop → answer; exp → not used; "
+            "topic_name → empty"
+        ),
         lambda row: (row["question"], row["op" + "abcd"[row["cop"]]]),
         "Answer the question.",
     ),
     "SciQ": (
         lambda i: {
-            **{"question": f"Which is {i}?", **{f"distractor{k}": f"wrong {k} {i}" for k in (3, 1, 2)}},
-            **{"correct_answer": f"right {i}", "support": say(i, 30)},
+            "question": f"Which is {i}?",
+            **{f"distractor{k}": f"wrong {k} {i}" for k in (3, 1, 2)},
+            "correct_answer": f"right {i}",
+            "support": say(i, 30),
         },
-        "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; "
-        "support → context",
+        (
+            "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; "
+            "support → context"
+        ),
         lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
         "Answer the question from the support.",
     ),
     "GPQA": (
         lambda i: {
-            **{"Record ID": f"rec{i}", "Question": f"Which is {i}?", "Correct Answer": f"right {i}"},
+            "Record ID": f"rec{i}",
+            "Question": f"Which is {i}?",
+            "Correct Answer": f"right {i}",
             **{f"Incorrect Answer {k}": f"wrong {k} {i}" for k in (1, 2, 3)},
         },
-        "Record ID → id; Question → question; Correct Answer → answer; Incorrect Answer 1, Incorrect Answer 2, "
-        "Incorrect Answer 3 → choice",
+        (
+            "Record ID → id; Question → question; Correct Answer → answer; Incorrect Answer 1, Incorrect Answer 2, "
+            "Incorrect Answer 3 → choice"
+        ),
         lambda row: (row["Question"], row["Correct Answer"]),
         "Answer the question.",
     ),
@@ -249,11 +290,9 @@ LAYOUTS = {
     ),
     "RACE": (
         lambda i: {
-            **{
-                "article": say(i // 4, 30),
-                "question": f"Which is {i}?",
-                "options": [f"{c}{i}" for c in "wxyz"],
-            },
+            "article": say(i // 4, 30),
+            "question": f"Which is {i}?",
+            "options": [f"{c}{i}" for c in "wxyz"],
             "answer": "ABCD"[i % 4],
         },
         "article → group, for the split; question → question; options → choice; answer → answer",
@@ -309,7 +348,9 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     [
         (
             lambda i: {
-                **{"subject": say(i, 3), "body": say(i, 20), "queue": pick(("Sales", "Bills"), i)},
+                "subject": say(i, 3),
+                "body": say(i, 20),
+                "queue": pick(("Sales", "Bills"), i),
                 "priority": pick(("low", "mid", "high"), i),
             },
             ["--prompt", "{subject}\\n\\n{body}", "--reference", "queue"],

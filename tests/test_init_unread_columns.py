@@ -1,7 +1,6 @@
 """`harness init` names columns that it does not read, where the task or its split hangs on them."""
 
 import json
-import shlex
 
 import pytest
 from ruamel.yaml import YAML

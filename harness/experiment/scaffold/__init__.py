@@ -9,17 +9,24 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
+from harness.data.columns import NAME_THEM
 from harness.data.unused import name_keys, name_media, offer_contexts
 from harness.decision import USUAL_AMOUNTS
-from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
+from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import costs, wrap_prompt
-from harness.experiment.scaffold.method_choice import Resources, describe_unreadable, propose_candidates
+from harness.experiment.scaffold.method_choice import (
+    Resources,
+    describe_base,
+    describe_unreadable,
+    propose_candidates,
+)
 from harness.experiment.scaffold.recognition import (
     NEEDS,
     ROWS_A_LABEL,
@@ -41,6 +48,7 @@ from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 
 _SHOWN = 900  # characters of the prompt that is shown
+_FEW = 300  # rows
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
 _CHOSEN: dict[Kind, str] = {
@@ -81,7 +89,8 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     base = _base(request.base_model)
     task, items = check_task(propose_task(request, seen, name, base), has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here)
-    remarks, late = [f"{choice.name}: {choice.why}"], [choice.warning]
+    of_base = describe_base(request.base_model, items, base, here)
+    remarks, late = [of_base, f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
         bounded = bound_time(request, task, candidates, here.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)
@@ -113,7 +122,8 @@ def _recognise(request: Request) -> RecognizedRows:
     with gather(problems):
         seen = look(request, content) if content else None
     if problems or seen is None:
-        raise UserError(problems)
+        command = f"harness init {as_argument(str(request.folder))} --data {as_argument(request.data)} "
+        raise UserError([replace(p, next_step=p.next_step.replace(NAME_THEM, command)) for p in problems])
     return seen
 
 
@@ -200,11 +210,7 @@ def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iter
 def _sentences(
     seen: RecognizedRows, task: Task, items: TaskItems, candidates: Mapping[str, Any]
 ) -> Iterator[str]:
-    layout = (
-        f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows of prompt and reference"
-    )
-    if {"prompt", "reference"} <= seen.fields.keys():
-        layout = f"rows of prompt {seen.fields['prompt']} and answer {seen.fields['reference']}"
+    layout = f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
     form = _BY_METRIC.get(task.primary_metric, _CHOSEN[seen.kind].format(n=len(task.labels)))
     yield f"task: {form}"
@@ -217,6 +223,8 @@ def _sentences(
         f"validation, {len(items.test):,} for test{drawn}"
     )
     yield f"amount of data: {pluralize(len(items.train), 'training row')}. {USUAL_AMOUNTS}"
+    if len(seen.rows) < _FEW and not task.data.folds:
+        yield "few rows: folds: 5 under data: of the suite tests on all of them, in five trainings"
     yield from items.removed
     evaluated = [*items.validation, *items.test]
     if several := sum(len(example.references) > 1 for example in evaluated):

@@ -19,6 +19,7 @@ from harness.experiment.scaffold.recognition import Kind
 from harness.experiment.scaffold.task_proposal import count_tokens
 from harness.formatting import count, pluralize, size
 from harness.models import hub, memory
+from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource, context_length, is_packed
 from harness.models.memory import Shape
@@ -172,6 +173,32 @@ def _free(room: Memory) -> str:
 
 def _millions(n: float) -> str:
     return f"{count(n / 1e6)} million" if n >= 1e6 else count(n)
+
+
+# Shapes of Qwen2.5's sizes, in billions of parameters, for a base that is not chosen yet.
+_SIZES = {
+    "0.5": Shape(494e6, 24, 896, 4864, 14, 2, 64, 151_936, tied=True),
+    "1.5": Shape(1.54e9, 28, 1536, 8960, 12, 2, 128, 151_936, tied=True),
+    "3": Shape(3.09e9, 36, 2048, 11008, 16, 2, 128, 151_936, tied=True),
+    "7": Shape(7.62e9, 28, 3584, 18944, 28, 4, 128, 152_064),
+    "14": Shape(14.8e9, 48, 5120, 13824, 40, 8, 128, 152_064),
+    "32": Shape(32.8e9, 64, 5120, 27648, 40, 8, 128, 152_064),
+    "72": Shape(72.7e9, 80, 8192, 29568, 64, 8, 128, 152_064),
+}
+_OFFERED_SIZES = 3
+
+
+def describe_base(name: str, items: TaskItems, base: ModelSource | None, here: Resources) -> str:
+    """Name the base that is written; of the embedded one, that it is for trying, and which sizes fit here."""
+    if name not in EMBEDDED:
+        return f"base: {name}"
+    declared = {"makes_adapter": True, "trains_on_rows": True, "quantization": "", "init_from": ""}
+    method, longest = next(iter(plugins.methods(**declared))), max(_count_tokens(items.train, base))
+    needs = {size: _need(method, {}, shape, here, longest) for size, shape in _SIZES.items()}
+    fits = [size for size, need in needs.items() if _fits(need, here.room)]
+    said = ", ".join(fits[-_OFFERED_SIZES:])
+    largest = f"; by memory an adapter trains here on bases of {said} billion parameters" if fits else ""
+    return f"base: {name}, the embedded model, which is for trying; --base-model NAME takes your own{largest}"
 
 
 MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together

@@ -5,7 +5,6 @@ Invariant: rows alone decide, and what the user named goes before every guess; n
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,6 @@ from harness.data import formats, readers
 from harness.data.columns import (
     GROUPS,
     MESSAGES,
-    NAME_THEM,
     SQL,
     add_contexts,
     columns_of,
@@ -26,7 +24,7 @@ from harness.data.columns import (
 from harness.data.formats import Layout, find_fields, settle_forms
 from harness.data.formats.multiple_choice import QUESTIONS, find_column
 from harness.data.readers import Row
-from harness.errors import Problem, UserError, as_argument, refuse
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example, has_closed_labels, list_labels, parse_json, pieces
@@ -153,7 +151,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     if layout is None and not (
         columns & formed & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
     ):
-        fields = _guess(request, content, columns, fields)
+        fields = guess_columns(content, columns, fields)
     if layout and layout.name in ("question", "multiple choice") and "prompt" not in fields:
         asking = f"{{{find_column(dict.fromkeys(columns, ''), QUESTIONS)}}}"
         whole = add_contexts(asking, "", content.rows)
@@ -171,18 +169,6 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     if group and f"{{{group}}}" not in fields.values():
         fields["cluster"] = f"{{{group}}}"
     return fields
-
-
-def _guess(
-    request: Request, content: readers.Rows, columns: set[str], fields: dict[str, str]
-) -> dict[str, str]:
-    """Guess the columns that ask and answer, or refuse with the whole command that names them."""
-    try:
-        return guess_columns(content, columns, fields)
-    except UserError as error:
-        command = f"harness init {as_argument(str(request.folder))} --data {as_argument(request.data)} "
-        problems = [replace(p, next_step=p.next_step.replace(NAME_THEM, command)) for p in error.problems]
-        raise UserError(problems) from None
 
 
 def _groups_rows(content: Sequence[Row], name: str) -> bool:
