@@ -33,31 +33,12 @@ ANSWERS = (
 )
 # Names of columns that ask, or answer, where no column does by a name above.
 _OTHER_QUESTIONS = (
-    *(
-        "nl",
-        "problem",
-        "goal",
-        "dialogue",
-        "dialog",
-        "conversation",
-        "review",
-        "review_body",
-        "body",
-        "tweet",
-    ),
+    *("nl", "problem", "goal", "dialogue", "dialog", "conversation", "review", "review_body"),
+    *("body", "tweet"),
     *("comment", "description", "document", "article", "passage", "story", "context", "source", "src"),
 )
 _OTHER_ANSWERS = (
-    *(
-        "summary",
-        "highlights",
-        "translation",
-        "solution",
-        "sql",
-        "code",
-        "entities",
-        "spans",
-    ),
+    *("summary", "highlights", "translation", "solution", "sql", "code", "entities", "spans"),
     *("reply", "completion", "decision", "sentiment", "stars", "rating", "score", "grade", "tgt"),
 )
 CONTEXTS = (

@@ -29,18 +29,8 @@ _NOUNS = (
 _OTHER_NOUNS = {"body": "message", "subject": "message", "prompt": "request", "inputs": "request"}
 _OTHER_NOUNS |= {"messages": "message", "conversations": "message"}
 _GENERIC = (
-    *(
-        "label",
-        "labels",
-        "category",
-        "class",
-        "target",
-        "targets",
-        "answer",
-        "answers",
-        "reference",
-        "output",
-    ),
+    *("label", "labels", "category", "class", "target", "targets", "answer", "answers"),
+    *("reference", "output"),
     *("response", "completion", "references", "messages", "conversations", "chosen", "decision", "value"),
 )
 _SUMMARIES = ("summary", "highlights", "abstract", "tldr", "headline", "title")
