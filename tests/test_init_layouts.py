@@ -49,7 +49,7 @@ LAYOUTS = {
         lambda i: {"article": say(i, 40), "highlights": f"{say(i + 50)}.\n{say(i + 90)}.", "id": f"{i:040x}"},
         "article → question; highlights → answer; id → id",
         lambda row: (row["article"], row["highlights"]),
-        "Summarize the article in three sentences. Reply with the summary and nothing else.",
+        "Summarize the article in two sentences. Reply with the summary and nothing else.",
     ),
     "SQL with a schema": (
         lambda i: {"question": f"Who is over {i}?", "schema": f"CREATE TABLE t{i} (age INT)", "sql": sql(i)},
@@ -150,7 +150,7 @@ LAYOUTS = {
             "background": say(i),
             "context": say(i, 30),
             "turn_ids": ["q0", "q1"],
-            "questions": [f"Who is {i}?", "When?"],
+            "questions": [f"Who is {i}?", f"When, {i}?"],
             "yesnos": [2, 2],
             "answers": {"texts": [[f"Ann {i}"], [f"in {i}", f"{i}"]], "answer_starts": [[1], [2, 3]]},
         },
@@ -158,8 +158,8 @@ LAYOUTS = {
             "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; "
             "answers → answer"
         ),
-        lambda row: ("When?", row["answers"]["texts"][1][0]),
-        "Answer the question from the background in a few words. Reply with the answer and nothing else.",
+        lambda row: (row["questions"][1], row["answers"]["texts"][1][0]),
+        "Answer the question from the context in a few words. Reply with the answer and nothing else.",
     ),
     "DROP": (
         lambda i: {
@@ -244,7 +244,7 @@ LAYOUTS = {
             "support → context"
         ),
         lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
-        "Answer the question from the support.",
+        "Answer the question from the context.",
     ),
     "GPQA": (
         lambda i: {
@@ -295,7 +295,7 @@ LAYOUTS = {
             "options": [f"{c}{i}" for c in "wxyz"],
             "answer": "ABCD"[i % 4],
         },
-        "article → group, for the split; question → question; options → choice; answer → answer",
+        "article → context; question → question; options → choice; answer → answer",
         lambda row: (f"{row['article']}\n\n{row['question']}", row["options"]["ABCD".index(row["answer"])]),
         "Answer the question from the article.",
     ),
@@ -363,7 +363,7 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     ids=["tickets", "names that say nothing"],
 )
 def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path, make, options):
-    path, made = write_rows(tmp_path, make)
+    path, _ = write_rows(tmp_path, make)
     new = tmp_path / "new"
     refused = CliRunner().invoke(app, ["init", str(new), "--data", str(path)])
     assert refused.exit_code == 2
@@ -371,6 +371,5 @@ def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_p
     assert command == ["harness", "init", str(new), "--data", str(path), *options]
     done = CliRunner().invoke(app, [*command[1:], "--base-model", "org/name", "--instruction", "Say it."])
     assert done.exit_code == 0, done.output
-    first, second = (made[0][name] for name in [*made[0]][-4:-2])
-    assert f"{first}\n  | \n  | {second}" in done.output or f"{first}\n" in done.output
-    assert 'system: "Say it."' in (new / "suites" / "mine.yaml").read_text()
+    assert "instruction: Say it." in done.output
+    assert "system: Say it." in (new / "suites" / "mine.yaml").read_text()

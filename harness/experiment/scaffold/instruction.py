@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.data.columns import find_head, spell
+from harness.data.columns import CONTEXTS, find_head, spell
 from harness.experiment.scaffold.recognition import AnswerForm, Answers
 from harness.formatting import count
 from harness.records import Example, parse_json
@@ -20,7 +20,6 @@ _MOST_LISTED = 2_000  # characters of labels that a prompt lists
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
 _QUESTIONS = ("question", "questions", "query", "nl")
-_CONTEXTS = ("context", "passage", "article", "document", "story", "schema", "support", "background", "text")
 _NOUNS = (
     *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
     *("comment", "post", "passage", "story", "description", "utterance", "sentence", "problem", "report"),
@@ -68,8 +67,9 @@ class PromptColumns(NamedTuple):
     def task(self) -> str:
         """Sentence that asks for an answer, from the context where there is one."""
         heads = [find_head(name.partition(".")[0]) for name in self.questions]
-        held = next((head for head in heads if head in _CONTEXTS), "")
-        return f"Answer the question{f' from the {held}' if held else ''}"
+        held = next((head for head in heads if head in CONTEXTS), "")
+        name = held if held in _NOUNS or held == "schema" else "context"
+        return f"Answer the question{f' from the {name}' if held else ''}"
 
 
 def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequence[Example]) -> str:
@@ -246,7 +246,8 @@ def _describe_length(references: Sequence[str]) -> str:
 
 
 def _describe_sentences(references: Sequence[str]) -> str:
-    n = round(median(len(re.findall(r"[.!?。！？](?=\s|$)|\n", text.strip())) for text in references)) or 1
+    parts = (re.split(r"(?<=[.!?。！？])\s+|\n+", text.strip()) for text in references)
+    n = round(median(map(len, parts)))
     if n < len(_WORDS):
         return f"in {_WORDS[n]} sentence{'s' if n > 1 else ''}"
     return _describe_length(references)
