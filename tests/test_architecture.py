@@ -77,7 +77,7 @@ OFFERED = {
     "config": "judge_sources",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
     # and `edit.dedup` import `overlap`, which imports `edit`; `training_rows` imports the package.
-    "data": "check columns contamination edit edit.augment edit.dedup examples formats overlap readers splits training_rows unused",
+    "data": "check columns contamination edit edit.augment edit.dedup examples formats guessed_columns overlap readers splits training_rows unused",
     # Its `ENDS`, `NUMBERS`, `Number` and `Value` are terms of the arithmetic.
     "decision": "arithmetic",
     # A group: `session` and what uses it import the package, so it cannot import them; the stages of

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data import load_task
+from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory
@@ -366,8 +367,9 @@ def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_p
     path, _ = write_rows(tmp_path, make)
     new = tmp_path / "new"
     refused = CliRunner().invoke(app, ["init", str(new), "--data", str(path)])
-    assert refused.exit_code == 2
-    command = shlex.split(refused.output.rpartition("next: ")[2])
+    assert isinstance(refused.exception, UserError)
+    (problem,) = refused.exception.problems
+    command = shlex.split(problem.next_step)
     assert command == ["harness", "init", str(new), "--data", str(path), *options]
     done = CliRunner().invoke(app, [*command[1:], "--base-model", "org/name", "--instruction", "Say it."])
     assert done.exit_code == 0, done.output

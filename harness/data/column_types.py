@@ -71,3 +71,19 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
+
+
+def is_object(value: Any) -> bool:
+    """Tell whether a value is an object with some keys, or a list of such."""
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, dict) and entry for entry in entries)
+
+
+def write_empty_lists(column: str, rows: list[Row]) -> list[Row]:
+    """Write an empty list as JSON where other rows hold lists of objects: nothing was found there."""
+    if not any(is_object(row.fields.get(column)) for row in rows):
+        return rows
+    return [
+        row._replace(fields={**row.fields, column: "[]"}) if row.fields.get(column) == [] else row
+        for row in rows
+    ]

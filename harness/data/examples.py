@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
+from harness.data.column_types import is_object, write_empty_lists
 from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
 from harness.data.formats.ratings import MEND_ROW
@@ -89,7 +90,8 @@ def examples(
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         return SourcedExample(_name_context(example, row, known), row.where)
 
-    content = content._replace(rows=_write_empty_lists(task.fields, content.rows, all_rows or content.rows))
+    answer = FIELD.fullmatch(task.fields.reference)
+    content = content._replace(rows=write_empty_lists(answer[1] if answer else "", content.rows))
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
@@ -110,17 +112,6 @@ def examples(
         dropped = f"{len(outside):,} of {len(content.rows):,} rows dropped"
         notes.removed.append(f"{content.shown}: {dropped}, label not among the {len(task.labels)}")
     return SplitExamples(kept, [sourced.example.references[0] for sourced in outside])
-
-
-def _write_empty_lists(fields: Fields, rows: Sequence[Row], all_rows: Sequence[Row]) -> list[Row]:
-    """Write an empty list as JSON where other rows answer with lists of objects: nothing was found there."""
-    field = FIELD.fullmatch(fields.reference)
-    column = field[1] if field and any(is_object(row.fields.get(field[1])) for row in all_rows) else ""
-    is_empty = [bool(column) and row.fields.get(column) == [] for row in rows]
-    return [
-        row._replace(fields={**row.fields, column: "[]"}) if empty else row
-        for row, empty in zip(rows, is_empty, strict=True)
-    ]
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
@@ -405,12 +396,6 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     if not reference.strip():
         raise UserError(Problem(row.where, "an empty reference", "the right answer", _FILL_OR_DROP))
     return (reference,)
-
-
-def is_object(value: Any) -> bool:
-    """Tell whether a value is an object with some keys, or a list of such."""
-    entries = value if isinstance(value, list) else [value]
-    return bool(entries) and all(isinstance(entry, dict) and entry for entry in entries)
 
 
 def _text(row: Row, template: str) -> tuple[str, ...]:

@@ -118,8 +118,7 @@ class CandidateFacts:
     does. `changes` is what it answered to facts that changed, `more_targets` what it reached on targets
     that decide nothing. `settings` names what validation chose its own setting among, each by the digest
     of its weights and prompts where these are known, so that two candidates may name the same. `unread`
-    counts the answers that were cut or could not be read. `is_instructed` says that its prompts tell what
-    to do.
+    counts the answers that were cut or could not be read. Its prompts say what to do if `is_instructed`.
     """
 
     name: str

@@ -14,9 +14,14 @@ from typing import Any, NamedTuple
 from harness.data.formats.multiple_choice import (
     ANY_FORM,
     AnswerForms,
+    find_column,
     has_choices,
+    list_choice_columns,
     read_choices,
     settle_forms,
+)
+from harness.data.formats.multiple_choice import (
+    QUESTIONS as CHOICE_QUESTIONS,
 )
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
@@ -307,8 +312,8 @@ def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
         raise UserError(Problem(row.where, counts, "an answer for each question", MEND_ROW))
     turns = [
         turn
-        for asked, answers in zip(said, accepted, strict=True)
-        for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answers[0]})
+        for question, answers in zip(said, accepted, strict=True)
+        for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answers[0]})
     ]
     about = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
     turns[0] = {"role": "user", "content": "\n\n".join([*about, said[0]])}

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.data.columns import CONTEXTS, find_head, spell
+from harness.data.columns import CONTEXTS, find_head
+from harness.data.guessed_columns import spell
 from harness.experiment.scaffold.recognition import AnswerForm, Answers
 from harness.formatting import count
 from harness.records import Example, parse_json

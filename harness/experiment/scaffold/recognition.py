@@ -12,17 +12,14 @@ from harness.data import formats, readers
 from harness.data.columns import (
     GROUPS,
     MESSAGES,
-    SQL,
-    add_contexts,
     columns_of,
     find_filled_columns,
     find_missing_header,
     find_roles,
-    guess_columns,
     require_column,
 )
-from harness.data.formats import Layout, find_fields, settle_forms
-from harness.data.formats.multiple_choice import QUESTIONS, find_column
+from harness.data.formats import CHOICE_QUESTIONS, Layout, find_column, find_fields, settle_forms
+from harness.data.guessed_columns import SQL, add_contexts, guess_columns
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
@@ -153,7 +150,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     ):
         fields = guess_columns(content, columns, fields)
     if layout and layout.name in ("question", "multiple choice") and "prompt" not in fields:
-        asking = f"{{{find_column(dict.fromkeys(columns, ''), QUESTIONS)}}}"
+        asking = f"{{{find_column(dict.fromkeys(columns, ''), CHOICE_QUESTIONS)}}}"
         whole = add_contexts(asking, "", content.rows)
         by_layout = layout.name == "question" and not any(
             isinstance(r.fields.get("context"), dict) for r in content.rows

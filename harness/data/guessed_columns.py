@@ -1,0 +1,198 @@
+"""Guess of the columns that ask and answer by their names and texts, and the command where none is sure.
+
+Invariant: a guess shows every text that a question is known to stand on, and is refused where two may answer.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns, is_object
+from harness.data.columns import (
+    ANSWERS,
+    CONTEXTS,
+    QUESTIONS,
+    TELLING,
+    column_options,
+    columns_of,
+    find_answer,
+    find_by_name,
+    find_head,
+    is_id,
+    is_reply,
+    name_in,
+)
+from harness.data.formats.turn_parts import text_of_cell
+from harness.data.readers import Row, Rows
+from harness.errors import Problem, UserError
+
+_OTHER_QUESTIONS = (
+    *("nl", "problem", "goal", "dialogue", "dialog", "conversation", "review", "review_body"),
+    *("body", "tweet"),
+    *("comment", "description", "document", "article", "passage", "story", "context", "source", "src"),
+)
+_OTHER_ANSWERS = (
+    *("summary", "highlights", "translation", "solution", "sql", "code", "entities", "spans"),
+    *("reply", "completion", "decision", "sentiment", "stars", "rating", "score", "grade", "tgt"),
+)
+_COMPARED = ("sentence", "question", "text", "s", "document", "premise", "title")
+_TITLES = ("title", "subject", "headline", "heading")
+_TEXTS = (
+    "text",
+    "texts",
+    "contexts",
+    "sentences",
+    "passages",
+    "spans",
+    "input_text",
+    "value",
+)  # of an object
+_PAIRED = re.compile(r"(.*?)[ _-]?([12ab])", re.IGNORECASE)
+SQL = re.compile(
+    r"\s*(?:select|with|insert|update|delete)\s.*?\b(?:from|into|set|as)\b", re.IGNORECASE | re.DOTALL
+)
+
+
+def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
+    """Guess which columns ask and which answers, by their names; of two, the one that varies less answers.
+
+    Of two that vary alike the later one answers. Objects, which are read as JSON, answer by their name alone.
+    What a bot or an agent said, such as `bot_message`, answers where no column does by its name.
+
+    `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
+
+    Raises:
+        UserError: no column is clearly the question, or none the answer; a column that is so by its name
+            mixes lists and texts.
+    """
+    cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
+    plain = {c for c, values in cells.items() if all(text_of_cell(value) is not None for value in values)}
+    replies = {c for c in plain if is_reply(c)}
+    sql = {c for c in plain if all(SQL.match(str(value)) for value in cells[c])}
+    in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
+    parts = fields.get("prompt") or _join_pair([c for c in in_order if c in plain])
+    prompt = parts or find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
+    objects = {c for c in columns if all(is_object(value) for value in cells[c] if value != []) and cells[c]}
+    nested = _find_nested(cells)
+    prompt = prompt or nested[0]
+    answers = fields.get("reference") or (
+        f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
+    )
+    shown = {*columns_of(prompt, in_order)}
+    answers = answers or find_answer((plain | objects) - shown)
+    answers = answers or find_by_name((plain | objects) - shown, _OTHER_ANSWERS, _OTHER_QUESTIONS)
+    if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != prompt:
+        answers = f"{{{min(replies)}}}"
+    prompt = prompt or find_by_name(plain - replies - sql - {name_in(answers)}, _OTHER_QUESTIONS)
+    if not (prompt and answers) and (mixed := _list_mixed(content)):
+        raise UserError(mixed)
+    if prompt:
+        prompt = prompt if parts else add_contexts(prompt, name_in(answers), content.rows)
+    taken = {*columns_of(prompt, in_order), name_in(answers)}
+    if any(find_head(c).removesuffix("s") in (*QUESTIONS, *ANSWERS) for c in columns - plain - objects):
+        taken |= plain  # what asks or answers is a list, so what is left does not
+    taken |= {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
+    left = sorted(
+        (c for c in reversed(in_order) if c in plain and c not in taken),
+        key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
+    )
+    if answers is None and left and len(left) + bool(prompt) == 2:
+        answers = f"{{{left.pop(0)}}}"
+    if prompt is None and len(left) == 1:
+        prompt = f"{{{left.pop()}}}"
+    if prompt and answers:
+        return {**fields, "prompt": prompt, "reference": answers}
+    lacking = " and ".join(what for what, found in (("question", prompt), ("answer", answers)) if not found)
+    raise UserError(
+        Problem(
+            content.shown,
+            f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
+            "a known layout, or to be told",
+            _advise_columns(content, prompt, answers, in_order),
+        )
+    )
+
+
+def _join_pair(names: Sequence[str]) -> str | None:
+    """Write the template of two texts that are compared, each behind its name; None where there are none."""
+    pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
+    stems = {
+        c: found[1] for c in names if (found := _PAIRED.fullmatch(c)) and find_head(found[1]) in _COMPARED
+    }
+    pairs += [(one, other) for one, other in pairwise(sorted(stems)) if stems[one] == stems[other]]
+    said = [f"{spell(name).capitalize()}: {{{name}}}" for name in (pairs[0] if len(pairs) == 1 else ())]
+    return "\n".join(said) or None
+
+
+def spell(column: str) -> str:
+    """Write the name of a column as words: `answerKind` as answer kind."""
+    return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", column)).lower() or column
+
+
+def add_contexts(prompt: str, answer: str, rows: Sequence[Row]) -> str:
+    """Put what a question is about in front of it: contexts by their names, and titles that differ."""
+    names = dict.fromkeys(name for row in rows for name in row.fields)
+    shown = {*columns_of(prompt, names), answer.partition(".")[0]}
+    parts = []
+    for name in (name for name in names if name not in shown and not is_id(name)):
+        values = [row.fields.get(name) for row in rows]
+        is_whole = all(value not in (None, "", [], {}) for value in values)
+        is_title = name.lower() in _TITLES and len({str(value) for value in values}) > 0.6 * len(values)
+        if is_whole and (is_title or find_head(name) in CONTEXTS):
+            parts.append(f"{{{_name_texts(name, values)}}}")
+    return "\n\n".join([*parts, prompt])
+
+
+def _name_texts(name: str, values: Sequence[Any]) -> str:
+    """Name the texts of a column, of objects the part that holds them: `context.contexts`."""
+    keys = [key for key in _TEXTS if all(isinstance(value, dict) and key in value for value in values)]
+    return f"{name}.{keys[0]}" if keys else name
+
+
+def _find_nested(cells: Mapping[str, Sequence[Any]]) -> tuple[str | None, str | None]:
+    """Find a text in two languages, or accepted answers, within one column: `answers_spans.spans`."""
+    for name, values in cells.items():
+        keys = [*values[0]] if values and all(isinstance(value, dict) for value in values) else []
+        if len(keys) == 2 and name.startswith("translation"):
+            return f"{{{name}.{keys[0]}}}", f"{{{name}.{keys[1]}}}"
+        inner = _name_texts(name, values) if name.lower().startswith("answer") else name
+        if inner != name:
+            return None, f"{{{inner}}}"
+    return None, None
+
+
+NAME_THEM = "name them: "
+
+
+def _advise_columns(content: Rows, prompt: str | None, answers: str | None, names: Iterable[str]) -> str:
+    """Write the options that read a file: texts ask, a column of few values or the last text answers."""
+    texts: dict[str, list[str]] = {}
+    for name in (name for name in names if not is_id(name)):
+        values = [row.fields.get(name) for row in content.rows]
+        if all(isinstance(of, str | int | float) and of != "" for of in values):
+            texts[name] = [str(value) for value in values]
+    shown = {*columns_of(prompt, texts), *columns_of(answers, texts)}
+    free = [name for name in texts if name not in shown]
+    few = [n for n in free if 1 < len({*texts[n]}) <= max(2, len(content.rows) // 5)]
+    if answers is None and (named := few or free[-1:] if prompt or len(free) > 1 else few):
+        answers = f"{{{named[0]}}}"
+        free = [name for name in free if name not in named]
+    of_words = {n: sum(" " in text for text in texts[n]) > len(texts[n]) / 2 for n in free}
+    long = [name for name in free if of_words[name] and find_head(name) not in TELLING]
+    prompt = prompt or "\n\n".join(f"{{{name}}}" for name in long or free[:1])
+    if not (prompt and answers):
+        return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"
+    words = shlex.join(column_options(prompt, answers[1:-1]))
+    return NAME_THEM + words.replace("\n", "\\n")
+
+
+def _list_mixed(content: Rows) -> list[Problem]:
+    """List columns that ask or answer by their name and hold lists in some rows and texts in others."""
+    cells: dict[str, ColumnCells] = {}
+    for row in content.rows:
+        count_cells(cells, row)
+    return find_mixed_columns(
+        {name: of for name, of in cells.items() if find_by_name({name}, (*QUESTIONS, *ANSWERS))}
+    )
