@@ -101,7 +101,7 @@ def test_enough_rows_are_not_warned_of(propose_rows):
         (
             QUESTIONS,
             "text",
-            ("token_f1", "exact_match"),
+            ("exact_match", "token_f1"),
             ["prompt", "fixed", "knn", "lora"],
         ),
         (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "fixed", "knn", "lora"]),

@@ -11,8 +11,7 @@ from harness.data import formats
 from harness.data.csv_header import is_csv, name_column, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
-from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
-from harness.data.formats.multiple_choice import RIGHT, find_column, list_choices
+from harness.data.formats.multiple_choice import CHOICE_QUESTIONS, RIGHT, find_column, list_choices
 from harness.data.formats.preference_rows import read_pair
 from harness.data.formats.tools import list_tools
 from harness.data.formats.turns import SYSTEMS, list_systems, read_flag, read_leniently

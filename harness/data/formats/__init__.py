@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 
 from harness.data.formats.multiple_choice import (
     ANY_FORM,
+    CHOICE_QUESTIONS,
     AnswerForms,
     find_column,
     has_choices,
     list_choice_columns,
     read_choices,
     settle_forms,
-)
-from harness.data.formats.multiple_choice import (
-    QUESTIONS as CHOICE_QUESTIONS,
 )
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer

@@ -20,7 +20,10 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import normalize, parse_json
 
-QUESTIONS = ("question", "query", "question_stem", "ctx", "sentence", "goal", "problem", "premise", "text")
+CHOICE_QUESTIONS = (
+    *("question", "query", "question_stem", "ctx", "sentence", "goal", "problem", "premise"),
+    "text",
+)
 RIGHT = (
     *("answerKey", "gold", "answer", "answer_idx", "answer_index"),
     *("correct", "correct_answer", "correct_idx", "correct_index", "label", "cop", "best_answer"),
@@ -71,7 +74,7 @@ def has_choices(fields: set[str]) -> bool:
     """Tell whether rows of these fields are questions with choices."""
     named = dict.fromkeys(fields, "…")
     listed = bool(fields & {*CHOICES}) or len(list_choice_columns(named)) > 1
-    return listed and bool(find_column(named, QUESTIONS)) and bool(find_column(named, RIGHT))
+    return listed and bool(find_column(named, CHOICE_QUESTIONS)) and bool(find_column(named, RIGHT))
 
 
 def find_column(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
@@ -88,12 +91,12 @@ def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
         return listed
     filled = [name for name, value in fields.items() if value not in (None, "")]
     letters = list(takewhile(filled.__contains__, ascii_uppercase))
-    marked = {found[1]: name for name in filled if (found := _MARKED.fullmatch(name.lower()))}
+    marked = {mark[1]: name for name in filled if (mark := _MARKED.fullmatch(name.lower()))}
     in_order = [marked[mark] for mark in sorted(marked)]
     wrong = [name for name in filled if _WRONG.fullmatch(name.lower())]
     right = find_column(fields, ("correct_answer", "best_answer", "answer")) if wrong else None
-    found = [letters, in_order, [right, *sorted(wrong)] if right else []]
-    return next((columns for columns in found if len(columns) > 1), [])
+    forms = [letters, in_order, [right, *sorted(wrong)] if right else []]
+    return next((columns for columns in forms if len(columns) > 1), [])
 
 
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
@@ -126,7 +129,7 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
         UserError: the choices are of another form, or none of them is the right one.
     """
     fields = row.fields
-    question = fields[find_column(fields, QUESTIONS) or ""]
+    question = fields[find_column(fields, CHOICE_QUESTIONS) or ""]
     column, texts = _right_column(row), _texts(row)
     if not isinstance(fields[column], str | int | float):
         return Choices(question, texts, fields[column])
