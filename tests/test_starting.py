@@ -499,13 +499,6 @@ def test_columns_that_say_nothing_are_asked_for(tmp_path):
     assert found == ["columns a, b, c, none of them clearly the question and answer"]
 
 
-def test_several_columns_that_may_ask_are_shown_as_a_template(tmp_path):
-    content = [{"premise": f"It is {i}.", "hypothesis": f"It is {i + 1}.", "label": i % 2} for i in range(20)]
-    with pytest.raises(UserError) as caught:
-        scaffold.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)), here=HERE)
-    assert "--prompt '{hypothesis} {premise}'" in caught.value.problems[0].next_step
-
-
 @pytest.mark.parametrize("named", [{"prompt": "txet"}, {"reference": "lable"}, {"prompt": "{text}: {txet}"}])
 def test_a_column_that_was_named_and_is_not_there_is_refused_once(tmp_path, named):
     data = rows(tmp_path, "mine.jsonl", LABELLED)
