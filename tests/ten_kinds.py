@@ -154,7 +154,7 @@ def spreadsheet(rng: random.Random) -> bytes:
 KINDS = {
     "labels": Kind("labels.jsonl", labels, "labels", truth="classifier"),
     "free text": Kind("letters.jsonl", make_free_text, "text"),
-    "question with context": Kind("shelves.jsonl", questions, "question"),
+    "question with context": Kind("shelves.jsonl", questions, "text"),
     "preference pairs": Kind("pairs.jsonl", preferences, "preference"),
     "JSON output": Kind("boxes.jsonl", json_answers, "text"),
     "long documents": Kind("reports.jsonl", make_long_documents, "labels", truth="classifier"),

@@ -699,7 +699,7 @@ def test_fewer_shots_are_proposed_of_long_rows(propose_rows):
     assert (shots(LABELLED), shots(long)) == (8, 3)
 
 
-@pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (900, 1), (500, None)])
+@pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (1200, 1), (900, None)])
 def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
     propose_rows, tiny, tmp_path, context, n_shots
 ):

@@ -168,7 +168,7 @@ def test_what_a_question_is_about_is_offered_with_the_line_that_reads_it(tmp_pat
     assert read.test[1].messages[-1]["content"].endswith(plain.messages[-1]["content"])
 
 
-@pytest.mark.parametrize("name", ["BoolQ", "RACE", "chat", "ShareGPT", "relevance", "our own"])
+@pytest.mark.parametrize("name", ["chat", "ShareGPT", "relevance", "our own"])
 def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
     rows = [LAYOUTS[name][0](i) for i in range(N)]
     file, column = write(tmp_path / "rows.jsonl", rows), context_of(rows[1])
@@ -181,11 +181,16 @@ def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
     assert column in named["--prompt"]
 
 
-@pytest.mark.parametrize("name", ["BoolQ", "chat with texts", "MMLU with a passage"])
-def test_init_offers_a_context(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "is_offered"), [("chat with texts", True), ("BoolQ", False), ("MMLU with a passage", False)]
+)
+def test_init_reads_a_context_by_its_name_and_offers_one_beside_turns(tmp_path, name, is_offered):
     file = write(tmp_path / "mine.jsonl", [LAYOUTS[name][0](i) for i in range(2 * N)])
     proposal = scaffold.propose(Request(tmp_path / "new", file), HERE)
-    assert any("may hold what the question is about" in line for line in proposal.warnings)
+    offered = [line for line in proposal.warnings if "may hold what the question is about" in line]
+    prompts = [example.prompt for example in load_task(proposal.task, 0).train]
+    assert bool(offered) == is_offered
+    assert ["stands in hall" in prompt for prompt in prompts] == [not is_offered] * len(prompts)
 
 
 @pytest.mark.parametrize(
