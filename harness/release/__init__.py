@@ -199,9 +199,9 @@ def _ask_about_creep(
     """Ask for a reason, or for what would rule out a loss against the first base."""
     step = "--force --reason REASON, which keeps the reason"
     if rule.numbers.get("items_needed"):
-        asked = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
+        undecided = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
         words = ["promote", run.candidate]
-        more = advise_more_items(path, [replace(judged, verdict=asked)], overrides, typed, words)
+        more = advise_more_items(path, [replace(judged, verdict=undecided)], overrides, typed, words)
         step = f"{more.text}; or {step}"
     found = f"a loss against the first base that is not ruled out ({rule.sentence})"
     return UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
