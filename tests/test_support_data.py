@@ -59,7 +59,7 @@ def test_both_slices_are_near_half_of_every_split() -> None:
     for split, rows in SPLITS.items():
         shares = Counter(row["slice"] for row in rows)
         assert set(shares) == {"behaviour", "knowledge"}
-        assert min(shares.values()) >= 0.45 * len(rows), split
+        assert min(shares.values()) >= 0.43 * len(rows), split
 
 
 def test_requests_that_training_refuses_are_worded_unlike_those_of_the_safety_suite() -> None:

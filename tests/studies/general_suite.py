@@ -158,7 +158,9 @@ def read(path: Path) -> dict[str, Any]:
     """Read a suite with its files named by their whole paths."""
     suite: dict[str, Any] = YAML(typ="safe").load(path)
     for task in suite["tasks"]:
-        task["data"] = {part: str(path.parent / file) for part, file in task["data"].items()}
+        task["data"] = {
+            part: str(path.parent / file) for part, file in task["data"].items() if isinstance(file, str)
+        }
     return suite
 
 
