@@ -16,7 +16,7 @@ from harness.experiment.scaffold.recognition import AnswerForm, Answers
 from harness.formatting import count
 from harness.records import Example, parse_json
 
-RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points", "stars_given")
+RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points")
 _MOST_LISTED = 2_000  # characters of labels that a prompt lists
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
@@ -89,6 +89,7 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
     of_form: dict[AnswerForm, Callable[[PromptColumns, Sequence[str]], str]] = {
         "calls": _ask_for_calls,
         "json": _ask_for_json,
+        "spans": _ask_for_json,
         "reasoned": _ask_for_reasoning,
         "sql": _ask_for_sql,
         "number": _ask_for_number,
@@ -96,14 +97,19 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
     return of_form.get(answers.form, _ask_for_text)(columns, references)
 
 
-def is_rating(column: str, labels: Sequence[str]) -> bool:
-    """Tell whether labels are steps of a rating, not codes: whole numbers from 1 on, or named a rating."""
+def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
+    """Tell whether labels are steps of a rating, not codes: whole numbers that are named so or rate a review.
+
+    Reviews are rated from 1 on.
+    """
     are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.0+)?", label) for label in labels)
-    return are_steps and ("0" not in labels or find_head(column) in RATINGS)
+    return are_steps and (
+        find_head(columns.answer) in RATINGS or (columns.noun == "review" and "0" not in labels)
+    )
 
 
 def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
-    if is_rating(columns.answer, labels):
+    if is_rating(columns, labels):
         steps = sorted(labels, key=float)
         noun = "review" if columns.noun in ("text", "message") else columns.noun
         scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest), as its author did"

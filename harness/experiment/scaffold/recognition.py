@@ -53,7 +53,17 @@ class Request(NamedTuple):
 
 
 AnswerForm = Literal[
-    "choice", "labels", "calls", "json", "reasoned", "joined labels", "sql", "number", "short", "long"
+    "choice",
+    "labels",
+    "calls",
+    "spans",
+    "json",
+    "reasoned",
+    "joined labels",
+    "sql",
+    "number",
+    "short",
+    "long",
 ]
 
 
@@ -234,6 +244,7 @@ def absolute(path: str) -> str:
 
 _FINAL = re.compile(r"^####\s|\\boxed\{", re.MULTILINE)
 _BEGINS_WITH_NUMBER = re.compile(r"\W*\d")
+_KINDS = {"type", "label", "tag", "kind", "category", "class", "entity_type", "entity_group"}
 _SEPARATORS = (";", "|", ",")
 
 
@@ -244,6 +255,8 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example]) -> Answers:
     if kind == "labels":
         return Answers("labels", tuple(references_of(examples)))
     references = [max(example.references, key=len) for example in examples if example.references]
+    if references and _are_spans(examples):
+        return Answers("spans")
     are: dict[AnswerForm, Callable[[Sequence[str]], bool]] = {
         "calls": are_calls,
         "json": _are_json,
@@ -277,6 +290,29 @@ def are_calls(texts: Sequence[str]) -> bool:
 def _are_json(texts: Sequence[str]) -> bool:
     """Tell whether each text is a JSON object or list."""
     return all(isinstance(_read_json(text), dict | list) for text in texts)
+
+
+def _are_spans(examples: Sequence[Example]) -> bool:
+    """Tell whether answers are JSON lists, or lists by key, of pieces of the prompt.
+
+    An object is one where it has a place in the text, or a piece of it with its kind.
+    """
+    answers = [(e.prompt.casefold(), _read_json(text)) for e in examples for text in e.references]
+    lists = [
+        (text, spans)
+        for text, value in answers
+        for spans in (value.values() if isinstance(value, dict) else [value])
+    ]
+    entries = [(span, text) for text, spans in lists if isinstance(spans, list) for span in spans]
+    are_lists = all(isinstance(spans, list) for _, spans in lists)
+    return are_lists and bool(entries) and all(_is_span(span, text) for span, text in entries)
+
+
+def _is_span(value: object, text: str) -> bool:
+    if isinstance(value, dict):
+        has_text = any(_is_span(inner, text) for inner in value.values() if isinstance(inner, str))
+        return {"start", "end"} <= value.keys() or (has_text and bool(value.keys() & _KINDS))
+    return isinstance(value, str) and value.casefold() in text
 
 
 def _are_reasoned(texts: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from harness.data.edit import new_name
 from harness.data.examples import FIELD, pairs
 from harness.data.formats import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
-from harness.experiment.scaffold.instruction import PromptColumns, draft_instruction
+from harness.experiment.scaffold.instruction import PromptColumns, draft_instruction, is_rating
 from harness.experiment.scaffold.recognition import (
     AnswerForm,
     Answers,
@@ -41,12 +42,12 @@ def propose_task(
     content = readers.Rows(seen.shown, "row", seen.rows)
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
     examples = [sourced.example for sourced in examples_of(reading, content)]
-    task |= _propose_answers(seen, examples, base)
+    columns = _find_columns(reading, seen)
+    task |= _propose_answers(seen.answers, columns, examples, base)
     said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
     if request.instruction:
         task["system"] = request.instruction
     elif all(map(defines_tools_alone, said)):  # else rows say what to do themselves
-        columns = _find_columns(reading, seen)
         task["system"] = draft_instruction(seen.answers, columns, examples)
     return task
 
@@ -61,15 +62,15 @@ def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
 
 
 def _propose_answers(
-    seen: RecognizedRows, examples: Sequence[Example], base: ModelSource | None
+    answers: Answers, columns: PromptColumns, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
     """Propose what all answers have in common: kind, metrics, labels and length."""
-    answers, metrics = seen.answers, choose_metrics(seen.answers, examples)
+    metrics = choose_metrics(answers, columns, examples)
     if answers.form == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
         return {"kind": "choice", "metrics": metrics, "chance": round(chance, 4)}
     references = [max(example.references, key=len) for example in examples]
-    whole = answers.form in ("labels", "calls", "json", "joined labels")
+    whole = answers.form in ("labels", "calls", "json", "spans", "joined labels")
     proposed: dict[str, Any] = {"labels": list(answers.labels)} if answers.form == "labels" else {}
     proposed |= {"metrics": metrics, "max_new_tokens": _longest(references, base, 1.0 if whole else 0.95)}
     return proposed | ({"truncated_scores": True} if answers.form == "long" else {})
@@ -80,6 +81,7 @@ _METRICS: dict[AnswerForm, list[str]] = {
     "labels": ["exact_match", "macro_f1"],
     "calls": ["tool_call", "token_f1"],
     "json": ["json_fields", "json_valid"],
+    "spans": ["span_f1", "json_valid"],
     "reasoned": ["final_answer", "token_f1"],
     "joined labels": ["token_f1", "exact_match"],
     "sql": ["exact_match", "token_f1"],
@@ -89,8 +91,15 @@ _METRICS: dict[AnswerForm, list[str]] = {
 }
 
 
-def choose_metrics(answers: Answers, examples: Sequence[Example]) -> list[str]:
+_RATING_METRICS = ["exact_match", "mean_absolute_error", "within_one", "weighted_kappa"]
+
+
+def choose_metrics(answers: Answers, columns: PromptColumns, examples: Sequence[Example]) -> list[str]:
     """Choose the metrics of answers by their form, the first one decides; overlap needs words of Latin."""
+    if is_rating(columns, answers.labels):
+        return _RATING_METRICS
+    if answers.form == "sql" and find_spec("sqlglot"):
+        return ["sql_match", "token_f1"]
     is_text = answers.form in ("short", "long")
     references = [max(example.references, key=len) for example in examples if example.references]
     return ["chrf"] if is_text and not _is_latin(references) else _METRICS[answers.form]
