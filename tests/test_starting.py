@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ CHOICES = [
     {"question": f"What is {i} and 1?", "choices": [f"{i + n}" for n in (1, 0, 2, 3)], "answer": 0}
     for i in range(40)
 ]
+RATED = [{"review_body": f"It is so {i}.", "stars": i % 5 + 1} for i in range(40)]
+CLASSES = [{"text": f"It is so {i}.", "class": i % 4 + 1} for i in range(40)]
+SPANS = [
+    {"text": f"Ann{i} is in Oslo.", "entities": [{"text": f"Ann{i}", "type": "PER"}] if i % 4 else []}
+    for i in range(40)
+]
+BY_KIND = [{"text": f"Ann{i} is in Oslo.", "output": {"PER": [f"Ann{i}"], "ORG": []}} for i in range(40)]
+ORDERS = [{"text": f"Send {i} hens.", "output": [{"item": "hens", "n": i}]} for i in range(40)]
+SQL = [{"question": f"Who is over {i}?", "sql": f"SELECT name FROM t WHERE age > {i}"} for i in range(40)]
+SQL_METRIC = "sql_match" if find_spec("sqlglot") else "exact_match"
 DOCUMENTS = [{"id": "a", "title": "A", "text": "The lamp is blue."}]
 
 
@@ -105,8 +116,27 @@ def test_enough_rows_are_not_warned_of(propose_rows):
             ["prompt", "fixed", "knn", "lora"],
         ),
         (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "fixed", "knn", "lora"]),
+        (
+            RATED,
+            "labels",
+            ("exact_match", "mean_absolute_error", "within_one", "weighted_kappa"),
+            ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
+        ),
+        (
+            CLASSES,
+            "labels",
+            ("exact_match", "macro_f1"),
+            ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
+        ),
+        (SPANS, "text", ("span_f1", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
+        (BY_KIND, "text", ("span_f1", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
+        (ORDERS, "text", ("json_fields", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
+        (SQL, "text", (SQL_METRIC, "token_f1"), ["prompt", "fixed", "knn", "lora"]),
     ],
-    ids=["labels", "choice", "text", "question", "preference"],
+    ids=[
+        *("labels", "choice", "text", "question", "preference"),
+        *("ratings", "classes that are numbers", "entities", "entities by kind", "orders", "SQL"),
+    ],
 )
 def test_the_task_follows_from_the_rows(propose_rows, content, kind, metrics, candidates):
     found = propose_rows(content)
