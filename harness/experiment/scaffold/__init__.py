@@ -61,6 +61,8 @@ _CHOSEN: dict[Kind, str] = {
 # What an answer's form says of the task, by the metric that was chosen for it.
 _BY_METRIC = {
     "json_fields": "answers in JSON, scored by the fields that are right",
+    "span_f1": "pieces of the text, scored by the F1 of whole ones",
+    "sql_match": "SQL, scored by queries that are the reference's once both are normalised",
     "tool_call": "calls of tools, scored by name and arguments",
     "final_answer": "reasoning, scored by its final answer",
 }

@@ -70,7 +70,7 @@ def _propose_answers(
         chance = fmean(1 / len(example.choices) for example in examples)
         return {"kind": "choice", "metrics": metrics, "chance": round(chance, 4)}
     references = [max(example.references, key=len) for example in examples]
-    whole = answers.form in ("labels", "calls", "json", "spans", "joined labels")
+    whole = answers.form in ("labels", "calls", "json", "spans", "sql", "joined labels")
     proposed: dict[str, Any] = {"labels": list(answers.labels)} if answers.form == "labels" else {}
     proposed |= {"metrics": metrics, "max_new_tokens": _longest(references, base, 1.0 if whole else 0.95)}
     return proposed | ({"truncated_scores": True} if answers.form == "long" else {})
