@@ -90,9 +90,7 @@ def _rows(path: str) -> Path:
 
 def _support() -> dict[str, Any]:
     (task,) = read(SUITES / "support.yaml")["tasks"]
-    task["data"] = {
-        part: str(SUITES / file) for part, file in task["data"].items() if isinstance(file, str)
-    }
+    task["data"] = {part: str(SUITES / file) for part, file in task["data"].items() if isinstance(file, str)}
     found: dict[str, Any] = task
     return found
 
