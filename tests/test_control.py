@@ -141,7 +141,7 @@ def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path,
     assert verdict(found, "shots").outcome == "harness-drift"
     said = verdict(found, "shots").sentence
     n = sum(block.n for block in store.controls(open_store(path))[-1].blocks)
-    assert said.startswith(f"HARNESS-DRIFT: control: 6 of {n} prompts of the base are other tokens now")
+    assert said.startswith(f"DRIFT: control: 6 of {n} prompts of the base are other tokens now")
     assert "facts/fact-" in said
     assert verdict(found, "prompt").outcome == "pass"  # its rows are from before
 
@@ -158,7 +158,7 @@ def test_compare_and_gate_exit_alike_with_4(path):
     judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
     assert exit_code(found, policy, by_verdict=True) == release.combine_exit_codes(judged) == 4
     assert judged[0].verdict.sentence == verdict(found, "shots").sentence
-    assert release.gate_document(judged[0]).last_line.startswith("shots: HARNESS-DRIFT")
+    assert release.gate_document(judged[0]).last_line.startswith("shots: DRIFT")
 
 
 def test_drift_is_remembered_until_the_rows_are_asked_anew(path):

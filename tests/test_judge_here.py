@@ -39,7 +39,7 @@ def desk(tmp_path, tiny):
 def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):  # noqa: F811
     planned = harness("compare", "--dry-run", cwd=desk)
     assert "judge:helpful: at most" in planned.stderr
-    said = " ".join(harness("compare", cwd=desk, check=0).stdout.split())
+    said = " ".join(harness("compare", "--verbose", cwd=desk, check=0).stdout.split())
     assert "answers graded by judge" in said
     assert "could not be read" not in said
     assert "judge:helpful is graded by a judge" in said

@@ -525,9 +525,11 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  #
     assert "shots: 110 of its answers have a label" in done.stdout
     decided = harness("decide", cwd=project, check=0)
     assert "graded by a judge" not in decided.stdout
-    shown = harness("report", cwd=project, check=0)
-    assert "overrates it" in shown.stdout
-    assert "kappa of judge_long with people" in " ".join(shown.stdout.split())
+    brief = " ".join(harness("report", cwd=project, check=0).stdout.split())
+    assert "corrected by people's labels; the report also has the judge's grades" in brief
+    whole = " ".join(harness("report", "--verbose", cwd=project, check=0).stdout.split())
+    assert "overrates it" in whole
+    assert "kappa of judge_long with people" in whole
 
 
 @pytest.mark.parametrize("form", [(), ("--pairs",)])

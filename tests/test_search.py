@@ -191,7 +191,7 @@ class TestASearch:
 
     def test_counts_as_so_many_tries_of_its_side(self, file_and_report):
         said = " ".join(map(str, file_and_report[1].decision.reasons))
-        assert "3 of fine-tunes" in said
+        assert "of 3 with" in said
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def labels_note(report: ExperimentReport) -> str:
     if not names:
         return f"{report.metric}: grades of a judge; too few answers have labels of people to correct them."
     of = ", ".join(names)
-    return f"{report.metric} of {of}: corrected by people's labels; the judge's own grades stand below."
+    return f"{report.metric} of {of}: corrected by people's labels; the report also has the judge's grades."
 
 
 def column_note(report: ExperimentReport) -> str:
