@@ -386,7 +386,6 @@ def test_a_settled_verdict_is_the_same_when_the_comparison_is_repeated(settled_e
     folder, first = settled_early
     again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
     assert [(f.run_id, f.verdict) for f in again.facts] == [(f.run_id, f.verdict) for f in first.facts]
-    assert again.flips.keys() == first.flips.keys()
 
 
 def test_the_command_asks_fewer_items(folder_and_report, monkeypatch):

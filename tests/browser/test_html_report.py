@@ -105,7 +105,8 @@ def test_gains_and_verdicts_are_those_of_the_json(page_and_log, page_json):
         gain = formatting.points(c["delta"], c["low"], c["high"]) if c else "(this one)"
         assert row["vs best untrained"] == gain
         words.add(row["verdict"])
-        assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if f["verdict"] else formatting.UNKNOWN)
+        judged = f["verdict"] and (f["trained"] or f["verdict"]["outcome"] != "pass")  # base weights pass
+        assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if judged else formatting.UNKNOWN)
     assert len(words) > 1
 
 
@@ -174,7 +175,7 @@ def test_the_first_page_is_seen_without_scrolling(browser, quickstart):
         for part in first.locator(what).all():
             assert part.is_visible()
             assert is_inside(part.bounding_box(), 1280, 800), what
-    assert first.locator(".reasons li").count() == 3
+    assert 3 <= first.locator(".reasons li").count() <= 6
     assert not any(part.is_visible() for part in page.locator("details > :not(summary)").all())
     page.close()
 
@@ -186,7 +187,7 @@ def is_inside(box, width: float, height: float) -> bool:
 
 def test_a_link_into_a_folded_section_opens_it(page_and_log):
     page = page_and_log[0]
-    page.get_by_role("link", name="How to read this page").click()
+    page.get_by_role("link", name="How to read this page").first.click()
     page.get_by_text("Every candidate answered the same items").wait_for()
 
 
@@ -265,7 +266,7 @@ def luminance(color: str) -> float:
 
 def test_what_is_folded_on_the_screen_is_printed(page_and_log):
     page = page_and_log[0]
-    folded = page.locator("details > :not(summary)")
+    folded = page.locator("details > :not(summary):not(.screen, .screen *)")  # .screen is not for paper
     assert not any(part.is_visible() for part in folded.all())
     page.emulate_media(media="print")
     assert folded.count() >= 3, "the tables, the items, the lost ones by name"
