@@ -11,7 +11,7 @@ FULL := $(if $(shell nvidia-smi -L 2>/dev/null),-c full.yaml)
 compare: $(STAMP)
 	.venv/bin/harness compare $(FULL) $(ARGS)
 	@$(if $(FULL)$(ARGS),,printf 'QLoRA, DPO and more prompts: make compare ARGS="-c full.yaml"; ' && \
-		.venv/bin/harness compare -c full.yaml --dry-run | grep 'stored already')
+		.venv/bin/harness compare -c full.yaml --dry-run 2>&1 | grep 'stored already')
 
 # A file is one worker's; a thread each, as threads of two processes on two cores wait for each other.
 test: $(STAMP)

@@ -6,7 +6,7 @@ call goes on where the first one stopped. `--precision bf16` and `--seed 0` choo
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import harness
 from harness import formatting
 from harness.cli.progress_bar import TerminalProgress
-from harness.report import to_plain
+from harness.decision import CandidateFacts
+from harness.gating import WORDS
 
 ROOT = Path(__file__).parents[2]
 SEEDS, PRECISIONS = (0, 1, 2), ("bf16", "fp32")
 JUDGED = ("lora-careless", "lora", "hybrid")
-WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED"}
 
 
 def main() -> None:
@@ -50,8 +50,20 @@ def run(precision: str, seed: int) -> dict[str, Any]:
     settings = [f"seeds=[{seed}]", f"precision={precision}"]
     report = harness.compare(folder / "harness.yaml", settings, progress=TerminalProgress())
     header = {key: report.header[key] for key in ("device", "precision", "time") if key in report.header}
-    facts = {facts.name: to_plain(facts) for facts in report.facts}
+    facts = {facts.name: _keep(facts) for facts in report.facts if facts.name in JUDGED}
     return {"header": header, "decision": report.decision.sentence, "facts": facts}
+
+
+def _keep(facts: CandidateFacts) -> dict[str, Any]:
+    """Keep a candidate's score, its gain and the change of the capability suite with intervals, its verdict."""
+    target, gain, verdict = facts.target, facts.vs_untrained, facts.verdict
+    macro = verdict and verdict.macro
+    return {
+        "score": target and target.score,
+        "gain": gain and [gain.delta, gain.low, gain.high],
+        "macro": macro and [macro.score, macro.low, macro.high],
+        "outcome": verdict and verdict.outcome,
+    }
 
 
 def page(runs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -60,7 +72,7 @@ def page(runs: Mapping[str, Mapping[str, Any]]) -> str:
         "# Does the quickstart end alike on every machine?",
         "",
         (
-            "Its three fine-tunes with three seeds, which also draw the general items, in two precisions:"
+            "Its three fine-tunes with up to three seeds, which also draw the general items, in two precisions:"
             " target score, gain over the best untrained candidate, change of the capability suite, verdict."
         ),
         "",
@@ -70,20 +82,19 @@ def page(runs: Mapping[str, Mapping[str, Any]]) -> str:
     for name, found in runs.items():
         cells = [_cell(found["facts"].get(candidate)) for candidate in JUDGED]
         lines.append(f"| {name} | {' | '.join(cells)} | {found['decision'].split(':')[0]} |")
+    if lacking := [f"{p}, seed {n}" for p, n in product(PRECISIONS, SEEDS) if f"{p}, seed {n}" not in runs]:
+        lines += ["", f"Not made yet: {'; '.join(lacking)}."]
     machines = dict.fromkeys(", ".join(map(str, found["header"].values())) for found in runs.values())
     return "\n".join([*lines, "", *(f"- {machine}" for machine in machines), ""])
 
 
 def _cell(facts: Mapping[str, Any] | None) -> str:
-    if not facts or not facts["target"]:
+    if not facts or facts["score"] is None:
         return formatting.UNKNOWN
-    verdict = facts["verdict"]
-    parts: Sequence[str] = [f"{100 * facts['target']['score']:.1f}"]
-    if gain := facts["vs_untrained"]:
-        parts = [*parts, formatting.points(gain["delta"], gain["low"], gain["high"])]
-    if verdict and (macro := verdict["macro"]):
-        parts = [*parts, formatting.points(macro["score"], macro["low"], macro["high"])]
-    return "; ".join([*parts, WORDS.get(verdict["outcome"], verdict["outcome"]) if verdict else ""])
+    changes = [formatting.points(*facts[key]) for key in ("gain", "macro") if facts[key]]
+    return "; ".join(
+        [f"{100 * facts['score']:.1f}", *changes, WORDS.get(facts["outcome"], formatting.UNKNOWN)]
+    )
 
 
 if __name__ == "__main__":
