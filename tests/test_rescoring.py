@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from importlib.util import find_spec
 
 import pytest
 import tiny_experiment
@@ -246,8 +245,6 @@ def test_rows_of_other_weights_are_not_reused(path, tmp_path):
 
 def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
     left_out = {"bits_per_byte", "perplexity", "follows", "accuracy"}
-    if find_spec("sqlglot") is None:
-        left_out.add("sql_match")
     named = [name for name in plugins.names("metrics") if name not in left_out]
     answer_all(session(path))
     again = session(path, f"target.metrics=[{','.join(named)}]")

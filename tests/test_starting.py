@@ -4,7 +4,6 @@ import csv
 import json
 import shlex
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,6 @@ SPANS = [
 BY_KIND = [{"text": f"Ann{i} is in Oslo.", "output": {"PER": [f"Ann{i}"], "ORG": []}} for i in range(40)]
 ORDERS = [{"text": f"Send {i} hens.", "output": [{"item": "hens", "n": i}]} for i in range(40)]
 SQL = [{"question": f"Who is over {i}?", "sql": f"SELECT name FROM t WHERE age > {i}"} for i in range(40)]
-SQL_METRIC = "sql_match" if find_spec("sqlglot") else "exact_match"
 DOCUMENTS = [{"id": "a", "title": "A", "text": "The lamp is blue."}]
 
 
@@ -131,7 +129,7 @@ def test_enough_rows_are_not_warned_of(propose_rows):
         (SPANS, "text", ("span_f1", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
         (BY_KIND, "text", ("span_f1", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
         (ORDERS, "text", ("json_fields", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
-        (SQL, "text", (SQL_METRIC, "token_f1"), ["prompt", "fixed", "knn", "lora"]),
+        (SQL, "text", ("sql_match", "token_f1"), ["prompt", "fixed", "knn", "lora"]),
     ],
     ids=[
         *("labels", "choice", "text", "question", "preference"),
