@@ -97,9 +97,10 @@ def first_line(session: Session, n_candidates: int, expected_s: float | None) ->
 
 def describe_power(session: Session) -> str:
     """Say how often a fine-tune that lost nothing passes the macro; empty where none is judged."""
-    n, members = {m.task.name: len(m.items.test) for m in session.suites}, family_of(session.experiment).size
-    policy = session.experiment.gate
-    chance = gating.chance_of_an_equal_model(session.experiment.suites, n, policy, members)
+    members = family_of(session.experiment).size
+    chance = gating.chance_of_an_equal_model(
+        session.experiment.suites, _count_asked(session), session.experiment.gate, members
+    )
     if not members or chance is None:
         return ""
     among = f", as one of {members}," if members > 1 else ""

@@ -7,6 +7,7 @@ Source: Chow, Shao & Wang 2008.
 
 from collections.abc import Mapping, Sequence
 from math import ceil, inf, isfinite, log, log1p, sqrt
+from typing import NamedTuple
 
 from scipy import special
 
@@ -49,22 +50,16 @@ def power_warnings(
     """
     among = f" as one of {n_members}" if n_members > 1 else ""
     show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
-    known = disagreement or {}
-    counted = [
-        (task, suite.name, n[task.name], known.get(task.name, _ASSUMED_DISAGREEMENT))
-        for suite in suites
-        for task in suite.tasks
-        if n.get(task.name) and is_judged(task.name, policy)
+    counted = _list_judged(suites, n, policy, disagreement or {})
+    judged = _list_of_macro(counted)
+    critical = [c for c in counted if {c.task.name, c.suite.name} & set(policy.critical)]
+    refusing = [
+        c for c in counted if c.suite.role == "safety" and c not in critical and policy.safety is not None
     ]
-    capability = {task.name for suite in suites if suite.role == "capability" for task in suite.tasks}
-    judged = [c for c in counted if c[0].name in capability and not is_reported_only(c[0])]
-    critical = [c for c in counted if {c[0].name, c[1]} & set(policy.critical)]
-    safety = {task.name for suite in suites if suite.role == "safety" for task in suite.tasks}
-    refusing = [c for c in counted if c[0].name in safety and c not in critical and policy.safety is not None]
-    warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], show, among)]
+    warnings = [_macro_warning(judged, show, among)]
     for vetoed, role in ((judged, "capability"), (refusing, "safety")):
-        warnings += [_warn_of_each(task, n, d, len(vetoed), policy, role) for task, _, n, d in vetoed]
-    warnings += [_critical_warning(task, n_items, show, among) for task, _, n_items, _ in critical]
+        warnings += [_warn_of_each(c.task, c.n, c.disagreement, len(vetoed), policy, role) for c in vetoed]
+    warnings += [_critical_warning(c.task, c.n, show, among) for c in critical]
     return tuple(w for w in warnings if w)
 
 
@@ -135,39 +130,57 @@ def chance_of_an_equal_model(
     `n` maps the names of tasks to their items, of which 15 % are expected to differ. None where the margin is
     relative to the base's skill, or no capability task is judged.
     """
-    judged = [
-        (n[task.name], _ASSUMED_DISAGREEMENT)
-        for suite in suites
-        if suite.role == "capability"
-        for task in suite.tasks
-        if n.get(task.name) and is_judged(task.name, policy) and not is_reported_only(task)
-    ]
+    judged = _list_of_macro(_list_judged(suites, n, policy, {}))
     if not judged or is_relative(policy.macro):
         return None
-    return _macro_power(judged, policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)}))
+    policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
+    return stats.noninferiority_power(0.0, margin_share(policy.macro), _macro_se(judged), policy.alpha)
 
 
-def _macro_power(items: Sequence[tuple[int, float]], policy: GatePolicy) -> float:
-    se = sqrt(sum(d / n for n, d in items)) / len(items)
-    return stats.noninferiority_power(0.0, margin_share(policy.macro), se, policy.alpha)
+class _PlannedTask(NamedTuple):
+    """Task that the gate will judge: its suite, its items and the share of them expected to differ."""
+
+    task: Task
+    suite: Suite
+    n: int
+    disagreement: float
 
 
-def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among: str) -> str:
-    """Warn where an equal model would not pass the macro often enough; (n, disagreement) of each task."""
-    if not items:
+def _list_judged(
+    suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, disagreement: Mapping[str, float]
+) -> list[_PlannedTask]:
+    return [
+        _PlannedTask(task, suite, n[task.name], disagreement.get(task.name, _ASSUMED_DISAGREEMENT))
+        for suite in suites
+        for task in suite.tasks
+        if n.get(task.name) and is_judged(task.name, policy)
+    ]
+
+
+def _list_of_macro(planned: Sequence[_PlannedTask]) -> list[_PlannedTask]:
+    return [one for one in planned if one.suite.role == "capability" and not is_reported_only(one.task)]
+
+
+def _macro_se(planned: Sequence[_PlannedTask]) -> float:
+    return sqrt(sum(one.disagreement / one.n for one in planned)) / len(planned)
+
+
+def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: str) -> str:
+    """Warn where an equal model would not pass the macro often enough."""
+    if not planned:
         return "no capability task has items, so the macro cannot pass"
     if is_relative(policy.macro):
         return (
             f"macro margin {margin_text(policy.macro)}: once the base has answered, it is known what it takes"
         )
-    margin = margin_share(policy.macro)
-    n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
-    if (power := _macro_power(items, policy)) >= POWER:
+    margin, n, se = margin_share(policy.macro), sum(one.n for one in planned), _macro_se(planned)
+    power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
+    if power >= POWER:
         return ""
     needed = _times(n, find_settling_growth(se, margin, policy.alpha))
     return (
         f"macro margin {formatting.percent(margin)} points: with {formatting.count(n)} items over "
-        f"{formatting.pluralize(len(items), 'task')} a fine-tune that lost nothing passes{among} only "
+        f"{formatting.pluralize(len(planned), 'task')} a fine-tune that lost nothing passes{among} only "
         f"{100 * power:.0f} % of the time; some {formatting.count(needed)} items make that 80 %"
     )
 

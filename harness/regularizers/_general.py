@@ -107,14 +107,18 @@ def find_shipped_answers(base_digest: str, mixture: Mixture) -> tuple[ShippedAns
 
     `base_digest` names the base's weights and template. The answers of any other base are made anew.
     """
-    path = _SHIPPED / f"{base_digest[:16]}.jsonl"
-    if not mixture.max_new_tokens or not path.exists():
-        return ()
-    known = {row["prompt"]: row for row in map(json.loads, path.read_text("utf-8").splitlines())}
-    if any(e.prompt not in known for e in mixture.rows):
+    known = _read_shipped_answers(base_digest)
+    if not mixture.max_new_tokens or any(e.prompt not in known for e in mixture.rows):
         return ()
     rows = ((e.id, known[e.prompt]) for e in mixture.rows)
     return tuple(ShippedAnswer(example_id, row["answer"], row["status"]) for example_id, row in rows)
+
+
+@cache
+def _read_shipped_answers(base_digest: str) -> dict[str, dict[str, str]]:
+    path = _SHIPPED / f"{base_digest[:16]}.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return {row["prompt"]: row for row in map(json.loads, lines)}
 
 
 def _prompts(name: str, context: MixContext) -> tuple[Example, ...]:
