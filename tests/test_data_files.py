@@ -167,7 +167,7 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
         ),
         ("r.csv", b"text,label\na,\xff\n", "r.csv:2: found byte 0xff"),
         ("r.xlsx", b"PK", "soffice --headless --convert-to csv r.xlsx"),
-        ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt COLUMN --reference COLUMN"),
+        ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt '{a}' --reference c"),
         ("r.jsonl", b'{"prompt": "a", "reference": ""}\n', "all of them dropped"),
         ("r.jsonl", b'{"prompt": "a", "reference": "x", "n": 1e999}\n', "JSON cannot hold"),
     ],

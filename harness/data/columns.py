@@ -124,6 +124,8 @@ def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
     """Return the columns that a name, or a template over columns, names; of `answers.text` the outer one."""
     if not named or "{" not in named:
         return (named,) if named else ()
+    if name_in(named) in names:
+        return (name_in(named),)
     found = (c if c in names else c.partition(".")[0] for c in FIELD.findall(named))
     return tuple(dict.fromkeys(found))
 
