@@ -507,22 +507,40 @@ def read_staged_report(name: str) -> str:
     return file.read_text() if staged.returncode else staged.stdout
 
 
+def read_kept_run(name: str, folder: Path) -> ExperimentReport:
+    """Read a report whose result table README shows."""
+    (folder / name).write_text(read_staged_report(name))
+    return report.read(folder / name)
+
+
 @pytest.fixture
 def kept_run(tmp_path):
-    """Read the report that the result table of README shows."""
-    (tmp_path / "support.json").write_text(read_staged_report("support.json"))
-    return report.read(tmp_path / "support.json")
+    return read_kept_run("support.json", tmp_path)
+
+
+def table_lines(run: ExperimentReport) -> list[str]:
+    console = Console(width=100, file=io.StringIO())
+    console.print(report.terminal_table(run))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 def test_the_result_table_of_readme_is_that_of_the_kept_run(kept_run):
-    console = Console(width=100, file=io.StringIO())
-    console.print(report.terminal_table(kept_run))
-    rows = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    rows = table_lines(kept_run)
     block = README.split("<!-- result table -->\n```text\n")[1].split("\n```\n<!-- /result table -->")[0]
     shown = block.splitlines()
     assert not kept_run.smoke
     assert shown[: len(rows)] == rows
     assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(kept_run)
+
+
+def test_readme_shows_what_the_full_experiment_adds(kept_run, tmp_path):
+    full = read_kept_run("full.json", tmp_path)
+    heading, *rows = table_lines(full)
+    known = {facts.name for facts in kept_run.facts}
+    added = [row for row in rows if row.split()[0] not in known]
+    shown = README.split("<!-- full table -->\n```text\n")[1].split("\n```\n")[0].splitlines()
+    assert shown == [heading, *added]
+    assert len(added) == 4
 
 
 def test_the_item_that_readme_pins_was_lost_in_the_kept_run(kept_run):
