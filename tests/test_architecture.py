@@ -31,7 +31,6 @@ HOMES = {
         ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL
     ),
     "gguf": {"models"},
-    "vllm": {"models"},
     "openai": {"models"},
     "ray": {"experiment"},
     "submitit": {"experiment"},
@@ -63,7 +62,7 @@ HOMES = {
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
-    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm openai ray submitit "
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate openai ray submitit "
     "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab py3langid phonenumbers stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
@@ -97,7 +96,7 @@ OFFERED = {
     # A group: engines, weights and devices, of which each package needs a few.
     "models": (
         "adapters adapters.against_base chat_templates deltas deltas.bottleneck_layers deltas.matrices devices embedded_model hardware hf hub "
-        "loglikelihood memory model_folder oom openai_api supervision vllm vllm.server"
+        "loglikelihood memory model_folder oom openai_api supervision vllm"
     ),
     # Its `write` is of files for cron and systemd.
     "nightly": "scheduler",

@@ -1,7 +1,6 @@
 """The doctor says what is there, what candidates will take, what they took, and what is missing."""
 
 import json
-import sys
 
 import pytest
 import tiny_experiment
@@ -20,7 +19,7 @@ from harness.experiment.preflight.candidate_costs import (
     checkpoints_gb,
     estimate_costs,
 )
-from harness.models import hub, vllm
+from harness.models import hub
 from harness.models.hardware import Machine, Memory, memory, probe
 from harness.progress import SilentProgress
 
@@ -152,47 +151,6 @@ def test_the_command_prints_a_table_and_as_json_the_same(copy):
     plain = json.loads(CliRunner().invoke(app, ["doctor", "-c", str(copy), "--json"]).stdout)
     assert {"machine", "memory", "costs", "absent"} <= plain.keys()
     assert plain["costs"][0]["candidate"] == "prompt"
-
-
-@pytest.fixture
-def packages(tmp_path, monkeypatch):
-    """Lay down what says that vLLM 9.9.9 is installed, as pip writes it; returns its module's folder."""
-    folder = tmp_path / "packages"
-    (folder / "vllm-9.9.9.dist-info").mkdir(parents=True)
-    (folder / "vllm-9.9.9.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: vllm\nVersion: 9.9.9\n"
-    )
-    (folder / "vllm").mkdir()
-    (folder / "vllm" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(folder)
-    yield folder / "vllm"
-    for name in ("vllm", "vllm.platforms"):
-        sys.modules.pop(name, None)
-
-
-FOR_GPUS = "class current_platform:\n    device_type = 'cuda'\n"
-
-
-def test_a_vllm_for_another_device_is_named_and_stands_in_the_way_of_who_wants_it(copy, packages):
-    (packages / "platforms.py").write_text(FOR_GPUS)
-    assert examine(copy, [], SilentProgress()).problems == ()
-    found = examine(copy, ["engine=vllm"], SilentProgress())
-    assert [problem.found for problem in found.problems] == ["vLLM for cuda, and device cpu"]
-    done = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
-    assert "vLLM      9.9.9, built for cuda" in done.stdout
-
-
-def test_a_vllm_that_cannot_be_imported_is_a_problem_for_who_wants_it(copy, packages):
-    (packages / "platforms.py").write_text("import no_such_package\n")
-    assert examine(copy, [], SilentProgress()).problems == ()
-    (problem,) = examine(copy, ["engine=vllm"], SilentProgress()).problems
-    assert problem.found == "vLLM, and No module named 'no_such_package'"
-
-
-@pytest.mark.skipif(vllm.find_installed_version() is not None, reason="vLLM is installed")
-def test_without_vllm_the_extra_that_brings_it_is_named(copy):
-    found = examine(copy, [], SilentProgress())
-    assert (found.vllm, found.absent["vllm"]) == ("", "pip install 'harness-evals[vllm]'")
 
 
 def test_a_gpus_machine_without_a_compiler_is_told_so(tmp_path):

@@ -20,9 +20,8 @@ from harness.experiment.preflight import examine
 from harness.models import vllm
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.models.vllm import server
 from harness.progress import SilentProgress
-from harness.records import Limits, digest
+from harness.records import Limits
 from harness.spec import VllmPolicy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -48,7 +47,7 @@ def fake_answers(monkeypatch):
 def make_server(tiny, program, folder, heard=None, **settings):
     policy = VllmPolicy(command=str(program), **settings)
     notes = heard if heard is not None else []
-    return server.VllmServer(
+    return vllm.VllmServer(
         resolve(str(tiny)),
         tiny_methods.CPU,
         policy,
@@ -90,7 +89,7 @@ def wait_for(holds, seconds=30):
 
 def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_started(tiny, program, tmp_path):
     heard = []
-    host = make_server(tiny, program, tmp_path, heard, max_model_len=300)
+    host = make_server(tiny, program, tmp_path, heard, args=("--max-model-len=300",))
     local = ModelHost(resolve(str(tiny)), tiny_methods.CPU).base
     texts = [({"role": "user", "content": text},) for text in ("Where is my parcel?", "Who wrote it?")]
     pairs = [
@@ -108,7 +107,7 @@ def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_starte
         o.text for o in local.generate(prompts, Limits(8))
     ]
     said = (tmp_path / "logs" / "server.log").read_text()
-    assert "'--max-model-len', '300'" in said
+    assert "'--max-model-len=300'" in said
     assert "'--dtype', 'float32'" in said
     assert "'--generation-config', 'vllm'" in said
     assert {total for total, _ in heard} == {900}
@@ -129,7 +128,7 @@ def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(
     assert "ended with exit code 1" in failure.value.reason
     assert "CUDA out of memory. Tried to allocate 2.00 GiB" in failure.value.reason
     assert str(tmp_path / "logs" / "server.log") in failure.value.reason
-    assert "vllm.max_model_len" in failure.value.knob
+    assert "--max-model-len" in failure.value.knob
 
 
 def test_a_server_that_is_not_ready_in_time_is_ended(tiny, program, tmp_path, monkeypatch):
@@ -221,9 +220,9 @@ def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, progr
         "import tiny_methods\n"
         "from pathlib import Path\n"
         "from harness.models.hub import resolve\n"
-        "from harness.models.vllm import server\n"
+        "from harness.models import vllm\n"
         "from harness.spec import VllmPolicy\n"
-        f"host = server.VllmServer(resolve({str(tiny)!r}), tiny_methods.CPU, VllmPolicy(command={str(program)!r}),\n"
+        f"host = vllm.VllmServer(resolve({str(tiny)!r}), tiny_methods.CPU, VllmPolicy(command={str(program)!r}),\n"
         f"    Path({str(tmp_path)!r}) / 'server.log', lambda *_, note='': None)\n"
         "print('ready', flush=True)\n"
         "time.sleep(600)\n"
@@ -244,7 +243,7 @@ def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, progr
 def stores_and_report(tiny, program, tmp_path_factory):
     """Compare a prompt and a LoRA by both engines; returns the stores and the report by the server."""
     folder = tmp_path_factory.mktemp("compared")
-    settings = f"engine: vllm\nvllm: {{command: {program}, max_model_len: 900}}\n"
+    settings = f"engine: vllm\nvllm: {{command: {program}, args: [--max-model-len=900]}}\n"
     paths = [
         tiny_experiment.write(folder / name, tiny, CANDIDATES, extra=extra)
         for name, extra in (("ours", ""), ("theirs", settings))
@@ -301,27 +300,26 @@ def test_nothing_is_asked_again_and_no_server_started_where_all_is_stored(stores
 def test_another_version_of_vllm_has_other_rows(tiny, program, tmp_path):
     newer = fake_vllm.install(tmp_path / "newer", "10.0.0")
     ours, theirs = (VllmPolicy(command=str(one)) for one in (program, newer))
-    assert server.identity(ours)[0] == "vllm-server/9.9.9"
-    assert server.identity(theirs)[0] == "vllm-server/10.0.0"
-    assert server.identity(ours)[1] == server.identity(theirs)[1]
+    assert vllm.identity(ours)[0] == "vllm-server/9.9.9"
+    assert vllm.identity(theirs)[0] == "vllm-server/10.0.0"
+    assert vllm.identity(ours)[1] == vllm.identity(theirs)[1]
 
 
 def test_settings_that_change_what_is_computed_together_have_other_rows(program):
     plain, longer, elsewhere = (
         VllmPolicy(command=str(program), **more)
-        for more in ({}, {"max_model_len": 4096}, {"start_timeout": 5})
+        for more in ({}, {"args": ("--max-model-len=4096",)}, {"start_timeout": 5})
     )
-    assert server.identity(plain) == server.identity(elsewhere) != server.identity(longer)
+    assert vllm.identity(plain) == vllm.identity(elsewhere) != vllm.identity(longer)
 
 
 def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_has_not(program, monkeypatch):
     def list_identities():
-        return server.identity(VllmPolicy(command=str(program))), vllm.identity("0.33.0", "cpu")
+        return vllm.identity(VllmPolicy(command=str(program)))
 
     for name in [name for name in os.environ if name.startswith("VLLM_")]:
         monkeypatch.delenv(name)
     plain = list_identities()
-    assert plain[0][1] == digest([{}, vllm.MAX_RANK, ""])  # as rows were stored before switches counted
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_PORT", "VLLM_SERVICE_HOST", "VLLM_HOST_IP", "VLLM_CACHE_ROOT"):
         monkeypatch.setenv(name, "8000")
         assert list_identities() == plain

@@ -16,7 +16,7 @@ ANSWERS = {
     "paired statistics": ("stats/paired.py", "mcnemar"),
     "nightly evaluation": ("nightly/night.py", "run_night"),
     "HTML report": ("report/html.py", ""),
-    "vLLM": ("models/vllm/__init__.py", "VllmHost"),
+    "vLLM": ("models/vllm.py", "VllmServer"),
     "lm-eval adapter": ("evaluation/lm_eval/harness_lm.py", ""),
     "prefix KV cache": ("models/prefix_cache.py", ""),
     "chat template and tokenizer": ("models/tokenization.py", "encode_all"),

@@ -28,8 +28,6 @@ from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
-from harness.models.vllm import VllmHost
-from harness.models.vllm import server as vllm_server
 from harness.progress import Advance, Progress
 from harness.provenance import versions_of
 from harness.records import Document, Example, SampleResult, digest
@@ -132,14 +130,12 @@ def load(
     `log` is for what a server of its own says.
 
     Raises:
-        UserError: the engine is not installed, or not made for the device.
+        UserError: the engine is not installed.
         CandidateFailed: it cannot load this model here.
     """
     if experiment.engine == "transformers":
         return ModelHost(source, machine, known or None)
-    if experiment.vllm.command:
-        return vllm_server.VllmServer(source, machine, experiment.vllm, log, advance)
-    return VllmHost(source, machine, experiment.vllm)
+    return vllm.VllmServer(source, machine, experiment.vllm, log, advance)
 
 
 @dataclass
@@ -248,7 +244,7 @@ class Session:
 
     def base_in_memory(self, engine: str) -> ModelSource | None:
         """Return the base that an engine answers with on this machine; None where it answers elsewhere."""
-        here = engine.partition("/")[0] in ("transformers", "vllm", vllm_server.ENGINE)
+        here = engine.partition("/")[0] in ("transformers", vllm.ENGINE)
         return self.slot.host.source if here and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
@@ -270,7 +266,7 @@ class Session:
 
     def unload(self) -> None:
         """Let go of the base in memory, and of what a training left behind in cycles of references."""
-        if isinstance(self.slot.host, vllm_server.VllmServer):
+        if isinstance(self.slot.host, vllm.VllmServer):
             self.slot.host.close()  # whoever else still refers to it, the memory is wanted
         self.slot.host = None
         gc.set_threshold(_ALLOCATIONS)
@@ -283,10 +279,7 @@ class Session:
         In a dry run, which loads none, they are `UNKNOWN` until another command has.
         """
         if self.experiment.engine == "vllm":
-            policy = self.experiment.vllm
-            if policy.command:
-                return vllm_server.identity(policy)
-            return vllm.identity(vllm.find_installed_version(), self.machine.device, policy)
+            return vllm.identity(self.experiment.vllm)
         plain = self.sources[source.name]
         # Not by its speed, which is another number whenever it is measured.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]

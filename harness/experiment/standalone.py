@@ -31,7 +31,7 @@ from harness.models.hub import resolve
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report import ScoreRow
-from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
+from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task, VllmPolicy
 from harness.store import Store
 from harness.training import Weights
 
@@ -130,8 +130,8 @@ def prepare_model(
     Raises:
         UserError: with the problems of all tasks, or the model or the engine cannot be found.
     """
-    if engine == "vllm" and vllm.find_installed_version() is None:
-        raise UserError(vllm.absent())
+    if engine == "vllm":
+        refuse(vllm.problems(VllmPolicy()))
     found = _load_tasks(tasks, None)
     # The first task stands where an experiment has its target; nothing trains on it or asks it twice.
     experiment = Experiment(

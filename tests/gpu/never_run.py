@@ -8,19 +8,7 @@ from bench_page import Table
 _COLUMNS = ("what", "state", "what is tested on CPUs instead")
 _LINES = (
     (
-        "vLLM in the command's process (`engine: vllm`)",
-        (
-            "offered for bases and prompts; never run on a GPU. Beside a training or a second base it is left out on GPUs, because "
-            "vLLM in a process of others keeps the memory that it took "
-            "([vLLM's issue 21073](https://github.com/vllm-project/vllm/issues/21073)): the server gives it back"
-        ),
-        (
-            "what it cannot serve, and what else wants its GPU, is refused, its rows are never compared with another engine's (`tests/test_vllm.py`); by hand with "
-            "vLLM's build for CPUs, which CI has not: numbers against transformers (`tests/slow/test_vllm_itself.py`)"
-        ),
-    ),
-    (
-        "vLLM as a server (`engine: vllm` with `vllm: {command: …}`)",
+        "vLLM as a server (`engine: vllm`)",
         "offered: started, given adapters and ended by the harness; never run on a GPU, and never with vLLM's own program",
         (
             "start, failures, kills and a whole comparison with a program that takes the same arguments and speaks the same "

@@ -1,6 +1,7 @@
 """vLLM's own server, asked over HTTP, says what transformers says of the embedded model; needs vLLM."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,14 +13,14 @@ import pytest
 import tiny_methods
 
 from harness.methods import endpoint as method
-from harness.models import openai_api, vllm
+from harness.models import openai_api
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.records import Limits
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(vllm.find_installed_version() is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(shutil.which("vllm") is None, reason="vLLM is not installed"),
 ]
 
 MODEL = "smollm2-135m"

@@ -24,7 +24,6 @@ from harness.experiment.run_preview import recipe_warnings, short_judges
 from harness.formatting import count, pluralize
 from harness.models import hardware, vllm
 from harness.models.hardware import Machine, Memory, probe
-from harness.models.vllm import server as vllm_server
 from harness.progress import Progress
 from harness.spec import Experiment
 
@@ -35,7 +34,6 @@ _EXTRAS = {
     "evaluate": "evaluate",
     "sentence-transformers": "dense",
     "liger-kernel": "gpu",
-    "vllm": "vllm",
     "optuna": "search",
 }
 _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small model
@@ -45,7 +43,7 @@ _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small
 class Checkup:
     """Result of the check: the machine, its memory, free disk in GB, versions, the experiment, its costs.
 
-    `vllm` is its version and the device that it is built for, empty where it is not installed. `data` says
+    `vllm` is its version and its program where it is the engine, else empty. `data` says
     the worst that was found in the target's rows, and which command shows all. `recipes` says which settings
     of trainings lie outside of published ranges, `judges` which judges that run here cannot read all prompts.
     `absent` maps optional packages that are not there to the command that brings them. `problems` hold what
@@ -74,7 +72,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     machine = session.machine if session else probe(renew=True)
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
     problems += _disk_problems(session, selected, free_gb, str(path.parent))
-    served_by = _vllm(machine.device, problems, session.experiment if session else None)
+    engine = session.experiment if session and session.experiment.engine == "vllm" else None
     room = hardware.memory(machine.device)
     problems += compiler_problems(machine.device)
     short = short_judges(session, selected) if session else []
@@ -84,11 +82,9 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         memory=room,
         disk_free_gb=free_gb,
         packages=provenance.package_versions(),
-        vllm=served_by,
+        vllm=f"{vllm.release_of(engine.vllm)}, as a server by {engine.vllm.command}" if engine else "",
         absent={
-            name: f"pip install 'harness-evals[{extra}]'"
-            for name, extra in _EXTRAS.items()
-            if not (_has(name) or (name == "vllm" and served_by))
+            name: f"pip install 'harness-evals[{extra}]'" for name, extra in _EXTRAS.items() if not _has(name)
         },
         experiment=_experiment(session, selected) if session else (),
         data=_data(session, problems) if session else None,
@@ -146,25 +142,7 @@ def compiler_problems(device: str, include: Path | None = None, path: str | None
     return [Problem("doctor", f"no {name}", expected, step) for name, found in there.items() if not found]
 
 
-def _vllm(device: str, problems: list[Problem], experiment: Experiment | None) -> str:
-    """Say which vLLM is there; where it is wanted and cannot answer here, that goes to the problems."""
-    wanted = experiment is not None and experiment.engine == "vllm"
-    if experiment is not None and wanted and experiment.vllm.command:
-        return f"{vllm_server.release_of(experiment.vllm)}, as a server by {experiment.vllm.command}"
-    release = vllm.find_installed_version()
-    if release is None:
-        return ""
-    try:
-        built, problem = vllm.build_device(), vllm.wrong_build(device)
-    except ImportError as error:
-        built, problem = "nothing that can be imported", vllm.make_broken_problem(error)
-    problems += [problem] if problem and wanted else []
-    return f"{release}, built for {built}"
-
-
 def _has(package: str) -> bool:
-    if package == "vllm":  # two packages bring it
-        return vllm.find_installed_version() is not None
     try:
         return bool(version(package))
     except PackageNotFoundError:

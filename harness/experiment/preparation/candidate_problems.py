@@ -28,10 +28,9 @@ from harness.models import hub, openai_api, vllm
 from harness.models.adapters import describe_beside_low_rank
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
-from harness.models.vllm import server as vllm_server
 from harness.regularizers import layer_problems
 from harness.report import trackers
-from harness.spec import Recipe, VllmPolicy
+from harness.spec import Recipe
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
@@ -230,8 +229,7 @@ def engine_problems(
     """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
     if session.experiment.engine == "transformers":
         return
-    yield from _absent_engine(session.experiment.vllm)
-    yield from _refuse_kept_memory(session, needed)
+    yield from vllm.problems(session.experiment.vllm)
     for name in selected:
         if session.candidates[name].makes == "adapter" and not session.experiment.vllm.enable_lora:
             found, expected = "an adapter, and vllm.enable_lora: false", "a vLLM that takes adapters"
@@ -270,27 +268,6 @@ def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
         return f"of the family {family}"
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
-
-
-def _refuse_kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
-    """Yield that vLLM in this process never gives a GPU's memory back, where others want it as well."""
-    # Source: https://github.com/vllm-project/vllm/issues/21073.
-    if session.machine.device != "cuda" or session.experiment.vllm.command:
-        return
-    wanting = [c.name for c in needed if c.method.trains or c.served_base != session.source]
-    if wanting:
-        found = f"vLLM in this process, which keeps the GPU's memory, and {', '.join(wanting)}"
-        expected = "vLLM as a server, which ends before anything trains or another base is loaded"
-        yield Problem(
-            "engine", found, expected, f"vllm: {{command: /opt/vllm/bin/vllm}}, or {vllm.OTHERWISE}"
-        )
-
-
-def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:
-    if policy.command:
-        yield from vllm_server.problems(policy)
-    elif vllm.find_installed_version() is None:
-        yield vllm.absent()
 
 
 def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

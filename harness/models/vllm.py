@@ -2,7 +2,8 @@
 
 Invariant: the server ends with the host that started it, and with this process however that ends; its memory
 is then free. It answers nobody but this machine, by a name that no other server has.
-Source: vLLM's documentation of `vllm serve` and of LoRA adapters, https://docs.vllm.ai
+A switch of its kernels that is not known here may change numbers, and names the rows.
+Source: vLLM's documentation of `vllm serve` and of LoRA adapters, https://docs.vllm.ai, vllm/envs.py.
 """
 
 import json
@@ -11,13 +12,14 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -27,12 +29,17 @@ from harness.models import openai_api, supervision
 from harness.models.adapters import refuse_infinite
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
-from harness.models.hub import ModelSource
-from harness.models.vllm import INVARIANT, MAX_RANK, OTHERWISE, ends_of, kernel_switches
+from harness.models.hub import ModelSource, load_tokenizer
+from harness.models.tokenization import end_ids
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
 from harness.spec import VllmPolicy
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
+OTHERWISE = "engine: transformers"
 ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
 _VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on a line of its own
 _VERSION_S = 120  # importing vLLM takes a while
@@ -46,11 +53,21 @@ _ADAPTER_S = 600
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
 _OPENER = build_opener(ProxyHandler({}))  # no proxy of the environment reaches this machine's own address
 _THEIRS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
+# Of other prefixes those that choose how products are rounded.
+_OTHERS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
+# Addresses, folders, logs, waiting, room for keys, and what Kubernetes or this program sets.
+_WITHOUT_NUMBERS = re.compile(
+    r"VLLM_(API_KEY|NO_USAGE_STATS|DO_NOT_TRACK|USAGE_\w+|LOGGING_\w+|LOG_\w+|CONFIGURE_LOGGING|TRACE_FUNCTION"
+    r"|DEBUG_\w+|NO_DEPRECATION_WARNING|RPC_\w+|SERVICE_\w+|WORKER_MULTIPROC_METHOD|ENABLE_V1_MULTIPROCESSING"
+    r"|ALLOW_RUNTIME_LORA_UPDATING|CPU_KVCACHE_SPACE|ASSETS_CACHE|RINGBUFFER_WARNING_INTERVAL|SLEEP_WHEN_IDLE"
+    r"|KEEP_ALIVE_ON_ENGINE_DEATH|(\w+_)?PORT(_\w+)?|(\w+_)?(HOST|IP|DIR|ROOT|PATH|TIMEOUT)(_\w+)?)"
+)
 
 
 def problems(policy: VllmPolicy) -> Iterator[Problem]:
     """Yield what stands in the way before anything is started: no such program, no client."""
-    where, step = "vllm.command", f"pip install vllm in an environment of its own, or {OTHERWISE}"
+    where, step = "vllm.command", "python -m venv /opt/vllm && /opt/vllm/bin/pip install vllm, "
+    step += f"then vllm: {{command: /opt/vllm/bin/vllm}}; or {OTHERWISE}"
     if program_of(policy) is None:
         yield Problem(where, f"{policy.command}, which is no program here", "the program vllm", step)
     elif not release_of(policy):
@@ -61,7 +78,8 @@ def problems(policy: VllmPolicy) -> Iterator[Problem]:
 
 def program_of(policy: VllmPolicy) -> str | None:
     """Return the path of the program; None where there is none."""
-    return shutil.which(Path(policy.command).expanduser())
+    beside = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    return shutil.which(Path(policy.command).expanduser(), path=beside)
 
 
 def release_of(policy: VllmPolicy) -> str:
@@ -102,9 +120,28 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
         UserError: there is no such program, or no client.
     """
     refuse(problems(policy))
-    switches = kernel_switches()
-    layout = [policy.layout, MAX_RANK, switches.pop(INVARIANT, ""), *([switches] if switches else [])]
-    return f"{ENGINE}/{release_of(policy)}", digest(layout)
+    return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, kernel_switches()])
+
+
+def kernel_switches() -> dict[str, str]:
+    """Return the switches that are set here and may change an answer, by name."""
+    found = sorted(name for name in os.environ if name.startswith("VLLM_") or name in _OTHERS)
+    return {name: os.environ[name] for name in found if not _WITHOUT_NUMBERS.fullmatch(name)}
+
+
+def ends_of(source: ModelSource) -> list[int]:
+    """List the tokens that end an answer, as transformers does for the model."""
+    return end_ids(load_tokenizer(source), _generation_config(source.path))
+
+
+def _generation_config(path: Path) -> "GenerationConfig":
+    """Read which tokens end an answer, as transformers does for the model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a model without this file
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 class _ServerProcess(NamedTuple):
@@ -280,7 +317,6 @@ class VllmServer:
             "port": port,
             "dtype": str(dtype(self.machine.precision)).removeprefix("torch."),
             "generation-config": "vllm",
-            **{name.replace("_", "-"): value for name, value in self.policy.engine_args.items()},
             **({"max-lora-rank": MAX_RANK, "max-loras": 1} if self.policy.enable_lora else {}),
         }
         options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -291,7 +327,7 @@ class VllmServer:
 def _knob(log: Path) -> str:
     text = log.read_text("utf-8", "replace").lower() if log.exists() else ""
     if "out of memory" in text or "kv cache" in text:
-        return f"a lower vllm.max_model_len or another vllm.gpu_memory_utilization, or {OTHERWISE}"
+        return f"vllm.args: [--max-model-len=4096], another --gpu-memory-utilization, or {OTHERWISE}"
     return OTHERWISE
 
 
