@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
+from harness.cli.options import ExperimentFile
+from harness.experiment import describe_stored, estimate_seconds, estimate_work, first_line, look_up
+from harness.experiment.preparation.planned_work import BASE_ARM as ARM
+from harness.formatting import seconds
 from harness.models import hub
 
 REPOSITORY = Path(__file__).parents[1]
@@ -58,6 +62,32 @@ def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
     assert unknown[0] == known[0]
     assert "unknown whether" in unknown[1]
     assert "6 of 6 runs are stored already" in known[1]
+
+
+@pytest.mark.parametrize(
+    ("removed", "missing", "trains"),
+    [
+        (["tiny-shots-s0-*"], {"shots"}, False),
+        (["tiny-lora-s0-*"], {"lora"}, False),
+        (["tiny-lora-s0-*", "tiny-hybrid-s0-*", "weights/*"], {"bag", "lora", "hybrid"}, True),
+        (["tiny-shots-s0-*", "rows/*"], {ARM, "prompt", "shots", "ranked", "bag", "lora", "hybrid"}, False),
+    ],
+)
+def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, missing, trains):
+    for folder in [found for pattern in removed for found in (copy.parent / "runs").glob(pattern)]:
+        shutil.rmtree(folder)
+    session, loaded = ExperimentFile(config=copy).open_session()
+    stored = look_up(session, loaded.selected)
+    whole, work = (estimate_work(session, loaded.selected, found=found) for found in (None, stored))
+    assert set(work) == missing
+    assert bool(sum(one.trained for one in work.values())) is trains
+    whole_s, missing_s = (sum(estimate_seconds(session, of).values()) for of in (whole, work))
+    n_done = 6 - len(missing - {ARM})
+    said = describe_stored(session, stored, missing_s)
+    rest = f"; the others take about {seconds(missing_s)}" if n_done else ""
+    assert said == f"{n_done} of 6 runs are stored already{rest}"
+    line = first_line(session, 6, whole_s, missing_s)
+    assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
 
 
 def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(

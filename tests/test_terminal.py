@@ -47,9 +47,13 @@ def test_a_stage_that_takes_longer_than_expected_has_no_negative_time_left():
 
 
 def test_the_time_left_falls_as_a_stage_goes_on():
-    progress = TerminalProgress()
-    with progress.follow({"a": 20.0}):
-        assert notes(progress, 0, 2, 4) == ["about 20 s left", "about 15 s left", "about 10 s left"]
+    now, said = [0.0], []
+    progress = TerminalProgress(lambda: now[0])
+    with progress.follow({"a": 20.0}), progress.stage("stage", 10.0) as advance:
+        for now[0] in (0.0, 5.0, 10.0):
+            advance(now[0], 10)
+            said.append(progress._bar.tasks[-1].fields["note"])
+    assert said == ["about 20 s left", "about 15 s left", "about 10 s left"]
 
 
 def test_what_a_stage_took_is_not_counted_again_in_the_next_one():
@@ -82,6 +86,27 @@ def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_take
         f"lora: training … {m}0 %, loss 1.20, {m} min 0 s so far, about {11 - m} min 0 s left in all"
         for m in range(1, 5)
     ]
+
+
+@pytest.mark.parametrize("slower", [0.5, 0.75, 1.25, 2.0])
+def test_after_a_minute_the_time_left_is_less_than_a_third_off_on_a_machine_of_another_pace(slower):
+    """The first stage is a short one that takes five times as long: a model is loaded in it."""
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0])
+    plan = {"prompt": 2.0, "lora": 300.0, "shots": 100.0}
+    with progress.follow(plan):
+        left_s, off = slower * sum(plan.values()), []
+        for name, expected_s in plan.items():
+            with progress.stage(name, expected_s) as advance:
+                now[0] += 10.0 if name == "prompt" else 0.0
+                for part in range(1, 101):
+                    now[0] += slower * expected_s / 100
+                    left_s -= slower * expected_s / 100
+                    advance(part, 100)
+                    said_s = progress._estimate_left_s(progress._stages[-1])
+                    off += [said_s / left_s] if now[0] > 60 and left_s > 1 else []
+            progress.finish(name, f"{name} is done")
+    assert 2 / 3 < min(off) <= max(off) < 4 / 3
 
 
 def test_a_stage_outside_a_plan_says_how_long_it_takes_by_its_own_pace(capsys):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from harness.evaluation.costs import Work
     from harness.evaluation.session import Session
     from harness.experiment.preflight import Cost
+    from harness.records import Run
     from harness.report import ExperimentReport, Section
     from harness.spec import GatePolicy, Task
 
@@ -103,8 +104,14 @@ def compare(
     if dry_run:
         experiment.refuse_sensitive(session, loaded, stored)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
-    work = _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke) if computes else {}
-    plan = experiment.estimate_seconds(session, work)
+    work, missing = (
+        _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke, found)
+        if computes
+        else {}
+        for found in (None, stored)
+    )
+    plan, missing_plan = (experiment.estimate_seconds(session, of) for of in (work, missing))
+    missing_s = sum(missing_plan.values())
     warnings = experiment.warnings_before(session)
     if strict and warnings:
         _refuse_margins(warnings, experiment.advise_before(session, at.command_line(candidates or [])).text)
@@ -117,17 +124,18 @@ def compare(
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
         jobs = experiment.workers_sentence(session, loaded.selected, stored, scope)
-        known = experiment.describe_stored(session, loaded.selected, stored, plan)
+        known = experiment.describe_stored(session, stored, missing_s)
         for line in [*notes, known, *filter(None, [jobs])]:
             say(line)
         say("next: the same command without --dry-run runs it")
         return
-    say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
+    whole_s = sum(plan.values()) if computes else None
+    say(experiment.first_line(session, len(loaded.selected), whole_s, missing_s))
     tasks = [measured.task for measured in session.tasks]
     power = brief_warnings(warnings) or filter(None, [experiment.describe_power(session)])
     for line in [*power, *metric_warnings(tasks), *notes]:
         say(line)
-    with progress.follow(plan):
+    with progress.follow(missing_plan):
         found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
     found = write_report(found, at, candidates or [], session.experiment.report_to)
     if rescue and scope.smoke:
@@ -147,13 +155,18 @@ def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
 
 
 def _estimate_work(
-    session: "Session", selected: "Sequence[str]", learning_curve: bool, rescue: bool, smoke: bool
+    session: "Session",
+    selected: "Sequence[str]",
+    learning_curve: bool,
+    rescue: bool,
+    smoke: bool,
+    found: "Sequence[Run | None] | None",
 ) -> "dict[str, Work]":
-    """Estimate what the candidates take, and what is wanted beside them."""
+    """Estimate what the candidates take, beside the runs that are `found`, and what is wanted beside them."""
     from harness import experiment
     from harness.rescue import largest_work
 
-    work = experiment.estimate_work(session, selected, smoke=smoke)
+    work = experiment.estimate_work(session, selected, smoke=smoke, found=found)
     if learning_curve:
         experiment.refuse_curve(session, selected)
         work["learning curve"] = experiment.estimate_curve_work(session, selected)

@@ -19,7 +19,7 @@ from harness.formatting import seconds
 from harness.progress import Advance
 
 _WORTH_A_LINE_S = 15.0
-_FIRST_GUESS = 1.0
+_GUESSED_S = 20.0  # seconds of a plan that weigh as much as those that were measured
 _BETWEEN = "bookkeeping and statistics"  # where no stage is open
 _LINE_EVERY_S, _LOOK_EVERY_S = 60.0, 5.0
 
@@ -32,12 +32,13 @@ def console(width: int | None = None, *, stderr: bool = False) -> Console:
 
 @dataclass
 class _Stage:
-    """A stage at work: name, expected seconds, when it began, what share is done, and a word on it."""
+    """A stage at work: name, expected seconds, when it began, what share was done when, and a word on it."""
 
     label: str
     expected_s: float
     began: float
     share: float = 0.0
+    share_at: float = 0.0
     note: str = ""
 
 
@@ -92,7 +93,7 @@ class TerminalProgress:
             self._print(f"{label} … about {seconds(self._left_s())} left in all")
 
         def advance(done: float, total: float, note: str = "") -> None:
-            stage.share, stage.note = done / total, note
+            stage.share, stage.share_at, stage.note = done / total, self._clock(), note
             left = f"about {seconds(self._estimate_left_s(stage))} left"
             self._bar.update(task, completed=stage.share, note=f"{escape(note)}  {left}" if note else left)
 
@@ -175,8 +176,11 @@ class TerminalProgress:
         return (self._clock() - stage.began) * (1 - stage.share) / stage.share
 
     def _pace(self) -> float:
-        """Return measured seconds per expected second so far."""
-        return self._spent_s / self._expected_s if self._expected_s else _FIRST_GUESS
+        """Return measured seconds per expected second so far, those of stages at work included."""
+        begun = [stage for stage in [*self._stages] if stage.share and stage.expected_s]
+        expected_s = self._expected_s + sum(stage.expected_s * stage.share for stage in begun)
+        spent_s = self._spent_s + sum(stage.share_at - stage.began for stage in begun)
+        return (spent_s + _GUESSED_S) / (expected_s + _GUESSED_S)
 
     def _left_s(self) -> float:
         return max(0.0, sum(self._left.values()) - self._passed_s) * self._pace()

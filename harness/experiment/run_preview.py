@@ -45,9 +45,7 @@ def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
     return find_stored_runs(session, in_order(session, selected))
 
 
-def describe_stored(
-    session: Session, selected: Iterable[str], found: Sequence[Run | None], plan: Mapping[str, float]
-) -> str:
+def describe_stored(session: Session, found: Sequence[Run | None], missing_s: float) -> str:
     """Say how much of what a dry run plans is stored and how long the rest takes, or why that is unknown."""
     if unknown := session.unknown_bases():
         return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"
@@ -55,9 +53,7 @@ def describe_stored(
     stored = f"{count(sum(is_done))} of {count(len(found))} runs are stored already"
     if all(is_done) or not any(is_done):
         return stored
-    requests = in_order(session, selected)
-    lacking = {request.candidate.name for request, done in zip(requests, is_done, strict=True) if not done}
-    return f"{stored}; the others take about {seconds(sum(plan.get(name, 0.0) for name in lacking))}"
+    return f"{stored}; the others take about {seconds(missing_s)}"
 
 
 def workers_sentence(
@@ -82,16 +78,23 @@ def are_all_done(found: Iterable[Run | None]) -> bool:
     return all(run and run.state == "done" for run in found)
 
 
-def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
-    """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
-    beside = expected_s is not None and session.machine.device == "cpu" and spins_briefly()
+def first_line(session: Session, n_candidates: int, whole_s: float | None, missing_s: float) -> str:
+    """Say what runs where, in which precision, and how long what is missing and the whole take about.
+
+    `whole_s` is None where all is stored.
+    """
+    beside = whole_s is not None and session.machine.device == "cpu" and spins_briefly()
     notes = [probe_notes(session.machine), "other work runs too, so threads spin briefly" if beside else ""]
     said = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
     n = pluralize(n_candidates, "candidate")
+    took = "all of it stored"
+    if whole_s is not None:
+        rest = f"about {seconds(missing_s)} for what is missing, " if missing_s < whole_s else ""
+        took = f"{rest}about {seconds(whole_s)} from nothing"
     return (
         f"{session.experiment.name}: {n} on {session.experiment.base_model}, "
         f"{session.machine.name}, {session.machine.precision}{said}, {session.machine.gflops:,.0f} GFLOP/s; "
-        + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
+        + took
     )
 
 

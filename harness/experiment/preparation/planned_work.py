@@ -1,10 +1,10 @@
-"""Planned work of candidates: what each trains, reads and generates from nothing, and how long that takes.
+"""Planned work of candidates: what each trains, reads and generates, and how long that takes.
 
 Invariant: what candidates share (a base's suites, a fine-tune's weights) is counted once, with the first of
 them, so the parts add up to the whole.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
@@ -16,38 +16,69 @@ from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import estimate_tracking
 from harness.experiment.runs.k_fold import fold_sessions, is_cross_validated
+from harness.experiment.runs.stored_rows import is_measured
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hub import ModelSource
+from harness.records import Run
 
 BASE_ARM = "capability suite of the base"
 TIMED_AGAIN = "single requests of the best"
 
 
-def estimate_work(session: Session, selected: Collection[str], *, smoke: bool = False) -> dict[str, Work]:
+def estimate_work(
+    session: Session,
+    selected: Collection[str],
+    *,
+    smoke: bool = False,
+    found: Sequence[Run | None] | None = None,
+) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet.
 
-    In a `smoke` run no more requests are timed of what is best.
+    Where the stored runs were `found`, only what is missing beside them counts. In a `smoke` run no more
+    requests are timed of what is best.
     """
+    done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
     candidates = [session.candidates[name] for name in selected]
     suites = total_work(suite_sets(session, base_weights(session.source)))
     arm = suites + _control_work(session, suites) + Work(opened=1)
     bases = list_measured_bases(candidates) if session.suites else ()
-    out = {arm_label(session, source): arm for source in bases}
+    missing = [source for source in bases if found is None or not is_measured(session, source)]
+    out = {arm_label(session, source): arm for source in missing}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
     for candidate in candidates:
         makes = [at for at in candidate.lineage if at not in made]
         made.update(makes)
-        each = [session, *fold_sessions(session)]
-        making = sum((_trials_work(one, one.candidates[at]) for one in each for at in makes), Work())
+        seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in done]
         weights = (candidate.source_name, candidate.served_base.weights_digest)
         gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
-        once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
+        once = _evaluation_work(session, candidate) + (suites if gated else Work())
         judged.add(weights)
-        out[candidate.name] = times(once, len(candidate.seeds))
-    if not smoke and (again := _estimate_timing(session, candidates)).requests:
+        if seeds:
+            making = _making_work(session, makes, seeds, from_nothing=found is None)
+            out[candidate.name] = times(once, len(seeds)) + making
+    lacks_runs = any(candidate.name in out for candidate in candidates)
+    if lacks_runs and not smoke and (again := _estimate_timing(session, candidates)).requests:
         out[TIMED_AGAIN] = again
     return out
+
+
+def _making_work(
+    session: Session, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool
+) -> Work:
+    """Estimate the trials and fits of some candidates, of each seed and fold whose weights are not stored."""
+    each = [session, *fold_sessions(session)]
+    return sum(
+        (
+            _trials_work(one, made)
+            for one in each
+            for made in (one.candidates[at] for at in makes)
+            for seed in seeds
+            if from_nothing or not made.method.trains or find_stored_weights(one, made, seed) is None
+        ),
+        Work(),
+    )
 
 
 def _estimate_timing(session: Session, candidates: Collection[ResolvedCandidate]) -> Work:
