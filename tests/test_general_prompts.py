@@ -4,12 +4,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from harness.data.general_prompts import EACH, KINDS, general_prompts
+from harness.regularizers._general import _PROMPTS, general_prompts
 
 SUITES = Path(__file__).parents[1] / "suites"
 RUN = 5  # words in a row that no prompt shares with an item
@@ -41,23 +40,6 @@ def item_runs() -> set[tuple[str, ...]]:
     return {run for text in items() for run in runs(text)}
 
 
-def kind_of(prompt: str) -> str:
-    """Name the kind with a template that the prompt fills."""
-    return next(
-        name for name, kind in KINDS.items() if any(matches_template(t, prompt) for t in kind.templates)
-    )
-
-
-def matches_template(template: str, prompt: str) -> bool:
-    return pattern_of(template).fullmatch(prompt) is not None
-
-
-@cache
-def pattern_of(template: str) -> re.Pattern[str]:
-    fixed = re.split(r"(?<!\{)\{\w+\}", template)
-    return re.compile(".+".join(re.escape(part.format()) for part in fixed))
-
-
 def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(item_runs):
     shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & item_runs)}
     assert shared == {}
@@ -76,15 +58,10 @@ def test_an_item_with_other_names_and_numbers_would_be_found(item_runs, reworded
     assert runs(reworded) & item_runs
 
 
-@pytest.mark.parametrize("n", [12, 50, 353, len(KINDS) * EACH])
-def test_each_beginning_holds_all_kinds_alike(n):
-    counts = Counter(kind_of(prompt) for prompt in general_prompts()[:n])
-    assert len(counts) == len(KINDS)
+@pytest.mark.parametrize("n", [12, 50, 353, 1800])
+def test_each_beginning_holds_all_kinds_alike_and_no_prompt_twice(n):
+    rows = [json.loads(line) for line in _PROMPTS.read_text("utf-8").splitlines()]
+    counts = Counter(row["kind"] for row in rows[:n])
+    assert counts.keys() == {row["kind"] for row in rows}
     assert max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_no_prompt_is_asked_twice_and_every_slot_is_filled():
-    prompts = general_prompts()
-    assert len(set(prompts)) == len(prompts) == len(KINDS) * EACH
-    assert not [p for p in prompts if re.search(r"\{\w+\}", p)]
-    assert all(p == " ".join(p.split()) for p in prompts)
+    assert len({row["prompt"] for row in rows}) == len(rows) == 1800

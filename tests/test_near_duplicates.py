@@ -9,7 +9,6 @@ from string import ascii_lowercase
 import pytest
 
 from harness.data import near_duplicates as found
-from harness.data.general_prompts import general_prompts
 from harness.data.near_duplicates import (
     DuplicateGroup,
     TextMatch,
@@ -18,6 +17,7 @@ from harness.data.near_duplicates import (
     nearest,
     similarity,
 )
+from harness.regularizers._general import general_prompts
 
 WORDS = (
     "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()

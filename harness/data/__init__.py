@@ -18,7 +18,6 @@ from harness.data import examples as items
 from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import ContaminatedRow, find_contaminated_rows, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
-from harness.data.general_prompts import general_prompts
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.data.unused import note_unused

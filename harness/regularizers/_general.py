@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from harness.data import general_prompts, load_rows, suite_contamination
+from harness.data import load_rows, suite_contamination
 from harness.errors import CandidateFailed, UserError, refuse
 from harness.records import Example, fold_text
 from harness.spec import Task, TaskData
@@ -20,6 +20,7 @@ from harness.spec import Task, TaskData
 _LONGEST = 64  # tokens of an answer
 _SPARE = 1.9  # some four in ten answers are not at their end by then, and a few are empty or refused
 _ENDS = (".", "!", "?")
+_PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
 _SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by tests/studies/shipped_answers.py
 
 
@@ -133,6 +134,13 @@ def _prompts(name: str, context: MixContext) -> tuple[Example, ...]:
 @cache
 def _fold_general_prompts() -> tuple[tuple[str, str], ...]:
     return tuple((text, fold_text(text)) for text in general_prompts())
+
+
+@cache
+def general_prompts() -> tuple[str, ...]:
+    """Return the prompts that a base is asked, each beginning of which holds all kinds alike."""
+    lines = _PROMPTS.read_text("utf-8").splitlines()
+    return tuple(json.loads(line)["prompt"] for line in lines)
 
 
 def _text(row: Answered) -> str:
