@@ -1,4 +1,4 @@
-"""The check of texts: encoding, lengths, formats, languages, personal data, and rows that cannot be used."""
+"""The check of texts: encoding, lengths, formats, personal data, and rows that cannot be used."""
 
 import json
 import shlex
@@ -241,41 +241,6 @@ def test_white_space_behind_answers_is_mended_by_the_command_that_is_named(find,
     assert alarms(examine_rows(RowCheck([mended], only=["answer_formats"])).findings) == []
 
 
-ENGLISH = (
-    "Where is the parcel that I ordered for my sister on Monday morning",
-    "Please send the money for this broken lamp back to my account",
-    "How do I change the address and the telephone number in my profile",
-    "I was charged two times although only one invoice came with the box",
-)
-
-
-GERMAN = "Wo bleibt denn eigentlich das Paket, das ich am Montag für meine Schwester bestellt habe"
-
-
-def test_rows_of_another_language_are_found(find):
-    rows = [{"prompt": f"{ENGLISH[i % 4]} {i}?", "reference": f"answer {i}"} for i in range(100)]
-    assert alarms(find(rows, "languages")) == []
-    for i in (20, 40, 60, 80):
-        rows[i]["prompt"] = f"{GERMAN} {i}?"
-    (found,) = alarms(find(rows, "languages"))
-    assert lines(found) == [21, 41, 61, 81]
-
-
-def test_a_word_of_two_alphabets_is_found_and_a_greek_unit_is_not(find):
-    rows = make_clean_rows()
-    rows[0]["text"] += " 5 μm"
-    rows[1]["text"] += " p\u0430ypal"
-    (found,) = alarms(find(rows, "languages"))
-    assert lines(found) == [2]
-
-
-def test_languages_of_equal_shares_are_the_files_own(find):
-    french = "Je voudrais savoir quand le colis que nous avons commandé hier sera livré à la maison"
-    texts = (ENGLISH[0], GERMAN, french)
-    rows = [{"prompt": f"{texts[i % 3]} {i}?", "reference": f"answer {i}"} for i in range(45)]
-    assert alarms(find(rows, "languages")) == []
-
-
 def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
     rows = make_clean_rows()
     secrets = ("jane.roe@example.com", "+49 6151 123456")
@@ -287,13 +252,6 @@ def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, fin
     shown = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
     for part in ("roe", "example", "6151", "123"):
         assert part not in shown
-
-
-def test_words_of_two_scripts_joined_by_a_hyphen_or_a_digit_are_no_slip(find):
-    rows = [{"prompt": f"Где IT-специалист и 3D-принтер {i}?", "reference": str(i)} for i in range(40)]
-    assert alarms(find(rows, "languages")) == []
-    rows[7]["prompt"] += " pаypal"  # with a Cyrillic letter
-    assert [lines(f) for f in alarms(find(rows, "languages"))] == [[8]]
 
 
 @pytest.mark.parametrize("thumbs", [(True, False), (1, 0)])

@@ -25,7 +25,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
-MOST_MODELLED = 20_000  # rows that a classifier or a language guesser sees, drawn by class
+MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Tokenizer(NamedTuple):
 class CheckContext:
     """Beside the rows: those that are tested on, a tokenizer, and the least difference that n items show.
 
-    `most` rows are judged by classifiers and language guesses, drawn by class.
+    `most` rows are judged by classifiers, drawn by class.
     `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
     `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
     """
