@@ -53,7 +53,6 @@ HOMES = {
             "datasketch",
             "ftfy",
             "cleanlab",
-            "py3langid",
             "phonenumbers",
             "stdnum",
         )
@@ -63,7 +62,7 @@ HOMES = {
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate openai ray submitit "
-    "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab py3langid phonenumbers stdnum"
+    "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab phonenumbers stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
 DERIVED = PACKAGE / "evaluation" / "lm_eval" / "harness_lm.py"
@@ -82,7 +81,7 @@ OFFERED = {
     # A group: `session` and what uses it import the package, so it cannot import them; the stages of
     # `judges` import `judges`, and `costs.timing` a session, which imports `costs`.
     "evaluation": (
-        "candidate_rows candidates changed_facts control_arm costs costs.timing judges "
+        "candidate_rows candidates control_arm costs costs.timing judges "
         "judges.answer_pairs judges.grade_costs judges.grade_reading judges.grading judges.judge_context "
         "judges.judging_stage lm_eval more_targets openers regularization rescoring rows.row_sets "
         "rows.sampling runner session training_overlap"

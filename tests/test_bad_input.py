@@ -88,12 +88,6 @@ def test_true_is_no_number(folder, recipe, found):
     assert find_only_problem(folder, text=f"{EXPERIMENT}  x: {recipe}\n")[:2] == ("harness.yaml:9", found)
 
 
-def test_shots_in_one_message_are_refused_because_they_are_given_as_turns(folder):
-    found = find_only_problem(folder, target=TARGET + "    fewshot_as_multiturn: false\n")
-    step = "write another value, or leave fewshot_as_multiturn out: it is true then"
-    assert found == ("suites/tiny.yaml:5", "fewshot_as_multiturn: false", step)
-
-
 def test_a_missing_key_is_named_with_what_lacks_it(folder):
     where, found, _ = find_only_problem(folder, text=EXPERIMENT.replace("name: tiny\n", ""))
     assert (where, found) == ("harness.yaml:1", "no key 'name'")

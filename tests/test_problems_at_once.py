@@ -11,7 +11,6 @@ from harness.data import load_task, suite_contamination
 from harness.data.examples import SourcedExample
 from harness.data.training_rows import load_training_rows
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation.changed_facts import read_changes
 from harness.records import Example
 from harness.spec import Task
 
@@ -83,22 +82,6 @@ def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
     assert [int(p.where.rpartition(":")[2]) for p in found] == [1, 2, 3]
 
 
-def test_so_do_those_of_changed_rows(tmp_path):
-    changed = [
-        {"prompt": "", "reference": "card"},
-        GOOD[4],
-        {"prompt": GOOD[5]["prompt"], "reference": "refund"},
-    ]
-    asked = task(tmp_path, GOOD)
-    changes = {"test": write_rows(tmp_path / "c.jsonl", changed)}
-    asked = Task.model_validate(
-        {**asked.model_dump(), "data": {**asked.data.model_dump(), "changes": changes}}
-    )
-    said = map_by_line(problems(lambda: read_changes(asked, load_task(asked, 0))))
-    assert said.keys() == {1, 2}
-    assert said[2].startswith("'refund', which ")
-
-
 def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
     empty = [{"prompt": "", "reference": "card"}] * 30
     found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
@@ -161,9 +144,9 @@ def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkey
     ("data", "recipe", "found"),
     [
         (
-            "{documents: rows.jsonl, test: rows.jsonl, folds: 5, changes: {test: rows.jsonl}}",
+            "{documents: rows.jsonl, test: rows.jsonl, folds: 5}",
             "prompt",
-            ["folds: 5, and a test file", "folds: 5, and changes", "folds: 5, and no rows to deal"],
+            ["folds: 5, and a test file", "folds: 5, and no rows to deal"],
         ),
         (
             "{all: rows.jsonl}",

@@ -20,7 +20,6 @@ from harness.config.rubrics import is_judged, judge_problems, pair_judge_problem
 from harness.config.weight_sources import check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
-    CHANGED_FILES,
     DATA_FILES,
     ENTAILMENT,
     HUB,
@@ -73,7 +72,6 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         return
     for name in DATA_FILES:
         yield from _find_missing_rows(getattr(task.data, name), (*keys, "data", name), task, tree)
-    yield from _changes(task, keys, tree)
     for index, name in enumerate(task.metrics):
         at = tree.where((*keys, "metrics", index))
         yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at)
@@ -95,22 +93,6 @@ def _names_rows(task: Task, part: str) -> bool:
 def _find_missing_rows(path: str | None, keys: Keys, task: Task, tree: Tree) -> Iterator[Problem]:
     if path is not None and not path.startswith(HUB) and not Path(path).exists():
         yield describe_missing_file(Path(path), tree.where(keys), f"the {keys[-1]} rows of task {task.name}")
-
-
-def _changes(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
-    """Yield what is wrong with facts that changed: those of a suite, and new documents without old ones."""
-    if task.data.changes is None:
-        return
-    at: Keys = (*keys, "data", "changes")
-    for name in CHANGED_FILES:
-        yield from _find_missing_rows(getattr(task.data.changes, name), (*at, name), task, tree)
-    if keys[0] != "target":
-        step = "name them in data: of the target"
-        found = f"changes of the task {task.name}, which is not the target"
-        yield Problem(tree.where(at), found, "those of the target", step)
-    elif task.data.changes.documents and not task.data.documents:
-        found, expected = "new documents, and none before", "`documents:` in the data of the task"
-        yield Problem(tree.where(at), found, expected, "add the old ones, or leave changes.documents out")
 
 
 def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from typing import Any
 from harness import plugins
 from harness.config.problems import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import CHANGED_FILES, DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
+from harness.spec import DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
@@ -201,8 +201,6 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
     data = mapping(task.get("data"))
     for split in DATA_FILES:
         _resolve_file(data, split, folder)
-    for split in CHANGED_FILES:
-        _resolve_file(mapping(data.get("changes")), split, folder)
     metrics = task.get("metrics")
     if isinstance(metrics, list):
         task["metrics"] = [_resolve_metric(m, folder) if isinstance(m, str) else m for m in metrics]

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from harness import formatting, gating
 from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
-from harness.decision.changed_answers import ChangedAnswers, describe_outdated
 from harness.decision.economics import (
     apply_budgets,
     forecast_text,

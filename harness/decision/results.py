@@ -21,7 +21,6 @@ from harness.comparison import (
     is_judge,
     orient,
 )
-from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
 from harness.decision.target_scores import TargetScore
 from harness.decision.trivial_baseline import TrivialBaseline
@@ -115,10 +114,10 @@ class CandidateFacts:
     it, and `corrected` is the verdict at that level. `labels_missing` of people keep a judge's metric
     from deciding about its answers, `wins` says how often these are preferred to those of the best
     untrained candidate, where the gate asks for that. `base` is what answers, where a language model here
-    does. `changes` is what it answered to facts that changed, `more_targets` what it reached on targets
-    that decide nothing. `settings` names what validation chose its own setting among, each by the digest
-    of its weights and prompts where these are known, so that two candidates may name the same. `unread`
-    counts the answers that were cut or could not be read. Its prompts say what to do if `is_instructed`.
+    does. `more_targets` is what it reached on targets that decide nothing. `settings` names what validation
+    chose its own setting among, each by the digest of its weights and prompts where these are known, so that
+    two candidates may name the same. `unread` counts the answers that were cut or could not be read. Its
+    prompts say what to do if `is_instructed`.
     """
 
     name: str
@@ -162,7 +161,6 @@ class CandidateFacts:
     labels_missing: int = 0
     wins: Wins | None = None
     base: BaseSize | None = None
-    changes: ChangedAnswers | None = None
     more_targets: tuple[TargetScore, ...] = ()
     settings: tuple[str, ...] = ()
     unread: UnreadAnswers | None = None

@@ -30,7 +30,7 @@ from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
 from harness.progress import Advance, Progress
 from harness.provenance import versions_of
-from harness.records import Document, Example, SampleResult, digest
+from harness.records import Example, SampleResult, digest
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 from harness.training import Weights
@@ -89,17 +89,6 @@ class MeasuredTask(NamedTuple):
         return self._replace(task=task, metrics=metrics, judged={})
 
 
-class ChangedFacts(NamedTuple):
-    """Items of the target whose right answer changed, the documents as they are now, and former answers.
-
-    `outdated` maps ids of items to their former answers, as far as these are known.
-    """
-
-    items: tuple[Example, ...]
-    documents: tuple[Document, ...]
-    outdated: Mapping[str, tuple[str, ...]]
-
-
 class Fold(NamedTuple):
     """A fold of the target: the items it trains on and tests, and candidates' own training rows there."""
 
@@ -150,7 +139,7 @@ class Session:
     """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
     `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
-    `changed` facts of the target that changed, None where it names none. `more_targets` are answered by every
+    `more_targets` are answered by every
     candidate, and decide nothing; rescues keep gains on them, and nights watch them. `folds` are those of the
     target, where `data.folds` asks for some (see `k_fold`). `source` is the experiment's base; `sources`
     holds every model that a candidate names, by name; `candidates` are the experiment's, each resolved once.
@@ -191,7 +180,6 @@ class Session:
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     searched: set[str] = field(default_factory=set)
     is_worker: bool = False
-    changed: ChangedFacts | None = None
     more_targets: tuple[MeasuredTask, ...] = ()
     judging: Mapping[str, Weights | str] = field(default_factory=dict)
 

@@ -35,7 +35,7 @@ from harness.report.tables.decision_tables import (
 )
 from harness.report.tables.origin_tables import attribution_sentence, provenance_tables, steps_section
 from harness.report.tables.people_labels import label_sections
-from harness.report.tables.target_tables import changes_section, targets_section, wins_section
+from harness.report.tables.target_tables import targets_section, wins_section
 from harness.report.tables.training_tables import figure_title, sets_section, show_trainings, trials_section
 from harness.report.wording import (
     SMOKE,
@@ -56,7 +56,7 @@ _LOST_LISTED = 10
 _EVIDENCE = 10  # sentences before the appendix
 # What the terminal shows beside the first page.
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
-_BRIEF = ("ablation", "training sets", "wins", "labels", "changes", "more targets")
+_BRIEF = ("ablation", "training sets", "wins", "labels", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "95 % intervals, over items like these"
 
@@ -95,7 +95,7 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     yield seed_section(report.seeds, report.unit)
     yield from [_mark_grades(report, curve_section(report.curve))] if report.curve else []
     yield _slices(report, done)
-    yield from (retrieval_section(done), _mark_grades(report, changes_section(done)))
+    yield retrieval_section(done)
     yield from (targets_section(done), several_section(done))
 
 

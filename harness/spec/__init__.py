@@ -25,7 +25,7 @@ from harness.spec.policies import (
 )
 from harness.spec.recipe import PLUGINS, PROMPTS, Mix, Recipe, Tracking, spell_out
 from harness.spec.search_space import SubjectTo, is_span, span_of
-from harness.spec.task import CHANGED_FILES, DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
+from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,
     ENTAILMENT,
@@ -124,7 +124,7 @@ class Experiment(Spec):
         """Whether `folds` could be added to the target's data as it is."""
         data, alone = self.target.data, len(self.seeds) == 1 and self.gate.target.win_rate is None
         refused = self.target.is_judged and self.gate.uncalibrated_judge == "refuse"
-        return bool(data.all) and not data.folds and not data.changes and alone and not refused
+        return bool(data.all) and not data.folds and alone and not refused
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -25,18 +25,6 @@ class ItemLimits(Spec):
     test: int | None = Field(None, ge=1)
 
 
-class Changes(Spec):
-    """Facts that changed after a release: what candidates answer then, without being trained again.
-
-    `test` holds items whose right answer is another now. What was right before stands in their field
-    `outdated`, else in the target's own row that asks the same. `documents` are all texts for retrieval as
-    they are now.
-    """
-
-    test: str
-    documents: str | None = None
-
-
 class TaskData(Spec):
     """Files of a task, relative to the file that names them.
 
@@ -49,8 +37,7 @@ class TaskData(Spec):
     `last` on the last one. Turns of one conversation are one cluster.
 
     `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
-    preference pairs, or answers with a thumb each, `documents` texts for retrieval. `changes` are facts of
-    the target that changed later.
+    preference pairs, or answers with a thumb each, `documents` texts for retrieval.
 
     `folds: 5`, for little data, tests on every training row: in each of five folds what is trained, or draws
     its shots, does so without the fold's rows and answers these. What is shipped is made of all rows.
@@ -67,7 +54,6 @@ class TaskData(Spec):
     unknown_labels: Literal["error", "drop"] = "error"
     invalid_rows: Literal["error", "drop"] = "error"
     turns: Literal["last", "all"] = "last"
-    changes: Changes | None = None
     folds: int | None = Field(None, ge=3, le=20)
 
     @rule
@@ -82,8 +68,6 @@ class TaskData(Spec):
                 f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
                 "folds out, or test, whose rows may stand among those of train"
             )
-        if self.folds and self.changes:
-            yield f"folds: {self.folds}, and changes: what ships was trained on these facts"
         if self.folds and not (self.all or self.train):
             yield f"folds: {self.folds}, and no rows to deal: name a file as all or train"
 
@@ -94,7 +78,6 @@ class TaskData(Spec):
 
 
 DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
-CHANGED_FILES = ("test", "documents")  # of Changes
 
 
 class Fields(Spec):
@@ -128,9 +111,8 @@ class Task(Spec):
     `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
     in (0, 1), or `10%` of what the base has above chance. Each of `metrics` is the name of one of ours, a
     file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, `judge:./FILE.yaml`, a rubric,
-    or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns, which
-    `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
-    `truncated_scores`, which suits questions whose answer comes first.
+    or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns. An answer
+    cut at `max_new_tokens` scores worst unless `truncated_scores`: for questions whose answer comes first.
 
     `name` is what reports call the task, `description` says what it measures. `primary` is the metric that
     decides, the first of them if not written. `labels` closes the set of answers. `limit` caps its test
@@ -157,7 +139,6 @@ class Task(Spec):
     chat_template: bool = True
     system: str | None = None
     num_fewshot: int = Field(0, ge=0)
-    fewshot_as_multiturn: Literal[True] = True
     length_normalized: bool = False
     max_new_tokens: int = Field(32, ge=1)
     truncated_scores: bool = False

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from harness import formatting
 from harness.decision.advice.measured_reasons import explain_why_not
-from harness.decision.changed_answers import describe_measured_changes
 from harness.decision.results import (
     Action,
     CandidateFacts,
@@ -104,8 +103,6 @@ def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFa
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     """Say what was measured about a need; empty where nothing was."""
-    if need == "changing_facts" and (said := _changes(case)):
-        return said
     wanted = _ADVICE[need].slices
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
@@ -113,21 +110,6 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         return _WITHOUT_FINE_TUNE[need](case)
     run = case.judged
     return _MEASURES[need](case, run) if run and need in _MEASURES else ""
-
-
-def _changes(case: Case) -> str:
-    """Say what the best of each kind answered to facts that changed; empty where nobody was tested."""
-    kinds = (_PROMPTED[:3], ("rag",), ("fine-tune",), ("hybrid",))
-    known = [f for f in case.facts if f.changes and not f.baseline]
-    chosen = [run for kind in kinds if (run := best(f for f in known if action_of(f) in kind))]
-    found = [(f.name, f.changes, _training_text(f)) for f in chosen if f.changes]
-    return describe_measured_changes(found, case.metric) if found else ""
-
-
-def _training_text(run: CandidateFacts) -> str:
-    if not run.training.total_s:
-        return ""
-    return f"{formatting.seconds(run.training.total_s)} and {formatting.usd(run.training_cost_usd)} USD"
 
 
 def _latency(case: Case, run: CandidateFacts) -> str:

@@ -12,7 +12,6 @@ from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.changed_scores import add_changes
 from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.analysis.judging import judge
 from harness.experiment.analysis.study import Study, study_session
@@ -67,8 +66,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     reached = describe_reached(session, reader, runs)
     compared = against.add_comparisons(session, reader, runs, reached)
     compared = add_wins(session, reader, runs, compared)
-    changed = add_changes(session, reader, runs, compared)
-    facts = add_more_targets(session, reader, runs, changed)
+    facts = add_more_targets(session, reader, runs, compared)
     read_documents_of(session, runs)
     study = study_session(session, reader)
     results = _gate_results(session, study, runs)

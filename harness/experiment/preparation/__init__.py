@@ -15,7 +15,6 @@ from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
-from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.judges import list_judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.evaluation.training_overlap import refuse_or_note
@@ -109,7 +108,6 @@ def _prepare_without_judges(
         training=training,
         folds=folds,
         dry_run=scope.dry_run,
-        changed=read_changes(experiment.target, target.items, [m.items for m in training.values()]),
         more_targets=tuple(m for m in others if m.role == "target"),
     )
     return cut_special_tokens(session)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.changed_facts import list_changed_sets
 from harness.evaluation.costs import Work, times
 from harness.evaluation.costs.timing import n_timed
 from harness.evaluation.more_targets import list_further_sets
@@ -133,7 +132,7 @@ def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if not plugins.method(candidate.recipe.method).makes_language_model:
         return Work(runs=1)
     weights = base_weights(session.source)
-    listings = (target_sets, list_changed_sets, list_further_sets)
+    listings = (target_sets, list_further_sets)
     answers = total_work([rows for of in listings for rows in of(session, candidate.recipe, weights, 0)])
     n_opened = 1 + len(session.folds) * is_cross_validated(session, candidate)
     n_requests = n_timed(len(session.target.items.validation))

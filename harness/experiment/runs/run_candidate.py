@@ -12,7 +12,6 @@ from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.changed_facts import index_figures, list_changed_sets
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.more_targets import list_further_sets
@@ -84,7 +83,6 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         )
     with open_and_fill(session, weights, lacking, name, candidate.base) as model:
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
-    latency |= index_figures(session, candidate.recipe, seed)
     score_answered(session, lacking)
     said = describe_rows(session, candidate.source)
     run = describe_run(
@@ -287,11 +285,10 @@ def _has_trials(run: Run, weights: Weights) -> bool:
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
-    """List what a run refers to: the target, its changed items, more targets, then the suites."""
+    """List what a run refers to: the target, more targets, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
-    changed = list_changed_sets(session, candidate.recipe, weights, seed)
     more = list_further_sets(session, candidate.recipe, weights, seed)
-    return [*sets_of_target(session, candidate, weights, seed), *changed, *more, *suites]
+    return [*sets_of_target(session, candidate, weights, seed), *more, *suites]
 
 
 def record_failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:

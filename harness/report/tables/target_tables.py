@@ -1,4 +1,4 @@
-"""Tables of targets: facts that changed, more targets beside the one that decides, and win rates.
+"""Tables of targets: more targets beside the one that decides, and win rates.
 
 Invariant: every score has its interval and every change is paired on the same items; a win rate stands beside
 the one that was required, and a judge's own beside the corrected one.
@@ -8,56 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from harness import formatting
 from harness.comparison import PairBias, Wins
-from harness.decision import CandidateFacts, ChangedAnswers, TargetScore, basis_text, describe_outdated
+from harness.decision import CandidateFacts, TargetScore, basis_text
 from harness.formatting import UNKNOWN
 from harness.report.document import Section
 from harness.report.wording import change_text, score_text
 from harness.spec import TargetPolicy
-
-_CHANGES_COLUMNS = (
-    "candidate",
-    "old items",
-    "changed items, as it was",
-    "with new documents",
-    "change",
-    "vs best untrained",
-    "still outdated",
-    "new index",
-    "retraining",
-)
-_CHANGES_NOTE = (
-    "Nothing was trained for the changed items. Who retrieves got an index of the new documents; of trained"
-    " weights the time and cost of their training are given, and what training on new rows would bring is not"
-    " known. Still outdated are items that then get the answer that was right before."
-)
-
-
-def changes_section(done: Sequence[CandidateFacts]) -> Section:
-    """Lay out the candidates that answered changed items, each with what a refresh takes."""
-    rows = [_changes_row(f, f.changes) for f in done if f.changes]
-    return Section("changes", "Facts that change", _CHANGES_COLUMNS, rows, _CHANGES_NOTE)
-
-
-def _changes_row(f: CandidateFacts, of: ChangedAnswers) -> list[str]:
-    return [
-        f.label,
-        score_text(f.target),
-        score_text(of.before) + formatting.errors(of.before.n_errors),
-        score_text(of.after),
-        change_text(of.change),
-        change_text(of.vs_untrained),
-        describe_outdated(of.outdated, of.n_known),
-        _print_spent(of.index_s, of.index_cost_usd),
-        _print_spent(f.training.total_s or None, f.training_cost_usd),
-    ]
-
-
-def _print_spent(seconds: float | None, usd: float | None) -> str:
-    """Say what time something took and what that cost; unknown where there is nothing to do again."""
-    if seconds is None:
-        return formatting.UNKNOWN
-    return f"{formatting.seconds(seconds)}, {formatting.usd(usd)} USD"
-
 
 _TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
 _TARGETS_NOTE = (
