@@ -68,7 +68,7 @@ from harness.comparison.mode_collapse import (
 )
 from harness.comparison.ranking import estimate_columns, rank_with_ties
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
-from harness.comparison.retrieval_use import RIGHT, RetrievalUse, retrieval_use
+from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
 from harness.comparison.several_answers import SeveralAnswers, add_samples, list_each_answer, several_answers
 from harness.comparison.win_rates import (
     PREFERENCE,
