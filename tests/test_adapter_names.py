@@ -11,7 +11,7 @@ from harness.experiment import Scope, prepare_session
 from harness.methods import lora
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
-from harness.training.families.adapter_names import unknown_names
+from harness.training.adapter_names import unknown_names
 
 
 def prepare_candidates(folder, model, params, *overrides):

@@ -11,7 +11,7 @@ from test_decision import find_reason, make_decision
 from harness import config
 from harness.errors import UserError
 from harness.experiment import compare
-from harness.models.endpoints.addresses import is_private
+from harness.models.endpoints import is_private
 from harness.release.stored import gate_stored
 from harness.report.document import markdown
 from harness.report.sections import experiment_document

@@ -24,7 +24,7 @@ from harness.cli.gate import next_step
 from harness.cli.nightly import nightly_app
 from harness.cli.options import ExperimentFile
 from harness.cli.rate import rate_app
-from harness.config.command_line import CommandLine
+from harness.config.overrides import CommandLine
 from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
 from harness.experiment.preflight.candidate_costs import estimate_costs

@@ -14,7 +14,7 @@ from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import similarity
 from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlap_notes, overlaps
 from harness.errors import UserError
-from harness.evaluation.training_overlap import refuse_or_note
+from harness.evaluation.candidate_rows import refuse_or_note
 from harness.records import Example
 from harness.spec import Task
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data import load_task
 from harness.errors import UserError
-from harness.evaluation.training_overlap import refuse_or_note
+from harness.evaluation.candidate_rows import refuse_or_note
 from harness.spec import Task
 
 ASK = "How do I open an account for my business in Germany"

@@ -9,8 +9,8 @@ from harness.errors import UserError
 from harness.models.devices.base_loading import load_base
 from harness.models.hub import quantize, resolve
 from harness.spec import Recipe
-from harness.training.families.refused_families import NOT_ON_NF4, UNQUANTIZED, quantization_problems
 from harness.training.peft_families import families, peft_config
+from harness.training.refused_families import NOT_ON_NF4, UNQUANTIZED, quantization_problems
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
-from harness.config.command_line import CommandLine
+from harness.config.overrides import CommandLine
 from harness.decision import UnreadAnswers, summarize_seeds
 from harness.decision.results import FamilyRank
 from harness.formatting import Unit

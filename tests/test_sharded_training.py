@@ -24,7 +24,7 @@ from harness.progress import SilentProgress
 from harness.spec import AcceleratePolicy, TrainingPolicy
 from harness.training import worker
 from harness.training.job import LAUNCH
-from harness.training.parallel.launch import write_launch
+from harness.training.parallel import write_launch
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")

@@ -22,7 +22,7 @@ from harness.spec import AcceleratePolicy
 from harness.training import worker
 from harness.training.context import CHECKPOINTS
 from harness.training.job import LAUNCH
-from harness.training.parallel.launch import write_launch
+from harness.training.parallel import write_launch
 from harness.training.sft import SupervisedParams
 
 pytestmark = pytest.mark.usefixtures("own_cache")

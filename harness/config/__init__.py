@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
-from harness.config.command_line import CommandLine
 from harness.config.files import is_shipped
+from harness.config.overrides import CommandLine
 from harness.config.problems import Tree, problems_of
 from harness.config.recipe_lint import lint
 from harness.config.rubrics import (

@@ -5,11 +5,29 @@ their words; of fewer than twenty texts those that more than half have. What is 
 it from the others.
 Source: n-grams that stand in more than ten places do not count, as for GPT-3 (Brown et al. 2020,
 https://arxiv.org/abs/2005.14165, appendix C).
+
+Shared n-grams of words: which item's n-grams a row has the largest share of.
+
+Invariant: n-grams of more than `MOST` items are boilerplate and do not count; nor, where that is requested,
+those of more than `MOST` different rows, so that few items need not tell what is boilerplate.
+
+Parts of texts that tell them apart: the word in which a series of them differs, and ids in front of them.
+
+Invariant: a frame is a text without one of its words; where at least `FILLED` different texts fill one, that
+word is what tells them apart. Texts of more than `_LONGEST` words have no frames. A number is an id where
+more than `MOST` different texts begin with the same words up to it and more than half of their numbers
+differ, as in `Ticket 4821: ...` or a time stamp. A text of which more than `MOST` others differ in numbers
+alone, such as a sum, has none: there the numbers are the question.
 """
 
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +83,177 @@ def _outside(words: list[str], is_shared: NDArray[np.bool_]) -> str:
 @lru_cache(maxsize=1 << 18)
 def _number(word: str) -> int:
     return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+_BLOCK = 2_000  # rows
+
+
+class Share(NamedTuple):
+    """The places of a row and of an item, and the share of the item's n-grams that the row has, in [0, 1]."""
+
+    row: int
+    item: int
+    share: float
+
+
+def largest_shares(
+    rows: Sequence[str], items: Sequence[str], *, n: int, least: float, rare_in_rows: bool = False
+) -> list[Share]:
+    """Find for each row the item of whose n-grams it has the largest share, where that is `least` or more.
+
+    Both are folded words, single spaces between them.
+    With `rare_in_rows` only n-grams that few different rows have count.
+    """
+    grams, owners = _join_grams([_distinct(words, n) for words in items])
+    known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
+    telling = (count <= MOST)[place]
+    if rare_in_rows:
+        telling &= (_counts(rows, known, n) <= MOST)[place]
+    order = np.argsort(grams[telling], kind="stable")
+    grams, owners = grams[telling][order], owners[telling][order]
+    of_item = np.bincount(owners, minlength=len(items))
+    found: list[Share] = []
+    for start in range(0, len(rows) if len(grams) else 0, _BLOCK):
+        block = [_distinct(words, n) for words in rows[start : start + _BLOCK]]
+        found += [
+            share._replace(row=start + share.row)
+            for share in _best(*_join_grams(block), grams, owners, of_item)
+            if share.share >= least
+        ]
+    return found
+
+
+def _counts(texts: Sequence[str], known: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
+    """Count for each of the sorted n-grams in how many different texts it stands."""
+    counts = np.zeros(len(known), dtype=np.int64)
+    different = list(dict.fromkeys(texts)) if len(known) else []
+    for start in range(0, len(different), _BLOCK):
+        grams, _ = _join_grams([np.unique(n_grams(words, n)) for words in different[start : start + _BLOCK]])
+        at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+        counts += np.bincount(at[known[at] == grams], minlength=len(known))
+    return counts
+
+
+def _best(
+    queries: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+    grams: NDArray[np.uint64],
+    owners: NDArray[np.int64],
+    of_item: NDArray[np.int64],
+) -> list[Share]:
+    """Give for each row of a block the item with the largest share of its n-grams in the row."""
+    order = np.argsort(queries)
+    queries, rows = queries[order], rows[order]
+    first, last = np.searchsorted(grams, queries, "left"), np.searchsorted(grams, queries, "right")
+    n_hits = last - first
+    hit_rows = np.repeat(rows, n_hits)
+    within = np.arange(len(hit_rows)) - np.repeat(n_hits.cumsum() - n_hits, n_hits)
+    items = owners[np.repeat(first, n_hits) + within]
+    pairs, shared = np.unique(hit_rows * len(of_item) + items, return_counts=True)
+    best: dict[int, Share] = {}
+    for pair, n in zip(pairs.tolist(), shared.tolist(), strict=True):
+        row, item = divmod(pair, len(of_item))
+        share = n / int(of_item[item])
+        if row not in best or share > best[row].share:
+            best[row] = Share(row, item, share)
+    return list(best.values())
+
+
+def _join_grams(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Put the n-grams of several texts into one array, and the place of the text of each into another."""
+    together = np.concatenate([np.zeros(0, dtype=np.uint64), *grams])
+    return together, np.repeat(np.arange(len(grams)), [len(of_one) for of_one in grams]).astype(np.int64)
+
+
+def _distinct(words: str, n: int) -> NDArray[np.uint64]:
+    return np.unique(n_grams(words, n))
+
+
+FILLED = 4  # texts
+_LONGEST = 60  # words
+_SLIP = 0.75  # likeness of two words of which one may be a slip of the pen
+_RNG = np.random.default_rng(2)
+_FRAME_FACTORS = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(1)
+_PLACES = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64)
+
+
+def compute_frames(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Return the frames that several texts of folded words fill, as numbers of 64 bits, sorted."""
+    frames = [_frames(text) for text in dict.fromkeys(texts)]
+    found, count = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *frames]), return_counts=True)
+    filled: NDArray[np.uint64] = found[count >= FILLED]
+    return filled
+
+
+def differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
+    """Return whether two texts have different words in a place that several texts fill."""
+    places = list(_find_other_words(one.split(), other.split()))
+    frames = [of[places] for of in map(_frames, (one, other)) if len(of)] if places else []
+    return bool(frames) and bool(np.isin(np.concatenate(frames), filled).any())
+
+
+def _find_other_words(one: Sequence[str], other: Sequence[str]) -> Iterator[int]:
+    """Yield the places of words that only one of two texts of one length has, but for slips of the pen."""
+    if len(one) != len(other) or len(one) > _LONGEST:
+        return
+    for place, (a, b) in enumerate(zip(one, other, strict=True)):
+        if a not in other and b not in one and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP:
+            yield place
+
+
+def _frames(text: str) -> NDArray[np.uint64]:
+    """Number the frames of a text, one for each place of a word."""
+    numbers = word_numbers(text)
+    n = len(numbers)
+    if n > _LONGEST:
+        return np.zeros(0, dtype=np.uint64)
+    weighed = numbers * _FRAME_FACTORS[:n]
+    frames: NDArray[np.uint64] = weighed.sum() - weighed + _PLACES[:n] * np.uint64(n)
+    return frames
+
+
+_FRONT = 8  # words in which an id stands
+_WORD, _NUMBER = re.compile(r"\w+"), re.compile(r"\w*\d\w*")
+_BEGINNING = 200  # characters in which those words are looked for
+
+_Front = tuple[str, ...]
+
+
+def drop_ids(texts: Sequence[str]) -> list[str]:
+    """Return the texts, each without the id in front of it and the words before that."""
+    fronts = {text: of for text in dict.fromkeys(texts) if (of := _fronts(text))}
+    forms = Counter(_form(text) for text in fronts)
+    numbers: dict[_Front, list[_Front]] = defaultdict(list)
+    for of in fronts.values():
+        for front, (given, _) in of.items():
+            numbers[front].append(given)
+    ids = {front for front, given in numbers.items() if MOST < len(given) < 2 * len(set(given))}
+    ends = {
+        text: max((end for front, (_, end) in of.items() if front in ids), default=0)
+        for text, of in fronts.items()
+        if forms[_form(text)] <= MOST
+    }
+    return [text[ends.get(text, 0) :] for text in texts]
+
+
+def _fronts(text: str) -> dict[_Front, tuple[_Front, int]]:
+    """Map each beginning that ends with a number, its numbers as `#`, to those numbers and where it ends."""
+    beginning = text[:_BEGINNING]
+    if not any(map(str.isdigit, beginning)):
+        return {}
+    words = list(islice(_WORD.finditer(beginning), _FRONT + 1))
+    shown = ["#" if _is_number(word[0]) else word[0].casefold() for word in words]
+    found = {}
+    for n, word in enumerate(words[:-1], start=1):  # a word at least is left
+        if shown[n - 1] == "#":
+            given = tuple(w[0] for w in words[:n] if _is_number(w[0]))
+            found[tuple(shown[:n])] = given, word.end()
+    return found
+
+
+def _is_number(word: str) -> bool:
+    return any(map(str.isdigit, word))
+
+
+def _form(text: str) -> str:
+    return _NUMBER.sub("#", text.casefold())

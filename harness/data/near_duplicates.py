@@ -27,8 +27,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.boilerplate import find_telling_words
-from harness.data.series import compute_frames, differ_in_a_frame, drop_ids
+from harness.data.boilerplate import compute_frames, differ_in_a_frame, drop_ids, find_telling_words
 from harness.records import fold_text
 
 THRESHOLD = 0.7

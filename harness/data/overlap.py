@@ -23,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.boilerplate import N
+from harness.data.boilerplate import N, Share, largest_shares
 from harness.data.columns import column_options, columns_of, find_roles
 from harness.data.contamination import key
 from harness.data.edit.row_files import OutputNames, name_output
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
 from harness.data.readers import Rows, file_of, stream
-from harness.data.shared_grams import Share, largest_shares
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries

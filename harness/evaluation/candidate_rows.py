@@ -2,26 +2,37 @@
 
 Invariant: whatever is trained on, the same test items are evaluated, and no row repeats one of them or an
 item of a suite; rows equal to the target's make the same weights.
+
+Overlap of the target's training rows with all that is evaluated: exact rows refused, others noted.
+
+Invariant: items of every suite and documents of every lm-eval task are looked at as the target's own are; a
+row that repeats one is refused, a row that may ask the same in other words is named and stays.
+
+Regularisers of a recipe in an experiment: their digest, problems, cost and what they sample from.
+
+Invariant: nothing here evaluates a model.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from harness import plugins
-from harness.data import PartName, TaskItems
-from harness.data.edit import is_taught, n_rows_of, payments_for, take_share, total_usd
-from harness.data.overlap import Encode
+from harness.data import PartName, SourcedExample, TaskItems, suite_contamination
+from harness.data.columns import option_text
+from harness.data.edit import OutputNames, is_taught, n_rows_of, payments_for, take_share, total_usd
+from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import display_path, file_of
 from harness.data.training_rows import load_training_rows
-from harness.errors import CandidateFailed, Problem, UserError
-from harness.evaluation import lm_eval
+from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
-from harness.evaluation.training_overlap import refuse_or_note
 from harness.formatting import count, percent
+from harness.models.hub import ModelSource
 from harness.records import digest
-from harness.spec import Experiment, Recipe
+from harness.regularizers import Answered, MixContext, Mixture, find_shipped_answers, mixtures, work_factor
+from harness.spec import Experiment, Fields, Recipe, Task
 
 
 def digest_training_rows(recipe: Recipe) -> str:
@@ -233,3 +244,114 @@ def _paths(recipe: Recipe) -> tuple[str, ...]:
 
 def _files(recipe: Recipe) -> list[str]:
     return [display_path(path) for path in _paths(recipe)]
+
+
+_PARTS: tuple[PartName, ...] = ("train", "pairs")
+
+
+def refuse_or_note(
+    target: Task,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    files: Mapping[PartName, str] | None = None,
+    encode: Encode | None = None,
+) -> TaskItems:
+    """Return the target's items with a note of the training rows that may be evaluated in other words.
+
+    `files` names those that the training rows or pairs come from, by default the target's own. With `encode`
+    what is close by its embeddings is noted as well.
+
+    Raises:
+        UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
+    """
+    own = items[target.name]
+    if own.folds:
+        return _refuse_or_note_in_folds(target, items, catalogue, encode)
+    others = {name: found.test for name, found in items.items() if name != target.name}
+    others |= {name: listed.texts for name, listed in catalogue.items()}
+    refuse(suite_contamination([*own.list_sourced("train"), *own.list_sourced("pairs")], others))
+    evaluated = [*own.list_sourced("validation"), *own.list_sourced("test")]
+    for name, found in items.items():
+        evaluated += found.list_sourced("test") if name != target.name else []
+    for name, listed in catalogue.items():
+        evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
+    notes: list[str] = []
+    names: OutputNames = {}
+    named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
+    for part, file in named.items():
+        drawn_from = display_path(target.data.source("train") or "")
+        choice = target.kind == "choice"
+        read_by = _read_by(target.fields)
+        rows = own.list_sourced(part)
+        notes += overlap_notes(rows, evaluated, file, choice, encode, drawn_from, read_by, names)
+    return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
+
+
+def _read_by(fields: Fields) -> ReadBy:
+    default = Fields()
+    group = option_text(fields.cluster or "", "")
+    prompt, reference = (
+        option_text(getattr(fields, of), getattr(default, of)) for of in ("prompt", "reference")
+    )
+    return ReadBy(prompt, reference, None if group and "{" in group else group)
+
+
+def _refuse_or_note_in_folds(
+    target: Task,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    encode: Encode | None,
+) -> TaskItems:
+    """Look at all rows beside what no fold tests, and in each fold at what it trains on beside its own."""
+    own, name = items[target.name], target.name
+    whole = {**items, name: own.without_test()}
+    notes = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
+    for fold in range(1, max(own.folds.values()) + 1):
+        held = replace(own.in_fold(fold), validation=())
+        found = refuse_or_note(target, {name: held}, {}, encode=encode).overlap
+        notes += (f"fold {fold}: {note}" for note in found)
+    return replace(own, overlap=tuple(notes))
+
+
+def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
+    """Return what rows are sampled from: nothing that a target or a suite evaluates may be among them."""
+    own = training_data(session, source).items
+    evaluated = {session.target.task.name: (*own.test, *own.validation)}
+    evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in session.more_targets}
+    evaluated |= {m.task.name: m.items.test for m in session.suites}
+    return MixContext(len(own.train), seed, evaluated)
+
+
+def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
+    """List what is wrong with the general rows of a recipe's regularisers."""
+    try:
+        mixtures(recipe.regularize, mix_context(session, recipe, session.first_seed))
+    except UserError as error:
+        return error.problems
+    return ()
+
+
+def find_shipped(session: Session, base: ModelSource, mixture: Mixture) -> Sequence[Answered]:
+    """Return the base's answers to a mixture's prompts that come with the package, if it has them all."""
+    if not session.target.task.chat_template:
+        return ()
+    return find_shipped_answers(digest([base.weights_digest, base.template_digest]), mixture)
+
+
+def regularization_work(
+    session: Session, source: Recipe, seed: int, plain: costs.Work, n_rows: tuple[int, int]
+) -> costs.Work:
+    """Estimate what regularisers add to a training of so many rows, in all and in a step.
+
+    That is rows beside the training rows or read by penalties, further passes, and the base's answers.
+    """
+    of_all, of_a_step = n_rows
+    base = session.sources.get(source.base_model or "", session.source)
+    total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, of_a_step) - 1)))
+    for mixture in mixtures(source.regularize, mix_context(session, source, seed)).values():
+        total += costs.Work(trained=round(plain.trained * mixture.n / max(1, of_all)))
+        if mixture.max_new_tokens and not find_shipped(session, base, mixture):
+            total += costs.estimate_answering(
+                mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens
+            )
+    return total

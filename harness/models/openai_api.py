@@ -26,8 +26,14 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.batching import Pair, Tokens
-from harness.models.endpoints.addresses import is_loopback, is_private
-from harness.models.endpoints.responses import output_of, read_first_choice, read_first_logprobs, text_of
+from harness.models.endpoints import (
+    is_loopback,
+    is_private,
+    output_of,
+    read_first_choice,
+    read_first_logprobs,
+    text_of,
+)
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, encode_all
 from harness.progress import quiet_libraries

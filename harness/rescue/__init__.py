@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.errors import UserError
-from harness.evaluation.regularization import regularization_problems
+from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import Session
 from harness.experiment import refuse_folds
 from harness.report import ExperimentReport

@@ -11,8 +11,13 @@ from harness import formatting
 from harness.evaluation import costs
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.more_targets import list_further_sets
-from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
+from harness.evaluation.rows.row_sets import (
+    RunRequest,
+    list_further_sets,
+    suite_sets,
+    target_sets,
+    total_work,
+)
 from harness.evaluation.session import Session
 from harness.experiment import estimate_tracking, find_stored_runs, fit_work
 from harness.report import ResultDocument, Section

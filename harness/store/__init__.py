@@ -125,10 +125,15 @@ from harness.store.rows import (
 )
 from harness.store.rows.beside_rows import keep_folds, read_drawn, read_folds
 from harness.store.rows.row_ids import read_ids
-from harness.store.runs.run_folders import (
+from harness.store.runs import (
+    TrialRun,
     all_runs,
+    count_freed_by_trials,
+    find_trial,
     get_run,
     list_runs,
+    list_trials,
+    list_unneeded_trials,
     read_run,
     read_sampling,
     read_written_runs,
@@ -136,17 +141,10 @@ from harness.store.runs.run_folders import (
     runs_on_disk,
     save_run,
     save_sampling,
-    weights_folder,
-)
-from harness.store.runs.trial_runs import (
-    TrialRun,
-    count_freed_by_trials,
-    find_trial,
-    list_trials,
-    list_unneeded_trials,
     save_trial,
     trial_references,
     trials_by_run,
+    weights_folder,
 )
 from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES

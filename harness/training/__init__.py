@@ -6,6 +6,7 @@ what is evaluated later is what was saved.
 
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
+from harness.training.adapter_names import unknown_names
 from harness.training.checkpoints import map_tracked_folders, read_log_until
 from harness.training.context import (
     CHECKPOINTS,
@@ -23,9 +24,6 @@ from harness.training.distillation import (
     teacher_of,
     teacher_problem,
 )
-from harness.training.families.adapter_names import unknown_names
-from harness.training.families.refused_families import quantization_problems
-from harness.training.families.unadapted import exclude_unadapted
 from harness.training.heads import (
     EMBEDDING,
     HEAD,
@@ -59,12 +57,12 @@ from harness.training.low_rank_adapters import (
     low_rank_problems,
     lower_rank,
 )
-from harness.training.parallel.launch import write_launch
-from harness.training.parallel.processes import can_share, rows_of_each
+from harness.training.parallel import can_share, rows_of_each, write_launch
 from harness.training.peft_families import family_problems, list_own_values, peft_config
 from harness.training.preferences.preference_optimization import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
+from harness.training.refused_families import exclude_unadapted, quantization_problems
 from harness.training.reinforcement import (
     REWARDED,
     ReinforcedParams,

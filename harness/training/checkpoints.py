@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.records import Curve
 from harness.training.context import DIGESTS, TrainingPaused
 from harness.training.job import FIT
-from harness.training.parallel.processes import is_first, share_order, wait_for_all
-from harness.training.parallel.shards import name_sharding
+from harness.training.parallel import is_first, name_sharding, share_order, wait_for_all
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback

@@ -27,11 +27,9 @@ from harness.provenance import versions_of
 from harness.records import Example, canonical_json, drop_defaults, load
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
-from harness.training.parallel.processes import is_first, join, process_count, wait_for_all
-from harness.training.parallel.shards import name_sharding
+from harness.training.parallel import LAUNCH, is_first, join, name_sharding, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
-LAUNCH = "accelerate.json"  # how several processes are started
 _KEPT = (CHECKPOINTS, TRACKED)  # what an earlier call leaves to the next one
 _INPUT = (JOB, ROWS, LOCK, LOG, LAUNCH, *_KEPT)
 _SPLITS = ("train", "validation", "pairs")

@@ -20,9 +20,8 @@ from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
-from harness.training.families.refused_families import quantization_problems
-from harness.training.families.unadapted import exclude_unadapted
 from harness.training.peft_families import is_soft_prompt, sort_names
+from harness.training.refused_families import exclude_unadapted, quantization_problems
 from harness.training.sft import SupervisedParams, fine_tune
 from harness.training.training_figures import figures
 

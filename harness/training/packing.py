@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from harness.training.parallel.shards import name_sharding
+from harness.training.parallel import name_sharding
 from harness.training.trainer import LoopParams
 
 if TYPE_CHECKING:

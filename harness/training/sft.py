@@ -32,8 +32,14 @@ from harness.training.packing import (
     count_row_steps,
     joins_packs,
 )
-from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
-from harness.training.parallel.shards import placement, save_trained
+from harness.training.parallel import (
+    is_first,
+    placement,
+    process_count,
+    rows_of_each,
+    save_trained,
+    wait_for_all,
+)
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.tokenized import Tokens, tokenize
 from harness.training.trainer import LoopParams, Row

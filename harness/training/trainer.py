@@ -23,10 +23,17 @@ from harness.progress import Advance
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import TRACKED, FitContext
-from harness.training.loss_scale import scale_callback
-from harness.training.parallel.processes import is_first, most, process_count, wait_for_all
-from harness.training.parallel.shards import DEEPSPEED, name_sharding, zero_stage
+from harness.training.parallel import (
+    DEEPSPEED,
+    is_first,
+    most,
+    name_sharding,
+    process_count,
+    wait_for_all,
+    zero_stage,
+)
 from harness.training.tokenized import tokenize
+from harness.training.training_figures import scale_callback
 
 if TYPE_CHECKING:
     from transformers import (

@@ -1,17 +1,23 @@
-"""Measurements of a training: time, tokens, memory, and what its trainer logged by step."""
+"""Measurements of a training: time, tokens, memory, and what its trainer logged by step.
+
+Loss scale of an fp16 training: what the loss is multiplied with, and the steps whose gradients overflowed.
+
+Invariant: a step whose gradients overflowed changes no weight, and the scale is lower after it.
+Source: Micikevicius et al. 2018 (arXiv:1710.03740); torch's GradScaler does it, which accelerate has on GPUs
+alone. Its own flag of a skipped step knows no optimiser that is fused, as AdamW is by default.
+"""
 
 import resource
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from harness.models.hardware import proc_line
 from harness.records import Curve, TrainingRecord
-from harness.training.loss_scale import SCALE, count_skipped_steps
-from harness.training.parallel.processes import most
-from harness.training.parallel.shards import size_of
+from harness.training.parallel import most, size_of
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
 
 Row = Mapping[str, Any]
 
@@ -57,3 +63,34 @@ def resident_peak_bytes() -> int:
     """Return the most memory that this process held; `ru_maxrss` begins at that of the one it came from."""
     own = proc_line("self/status", "VmHWM:").split()
     return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+SCALE = "loss_scale"  # in an entry of the log
+
+
+def scale_callback() -> "TrainerCallback":
+    """Return a callback that logs the scale with which a training begins, and that which each step leaves."""
+    from transformers import TrainerCallback
+
+    class LossScaleCallback(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            if state.global_step == 0 and (scale := _scale(optimizer)):
+                state.log_history.append({SCALE: scale, "step": 0})
+
+        def on_log(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            if "loss" in state.log_history[-1] and (scale := _scale(optimizer)):
+                state.log_history[-1][SCALE] = scale
+
+    return LossScaleCallback()
+
+
+def _scale(optimizer: Any) -> float:
+    """Return what the loss of an optimiser is multiplied with; 0 where it is not scaled."""
+    scaler = getattr(optimizer, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 0.0
+
+
+def count_skipped_steps(scales: Curve) -> int | None:
+    """Count the steps after which the scale was lower; None of a training whose loss was not scaled."""
+    known = [scale or 0.0 for _, scale in scales]
+    return sum(after < before for before, after in pairwise(known)) if known else None

@@ -27,8 +27,8 @@ from harness.errors import (
     one_line,
 )
 from harness.progress import Advance, quiet_environment
-from harness.training.job import LAUNCH, LOG, run_job
-from harness.training.parallel.processes import is_first
+from harness.training.job import LOG, run_job
+from harness.training.parallel import LAUNCH, is_first
 from harness.training.trainer import MEMORY_KNOBS
 
 COMMAND = (sys.executable, "-P", "-m", "harness.training.worker")

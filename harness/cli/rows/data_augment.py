@@ -22,6 +22,7 @@ from harness.cli.options import (
     Seed,
     Temperature,
     name_beside,
+    refuse_grid,
     verb,
 )
 from harness.cli.rows.data import (
@@ -35,7 +36,6 @@ from harness.cli.rows.data import (
     roles_of,
     roles_of_test,
 )
-from harness.cli.rows.refusals import refuse_grid
 from harness.errors import CandidateFailed, Problem, UserError, as_operand, refuse
 
 if TYPE_CHECKING:

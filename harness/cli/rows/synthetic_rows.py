@@ -21,9 +21,11 @@ from harness.cli.options import (
     Temperature,
     TopP,
     name_beside,
+    refuse_draws,
+    refuse_grid,
+    require_out,
     verb,
 )
-from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 from harness.formatting import price
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from harness.evaluation.lm_eval.metadata import Description
 from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
 from harness.evaluation.lm_eval.registry import datasets_folder, names
 from harness.evaluation.lm_eval.requests import RequestResponse, UnfitRequest, answer, encode_requests
-from harness.evaluation.lm_eval.samples import sample_records
+from harness.evaluation.lm_eval.tasks import sample_records
 from harness.metrics import Metric, is_refusal
 from harness.models import Candidate
 from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest

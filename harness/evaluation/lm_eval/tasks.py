@@ -2,6 +2,12 @@
 
 Invariant: a document is named by its index in the evaluated split and the hash of its content; its
 few-shot examples are those that lm-eval draws for it in a run over the whole split.
+
+Rows as lm-eval logs its samples, so that what reads those reads ours.
+
+Invariant: document, prompts, target and their hashes are lm-eval's own. Of the answers there is what
+our row holds, whose keys stand beside lm-eval's; `resps` are left out.
+Source: lm_eval/evaluator.py and lm_eval/loggers/evaluation_tracker.py, version 0.4.13.
 """
 
 import inspect
@@ -14,16 +20,18 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.errors import HarnessError, Problem, UserError
+from harness.evaluation.lm_eval.metrics import Score
 from harness.evaluation.lm_eval.registry import RegisteredTask, local_copy
 from harness.evaluation.lm_eval.requests import is_sampled
 from harness.progress import quiet_libraries
-from harness.records import canonical_json, pieces
+from harness.records import SampleResult, canonical_json, pieces
 
 # The seeds of lm-eval's simple_evaluate.
 _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
@@ -295,3 +303,33 @@ def _phrase_no_data(
     expected = "a data set that can be fetched or is cached, or a local copy"
     folder = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
     return Problem(where, found, expected, f"put it in {folder}, as {member.dataset_path}/")
+
+
+def sample_records(
+    row: SampleResult, doc_id: int, target: Any, instances: Sequence[Any], scores: Sequence[Score]
+) -> Iterator[dict[str, Any]]:
+    """Yield one sample of a row for each filter, as plain types; `instances` are the document's requests."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    def plain(value: Any) -> Any:
+        return json.loads(json.dumps(value, default=handle_non_serializable))
+
+    first = instances[0]
+    document = json.dumps(first.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    for name in dict.fromkeys(score.filter for score in scores):
+        parts = {s.metric: row.parts[s.name] for s in scores if s.filter == name}
+        values = {metric: p[0] if p is not None and len(p) == 1 else p for metric, p in parts.items()}
+        arguments = {f"gen_args_{i}": plain(instance.args) for i, instance in enumerate(instances)}
+        yield {
+            **asdict(row),
+            "doc_id": doc_id,
+            "doc": plain(first.doc),
+            "target": plain(target),
+            "arguments": {k: {f"arg_{i}": a for i, a in enumerate(args)} for k, args in arguments.items()},
+            "filter": name,
+            "metrics": list(values),
+            "doc_hash": hash_string(document),
+            "prompt_hash": hash_string(first.arguments[0]),
+            "target_hash": hash_string(str(target)),
+            **values,
+        }

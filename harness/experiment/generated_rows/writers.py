@@ -16,10 +16,10 @@ from harness.data import PartName, SourcedExample, contamination, find_contamina
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
+from harness.evaluation.candidate_rows import refuse_or_note
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
-from harness.evaluation.training_overlap import refuse_or_note
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.models import Candidate

@@ -14,8 +14,14 @@ from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.more_targets import list_further_sets
-from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
+from harness.evaluation.rows.row_sets import (
+    RowSet,
+    list_further_sets,
+    prompting_step,
+    suite_sets,
+    target_sets,
+    work_of,
+)
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.weights.training_fit import fit_work

@@ -13,11 +13,10 @@ from harness.data import SPLITS, TaskItems, load_task
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import costs, lm_eval
-from harness.evaluation.candidate_rows import read_folds, read_training_rows
+from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.judges import list_judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
-from harness.evaluation.training_overlap import refuse_or_note
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import attach_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways

@@ -12,10 +12,9 @@ from typing import Any
 from harness import plugins
 from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidate_rows import regularization_problems, training_data
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.openers import sensitive_problems
-from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import check_tracking, plan_tracked_steps
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config

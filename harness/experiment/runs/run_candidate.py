@@ -14,7 +14,6 @@ from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import (
     RowSet,
@@ -23,6 +22,7 @@ from harness.evaluation.rows.row_sets import (
     failure,
     find_runs,
     is_there,
+    list_further_sets,
     make_failure_id,
     metric_ranges,
     name_begun_run,

@@ -15,9 +15,8 @@ from harness import plugins
 from harness.data import TaskItems
 from harness.errors import Diverged
 from harness.evaluation import costs
-from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidate_rows import find_shipped, mix_context, regularization_work, training_data
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
-from harness.evaluation.regularization import find_shipped, mix_context, regularization_work
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.rows.row_sets import prompting_step, suite_set
 from harness.evaluation.runner import answer

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidate_rows import mix_context, training_data
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.regularization import mix_context
 from harness.evaluation.rows.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.metrics import version as metric_version

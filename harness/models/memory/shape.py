@@ -3,6 +3,12 @@
 Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
 read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
 Source: `configuration_*.py` and the caches of `modeling_deepseek_v2.py` of transformers 5.23.
+
+Linear modules of families whose layers differ: state spaces beside attention, heads of a number by layer.
+
+Invariant: the sums are those of the modules that transformers builds and PEFT adapts unasked; experts and
+what routes among them are left alone.
+Source: `modeling_jamba.py` and `modeling_laguna.py` of transformers 5.23.
 """
 
 import json
@@ -12,9 +18,13 @@ from typing import Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import Problem
-from harness.models.memory import mixed_layers
 from harness.records import digest
 
+# What is read of a configuration beside what all families say, by family.
+_OF_MIXED_LAYERS = {
+    "jamba": ("mamba_expand", "mamba_d_state", "mamba_dt_rank", "expert_layer_period", "expert_layer_offset"),
+    "laguna": ("num_attention_heads_per_layer", "mlp_layer_types", "gating"),
+}
 # What is read of a configuration, by Llama's name, and what families call it otherwise.
 _KEYS: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": (),
@@ -49,7 +59,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "num_kv_shared_layers": (),
     "model_type": (),
     "is_encoder_decoder": (),
-    **{name: () for names in mixed_layers.KEYS.values() for name in names},
+    **{name: () for names in _OF_MIXED_LAYERS.values() for name in names},
 }
 # The same in the configuration as it is written, of GPT-2 and its kin.
 _LIKE_GPT_2 = {
@@ -93,7 +103,7 @@ class Shape(NamedTuple):
     token, in place of keys and values. Where layers differ, heads and their width are the largest, and layers
     keep on average `keeping` of that: those of linear attention and those that share another one's keys
     nothing. `stored_bytes` is the size of files that are quantised, 0 of others. `adapted` is the sum of d_in
-    and d_out over the linear modules of families that `mixed_layers` counts, 0 of others.
+    and d_out over the linear modules of families that `sum_linear_sizes` counts, 0 of others.
     """
 
     n_parameters: float
@@ -163,7 +173,7 @@ def shape_of(
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
             _cache_share(said),
-            mixed_layers.sum_linear_sizes(said),
+            sum_linear_sizes(said),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -184,7 +194,7 @@ def _cache_share(said: Mapping[str, Any]) -> float:
 def has_other_layers(config: Mapping[str, Any]) -> bool:
     """Tell whether some layers are no attention, such as a state space, whose adapters nobody counts."""
     said = complete_config(config)
-    if mixed_layers.sum_linear_sizes(said):
+    if sum_linear_sizes(said):
         return False
     kinds = said.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
@@ -333,3 +343,50 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
     if bits is not None and bits not in _PACKED_BITS:
         one_of = ", ".join(map(str, _PACKED_BITS))
         yield Problem(where, f"quantization_config: {{bits: {bits!r}}}", f"one of {one_of}", step)
+
+
+_LINEAR, _DENSE = "linear_attention", "dense"
+
+
+def sum_linear_sizes(said: Mapping[str, Any]) -> float:
+    """Return the sum of d_in and d_out over the linear modules of all layers; 0 of a family of one kind."""
+    family = said.get("model_type")
+    needed = _OF_MIXED_LAYERS.get(str(family), ())
+    if not needed or any(said.get(name) is None for name in (*needed, "layer_types")):
+        return 0.0
+    return float(_jamba(said) if family == "jamba" else _laguna(said))
+
+
+def _jamba(said: Mapping[str, Any]) -> int:
+    """Sum over attention, state spaces, and the networks of the layers that have no experts."""
+    hidden, heads = said["hidden_size"], said["num_attention_heads"]
+    inner, of_step, state = said["mamba_expand"] * hidden, said["mamba_dt_rank"], said["mamba_d_state"]
+    space = (hidden + 2 * inner) + (inner + of_step + 2 * state) + (of_step + inner) + (inner + hidden)
+    attention = _attention(hidden, heads, said["num_key_value_heads"], hidden // heads)
+    kinds, period, offset = said["layer_types"], said["expert_layer_period"], said["expert_layer_offset"]
+    has_experts = [said["num_experts"] > 1 and i % period == offset for i in range(len(kinds))]
+    return sum(space if kind == _LINEAR else attention for kind in kinds) + sum(
+        _network(hidden, said["intermediate_size"]) for experts in has_experts if not experts
+    )
+
+
+def _laguna(said: Mapping[str, Any]) -> int:
+    """Sum over attention with its gates, and the network of each layer or what all tokens pass of it."""
+    hidden, width = said["hidden_size"], said["head_dim"]
+    by_head = said["gating"] is True or said["gating"] == "per-head"
+    of_gate = 1 if by_head else width
+    attention: int = sum(
+        _attention(hidden, heads, said["num_key_value_heads"], width) + hidden + heads * of_gate
+        for heads in said["num_attention_heads_per_layer"]
+    )
+    widths = {True: said["intermediate_size"], False: said["shared_expert_intermediate_size"]}
+    return attention + sum(_network(hidden, widths[kind == _DENSE]) for kind in said["mlp_layer_types"])
+
+
+def _attention(hidden: int, heads: int, kv_heads: int, width: int) -> int:
+    queries, keys = heads * width, kv_heads * width
+    return 2 * (hidden + queries) + 2 * (hidden + keys)
+
+
+def _network(hidden: int, width: int) -> int:
+    return 3 * (hidden + width)

@@ -5,6 +5,16 @@ integers in the place of weights, and variants of LoRA that it leaves out there 
 base in NF4 is dequantised, and takes every adapter. What is wrong with a value is a ValueError that names it
 and its bound; no weights are read.
 Source: PEFT's layers of each family; `tests/test_quantized_families.py` holds the list to them.
+
+Adapters of the output head (`lm_head`), which no training here trains.
+
+Source: TRL's trainers refuse them, as their losses multiply hidden states by the head's own matrix; a model
+that classifies or rewards has another head.
+
+Linear layers of a base that take no adapter, and stay out where an adapter is put on all of them.
+
+Source: PEFT refuses its low-rank families on `out_proj` of Mamba's kind, whose weights kernels read past the
+adapter; routers of experts return more than their products, on which no adapter can lie.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +27,6 @@ from harness.spec import Recipe
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-
 
 UNQUANTIZED = (
     "ADAMSS",
@@ -125,3 +134,31 @@ def refuse_rank(config: "PeftConfig", made: Any, start: str) -> None:
         if rank > min(sizes):
             of = name.rpartition(".")[2]
             raise ValueError(f"{rank} directions by init_lora_weights: {start}, and {of} has {min(sizes)}")
+
+
+ADAPTED_HEAD = "an adapter of lm_head, or of embeddings that it is tied to, which no training here trains"
+
+
+def adapts_head(model: Any) -> bool:
+    """Tell whether an adapter lies on the output head of a model of PEFT's."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+_ROUTERS = dict.fromkeys(("llama4", "llama4_text", "phimoe"), "router")
+_FUSED = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), "out_proj")
+_LOW_RANK = ("LORA", "ADALORA", "RANDLORA")
+
+
+def exclude_unadapted(config: "PeftConfig", model_type: str) -> None:
+    """Leave out what takes no adapter, beside what a configuration does, where all linear layers have one."""
+    fused = _FUSED if config.peft_type in _LOW_RANK else {}
+    name, of = (_ROUTERS | fused).get(model_type), vars(config)
+    if name is None or of.get("target_modules") != "all-linear" or "exclude_modules" not in of:
+        return
+    written: Any = of["exclude_modules"]
+    if written and not isinstance(written, str):
+        of["exclude_modules"] = {*written, name}
+    else:
+        of["exclude_modules"] = "|".join(filter(None, (rf".*\.{name}", written)))

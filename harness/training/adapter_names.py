@@ -14,9 +14,8 @@ from harness.models.hub import ModelSource
 from harness.provenance import package_versions
 from harness.records import digest
 from harness.spec import Spec
-from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
-from harness.training.families.unadapted import exclude_unadapted
 from harness.training.low_rank_adapters import LoraParams, lora_config
+from harness.training.refused_families import ADAPTED_HEAD, adapts_head, exclude_unadapted
 
 _EXPECTED = "names that are in the base"
 _VERSION = 2  # of what is refused: what fitted before may not fit now

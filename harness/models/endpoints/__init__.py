@@ -1,1 +1,0 @@
-"""Endpoints: the addresses of servers, and the responses that they send."""

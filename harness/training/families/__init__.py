@@ -1,1 +1,0 @@
-"""Families of adapters: what some of them cannot do, and how some are saved."""

@@ -1,0 +1,204 @@
+"""Processes that share one training, as `accelerate launch` starts them; a training of its own is one of one.
+
+Invariant: the first process alone writes into the folder of a job, and none goes on before what it wrote is
+there. A step has as many rows as one process would give it: each reads its part of them.
+
+Shards of a model that several processes train: how it is loaded, and its trained weights put together.
+
+Invariant: all processes gather what one of them saves, in the same order, or each would wait for the others.
+Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al. 2023 (arXiv:2304.11277) for FSDP.
+
+Launch of the processes that share a training: accelerate's own configuration, in the folder of the job.
+
+Invariant: `accelerate launch` reads all of it from that file, so a folder can be launched by hand.
+Source: accelerate's documentation of FSDP2 and of DeepSpeed, https://huggingface.co/docs/accelerate
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.models.devices import Placement
+from harness.regularizers import Regularize, has_hook
+from harness.spec import AcceleratePolicy
+
+LAUNCH = "accelerate.json"  # in the folder of a job: how several processes are started
+Params = TypeVar("Params", bound=Any)
+
+
+def process_count() -> int:
+    """Count the processes of this training."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Tell whether this process writes what all of them made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def join(device: str) -> None:
+    """Join the other processes, by gloo on CPUs, and take a GPU of this process's own."""
+    if process_count() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu").wait_for_everyone()
+
+
+def wait_for_all() -> None:
+    """Wait until all processes that were joined are here."""
+    if process_count() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def share_order() -> None:
+    """Give all processes the first one's random numbers, by which each draws the same order of an epoch."""
+    if process_count() > 1:
+        from accelerate.utils import synchronize_rng_states
+
+        synchronize_rng_states(["torch"])
+
+
+def most(value: float, device: Any) -> float:
+    """Return the largest of the processes' values."""
+    if process_count() == 1:
+        return value
+    import torch
+    from accelerate.utils import gather
+
+    found: Any = gather(torch.tensor([value], dtype=torch.float64, device=device))
+    return float(found.max())
+
+
+def can_share(method: Any, regularize: Regularize) -> bool:
+    """Tell whether several processes may share a training: no regulariser changes its model or steps."""
+    return bool(method.data_parallel) and not has_hook(regularize, "prepare", "penalty", "step", "select")
+
+
+def rows_of_each(params: Params, n_processes: int) -> Params:
+    """Return the parameters of one of several processes, which reads its part of a step's rows.
+
+    Its batches are as large as they may be.
+
+    Raises:
+        ValueError: the rows of a step cannot be parted evenly.
+    """
+    size = params.per_device_train_batch_size
+    rows = size * params.gradient_accumulation_steps
+    if rows % n_processes:
+        raise ValueError(f"{rows} rows a step, which {n_processes} processes cannot share evenly")
+    own = rows // n_processes
+    batch = next(smaller for smaller in range(min(size, own), 0, -1) if own % smaller == 0)
+    parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": own // batch}
+    changed: Params = params.model_copy(update=parts)
+    return changed
+
+
+FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # by accelerate's names
+_LAUNCHED = {FSDP: "ACCELERATE_USE_FSDP", DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}  # set by `accelerate launch`
+_WHOLE = Placement(None)  # in main memory, from where accelerate takes each process's shard
+
+
+def name_sharding() -> str:
+    """Name what shards the model over the processes of this training; empty where each holds all of it."""
+    if process_count() == 1:
+        return ""
+    return next((name for name, said in _LAUNCHED.items() if os.environ.get(said) == "true"), "")
+
+
+def zero_stage() -> int:
+    """Return the stage of DeepSpeed's ZeRO, 3 of FSDP, which shards as much."""
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3"))
+
+
+def size_of(parameter: Any) -> int:
+    """Count the numbers of a parameter, of which ZeRO 3 leaves none in its place."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def placement() -> Placement | None:
+    """Return where a base is loaded that is to be sharded; None leaves it to the device."""
+    return _WHOLE if name_sharding() else None
+
+
+def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
+    """Write trained weights as `save(model, folder)` does, by the first process; of shards, put together."""
+    if not name_sharding():
+        if is_first():
+            save(model, folder)
+        return
+    whole = _gather_shards(model) if name_sharding() == FSDP else _gather_partitions(model)
+    if is_first():
+        save(model, folder, state_dict=whole)
+
+
+def _gather_shards(model: Any) -> dict[str, Any]:
+    """Return what FSDP2's processes trained, whole in the first one's main memory; tied weights once."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    whole = get_model_state_dict(model, options=options)
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in whole.items() if name not in tied}
+
+
+def _gather_partitions(model: Any) -> dict[str, Any]:
+    """Return what DeepSpeed's processes trained, a parameter at a time: ZeRO 3 has parted each of them."""
+    import deepspeed
+
+    whole: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter]):  # leaves one that is whole as it is
+                if is_first():
+                    whole[name] = parameter.detach().cpu().clone()
+    return whole
+
+
+# FSDP2 by the blocks that a model of transformers says not to split. The first process alone reads the base.
+# Checkpoints hold a file for each process: of an adapter they are small, and none holds the base whole.
+_FSDP = {
+    "fsdp_version": 2,
+    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "fsdp_cpu_ram_efficient_loading": True,
+    "fsdp_reshard_after_forward": True,
+    "fsdp_offload_params": False,
+    "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+}
+# What a step of the job reads is left to the trainer's own arguments, which accelerate calls "auto".
+_ZERO = {
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "offload_optimizer_device": "none",
+    "offload_param_device": "none",
+    "zero3_init_flag": False,  # it would have to be known before the base is loaded
+}
+
+
+def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
+    """Write accelerate's configuration of the processes that make the weights of a job into its folder."""
+    config = {
+        "compute_environment": "LOCAL_MACHINE",
+        "use_cpu": device == "cpu",
+        "mixed_precision": "no",  # what the job says is computed in
+        "num_machines": 1,
+        **policy.model_dump(exclude={"distributed_type", "zero_stage"}),
+        **_distribution(policy),
+    }
+    (folder / LAUNCH).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _distribution(policy: AcceleratePolicy) -> dict[str, Any]:
+    """Return accelerate's type of distribution, with what it takes."""
+    if policy.num_processes == 1:
+        return {"distributed_type": "NO"}
+    kind = {"distributed_type": policy.distributed_type}  # MULTI_GPU also on CPUs, which `use_cpu` makes them
+    if policy.distributed_type == "FSDP":
+        return kind | {"fsdp_config": _FSDP}
+    if policy.distributed_type == "DEEPSPEED":
+        stage = {"zero_stage": policy.zero_stage, "zero3_save_16bit_model": policy.zero_stage == 3}
+        return kind | {"deepspeed_config": _ZERO | stage}
+    return kind

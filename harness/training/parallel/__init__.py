@@ -1,1 +1,0 @@
-"""Processes that share one training: how they are started, what each reads, and the shards of each."""
