@@ -45,7 +45,7 @@ def page() -> None:
         "Dotted: other code or libraries. Grey: a missed night."
     )
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
-    safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool, *last.no_evidence])
+    safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     _alarms(state.alarms)
     _control(stored)
     controls.offer_csv(nightly_charts.rows_of(told), "nightly")

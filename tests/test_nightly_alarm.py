@@ -159,9 +159,9 @@ def test_the_interval_holds_the_mean_of_a_skewed_change_on_all_nights():
 # The report
 
 
-def make_night(series, day=1, version=2, **watched):
+def make_night(series, day=1, **watched):
     one = NightCandidate("lora", "run", f"t{day}", (), {"target": series}, **watched)
-    return Night(f"2026-03-{day:02d}", "", "", "", "bf16", "e", {}, (one,), {}, {}, version)
+    return Night(f"2026-03-{day:02d}", "", "", "", "bf16", "e", {}, (one,), {}, {})
 
 
 def report_line(*nights):
@@ -197,14 +197,6 @@ def test_an_invalid_night_does_not_hide_what_others_showed():
         report_line(make_night(LOST), make_night(replace(LOST, errors=3, valid=False), 2)).verdict
         == "regression"
     )
-
-
-def test_nights_by_an_earlier_version_are_no_evidence_and_that_is_said():
-    found = build_report("desk", NightlyPolicy(), [make_night(LOST, version=1), make_night(LOST, 2)], State())
-    assert found.lines[0].series["target"].n_nights == 1
-    (said,) = found.no_evidence
-    assert said.startswith("1 night up to 2026-03-01 by an earlier version: no evidence")
-    assert build_report("desk", NightlyPolicy(), [make_night(LOST)], State()).no_evidence == ()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import numpy as np
 from harness import formatting, gating
 from harness.nightly.evidence import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
 from harness.nightly.state import (
-    EVIDENCE,
     Alarm,
     BaseNight,
     Night,
@@ -71,10 +70,7 @@ class CandidateVerdict:
 
 @dataclass(frozen=True, slots=True)
 class NightReport:
-    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool.
-
-    `no_evidence` says which nights do not count.
-    """
+    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool."""
 
     experiment: str
     night: str
@@ -89,7 +85,6 @@ class NightReport:
     commit: str
     environment: str
     precision: str
-    no_evidence: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -103,8 +98,7 @@ def build_report(
     """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
     last = nights[-1]
     drifts = _drifts(nights, state)
-    earlier = [n for n in nights if n.evidence < EVIDENCE]
-    sound = [n for n in nights if n.night not in drifts and n.evidence >= EVIDENCE]
+    sound = [n for n in nights if n.night not in drifts]
     harness = drifts.get(last.night, "") if last in nights_since_ack(state, *_DRIFT, nights) else ""
     lines = tuple(_judge_candidate(policy, one, sound, state, harness) for one in last.candidates)
     verdict = worst_verdict([line.verdict for line in lines])
@@ -132,7 +126,6 @@ def build_report(
         commit=last.commit,
         environment=last.environment,
         precision=last.precision,
-        no_evidence=tuple(_earlier_nights(earlier)),
     )
 
 
@@ -216,14 +209,6 @@ def _evidence(policy: NightlyPolicy, one: NightCandidate, key: str, nights: Iter
                 NightChanges(series.changes, found.tested, found.making, largest, series.unbounded)
             )
     return judge(changes, policy.alpha, len(one.series), Seeds(policy.seed_sd, one.n_references))
-
-
-def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
-    if nights:
-        yield (
-            f"{formatting.pluralize(len(nights), 'night')} up to {nights[-1].night} by an earlier version: "
-            "no evidence, because they do not say the range of their scores"
-        )
 
 
 def _series_sentence(key: str, e: Evidence, one: NightCandidate) -> str:

@@ -129,7 +129,6 @@ def _night_facts(found: NightReport) -> list[str]:
         f"control arm: {found.harness}",
         *found.pool,
         *missed,
-        *found.no_evidence,
         _NO_GATE,
     ]
 

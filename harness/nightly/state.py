@@ -20,7 +20,6 @@ from harness.records import load
 from harness.store import Store
 
 _WRITTEN = "what a night wrote"
-EVIDENCE = 2  # of changes in shares of the metric's range; nights of 1 do not say that range
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,7 @@ class BaseNight:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """One finished night; `taken` and `left` count clusters of each series' pool.
-
-    `evidence` is the version of what its changes mean: nights of an earlier one are shown, but no evidence.
-    """
+    """One finished night; `taken` and `left` count clusters of each series' pool."""
 
     night: str
     started: str
@@ -101,7 +97,6 @@ class Night:
     candidates: tuple[NightCandidate, ...]
     taken: dict[str, int]
     left: dict[str, int]
-    evidence: int = EVIDENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from harness.report.labels import CLASSES, ERROR, RIGHT, WORDS, WRONG, mark_answ
 from harness.report.more_items import SpareItems, advise_more_items, advise_on_power, list_spare_items
 from harness.report.plots import front_file
 from harness.report.reading import paths as kept_reports
-from harness.report.reading import read, read_kept, restore, with_units
+from harness.report.reading import read, read_kept, restore
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.tables.target_tables import targets_section

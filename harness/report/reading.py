@@ -1,10 +1,9 @@
 """Read reports back from the JSON that was written of them.
 
-Invariant: what comes back prints the same; a field that an older report lacks gets its default, one
-that a newer report adds is left out, and an infinite end, error or variance is one again.
+Invariant: what comes back prints the same; an infinite end, error or variance is one again.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from math import inf
@@ -18,10 +17,7 @@ from harness.errors import Problem, UserError
 from harness.records import TrainingRecord, parse_json, read_training_record
 from harness.report.experiment_report import ExperimentReport
 
-# Of these an older report, which says no units, knew that they are no rates and that lower is better.
-_OWN_UNITS = frozenset({"bits_per_byte", "latency"})
 _INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
-_GENERAL = ("verdict", "macro", "search", "confirm", "equal")  # in points, whatever the target's metric
 
 
 def read(path: Path) -> ExperimentReport:
@@ -31,7 +27,7 @@ def read(path: Path) -> ExperimentReport:
         UserError: the file is no report.
     """
     try:
-        found = restore(ExperimentReport, with_units(parse_json(path.read_text("utf-8"))))
+        found = restore(ExperimentReport, parse_json(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error
@@ -65,30 +61,6 @@ def paths(folder: Path) -> list[Path]:
 def _begins_like_one(path: Path) -> bool:
     with path.open("rb") as file:
         return b'"experiment"' in file.read(200)
-
-
-def with_units(value: Any) -> Any:
-    """Add the units to the plain types of an older report: those of rates are the default."""
-    return _with_units(value, "", _OWN_UNITS | _lower_is_better(value))
-
-
-def _lower_is_better(value: Any) -> set[str]:
-    """Name the metrics of which a comparison of an older report says so."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = isinstance(value, dict) and value.get("higher_is_better") is False and "metric" in value
-    return {value["metric"]} if own else set().union(*map(_lower_is_better, inner))
-
-
-def _with_units(value: Any, metric: str, own: Collection[str]) -> Any:
-    if isinstance(value, list):
-        return [_with_units(one, metric, own) for one in value]
-    if not isinstance(value, dict):
-        return value
-    metric = value.get("metric", metric)
-    inner = {key: _with_units(v, "" if key in _GENERAL else metric, own) for key, v in value.items()}
-    if "unit" in value or metric not in own or not {"low", "high"} <= value.keys():
-        return inner
-    return inner | {"unit": {"scale": 1.0, "name": metric.replace("_", " "), "higher_is_better": False}}
 
 
 def restore(kind: Any, value: Any) -> Any:

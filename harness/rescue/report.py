@@ -24,7 +24,6 @@ from harness.report import (
     target_text,
     targets_section,
     verdict_word,
-    with_units,
 )
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.spec import Recipe
@@ -100,7 +99,7 @@ def report_files(folder: Path, experiment: str) -> list[Path]:
 def read(path: Path) -> Rescue | None:
     """Read a rescue back from the JSON that was written of it; None where the file holds none."""
     try:
-        found: Rescue = restore(Rescue, with_units(parse_json(path.read_text(encoding="utf-8"))))
+        found: Rescue = restore(Rescue, parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found
