@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -299,104 +298,6 @@ def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
     assert [found for file in FILES for found in violations(file, it)] == []
 
 
-# The same word for something else: the extra of pip, a loss, a concern of code_versions.toml, a trace of a chart, a package, a manifest's key.
-NO_METHODS = {
-    ("harness/experiment/preflight/__init__.py", "qlora"),
-    ("harness/training/preferences/preference_optimization.py", "dpo"),
-    ("dashboards/parts/charts.py", "scaled"),
-    ("harness/progress.py", "peft"),
-    ("harness/provenance/__init__.py", "peft"),
-    ("harness/training/preferences/unpaired.py", "kto"),
-    ("harness/store/rows/__init__.py", "merged"),
-    ("harness/data/edit/save.py", "command"),
-    ("harness/data/edit/manifests.py", "command"),
-}
-
-
-def list_named_methods(source: str, file: str) -> Iterator[str]:
-    """Yield where the source of a file spells a method's name, in a sentence or by itself, or compares or loads it.
-
-    A name that is also a kind of weights is spelt by itself where that is meant.
-    """
-    tree = ast.parse(source)
-    kinds = {plugins.method(name).makes for name in plugins.names("methods")}
-    names, prose = set(plugins.names("methods")), list_docstrings(tree)
-    for node in ast.walk(tree):
-        at = f"{file}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Constant) and node.value in names - kinds:
-            if (file, node.value) not in NO_METHODS:
-                yield f"{at} spells {node.value!r}"
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in prose:
-            yield from (f"{at} says {said!r}" for said in find_in_sentence(node.value, names))
-        elif isinstance(node, ast.Compare) and any(map(is_a_method, [node.left, *node.comparators])):
-            spelt = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)} & names
-            yield from (f"{at} compares with {name!r}" for name in spelt)
-        elif isinstance(node, ast.Call) and len(node.args) > 1 and is_spelt(node.args[0], {"methods"}):
-            yield from (f"{at} loads {ast.unparse(one)}" for one in node.args[1:] if is_spelt(one, names))
-
-
-def list_docstrings(tree: ast.Module) -> list[ast.Constant]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    firsts = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and node.body]
-    return [one.value for one in firsts if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)]
-
-
-def find_in_sentence(text: str, names: set[str]) -> list[str]:
-    """List where a text names a method as a recipe does, or as one in a row of them."""
-    return [found[0] for found in re.finditer(r"\bmethod:? \(?(\w+)", text) if found[1] in names]
-
-
-def is_spelt(node: ast.expr, names: set[str]) -> bool:
-    return isinstance(node, ast.Constant) and node.value in names
-
-
-def is_a_method(node: ast.expr) -> bool:
-    return ast.unparse(node).endswith((".method", "['method']", "get('method')"))
-
-
-def list_values(tree: object) -> Iterator[object]:
-    """Yield the values in a tree of TOML; a key names what it holds and is none."""
-    if isinstance(tree, dict | list):
-        for below in tree.values() if isinstance(tree, dict) else tree:
-            yield from list_values(below)
-    else:
-        yield tree
-
-
-def test_no_method_is_named_outside_its_file():
-    files = [file for file in MODULES if module(file) != "methods"]
-    files += sorted((ROOT / "dashboards").rglob("*.py"))
-    named = [list_named_methods(file.read_text(), str(file.relative_to(ROOT))) for file in files]
-    assert [found for of_file in named for found in of_file] == []
-
-
-def test_no_method_is_named_in_a_table_outside_the_folder_of_methods():
-    names = set(plugins.names("methods"))
-    tables = [file for file in PACKAGE.rglob("*.toml") if "methods" not in file.relative_to(PACKAGE).parts]
-    found = {
-        str(file.relative_to(ROOT)): names
-        & {str(value) for value in list_values(tomllib.loads(file.read_text()))}
-        for file in tables
-    }
-    assert len(found) > 1
-    assert {file: spelt for file, spelt in found.items() if spelt} == {}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        'yield "add method: lora"',
-        'yield "compare it with a method (lora)."',
-        'yield f"next: {{method: base}}, then {name}"',
-        'load("methods", "endpoint").Params',
-        'x = "qlora"',
-        'recipe.method == "model"',
-    ],
-)
-def test_a_method_that_is_named_is_found_but_in_a_docstring(line):
-    assert len(list(list_named_methods(f'"""Say method: lora."""\n{line}\n', "any.py"))) == 1
-
-
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
@@ -502,39 +403,6 @@ def test_a_first_line_names_the_thing():
         lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in documented]
         found += [f"{file.relative_to(ROOT)}: {line}" for line in lines if CIRCUMSCRIBES.match(line)]
     assert found == []
-
-
-# The items, prompts and requests of an evaluation have names of their own. What is left is stored under its
-# name, or is a question that somebody is literally asked.
-ASKED = {
-    "harness/evaluation/judges/grading.py: asked",
-    "harness/evaluation/judges/judge_drift.py: asked",
-    "harness/experiment/preparation/base_fit.py: asked",
-    "harness/nightly/state.py: n_asked",
-    "harness/records/training_records.py: asked",
-}
-
-
-def _names(tree: ast.AST) -> Iterator[str]:
-    """Yield every name that a file binds."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            yield node.id if isinstance(node, ast.Name) else node.attr
-        elif isinstance(node, ast.arg):
-            yield node.arg
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
-
-
-def test_items_are_evaluated_and_not_asked():
-    begins = re.compile(r"_?(n_)?asked(_|$)", re.IGNORECASE)
-    found = {
-        f"{file.relative_to(ROOT)}: {name}"
-        for file in FILES
-        for name in _names(ast.parse(file.read_text("utf-8")))
-        if begins.match(name)
-    }
-    assert found == ASKED
 
 
 def test_a_property_is_described_by_what_it_is():
