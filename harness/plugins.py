@@ -316,17 +316,6 @@ def methods(**traits: Any) -> list[str]:
     ]
 
 
-def phrase_method(**traits: Any) -> str:
-    """Phrase as a recipe writes it the first method with these traits, or "another method" for none."""
-    able = methods(**traits)
-    return f"method: {able[0]}" if able else "another method"
-
-
-def phrase_adapter_method() -> str:
-    """Phrase the first method that trains a new adapter on rows, on the base as it is."""
-    return phrase_method(makes_adapter=True, trains_on_rows=True, quantization="", init_from="")
-
-
 def version(kind: str, name: str) -> int | str:
     """Return what an identity holds of a plugin's code: its version, or of a file that has none its digest.
 

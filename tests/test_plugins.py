@@ -72,13 +72,6 @@ def test_methods_are_listed_by_what_they_declare():
     assert plugins.methods(trains_on_rows=True, makes="model") == ["full"]
 
 
-def test_a_sentence_names_the_first_method_with_the_traits_it_speaks_of():
-    assert plugins.phrase_method(makes="embedding") == "method: embedding"
-    assert plugins.phrase_adapter_method() == "method: lora"
-    assert plugins.phrase_method(makes_adapter=True, draws_from="pairs", unpaired=False) == "method: dpo"
-    assert plugins.phrase_method(keeps_base=True, trains=True) == "another method"
-
-
 def test_the_method_of_a_recipe_that_names_none_is_the_one_that_keeps_the_base():
     assert plugins.methods(keeps_base=True) == [BASE] == [Recipe().method]
 

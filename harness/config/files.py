@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from harness import plugins
 from harness.config.problems import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
@@ -287,7 +286,7 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
     name = Path(relative).stem
     known = {file.stem for root in (folder, *_SHIPPED) for file in (root / "baselines").glob("*.yaml")}
     found = f"unknown recipe {name!r}"
-    expected = f"a recipe of baselines/, or a mapping such as {{{plugins.phrase_adapter_method()}}}"
+    expected = "a recipe of baselines/, or a mapping such as {method: lora}"
     return Problem(where, found, expected, did_you_mean(name, known))
 
 

@@ -214,8 +214,7 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
             able = " or ".join(plugins.methods(made_elsewhere=True))
             yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
         elif recipe.path.startswith(HUB) and not method.makes_whole_model:
-            whole = plugins.phrase_method(made_elsewhere=True, makes_whole_model=True)
-            step = f"download it, or merge it and name {whole}"
+            step = "download it, or merge it and name method: model"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
         elif not recipe.path.startswith(HUB) and not Path(recipe.path).is_dir():
             yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
@@ -239,7 +238,7 @@ def _check_training_rows(written: WrittenRecipe) -> Iterator[Problem]:
     for key in ("train", "mix"):
         if getattr(recipe, key) and not method.draws_from:
             found = f"{key} with the method {recipe.method}, which trains on no rows"
-            step = f"remove {key}, or add {plugins.phrase_adapter_method()}"
+            step = f"remove {key}, or add method: lora"
             yield Problem(written.where(key), found, "a method that trains on rows", step)
     if len(set(recipe.train)) < len(recipe.train):
         yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")

@@ -387,10 +387,9 @@ def _few_for_full(case: Case) -> list[str]:
     if not few:
         return []
     named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
-    adapter = plugins.phrase_adapter_method()
     said = (
-        f"All weights were trained on few examples by {named}: that is usual from about"
-        f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one ({adapter})."
+        f"All weights were trained on few examples by {named}: that is usual from about "
+        f"{formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one (method: lora)."
     )
     return [said]
 

@@ -391,7 +391,7 @@ def _phrase_alternatives() -> dict[str, str]:
         " for a fine-tune",
         "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
         "rank": "the labels ranked by log-likelihood (answer: rank)",
-        "classifier": f"a plain text classifier ({plugins.phrase_method(makes='classifier')})",
+        "classifier": "a plain text classifier (method: classifier)",
         "rag": "retrieval (prompting: rag)",
     }
 

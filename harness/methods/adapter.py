@@ -14,7 +14,7 @@ from harness.methods._elsewhere import PICKLED
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.adapters.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource
-from harness.plugins import Method, phrase_method
+from harness.plugins import Method
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -31,8 +31,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     folder = Path(recipe.path or "")
     if not (folder / CONFIG).exists():
         is_model = (folder / "config.json").exists()
-        whole = phrase_method(makes_whole_model=True, made_elsewhere=True)
-        step = f"{whole}, with path: {recipe.path}" if is_model else "check the path"
+        step = f"method: model, with path: {recipe.path}" if is_model else "check the path"
         found = f"{folder} without {CONFIG}" + (", but with a whole model" if is_model else "")
         yield Problem(where, found, "the folder that PEFT's save_pretrained wrote", step)
         return

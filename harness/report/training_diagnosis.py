@@ -8,7 +8,6 @@ this project's own: a change of a twentieth is more than validation on a hundred
 
 from typing import NamedTuple
 
-from harness import plugins
 from harness.formatting import count, plain, points
 from harness.records import TrackedPoint, TrainingRecord
 from harness.report.plots.loss_curves import is_of_preferences, numeric_points, round_length, smooth
@@ -122,8 +121,7 @@ def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
     earlier = sorted(step for step in front if step != end)
     if not earlier:
         return ""
-    method = plugins.phrase_method(makes="adapter or delta or model")
-    recipe = f"{{{method}, init_from: {name}, params: {{step: {earlier[0]}}}}}"
+    recipe = f"{{method: checkpoint, init_from: {name}, params: {{step: {earlier[0]}}}}}"
     steps = f"step{'s' * (len(earlier) > 1)} {', '.join(map(count, earlier))}"
     said = f"{steps} of its training on the front of target and capability"
     return f"{said}: {recipe} is such a candidate, without training"

@@ -157,7 +157,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     g = decision.gain(f.vs_untrained)
     if g is None:
         found = "no candidate without training to measure the gain against"
-        step = f"add prompt: {{{plugins.phrase_method(keeps_base=True)}}}, then harness compare"
+        step = "add prompt: {method: base}, then harness compare"
         return [(found, "one in the same experiment", step)]
     if g.low <= 0:
         gained = formatting.change(g.unit, g.delta, g.low, g.high)

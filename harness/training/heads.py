@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness import plugins
 from harness.errors import CandidateFailed, one_line
 from harness.models import TextCandidate, TextTable, oom
 from harness.models.devices import avoid_cudnn_attention
@@ -69,8 +68,7 @@ def _load(
             model = model.to(machine.device)
     except ValueError as error:
         what = f"{source.name} cannot be loaded with a head ({one_line(error)})"
-        other = plugins.phrase_method(makes="embedding")
-        raise CandidateFailed(what, f"another base_model or encoder, or {other}") from error
+        raise CandidateFailed(what, "another base_model or encoder, or method: embedding") from error
     # The last token that is no padding is the one that a decoder's head reads.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

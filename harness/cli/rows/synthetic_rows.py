@@ -133,7 +133,6 @@ def pairs_make(
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness import plugins
     from harness.cli.rows.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows import Drawing, make_pairs
@@ -150,8 +149,7 @@ def pairs_make(
         say(note)
     answers, ranking = map(price, (made.spent.cost_usd, made.ranking_usd))
     say(f"the answers took {made.spent.n_output_tokens:,} tokens and {answers}, ranking them {ranking}")
-    method = plugins.phrase_method(makes_adapter=True, draws_from="pairs", unpaired=False)
-    train = f"train: {name_beside(at.config, out)} on a candidate with {method} in {at.config}"
+    train = f"train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}"
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
 

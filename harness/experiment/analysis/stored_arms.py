@@ -7,7 +7,7 @@ that base.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from harness import comparison, plugins, store
+from harness import comparison, store
 from harness.errors import IncompatibleRuns
 from harness.experiment.analysis.study import Study, SuiteTask
 from harness.experiment.runs.stored_rows import documents_of, has_documents
@@ -137,10 +137,9 @@ def _endpoint_base_identity(study: Study, wanted: RowsIdentity, key: str, run: R
     if own := study.base_arm(run).get(wanted.task):
         return store.read_identity(at, own)
     found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
-    base = plugins.phrase_method(keeps_base=True)
     raise IncompatibleRuns(
         f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
-        f"next: add prompt: {{{base}}}, then {study.typed.command('compare')}"
+        f"next: add prompt: {{method: base}}, then {study.typed.command('compare')}"
     )
 
 

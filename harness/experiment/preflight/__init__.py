@@ -105,7 +105,7 @@ def _disk_problems(
     for candidate in candidates:
         if session and (needed := checkpoints_gb(candidate)) > free_gb:
             found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
-            step = f"free some, or an adapter ({plugins.phrase_adapter_method()})"
+            step = "free some, or an adapter (method: lora)"
             yield Problem(where, found, "room for three of them", step)
 
 

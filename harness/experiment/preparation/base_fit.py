@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import plugins
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
@@ -234,19 +233,19 @@ def _training_s(one: _Training, query: FitQuery) -> float:
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids quantising a base: its files are already, or it is mostly experts, which stay."""
-    where, adapter = f"candidate {candidate.name}", plugins.phrase_adapter_method()
+    where = f"candidate {candidate.name}"
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):
             continue
         said = memory.quantization_method(read_config(base.path))
         if said not in ("", "bitsandbytes"):
             found = f"{base.quantization} of {base.name}, whose files are quantised already ({said})"
-            yield Problem(where, found, "a base in 16 bits", f"{adapter} on the files as they are")
+            yield Problem(where, found, "a base in 16 bits", "method: lora on the files as they are")
         elif (share := hub.expert_share(base)) > memory.MOST_IN_EXPERTS:
             found = (
                 f"{base.quantization} of {base.name}, of which {share:.0%} are experts that stay in 16 bits"
             )
-            yield Problem(where, found, "a base of linear layers", adapter)
+            yield Problem(where, found, "a base of linear layers", "method: lora")
 
 
 def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Problem]:

@@ -155,8 +155,7 @@ def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Ite
     if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
         return
     found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
-    method = plugins.phrase_method(makes_whole_model=True, made_elsewhere=True)
-    step = f"{method} and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
+    step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
     yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
 
 

@@ -11,7 +11,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from harness import plugins
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, one_line
 from harness.models.adapters import CONFIG, WEIGHTS, Tensor, own_name, tensors_of
@@ -104,9 +103,8 @@ def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
         difference = _tokenizer_difference(theirs, source)
     if not difference:
         return []
-    whole = plugins.phrase_method(makes_whole_model=True, made_elsewhere=True)
     step = (
-        f"merge it into its base, save that with its tokenizer, and name it with {whole}; or remove "
+        f"merge it into its base, save that with its tokenizer, and name it with method: model; or remove "
         f"{', '.join(files)} from {folder}, if the training did not use them"
     )
     expected = f"the tokenizer and the chat template of {source.name}, by which an adapter is asked"
