@@ -42,7 +42,7 @@ calibration: $(STAMP)
 
 # What papers claim, measured here, a claim at a time; what is kept in reports/claims.json is not measured again.
 claims: $(STAMP)
-	.venv/bin/python -m tests.studies.claims $(ARGS)
+	.venv/bin/python -m reports.studies.claims $(ARGS)
 
 gpu: $(STAMP)
 	.venv/bin/python tests/gpu/gpu_parts.py $(ARGS)

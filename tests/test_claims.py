@@ -7,12 +7,12 @@ import pytest
 
 from harness import stats
 from harness.comparison import Estimate
-from tests.studies.claims import __main__ as study
-from tests.studies.claims.catalog import CLAIMS, OPEN
-from tests.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
-from tests.studies.claims.fine_tunes import Pair, judge_pair
-from tests.studies.claims.kept import keep, read, write
-from tests.studies.claims.page import page
+from reports.studies.claims import __main__ as study
+from reports.studies.claims.catalog import CLAIMS, OPEN
+from reports.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
+from reports.studies.claims.fine_tunes import Pair, judge_pair
+from reports.studies.claims.kept import keep, read, write
+from reports.studies.claims.page import page
 
 CHEAP = "memory-of-qlora"
 FOUND = ClaimResult("two times", "holds", {"ratio": 2.0}, "by hand")

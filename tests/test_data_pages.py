@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.studies import data_check_page, mended_rows
-from tests.studies.data_check import READ
+from reports.studies import data_check_page, mended_rows
+from reports.studies.data_check import READ
 
 REPORTS = Path(__file__).parents[1] / "reports"
 

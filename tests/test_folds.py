@@ -20,7 +20,7 @@ from harness.metrics import mean_metric
 from harness.records import Example, SampleResult
 from harness.spec import Experiment, Task
 from harness.stats import Variance
-from tests.studies import k_fold as study
+from reports.studies import k_fold as study
 
 METRIC = mean_metric("right", lambda output, example: None)
 LABELS = ("late", "money")

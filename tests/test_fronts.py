@@ -7,14 +7,14 @@ import tiny_experiment
 from conftest import find_shared_data
 
 from harness import config
-from tests.studies.fronts.__main__ import list_open, next_group, parse, size_of_group
-from tests.studies.fronts.choice import choose, share_of_gain
-from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
-from tests.studies.fronts.fronts_page import page
-from tests.studies.fronts.plan import Step, make, plan, report_done
-from tests.studies.fronts.processes import unite
-from tests.studies.fronts.rows import Row, list_measured, merge, read_rows, rows_of, write_rows
-from tests.studies.fronts.ways import WAYS, candidates, way_of
+from reports.studies.fronts.__main__ import list_open, next_group, parse, size_of_group
+from reports.studies.fronts.choice import choose, share_of_gain
+from reports.studies.fronts.experiments import prepare_tasks, prepare_ways
+from reports.studies.fronts.fronts_page import page
+from reports.studies.fronts.plan import Step, make, plan, report_done
+from reports.studies.fronts.processes import unite
+from reports.studies.fronts.rows import Row, list_measured, merge, read_rows, rows_of, write_rows
+from reports.studies.fronts.ways import WAYS, candidates, way_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -11,8 +11,8 @@ from harness import config
 from harness.metrics import load_metrics
 from harness.records import Example, Output
 from harness.spec import Task, TaskData
-from tests.studies import general_suite, ifeval_like
-from tests.studies.general_suite import Change, Size, mean, rank, signal_to_noise
+from reports.studies import general_suite, ifeval_like
+from reports.studies.general_suite import Change, Size, mean, rank, signal_to_noise
 
 SIZE = Size(6, 6, 3, 4, (1e-3, 2e-3), (1, 2))
 

@@ -13,8 +13,8 @@ from harness.comparison.judge_correction import (
     correct_score,
     count_more_labels,
 )
+from reports.studies import judge_correction as study
 from tests.golden import golden
-from tests.studies import judge_correction as study
 
 LABELS, GRADES = [1.0] * 6 + [0.0] * 4, [1.0] * 5 + [0.0, 1.0] + [0.0] * 3
 REST = [1.0] * 60 + [0.0] * 40

@@ -18,7 +18,7 @@ from harness.evaluation.candidate_rows import refuse_or_note
 from harness.records import Example
 from harness.spec import Task
 
-FILE = Path(__file__).parent / "studies" / "paraphrases.jsonl"
+FILE = Path(__file__).parents[1] / "reports" / "studies" / "paraphrases.jsonl"
 PAIRS = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 NEGATIVES = [p for p in PAIRS if p["kind"] == "different" and int(p["id"][-3:]) % 2]
 RULES = (

@@ -37,8 +37,8 @@ from harness.records import digest, split_into_letters
 
 Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]
 
-# The lowest at which at most 5 % of the hard negatives of tests/studies/paraphrases.jsonl with an odd number
-# raise an alarm; of EMBEDDINGS with all-MiniLM-L6-v2. tests/test_overlap.py chooses them again.
+# The lowest at which at most 5 % of the hard negatives of reports/studies/paraphrases.jsonl with an odd
+# number raise an alarm; of EMBEDDINGS with all-MiniLM-L6-v2. tests/test_overlap.py chooses them again.
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
 

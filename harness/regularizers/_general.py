@@ -21,7 +21,7 @@ _LONGEST = 64  # tokens of an answer
 _SPARE = 1.9  # some four in ten answers are not at their end by then, and a few are empty or refused
 _ENDS = (".", "!", "?")
 _PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
-_SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by tests/studies/shipped_answers.py
+_SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by reports/studies/shipped_answers.py
 
 
 class Mixture(NamedTuple):

@@ -44,6 +44,6 @@ def cross_validated_variance(items: Variance, means: Sequence[float], sizes: Seq
     Raises:
         ValueError: as `fold_variance`.
 
-    Source: Satterthwaite 1946; simulation, `tests/studies/k_fold.py`.
+    Source: Satterthwaite 1946; simulation, `reports/studies/k_fold.py`.
     """
     return satterthwaite([items, fold_variance(means, sizes)])

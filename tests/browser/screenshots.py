@@ -5,7 +5,7 @@ a day apart; that takes some minutes.
 
 Invariant: 1440 pixels wide, light unless `--dark` asks otherwise, and small enough to be kept in git; a page
 is taken once its layout has come to rest. The report's is that of its HTML page, 1280 × 800; that of the Data page
-is of rows of a generator in which `tests/studies/data_check.py` has planted faults.
+is of rows of a generator in which `reports/studies/data_check.py` has planted faults.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def shoot_report(page: Page, folder: Path, out: Path) -> None:
 def write_faulty(folder: Path) -> None:
     """Write an experiment on letters with planted faults, one of which is a test item."""
     sys.path.insert(0, str(ROOT))
-    from tests.studies.data_check import plant
+    from reports.studies.data_check import plant
     from tests.ten_kinds import request
 
     rng = random.Random("picture")

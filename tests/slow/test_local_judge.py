@@ -3,8 +3,8 @@
 import pytest
 
 from harness.comparison.judge_correction import MIN_LABELS
+from reports.studies import local_judge as study
 from tests.conftest import find_shared_data
-from tests.studies import local_judge as study
 
 pytestmark = pytest.mark.weekly
 

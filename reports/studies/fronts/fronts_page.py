@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import formatting
-from tests.studies.fronts.choice import KEPT, N_BEST, choose, share_of_gain
-from tests.studies.fronts.plan import Step
-from tests.studies.fronts.rows import Row
-from tests.studies.fronts.ways import PLAIN, way_of
+from reports.studies.fronts.choice import KEPT, N_BEST, choose, share_of_gain
+from reports.studies.fronts.plan import Step
+from reports.studies.fronts.rows import Row
+from reports.studies.fronts.ways import PLAIN, way_of
 
 WAYS_TASK = "ways"
 _ABOUT = f"""\
@@ -37,7 +37,7 @@ def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Pat
         if (reports / f"fronts.{task}.svg").exists():
             lines += ["", f"![Front of {task}](fronts.{task}.svg)"]
     lines += ["", "## Not run", "", *_list_missing_steps(left, later_s)]
-    again = "`python -m tests.studies.fronts --steps 1` makes the next step and writes this page again."
+    again = "`python -m reports.studies.fronts --steps 1` makes the next step and writes this page again."
     return "\n".join([*lines, "", again, ""])
 
 

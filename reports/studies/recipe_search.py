@@ -4,7 +4,7 @@ Every try is judged on validation alone: the target on its validation split, for
 general suite that its limits leave undrawn. The quickstart's test items and the items that its gate asks are
 seen by no try.
 
-`HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m tests.studies.recipe_search` needs about an hour on two quiet
+`HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m reports.studies.recipe_search` needs about an hour on two quiet
 cores, and local copies of the public tasks, without which they are not asked; a second call goes on where the
 first one stopped. It prints a table; `reports/recipe_search.md` says what was found and chosen. `--only NAME` runs one
 part of the tries.
@@ -192,7 +192,7 @@ def page(found: ExperimentReport, judged: ExperimentReport | None) -> str:
         f"{key} {found.header[key]}" for key in ("device", "precision", "engine") if key in found.header
     )
     return "\n".join(
-        [*lines, "", f"{where}. `python -m tests.studies.recipe_search` makes this table again.", ""]
+        [*lines, "", f"{where}. `python -m reports.studies.recipe_search` makes this table again.", ""]
     )
 
 

@@ -7,7 +7,7 @@ delta is paired with the base on the same items. The rank correlation over the L
 the suite's macro orders them as the benchmarks do; a task's signal-to-noise says whether it orders
 them at all.
 
-`HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m tests.studies.general_suite` needs local copies of the
+`HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m reports.studies.general_suite` needs local copies of the
 benchmarks, laid out as on the hub, and about three quarters of an hour on two cores. A second call goes on
 where the first one stopped. It writes `reports/general_suite_study.md` and `.json`.
 """
@@ -29,7 +29,7 @@ from harness import formatting, stats
 from harness.cli.progress_bar import TerminalProgress
 from harness.comparison import Comparison
 from harness.report import ExperimentReport, to_plain
-from tests.studies import ifeval_like
+from reports.studies import ifeval_like
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -279,7 +279,7 @@ def markdown(found: StudyResult, size: Size, header: Mapping[str, Any]) -> str:
     lines += [_task_line(found, name) for name in found.task_ranks]
     lines += [f"| macro | {_range(found, 'macro')} | | {_format_number(found.signal_to_noise['macro'])} | |"]
     where = ", ".join(f"{key} {header[key]}" for key in ("device", "precision", "engine") if key in header)
-    lines += ["", f"{where}. `python -m tests.studies.general_suite` makes this table again.", ""]
+    lines += ["", f"{where}. `python -m reports.studies.general_suite` makes this table again.", ""]
     return "\n".join(lines)
 
 

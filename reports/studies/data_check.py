@@ -8,7 +8,7 @@ whose paraphrases go to training, the hard negatives as decoys, and test items w
 The same pairs are planted as rows of one file, to count the duplicates by sense.
 The pairs with an odd number chose the thresholds, and nothing else did.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m tests.studies.data_check` takes some six minutes on two busy cores and
+`HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m reports.studies.data_check` takes some six minutes on two busy cores and
 writes `reports/data_check.json` and `.md`; a second call goes on with the sets that are missing, `--again NAME`
 measures one anew, `--list NAME` prints the places of findings that were not planted, to be read by hand. What
 was read stands in `findings_read.json` beside this file, by place and without any row.
@@ -32,7 +32,7 @@ from harness.data.check import Finding, names
 from harness.data.overlap import EMBEDDINGS, Encode, open_encoder, overlaps
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import fold_text
-from tests.studies.data_check_page import page
+from reports.studies.data_check_page import page
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or ROOT.parent / "shared" / "data") / "rows"

@@ -8,7 +8,7 @@ differ little (class means), much (nearest neighbour, least squares with as many
 (unsteady, which a seed moves; collapsing, of which one training in five always answers the same), and by nothing
 but the classes (the commonest answer).
 
-`PYTHONPATH=.:tests python -m tests.studies.k_fold` takes some minutes on one core and writes
+`PYTHONPATH=.:tests python -m reports.studies.k_fold` takes some minutes on one core and writes
 `reports/k_fold.md` and `.json`.
 """
 
@@ -37,7 +37,7 @@ COLLAPSE = 0.2  # of the trainings
 CLUSTER = 3  # rows of one cluster
 _BASIS = (
     "{draws} simulated data sets a line; a coverage of 95 % is seen with a standard error of {error:.1f} points."
-    " Written by `python -m tests.studies.k_fold`."
+    " Written by `python -m reports.studies.k_fold`."
 )
 _FOUND = (
     "95 % intervals of `data.folds` hold the average over training sets of this size in {} to {} of the draws;"

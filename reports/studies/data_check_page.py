@@ -57,7 +57,7 @@ def _introduction(sets: Mapping[str, Any]) -> list[str]:
         f"Faults of known places were planted into rows of three sets: {sizes}. `harness data check` looked at them, and the leak"
         " measures at training against test rows. Shares are in percent with 95 % Wilson intervals; planted faults are"
         " drawn independently, so an interval holds for faults of this making and for nothing else. Made by"
-        " `python -m tests.studies.data_check`, whose docstring says what was planted and how."
+        " `python -m reports.studies.data_check`, whose docstring says what was planted and how."
     )
     thresholds = (
         f"No threshold was chosen on what is judged here: near duplicates are rows with a Jaccard index of"

@@ -1,4 +1,4 @@
-"""`python -m tests.studies.claims [NAME…]`: measure each claim that is not kept yet, and write the page.
+"""`python -m reports.studies.claims [NAME…]`: measure each claim that is not kept yet, and write the page.
 
 Each claim is measured in a process of its own, which is ended after 20 minutes; what it has trained and
 answered until then is taken up by the next call. `--again` measures the named ones anew.
@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.models.hardware import current_device, visible_gpus
-from tests.studies.claims.catalog import CLAIMS, OPEN
-from tests.studies.claims.claim import Claim
-from tests.studies.claims.kept import keep, read, write
-from tests.studies.claims.page import page
+from reports.studies.claims.catalog import CLAIMS, OPEN
+from reports.studies.claims.claim import Claim
+from reports.studies.claims.kept import keep, read, write
+from reports.studies.claims.page import page
 
 REPORTS = Path(__file__).parents[3] / "reports"
 _MOST_S = 20 * 60
@@ -60,7 +60,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
 
 def _measure(claim: Claim, reports: Path) -> bool:
     """Measure a claim in a process of its own; tell whether that ended well and in time."""
-    own = [sys.executable, "-m", "tests.studies.claims", claim.name, "--one", "--reports", str(reports)]
+    own = [sys.executable, "-m", "reports.studies.claims", claim.name, "--one", "--reports", str(reports)]
     try:
         return subprocess.run(own, check=False, timeout=_MOST_S).returncode == 0
     except subprocess.TimeoutExpired:

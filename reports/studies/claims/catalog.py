@@ -1,8 +1,8 @@
 """The claims: those that are measured here, cheapest first, and those that are not, with what they would need."""
 
-from tests.studies.claims import preferences, sizes, spectrum, steps
-from tests.studies.claims.claim import Claim, OpenClaim
-from tests.studies.claims.fine_tunes import N_GOOD, Pair, claim_of, curve_of
+from reports.studies.claims import preferences, sizes, spectrum, steps
+from reports.studies.claims.claim import Claim, OpenClaim
+from reports.studies.claims.fine_tunes import N_GOOD, Pair, claim_of, curve_of
 
 _HU = "Hu et al. 2021, arXiv:2106.09685"
 _DETTMERS = "Dettmers et al. 2023, arXiv:2305.14314"

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from harness import formatting
 from harness.comparison import Estimate
 from harness.experiment.weights.candidate_weights import find_stored_weights
-from tests.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
-from tests.studies.claims.fine_tunes import (
+from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
+from reports.studies.claims.fine_tunes import (
     FOLDER,
     MARGIN,
     compare_recipes,

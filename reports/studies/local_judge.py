@@ -7,7 +7,7 @@ truth. Instructions of Dolly, and its summaries apart, are each compared from on
 judge by a rubric and no label of a person, as a user would try it first: two files beside rows with `prompt` and
 `reference`, and one `harness compare`.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge [llmbar] [dolly] [summaries]` takes
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.local_judge [llmbar] [dolly] [summaries]` takes
 some ten minutes a part on one quiet core, goes on where it was ended, and writes `reports/local_judge.md` and
 `.json`, in which every grade of LLMBar is kept. `--so-far` asks the judge about no more pairs: the page is of those
 that it has judged in both orders.

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
-from tests.studies.fronts.plan import Step, make
+from reports.studies.fronts.experiments import prepare_tasks, prepare_ways
+from reports.studies.fronts.plan import Step, make
 
 _STORE = "runs"  # beside each experiment's file
 _INDEX = ("harness.duckdb*", "*.lock")  # which a store makes anew
@@ -30,7 +30,7 @@ def make_in_processes(steps: Sequence[Step], folder: Path, chosen: Sequence[str]
     named = [f"{step.file.stem}:{step.candidate}" for step in steps]
     (queue / "steps").write_text("\n".join(named), "utf-8")
     own = [folder / f"process-{i}" for i in range(min(n, len(steps)))]
-    command = [sys.executable, "-m", "tests.studies.fronts.processes", str(queue), ",".join(chosen)]
+    command = [sys.executable, "-m", "reports.studies.fronts.processes", str(queue), ",".join(chosen)]
     started = [
         subprocess.Popen([*command, str(one)], env=os.environ | {"OMP_NUM_THREADS": "1"}) for one in own
     ]

@@ -8,7 +8,7 @@ from harness.models.hub import resolve, shape
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
 from harness.models.model_folder import weights_bytes
-from tests.studies.claims.claim import ClaimResult
+from reports.studies.claims.claim import ClaimResult
 
 EMBEDDED = "smollm2-135m"
 GPT3 = Shape(175e9, 96, 12_288, 49_152, 96, 96, 128, 50_257)

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.studies.claims.claim import ClaimResult, Figures, Verdict
+from reports.studies.claims.claim import ClaimResult, Figures, Verdict
 
 
 @dataclass(frozen=True, slots=True)

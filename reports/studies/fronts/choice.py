@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from tests.studies.fronts.rows import PROMPT, Row
-from tests.studies.fronts.ways import PLAIN, way_of
+from reports.studies.fronts.rows import PROMPT, Row
+from reports.studies.fronts.ways import PLAIN, way_of
 
 N_BEST = 5
 KEPT = 0.9  # of plain LoRA's gain over the prompt

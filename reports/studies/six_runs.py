@@ -1,6 +1,6 @@
 """Does the quickstart end alike on every machine? Seeds 0, 1 and 2 in bf16 and in fp32; by hand.
 
-`python -m tests.studies.six_runs` needs an hour on two cores and writes `reports/six_runs.md` and `.json`; a second
+`python -m reports.studies.six_runs` needs an hour on two cores and writes `reports/six_runs.md` and `.json`; a second
 call goes on where the first one stopped. `--precision bf16` and `--seed 0` choose some of them.
 """
 

@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from tests.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
-from tests.studies.claims.sizes import EMBEDDED
+from reports.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
+from reports.studies.claims.sizes import EMBEDDED
 
 _ROWS, _TOKENS = 4, 96  # of a step
 _WARM, _STEPS, _ROUNDS = 1, 3, 3

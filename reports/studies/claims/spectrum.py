@@ -2,8 +2,8 @@
 
 from harness import formatting
 from harness.records import Run
-from tests.studies.claims.claim import ClaimResult, judge, judge_all
-from tests.studies.claims.fine_tunes import (
+from reports.studies.claims.claim import ClaimResult, judge, judge_all
+from reports.studies.claims.fine_tunes import (
     FOLDER,
     compare_recipes,
     list_target_figures,

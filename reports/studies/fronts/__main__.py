@@ -1,4 +1,4 @@
-"""`python -m tests.studies.fronts --steps N`: make the next N steps of the study of fronts, and write its page.
+"""`python -m reports.studies.fronts --steps N`: make the next N steps of the study of fronts, and write its page.
 
 Without `--steps` nothing is trained: the page is written of what there is, with what did not run and its
 estimated hours. A step is one candidate with all its seeds; one that was ended goes on where it was. The
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.report import ExperimentReport, front_file
-from tests.studies.fronts.choice import N_BEST, choose
-from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
-from tests.studies.fronts.fronts_page import WAYS_TASK, page
-from tests.studies.fronts.plan import Step, machine_of, make, plan, report_done
-from tests.studies.fronts.processes import make_in_processes
-from tests.studies.fronts.rows import (
+from reports.studies.fronts.choice import N_BEST, choose
+from reports.studies.fronts.experiments import prepare_tasks, prepare_ways
+from reports.studies.fronts.fronts_page import WAYS_TASK, page
+from reports.studies.fronts.plan import Step, machine_of, make, plan, report_done
+from reports.studies.fronts.processes import make_in_processes
+from reports.studies.fronts.rows import (
     PROMPT,
     Row,
     is_reference,
@@ -32,8 +32,8 @@ from tests.studies.fronts.rows import (
     rows_of,
     write_rows,
 )
-from tests.studies.fronts.ways import PLAIN
-from tests.studies.recipe_search import ROOT
+from reports.studies.fronts.ways import PLAIN
+from reports.studies.recipe_search import ROOT
 
 
 def main(arguments: list[str]) -> None:
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.studies.fronts", description=(__doc__ or "").split("\n")[0]
+        prog="python -m reports.studies.fronts", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--steps", type=int, default=0, help="how many steps to make; none without it")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")

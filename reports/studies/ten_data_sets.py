@@ -3,7 +3,7 @@
 Each kind of `tests/ten_kinds.py` is written, `init` proposes an experiment for it on this machine, and
 `compare` runs that without an edit. Where the truth is known the decision is held to it.
 
-`PYTHONPATH=. python -m tests.studies.ten_data_sets FOLDER` takes up to twenty minutes a kind on the embedded
+`PYTHONPATH=. python -m reports.studies.ten_data_sets FOLDER` takes up to twenty minutes a kind on the embedded
 model; `--only "labels"` takes one, `--base-model` another model. A second call goes on where the first one
 stopped. What is finished is kept in `reports/ten_data_sets.json`, so that a kind that was finished on any machine
 is not begun again, and `reports/ten_data_sets.md` is written from it.

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from harness.formatting import count, pluralize
-from tests.studies.claims.claim import Claim, OpenClaim
-from tests.studies.claims.kept import StoredResult
+from reports.studies.claims.claim import Claim, OpenClaim
+from reports.studies.claims.kept import StoredResult
 
 _ABOUT = """\
 What papers claim, held against what is computed or measured here, on the embedded model and two CPU cores or, where it says so,

@@ -8,7 +8,7 @@ the gain over the chosen one is what remains of it. Rows are few, so that a task
 interval that holds 0 leaves open what more rows would show. One seed, one draw of the rows and one small base: nothing
 here says how it is at other sizes.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.equal_budgets [banking] [xquad]` goes on where it
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.equal_budgets [banking] [xquad]` goes on where it
 was ended, and writes `reports/equal_budgets.md` and `.json`.
 """
 

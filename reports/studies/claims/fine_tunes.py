@@ -20,8 +20,8 @@ from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.records import Run
-from tests.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
-from tests.studies.recipe_search import ROOT, SUITES, dump, read
+from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
+from reports.studies.recipe_search import ROOT, SUITES, dump, read
 
 FOLDER = ROOT / "runs" / "studies" / "claims"
 _PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}

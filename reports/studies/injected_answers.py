@@ -5,7 +5,7 @@ another of the questions, and one of thirty texts that ask for the best grade (`
 goes by its rubric grades the last as it grades an answer to another question. A judge that is scripted to obey
 all that stands outside of the marks, and nothing within, gives them nothing at all (`tests/test_judges.py`).
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.injected_answers` writes
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.injected_answers` writes
 `reports/injected_answers.md` and `.json`.
 """
 
@@ -25,7 +25,7 @@ from tiny_experiment import runs_of
 from harness import stats, store
 from harness.experiment import compare
 from harness.store import Store
-from tests.studies.local_judge import HELPFUL, JUDGE, read_instructions
+from reports.studies.local_judge import HELPFUL, JUDGE, read_instructions
 
 ROOT = Path(__file__).parents[2]
 SHORT = 300  # characters of a question and of its answer

@@ -5,7 +5,7 @@ The rows get the faults of `data_check` (3 % exact and 5 % near duplicates, 8 % 
 dedup` drops duplicates, and `compare` trains the same classifier on each file and pairs its answers on the same test
 items. A test item that the rows ask is left out before, so that no file gains by a leak.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m tests.studies.mended_rows` takes some minutes on one core and writes
+`HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m reports.studies.mended_rows` takes some minutes on one core and writes
 `reports/mended_rows.json` and `.md`; a second call goes on with the sets that are missing.
 """
 
@@ -26,7 +26,7 @@ from harness import formatting
 from harness.cli import app
 from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.records import checksum, fold_text
-from tests.studies.data_check import FAULTS, LABELLED, ROOT, SETS, Row, plant
+from reports.studies.data_check import FAULTS, LABELLED, ROOT, SETS, Row, plant
 
 FILE = ROOT / "reports" / "mended_rows.json"
 N_VALIDATION = 100
@@ -174,7 +174,7 @@ def page(results: Mapping[str, Any]) -> str:
         " duplicates, 1 % broken encoding, 8 % flipped labels. `harness data check` names suspect labels, `data clean"
         " --decisions` and `data dedup` mend the rows, and `harness compare` pairs the answers on the same test items."
         " Scores are exact match in percent, changes in points against the messy rows, with 95 % intervals; p is corrected"
-        " for the comparisons of a table. Made by `python -m tests.studies.mended_rows`."
+        " for the comparisons of a table. Made by `python -m reports.studies.mended_rows`."
     )
     lines = ["# What mending rows changes in the score", "", basis, ""]
     for name, one in results.items():

@@ -1,6 +1,6 @@
 """Write the embedded base's answers to general prompts, which replay reads in place of asking it.
 
-`python -m tests.studies.shipped_answers` asks the base the first prompts (8 minutes on two cores) and writes
+`python -m reports.studies.shipped_answers` asks the base the first prompts (8 minutes on two cores) and writes
 `harness/regularizers/answers/DIGEST.jsonl`, named by the base's weights and template.
 """
 

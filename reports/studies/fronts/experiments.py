@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import Problem, UserError
-from tests.studies.fronts.ways import PLAIN, WAYS, candidates
-from tests.studies.recipe_search import N_PUBLIC, PUBLIC, ROOT, SUITES, dump, read
-from tests.studies.recipe_search import prepare as prepare_search
+from reports.studies.fronts.ways import PLAIN, WAYS, candidates
+from reports.studies.recipe_search import N_PUBLIC, PUBLIC, ROOT, SUITES, dump, read
+from reports.studies.recipe_search import prepare as prepare_search
 
 _INTENTS = (
     "card_acceptance pin_blocked atm_support change_pin compromised_card lost_or_stolen_card exchange_rate "

@@ -15,8 +15,8 @@ from harness.comparison import mean_change
 from harness.decision import CandidateFacts
 from harness.experiment.analysis.training_remarks import NO_CHANGE
 from harness.report import ExperimentReport
-from tests.studies.fronts.ways import PLAIN, way_of
-from tests.studies.recipe_search import PUBLIC
+from reports.studies.fronts.ways import PLAIN, way_of
+from reports.studies.recipe_search import PUBLIC
 
 PROMPT = "prompt"
 

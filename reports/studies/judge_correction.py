@@ -7,7 +7,7 @@ intervals hold the truth: of the rate, and of the difference of two models, corr
 judge uncorrected. Of AlpacaEval's annotations win rates, standard errors and
 the preference for length are held to the published figures.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.judge_correction` takes two minutes on one
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.judge_correction` takes two minutes on one
 core and writes `reports/judge_correction.md` and `.json`.
 """
 
