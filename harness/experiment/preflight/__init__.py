@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness import config, metrics, plugins, provenance
+from harness import config, metrics, provenance
 from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.session import Session
