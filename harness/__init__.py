@@ -1,7 +1,7 @@
 """Know, with evidence, whether to fine-tune.
 
-Invariant: importing the package costs nothing; `compare`, `gate` and `frames` load what they need when
-they are first used.
+Invariant: importing the package costs nothing; `compare`, `gate` and `frames` load their modules on first
+use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Cache folder: files that can be made again, each written whole or not at all; and what is on the disk."""
+"""Cache folder of reproducible files, each written completely or not at all; and syncing files to disk."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-Publish = Callable[[Path, Path], object]  # of a written file, under its name
+Publish = Callable[[Path, Path], object]  # gives a finished file (first) its name (second)
 
 
 def cache_dir() -> Path:
@@ -19,16 +19,16 @@ def cache_dir() -> Path:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that others may not read, unless it is there: it will hold prompts and answers."""
+    """Create a folder that other users cannot read, if missing: it will hold prompts and answers."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
-    """Return what is remembered of a kind under a key, as JSON gives it back; else make and remember it.
+    """Return the cached JSON value of a kind and key, or compute and cache it.
 
-    Of processes that make it together the first one's holds for all. None is not remembered. A damaged file
-    is made again; a folder that may only be read costs time alone.
+    If several processes compute it at once, the first result counts for all. None is not cached. A damaged
+    file is computed again; a read-only folder only costs time.
     """
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):
@@ -42,18 +42,18 @@ def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
 
 
 def remember(memory: Path, value: Any, publish: Publish = Path.replace) -> None:
-    """Write a value to the cache as JSON so that it appears whole or not at all."""
+    """Write a value to the cache as JSON so that it appears completely or not at all."""
     text = json.dumps(value)
     written = f"{_checksum(text)} {text}"
     fill_cache_file(memory, lambda scratch: scratch.write_text(written, encoding="utf-8"), publish)
 
 
 def recall(memory: Path) -> Any:
-    """Read what was remembered in a file of the cache.
+    """Read a cached value from its file.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is damaged.
+        OSError: the file does not exist.
+        ValueError: the file is damaged.
     """
     checksum, _, text = memory.read_text("utf-8").partition(" ")
     if checksum != _checksum(text):
@@ -66,7 +66,7 @@ def _checksum(text: str) -> str:
 
 
 def fill_cache_file(memory: Path, write: Callable[[Path], object], publish: Publish = Path.replace) -> None:
-    """Let `write` fill a file of the cache that then appears whole, by `publish`, or not at all."""
+    """Let `write` fill a temporary file of the cache, then give it its name with `publish`."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
     try:
@@ -77,9 +77,9 @@ def fill_cache_file(memory: Path, write: Callable[[Path], object], publish: Publ
 
 
 def _publish_first(scratch: Path, memory: Path) -> None:
-    """Let a file appear in the cache unless there is one that can be read."""
+    """Put a file into the cache unless a readable one is there."""
     try:
-        os.link(scratch, memory)  # which fails where there is a file
+        os.link(scratch, memory)  # fails if the file exists
     except OSError:
         with suppress(OSError, ValueError):
             recall(memory)
@@ -88,7 +88,7 @@ def _publish_first(scratch: Path, memory: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
+    """Wait until a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,15 +1,15 @@
-"""Every error a user can meet, each as found, expected and next step.
+"""Every error that a user can see, each as found, expected and next step.
 
 Invariant: a `UserError` carries all problems of its source at once, so one run of the command shows
-everything that has to be mended. A function `refuse_…` raises one unless its docstring names another error.
+everything to fix. A function `refuse_…` raises a `UserError` unless its docstring names another error.
 
     HarnessError            exit 1   something failed while working
-    ├── UserError           exit 2   what was written or given cannot be used
+    ├── UserError           exit 2   input that cannot be used
     ├── IncompatibleRuns    exit 5   a baseline is missing, or two runs must not be compared
     ├── Unscored            exit 1   a metric cannot score one answer; it counts as failed
-    └── CandidateFailed     exit 1   one candidate died; the others go on
-        ├── Diverged        exit 1   its loss was no number, and would be again
-        └── SharedFailure   exit 1   by what the other trials of its search share, such as a judge
+    └── CandidateFailed     exit 1   one candidate failed; the others go on
+        ├── Diverged        exit 1   its loss became NaN or infinite, and would again
+        └── SharedFailure   exit 1   a cause shared by all trials of its search, such as a judge
 """
 
 import shlex
@@ -20,10 +20,10 @@ from difflib import get_close_matches
 
 from harness.masking import mask_secrets
 
-# What reading a file raises that is not what its name says, by Python, pydantic, Arrow and zlib.
+# Errors of Python, pydantic, Arrow and zlib for a file that is not what its name says.
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-_MOST_NAMES = 40  # of a list of known names in an error
-_MOST_SAID = 1_000  # characters of what went wrong, on one line
+_MOST_NAMES = 40  # known names listed in an error
+_MOST_SAID = 1_000  # characters of an error's message on one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Problem:
 
 
 class HarnessError(Exception):
-    """Something failed while working; `complete` adds to its text what the next command needs as well."""
+    """Something failed while working; `complete` adds required options to the command in its text."""
 
     exit_code = 1
     complete: Callable[[str], str] = staticmethod(str)
@@ -57,19 +57,19 @@ class UserError(HarnessError):
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[Sequence[Problem]]]:
-        """Say how another process makes the same error; an exception's own way passes its text on alone."""
+        """Pickle the problems, so that another process rebuilds the same error."""
         return type(self), (self.problems,)
 
 
 def refuse(problems: Problem | Iterable[Problem] | None) -> None:
-    """Raise all problems at once, each once; nothing where there is none."""
-    if found := (problems,) if isinstance(problems, Problem) else tuple(dict.fromkeys(problems or ())):
-        raise UserError(found)
+    """Raise all distinct problems at once; do nothing without any."""
+    if unique := (problems,) if isinstance(problems, Problem) else tuple(dict.fromkeys(problems or ())):
+        raise UserError(unique)
 
 
 @contextmanager
 def gather(problems: list[Problem]) -> Iterator[None]:
-    """Add the problems of the `UserError` that ends the block to others, and go on behind it."""
+    """Collect the problems of a `UserError` that ends the block, and continue after it."""
     try:
         yield
     except UserError as error:
@@ -78,7 +78,7 @@ def gather(problems: list[Problem]) -> Iterator[None]:
 
 @contextmanager
 def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[None]:
-    """Refuse a file with what reading it raises, whatever library reads it; our own errors pass.
+    """Turn any error of reading a file, whatever library reads it, into a refusal; our own errors pass.
 
     Raises:
         UserError: the file cannot be read, or does not hold what is expected.
@@ -88,7 +88,7 @@ def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[
     except HarnessError:
         raise
     except Exception as error:
-        # tokenizers raises nothing more special than Exception; Arrow and zlib have errors of their own.
+        # tokenizers raises plain Exception; Arrow and zlib have their own errors.
         known = isinstance(error, _UNREADABLE) or type(error) is Exception
         if not known and type(error).__module__.partition(".")[0] not in (
             "huggingface_hub",
@@ -112,45 +112,45 @@ class Unscored(HarnessError):
 
 
 class CandidateFailed(HarnessError):
-    """One candidate could not be made or evaluated; `knob` is what to turn."""
+    """One candidate could not be made or evaluated; `knob` is the setting to change."""
 
     def __init__(self, reason: str, knob: str = "") -> None:
         self.reason, self.knob = reason, knob
         super().__init__(f"{reason}; try: {knob}" if knob else reason)
 
     def __reduce__(self) -> tuple[type["CandidateFailed"], tuple[str, str]]:
-        """Say how another process makes the same error, with its knob apart."""
+        """Pickle reason and knob, so that another process rebuilds the same error."""
         return type(self), (self.reason, self.knob)
 
 
 class Diverged(CandidateFailed):
-    """Training came to a loss that is no number; the same training would come to it again."""
+    """The training loss became NaN or infinite; repeating the training would give the same."""
 
 
 class SharedFailure(CandidateFailed):
-    """A candidate failed by what is not its own, such as a judge, and so would others."""
+    """A candidate failed for a shared cause, such as a judge, so that others would fail too."""
 
 
 def one_line(error: BaseException) -> str:
-    """Say on one line what went wrong, without secrets, with the kind of an error that is not our own."""
-    said = " ".join(mask_secrets(str(error)).split())
-    if not (said and isinstance(error, HarnessError)):
-        said = ": ".join(filter(None, (type(error).__name__, said)))
-    return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} …"
+    """Describe an error on one line, without secrets, with its type unless it is our own."""
+    text = " ".join(mask_secrets(str(error)).split())
+    if not (text and isinstance(error, HarnessError)):
+        text = ": ".join(filter(None, (type(error).__name__, text)))
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} …"
 
 
 def as_argument(file: str) -> str:
-    """Write a file's name as an argument of a command: quoted for a shell, and no option."""
+    """Quote a file name for a shell, in a form that a command does not take for an option."""
     return shlex.quote(as_operand(file))
 
 
 def as_operand(file: str) -> str:
-    """Write a file's name so that a command does not take it for an option: `-a` as `./-a`."""
+    """Write a file name so that a command does not take it for an option: `-a` as `./-a`."""
     return f"./{file}" if file.startswith("-") else file
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Phrase the nearest known name as a next step, or list what is known."""
+    """Phrase the nearest known name as a next step, or list the known names."""
     known = sorted(known)
     if not known:
         return "there is none yet"

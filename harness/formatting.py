@@ -1,7 +1,7 @@
-"""Print numbers: the one place where a rate, an interval, a price or a time becomes text, and quotes.
+"""Format numbers and quotes: the only place where a rate, an interval, a price or a time becomes text.
 
-Invariant: no digit finer than its interval supports; unknown (None or NaN) is an en dash, a
-negative number has a real minus sign, and what rounds to zero has no sign.
+Invariant: no digit finer than its interval supports; unknown (None or NaN) is an en dash, a negative number
+has a real minus sign, and a value that rounds to zero has no sign.
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from math import ceil, floor, inf, isfinite, isnan, log10
 from typing import TypeGuard
 
 UNKNOWN = "–"
-_TINY_USD = 0.0001  # smaller amounts decide nothing
+_TINY_USD = 0.0001  # smaller amounts do not matter
 _LONGEST_QUOTE = 60  # characters
-_WIDE = 2.0  # points: from this half-width on, the interval's ends are whole points
+_WIDE = 2.0  # points: intervals with at least this half-width end in whole points
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """The unit of a metric's values and its direction; by default a rate in [0, 1], printed in percent.
 
-    A value times `scale` is printed; `name` is what a change of it counts.
+    Printed values are multiplied by `scale`; `name` is the unit of a change.
     """
 
     scale: float = 100.0
@@ -37,7 +37,7 @@ class Unit:
 
     @property
     def axis(self) -> str:
-        """The unit and the direction as they stand behind a metric's name at an axis."""
+        """Unit and direction as an axis label shows them after the metric's name."""
         return (", %" if self.is_rate else "") + ("" if self.higher_is_better else ", lower is better")
 
 
@@ -45,24 +45,24 @@ RATE = Unit()
 
 
 def percent(x: float | None) -> str:
-    """Print a rate in [0, 1] as percent with one decimal and no sign of percent: `81.0`."""
+    """Format a rate in [0, 1] in percent with one decimal, without the percent sign: `81.0`."""
     return _format_fixed(100 * x, 1) if _is_known(x) else UNKNOWN
 
 
 def interval(x: float | None, low: float | None, high: float | None, *, whole: bool = False) -> str:
-    """Print a rate with its interval, all in percent: `81.0 [75, 86]`; `whole` ends save room."""
+    """Format a rate with its interval in percent: `81.0 [75, 86]`; `whole` ends save space."""
     return _add_ends(x, low, high, "", whole)
 
 
 def points(
     delta: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
 ) -> str:
-    """Print a difference of rates in percentage points: `+7.0 [+2, +12]`, `−0.4 [−1.5, +0.7]`."""
+    """Format a difference of rates in percentage points: `+7.0 [+2, +12]`, `−0.4 [−1.5, +0.7]`."""
     return _add_ends(delta, low, high, "+", whole)
 
 
 def plain(x: float | None, low: float | None = None, high: float | None = None, *, sign: bool = False) -> str:
-    """Print a value that is no rate (bits per byte, loss) with three decimals: `1.088 [1.071, 1.105]`."""
+    """Format a value other than a rate (bits per byte, loss) with three decimals: `1.088 [1.071, 1.105]`."""
     if not _is_known(x):
         return UNKNOWN
     plus = "+" if sign else ""
@@ -74,12 +74,12 @@ def plain(x: float | None, low: float | None = None, high: float | None = None, 
 def score(
     unit: Unit, x: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
 ) -> str:
-    """Print a metric's value with its interval: rates in percent, others in their own unit."""
+    """Format a metric's value with its interval: rates in percent, others in their own unit."""
     return interval(x, low, high, whole=whole) if unit.is_rate else plain(x, low, high)
 
 
 def errors(n: int) -> str:
-    """Print behind a score how many answers failed: ` (3 errors)`; nothing where none did."""
+    """Format the number of failed answers to follow a score: ` (3 errors)`; empty without any."""
     return f" ({pluralize(n, 'error')})" if n else ""
 
 
@@ -91,12 +91,12 @@ def change(
     *,
     whole: bool = False,
 ) -> str:
-    """Print a difference of a metric with its interval, signed, in what `unit.name` names."""
+    """Format a difference of a metric with its interval, signed, in the unit that `unit.name` names."""
     return points(delta, low, high, whole=whole) if unit.is_rate else plain(delta, low, high, sign=True)
 
 
 def usd(x: float | None) -> str:
-    """Print an amount in USD without its sign: `0.11`, `0.0004`, `1,250`, `∞`."""
+    """Format an amount in USD without currency: `0.11`, `0.0004`, `1,250`, `∞`."""
     if not _is_known(x):
         return UNKNOWN
     if abs(x) == inf or abs(x) >= 100:
@@ -109,12 +109,12 @@ def usd(x: float | None) -> str:
 
 
 def price(cost_usd: float | None) -> str:
-    """Print what something cost: `0.11 USD`, or `an unknown cost`."""
+    """Format a cost: `0.11 USD`, or `an unknown cost`."""
     return "an unknown cost" if cost_usd is None else f"{usd(cost_usd)} USD"
 
 
 def seconds(x: float | None) -> str:
-    """Print a time span: `<1 ms`, `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format a time span: `<1 ms`, `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if not _is_known(x):
         return UNKNOWN
     if abs(x) == inf:
@@ -129,7 +129,7 @@ def seconds(x: float | None) -> str:
 
 
 def count(n: float | None) -> str:
-    """Print a number of things: `31`, `3,080`, `∞`."""
+    """Format a count: `31`, `3,080`, `∞`."""
     if not _is_known(n):
         return UNKNOWN
     if abs(n) == inf:
@@ -138,12 +138,12 @@ def count(n: float | None) -> str:
 
 
 def pluralize(n: int, one: str) -> str:
-    """Print a number with what it counts, whose plural ends in s: `1 task`, `1,800 items`."""
+    """Format a count with its noun, whose plural ends in s: `1 task`, `1,800 items`."""
     return f"{count(n)} {one}{'' if n == 1 else 's'}"
 
 
 def quote(text: str) -> str:
-    """Quote an answer on one line, cut where it is long; an empty one is called so."""
+    """Quote an answer on one line, shortened if long; `(empty)` for an empty one."""
     line = " ".join(text.split())
     if not line:
         return "(empty)"
@@ -151,19 +151,19 @@ def quote(text: str) -> str:
 
 
 def round_up(n: float | None) -> str:
-    """Print how many whole things reach n: `1,163` for 1,162.2."""
+    """Format a number rounded up: `1,163` for 1,162.2."""
     return count(ceil(n) if n is not None and isfinite(n) else n)
 
 
 def figure(x: float | None, low: float | None = None, high: float | None = None) -> str:
-    """Print what has a unit of its own with at most four digits and four decimals: `14 [4, 24]`, `0.0023`."""
+    """Format a value with its own unit with at most four digits and four decimals: `14 [4, 24]`, `0.0023`."""
     if not (_is_known(low) and _is_known(high)):
         return _four_digits(x) if _is_known(x) else UNKNOWN
     return f"{figure(x)} [{_four_digits(low)}, {_four_digits(high)}]"
 
 
 def size(n_bytes: float) -> str:
-    """Print a size on the disk: `0 B`, `34 kB`, `1.2 MB`, `45 GB`."""
+    """Format a size on disk: `0 B`, `34 kB`, `1.2 MB`, `45 GB`."""
     for name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= 0.9995 * scale:
             return f"{_format_fixed(n_bytes / scale, 1 if n_bytes < 9.95 * scale else 0)} {name}"
@@ -171,19 +171,19 @@ def size(n_bytes: float) -> str:
 
 
 def tick(x: float, step: float, *, sign: bool = False) -> str:
-    """Print a mark of an axis with as many decimals as the step between marks has: `−20`, `0.5`."""
+    """Format an axis tick with as many decimals as the step between ticks: `−20`, `0.5`."""
     return _format_fixed(x, max(0, -floor(log10(step) + 1e-9)), "+" if sign else "")
 
 
 def p_value(p: float | None) -> str:
-    """Print a p-value: `0.049`, `<0.001`; two digits from .1 on."""
+    """Format a p-value: `0.049`, `<0.001`; two digits from .1 on."""
     if not _is_known(p):
         return UNKNOWN
     return "<0.001" if p < 0.001 else _format_fixed(p, 2 if p >= 0.0995 else 3)
 
 
 def chance(p: float) -> str:
-    """Print a probability in whole percent; never as impossible or certain."""
+    """Format a probability in whole percent, never as impossible or certain."""
     return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
 
 

@@ -1,7 +1,7 @@
-"""Secrets in texts that are stored or shown: tokens, passwords, keys of options, variables, addresses.
+"""Secrets in stored or displayed texts: tokens, passwords, keys in options, variables and addresses.
 
-Invariant: a masked text stays as it is when it is masked again. What is told by its form alone is masked
-alike in every process; logs and errors also lose what the environment holds.
+Invariant: masking is idempotent. Secrets recognised by their form are masked equally in every process; logs
+and errors also lose secrets from the environment.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MASK = "***"
-_SHORTEST = 8  # characters of a value of the environment that counts as a secret
+_SHORTEST = 8  # characters; shorter environment values are not taken for secrets
 _KINDS = (
     r"(?:api|access|secret|private|auth|account)[-_]?keys?|token|secret|passw(?:or)?d|passphrase|pwd"
     r"|credentials?"
@@ -32,7 +32,7 @@ _OPTION = re.compile(
 )
 _HEADER = re.compile(r"(?i)((?:authorization|cookie)[\"']?\s*[:=]\s*[\"']?)[^\"'\n]+")
 _QUERY = re.compile(r"(?i)([?&](?:key|sig|auth|[\w-]*signature)=)[^\s&\"'#]+")
-_REFUSED = re.compile(r"(?i)(api key provided:\s*)\S+")  # how a server may answer one that is wrong
+_REFUSED = re.compile(r"(?i)(api key provided:\s*)\S+")  # a server's answer to a wrong key
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/=-]{8,}")
 _ADDRESS = re.compile(r"(\w://)(?:[^\s/@:\"']*:[^\s/\"']+|[^\s/@\"']+|[^\s/@:\"']*:[^\s\"']+)@")
 _FORMS = re.compile(
@@ -44,7 +44,7 @@ _FORMS = re.compile(
 
 
 def mask_secrets(text: str, *, environment: bool = True) -> str:
-    """Replace secrets in a text by `***`; with `environment` also what its variables named so hold."""
+    """Replace secrets in a text by `***`; with `environment` also values of secret environment variables."""
     if environment:
         for name, value in os.environ.items():
             if _NAME.search(name) and len(value) >= _SHORTEST:
@@ -56,7 +56,7 @@ def mask_secrets(text: str, *, environment: bool = True) -> str:
 
 
 def mask_file(file: Path) -> None:
-    """Mask the secrets in a file of text; one that is none, or not there, stays as it is."""
+    """Mask the secrets in a text file; binary and missing files are left alone."""
     with suppress(OSError, UnicodeDecodeError):
         text = file.read_text("utf-8")
         if (masked := mask_secrets(text)) != text:
@@ -70,10 +70,10 @@ def mask_values(value: Any, *, named: bool = False) -> Any:
             key: mask_values(inner, named=named or _names_secret(str(key))) for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        before = ["", *value]
+        previous = ["", *value]
         return [
             mask_values(inner, named=named or (str(last).startswith("-") and _names_secret(str(last))))
-            for last, inner in zip(before, value, strict=False)
+            for last, inner in zip(previous, value, strict=False)
         ]
     if not isinstance(value, str):
         return value
@@ -85,7 +85,7 @@ def _names_secret(name: str) -> bool:
 
 
 def _mask_value(found: re.Match[str]) -> str:
-    """Mask a value behind its name, but no token of a vocabulary, place to be filled, variable or word."""
+    """Mask the value after a secret's name, except vocabulary tokens, placeholders, variables and prose."""
     name, sign, value = found["name"], found["sign"], found["value"]
     is_prose = sign.strip() == ":" and not re.search(r"[-_.]", name)
     if _NO_SECRET.search(name) or value.strip("\"'").startswith(("{", "$", MASK)) or is_prose:

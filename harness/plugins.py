@@ -1,7 +1,7 @@
-"""A file in a folder is a plugin, and its file name is its name.
+"""Plugins: every file in a plugin folder is one, named like the file.
 
-Invariant: names come from the folder's listing alone; only the plugin that is named is
-imported, so listing them costs no import.
+Invariant: names come from the folder's listing, and only the plugin in use is imported, so listing costs no
+import.
 """
 
 import traceback
@@ -29,7 +29,7 @@ LANGUAGE_MODELS = (  # kinds of weights that generate text
     "adapter or delta or model",
     "endpoint",
 )
-OR = " or "  # between the kinds of weights of which one turns out
+OR = " or "  # separates alternative kinds of weights
 HOOKS = (
     "mix",
     "prepare",
@@ -39,18 +39,18 @@ HOOKS = (
     "arguments",
     "smoothing",
 )  # what a regulariser may do to a training
-TRAINING_STEPS = {"learning_rate": 5.0, "rank": 6.0}  # of a rescue, of what every training has: their places
+TRAINING_STEPS = {"learning_rate": 5.0, "rank": 6.0}  # steps of a rescue for any training: their places
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
 _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "regularizers": "regularizer"}
 
 
 class Situation(NamedTuple):
-    """An experiment that is begun: what its data hold, and how large its base is.
+    """A new experiment as `harness init` sees it: what its data contain, and how large its base is.
 
-    `n_parameters` are those of the base, None where they are not known.
-    `thumbs` are answers with a thumb, up and down, in the place of pairs.
-    `adapter` names the candidate that trains one on the rows; empty where there is none, or not yet.
+    `n_parameters` are those of the base, None where unknown. `thumbs` are answers rated with a thumb up or
+    down, used instead of pairs. `adapter` names the candidate that trains an adapter on the rows; empty where
+    there is none yet.
     """
 
     closed_labels: bool
@@ -61,10 +61,10 @@ class Situation(NamedTuple):
 
 
 class TrialSetting(NamedTuple):
-    """Setting of a plugin that a rescue may try: its parameters, a mark for the trial's name, and what it is.
+    """A plugin's setting for a rescue to try: its parameters, a mark for the trial's name, a description.
 
     `merges` names the candidates whose adapters are merged with that of the fine-tune. `leaves_out` matches
-    the modules that the setting leaves as they are: a new adapter whose training does not take the plugin
+    the modules that the setting does not change: a new adapter whose training does not support the plugin
     leaves them out instead.
     """
 
@@ -76,14 +76,13 @@ class TrialSetting(NamedTuple):
 
 
 class RescueSituation(NamedTuple):
-    """Fine-tune to rescue, as a plugin sees it that proposes settings.
+    """A fine-tune to rescue, as seen by a plugin that proposes settings.
 
-    `params` are those of its method, over those of the adapter that it starts from or was made elsewhere;
-    `present` are those of the regulariser itself, None where the recipe has it not. `others` maps the
-    other adapters of its base to the parameters of their methods. `n_layers` is that of the base, None where
-    it is not known. `tracked` are the points along its training, `margin` is the share of capability that the
-    gate allows to lose, and `sign` is −1 where lower scores on the target are better. `makes` is the kind of
-    its weights, where that is known.
+    `params` are those of its method, merged over those of the adapter that it starts from; `present` are
+    those of the regulariser itself, None where the recipe lacks it. `others` maps the other adapters of its
+    base to the parameters of their methods. `n_layers` is that of the base, None where unknown. `tracked` are
+    the points along its training, `margin` is the share of capability that the gate allows to lose, and
+    `sign` is −1 where lower target scores are better. `makes` is the kind of its weights, where known.
     """
 
     policy: RescuePolicy
@@ -98,10 +97,10 @@ class RescueSituation(NamedTuple):
 
 
 class InitWeights(NamedTuple):
-    """Weights to start from, before they are made: their recipe, and what is known of them.
+    """Weights to start from, before they exist: their recipe, and what is known about them.
 
-    `adapter` is the configuration of an adapter as far as it is known; `tracked()` returns the steps of their
-    training whose weights may be kept, none where nobody knows them yet.
+    `adapter` is the adapter's configuration as far as known; `tracked()` returns the steps of their training
+    whose weights may be kept, empty while unknown.
     """
 
     recipe: Recipe
@@ -112,9 +111,9 @@ class InitWeights(NamedTuple):
 class RescueStep(NamedTuple):
     """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its settings.
 
-    `settings(situation)` lists settings from weak to strong, or says why there is none. By default what
-    trains nothing is tried first, thus what methods declare, and then what regularisers do; among the steps
-    of either the one with the lowest `place`, and last those without one.
+    `settings(situation)` lists settings from weak to strong, or says why there are none. By default steps
+    without training come first, so methods before regularisers; within each group steps are ordered by
+    `place`, those without one last.
     """
 
     name: str
@@ -124,44 +123,43 @@ class RescueStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A way to make weights, as its file declares it; all that the rest of the house knows of it.
+    """A way to make weights, as its file declares it: everything that the rest of the package knows about it.
 
-    `makes` is the kind of weights: the base's own, an adapter, a whole model, one of several as it turns
-    out (with `init_from`, the kind of those that it starts from), a text classifier (of words, of a head or
-    of embeddings), a model at an endpoint, or a reward model, which answers nothing and is made for those
-    that name it. `trains` says that a language model
-    is trained here, by parameters that extend `LoopParams`. `unpaired` says that rows of `pairs` may be
-    answers with a thumb. `draws_from` names the file of the data that it reads. `seeded` says that
-    another seed makes other weights, `quantization` what the base is trained and served in, `init_from`
-    what it can start from, `made_elsewhere` that it takes the folder of finished weights. `interpolates`
-    marks weights between the base and the candidate that `init_from` names, at the share `scale`. `hooks`
-    are those of `HOOKS` that its training calls, and `hooks_where` maps values of its parameters, each as a
-    name with a value, to hooks that it calls with these beside them. `rewarded` says that it trains on
-    rewards of its answers, which the recipe's `reward` names. `published_as` is its kind of training in
-    `config/recipe_ranges.toml`, where published settings stand; empty where there are none. `data_parallel`
+    `makes` is the kind of weights: the base's own, an adapter, a whole model, one of several that is known
+    later (with `init_from`, the kind that it starts from), a text classifier (of words, of a head or of
+    embeddings), a model at an endpoint, or a reward model, which answers nothing and serves recipes that name
+    it. `trains` says that a language model is trained here, with parameters that extend `LoopParams`.
+    `unpaired` says that rows of `pairs` may be answers with a thumb. `draws_from` names the data file that it
+    reads. `seeded` says that another seed makes other weights, `quantization` how the base is quantised in
+    training and serving, `init_from` what it can start from, `made_elsewhere` that it takes a folder of
+    finished weights. `interpolates` marks weights between the base and the candidate that `init_from` names,
+    at the share `scale`. `hooks` are the `HOOKS` that its training calls, and `hooks_where` maps a
+    parameter's value, as name and value, to further hooks that it calls then. `rewarded` says that it trains
+    on rewards of its answers, which the recipe's `reward` names. `published_as` is its kind of training in
+    `config/recipe_ranges.toml`, the table of published settings; empty where there are none. `data_parallel`
     says that several processes may share its training, each with its part of a step's rows. `loops` are the
-    concerns of `code_versions.toml` whose code it runs beside its own file. A `delta` is weights of a form of
-    our own (see `models.deltas`).
+    concerns of `code_versions.toml` whose code it runs besides its own file. A `delta` is weights in a format
+    of our own (see `models.deltas`).
 
-    `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
-    before anything runs, `remarks(params, rows)` what stands out of it beside its rows. `reads(params)`
-    digests what else its parameters name on disk. `adapter_parameters(shape, params)` counts what an adapter
-    trains. `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter
-    of a rank divided by `by`, and of one without the modules that an expression names; empty where there is
-    none. `shape_params` are settled by `init_from`. `proposal(situation)` returns the keys of the recipe with
-    which `harness init` proposes the method, None where it does not.
+    `fit(context, params)` makes the weights; `problems(recipe, base, where)` yields obstacles to it before
+    anything runs, `remarks(params, rows)` notes about parameters and rows. `reads(params)` digests further
+    files that its parameters name. `adapter_parameters(shape, params)` counts the parameters of its adapter.
+    `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter with the
+    rank divided by `by`, and of one without the modules that an expression matches; empty where there is
+    none. `shape_params` are fixed by `init_from`. `proposal(situation)` returns the recipe keys with which
+    `harness init` proposes the method, or None.
 
-    `teacher(params)` returns the model that lies in memory beside the base while it trains, None without one.
-    `extra_tokens(params, base, rows, tokens)` counts what is read and what is generated, at most, beside
-    the tokens of so many rows that are trained on, each as that many passes of the base.
+    `teacher(params)` returns the model that is in memory with the base during training, None without one.
+    `extra_tokens(params, base, rows, tokens)` counts at most how many tokens are read and generated in
+    addition to the trained tokens of so many rows, each as passes of the base.
 
-    `merges` says that it merges the adapters of the candidates that the recipe's `merges` names, and
-    `merge_problems(recipe, adapters, where)` yields what forbids that by their configurations, as far as
-    these are known, by the candidates' names. `init_problems(params, init, where)` yields what forbids to
-    start from weights, by what is known of them before they are made.
+    `merges` says that it merges the adapters of the candidates that the recipe's `merges` names;
+    `merge_problems(recipe, adapters, where)` yields obstacles in their known configurations, by candidate.
+    `init_problems(params, init, where)` yields obstacles to starting from weights, from what is known before
+    they exist.
 
-    `rescue` says that it mends the weights of a fine-tune, which its `init_from` or `merges` names, without
-    training, and with which settings.
+    `rescue` says that, and with which settings, it repairs the weights of a fine-tune, named by its
+    `init_from` or `merges`, without training.
     """
 
     params: type[Any]
@@ -210,17 +208,17 @@ class Method:
 
     @property
     def makes_language_model(self) -> bool:
-        """Whether the weights are a language model's, which has a base and capabilities to lose."""
+        """Whether the weights are a language model, which has a base and capabilities to lose."""
         return self.makes in LANGUAGE_MODELS
 
     @property
     def answers(self) -> bool:
-        """Whether its weights answer a task, so that they can be compared with others."""
+        """Whether its weights answer tasks, so that they can be compared with others."""
         return self.makes != "reward"
 
     @property
     def is_remote(self) -> bool:
-        """Whether its weights answer at an endpoint."""
+        """Whether its weights are behind an endpoint."""
         return self.makes == "endpoint"
 
     @property
@@ -230,37 +228,37 @@ class Method:
 
     @property
     def makes_nothing(self) -> bool:
-        """Whether its weights are there before: the base's own, those at an endpoint or in a folder."""
+        """Whether its weights exist already: the base's own, at an endpoint or in a folder."""
         return self.keeps_base or self.is_remote or self.made_elsewhere
 
     @property
     def makes_adapter(self) -> bool:
-        """Whether its weights are an adapter of a base, and never a whole model."""
+        """Whether its weights are an adapter, never a whole model."""
         return self.makes == "adapter"
 
     @property
     def makes_whole_model(self) -> bool:
-        """Whether its weights are a whole model, and never an adapter."""
+        """Whether its weights are a whole model, never an adapter."""
         return self.makes == "model"
 
     @property
     def tunes(self) -> bool:
-        """Whether the weights are a language model's, and may be other than the base's."""
+        """Whether the weights are a language model's and may differ from the base's."""
         return self.makes_language_model and not self.keeps_base
 
     @property
     def tracks(self) -> bool:
-        """Whether its training keeps the weights of some checkpoints, as a recipe's `track` asks."""
+        """Whether its training can keep the weights of checkpoints, as a recipe's `track` requests."""
         return self.trains and self.makes_language_model
 
     @property
     def trains_on_rows(self) -> bool:
-        """Whether a language model is trained on rows, into which others can be mixed."""
+        """Whether it trains a language model on rows, into which others can be mixed."""
         return self.trains and self.draws_from == "train"
 
 
 def names(kind: str) -> list[str]:
-    """List the plugins of a kind, sorted; a file with a leading underscore is none."""
+    """List the plugins of a kind, sorted; files with a leading underscore do not count."""
     folder = Path(__file__).parent / kind
     return list(_names_in(folder, folder.stat().st_mtime_ns))
 
@@ -271,9 +269,9 @@ def _names_in(folder: Path, _changed: int) -> list[str]:
 
 
 def load(kind: str, name: str, where: str = "") -> ModuleType:
-    """Import one plugin by its name, or a user's own metric by the path of its file.
+    """Import one plugin by name, or a user's own metric by file path.
 
-    `where` is what the error points at.
+    `where` is the location that the error reports.
 
     Raises:
         UserError: no plugin of this kind has this name, or the file cannot be imported.
@@ -301,14 +299,14 @@ def method(name: str) -> Method:
 
 @cache
 def find_method(name: str) -> Method:
-    """Return what the method of a stored run declares; where its file is gone, a fine-tune is assumed."""
+    """Return what the method of a stored run declares; a fine-tune is assumed if its file is gone."""
     if name in names("methods"):
         return method(name)
     return Method(params=Spec, fit=load, makes="model", trains=True, seeded=True)
 
 
 def methods(**traits: Any) -> list[str]:
-    """List the methods whose records have these values, sorted by name."""
+    """List the methods whose declarations have these values, sorted by name."""
     return [
         name
         for name in names("methods")
@@ -317,23 +315,23 @@ def methods(**traits: Any) -> list[str]:
 
 
 def version(kind: str, name: str) -> int | str:
-    """Return what an identity holds of a plugin's code: its version, or of a file that has none its digest.
+    """Return a plugin's code version for identities, or the digest of a file without one.
 
-    Versions are those of `code_versions.toml`; a user's own file, and one not listed yet, has none.
+    Versions are those of `code_versions.toml`; a user's own file, and one that is not listed yet, has none.
     """
     listed = code_versions().get(f"{kind}/{name}")
     return listed.version if listed else digest_code(path_of(kind, name))
 
 
 def path_of(kind: str, name: str) -> Path:
-    """Return the file of a plugin, or of a user's own the path that is its name."""
+    """Return the file of a plugin; a user's own plugin is named by its path."""
     return Path(name) if name.endswith(".py") else Path(__file__).parent / kind / f"{name}.py"
 
 
 def takes(method: Method, regularizer: str, params: Mapping[str, Any] = {}) -> bool:
-    """Tell whether a method's training, with these parameters, calls every hook that a regulariser has.
+    """Tell whether a method's training with these parameters calls every hook of a regulariser.
 
-    General rows are read by language models alone.
+    Only language models read general rows.
     """
     plugin = load("regularizers", regularizer)
     if reads_general_rows(regularizer) and not method.makes_language_model:
@@ -350,36 +348,36 @@ def reads_general_rows(regularizer: str) -> bool:
 
 
 def refuses(regularizer: str, params: Mapping[str, Any]) -> str:
-    """Say what of a method's parameters a regulariser does not take; empty where it takes all."""
-    found: str = getattr(load("regularizers", regularizer), "problem", lambda _: "")(params)
-    return found
+    """Say which of a method's parameters a regulariser does not support; empty where it supports all."""
+    problem: str = getattr(load("regularizers", regularizer), "problem", lambda _: "")(params)
+    return problem
 
 
 def penalties(method: Method, params: Mapping[str, Any]) -> list[str]:
-    """List the regularisers that a training with these parameters takes as penalties on its loss."""
-    known = [name for name in names("regularizers") if hasattr(load("regularizers", name), "penalty")]
-    return [name for name in known if takes(method, name, params)]
+    """List the regularisers that a training with these parameters can use as penalties on its loss."""
+    with_penalty = [name for name in names("regularizers") if hasattr(load("regularizers", name), "penalty")]
+    return [name for name in with_penalty if takes(method, name, params)]
 
 
 def list_mending_methods(step: str) -> list[str]:
-    """List the methods that mend weights without training, in a step of a rescue."""
-    return [name for name in names("methods") if (own := method(name).rescue) and own.name == step]
+    """List the methods that repair weights without training, in a step of a rescue."""
+    return [name for name in names("methods") if (step_of := method(name).rescue) and step_of.name == step]
 
 
 def map_mending_regularizers(step: str) -> dict[str, RescueStep]:
-    """Map the regularisers that declare a step of a rescue to what they declare."""
+    """Map the regularisers that declare this step of a rescue to their declarations."""
     declared = {name: getattr(load("regularizers", name), "RESCUE", None) for name in names("regularizers")}
-    return {name: own for name, own in declared.items() if own and own.name == step}
+    return {name: rescue for name, rescue in declared.items() if rescue and rescue.name == step}
 
 
 def rescue_steps() -> tuple[str, ...]:
-    """List the steps that a rescue may take, in the order in which it does by default."""
-    of_methods = [method(name).rescue for name in names("methods")]
-    of_regularizers = [getattr(load("regularizers", n), "RESCUE", None) for n in names("regularizers")]
-    found = [(False, own.place, own.name) for own in of_methods if own]
-    found += [(True, own.place, own.name) for own in of_regularizers if own]
-    found += [(True, place, name) for name, place in TRAINING_STEPS.items()]
-    return tuple(dict.fromkeys(name for _, _, name in sorted(found)))
+    """List the steps that a rescue may take, in their default order."""
+    method_steps = [method(name).rescue for name in names("methods")]
+    regularizer_steps = [getattr(load("regularizers", n), "RESCUE", None) for n in names("regularizers")]
+    ordered = [(False, step.place, step.name) for step in method_steps if step]
+    ordered += [(True, step.place, step.name) for step in regularizer_steps if step]
+    ordered += [(True, place, name) for name, place in TRAINING_STEPS.items()]
+    return tuple(dict.fromkeys(name for _, _, name in sorted(ordered)))
 
 
 def _metric_from_file(path: Path, where: str) -> ModuleType:
@@ -401,7 +399,7 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
 
 
 def _line_in(error: Exception, path: Path) -> str:
-    """Return `:line` of the error in the file, where it is in it."""
+    """Return `:line` of the error if it is in this file."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
@@ -409,7 +407,7 @@ def _line_in(error: Exception, path: Path) -> str:
 
 
 def unknown(kind: str, name: str, where: str = "") -> Problem:
-    """Phrase a name that no plugin has."""
+    """Build the problem of a name that no plugin has."""
     return Problem(
         where or kind,
         f"unknown {_ONE[kind]} {name!r}",

@@ -1,7 +1,7 @@
-"""Progress protocol of long work, and the environment of libraries: muted, and how long threads spin.
+"""Progress protocol of long work, and the environment of libraries: their output and how threads wait.
 
-Invariant: nothing here knows a terminal; the command line passes in what draws there. Errors of
-libraries still reach the user as exceptions; only log lines, warnings and bars are muted.
+Invariant: nothing here knows a terminal; the command line passes in the display. Errors of libraries still
+reach the user as exceptions; only log lines, warnings and progress bars are muted.
 """
 
 import logging
@@ -19,38 +19,38 @@ class Advance(Protocol):
     """Reports finished work within one stage."""
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        """Say how much of the stage is done, both in the stage's own unit."""
+        """Report how much of the stage is done, both numbers in the stage's own unit."""
 
 
 class Progress(Protocol):
-    """Receives stages of work as they begin, and the rows of the table as they finish."""
+    """Receives stages of work when they begin, and the rows of the table when they finish."""
 
     def stage(self, label: str, expected_s: float = 0.0) -> AbstractContextManager[Advance]:
-        """Open a stage that is expected to take so many seconds; a context manager of `Advance`."""
+        """Open a stage with its expected duration in seconds; a context manager of `Advance`."""
 
     def show(self, candidate: str, line: str, *items: str) -> None:
-        """Show what a candidate has reached that is not done yet, and some of its items in a line each."""
+        """Show an intermediate result of a candidate, with some of its items on a line each."""
 
     def finish(self, candidate: str, line: str, *items: str) -> None:
-        """Show the line of a candidate that is done or has failed, and some of its items in a line each."""
+        """Show the line of a candidate that is done or failed, with some of its items on a line each."""
 
 
 class PrefixedProgress:
-    """Passes progress on, each label and line with the same words in front."""
+    """Passes progress on with a prefix before each label and line."""
 
     def __init__(self, inner: Progress, prefix: str) -> None:
         self._inner, self._prefix = inner, prefix
 
     def stage(self, label: str, expected_s: float = 0.0) -> AbstractContextManager[Advance]:
-        """Open a stage under its longer label."""
+        """Open a stage with the prefixed label."""
         return self._inner.stage(f"{self._prefix}{label}", expected_s)
 
     def show(self, candidate: str, line: str, *items: str) -> None:
-        """Show the longer line of a candidate that is not done yet."""
+        """Show the prefixed line of a candidate that is not done yet."""
         self._inner.show(candidate, f"{self._prefix}{line}", *items)
 
     def finish(self, candidate: str, line: str, *items: str) -> None:
-        """Show the longer line of a candidate."""
+        """Show the prefixed line of a candidate."""
         self._inner.finish(candidate, f"{self._prefix}{line}", *items)
 
 
@@ -59,7 +59,7 @@ class SilentProgress:
 
     @contextmanager
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
-        """Open a stage and ignore what it reports."""
+        """Open a stage and ignore its reports."""
         yield lambda done, total, note="": None
 
     def show(self, candidate: str, line: str, *items: str) -> None:
@@ -78,34 +78,35 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # read when tqdm is imported
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "PYDANTIC_DISABLE_PLUGINS": "__all__",  # else it reads the entry points of every package there is
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",  # else it reads the entry points of all packages
 }
 
 
-# Threads that compute together wait for each other by spinning, by libgomp's own for some ten milliseconds.
-# Beside other work they spin while the one they wait for has no processor, so there they spin as briefly as
-# libgomp does where threads outnumber processors; Intel's wait is milliseconds. Alone they spin for the gaps
-# between a model's operations, and what comes later costs less than by default. The numbers are the same.
+# Threads that compute together wait for each other by spinning, some ten milliseconds by libgomp's default.
+# On a shared machine they would spin while the awaited thread has no processor, so there they spin as briefly
+# as libgomp does with more threads than processors; Intel's wait is milliseconds. Alone they spin just over
+# the gaps between a model's operations, which costs less than the default. Results are the same.
 _BRIEF, _LONG = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}, {"GOMP_SPINCOUNT": "20000"}
-_LOOK_S, _IDLE_SHARE = 0.2, 0.25  # of one processor that other work may take unseen
+_LOOK_S, _IDLE_SHARE = 0.2, 0.25  # share of one processor that other work may use unnoticed
 
 
-# Memory of a GPU whose blocks grow: batches of all sizes leave no gaps in it.
+# Growing blocks of GPU memory: batches of different sizes leave no gaps.
 _ALLOCATION = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def quiet_environment() -> None:
-    """Set what libraries read when they are imported; costs nothing, so call it first."""
+    """Set the variables that libraries read at import; costs nothing, so call it first."""
     allocation = {} if "PYTORCH_CUDA_ALLOC_CONF" in os.environ else _ALLOCATION
     for name, value in (_ENVIRONMENT | allocation).items():
         os.environ.setdefault(name, value)
 
 
 def spins_briefly(read_s: Callable[[], float] | None = None, look_s: float = _LOOK_S) -> bool:
-    """Settle how long threads wait by spinning, once, before torch is loaded; tells whether that is brief.
+    """Choose, once and before torch is loaded, how long threads spin; return whether it is brief.
 
-    It is where other processes want the processors that these threads need, which takes 0.2 s to see;
-    `read_s` returns the seconds that those were busy so far. What the user's environment says holds.
+    Brief where other processes use the processors that these threads need; measuring this takes 0.2 s.
+    `read_s` returns the seconds for which the processors were busy so far. The user's environment takes
+    precedence.
     """
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit != "1" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
@@ -115,7 +116,7 @@ def spins_briefly(read_s: Callable[[], float] | None = None, look_s: float = _LO
         others_s = read_s() - busy_s - (time.process_time() - own_s)
         spare = max(0, len(_processors()) - int(limit)) if limit.isdigit() else 0
         unseen_s = (spare + _IDLE_SHARE) * (time.perf_counter() - began)
-        chosen = _LONG if others_s <= unseen_s else _BRIEF  # which it is too where nobody counts
+        chosen = _LONG if others_s <= unseen_s else _BRIEF  # brief also where it is unknown (NaN)
         os.environ.update(chosen | {name: os.environ[name] for name in chosen if name in os.environ})
     return os.environ.get("GOMP_SPINCOUNT") == _BRIEF["GOMP_SPINCOUNT"]
 
@@ -126,11 +127,11 @@ def _processors() -> Collection[int]:
 
 
 def _read_busy_s() -> float:
-    """Add up how long these processors were busy since the system began; not a number where nobody counts."""
+    """Return how many seconds these processors were busy since boot; NaN where the system does not say."""
     names, lines = {f"cpu{number}" for number in _processors()}, []
     with suppress(OSError):
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    # User, nice, system, idle, waiting for a disk, interrupts of two kinds, and what other machines took.
+    # User, nice, system, idle, waiting for a disk, two kinds of interrupts, and time of other machines.
     times = [[int(ticks) for ticks in values[:8]] for name, *values in lines if name in names]
     if not times:
         return nan
@@ -138,7 +139,7 @@ def _read_busy_s() -> float:
 
 
 def quiet_libraries() -> None:
-    """Mute transformers, datasets, TRL, PEFT and their kin; call it before they are imported elsewhere."""
+    """Mute transformers, datasets, TRL, PEFT and related libraries; call it before they are imported."""
     quiet_environment()
     spins_briefly()
     warnings.filterwarnings("ignore")

@@ -1,6 +1,6 @@
 """Show solved training examples as turns before the question.
 
-Invariant: shots come from training only and are never the item itself, by id or by wording.
+Invariant: shots come only from training rows and never are the item itself, by id or by wording.
 Source: Brown et al. 2020, arXiv:2005.14165 (fixed); Liu et al. 2022, arXiv:2101.06804 (knn).
 """
 
@@ -27,9 +27,9 @@ NEEDS = ("train",)
 
 
 class Params(Spec):
-    """`fixed` shows the same shots to every item, `knn` those most similar to it, nearest last.
+    """`select: fixed` shows the same `shots` to every item, `knn` those most similar to it, nearest last.
 
-    Where fewer than `shots` are left, the plan and the report say of how many items.
+    Where fewer than `shots` are left, the plan and the report say for how many items.
     """
 
     select: Literal["fixed", "knn"] = "fixed"
@@ -56,22 +56,22 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 
 def remarks(context: PromptingContext, params: Params, items: Sequence[Example]) -> Iterator[str]:
-    """Say of how many items fewer shots than wanted can be shown, and why."""
+    """Say for how many items fewer shots than wanted can be shown, and why."""
     words: dict[str, str] = {}
     for shot in context.train:
         words[shot.id] = fold_text(_dialogue(shot))
         if len(words) > params.shots + 1 and len({*words.values()}) > params.shots + 1:
-            return  # at most one of them has an item's words, and another its id
-    alike = Counter(words.values())
+            return  # at most one row has an item's words, and another its id
+    n_by_words = Counter(words.values())
     questions = [(item.id, fold_text(_dialogue(item))) for item in items]
-    n_same = [alike[said] + (words.get(i, said) != said) for i, said in questions]
-    left = [len(context.train) - n for n in n_same]
-    if n_short := sum(n < params.shots for n in left):
+    n_same = [n_by_words[text] + (words.get(i, text) != text) for i, text in questions]
+    n_left = [len(context.train) - n for n in n_same]
+    if n_short := sum(n < params.shots for n in n_left):
         shown = f"shows {count(n_short)} of {pluralize(len(items), 'item')} fewer than"
-        least = f"{pluralize(params.shots, 'shot')}, {min(left)} at the least"
+        missing = f"{pluralize(params.shots, 'shot')}, {min(n_left)} at the least"
         why = f"{context.task.name} has {pluralize(len(context.train), 'training row')}"
         same = f", and the item itself, up to {max(n_same)} of them, is no shot" if any(n_same) else ""
-        yield f"{shown} {least}: {why}{same}"
+        yield f"{shown} {missing}: {why}{same}"
 
 
 def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
@@ -80,13 +80,13 @@ def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
 
 
 def _dialogue(example: Example) -> str:
-    """Return the text of all turns of the user and the assistant, without retrieved passages."""
+    """Return the text of all user and assistant turns, without retrieved passages."""
     earlier = [turn for turn in example.messages[:-1] if turn["role"] != "system"]
     return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
 
 
 def _put_turns(example: Example, shots: list[Example]) -> Example:
-    """Put shots behind the system messages that an example begins with, before its first turn."""
+    """Insert shots after an example's system messages, before its first turn."""
     system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
     turns = [turn for shot in shots for turn in _turns(shot)]
     return replace(example, messages=(*system, *turns, *example.messages[len(system) :]))
@@ -98,7 +98,7 @@ def _turns(shot: Example) -> list[Message]:
 
 
 def _nearest(train: tuple[Example, ...]) -> Ranking:
-    """Rank by cosine of TF-IDF vectors; equally near examples keep their training order."""
+    """Rank by cosine similarity of TF-IDF vectors; ties keep the training order."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
@@ -116,7 +116,7 @@ def _cut(text: str) -> str:
 
 
 def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:
-    """Rank at random; every beginning of the ranking is spread over slices, then over labels."""
+    """Rank at random; every prefix of the ranking is balanced over slices, then over labels."""
     shuffled = list(train)
     random.Random(seed).shuffle(shuffled)
     slices = _groups(shuffled, lambda shot: shot.slice)

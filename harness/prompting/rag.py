@@ -1,10 +1,9 @@
 """Retrieve passages of the task's documents and put them in front of the question.
 
-Invariant: passages come from the documents alone, best first; equally good ones keep the
-order of the documents.
-Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (bm25s, Lucene's
-variant); dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084; reranking by a cross-encoder by
-Nogueira & Cho 2019, arXiv:1901.04085.
+Invariant: passages come only from the documents, best first; ties keep the order of the documents.
+Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (bm25s, Lucene's variant);
+dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084; reranking by a cross-encoder by Nogueira & Cho
+2019, arXiv:1901.04085.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +28,12 @@ MODELS = ("model", "rerank")  # params that name weights
 
 
 class Params(Spec):
-    """`top_k` passages of at most `chunk_words` words; neighbours share `chunk_overlap` words.
+    """`top_k` passages of at most `chunk_words` words; adjacent ones share `chunk_overlap` words.
 
-    Without blanks two letters of Han or kana, or three of Thai, Lao, Burmese or Khmer, count as a word.
-    `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder. `rerank` names a
-    cross-encoder of sentence-transformers, which reads the question with each of the `rerank_from` passages
-    that the retriever puts first, 20 if not written, and chooses the `top_k` of them. With `mark: number`
+    In scripts without blanks two letters of Han or kana, or three of Thai, Lao, Burmese or Khmer, count as a
+    word. `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder. `rerank`
+    names a cross-encoder of sentence-transformers, which reads the question with each of the retriever's
+    first `rerank_from` passages, 20 if not written, and chooses the `top_k` of them. With `mark: number`
     passages begin with `[1]`, `[2]`, …, with `mark: id` with the id of their document, for answers that cite.
     """
 
@@ -92,10 +91,10 @@ def build(context: PromptingContext, params: Params) -> Step:
     rerank = None if context.dry_run else _make_reranker(texts, params, context.task.name)
 
     def retrieve(example: Example) -> Example:
-        found = _best_first(scores(example.prompt), range(len(chunks)))
+        ranked = _best_first(scores(example.prompt), range(len(chunks)))
         if rerank:
-            found = rerank(example.prompt, found[: params.n_reranked])
-        return with_context(example, [chunks[i] for i in found[: params.top_k]], params.mark)
+            ranked = rerank(example.prompt, ranked[: params.n_reranked])
+        return with_context(example, [chunks[i] for i in ranked[: params.top_k]], params.mark)
 
     return retrieve
 
@@ -107,19 +106,19 @@ def index_size(context: PromptingContext, params: Params) -> IndexSize:
 
 
 def _passages(context: PromptingContext, params: Params) -> tuple[list[Document], list[str]]:
-    """Cut the documents into passages; returns them, and the texts that are indexed."""
+    """Cut the documents into passages; return them and the texts to index."""
     chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
     return chunks, [f"{chunk.title} {chunk.text}" for chunk in chunks]
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:
-    """Order places by their scores, the highest first; equal ones stay as they are."""
+    """Order places by descending score; ties keep their order."""
     ordered = sorted(zip(scores, range(len(places)), strict=True), key=lambda s: (-s[0], s[1]))
     return [places[i] for _, i in ordered]
 
 
 def _scores(texts: list[str], params: Params, context: PromptingContext) -> Scores:
-    """Choose the retriever; a dry run counts the first passages for those that a model would find."""
+    """Choose the retriever; a dry run takes the first passages in place of those a model would find."""
     if params.model is None:
         return _bm25(texts)
     if context.dry_run:
@@ -163,7 +162,7 @@ def _dense(texts: list[str], model: str, task: str) -> Scores:
 
 
 def _make_reranker(texts: list[str], params: Params, task: str) -> Reranking | None:
-    """Return the function that puts places in the order of a cross-encoder's scores; None without one."""
+    """Return the function that orders places by a cross-encoder's scores; None without one."""
     if params.rerank is None:
         return None
     encoder = load_encoder(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")

@@ -1,6 +1,6 @@
 """Ask the question as it stands.
 
-Invariant: the example comes back unchanged.
+Invariant: the example is returned unchanged.
 """
 
 from harness.prompting import PromptingContext, Step

@@ -1,7 +1,7 @@
-"""Provenance of a number beside its recipe: the code, the packages, the machine and further models' files.
+"""Provenance of a number besides its recipe: code, packages, machine, and files of further models.
 
-Invariant: what cannot be found out is None or empty; nothing here imports a heavy package or fails. Two
-folders of equal files have one digest, wherever they lie.
+Invariant: unknown values are None or empty; nothing here imports a heavy package or fails. Folders with equal
+files have one digest, wherever they are.
 """
 
 import os
@@ -24,7 +24,7 @@ _GIT_TIMEOUT_S = 5
 
 
 class GitState(NamedTuple):
-    """The commit that is checked out, and whether files differ from it; None where unknown."""
+    """The checked-out commit, and whether files differ from it; None where unknown."""
 
     sha: str | None
     dirty: bool | None
@@ -33,8 +33,8 @@ class GitState(NamedTuple):
 def collect(device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
     """Describe code, packages and machine as one JSON object.
 
-    `device` is the name of the accelerator, the processor's where there is none; `folder`
-    is where git is asked, the working directory by default.
+    `device` is the name of the accelerator, by default the processor; `folder` is the folder of the git
+    repository, by default the working directory.
     """
     git = git_state(folder or Path.cwd())
     return {
@@ -51,7 +51,7 @@ def collect(device: str | None = None, folder: Path | None = None) -> dict[str, 
 
 
 def environment_digest(device: str | None = None) -> str:
-    """Digest what may change a number although the recipe is the same: packages, Python, machine, device."""
+    """Digest what may change a number under the same recipe: packages, Python, machine, device."""
     return digest(
         {
             "packages": package_versions(),
@@ -63,8 +63,8 @@ def environment_digest(device: str | None = None) -> str:
 
 
 def describe_environment(device: str | None = None) -> dict[str, str]:
-    """Describe what may move an answer of the same model: packages, Python, machine, device, threads."""
-    packages = {name: found or "missing" for name, found in package_versions().items()}
+    """Describe what may change answers of the same model: packages, Python, machine, device, threads."""
+    packages = {name: number or "missing" for name, number in package_versions().items()}
     return {
         **packages,
         "Python": platform.python_version(),
@@ -75,7 +75,7 @@ def describe_environment(device: str | None = None) -> dict[str, str]:
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Name what differs between two environments: `transformers 5.1 → 5.2`."""
+    """List the differences between two environments: `transformers 5.1 → 5.2`."""
     if not then:
         return "nothing is known of the one then"
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
@@ -84,17 +84,17 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 @cache
 def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that compute, read from their metadata."""
+    """Return the versions of the packages that compute, from their metadata."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def timestamp() -> str:
-    """Return the time in UTC to the millisecond, as ISO 8601, so that runs of one second are in order."""
+    """Return the time in UTC as ISO 8601 to the millisecond, so that runs within a second are ordered."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def git_state(folder: Path) -> GitState:
-    """Ask git for the commit of a folder; untracked files that are not ignored count as dirty."""
+    """Ask git for the commit of a folder; untracked files that are not ignored count as changes."""
     sha, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
     return GitState(sha or None, None if changes is None else bool(changes))
 
@@ -125,7 +125,7 @@ def _version(name: str) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # Without optional locks, asking never disturbs a git command of the user.
+    # Without optional locks, this never disturbs a git command of the user.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)
@@ -141,8 +141,8 @@ def source_digest(model: str) -> str:
 
 
 def _revision(model: str) -> str:
-    """Return the cached commit of a hub id, whose folder is named by it; "" where none is cached."""
+    """Return the cached commit of a hub id (the name of its folder); "" where none is cached."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, "config.json") if "/" in model else None
-    return Path(found).parent.name if isinstance(found, str) else ""
+    config = try_to_load_from_cache(model, "config.json") if "/" in model else None
+    return Path(config).parent.name if isinstance(config, str) else ""

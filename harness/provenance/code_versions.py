@@ -1,8 +1,8 @@
-"""Code versions: one number per concern, which identities hold in place of the code itself.
+"""Code versions: one number per concern, which identities contain in place of the code itself.
 
-Invariant: moving, renaming and documenting code changes no identity. `code_versions.toml` lists each
-concern with its files and a pin, the digest of their syntax trees; a test fails while a pin differs.
-Where results change, raise the version; where they do not, `make pins`.
+Invariant: moving, renaming and documenting code changes no identity. `code_versions.toml` lists each concern
+with its files and a pin, the digest of their syntax trees; a test fails if a pin differs. If results change,
+raise the version; otherwise run `make pins`.
 """
 
 import tomllib
@@ -30,9 +30,9 @@ def code_versions() -> Mapping[str, CodeVersion]:
 
 
 def versions_of(*concerns: str) -> dict[str, int]:
-    """Return the versions of some concerns, to be put into a digest.
+    """Return the versions of some concerns, for use in a digest.
 
     Raises:
-        KeyError: the table holds no such concern.
+        KeyError: the table lacks a concern.
     """
     return {name: code_versions()[name].version for name in concerns}

@@ -1,8 +1,8 @@
-"""Identity of a Python file of the user's own: its content, and that of the modules beside it that it uses.
+"""Identity of a user's own Python file: its content, and that of the local modules that it uses.
 
-Invariant: nothing is imported. Modules count that lie in the file's own folder, by what the syntax trees
-name, in imports and in calls of `import_module` with a text; our own package has versions of its own, and a
-file that imports nothing local has its checksum alone.
+Invariant: nothing is imported. Local modules are those in the file's own folder that the syntax trees name in
+imports and in calls of `import_module` with a literal. Our own package has code versions instead, and the
+identity of a file without local imports is its checksum.
 """
 
 import ast
@@ -15,21 +15,21 @@ _OURS = __name__.partition(".")[0]
 
 
 def digest_code(file: Path) -> str:
-    """Digest a Python file with the modules of its folder that it imports, and those that they import."""
-    own, beside = checksum(file), sorted(_find_beside(file))
-    named = [[str(one.relative_to(file.parent)), checksum(one)] for one in beside]
-    return digest([own, named]) if named else own
+    """Digest a Python file with the modules of its folder that it imports, directly or indirectly."""
+    file_checksum, modules = checksum(file), sorted(_find_beside(file))
+    named_checksums = [[str(module.relative_to(file.parent)), checksum(module)] for module in modules]
+    return digest([file_checksum, named_checksums]) if named_checksums else file_checksum
 
 
 def _find_beside(file: Path) -> set[Path]:
-    found: set[Path] = set()
-    left = [file]
-    while left:
-        new = {one for one in _list_imports(left.pop(), file.parent) if one.is_relative_to(file.parent)}
-        new -= found | {file}
-        found |= new
-        left += new
-    return found
+    modules: set[Path] = set()
+    unread = [file]
+    while unread:
+        imported = {m for m in _list_imports(unread.pop(), file.parent) if m.is_relative_to(file.parent)}
+        imported -= modules | {file}
+        modules |= imported
+        unread += imported
+    return modules
 
 
 def _list_imports(file: Path, root: Path) -> Iterator[Path]:
@@ -37,21 +37,21 @@ def _list_imports(file: Path, root: Path) -> Iterator[Path]:
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
-        return  # is refused where it is imported
+        return  # the import will refuse it
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for one in node.names:
-                yield from _list_files(root, one.name)
+            for alias in node.names:
+                yield from _list_files(root, alias.name)
         elif isinstance(node, ast.ImportFrom):
             base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
-            for one in node.names:
-                yield from _list_files(base, f"{node.module}.{one.name}" if node.module else one.name)
+            for alias in node.names:
+                yield from _list_files(base, f"{node.module}.{alias.name}" if node.module else alias.name)
         elif isinstance(node, ast.Call) and (name := _find_imported(node)):
             yield from _list_files(root, name)
 
 
 def _find_imported(call: ast.Call) -> str:
-    """Return the module that a call of `import_module` or `__import__` names; empty where it names none."""
+    """Return the module named in a call of `import_module` or `__import__`; empty for any other call."""
     if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
         return ""
     name = call.args[0] if call.args else None
@@ -59,7 +59,7 @@ def _find_imported(call: ast.Call) -> str:
 
 
 def _list_files(base: Path, name: str) -> Iterator[Path]:
-    """Yield the files of a module and of the packages that it lies in; of our own none."""
+    """Yield the files of a module and of its parent packages; none for our own package."""
     parts = name.split(".")
     for n in range(1, len(parts) + 1) if parts[0] != _OURS else ():
         path = base.joinpath(*parts[:n])

@@ -1,13 +1,13 @@
-"""Equal texts: the one normalisation by which metrics, labels, rows and contamination compare them.
+"""Text normalisation: the only one by which metrics, labels, rows and contamination compare texts.
 
-`compose_letters` drops signs that are not seen (Unicode's default ignorable ones: zero-width, direction
-marks, soft hyphens, variation selectors) and composes letters with their accents (NFC). `fold_text` first
-gives full-width and half-width forms their usual width, then composes, folds case, writes typographic
-quotes, apostrophes, dashes and ellipses as a typewriter does, and white space of any kind as single blanks.
-`normalize` then drops quotes around a text and one full stop at its end, of any script.
+`compose_letters` drops invisible characters (Unicode's default ignorable ones: zero-width, direction marks,
+soft hyphens, variation selectors) and composes letters with their accents (NFC). `fold_text` also gives
+full-width and half-width forms their usual width, folds case, writes typographic quotes, apostrophes, dashes
+and ellipses as a typewriter does, and turns any white space into single blanks. `normalize` then drops quotes
+around a text and one full stop at its end, of any script.
 
-Invariant: each changes nothing in what it returned. Accents, digits of other scripts, superscripts and
-fractions (x² is not x2), symbols, punctuation within and the spelling of words stay as they are.
+Invariant: each function is idempotent. Accents, digits of other scripts, superscripts and fractions (x² is
+not x2), symbols, inner punctuation and spelling stay as they are.
 Source: caseless matching of the Unicode Standard, section 3.13, D145; Unicode Standard Annexes 15 (NFC) and
 44 (Default_Ignorable_Code_Point, without the tags that tell flags apart).
 """
@@ -30,19 +30,19 @@ _TYPEWRITTEN = {
     "...": "\u2026",
     "~": "\u301c",
 }
-_AS_TYPEWRITTEN = str.maketrans({sign: plain for plain, of in _TYPEWRITTEN.items() for sign in of})
+_AS_TYPEWRITTEN = str.maketrans({sign: plain for plain, signs in _TYPEWRITTEN.items() for sign in signs})
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 _TRUTHS = {"true": "1", "false": "0", "1": "true", "0": "false"}
 _FULL_STOPS = tuple(".。।۔։።။។")
 
 
 def compose_letters(text: str) -> str:
-    """Drop signs that are not seen, and compose_letters letters with their accents."""
+    """Drop invisible characters and compose letters with their accents."""
     return text if text.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
 
 
 def fold_text(text: str) -> str:
-    """Fold what does not tell texts apart: invisible signs, forms of letters, case, typography and blanks."""
+    """Fold a text for comparison: invisible characters, letter forms, case, typography and white space."""
     if not text.isascii():
         text = compose_letters(_OTHER_WIDTHS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
         text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
@@ -51,7 +51,7 @@ def fold_text(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Fold a text, and drop quotes around it and the full stop at its end, if something else is left."""
+    """Fold a text, and drop quotes around it and the full stop at its end unless nothing else is left."""
     folded = fold_text(text)
     while bare := _undress(folded):
         folded = bare
@@ -59,24 +59,24 @@ def normalize(text: str) -> str:
 
 
 def match_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """Return the label that a text is: the same, an equal text, or the same number or truth value; else None.
+    """Return the label that a text equals: verbatim, folded, or as the same number or truth value; else None.
 
-    1, 1.0 and true are one label, whether written as text or not; 007 is another one than 7.
+    1, 1.0 and true are one label, as text or not; 007 is not 7.
     """
     if text in labels:
         return text
-    known = _by_fold(labels)
-    return known.get(key := _fold_label(text)) or known.get(_TRUTHS.get(key, ""))
+    label_by_fold = _by_fold(labels)
+    return label_by_fold.get(key := _fold_label(text)) or label_by_fold.get(_TRUTHS.get(key, ""))
 
 
 def list_labels(answers: Iterable[str]) -> list[str]:
-    """List the labels that answers are, sorted, each in its commonest spelling; of 1 and 1.0 it is 1."""
-    labels: dict[str, str] = {}
+    """List the distinct labels among answers, sorted, each in its commonest spelling (1 rather than 1.0)."""
+    spelling_by_key: dict[str, str] = {}
     counts = Counter(answers)
-    for answer in sorted(counts, key=lambda one: (_fold_label(one) != normalize(one), -counts[one], one)):
-        if not {key := _fold_label(answer), _TRUTHS.get(key)} & labels.keys():
-            labels[key] = answer
-    return sorted(labels.values())
+    for answer in sorted(counts, key=lambda a: (_fold_label(a) != normalize(a), -counts[a], a)):
+        if not {key := _fold_label(answer), _TRUTHS.get(key)} & spelling_by_key.keys():
+            spelling_by_key[key] = answer
+    return sorted(spelling_by_key.values())
 
 
 @lru_cache(maxsize=16)
@@ -91,7 +91,7 @@ def _fold_label(label: str) -> str:
 
 
 def _undress(text: str) -> str:
-    """Drop the full stop at the end of a text, or the quotes around it; empty where there are none."""
+    """Drop the full stop at the end of a text, or the quotes around it; empty if it has neither."""
     if text.endswith(_FULL_STOPS):
         bare = text[:-1].rstrip()
         return "" if bare.endswith(_FULL_STOPS) else bare

@@ -1,6 +1,6 @@
-"""Records of grades that a judge gave, and of the anchors by which its drift is found.
+"""Records of the grades that a judge gave, and of the anchors that detect its drift.
 
-Invariant: `value` is there where the grade could be read, and only there.
+Invariant: `value` is set exactly where the grade could be read.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ from harness.records.sample_results import Example
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """Grade of one answer, with what the judge said in its own words.
+    """Grade of one answer, with the judge's own words.
 
     `key` digests what was graded: question, answer, and the reference where the judge sees it. `task`,
-    `example_id` and `output_digest` name the answer that it was first asked for. `value` lies in [0, 1].
-    Of a pair `order` says whether this answer was shown `first` or `second`.
-    `said` is the judge's text, or of a model that was scored the probability of each grade. `error` is the
-    reason where it could not be asked.
+    `example_id` and `output_digest` name the answer that was first graded under this key. `value` lies in [0,
+    1]. In a pair, `order` says whether this answer was shown `first` or `second`. `said` is the judge's text,
+    or for a scored model the probability of each grade. `error` is the reason why the judge gave no answer.
     """
 
     key: str
@@ -36,10 +35,10 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Answer to an item of a task that a judge is asked about again before it grades others.
+    """Answer to an item that a judge grades again before it grades others, to detect drift.
 
-    `key` is that of its grade, `order` the place of the answer in a pair, `passages` what was retrieved for
-    it where the judge is shown that.
+    `key` is that of its grade, `order` the place of the answer in a pair, `passages` the retrieved text where
+    the judge sees it.
     """
 
     key: str
@@ -52,10 +51,10 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class AnchorCheck:
-    """Check of a judge by its anchors: the `grades` that it gives them now, `n_moved` of them otherwise.
+    """Check of a judge by its anchors: the `grades` that it gives them now, `n_moved` of them different.
 
-    `mean_before` and `mean_now` are the mean grades in [0, 1]. `drifted` says that more moved than this judge
-    moves by itself.
+    `mean_before` and `mean_now` are the mean grades in [0, 1]. `drifted` says that more moved than this
+    judge's own noise explains.
     """
 
     grades: tuple[Grade, ...]

@@ -1,4 +1,4 @@
-"""Records of measurements made again: control arm, A/A noise, ratings and labels by people.
+"""Records of repeated measurements: control arm, A/A noise, ratings and labels by people.
 
 Invariant: each names the rows or the base that it measures.
 """
@@ -11,11 +11,11 @@ from harness.records.serialization import StoredName
 
 @dataclass(frozen=True, slots=True)
 class ControlBlock:
-    """One stored block of a base, re-evaluated: which items came back otherwise, each as task/item.
+    """One stored block of a base, evaluated again, and which of its items changed, each as task/item.
 
-    `environment` is the digest of the one that the stored rows come from. `reworded` names items
-    whose prompts are other tokens now, `differing` those answered or scored otherwise, and
-    `flipped` those of them whose score moved by more than a hundredth.
+    `environment` is the digest of the environment that computed the stored rows. `reworded` names items whose
+    prompts have other tokens now, `differing` those answered or scored differently, and `flipped` those of
+    them whose score moved by more than a hundredth.
     """
 
     task: str
@@ -44,9 +44,9 @@ class Control:
 class Rating:
     """Blind preference of a person between two runs' answers to one item.
 
-    `choice` is "a" or "b" for the answers of `run_a` and `run_b`, "tie" or "skip"; `left` says whose
-    answer stood on the left. `rows_a` and `rows_b` name the row sets that hold the answers. `created`
-    is a time with its zone, `seconds` how long the item was looked at.
+    `choice` is "a" or "b" for the answers of `run_a` and `run_b`, "tie" or "skip"; `left` says whose answer
+    was on the left. `rows_a` and `rows_b` name the row sets that hold the answers. `created` is a time with
+    its zone, `seconds` how long the rater looked at the item.
     """
 
     rating_id: StoredName
@@ -66,7 +66,7 @@ class Rating:
 
 @dataclass(frozen=True, slots=True)
 class AnswerLabel:
-    """Label of one answer by a person, in the unit of the metric; `answer` is its digest, with the item's."""
+    """Label of one answer by a person, in the metric's unit; `answer` digests the answer and its item."""
 
     answer: str
     example_id: str
@@ -75,9 +75,9 @@ class AnswerLabel:
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """Labels that a person gave at once to answers of a task, for one metric, not knowing whose they are.
+    """Labels that a person gave in one session to answers of a task, for one metric, blind to the model.
 
-    `rubric` is the digest of what a judge's rubric required then, empty of any other metric.
+    `rubric` is the digest of the requirements in the judge's rubric at that time, empty for any other metric.
     """
 
     id: StoredName
@@ -92,10 +92,10 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class TaskNoise:
-    """A/A noise of one task: one model's answers where only the layout of batches differed.
+    """A/A noise of one task: one model's answers in runs that differ only in the layout of batches.
 
-    `flips` counts by arm the items whose primary score moved; `largest_nats` is the largest difference
-    of the right answer's log-likelihood, None where none was scored.
+    `flips` counts by arm the items whose primary score moved; `largest_nats` is the largest difference of the
+    right answer's log-likelihood, None where none was scored.
     """
 
     task: str
@@ -126,10 +126,10 @@ class Noise:
 
     @property
     def flips(self) -> int:
-        """Items whose score moved, over all tasks and arms."""
+        """The number of items whose score moved, over all tasks and arms."""
         return sum(sum(task.flips.values()) for task in self.tasks)
 
     @property
     def n(self) -> int:
-        """Items that were re-evaluated, over all tasks and arms."""
+        """The number of items that were evaluated again, over all tasks and arms."""
         return sum(task.n * len(task.flips) for task in self.tasks)

@@ -1,4 +1,4 @@
-"""Record of one run: a candidate and a seed, where its rows lie, and what its metrics mean.
+"""Record of one run: a candidate and a seed, where its rows are, and what its metrics mean.
 
 Invariant: a run names its rows by digest, so that runs share them.
 """
@@ -11,12 +11,12 @@ from typing import Any, Literal
 from harness.records.serialization import StoredName, reader
 from harness.records.training_records import TrainingRecord, read_training_record
 
-FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
+FEWER = "-fewer"  # suffix of the name of an experiment whose items were sampled
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRange:
-    """Direction and bounds of a metric, which say its unit; a bound is None where there is none."""
+    """Direction and bounds of a metric, which determine its unit; a missing bound is None."""
 
     higher_is_better: bool
     low: float | None
@@ -29,14 +29,14 @@ class MetricRange:
 
     @property
     def span(self) -> float:
-        """The difference that is all of the scale: 1 of rates, infinite where a bound is missing."""
+        """The length of the scale: 1 for rates, infinite where a bound is missing."""
         if self.low is None or self.high is None:
             return inf
         return 1.0 if self.is_rate else self.high - self.low
 
     @property
     def worst(self) -> float | None:
-        """The worst value, as which a failed answer counts; None where a bound is missing."""
+        """The worst value, which a failed answer gets; None where a bound is missing."""
         if self.low is None or self.high is None:
             return None
         return self.low if self.higher_is_better else self.high
@@ -44,12 +44,12 @@ class MetricRange:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One candidate and one seed, trained and evaluated; what `runs/<run_id>/run.json` holds.
+    """One candidate and one seed, trained and evaluated: the content of `runs/<run_id>/run.json`.
 
-    `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with
-    units in their names. `state` is "done" or "failed". `base_digest` names
-    the base as it was published, `served_digest` the one that was served where that is another
-    (quantised). `metrics` holds by task and metric what its scores mean, nothing in runs of before 0.1.
+    `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with units in
+    their names. `state` is "done" or "failed". `base_digest` names the published base, `served_digest` the
+    served one where it differs (quantised). `metrics` maps task and metric to the meaning of the scores;
+    empty in runs from before 0.1.
     """
 
     run_id: StoredName
@@ -75,35 +75,34 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The candidate, with the seed where it is not 0: `lora (seed 1)`."""
+        """The candidate, followed by the seed if it is not 0: `lora (seed 1)`."""
         return f"{self.candidate} (seed {self.seed})" if self.seed else self.candidate
 
     @property
     def decoding(self) -> dict[str, Any] | None:
-        """Sampling of the answers to the target; None where they are greedy."""
-        found: dict[str, Any] | None = self.recipe.get("decoding")
-        return found
+        """Sampling settings of the answers to the target; None where they are greedy."""
+        decoding: dict[str, Any] | None = self.recipe.get("decoding")
+        return decoding
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the plain form, as `run.json` holds it."""
+        """Return the content of `run.json`."""
         return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.to_plain()}
 
     def may_be_drawn(self, task: str) -> bool:
-        """Tell whether a task's items may have been drawn, by weights that only the report knows.
+        """Tell whether a task's items may have been sampled, with weights that only the report knows.
 
-        Of a run with fewer items the suites may be; the target, which alone is validated on, is not.
+        In a run with fewer items the suites may be; the target, the only task with validation rows, is not.
         """
         return self.experiment.endswith(FEWER) and f"{task}/validation" not in self.rows
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRecord:
-    """Sampled items of a run of `--sequential`, and the interim analysis at which it was judged.
+    """Sampled items of a run of `--sequential`, and the interim analysis that judged it.
 
-    `analysis` is `interim analysis 1 of 3`, `alpha` its one-sided level, a share of `of_alpha`, that of the
-    gate. By task that was drawn from,
-    `weights` holds the inclusion weight of each sampled item by its id, `versions` the version of the whole
-    task's rows.
+    `analysis` is for example `interim analysis 1 of 3`; `alpha` is its one-sided level, a share of the gate's
+    level `of_alpha`. By sampled task, `weights` holds the inclusion weight of each sampled item by its id,
+    `versions` the version of the whole task's rows.
     """
 
     analysis: str
@@ -114,10 +113,10 @@ class SamplingRecord:
 
 
 def run_record(stored: Mapping[str, Any]) -> Run:
-    """Read the plain form of a run.
+    """Read a run from its plain form.
 
     Raises:
-        ValueError: it is not that of a run.
+        ValueError: the plain form is not a run's.
     """
     plain = {**stored, "training": read_training_record(stored.get("training", {}))}
     run: Run = reader(Run).validate_python(plain)

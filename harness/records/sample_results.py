@@ -1,6 +1,7 @@
-"""Examples, the answers of a candidate to them, and the rows that hold both.
+"""Examples, a candidate's answers to them, and the rows that hold both.
 
-Invariant: a row holds everything that a later comparison needs, and its identity everything it depends on.
+Invariant: a row holds everything that a later comparison needs; its identity holds everything that it depends
+on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +19,12 @@ Status = Literal["ok", "unparsable", "truncated", "refused", "incomplete", "erro
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One item: its question, what is accepted, and to which family and slice it belongs.
+    """One item: its question, accepted answers, family and slice.
 
-    `documents` names the documents that hold the answer (for recall@k); `passages` names
-    those that a prompting put into the messages, best first. `constraints` are the checks
-    of a verifiable instruction (see `metrics/follows.py`). Of an item of the target as it is prompted,
-    `earlier` are the turns of a conversation before the last, as text, and `plain_prompt` is the last one
-    before promptings and a template put anything around it.
+    `documents` names the documents that hold the answer (for recall@k); `passages` names those that a
+    prompting put into the messages, best first. `constraints` are the checks of a verifiable instruction (see
+    `metrics/follows.py`). For prompted items of the target, `earlier` is the text of the turns before the
+    last one, and `plain_prompt` the last turn before a prompting or template changed it.
     """
 
     id: str
@@ -47,22 +47,22 @@ class Example:
 
     @property
     def has_system(self) -> bool:
-        """Whether the first message is a system message of its own."""
+        """Whether the first message is a system message."""
         return bool(self.messages) and self.messages[0]["role"] == "system"
 
     @property
     def question(self) -> str:
-        """The text of all messages, each behind its role where there are several."""
+        """The text of all messages, each after its role if there are several."""
         return self.messages[0]["content"] if len(self.messages) == 1 else turns_as_text(self.messages)
 
 
 def has_closed_labels(examples: Iterable[Example]) -> bool:
-    """Tell whether the examples that have choices all have the same ones: labels, and no multiple choice."""
+    """Tell whether all examples with choices have the same ones: labels, not multiple choice."""
     return len({frozenset(example.choices) for example in examples if example.choices}) == 1
 
 
 def turns_as_text(messages: Sequence[Message]) -> str:
-    """Write the turns of a conversation one below the other, each behind its role."""
+    """Join the turns of a conversation line by line, each after its role."""
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
 
 
@@ -77,7 +77,8 @@ class Document(NamedTuple):
 class Limits(NamedTuple):
     """Limits of a generated answer; `max_new_tokens` in tokens, `stop` as strings.
 
-    At a `temperature` above 0 tokens are drawn, from the likeliest that together have a chance of `top_p`.
+    At a `temperature` above 0 tokens are sampled from the likeliest ones that together have probability
+    `top_p`.
     """
 
     max_new_tokens: int
@@ -87,9 +88,9 @@ class Limits(NamedTuple):
 
 
 class PromptText(NamedTuple):
-    """Messages and what would follow them, as text; without a chat template they are joined as they are.
+    """Messages and the text that follows them; without a chat template the messages are joined as they are.
 
-    Special tokens within the texts are read as text, unless a template wrote them: `is_written`.
+    Special tokens in the texts are read as plain text, unless a template wrote them (`is_written`).
     """
 
     messages: Sequence[Message]
@@ -99,7 +100,7 @@ class PromptText(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids of a context and of what follows it; `merged` when a token spans the boundary."""
+    """Token ids of a context and of its continuation; `merged` when a token spans the boundary."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...] = ()
@@ -115,14 +116,13 @@ class Likelihood(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Answer of a candidate to one prompt.
+    """A candidate's answer to one prompt.
 
-    `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the
-    order of `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored.
-    `compute_s` is this item's share of its batch's wall time in seconds. `samples` are all answers to the
-    item where several were drawn, this one the first of them; `mean_logprob` is in nats a token.
-    `first_logprobs` are the log-probabilities (nats) of tokens that could have begun it, where they were
-    asked for.
+    `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the order of
+    `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored. `compute_s` is this
+    item's share of its batch's wall time in seconds. `samples` are all answers to the item where several were
+    sampled, this one first; `mean_logprob` is in nats per token. `first_logprobs` are the log-probabilities
+    (nats) of possible first tokens, where requested.
     """
 
     text: str
@@ -142,9 +142,9 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One of an item's answers that were drawn, with what it scores; `index` counts them from 0.
+    """One of an item's sampled answers, with its scores; `index` counts from 0.
 
-    `mean_logprob` is the mean log-probability of its tokens in nats, where that was requested.
+    `mean_logprob` is the mean log-probability of its tokens in nats, where requested.
     """
 
     index: int
@@ -161,12 +161,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """One example answered by one candidate: everything a later comparison needs.
+    """One example answered by one candidate: everything that a later comparison needs.
 
-    `parts` maps a metric's name to its per-sample parts, or to None where it could not be
-    scored. `margin` is log p(gold) − log p(best other choice) in nats. `samples` are all answers that were
-    drawn, of which the row says what counts; none where it was answered greedily, or was read without them.
-    `fold` numbers, from 1, the fold whose model answered; 0 where one answered all items.
+    `parts` maps a metric's name to its per-sample parts, or to None where it could not be scored. `margin` is
+    log p(gold) − log p(best other choice) in nats. `samples` are all sampled answers, which the row
+    summarises; empty for greedy answers, or where the row was read without them. `fold` numbers, from 1, the
+    fold whose model answered; 0 where one model answered all items.
     """
 
     task: str
@@ -201,11 +201,12 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class RowsIdentity:
-    """Identity of a set of rows, everything they depend on; its digest names the folder they lie in.
+    """Identity of a set of rows: everything that they depend on; its digest names their folder.
 
-    All but `scoring_digest` and `choice` says who was prompted with what; the first says how the answers are
-    scored, and is empty where the task's own code does both at once. `decoding` digests how answers were
-    drawn, empty of greedy ones; `choice` says how one of several was chosen, empty where the first counts.
+    `scoring_digest` says how the answers are scored, and is empty where the task's own code answers and
+    scores at once. `decoding` digests the sampling settings, empty for greedy answers. `choice` says how one
+    of several answers was chosen, empty where the first counts. All other fields say which weights were
+    prompted with what.
     """
 
     weights_digest: str
@@ -230,15 +231,15 @@ class RowsIdentity:
 
     @property
     def answers(self) -> "RowsIdentity":
-        """The same without its scoring: rows of which this is equal hold the same answers."""
+        """The identity without its scoring: rows that share it hold the same answers."""
         return replace(self, scoring_digest="", choice="")
 
 
 class Origin(NamedTuple):
-    """Origin of a block of rows: the digest of its environment, and the control arm measured beside it.
+    """Origin of a block of rows: the digest of its environment, and the control arm measured with it.
 
-    Either is empty where it is unknown, or where there was none. `contended` says that other work took the
-    processors meanwhile, so that its times are not those of this machine.
+    Either is empty where it is unknown or there was none. `contended` says that other work used the
+    processors meanwhile, so that its times do not describe this machine.
     """
 
     environment: str = ""

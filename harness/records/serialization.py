@@ -1,7 +1,7 @@
-"""Serialization of records: canonical JSON, digests, and readers of what is stored.
+"""Serialization of records: canonical JSON, digests, and readers of stored files.
 
-Invariant: identity is content. The digest of a record is the sha256 of its canonical JSON,
-so two equal things have one digest on every machine.
+Invariant: identity is content. The digest of a record is the sha256 of its canonical JSON, so equal records
+have one digest on every machine.
 """
 
 import gc
@@ -16,16 +16,16 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, TypeAdapter
 
-_DEEPEST = 100  # lists and objects in one another: more is no data, and no recursion ends it
+_DEEPEST = 100  # levels of nesting: deeper JSON is not data and would exhaust the stack
 
 _Record = TypeVar("_Record")
 
-LONGEST_NAME = 200  # bytes of a file's name, which may be 255: what is being written has a longer one
+LONGEST_NAME = 200  # bytes of a file's name; 255 are allowed, and unfinished files get a suffix
 _IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 def is_bare_name(name: str) -> bool:
-    """Tell whether a text names one file or folder, on every system, and not a path to elsewhere."""
+    """Tell whether a text names one file or folder on every system, and is not a path."""
     n_bytes = len(name.encode("utf-8", "replace"))
     is_path = name in (".", "..") or name.startswith("~") or _IN_NO_NAME.search(name)
     return 0 < n_bytes <= LONGEST_NAME and not is_path
@@ -38,11 +38,11 @@ def _check_name(name: str) -> str:
 
 
 StoredName = Annotated[str, AfterValidator(_check_name)]  # names a file or folder of a store
-NameOrNone = Annotated[str, AfterValidator(lambda name: name and _check_name(name))]  # empty: there is none
+NameOrNone = Annotated[str, AfterValidator(lambda name: name and _check_name(name))]  # may be empty
 
 
 def canonical_json(value: Any) -> str:
-    """Serialise with sorted keys and no spaces; NaN and inf are refused.
+    """Serialise with sorted keys and without spaces; NaN and inf are refused.
 
     Raises:
         ValueError: the value holds NaN or inf.
@@ -56,19 +56,19 @@ def digest(value: Any) -> str:
 
 
 def drop_defaults(record: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that differ from their defaults, of which identities are made.
+    """Return the fields of a dataclass that differ from their defaults, from which identities are built.
 
-    A field that comes later moves no digest while it has its default. Far faster than `asdict`, which copies.
+    A field added later changes no digest while it has its default. Far faster than `asdict`, which copies.
     """
     values = ((f, getattr(record, f.name)) for f in fields(record))
     return {f.name: value for f, value in values if value != f.default}
 
 
 def load(record: type[_Record], text: str | bytes) -> _Record:
-    """Read the JSON of a record, with the tuples and records inside it.
+    """Read a record from JSON, with the tuples and records inside it.
 
     Raises:
-        ValueError: the text is no JSON, or not that of such a record.
+        ValueError: the text is not JSON, or not such a record.
     """
     loaded: _Record = reader(record).validate_json(text)
     return loaded
@@ -78,17 +78,17 @@ _READERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 def reader(record: Any) -> TypeAdapter[Any]:
-    """Return the reader of a type, made once: making it takes milliseconds."""
+    """Return the cached reader of a type; building one takes milliseconds."""
     if record not in _READERS:
         _READERS[record] = TypeAdapter(record)
     return _READERS[record]
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """Parse JSON that somebody else wrote, with the options of `json.loads`.
+    """Parse JSON from outside, with the options of `json.loads`.
 
     Raises:
-        json.JSONDecodeError: it is no JSON, or brackets stand in one another more than 100 deep.
+        json.JSONDecodeError: the text is not JSON, or nested more than 100 levels deep.
     """
     plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
     try:
@@ -102,34 +102,34 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """Count how many lists and objects of a value stand in one another."""
+    """Count the levels of nested lists and objects in a value."""
     depth, level = 0, [value]
-    while level := [one for one in level if isinstance(one, list | dict)]:
+    while level := [item for item in level if isinstance(item, list | dict)]:
         depth += 1
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object that somebody else may have written; empty where a file has none."""
+    """Read a JSON object from a file that others may have written; empty if it has none."""
     with suppress(OSError, ValueError):
-        found = parse_json(file.read_bytes())
-        return found if isinstance(found, dict) else {}
+        value = parse_json(file.read_bytes())
+        return value if isinstance(value, dict) else {}
     return {}
 
 
 def load_files(record: type[_Record], files: Iterable[Path]) -> list[_Record]:
-    """Read a record of each file; files that cannot be read are left out."""
-    found = []
+    """Read one record from each file; unreadable files are left out."""
+    records = []
     for file in files:
         with suppress(OSError, ValueError):
-            found.append(load(record, file.read_bytes()))
-    return found
+            records.append(load(record, file.read_bytes()))
+    return records
 
 
 @contextmanager
 def many_rows() -> Iterator[None]:
-    """Pause the search for cycles while many rows are made: they form none, and it visits each one made."""
+    """Pause the garbage collector while many rows are created: it visits each one and finds no cycles."""
     paused = gc.isenabled()
     gc.disable()
     try:

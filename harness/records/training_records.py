@@ -11,20 +11,20 @@ from pydantic import ValidationError
 
 from harness.records.serialization import NameOrNone, StoredName, reader
 
-Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where it was no number
+Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where the value was not finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One trial of a sweep: its parameters, its score on validation, and what was logged of its training.
+    """One trial of a sweep: its parameters, its score on validation, and the logs of its training.
 
-    `validation` is None where training diverged or, as `error` says, failed otherwise, and of a pruned trial
-    what it scored last; `chosen` marks the trial that is best on validation. `points` are the scores at the
-    tracked points that a pruner saw, by step, and `pruned_at` is the step at which it ended the training.
-    `forgetting` is the mean loss of capability on items for validation, of which a chosen one may have
-    `most_forgetting`. `fit_key` names the folder of the weights. `asked` digests which prompts were sent to
-    which weights, and how; empty of a trial that failed or was pruned. `alike` are the parameters of others
-    of the same prompts, and are no trials.
+    `validation` is None where training diverged or failed otherwise (see `error`); for a pruned trial it is
+    the last score. `chosen` marks the trial that is best on validation. `points` are the scores by step at
+    the tracked points that a pruner saw, and `pruned_at` is the step at which it stopped the training.
+    `forgetting` is the mean loss of capability on validation items, at most `most_forgetting` in a chosen
+    trial. `fit_key` names the folder of the weights. `asked` digests which prompts were sent to which
+    weights, and how; empty for a trial that failed or was pruned. `alike` are the parameters of other
+    settings with the same prompts, which are not trials of their own.
     """
 
     params: dict[str, Any]
@@ -45,13 +45,13 @@ class Trial:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether a pruner ended its training."""
+        """Whether a pruner stopped its training."""
         return self.pruned_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixScan:
-    """Matrices of one type by their ratio of signal to noise: how many there are, and are trained.
+    """Matrices of one type by their signal-to-noise ratio: how many there are, and how many are trained.
 
     `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None where all
     are trained.
@@ -66,7 +66,7 @@ class MatrixScan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedPoint:
-    """Weights of one step of a training: their score on the target's validation rows, and what they forgot.
+    """Weights at one step of a training: their score on the target's validation rows, and their forgetting.
 
     `capability` is the mean change against the base over the tasks that count, with its 95 % interval, on
     `n_general` items; None without such tasks.
@@ -84,30 +84,28 @@ class TrackedPoint:
 class TrainingRecord:
     """Measured figures of one training, in the order in which reports show them; None where not measured.
 
-    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it starts
-    from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out. `peak_memory_gib` is the
-    largest memory held: of the GPU by tensors, else of the process; `peak_includes` says what else that
-    holds. `loss` and the other curves are by optimiser step; a token accuracy is the share of the answers'
-    tokens that were the likeliest given those before. Where `label_smoothing` is known, `loss` is smoothed
-    by it and `validation_loss` is not. `waited_share` is the share of the time for
-    which its threads waited for a processor that other work had. `trainable_share` is `n_trainable` as a
-    share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
-    the base's own. `tracked` are the points along the training that were measured. `scan` says by what ratios
-    of signal to noise matrices were chosen to be trained.
-    In fp16 the gradients of `n_skipped_steps` overflowed; each halved `loss_scale` and changed no weight.
-    `n_processes` shared its steps, where that was more than one. `batch_size` and `accumulated_batches` are
-    those of each of them, or those that memory was enough for, where they were searched.
-    `not_packed` says why rows were not packed though requested. `heldout_accuracy` is the share of the
-    `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
-    margin. `reward` is the mean reward of the answers that were drawn, None where none had one, and
-    `equal_rewards` the share of the prompts whose answers all got the same one, `kl` their divergence from
-    the reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
-    `teacher` is the digest of the weights whose probabilities were learned.
-    `searched_by` names what proposed the trials of a search, which stand in `sweep`. `named_base` is the
-    base that an adapter made elsewhere names. `command` is what made the weights, `command_version` what
-    it says of itself, `exit_code` how it ended. `fit_key` is the folder of the weights, `stands_on` maps
-    those of other weights behind them to their digests. `others` are figures that a method of one's own
-    logs.
+    `wall_s` is the time of everything computed here, including a sweep's trials, `init_wall_s` that of the
+    training it continues, `train_loop_s` that of the optimiser steps alone. `n_tokens` excludes padding.
+    `peak_memory_gib` is the largest memory held: on a GPU by tensors, else by the process; `peak_includes`
+    says what else it contains. `loss` and the other curves are by optimiser step; a token accuracy is the
+    share of the answers' tokens that were the likeliest given those before. Where `label_smoothing` is known,
+    `loss` is smoothed by it and `validation_loss` is not. `waited_share` is the share of the time in which
+    its threads waited for a processor that other work used. `trainable_share` is `n_trainable` as a share of
+    the base's parameters, `size_bytes` the size of the finished weights on disk, and `base_size_bytes` that
+    of the base. `tracked` are the measured points along the training. `scan` says which signal-to-noise
+    ratios decided which matrices are trained. In fp16 the gradients of `n_skipped_steps` overflowed; each
+    halved `loss_scale` and changed no weight. `n_processes` is the number of processes that shared its steps,
+    if more than one. `batch_size` and `accumulated_batches` are per process, as searched for the available
+    memory where requested. `not_packed` says why rows were not packed though requested. `heldout_accuracy` is
+    the share of the `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin`
+    their mean reward margin. `reward` is the mean reward of the sampled answers, None where none had one;
+    `equal_rewards` is the share of the prompts whose answers all got the same one, `kl` their divergence from
+    the reference in nats per token, `reward_model_accuracy` that of the reward model on its held-out pairs.
+    `teacher` is the digest of the weights whose probabilities were learned. `searched_by` names the search
+    that proposed the trials in `sweep`. `named_base` is the base named by an adapter made elsewhere.
+    `command` made the weights, `command_version` is the version that it reports, `exit_code` its exit code.
+    `fit_key` is the folder of the weights; `stands_on` maps the keys of other weights that they depend on to
+    their digests. `others` are figures that a user's own method logs.
     """
 
     wall_s: float | None = None
@@ -167,22 +165,22 @@ class TrainingRecord:
 
     @property
     def total_s(self) -> float:
-        """Seconds that the training and what it starts from took; 0 where nothing was trained."""
+        """Seconds of the training and of the one it continues; 0 where nothing was trained."""
         return (self.wall_s or 0.0) + (self.init_wall_s or 0.0)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the plain form: what is known, with figures of a method's own beside the others."""
+        """Return the known figures as stored, with those of a user's own method on the same level."""
         nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan, "tracked": self.tracked}
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", *nested)}
-        known |= {name: [asdict(one) for one in of] for name, of in nested.items() if of}
+        known |= {name: [asdict(record) for record in records] for name, records in nested.items() if records}
         return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
 
 
 def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
-    """Read the plain form of a training; figures of other names are kept as `others`.
+    """Read a training from its plain form; figures with unknown names are kept as `others`.
 
     Raises:
-        ValueError: a figure is of another kind than its name says.
+        ValueError: a figure has the wrong type.
     """
     names = {f.name for f in fields(TrainingRecord)} - {"others"}
     known = {name: value for name, value in stored.items() if name in names}

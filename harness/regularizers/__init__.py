@@ -1,21 +1,21 @@
-"""Regularisers of training, one a file: rows mixed in, penalties on the loss, choices of what is trained.
+"""Regularisers of training, one per file: mixed-in rows, penalties on the loss, choices of parameters.
 
-Invariant: a regulariser exports `Params` and one or more hooks of `plugins.HOOKS`, and a method takes it only
-where its own `hooks` name them all, because its training then calls them:
+Invariant: a regulariser exports `Params` and one or more hooks of `plugins.HOOKS`. A method supports it only
+if the method's `hooks` name them all, because its training then calls them:
 
-- `mix(mixture, evaluate)` gives rows that stand beside the training rows, made of what `sample` gave;
+- `mix(mixture, evaluate)` returns rows to add to the training rows, made from the mixture of `sample`;
 - `prepare(model, params)` changes the loaded model before training;
 - `penalty(start, params)` returns a function of the step, whose terms are added to the loss of that step;
-- `step(model, backward, params)` makes the gradients of a step, by one or more calls of `backward`;
+- `step(model, backward, params)` computes the gradients of a step with one or more calls of `backward`;
 - `select(names, progress, params, seed)` names the parameters that are trained at that share of all steps;
-- `arguments(params)` returns arguments of TRL's and transformers' own;
-- `smoothing(params)` returns the share of each target's probability that the training loss spreads over all.
+- `arguments(params)` returns arguments of TRL and transformers;
+- `smoothing(params)` returns the share of each target's probability that the loss spreads over all labels.
 
-`sample(context, params)` without `mix` gives the general rows that a penalty reads in `start`. `cost(params,
-n_rows)` says how many times the work of a plain training it takes whose steps have so many rows,
-`problem(params)` what forbids it beside a method's parameters, `layer_problem(params, n_layers)` what forbids
-it on a model of so many layers, and `WHY_NOT` what is wrong with the trainings that do not call its hooks.
-`DRAWS` marks one whose passes draw random numbers.
+`sample(context, params)` without `mix` returns the general rows that a penalty reads in `start`.
+`cost(params, n_rows)` is the work of a step with `n_rows` rows as a multiple of plain training.
+`problem(params)` says which method parameters forbid it, `layer_problem(params, n_layers)` whether a model
+with so many layers does, and `WHY_NOT` why trainings that do not call its hooks are unsuitable. `DRAWS` marks
+a regulariser whose passes draw random numbers.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -50,11 +50,11 @@ __all__ = [
 Regularize = Mapping[str, Mapping[str, Any]]  # names to parameters, as a recipe writes them
 EvaluateBase = Callable[[str, Mixture], Iterable[Answered]]
 Penalty = Callable[[int], Iterable["torch.Tensor"]]  # terms of the loss, by step
-GENERAL = "general"  # rows of whoever reads them, so that their answers are shared
+GENERAL = "general"  # name of rows shared by all penalties, so that their answers are shared too
 
 
 class GeneralRow(NamedTuple):
-    """Token ids of a general prompt with its answer, which begins at `start`."""
+    """Token ids of a general prompt with its answer, which begins at index `start`."""
 
     ids: list[int]
     start: int
@@ -69,7 +69,7 @@ class Start(NamedTuple):
 
 
 def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
-    """Sample the general rows of each regulariser that has some, by its name.
+    """Sample the general rows of each regulariser that uses them, by its name.
 
     Raises:
         UserError: rows cannot be read, or one of them is evaluated.
@@ -80,7 +80,7 @@ def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
 
 
 def mix_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
-    """Return the rows that stand beside the training rows; `evaluate` gives the base's answers to prompts.
+    """Return the rows to add to the training rows; `evaluate` returns the base's answers to prompts.
 
     Raises:
         CandidateFailed: the base answered none of a regulariser's prompts.
@@ -95,7 +95,7 @@ def mix_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase
 def general_rows(
     regularize: Regularize, context: MixContext, evaluate: EvaluateBase
 ) -> dict[str, tuple[Example, ...]]:
-    """Return the rows that penalties read, by regulariser; `evaluate` gives the base's answers to prompts.
+    """Return the rows that penalties read, by regulariser; `evaluate` returns the base's answers to prompts.
 
     Raises:
         CandidateFailed: the base answered none of a regulariser's prompts.
@@ -108,53 +108,53 @@ def general_rows(
 
 
 def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
-    """Say of each regulariser what forbids it on a model of so many layers, as far as something does."""
-    said = (p.layer_problem(params, n_layers) for _, p, params in _select_with("layer_problem", regularize))
-    return [*filter(None, said)]
+    """List why regularisers cannot be used on a model with so many layers; empty where all can."""
+    loaded = _select_with("layer_problem", regularize)
+    return [*filter(None, (plugin.layer_problem(params, n_layers) for _, plugin, params in loaded))]
 
 
 def prepare(regularize: Regularize, model: Any) -> None:
-    """Change a loaded model before it is trained.
+    """Change a loaded model before training.
 
     Raises:
-        CandidateFailed: the model has no such part.
+        CandidateFailed: the model lacks the part to change.
     """
     for _, plugin, params in _select_with("prepare", regularize):
         plugin.prepare(model, params)
 
 
 def arguments(regularize: Regularize) -> dict[str, Any]:
-    """Return the arguments of TRL's and transformers' own that regularisers set."""
-    given: dict[str, Any] = {}
+    """Return the arguments of TRL and transformers that regularisers set."""
+    set_arguments: dict[str, Any] = {}
     for _, plugin, params in _select_with("arguments", regularize):
-        given |= plugin.arguments(params)
+        set_arguments |= plugin.arguments(params)
     for _, plugin, params in _select_with("smoothing", regularize):
-        given["label_smoothing_factor"] = plugin.smoothing(params)
-    return given
+        set_arguments["label_smoothing_factor"] = plugin.smoothing(params)
+    return set_arguments
 
 
 def changes_steps(regularize: Regularize) -> bool:
-    """Tell whether a training needs other steps than its trainer's own."""
+    """Tell whether a training needs steps other than its trainer's own."""
     return has_hook(regularize, "penalty", "step", "select")
 
 
 def draws(regularize: Regularize) -> bool:
-    """Tell whether the passes of a training draw random numbers that those of a plain one do not."""
+    """Tell whether a training's passes draw random numbers that a plain training does not draw."""
     return has_hook(regularize, "DRAWS")
 
 
 def has_hook(regularize: Regularize, *hooks: str) -> bool:
-    """Tell whether one of the regularisers has one of these hooks."""
+    """Tell whether any regulariser has one of these hooks."""
     return any(_select_with(hook, regularize) for hook in hooks)
 
 
 def penalties(
     regularize: Regularize, model: Any, seed: int, rows: Mapping[str, tuple[GeneralRow, ...]]
 ) -> list[Penalty]:
-    """Return the penalties on the loss, as they begin at this model.
+    """Return the penalties on the loss, starting at this model.
 
     Raises:
-        CandidateFailed: the model is none that a penalty is defined on.
+        CandidateFailed: a penalty is not defined on the model.
     """
     return [
         plugin.penalty(Start(model, seed, rows.get(name, ())), params)
@@ -165,7 +165,7 @@ def penalties(
 def compute_gradients(
     regularize: Regularize, model: Any, backward: Callable[[], "torch.Tensor"]
 ) -> "torch.Tensor":
-    """Leave a batch's gradients in the model and return its loss; `backward` does so for the plain one."""
+    """Leave a batch's gradients in the model and return its loss; `backward` does the plain pass."""
     for _, plugin, params in _select_with("step", regularize):
         backward = partial(plugin.step, model, backward, params)
     return backward()
@@ -174,7 +174,7 @@ def compute_gradients(
 def select_trained_names(
     regularize: Regularize, names: Sequence[str], progress: float, seed: int
 ) -> Collection[str]:
-    """Return the parameters that are trained at a share of all steps, of those that are trained at all."""
+    """Return those of the trainable parameters that are trained at this share of all steps."""
     chosen = set(names)
     for _, plugin, params in _select_with("select", regularize):
         chosen &= set(plugin.select(names, progress, params, seed))
@@ -184,7 +184,7 @@ def select_trained_names(
 def select_moved_names(
     regularize: Regularize, names: Sequence[str], n_made: int, n_planned: int, seed: int
 ) -> Collection[str]:
-    """Return the parameters trained in any of the steps made of those planned, by this process or before."""
+    """Return the parameters trained in any of the steps made so far, in this process or an earlier one."""
     if not has_hook(regularize, "select"):
         return names
     steps = (select_trained_names(regularize, names, i / n_planned, seed) for i in range(n_made))
@@ -192,17 +192,17 @@ def select_moved_names(
 
 
 def work_factor(regularize: Regularize, n_rows: int) -> float:
-    """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of that without any."""
+    """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of plain training."""
     factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _select_with("cost", regularize)]
     return 1.0 + sum(factor - 1.0 for factor in factors)
 
 
 def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
-    """Digest what regularisers do to weights; empty without any. A file of rows stands as those sampled."""
+    """Digest all effects of regularisers on weights; empty without any. A file counts by its sampled rows."""
     if not regularize:
         return ""
     sampled = mixtures(regularize, context)
-    own = [
+    digested = [
         [
             name,
             plugins.version("regularizers", name),
@@ -211,7 +211,7 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
         ]
         for name, _, params in _load(regularize)
     ]
-    return digest([versions_of("regularizers"), own])
+    return digest([versions_of("regularizers"), digested])
 
 
 def _plain(mixture: Mixture) -> list[Any]:
@@ -223,6 +223,6 @@ def _select_with(part: str, regularize: Regularize) -> list[tuple[str, ModuleTyp
 
 
 def _load(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
-    """Load regularisers in the order of their names: that of the keys in a file means nothing."""
+    """Load regularisers in the order of their names: the order of keys in a file has no meaning."""
     loaded = {name: plugins.load("regularizers", name) for name in sorted(regularize)}
     return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in loaded.items()]

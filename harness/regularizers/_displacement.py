@@ -1,6 +1,6 @@
-"""Displacement of each weight matrix from where training began; of an adapter that is what it adds, ΔW.
+"""Displacement of each weight matrix from the start of training; for an adapter its addition ΔW.
 
-Invariant: every displacement is zero before the first step, and one function gives one tensor at a time, in
+Invariant: every displacement is zero before the first step. Each function returns one tensor at a time, in
 fp32 and with its gradient.
 """
 
@@ -19,7 +19,7 @@ _COPIED = ".modules_to_save."
 
 
 def problem(params: Mapping[str, Any]) -> str:
-    """Say which parameters of a method make weights that are no sum; empty where none do."""
+    """Say which method parameters make weights that are not a sum with ΔW; empty if none do."""
     family = params.get("peft_type", "LORA")
     if family not in ADDITIVE:
         return f"an adapter of the family {family}, which is not added to weight matrices"
@@ -35,7 +35,7 @@ def problem(params: Mapping[str, Any]) -> str:
 
 
 def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
-    """Return a displacement for each weight that is trained, by name; of an adapter, for each that it adapts.
+    """Return a displacement for each trained weight, by name; for an adapter one for each adapted weight.
 
     Raises:
         CandidateFailed: the adapter is not added to weight matrices.
@@ -48,7 +48,7 @@ def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
 
 
 def find_adapted_layers(model: Any) -> dict[str, Any]:
-    """Return the layers that an adapter adds to, by name; none of a model without one."""
+    """Return the layers that an adapter adds to, by name; empty for a model without an adapter."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -56,24 +56,26 @@ def find_adapted_layers(model: Any) -> dict[str, Any]:
         return {}
     config = vars(model.peft_config[_ADAPTER])
     family = config["peft_type"]
-    if found := problem(config | {"peft_type": getattr(family, "value", family)}):
-        raise CandidateFailed(f"no penalty on ΔW is defined for {found}", "another method, or regularize: kl")
+    if cause := problem(config | {"peft_type": getattr(family, "value", family)}):
+        raise CandidateFailed(f"no penalty on ΔW is defined for {cause}", "another method, or regularize: kl")
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
 def find_plain_parameters(model: Any) -> dict[str, Any]:
-    """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'."""
-    # A new head is none of them: nothing of it was published, so there is no start to hold it to.
+    """Return the directly trained parameters, by name; with an adapter only those of copied modules."""
+    # A new head is not included: it was never published, so there is no start to pull it to.
     from peft import PeftModel
 
     with_adapter = isinstance(model, PeftModel)
     whole = model.get_base_model() if with_adapter else model
     known = whole if whole.get_output_embeddings() is not None else whole.base_model
-    begun = {id(parameter) for parameter in known.parameters()}
+    published_ids = {id(parameter) for parameter in known.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) in begun and (not with_adapter or _COPIED in name)
+        if parameter.requires_grad
+        and id(parameter) in published_ids
+        and (not with_adapter or _COPIED in name)
     }
 
 
@@ -84,6 +86,6 @@ def _displace_parameter(parameter: Any) -> "Callable[[], torch.Tensor]":
 
 def _displace_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
     start = layer.get_delta_weight(_ADAPTER).detach().float()
-    if not start.any():  # an adapter that begins as nothing: no matrix is kept
+    if not start.any():  # an adapter that starts at zero: no matrix is kept
         return lambda: layer.get_delta_weight(_ADAPTER).float()
     return lambda: layer.get_delta_weight(_ADAPTER).float() - start

@@ -1,7 +1,7 @@
 """General rows that regularisers read: prompts with the base's own answers, or rows of a file.
 
-Invariant: what is sampled depends on the parameters, the training rows' number and the seed alone, and no
-row asks what an evaluated item asks.
+Invariant: the sample depends only on the parameters, the number of training rows and the seed, and no row
+asks the question of an evaluated item.
 """
 
 import json
@@ -18,7 +18,7 @@ from harness.records import Example, fold_text
 from harness.spec import Task, TaskData
 
 _LONGEST = 64  # tokens of an answer
-_SPARE = 1.9  # some four in ten answers are not at their end by then, and a few are empty or refused
+_SPARE = 1.9  # some four in ten answers are cut at that length, and a few are empty or refused
 _ENDS = (".", "!", "?")
 _PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
 _SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by reports/studies/shipped_answers.py
@@ -27,8 +27,8 @@ _SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by report
 class Mixture(NamedTuple):
     """General rows of a regulariser: `n` of them, taken from `rows`.
 
-    Where `max_new_tokens` is not 0 the rows are prompts, and the base's answers of so many tokens are
-    joined to them.
+    If `max_new_tokens` is not 0 the rows are prompts, and the base's answers of at most that many tokens are
+    added to them.
     """
 
     n: int
@@ -37,7 +37,7 @@ class Mixture(NamedTuple):
 
 
 class Answered(Protocol):
-    """Answer of a base to a general prompt, as a stored row has it; cut ones are `truncated`."""
+    """Answer of a base to a general prompt, like a stored row; cut ones have the status `truncated`."""
 
     @property
     def example_id(self) -> str: ...
@@ -48,7 +48,7 @@ class Answered(Protocol):
 
 
 class ShippedAnswer(NamedTuple):
-    """Answer of a base that comes with the package."""
+    """Answer of a base that ships with the package."""
 
     example_id: str
     text: str
@@ -57,7 +57,7 @@ class ShippedAnswer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MixContext:
-    """The number of training rows, the seed, and by task the items that are evaluated and never mixed in."""
+    """The number of training rows, the seed, and by task the evaluated items, which are never mixed in."""
 
     n_train: int
     seed: int
@@ -65,7 +65,7 @@ class MixContext:
 
 
 def general_mixture(name: str, n: int, data: str | None, context: MixContext) -> Mixture:
-    """Sample `n` rows of the user's file, or more general prompts than `n`; none of them is evaluated."""
+    """Sample `n` rows of the user's file, or more than `n` general prompts; none of them is evaluated."""
     if data is None:
         return Mixture(n, _prompts(name, context)[: round(_SPARE * n) + 1], _LONGEST)
     rows = _rows_of(name, data)
@@ -75,43 +75,43 @@ def general_mixture(name: str, n: int, data: str | None, context: MixContext) ->
 
 
 def _rows_of(name: str, data: str) -> list[Example]:
-    """Read a user's file of general rows; what is wrong with it says what the rows are for."""
+    """Read a user's file of general rows; errors say what the rows are for."""
     try:
         rows = load_rows(Task(name=name, data=TaskData(train=data)), data)
     except UserError as error:
-        named = [replace(one, where=f"general rows of regularize: {one.where}") for one in error.problems]
-        raise UserError(named) from None
+        problems = [replace(p, where=f"general rows of regularize: {p.where}") for p in error.problems]
+        raise UserError(problems) from None
     return sorted(rows, key=lambda e: e.id)
 
 
 def collect_answered_rows(
     name: str, mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]
 ) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
-    # Where whole ones are too few, cut ones follow, each up to its last sentence.
+    """Return rows of a file as they are; join prompts with the base's answers, complete ones first."""
+    # If complete answers are too few, cut ones follow, each up to its last sentence.
     if not mixture.max_new_tokens:
         return mixture.rows
     answers = {row.example_id: row for row in evaluate()}
-    whole, cut = (
+    complete, cut = (
         [(e, _text(row)) for e in mixture.rows if (row := answers.get(e.id)) and row.status == status]
         for status in ("ok", "truncated")
     )
-    known = [(e, text) for e, text in (*whole, *cut) if text]
-    if not known:
+    answered = [(e, text) for e, text in (*complete, *cut) if text]
+    if not answered:
         reason = f"the base gave no whole answer to any of {len(mixture.rows)} general prompts"
         raise CandidateFailed(reason, f"data: rows-of-yours.jsonl under regularize: {name}")
-    return tuple(Example(e.id, e.messages, (text,), cluster=e.cluster) for e, text in known[: mixture.n])
+    return tuple(Example(e.id, e.messages, (text,), cluster=e.cluster) for e, text in answered[: mixture.n])
 
 
 def find_shipped_answers(base_digest: str, mixture: Mixture) -> tuple[ShippedAnswer, ...]:
-    """Return the answers to a mixture's prompts that come with the package; none where one is lacking.
+    """Return the shipped answers to a mixture's prompts; empty if any is missing.
 
-    `base_digest` names the base's weights and template. The answers of any other base are made anew.
+    `base_digest` names the base's weights and template. Any other base has to compute its answers.
     """
-    known = _read_shipped_answers(base_digest)
-    if not mixture.max_new_tokens or any(e.prompt not in known for e in mixture.rows):
+    shipped = _read_shipped_answers(base_digest)
+    if not mixture.max_new_tokens or any(e.prompt not in shipped for e in mixture.rows):
         return ()
-    rows = ((e.id, known[e.prompt]) for e in mixture.rows)
+    rows = ((e.id, shipped[e.prompt]) for e in mixture.rows)
     return tuple(ShippedAnswer(example_id, row["answer"], row["status"]) for example_id, row in rows)
 
 
@@ -144,6 +144,6 @@ def general_prompts() -> tuple[str, ...]:
 
 
 def _text(row: Answered) -> str:
-    """Return an answer, what was cut up to its last sentence."""
+    """Return an answer; a cut one only up to its last sentence."""
     text = row.text.strip()
     return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]

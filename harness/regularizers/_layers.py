@@ -1,6 +1,6 @@
-"""Decoder layers of a model, whatever its architecture calls them.
+"""Decoder layers of a model of any architecture.
 
-Invariant: they are found by what they are, not by a name.
+Invariant: layers are found by their structure, not by name.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def decoder_layers(model: Any) -> "nn.ModuleList":
-    """Return the longest list of modules of a model: its layers, whatever they are called."""
+    """Return the longest list of modules of a model: its decoder layers."""
     from torch import nn
 
     return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)

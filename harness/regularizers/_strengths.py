@@ -1,6 +1,6 @@
-"""Strengths of a penalty on the loss, as a rescue tries them.
+"""Strengths of a penalty on the loss that a rescue tries.
 
-Invariant: none is weaker than the one that the recipe has already.
+Invariant: none is weaker than the recipe's own.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from harness.plugins import RescueSituation, RescueStep, TrialSetting
 def rescue_by_strength(
     name: str, params: type[Any], strengths: tuple[float, ...], says: str, place: float
 ) -> RescueStep:
-    """Return the step of a rescue that adds a penalty, or makes it stronger, by these from weak to strong.
+    """Return the step of a rescue that adds a penalty, or strengthens it, from weak to strong.
 
-    Its `place` is that by what was kept at an equal gain in reports/fronts.md.
+    Its `place` ranks it by what was kept at an equal gain in reports/fronts.md.
     """
 
     def settings(at: RescueSituation) -> list[TrialSetting] | str:

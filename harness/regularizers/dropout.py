@@ -1,7 +1,7 @@
 """Dropout on the output of each attention and each MLP while the whole model is trained.
 
-Invariant: evaluation drops nothing, and what is saved is the model without it. Adapters have `lora_dropout`.
-Source: Srivastava et al. 2014; at the place of Vaswani et al. 2017 (arXiv:1706.03762), section 5.4.
+Invariant: evaluation drops nothing, and the saved model has no dropout. Adapters have `lora_dropout`.
+Source: Srivastava et al. 2014; placed as in Vaswani et al. 2017 (arXiv:1706.03762), section 5.4.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ class Params(Spec):
 
 
 def prepare(model: Any, params: Params) -> None:
-    """Let the attention and the MLP of each layer drop values of their output in training.
+    """Add dropout to the output of each layer's attention and MLP in training.
 
     Raises:
-        CandidateFailed: a layer has other parts, as BERT's have, which drop values themselves.
+        CandidateFailed: a layer has other parts, as BERT's have, which use dropout themselves.
     """
     from torch.nn.functional import dropout
 
@@ -37,7 +37,7 @@ def prepare(model: Any, params: Params) -> None:
         return dropout(output, params.rate)
 
     for layer in decoder_layers(model):
-        parts = {  # norms have vectors alone
+        parts = {  # norms have only vectors
             name: part for name, part in layer.named_children() if any(p.ndim > 1 for p in part.parameters())
         }
         if len(parts) != 2:

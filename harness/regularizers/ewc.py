@@ -1,8 +1,8 @@
 """Elastic weight consolidation: a pull back to the start, stronger where general text depends on a weight.
 
-Invariant: the penalty strength / 2 · Σ F (W − W₀)² is zero at the start, and there F is the diagonal of the
-Fisher information of one token of the general rows' answers, so the sum is, to second order and without
-its other entries, the strength times the KL of the start to the tuned model in nats a token.
+Invariant: the penalty strength / 2 · Σ F (W − W₀)² is zero at the start, with F the diagonal at the start of
+the Fisher information of one token of the general rows' answers. To second order, and without off-diagonal
+entries, the sum is the strength times the KL from the start to the tuned model in nats per token.
 Source: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3, with the Fisher information of labels drawn
 from the model, not of observed ones (Kunstner et al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Params(Spec):
-    """`strength`, and the number of general `rows` that the Fisher information is estimated on.
+    """`strength`, and the number of general `rows` used to estimate the Fisher information.
 
     They are general prompts with the base's answers, or rows of `data`.
     """
@@ -45,7 +45,7 @@ class Params(Spec):
 RESCUE = rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
 
 
-problem = _displacement.problem  # which parameters of a method make weights that are no sum
+problem = _displacement.problem
 
 
 def sample(context: MixContext, params: Params) -> Mixture:
@@ -54,7 +54,7 @@ def sample(context: MixContext, params: Params) -> Mixture:
 
 
 def penalty(start: Start, params: Params) -> Penalty:
-    """Return the penalty, one term for each weight; it keeps as many numbers in fp32 as these have.
+    """Return the penalty, one term per weight; it keeps one fp32 number per weight.
 
     Raises:
         CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
@@ -72,8 +72,8 @@ def penalty(start: Start, params: Params) -> Penalty:
 def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dict[str, torch.Tensor]":
     """Estimate the diagonal of the Fisher information of one token, by the names of `displacements`.
 
-    The labels of a row are drawn from the model at each position, so the squared gradient of their joint
-    log-probability is that of its tokens in expectation.
+    The labels at each position of a row are drawn from the model, so the expected squared gradient of their
+    joint log-probability is the sum over its tokens.
 
     Raises:
         CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
@@ -96,7 +96,7 @@ def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dic
 
 
 def _draw_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
-    """Return the log-probability of answer tokens drawn from the model at each position of the row's."""
+    """Return the joint log-probability of answer tokens drawn from the model at each position of the row."""
     import torch
 
     n = len(row.ids) - row.start
@@ -110,7 +110,7 @@ def _draw_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> 
 
 @contextmanager
 def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
-    """Add the squared gradients of one backward pass to `squares`; a layer's hooks read those of ΔW."""
+    """Add the squared gradients of one backward pass to `squares`; hooks on layers read those of ΔW."""
     with ExitStack() as hooks:
         for name, layer in _displacement.find_adapted_layers(model).items():
             _refuse_embedding(name, layer)
@@ -123,7 +123,7 @@ def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterato
 
 
 def _refuse_embedding(name: str, layer: Any) -> None:
-    """Refuse an adapter of an embedding, whose inputs are token ids and no numbers to multiply with."""
+    """Refuse an adapter of an embedding, whose inputs are token ids that cannot be multiplied."""
     import torch
 
     if isinstance(layer.get_base_layer(), torch.nn.Embedding):
@@ -132,14 +132,14 @@ def _refuse_embedding(name: str, layer: Any) -> None:
 
 
 def _reader(name: str, layer: Any, squares: "dict[str, torch.Tensor]") -> Any:
-    """Return a forward hook that reads a linear layer's gradient, output gradients times inputs."""
+    """Return a forward hook that computes a linear layer's gradient: output gradients times inputs."""
 
     def forward(module: Any, inputs: Any, output: Any) -> None:
-        seen = inputs[0].detach().float().flatten(0, 1)  # (t, in)
+        layer_in = inputs[0].detach().float().flatten(0, 1)  # (t, in)
 
         def backward(gradient: Any) -> None:
-            made = gradient.float().flatten(0, 1).T @ seen  # (out, in)
-            _add(squares, name, (made.T if getattr(layer, "fan_in_fan_out", False) else made).square())
+            grad = gradient.float().flatten(0, 1).T @ layer_in  # (out, in)
+            _add(squares, name, (grad.T if getattr(layer, "fan_in_fan_out", False) else grad).square())
 
         output.register_hook(backward)
 

@@ -1,6 +1,6 @@
-"""Decoder layers that stay as they are while the others are trained.
+"""Decoder layers that stay frozen while the others are trained.
 
-Invariant: what is frozen is equal before and after training.
+Invariant: frozen layers are equal before and after training.
 Source: half fine-tuning, Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
 """
 
@@ -15,7 +15,7 @@ from harness.spec import Spec
 
 
 class Params(Spec):
-    """The `first` so many layers are frozen, or `all_but_last` so many.
+    """The number of `first` layers to freeze, or of last layers to train with `all_but_last`.
 
     `first` also freezes the input embeddings; `all_but_last` freezes everything but these layers.
     """
@@ -31,7 +31,7 @@ class Params(Spec):
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
-    """List what a rescue tries: the first half of the layers."""
+    """List the setting that a rescue tries: the first half of the layers."""
     if not at.n_layers or at.n_layers < 2:
         return "the number of layers is not known"
     if at.present is not None:
@@ -42,7 +42,7 @@ def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
 
 
 def match_first_layers(n: int) -> str:
-    """Return the expression of the modules in the first n layers: a path's first number is the layer."""
+    """Return a regular expression for modules in the first n layers: a path's first number is the layer."""
     return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
 
 
@@ -50,7 +50,7 @@ RESCUE = RescueStep("half", _list_settings, place=7)
 
 
 def layer_problem(params: Params, n_layers: int) -> str:
-    """Say that a model of so many layers has not as many to freeze or to train; empty where it has."""
+    """Say that a model has too few layers to freeze or train so many; empty where it has enough."""
     n = _count(params)
     return f"freeze names {n} layers, and the model has {n_layers}" if n >= n_layers else ""
 
@@ -59,11 +59,11 @@ def prepare(model: Any, params: Params) -> None:
     """Freeze layers of a loaded model.
 
     Raises:
-        CandidateFailed: more layers are to be frozen or trained than there are.
+        CandidateFailed: the model has too few layers.
     """
     layers, n = decoder_layers(model), _count(params)
-    if found := layer_problem(params, len(layers)):
-        raise CandidateFailed(found, "fewer layers in freeze")
+    if too_few := layer_problem(params, len(layers)):
+        raise CandidateFailed(too_few, "fewer layers in freeze")
     if params.first:
         model.get_input_embeddings().requires_grad_(False)
         layers[:n].requires_grad_(False)

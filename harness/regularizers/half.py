@@ -1,9 +1,9 @@
-"""Half fine-tuning: half of each layer's matrices is trained, another half in each round.
+"""Half fine-tuning: half of each layer's matrices is trained, a different half in each round.
 
-Invariant: in a round the other half stays bit for bit as it was. In each layer half of the modules of
-each kind are chosen (attention, MLP, norms); of an odd number, one more in every second layer. What is
-outside the layers, such as the embeddings, is always trained.
-Source: Hui et al. 2024 (arXiv:2404.18466), whose rounds are trainings one after the other.
+Invariant: in a round the other half stays unchanged, bit for bit. In each layer half of the modules of each
+kind are chosen (attention, MLP, norms); of an odd number, one more in every second layer. Parameters outside
+the layers, such as the embeddings, are always trained.
+Source: Hui et al. 2024 (arXiv:2404.18466), whose rounds are consecutive trainings.
 """
 
 import random
@@ -18,7 +18,7 @@ _OF_A_LAYER = re.compile(r"(?P<stack>.*?)\.(?P<layer>\d+)\.(?P<module>.+)\.[^.]+
 
 
 class Params(Spec):
-    """`rounds` parts of the training, each with a half of its own."""
+    """Number of `rounds` of the training, each with its own half."""
 
     rounds: int = Field(1, ge=1, le=1000)
 
@@ -30,13 +30,13 @@ def select(names: Sequence[str], progress: float, params: Params, seed: int) -> 
     chosen: set[str] = set()
     groups: dict[tuple[str, int, str], dict[str, list[str]]] = {}
     for name in names:
-        found = _OF_A_LAYER.fullmatch(name)
-        if found is None:
+        match = _OF_A_LAYER.fullmatch(name)
+        if match is None:
             chosen.add(name)
             continue
-        module = found["module"]
+        module = match["module"]
         kind = module.partition(".")[0] if "." in module else ""
-        group = groups.setdefault((found["stack"], int(found["layer"]), kind), {})
+        group = groups.setdefault((match["stack"], int(match["layer"]), kind), {})
         group.setdefault(module, []).append(name)
     for (_, layer, _), modules in sorted(groups.items()):
         n = (len(modules) + (layer + turn) % 2) // 2

@@ -1,7 +1,7 @@
 """KL from the starting model to the tuned one on general prompts, as a penalty on the loss.
 
-Invariant: the penalty is strength · KL(start ‖ tuned) in nats a token of general answers, and zero at the
-start. Of the start its last hidden states are kept, and logits are made for some tokens at a time.
+Invariant: the penalty is strength · KL(start ‖ tuned) in nats per token of general answers, and zero at the
+start. Only the last hidden states of the start are kept; logits are computed for a few tokens at a time.
 Source: Li and Hoiem 2017, learning without forgetting (arXiv:1606.09282), on the start's full distribution.
 """
 
@@ -26,7 +26,7 @@ Head = Callable[["torch.Tensor"], "torch.Tensor"]  # hidden states (t, d) to log
 
 
 class Params(Spec):
-    """`strength`, the number of general `rows`, and how many of them a step reads, `rows_per_step`.
+    """`strength`, the number of general `rows`, and how many of them each step reads, `rows_per_step`.
 
     They are general prompts with the base's answers, or rows of `data`.
     """
@@ -42,7 +42,7 @@ RESCUE = rescue_by_strength("kl", Params, (0.3, 3.0), _SAYS, place=1)
 
 
 def cost(params: Params, n_rows: int) -> float:
-    """Return the work of a step with the general rows that it reads, as a multiple of that without."""
+    """Return the work of a step that also reads general rows, as a multiple of a plain step."""
     return 1 + params.rows_per_step / n_rows
 
 
@@ -55,8 +55,8 @@ def penalty(start: Start, params: Params) -> Penalty:
     """Return the penalty, one term for each general row that the step reads.
 
     Raises:
-        CandidateFailed: there is no general row, or the logits are more than a product with the last
-            hidden states.
+        CandidateFailed: there is no general row, or the logits are not simply a product with the last hidden
+            states.
     """
     import torch
 
@@ -80,7 +80,7 @@ def penalty(start: Start, params: Params) -> Penalty:
 
 
 def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head]") -> "torch.Tensor":
-    """Return the mean KL in nats of hidden states (t, d), with the head that reads them, to others."""
+    """Return the mean KL in nats between two sets of hidden states (t, d), each given with its head."""
     import torch
     from torch.nn.functional import kl_div
     from torch.utils.checkpoint import checkpoint
@@ -95,14 +95,14 @@ def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head
 
 
 def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
-    """Return the logits of hidden states by a layer with what an adapter adds to it."""
+    """Return the logits of hidden states from a head, its adapter included."""
     with _eval_mode(head):
         made: torch.Tensor = head(states.to(head.weight.dtype)).float()
     return made
 
 
 def _freeze_head(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "Head":
-    """Return what a head computes of states as those of `like` now, whatever is trained later."""
+    """Return a function that computes what the head computes now, whatever is trained later."""
     import torch
 
     bias = head(torch.zeros_like(like))  # (1, v)
@@ -112,7 +112,7 @@ def _freeze_head(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "H
 
 @contextmanager
 def _eval_mode(module: Any) -> Iterator[None]:
-    """Let a module drop nothing, and add no noise."""
+    """Switch a module to evaluation mode, without dropout or noise."""
     training = module.training
     module.eval()
     yield
@@ -131,12 +131,12 @@ def _answer_states(model: Any, row: GeneralRow) -> "torch.Tensor":
 
 
 def _check(model: Any, row: GeneralRow, made: "torch.Tensor") -> None:
-    """Hold the model's own logits of a row's last token against those made of its last hidden state."""
+    """Compare the model's own logits of a row's last token with those computed from its last hidden state."""
     import torch
 
     ids = torch.tensor([row.ids], device=model.device)
     with _eval_mode(model):
-        own = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
-    if not torch.allclose(own, made[0], rtol=0.05, atol=0.05):
+        model_logits = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
+    if not torch.allclose(model_logits, made[0], rtol=0.05, atol=0.05):
         found = "this model's logits are more than a product with its last hidden states"
         raise CandidateFailed(found, "regularize: ewc or l2_sp in place of kl")

@@ -1,9 +1,9 @@
 """Squared distance from the starting point as a penalty on the loss, strength / 2 · ‖W − W₀‖².
 
-Invariant: penalty and gradient are zero at the start. On an adapter the distance is that of ΔW = BA, not of A
-and B, so adapters that make the same weights are penalised alike.
-Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2; its second term, on the weights
-of a new head, is what `weight_decay` does.
+Invariant: penalty and gradient are zero at the start. For an adapter the distance is that of ΔW = BA, not of
+A and B, so adapters that make the same weights get the same penalty.
+Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2; `weight_decay` covers its second term, on the
+weights of a new head.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Params(Spec):
-    """`strength` of the pull back to the start; `weight_decay` of a method pulls to zero beside it."""
+    """`strength` of the pull back to the start; a method's `weight_decay` pulls to zero in addition."""
 
     strength: float = Field(gt=0, allow_inf_nan=False)
 
@@ -28,7 +28,7 @@ class Params(Spec):
 RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty", place=4)
 
 
-problem = _displacement.problem  # which parameters of a method make weights that are no sum
+problem = _displacement.problem
 
 
 def penalty(start: Start, params: Params) -> Penalty:

@@ -1,7 +1,7 @@
-"""NEFTune: uniform noise on the input embeddings while training.
+"""NEFTune: uniform noise on the input embeddings during training.
 
-Invariant: the noise of a row of t tokens and d dimensions lies within ± alpha / √(t d); evaluation has none,
-nor has a reference that is read before the first step.
+Invariant: the noise on a row of t tokens and d dimensions lies within ± alpha / √(t d). Evaluation has none,
+nor has a reference model that is read before the first step.
 Source: Jain et al. 2023 (arXiv:2310.05914), algorithm 1; transformers' own `neftune_noise_alpha`.
 """
 

@@ -1,7 +1,7 @@
-"""General rows mixed into training, so that less is forgotten: the base's own answers, or rows of a file.
+"""General rows mixed into training to reduce forgetting: the base's own answers, or rows of a file.
 
-Invariant: what is sampled depends on the parameters, the training rows' number and the seed alone, and no
-row asks what an evaluated item asks.
+Invariant: the sample depends only on the parameters, the number of training rows and the seed, and no row
+asks the question of an evaluated item.
 Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:2502.06042) for the shares.
 """
 
@@ -25,7 +25,7 @@ class Params(Spec):
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
-    """List the shares that a rescue tries: those of its policy that are above what the recipe mixes in."""
+    """List the shares that a rescue tries: those of its policy above the recipe's own share."""
     written = dict(at.present or {}) | ({"data": at.policy.replay} if at.policy.replay else {})
     what = "rows of your file" if written.get("data") else "the base's own answers"
     least = written.get("share", 0.0)
@@ -40,10 +40,10 @@ RESCUE = RescueStep(_NAME, _list_settings, place=2)  # by what was kept, reports
 
 
 def sample(context: MixContext, params: Params) -> Mixture:
-    """Sample rows of the user's file, or general prompts that are not evaluated, more than are needed."""
+    """Sample rows of the user's file, or more general prompts than needed, none of them evaluated."""
     return general_mixture(_NAME, max(1, round(params.share * context.n_train)), params.data, context)
 
 
 def mix(mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
+    """Return rows of a file as they are; join prompts with the base's answers, complete ones first."""
     return collect_answered_rows(_NAME, mixture, evaluate)

@@ -1,7 +1,7 @@
 """Schema of harness.yaml: experiments, recipes, suites, tasks and policies.
 
-Invariant: every model is frozen and refuses unknown keys; paths are kept as written, and
-whoever reads a file resolves them against that file's folder (see `config`).
+Invariant: every model is frozen and refuses unknown keys; paths are kept as written, and the reader of a file
+resolves them against that file's folder (see `config`).
 """
 
 from collections.abc import Iterator
@@ -54,17 +54,16 @@ class Experiment(Spec):
     """Content of harness.yaml, with suites read and grids expanded.
 
     `name` names the reports. `base_model` is the embedded one, a hub id or a folder. `target` is the task
-    that candidates are compared on. `suites` show what a fine-tune forgot: names of those that ship with the
+    that candidates are compared on. `suites` show what a fine-tune forgot: names of suites that ship with the
     package, or files. `candidates` maps names to recipes. Each recipe that trains does so once for each of
-    `seeds`. `engine` is what evaluates, vLLM by the settings of `vllm`; transformers trains in any case.
-    `precision` is that of the weights; `auto` measures which one is quick here. `device: auto` takes a GPU
-    where torch sees one. `chat_template_kwargs` are variables of the chat template, as `enable_thinking`.
-    `chat_template` is how bases without a template of their own write a chat: `chatml`, `alpaca` or a Jinja
-    file. `report_to` names trackers that get results. `datasets_dir` has copies of hub data. `more_targets`
-    are written like `target`: every candidate answers them as well, and nothing is trained for them, chosen
-    on them or decided by them; rescues keep gains on them, and nights watch them. `concurrency` is how many
-    requests are timed together: 8 if not written; those of an endpoint, where each has its price, only if it
-    is.
+    `seeds`. `engine` evaluates; transformers trains in any case. `vllm` holds the settings of `engine: vllm`.
+    `precision` is that of the weights; `auto` measures which one is fast here. `device: auto` uses a GPU if
+    torch finds one. `chat_template_kwargs` are variables of the chat template, such as `enable_thinking`.
+    `chat_template` is the template for bases without their own: `chatml`, `alpaca` or a Jinja file.
+    `report_to` names trackers that receive results. `datasets_dir` has copies of hub data. `more_targets` are
+    written like `target`: every candidate answers them too, but no training, choice or decision depends on
+    them; rescues keep gains on them, and nights watch them. `concurrency` is how many requests are timed
+    together: 8 by default; for an endpoint, where each request has its price, only if written.
     """
 
     name: Name
@@ -121,7 +120,7 @@ class Experiment(Spec):
 
     @property
     def can_fold(self) -> bool:
-        """Whether `folds` could be added to the target's data as it is."""
+        """Whether `folds` could be added to the target's data as they are."""
         data, alone = self.target.data, len(self.seeds) == 1 and self.gate.target.win_rate is None
         refused = self.target.is_judged and self.gate.uncalibrated_judge == "refuse"
         return bool(data.all) and not data.folds and alone and not refused

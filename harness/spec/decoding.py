@@ -1,6 +1,6 @@
-"""Schema of decoding: how a candidate's answers are drawn, and which of several a user gets.
+"""Schema of decoding: how a candidate's answers are sampled, and which of several a user gets.
 
-Invariant: what is accepted draws answers that may differ, and picks among them without their references.
+Invariant: a valid setting samples answers that may differ, and chooses among them without their references.
 Source: Holtzman et al. 2020, arXiv:1904.09751 (`top_p`); Wang et al. 2023, arXiv:2203.11171 (`majority`).
 """
 
@@ -17,14 +17,14 @@ MEAN_LOGPROB = "mean_logprob"
 class Decoding(Spec):
     """Decoding of a candidate's answers to the target; without it they are greedy.
 
-    At a `temperature` above 0 the tokens of an answer are drawn, from the likeliest that together have a
-    chance of `top_p`. So many `samples` are drawn of each item, each by a seed of its own, which another run
-    and another candidate have too. `choose` says what a user gets of several: the `first`, whose expected
-    score is the mean over all of them; the one that the `majority` agrees on (self-consistency), equal
-    answers being those that the primary metric takes for equal, the earliest of a tie; or the `best` by
-    what `by` names. That is `mean_logprob`, the mean log-probability of an answer's tokens, a judge among the
-    task's metrics, as `judge:./rubric.yaml`, or a candidate that makes a reward model; never the reference,
-    which no user has.
+    At a `temperature` above 0 the tokens of an answer are sampled from the likeliest ones that together have
+    probability `top_p`. For each item that many `samples` are drawn, each with its own seed, which other runs
+    and candidates share. `choose` says which of several answers a user gets: the `first`, whose expected
+    score is the mean over all of them; the one that the `majority` agrees on (self-consistency), where the
+    primary metric decides which answers are equal and the earliest wins a tie; or the `best` by the criterion
+    that `by` names. `by` is `mean_logprob`, the mean log-probability of an answer's tokens, a judge among the
+    task's metrics, such as `judge:./rubric.yaml`, or a candidate that makes a reward model; never the
+    reference, which no user has.
     """
 
     temperature: float = Field(0.0, ge=0, le=2)
@@ -35,7 +35,7 @@ class Decoding(Spec):
 
     @property
     def reward_model(self) -> str:
-        """The name of the candidate whose reward model chooses; empty where none does."""
+        """The name of the candidate whose reward model chooses; empty if none does."""
         by = self.by or ""
         return "" if by == MEAN_LOGPROB or by.startswith(JUDGE) else by
 

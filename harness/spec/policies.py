@@ -1,7 +1,7 @@
 """Schema of policies: gate, decision, nightly evaluation, training process, rescue, workers and vLLM.
 
-Invariant: of all policies only vLLM's settings enter the identity of rows, where numbers may depend on them;
-what is stored is judged by the policy of today. Rows are equal at equal thread counts, wherever made.
+Invariant: only vLLM's settings enter the identity of rows, because numbers may depend on them; stored results
+are judged by today's policy. Rows are equal at equal thread counts, wherever they are computed.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from pydantic import Field, field_validator
 
 from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec, rule
 
-# Arguments by which a server of our own starting is found and asked.
+# Arguments that harness sets itself on the servers that it starts.
 _OURS = ("host", "port", "uds", "served-model-name", "api-key", "ssl-keyfile", "ssl-certfile", "root-path")
 
 
 class VllmPolicy(Spec):
     """Settings of `engine: vllm`: `vllm serve`, started for each base on this machine.
 
-    `command` is the program, as `/opt/vllm/bin/vllm` of an environment of its own; the server is ended before
-    anything trains. `args` are passed on as they are, as `[--max-model-len=4096]`. `enable_lora: false` is
-    faster where no candidate has an adapter. `num_concurrent` requests are under way at once, and it is
-    waited for `start_timeout` seconds.
+    `command` is the program, such as `/opt/vllm/bin/vllm` of a separate environment; the server is stopped
+    before anything trains. `args` are passed on as they are, such as `[--max-model-len=4096]`.
+    `enable_lora: false` is faster if no candidate has an adapter. `num_concurrent` requests run at once, and
+    starting may take `start_timeout` seconds.
     """
 
     command: str = Field("vllm", min_length=1)
@@ -51,14 +51,14 @@ Executor = Literal["in_process", "local", "ray", "slurm"]
 
 
 class ExecutionPolicy(Spec):
-    """Workers that train and answer for `harness compare`; what is stored does not depend on them.
+    """Workers that train and answer for `harness compare`; results do not depend on them.
 
     `executor` is `in_process`, `local` (processes on this machine, each with a GPU where there are GPUs),
-    `ray` or `slurm`. `workers` are at most so many at once: by default one for each GPU, or all that a Ray
-    cluster has room for; more local ones than GPUs share these and their memory, which small models allow.
+    `ray` or `slurm`. `workers` is their largest number at once: by default one per GPU, or as many as a Ray
+    cluster has room for; more local workers than GPUs share these and their memory, which small models allow.
     Each computes with `threads` threads, by default those of the command, which local workers on CPUs share.
-    `address` is that of Ray, or one of submitit's clusters: `slurm`, which `auto` means,
-    `local` or `debug`. `slurm` holds parameters of submitit's, as `slurm_partition` or `timeout_min`.
+    `address` is that of Ray, or one of submitit's clusters: `slurm`, which `auto` means, `local` or `debug`.
+    `slurm` holds parameters of submitit, such as `slurm_partition` or `timeout_min`.
     """
 
     executor: Executor = "in_process"
@@ -68,17 +68,17 @@ class ExecutionPolicy(Spec):
     slurm: dict[str, str | int | float | bool] = {}
 
 
-PEOPLE = "people"  # who rate pairs of answers on the Rate page
+PEOPLE = "people"  # people rate pairs of answers on the Rate page
 
 
 class TargetPolicy(Spec):
     """Goal on the target: a level, a gain or a win rate over the best untrained candidate.
 
-    `min` is the score that has to be reached, where lower is better the highest that is allowed. `gain` is
-    the improvement over the best untrained candidate that a fine-tune has to show, 0.05 being 5 points.
-    `win_rate` is the share of items on which a fine-tune's answer has to be preferred to that of the best
-    untrained candidate, a tie being half of one. `by` says whose preferences count for it: those of `people`,
-    or of a judge, as `judge:./FILE.yaml` with `mode: pairwise`, which people's ratings correct.
+    `min` is the score to reach, or the highest allowed one where lower is better. `gain` is the improvement
+    over the best untrained candidate that a fine-tune has to show; 0.05 is 5 points. `win_rate` is the share
+    of items on which a fine-tune's answer has to be preferred to that of the best untrained candidate; a tie
+    counts half. `by` says whose preferences count for it: those of `people`, or of a judge, such as
+    `judge:./FILE.yaml` with `mode: pairwise`, which people's ratings correct.
     """
 
     min: float | None = Field(None, ge=0, le=1)
@@ -99,20 +99,21 @@ class GatePolicy(Spec):
 
     `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical task passes
     below twice `critical_margin`, which is therefore below one half. `drift` is a rise in bits per byte that
-    fails; without it the rise is reported only. `control_blocks` of the base's stored rows are evaluated
+    fails; without it the rise is only reported. `control_blocks` of the base's stored rows are evaluated
     again whenever a candidate is evaluated; 0 switches that off.
 
     `macro` is the margin of the mean over the capability tasks, `each` that of a single one, `safety` that of
-    each task of a suite of role safety; `safety: null` only reports these. `critical` names tasks or suites
+    each task of a suite with role safety; `safety: null` only reports these. `critical` names tasks or suites
     on which almost no item may be lost. `validity` is the rise of invalid answers that fails.
     `on_inconclusive` says how an inconclusive verdict counts. `alpha` is the chance to pass a loss beyond the
-    margin. `tasks` names those to judge; without it all are, and a task that one of both did not answer makes
-    the verdict inconclusive. `max_errors` is the share of a task's answers that may fail: those of the
-    candidate count as lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of
-    the mean against the first base, once gates compare with a champion; twice that of `macro`, at most 0.99,
-    if not written. `uncalibrated_judge` says whether a judge's metric decides without people's labels.
-    `mode_collapse` is the rise of the commonest generated answer's share, over the base's and the commonest
-    reference's, that fails on the target or a capability task; without it mode collapse is reported only.
+    margin. `tasks` names the tasks to judge; by default all are, and a task that only one of both models
+    answered makes the verdict inconclusive. `max_errors` is the share of a task's answers that may fail: the
+    candidate's failures count as lost, and beyond this share the verdict is inconclusive: invalid.
+    `cumulative` is the margin of the mean against the first base once gates compare with a champion; by
+    default twice `macro`, at most 0.99. `uncalibrated_judge` says whether a judge's metric may decide without
+    people's labels. `mode_collapse` is the rise of the commonest generated answer's share, over the base's
+    and the commonest reference's, that fails on the target or a capability task; without it mode collapse is
+    only reported.
     """
 
     macro: Margin = 0.02
@@ -134,10 +135,10 @@ class GatePolicy(Spec):
 
 
 class TokenPrices(Spec):
-    """Prices of a provider in USD for a million tokens: read, read again from its cache, and written.
+    """Prices of a provider in USD per million tokens: input, cached input, and output.
 
-    Cached are those that all prompts begin with; without a price of their own they cost as much as others.
-    `input` is the price of a token read, `cached` of one read again, `output` of one written.
+    `input` is the price of a token read, `output` of one written. `cached` is the price of tokens shared by
+    the beginning of all prompts; without it they cost as much as others.
     """
 
     input: float = Field(ge=0)
@@ -148,13 +149,13 @@ class TokenPrices(Spec):
 class DecidePolicy(Spec):
     """Prices, volumes and needs of the decision.
 
-    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd` and
-    `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month` what
-    an index of documents costs whichever candidate retrieves, a sum over the horizon. `max_latency_s` is the
-    longest median time of a request sent alone, `min_requests_per_s` how many are to be answered in batches:
-    slower candidates are excluded. `tau` is how many points of the target metric a USD of training has to
-    bring. `point_usd` is what one point of the target metric is worth over the horizon, by default the
-    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem, which
+    A request costs its device time, or its tokens if `usd_per_million_tokens` is set. `evaluation_usd` and
+    `hosting_usd_per_month` are the costs of a fine-tune besides training and labels; `index_usd_per_month` is
+    the cost of an index of documents for any candidate that retrieves. `max_latency_s` is the longest median
+    time of a request sent alone, `min_requests_per_s` the required throughput in batches: slower candidates
+    are excluded. `tau` is how many points of the target metric a USD of training has to bring. `point_usd` is
+    the value of one point of the target metric over the horizon, by default that of the additional right
+    answers, each worth `right_answer_usd`. `needs` lists known properties of the problem, which
     docs/decision.md explains. `requests_per_month` over `horizon_months` is the forecast of requests.
     `device_hour_usd` is the price of an hour of the device, by default a list price. `label_cost_usd` is the
     price of labelling a training row.
@@ -180,9 +181,9 @@ class NightlyPolicy(Spec):
     """Evaluation of the champion, and of further `candidates`, every night.
 
     `items` of each target and of the capability tasks rotate from night to night; `anchors` are evaluated
-    every night. `alpha` is the chance of a false alarm on a candidate, however many nights there are.
-    `seed_sd` is the standard deviation of the mean score between trainings of one recipe, which raises no
-    alarm where weights are trained again.
+    every night. `alpha` is the chance of a false alarm on a candidate over any number of nights. `seed_sd` is
+    the standard deviation of the mean score between trainings of one recipe; changes of this size raise no
+    alarm when weights are trained again.
     """
 
     candidates: tuple[str, ...] = ()
@@ -195,11 +196,11 @@ class NightlyPolicy(Spec):
 class AcceleratePolicy(Spec):
     """Processes that share each training, by the names of accelerate's own config file.
 
-    `accelerate launch` starts `num_processes` on this machine, each with its part of a step's rows.
-    Each holds all weights (`distributed_type: MULTI_GPU`), or on GPUs a shard of them: `FSDP` shards weights,
-    gradients and what the optimiser remembers by PyTorch's FSDP2, `DEEPSPEED` by DeepSpeed's ZeRO, whose
-    `zero_stage` 3 shards all of these and 2 all but the weights. `gpu_ids` are the GPUs they take, as `0,1`.
-    `main_process_port` is where they meet; 0 is a free one.
+    `accelerate launch` starts `num_processes` on this machine, each with its part of a step's rows. Each
+    holds all weights (`distributed_type: MULTI_GPU`), or on GPUs a shard of them: `FSDP` shards weights,
+    gradients and optimiser states with PyTorch's FSDP2, `DEEPSPEED` with DeepSpeed's ZeRO, whose `zero_stage`
+    3 shards all of these and 2 all but the weights. `gpu_ids` are the GPUs they use, such as `0,1`.
+    `main_process_port` is the port on which they meet; 0 is a free one.
     """
 
     num_processes: int = Field(1, ge=1)
@@ -218,23 +219,24 @@ class AcceleratePolicy(Spec):
 
     @property
     def shards(self) -> str:
-        """Name of how weights are sharded, with what it depends on; empty where each process holds all."""
+        """How weights are sharded, with the settings that matter; empty where each process holds all."""
         names = {"MULTI_GPU": "", "FSDP": "FSDP", "DEEPSPEED": f"DEEPSPEED/{self.zero_stage}"}
         return names[self.distributed_type]
 
     @property
     def sharded_stage(self) -> int:
-        """Stage of ZeRO that shards as much, 3 of FSDP; 0 where each process holds all."""
+        """The ZeRO stage that shards as much (3 for FSDP); 0 where each process holds all."""
         return {"MULTI_GPU": 0, "FSDP": 3, "DEEPSPEED": self.zero_stage}[self.distributed_type]
 
 
 class TrainingPolicy(Spec):
-    """Process that candidates are trained in, or the processes that share each training.
+    """Process in which candidates are trained, or the processes that share each training.
 
-    `process` is the `same` as the command's, or each training's `own`: its peak memory is then measured
-    alone, all that it held is given back, and one that the system kills ends that candidate alone. `auto` is
-    `own` on a GPU, whose memory ends with the process. Neither the weights nor their folder depend on it;
-    they do on the number of processes that share a training, and on how they shard it.
+    `process` is the `same` as the command's, or each training's `own`: then its peak memory is measured
+    separately, all its memory is freed at the end, and if the system kills it only that candidate fails.
+    `auto` is `own` on a GPU, whose memory is freed with the process. Weights and their folder do not depend
+    on `process`; they depend on the number of processes that share a training, and on how
+    they shard it.
     """
 
     process: Literal["auto", "same", "own"] = "auto"
@@ -244,10 +246,10 @@ class TrainingPolicy(Spec):
 class RescuePolicy(Spec):
     """Trials for a candidate that gains and forgets too much, in the order of `steps`.
 
-    A step is a change of a training's own parameters, or declared by a method or a regulariser; `steps` are
-    by default all of them, in the order that they declare. `scales` are shares of the adapter's own scale,
-    `shares` those of replayed rows; `replay` is a file of rows for them instead of the base's own answers.
-    At most `max_trained` trials train.
+    A step changes a training's own parameters, or is declared by a method or a regulariser; by default
+    `steps` are all of them, in their declared order. `scales` are shares of the adapter's own scale, `shares`
+    those of replayed rows; `replay` is a file of rows for them instead of the base's own answers. At most
+    `max_trained` trials train.
     """
 
     steps: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

@@ -1,6 +1,6 @@
 """Schema of a candidate's recipe: weights × prompting × answer, and the mixture of rows it trains on.
 
-Invariant: a short form and what it stands for are the same recipe.
+Invariant: a short form and its full form are the same recipe.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,12 @@ from harness.spec.values import BASE, Spec, rule
 
 
 class Mix(Spec):
-    """Mixture of files that a candidate trains on, drawn by the experiment's first seed.
+    """Mixture of files that a candidate trains on, sampled with the experiment's first seed.
 
-    `files` maps each file to its share of the rows, above 0 and together 1; of a list of files the shares
-    are by their numbers of rows to the power of 1 / `temperature`. `rows` is how many are drawn, by default
-    the most that no file is too small for. `replacement` draws a row as often as it comes.
+    `files` maps each file to its share of the rows; shares are positive and add up to 1. For a list of files,
+    the shares are proportional to their numbers of rows to the power of 1 / `temperature`. `rows` is how many
+    are drawn, by default as many as no file is too small for. `replacement` allows a row to be drawn more
+    than once.
     """
 
     files: dict[str, float] | tuple[str, ...]
@@ -61,11 +62,11 @@ class Mix(Spec):
 
 
 PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is prompted
-PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
+PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # recipe key: kind of plugin
 
 
 def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe without short forms: a bare plugin or file, `replay: SHARE` for a regulariser."""
+    """Expand a recipe's short forms: a bare plugin or file, and `replay: SHARE` for a regulariser."""
     spelt = dict(recipe)
     if isinstance(spelt.get("train"), str):
         spelt["train"] = [spelt["train"]]
@@ -82,11 +83,11 @@ def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 class Tracking(Spec):
-    """Points along a training: its weights at some checkpoints, with what they score.
+    """Points along a training: its weights at some checkpoints, with their scores.
 
-    The weights of `points` checkpoints are kept, evenly over the steps as far as there are so many. Each
-    answers the validation rows of the target and `items` general items, of the half that the search of a
-    rescue sees.
+    The weights of `points` checkpoints are kept, spread evenly over the steps if there are enough. Each
+    answers the validation rows of the target and `items` general items, from the half that the search of a
+    rescue uses.
     """
 
     points: int = Field(ge=1, le=20)
@@ -98,30 +99,30 @@ class Recipe(Spec):
 
     `prompting` maps the names of promptings to their parameters, applied in order; a bare name is the
     prompting with its defaults. `weights_of` takes the weights of another candidate instead of making its
-    own; `init_from` trains the adapter of another candidate further. `merges` names several whose adapters
-    are merged into one. `reward` says what a method that trains on rewards is rewarded by: the name of a
-    candidate that makes a reward model, of one of our metrics, or a Python file with a function `reward`.
-    `path` is where weights made elsewhere lie. `base_model` is this candidate's own, where it is not the
-    experiment's. `quantization` is what the base is quantised to on which an adapter is trained: NF4, or
-    `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
-    the base as it is (`bf16`, whatever the machine's precision). `serve_merged` answers with the adapter of
-    `weights_of` merged into the base's weights, which rounds these in 16 bits. `sweep` tries each value of
-    the parameters it names and keeps the best on validation; of a method that trains nothing they are
-    `system`, `template`, `answer` and `prompting`, each with a list. `search` tries `trials` points of ranges
-    (`[1e-5, 1e-3, log]`, `[0, 0.2, linear]`) and choices (`[8, 16, 32]`), which Optuna proposes by what was
-    found of those before. `prune` names the pruner of Optuna that ends trials early, with its parameters,
-    by what they score on validation at the points of `track`; `trials` are then the budget, in whole
-    trainings. `subject_to` bounds what the chosen trial may have forgotten. `regularize` maps the names of
-    regularisers of its training to their parameters, `replay: SHARE` being short for that of replay. `track`
-    measures target and forgetting along the training. `template` wraps the user message, `{prompt}`.
+    own; `init_from` trains the adapter of another candidate further. `merges` names several candidates whose
+    adapters are merged into one. `reward` names the reward of a method that trains on rewards: a candidate
+    that makes a reward model, one of our metrics, or a Python file with a function `reward`. `path` is the
+    folder of weights made elsewhere. `base_model` is this candidate's own base, if it differs from the
+    experiment's. `quantization` is the quantisation of the base on which an adapter is trained: NF4, or
+    `int8` (LLM.int8). `serve_on` serves an adapter on the base quantised to one of them, or on the
+    unquantised base (`bf16`, whatever the machine's precision). `serve_merged` answers with the adapter of
+    `weights_of` merged into the base's weights, which rounds them to 16 bits. `sweep` tries each value of the
+    parameters it names and keeps the best on validation; for a method that trains nothing they are `system`,
+    `template`, `answer` and `prompting`, each with a list. `search` tries `trials` points of ranges (`[1e-5,
+    1e-3, log]`, `[0, 0.2, linear]`) and choices (`[8, 16, 32]`), which Optuna proposes from the results so
+    far. `prune` names the Optuna pruner that stops trials early, with its parameters, by their validation
+    scores at the points of `track`; `trials` is then the budget in complete trainings. `subject_to` bounds
+    what the chosen trial may have forgotten. `regularize` maps the names of regularisers of its training to
+    their parameters; `replay: SHARE` is short for that of replay. `track` measures target and forgetting
+    along the training. `template` wraps the user message, `{prompt}`.
 
-    `train` names files of rows that take the place of the target's training rows, or where the method trains
-    on pairs of its pairs; `mix` draws them from several files by share.
+    `train` names files of rows that replace the target's training rows, or its pairs if the method trains on
+    pairs; `mix` draws them from several files by share.
 
-    `method` makes the weights, by its own `params`. `role: baseline` says that a model made elsewhere is to
-    be beaten: measured on the target alone, and counted as untrained. `answer` is generated,
-    or the label ranked first by log-likelihood; `decoding` says how it is drawn. `system` stands in place of
-    the task's system message.
+    `method` makes the weights, with its own `params`. `role: baseline` marks a model made elsewhere as one to
+    beat: it is measured on the target only, and counts as untrained. `answer` is generated, or is the label
+    ranked first by log-likelihood; `decoding` says how it is sampled. `system` replaces the task's system
+    message.
     """
 
     method: str = BASE
@@ -153,39 +154,39 @@ class Recipe(Spec):
 
     @property
     def sampling(self) -> Decoding | None:
-        """Sampling of answers; None where they are greedy."""
+        """Sampling settings of answers; None where they are greedy."""
         return self.decoding if self.decoding and self.decoding.temperature else None
 
     @property
     def tried(self) -> dict[str, list[Any]]:
-        """The values of its sweep, or of its search the choices and the ends of ranges."""
+        """The values of its sweep, or the choices and range ends of its search."""
         return self.sweep or {name: ends(values) for name, values in self.search.items()}
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """The points of its sweep, or as many as its search tries, spread over its space; else one."""
+        """The points of its sweep, or as many as its search tries, spread over its space."""
         if self.search:
             return spread(self.search, self.trials)
         return [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
 
     def with_params(self, point: dict[str, Any]) -> "Recipe":
-        """Return the recipe with the parameters of one point, and nothing more to try."""
+        """Return the recipe with the parameters of one point, without sweep and search."""
         nothing_to_try: dict[str, Any] = {"sweep": {}, "search": {}, "prune": {}, "subject_to": None}
         return self.model_copy(update={**nothing_to_try, "params": {**self.params, **point}})
 
     def stored_form(self) -> dict[str, Any]:
-        """Return the plain form that runs store, without the secrets that a command line may hold."""
+        """Return the plain form that runs store, without secrets of command lines."""
         plain: dict[str, Any] = mask_values(self.model_dump(mode="json"))
         return plain
 
     def is_stored_as(self, stored: dict[str, Any]) -> bool:
-        """Tell whether the plain form of a run's recipe is this one's."""
+        """Tell whether a run's stored recipe equals this one."""
         return Recipe.model_validate(stored) == Recipe.model_validate(self.stored_form())
 
     def with_prompt(self, point: dict[str, Any]) -> "Recipe":
-        """Return the recipe with the prompt of one point, and nothing more to try."""
-        own = self.model_dump(exclude_defaults=True, exclude={"sweep", "search", "trials"})
-        return Recipe.model_validate({**own, **point})
+        """Return the recipe with the prompt of one point, without sweep and search."""
+        values = self.model_dump(exclude_defaults=True, exclude={"sweep", "search", "trials"})
+        return Recipe.model_validate({**values, **point})
 
     @field_validator("prune", mode="before")
     @classmethod
@@ -199,7 +200,7 @@ class Recipe(Spec):
 
     @rule
     def _check_sources(self) -> Iterator[str]:
-        own = (
+        own_weights = (
             self.params,
             self.init_from,
             self.merges,
@@ -216,7 +217,7 @@ class Recipe(Spec):
             self.train,
             self.mix,
         )
-        if self.weights_of and (self.method != BASE or any(own)):
+        if self.weights_of and (self.method != BASE or any(own_weights)):
             yield (
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
                 "reward, path, base_model, quantization, sweep, search, prune, subject_to, regularize, "

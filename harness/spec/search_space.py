@@ -1,7 +1,7 @@
-"""Space of a search: for each parameter a range or a choice of values. And its constraint.
+"""Space of a search: a range or a choice of values for each parameter, and a constraint.
 
-Invariant: a list that ends with `log` or `linear` is a range, whose ends belong to it; any other list is a
-choice. A range of two whole numbers holds whole numbers alone.
+Invariant: a list that ends with `log` or `linear` is a range that includes its ends; any other list is a
+choice. A range between two integers contains only integers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ Pruner = Literal["median", "percentile", "successive_halving", "hyperband"]  # o
 
 
 class SubjectTo(Spec):
-    """Constraint on what a sweep or search chooses: how much it may have forgotten, on items for validation.
+    """Constraint on what a sweep or search chooses: how much it may have forgotten, on validation items.
 
     `forgetting` is the largest mean loss against the base over the capability tasks, as a share of their
-    metrics' ranges. It is measured on `items` general items that no test asks: those of a task's
-    `validation` file, else those of its test file that its `limit` leaves out.
+    metrics' ranges. It is measured on `items` general items that no test uses: those of a task's `validation`
+    file, else those of its test file beyond its `limit`.
     """
 
     forgetting: float = Field(ge=0, lt=1)
@@ -29,7 +29,7 @@ class SubjectTo(Spec):
 
 
 class Span(NamedTuple):
-    """Range of a parameter, even on a linear or a logarithmic scale."""
+    """Range of a parameter, uniform on a linear or a logarithmic scale."""
 
     low: float
     high: float
@@ -37,18 +37,18 @@ class Span(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it holds whole numbers alone."""
+        """Whether it contains only integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def at(self, share: float) -> float:
-        """Return the value at a share of the way from the lower end to the upper one."""
+        """Return the value at a share of the way from the lower to the upper end."""
         if share in (0, 1):
             return self.high if share else self.low
         if self.is_log:
-            found = exp(log(self.low) + share * (log(self.high) - log(self.low)))
+            value = exp(log(self.low) + share * (log(self.high) - log(self.low)))
         else:
-            found = self.low + share * (self.high - self.low)
-        return round(found) if self.is_whole else found
+            value = self.low + share * (self.high - self.low)
+        return round(value) if self.is_whole else value
 
 
 def is_span(values: Sequence[Any]) -> bool:
@@ -57,10 +57,10 @@ def is_span(values: Sequence[Any]) -> bool:
 
 
 def span_of(values: Sequence[Any]) -> Span:
-    """Read a list that is written as a range.
+    """Read a list written as a range.
 
     Raises:
-        ValueError: it has no two ends, the lower one first, and above 0 on a logarithmic scale.
+        ValueError: it does not have two rising ends, or they are not positive on a logarithmic scale.
     """
     *ends, scale = values
     if len(ends) != 2 or not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
@@ -78,7 +78,7 @@ def ends(values: Sequence[Any]) -> list[Any]:
 
 
 def spread(space: Mapping[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:
-    """Return `n` points spread over a space, from the lower ends to the upper ones."""
+    """Return `n` points spread over a space, from the lower to the upper ends."""
     shares = [i / max(1, n - 1) for i in range(n)]
     return [
         {

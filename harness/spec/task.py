@@ -1,7 +1,7 @@
 """Schema of tasks and suites.
 
-Invariant: all that is written of a task enters its version digest; paths are kept as written, and
-whoever reads a file resolves them against that file's folder (see `config`).
+Invariant: everything written about a task enters its version digest; paths are kept as written, and the
+reader of a file resolves them against that file's folder (see `config`).
 """
 
 import re
@@ -15,9 +15,9 @@ from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Name, Role, Spe
 
 
 class ItemLimits(Spec):
-    """Numbers of items used of each split; sampled by seed, stratified by label where there are labels.
+    """Numbers of items used from each split; sampled by seed, stratified by label if there are labels.
 
-    Each of `train`, `validation` and `test` is a number of items; without one all are used.
+    Each of `train`, `validation` and `test` is a number of items; by default all are used.
     """
 
     train: int | None = Field(None, ge=1)
@@ -31,16 +31,16 @@ class TaskData(Spec):
     Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is one file for
     the three splits: the test part is set aside from it in the same way. `contamination` says what happens to
     rows of an evaluated split that also occur in training. `unknown_labels` says what happens to rows whose
-    reference is outside `labels`, `invalid_rows` to rows that lack something.
+    reference is not among `labels`, `invalid_rows` to rows with missing parts.
 
     `turns: all` trains on every answer of the assistant in a conversation, each after the turns before it;
-    `last` on the last one. Turns of one conversation are one cluster.
+    `last` on the last one. Turns of one conversation form one cluster.
 
     `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
     preference pairs, or answers with a thumb each, `documents` texts for retrieval.
 
-    `folds: 5`, for little data, tests on every training row: in each of five folds what is trained, or draws
-    its shots, does so without the fold's rows and answers these. What is shipped is made of all rows.
+    `folds: 5`, for little data, tests on every training row: for each of five folds, training and shots
+    exclude the fold's rows, which are then answered. The released weights are trained on all rows.
     """
 
     all: str | None = None
@@ -72,7 +72,7 @@ class TaskData(Spec):
             yield f"folds: {self.folds}, and no rows to deal: name a file as all or train"
 
     def source(self, part: str) -> str | None:
-        """Return the file that a split, the pairs or the documents come from."""
+        """Return the file of a split, of the pairs or of the documents."""
         own: str | None = getattr(self, part)
         return own or (self.all if part in ("train", "test") else None)
 
@@ -81,11 +81,11 @@ DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of 
 
 
 class Fields(Spec):
-    """Templates that make an item of a row, over the row's own fields, as in `{text}` or `{answers.text}`.
+    """Templates that build an item from the fields of a row, such as `{text}` or `{answers.text}`.
 
     `prompt` and `reference` make the item. `id` names it, `cluster` is the family of items that it belongs
-    to, and `slice` a part of the items that is reported apart. `answers_are` is no template: it says what
-    answers beside choices are, where the rows leave that open.
+    to, and `slice` a part of the items that is reported separately. `answers_are` is not a template: it says
+    what answers next to choices mean if the rows leave that open.
     """
 
     prompt: str = "{prompt}"
@@ -97,7 +97,7 @@ class Fields(Spec):
 
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
-# What may be written of a task of lm-eval; everything else lm-eval says itself.
+# Keys allowed for a task of lm-eval, which defines everything else itself.
 _OF_LM_EVAL = {"name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary"}
 _OF_LM_EVAL |= {"trust_remote_code"}
 
@@ -105,7 +105,7 @@ _OF_LM_EVAL |= {"trust_remote_code"}
 class Task(Spec):
     """Examples, metrics and generation limits; all of it enters the task's version digest.
 
-    A task of lm-eval is written as its bare name, or as `lm_eval: NAME` with other keys beside it.
+    A task of lm-eval is written as its bare name, or as `lm_eval: NAME` with further keys.
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or `bits_per_byte`.
     `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
@@ -114,12 +114,12 @@ class Task(Spec):
     or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns. An answer
     cut at `max_new_tokens` scores worst unless `truncated_scores`: for questions whose answer comes first.
 
-    `name` is what reports call the task, `description` says what it measures. `primary` is the metric that
-    decides, the first of them if not written. `labels` closes the set of answers. `limit` caps its test
-    items, sampled by seed. Without `chat_template` the prompt is plain text. `system` is the system
-    message. `length_normalized` divides the log-likelihood of a choice by its bytes. `stop` holds texts
-    that end an answer. `trust_remote_code` lets its data set run code.
-    `bounds` declare the least and the most that a metric without known bounds can give.
+    `name` is the task's name in reports, `description` says what it measures. `primary` is the deciding
+    metric, by default the first. `labels` is the closed set of answers. `limit` caps its test items, sampled
+    by seed. Without `chat_template` the prompt is plain text. `system` is the system message.
+    `length_normalized` divides the log-likelihood of a choice by its bytes. `stop` holds texts that end an
+    answer. `trust_remote_code` lets its data set run code. `bounds` declare the smallest and largest value of
+    a metric without known bounds.
     """
 
     name: Name
@@ -183,12 +183,12 @@ class Task(Spec):
 
     @property
     def primary_metric(self) -> str:
-        """The short name of the metric that decides: `primary`, else the first of `metrics`."""
+        """The short name of the deciding metric: `primary`, else the first of `metrics`."""
         return metric_name(self.primary or self.metrics[0])
 
     @property
     def is_judged(self) -> bool:
-        """Whether another model computes the metric that decides."""
+        """Whether another model computes the deciding metric."""
         return any(
             metric_name(written) == self.primary_metric and written.startswith((JUDGE, ENTAILMENT))
             for written in self.metrics
@@ -198,7 +198,7 @@ class Task(Spec):
 class Suite(Spec):
     """A named list of tasks with one role.
 
-    `name` is what experiments call it, `role` says what its `tasks` are for.
+    `name` is its name in experiments, `role` the purpose of its `tasks`.
     """
 
     name: str

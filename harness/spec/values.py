@@ -1,6 +1,6 @@
-"""Types of values in harness.yaml, and metrics as they are written.
+"""Types of values in harness.yaml, and how metrics are written.
 
-Invariant: a model refuses unknown keys, numbers that are none or infinite, and `true` for a number.
+Invariant: a model refuses unknown keys, NaN and infinite numbers, and `true` for a number.
 """
 
 import re
@@ -16,21 +16,21 @@ Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Engine = Literal["transformers", "vllm"]
-# These begin the metrics of a library, those that a judge grades, and those of an entailment model.
+# Prefixes of metrics of a library, of a judge, and of an entailment model.
 EVALUATE, JUDGE, ENTAILMENT = "evaluate:", "judge:", "entailment:"
-BASE = "base"  # the method of a recipe that names none
-HUB = "hub:"  # begins the name of a data set on the hub
+BASE = "base"  # default method of a recipe
+HUB = "hub:"  # prefix of a data set on the hub
 
 
 def metric_parts(written: str) -> tuple[str, str, str]:
-    """Split a metric as it is written: its prefix, its name or path, and the rest from a colon on."""
-    prefix = next((one for one in (EVALUATE, JUDGE, ENTAILMENT) if written.startswith(one)), "")
+    """Split a metric as written into prefix, name or path, and the rest from a colon on."""
+    prefix = next((p for p in (EVALUATE, JUDGE, ENTAILMENT) if written.startswith(p)), "")
     name, colon, key = written.removeprefix(prefix).partition(":")
     return prefix, name, f"{colon}{key}"
 
 
 def metric_name(written: str) -> str:
-    """Return the short name of a metric: of a file its stem, behind a prefix no folders; else itself."""
+    """Display name of a metric: the file stem for a path, otherwise the name as written."""
     prefix, name, key = metric_parts(written)
     if prefix != EVALUATE or is_path(name):
         name = re.sub(r"\.(py|ya?ml)$", "", PurePath(name).name)
@@ -38,17 +38,17 @@ def metric_name(written: str) -> str:
 
 
 def is_path(metric: str) -> bool:
-    """Tell whether a metric is written as a path and not as a name."""
+    """Tell whether a metric is written as a path rather than a name."""
     return metric.endswith(".py") or metric.startswith((".", "/", "~"))
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-# Above 0 % and below 100 %: a margin of nothing cannot be shown by any number of items.
+# Above 0 % and below 100 %: no number of items can show a margin of 0.
 _SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
 Share = Annotated[str, Field(pattern=_SHARE)]
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # of what files and folders are named after
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # becomes the name of files and folders
 Name = Annotated[str, Field(pattern=NAME)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # accepted by every random number generator
 Margin = Fraction | Share
 Need = Literal[
     "changing_facts",
@@ -67,20 +67,20 @@ Need = Literal[
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """Return the types that an annotation is a union of."""
+    """Return the types in a union annotation."""
     inner = get_args(annotation)
     return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 class Spec(BaseModel):
-    """Frozen and strict: an unknown key, NaN, infinity and `true` for a number are errors."""
+    """Base of all sections: unknown keys, NaN, infinity and `true` for a number are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `true` for a number: pydantic reads it as 1, and `replay: true` means no share of 1."""
+        """Refuse `true` for a number: pydantic reads it as 1, but `replay: true` is not a share of 1."""
         if isinstance(value, bool) and info.field_name in cls.model_fields:
             kinds = _kinds(cls.model_fields[info.field_name].annotation)
             if kinds & {int, float} and not kinds & {bool, Any}:
@@ -88,7 +88,7 @@ class Spec(BaseModel):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Return what digests hold of the values: those that are not at their default."""
+        """Return the values that differ from their defaults, for digests."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -96,7 +96,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Disagreements(ValueError):
-    """All that the keys of one mapping disagree on."""
+    """All contradictions between the keys of one mapping."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -104,7 +104,7 @@ class Disagreements(ValueError):
 
 
 def rule(disagreements: Callable[[_Model], Iterator[str]]) -> Any:
-    """Make a rule between a model's keys of a method that yields what they disagree on."""
+    """Turn a method that yields contradictions between a model's keys into a validator."""
 
     @wraps(disagreements)
     def check(self: _Model) -> _Model:

@@ -1,7 +1,7 @@
-"""Agreement of a judge's grades with people's labels, and what its errors leave of a rate.
+"""Agreement of a judge's grades with people's labels, and rates corrected for the judge's errors.
 
-Invariant: an interval of a rate is never a point; what chance alone would reach (all labels of one rater the
-same) is None and never perfect agreement.
+Invariant: the interval of a rate is never a point. Where all labels of one rater are the same, agreement is
+None and never perfect: chance alone would reach it.
 """
 
 from math import sqrt
@@ -23,7 +23,7 @@ class Kappa(NamedTuple):
 
 
 class CorrectedRate(NamedTuple):
-    """A rate from which a judge's two kinds of error were taken out, with its interval in [0, 1]."""
+    """A rate corrected for a judge's false passes and false fails, with its interval in [0, 1]."""
 
     rate: float
     low: float
@@ -35,11 +35,10 @@ def cohen_kappa(
 ) -> Kappa | None:
     """Return how far two raters of the same items (n,) agree beyond chance, with a 95 % interval.
 
-    κ = 1 − mean((x − y)²)/(Var x + Var y + (x̄ − ȳ)²): Cohen's kappa of two labels 0 and 1, and of graded ones
-    that with quadratic weights. BCa over items, or over `clusters`. None where all labels of one of them are
-    the same, which agree as by chance whatever the other says, or where nothing can be resampled. Not for
-    labels without an order (`krippendorff_alpha`), nor to be compared between tasks of which one has few
-    items of a kind.
+    κ = 1 − mean((x − y)²)/(Var x + Var y + (x̄ − ȳ)²): Cohen's kappa for labels 0 and 1, and kappa with
+    quadratic weights for graded ones. The interval is BCa over items, or over `clusters`. None where all
+    labels of one rater are the same (chance would agree as well) or nothing can be resampled. Not for labels
+    without an order (`krippendorff_alpha`), nor for comparing tasks when one has few items of a kind.
 
     Raises:
         ValueError: there is no label, one is NaN, or the lengths differ.
@@ -59,13 +58,13 @@ def cohen_kappa(
 def rogan_gladen(
     rate: float, n: int, specificity: float, n_negative: int, sensitivity: float, n_positive: int
 ) -> CorrectedRate | None:
-    """Take a judge's errors out of the `rate` of its n answers that it passed, with a 95 % interval.
+    """Correct the `rate` of n answers that a judge passed for the judge's errors, with a 95 % interval.
 
     θ = (p + q₀ − 1)/(q₀ + q₁ − 1), cut to [0, 1]; q₀ is the judge's specificity on `n_negative` answers that
     people failed, q₁ its sensitivity on `n_positive` that they passed. The interval adds two items to each
-    kind of labelled answers and z² to all, and holds the errors of all three rates. None where q₀ + q₁ ≤ 1:
-    the judge is no better than chance, and nothing can be taken out. Not for graded scores, nor for labels
-    drawn from other answers than those the rate is of (`prediction_powered_mean`).
+    kind of labelled answers and z² to all answers, and covers the errors of all three rates. None where q₀ +
+    q₁ ≤ 1: the judge is no better than chance. Not for graded scores, nor for labels drawn from other answers
+    than those of the rate (`prediction_powered_mean`).
 
     Raises:
         ValueError: a rate is outside [0, 1], or a number of answers is not positive.
@@ -82,15 +81,15 @@ def rogan_gladen(
     (q0, m0), (q1, m1) = (
         ((m * q + 1) / (m + 2), m + 2) for q, m in ((specificity, n_negative), (sensitivity, n_positive))
     )
-    better, shown = q0 + q1 - 1, specificity + sensitivity - 1
-    if min(better, shown) <= TIE:
+    youden_adjusted, youden = q0 + q1 - 1, specificity + sensitivity - 1
+    if min(youden_adjusted, youden) <= TIE:
         return None
-    theta = (p + q0 - 1) / better
-    of_negative, of_positive = q0 * (1 - q0) / m0, q1 * (1 - q1) / m1
-    centre = theta + 2 * z * z * (theta * of_positive - (1 - theta) * of_negative)
-    spread = p * (1 - p) / n_all + (1 - theta) ** 2 * of_negative + theta**2 * of_positive
-    half = z * sqrt(spread) / better
-    rates = (rate + specificity - 1) / shown, centre - half, centre + half
+    theta = (p + q0 - 1) / youden_adjusted
+    variance_negative, variance_positive = q0 * (1 - q0) / m0, q1 * (1 - q1) / m1
+    centre = theta + 2 * z * z * (theta * variance_positive - (1 - theta) * variance_negative)
+    spread = p * (1 - p) / n_all + (1 - theta) ** 2 * variance_negative + theta**2 * variance_positive
+    half_width = z * sqrt(spread) / youden_adjusted
+    rates = (rate + specificity - 1) / youden, centre - half_width, centre + half_width
     return CorrectedRate(*(min(max(x, 0.0), 1.0) for x in rates))
 
 
@@ -102,15 +101,15 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
 
 
 def _estimate_by_chance(means: Array) -> Array:
-    """Return the mean squared difference of labels that were dealt out by chance; means (d, 5) → (d,)."""
+    """Return the mean squared difference of labels assigned by chance; means (d, 5) → (d,)."""
     x, y, xx, yy, _ = means.T
     chance: Array = (xx - x * x) + (yy - y * y) + (x - y) ** 2
     return chance
 
 
 def _kappa(means: Array) -> Array:
-    """Return kappa of the means of x, y, x², y² and xy, (d, 5) → (d,); 0 where all labels are the same."""
+    """Return kappa from the means of x, y, x², y² and xy, (d, 5) → (d,); 0 where all labels are the same."""
     _, _, xx, yy, xy = means.T
     chance = _estimate_by_chance(means)
-    found: Array = 1 - (xx + yy - 2 * xy) / np.maximum(chance, TIE)
-    return np.asarray(np.where(chance > TIE, found, 0.0))
+    kappa: Array = 1 - (xx + yy - 2 * xy) / np.maximum(chance, TIE)
+    return np.asarray(np.where(chance > TIE, kappa, 0.0))

@@ -17,7 +17,7 @@ _PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the items differ, before anyth
 
 
 class SharedEffects(NamedTuple):
-    """Mean and variance of what the items of each group (t,) share, as the groups before it predict."""
+    """Mean and variance of the effect that items of each group (t,) share, predicted from earlier groups."""
 
     mean: Array
     variance: Array
@@ -28,12 +28,12 @@ def betting_mixture(
 ) -> Array:
     """Return the log-wealth (t, b) after each of t groups of b bets against H0: the mean change is ≥ `mean`.
 
-    ∏ (1 − λ (d − mean)) over the items of the groups so far, for b bets λ that stay; `log_mean_wealth`
-    joins them to the e-process, to be rejected at 1/α at any time. `largest` bounds |d| by group (t,),
-    known before its changes are. What items of a group share is taken to be normal: its expected product
-    exp(−λ n m + λ² n² v/2) is divided out. On single items that got better, worse or stayed
-    this is the one-sided sign process with a uniform prior.
-    Not for items of a cluster, unless the cluster's mean is one change.
+    ∏ (1 − λ (d − mean)) over the items of the groups so far, for b fixed bets λ; `log_mean_wealth` joins them
+    to the e-process, which rejects at 1/α at any time. `largest` bounds |d| by group (t,) and must be known
+    before the changes are. The effect that items of a group share is taken to be normal: its expected product
+    exp(−λ n m + λ² n² v/2) is divided out. On single items that got better, worse or stayed this is the
+    one-sided sign process with a uniform prior. Not for items of a cluster, unless the cluster's mean is one
+    change.
 
     Raises:
         ValueError: a group is empty, or a change is NaN or larger than `largest`.
@@ -46,18 +46,18 @@ def betting_mixture(
         raise ValueError(f"expected groups of changes of at most {bounds.max():g}, found {np.abs(d).max():g}")
     bets = BETS / (bounds + max(-mean, 0.0))[:, None]  # (t, b), so that no wealth falls to 0
     starts = np.concatenate([[0], np.cumsum(n)[:-1]])
-    gained = np.log1p((mean - d)[:, None] * np.repeat(bets, n, axis=0))  # (n, b)
-    log_wealth = np.add.reduceat(gained, starts, axis=0)
+    log_gains = np.log1p((mean - d)[:, None] * np.repeat(bets, n, axis=0))  # (n, b)
+    log_wealth = np.add.reduceat(log_gains, starts, axis=0)
     if shared is not None:
-        placed = bets * n[:, None]
-        log_wealth += placed * shared.mean[:, None] - placed**2 * shared.variance[:, None] / 2
+        total_bets = bets * n[:, None]
+        log_wealth += total_bets * shared.mean[:, None] - total_bets**2 * shared.variance[:, None] / 2
     return np.asarray(np.cumsum(log_wealth, axis=0))
 
 
 def log_mean_wealth(log_wealth: ArrayLike) -> Array:
-    """Return the log of the mean wealth of all bets: (…, b) → (…), which is an e-process as each of them is.
+    """Return the log of the mean wealth over all bets, (…, b) → (…): an e-process, as each bet's wealth is.
 
-    Not for bets that were chosen by how they did.
+    Not for bets that were chosen by their results.
 
     Source: Robbins 1970, the mixture over the bet.
     """
@@ -66,7 +66,7 @@ def log_mean_wealth(log_wealth: ArrayLike) -> Array:
 
 
 class _TrainingChanges(NamedTuple):
-    """Changes seen so far of what one training made."""
+    """Changes seen so far of the model of one training."""
 
     name: str = ""
     total: float = 0.0
@@ -78,57 +78,57 @@ def seed_effects(
 ) -> SharedEffects:
     """Predict by how much training seeds shift each group's mean change, from the groups before it.
 
-    Every making has a normal effect with standard deviation `sd`, and the reference the mean of
-    `n_references` such, which all groups share; `mean` is the true mean change. At most 0, so that what was
-    gained allows no later loss. Groups of an empty making answer by the reference's own weights: nothing
-    shifts them. A making that comes again after another counts as a new one. Not where seeds move items by
-    themselves, and not all of them together.
+    `makings` names the training behind each group. Every training has a normal effect with standard deviation
+    `sd`; the reference, which all groups share, has the mean of `n_references` such effects; `mean` is the
+    true mean change. The prediction is at most 0, so that a past gain allows no later loss. Groups with an
+    empty name come from the reference's own weights, and nothing shifts them. A training that comes again
+    after another counts as a new one. Not where seeds move single items independently of each other.
 
     Raises:
         ValueError: there are not as many makings as groups.
 
     Source: Henderson 1975, best linear unbiased prediction; the noise of items from the groups before.
     """
-    out = SharedEffects(np.zeros(len(groups)), np.zeros(len(groups)))
+    effects = SharedEffects(np.zeros(len(groups)), np.zeros(len(groups)))
     if sd <= 0:
-        return out
+        return effects
     precision, weighted, making = n_references / sd**2, 0.0, _TrainingChanges()  # of the reference's effect
-    square, n_seen = _PRIOR_SQUARE * _PRIOR_N, _PRIOR_N
+    square_sum, n_seen = _PRIOR_SQUARE * _PRIOR_N, _PRIOR_N
     sizes = [len(group) for group in groups]
     sums = [float(group.sum()) - mean * n for group, n in zip(groups, sizes, strict=True)]
     squares = [float(((group - mean) ** 2).sum()) for group in groups]
-    for at, name in enumerate(makings):
-        noise = square / n_seen
+    for i, name in enumerate(makings):
+        noise = square_sum / n_seen
         if name and name != making.name:
-            seen = _precision(making, noise, sd)
-            precision, weighted = precision + seen, weighted + seen * making.total / max(making.n, 1)
+            info = _precision(making, noise, sd)
+            precision, weighted = precision + info, weighted + info * making.total / max(making.n, 1)
             making = _TrainingChanges(name)
         if name:
-            out.mean[at], out.variance[at] = _predict_shift(precision, weighted, making, noise, sd)
-            making = _TrainingChanges(name, making.total + sums[at], making.n + sizes[at])
-        square, n_seen = square + squares[at], n_seen + sizes[at]
-    return out
+            effects.mean[i], effects.variance[i] = _predict_shift(precision, weighted, making, noise, sd)
+            making = _TrainingChanges(name, making.total + sums[i], making.n + sizes[i])
+        square_sum, n_seen = square_sum + squares[i], n_seen + sizes[i]
+    return effects
 
 
 def _precision(making: _TrainingChanges, noise: float, sd: float) -> float:
-    """Return what a making's mean tells of the reference's effect: the inverse of its variance."""
+    """Return the information of a training's mean about the reference's effect: its inverse variance."""
     return 1 / (sd**2 + noise / making.n) if making.n else 0.0
 
 
 def _predict_shift(
     precision: float, weighted: float, making: _TrainingChanges, noise: float, sd: float
 ) -> tuple[float, float]:
-    """Return mean and variance of the reference's effect and a making's own together."""
-    observed, seen = making.total / max(making.n, 1), _precision(making, noise, sd)
-    of_reference = (weighted + seen * observed) / (precision + seen)
+    """Return mean and variance of the sum of the reference's effect and a training's own."""
+    observed, info = making.total / max(making.n, 1), _precision(making, noise, sd)
+    reference_effect = (weighted + info * observed) / (precision + info)
     shrinkage = making.n / (making.n + noise / sd**2)
-    shift = of_reference + shrinkage * (observed - of_reference)
-    variance = (1 - shrinkage) ** 2 / (precision + seen) + (1 - shrinkage) * sd**2
+    shift = reference_effect + shrinkage * (observed - reference_effect)
+    variance = (1 - shrinkage) ** 2 / (precision + info) + (1 - shrinkage) * sd**2
     return min(shift, 0.0), variance
 
 
 class Cusum(NamedTuple):
-    """Both sums of the chart after each value (n,), and where one of them is beyond the limit."""
+    """Both sums of the chart after each value (n,), and whether one of them exceeds the limit."""
 
     high: Array
     low: Array
@@ -138,9 +138,9 @@ class Cusum(NamedTuple):
 def cusum(values: ArrayLike, target: float, slack: float, limit: float) -> Cusum:
     """Chart a series against its target: S⁺ = max(0, S⁺ + x − target − slack), S⁻ likewise below.
 
-    An alarm where a sum exceeds `limit`; all in the unit of the values. A slack of half the
-    shift to be found and a limit of 4 to 5 standard deviations are usual. Not for correlated
-    values, nor without a pinned reference.
+    The alarm is on where a sum exceeds `limit`; all are in the unit of the values. A slack of half the shift
+    to detect and a limit of 4 to 5 standard deviations are usual. Not for correlated values, nor without a
+    fixed reference.
 
     Raises:
         ValueError: a value is NaN, the slack negative, or the limit not positive.
@@ -155,6 +155,6 @@ def cusum(values: ArrayLike, target: float, slack: float, limit: float) -> Cusum
 
 
 def _walk_one_sided(steps: Array) -> Array:
-    """Add steps up, never falling below 0: the walk less its lowest point so far."""
+    """Return the cumulative sum of the steps, held at 0 or above: the walk less its lowest point so far."""
     walk = np.cumsum(steps)
     return np.asarray(walk - np.minimum(np.minimum.accumulate(walk), 0.0))

@@ -17,11 +17,11 @@ Statistic = Callable[[Array], Array]
 
 _EXACT = 16  # clusters up to which every pattern of signs is tried
 _CHUNK = 2**19  # weights held at once: 4 MiB, which stays in the cache
-_KEPT = 2**23  # weights that are kept for the next statistic, in bytes where there are few clusters
+_KEPT = 2**23  # weights kept for the next statistic (one byte each where clusters are few)
 
 
 class Bootstrap(NamedTuple):
-    """A statistic, its values over resampled clusters (d,) and with one cluster left out (g,)."""
+    """A statistic, its values on resampled clusters (d,) and with one cluster left out (g,)."""
 
     estimate: float
     draws: Array
@@ -33,10 +33,10 @@ def bootstrap(
 ) -> list[Bootstrap]:
     """Resample clusters (n,) with replacement, and leave each one out once.
 
-    `statistic` takes weights (d, n), how often each item was drawn, to values (d,) or to
-    several statistics (s, d) of the same draws; one `Bootstrap` comes back for each. Of a
-    difference both arms must share the weights. Not where fewer than some 50 clusters, or
-    hardly any differing items, leave nothing to resample.
+    `statistic` maps weights (d, n), how often each item was drawn, to values (d,) or to several statistics
+    (s, d) of the same draws; one `Bootstrap` is returned for each. Both arms of a difference must share the
+    weights. Not for fewer than some 50 clusters, or hardly any differing items: too little is left to
+    resample.
 
     Raises:
         ValueError: there are fewer than two clusters.
@@ -60,11 +60,10 @@ def bootstrap(
 def bca_interval(boot: Bootstrap, alpha: float = 0.05) -> Interval:
     """Return the bias-corrected and accelerated interval of a bootstrapped statistic.
 
-    Quantiles of the draws at Φ(z0 + (z0 + z_q)/(1 − a(z0 + z_q))), q = α/2 and 1 − α/2;
-    z0 = Φ⁻¹(share of draws below the estimate, ties counted half); a = Σu³/(6 (Σu²)^{3/2}),
-    u the jackknife's mean minus its values. Plain percentiles where the jackknife does not
-    vary or no draw lies on one side. Not where nothing differs (it is a point there), and
-    coverage at n = 50 is nearer 90 % than 95 %.
+    Quantiles of the draws at Φ(z0 + (z0 + z_q)/(1 − a(z0 + z_q))), q = α/2 and 1 − α/2; z0 = Φ⁻¹(share of
+    draws below the estimate, ties counted half); a = Σu³/(6 (Σu²)^{3/2}), u the jackknife's mean minus its
+    values. Plain percentiles where the jackknife does not vary or no draw lies on one side. Not where nothing
+    differs (the interval is a point there); coverage at n = 50 is nearer 90 % than 95 %.
 
     Raises:
         ValueError: alpha is not in (0, 1).
@@ -92,9 +91,9 @@ def _rows(statistic: Statistic, weights: Array) -> Array:
 
 
 def _sample_clusters(codes: NDArray[np.intp], g: int, n_draws: int, seed: int) -> Iterator[Array]:
-    """Draw clusters with replacement, as each item's weight (d, n), so many draws at once as the cache holds.
+    """Draw clusters with replacement as weights of items (d, n), in blocks that fit the cache.
 
-    Draws of few items are kept as small integers: every metric and candidate of a task takes the same.
+    Draws of few items are kept as small integers, because every metric and candidate of a task uses the same.
     """
     small = len(codes) * n_draws <= _KEPT
     drawn = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
@@ -109,7 +108,7 @@ def _cache_counts(codes: bytes, g: int, n_draws: int, seed: int) -> list[NDArray
 def _counts(
     codes: NDArray[np.intp], g: int, n_draws: int, seed: int
 ) -> Iterator[NDArray[np.unsignedinteger]]:
-    """Count how often each item (n,) is drawn, in blocks (d, n); many times faster than a multinomial."""
+    """Count how often each item (n,) is drawn, in blocks (d, n); much faster than a multinomial."""
     rng, step = np.random.default_rng(seed), max(1, _CHUNK // len(codes))
     items = slice(None) if (codes == np.arange(len(codes))).all() else codes  # a slice saves a copy
     for at in range(0, n_draws, step):

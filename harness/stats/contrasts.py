@@ -1,7 +1,7 @@
-"""Differences of two groups' means, of items that may share clusters within and across the groups.
+"""Difference of the means of two groups of items that may share clusters within and across the groups.
 
-Invariant: a cluster counts with all its items in both groups; the degrees of freedom are few where one group
-has few clusters, and where it has too few the error is unknown.
+Invariant: a cluster counts with all its items in both groups. Few clusters in one group give few degrees of
+freedom; too few leave the error unknown.
 """
 
 from math import sqrt
@@ -16,11 +16,11 @@ from harness.stats.means import Mean, has_few_clusters
 def clustered_contrast(values: ArrayLike, group: ArrayLike, clusters: ArrayLike) -> Mean:
     """Estimate mean(values of the group) − mean(values of the rest), of items (n,) in clusters (n,).
 
-    The slope of least squares on a group's indicator with CR2: each cluster's residuals of a group, over
+    The least-squares slope on the group's indicator with CR2: each cluster's residuals in a group, divided by
     √(1 − its share of the group), are added up with their weights and squared. The degrees of freedom are
-    Bell and McCaffrey's, the smaller of those for items that are independent and that are alike within their
+    Bell and McCaffrey's, the smaller of those for independent items and for items that are alike within their
     cluster. The SE is None where the items of either group share fewer than four effective clusters. Not for
-    binary values of which few differ, whose SE shrinks to 0.
+    binary values where few items differ: the SE shrinks to 0.
 
     Raises:
         ValueError: a value is NaN, the lengths differ, or one of the groups is empty.
@@ -47,27 +47,27 @@ def clustered_contrast(values: ArrayLike, group: ArrayLike, clusters: ArrayLike)
 
 
 def _contrast_df(counts: Array, weights: Array) -> float:
-    """Return tr(M)²/tr(M²) of the quadratic form that the SE² is, the smaller of two models of the items.
+    """Return tr(M)²/tr(M²) of the quadratic form M behind the SE², the smaller of two models of the items.
 
-    `counts` and `weights` (2, g) are those of the groups in the clusters. M is a diagonal and W·K·Wᵀ of few
-    columns: of independent items, and of items that are alike within their cluster.
+    `counts` and `weights` (2, g) are those of the groups in the clusters. M is a diagonal plus W·K·Wᵀ of low
+    rank: once for independent items, once for items that are alike within their cluster.
     """
     totals = counts.sum(1, keepdims=True)
     independent = _effective_df(
         (weights**2 * counts).sum(0), (weights * counts / np.sqrt(totals)).T, -np.eye(2)
     )
-    own = (weights * counts).sum(0)  # (g,)
-    shares, none = (weights * counts / totals).T, np.zeros((2, 2))  # (g, 2)
-    crossed = np.block([[counts @ counts.T, -np.eye(2)], [-np.eye(2), none]])
-    alike = _effective_df(own**2, np.hstack([shares, own[:, None] * counts.T]), crossed)
+    summed = (weights * counts).sum(0)  # (g,)
+    shares, zeros = (weights * counts / totals).T, np.zeros((2, 2))  # (g, 2)
+    crossed = np.block([[counts @ counts.T, -np.eye(2)], [-np.eye(2), zeros]])
+    alike = _effective_df(summed**2, np.hstack([shares, summed[:, None] * counts.T]), crossed)
     return min(independent, alike)
 
 
 def _effective_df(diagonal: Array, low_rank: NDArray[np.float64], inner: NDArray[np.float64]) -> float:
-    """Return tr(M)²/tr(M²) of M = diag + W·K·Wᵀ; infinite where M is nothing."""
+    """Return tr(M)²/tr(M²) of M = diag + W·K·Wᵀ; infinite where M is 0."""
     squared = inner @ (low_rank.T @ low_rank)
     trace = float(diagonal.sum() + np.trace(squared))
-    of_squares = float(diagonal @ diagonal) + float(
+    trace_of_square = float(diagonal @ diagonal) + float(
         2 * np.trace(inner @ (low_rank.T * diagonal) @ low_rank) + np.trace(squared @ squared)
     )
-    return trace**2 / of_squares if trace > TIE else float("inf")
+    return trace**2 / trace_of_square if trace > TIE else float("inf")

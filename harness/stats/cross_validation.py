@@ -1,7 +1,7 @@
 """Variance of a mean in k-fold cross-validation: over items, and between the models of the folds.
 
 Invariant: nothing is subtracted, and the models' part is never dropped for being small. No unbiased estimator
-of this variance exists, so what this one amounts to is known by simulation alone.
+of this variance exists, so the error of this one is known from simulation only.
 Source: Bengio & Grandvalet 2004, No unbiased estimator of the variance of k-fold cross-validation, JMLR 5.
 """
 
@@ -15,11 +15,11 @@ MIN_FOLDS = 3
 
 
 def fold_variance(means: Sequence[float], sizes: Sequence[int]) -> Variance:
-    """Estimate the variance of a mean of folds, each answered by a model of its own, from how they differ.
+    """Estimate the variance of a mean over folds, each answered by its own model, from how the folds differ.
 
-    Σ w_j² (d_j − d̄)² · k/(k−1) with w_j the share of fold j in the items, on k − 1 degrees of freedom: that
-    of a mean over k clusters. It holds what the models differ by and, once more, what their items do. Not
-    where one model answered all items.
+    Σ w_j² (d_j − d̄)² · k/(k−1) with w_j the share of fold j in the items, on k − 1 degrees of freedom: the
+    variance of a mean over k clusters. It contains the differences between the models and, once more, those
+    between the items. Not where one model answered all items.
 
     Raises:
         ValueError: there are fewer than three folds, or not as many sizes.
@@ -34,12 +34,12 @@ def fold_variance(means: Sequence[float], sizes: Sequence[int]) -> Variance:
 
 
 def cross_validated_variance(items: Variance, means: Sequence[float], sizes: Sequence[int]) -> Variance:
-    """Add what a mean varies by over items to what it does between folds, on Satterthwaite's ν.
+    """Add the variance over items to that between folds, on Satterthwaite's ν.
 
-    The models of k folds share most of their training rows, so their results go together more than the spread
-    between folds shows; that the items count twice makes up for it, as far as `reports/k_fold.md` shows. The
-    estimand is the average over training sets of this size: not for what one of these models, or the one of
-    all rows, would reach.
+    The models of k folds share most of their training rows, so their results are correlated more than the
+    spread between folds shows; counting the items twice makes up for it, as far as `reports/k_fold.md` shows.
+    The estimand is the average over training sets of this size. Not for the result of one of these models,
+    nor of a model trained on all rows.
 
     Raises:
         ValueError: as `fold_variance`.

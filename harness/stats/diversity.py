@@ -1,6 +1,6 @@
-"""Diversity of answers, the chance that one of several is right, and the signal-to-noise ratio of a task.
+"""Diversity of answers, pass@k, and the signal-to-noise ratio of a task.
 
-Invariant: no answer at all has no diversity, which is not 0 but unknown.
+Invariant: the diversity of no answers is unknown, not 0.
 """
 
 from collections import Counter
@@ -13,11 +13,10 @@ from harness.stats.intervals import finite
 
 
 def commonest(outputs: Sequence[str]) -> tuple[str, float] | None:
-    """Return the answer that is given most often and its share in (0, 1]; None of none.
+    """Return the most frequent answer and its share in (0, 1]; None without answers.
 
-    The share of a collapsed model's is 1; of equally common answers it is the first one's. Blanks around an
-    answer do not make it another. Not for comparing different numbers of answers below some 30: 1/n is
-    the least it can be.
+    A collapsed model has a share of 1. Of equally frequent answers the first counts. Blanks around an answer
+    are ignored. Not for comparing different numbers of answers below some 30: the share is at least 1/n.
 
     Source: Berger & Parker 1970, the dominance of the most abundant kind.
     """
@@ -28,10 +27,10 @@ def commonest(outputs: Sequence[str]) -> tuple[str, float] | None:
 
 
 def unique_share(outputs: Sequence[str]) -> float | None:
-    """Return the share of different answers among k samples of one prompt, in (0, 1]; None of none.
+    """Return the share of different answers among k samples of one prompt, in (0, 1]; None without answers.
 
-    Blanks around an answer do not make it another. 1/k is a collapsed model or greedy decoding. Not
-    for comparing different k: the share falls with it.
+    Blanks around an answer are ignored. 1/k means a collapsed model or greedy decoding. Not for comparing
+    different k: the share falls with k.
 
     Source: the simplest case of type-token ratios, Templin 1957.
     """
@@ -39,12 +38,11 @@ def unique_share(outputs: Sequence[str]) -> float | None:
 
 
 def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
-    """Return a task's spread over models that should differ against that of one measured again.
+    """Return a task's spread over models that should differ, relative to the spread of repeated measurements.
 
-    (max − min of `scores`)/(standard deviation of `repeats`): scores of checkpoints or
-    candidates, and of A/A measurements of one model. Below some 3 a task ranks by noise. None
-    where the repeats do not vary, so that the noise is below what was seen. Not for repeats on
-    the same items with greedy decoding, unless the layout or the items were sampled again.
+    (max − min of `scores`)/(standard deviation of `repeats`): scores of checkpoints or candidates, and of A/A
+    measurements of one model. Below some 3 a task ranks by noise. None where the repeats do not vary. Not for
+    repeats on the same items with greedy decoding, unless the layout or the items were sampled again.
 
     Raises:
         ValueError: fewer than two scores or repeats, or a value is NaN.
@@ -56,9 +54,9 @@ def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
 
 
 def pass_at_k(n: int, n_right: int, k: int) -> float:
-    """Return the chance that one of k answers is right, by n drawn answers of which some are right.
+    """Return the chance that one of k answers is right, from n drawn answers of which `n_right` are right.
 
-    1 − C(n − c, k)/C(n, k), unbiased. Not for k greedy answers, which are one and the same.
+    1 − C(n − c, k)/C(n, k), unbiased. Not for k greedy answers, which are all the same.
 
     Raises:
         ValueError: not 0 ≤ c ≤ n, or not 1 ≤ k ≤ n.

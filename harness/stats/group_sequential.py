@@ -1,7 +1,7 @@
 """Group-sequential tests: alpha spent over a few planned interim analyses.
 
-Invariant: one-sided; the estimates at the looks have independent increments in information, as means of
-growing samples have; whoever stops for another reason loses power and never errs more often.
+Invariant: one-sided. The estimates at the looks have independent increments in information, as means of
+growing samples have. Stopping early for another reason costs power and never raises the error rate.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,9 @@ _REACH = 9.0  # standard deviations below which no path is followed
 
 
 def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
-    """Return how much of a one-sided alpha may be spent once this fraction of the information is in.
+    """Return how much of a one-sided alpha may be spent at this fraction of the information.
 
-    2(1 − Φ(z_{1−α/2}/√t)): little at first, all at the end. Not for looks whose times were chosen by
-    what was seen.
+    2(1 − Φ(z_{1−α/2}/√t)): little at first, all at the end. Not for looks timed by the results.
 
     Raises:
         ValueError: the fraction is not in (0, 1], or alpha not in (0, 1).
@@ -33,13 +32,13 @@ def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
 
 
 def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float, ...]:
-    """Return the z that the statistic has to exceed at each look, so that all together err alpha often.
+    """Return the z that the statistic has to exceed at each look, so that all looks together err at alpha.
 
-    `fractions` are the shares of the last look's information at the looks, rising to 1. The density of
-    paths that have crossed nowhere is carried from look to look by Gauss-Legendre quadrature, and each
-    bound is bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval
-    made at that look holds together with those of all other looks (a repeated confidence interval).
-    Not for looks planned by what earlier ones saw, nor without an end (`betting_mixture`).
+    `fractions` are the shares of the last look's information at the looks, rising to 1. Gauss-Legendre
+    quadrature carries the density of paths that have not crossed a bound from look to look, and each bound is
+    bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval made at that
+    look holds together with those of all other looks (a repeated confidence interval). Not for looks planned
+    from earlier results, nor for an open-ended series (`betting_mixture`).
 
     Raises:
         ValueError: the fractions do not rise to 1, or alpha is not in (0, ½).
@@ -50,18 +49,18 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
     if not len(fractions) or steps.min() <= 0 or abs(fractions[-1] - 1) > 1e-9 or not 0 < alpha < 0.5:
         raise ValueError(f"expected fractions that rise to 1 and alpha in (0, 0.5): {fractions}, {alpha}")
     bounds: list[float] = []
-    before, at, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
+    spent_before, nodes, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
     for fraction, step in zip(fractions, steps, strict=True):
-        allowed = alpha_spent(min(float(fraction), 1.0), alpha)
-        limit = _crossing(at, weight, float(step), allowed - before)
+        spent = alpha_spent(min(float(fraction), 1.0), alpha)
+        limit = _crossing(nodes, weight, float(step), spent - spent_before)
         bounds.append(limit / sqrt(fraction))
-        at, weight = _carry_paths(at, weight, float(step), limit, float(fraction))
-        before = allowed
+        nodes, weight = _carry_paths(nodes, weight, float(step), limit, float(fraction))
+        spent_before = spent
     return tuple(bounds)
 
 
 def _crossing(at: Array, weight: Array, step: float, allowed: float) -> float:
-    """Bisect for the limit that so many of the paths exceed at the next look."""
+    """Bisect for the limit that this share of the paths exceeds at the next look."""
     low, high = -_REACH, _REACH
     while high - low > 1e-12:
         middle = (low + high) / 2
@@ -71,10 +70,10 @@ def _crossing(at: Array, weight: Array, step: float, allowed: float) -> float:
 
 
 def _carry_paths(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:
-    """Carry the paths below the limit to nodes (k,), each with the share of paths that it stands for."""
+    """Carry the paths below the limit to nodes (k,), each with the share of paths that it represents."""
     nodes, shares = np.polynomial.legendre.leggauss(_NODES)
     low = min(-_REACH * sqrt(fraction), limit - 1.0)
-    new = low + (limit - low) * (nodes + 1) / 2
-    gaps = (new[:, None] - at) / sqrt(step)  # (k, paths)
+    new_nodes = low + (limit - low) * (nodes + 1) / 2
+    gaps = (new_nodes[:, None] - at) / sqrt(step)  # (k, paths)
     density = np.exp(-(gaps**2) / 2) @ weight / sqrt(2 * np.pi * step)
-    return new, density * shares * (limit - low) / 2
+    return new_nodes, density * shares * (limit - low) / 2

@@ -1,7 +1,7 @@
 """Quantiles, and intervals of one rate.
 
-Invariant: `alpha` is two-sided for intervals and one-sided for bounds and tests of a margin; an
-interval of a rate is never a point, whatever the count.
+Invariant: `alpha` is two-sided for intervals and one-sided for bounds and tests of a margin; the interval of
+a rate is never a point, whatever the count.
 """
 
 from math import sqrt
@@ -16,7 +16,7 @@ TIE = 1e-12  # differences below this are rounding
 
 
 class Interval(NamedTuple):
-    """Both ends of a confidence interval, in the unit of the estimate."""
+    """The ends of a confidence interval, in the unit of the estimate."""
 
     low: float
     high: float
@@ -47,7 +47,7 @@ def t_quantile(p: float, df: float) -> float:
 
 
 def finite(values: ArrayLike, what: str = "values", least: int = 1) -> Array:
-    """Return the values as an array, (n,) or of more axes, if they are as many as needed and all finite.
+    """Return the values as an array, (n,) or of more axes, if they are enough and all finite.
 
     Raises:
         ValueError: there are fewer than `least`, or one is NaN or infinite.
@@ -80,7 +80,7 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
     z, p = z_quantile(1 - alpha / 2), successes / n
     half = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
-    # Exactly 0 and 1 where nothing and everything succeeded: rounding would put an end beside them.
+    # Exactly 0 and 1 at the extremes, where rounding would miss them.
     low = 0.0 if successes == 0 else max((centre - half) / scale, 0.0)
     high = 1.0 if successes == n else min((centre + half) / scale, 1.0)
     return Interval(low, high)
@@ -89,8 +89,8 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
 def clopper_pearson(successes: float, n: float, alpha: float = 0.05) -> Interval:
     """Return the exact interval of a rate; each end alone is a one-sided 1 − α/2 bound.
 
-    Quantiles of Beta(x, n − x + 1) and Beta(x + 1, n − x), which also take effective counts
-    (Korn & Graubard 1998). Not for estimates shown in tables: it is wider than it needs to be.
+    Quantiles of Beta(x, n − x + 1) and Beta(x + 1, n − x), which also take effective counts (Korn & Graubard
+    1998). Not for estimates shown in tables: it is wider than necessary.
 
     Raises:
         ValueError: not 0 ≤ successes ≤ n, or n is 0.
@@ -105,7 +105,7 @@ def clopper_pearson(successes: float, n: float, alpha: float = 0.05) -> Interval
 
 
 def binomial_p(successes: int, n: int, rate: float) -> float:
-    """Return the chance of so many successes or more among n independent items of one rate.
+    """Return the chance of at least this many successes among n independent items of one rate.
 
     I_p(k, n − k + 1), the regularised incomplete beta function. Not for clustered items.
 

@@ -1,6 +1,6 @@
-"""Means of items that may share clusters: errors, intervals, design effects, averages of tasks.
+"""Means of items that may share clusters: standard errors, intervals, design effects, averages of tasks.
 
-Invariant: clusters are the units; an SE that few clusters leave unknown is None, never 0.
+Invariant: clusters are the units; where they are too few the SE is None, never 0.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.stats.intervals import TIE, Array, Interval, finite, t_quantile
 
-MIN_CLUSTERS = 4  # of equal size, or what so many weigh
+MIN_CLUSTERS = 4  # effective clusters
 
 
 class Mean(NamedTuple):
@@ -28,12 +28,11 @@ class Mean(NamedTuple):
 def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
     """Estimate a mean whose items (n,) may share a cluster (n,).
 
-    CR2: SE² = n⁻² Σ_c (Σ_{i∈c} (x_i − x̄))² / (1 − n_c/n) on `cluster_df`. Clusters of equal size make it
-    the usual Σ·G/(G − 1), and of one item each s²/n with ddof 1. The SE is None where items share
-    clusters that weigh less than four (`effective_clusters`).
-    Not for binary scores with few items that differ (the SE shrinks to 0 there: `tango_interval`);
-    where few clusters hold most items and their means are skewed, a bound errs about twice as often as it
-    says.
+    CR2: SE² = n⁻² Σ_c (Σ_{i∈c} (x_i − x̄))² / (1 − n_c/n) on `cluster_df`. For clusters of equal size this is
+    the usual Σ·G/(G − 1), and for clusters of one item s²/n with ddof 1. The SE is None where items share
+    fewer than four effective clusters (`effective_clusters`). Not for binary scores where few items differ
+    (the SE shrinks to 0: `tango_interval`). Where few clusters hold most items and their means are skewed, a
+    bound errs about twice as often as it says.
 
     Raises:
         ValueError: there are no values, one is NaN, or the lengths differ.
@@ -51,34 +50,34 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
 
 
 def clustered_slope(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> Mean:
-    """Estimate by how much y (n,) rises with x (n,), by least squares, of items in clusters (n,).
+    """Estimate by least squares how much y (n,) rises with x (n,), for items in clusters (n,).
 
-    The mean of each item's part in the slope, b + n·(x − x̄)·(y − ȳ − b(x − x̄))/Σ(x − x̄)², so that its
-    error is that of `clustered_mean`. Not where y depends on x in bends.
+    The slope is the mean of each item's part in it, b + n·(x − x̄)·(y − ȳ − b(x − x̄))/Σ(x − x̄)², so its
+    error is that of `clustered_mean`. Not where y is not linear in x.
 
     Raises:
         ValueError: x does not vary, a value is NaN, or the lengths differ.
 
     Source: White 1980 and Bell & McCaffrey 2002, for the error of a slope by its influence function.
     """
-    at, values = finite(x, "x"), finite(y, "y")
-    centred = at - at.mean()
+    x_values, y_values = finite(x, "x"), finite(y, "y")
+    centred = x_values - x_values.mean()
     spread = float(centred @ centred)
-    if len(at) != len(values) or spread <= TIE:
-        raise ValueError(f"expected x that varies, as many as y: {len(at)} and {len(values)}")
-    slope = float(centred @ values) / spread
+    if len(x_values) != len(y_values) or spread <= TIE:
+        raise ValueError(f"expected x that varies, as many as y: {len(x_values)} and {len(y_values)}")
+    slope = float(centred @ y_values) / spread
     return clustered_mean(
-        slope + len(at) * centred * (values - values.mean() - slope * centred) / spread, clusters
+        slope + len(x_values) * centred * (y_values - y_values.mean() - slope * centred) / spread, clusters
     )
 
 
 def cluster_df(clusters: ArrayLike) -> float:
-    """Return the degrees of freedom of a mean over the clusters of the items (n,), by their sizes alone.
+    """Return the degrees of freedom of a mean over the clusters of the items (n,), from the cluster sizes.
 
-    Bell and McCaffrey's tr(M)²/tr(M²) for items that are all alike within their cluster, at most
-    G_eff − 1: M = P'DP is the quadratic form that CR2's SE² is in the clusters' means, P = I − 1w',
-    D = diag(w²/(1 − w)), w the clusters' shares of the items. G − 1 where all are of one size. Not for items
-    known to be independent within their clusters: there it is smaller than it need be.
+    Bell and McCaffrey's tr(M)²/tr(M²) for items that are all alike within their cluster, at most G_eff − 1: M
+    = P'DP is the quadratic form of CR2's SE² in the clusters' means, P = I − 1w', D = diag(w²/(1 − w)), w the
+    clusters' shares of the items. G − 1 where all have one size. Not for items known to be independent within
+    their clusters: it is too small there.
 
     Raises:
         ValueError: there are no items, or fewer than two clusters.
@@ -104,14 +103,14 @@ def _df(sizes: NDArray[np.intp]) -> float:
 
 
 def effective_clusters(clusters: ArrayLike) -> float:
-    """Return how many clusters of equal size weigh as much as these of the items (n,): n² / Σ n_c².
+    """Return how many clusters of equal size weigh as much as the clusters of the items (n,): n² / Σ n_c².
 
     Not a count of the clusters in which anything differs (`count_differing_clusters`).
 
     Raises:
         ValueError: there are no items.
 
-    Source: Kish 1965, whose effective size of weights this is.
+    Source: Kish 1965, effective sample size of weights.
     """
     return _effective(_count_sizes(clusters))
 
@@ -123,7 +122,7 @@ def _effective(sizes: NDArray[np.intp]) -> float:
 def has_few_clusters(clusters: ArrayLike) -> bool:
     """Tell whether items (n,) share so few clusters, or so unequal ones, that no spread is known.
 
-    That is below four effective clusters; not for items that are each their own cluster.
+    That is below four effective clusters. Not for items that are each their own cluster (always False).
 
     Raises:
         ValueError: there are no items.
@@ -140,18 +139,18 @@ def _are_few(sizes: NDArray[np.intp]) -> bool:
 def paired_delta(base: ArrayLike, new: ArrayLike, clusters: ArrayLike | None = None) -> Mean:
     """Estimate mean(new − base) over the same items (n,), by the CLT or by clusters.
 
-    Without `clusters` each item is its own. Not for metrics that are no mean of items
-    (`bootstrap`), and see `clustered_mean` for binary scores.
+    Without `clusters` each item is its own cluster. Not for metrics that are not means of items
+    (`bootstrap`); for binary scores see `clustered_mean`.
 
     Raises:
         ValueError: the arms differ in length, are empty, or hold NaN.
 
     Source: Miller 2024, arXiv:2411.00640.
     """
-    old, now = np.asarray(base, float), np.asarray(new, float)
-    if old.shape != now.shape:
-        raise ValueError(f"the arms must hold the same items: {old.shape} and {now.shape}")
-    return clustered_mean(now - old, np.arange(len(old)) if clusters is None else clusters)
+    before, after = np.asarray(base, float), np.asarray(new, float)
+    if before.shape != after.shape:
+        raise ValueError(f"the arms must hold the same items: {before.shape} and {after.shape}")
+    return clustered_mean(after - before, np.arange(len(before)) if clusters is None else clusters)
 
 
 def t_interval(mean: Mean, alpha: float = 0.05) -> Interval:
@@ -171,15 +170,14 @@ def t_interval(mean: Mean, alpha: float = 0.05) -> Interval:
 
 
 def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
-    """Return by how much clusters inflate the variance of a mean: at least 1.
+    """Return the factor, at least 1, by which clusters inflate the variance of a mean.
 
-    1 + (m − 1) ρ, with m the size-weighted mean cluster size Σm_c²/n and ρ from
-    the ratio of the clustered to the plain variance, shrunk as if one more cluster had been
-    seen that differs as a whole: ρ = (c ρ̂ + 1)/(c + 1), c the clusters that hold a value
-    other than the median; ρ̂ is 1 where too few clusters leave the spread unknown. So ρ is 1 where
-    nothing differs (n/m items' worth of evidence), and the data's own where many clusters differ. The
-    shrinkage is ours: with few differing items the plain ratio is close to 1 by construction, and proves
-    nothing.
+    1 + (m − 1) ρ, with m the size-weighted mean cluster size Σm_c²/n and ρ from the ratio of the clustered to
+    the plain variance, shrunk as if one more cluster that differs as a whole had been seen: ρ = (c ρ̂ + 1)/(c
+    + 1), c the clusters that hold a value other than the median; ρ̂ is 1 where too few clusters leave the
+    spread unknown. So ρ is 1 where nothing differs (n/m items' worth of evidence), and the data's own where
+    many clusters differ. The shrinkage is ours: with few differing items the plain ratio is close to 1 by
+    construction, and proves nothing.
 
     Not for unequal inclusion weights.
 
@@ -200,9 +198,9 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
 def count_differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effective: bool = False) -> float:
     """Count the clusters that hold a value other than the median.
 
-    Differences below 1e-12 are rounding. Not a measure of how much they differ. The `effective` count is that
-    of as many clusters of equal size as weigh what these do, so a few large ones that hold no such value are
-    not made up for by many small ones that do.
+    Differences below 1e-12 are rounding. Not a measure of how much they differ. The `effective` count is
+    scaled to clusters of equal size (`effective_clusters`), so that many small differing clusters do not make
+    up for a few large ones that do not differ.
 
     Raises:
         ValueError: there are no values, one is NaN, or the lengths differ.
@@ -223,12 +221,12 @@ def mover_mean(
     weights: Sequence[float] | None = None,
     correlations: Array | None = None,
 ) -> tuple[float, Interval]:
-    """Average estimates, and combine their intervals; equal weights and independent unless given.
+    """Average estimates and combine their intervals; weights are equal and estimates independent by default.
 
-    L = θ̄ − √(Σ_i w_i²(θ̂_i − l_i)² + 2 Σ_{i<j} w_i w_j ρ_ij (θ̂_i − l_i)(θ̂_j − l_j)), U likewise, the
-    weights adding up to 1: each task's own asymmetry and width near 0 are kept, and the level is that of the
-    intervals given (for a one-sided bound give one-sided bounds). `correlations` is (k, k), its
-    elements in [0, 1]. Not for a negative correlation, which would narrow the interval.
+    L = θ̄ − √(Σ_i w_i²(θ̂_i − l_i)² + 2 Σ_{i<j} w_i w_j ρ_ij (θ̂_i − l_i)(θ̂_j − l_j)), U likewise, with
+    weights that add up to 1. Each task keeps its own asymmetry and its width near 0, and the level is that of
+    the given intervals (for a one-sided bound pass one-sided bounds). `correlations` is (k, k), its elements
+    in [0, 1]. Not for a negative correlation, which would narrow the interval.
 
     Raises:
         ValueError: there are no estimates, or not as many intervals and weights.
@@ -247,7 +245,7 @@ def mover_mean(
 
 
 def quadrature(widths: ArrayLike, correlations: Array | None = None) -> float:
-    """Add widths (k,) as standard errors add: √(Σ_ij ρ_ij x_i x_j), independent unless given.
+    """Add widths (k,) as standard errors are added: √(Σ_ij ρ_ij x_i x_j), independent by default.
 
     Infinite where a width is. Not for differences, whose covariances are subtracted.
 
@@ -286,8 +284,8 @@ def _count_sizes(clusters: ArrayLike) -> NDArray[np.intp]:
 
 
 def _number(labels: NDArray[Any]) -> NDArray[np.intp]:
-    """Number the clusters of items (n,) from 0; labels that are such numbers already stay as they are."""
-    small = labels.dtype == np.intp and labels.min() == 0 and labels.max() < len(labels)
-    if small and np.bincount(labels).all():
+    """Number the clusters of items (n,) from 0; labels that already are such numbers stay as they are."""
+    is_numbered = labels.dtype == np.intp and labels.min() == 0 and labels.max() < len(labels)
+    if is_numbered and np.bincount(labels).all():
         return labels
     return np.unique(labels, return_inverse=True)[1]

@@ -1,6 +1,6 @@
 """Corrections for multiple testing: Holm and Benjamini-Hochberg.
 
-Invariant: an adjusted p-value is never below its own, and their order is kept.
+Invariant: an adjusted p-value is never below the original, and their order is kept.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that of the rejected ones at most the level's share is false, on average.
+    """Adjust p-values so that, on average, at most the level's share of the rejected ones is false.
 
-    min_{j ≥ i} min(1, k p_(j)/j) over the sorted p-values, in the order given. Valid for
-    independent or positively dependent tests, as comparisons with one reference are. Not where
-    a single false alarm is too many (`holm`).
+    min_{j ≥ i} min(1, k p_(j)/j) over the sorted p-values, in the order given. Valid for independent or
+    positively dependent tests, as comparisons with one reference are. Not where a single false alarm is too
+    many (`holm`).
 
     Raises:
         ValueError: a p-value is not in [0, 1].

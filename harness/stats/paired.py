@@ -1,7 +1,6 @@
 """Paired scores of 0 and 1: McNemar's test, and Tango's score interval and tests.
 
-Invariant: what is seen of a difference are the items that differ; an interval stays honest
-where there are none.
+Invariant: only the items that differ carry evidence; an interval stays valid where none do.
 """
 
 from collections.abc import Callable
@@ -23,10 +22,9 @@ class McNemar(NamedTuple):
 def mcnemar(gains: int, losses: int) -> McNemar:
     """Test that gains and losses are equally likely among the items that differ.
 
-    exact = min(1, 2 P(X ≤ min)), mid-p = P(X ≤ min) + P(X < min), which is the exact p less
-    P(X = min), with X ~ Binomial(gains + losses, ½); with as many gains as losses 1 − P(X = min)/2, and
-    1 where nothing differs. Not for non-inferiority (a large p does
-    not show equality), nor for clustered items.
+    exact = min(1, 2 P(X ≤ min)), mid-p = P(X ≤ min) + P(X < min), that is the exact p less P(X = min), with X
+    ~ Binomial(gains + losses, ½); with as many gains as losses 1 − P(X = min)/2, and 1 where nothing differs.
+    Not for non-inferiority (a large p does not show equality), nor for clustered items.
 
     Raises:
         ValueError: a count is negative.
@@ -63,10 +61,10 @@ def tango_z(gains: float, losses: float, n: float, delta: float) -> float:
 
 
 def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -> Interval:
-    """Return the score interval of (gains − losses)/n; honest with no differing item at all.
+    """Return the score interval of (gains − losses)/n; valid even where no item differs.
 
-    The deltas at which |`tango_z`| = z_{1−α/2}. Each end alone is a one-sided 1 − α/2 bound.
-    Not for clustered items unless all three counts are divided by the design effect.
+    The deltas at which |`tango_z`| = z_{1−α/2}. Each end alone is a one-sided 1 − α/2 bound. Not for
+    clustered items unless all three counts are divided by the design effect.
 
     Raises:
         ValueError: the counts are negative or more than n, or n is 0.
@@ -81,7 +79,7 @@ def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -
 
 
 def tango_regression_p(gains: float, losses: float, n: float, margin: float) -> float:
-    """Return the one-sided p of H0: delta ≥ −margin; small shows a loss beyond the margin.
+    """Return the one-sided p of H0: delta ≥ −margin; a small p shows a loss beyond the margin.
 
     Φ(`tango_z` at −margin). Not for clustered items unless the counts are effective.
 

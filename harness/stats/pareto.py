@@ -1,6 +1,6 @@
-"""Pareto front and hypervolume of two goals, both to be large.
+"""Pareto front and hypervolume of two goals, both to be maximised.
 
-Invariant: a point that another one matches in both goals and beats in one is never on the front.
+Invariant: a dominated point (matched in both goals and beaten in one) is never on the front.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from harness.stats.intervals import finite
 def pareto_front(points: ArrayLike) -> list[int]:
     """Return the indices of the points (n, 2) that no other dominates, in the order of the first goal.
 
-    Of equal points the first is kept. Not for goals to be made small: turn their sign.
+    Of equal points the first is kept. Not for goals to be minimised: change their sign.
 
     Raises:
         ValueError: there are no points, one is NaN, or they have not two goals.
@@ -31,8 +31,8 @@ def pareto_front(points: ArrayLike) -> list[int]:
 def hypervolume(points: ArrayLike, reference: tuple[float, float]) -> float:
     """Return the area between the reference and the front of points (n, 2), in the product of both units.
 
-    Points that are not above the reference in both goals add nothing. The reference decides
-    much: name it. Not for comparing areas of different references or units.
+    Points that are not above the reference in both goals add nothing. The result depends strongly on the
+    reference: report it. Not for comparing areas of different references or units.
 
     Raises:
         ValueError: there are no points, one is NaN, or they have not two goals.

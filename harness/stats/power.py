@@ -11,10 +11,10 @@ from harness.stats.intervals import z_quantile
 
 
 def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float = 1.0) -> float:
-    """Return the standard error of a paired delta of binary scores to be expected.
+    """Return the expected standard error of a paired delta of binary scores.
 
-    √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect`
-    the design effect. Not for graded scores, whose differences are smaller than 1.
+    √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect` the design
+    effect. Not for graded scores, whose differences are smaller than 1.
 
     Raises:
         ValueError: the disagreement or the effect is negative, or n is not positive.
@@ -27,10 +27,10 @@ def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float =
 
 
 def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
-    """Return the chance to show delta > −margin (one-sided α) when the true delta is given.
+    """Return the chance to show delta > −margin (one-sided α) for a true delta.
 
-    Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m it is the chance to miss the loss.
-    A normal approximation: not below some five differing items.
+    Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m this is the chance to miss the loss. A normal
+    approximation: not below some five differing items.
 
     Raises:
         ValueError: the SE is not positive.
@@ -41,10 +41,10 @@ def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 
 
 
 def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
-    """Return the chance to show delta < −margin (one-sided α) when the true delta is given.
+    """Return the chance to show delta < −margin (one-sided α) for a true delta.
 
-    Φ(−(δ + m)/SE − z_{1−α}); 1 minus it is what a veto misses. Under Holm over k tasks give
-    α/k, its hardest step. A normal approximation: not below some five differing items.
+    Φ(−(δ + m)/SE − z_{1−α}); a veto misses the rest. Under Holm over k tasks pass α/k, its hardest step. A
+    normal approximation: not below some five differing items.
 
     Raises:
         ValueError: the SE is not positive.

@@ -1,7 +1,7 @@
 """Preferences between two answers: win rates, Bradley-Terry strengths, agreement of raters.
 
-Invariant: a tie is half a win for each side, a skipped item is nothing; what has no finite estimate
-(a side that won or lost everything) is None and never a large number.
+Invariant: a tie is half a win for each side, and a skipped item does not count. Where no finite estimate
+exists (a side won or lost everything) the result is None and never a large number.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ _STEPS, _ENOUGH = 50, 1e-10
 
 
 class WinRate(NamedTuple):
-    """The share of comparisons that a side won, ties half, with Wilson's interval and the sign test's p."""
+    """The share of comparisons that a side won (ties half), with Wilson's interval and the sign test's p."""
 
     rate: float
     low: float
@@ -40,8 +40,8 @@ class Strength(NamedTuple):
 def win_rate(wins: int, losses: int, ties: int = 0, alpha: float = 0.05) -> WinRate:
     """Estimate how often one side is preferred, and test that both are equally likely to be.
 
-    The rate is (wins + ties/2)/n with Wilson's interval; the test leaves ties out. Not where
-    several raters judged the same items: resample by item (`bradley_terry`).
+    The rate is (wins + ties/2)/n with Wilson's interval; the test ignores ties. Not where several raters
+    judged the same items: resample by item (`bradley_terry`).
 
     Raises:
         ValueError: a count is negative, or there is no comparison.
@@ -67,10 +67,10 @@ def bradley_terry(
 ) -> list[Strength]:
     """Estimate the strength of every side from comparisons (n,), in Elo points over side 0.
 
-    `first` and `second` number the sides, `won` is 1, ½ or 0 for the first of them, `items` name
-    what was compared. Logistic regression without a constant on +1 and −1; the intervals are
-    percentiles over resampled items. A draw in which the likelihood has no maximum gets half a win
-    more for both sides of each pair that met. Not for sides that met in no chain of comparisons.
+    `first` and `second` number the sides, `won` is 1, ½ or 0 for the first of them, `items` name what was
+    compared. Logistic regression without a constant on +1 and −1; the intervals are percentiles over
+    resampled items. In a draw whose likelihood has no maximum, both sides of each pair that met get half a
+    win more. Not for sides that no chain of comparisons connects.
 
     Raises:
         ValueError: the lengths differ, there is no comparison, or a result is not in [0, 1].
@@ -84,47 +84,46 @@ def bradley_terry(
     codes = _codes(items)
     n_items = int(codes.max()) + 1
     times = np.random.default_rng(seed).multinomial(n_items, np.full(n_items, 1 / n_items), draws)
-    found = _table(a, b, y, np.ones((1, len(a))), k)  # (1, k, k)
-    drawn = _table(a, b, y, times[:, codes].astype(float), k)  # (d, k, k)
-    if not _is_connected(found[0]):
+    observed_wins = _table(a, b, y, np.ones((1, len(a))), k)  # (1, k, k)
+    drawn_wins = _table(a, b, y, times[:, codes].astype(float), k)  # (d, k, k)
+    if not _is_connected(observed_wins[0]):
         return [Strength(0.0, 0.0, 0.0), *[Strength(None, None, None)] * (k - 1)]
-    met = (found[0] + found[0].T) > 0
-    loose = np.array([not _is_connected(table) for table in drawn], bool)
-    drawn[loose] += 0.5 * met
-    best, spread = _fit(found)[0], _fit(drawn)  # (k,), (d, k)
+    have_met = (observed_wins[0] + observed_wins[0].T) > 0
+    is_unconnected = np.array([not _is_connected(table) for table in drawn_wins], bool)
+    drawn_wins[is_unconnected] += 0.5 * have_met
+    best, spread = _fit(observed_wins)[0], _fit(drawn_wins)  # (k,), (d, k)
     ends = np.quantile(spread, [alpha / 2, 1 - alpha / 2], axis=0)
     return [Strength(*(float(_ELO * x) + 0.0 for x in (best[i], ends[0, i], ends[1, i]))) for i in range(k)]
 
 
 def krippendorff_alpha(units: Iterable[Mapping[Any, Any]], *, graded: bool = False) -> float | None:
-    """Return how far raters agree: 1 all, 0 as by chance, below 0 less than that.
+    """Return how far raters agree: 1 fully, 0 as by chance, below 0 less than by chance.
 
-    Each unit maps raters to their labels; units with one label say nothing. Labels without order differ or do
-    not; `graded` ones are numbers that differ by the square of their distance. None where no unit has two, or
-    where all labels are the same, so that chance would agree as well. Not for ranks, whose distances mean
-    nothing.
+    Each unit maps raters to their labels; units with one label are ignored. Labels without order are equal or
+    different; `graded` labels are numbers whose distance is squared. None where no unit has two labels, or
+    all labels are the same, so that chance would agree as well. Not for ranks, whose distances mean nothing.
 
     Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal and interval data.
     """
     pairs: dict[tuple[Any, Any], float] = {}
     for unit in units:
         labels = list(unit.values())
-        for i, one in enumerate(labels):
-            for j, other in enumerate(labels):
+        for i, left in enumerate(labels):
+            for j, right in enumerate(labels):
                 if i != j:
-                    pairs[one, other] = pairs.get((one, other), 0.0) + 1 / (len(labels) - 1)
+                    pairs[left, right] = pairs.get((left, right), 0.0) + 1 / (len(labels) - 1)
     totals: dict[Any, float] = {}
-    for (one, _), count in pairs.items():
-        totals[one] = totals.get(one, 0.0) + count
+    for (left, _), count in pairs.items():
+        totals[left] = totals.get(left, 0.0) + count
     n = sum(totals.values())
 
-    def distance(one: Any, other: Any) -> float:
-        return (one - other) ** 2 if graded else float(one != other)
+    def distance(left: Any, right: Any) -> float:
+        return (left - right) ** 2 if graded else float(left != right)
 
-    expected = sum(a * b * distance(one, other) for one, a in totals.items() for other, b in totals.items())
+    expected = sum(a * b * distance(left, right) for left, a in totals.items() for right, b in totals.items())
     if n <= 1 or expected <= 0:
         return None
-    observed = sum(count * distance(one, other) for (one, other), count in pairs.items())
+    observed = sum(count * distance(left, right) for (left, right), count in pairs.items())
     return 1 - (n - 1) * observed / expected
 
 
@@ -143,7 +142,7 @@ def _table(a: np.ndarray, b: np.ndarray, won: Array, weights: Array, k: int) -> 
 
 
 def _is_connected(wins: Array) -> bool:
-    """Tell whether every side won against every other by some chain: then the maximum exists."""
+    """Tell whether every side beat every other through some chain: only then does the maximum exist."""
     reach = (wins > 0) | np.eye(len(wins), dtype=bool)
     for _ in range(max(1, int(np.ceil(np.log2(len(wins)))))):
         reach = reach @ reach

@@ -1,7 +1,7 @@
-"""Variance components of a mean over training seeds: what varies over items, and what between seeds.
+"""Variance components of a mean over training seeds: over items, and between seeds.
 
-Invariant: the variance between seeds is estimated on at least two degrees of freedom or unknown; it is never
-set off against that over items, and never dropped for being small.
+Invariant: the variance between seeds is estimated on at least two degrees of freedom or is unknown; it is
+never offset against that over items, and never dropped for being small.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ _MOST_DF = 1e6  # beyond that t is the normal distribution
 
 
 class Variance(NamedTuple):
-    """An estimated variance with its degrees of freedom, None where it is taken for known."""
+    """An estimated variance with its degrees of freedom; `df` is None where the variance counts as known."""
 
     variance: float
     df: float | None
 
 
 class VarianceComponents(NamedTuple):
-    """Variances of a mean over `n_seeds` seeds with the same items: over these items, and between seeds."""
+    """Variances of a mean over `n_seeds` seeds on the same items: over these items, and between seeds."""
 
     items: Variance
     seeds: Variance
@@ -32,28 +32,28 @@ class VarianceComponents(NamedTuple):
 
     @property
     def total(self) -> Variance:
-        """Their sum, which is the variance of the mean."""
+        """The sum of both: the variance of the mean."""
         return satterthwaite([self.items, self.seeds])
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the variance between seeds was taken from other recipes as well."""
+        """Whether the variance between seeds was also estimated from other recipes."""
         return self.seeds.df != self.n_seeds - 1
 
 
 def seed_variance(recipes: Sequence[Sequence[float]]) -> Variance | None:
-    """Estimate the variance of one seed's result about its recipe, pooled over recipes.
+    """Estimate the variance of one seed's result around its recipe's mean, pooled over recipes.
 
-    Σ (R − 1) s² / Σ (R − 1) on Σ (R − 1) degrees of freedom, each recipe given by the results of its R
-    seeds; None with fewer than two degrees of freedom, as of a single recipe with two seeds. A recipe with
-    one seed adds nothing. Not where recipes vary unlike one another: give one alone.
+    Σ (R − 1) s² / Σ (R − 1) on Σ (R − 1) degrees of freedom, where each recipe is given by the results of its
+    R seeds; None with fewer than two degrees of freedom, as for a single recipe with two seeds. A recipe with
+    one seed adds nothing. Not where the variance differs between recipes: pass one recipe only.
 
     Raises:
         ValueError: a result is NaN or infinite.
 
     Source: the pooled variance of one-way analysis of variance; Miller 2024, arXiv:2411.00640.
     """
-    groups = [np.asarray(of, float) for of in recipes]
+    groups = [np.asarray(results, float) for results in recipes]
     if not all(np.isfinite(x).all() for x in groups):
         raise ValueError(f"expected finite results of seeds: {[list(x) for x in groups]}")
     df = sum(len(x) - 1 for x in groups if len(x))
@@ -65,8 +65,8 @@ def seed_variance(recipes: Sequence[Sequence[float]]) -> Variance | None:
 def satterthwaite(parts: Sequence[Variance]) -> Variance:
     """Add independent variances V_k on ν_k degrees of freedom: V = Σ V_k on V²/Σ(V_k²/ν_k).
 
-    The sum counts as known where every part that matters is, and where one is infinite. Not for variances
-    of which one is subtracted.
+    The sum counts as known where every part that matters does, and where one part is infinite. Not for
+    variances that are subtracted.
 
     Raises:
         ValueError: a variance is negative or NaN.
@@ -85,10 +85,10 @@ def satterthwaite(parts: Sequence[Variance]) -> Variance:
 def detectable_mean(
     found: VarianceComponents, times: float, alpha: float = 0.05, power: float = 0.8
 ) -> float:
-    """Return the smallest mean that so many times the items would tell from 0, two-sided, by the same seeds.
+    """Return the smallest mean that `times` as many items and the same seeds could tell from 0, two-sided.
 
-    (t_{1−α/2, ν} + t_{power, ν}) √V, V = V_I/times + V_S on Satterthwaite's ν, in which the items' degrees of
-    freedom grow with the items; `times` inf leaves what no number of items would mend. Not for more
+    (t_{1−α/2, ν} + t_{power, ν}) √V, V = V_I/times + V_S on Satterthwaite's ν, where the degrees of freedom
+    of the items grow with the items; with `times` inf only the variance between seeds is left. Not for more
     seeds, which would lower V_S.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Value of information before one of two options is taken: perfect and sample information.
+"""Value of information before one of two options is chosen: perfect and sample information.
 
-Invariant: in the unit of the difference between the options; more information is never worth
-less, and never more than perfect information.
+Invariant: values are in the unit of the difference between the options; more information is never worth less,
+and never more than perfect information.
 """
 
 from math import exp, inf, lgamma, log, log1p, pi, sqrt
@@ -10,13 +10,13 @@ from scipy import special
 
 
 def perfect_information(mean: float, sd: float, df: float | None = None) -> float:
-    """Return EVPI, the loss expected from taking the better-looking option now.
+    """Return EVPI, the expected loss from choosing the better-looking option now.
 
-    s g(z) − |μ| F(−z), z = |μ|/s. `mean` and `sd` describe what is believed of the difference between two
-    options, normal or, with `df`, Student's t about the mean with that scale: F is its distribution, and
-    g(z) = φ(z), or f(z) (ν + z²)/(ν − 1) of the t, inf on one degree of freedom or fewer. The value is in
-    their unit; 0 where nothing is uncertain. Not for more than two options, nor where the options' costs of
-    being wrong differ by more than this difference.
+    s g(z) − |μ| F(−z), z = |μ|/s. `mean` and `sd` describe the belief about the difference between two
+    options: normal or, with `df`, Student's t around the mean with that scale. F is its distribution
+    function, and g(z) = φ(z), or f(z) (ν + z²)/(ν − 1) for the t, inf on one degree of freedom or fewer. The
+    value is in their unit; 0 where nothing is uncertain. Not for more than two options, nor where the cost of
+    a wrong choice is not this difference.
 
     Raises:
         ValueError: the sd is negative.
@@ -37,11 +37,11 @@ def perfect_information(mean: float, sd: float, df: float | None = None) -> floa
 
 
 def sample_information(mean: float, sd: float, item_sd: float, n: float, df: float | None = None) -> float:
-    """Return EVSI, what n more items are worth: `perfect_information` with s² / √(s² + σ²/n) for s.
+    """Return EVSI, the value of n more items: `perfect_information` with s² / √(s² + σ²/n) for s.
 
-    `sd` is that of what items could tell; what only more seeds would tell is no part of it. `item_sd` is the
-    standard deviation σ of one item's difference, in the unit of the mean, as the value is; `df` as of
-    `perfect_information`. Not the net worth: subtract what the items cost.
+    `sd` is the part of the uncertainty that items could resolve, without the part that needs more seeds.
+    `item_sd` is the standard deviation σ of one item's difference, in the unit of the mean, as the value is;
+    `df` as for `perfect_information`. Not the net value: subtract what the items cost.
 
     Raises:
         ValueError: an sd is negative, or n is not positive.

@@ -1,32 +1,32 @@
 """Store of rows and runs: folders, and a DuckDB index over them; all SQL of the project.
 
-Invariant: the folders are the truth and the index can be rebuilt from them. A file with its
-final name is whole; a write raises HarnessError where the disk is full, and what was there stays. Rows are
-found by content, so whatever was computed once is found again.
+Invariant: the folders are the truth and the index can be rebuilt from them. A file with its final name is
+complete; a write to a full disk raises HarnessError and leaves the old file as it was. Rows are found by
+content, so everything that was computed once is reused.
 
     runs/rows/<digest>/identity.json           what the rows depend on
     runs/rows/<digest>/blocks/00000.jsonl, …   finished blocks, until the set is complete
     runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
-    runs/rows/<digest>/checksums.json          what was written to it, to tell a damaged file
+    runs/rows/<digest>/checksums.json          checksums of its files, to detect damage
     runs/rows/<digest>/folds.json              which fold's model answered each item, where several did
-    runs/rows/<digest>/origins.json            where each block was computed, and beside which control arm
-    runs/control/<id>/                         blocks of a base that were evaluated again (see `control`)
+    runs/rows/<digest>/origins.json            the environment and control arm of each block
+    runs/control/<id>/                         blocks of a base that were evaluated again
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
     runs/trials/<run_id>.json                  the run of a trial of a sweep or search (see `trial_runs`)
-    runs/grades/<book>/                        what judges said of answers (see `grade_books`)
-    runs/ratings/<rating id>.json              what a person preferred
-    runs/labels/<id>.json                      labels of answers that a person gave together
+    runs/grades/<book>/                        judges' grades of answers (see `grade_books`)
+    runs/ratings/<rating id>.json              a person's preference
+    runs/labels/<id>.json                      a person's labels of answers, given in one session
     runs/noise/<id>.json                       a measurement of A/A noise
-    runs/verdicts/<run_id>/<digest>.json       what the gate said of a run
+    runs/verdicts/<run_id>/<digest>.json       a verdict of the gate on a run
     runs/decisions/<experiment>.json           the last decision of an experiment
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
-    runs/.begun/<name>                         what has begun and not finished
-    runs/.claims/<digest>                      locks of what workers are making
-    runs/.claims/<candidate>.trial             the trial that its search is at, on a worker
-    runs/.workers/                             what the workers of a comparison are told, and their logs
-    runs/.progress.json                        where the comparison, night or rescue at work is
+    runs/.begun/<name>                         work that has begun and not finished
+    runs/.claims/<digest>                      locks of files that workers are making
+    runs/.claims/<candidate>.trial             the current trial of a search on a worker
+    runs/.workers/                             instructions and logs of a comparison's workers
+    runs/.progress.json                        progress of the running comparison, night or rescue
 """
 
 from harness.store.base_rows import base_rows_use, find_base_rows, keep_base_rows

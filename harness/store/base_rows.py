@@ -1,8 +1,8 @@
-"""Rows of base models on capability suites, kept once per machine for the experiments of every folder.
+"""Cache of base models' rows on capability suites, kept once per machine for all experiments.
 
-Invariant: a file's name holds the digest of all that its rows depend on, environment, threads and kernels
-included, and the checksum of its content; so a damaged file is as if absent, and writers at the same time
-do each other no harm. What they take is bounded, and the least recently used go first.
+Invariant: a file's name holds the digest of everything that its rows depend on, including environment,
+threads and kernels, and the checksum of its content. So a damaged file counts as absent, and concurrent
+writers do not conflict. The size is bounded; the least recently used files are deleted first.
 
     <cache>/base_rows/<key>.<CRC-32>.parquet   a copy of a complete `rows.parquet`
 """
@@ -25,12 +25,12 @@ BOUND_BYTES = 10**9
 
 
 def base_rows_folder() -> Path:
-    """Return the folder of all kept rows."""
+    """Return the folder of all cached rows."""
     return cache_dir() / "base_rows"
 
 
 def base_rows_use() -> Leftover:
-    """Return that folder with its bytes; nothing in it is referred to from elsewhere."""
+    """Return that folder with its size; nothing else refers to its content."""
     return Leftover(base_rows_folder(), size(base_rows_folder()))
 
 
@@ -41,22 +41,22 @@ def find_base_rows(
     environment: Mapping[str, str],
     kernels: Mapping[str, str],
 ) -> bool:
-    """Copy kept rows of these examples, computed in this environment, into a store; tell whether there were.
+    """Copy cached rows of these examples and this environment into a store; tell whether there were any.
 
-    `kernels` describe those that compute here. They are no part of what a store notes of its rows.
+    `kernels` describes the kernels in use here. The store does not record them with its rows.
     """
-    read = (
+    candidates = (
         (path, _read(path))
         for path in _find_kept(_key(identity, environment, kernels))
         if is_stored_as(path, ids)
     )
-    kept, content = next((one for one in read if one[1] is not None), (None, None))
-    if kept is None or content is None:
+    cached, content = next((c for c in candidates if c[1] is not None), (None, None))
+    if cached is None or content is None:
         return False
-    came_from, path = Origin(keep_environment(store, environment)), store.parquet(identity.digest)
+    origin, path = Origin(keep_environment(store, environment)), store.parquet(identity.digest)
     write_record(store, path.with_name("identity.json"), identity)
     for index in range(-(-len(ids) // BLOCK)):
-        keep_origin(store, identity.digest, index, came_from)
+        keep_origin(store, identity.digest, index, origin)
 
     def write(part: Path) -> None:
         part.write_bytes(content)
@@ -65,7 +65,7 @@ def find_base_rows(
     with clear_errors(store, str(path), AGAIN):
         rename_when_whole(store, path, write)
     with suppress(OSError):
-        os.utime(kept)
+        os.utime(cached)
     return True
 
 
@@ -76,21 +76,21 @@ def keep_base_rows(
     kernels: Mapping[str, str],
     bound_bytes: int = BOUND_BYTES,
 ) -> None:
-    """Keep a complete set, in place of what was kept of it, if all of it comes from this environment.
+    """Cache a complete row set, replacing an older copy, if all of it was computed in this environment.
 
-    A cache that cannot be written costs time alone.
+    A cache that cannot be written only costs time.
     """
-    came_from = origins(store, identity.digest).values()
-    if {one.environment for one in came_from} != {digest(dict(environment))}:
+    environments = {origin.environment for origin in origins(store, identity.digest).values()}
+    if environments != {digest(dict(environment))}:
         return
     key = _key(identity, environment, kernels)
     with suppress(OSError):
         content = store.parquet(identity.digest).read_bytes()
         make_private_folder(base_rows_folder())
         path = base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
-        before = _find_kept(key)
+        older_copies = _find_kept(key)
         fill_cache_file(path, lambda scratch: scratch.write_bytes(content))
-        for other in before:
+        for other in older_copies:
             if other != path:
                 other.unlink(missing_ok=True)
         _drop_least_recent(bound_bytes)
@@ -104,20 +104,20 @@ def _find_kept(key: str) -> list[Path]:
     return sorted(base_rows_folder().glob(f"{key}.*.parquet"))
 
 
-def _read(kept: Path) -> bytes | None:
-    """Read a kept file; None where it is gone by now or damaged."""
+def _read(path: Path) -> bytes | None:
+    """Read a cached file; None where it is gone or damaged."""
     with suppress(OSError):
-        content = kept.read_bytes()
-        if f"{zlib.crc32(content):08x}" == kept.stem.partition(".")[2]:
+        content = path.read_bytes()
+        if f"{zlib.crc32(content):08x}" == path.stem.partition(".")[2]:
             return content
     return None
 
 
 def _drop_least_recent(bound_bytes: int) -> None:
-    found = [(path, path.stat()) for path in base_rows_folder().iterdir()]
-    found.sort(key=lambda one: one[1].st_mtime_ns)
-    total = sum(stat.st_size for _, stat in found)
-    for path, stat in found:
+    files = [(path, path.stat()) for path in base_rows_folder().iterdir()]
+    files.sort(key=lambda file: file[1].st_mtime_ns)
+    total = sum(stat.st_size for _, stat in files)
+    for path, stat in files:
         if total <= bound_bytes:
             return
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Champion registry: the released run of a target, in a reviewable file: `baselines/champions/<target>.json`.
 
-Invariant: the file holds digests and numbers only, no path of a machine; the rows that its digests name are
-the baseline, whatever becomes of the run's name.
+Invariant: the file holds digests and numbers, never a path of a machine. The rows that its digests name are
+the baseline, even after the run was renamed or removed.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,11 @@ from harness.spec import Recipe
 class Champion:
     """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test.
 
-    `units` holds the units of those scores that are no rates where higher is better.
-
-    `verdict` is what the gate said when it was promoted (empty where it could not say anything),
-    `sentence` the evidence, `despite` why it was promoted although it had not passed. `first_base` is the
-    digest of the base that the first of its champions was judged against, `cumulative` the macro against that
-    one as [delta, low, high, n]; empty where it was not measured.
+    `units` holds the units of scores other than rates where higher is better. `verdict` is the gate's verdict
+    at promotion (empty without one), `sentence` the evidence, `despite` the reason for promoting a run that
+    had not passed. `first_base` is the digest of the base that the target's first champion was judged
+    against, `cumulative` the macro change against that base as [delta, low, high, n]; empty where it was not
+    measured.
     """
 
     target: StoredName
@@ -47,15 +46,15 @@ class Champion:
 
 
 def champion_file(folder: Path, target: str) -> Path:
-    """Return where the champion of a target is written, below the experiment's folder."""
+    """Return the path of a target's champion, below the experiment's folder."""
     return folder / "baselines" / "champions" / f"{target}.json"
 
 
 def read_champion(folder: Path, target: str) -> Champion | None:
-    """Read the champion of a target; None where nobody was promoted.
+    """Read the champion of a target; None where no run was promoted.
 
     Raises:
-        UserError: the file is no champion's.
+        UserError: the file does not hold a champion.
     """
     path = champion_file(folder, target)
     if not path.exists():
@@ -70,17 +69,17 @@ def champions(folder: Path) -> list[Champion]:
     """Read the champions of all targets, below the experiment's folder.
 
     Raises:
-        UserError: a file is no champion's.
+        UserError: a file does not hold a champion.
     """
     targets = sorted(path.stem for path in champion_file(folder, "*").parent.glob("*.json"))
-    return [found for target in targets if (found := read_champion(folder, target)) is not None]
+    return [champion for target in targets if (champion := read_champion(folder, target)) is not None]
 
 
 def find_first_base(folder: Path, target: str) -> str:
     """Return the digest of the base that the first champion was judged against; empty without a champion.
 
     Raises:
-        UserError: the file is no champion's.
+        UserError: the file does not hold a champion.
     """
     champion = read_champion(folder, target)
     return (champion.first_base or champion.base_digest) if champion else ""

@@ -1,6 +1,7 @@
 """The stored tables as pandas frames, for notebooks: `harness.frames.scores("runs")`.
 
-Invariant: a frame has the columns that `harness sql --tables` documents, and holds what the folders hold now.
+Invariant: a frame has the columns that `harness sql --tables` documents, and the content that the folders
+have now.
 """
 
 from pathlib import Path
@@ -40,5 +41,5 @@ def deltas(folder: str | Path = "runs") -> "DataFrame":
 
 
 def query(sql: str, folder: str | Path = "runs") -> "DataFrame":
-    """Return the rows of one SELECT in DuckDB's SQL, as `harness sql` gives them."""
+    """Return the rows of one SELECT in DuckDB's SQL, as `harness sql` does."""
     return frame(folder, sql)

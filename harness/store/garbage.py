@@ -1,8 +1,8 @@
-"""Disk use of a store and garbage collection: what nothing refers to, and what work in progress still wants.
+"""Disk use of a store and garbage collection: unreferenced files, and files that work in progress needs.
 
-Invariant: what a run, a champion or a night refers to is never garbage, nor is what a stored run is compared
-with, confirmed by or found by way of: a base's rows on the same items, the same weights in another precision,
-the trials of a sweep. Whatever ends a process, the name of what it was at stays until that has been finished.
+Invariant: anything that a run, a champion or a night refers to is never garbage. Neither are the files that a
+stored run is compared with, confirmed by or selected with: a base's rows on the same items, the same weights
+in another precision, the trials of a sweep. The name of unfinished work stays however its process ended.
 
     runs/.begun/<name>      an empty file
 """
@@ -18,7 +18,7 @@ from harness.store.rows import identities
 
 
 class References(NamedTuple):
-    """References to stored files: digests of row sets, keys of weights' folders, digests of weights."""
+    """References to stored files: digests of row sets, keys of weight folders, digests of weights."""
 
     rows: frozenset[str] = frozenset()
     fit_keys: frozenset[str] = frozenset()
@@ -26,32 +26,31 @@ class References(NamedTuple):
 
 
 class Leftover(NamedTuple):
-    """A folder or file that nobody refers to, with its bytes."""
+    """A folder or file without references, with its size in bytes."""
 
     path: Path
     n_bytes: int
 
 
 def run_references(runs: Iterable[Run]) -> References:
-    """Say what runs refer to."""
+    """Collect the references of runs."""
     known = list(runs)
-    behind = {key: digest for run in known for key, digest in weights_behind(run).items()}
+    digest_by_key = {key: digest for run in known for key, digest in weights_behind(run).items()}
     bases = {digest for run in known for digest in (run.weights_digest, run.base_digest, run.served_digest)}
     return References(
         frozenset(digest for run in known for digest in run.rows.values()),
-        frozenset(behind),
-        frozenset({*behind.values(), *bases} - {""}),
+        frozenset(digest_by_key),
+        frozenset({*digest_by_key.values(), *bases} - {""}),
     )
 
 
 def join_references(parts: Iterable[References]) -> References:
-    """Join what several refer to."""
-    known = list(parts)
-    return References(*(frozenset().union(*of) for of in zip(References(), *known, strict=True)))
+    """Join several sets of references."""
+    return References(*(frozenset().union(*kind) for kind in zip(References(), *parts, strict=True)))
 
 
 def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
-    """List complete rows and weights that nobody refers to."""
+    """List complete rows and weights without references."""
     rows = list_wanted_rows(store, wanted)
     return [
         *_leftovers(path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows),
@@ -60,7 +59,7 @@ def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
 
 
 def list_unfinished(store: Store) -> list[Leftover]:
-    """List blocks of rows and trainings that are not complete, and files that were being written."""
+    """List incomplete blocks of rows and trainings, and partly written files."""
     rows = _folders(store, "rows")
     return _leftovers(
         [
@@ -72,29 +71,29 @@ def list_unfinished(store: Store) -> list[Leftover]:
 
 
 def list_wanted_rows(store: Store, wanted: References) -> set[str]:
-    """Add to the rows that are referred to those that differ in who answered or how it was computed."""
-    known = identities(store)
-    questions = {_question(one) for one in known if one.digest in wanted.rows}
+    """Add to the referenced rows those of the same questions from related weights or other computations."""
+    stored = identities(store)
+    questions = {_question(rows) for rows in stored if rows.digest in wanted.rows}
     weights = wanted.weights | set(points_of(store, wanted.fit_keys))
-    beside = {one.digest for one in known if one.weights_digest in weights and _question(one) in questions}
-    return beside | wanted.rows
+    related = {r.digest for r in stored if r.weights_digest in weights and _question(r) in questions}
+    return related | wanted.rows
 
 
 def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
-    """Yield the digests of the weights that are kept along trainings, by which a pruner ended some."""
+    """Yield the digests of the weights kept along trainings, which a pruner used to stop some of them."""
     for key in filter(is_bare_name, fit_keys):
         for record in store.weights(key).glob("tracked/*/fit.json"):
             if isinstance(digest := read_object(record).get("digest"), str):
                 yield digest
 
 
-def _question(one: RowsIdentity) -> tuple[str, ...]:
-    """Name what was evaluated, and how it is scored."""
-    return (one.task, one.task_version, one.split, one.prompting_digest, one.answer, one.scoring_digest)
+def _question(rows: RowsIdentity) -> tuple[str, ...]:
+    """Return the part of an identity that says what was asked and how it is scored."""
+    return (rows.task, rows.task_version, rows.split, rows.prompting_digest, rows.answer, rows.scoring_digest)
 
 
 def _is_wanted(weights: Path, wanted: References) -> bool:
-    """Tell whether a folder of weights is referred to; what is unfinished or says of a divergence is."""
+    """Tell whether a weights folder is needed; unfinished ones and records of a divergence are."""
     if weights.name in wanted.fit_keys or not (weights / "fit.json").exists() or weights.suffix == ".part":
         return True
     digest = read_object(weights / "fit.json").get("digest")
@@ -114,11 +113,11 @@ def _leftovers(paths: Iterable[Path]) -> list[Leftover]:
 
 
 class DiskUse(NamedTuple):
-    """Bytes on the disk; `freed` says by run what removing it would free, but for its few kB of JSON.
+    """Bytes on disk; `freed` maps each run to what removing it would free, apart from its small JSON files.
 
-    `unfinished` are blocks of rows and checkpoints of trainings that are not complete yet, `control`
-    and `nightly` what the control arm and nights answered, `others` everything else: the files of
-    runs, ratings, measurements of noise, smoke runs.
+    `unfinished` are incomplete blocks of rows and checkpoints of incomplete trainings, `control` and
+    `nightly` the answers of the control arm and of nights, `others` everything else: the files of runs,
+    ratings, measurements of noise, smoke runs.
     """
 
     rows: int
@@ -132,12 +131,12 @@ class DiskUse(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all files."""
         return sum(self[:-1])
 
 
 def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
-    """Measure the files of a store, and which of them each of its runs alone refers to."""
+    """Measure the files of a store, and how many bytes only one run refers to."""
     rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
     whole = {name for name in rows if store.parquet(name).exists()}
     weights = {path.name: size(path) for path in (store.folder / "weights").glob("*")}
@@ -156,28 +155,28 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
 
 
 def size(path: Path) -> int:
-    """Sum the bytes of a file, or of the files in a folder; 0 where there is none."""
+    """Sum the bytes of a file, or of all files in a folder; 0 where neither exists."""
     files = [path] if path.is_file() else path.rglob("*")
-    return sum(found.stat().st_size for found in files if found.is_file())
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def weights_behind(run: Run) -> dict[str, str]:
-    """Map the keys of the weights that a run is found by way of to their digests, its own among them.
+    """Map the keys of all weights that a run depends on, its own included, to their digests.
 
-    Others are those that its training began with, and the trials of its sweep.
+    The others are those that its training started from, and the trials of its sweep.
     """
     own = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
     return run.training.stands_on | own
 
 
 def find_own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
-    """Return the key of a run's weights where no other run needs them; the counts are those of all runs."""
+    """Return the key of a run's weights if no other run needs them; the counts are those of all runs."""
     fit_key = run.training.fit_key
     return fit_key if fit_key and fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
 
 
 def count_needed_keys(runs: Iterable[Run]) -> Counter[str]:
-    """Count by how many runs each key of weights is needed."""
+    """Count how many runs need each key of weights."""
     return Counter(key for run in runs for key in weights_behind(run))
 
 
@@ -192,20 +191,20 @@ def _count_freed_bytes(runs: Sequence[Run], rows: dict[str, int], weights: dict[
 
 
 def begin(store: Store, name: str) -> None:
-    """Note that something has begun.
+    """Note that some work has begun.
 
     Raises:
-        UserError: the name cannot name a file.
+        UserError: the name is not a valid file name.
         HarnessError: the disk is full.
     """
     write_whole(store, store.place(".begun", name), "")
 
 
 def end(store: Store, name: str) -> None:
-    """Note that something is finished, or given up."""
+    """Note that some work is finished or given up."""
     store.place(".begun", name).unlink(missing_ok=True)
 
 
 def list_begun(store: Store) -> list[str]:
-    """List what has begun and not finished."""
+    """List work that has begun and not finished."""
     return sorted(path.name for path in (store.folder / ".begun").glob("*"))

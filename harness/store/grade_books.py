@@ -1,14 +1,14 @@
 """Grade books: the grades that one judge gave by one rubric, each on the disk before it is used.
 
-Invariant: a grade is appended and never written over. A line that a kill cut short is no grade, and the
-next one begins a line of its own; of several grades of one answer the first counts that can be read, of as
-many as who reads them allows.
+Invariant: a grade is appended and never overwritten. A line that a kill cut short is ignored, and the next
+grade starts a new line. Of several grades of one answer, the first readable one counts, among as many
+attempts as the caller allows.
 
     runs/grades/<book>/identity.json     judge, rubric and versions of our code
-    runs/grades/<book>/grades.jsonl      a grade a line, in the order in which they came
-    runs/grades/<book>/anchors.jsonl     answers that a judge behind an address is asked about again
-    runs/grades/<book>/asked_again.jsonl each grade of an anchor that was asked about again, as it came
-    runs/grades/<book>/checks.jsonl      the judge's grades of them at each check that was finished
+    runs/grades/<book>/grades.jsonl      one grade per line, in order of arrival
+    runs/grades/<book>/anchors.jsonl     answers that a remote judge grades again
+    runs/grades/<book>/asked_again.jsonl each repeated grade of an anchor, in order of arrival
+    runs/grades/<book>/checks.jsonl      the judge's grades of the anchors at each finished check
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,32 +22,32 @@ from harness.store.layout import Store, append_records, read_records, write_reco
 
 
 def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
-    """Map the keys of what was graded to the grades of a book; empty where there is none.
+    """Map the keys of graded answers to the grades of a book; empty without a book.
 
-    Of each answer that is the first of so many `attempts` that can be read; without one the last, and what
-    was asked about less often is left out.
+    For each answer this is the first readable one of its first `attempts` grades, else the last of them.
+    Answers with fewer attempts and no readable grade are left out.
     """
     path = _grades_file(store, book)
     return _count_grades(path, attempts, *_state(path))
 
 
 def list_grades(store: Store, book: str) -> Sequence[Grade]:
-    """List every grade of a book, in the order in which they came."""
+    """List every grade of a book, in order of arrival."""
     path = _grades_file(store, book)
     return _grades_in(path, *_state(path))
 
 
 def read_identities(store: Store) -> dict[str, dict[str, Any]]:
-    """Map the books of a store to what their grades depend on."""
-    found = {}
+    """Map the books of a store to the identities that their grades depend on."""
+    identity_by_book = {}
     for file in sorted((store.folder / "grades").glob("*/identity.json")):
         with suppress(OSError, ValueError):
-            found[file.parent.name] = parse_json(file.read_bytes())
-    return found
+            identity_by_book[file.parent.name] = parse_json(file.read_bytes())
+    return identity_by_book
 
 
 def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Sequence[Grade]) -> None:
-    """Append grades to a book, which is begun where it is not there."""
+    """Append grades to a book, creating it if necessary."""
     path = _grades_file(store, book)
     if not path.exists():
         write_record(store, path.with_name("identity.json"), dict(identity))
@@ -55,7 +55,7 @@ def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Se
 
 
 def read_anchors(store: Store, book: str) -> list[Anchor]:
-    """Read the answers that a judge is asked about again before it grades others."""
+    """Read the answers that a judge grades again before it grades others."""
     return list(read_records(Anchor, _grades_file(store, book).with_name("anchors.jsonl")))
 
 
@@ -65,7 +65,7 @@ def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
 
 
 def read_checks(store: Store, book: str) -> list[AnchorCheck]:
-    """Read the checks of a judge by its anchors, the oldest first."""
+    """Read the checks of a judge by its anchors, oldest first."""
     return list(read_records(AnchorCheck, _grades_file(store, book).with_name("checks.jsonl")))
 
 
@@ -75,10 +75,9 @@ def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
 
 
 def read_asked_again(store: Store, book: str) -> list[Grade]:
-    """List every grade that a judge gave to anchors which it was asked about again.
+    """List every repeated grade of a judge's anchors, those of interrupted checks included.
 
-    Those of a check that something ended are among them. A book that was begun before they had a file of
-    their own has those of its finished checks.
+    A book that is older than this file has the grades of its finished checks.
     """
     path = _grades_file(store, book).with_name("asked_again.jsonl")
     if path.exists():
@@ -87,7 +86,7 @@ def read_asked_again(store: Store, book: str) -> list[Grade]:
 
 
 def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
-    """Append the grade of an anchor that a judge was asked about again."""
+    """Append a repeated grade of an anchor."""
     path = _grades_file(store, book).with_name("asked_again.jsonl")
     if not path.exists():
         write_records(store, path, read_asked_again(store, book))
@@ -97,7 +96,7 @@ def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
 def find_grades(
     store: Store, task: str, example_id: str, output_digest: str
 ) -> Iterator[tuple[dict[str, Any], Grade]]:
-    """Yield the grades of one answer to one item in all books, each with the identity of its book."""
+    """Yield the grades of one answer to one item in all books, each with its book's identity."""
     wanted = (task, example_id, output_digest)
     for file in sorted((store.folder / "grades").glob("*/identity.json")):
         for grade in list_grades(store, file.parent.name):
@@ -107,12 +106,12 @@ def find_grades(
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return what tells a file from what it was before; nothing of one that is not there."""
+    """Return modification time and size of a file, to detect changes; empty where it is missing."""
     try:
-        found = path.stat()
+        file_stat = path.stat()
     except OSError:
         return ()
-    return found.st_mtime_ns, found.st_size
+    return file_stat.st_mtime_ns, file_stat.st_size
 
 
 @lru_cache(maxsize=32)
@@ -122,17 +121,19 @@ def _grades_in(path: Path, *_version: int) -> Sequence[Grade]:
 
 @lru_cache(maxsize=32)
 def _count_grades(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade]:
-    given: dict[str, list[Grade]] = {}
+    grades_by_key: dict[str, list[Grade]] = {}
     for grade in _grades_in(path, *_version):
-        given.setdefault(grade.key, []).append(grade)
-    counted = {key: _choose_grade(grades[:attempts]) for key, grades in given.items()}
+        grades_by_key.setdefault(grade.key, []).append(grade)
+    chosen = {key: _choose_grade(grades[:attempts]) for key, grades in grades_by_key.items()}
     return {
-        key: grade for key, grade in counted.items() if grade.value is not None or len(given[key]) >= attempts
+        key: grade
+        for key, grade in chosen.items()
+        if grade.value is not None or len(grades_by_key[key]) >= attempts
     }
 
 
 def _choose_grade(grades: Sequence[Grade]) -> Grade:
-    """Return the first grade that can be read, else the last."""
+    """Return the first readable grade, else the last one."""
     return next((grade for grade in grades if grade.value is not None), grades[-1])
 
 

@@ -1,7 +1,8 @@
 """The DuckDB file: locks and connections.
 
-Invariant: DuckDB lets one process write or many read, and anybody may keep the file open; so no run waits
-for it, the folders are read where it cannot be, and whoever opens it next brings it to what they hold.
+Invariant: DuckDB lets either one process write or many read, and any process may keep the file open. So no
+run waits for it: while it is locked the folders are read instead, and the next process that opens it brings
+it up to date.
 """
 
 import time
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 REINDEX = "harness reindex"
-_BRIEF_S = 0.2  # which a run waits for the index before it leaves it to the next
-_PAUSE_S = 0.01  # between two tries at a file that is held
-_PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # before a file that cannot be read is tried again
+_BRIEF_S = 0.2  # wait of a run for the index before it leaves the update to the next process
+_PAUSE_S = 0.01  # between two attempts at a locked file
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # before the next attempts at an unreadable file
 
 
 class Counts(NamedTuple):
-    """Sizes of the index; `skipped` says what could not be read, and why."""
+    """Sizes of the index; `skipped` names unreadable files with the reason."""
 
     runs: int
     row_sets: int
@@ -39,10 +40,10 @@ class _IndexLocked(Exception):
 
 
 def update(store: Store) -> bool:
-    """Bring the index to what the folders hold; False where somebody holds it, so that it stays behind.
+    """Bring the index up to date with the folders; False where another process holds it.
 
     Raises:
-        HarnessError: the file is damaged or of a newer harness, or the disk is full.
+        HarnessError: the file is damaged or written by a newer harness, or the disk is full.
     """
     try:
         with clear_errors(store, str(store.index), REINDEX), writer_lock(store, _BRIEF_S):
@@ -54,7 +55,7 @@ def update(store: Store) -> bool:
 
 
 def reindex(store: Store) -> Counts:
-    """Rebuild the index from the folders and put it in the old one's place, whoever holds that open.
+    """Rebuild the index from the folders and replace the old one, even while other processes have it open.
 
     Raises:
         HarnessError: the disk is full, or another process keeps rebuilding.
@@ -69,10 +70,10 @@ def reindex(store: Store) -> Counts:
 
 @contextmanager
 def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
-    """Open the index to read it, as the folders are now; where somebody holds it, a copy of it in memory.
+    """Open an up-to-date index to read it; where another process holds it, a copy built in memory.
 
     Raises:
-        HarnessError: the file is damaged or of a newer harness.
+        HarnessError: the file is damaged or written by a newer harness.
     """
     db = _open_current(store)
     if db is None and update(store):
@@ -86,7 +87,7 @@ def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
 @contextmanager
 def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
     """Hold the lock that all writers of a store take."""
-    # DuckDB's own lock goes with its file, which reindex replaces; hence one beside it.
+    # DuckDB's own lock belongs to its file, which reindex replaces; hence a separate one.
     from filelock import FileLock, Timeout
 
     make_private_folder(store.folder)
@@ -99,7 +100,7 @@ def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
 
 
 def _sync_current(store: Store, wait_s: float) -> bool:
-    """Bring an index of this schema and folder up to date; False for another, which is to be rebuilt."""
+    """Bring an index of this schema and folder up to date; False for any other, which must be rebuilt."""
     with _connect(store, wait_s, read_only=False) as db:
         _refuse_newer(db)
         if not ingest.is_current(db, store):
@@ -109,9 +110,9 @@ def _sync_current(store: Store, wait_s: float) -> bool:
 
 
 def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyConnection | None":
-    """Open an index that holds what the folders hold; None where there is none, or it is held or behind."""
-    # A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late: so a writer
-    # may come while the file is read. What is damaged after some tries is damaged.
+    """Open an up-to-date index; None where it is missing, locked or out of date."""
+    # A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late, so the file
+    # may change while it is read. It counts as damaged only after several attempts.
     import duckdb
 
     if not store.index.exists():
@@ -156,7 +157,7 @@ def _rebuild(store: Store) -> Counts:
     counts: list[Counts] = []
     remove_stale_parts(store)
     rename_when_whole(store, store.index, lambda part: counts.append(_build(store, part)))
-    # A log that outlived its writer belongs to the file that is gone.
+    # A log left by a killed writer belongs to the replaced file.
     store.index.with_name(store.index.name + ".wal").unlink(missing_ok=True)
     return counts[0]
 

@@ -1,7 +1,7 @@
-"""The folders in the index: JSON files as they are, and the scores of complete row sets.
+"""The folders in the index: JSON files verbatim, and the scores of complete row sets.
 
-Invariant: what the index holds is compared with the folders by time of modification, so `sync` makes any
-index equal to them, whatever it missed. Texts stay in the Parquet files: there a view reads them as fast.
+Invariant: the index is compared with the folders by modification time, so `sync` brings any index up to date,
+whatever it missed. Texts stay in the Parquet files, where a view reads them as fast.
 """
 
 import json
@@ -60,7 +60,7 @@ def create(db: "DuckDBPyConnection", store: Store) -> None:
 
 
 def is_current(db: "DuckDBPyConnection", store: Store) -> bool:
-    """Tell whether an index has this schema, of this folder, by this version of harness."""
+    """Tell whether an index has this schema, folder and version of harness."""
     written = [VERSION, __version__, str(store.folder.resolve())]
     return schema_version(db) == VERSION and list(db.execute("FROM meta").fetchone() or ()) == written
 
@@ -74,20 +74,20 @@ def schema_version(db: "DuckDBPyConnection") -> int:
 
 
 def is_behind(db: "DuckDBPyConnection", store: Store) -> bool:
-    """Tell whether the folders hold what a current index has not heard of."""
+    """Tell whether the folders hold files that a current index lacks."""
     return any(_find_changed_files(db, store)) or any(_find_changed_rows(db, store))
 
 
 def list_unread_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    """List the files that an index which is not behind has left out, because they cannot be read."""
+    """List the unreadable files that an up-to-date index has left out."""
     return sorted(path for _, path in _find_changed_files(db, store)[1])
 
 
 def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    """Bring an index to what the folders hold; names what cannot be read, with its reason.
+    """Bring an index up to date with the folders; return unreadable files with the reason.
 
-    Files come in one transaction and the row sets in another: an index whose writer is ended in between
-    is behind, and the next one goes on.
+    Files are written in one transaction and row sets in another. If the writer is killed in between, the
+    index is behind and the next writer goes on.
     """
     with transaction(db):
         skipped = _sync_files(db, store)
@@ -98,7 +98,7 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
 
 @contextmanager
 def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
-    """Commit what is done inside, or nothing of it."""
+    """Commit the work of the block, or roll all of it back."""
     db.begin()
     try:
         yield
@@ -121,15 +121,15 @@ def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
 def _find_changed_files(
     db: "DuckDBPyConnection", store: Store
 ) -> tuple[list[tuple[str, str]], dict[tuple[str, str], int]]:
-    there: dict[tuple[str, str], int] = {}
+    on_disk: dict[tuple[str, str], int] = {}
     for kind, (glob, _) in _KINDS.items():
         for path in store.folder.glob(glob):
             with suppress(OSError):  # removed meanwhile, or a link to itself
-                there[kind, str(path.relative_to(store.folder))] = path.stat().st_mtime_ns
+                on_disk[kind, str(path.relative_to(store.folder))] = path.stat().st_mtime_ns
     rows = db.execute("SELECT kind, path, modified_ns FROM stored.files").fetchall()
-    known = {(kind, path): modified for kind, path, modified in rows}
-    gone = [key for key, modified in known.items() if there.get(key) != modified]
-    return gone, {key: modified for key, modified in there.items() if known.get(key) != modified}
+    indexed = {(kind, path): modified for kind, path, modified in rows}
+    gone = [key for key, modified in indexed.items() if on_disk.get(key) != modified]
+    return gone, {key: modified for key, modified in on_disk.items() if indexed.get(key) != modified}
 
 
 def _find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
@@ -137,13 +137,13 @@ def _find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str
         "SELECT rowset FROM stored.run_rows UNION "
         "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
     ).fetchall()
-    there: dict[str, int] = {}
+    on_disk: dict[str, int] = {}
     for (digest,) in wanted:
         with suppress(FileNotFoundError):
-            there[digest] = store.parquet(digest).stat().st_mtime_ns
-    known = dict(db.execute("SELECT rowset, modified_ns FROM stored.rowsets").fetchall())
-    gone = [digest for digest, modified in known.items() if there.get(digest) != modified]
-    return gone, {digest: modified for digest, modified in there.items() if known.get(digest) != modified}
+            on_disk[digest] = store.parquet(digest).stat().st_mtime_ns
+    indexed = dict(db.execute("SELECT rowset, modified_ns FROM stored.rowsets").fetchall())
+    gone = [digest for digest, modified in indexed.items() if on_disk.get(digest) != modified]
+    return gone, {digest: modified for digest, modified in on_disk.items() if indexed.get(digest) != modified}
 
 
 def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
@@ -173,7 +173,7 @@ def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
 
 
 def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
-    """Yield the row sets of a run, each with that of its base, which differs in weights alone, and units."""
+    """Yield the row sets of a run, each with the base's row set (equal but for the weights) and units."""
     for key, digest in run.rows.items():
         task, _, split = key.rpartition("/")
         try:
@@ -194,7 +194,7 @@ def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
 def _insert(
     db: "DuckDBPyConnection", table: str, rows: Iterable[tuple[Any, ...]], last_cast: str = ""
 ) -> None:
-    """Insert rows; one list a column is much faster than one statement a row."""
+    """Insert rows; one list per column is much faster than one statement per row."""
     if columns := list(zip(*rows, strict=True)):
         kinds = [f"unnest(?::{'BIGINT' if isinstance(c[0], int) else 'VARCHAR'}[])" for c in columns]
         db.execute(
@@ -203,19 +203,19 @@ def _insert(
 
 
 def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    """Bring the scores to those of complete row sets; names the sets that are damaged."""
+    """Update the scores of complete row sets; return the damaged sets."""
     gone, new = _find_changed_rows(db, store)
     with transaction(db):
         for table in ("rowsets", "scores") if gone else ():
             db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
     if not new or not _add_rows(db, store, new):
         return []
-    alone = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
-    return [f"{store.parquet(digest)}: {damage}" for digest, damage in alone.items() if damage]
+    damage_by_digest = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
+    return [f"{store.parquet(digest)}: {damage}" for digest, damage in damage_by_digest.items() if damage]
 
 
 def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> str:
-    """Add row sets, all of them or none; returns what is damaged, empty where they were added."""
+    """Add row sets, all of them or none; return the damage found, empty where they were added."""
     import duckdb
 
     times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
@@ -236,8 +236,8 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> None:
-    """Create the views; that of the samples reads all row sets of the folder, which may be none yet."""
-    # Where a file is damaged it reads those that are known to be whole, until the next sync.
+    """Create the views; that of the samples reads all row sets of the folder, of which there may be none."""
+    # After damage it reads the files known to be whole, until the next sync.
     import duckdb
 
     folder = store.folder.resolve()
@@ -261,7 +261,7 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
 
 
 def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
-    """Let the views read Parquet files and drawn answers of these patterns; none give no row."""
+    """Let the views read Parquet files and sampled answers of these patterns; without any they are empty."""
     rows = READ_NAMED.replace("?", quote_texts(files)) if files else _describe_no_rows(COLUMNS)
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"

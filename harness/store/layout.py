@@ -1,7 +1,7 @@
-"""The folders of a store, and how a file comes to be in one.
+"""The folders of a store, and how files are written into them.
 
-Invariant: a file is written under another name, synced and renamed, so one with its final
-name is whole; when the disk is full nothing half-written stays.
+Invariant: a file is written under another name, synced and renamed, so one with its final name is complete;
+when the disk is full, no partial file stays.
 """
 
 import errno
@@ -27,13 +27,13 @@ CLAIMS = ".claims"
 _NO_ROOM_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = (
     *map(os.strerror, _NO_ROOM_CODES),
-    "inline_container.cc",  # how torch says that a file could not be written to its end
+    "inline_container.cc",  # torch's error for a file that it could not finish writing
     "PytorchStreamWriter failed writing",
 )
 _FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _STALE_S = 24 * 3600
-_OF_OTHERS = {  # folders of a store that hold no run, beside those whose name begins with a dot
+_OF_OTHERS = {  # folders of a store other than runs, besides those whose name begins with a dot
     *("answers", "control", "decisions", "environments", "grades", "labels", "nightly", "noise"),
     *("ratings", "rows", "smoke", "trials", "verdicts", "weights"),
 }
@@ -59,10 +59,10 @@ class Store:
         return self.folder / ".progress.json"
 
     def place(self, *names: str) -> Path:
-        """Return where a file or folder lies, whose names may come from a file that somebody else wrote.
+        """Return the path of a file or folder whose names may come from a file written by others.
 
         Raises:
-            UserError: a name is a path, or longer than a file's name may be.
+            UserError: a name is a path, or too long for a file name.
         """
         refuse(
             Problem(
@@ -95,10 +95,10 @@ class Store:
 
 @contextmanager
 def hold(store: Store) -> Iterator[None]:
-    """Hold a store while runs are made in it, or removed from it; what a killed holder noted goes.
+    """Hold a store while runs are created or removed in it; a killed holder's progress note is deleted.
 
     Raises:
-        HarnessError: another process does.
+        HarnessError: another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -116,7 +116,7 @@ def hold(store: Store) -> Iterator[None]:
 
 @contextmanager
 def claim(store: Store, name: str) -> Iterator[None]:
-    """Wait until no other worker makes what has this name, and let others wait; a killed one's claim ends."""
+    """Hold the lock of this name while a worker makes something; the claim of a killed worker ends."""
     from filelock import FileLock
 
     make_private_folder(store.folder)
@@ -126,9 +126,9 @@ def claim(store: Store, name: str) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Read the lines of a file of JSON; only a newline ends one.
+    """Read the lines of a JSON Lines file; only a newline ends one.
 
-    Answers may hold the other characters at which `str.splitlines` ends a line.
+    Answers may hold other characters at which `str.splitlines` ends a line.
 
     Raises:
         OSError: the file cannot be read.
@@ -137,14 +137,14 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def write_whole(store: Store, path: Path, text: str) -> None:
-    """Write a file so that it appears complete or not at all."""
+    """Write a file so that it appears completely or not at all."""
     data = text.encode()
     with clear_errors(store, str(path), AGAIN):
         rename_when_whole(store, path, lambda part: part.write_bytes(data))
 
 
 def write_record(store: Store, path: Path, record: Any) -> None:
-    """Write a dataclass, or its plain form, as JSON so that it appears complete or not at all.
+    """Write a dataclass, or its plain form, as JSON so that it appears completely or not at all.
 
     Raises:
         ValueError: it holds NaN or infinity.
@@ -164,12 +164,12 @@ def _json_lines(records: Iterable[Any]) -> str:
 
 
 def append_records(store: Store, path: Path, records: Sequence[Any]) -> None:
-    """Append dataclasses to a file as `append_lines` does, one a line."""
+    """Append dataclasses to a file as `append_lines` does, one per line."""
     append_lines(store, path, _json_lines(records))
 
 
 def append_lines(store: Store, path: Path, text: str) -> None:
-    """Append whole lines to a file; a line that a kill cut short stays apart from them."""
+    """Append whole lines to a file; a line that a kill cut short stays separate from them."""
     lines = text.encode()
     with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
         if file.tell() and not _ends_a_line(path):
@@ -186,7 +186,7 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:
-    """Yield the records of a file, which may not be there; a line that was cut short is none."""
+    """Yield the records of a file, which may be missing; truncated lines are skipped."""
     try:
         lines = read_lines(path)
     except OSError:
@@ -197,7 +197,7 @@ def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:
 
 
 def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file of another name, and give it its own once it is on the disk."""
+    """Let `write` fill a temporary file, and rename it once it is on disk."""
     part = store.folder / ".unfinished" / f"{path.name}.{uuid.uuid4().hex}"
     try:
         make_private_folder(store.folder)
@@ -208,15 +208,15 @@ def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object])
         part.replace(path)
         sync(path.parent)
     finally:
-        for left in part.parent.glob(part.name + "*"):  # DuckDB puts its log beside its file
-            left.unlink()
+        for temporary in part.parent.glob(part.name + "*"):  # DuckDB may leave its log
+            temporary.unlink()
 
 
 def remove(below: Path, paths: Iterable[Path]) -> None:
-    """Delete files and folders below a folder, those that are there; links inside them go, not their targets.
+    """Delete files and folders below a folder if they exist; links inside them go, but not their targets.
 
     Raises:
-        UserError: one lies elsewhere, or is or lies behind a link; then nothing is deleted.
+        UserError: a path lies elsewhere, or is or lies behind a link; then nothing is deleted.
     """
     chosen = list(paths)
     refuse(problem for path in chosen for problem in _find_ways_out(below, path))
@@ -228,29 +228,29 @@ def remove(below: Path, paths: Iterable[Path]) -> None:
 
 
 def _find_ways_out(below: Path, path: Path) -> Iterator[Problem]:
-    """Yield the links on the way from a folder to a path in it, and a path that is elsewhere."""
+    """Yield the links between a folder and a path below it, or the path itself if it is not below."""
     names = path.relative_to(below).parts if path.is_relative_to(below) else ()
     if not names or ".." in names:
         yield Problem(str(path), "a path to elsewhere", f"a path below {below}", "remove it by hand")
     for end in range(1, len(names) + 1):
-        if (way := below.joinpath(*names[:end])).is_symlink():
-            found = f"a link to {way.readlink()}, which is not followed"
-            step = f"remove what it names by hand, then the link: rm {as_argument(str(way))}"
-            yield Problem(str(way), found, "a file or folder of the store itself", step)
+        if (parent := below.joinpath(*names[:end])).is_symlink():
+            found = f"a link to {parent.readlink()}, which is not followed"
+            step = f"remove what it names by hand, then the link: rm {as_argument(str(parent))}"
+            yield Problem(str(parent), found, "a file or folder of the store itself", step)
 
 
 def remove_stale_parts(store: Store) -> None:
-    """Delete what writers that were killed left unfinished; what is recent may still be written."""
+    """Delete the unfinished files of killed writers; recent ones may still be written."""
     for part in (store.folder / ".unfinished").glob("*"):
         if time.time() - part.lstat().st_mtime > _STALE_S:
             part.unlink(missing_ok=True)
 
 
 def in_own_folder(run: Run, file: Path) -> Run:
-    """Return a run whose file lies in the folder of its name: what is shown, compared and removed is one.
+    """Return a run after checking that its file lies in the folder of its id.
 
     Raises:
-        ValueError: the folder is another run's, or holds something else, or the recipe is no recipe.
+        ValueError: the folder belongs to another run or holds something else, or the recipe is invalid.
     """
     Recipe.model_validate(run.recipe)
     folder = file.parent.name
@@ -260,12 +260,12 @@ def in_own_folder(run: Run, file: Path) -> Run:
 
 
 def failure(where: str, found: str, expected: str, next_step: str) -> HarnessError:
-    """Phrase an error that is not the user's."""
+    """Build an error that is not the user's fault."""
     return HarnessError(str(Problem(where, found, expected, next_step)))
 
 
 def describe_missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
-    """Phrase that row sets are not there, or not complete."""
+    """Build the error for row sets that are missing or incomplete."""
     found = f"no complete rows {', '.join(sorted(set(digests)))}"
     return failure(str(store.folder / "rows"), found, "rows.parquet", "harness compare")
 
@@ -279,10 +279,10 @@ def is_no_room(error: BaseException) -> bool:
 
 @contextmanager
 def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
-    """Turn a full disk, a lack of permission and DuckDB's errors into found, expected and next step.
+    """Turn a full disk, missing permission and DuckDB's errors into found, expected and next step.
 
     Raises:
-        KeyboardInterrupt: DuckDB was interrupted in a query, which it tells as an error like any other.
+        KeyboardInterrupt: a query of DuckDB was interrupted, which DuckDB reports as an ordinary error.
     """
     try:
         yield
@@ -298,8 +298,8 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
             found = f"no room to write ({free_mb:,.1f} MB free on this disk)"
             step = f"free some space, then: {next_step}; finished blocks are kept"
             raise UserError(Problem(where, found, "enough disk space", step)) from error
-        our_mistake = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
-        if not isinstance(error, duckdb.Error) or isinstance(error, our_mistake):
+        programming_errors = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
+        if not isinstance(error, duckdb.Error) or isinstance(error, programming_errors):
             raise
         if first_line(error).endswith(_FORBIDDEN_WORDS):
             step = "give this user permission, or run as the owner"
@@ -309,5 +309,5 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the part of an error's message that fits on a line."""
+    """Return the first line of an error's message."""
     return str(error).partition("\n")[0]

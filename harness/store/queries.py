@@ -1,6 +1,6 @@
-"""Parts of row sets: items with all answers to them, items that differ, counts of statuses.
+"""Queries on row sets: items with all their answers, differing items, counts of statuses.
 
-Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
+Invariant: reads only Parquet files, never the index, so no writer is blocked.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,11 +26,11 @@ from harness.store.rows.row_columns import (
 
 
 class MetricColumns(NamedTuple):
-    """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
+    """One metric's parts of a row set, with the items' ids, clusters and weights, ordered by id.
 
     `parts` is None where an item could not be scored; `failed` says that its answer, or one of several, was
-    an error, of which `references` holds the item's. `folds` are those whose models answered; empty where one
-    answered all.
+    an error; `references` holds the references of such items. `folds` are the folds whose models answered;
+    empty where one model answered all items.
     """
 
     ids: tuple[str, ...]
@@ -43,20 +43,20 @@ class MetricColumns(NamedTuple):
 
 
 def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[str, SampleResult]:
-    """Read some items of a complete row set by their ids, with their texts; absent ones are left out."""
+    """Read some items of a complete row set by their ids, with their texts; missing ones are left out."""
     path = store.parquet(rows_digest)
     if not path.exists() or not ids:
         return {}
     where = "WHERE example_id IN (SELECT unnest(?::VARCHAR[]))"
     with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
-        found = rows_from(db, f"{READ_PARQUET} {where}", whole_file(path), list(ids))
-    return {row.example_id: row for row in found}
+        rows = rows_from(db, f"{READ_PARQUET} {where}", whole_file(path), list(ids))
+    return {row.example_id: row for row in rows}
 
 
 def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
-    """Read a complete row set by position with what a comparison by one metric needs, and no more.
+    """Read a complete row set by position, with only the fields that a comparison by one metric needs.
 
-    Texts, but for the references of errors, counts and other metrics are left empty.
+    Other metrics, token counts and texts, except the references of errors, are left empty.
 
     Raises:
         HarnessError: the set is missing or unreadable.
@@ -67,12 +67,12 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
-        found = db.execute(query, [metric, whole_file(path)]).fetchall()
-        return attach_folds(store, rows_digest, [_row_of_scores(metric, *row) for row in found])
+        values = db.execute(query, [metric, whole_file(path)]).fetchall()
+        return attach_folds(store, rows_digest, [_row_of_scores(metric, *row) for row in values])
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
-    """Map the items of a row set to a digest of question and answers, however a task words the prompt.
+    """Map the items of a row set to a digest of question and references, whatever prompt a task uses.
 
     Empty where there is no such set.
     """
@@ -84,7 +84,7 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
 
 
 def read_documents(store: Store, rows_digests: Iterable[str]) -> None:
-    """Read the digests of many sets at once, so that `document_digests` opens none of them."""
+    """Read the digests of many sets at once, so that `document_digests` need not open each file."""
     _DOCUMENTS.prepare(store, rows_digests)
 
 
@@ -102,12 +102,12 @@ def _documents_in_all(paths: Mapping[str, Path]) -> Mapping[str, Mapping[str, st
 
     query = f"SELECT {DIGEST}, example_id, {_DOCUMENT} FROM {READ_NAMED}"
     with suppress(duckdb.Error, HarnessError), memory() as db:
-        found: dict[str, dict[str, str]] = {rows_digest: {} for rows_digest in paths}
+        documents: dict[str, dict[str, str]] = {rows_digest: {} for rows_digest in paths}
         for rows_digest, example_id, document in db.execute(
             query, [[*map(whole_file, paths.values())]]
         ).fetchall():
-            found[rows_digest][example_id] = document
-        return found
+            documents[rows_digest][example_id] = document
+        return documents
     return {}
 
 
@@ -126,9 +126,9 @@ def _row_of_scores(
 
 
 class ItemFilter(NamedTuple):
-    """The items of a task that are wanted: with a text, of a slice, with a status, some by their ids.
+    """Filter of a task's items: by text, slice, status or ids.
 
-    Empty is any; `ids` None is all.
+    An empty field matches all items; `ids` None likewise.
     """
 
     text: str = ""
@@ -146,7 +146,7 @@ class Answer(NamedTuple):
 
 
 class AnsweredItem(NamedTuple):
-    """An item with the answers to it by row set; `question` is the shortest prompt that it was asked by."""
+    """An item with its answers by row set; `question` is the shortest prompt used for it."""
 
     id: str
     slice: str
@@ -164,19 +164,19 @@ def read_answers(
     offset: int = 0,
     n: int | None = None,
 ) -> tuple[int, list[AnsweredItem]]:
-    """Count the items that are wanted, and read n of them by position, each with every row set's answer.
+    """Count the items that match, and read n of them by position, each with every row set's answer.
 
-    A text is looked for in any letter case in ids, clusters, prompts, answers and references.
+    The text is matched in any letter case in ids, clusters, prompts, answers and references.
     """
     columns = ("example_id", "cluster", "prompt", "text", """array_to_string("references", ' ')""")
-    found = " OR ".join(f"contains(lower({column}), lower($2))" for column in columns)
+    matches = " OR ".join(f"contains(lower({column}), lower($2))" for column in columns)
     query = f"""
         FROM {READ_NAMED.replace("?", "$1")}
         SELECT count(*) OVER () AS n, example_id, any_value(slice), arg_min(prompt, length(prompt)),
             any_value("references"), list({DIGEST}), list(text), list(status), list(parts[$3])
         WHERE $5 OR example_id IN (SELECT unnest($6::VARCHAR[]))
         GROUP BY example_id
-        HAVING ($2 = '' OR bool_or({found})) AND ($4 = '' OR bool_or(status = $4))
+        HAVING ($2 = '' OR bool_or({matches})) AND ($4 = '' OR bool_or(status = $4))
             AND ($7 = '' OR any_value(slice) = $7)
         ORDER BY min(position), example_id LIMIT $8 OFFSET $9
     """
@@ -193,8 +193,8 @@ def read_answers(
     )
     rows = _select(store, query, rows_digests, *values)
     return rows[0][0] if rows else 0, [
-        AnsweredItem(item, slice_, question, references, dict(zip(digests, map(Answer, *of), strict=True)))
-        for _, item, slice_, question, references, digests, *of in rows
+        AnsweredItem(item, slice_, question, references, dict(zip(digests, map(Answer, *parts), strict=True)))
+        for _, item, slice_, question, references, digests, *parts in rows
     ]
 
 
@@ -204,12 +204,12 @@ def list_slices(store: Store, rows_digests: Collection[str]) -> list[str]:
     return [name for (name,) in _select(store, query, rows_digests)]
 
 
-def list_differing_items(store: Store, one: str, other: str) -> list[str]:
-    """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown.
+def list_differing_items(store: Store, first: str, second: str) -> list[str]:
+    """List the ids, in order, of items that two row sets answered differently or with unknown answers.
 
-    What failed in one of them is left out: it has no answer.
+    Items that failed in one set have no answer and are left out.
     """
-    files = [_list_existing_files(store, [digest]) for digest in (one, other)]
+    files = [_list_existing_files(store, [digest]) for digest in (first, second)]
     if not all(files):
         return []
     query = (
@@ -222,7 +222,7 @@ def list_differing_items(store: Store, one: str, other: str) -> list[str]:
 
 
 def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:
-    """Count the items of row sets by digest and status; sets that are not there are left out."""
+    """Count the items of row sets by digest and status; missing sets are left out."""
     query = f"SELECT {DIGEST} AS digest, status, count(*) FROM {READ_NAMED} GROUP BY ALL"
     counted: dict[str, dict[str, int]] = {}
     for digest, status, n in _select(store, query, rows_digests):
@@ -231,18 +231,18 @@ def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dic
 
 
 def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, MetricColumns]:
-    """Read what a ranking needs of many row sets at once.
+    """Read the columns that a ranking needs from many row sets at once.
 
-    A set that is not there, or that was not scored by the metric, is left out.
+    A set that is missing, or not scored by the metric, is left out.
     """
     names = ("example_id", "cluster", "parts[?]", "weight", f"status IN {FAILED}", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = (
         f"FROM {READ_NAMED} SELECT {DIGEST} AS digest, {lists} WHERE map_contains(parts, ?) GROUP BY digest"
     )
-    found = _select(store, query, rows_digests, metric, metric)
+    rows = _select(store, query, rows_digests, metric, metric)
     return {
-        digest: _add_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in found
+        digest: _add_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in rows
     }
 
 
@@ -254,7 +254,7 @@ def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> Metric
 def _select(
     store: Store, query: str, rows_digests: Collection[str], *values: object
 ) -> list[tuple[Any, ...]]:
-    """Answer a query whose first parameter is the files of row sets; nothing where none of them is there."""
+    """Run a query whose first parameter is the list of row sets' files; empty where none exists."""
     files = _list_existing_files(store, rows_digests)
     if not files:
         return []

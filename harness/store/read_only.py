@@ -1,7 +1,7 @@
 """SQL over the documented tables, read-only.
 
-Invariant: one SELECT at a time, so nothing that is stored changes; it reads the index and the stored rows,
-and no other file, address or variable.
+Invariant: one SELECT at a time, so stored data never changes; it reads the index and the stored rows, and no
+other file, address or variable.
 Source: DuckDB's documentation, *Securing DuckDB*.
 """
 
@@ -29,7 +29,7 @@ _LISTED = "harness sql --tables lists tables and columns"
 
 
 class QueryResult(NamedTuple):
-    """The columns of a query's result, and its rows; `unread` names files that no table holds, as damaged."""
+    """The columns and rows of a query's result; `unread` names damaged files that no table includes."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
@@ -37,11 +37,11 @@ class QueryResult(NamedTuple):
 
 
 def query(store: Store, sql: str) -> QueryResult:
-    """Ask the index, which first catches up with the folders.
+    """Query the index after bringing it up to date.
 
     Raises:
-        UserError: no run is stored there, or the query is no single SELECT that DuckDB can answer.
-        HarnessError: the index is damaged or of a newer harness.
+        UserError: the folder has no run, or the query is not a single SELECT that DuckDB can answer.
+        HarnessError: the index is damaged or written by a newer harness.
     """
     with _select(store, sql) as cursor:
         columns, rows = tuple(name for name, *_ in cursor.description or ()), cursor.fetchall()
@@ -49,11 +49,11 @@ def query(store: Store, sql: str) -> QueryResult:
 
 
 def frame(folder: str | Path, sql: str) -> "DataFrame":
-    """Ask the index as `query` does, and return a pandas frame.
+    """Query the index as `query` does, and return a pandas frame.
 
     Raises:
-        UserError: no run is stored there, or the query is no single SELECT that DuckDB can answer.
-        HarnessError: the index is damaged or of a newer harness.
+        UserError: the folder has no run, or the query is not a single SELECT that DuckDB can answer.
+        HarnessError: the index is damaged or written by a newer harness.
     """
     with _select(Store(Path(folder)), sql) as cursor:
         return cursor.df()
@@ -75,7 +75,7 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
 
 
 def _close_doors(db: "DuckDBPyConnection", store: Store) -> None:
-    """Let a connection read the store's rows, for good, and no other file, address or variable of Python."""
+    """Restrict a connection to the store's rows: no other file, address or Python variable, irrevocably."""
     rows = store.folder.resolve() / "rows"
     db.execute("SET python_enable_replacements = false")
     db.execute(f"SET allowed_directories = {quote_texts([f'{rows}/', f'{pattern(rows)}/'])}")
@@ -91,7 +91,7 @@ def _refuse_empty(store: Store) -> None:
 
 
 def _refuse_damaged(store: Store, db: "DuckDBPyConnection", sql: str) -> None:
-    """Refuse a query over tables of rows while files of rows are damaged, which such tables leave out."""
+    """Refuse a query over tables of rows while row files are damaged, which those tables leave out."""
     if not _OF_ROWS.search(sql):
         return
     unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets ORDER BY rowset"
@@ -110,19 +110,19 @@ def _refuse_other(statements: list[Any]) -> None:
 
 
 def _problem(error: "Error") -> Problem:
-    """Phrase what DuckDB says, with the name that it means or ours that are nearest."""
+    """Turn DuckDB's error into a problem, with the suggested name or our nearest one."""
     import duckdb
 
     if isinstance(error, duckdb.PermissionException):
         return Problem("query", first_line(error), "SQL over the documented tables alone", _LISTED)
     if isinstance(error, duckdb.IOException) or "parquet" in str(error):
         return Problem("rows", first_line(error), "whole Parquet files", ANEW)
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    meant = next((line for line in said if "did you mean" in line.lower() or "Candidate" in line), "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    suggestion = next((line for line in lines if "did you mean" in line.lower() or "Candidate" in line), "")
     missing = first_line(error).partition("Table with name ")[2].partition(" ")[0]
     if missing:
-        meant = did_you_mean(missing, [table.name for table in TABLES])
+        suggestion = did_you_mean(missing, [table.name for table in TABLES])
     found = first_line(error).removesuffix("!")
     return Problem(
-        "query", found, "SQL over the documented tables", "; ".join(filter(None, (meant, _LISTED)))
+        "query", found, "SQL over the documented tables", "; ".join(filter(None, (suggestion, _LISTED)))
     )

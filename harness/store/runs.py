@@ -1,16 +1,15 @@
 """Runs: saved, listed, found and removed.
 
-Invariant: `run.json` is the run, whole or not there. Runs are listed from the folders, which takes no longer
-than an index would; that hears of a run afterwards, as soon as nobody holds it.
+Invariant: `run.json` is the run, complete or absent. Runs are listed from the folders, which is as fast as
+the index; the index is updated afterwards, once no other process holds it.
 
     runs/<run_id>/run.json         a run
-    runs/<run_id>/sampling.json    which items it was evaluated on, where `--sequential` sampled them
+    runs/<run_id>/sampling.json    the items that `--sequential` sampled for it
 
-Runs of the trials of sweeps and searches, apart from the runs of candidates.
-
-Invariant: a trial's id ends with the key of its weights, or of a prompt's answers, so one that several
-searches try is one run. What a run was chosen among, or stands on, is not removed before it. A trial of a
-prompt has no weights of its own.
+Runs of the trials of sweeps and searches are stored separately from those of candidates. A trial's id ends
+with the key of its weights, or of a prompt's answers, so a trial shared by several searches is one run. A
+trial that a run was chosen from or depends on is not removed before the run. A trial of a prompt has no
+weights of its own.
 
     runs/trials/<run_id>.json
 """
@@ -52,9 +51,9 @@ FOLDER = "trials"
 
 @dataclass(frozen=True, slots=True)
 class TrialRun:
-    """Run of one trial: what it tried and scored on validation, and the training that this took.
+    """Run of one trial: its settings and score on validation, and its training.
 
-    The rows of `run` are those of its last answers to the validation items, `metric` is what they score by.
+    The rows of `run` are its last answers to the validation items, scored by `metric`.
     """
 
     run: Run
@@ -69,31 +68,31 @@ class TrialRun:
         return "pruned" if self.trial.is_pruned else "done"
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the plain form, as its file holds it."""
+        """Return the plain form, as stored in its file."""
         return {"metric": self.metric, "trial": asdict(self.trial), "run": self.run.to_plain()}
 
 
-def save_trial(store: Store, found: TrialRun) -> None:
-    """Write a trial's run, in place of an earlier one of the same weights; what is there already stays."""
-    file = _file(store, found.run.run_id)
-    before = _read(file)
-    if before is None or _outcome(before) != _outcome(found):
-        write_record(store, file, found.to_plain())
+def save_trial(store: Store, trial: TrialRun) -> None:
+    """Write a trial's run, replacing an earlier one of the same weights unless its outcome is equal."""
+    file = _file(store, trial.run.run_id)
+    stored = _read(file)
+    if stored is None or _outcome(stored) != _outcome(trial):
+        write_record(store, file, trial.to_plain())
 
 
 def list_trials(store: Store) -> list[TrialRun]:
     """List the runs of trials, oldest first. Damaged ones are left out."""
-    found = filter(None, map(_read, (store.folder / FOLDER).glob("*.json")))
-    return sorted(found, key=lambda one: (one.run.created, one.run.run_id))
+    trials = filter(None, map(_read, (store.folder / FOLDER).glob("*.json")))
+    return sorted(trials, key=lambda trial: (trial.run.created, trial.run.run_id))
 
 
 def find_trial(store: Store, run_id: str) -> TrialRun | None:
-    """Find the run of a trial by its id; None where there is none, or it is damaged."""
+    """Find the run of a trial by its id; None where it is missing or damaged."""
     return _read(_file(store, run_id))
 
 
 def _read(file: Path) -> TrialRun | None:
-    """Read the file of a trial's run; None where there is none, or it is damaged."""
+    """Read the file of a trial's run; None where it is missing or damaged."""
     try:
         plain = read_object(file)
         trial: Trial = reader(Trial).validate_python(plain["trial"])
@@ -104,72 +103,72 @@ def _read(file: Path) -> TrialRun | None:
 
 
 def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
-    """List the runs whose weights were chosen among trials of which this is one."""
+    """List the runs whose weights were chosen from trials that include this one."""
     return [run for run in runs if _key(trial.trial) in _list_tried_keys(run)]
 
 
 def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
-    """Map each run to the trials that it was chosen among, in their order; no run to those of none.
+    """Map each run to the trials it was chosen from, in order; trials without a run have the key "".
 
-    A trial that several runs were chosen among is with the first of its own candidate, else the first.
+    A trial shared by several runs is listed with the first of its own candidate, else with the first.
     """
-    found: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
+    trials_of: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
     for trial in list_trials(store):
         owners = find_choosers(trial, runs)
         own = [run for run in owners if run.candidate == trial.run.candidate]
-        found[(own or owners)[0].run_id if owners else ""].append(trial)
+        trials_of[(own or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
         keys = dict.fromkeys(map(_key, run.training.sweep))
-        tried = found[run.run_id]
-        found[run.run_id] = [one for key in keys for one in tried if _key(one.trial) == key]
-    return found
+        tried = trials_of[run.run_id]
+        trials_of[run.run_id] = [trial for key in keys for trial in tried if _key(trial.trial) == key]
+    return trials_of
 
 
 def list_unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
-    """List the files of trials that none of some runs needs."""
+    """List the files of trials that none of the given runs needs."""
     needed = _map_runs_by_key(runs)
-    files = [_file(store, one.run.run_id) for one in list_trials(store) if _key(one.trial) not in needed]
+    files = [_file(store, t.run.run_id) for t in list_trials(store) if _key(t.trial) not in needed]
     return [Leftover(file, size(file)) for file in files]
 
 
 def trial_references(store: Store, runs: Iterable[Run]) -> References:
-    """Return the rows of the trials that some runs were chosen among: what a chosen prompt is found by."""
+    """Return the rows of the trials that the given runs were chosen from, needed to repeat the choice."""
     needed = _map_runs_by_key(runs)
-    trials = (one for one in list_trials(store) if _key(one.trial) in needed)
-    return References(rows=frozenset(digest for one in trials for digest in one.run.rows.values()))
+    trials = (trial for trial in list_trials(store) if _key(trial.trial) in needed)
+    return References(rows=frozenset(digest for trial in trials for digest in trial.run.rows.values()))
 
 
 def list_trial_parts(
     store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
 ) -> list[Path]:
-    """List the files of those of some trials that no run needs, with weights and rows that are theirs alone.
+    """List the files of those trials that no run needs, with the weights and rows that only they use.
 
-    `keep` names row sets and weights by their digests, and folders of weights by their keys.
+    `keep` holds digests of row sets and weights, and keys of weight folders.
     """
     own = _map_own_parts(store, trials, runs, keep)
     return [path for run_id, folders in own.items() for path in (*folders, _file(store, run_id))]
 
 
 def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
-    """Map a run to the bytes of the trials that it alone needs, and each trial that none needs to its own."""
-    alone: dict[str, list[TrialRun]] = {}
-    needing = _map_runs_by_key(runs)
+    """Map each run to the bytes of trials that only it needs, and each unneeded trial to its own bytes."""
+    trials_by_owner: dict[str, list[TrialRun]] = {}
+    runs_by_key = _map_runs_by_key(runs)
     for trial in list_trials(store):
-        owners = needing.get(_key(trial.trial)) or [trial.run]
+        owners = runs_by_key.get(_key(trial.trial)) or [trial.run]
         if len(owners) == 1 and (owners[0] is trial.run or find_choosers(trial, owners)):
-            alone.setdefault(owners[0].run_id, []).append(trial)
-    own = {run.run_id: run for run in runs}
+            trials_by_owner.setdefault(owners[0].run_id, []).append(trial)
+    run_by_id = {run.run_id: run for run in runs}
     freed = {}
-    for run_id, trials in alone.items():
+    for run_id, trials in trials_by_owner.items():
         others = [run for run in runs if run.run_id != run_id]
         parts = _map_own_parts(store, trials, others).values()
-        counted = _find_own_folders(store, own[run_id]) if run_id in own else frozenset()
+        counted = _find_own_folders(store, run_by_id[run_id]) if run_id in run_by_id else frozenset()
         freed[run_id] = sum(map(size, {path for folders in parts for path in folders} - counted))
     return freed
 
 
 def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
-    """Refuse to remove a trial that runs are found by way of."""
+    """Refuse to remove a trial that runs depend on."""
     if needing := _map_runs_by_key(runs).get(_key(trial.trial)):
         names = ", ".join(run.run_id for run in needing)
         found = f"{trial.run.run_id}, a trial that {names} is found by way of"
@@ -177,21 +176,21 @@ def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
         raise UserError(Problem("run", found, "a run that no other needs", step))
 
 
-def _outcome(one: TrialRun) -> tuple[Trial, dict[str, str], str]:
-    return one.trial, one.run.rows, one.run.error
+def _outcome(trial: TrialRun) -> tuple[Trial, dict[str, str], str]:
+    return trial.trial, trial.run.rows, trial.run.error
 
 
 def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Map the keys of all weights that runs are found by way of to these, of those too that diverged."""
-    found: dict[str, list[Run]] = {}
+    """Map the keys of all weights that runs depend on to these runs; diverged trials are included."""
+    runs_by_key: dict[str, list[Run]] = {}
     for run in runs:
         for key in _list_tried_keys(run) | weights_behind(run).keys():
-            found.setdefault(key, []).append(run)
-    return found
+            runs_by_key.setdefault(key, []).append(run)
+    return runs_by_key
 
 
 def _key(trial: Trial) -> str:
-    """Return what tells a trial from others: the key of its weights, of a prompt its digest."""
+    """Return the key of a trial's weights, or for a prompt its digest."""
     return trial.fit_key or trial.asked
 
 
@@ -200,7 +199,7 @@ def _list_tried_keys(run: Run) -> frozenset[str]:
 
 
 def _find_own_folders(store: Store, run: Run) -> frozenset[Path]:
-    """Return the folders that are a run's own, so that its trials do not free them as well."""
+    """Return the folders of a run itself, which its trials must not count as freed."""
     weights = {store.weights(run.training.fit_key)} if run.training.fit_key else set()
     return frozenset(weights | set(map(store.rows, run.rows.values())))
 
@@ -208,29 +207,32 @@ def _find_own_folders(store: Store, run: Run) -> frozenset[Path]:
 def _map_own_parts(
     store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
 ) -> Mapping[str, list[Path]]:
-    """Map each trial that no run needs to the folders of its weights and of the rows that no run wants."""
+    """Map each trial that no run needs to its folders of weights and of rows that no run needs."""
     trials = list(trials)
     wanted = list_wanted_rows(store, run_references(runs)).union(keep)
     known, needing = identities(store), _map_runs_by_key(runs)
-    names = {one.run.run_id for one in trials}
+    names = {trial.run.run_id for trial in trials}
     shared = {
-        row for one in list_trials(store) if one.run.run_id not in names for row in one.run.rows.values()
+        row
+        for trial in list_trials(store)
+        if trial.run.run_id not in names
+        for row in trial.run.rows.values()
     }
-    found = {}
-    for one in trials:
-        key = one.trial.fit_key
-        if _key(one.trial) in needing:
+    folders_by_trial = {}
+    for trial in trials:
+        key = trial.trial.fit_key
+        if _key(trial.trial) in needing:
             continue
         if not key:  # a prompt is sent to weights that are others' too
-            own = [digest for digest in one.run.rows.values() if digest not in wanted | shared]
-            found[one.run.run_id] = list(map(store.rows, own))
+            own = [digest for digest in trial.run.rows.values() if digest not in wanted | shared]
+            folders_by_trial[trial.run.run_id] = list(map(store.rows, own))
             continue
-        answering = {one.run.weights_digest, *points_of(store, [key])} - {""}
+        answering = {trial.run.weights_digest, *points_of(store, [key])} - {""}
         if {key, *answering} & set(keep):
             continue
         own = [row.digest for row in known if row.weights_digest in answering and row.digest not in wanted]
-        found[one.run.run_id] = [*map(store.rows, own), store.weights(key)]
-    return found
+        folders_by_trial[trial.run.run_id] = [*map(store.rows, own), store.weights(key)]
+    return folders_by_trial
 
 
 def _file(store: Store, run_id: str) -> Path:
@@ -238,13 +240,13 @@ def _file(store: Store, run_id: str) -> Path:
 
 
 def save_run(store: Store, run: Run) -> None:
-    """Write `run.json`, then let the index hear of it, unless somebody holds that open: it catches up later.
+    """Write `run.json`, then update the index unless another process holds it: it catches up later.
 
     A run saved again replaces itself.
 
     Raises:
-        ValueError: the run holds NaN, or its id is the name of a folder of something else.
-        UserError: its id cannot name a folder.
+        ValueError: the run holds NaN, or its id is the name of another kind of folder.
+        UserError: its id is not a valid folder name.
         HarnessError: a row set is not complete, the disk is full, or the index is damaged.
     """
     file = store.run_file(run.run_id)
@@ -256,12 +258,12 @@ def save_run(store: Store, run: Run) -> None:
 
 
 def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
-    """Write beside a run which of the items were drawn for it, in place of an earlier analysis's."""
+    """Write the items sampled for a run, replacing those of an earlier analysis."""
     write_record(store, _locate_sampling(store, run_id), sampling)
 
 
 def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
-    """Read which items were drawn for a run; None where no such record is stored, or it is damaged."""
+    """Read the items sampled for a run; None where the record is missing or damaged."""
     try:
         return load(SamplingRecord, _locate_sampling(store, run_id).read_bytes())
     except (OSError, ValueError):
@@ -273,14 +275,14 @@ def _locate_sampling(store: Store, run_id: str) -> Path:
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
-    """List the runs, oldest first; those of one experiment where it is given. Damaged ones are left out."""
+    """List the runs, oldest first, optionally of one experiment. Damaged ones are left out."""
     runs, _ = runs_on_disk(store)
     of_experiment = (run for run in runs if experiment in (None, run.experiment))
     return sorted(of_experiment, key=lambda run: (run.created, run.run_id))
 
 
 def get_run(store: Store, run_id: str) -> Run:
-    """Find a run by its id, a candidate's or a trial's.
+    """Find a run by its id, whether a candidate's or a trial's.
 
     Raises:
         UserError: there is no such run.
@@ -290,12 +292,11 @@ def get_run(store: Store, run_id: str) -> Run:
         return trial.run
     if run_id not in runs:
         where = str(store.run_file(run_id))
-        unreadable = (one for one in runs_on_disk(store)[1] if one.startswith(f"{where}: "))
+        expected, step = "what harness compare wrote", "repair or delete it"
         refuse(
-            Problem(
-                where, said.removeprefix(f"{where}: "), "what harness compare wrote", "repair or delete it"
-            )
-            for said in unreadable
+            Problem(where, damage.removeprefix(f"{where}: "), expected, step)
+            for damage in runs_on_disk(store)[1]
+            if damage.startswith(f"{where}: ")
         )
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
         raise UserError(Problem("run", repr(run_id), f"a run in {store.folder}", next_step))
@@ -303,11 +304,11 @@ def get_run(store: Store, run_id: str) -> Run:
 
 
 def weights_folder(store: Store, run: Run) -> Path | None:
-    """Return the folder in which the weights of a run lie; None of a base's own, and where they are gone."""
+    """Return the folder of a run's weights; None for a base's own weights, and where the folder is gone."""
     if not run.training.fit_key:
         return None
-    made = store.weights(run.training.fit_key)
-    kind = read_object(made / "fit.json").get("kind")
+    fit_folder = store.weights(run.training.fit_key)
+    kind = read_object(fit_folder / "fit.json").get("kind")
     with suppress(UserError):
         folder = store.place("weights", run.training.fit_key, str(kind))
         return folder if folder.is_dir() else None
@@ -315,7 +316,7 @@ def weights_folder(store: Store, run: Run) -> Path | None:
 
 
 def read_run(file: Path) -> Run | None:
-    """Read a `run.json`; None where there is none, or it is damaged."""
+    """Read a `run.json`; None where it is missing or damaged."""
     try:
         return _parse_run(file)
     except (OSError, ValueError, TypeError):
@@ -323,13 +324,13 @@ def read_run(file: Path) -> Run | None:
 
 
 def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
-    """Read runs by their ids from their folders; one that is not there, or damaged, is left out."""
-    found = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
-    return {run_id: run for run_id, run in found.items() if run}
+    """Read runs by their ids from their folders; missing and damaged ones are left out."""
+    run_by_id = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
+    return {run_id: run for run_id, run in run_by_id.items() if run}
 
 
 def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
-    """Read every `run.json`; what cannot be read is named with its reason."""
+    """Read every `run.json`; return the runs, and the unreadable files with the reason."""
     runs, unreadable = [], []
     for path in sorted(store.folder.glob("*/run.json")):
         try:
@@ -342,10 +343,10 @@ def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
 
 
 def all_runs(store: Store) -> list[Run]:
-    """Read every run from its folder, to know what is shared.
+    """Read every run from its folder, to know what they share.
 
     Raises:
-        HarnessError: a run's file is unreadable, so what it refers to is unknown.
+        HarnessError: a run's file is unreadable, so its references are unknown.
     """
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
@@ -355,18 +356,18 @@ def all_runs(store: Store) -> list[Run]:
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
-    """Delete a run, and those of its row sets and weights that no other run refers to, nor `keep`.
+    """Delete a run with those of its row sets and weights that no other run needs and `keep` does not name.
 
-    The trials that it was chosen among go with it, but for those that another run needs. `keep` names row
-    sets and weights by their digests, and folders of weights by their keys.
+    The trials it was chosen from are deleted too, except those that another run needs. `keep` holds digests
+    of row sets and weights, and keys of weight folders.
 
     Raises:
-        UserError: there is no such run, it is a trial that a run is found by way of, or a part is a link.
-        HarnessError: another run's file is unreadable, so what it refers to is unknown.
+        UserError: there is no such run, it is a trial that a run depends on, or a part is a link.
+        HarnessError: another run's file is unreadable, so its references are unknown.
     """
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
-    trials = [one for one in list_trials(store) if one.run.run_id == run_id or find_choosers(one, [run])]
+    trials = [t for t in list_trials(store) if t.run.run_id == run_id or find_choosers(t, [run])]
     for trial in trials:
         if trial.run.run_id == run_id:
             refuse_needed(trial, others)
@@ -374,7 +375,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
     paths += map(store.rows, own_rows)
     every = [run, *others]
-    fit_key = find_own_fit_key(run, count_needed_keys(every), Counter(one.weights_digest for one in every))
+    fit_key = find_own_fit_key(run, count_needed_keys(every), Counter(r.weights_digest for r in every))
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
         paths.append(store.weights(fit_key))
     remove(store.folder, [*paths, *list_trial_parts(store, trials, others, keep)])

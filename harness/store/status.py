@@ -1,7 +1,7 @@
 """Progress of the comparison, night or rescue that holds a store, for dashboards.
 
-Invariant: what is said here is about the process that holds the store: taking the store takes away
-what another left. A note that cannot be written stops nobody.
+Invariant: the note is about the process that holds the store: taking the store deletes an older note. A note
+that cannot be written stops no work.
 """
 
 import json
@@ -18,10 +18,10 @@ _EVERY_S = 1.0
 
 
 class StoredProgress:
-    """Passes progress on, and notes it in the store once a second at most; left, it takes the note away.
+    """Passes progress on, and notes it in the store at most once a second; the note is deleted on exit.
 
-    `what` is at work, as a sentence begins with it, on `candidates`; what else is finished, such as the
-    measurement of a base, is not counted among them.
+    `what` names the running work as the start of a sentence, on `candidates`; other finished work, such as
+    the measurement of a base, is not counted.
     """
 
     def __init__(self, inner: Progress, store: Store, what: str, candidates: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ class StoredProgress:
 
     @contextmanager
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
-        """Open a stage and note it, then how far it has come."""
+        """Open a stage and note it, then its progress."""
         self._note({"stage": label, "share": 0.0}, at_once=True)
         with self._inner.stage(label, expected_s) as advance:
 
@@ -49,14 +49,14 @@ class StoredProgress:
             yield both
 
     def show(self, candidate: str, line: str, *items: str) -> None:
-        """Pass on what a candidate has reached that is not done yet."""
+        """Pass on a result of a candidate that is not done yet."""
         self._inner.show(candidate, line, *items)
 
     def finish(self, candidate: str, line: str, *items: str) -> None:
         """Note that a candidate is done or has failed."""
         if candidate in self._candidates:
-            known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis does so again
-            self._note({"finished": list(known)}, at_once=True)
+            finished = dict.fromkeys([*self._state["finished"], candidate])  # interim analyses repeat them
+            self._note({"finished": list(finished)}, at_once=True)
         self._inner.finish(candidate, line, *items)
 
     def _note(self, changes: Mapping[str, Any], *, at_once: bool = False) -> None:
@@ -70,9 +70,9 @@ class StoredProgress:
 
 
 def current_activity(store: Store) -> dict[str, Any] | None:
-    """Return what is at work and last noted: `what`, `stage`, its `share`, `candidates`, `finished`.
+    """Return the last note of the running work: `what`, `stage`, its `share`, `candidates`, `finished`.
 
-    Empty where it has noted nothing yet, None where nobody is at work.
+    Empty where nothing is noted yet, None where nothing is running.
     """
     from filelock import FileLock, Timeout
 

@@ -1,7 +1,7 @@
-"""The tables that people query: each view of the index with its columns, their units and meanings.
+"""The tables that people query: each view of the index with its columns, units and meanings.
 
-Invariant: what is described here is what the views have; `harness sql --tables` and the docs are
-written from it. What is unknown is NULL.
+Invariant: the description matches the views; `harness sql --tables` and the docs are generated from it.
+Unknown values are NULL.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """A column: its name, DuckDB type, unit (empty where it has none) and meaning.
+    """A column: its name, DuckDB type, unit (may be empty) and meaning.
 
-    `place` is where a record holds it, as DuckDB writes a path in JSON; by default the name.
+    `place` is its JSON path in a record; by default the name.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A view: its name, what one row of it is, its columns, and the query that makes it."""
+    """A view: its name, the meaning of a row, its columns, and its query."""
 
     name: str
     row: str
@@ -39,7 +39,7 @@ def _view(
     record: str = "record",
     own: Mapping[str, str] | None = None,
 ) -> Table:
-    """Make a view of records, each column from its place in the JSON `record`, or by its `own` SQL."""
+    """Build a view of records, each column from its place in the JSON `record`, or from its `own` SQL."""
     values = {c.name: f"({record}->>'{c.place or c.name}')::{c.type}" for c in columns} | dict(own or {})
     selected = ", ".join(f'{value} AS "{of}"' for of, value in values.items())
     return Table(name, row, columns, f"SELECT {selected} FROM {source}")

@@ -1,10 +1,10 @@
 """Row sets: finished blocks while they are computed, one Parquet file when they are complete.
 
-Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set that was computed
-under a limit grows by whole blocks and never has to be computed again. A checksum is noted before its
-file gets its name, and none is forgotten, so a file that is whole is not taken for a damaged one.
+Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set computed under a limit grows by
+whole blocks and is never computed again. A checksum is noted before its file gets its name, and none is
+deleted, so a whole file is never taken for a damaged one.
 
-    runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet that was written
+    runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet ever written
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
     """List the blocks that need not be computed again.
 
-    With `ids`, the example ids in the order of their positions, only blocks that hold
-    exactly these examples count: not one cut short by a limit, nor one of another order.
+    With `ids`, the example ids in the order of their positions, only blocks with exactly these examples
+    count: neither one cut short by a limit nor one in another order.
     """
     ids_by_block = _chunks(parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
@@ -85,10 +85,10 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
 
 
 def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
-    """Turn the finished blocks into one Parquet file; rows that it held before stay in it.
+    """Merge the finished blocks into one Parquet file; its earlier rows stay.
 
-    A block written again replaces the rows of its positions. Where older rows behind
-    `n_rows` turn out to be of another order (an example would occur twice), they are dropped.
+    A block written again replaces the rows at its positions. Older rows beyond `n_rows` in another order (an
+    example would occur twice) are dropped.
 
     Raises:
         HarnessError: a block is missing, or the disk is full.
@@ -112,9 +112,9 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
 
 
 def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
-    """Delete blocks that a complete set holds already: whoever completed it was ended before it could.
+    """Delete leftover blocks of row sets that are already complete, of all sets or of one.
 
-    Those of all sets, or of one.
+    Their writer was killed before it could delete them.
     """
     for folder in (store.folder / "rows").glob(f"{rows_digest}/blocks"):
         stored = parquet_ids(folder.with_name("rows.parquet")) or []
@@ -125,13 +125,13 @@ def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
 
 
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
-    """Tell whether the complete set begins with these examples, in order, with what was drawn to each."""
+    """Tell whether the complete set begins with these examples, in order, with their sampled answers."""
     whole = is_stored_as(store.parquet(identity.digest), ids)
     return whole and (not identity.decoding or read_drawn_items(store, identity.digest).issuperset(ids))
 
 
 def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
-    """Tell whether a file of rows, wherever it lies, begins with these examples, in this order."""
+    """Tell whether any file of rows begins with these examples, in this order."""
     stored = parquet_ids(path)
     return stored is not None and stored[: len(ids)] == list(ids)
 
@@ -139,10 +139,10 @@ def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
 def read_rows(
     store: Store, rows_digest: str, n: int | None = None, *, texts: bool = True
 ) -> list[SampleResult]:
-    """Read a complete row set by position; with `n`, at most the first n.
+    """Read a complete row set by position; with `n`, at most the first n rows.
 
-    Without `texts` the answers, prompts, passages and, but for errors, references are left empty: statistics
-    need none.
+    Without `texts` the answers, prompts, passages and references (except those of errors) are left empty;
+    statistics do not need them.
 
     Raises:
         HarnessError: the set is missing or unreadable.
@@ -160,7 +160,7 @@ def read_rows(
 def read_many(
     store: Store, rows_digests: Iterable[str], *, texts: bool = True
 ) -> dict[str, list[SampleResult]]:
-    """Read many complete row sets at once, each by position, as `read_rows` reads one; twice as fast.
+    """Read many complete row sets at once, each as `read_rows` reads one; twice as fast.
 
     Raises:
         HarnessError: a set is missing or unreadable.
@@ -168,9 +168,9 @@ def read_many(
     wanted = dict.fromkeys(rows_digests)
     if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
         raise describe_missing_rows(store, missing)
-    out: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
+    rows_by_digest: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
     if not wanted:
-        return out
+        return rows_by_digest
     selected = SELECTED if texts else WITHOUT_TEXTS
     query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} ORDER BY digest, position"
     files = [whole_file(store.parquet(digest)) for digest in wanted]
@@ -179,41 +179,41 @@ def read_many(
     try:
         with many_rows(), memory() as db:
             for digest, *values in db.execute(query, [files]).fetchall():
-                out[digest].append(row_of(values))
-    except duckdb.Error:  # reading one by one says which it is
+                rows_by_digest[digest].append(row_of(values))
+    except duckdb.Error:  # reading one by one finds the damaged set
         return {digest: read_rows(store, digest, texts=texts) for digest in wanted}
-    return {digest: attach_folds(store, digest, rows) for digest, rows in out.items()}
+    return {digest: attach_folds(store, digest, rows) for digest, rows in rows_by_digest.items()}
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
-    """Read what a row set depends on.
+    """Read the identity of a row set.
 
     Raises:
-        HarnessError: the set is missing, or what it depends on is not what was written.
+        HarnessError: the set is missing, or its identity is damaged.
     """
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
         raise describe_missing_rows(store, [rows_digest])
-    if found := _read_identity(path):
-        return found
+    if identity := _read_identity(path):
+        return identity
     step = f"remove {path.parent}, then harness compare, which computes its rows again"
     raise failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
-    """Read an identity; None of a damaged one, whose digest is another than its folder's."""
-    found = load_files(RowsIdentity, [path])
-    return next((one for one in found if one.digest == path.parent.name), None)
+    """Read an identity; None where it is damaged, that is where its digest does not match its folder."""
+    loaded = load_files(RowsIdentity, [path])
+    return next((identity for identity in loaded if identity.digest == path.parent.name), None)
 
 
 def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
-    """Read the finished blocks that hold exactly these examples, of a set that need not be complete."""
+    """Read the finished blocks that hold exactly these examples, of a set that may be incomplete."""
     done = list_stored_blocks(store, identity, ids)
-    path, loose = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
+    path, unmerged = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
     if not done:
         return {}
     with memory() as db:
-        _merge(db, [_block_path(path.parent, i) for i in loose], path if parquet_ids(path) else None)
+        _merge(db, [_block_path(path.parent, i) for i in unmerged], path if parquet_ids(path) else None)
         rows = rows_from(db, "merged")
     wanted = {i: len(block) for i, block in _chunks(ids).items() if i in done}
     by_block: dict[int, list[SampleResult]] = {i: [] for i in wanted}
@@ -229,7 +229,7 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
 
 
 def identities(store: Store) -> list[RowsIdentity]:
-    """List what the stored row sets depend on; sets whose file cannot be read are left out."""
+    """List the identities of the stored row sets; unreadable ones are left out."""
     return list(filter(None, map(_read_identity, sorted((store.folder / "rows").glob("*/identity.json")))))
 
 
@@ -252,7 +252,7 @@ def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
 
 
 def _block_ids(path: Path) -> list[str]:
-    """Return the example ids of a block; none where its file is damaged."""
+    """Return the example ids of a block; empty where its file is damaged."""
     try:
         rows = [parse_json(line) for line in read_lines(path)]
         whole = [row["position"] for row in rows] == _positions(int(path.stem), len(rows))
@@ -262,7 +262,7 @@ def _block_ids(path: Path) -> list[str]:
 
 
 def _remove_blocks(folder: Path, n_kept: int) -> None:
-    """Delete the blocks that are in the Parquet file, and no block that another process just wrote."""
+    """Delete the blocks that are in the Parquet file, but none that another process just wrote."""
     for path in folder.glob("*.jsonl"):
         if path.stem.isdigit() and int(path.stem) * BLOCK < n_kept:
             path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Rows beside those of a set: answers that were drawn to its items, and folds of who answered.
+"""Additions to a row set: sampled answers to its items, and the folds whose models answered.
 
-Invariant: what reads rows for a comparison reads the folds with them, so no interval forgets that the items
-of a fold were answered by one model.
+Invariant: rows for a comparison are read with their folds, so every interval takes into account that one
+model answered all items of a fold.
 
-    runs/rows/<digest>/samples/00000.jsonl   the answers that were drawn to the items of a block
-    runs/rows/<digest>/folds.json            the fold of each item by its id, from 1, where several answered
+    runs/rows/<digest>/samples/00000.jsonl   the sampled answers to the items of a block
+    runs/rows/<digest>/folds.json            the fold of each item by its id, from 1, with several models
 """
 
 import json
@@ -28,7 +28,7 @@ from harness.store.rows.checksums import file_version, is_as_written, note_check
 
 
 def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[SampleResult]) -> None:
-    """Write the answers that were drawn to the items of a block, where there are some."""
+    """Write the sampled answers to the items of a block, if there are any."""
     drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
     lines = "".join(canonical_json({"example_id": item, **asdict(sample)}) + "\n" for item, sample in drawn)
     if not lines:
@@ -44,27 +44,27 @@ def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[Sampl
 
 
 def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
-    """Read the answers that were drawn to the items of a row set, by item; damaged files are left out.
+    """Read the sampled answers of a row set, by item; damaged files are left out.
 
-    Empty of a set that was answered greedily.
+    Empty for a set that was answered greedily.
     """
-    out: dict[str, list[Sample]] = {}
+    samples_by_item: dict[str, list[Sample]] = {}
     for path in _files(store, rows_digest):
         with suppress(OSError, ValueError, TypeError):
             for line in read_lines(path) if is_as_written(path) else ():
-                said = parse_json(line)
-                parts = {k: None if v is None else tuple(v) for k, v in said.pop("parts").items()}
-                out.setdefault(said.pop("example_id"), []).append(Sample(parts=parts, **said))
-    return {item: tuple(samples) for item, samples in out.items()}
+                values = parse_json(line)
+                parts = {k: None if v is None else tuple(v) for k, v in values.pop("parts").items()}
+                samples_by_item.setdefault(values.pop("example_id"), []).append(Sample(parts=parts, **values))
+    return {item: tuple(samples) for item, samples in samples_by_item.items()}
 
 
 def read_drawn_items(store: Store, rows_digest: str) -> set[str]:
-    """Read to which items of a row set answers were drawn; a file is parsed once as long as it stays."""
-    found: set[str] = set()
+    """Read which items of a row set have sampled answers; a file is parsed once until it changes."""
+    items: set[str] = set()
     for path in _files(store, rows_digest):
         with suppress(OSError):
-            found |= _items_in(path, *file_version(path))
-    return found
+            items |= _items_in(path, *file_version(path))
+    return items
 
 
 @lru_cache(maxsize=1024)
@@ -89,10 +89,10 @@ def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None
 
 
 def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
-    """Read which fold's model answered each item; None where one model answered all, or nothing is noted.
+    """Read which fold's model answered each item; None where one model answered all items.
 
     Raises:
-        HarnessError: what was noted cannot be read.
+        HarnessError: the file cannot be read.
     """
     path = _file(store, rows_digest)
     if not path.exists():
@@ -106,10 +106,10 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
 
 
 def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
-    """Return the rows of a set with their folds, where it has some.
+    """Return the rows of a set with their folds, if it has any.
 
     Raises:
-        HarnessError: what was noted of them cannot be read.
+        HarnessError: the file of folds cannot be read.
     """
     folds = read_folds(store, rows_digest)
     return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows

@@ -1,6 +1,6 @@
-"""Checksums of files: noted before a file gets its name, so that a damaged one is told from a whole one.
+"""Checksums of files, noted before a file gets its name, to tell damaged files from whole ones.
 
-Invariant: none is forgotten, so a file that is whole is not taken for a damaged one.
+Invariant: none is deleted, so a whole file is never taken for a damaged one.
 """
 
 import json
@@ -16,24 +16,24 @@ _PIECE = 1 << 20  # bytes
 
 
 def note_checksum(store: Store, path: Path, written: Path) -> None:
-    """Note what is about to become a file, while it still has another name."""
+    """Note the checksum of a finished file before it gets its final name."""
     known = {*(_read_checksums(path) or ()), _checksum(written)}
     write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
 
 
 def is_as_written(path: Path) -> bool | None:
-    """Tell whether a file holds what was written to it, in its own folder; None where that was not noted.
+    """Tell whether a file has the content that was written, in its own folder; None without a checksum.
 
     Raises:
         OSError: the file cannot be read.
     """
-    found = _checksum(path)  # before what is noted is read: another process may replace the file in between
+    actual = _checksum(path)  # before the noted ones are read: the file may be replaced in between
     known = [] if _is_of_other_rows(path) else _read_checksums(path)
-    return None if known is None else found in known
+    return None if known is None else actual in known
 
 
 def is_damaged(path: Path) -> bool:
-    """Tell whether a file holds something else than was noted of it; it is read once while it stays.
+    """Tell whether a file differs from its noted checksums; a file is read once until it changes.
 
     Raises:
         OSError: the file cannot be read.
@@ -54,13 +54,13 @@ def _is_of_other_rows(path: Path) -> bool:
 
 
 def file_version(path: Path) -> tuple[int, int, int]:
-    """Return what differs once another file lies at a path, so that one is read once while it stays.
+    """Return inode, time and size of a file, which change when the file is replaced.
 
     Raises:
-        OSError: there is none.
+        OSError: the file is missing.
     """
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    file_stat = path.stat()
+    return file_stat.st_ino, file_stat.st_mtime_ns, file_stat.st_size
 
 
 def _read_checksums(path: Path) -> list[str] | None:

@@ -1,6 +1,6 @@
-"""Memo of what was read of row sets' files, each value kept while its file stays as it is.
+"""Memo of values read from row sets' files; each value is kept until its file changes.
 
-Invariant: a file that was replaced is read again; one that cannot be read together with others is read alone.
+Invariant: a replaced file is read again; one that cannot be read together with others is read alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,13 +12,13 @@ from harness.store.layout import Store
 from harness.store.rows.checksums import file_version
 
 _Value = TypeVar("_Value")
-_MOST = 1024  # files; beyond these the first is forgotten
+_MOST = 1024  # files; beyond these the oldest is dropped
 
 
 class FileMemo(Generic[_Value]):
-    """Values of files; opening a file takes milliseconds, and a hundred of them at once not many more.
+    """Values of files; opening one file takes milliseconds, a hundred at once not many more.
 
-    `read` reads one file; `read_all` those of row sets, by their digests, in one query.
+    `read` reads one file; `read_all` reads those of row sets, by their digests, in one query.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class FileMemo(Generic[_Value]):
         self._known: dict[tuple[Path, tuple[int, int, int]], _Value] = {}
 
     def get(self, path: Path) -> _Value:
-        """Return the value of a file as it is now.
+        """Return the value of a file in its current state.
 
         Raises:
-            OSError: there is none.
+            OSError: the file is missing.
         """
         file = path, file_version(path)
         if file not in self._known:
@@ -41,7 +41,7 @@ class FileMemo(Generic[_Value]):
         return self._known[file]
 
     def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
-        """Read the files of row sets that will be needed, as far as they are not known."""
+        """Read those files of row sets that will be needed and are not known yet."""
         files = {}
         for rows_digest in set(rows_digests):
             with suppress(OSError):
@@ -49,8 +49,8 @@ class FileMemo(Generic[_Value]):
                 files[rows_digest] = path, file_version(path)
         unread = {rows_digest: file for rows_digest, file in files.items() if file not in self._known}
         if unread:
-            found = self._read_all({rows_digest: path for rows_digest, (path, _) in unread.items()})
-            for rows_digest, value in found.items():
+            values = self._read_all({rows_digest: path for rows_digest, (path, _) in unread.items()})
+            for rows_digest, value in values.items():
                 self._keep(unread[rows_digest], value)
 
     def _keep(self, file: tuple[Path, tuple[int, int, int]], value: _Value) -> None:

@@ -1,6 +1,6 @@
-"""Columns of rows: their types in Parquet, a row as a line of JSON, and rows from the values of a query.
+"""Columns of rows: their types in Parquet, a row as a line of JSON, and rows from query results.
 
-Invariant: the database that reads and writes Parquet is in memory, one for the process.
+Invariant: Parquet is read and written by one in-memory database per process.
 """
 
 import re
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 def pattern(path: Path) -> str:
-    """Write a path so that DuckDB, which reads paths as patterns, finds just this file."""
+    """Escape a path so that DuckDB, which reads paths as patterns, finds just this file."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
 def quote_texts(texts: Iterable[str]) -> str:
-    """Write texts as a list in DuckDB's SQL."""
+    """Write texts as a list literal of DuckDB's SQL."""
     return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
 
 
 def whole_file(path: Path) -> str:
-    """Return the pattern of a file of rows, or of none.
+    """Return the pattern of a file of rows, which may be missing.
 
     Raises:
-        HarnessError: it holds other bytes than were written.
+        HarnessError: the file is damaged.
     """
     with suppress(FileNotFoundError):
         if is_damaged(path):
@@ -44,17 +44,17 @@ def whole_file(path: Path) -> str:
 
 @contextmanager
 def memory() -> Iterator["DuckDBPyConnection"]:
-    """Open a cursor of the database that has no file."""
+    """Open a cursor of the in-memory database."""
     with _database().cursor() as db:
         yield db
 
 
 @cache
 def _database() -> "DuckDBPyConnection":
-    """Make the one in-memory database that reads and writes Parquet; making one costs 25 ms."""
+    """Create the one in-memory database that reads and writes Parquet; creating one takes 25 ms."""
     import duckdb
 
-    # A file that was replaced must not be answered from memory.
+    # A replaced file must not be served from the cache.
     return hide_progress_bar(duckdb.connect(config={"enable_external_file_cache": False}))
 
 
@@ -92,7 +92,7 @@ COLUMNS = {
     "weight": "DOUBLE",
     "error": "VARCHAR",
 }
-# One of the answers that were drawn to an item, as a line of JSON holds it.
+# A sampled answer to an item, as a line of JSON.
 SAMPLE_COLUMNS = {
     "example_id": "VARCHAR",
     "index": "BIGINT",
@@ -106,16 +106,16 @@ SAMPLE_COLUMNS = {
     "mean_logprob": "DOUBLE",
     "error": "VARCHAR",
 }
-# A folder named like `x=1` is no column of ours.
+# Without hive partitioning a folder named `x=1` does not become a column.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")
-DIGEST = "parse_path(filename)[-2]"  # of the row set that a file holds
+DIGEST = "parse_path(filename)[-2]"  # digest of a file's row set
 _FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
-# A map comes as its keys, in its place, and its values, behind the others: both together in half the time.
+# A map is selected as its keys, in its place, and its values, at the end: twice as fast.
 _MAPPED = {"parts": 'map_keys("parts")'}
 _VALUES = ', map_values("parts")'
 SELECTED = ", ".join(_MAPPED.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
-# The references say what the worst answer to an item is, where there is none to be scored.
+# References are needed to score the worst answer where an item has none.
 FAILED = "('error', 'incomplete')"
 OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
 _EMPTY = _MAPPED | {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
@@ -140,7 +140,7 @@ def row_line(row: SampleResult) -> str:
 def rows_from(
     db: "DuckDBPyConnection", source: str, *values: object, texts: bool = True
 ) -> list[SampleResult]:
-    """Read rows by position; their columns come in the order of the fields, which is the fastest way."""
+    """Read rows by position; selecting the columns in the order of the fields is fastest."""
     selected = SELECTED if texts else WITHOUT_TEXTS
     query = f"SELECT {selected} FROM {source} ORDER BY position"
     with many_rows():
@@ -148,9 +148,9 @@ def rows_from(
 
 
 def row_of(values: list[Any]) -> SampleResult:
-    """Make a row of what DuckDB gives for `SELECTED`: its fields in order, behind them those of `parts`."""
+    """Build a row from DuckDB's values for `SELECTED`: its fields in order, then the values of `parts`."""
     for place in _TUPLES:
         values[place] = tuple(values[place])
-    parts = (None if of is None else tuple(of) for of in values.pop())
+    parts = (None if scores is None else tuple(scores) for scores in values.pop())
     values[_PARTS] = dict(zip(values[_PARTS], parts, strict=True))
     return SampleResult(*values)

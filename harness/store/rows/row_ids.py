@@ -1,6 +1,6 @@
-"""Example ids of complete row sets, by which a set is known to hold the items that are wanted of it.
+"""Example ids of complete row sets, which tell whether a set holds the wanted items.
 
-Invariant: a damaged file has none, however much of it can be read.
+Invariant: a damaged file has no ids, even if part of it is readable.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,12 @@ from harness.store.rows.row_columns import DIGEST, READ_NAMED, READ_PARQUET, mem
 
 
 def read_ids(store: Store, rows_digests: Iterable[str]) -> None:
-    """Read the ids of many sets at once, so that `has_rows` opens none of them."""
+    """Read the ids of many sets at once, so that `has_rows` need not open each file."""
     _IDS.prepare(store, rows_digests)
 
 
 def parquet_ids(path: Path) -> list[str] | None:
-    """Return the ids of a file by position, or None where there is none, or a damaged one."""
+    """Return the ids of a file by position; None where it is missing or damaged."""
     try:
         return _IDS.get(path)
     except OSError:
@@ -33,7 +33,7 @@ def _read(path: Path) -> list[str] | None:
         whole = is_as_written(path)
         if whole is False:
             return None
-        # What was written before checksums were noted is read in all its columns instead.
+        # A file older than checksums is read in all columns instead, to detect damage.
         columns = "example_id" if whole else "example_id, hash(file)"
         query = f"SELECT {columns} FROM {READ_PARQUET} AS file ORDER BY position"
         with memory() as db:
@@ -46,12 +46,12 @@ def _read_all(paths: Mapping[str, Path]) -> Mapping[str, list[str]]:
     import duckdb
 
     with suppress(OSError, duckdb.Error), memory() as db:
-        found: dict[str, list[str]] = {name: [] for name, path in paths.items() if is_as_written(path)}
+        ids_of: dict[str, list[str]] = {name: [] for name, path in paths.items() if is_as_written(path)}
         query = f"SELECT {DIGEST} AS digest, example_id FROM {READ_NAMED} ORDER BY digest, position"
-        files = [pattern(paths[name]) for name in found]
+        files = [pattern(paths[name]) for name in ids_of]
         for rows_digest, example_id in db.execute(query, [files]).fetchall() if files else ():
-            found[rows_digest].append(example_id)
-        return found
+            ids_of[rows_digest].append(example_id)
+        return ids_of
     return {}
 
 
