@@ -1,8 +1,8 @@
-"""The decision between candidates: prompt, retrieve, fine-tune, or measure on.
+"""The decision between candidates: prompt, retrieve, fine-tune, or measure more.
 
-Invariant: pure. What is compared was chosen on validation; a fine-tune is recommended only
-when its gain over the best untrained candidate is shown, its gate passes and the fair
-alternatives were in the comparison; every reason carries its numbers.
+Invariant: pure. The compared candidates were chosen on validation. A fine-tune is recommended only if its
+gain over the best untrained candidate is shown, its gate passes and the fair alternatives were compared;
+every reason carries its numbers.
 """
 
 from collections.abc import Sequence
@@ -88,10 +88,10 @@ from harness.spec import DecidePolicy
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Recommended action and candidate, with reasons; `missing` names comparisons nobody made.
+    """Recommended action and candidate, with reasons; `missing` names comparisons that were not made.
 
-    `family` holds the members that the gate's rules are corrected over, where there are several. `unit` is
-    that of the gain, where it is another than the target metric's.
+    `family` holds the members over which the gate's rules are corrected, if there are several. `unit` is that
+    of the gain, if it differs from the target metric's.
     """
 
     action: Action
@@ -129,20 +129,19 @@ def decide(
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
-    `closed_labels` and `has_documents` say which alternatives the target allows; while one
-    of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
-    that over its seeds, by variance components. With the `curve` of the fine-tune it may be worth more to
-    collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
-    With a `goal`, a level of the target's metric, the smallest base that meets it is named. Where a
-    `win_rate` is declared, the gain that counts is how often a fine-tune's answers are preferred. What is
-    shown to be worse than the `trivial` baseline is not shipped. `can_fold` says that the target's rows could
-    be tested on in folds, and are not.
+    `closed_labels` and `has_documents` say which alternatives the target allows; while one of them is
+    missing, no fine-tune is recommended. With three or more seeds a recipe's gain is that over its seeds, by
+    variance components. The `curve` of the fine-tune may show that collecting data first is worth more. A
+    fine-tune must pass its gate as one member of the `family`, which the experiment fixed. With a `goal`, a
+    level of the target's metric, the smallest base that meets it is named. With a declared `win_rate`, the
+    gain is how often a fine-tune's answers are preferred. A candidate shown to be worse than the `trivial`
+    baseline is not shipped. `can_fold` says that the target's rows could be tested in folds, but are not.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
     within = apply_budgets(facts, policy)
-    gained = within if win_rate is None else judge_by_wins(within)
-    facts = place_in_family(pool_seeds(gained), family)
+    with_gain = within if win_rate is None else judge_by_wins(within)
+    facts = place_in_family(pool_seeds(with_gain), family)
     case = Case(
         facts=facts,
         policy=policy,
@@ -158,25 +157,25 @@ def decide(
         trivial=trivial,
         can_fold=can_fold,
     )
-    found = economics_of(case)
-    choice = _choose(case, found)
+    numbers = economics_of(case)
+    choice = _choose(case, numbers)
     members = family_members(facts, family) if family.size > 1 else ()
     return Decision(
         *choice,
-        (*reasons(case, found, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
-        listing(found),
-        tuple(one.text for one in case.missing),
+        (*reasons(case, numbers, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
+        listing(numbers),
+        tuple(alternative.text for alternative in case.missing),
         members,
         case.unit if case.by_wins else None,
     )
 
 
 def _is_paired(facts: Sequence[CandidateFacts]) -> bool:
-    """Tell whether there is a difference between arms that labels of people could have corrected."""
+    """Tell whether there is a difference between arms that people's labels could have corrected."""
     return any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts)
 
 
-def _choose(case: Case, found: Economics) -> _Recommendation:
+def _choose(case: Case, numbers: Economics) -> _Recommendation:
     if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
         return _leave_undecided(
             f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
@@ -191,20 +190,20 @@ def _choose(case: Case, found: Economics) -> _Recommendation:
     if case.strongest is None:
         return _choose_untrained(case, case.alternative)
     if case.alternative.over_budget:
-        return _choose_within_budget(case, found, case.strongest, case.alternative)
+        return _choose_within_budget(case, numbers, case.strongest, case.alternative)
     if case.winner and is_gain_shown(case.winner):
-        return _choose_with_gain(case, found, case.winner, case.alternative)
-    return _choose_without_gain(case, found, case.winner or case.strongest, case.alternative)
+        return _choose_with_gain(case, numbers, case.winner, case.alternative)
+    return _choose_without_gain(case, numbers, case.winner or case.strongest, case.alternative)
 
 
 def _is_stopped(case: Case) -> bool:
-    """Tell whether the gate stops the fine-tune in question, however often its answers are preferred."""
+    """Tell whether the gate stops the fine-tune, however often its answers are preferred."""
     return case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))
 
 
 def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
     if run.verdict and run.verdict.outcome == "fail":
-        # Weights of the base can only fail what was declared of the target.
+        # The base's own weights can only fail the goal declared for the target.
         return _leave_undecided(
             f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
         )
@@ -224,7 +223,7 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
 
 
 def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
-    """Tell whether a rate shows no right answer at all; where wins decide, it is not checked."""
+    """Tell whether a rate shows no right answer at all; not checked where wins decide."""
     reached = run.target
     if case.by_wins or reached is None or not reached.unit.is_rate:
         return False
@@ -239,7 +238,7 @@ def _compare_with_trivial(case: Case, run: CandidateFacts) -> str:
 
 
 def _meanwhile(case: Case, run: CandidateFacts) -> str:
-    """Name what is shipped until a question is settled; empty where that run itself may not be."""
+    """Name the run to ship until a question is settled; empty if that run itself must not be shipped."""
     worse = case.trivial is not None and case.trivial.is_above(run.target)
     if run.over_budget or worse or fails_gate(run) or _has_worst_score(case, run):
         return ""
@@ -257,7 +256,7 @@ def _lack_alternative(case: Case) -> _Recommendation:
 
 
 def _await_labels(case: Case, missing: int) -> _Recommendation:
-    """Refuse to rest on the grades of a judge that nobody has held to people's labels."""
+    """Refuse to decide by the grades of a judge that were not checked against people's labels."""
     labels = formatting.pluralize(missing, "more label")
     return _leave_undecided(
         f"{case.metric} is graded by a judge, and the answers that count need {labels} of people before a"
@@ -290,13 +289,13 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendatio
 
 
 def _choose_within_budget(
-    case: Case, found: Economics, judged: CandidateFacts, slow: CandidateFacts
+    case: Case, numbers: Economics, judged: CandidateFacts, slow: CandidateFacts
 ) -> _Recommendation:
-    """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
+    """Recommend a fine-tune where no untrained candidate keeps the budget, if it beats the prompt."""
     run = case.winner or judged
-    g, over, ratio = gain(run.vs_prompt), "the prompt", found.points_per_usd_over_prompt
+    g, over, ratio = gain(run.vs_prompt), "the prompt", numbers.points_per_usd_over_prompt
     if case.by_wins:
-        g, over, ratio = gain(run.vs_untrained), slow.name, found.points_per_usd_over_untrained
+        g, over, ratio = gain(run.vs_untrained), slow.name, numbers.points_per_usd_over_untrained
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
     gains = f"{run.name} gains {gain_text(g)} over {over}"
     if case.missing:
@@ -317,9 +316,9 @@ def _choose_within_budget(
 
 
 def _choose_with_gain(
-    case: Case, found: Economics, winner: CandidateFacts, alternative: CandidateFacts
+    case: Case, numbers: Economics, winner: CandidateFacts, alternative: CandidateFacts
 ) -> _Recommendation:
-    """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
+    """Recommend a fine-tune with a shown gain, unless a comparison is missing or tau forbids it."""
     better = f"{gain_text(gain(winner.vs_untrained))} over {alternative.name}"
     gains = f"{winner.name} gains {better}"
     if case.missing:
@@ -329,7 +328,7 @@ def _choose_with_gain(
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
         return _ship(case, alternative, why)
     tau = case.policy.tau
-    ratio = found.points_per_usd_over_untrained
+    ratio = numbers.points_per_usd_over_untrained
     if ratio and ratio.high <= tau:
         less = f"less than {tau:g} {case.unit.name} per USD of training"
         why = f"{score_text(case, alternative)}; {gains}, but {less}"
@@ -337,8 +336,8 @@ def _choose_with_gain(
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _leave_undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
-    if not found.pays:
-        why = f"{score_text(case, alternative)}; {gains}, but {cost_text(case.policy, found)}"
+    if not numbers.pays:
+        why = f"{score_text(case, alternative)}; {gains}, but {cost_text(case.policy, numbers)}"
         return _ship(case, alternative, why)
     return _ship(
         case,
@@ -348,9 +347,9 @@ def _choose_with_gain(
 
 
 def _choose_without_gain(
-    case: Case, found: Economics, compared: CandidateFacts, alternative: CandidateFacts
+    case: Case, numbers: Economics, compared: CandidateFacts, alternative: CandidateFacts
 ) -> _Recommendation:
-    """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
+    """Keep the untrained candidate, or wait for a gate that could still pass a gaining fine-tune."""
     passing = {f.name for f in list_passing_runs(case.facts)}
     tuned = [f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
     blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
@@ -362,11 +361,11 @@ def _choose_without_gain(
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
         return _leave_undecided(why, "compare again")
-    best_spend = found.spend.best if found.spend else None
-    if found.rows_needed and best_spend and best_spend.kind == "training rows":
-        return _collect(case, compared, alternative, found.rows_needed)
-    of_all = compared is case.strongest or case.strongest is None
-    which = f"the best fine-tune{'' if of_all else ' that passes the gate'}"
+    best_spend = numbers.spend.best if numbers.spend else None
+    if numbers.rows_needed and best_spend and best_spend.kind == "training rows":
+        return _collect(case, compared, alternative, numbers.rows_needed)
+    is_best_of_all = compared is case.strongest or case.strongest is None
+    which = f"the best fine-tune{'' if is_best_of_all else ' that passes the gate'}"
     verdict = f"is worse ({gain_text(g)})"
     if g.high >= 0:
         verdict = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
@@ -393,7 +392,7 @@ def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
 
 
 def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
-    """Say why a recipe of which no seed fails its gate does not pass, and what would settle that."""
+    """Say why a recipe with no failing seed does not pass its gate, and what would settle that."""
     seeds = seeds_of(case.facts, run)
     if unmeasured := [f.seed for f in seeds if f.verdict is None]:
         who = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)

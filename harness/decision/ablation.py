@@ -1,7 +1,7 @@
 """Ablation: a grid's members against its first one, corrected for multiple testing.
 
-Invariant: every member answers the same items as the reference; the reference is the first in
-the file, so nobody chose it by its result; the winner on validation is named, never that on test.
+Invariant: every member answers the same items as the reference. The reference is the first in the file, so it
+is not chosen by its result; the winner is named by validation, never by test.
 Source: Benjamini & Hochberg 1995; several seeds by variance components (`decision.seeds`).
 """
 
@@ -21,11 +21,10 @@ Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDif
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One member of a grid against the reference, in the target metric's unit; costs are a seed's mean.
+    """One member of a grid against the reference, in the target metric's unit; costs are the mean per seed.
 
-    `p` is two-sided and as if nothing else had been looked at, `p_adjusted` corrected by
-    Benjamini-Hochberg over the grid. Both are None of the reference itself, and of what failed or shows
-    nothing.
+    `p` is two-sided and uncorrected, `p_adjusted` corrected by Benjamini-Hochberg over the grid. Both are
+    None for the reference itself, and for failed members or those that show nothing.
     """
 
     candidate: str
@@ -52,7 +51,7 @@ class Ablation:
 
 
 class Comparer(NamedTuple):
-    """The ways to compare runs and recipes, and the variance of one seed over all recipes."""
+    """Functions that compare runs and recipes, and the variance of one seed pooled over all recipes."""
 
     pair: Pair
     means: Means
@@ -63,7 +62,7 @@ def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tupl
     """Compare the members of every grid with the first.
 
     `pair` compares two runs (base, new) on test, `means` two recipes over their seeds. Every member is
-    trained for itself, so what varies between the seeds of both is added; with two seeds it is pooled over
+    trained separately, so the variance between the seeds of both is added; with two seeds it is pooled over
     the recipes.
     """
     grids: dict[str, dict[str, list[CandidateFacts]]] = {}
@@ -85,7 +84,7 @@ def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: C
     tested = [row.p for row in rows if row.p is not None]
     adjusted = iter(stats.benjamini_hochberg(tested))
     rows = [replace(row, p_adjusted=next(adjusted)) if row.p is not None else row for row in rows]
-    chosen = best(f for of in members.values() for f in of)
+    chosen = best(f for seeds in members.values() for f in seeds)
     enough = stats.MIN_SEEDS if by.pooled is None else 2
     return Ablation(
         source,
@@ -93,7 +92,7 @@ def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: C
         tuple(rows),
         len(tested),
         chosen.name if chosen else None,
-        not any(is_fine_tuned(f) for of in members.values() for f in of)
+        not any(is_fine_tuned(f) for seeds in members.values() for f in seeds)
         or all(row.n_seeds >= enough for row in rows),
     )
 
@@ -101,8 +100,8 @@ def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: C
 def _difference(
     base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: Comparer
 ) -> tuple[Estimate | None, float | None]:
-    """Return the difference with its p: over items, and over seeds where their variance is known."""
-    old, now = ([f for f in of if f.state == "done"] for of in (base, new))
+    """Return the difference and its p: over items, and over seeds where their variance is known."""
+    old, now = ([f for f in runs if f.state == "done"] for runs in (base, new))
     if not old or not now:
         return None, None
     if len(old) == len(now) == 1:
@@ -110,14 +109,14 @@ def _difference(
         if c is None:
             return None, None
         return Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)
-    found = by.means(old, now)
-    if found is None:
+    means = by.means(old, now)
+    if means is None:
         return None, None
-    arms = [variance_components(scores(of), found.change, by.pooled) for of in (old, now)]
+    arms = [variance_components(scores(runs), means.change, by.pooled) for runs in (old, now)]
     seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
-    variance = stats.satterthwaite([found.change, *seeds])
-    difference = Estimate(found.delta, *mean_interval(found.delta, variance), found.n, target_unit(now))
-    return difference, mean_p(found.delta, variance)
+    variance = stats.satterthwaite([means.change, *seeds])
+    difference = Estimate(means.delta, *mean_interval(means.delta, variance), means.n, target_unit(now))
+    return difference, mean_p(means.delta, variance)
 
 
 def _factor(

@@ -1,7 +1,7 @@
-"""Arithmetic of a decision: every number that it rests on, computed once, with the words that name it.
+"""Arithmetic of a decision: every number behind it, computed once, with its words.
 
-Invariant: pure; None where an input is unknown. A number's words and its printing stand at the field that
-holds it, and whoever lists the numbers goes by these.
+Invariant: pure; None where an input is unknown. Words and format of a number are declared at its field, and
+every list of the numbers uses these.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ Value = float | str | None
 
 
 class Number(NamedTuple):
-    """Words of one number, in which {unit} is what a change of the metric counts, and what prints it.
+    """Words and formatter of one number; {unit} in the words is the unit of a change of the metric.
 
-    It is listed under `name`, that of its field where empty; `part` is the attribute of the field's value
-    that holds it. `ends` says that an interval goes with it.
+    It is listed as `name`, by default its field's name; `part` is the attribute of the field's value that
+    holds it. `ends` says that it has an interval.
     """
 
     words: str
@@ -39,7 +39,7 @@ class Number(NamedTuple):
 
 
 class OptionalNumbers(NamedTuple):
-    """Numbers that are left out where their field is None."""
+    """Numbers that are left out if their field is None."""
 
     numbers: tuple[Number, ...]
 
@@ -48,8 +48,8 @@ def _tokens(who: str, words: str) -> OptionalNumbers:
     parts = (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
     return OptionalNumbers(
         tuple(
-            Number(f"{said} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
-            for part, said in parts
+            Number(f"{part_text} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
+            for part, part_text in parts
         )
     )
 
@@ -77,10 +77,10 @@ _SPEND = OptionalNumbers(
 
 @dataclass(frozen=True, slots=True)
 class Economics:
-    """Costs and returns of the fine-tune in question beside the best untrained candidate.
+    """Costs and returns of the judged fine-tune next to the best untrained candidate.
 
-    Where one of the two is missing only the first four are known. `rows_needed` is how much training data
-    would pay; it is said with the choice and not listed.
+    If one of the two is missing only the first four are known. `rows_needed` is the amount of training data
+    that would pay; the choice mentions it, the list does not.
     """
 
     alternative: Annotated[str | None, Number("best untrained candidate")]
@@ -151,20 +151,20 @@ class Economics:
 
     @property
     def pays(self) -> bool:
-        """Whether the gain found is worth more than it costs, as far as both are known."""
+        """Whether the observed gain is worth more than it costs, as far as both are known."""
         if self.gain_is_worth_usd is None or self.costs_more_usd is None:
             return True
         return self.gain_is_worth_usd > self.costs_more_usd
 
 
 def _numbers(f: Field[Any]) -> tuple[Number, ...]:
-    """Return what a field lists, each under its name."""
+    """Return the numbers that a field lists, each with its name."""
     declared = getattr(f.type, "__metadata__", ())
-    of = [n for one in declared for n in (one.numbers if isinstance(one, OptionalNumbers) else (one,))]
-    return tuple(n._replace(name=n.name or f.name) for n in of)
+    numbers = [n for d in declared for n in (d.numbers if isinstance(d, OptionalNumbers) else (d,))]
+    return tuple(n._replace(name=n.name or f.name) for n in numbers)
 
 
-_ALWAYS = 4  # fields that are listed without a fine-tune or something to compare it with
+_ALWAYS = 4  # fields that are listed even without a fine-tune or an alternative
 NUMBERS: dict[str, Number] = {n.name: n for f in fields(Economics) for n in _numbers(f)}
 
 
@@ -227,20 +227,21 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
 
 
 def listing(of: Economics) -> dict[str, Value]:
-    """List every number under its name, as reports keep them; infinity is the text `∞`."""
-    out: dict[str, Value] = {}
+    """List every number by name, as reports store them; infinity is the text `∞`."""
+    values: dict[str, Value] = {}
     complete = of.alternative is not None and of.fine_tune is not None
     for f in fields(of)[: None if complete else _ALWAYS]:
         value = getattr(of, f.name)
-        optional = any(isinstance(one, OptionalNumbers) for one in getattr(f.type, "__metadata__", ()))
+        declared = getattr(f.type, "__metadata__", ())
+        optional = any(isinstance(declaration, OptionalNumbers) for declaration in declared)
         if value is not None or not optional:
             for number in _numbers(f):
-                out |= _values(number, value)
-    return out
+                values |= _values(number, value)
+    return values
 
 
 def _values(number: Number, value: Any) -> dict[str, Value]:
-    """Return one number, with its interval where it has one."""
+    """Return one number, with its interval if it has one."""
     if number.ends:
         keys = (number.name, *(f"{number.name}{end}" for end in ENDS))
         return dict(zip(keys, (value.delta, value.low, value.high) if value else (None,) * 3, strict=True))

@@ -1,10 +1,10 @@
 """Costs and returns of a fine-tune: points per USD, break-even, budgets of time, an index of documents.
 
-Invariant: pure; None where an input is unknown, inf where the fine-tune never pays back.
-Rates per USD are in points of the target metric (its own unit where it is no rate). A recipe breaks
-a budget by measured figures alone, the median over its finished seeds; one not measured stays in.
-An index's share of a request's cost decides nothing, for its month's price does not grow with the requests:
-the decision counts that over the horizon, and `cost_per_1k_usd` of a candidate is without it.
+Invariant: pure; None where an input is unknown, inf where the fine-tune never pays back. Rates per USD are in
+points of the target metric (or its own unit). A recipe breaks a budget only by measured figures, the median
+over its finished seeds; an unmeasured one stays in. The index's share of a request's cost decides nothing,
+because its monthly price does not grow with the requests: the decision counts that price over the horizon,
+and a candidate's `cost_per_1k_usd` excludes it.
 """
 
 from bisect import bisect_left
@@ -22,9 +22,9 @@ from harness.formatting import Unit
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
 
-_SHAKEN = 0.2  # by how much the saving per request is varied
+_SHAKEN = 0.2  # relative variation of the saving per request
 _MOST_SEEDS = 20
-_MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
+_MOST_ITEMS = 100  # times the current items: advising more would be useless
 
 
 class PerUsd(NamedTuple):
@@ -36,7 +36,7 @@ class PerUsd(NamedTuple):
 
 
 def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
-    """Divide a gain by the training cost; None where the gain is unknown or nothing was paid."""
+    """Divide a gain by the training cost; None if the gain is unknown or nothing was paid."""
     if g is None or cost_usd <= 0:
         return None
     scale = g.unit.scale / cost_usd
@@ -44,7 +44,7 @@ def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
 
 
 def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
-    """Return P(gain / cost > tau) by the distribution that the gain's interval was made with.
+    """Return P(gain / cost > tau) under the distribution behind the gain's interval.
 
     None without a spread.
     """
@@ -54,15 +54,15 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> floa
 
 
 def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
-    """Add what the fine-tune costs more than the alternative, however many requests it answers.
+    """Add up the extra costs of the fine-tune that do not depend on the number of requests.
 
-    Training, labels, a teacher of its rows, evaluation and hosting are its own; the index of what retrieves
-    may be on either side.
+    Training, labels, a teacher for its rows, evaluation and hosting are the fine-tune's own; either side may
+    need an index for retrieval.
     """
     hosting = policy.hosting_usd_per_month * policy.horizon_months
     made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
-    own = made + policy.evaluation_usd + hosting
-    return own + _index_usd(run, policy) - _index_usd(alternative, policy)
+    own_usd = made + policy.evaluation_usd + hosting
+    return own_usd + _index_usd(run, policy) - _index_usd(alternative, policy)
 
 
 def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
@@ -70,22 +70,22 @@ def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
 
 
 def break_even_band(at: float | None) -> tuple[float | None, float | None]:
-    """Return the break-even if the saving per request were a fifth more, and a fifth less."""
+    """Return the break-even if the saving per request were a fifth larger, and a fifth smaller."""
     return (None, None) if at is None or at == inf else (at / (1 + _SHAKEN), at / (1 - _SHAKEN))
 
 
 class Worth(NamedTuple):
-    """Value of knowing the gain better, in points: all there is to know, and as many items again."""
+    """Value of knowing the gain better, in points: perfectly, and from as many items again."""
 
     perfect: float
     sample: float
 
 
 def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
-    """Value more test items before the choice between a fine-tune and the best untrained candidate.
+    """Return the value of more test items before choosing between a fine-tune and the alternative.
 
-    The option value of the gain less τ times the training cost, in points of the target metric.
-    None where the gain is unknown or its spread is. More items tell nothing of what varies between seeds.
+    The option value of the gain less τ times the training cost, in points of the target metric. None if the
+    gain or its spread is unknown. More items tell nothing about the variance between seeds.
 
     Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
     """
@@ -101,15 +101,15 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
 
 
 def _components(g: Comparison) -> VarianceComponents:
-    """Return the variances of a gain; that of one checkpoint has none between seeds."""
+    """Return the variances of a gain; a single checkpoint has none between seeds."""
     known = VarianceComponents(Variance(g.se**2, g.df), Variance(0.0, None), 1)
     return g.components or known
 
 
 def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
-    """Return the requests after which the fine-tune has paid for itself.
+    """Return the number of requests after which the fine-tune has paid for itself.
 
-    inf where it is not cheaper per request, None where a cost is unknown.
+    inf if it is not cheaper per request, None if a cost is unknown.
 
     Source: N* = (training + labels) / (cost per request of the alternative − of the fine-tune).
     """
@@ -120,11 +120,11 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
 
 
 class Pay(NamedTuple):
-    """Worth and cost of a fine-tune over the horizon in USD, beside the alternative.
+    """Value and cost of a fine-tune over the horizon in USD, relative to the alternative.
 
-    `worth` is what its gain is worth, `cost` what is spent once, plus or less what its requests
-    cost more or less. `from_requests` is the forecast from which it pays; None where a point's
-    worth does not depend on the requests, or no number of them would do.
+    `worth` is the value of its gain, `cost` the one-time cost plus the extra cost of its requests (or less
+    their saving). `from_requests` is the forecast from which it pays; None if the value of a point does not
+    depend on the requests, or no number of them would suffice.
     """
 
     worth: float
@@ -133,10 +133,10 @@ class Pay(NamedTuple):
 
 
 def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
-    """Return what a point of the target metric is worth over the horizon; None where nothing says so.
+    """Return the value of a point of the target metric over the horizon; None if it is not set.
 
-    A point is a hundredth of the forecast answered right that was not. A metric that is no rate
-    counts no answers.
+    A point is a hundredth of the forecast requests answered right instead of wrong. A metric other than a
+    rate counts no answers.
     """
     if not counts_answers(policy, unit):
         return policy.point_usd
@@ -144,24 +144,24 @@ def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
 
 
 def answer_usd(policy: DecidePolicy) -> float:
-    """Return what one more right answer is worth: as it is set, else an assumption."""
+    """Return the value of one more right answer: as set, else an assumption."""
     return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
 
 
 def answer_text(by_wins: bool) -> str:
-    """Name the answer that is priced: with a win rate as the goal one that wins."""
+    """Name the answer that is priced: with a win rate as the goal, one that wins."""
     return "an answer that wins" if by_wins else "a right answer"
 
 
 def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
-    """Tell whether a point is worth the answers that it makes right."""
+    """Tell whether a point is valued by the answers that it makes right."""
     return policy.point_usd is None and unit.is_rate
 
 
 def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePolicy) -> float | None:
-    """Return the worth of a right answer in USD from which a gain pays for what it costs more.
+    """Return the value of a right answer in USD from which a gain pays for its extra cost.
 
-    Of a point, where a point does not count answers. 0 where nothing more is spent; None without a gain.
+    Or the value of a point, if a point does not count answers. 0 without extra cost; None without a gain.
     """
     if delta <= 0:
         return None
@@ -170,7 +170,7 @@ def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePo
 
 
 def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
-    """Return what a fine-tune costs more than the alternative over the horizon, None if unknown."""
+    """Return the extra cost of a fine-tune over the alternative for the horizon, None if unknown."""
     if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
     dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
@@ -178,7 +178,7 @@ def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: Dec
 
 
 def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
-    """Weigh what the gain found is worth against what the fine-tune costs; None where one is unknown."""
+    """Weigh the value of the observed gain against the cost of the fine-tune; None if one is unknown."""
     g, cost = gain(run.vs_untrained), costs_more_usd(run, alternative, policy)
     point = point_worth_usd(policy, g.unit) if g else None
     if g is None or point is None or cost is None:
@@ -194,69 +194,71 @@ def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) 
 
 
 def forecast_requests(policy: DecidePolicy) -> float:
-    """Multiply the monthly requests by the horizon."""
+    """Return the number of requests over the horizon."""
     return policy.requests_per_month * policy.horizon_months
 
 
 def is_forecast(policy: DecidePolicy) -> bool:
-    """Tell whether the monthly requests are other ones than are assumed where nobody sets them."""
+    """Tell whether the monthly requests differ from the default assumption."""
     return policy.requests_per_month != DecidePolicy().requests_per_month
 
 
 def forecast_text(policy: DecidePolicy) -> str:
-    """Say how many requests the horizon has, and where they are an assumption."""
+    """Say how many requests the horizon has, and whether that is an assumption."""
     n = formatting.count(forecast_requests(policy))
     return f"{n} requests {'forecast' if is_forecast(policy) else 'assumed (decide.requests_per_month)'}"
 
 
 def find_detectable_gain(run: CandidateFacts) -> float | None:
-    """Return the smallest gain that the items and seeds at hand show at 80 % power; None where unknown."""
+    """Return the smallest gain that the current items and seeds show at 80 % power; None if unknown."""
     g = gain(run.vs_untrained)
     return None if g is None or not 0 < g.se < inf else stats.detectable_mean(_components(g), 1.0)
 
 
 def estimate_more_items(run: CandidateFacts) -> float | None:
-    """Return how many more test items would tell the observed gain from none, at 80 % power.
+    """Return how many more test items would show the observed gain at 80 % power.
 
-    None where the gain or its spread is unknown, or no reasonable number would do; inf where no number at
-    all would, because the variance between seeds alone hides such a gain.
+    None if the gain or its spread is unknown, or too many would be needed; inf if no number would suffice,
+    because the variance between seeds alone hides such a gain.
 
     Source: `stats.detectable_mean`, the smallest number of items at which that is the gain.
     """
     g = gain(run.vs_untrained)
     if g is None or not 0 < g.se < inf:
         return None
-    found, size = _components(g), abs(g.delta)
-    if stats.detectable_mean(found, inf) >= size:
-        return inf if found.seeds.variance > 0 else None
-    if stats.detectable_mean(found, _MOST_ITEMS) > size:
+    components, size = _components(g), abs(g.delta)
+    if stats.detectable_mean(components, inf) >= size:
+        return inf if components.seeds.variance > 0 else None
+    if stats.detectable_mean(components, _MOST_ITEMS) > size:
         return None
     n = bisect_left(
-        range(g.n + 1, _MOST_ITEMS * g.n), True, key=lambda n: stats.detectable_mean(found, n / g.n) <= size
+        range(g.n + 1, _MOST_ITEMS * g.n),
+        True,
+        key=lambda n: stats.detectable_mean(components, n / g.n) <= size,
     )
     return n + 1
 
 
 def list_more_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> tuple[int, ...]:
-    """List seeds, a recipe's own first, that would show at 80 % power the gain that it has on average.
+    """List seeds, a recipe's own first, that would show its mean gain at 80 % power.
 
-    Empty where its gain is shown or varies more with the items, and where twenty seeds would not do.
+    Empty if its gain is shown or varies more with the items, and if twenty seeds would not suffice.
     """
     g = gain(run.vs_untrained)
-    found = g.components if g else None
-    if g is None or found is None or g.low > 0 or found.seeds.variance <= found.items.variance:
+    parts = g.components if g else None
+    if g is None or parts is None or g.low > 0 or parts.seeds.variance <= parts.items.variance:
         return ()
-    of_one, own = found.seeds.variance * found.n_seeds, [f.seed for f in seeds_of(facts, run)]
-    known = [*own, *(seed for seed in range(_MOST_SEEDS) if seed not in own)]
-    for n in range(found.n_seeds + 1, _MOST_SEEDS + 1):
-        seeds = Variance(of_one / n, max(n - 1, found.seeds.df or 0))
-        if stats.detectable_mean(VarianceComponents(found.items, seeds, n), 1.0) <= g.delta:
-            return tuple(known[:n])
+    per_seed, own = parts.seeds.variance * parts.n_seeds, [f.seed for f in seeds_of(facts, run)]
+    all_seeds = [*own, *(seed for seed in range(_MOST_SEEDS) if seed not in own)]
+    for n in range(parts.n_seeds + 1, _MOST_SEEDS + 1):
+        seeds = Variance(per_seed / n, max(n - 1, parts.seeds.df or 0))
+        if stats.detectable_mean(VarianceComponents(parts.items, seeds, n), 1.0) <= g.delta:
+            return tuple(all_seeds[:n])
     return ()
 
 
 def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
-    """Return the price of a device hour that costs were computed with; None where nothing was trained."""
+    """Return the price of a device hour used for the costs; None if nothing was trained."""
     for f in facts:
         if f.training.total_s > 0 and f.training_cost_usd > 0:
             return 3600 * f.training_cost_usd / f.training.total_s
@@ -264,7 +266,7 @@ def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
 
 
 def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
-    """Return the candidates as they would cost if a device hour were so many times its price."""
+    """Return the candidates with costs as if a device hour had so many times its price."""
     return tuple(
         replace(
             f,
@@ -302,30 +304,32 @@ def _exposes_data(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> bool
 
 
 def _distinct_times(took: float, budget: float) -> tuple[str, str]:
-    """Print two times so that they differ."""
+    """Format two times so that they differ."""
     a, b = formatting.seconds(took), formatting.seconds(budget)
     return (a, b) if a != b else (f"{1000 * took:,.4g} ms", f"{1000 * budget:,.4g} ms")
 
 
 def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> list[str]:
-    """Name who was left out by which budget, and what the measurements cannot say."""
+    """Name the candidates that a budget excludes, and what the measurements cannot say."""
     done = [f for f in facts if f.state == "done"]
-    out = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in done if f.over_budget)
-    left_out = [f"Left out before the choice: {', '.join(out)}."] if out else []
+    excluded = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in done if f.over_budget)
+    left_out = [f"Left out before the choice: {', '.join(excluded)}."] if excluded else []
     if policy.max_latency_s is None and policy.min_requests_per_s is None:
         return left_out
-    said = left_out or ["All keep the budgets."]
+    lines = left_out or ["All keep the budgets."]
     unknown = dict.fromkeys(f.name for f in done if _is_unmeasured(f, policy))
     if unknown:
-        said.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
+        lines.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
     machines = dict.fromkeys(f.measured_on for f in done if f.measured_on)
     if len(machines) > 1:
-        of = (
+        places = (
             f"{machine} ({', '.join(dict.fromkeys(f.name for f in done if f.measured_on == machine))})"
             for machine in machines
         )
-        said.append(f"Times were measured on different machines and cannot be compared: {', '.join(of)}.")
-    return said
+        lines.append(
+            f"Times were measured on different machines and cannot be compared: {', '.join(places)}."
+        )
+    return lines
 
 
 def _is_unmeasured(f: CandidateFacts, policy: DecidePolicy) -> bool:
@@ -335,9 +339,9 @@ def _is_unmeasured(f: CandidateFacts, policy: DecidePolicy) -> bool:
 
 
 def index_usd_per_1k(policy: DecidePolicy) -> float:
-    """Share the month's price of an index among the requests forecast for a month; returns that of 1,000.
+    """Return an index's monthly price per 1,000 of the month's forecast requests.
 
-    0 where nobody forecast them.
+    0 without a forecast.
     """
     return _share(policy) if is_forecast(policy) else 0.0
 
@@ -348,7 +352,7 @@ def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> li
     if not paying or not policy.index_usd_per_month:
         return []
     names = ", ".join(dict.fromkeys(f.name for f in paying))
-    month, each = (formatting.usd(of) for of in (policy.index_usd_per_month, _share(policy)))
+    month, each = (formatting.usd(cost) for cost in (policy.index_usd_per_month, _share(policy)))
     requests = formatting.count(policy.requests_per_month)
     counted = f"The index of documents costs {month} USD a month, counted over the horizon"
     if not is_forecast(policy):

@@ -1,6 +1,6 @@
 """Sentences of evidence for a decision.
 
-Invariant: every sentence carries the numbers it rests on, printed by `formatting`.
+Invariant: every sentence carries its numbers, printed by `formatting`.
 """
 
 from collections.abc import Sequence
@@ -54,26 +54,26 @@ USUAL_AMOUNTS = (
 )
 
 
-def cost_text(policy: DecidePolicy, found: Economics) -> str:
-    """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
-    worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
-    said = f"over the {economics.forecast_text(policy)} that is worth {worth} USD and costs {cost} USD more"
-    if found.pays_from_requests is None:
-        return said
-    return f"{said}; it pays from {formatting.round_up(found.pays_from_requests)} requests"
+def cost_text(policy: DecidePolicy, numbers: Economics) -> str:
+    """Say that a gain is worth less than its cost, and the volume from which it would pay."""
+    worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
+    text = f"over the {economics.forecast_text(policy)} that is worth {worth} USD and costs {cost} USD more"
+    if numbers.pays_from_requests is None:
+        return text
+    return f"{text}; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
 
 
 def reasons(
-    case: Case, found: Economics, action: Action, shipped: str | None, family: Sequence[FamilyMember] = ()
+    case: Case, numbers: Economics, action: Action, shipped: str | None, family: Sequence[FamilyMember] = ()
 ) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
     if case.judged and case.alternative:
         sentences += [*_gains(case, case.judged, case.alternative), _tries(case)]
-        sentences.append(_per_usd(case, found, case.judged))
-        sentences.append(_break_even(case, found, case.judged, case.alternative))
-        sentences += _worth(case, found)
-        sentences += next_step.sentences(case, found.spend)
+        sentences.append(_per_usd(case, numbers, case.judged))
+        sentences.append(_break_even(case, numbers, case.judged, case.alternative))
+        sentences += _worth(case, numbers)
+        sentences += next_step.sentences(case, numbers.spend)
     sentences += [*economics.budget_sentences(case.facts, case.policy)]
     sentences += [*_gates(case), *_name_failed_recipes(case)]
     sentences += _family(case, family)
@@ -87,15 +87,15 @@ def reasons(
         if plugins.find_method(case.judged.method).trains:
             sentences.append(_seeds(case.judged, n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
-        missing = ", ".join(one.text for one in case.missing)
+        missing = ", ".join(alternative.text for alternative in case.missing)
         sentences.append(f"Not compared, though it might be better still: {missing}.")
     return tuple(sentences)
 
 
 def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list[str]:
     g = gain(run.vs_untrained)
-    beside = None if case.by_wins else gain(run.vs_prompt)
-    over_prompt = f"{gain_text(beside)} over the prompt and " if beside else ""
+    over_prompt_gain = None if case.by_wins else gain(run.vs_prompt)
+    over_prompt = f"{gain_text(over_prompt_gain)} over the prompt and " if over_prompt_gain else ""
     over = f"{gain_text(g)} over {alternative.name}"
     limit = " of those within the budgets" if any(f.over_budget for f in case.facts) else ""
     chosen = f"the untrained candidate that is best on validation{limit}"
@@ -113,33 +113,33 @@ def _rests_on_judge(case: Case, run: CandidateFacts) -> bool:
 
 
 def _tries(case: Case) -> str:
-    """Say among how many settings validation has chosen on each side; an unequal budget flatters one."""
+    """Say among how many settings validation chose on each side; an unequal budget flatters one side."""
     tuned, plain = (n_settings(f for f in case.facts if is_fine_tuned(f) == side) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
-    said = f"Chosen on validation: the best of {untrained} without training and of {trained} with"
+    text = f"Chosen on validation: the best of {untrained} without training and of {trained} with"
     if tuned <= plain:
-        return f"{said}."
-    return f"{said}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
+        return f"{text}."
+    return f"{text}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
 
 
 def describe_power(case: Case, run: CandidateFacts) -> str:
-    """Say which gain the items at hand would show, and what would show a smaller one."""
-    g, found = gain(run.vs_untrained), economics.find_detectable_gain(run)
-    if g is None or found is None:
+    """Say which gain the current items would show, and what would show a smaller one."""
+    g, detectable = gain(run.vs_untrained), economics.find_detectable_gain(run)
+    if g is None or detectable is None:
         return f"nothing can be shown here: {g.refused}" if g and g.refused else "its spread is unknown"
     items = formatting.pluralize(g.n, "item")
-    shown = f"with these {items} only a gain above {_detectable_text(case, found)} would show"
-    if case.unit.is_rate and found >= 1:
+    shown = f"with these {items} only a gain above {_detectable_text(case, detectable)} would show"
+    if case.unit.is_rate and detectable >= 1:
         shown = f"with these {items} no gain at all would show"
     return f"{shown}; for more: {_list_ways_to_more(case, run, g.delta > 0)}"
 
 
-def _detectable_text(case: Case, found: float) -> str:
-    return f"{formatting.score(case.unit, found)} {case.unit.name}"
+def _detectable_text(case: Case, detectable: float) -> str:
+    return f"{formatting.score(case.unit, detectable)} {case.unit.name}"
 
 
 def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
-    """List what narrows a gain's interval: rows, folds and seeds, so far as this experiment can have them."""
+    """List what narrows a gain's interval: rows, folds and seeds, as far as this experiment allows them."""
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
         return "more labels of people"
     folded, n = is_cross_validated(run), economics.estimate_more_items(run) if gains else None
@@ -155,16 +155,16 @@ def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
 
-def _per_usd(case: Case, found: Economics, run: CandidateFacts) -> str:
-    ratio, prompt = found.points_per_usd_over_untrained, found.points_per_usd_over_prompt
+def _per_usd(case: Case, costs: Economics, run: CandidateFacts) -> str:
+    ratio, prompt = costs.points_per_usd_over_untrained, costs.points_per_usd_over_prompt
     if ratio is None:
-        gained = gain_text(found.gain_over_untrained)
+        gained = gain_text(costs.gain_over_untrained)
         return f"Training {run.name} has no price, so the gain itself decides: {gained}."
     over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
-    chance = found.probability_above_tau
+    chance = costs.probability_above_tau
     likely = f" (probability {formatting.percent(chance)} %)" if chance is not None else ""
     return (
-        f"Training cost {formatting.usd(found.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
+        f"Training cost {formatting.usd(costs.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
         f" {case.unit.name} per USD over the best untrained{over_prompt}. Training"
         f" pays above τ = {formatting.figure(case.policy.tau)}{likely}; {_flips(ratio)}."
     )
@@ -176,8 +176,8 @@ def _flips(ratio: economics.PerUsd) -> str:
     return f"the decision flips at τ = {formatting.figure(ratio.low)}"
 
 
-def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: CandidateFacts) -> str:
-    at = found.break_even_requests
+def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative: CandidateFacts) -> str:
+    at = numbers.break_even_requests
     if at is None:
         return "Break-even is unknown, because a cost per request is."
     costs = (
@@ -187,10 +187,10 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
     )
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
-    band = (found.break_even_if_saving_is_a_fifth_more, found.break_even_if_saving_is_a_fifth_less)
-    place = "within" if at <= found.forecast_requests else "beyond"
+    band = (numbers.break_even_if_saving_is_a_fifth_more, numbers.break_even_if_saving_is_a_fifth_less)
+    place = "within" if at <= numbers.forecast_requests else "beyond"
     shaken = f" ({' to '.join(map(formatting.round_up, band))} with a saving ±20 %)"
-    spent = formatting.usd(found.spent_once_usd)
+    spent = formatting.usd(numbers.spent_once_usd)
     return (
         f"Break-even after {formatting.round_up(at)} requests{shaken},"
         f" {place} the {economics.forecast_text(case.policy)}:"
@@ -198,52 +198,52 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
     )
 
 
-def _worth(case: Case, found: Economics) -> list[str]:
-    """Say on which worth of an answer a choice rests whose gain is shown, and at which worth it flips."""
-    g, run = found.gain_over_untrained, case.winner
-    of_answers = found.right_answer_usd is not None
-    flips_at = found.pays_from_right_answer_usd if of_answers else found.pays_from_point_usd
+def _worth(case: Case, numbers: Economics) -> list[str]:
+    """Say which value of an answer the choice rests on if its gain is shown, and where it flips."""
+    g, run = numbers.gain_over_untrained, case.winner
+    counts_answers = numbers.right_answer_usd is not None
+    flips_at = numbers.pays_from_right_answer_usd if counts_answers else numbers.pays_from_point_usd
     if run is None or g is None or g.low <= 0 or flips_at is None:
-        return _worth_of_rows(case, found)
-    if not of_answers and case.policy.point_usd is None:
-        said = (
+        return _worth_of_rows(case, numbers)
+    if not counts_answers and case.policy.point_usd is None:
+        text = (
             "What a point is worth is not set (decide.point_usd), so the gain is not weighed against its cost"
         )
-        return [f"{said}; {run.name} pays where it is more than {formatting.usd(flips_at)} USD."]
-    rests = f"The choice rests on {_worth_text(case, found)}"
+        return [f"{text}; {run.name} pays where it is more than {formatting.usd(flips_at)} USD."]
+    rests = f"The choice rests on {_worth_text(case, numbers)}"
     if flips_at == 0:
         return [f"{rests}, and holds at any worth, because {run.name} costs nothing more."]
-    worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
+    worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
     weighed = f"the gain is worth {worth} USD over the horizon, and {run.name} costs {cost} USD more"
     return [f"{rests}: {weighed}. It flips at {formatting.usd(flips_at)} USD."]
 
 
-def _worth_of_rows(case: Case, found: Economics) -> list[str]:
-    """Say on which worth the advice rests to collect more data."""
-    rows, spend = found.rows_needed, found.spend
+def _worth_of_rows(case: Case, numbers: Economics) -> list[str]:
+    """Say which value of an answer the advice to collect more data rests on."""
+    rows, spend = numbers.rows_needed, numbers.spend
     if rows is None or spend is None or spend.best is None or spend.best.kind != "training rows":
         return []
     flips_at = economics.break_even_value(rows.gain.score, rows.gain.unit, rows.cost, case.policy)
     flips = f"more data no longer pay at {formatting.usd(flips_at)} USD"
-    return [f"The advice rests on {_worth_text(case, found)}: {flips}."]
+    return [f"The advice rests on {_worth_text(case, numbers)}: {flips}."]
 
 
-def _worth_text(case: Case, found: Economics) -> str:
-    """Name the worth that counts, where it is set, and whether anybody did."""
-    if found.right_answer_usd is None:
+def _worth_text(case: Case, numbers: Economics) -> str:
+    """Name the value that counts, its setting, and whether it is the default."""
+    if numbers.right_answer_usd is None:
         return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
     assumed = ", the default" if case.policy.right_answer_usd is None else ""
-    usd = formatting.usd(found.right_answer_usd)
+    usd = formatting.usd(numbers.right_answer_usd)
     return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
 
 
 def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
-    """Say how many tokens of a prompt are cached, where requests are priced by tokens."""
+    """Say how many tokens of a prompt are cached, if requests are priced by tokens."""
     if case.policy.usd_per_million_tokens is None or run.tokens is None or alternative.tokens is None:
         return ""
     own, its = (
-        f"{formatting.count(of.cached)} of {formatting.count(of.prompt)}"
-        for of in (run.tokens, alternative.tokens)
+        f"{formatting.count(tokens.cached)} of {formatting.count(tokens.prompt)}"
+        for tokens in (run.tokens, alternative.tokens)
     )
     return f" at the token prices set (cached of each prompt: {own} tokens against {its})"
 
@@ -264,7 +264,7 @@ def _one_time_costs(policy: DecidePolicy, run: CandidateFacts) -> str:
 
 
 def _curve(case: Case) -> list[str]:
-    """Say how the score grew with the data, and what lies ahead."""
+    """Say how the score grew with the data, and what more data would bring."""
     if case.curve is None:
         return []
     scores = (
@@ -286,7 +286,7 @@ _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "ha
 
 
 def _gates(case: Case) -> list[str]:
-    """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
+    """Say what stops a fine-tune, or the untrained candidate that would be shipped instead."""
     stopped = [f for f in case.facts if is_fine_tuned(f) or f is case.alternative]
     alone = [
         f"The gate on {f.label}: {_name_rules(f.verdict) if is_fine_tuned(f) else f.verdict.sentence}."
@@ -303,13 +303,13 @@ def _gates(case: Case) -> list[str]:
 
 
 def _name_rules(verdict: Verdict) -> str:
-    """Say a verdict with the names of its rules, whose sentences stand in the gate's own table."""
+    """Phrase a verdict with the names of its rules, whose sentences are in the gate's own table."""
     rules = [rule.name for rule in verdict.rules if rule.outcome == verdict.outcome]
     return f"{gating.WORDS[verdict.outcome]} for {' and '.join(rules)}"
 
 
 def _name_failed_recipes(case: Case) -> list[str]:
-    """Name the fine-tunes of which some seeds finished and others failed."""
+    """Name the fine-tunes with both finished and failed seeds."""
     done = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
     return [
         f"{name} does not pass: {seeds_text(failed)} failed, and a recipe passes with all of its seeds."
@@ -324,7 +324,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 
 def not_shown_text(standing: FamilyRank) -> str:
-    """Say that a gate passes alone and not among the candidates that were judged beside it."""
+    """Say that a gate passes alone but not among the candidates judged together."""
     if standing.p is None:
         return f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
     return (
@@ -334,14 +334,14 @@ def not_shown_text(standing: FamilyRank) -> str:
 
 
 def describe_settling(run: CandidateFacts) -> str:
-    """Say what would show a gate among the other candidates that passes alone."""
+    """Say what would settle a gate that passes alone but not among the other candidates."""
     if run.standing and run.standing.p is None:
         return "compare it as a recipe of its own on new test items"
     return more_items_text([run.corrected] if run.corrected else [])
 
 
 def more_items_text(open_verdicts: Sequence[Verdict]) -> str:
-    """Say how many more items would settle all of some verdicts; of one that names none, what it asks for."""
+    """Say how many more items would settle all these verdicts; refer to their sentences if one names none."""
     needed = [v.items_needed for v in open_verdicts]
     known = [n for n in needed if n]
     if len(known) < len(needed):
@@ -408,19 +408,19 @@ def _labels_missing(case: Case, n: int) -> str:
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:
-    found = run.vs_untrained.components if run.vs_untrained else None
+    spread = run.vs_untrained.components if run.vs_untrained else None
     if is_cross_validated(run):
         return (
             "Each item was answered by a model that was trained without it: the gain is the average over"
             " training sets of that size, and its interval holds what these models differ by. What ships is"
             " trained on all rows; its answers to them would show nothing, so its score is not measured."
         )
-    if found is None:
+    if spread is None:
         return (
             f"Trained with {formatting.pluralize(n, 'seed')}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
     return (
-        f"Trained with {n} seeds: the gain is their mean, and its interval holds {spread_text(found)}; the"
+        f"Trained with {n} seeds: the gain is their mean, and its interval holds {spread_text(spread)}; the"
         " checkpoint judged is the best on validation."
     )

@@ -1,8 +1,8 @@
-"""Family of candidates: the fine-tunes that an experiment names, each held to account for all of them.
+"""Family of candidates: the fine-tunes that an experiment names, corrected for multiple testing together.
 
-Invariant: the members are fixed by the experiment as it is resolved, before a test item is read: one a recipe
-with all its seeds, and one a grid, of which validation names the recipe that stands for it. What the decision
-ships is shown among them (Holm); what the gate says of one run is not corrected.
+Invariant: the members are fixed when the experiment is resolved, before a test item is read: one per recipe
+with all its seeds, and one per grid, represented by the recipe that validation chooses. The decision ships
+only what is shown among them (Holm); the gate's verdict on a single run is not corrected.
 Source: Holm 1979; `stats.holm`.
 """
 
@@ -19,7 +19,7 @@ from harness.spec import Experiment
 class Family:
     """The member to which each fine-tune of an experiment belongs, and the chance of any false pass.
 
-    A grid's candidates are one member; a sweep, of which one candidate comes, is one as well.
+    A grid's candidates are one member; so is a sweep, which yields one candidate.
     """
 
     members: dict[str, str] = field(default_factory=dict)
@@ -32,10 +32,10 @@ class Family:
 
 
 class FamilyMember(NamedTuple):
-    """One member on the test items: the recipe that stands for it, its p, and p by Holm over the family.
+    """One member on the test items: the recipe that represents it, its p, and Holm's p over the family.
 
-    `p` is the largest over the recipe's seeds and over the rules that have to be shown; None where one of
-    them is not shown even alone, or a seed failed. `level` is the one that Holm leaves it.
+    `p` is the largest over the recipe's seeds and over the rules to be shown; None if one of them is not
+    shown even alone, or a seed failed. `level` is the level that Holm leaves it.
     """
 
     name: str
@@ -55,7 +55,7 @@ def family_of(experiment: Experiment) -> Family:
 
 
 def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[FamilyMember, ...]:
-    """Correct the p of every member by Holm; one that was not measured, or failed, is not shown."""
+    """Correct the p of every member by Holm; an unmeasured or failed one is not shown."""
     chosen = {name: _representative(facts, family, name) for name in dict.fromkeys(family.members.values())}
     ps = [_largest_p(facts, run) for run in chosen.values()]
     known = [1.0 if p is None else p for p in ps]
@@ -67,7 +67,7 @@ def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[Fam
 
 
 def _representative(facts: Sequence[CandidateFacts], family: Family, member: str) -> CandidateFacts | None:
-    """Choose the recipe of a member that is best on validation."""
+    """Return the recipe of a member that is best on validation."""
     own = [f for f in list_within_budgets(facts) if family.members.get(f.name) == member and is_fine_tuned(f)]
     return best(own)
 
@@ -89,15 +89,15 @@ def _levels(ps: Sequence[float], alpha: float) -> list[float]:
 
 
 def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[CandidateFacts]:
-    """Give every fine-tune its standing in a family of more than one candidate; of one nothing changes."""
+    """Set the `standing` of every fine-tune in a family with more than one candidate."""
     if len(family.members) < 2:
         return list(facts)
-    members = {m.name: m for m in family_members(facts, family)}
-    out = []
+    members = {member.name: member for member in family_members(facts, family)}
+    placed = []
     for f in facts:
-        m = members.get(family.members.get(f.name, ""))
-        out.append(replace(f, standing=_rank(f, m, family)) if m and is_fine_tuned(f) else f)
-    return out
+        member = members.get(family.members.get(f.name, ""))
+        placed.append(replace(f, standing=_rank(f, member, family)) if member and is_fine_tuned(f) else f)
+    return placed
 
 
 def _rank(f: CandidateFacts, m: FamilyMember, family: Family) -> FamilyRank:

@@ -1,7 +1,7 @@
 """Learning curve of a recipe over nested parts of its training data, and its extrapolation.
 
-Invariant: every size answered the same test items; the intervals are over these items (by
-cluster bootstrap), not over training seeds or draws of the data.
+Invariant: all sizes answered the same test items; the intervals are over these items (by cluster bootstrap),
+not over training seeds or samples of the data.
 Source: `stats.fit_power_law`.
 """
 
@@ -23,7 +23,7 @@ _TIMES = (2, 4)
 
 
 class TrainingSize(NamedTuple):
-    """One size of the training data, with what training cost and the test rows answered after it."""
+    """One size of the training data, with the cost of training and the test rows answered after it."""
 
     n_train: int
     cost_usd: float
@@ -32,7 +32,7 @@ class TrainingSize(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One size of the training data and the target's score on test after training on it."""
+    """One size of the training data and the target's test score after training on it."""
 
     n_train: int
     score: Estimate
@@ -41,7 +41,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedGain:
-    """Gain that a larger amount of data is expected to bring over all there is now; above 0 is better."""
+    """Expected gain from a larger amount of data over all current data; above 0 is better."""
 
     n_train: int
     gain: Estimate
@@ -49,7 +49,7 @@ class ExpectedGain:
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """A recipe's scores by the size of its training data, smallest first, and what lies ahead.
+    """A recipe's scores by the size of its training data, smallest first, and the extrapolation.
 
     The last point is all the data. `exponent` is β of the fit E + B D^−β of the error.
     """
@@ -63,22 +63,22 @@ class LearningCurve:
 def learning_curve(
     candidate: str, trained: Sequence[TrainingSize], metric: Metric, seed: int = 0
 ) -> LearningCurve | None:
-    """Fit the error over sizes, and say what 2 and 4 times the data would bring.
+    """Fit the error over sizes, and extrapolate to 2 and 4 times the data.
 
-    None with fewer than four sizes, or where the metric has no best value to count errors from.
+    None with fewer than four sizes, or if the metric has no best value to count errors from.
 
     Raises:
-        IncompatibleRuns: the sizes answered other items, or none that all of them scored.
+        IncompatibleRuns: the sizes answered different items, or no item was scored at all sizes.
     """
     best = metric.bounds[1 if metric.higher_is_better else 0]
     if len(trained) < stats.MIN_SIZES or not isfinite(best):
         return None
     ordered = sorted(trained, key=lambda t: t.n_train)
     sizes = [t.n_train for t in ordered]
-    found, drawn = _errors(metric, best, [t.rows for t in ordered], seed)  # (1, k), (d, k)
+    observed, drawn = _errors(metric, best, [t.rows for t in ordered], seed)  # (1, k), (d, k)
     n_items = len(ordered[-1].rows)
     weights = 1 / np.maximum(drawn.var(axis=0), (0.5 / n_items) ** 2)
-    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (found, drawn)]
+    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed, drawn)]
     ahead, better = [], replace(metric.unit, higher_is_better=True)
     for times in _TIMES:
         gains = [_gain(metric, fit, sizes[-1], times) for fit in fits]
@@ -92,7 +92,7 @@ def learning_curve(
 def _errors(
     metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]], seed: int
 ) -> tuple[Array, Array]:
-    """Return each size's distance from the best value: as found (1, k), and over drawn clusters (d, k)."""
+    """Return each size's distance from the best value: observed (1, k), and over drawn clusters (d, k)."""
     filled = [comparison.fill_errors(metric, rows, rows).base for rows in runs]  # errors score worst
     arms = [align(metric, filled[-1], rows, "") for rows in filled]
     shared = set.intersection(*(set(a.ids) for a in arms))
@@ -102,12 +102,12 @@ def _errors(
     times = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), _DRAWS)
     whole, drawn = np.ones((1, len(clusters))), times[:, clusters].astype(float)
     weights = arms[0].weights
-    found = [np.stack([metric.aggregate(a.new, w * weights) for a in arms], axis=-1) for w in (whole, drawn)]
-    return np.abs(best - found[0]), np.abs(best - found[1])
+    scores = [np.stack([metric.aggregate(a.new, w * weights) for a in arms], axis=-1) for w in (whole, drawn)]
+    return np.abs(best - scores[0]), np.abs(best - scores[1])
 
 
 def _gain(metric: Metric, fit: stats.PowerLaw, n: int, times: int) -> Array:
-    """Return by how much each curve's error (d,) falls from n rows to so many times n."""
+    """Return how much each curve's error (d,) falls from n rows to `times` n."""
     widest = abs(metric.bounds[1] - metric.bounds[0])
     now, then = (np.clip(fit.at(at), 0, widest) for at in (n, times * n))
     return now - then

@@ -1,8 +1,8 @@
-"""Value of information: more test items, more training rows, or the choice now.
+"""Value of information: more test items, more training rows, or choosing now.
 
-Invariant: every option is valued alike, by the points of the target metric that it brings on average
-beyond choosing now, less what it costs; what was not measured has no worth, and that is said.
-More rows are advised only where their gain would be shown and would pay for labels and training.
+Invariant: every option is valued in the same way, by the points of the target metric that it brings on
+average over choosing now, less its cost. What was not measured has no value, and the text says so. More rows
+are advised only if their gain would be shown and would pay for labels and training.
 Source: expected value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
 """
 
@@ -27,14 +27,14 @@ from harness.decision.seeds import n_seeds
 from harness.decision.win_rate_goal import open_rating
 from harness.spec import PEOPLE
 
-_WORTH_SAYING = 0.01  # points: what is less than this decides nothing
+_WORTH_SAYING = 0.01  # points: smaller gains do not matter
 Kind = Literal["test items", "training rows"]
 
 
 class SpendingOption(NamedTuple):
-    """So many more of something: the points it brings on average, their worth and its cost in USD.
+    """`n` more of something: the points it brings on average, their value and its cost in USD.
 
-    `worth` is None where nothing says what a point is worth, `cost` where something has no price.
+    `worth` is None if the value of a point is not set, `cost` if a price is unknown.
     """
 
     kind: Kind
@@ -45,17 +45,17 @@ class SpendingOption(NamedTuple):
 
     @property
     def net(self) -> float | None:
-        """The worth less the cost in USD, None where that is unknown; the points where they have no price."""
+        """The value less the cost in USD, None if the cost is unknown; the points if they have no price."""
         if self.worth is None:
             return self.points
         return None if self.cost is None else self.worth - self.cost
 
 
 class Spend(NamedTuple):
-    """The options, of which either is None where its worth is not known, and the one that brings most.
+    """The options, None where their value is unknown, and the one that brings most.
 
-    `best` is None where choosing now is best. So many `labels` of answers, or `ratings` of pairs, come before
-    either: the decision is open until people have given them.
+    `best` is None if choosing now is best. `labels` of answers, or `ratings` of pairs, come first: the
+    decision is open until people have given that many.
     """
 
     items: SpendingOption | None
@@ -66,20 +66,20 @@ class Spend(NamedTuple):
 
     @property
     def best(self) -> SpendingOption | None:
-        """The option that is worth most, where one is worth more than it costs."""
+        """The option with the highest net value, if one is worth more than it costs."""
         known = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
         worthy = [(o, net) for o, net in known if net is not None and net > 0]
-        return max(worthy, key=lambda one: one[1], default=(None, 0.0))[0]
+        return max(worthy, key=lambda option: option[1], default=(None, 0.0))[0]
 
     @property
     def is_unpriced(self) -> bool:
-        """Whether no option is known to pay, and what one costs that might is unknown."""
+        """Whether no option is known to pay, and an option that might has an unknown cost."""
         open_ones = [o for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING and o.net is None]
         return self.best is None and bool(open_ones)
 
     @property
     def text(self) -> str:
-        """Name what people have to say first, else the option that is worth most: `200 more test items`."""
+        """Name the labels or ratings needed first, else the most valuable option: `200 more test items`."""
         if self.is_unpriced and not (self.ratings or self.labels):
             return "unknown: a price is missing"
         if self.ratings or self.labels:
@@ -89,7 +89,7 @@ class Spend(NamedTuple):
 
 
 class RowsNeeded(NamedTuple):
-    """An amount of training rows that would pay: the gain it would bring, its worth and its cost in USD."""
+    """An amount of training rows that would pay: the gain it would bring, its value and its cost in USD."""
 
     n_train: int
     gain: Estimate
@@ -98,10 +98,10 @@ class RowsNeeded(NamedTuple):
 
 
 def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Spend | None:
-    """Value more items and more rows for the fine-tune in question; None where neither could change anything.
+    """Value more items and more rows for the judged fine-tune; None if neither could change anything.
 
-    That is where nothing is to be chosen between, the harness drifted, or the gate fails the fine-tune.
-    `worth` is that of its test items, `wanted` the training rows that would pay.
+    That is the case without a choice, after harness drift, or if the gate fails the fine-tune. `worth` is the
+    value of its test items, `wanted` the training rows that would pay.
     """
     run, other = case.judged, case.alternative
     if run is None or other is None:
@@ -121,14 +121,14 @@ def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None)
 
 
 def _count_unrated(case: Case, run: CandidateFacts) -> int:
-    """Count the pairs that people have not rated yet, where these leave open which answers they prefer."""
+    """Count the pairs that people have not rated yet, if the preference is still open."""
     g = gain(run.vs_untrained)
     is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
     return run.wins.unrated if is_open and run.wins is not None else 0
 
 
 def fails_gate(run: CandidateFacts) -> bool:
-    """Tell whether the gate fails a fine-tune for more than a target that more training might reach."""
+    """Tell whether the gate fails a fine-tune for another reason than a target that training might reach."""
     failed = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
 
@@ -138,7 +138,7 @@ def _has_drifted(run: CandidateFacts) -> bool:
 
 
 def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> SpendingOption | None:
-    """Value as many test items again: each costs a label, and is answered by both candidates."""
+    """Value as many test items again: each costs a label, and both candidates answer it."""
     g = gain(run.vs_untrained)
     if g is None:
         return None
@@ -149,9 +149,9 @@ def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth)
 
 
 def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> SpendingOption | None:
-    """Value more training rows by the learning curve: what the better choice gains then, less now.
+    """Value more training rows by the learning curve: the gain of the better choice then, less now.
 
-    The curve was measured on the test items at hand, so asking these again would tell nothing new of it.
+    The curve was measured on the current test items, so asking these again would add no information.
     """
     g, curve = gain(run.vs_untrained), None if case.by_wins else case.curve
     if g is None or curve is None or curve.candidate != run.name:
@@ -177,7 +177,7 @@ def _usd(case: Case, points: float) -> float | None:
 
 
 def sentences(case: Case, spend: Spend | None) -> list[str]:
-    """Say what to spend on next, with what every option brings and costs."""
+    """Say what to spend on next, with the gain and cost of every option."""
     run = case.judged
     if run is None:
         return []
@@ -251,19 +251,19 @@ def _price_text(option: SpendingOption) -> str:
 
 
 def _describe_missing_prices(case: Case) -> str:
-    """Say which prices the comparison lacks, and which it assumes."""
+    """Say which prices are missing from the comparison, and which are assumed."""
     if economics.point_worth_usd(case.policy, case.unit) is None:
         return " Costs are not weighed, because a point has no price (decide.point_usd)."
-    said = " A label counts as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
+    text = " A label counts as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
     assumed = economics.counts_answers(case.policy, case.unit) and case.policy.right_answer_usd is None
     if assumed and not (case.winner and is_gain_shown(case.winner)):  # else the choice itself says so
         usd, answer = formatting.usd(economics.answer_usd(case.policy)), economics.answer_text(case.by_wins)
-        said += f" {answer.capitalize()} counts as {usd} USD (decide.right_answer_usd)."
-    return said
+        text += f" {answer.capitalize()} counts as {usd} USD (decide.right_answer_usd)."
+    return text
 
 
 def _open_gate_text(run: CandidateFacts) -> list[str]:
-    """Say that a gate still open comes before both."""
+    """Say that a gate which is still open comes first."""
     if run.verdict is None:
         return ["Before either: what the fine-tune forgot is not measured (suites:)."]
     open_verdict = run.corrected if passes_alone(run) else run.verdict
@@ -280,9 +280,9 @@ MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seed
 
 
 def too_few(case: Case, run: CandidateFacts) -> str:
-    """Say why a gain from so few examples does not count yet; empty where it does.
+    """Say why a gain from so few examples does not count yet; empty if it does.
 
-    With three seeds and more, and in folds, what is measured counts: the gain is then that over trainings.
+    With three or more seeds, and in folds, the measured gain counts: it is then a gain over trainings.
     """
     n = n_seeds(case.facts, run)
     if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS or is_cross_validated(run):
@@ -292,7 +292,7 @@ def too_few(case: Case, run: CandidateFacts) -> str:
 
 
 def find_rows_needed(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
-    """Find the smallest larger amount of data that would pay for a fine-tune whose gain is not shown yet."""
+    """Find the smallest larger amount of data that would pay for a fine-tune without a shown gain."""
     curve = None if case.by_wins else case.curve
     point = economics.point_worth_usd(case.policy, case.unit)
     if curve is None or curve.candidate != run.name or point is None:
@@ -310,7 +310,7 @@ def find_rows_needed(case: Case, run: CandidateFacts, now: Comparison) -> RowsNe
 
 
 def _add_gains(now: Comparison, ahead: Estimate) -> Estimate:
-    """Add what is gained now and what more data would add; both ends as of independent estimates."""
+    """Add the current gain and that of more data; the ends as for independent estimates."""
     total = now.delta + ahead.score
     low = total - sqrt((now.delta - now.low) ** 2 + (ahead.score - ahead.low) ** 2)
     high = total + sqrt((now.high - now.delta) ** 2 + (ahead.high - ahead.score) ** 2)

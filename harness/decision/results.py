@@ -1,7 +1,7 @@
 """Candidates' results, and the choices among them on validation.
 
-Invariant: nothing here looks at test: the best untrained candidate and the best fine-tune
-are chosen by their validation scores, ties going to the one that computes fewest tokens.
+Invariant: nothing here uses test scores: the best untrained candidate and the best fine-tune are chosen by
+their validation scores; a tie goes to the one that computes fewer tokens.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,8 +38,8 @@ Action = Literal[
 class FamilyRank(NamedTuple):
     """Place of a fine-tune in the family of `n` members that were judged on the same items.
 
-    `p` is that of its rules alone, None where one is not shown, `p_adjusted` by Holm over the family, `level`
-    what Holm leaves of `alpha`. `chosen` names the recipe that validation has chosen of its grid.
+    `p` is that of its rules alone, None if one is not shown, `p_adjusted` by Holm over the family, `level`
+    what Holm leaves of `alpha`. `chosen` names the recipe that validation chose from its grid.
     """
 
     n: int
@@ -51,12 +51,12 @@ class FamilyRank(NamedTuple):
 
     @property
     def is_shown(self) -> bool:
-        """Whether what the gate asks is shown among all of them."""
+        """Whether the gate's rules are shown after correction for all members."""
         return self.p_adjusted < self.alpha
 
 
 class ItemVariances(NamedTuple):
-    """Variances over the items of what a recipe's seeds reach in the mean: their score, and their gains."""
+    """Variances over the items of the mean over a recipe's seeds: of their score, and of their gains."""
 
     score: stats.Variance
     vs_untrained: stats.Variance | None
@@ -64,7 +64,7 @@ class ItemVariances(NamedTuple):
 
 
 class BaseSize(NamedTuple):
-    """Size of the model that a candidate answers with: parameters, and the GB that they take as served."""
+    """Size of the model that a candidate answers with: parameters, and their GB as served."""
 
     name: str
     n_parameters: int
@@ -72,9 +72,9 @@ class BaseSize(NamedTuple):
 
 
 class UnderLoad(NamedTuple):
-    """Requests that come at once: how many, how many of them are answered a second, and their first tokens.
+    """Concurrent requests: how many, how many are answered per second, and times to the first token.
 
-    In seconds; None where no text is generated, or nothing was timed that comes alone.
+    Times are in seconds; None if no text is generated, or no single request was timed.
     """
 
     n: int
@@ -85,7 +85,7 @@ class UnderLoad(NamedTuple):
 
 
 class UnreadAnswers(NamedTuple):
-    """Shares of the answers on test that were cut at `limit` tokens, and in which none could be read."""
+    """Shares of the answers on test that were cut at `limit` tokens, and that could not be parsed."""
 
     cut: float
     unparsable: float
@@ -94,30 +94,29 @@ class UnreadAnswers(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
-    """Measurements of one run of a candidate; all that a decision and a report need of it.
+    """Measurements of one run of a candidate: everything that a decision and a report need.
 
-    `trained` says that the weights are not the base's own. `prompting` spells out the promptings with
-    their parameters, so that `knn` shots can be told from fixed ones. `target` is the primary metric's
-    estimate on test, `validation` its value there. The comparisons are paired on test: `new` is this run,
-    `base` the best untrained candidate or the prompt. `recall` is the share of needed documents that
-    retrieval found, `retrieval` what became of its passages, `several` describes the answers where
-    several were drawn to an item. Costs in USD, beside which `index_per_1k_usd` is for the index of what
-    retrieves; `tokens` of a request (None of a classifier), `latency_p50_s` and `latency_p95_s` in
-    seconds, `requests_per_s` when answered in batches, `under_load` when they come at once, all timed on
-    the machine `measured_on`; `disturbed` holds, by the names of these fields, the figures that other
-    work on the machine disturbed, of which the fields themselves are None: nothing is decided by them.
-    `over_budget` says which budget or need is broken. `baseline` says that it is what others are to
-    beat, `leaves_machine` that requests go to somebody else's server. `n_train` examples were trained on,
-    0 where that is not known; a teacher was paid `rows_cost_usd` for them, and labelled `n_taught` of
-    them. `over_items` says how much the mean over the recipe's seeds varies with the items, None with one
-    seed. `verdict` is the gate's on this run alone; among many candidates `standing` says what is left of
-    it, and `corrected` is the verdict at that level. `labels_missing` of people keep a judge's metric
-    from deciding about its answers, `wins` says how often these are preferred to those of the best
-    untrained candidate, where the gate asks for that. `base` is what answers, where a language model here
-    does. `more_targets` is what it reached on targets that decide nothing. `settings` names what validation
-    chose its own setting among, each by the digest of its weights and prompts where these are known, so that
-    two candidates may name the same. `unread` counts the answers that were cut or could not be read. Its
-    prompts say what to do if `is_instructed`.
+    `trained` says that the weights differ from the base's own. `prompting` spells out the promptings with
+    their parameters, to tell `knn` shots from fixed ones. `target` is the primary metric's estimate on test,
+    `validation` its value there. The comparisons are paired on test: `new` is this run, `base` the best
+    untrained candidate or the prompt. `recall` is the share of needed documents that retrieval found,
+    `retrieval` how its passages were used, `several` describes the answers where several were sampled per
+    item. Costs are in USD; `index_per_1k_usd` is that of the retrieval index and is not included in the
+    others. `tokens` of a request (None for a classifier), `latency_p50_s` and `latency_p95_s` in seconds,
+    `requests_per_s` in batches and `under_load` for concurrent requests were all timed on the machine
+    `measured_on`; `disturbed` holds, by the names of these fields, figures disturbed by other work on the
+    machine: the fields themselves are then None, and nothing is decided by them. `over_budget` says which
+    budget or need is broken. `baseline` marks a model to beat, `leaves_machine` one whose requests go to an
+    external server. `n_train` examples were trained on, 0 if unknown; a teacher was paid `rows_cost_usd` for
+    them, and labelled `n_taught` of them. `over_items` says how much the mean over the recipe's seeds varies
+    with the items, None with one seed. `verdict` is the gate's on this run alone; with many candidates
+    `standing` is its place after correction, and `corrected` the verdict at that level. `labels_missing` is
+    how many labels of people are needed before a judge's metric may decide about its answers; `wins` says how
+    often these are preferred to those of the best untrained candidate, if the gate requires that. `base` is
+    the answering model, if a local language model answers. `more_targets` holds its scores on targets that
+    decide nothing. `settings` names the settings that validation chose its own from, by the digest of weights
+    and prompts where known, so that two candidates may share one. `unread` counts answers that were cut or
+    could not be parsed. `is_instructed` says that its prompts contain an instruction.
     """
 
     name: str
@@ -168,17 +167,17 @@ class CandidateFacts:
 
     @property
     def label(self) -> str:
-        """The name, with the seed where it is not 0: `lora (seed 1)`."""
+        """The name, followed by the seed if it is not 0: `lora (seed 1)`."""
         return f"{self.name} (seed {self.seed})" if self.seed else self.name
 
 
 def target_unit(facts: Iterable[CandidateFacts]) -> Unit:
-    """Return the unit and direction of the target's metric, as the scores carry them."""
+    """Return the unit and direction of the target's metric, taken from the scores."""
     return next((f.target.unit for f in facts if f.target is not None), RATE)
 
 
 def gain(comparison: Comparison | None) -> Comparison | None:
-    """Turn a comparison so that positive is better, whatever the metric's direction."""
+    """Orient a comparison so that positive is better, whatever the metric's direction."""
     return orient(comparison) if comparison else None
 
 
@@ -189,9 +188,9 @@ def is_gain_shown(run: CandidateFacts) -> bool:
 
 
 def is_fine_tuned(run: CandidateFacts) -> bool:
-    """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
+    """Tell whether a run is a language model with weights other than the base's; a classifier is not.
 
-    An endpoint's model counts as trained, because nobody sees its weights, unless it is a baseline.
+    An endpoint's model counts as trained, because its weights are hidden, unless it is a baseline.
     """
     return run.trained and not run.baseline and not _is_classifier(run)
 
@@ -201,9 +200,9 @@ def _is_classifier(run: CandidateFacts) -> bool:
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Choose the recipe with the best mean on validation, and of its runs the best one there.
+    """Return the best run on validation of the recipe with the best mean there.
 
-    Of recipes with equal means it is the one whose requests take the fewest tokens.
+    Of recipes with equal means, the one with the fewest tokens per request wins.
     """
     runs = list(runs)
     sign = target_unit(runs).sign
@@ -214,58 +213,58 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     if not scores:
         return None
     chosen = max(
-        scores.values(), key=lambda of: (sum(score for score, _ in of) / len(of), -_request_tokens(of[0][1]))
+        scores.values(), key=lambda own: (sum(s for s, _ in own) / len(own), -_request_tokens(own[0][1]))
     )
     return max(chosen, key=lambda scored: scored[0])[1]
 
 
 def _request_tokens(run: CandidateFacts) -> float:
-    """Count the tokens computed for a request by a language model: none for a classifier; inf if unknown."""
+    """Count the tokens a language model computes per request: 0 for a classifier; inf if unknown."""
     if _is_classifier(run):
         return 0.0
     return inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
-    """Count the settings that validation has chosen among: a recipe is one, a sweep or search its trials.
+    """Count the settings that validation chose from: a recipe is one, a sweep or search its trials.
 
-    Those that ask the same of the same weights are one, under however many names.
+    Settings with equal prompts and weights count once, under any number of names.
     """
     first: dict[str, CandidateFacts] = {}
     for f in facts:
         if f.state == "done":
             first.setdefault(f.name, f)
-    return len({one for f in first.values() for one in f.settings or _name_settings(f)})
+    return len({setting for f in first.values() for setting in f.settings or _name_settings(f)})
 
 
 def _name_settings(f: CandidateFacts) -> list[str]:
-    """Name the settings of a candidate by their places, each taken to be another."""
+    """Name a candidate's settings by their positions, assuming that all differ."""
     return [f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))]
 
 
 def list_untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the runs that no language model was trained for."""
+    """List the runs without a trained language model."""
     return [f for f in facts if not is_fine_tuned(f)]
 
 
 def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the runs that no budget leaves out."""
+    """List the runs that no budget excludes."""
     return [f for f in runs if not f.over_budget]
 
 
 def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Choose the best untrained candidate within the budgets; where there is none, the best of all."""
+    """Return the best untrained candidate within the budgets; if there is none, the best of all."""
     runs = list_untrained_runs(facts)
     return best(list_within_budgets(runs)) or best(runs)
 
 
 def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Choose the best fine-tune within the budgets, whatever its gate says."""
+    """Return the best fine-tune within the budgets, whatever its gate says."""
     return best(f for f in list_within_budgets(facts) if is_fine_tuned(f))
 
 
 def list_passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the fine-tunes within the budgets that pass the gate with every seed, shown among all of them."""
+    """List the fine-tunes within the budgets that pass the gate with every seed after correction."""
     facts = list(facts)
     tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
     stopped = {f.name for f in tuned if not passes(f) or list_failed_seeds(facts, f)}
@@ -273,19 +272,19 @@ def list_passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
 
 
 def is_cross_validated(run: CandidateFacts) -> bool:
-    """Tell whether a run's gain is that of several models, one a fold, each on items that it did not see."""
+    """Tell whether a run's gain comes from one model per fold, each tested on items it did not see."""
     return run.vs_untrained is not None and run.vs_untrained.estimator == "folds"
 
 
 def seeds_of(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[CandidateFacts]:
-    """List the finished seeds of a run's recipe, itself among them."""
+    """List the finished seeds of a run's recipe, itself included."""
     return [f for f in facts if f.name == run.name and f.state == "done"]
 
 
 def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> CandidateFacts:
     """Return the seed that keeps a run's recipe from passing: one that fails, else one that is open.
 
-    The run itself where it is as bad as any.
+    The run itself if no seed is worse.
     """
     return min([run, *seeds_of(facts, run)], key=_rank_seed)
 
@@ -297,23 +296,23 @@ def _rank_seed(f: CandidateFacts) -> int:
 
 
 def list_failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
-    """List the seeds of a run's recipe that the gate fails."""
+    """List the seeds of a run's recipe that fail the gate."""
     return [f.seed for f in seeds_of(facts, run) if f.verdict and f.verdict.outcome == "fail"]
 
 
 def list_failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
-    """List the seeds of a run's recipe that failed: a recipe passes with all of its seeds, or not at all."""
+    """List the seeds of a run's recipe that failed to run: a recipe passes only with all of its seeds."""
     return [f.seed for f in facts if f.name == run.name and f.state == "failed"]
 
 
 def passes(f: CandidateFacts) -> bool:
-    """Tell whether a run passes its gate, corrected for the candidates that were judged beside it."""
+    """Tell whether a run passes its gate, corrected for the candidates judged together with it."""
     shown = f.standing is None or f.standing.is_shown
     return f.verdict is not None and f.verdict.outcome == "pass" and shown
 
 
 def passes_alone(f: CandidateFacts) -> bool:
-    """Tell whether a run passes its gate, but not once that is corrected for the other candidates."""
+    """Tell whether a run passes its gate, but not after correction for the other candidates."""
     return f.verdict is not None and f.verdict.outcome == "pass" and not passes(f)
 
 
@@ -336,7 +335,7 @@ def strongest(facts: Iterable[CandidateFacts]) -> str | None:
 
 
 def action_of(run: CandidateFacts) -> Action:
-    """Name what shipping this candidate would be."""
+    """Return the action that shipping this candidate means."""
     if is_fine_tuned(run):
         return "hybrid" if "rag" in run.prompting else "fine-tune"
     if _is_classifier(run):
@@ -349,42 +348,42 @@ def action_of(run: CandidateFacts) -> Action:
 
 
 class MissingAlternative(NamedTuple):
-    """A fair alternative that was not measured; `failed` names the candidates that would have been it."""
+    """A fair alternative that was not measured; `failed` names the candidates meant to measure it."""
 
     what: str
     failed: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """The alternative in words, with who failed."""
+        """The alternative in words, with the failed candidates."""
         return f"{self.what}: {', '.join(self.failed)} failed" if self.failed else self.what
 
 
 def list_missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
 ) -> tuple[MissingAlternative, ...]:
-    """Name the fair alternatives that the target allows and nobody measured on the base itself."""
+    """List the fair alternatives that the target allows but nothing measured on the experiment's base."""
     needed = ["prompt", "knn"]  # nearest shots did better than fixed ones wherever both were measured
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
-    there: set[str] = set()
+    measured: set[str] = set()
     failed: dict[str, list[str]] = {}
     for run in list_untrained_runs(facts):
         if run.state == "done" and not run.baseline:
-            there |= _kinds(run)
+            measured |= _kinds(run)
         elif not run.baseline:
             for kind in _kinds(run):
                 failed.setdefault(kind, []).append(run.name)
-    if "bare prompt" in there:
-        needed = ["instruction" if kind == "prompt" else kind for kind in needed if kind not in there]
-    lacking, phrases = (kind for kind in needed if kind not in there), _phrase_alternatives()
+    if "bare prompt" in measured:
+        needed = ["instruction" if kind == "prompt" else kind for kind in needed if kind not in measured]
+    missing, phrases = (kind for kind in needed if kind not in measured), _phrase_alternatives()
     return tuple(
-        MissingAlternative(phrases[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in lacking
+        MissingAlternative(phrases[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in missing
     )
 
 
 def _phrase_alternatives() -> dict[str, str]:
-    """Phrase each alternative, with what a recipe writes for it."""
+    """Phrase each alternative, with the recipe keys for it."""
     return {
         "prompt": "prompt only (prompting: zero_shot)",
         "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence"
@@ -397,9 +396,9 @@ def _phrase_alternatives() -> dict[str, str]:
 
 
 def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
-    """Say what to do about alternatives that were not measured: mend those that failed, add the others.
+    """Say what to do about alternatives that were not measured: fix those that failed, add the others.
 
-    `failed` names what is to be mended besides them.
+    `failed` names further candidates to fix.
     """
     missing = list(missing)
     failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
@@ -409,7 +408,7 @@ def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[st
 
 
 def _kinds(run: CandidateFacts) -> set[str]:
-    """Name which of the fair alternatives a candidate is; knn shots with ranked labels are two."""
+    """Return which fair alternatives a candidate is; knn shots with ranked labels are two."""
     if _is_classifier(run):
         return {"classifier"}
     kinds = {"rank"} if run.answer == "rank" else set()
@@ -420,18 +419,18 @@ def _kinds(run: CandidateFacts) -> set[str]:
     return kinds or ({"prompt"} if run.is_instructed else {"bare prompt"})
 
 
-FEW = 100  # training examples: below, a fine-tune varies too much with their draw to be trusted on one seed
+FEW = 100  # training examples: with fewer, one seed of a fine-tune cannot be trusted
 
 
 class Case(NamedTuple):
-    """The facts of one decision, with what was chosen on validation.
+    """The facts of one decision, with the choices made on validation.
 
-    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both
-    within the budgets; so is `alternative` (untrained), unless none is: then it is the best of all.
-    `win_rate` is the one declared for the target; gains are win rates then where these may decide, and
-    `by_metric` holds those by the target's metric, by run. `unchecked` says that this is a judge's, and
-    corrected by no labels. `trivial` is what a rule reaches that reads no item, where labels are expected.
-    `can_fold` says that the target could be tested in folds, and is not.
+    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both within the
+    budgets; so is `alternative` (untrained), unless none is: then it is the best of all. `win_rate` is the
+    one declared for the target; gains are then win rates if these may decide, and `by_metric` holds the gains
+    by the target's metric, by run. `unchecked` says that this is a judge's metric, not corrected by labels.
+    `trivial` is the score of a rule that reads no item, if labels are expected. `can_fold` says that the
+    target could be tested in folds, but is not.
     """
 
     facts: Sequence[CandidateFacts]
@@ -451,19 +450,19 @@ class Case(NamedTuple):
     @property
     def unit(self) -> Unit:
         """The unit and direction of gains: those of the target's metric, or a win rate's."""
-        found = self.judged.vs_untrained if self.by_wins and self.judged else None
-        return found.unit if found else target_unit(self.facts)
+        win_gain = self.judged.vs_untrained if self.by_wins and self.judged else None
+        return win_gain.unit if win_gain else target_unit(self.facts)
 
     @property
     def by_wins(self) -> bool:
-        """Whether the gain of the fine-tune in question is its win rate."""
+        """Whether the gain of the judged fine-tune is its win rate."""
         run = self.judged
-        found = run.vs_untrained if run else None
-        return found is not None and found.unit in (PREFERENCE, UNCHECKED_PREFERENCE)
+        run_gain = run.vs_untrained if run else None
+        return run_gain is not None and run_gain.unit in (PREFERENCE, UNCHECKED_PREFERENCE)
 
     @property
     def n_labels_missing(self) -> int:
-        """Labels of people that a decision by the target's metric lacks; 0 where it takes another."""
+        """How many labels of people a decision by the target's metric still needs; 0 if wins decide."""
         runs = () if self.by_wins else (self.judged, self.alternative)
         return max((run.labels_missing for run in runs if run), default=0)
 
@@ -474,7 +473,7 @@ class Case(NamedTuple):
 
 
 def score_text(case: Case, run: CandidateFacts) -> str:
-    """Say what a candidate reaches on test: `81.0 [75, 86] exact_match`."""
+    """Format a candidate's test score: `81.0 [75, 86] exact_match`."""
     if run.target is None:
         return f"unknown {case.metric} on test"
     failed = formatting.errors(run.target.n_errors)
@@ -486,12 +485,12 @@ UNCHECKED = "by a judge that too few labels of people check yet"
 
 
 def is_unchecked(case: Case, run: CandidateFacts) -> bool:
-    """Tell whether what is said of a run by the target's metric rests on a judge that no labels correct."""
+    """Tell whether a run's score on the target's metric rests on a judge that no labels correct."""
     return is_judge(case.metric) and (case.unchecked or run.labels_missing > 0)
 
 
 def gain_text(g: Comparison | None) -> str:
-    """Say a gain with its unit: `+7.0 [+2, +12] points`."""
+    """Format a gain with its unit: `+7.0 [+2, +12] points`."""
     if g is None:
         return "an unknown amount"
     return f"{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"

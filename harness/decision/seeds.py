@@ -1,8 +1,8 @@
-"""A recipe's results over its training seeds, as against one checkpoint of it.
+"""A recipe's results over its training seeds, rather than of one checkpoint.
 
-Invariant: what varies over items and between seeds is added, neither subtracted nor left out; where the
-seeds' variance has fewer than two degrees of freedom it is unknown, and nothing is said of the recipe; a
-recipe is never shown by its best seed.
+Invariant: the variances over items and between seeds are added, neither subtracted nor left out. If the
+seeds' variance has fewer than two degrees of freedom it is unknown, and nothing is said about the recipe; a
+recipe is never represented by its best seed.
 Source: variance components, `stats.VarianceComponents`.
 """
 
@@ -27,10 +27,10 @@ Rows = Sequence[SampleResult]
 class SeedSummary:
     """One recipe over its finished seeds, with its scores on test.
 
-    `score` and `gain` (over the best untrained candidate, above 0 is better) hold the mean over
-    seeds with an interval for a new seed's expectation; None where the variance between seeds is unknown.
-    `seed_sd` is the standard deviation of the scores between seeds, in the metric's unit, `seed_df` its
-    degrees of freedom: more than R − 1 where recipes with two seeds were pooled.
+    `score` and `gain` (over the best untrained candidate, above 0 is better) hold the mean over seeds with an
+    interval for the expected result of a new seed; None if the variance between seeds is unknown. `seed_sd`
+    is the standard deviation of the scores between seeds, in the metric's unit, `seed_df` its degrees of
+    freedom: more than R − 1 if recipes with two seeds were pooled.
     """
 
     candidate: str
@@ -43,17 +43,17 @@ class SeedSummary:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the variance between seeds was taken from other recipes as well."""
+        """Whether the variance between seeds was also estimated from other recipes."""
         return self.seed_df is not None and self.seed_df != len(self.seeds) - 1
 
 
 def item_variances(
     metric: Metric, seeds: Sequence[Rows], untrained: Rows | None, prompt: Rows | None
 ) -> ItemVariances:
-    """Return how much the mean of a recipe's seeds varies with the items, by the rows of all of them on test.
+    """Return how much the mean of a recipe's seeds varies with the items, from all their rows on test.
 
     Raises:
-        IncompatibleRuns: the runs hold different items, or none was scored in all of them.
+        IncompatibleRuns: the runs hold different items, or no item was scored in all of them.
     """
     over = [
         comparison.compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)
@@ -63,18 +63,18 @@ def item_variances(
 
 
 def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
-    """Join the seeds of every recipe that trains a language model, as listed; in folds there are none."""
+    """Join the seeds of every recipe that trains a language model, in order; in folds there are none."""
     facts = list(facts)
     recipes = [r for r in _recipes(facts) if r[0].target is not None and not is_cross_validated(r[0])]
     pooled = pool_seeds(f for r in recipes for f in r)
     gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
-    one = pool_variance(facts)
-    return tuple(_seed_summary(r, one, gains.get(r[0].name)) for r in recipes)
+    seed_variance = pool_variance(facts)
+    return tuple(_seed_summary(r, seed_variance, gains.get(r[0].name)) for r in recipes)
 
 
 def pool_variance(facts: Iterable[CandidateFacts]) -> Variance | None:
     """Estimate the variance of one seed's score over all recipes; None below two degrees of freedom."""
-    return stats.seed_variance([scores(of) for of in _recipes(facts)])
+    return stats.seed_variance([scores(seeds) for seeds in _recipes(facts)])
 
 
 def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
@@ -83,32 +83,32 @@ def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
 
 
 def gain_label(run: CandidateFacts) -> str:
-    """Name a recipe whose gain is the mean over its seeds by itself, and else the one run."""
-    found = run.vs_untrained.components if run.vs_untrained else None
-    return f"{run.name} over {found.n_seeds} seeds" if found else run.label
+    """Name a recipe if its gain is the mean over its seeds, else the single run."""
+    components = run.vs_untrained.components if run.vs_untrained else None
+    return f"{run.name} over {components.n_seeds} seeds" if components else run.label
 
 
 def variance_components(
     seeds: Sequence[float], items: Variance, pooled: Variance | None = None
 ) -> VarianceComponents | None:
-    """Add up what the mean of several seeds varies by; None where the seeds' part is unknown.
+    """Return the variance components of the mean of several seeds; None if the seeds' part is unknown.
 
-    From three seeds on their own variance counts; with two the `pooled` one of a seed, where there is one.
+    With three or more seeds their own variance counts; with two the `pooled` variance of a seed, if given.
     """
-    one = stats.seed_variance([seeds]) or (pooled if len(seeds) > 1 else None)
-    if one is None:
+    seed = stats.seed_variance([seeds]) or (pooled if len(seeds) > 1 else None)
+    if seed is None:
         return None
-    return VarianceComponents(items, Variance(one.variance / len(seeds), one.df), len(seeds))
+    return VarianceComponents(items, Variance(seed.variance / len(seeds), seed.df), len(seeds))
 
 
 def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """Give the runs of a recipe with several seeds the recipe's gains in place of their own.
+    """Give the runs of a recipe with several seeds the recipe's mean gains in place of their own.
 
-    That is from three seeds on, or from two where the variance between seeds can be pooled over recipes.
+    This needs three seeds, or two if the variance between seeds can be pooled over recipes.
     """
     runs = list(facts)
-    of, pooled = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs)
-    return [_pool(f, of[f.name], pooled) if f.state == "done" and f.name in of else f for f in runs]
+    seeds, pooled = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs)
+    return [_pool(f, seeds[f.name], pooled) if f.state == "done" and f.name in seeds else f for f in runs]
 
 
 def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
@@ -117,11 +117,11 @@ def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
     for f in facts:
         if is_fine_tuned(f) and f.state == "done" and not plugins.find_method(f.method).is_remote:
             by_name.setdefault(f.name, []).append(f)
-    return [sorted(of, key=lambda f: f.seed) for of in by_name.values()]
+    return [sorted(seeds, key=lambda f: f.seed) for seeds in by_name.values()]
 
 
 def scores(runs: Iterable[CandidateFacts]) -> list[float]:
-    """List what each run reaches on test."""
+    """List the test scores of runs."""
     return [f.target.score for f in runs if f.target is not None]
 
 
@@ -142,13 +142,13 @@ def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts], pooled: Variance |
 def _mean_pair(
     own: Comparison | None, pairs: Sequence[Comparison], items: Variance | None, pooled: Variance | None
 ) -> Comparison | None:
-    found = variance_components([c.delta for c in pairs], items or items_at_most(pairs), pooled)
-    if own is None or found is None:
+    components = variance_components([c.delta for c in pairs], items or items_at_most(pairs), pooled)
+    if own is None or components is None:
         return own
     if refused := next((c for c in pairs if c.refused), None):
         return comparison.refuse(own, refused.high, refused.refused)
-    delta, (variance, df) = fmean(c.delta for c in pairs), found.total
-    both, one = (mean_interval(delta, found.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
+    delta, (variance, df) = fmean(c.delta for c in pairs), components.total
+    both, one = (mean_interval(delta, components.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
     low, high = _cut(both, own.unit, -1.0)
     return replace(
         own,
@@ -161,21 +161,21 @@ def _mean_pair(
         df=df,
         estimator="seeds",
         base_passed=None,
-        components=found,
+        components=components,
     )
 
 
 def average_pairs(pairs: Sequence[Comparison | None]) -> RecipeDifference | None:
-    """Average the differences of all seeds of two recipes; None where one is unknown, or shows nothing."""
+    """Average the differences of all seeds of two recipes; None if one is unknown, or shows nothing."""
     shown = [c for c in pairs if c is not None and not c.refused]
     if not shown or len(shown) < len(pairs):
         return None
-    of_score = Variance(inf, None)  # differences do not tell it
-    return RecipeDifference(fmean(c.delta for c in shown), items_at_most(shown), of_score, shown[0].n)
+    score_variance = Variance(inf, None)  # unknown from differences
+    return RecipeDifference(fmean(c.delta for c in shown), items_at_most(shown), score_variance, shown[0].n)
 
 
 def items_at_most(pairs: Sequence[Comparison]) -> Variance:
-    """Bound the variance over items of a mean over seeds by the mean of their own errors, without rows."""
+    """Bound the variance over items of a mean over seeds by the seeds' mean standard error, without rows."""
     if not pairs:
         return Variance(inf, None)
     known = [c.df for c in pairs if c.df is not None]
@@ -189,7 +189,7 @@ def mean_interval(mean: float, variance: Variance, alpha: float = 0.05) -> stats
 
 
 def mean_p(mean: float, variance: Variance) -> float:
-    """Return the two-sided p of H0 "the mean is 0"; 1 where nothing varies and it is 0."""
+    """Return the two-sided p of H0 "the mean is 0"; 1 if nothing varies and it is 0."""
     if variance.variance == 0:
         return float(mean == 0)
     return 2 * chance_below(-abs(mean) / sqrt(variance.variance), variance.df)
@@ -201,31 +201,33 @@ def _seed_summary(
     each, targets = scores(runs), [f.target for f in runs if f.target is not None]
     bound = Variance((fmean(t.high - t.low for t in targets) / (2 * stats.z_quantile(0.975))) ** 2, None)
     items = runs[0].over_items.score if runs[0].over_items else bound
-    found, unit, n = variance_components(each, items, pooled), targets[0].unit, targets[0].n
+    components, unit, n = variance_components(each, items, pooled), targets[0].unit, targets[0].n
     mean = fmean(each)
     return SeedSummary(
         candidate=runs[0].name,
         seeds=tuple(f.seed for f in runs),
         scores=tuple(each),
-        score=Estimate(mean, *_cut(mean_interval(mean, found.total), unit, 0.0), n, unit) if found else None,
+        score=Estimate(mean, *_cut(mean_interval(mean, components.total), unit, 0.0), n, unit)
+        if components
+        else None,
         gain=Estimate(over.delta, over.low, over.high, over.n, over.unit) if over else None,
-        seed_sd=sqrt(found.seeds.variance * len(each)) if found else None,
-        seed_df=found.seeds.df if found else None,
+        seed_sd=sqrt(components.seeds.variance * len(each)) if components else None,
+        seed_df=components.seeds.df if components else None,
     )
 
 
 def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
-    """Cut the interval to what a rate (or a difference of rates) can be."""
+    """Cut the interval to the possible values of a rate (or of a difference of rates)."""
     return stats.Interval(max(ends.low, least), min(ends.high, 1.0)) if unit.is_rate else ends
 
 
-def spread_text(found: VarianceComponents) -> str:
-    """Say which variances an interval over seeds holds: `items and seeds (t on 8.4 degrees of freedom)`."""
-    df, of_seeds = found.total.df, found.seeds.df
+def spread_text(components: VarianceComponents) -> str:
+    """Say which variances an interval over seeds covers: `items and seeds (t on 8.4 degrees of freedom)`."""
+    df, seed_df = components.total.df, components.seeds.df
     t = f"t on {formatting.figure(df)} degrees of freedom" if df is not None else "normal"
-    if not found.is_pooled:
+    if not components.is_pooled:
         return f"items and seeds ({t})"
     return (
         f"items and seeds ({t}; the seeds' variance is pooled over the recipes, as if all varied alike, on"
-        f" {formatting.figure(of_seeds)})"
+        f" {formatting.figure(seed_df)})"
     )

@@ -1,4 +1,4 @@
-"""The score of a candidate on another target than its own."""
+"""The score of a candidate on a target other than its own."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from harness.comparison import Comparison, Estimate
 
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """Score of a candidate on another target, with what trains nothing compared on the same items.
+    """Score of a candidate on another target, with untrained candidates compared on the same items.
 
-    `untrained` names the candidate without training that is best on that target's own validation rows;
+    `untrained` names the untrained candidate that is best on that target's own validation rows;
     `vs_untrained` is the paired difference from it, `vs_prompt` from the plain prompt.
     """
 

@@ -1,7 +1,7 @@
-"""Candidates that differ in their training rows alone: quality against quantity.
+"""Candidates that differ only in their training rows: quality against quantity.
 
-Invariant: all answered the same test items; each is compared with the one on the target's own rows, which
-nobody chose by its result.
+Invariant: all answered the same test items; each is compared with the candidate on the target's own rows,
+which is not chosen by its result.
 Source: the differences are those of `ablation`.
 """
 
@@ -21,13 +21,13 @@ from harness.spec import DecidePolicy, Recipe
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """One candidate's training rows and what they brought, in the target metric's unit, with costs in USD.
+    """One candidate's training rows and their results, in the target metric's unit, with costs in USD.
 
-    `n_rows` are the rows as trained: one that stands twice in the file, or that a mixture drew twice, is two.
-    `n_labelled` of them were labelled, and cost: a row that was drawn again is the same one. `n_tokens` is
-    what was trained on in all epochs. `estimate` is the score with its interval, None where the variance
+    `n_rows` are the rows as trained: a row that is twice in the file, or drawn twice by a mixture, counts
+    twice. `n_labelled` of them were labelled and paid for: a row drawn again is labelled once. `n_tokens`
+    counts the trained tokens of all epochs. `estimate` is the score with its interval, None if the variance
     between seeds is unknown. `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over
-    the table) are None of the reference.
+    the table) are None for the reference.
     """
 
     candidate: str
@@ -46,7 +46,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSets:
-    """Candidates of one method that differ in their training rows alone."""
+    """Candidates of one method that differ only in their training rows."""
 
     method: str
     reference: str
@@ -63,36 +63,36 @@ def training_sets(
     pair: Pair,
     means: Means,
 ) -> tuple[TrainingSets, ...]:
-    """Compare the candidates whose recipes differ in `train` and `mix` alone.
+    """Compare the candidates whose recipes differ only in `train` and `mix`.
 
-    `facts` come in the order of the file; `drawn_again` says by candidate how many of its rows are the same
-    row again. `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
+    `facts` are in the order of the file; `drawn_again` maps each candidate to its number of repeated rows.
+    `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
     """
     by = Comparer(pair, means, pool_variance(facts))
     over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
 
     def compare(names: Sequence[str]) -> TrainingSets:
         members = {name: [f for f in facts if f.name == name] for name in names}
-        found = compare_members(names[0], members, by)
+        ablation = compare_members(names[0], members, by)
         sets = []
-        for f in found.factors:
-            of, again = f.candidate, drawn_again.get(f.candidate, 0)
-            sets.append(_training_set(f, members[of], recipes[of], over.get(of), policy, again))
-        known, method = found.seed_variance_known, recipes[names[0]].method
-        return TrainingSets(method, found.reference, tuple(sets), found.n_tests, known)
+        for f in ablation.factors:
+            name_, again = f.candidate, drawn_again.get(f.candidate, 0)
+            sets.append(_training_set(f, members[name_], recipes[name_], over.get(name_), policy, again))
+        known, method = ablation.seed_variance_known, recipes[names[0]].method
+        return TrainingSets(method, ablation.reference, tuple(sets), ablation.n_tests, known)
 
     return tuple(map(compare, _groups(facts, recipes)))
 
 
 def _groups(facts: Sequence[CandidateFacts], recipes: Mapping[str, Recipe]) -> list[list[str]]:
-    """List the candidates of one recipe but for their rows, the reference first; the same rows once."""
+    """Group the candidates that differ only in their rows, the reference first; equal rows once."""
     groups: dict[str, dict[Any, str]] = {}
     for name in dict.fromkeys(f.name for f in facts):
         recipe = recipes[name]
         if plugins.method(recipe.method).draws_from:
             rest = recipe.model_copy(update={"train": (), "mix": None})
             groups.setdefault(rest.model_dump_json(), {}).setdefault(_rows_of(recipe), name)
-    # The target's own rows sort first; all else stays in the order of the file.
+    # The target's own rows come first; the others stay in the order of the file.
     return [
         [name for _, name in sorted(g.items(), key=lambda entry: entry[0] != _OWN)]
         for g in groups.values()
@@ -136,5 +136,5 @@ def _training_set(
 
 
 def _label_cost_usd(policy: DecidePolicy, run: CandidateFacts) -> float:
-    """Add up what people and a teacher were paid for labels, of each row one of them."""
+    """Add up the labelling costs of people and a teacher, one of whom labelled each row."""
     return policy.label_cost_usd * (run.n_train - run.n_taught) + run.rows_cost_usd

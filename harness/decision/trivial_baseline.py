@@ -24,7 +24,7 @@ _OF_LABELS = (
 
 
 class TrivialBaseline(NamedTuple):
-    """A rule that reads no item (`always answering “no”`), and its share of right items in [0, 1]."""
+    """A rule that ignores the item (`always answering “no”`), and its share of right items in [0, 1]."""
 
     rule: str
     share: float
@@ -35,32 +35,32 @@ class TrivialBaseline(NamedTuple):
         return f"{self.rule}, which reaches {formatting.percent(self.share)} %"
 
     def is_above(self, reached: Estimate | None) -> bool:
-        """Tell whether a candidate's score, a rate, is shown to be lower."""
+        """Tell whether a candidate's score, a rate, is shown to be lower than the rule's."""
         return reached is not None and reached.high < self.share
 
     def may_reach(self, reached: Estimate | None) -> bool:
-        """Tell whether a candidate's score, a rate, is not shown to be higher."""
+        """Tell whether a candidate's score, a rate, is not shown to be higher than the rule's."""
         return reached is not None and reached.low <= self.share
 
 
 def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaseline | None:
-    """Find the rule that is right on most items, as the metric reads answers; None of other metrics."""
+    """Find the rule that is right on most items, as the metric parses answers; None for other metrics."""
     if metric.name not in _OF_LABELS:
         return None
     return max((*_majority(metric, items), *_guess(metric, items)), key=lambda rule: rule.share, default=None)
 
 
 def _guess(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
-    """Yield a guess among the choices, where each item has some."""
+    """Yield a guess among the choices, if each item has some."""
     if items and all(e.choices for e in items):
         right = (fmean(_share(metric, choice, [e]) for choice in set(e.choices)) for e in items)
         yield TrivialBaseline("guessing among the choices", fmean(right))
 
 
 def _majority(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
-    """Yield answers that are right on ever more items, the last of them on most.
+    """Yield answers that are right on more and more items, the last of them on most.
 
-    A spelling is right on no more items than have a reference that the metric takes for the same.
+    A spelling is right on at most as many items as have a reference that the metric takes for the same.
     """
     right = Counter(label for e in items for label in {metric.same(r) for r in e.references})
     spelt = Counter(reference for e in items for reference in e.references)
@@ -74,7 +74,7 @@ def _majority(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBasel
 
 
 def _share(metric: Metric, label: str, items: Sequence[Example]) -> float:
-    """Return what always the same answer scores, 0 where it cannot be scored."""
+    """Return the score of always giving the same answer, 0 where it cannot be scored."""
     return fmean((_parts(metric, label, e) or (0.0,))[0] for e in items)
 
 

@@ -1,8 +1,8 @@
-"""Goal of a win rate: the gain that it makes, what keeps it from deciding, and the target's metric beside it.
+"""Goal of a win rate: the resulting gain, what keeps it from deciding, and the target's metric next to it.
 
-Invariant: where a win rate is declared, measured over the best untrained candidate and may decide, it is the
-gain of every seed of a recipe; the target's metric then decides nothing of it, and where the two contradict
-each other that is said. Where it may not decide, nothing else does in its place.
+Invariant: a win rate that is declared, measured over the best untrained candidate and allowed to decide is
+the gain of every seed of a recipe; the target's metric then decides nothing, and a contradiction between the
+two is reported. If the win rate may not decide, nothing else does in its place.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from harness.spec import PEOPLE
 
 
 def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
-    """Give each recipe the win rates of its seeds as its gain over the best untrained candidate.
+    """Replace each recipe's gain over the best untrained candidate by the win rates of its seeds.
 
-    A recipe of which one seed's may not decide keeps its gain by the target's metric.
+    A recipe keeps its gain by the target's metric if the win rate of one of its seeds may not decide.
     """
     other = alternative(facts)
     wins = {f.run_id: f.wins for f in facts if f.wins and other and _counts(f.wins, other)}
@@ -50,7 +50,7 @@ def _counts(wins: Wins, other: CandidateFacts) -> bool:
 
 
 class OpenRating(NamedTuple):
-    """Reason why a declared win rate may not decide, the step that mends it, and how many ratings that is."""
+    """Reason why a declared win rate may not decide, the next step, and how many ratings it needs."""
 
     why: str
     then: str
@@ -61,7 +61,7 @@ _RATE = "rate pairs of their answers (harness rate export FILE --pairs, or harne
 
 
 def open_rating(case: Case) -> OpenRating | None:
-    """Say what keeps the declared win rate of the fine-tune in question from deciding; None where it may."""
+    """Say what keeps the declared win rate of the judged fine-tune from deciding; None if it may decide."""
     run, other = case.judged, case.alternative
     if case.win_rate is None or run is None or other is None or case.by_wins:
         return None
@@ -88,19 +88,19 @@ def _more_ratings(wins: Wins, both: str) -> OpenRating:
 
 
 def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
-    """Say how often the fine-tune is preferred, as was declared, and whether the target's metric agrees."""
+    """Say how often the fine-tune is preferred, and whether the target's metric agrees."""
     wins, g = run.wins, gain(run.vs_untrained)
     if not case.by_wins or wins is None or wins.rate is None or g is None:
         return []
-    said = (
+    text = (
         f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
         f" {_describe_preference(case, run, wins, g)}."
     )
-    return [said, *_compare_with_metric(case, run, g)]
+    return [text, *_compare_with_metric(case, run, g)]
 
 
 def basis_text(wins: Wins) -> str:
-    """Say on whose preferences a win rate rests: `by people on 120 pairs`."""
+    """Say whose preferences a win rate rests on: `by people on 120 pairs`."""
     pairs = formatting.pluralize(wins.n_ratings, "pair")
     if not wins.corrected:
         return f"by {wins.by}, a judge that too few ratings of people check yet"
@@ -113,7 +113,7 @@ def basis_text(wins: Wins) -> str:
 
 
 def _describe_preference(case: Case, run: CandidateFacts, wins: Wins, g: Comparison) -> str:
-    """Say how often a recipe is preferred over its seeds, and its checkpoint; of one seed that alone."""
+    """Say how often a recipe is preferred over its seeds, and its checkpoint; with one seed only that."""
     own = f"{_rate_text(wins.rate)} of items, {basis_text(wins)}"
     if g.components is None:
         several = len(seeds_of(case.facts, run)) > 1
@@ -129,15 +129,15 @@ def _rate_text(rate: Estimate | None) -> str:
 
 
 def _compare_with_metric(case: Case, run: CandidateFacts, preferred: Comparison) -> list[str]:
-    """Say what the target's metric shows of the same answers, and where it contradicts the win rate."""
+    """Say what the target's metric shows on the same answers, and where it contradicts the win rate."""
     g = gain((case.by_metric or {}).get(run.run_id))
     if g is None:
         return []
-    found = f"By {case.metric} it is {gain_text(g)} over the same candidate"
+    gain_sentence = f"By {case.metric} it is {gain_text(g)} over the same candidate"
     if g.low > 0 or g.high < 0:
         kind, opposed = ("a gain", preferred.high < 0) if g.low > 0 else ("a loss", preferred.low > 0)
         is_open = preferred.low <= 0 <= preferred.high
         if opposed or is_open:
-            beside = "contradicts that" if opposed else "the win rate does not show"
-            return [f"{found}, {kind}, which {beside}: what decides is the win rate, as declared."]
-    return [f"{found}, which decides nothing beside the win rate."]
+            contrast = "contradicts that" if opposed else "the win rate does not show"
+            return [f"{gain_sentence}, {kind}, which {contrast}: what decides is the win rate, as declared."]
+    return [f"{gain_sentence}, which decides nothing beside the win rate."]

@@ -1,1 +1,1 @@
-"""Advice beside a decision: the six scenarios, the textbook on each need, and what was measured of both."""
+"""Advice next to a decision: the six scenarios, the textbook on each need, and measurements of both."""

@@ -1,7 +1,6 @@
-"""Kinds of failure of a prompt: on facts or on behaviour, by what mends which slice.
+"""Kinds of failure of a prompt: facts or behaviour, by which remedy helps on which slice.
 
-Invariant: mended is what lies above the prompt with its whole interval; a slice that nobody tagged tells
-nothing.
+Invariant: a remedy helps if its whole interval is above the prompt; an untagged slice says nothing.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ _REMEDIES = {
 
 
 def failure_sentences(case: Case) -> list[str]:
-    """Tell missing facts from missing behaviour by what mends which slice."""
+    """Tell missing facts from missing behaviour by the remedy that helps on each slice."""
     slices = list_measured_slices(case)
     if not slices:
         return []
@@ -30,15 +29,15 @@ def failure_sentences(case: Case) -> list[str]:
 
 
 def list_measured_slices(case: Case) -> tuple[str, ...]:
-    """List which of the slices `knowledge` and `behaviour` the prompt was measured on."""
+    """List on which of the slices `knowledge` and `behaviour` the prompt was measured."""
     prompt = best_of(case, "prompt")
     return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
 
 
 def list_mended_slices(case: Case) -> tuple[str, ...]:
-    """List the slices that their remedy mends: retrieval `knowledge`, a fine-tune `behaviour`.
+    """List the slices on which their remedy helps: retrieval on `knowledge`, a fine-tune on `behaviour`.
 
-    Mended means that the lower bound of the remedy lies above the upper bound of the prompt.
+    It helps if the lower bound of the remedy is above the upper bound of the prompt.
     """
     prompt = best_of(case, "prompt")
     remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
@@ -46,7 +45,7 @@ def list_mended_slices(case: Case) -> tuple[str, ...]:
 
 
 def best_of(case: Case, action: str) -> CandidateFacts | None:
-    """Choose the candidate of a kind that is best on validation, of those on the base itself."""
+    """Return the candidate of a kind that is best on validation, among those on the experiment's base."""
     return best(f for f in case.facts if action_of(f) == action and not f.baseline)
 
 

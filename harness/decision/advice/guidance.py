@@ -1,7 +1,7 @@
-"""Textbook advice on what is needed, beside what was measured, and where the two differ why.
+"""Textbook advice on declared needs, next to the measurements, and why the two differ.
 
-Invariant: advice decides nothing. It stands beside the measurement that answers it, and where what is chosen
-is another kind of candidate, the scores of both are given with what was measured that speaks against it.
+Invariant: advice decides nothing. It is printed with the measurement on the same need; if the chosen
+candidate is of another kind, the scores of both are given with the measured reasons against the advised one.
 Source: the usual lists of when to fine-tune and when to retrieve; Gupta et al. 2024, arXiv 2401.08406
 (retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
 """
@@ -29,7 +29,7 @@ _TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
 
 
 class Advice(NamedTuple):
-    """Textbook advice on one need: its words, the candidates that it means, the slices that measure it."""
+    """Textbook advice on one need: its words, the kinds of candidates advised, the slices that measure it."""
 
     text: str
     actions: tuple[Action, ...] = ()
@@ -87,22 +87,22 @@ _ADVICE: Mapping[Need, Advice] = {
 
 
 def need_sentences(case: Case, slices: Sequence[str], shipped: str | None) -> list[str]:
-    """Answer each declared need from what was measured, and from the textbook where nothing was."""
+    """Answer each declared need from the measurements, and from the textbook where there are none."""
     chosen = best(f for f in case.facts if f.name == shipped)
     return [_sentence(case, need, slices, chosen) for need in case.policy.needs]
 
 
 def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFacts | None) -> str:
     advice, name = _ADVICE[need], need.replace("_", " ")
-    found = _describe_measured(case, need, slices)
+    measured = _describe_measured(case, need, slices)
     agreement = _agreement(case, advice, chosen)
-    if not found:
+    if not measured:
         return f"Declared, not measured ({name}): {advice.text}.{agreement}"
-    return f"Measured ({name}): {found}. The textbook says: {advice.text}.{agreement}"
+    return f"Measured ({name}): {measured}. The textbook says: {advice.text}.{agreement}"
 
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
-    """Say what was measured about a need; empty where nothing was."""
+    """Describe the measurement of a need; empty without one."""
     wanted = _ADVICE[need].slices
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
@@ -143,16 +143,16 @@ def _training(_: Case, run: CandidateFacts) -> str:
 
 
 def _retrieval(case: Case) -> str:
-    """Say what retrieval found of what it was to find, and what its best candidate reaches with that."""
+    """Say what share of the needed documents retrieval found, and the score of its best candidate."""
     run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
     if run is None or run.recall is None:
         return ""
-    found = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
-    return f"{found}, and {run.name} reaches {score_text(case, run)} with them"
+    recall_text = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
+    return f"{recall_text}, and {run.name} reaches {score_text(case, run)} with them"
 
 
 def _describe_remote_requests(case: Case) -> str:
-    """Say whose requests leave for somebody else's server."""
+    """Say which candidates send requests to an external server."""
     leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
     if not leaving:
         return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
@@ -160,7 +160,7 @@ def _describe_remote_requests(case: Case) -> str:
 
 
 def _describe_each_kind(case: Case) -> str:
-    """Say what the best of retrieval, fine-tunes and hybrids reach."""
+    """Give the scores of the best of retrieval, fine-tunes and hybrids."""
     kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
     own = [f for f in case.facts if not f.baseline]
     runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
@@ -191,7 +191,7 @@ _MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
 
 
 def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
-    """Say whether what is chosen is of the advised kind, and what that kind reached where it is not."""
+    """Say whether the chosen candidate is of the advised kind, and otherwise the score of that kind."""
     if chosen is None or not advice.actions:
         return ""
     if chosen.baseline:

@@ -1,6 +1,7 @@
-"""Measured reasons why a candidate was not chosen, beside the one that was.
+"""Measured reasons why a candidate was not chosen, compared with the chosen one.
 
-Invariant: each is a figure of the two candidates' own results, the one that alone forbids it first.
+Invariant: each is a figure from the two candidates' own results; the one that rules the candidate out comes
+first.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from harness.decision.results import (
 
 
 def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Say what was measured of a candidate that speaks for the chosen one."""
+    """List the measurements of a candidate that speak for the chosen one."""
     if other.over_budget:
         yield f"{other.name} is left out, because {other.over_budget}"
     yield from _gate(other)
@@ -30,7 +31,7 @@ def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -
 
 
 def _gate(run: CandidateFacts) -> Iterator[str]:
-    """Say what keeps a fine-tune from being shipped whatever it scores."""
+    """Say what forbids to ship a fine-tune, whatever its score."""
     if not is_fine_tuned(run) or passes(run):
         return
     if run.verdict is None:
@@ -41,12 +42,12 @@ def _gate(run: CandidateFacts) -> Iterator[str]:
     forgot = ""
     if macro and is_macro:
         forgot = f", its other abilities having changed by {formatting.points(*macro[:3])} points"
-    said = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
-    yield f"the gate of {run.name} {said}{forgot}"
+    outcome = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
+    yield f"the gate of {run.name} {outcome}{forgot}"
 
 
 def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Say by how much the two differ on the same items, else which one validation prefers."""
+    """Say how much the two differ on the same items, else which one validation prefers."""
     best = case.alternative
     if best is not None and chosen.name == best.name and (g := gain(other.vs_untrained)):
         if g.low > 0:
@@ -64,7 +65,7 @@ def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> It
 
 
 def _retrieval(run: CandidateFacts) -> Iterator[str]:
-    """Say what retrieval did not find, and what was made of what it found."""
+    """Say what retrieval did not find, and how often its finds were not used."""
     if run.recall is not None and run.recall < 1:
         yield f"its retrieval found {formatting.percent(run.recall)} % of the documents needed"
     if (use := run.retrieval) is not None and use.found and use.unused:
@@ -73,7 +74,7 @@ def _retrieval(run: CandidateFacts) -> Iterator[str]:
 
 
 def _dearer(other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Say which requests are dearer or slower with the other candidate."""
+    """Say whether requests to the other candidate are more expensive or slower."""
     if None not in (other.cost_per_1k_usd, chosen.cost_per_1k_usd):
         costs = [formatting.usd(f.cost_per_1k_usd) for f in (other, chosen)]
         if (other.cost_per_1k_usd or 0) > (chosen.cost_per_1k_usd or 0) and costs[0] != costs[1]:

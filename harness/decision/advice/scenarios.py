@@ -1,8 +1,9 @@
 """The six scenarios of a choice between prompt, retrieval and fine-tune, and which one an experiment shows.
 
-Invariant: a scenario is named by what was measured to do better than the rest, shipped or not, and said with
-it; what nobody measured leaves it open between those that are left, and an open decision is in none yet.
-Source: the usual lists of when to prompt, to retrieve and to fine-tune; they part by what the base lacks.
+Invariant: the scenario is that of the candidate measured to do better than the rest, shipped or not, and the
+measurement is given. What was not measured leaves several scenarios possible, and an open decision is in none
+yet.
+Source: the usual lists of when to prompt, to retrieve and to fine-tune; they differ by what the base lacks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ from harness.decision.results import (
 
 
 class Scenario(NamedTuple):
-    """One of the six: its number, what the base can do or lacks, and what it takes then."""
+    """One of the six: its number, what the base can do or lacks, and the remedy."""
 
     number: int
     lack: str
@@ -56,7 +57,7 @@ SCENARIOS: Mapping[Action, Scenario] = {
 
 
 def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
-    """Say which of the six scenarios this experiment is, and what was measured that says so."""
+    """Say which of the six scenarios this experiment is, and which measurement shows it."""
     chosen = best(f for f in case.facts if f.name == shipped)
     if chosen is not None and chosen.baseline:
         return (
@@ -78,7 +79,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
 
 
 def _find_gain(case: Case) -> CandidateFacts | None:
-    """Return the fine-tune in question where its gain is shown, else the best of those whose gain is."""
+    """Return the judged fine-tune if its gain is shown, else the best one whose gain is."""
     if case.judged is not None and is_gain_shown(case.judged):
         return case.judged
     done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
@@ -86,27 +87,27 @@ def _find_gain(case: Case) -> CandidateFacts | None:
 
 
 def _describe_trained(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
-    """Say what a fine-tune whose gain is shown tells of the base, whether or not it is what is shipped."""
+    """Say what a fine-tune with a shown gain tells about the base, whether or not it is shipped."""
     gained = _describe_gain(case, run)
     if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, run)):
         return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
     kept = "" if is_fine_tuned(chosen) else f"; why {run.name} is not shipped, the decision says"
     if action_of(run) == "hybrid":
-        found, why = _parts(case, run)
-        return _write_scenario(found, f"{gained}{why}{kept}")
+        scenarios, why = _parts(case, run)
+        return _write_scenario(scenarios, f"{gained}{why}{kept}")
     return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
 
 
 def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
-    """Say what the untrained candidate that is chosen reaches, and whether training was tried beside it."""
+    """Give the score of the chosen untrained candidate, and say whether training was tried."""
     prompt = best_of(case, "prompt")
-    beside = ""
+    prompt_text = ""
     if prompt is not None and prompt.name != chosen.name:
-        beside = f", and {prompt.name} {score_text(case, prompt)}"
-    found = (
+        prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
+    recall_text = (
         "" if chosen.recall is None else f" with {formatting.percent(chosen.recall)} % of the documents found"
     )
-    reached = f"{chosen.name} reaches {score_text(case, chosen)}{found}{beside}"
+    reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
     if case.judged is None:
         return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
     g = gain(case.judged.vs_untrained)
@@ -117,13 +118,13 @@ def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) 
 
 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
-    """Write the sentence of one scenario, or of those between which nothing tells."""
-    found = list(scenarios)
+    """Write the sentence for one scenario, or for several that cannot be told apart."""
+    first, *others = scenarios
     measured = f", for {measured}" if measured else ""
-    if len(found) == 1:
-        return f"Scenario {found[0].number} of 6: {found[0].lack}, so {found[0].remedy}{measured}."
-    *first, last = (str(s.number) for s in found)
-    return f"Scenario {', '.join(first)} or {last} of 6{measured}."
+    if not others:
+        return f"Scenario {first.number} of 6: {first.lack}, so {first.remedy}{measured}."
+    *numbers, last = (str(s.number) for s in (first, *others))
+    return f"Scenario {', '.join(numbers)} or {last} of 6{measured}."
 
 
 def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
@@ -134,7 +135,7 @@ def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
 
 
 def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
-    """Tell by retrieval and a fine-tune, each alone, what a hybrid gains by; what is not measured may be."""
+    """Tell which part of a hybrid explains its gain, from each part alone; an unmeasured one may."""
     alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
     scores = [f"{run.name} alone {score_text(case, run)}" for run in alone.values() if run]
     scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
@@ -145,21 +146,21 @@ def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
 
 
 def _is_above(run: CandidateFacts, other: CandidateFacts) -> bool:
-    """Tell whether a candidate reaches more on test than another."""
+    """Tell whether a candidate scores higher on test than another, in the metric's direction."""
     if run.target is None or other.target is None:
         return False
     return run.target.unit.sign * (run.target.score - other.target.score) > 0
 
 
 def _behaviour(case: Case) -> str:
-    """Say what tells a behaviour from facts, where a fine-tune may have learned either."""
+    """Say whether a slice shows that a fine-tune learned behaviour rather than facts."""
     if not list_measured_slices(case):
         return "; no slices knowledge and behaviour tell a behaviour from facts here"
     return "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"
 
 
 def _open_text(case: Case) -> str:
-    """Say of an open decision between which scenarios it is to decide."""
+    """Name the scenarios between which an open decision has to choose."""
     runs = [run for run in (case.alternative, case.judged) if run is not None]
     between = [SCENARIOS[action] for run in runs if (action := action_of(run)) in SCENARIOS]
     named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
