@@ -6,6 +6,7 @@ import re
 import pytest
 import tiny_experiment
 import tiny_methods
+from harness.training.preferences import unpaired
 from tiny_methods import CPU
 
 from harness import config, experiment
@@ -20,7 +21,6 @@ from harness.records import Example
 from harness.spec import Task, TaskData
 from harness.training import LoraParams, lora_config
 from harness.training.low_rank_adapters import load_policy
-from harness.training.preferences import unpaired
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

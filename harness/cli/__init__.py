@@ -12,7 +12,7 @@ import sys
 # isort: off
 # ruff: noqa: F401
 from harness.cli import init, doctor, compare, evaluate, gate, dashboard, nightly, rate, rescue, runs, sql
-from harness.cli.rows import data_check, data, data_augment, synthetic_rows
+from harness.cli import data_check, data, data_augment, synthetic_rows
 
 # isort: on
 from harness.cli.app import app, say, write_utf8

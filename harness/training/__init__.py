@@ -59,9 +59,7 @@ from harness.training.low_rank_adapters import (
 )
 from harness.training.parallel import can_share, rows_of_each, write_launch
 from harness.training.peft_families import family_problems, list_own_values, peft_config
-from harness.training.preferences.preference_optimization import PreferenceParams, preference
-from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
-from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
+from harness.training.preference_optimization import PreferenceParams, preference
 from harness.training.refused_families import exclude_unadapted, quantization_problems
 from harness.training.reinforcement import (
     REWARDED,
@@ -71,6 +69,8 @@ from harness.training.reinforcement import (
     rewards_of,
     train_on_rewards,
 )
+from harness.training.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune, plan_tracked_steps
 from harness.training.tokenized import tokenize
 from harness.training.trainer import MEMORY_KNOBS, is_of_bitsandbytes
+from harness.training.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs

@@ -29,7 +29,7 @@ from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward
 from harness.training.heads import open_reward_model
 from harness.training.low_rank_adapters import LoraParams, Policy, load_policy, policy_options, train_policy
-from harness.training.preferences.reward_model import score_tokens
+from harness.training.reward_model import score_tokens
 from harness.training.trainer import LoopParams, Row
 from harness.training.training_figures import curve
 

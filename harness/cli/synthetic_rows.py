@@ -66,7 +66,7 @@ def data_distill(
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.cli.rows.data import print_saved
+    from harness.cli.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows import Distillation, distill_rows, plan_distillation
 
@@ -133,7 +133,7 @@ def pairs_make(
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness.cli.rows.data import print_saved
+    from harness.cli.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows import Drawing, make_pairs
 

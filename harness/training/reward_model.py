@@ -16,11 +16,11 @@ from pydantic import Field
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.records import Example, TrainingRecord
+from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heads import load_with_head, open_reward_model
-from harness.training.preferences import heldout
-from harness.training.preferences.heldout import HeldOutParams
+from harness.training.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 from harness.training.training_figures import curve, figures

@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from harness.cli.app import BY_A_MODEL, data_app, print_json, say
+from harness.cli.data import (
+    File,
+    Out,
+    Remarks,
+    RowColumns,
+    print_saved,
+    read_all,
+    refuse_out,
+    roles_of,
+    roles_of_test,
+)
 from harness.cli.options import (
     CONFIG,
     Config,
@@ -24,17 +35,6 @@ from harness.cli.options import (
     name_beside,
     refuse_grid,
     verb,
-)
-from harness.cli.rows.data import (
-    File,
-    Out,
-    Remarks,
-    RowColumns,
-    print_saved,
-    read_all,
-    refuse_out,
-    roles_of,
-    roles_of_test,
 )
 from harness.errors import CandidateFailed, Problem, UserError, as_operand, refuse
 
