@@ -17,7 +17,7 @@ from harness.metrics import Metric, metric_of_rows
 from harness.records import Run, SampleResult
 from harness.store import Store
 
-_UNKNOWN_UNIT = (None, None, None, "the runs do not say the unit of this metric: made before 0.1")
+_UNKNOWN_UNIT = (None, None, None, "the runs do not say the unit of this metric")
 _LABELLED = "by the judge alone; harness report has the difference as people's labels correct it"
 _OF_RUN = (
     *("experiment", "candidate", "seed", "base_model", "base_digest", "served_digest", "weights_digest"),

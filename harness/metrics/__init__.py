@@ -199,7 +199,7 @@ def version(written: str, unspaced: bool = False) -> int | str:
 def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | None:
     """Build the mean metric of stored rows by what their run says of it, else by its name alone.
 
-    None where neither says which values are better: a metric of the user's own, in a run of before 0.1.
+    None where neither says which values are better: a metric of the user's own.
     """
     if stored is not None:
         bounds = (-inf if stored.low is None else stored.low, inf if stored.high is None else stored.high)

@@ -62,7 +62,7 @@ class VerdictRecord:
 class DecisionRecord:
     """Inputs of a decision: the facts about each run of an experiment, and the recommendation.
 
-    `higher_is_better` and `scale` are those of `metric`, None in records from before 0.1.
+    `higher_is_better` and `scale` are those of `metric`.
     """
 
     experiment: str
