@@ -48,8 +48,7 @@ class Run:
 
     `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with units in
     their names. `state` is "done" or "failed". `base_digest` names the published base, `served_digest` the
-    served one where it differs (quantised). `metrics` maps task and metric to the meaning of the scores;
-    empty in runs from before 0.1.
+    served one where it differs (quantised). `metrics` maps task and metric to the meaning of the scores.
     """
 
     run_id: StoredName
