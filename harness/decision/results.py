@@ -462,7 +462,7 @@ class Case(NamedTuple):
 
     @property
     def n_labels_missing(self) -> int:
-        """How many labels of people a decision by the target's metric still needs; 0 if wins decide."""
+        """Number of labels of people that a decision by the target's metric still needs; 0 if wins decide."""
         runs = () if self.by_wins else (self.judged, self.alternative)
         return max((run.labels_missing for run in runs if run), default=0)
 

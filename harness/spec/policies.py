@@ -219,7 +219,7 @@ class AcceleratePolicy(Spec):
 
     @property
     def shards(self) -> str:
-        """How weights are sharded, with the settings that matter; empty where each process holds all."""
+        """Sharding of the weights, with the settings that matter; empty where each process holds all."""
         names = {"MULTI_GPU": "", "FSDP": "FSDP", "DEEPSPEED": f"DEEPSPEED/{self.zero_stage}"}
         return names[self.distributed_type]
 
