@@ -1,8 +1,8 @@
-"""Rules of the policy and the verdict they join to, each rule an outcome, a sentence and its numbers.
+"""Rules of the policy, each an outcome, a sentence and its numbers, and the verdict that joins them.
 
-Invariant: comparisons come with the sign turned so that a negative delta is a loss, and
-bounds are one-sided at `policy.alpha`. `identical` passes what the weights decide, unasked.
-Source: statistics in `stats`; a veto beside a pass that needs no correction: Berger 1982.
+Invariant: comparisons are oriented so that a negative delta is a loss, and bounds are one-sided at
+`policy.alpha`. With `identical`, rules about the weights pass without a test.
+Source: statistics in `stats`; a veto next to a pass needs no correction: Berger 1982.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -55,14 +55,14 @@ def apply_rules(
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
-    What has to be shown is judged at `level` where one is given: that of one among many candidates. A veto
-    keeps the policy's alpha.
+    What has to be shown is judged at `level` if given: that of one among many candidates. A veto keeps the
+    policy's alpha.
 
-    `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
-    weights digest is the base's own: what the weights decide then passes by identity, not by
-    test, and only the target is judged. `controls` are the control arms beside which its rows were
-    computed, `missing` tasks that one of the arms did not answer, `shared` the items that tasks share,
-    `cumulative` the rule against the first base, `commonest` the shares of each task's commonest answer.
+    `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the weights digest is
+    the base's own: rules about the weights then pass by identity, without a test, and only the target is
+    judged. `controls` are the control arms measured when the rows were computed, `missing` the tasks that one
+    of the arms did not answer, `shared` the items that tasks share, `cumulative` the rule against the first
+    base, `commonest` the shares of each task's commonest answer.
 
     Raises:
         ValueError: a comparison was made at another alpha.
@@ -115,16 +115,16 @@ def _orient(t: TaskComparison) -> TaskComparison:
 
 
 def _join_outcomes(rules: Sequence[Rule]) -> Outcome:
-    """Join the rules' outcomes; where too many answers failed only a drift of the harness is worse."""
+    """Join the rules' outcomes; if too many answers failed, only harness drift is worse."""
     outcome = worst_outcome([r.outcome for r in rules])
     return "inconclusive" if outcome == "fail" and is_invalid(rules) else outcome
 
 
 def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:
-    said = [r for r in rules if r.outcome == outcome]
+    deciding = [r for r in rules if r.outcome == outcome]
     if outcome == "inconclusive" and is_invalid(rules):
-        said = [r for r in said if r.name in ("errors", "tasks")]  # the others rest on what failed
-    return f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in said)
+        deciding = [r for r in deciding if r.name in ("errors", "tasks")]  # the others rest on what failed
+    return f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding)
 
 
 def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:

@@ -1,8 +1,9 @@
-"""Rule on mode collapse: how far the share of the commonest answer rose, over the base's and the references'.
+"""Rule on mode collapse: the rise of the commonest answer's share above the base's and the references'.
 
-Invariant: a rise counts as far as it exceeds both, so that a task with few right answers is no collapse; a
-task passes once one of them is shown not to be exceeded by the limit, each at its share of alpha, and fails
-once both are shown to be, at alpha over the number of tasks and of the texts that can have such a share.
+Invariant: only the rise above both counts, so that a task with few right answers is not a collapse. A task
+passes if the share is shown not to exceed one of them by the limit, each at its share of alpha. It fails if
+the share is shown to exceed both, at alpha over the number of tasks and of the texts that can have such a
+share.
 Source: Berger & Parker 1970 for the share; Berger 1982 for what all tasks, or both arms, have to show.
 """
 
@@ -21,23 +22,23 @@ Compared = Mapping[str, Sequence[Comparison]]
 
 
 def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) -> Rule | None:
-    """Judge the largest rise of the commonest answer's share; `compared` maps tasks to the arms it is over.
+    """Judge the largest rise of the commonest answer's share; `compared` maps tasks to comparisons by arm.
 
-    None where the policy sets no limit. The comparisons may be of any level; what has to be shown is judged
-    at `policy.alpha`.
+    None if the policy sets no limit. The comparisons may have any level; what has to be shown is judged at
+    `policy.alpha`.
     """
     limit = policy.mode_collapse
     if limit is None:
         return None
     if identical:
         return Rule(_NAME, "pass", "mode collapse: none, by identity of the weights", {})
-    tasks = {task: [*map(comparison.orient, found)] for task, found in compared.items() if found}
+    tasks = {task: [*map(comparison.orient, arms)] for task, arms in compared.items() if arms}
     if not tasks:
         return Rule(_NAME, "skipped", "mode collapse: no generated answers were compared", {})
     level = policy.alpha / (len(tasks) * int(1 / limit))
-    outcomes = {task: _outcome(found, limit, policy.alpha, level) for task, found in tasks.items()}
+    outcomes = {task: _outcome(arms, limit, policy.alpha, level) for task, arms in tasks.items()}
     outcome = worst_outcome([*outcomes.values()])
-    excess = {task: _least_rise(tasks[task]) for task, said in outcomes.items() if said == outcome}
+    excess = {task: _least_rise(tasks[task]) for task, sentence in outcomes.items() if sentence == outcome}
     task, c = min(excess.items(), key=lambda of: of[1].delta)
     facts: dict[str, Number] = {
         "base": c.base,
@@ -48,27 +49,27 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
     }
     facts |= {"low": -c.high, "high": -c.low, "task": task}
     if outcome == "pass":
-        facts["p"] = max(_p(found, limit, policy.alpha) for found in tasks.values())
+        facts["p"] = max(_p(arms, limit, policy.alpha) for arms in tasks.values())
     rise = formatting.points(-c.delta, -c.high, -c.low)
-    said = (
+    sentence = (
         f"mode collapse: the commonest answer to {task} {formatting.percent(c.base)} → "
         f"{formatting.percent(c.new)} %, {rise} pp, limit {margin_text(limit)}: {_WORDS[outcome]}"
     )
-    return Rule(_NAME, outcome, said, facts)
+    return Rule(_NAME, outcome, sentence, facts)
 
 
-def _outcome(found: Sequence[Comparison], limit: float, alpha: float, level: float) -> Outcome:
-    """Judge one task by its arms: one that is not exceeded by the limit is enough to pass."""
-    if any(comparison.at_level(c, alpha / len(found)).lower > -limit for c in found):
+def _outcome(arms: Sequence[Comparison], limit: float, alpha: float, level: float) -> Outcome:
+    """Judge one task by its arms: it passes if the share does not exceed one of them by the limit."""
+    if any(comparison.at_level(c, alpha / len(arms)).lower > -limit for c in arms):
         return "pass"
-    return "fail" if all(comparison.at_level(c, level).upper < -limit for c in found) else "inconclusive"
+    return "fail" if all(comparison.at_level(c, level).upper < -limit for c in arms) else "inconclusive"
 
 
-def _least_rise(found: Sequence[Comparison]) -> Comparison:
-    """Return the comparison with the arm whose share is exceeded by least; a rise has the sign of a loss."""
-    return max(found, key=lambda c: c.delta)
+def _least_rise(arms: Sequence[Comparison]) -> Comparison:
+    """Return the comparison with the smallest rise; a rise has the sign of a loss."""
+    return max(arms, key=lambda c: c.delta)
 
 
-def _p(found: Sequence[Comparison], limit: float, alpha: float) -> float:
+def _p(arms: Sequence[Comparison], limit: float, alpha: float) -> float:
     """Return the p of H0 "the share exceeds that of every arm by the limit", Bonferroni over the arms."""
-    return min(1.0, len(found) * min(noninferiority_p(c, -limit, alpha / len(found)) for c in found))
+    return min(1.0, len(arms) * min(noninferiority_p(c, -limit, alpha / len(arms)) for c in arms))

@@ -1,6 +1,6 @@
 """Rule on critical tasks: the share of the items passed by the base that the candidate loses.
 
-Invariant: what the base did not answer it may have passed; both bounds allow for that.
+Invariant: the base may have passed items that it failed to answer; both bounds allow for that.
 Source: exact one-sided bounds, Clopper and Pearson 1934.
 """
 
@@ -32,10 +32,10 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     facts["margin"] = policy.critical_margin
     ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
     facts |= {"p": max(ps)} if ps else {}
-    said = "critical: " + "; ".join(rule.sentence for rule in judged)
+    text = "critical: " + "; ".join(rule.sentence for rule in judged)
     open_tasks = [t for t, rule in zip(named, judged, strict=False) if rule.outcome == "inconclusive"]
     more = {t.task.name: _count_critical_items(t.comparison, policy) for t in open_tasks}
-    return Rule("critical", outcome, said, add_items_of_tasks(facts, outcome, more | dict.fromkeys(missing)))
+    return Rule("critical", outcome, text, add_items_of_tasks(facts, outcome, more | dict.fromkeys(missing)))
 
 
 def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
@@ -45,18 +45,18 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
         why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
         return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
     lost, passed = len(c.lost), c.base_passed
-    # What the base did not answer it may have passed: lost where the candidate fails it, and else kept.
+    # The base may have passed items it did not answer: lost if the candidate fails them, else kept.
     may_be_lost = len(c.errors.open)
     may_be_kept = c.errors.base - may_be_lost
     most_lost, most_passed = lost + may_be_lost, passed + may_be_lost
     low = _loss_bounds(lost, passed + may_be_kept, c.design_effect, policy.alpha).low
     high = _loss_bounds(most_lost, most_passed, c.design_effect, policy.alpha).high
     outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
-    said = (
+    text = (
         f"{name}: {lost} of {passed} items that the base passed are lost, "
         f"{formatting.interval(lost / passed, low, high)} %, margin {formatting.percent(margin)} %: "
     )
-    said += {
+    text += {
         "fail": f"more than the margin is shown ({list_ids(c.lost)})",
         "pass": "less than twice the margin is shown",
         "inconclusive": "neither a loss above the margin nor one below twice the margin is shown",
@@ -64,7 +64,7 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
     facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:NAMED])}
     facts["p"] = loss_rate_p(most_lost / c.design_effect, most_passed / c.design_effect, 2 * margin)
-    return Rule("critical", outcome, said, facts)
+    return Rule("critical", outcome, text, facts)
 
 
 def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Interval:
@@ -72,7 +72,7 @@ def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Int
 
 
 def _count_critical_items(c: Comparison, policy: GatePolicy) -> int | None:
-    """Grow the sample at the observed loss rate until one of the two bounds decides; None where none does."""
+    """Grow the sample at the observed loss rate until one of the bounds decides; None if none does."""
     passed, factor = c.base_passed or 0, 1.0
     if not passed:
         return None

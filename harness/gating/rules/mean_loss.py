@@ -1,7 +1,7 @@
 """Rule on the macro: the mean loss over the capability tasks that count.
 
-Invariant: comparisons come with the sign turned so that a negative delta is a loss, and bounds are one-sided
-at `policy.alpha`. Weights that are the base's own pass unasked.
+Invariant: comparisons are oriented so that a negative delta is a loss, and bounds are one-sided at
+`policy.alpha`. The base's own weights pass without a test.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def macro_rule(
     identical: bool,
     shared: SharedItems,
 ) -> Rule:
-    """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
+    """Pass if the macro-average of the deltas is non-inferior, fail if a loss is shown."""
     left_out = [f"{t.task.name}: {_explain_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
     margin = margin_share(policy.macro)
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
@@ -52,36 +52,36 @@ def macro_rule(
         )
     tail = _describe_who_counts(tasks, admitted, shared)
     if macro is None:
-        said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
-        return Rule("macro", "inconclusive", said + tail, facts)
-    found = macro_estimate(admitted, macro, identical, shared)
+        sentence = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
+        return Rule("macro", "inconclusive", sentence + tail, facts)
+    estimate = macro_estimate(admitted, macro, identical, shared)
     outcome = margin_outcome(macro.lower, macro.upper, margin)
     facing = find_facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
     planned = plan_parts(admitted, macro, shared)
     advice = describe_more_items(
         macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations
     )
-    facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
+    facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
     facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.repeated.clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
-    of_skill = (
+    skill_text = (
         f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
     )
-    said = (
-        f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
-        f"{of_skill}, " + margin_verdict(outcome, margin_text(policy.macro), advice)
+    sentence = (
+        f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
+        f"{skill_text}, " + margin_verdict(outcome, margin_text(policy.macro), advice)
     )
     if outcome == "inconclusive" and advice.by_task:
         facts["items_needed_by_task"] = list(advice.by_task)
-    return Rule("macro", outcome, said + tail, add_items_needed(facts, outcome, advice.items))
+    return Rule("macro", outcome, sentence + tail, add_items_needed(facts, outcome, advice.items))
 
 
 def _describe_who_counts(
     tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
 ) -> str:
-    """Name the tasks that are left out, those of which one half counts, and those that share items."""
+    """Name the tasks that are left out, those that count by one half, and those that share items."""
     unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
     halves = [t.task.name for t in admitted if t.half]
     tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
@@ -93,7 +93,7 @@ def _describe_who_counts(
 def macro_estimate(
     admitted: Sequence[TaskComparison], macro: Macro, identical: bool, shared: SharedItems
 ) -> Estimate:
-    """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each once."""
+    """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each item once."""
     comparisons = [t.counted for t in admitted]
     if identical:
         return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.repeated.items)

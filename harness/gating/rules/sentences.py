@@ -1,6 +1,6 @@
 """Sentences and numbers that several rules of the gate share.
 
-Invariant: a margin is judged by one-sided bounds: passed above, failed below, else left open.
+Invariant: one-sided bounds judge a margin: a bound above it passes, below it fails, otherwise it is open.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
 def margin_verdict(
     outcome: Outcome, margin: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
 ) -> str:
-    """Say how a margin was judged; an open one with what would settle it."""
+    """Say how a margin was judged, and for an open one what would settle it."""
     words = {
         "pass": "a larger loss is ruled out",
         "fail": broken,
@@ -33,14 +33,14 @@ def margin_verdict(
 
 
 def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
-    """Add the items that would settle an open rule to its numbers, where they are known."""
+    """Add the number of items that would settle an open rule to its numbers, if known."""
     return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
 
 
 def add_items_of_tasks(
     facts: dict[str, Number], outcome: str, more: Mapping[str, int | None]
 ) -> dict[str, Number]:
-    """Add the items of each open task that would settle a rule to its numbers, where all are known."""
+    """Add the number of items of each open task that would settle a rule to its numbers, if all are known."""
     known = {task: n for task, n in more.items() if n}
     if outcome != "inconclusive" or not known or len(known) < len(more):
         return facts
@@ -49,25 +49,25 @@ def add_items_of_tasks(
 
 
 def comparison_facing_se(c: Comparison, margin: float) -> float:
-    """Return the standard error of a comparison on the side that faces the margin."""
+    """Return the standard error of a comparison on the side facing the margin."""
     return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
 
 
 def delta_text(t: TaskComparison) -> str:
-    """Say what a task changed by: `piqa −1.0 [−3, +1] pp`."""
+    """Format a task's change: `piqa −1.0 [−3, +1] pp`."""
     c = t.counted
     of_range = "" if t.span == 1 else " of its range"
     return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
 
 
 def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
-    """Say by how much a task fell, and how much it may: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
+    """Say how much a task fell and how much is allowed: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
     c, of_range = t.counted, "" if t.span == 1 else " of its range"
     fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", f" points{of_range} [")
     return f"{t.task.name} fell {fell}, {formatting.percent(margin_of(t, policy))} allowed"
 
 
 def list_ids(ids: Sequence[str]) -> str:
-    """Name the first five items, and how many more there are."""
+    """Name the first five items, and the number of the others."""
     rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return ", ".join(ids[:5]) + rest

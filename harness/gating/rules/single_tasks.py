@@ -1,7 +1,7 @@
-"""Rules on single tasks, of capability or of safety: none may be shown to have lost more than its own margin.
+"""Rules on single tasks, of capability or safety: none may be shown to have lost more than its margin.
 
-Invariant: comparisons come with the sign turned so that a negative delta is a loss; the veto is corrected by
-Holm over the tasks, and needs no more beside a pass (Berger 1982).
+Invariant: comparisons are oriented so that a negative delta is a loss; the veto is corrected by Holm over the
+tasks, and needs no further correction next to a pass (Berger 1982).
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ def judge_each(
     identical: bool,
     name: Literal["each", "safety"] = "each",
 ) -> Rule:
-    """Fail when a task is shown, by Holm over the tasks, to have lost more than its own margin.
+    """Fail if a task is shown, by Holm over the tasks, to have lost more than its own margin.
 
-    Inconclusive where a loss lies beyond the margin as found and is shown, but not to lie there: the task
-    may not have lost that much, and nobody should be told that it passed. So it is where the task has too
-    few items to show even the loss of all of them.
+    Inconclusive if the observed loss is beyond the margin and a loss is shown, but not one beyond the margin:
+    the task must not be reported as passed. The same holds for a task with too few items to show even the
+    loss of all of them.
     """
     if identical:
         return Rule(name, "pass", f"{name}: no task can have lost anything, by identity of the weights", {})
@@ -66,8 +66,8 @@ def judge_each(
         return Rule(name, "inconclusive", f"{name}: too few items to tell: {named}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.pluralize(len(admitted), "task")
-    said = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
-    return Rule(name, "pass", f"{said} (lowest: {delta_text(lowest)})", facts)
+    sentence = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
+    return Rule(name, "pass", f"{sentence} (lowest: {delta_text(lowest)})", facts)
 
 
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
@@ -88,12 +88,12 @@ def _doubtful_rule(
     alpha: float,
     facts: dict[str, Number],
 ) -> Rule:
-    said, more = [], dict[str, int | None]()
+    task_texts, more = [], dict[str, int | None]()
     for t in doubtful:
         c, margin = t.counted, margin_of(t, policy)
         part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
         advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
-        said.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
+        task_texts.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
         more[t.task.name] = advice.items
-    sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(said)}"
+    sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(task_texts)}"
     return Rule(name, "inconclusive", sentence, add_items_of_tasks(facts, "inconclusive", more))

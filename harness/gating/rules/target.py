@@ -1,8 +1,7 @@
-"""Rules on the target's level, gain or win rate, as the policy declares, and on what judges grade in suites.
+"""Rules on the target's level, gain or win rate, as the policy declares, and on judges' grades in suites.
 
-Invariant: a goal passes where the whole 95 % interval reaches it, and fails where none of it does; signs are
-turned so that more is better, whatever the metric's direction. A judge's grades count only where people have
-labelled enough of the answers.
+Invariant: a goal passes if the whole 95 % interval reaches it, and fails if none of it does; values are
+oriented so that more is better. A judge's grades count only if people have labelled enough of the answers.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ _SUITES = (
 def require_calibration(
     rule: Rule, tasks: Sequence[TaskComparison], policy: GatePolicy, *, identical: bool
 ) -> Rule:
-    """Leave a rule open that rests on a judge's grades of these tasks, unless the policy allows that."""
+    """Leave a rule open if it rests on a judge's grades of these tasks, unless the policy allows that."""
     named = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
     if identical or not named or policy.uncalibrated_judge == "allow":
         return rule
@@ -41,7 +40,7 @@ def require_calibration(
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
-    """Judge what was declared of the target by the 95 % intervals on the test split."""
+    """Judge the goals declared for the target by the 95 % intervals on the test split."""
     wanted = policy.target
     by_score = wanted.min is not None or wanted.gain is not None
     if not by_score and wanted.win_rate is None:
@@ -72,7 +71,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
 
 
 def _describe_unrated(wins: Wins | None, wanted: float) -> str:
-    """Say why a win rate that is required decides nothing; empty where it may."""
+    """Say why a required win rate cannot decide; empty if it can."""
     required = f"a win rate of {formatting.percent(wanted)} %"
     if wins is None:
         return f"target: {required} has no untrained candidate to be measured against"
@@ -90,22 +89,22 @@ def _describe_unrated(wins: Wins | None, wanted: float) -> str:
     return "" if wins.rate else f"target: {required}, and {wins.by} graded no pairs yet (harness compare)"
 
 
-def _win_rate(wins: Wins, found: Estimate, wanted: float) -> tuple[Outcome, str]:
+def _win_rate(wins: Wins, measured: Estimate, wanted: float) -> tuple[Outcome, str]:
     own = "" if wins.uncorrected is None else f" ({formatting.percent(wins.uncorrected)} % before correction)"
     own = own if wins.corrected else " (not corrected)"
-    rate = formatting.score(found.unit, *found[:3])
-    said = f"preferred to {wins.over} by {wins.by} on {rate} % of items{own}"
-    outcome = _target_outcome(found.low, found.high, wanted)
-    return outcome, f"{said} against at least {formatting.percent(wanted)} %"
+    rate = formatting.score(measured.unit, *measured[:3])
+    sentence = f"preferred to {wins.over} by {wins.by} on {rate} % of items{own}"
+    outcome = _target_outcome(measured.low, measured.high, wanted)
+    return outcome, f"{sentence} against at least {formatting.percent(wanted)} %"
 
 
-def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:
-    """Judge the score against a level: the least, or the most where lower is better."""
-    unit, percent = found.unit, " %" if found.unit.is_rate else ""
-    low, high = sorted((unit.sign * found.low, unit.sign * found.high))
+def _level(score: Estimate, wanted: float) -> tuple[Outcome, str]:
+    """Judge the score against a level: a minimum, or a maximum if lower is better."""
+    unit, percent = score.unit, " %" if score.unit.is_rate else ""
+    low, high = sorted((unit.sign * score.low, unit.sign * score.high))
     limit = f"at {'least' if unit.higher_is_better else 'most'} {formatting.score(unit, wanted)}{percent}"
-    said = f"{formatting.score(unit, *found[:3])}{percent} against {limit}"
-    return _target_outcome(low, high, unit.sign * wanted), said
+    sentence = f"{formatting.score(unit, *score[:3])}{percent} against {limit}"
+    return _target_outcome(low, high, unit.sign * wanted), sentence
 
 
 def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
@@ -116,8 +115,8 @@ def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
     name = "pp" if c.unit.is_rate else c.unit.name
     found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
     why = f" ({c.refused})" if c.refused else ""
-    said = f"{found} {name} over the best untrained candidate{why} against at least {least} {name}"
-    return _target_outcome(c.low, c.high, wanted), said
+    sentence = f"{found} {name} over the best untrained candidate{why} against at least {least} {name}"
+    return _target_outcome(c.low, c.high, wanted), sentence
 
 
 def _target_outcome(low: float, high: float, wanted: float) -> Outcome:
