@@ -1,7 +1,7 @@
-"""Candidate × task → rows: what was evaluated, what came back, and what it scores.
+"""Candidate × task → rows: items, answers and scores.
 
-Invariant: items are cut into blocks of `BLOCK` in an order seeded by the task's version, and
-batching happens inside a block, so a block's numbers do not depend on what ran before it.
+Invariant: items are cut into blocks of `BLOCK` in an order seeded by the task's version, and batching happens
+inside a block, so a block's numbers do not depend on what ran before it.
 """
 
 import re
@@ -35,15 +35,15 @@ from harness.records import (
 )
 from harness.spec import Decoding, Recipe, Role, Task
 
-_PLACE = re.compile(r"\{[^{}]*\}")  # in a template
-_ROUNDING = 1e-9  # of a score, by which it may lie beyond its metric's bounds
+_PLACE = re.compile(r"\{[^{}]*\}")  # a placeholder in a template
+_ROUNDING = 1e-9  # relative rounding error of a score, allowed beyond its metric's bounds
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """One task's items as one candidate is prompted with them; `examples` are prompted and in order.
+    """One task's items with a candidate's prompts; `examples` are prompted and in order.
 
-    `decoding` says how answers are drawn, None where they are greedy.
+    `decoding` says how answers are sampled, None where they are greedy.
     """
 
     task: Task
@@ -57,7 +57,7 @@ class EvaluationJob:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of `BLOCK` items, the last one possibly shorter."""
+        """The number of blocks of `BLOCK` items, the last one possibly shorter."""
         return -(-len(self.examples) // BLOCK)
 
 
@@ -68,7 +68,7 @@ def put_in_order(examples: Sequence[Example], version: str) -> tuple[Example, ..
 
 
 def wrap_prompt(example: Example, system: str | None, template: str | None) -> Example:
-    """Put the system text before that of the item, in one message, and wrap the question in the template.
+    """Merge the recipe's system text with the item's system message, and wrap the question in the template.
 
     Many chat templates refuse a second system message.
     """
@@ -79,17 +79,17 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
             {**messages[-1], "content": template.replace("{prompt}", messages[-1]["content"])},
         )
     if system is not None and messages:
-        own = [messages[0]["content"]] if example.has_system else []
-        text = "\n\n".join(filter(None, (system, *own)))
-        messages = ({"role": "system", "content": text}, *messages[len(own) :])
+        item_system = [messages[0]["content"]] if example.has_system else []
+        text = "\n\n".join(filter(None, (system, *item_system)))
+        messages = ({"role": "system", "content": text}, *messages[len(item_system) :])
     return replace(example, messages=messages)
 
 
 def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> bool:
-    """Tell whether a candidate is told what to do: by a system text, or by words that all its prompts share.
+    """Tell whether a candidate's prompts contain an instruction: a system text, or words shared by all.
 
-    The words are those of a template, or the first or last one of all `examples`, but `Context:`. What is
-    ranked or only read needs none, and a task of lm-eval says itself what to do.
+    These are words of a template, or a first or last word shared by all `examples`, except those like
+    `Context:`. Ranked or only read items need no instruction, and a task of lm-eval has its own.
     """
     if task.kind != "generate" or task.lm_eval or recipe.system or (recipe.system is None and task.system):
         return True
@@ -103,24 +103,24 @@ def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> 
 
 
 class EncodedItem(NamedTuple):
-    """Token ids of an item: its context, and what is scored after it, each choice or a whole text."""
+    """Token ids of an item: its context, and the texts scored after it (each choice, or a whole text)."""
 
     context: Encoded
     scored: tuple[Encoded, ...] = ()
 
 
 def encode_block(candidate: Candidate, job: EvaluationJob, index: int) -> list[EncodedItem]:
-    """Turn all prompts of the candidate in one block of items into token ids."""
+    """Encode all prompts of the candidate in one block of items."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     prompts = [_prompts(job, example) for example in examples]
-    ids = iter(candidate.encode_all([one for of_item in prompts for one in of_item]))
-    return [EncodedItem(next(ids), tuple(next(ids) for _ in of_item[1:])) for of_item in prompts]
+    ids = iter(candidate.encode_all([text for texts in prompts for text in texts]))
+    return [EncodedItem(next(ids), tuple(next(ids) for _ in texts[1:])) for texts in prompts]
 
 
 def _prompts(job: EvaluationJob, example: Example) -> list[PromptText]:
-    """List an item's context, then what is scored after it."""
+    """List an item's context, then the texts scored after it."""
     messages, chat = example.messages, job.task.chat_template
-    is_text = job.task.kind == "bits_per_byte"  # a whole text answers nobody
+    is_text = job.task.kind == "bits_per_byte"  # a whole text has no question
     scored: list[PromptText] = []
     if _is_ranked(job, example):
         gap = "" if chat or not messages else " "
@@ -131,7 +131,7 @@ def _prompts(job: EvaluationJob, example: Example) -> list[PromptText]:
 
 
 def prompt_text(task: Task, example: Example) -> PromptText:
-    """Return an item's context, as it is sent; a whole text has none."""
+    """Return an item's context as it is sent; a whole text has none."""
     return PromptText(example.messages, "", task.chat_template and task.kind != "bits_per_byte")
 
 
@@ -142,7 +142,7 @@ def _is_ranked(job: EvaluationJob, example: Example) -> bool:
 def evaluate_block(
     candidate: Candidate, job: EvaluationJob, index: int, encoded: Sequence[EncodedItem] = ()
 ) -> list[SampleResult]:
-    """Ask the candidate one block of items, which may be `encoded` already, and score what it answers."""
+    """Let the candidate answer one block of items, already `encoded` or not, and score the answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     block = _ItemBlock(candidate, job, examples, encoded or encode_block(candidate, job, index))
     outputs: _Outputs = {}
@@ -164,7 +164,7 @@ _Outputs = dict[int, Output]
 
 
 def _record_too_long(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    """Answer prompts that do not fit by an error row: counted, never cut."""
+    """Record an error for prompts that do not fit: they are counted, never cut."""
     task = block.job.task
     room = block.candidate.max_context - (task.max_new_tokens if task.kind == "generate" else 0)
     return {i: _unfit(n, room) for i in left if (n := len(block.items[i].context.context)) > room}
@@ -236,7 +236,7 @@ def _choice(
     likelihoods: Sequence[Likelihood],
     share: float,
 ) -> Output:
-    """Turn the choices' likelihoods into an answer: the likeliest, by byte where the task says so."""
+    """Turn the choices' likelihoods into an answer: the likeliest, per byte if the task says so."""
     sizes = [len(c.encode()) for c in example.choices]
     logprobs = [x.logprob for x in likelihoods]
     scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
@@ -277,12 +277,12 @@ def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResu
         boundary_merged=is_ranked and any(e.merged for e in item.scored),
         passages=example.passages,
         recall=recall(example),
-        **answer_fields(job, example.references, output, lambda one: score_output(job, example, one)),
+        **answer_fields(job, example.references, output, lambda answer: score_output(job, example, answer)),
     )
 
 
 class AnswerScore(NamedTuple):
-    """Scores of an answer: its status, its parts by metric, and why it or a score is not there."""
+    """Scores of an answer: its status, its parts by metric, and the reason for a missing answer or score."""
 
     status: Status
     parts: dict[str, Parts | None]
@@ -292,15 +292,15 @@ class AnswerScore(NamedTuple):
 def answer_fields(
     job: EvaluationJob, references: Sequence[str], output: Output, score: "Callable[[Output], AnswerScore]"
 ) -> dict[str, Any]:
-    """Return the fields of a row that follow from what was answered and how that is scored.
+    """Return the fields of a row that depend on the answer and its scores.
 
-    Of several answers they are those of what counts.
+    With several answers they describe the one that counts.
     """
-    samples = tuple(_sample(index, one, score(one)) for index, one in enumerate(output.samples))
+    samples = tuple(_sample(index, answer, score(answer)) for index, answer in enumerate(output.samples))
     if samples and job.decoding is not None:
         primary = job.metrics.get(job.task.primary_metric if job.task.metrics else "")
-        known = {name: extremes(metric, references) for name, metric in job.metrics.items()}
-        worst = {name: found and found.worst for name, found in known.items()}
+        extremes_by_metric = {name: extremes(metric, references) for name, metric in job.metrics.items()}
+        worst = {name: found and found.worst for name, found in extremes_by_metric.items()}
         chosen = settle(samples, job.decoding, primary.same if primary else normalize, worst)
     else:
         chosen = _sample(0, output, score(output))
@@ -331,40 +331,40 @@ def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
 
 
 def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:
-    """Say what became of an answer, and score it; a score that is no finite number is none.
+    """Return an answer's status and scores; a score that is NaN or infinite counts as missing.
 
     An answer that the primary metric cannot score has failed.
 
     Raises:
-        UserError: a score lies outside the bounds of its metric.
+        UserError: a score is outside the bounds of its metric.
     """
     status = _status(job, example, output)
-    found: dict[str, Parts | None] = {}
+    scores: dict[str, Parts | None] = {}
     unscored: dict[str, str] = {}
     for name in job.metrics:
         try:
-            found[name] = _parts(job, name, status, output, example)
+            scores[name] = _parts(job, name, status, output, example)
         except Unscored as error:
-            found[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
-    not_finite = [n for n, parts in found.items() if parts is not None and not np.isfinite(parts).all()]
-    parts = {n: None if n in not_finite else parts for n, parts in found.items()}
-    for name, known in parts.items():
-        if known is not None:
-            _refuse_out_of_bounds(job, name, known, example)
+            scores[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
+    not_finite = [n for n, parts in scores.items() if parts is not None and not np.isfinite(parts).all()]
+    parts = {n: None if n in not_finite else parts for n, parts in scores.items()}
+    for name, score in parts.items():
+        if score is not None:
+            _refuse_out_of_bounds(job, name, score, example)
     if status == "error":
         return AnswerScore(status, parts, output.error)
-    said = [*unscored.values(), *filter(None, [_not_finite_text(not_finite, example)])]
+    reasons = [*unscored.values(), *filter(None, [_not_finite_text(not_finite, example)])]
     failed = bool(unscored) and job.task.primary_metric in unscored
-    return AnswerScore("error" if failed else status, parts, "; ".join(said))
+    return AnswerScore("error" if failed else status, parts, "; ".join(reasons))
 
 
 def _not_finite_text(names: Sequence[str], example: Example) -> str:
-    said = f"metric {', '.join(names)}: found NaN or infinity for item {example.id}; expected a finite score"
-    return said if names else ""
+    text = f"metric {', '.join(names)}: found NaN or infinity for item {example.id}; expected a finite score"
+    return text if names else ""
 
 
 def _refuse_out_of_bounds(job: EvaluationJob, name: str, parts: Parts, example: Example) -> None:
-    """Refuse a score beyond its metric's bounds, which every test and interval of it rests on."""
+    """Refuse a score beyond its metric's bounds, on which every test and interval depends."""
     metric = job.metrics[name]
     low, high = metric.bounds
     score = float(metric.aggregate(np.array([parts], float), np.ones(1)))
@@ -390,7 +390,7 @@ def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
 
 
 def _counts(task: Task, metric: str, status: Status) -> bool:
-    """Tell whether an answer is scored as it is; a judge reads refusals too, as a rubric may ask for one."""
+    """Tell whether an answer is scored as it is; a judge scores refusals too, as a rubric may want them."""
     is_read = status == "refused" and is_judged(metric)
     return status == "ok" or is_read or (status == "truncated" and task.truncated_scores)
 
@@ -398,7 +398,7 @@ def _counts(task: Task, metric: str, status: Status) -> bool:
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
     """Score an answer; one that does not count gets the metric's worst parts, an error none.
 
-    None as well of an item that the metric does not read, so all candidates are scored on the same items.
+    None also for an item that the metric does not read, so that all candidates are scored on the same items.
     """
     scores = job.metrics[metric]
     if status == "error" or not scores.reads(example):
@@ -408,7 +408,7 @@ def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, exam
 
 
 def _margin(example: Example, output: Output) -> float | None:
-    """Return log p(gold) − log p(best other choice) in nats, where choices were ranked."""
+    """Return log p(gold) − log p(best other choice) in nats, if choices were ranked."""
     if len(output.choice_logprobs) < 2:
         return None
     gold = example.choices.index(example.references[0])

@@ -1,16 +1,14 @@
-"""Rows that each candidate trains on: the target's, or of other files, or mixed.
+"""Rows that each candidate trains on: the target's, those of other files, or a mixture.
 
-Invariant: whatever is trained on, the same test items are evaluated, and no row repeats one of them or an
-item of a suite; rows equal to the target's make the same weights.
+Invariant: whatever the training rows are, the same test items are evaluated, and no training row repeats one
+of them or an item of a suite; rows equal to the target's make the same weights.
 
-Overlap of the target's training rows with all that is evaluated: exact rows refused, others noted.
+Overlap of training rows with everything that is evaluated: items of every suite and documents of every
+lm-eval task are checked like the target's own. A row that repeats one is refused; a row that may ask the same
+in other words is named and stays.
 
-Invariant: items of every suite and documents of every lm-eval task are looked at as the target's own are; a
-row that repeats one is refused, a row that may ask the same in other words is named and stays.
-
-Regularisers of a recipe in an experiment: their digest, problems, cost and what they sample from.
-
-Invariant: nothing here evaluates a model.
+Regularisers of a recipe in an experiment: their digest, problems, cost and sources. No model is evaluated
+here.
 """
 
 from collections import Counter
@@ -36,7 +34,7 @@ from harness.spec import Experiment, Fields, Recipe, Task
 
 
 def digest_training_rows(recipe: Recipe) -> str:
-    """Digest what a recipe says of its training rows; empty where they are the target's."""
+    """Digest a recipe's settings for training rows; empty where it uses the target's."""
     if not (recipe.train or recipe.mix):
         return ""
     mix = recipe.mix.model_dump(mode="json") if recipe.mix else None
@@ -47,7 +45,7 @@ def training_data(session: Session, recipe: Recipe) -> MeasuredTask:
     """Return the target with the rows that a recipe trains on.
 
     Raises:
-        CandidateFailed: it is no candidate of the file, and its rows were not read.
+        CandidateFailed: the recipe is not a candidate of the file, so its rows were not read.
     """
     key = digest_training_rows(recipe)
     if key and key not in session.training:
@@ -64,27 +62,27 @@ def read_training_rows(
 ) -> dict[str, MeasuredTask]:
     """Read the rows of every candidate that does not train on the target's own, by their keys.
 
-    At most `n_pairs` preference pairs of each file are kept. With `encode` contamination is looked for by
-    embeddings as well.
+    At most `n_pairs` preference pairs of each file are kept. With `encode` contamination is also checked by
+    embeddings.
 
     Raises:
         UserError: with the problems of all candidates at once.
     """
-    out: dict[str, MeasuredTask] = {}
+    tasks_by_key: dict[str, MeasuredTask] = {}
     problems: list[Problem] = []
     for recipe in experiment.candidates.values():
         key = digest_training_rows(recipe)
-        if not key or key in out or recipe.method not in plugins.names("methods"):
+        if not key or key in tasks_by_key or recipe.method not in plugins.names("methods"):
             continue
         try:
-            found = _read(experiment, recipe, items, catalogue, n_pairs, encode)
+            task_items = _read(experiment, recipe, items, catalogue, n_pairs, encode)
         except UserError as error:
             problems += error.problems
         else:
-            out[key] = join_items(experiment.target, "target", experiment.target.name, found)
+            tasks_by_key[key] = join_items(experiment.target, "target", experiment.target.name, task_items)
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
-    return out
+    return tasks_by_key
 
 
 def read_folds(
@@ -93,18 +91,18 @@ def read_folds(
     catalogue: Mapping[str, lm_eval.LmEvalTask],
     n_pairs: int | None = None,
 ) -> tuple[Fold, ...]:
-    """Return the folds of the target with the rows of every candidate in each; none where it has none.
+    """Return the folds of the target with the rows of every candidate in each; empty without folds.
 
     Raises:
         UserError: with the problems of all candidates at once.
     """
     target, own = experiment.target, items[experiment.target.name]
-    out = []
+    folds = []
     for fold in range(1, max(own.folds.values(), default=0) + 1):
         held = own.in_fold(fold)
         training = read_training_rows(experiment, {**items, target.name: held}, catalogue, n_pairs)
-        out.append(Fold(join_items(target, "target", target.name, held), training))
-    return tuple(out)
+        folds.append(Fold(join_items(target, "target", target.name, held), training))
+    return tuple(folds)
 
 
 def _read(
@@ -117,7 +115,7 @@ def _read(
 ) -> TaskItems:
     target, seed = experiment.target, experiment.seeds[0]
     own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
-    own = own.without_test() if own.folds else own  # what is shipped trains on every row
+    own = own.without_test() if own.folds else own  # the released weights train on every row
     own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
     own = replace(own, pairs=own.pairs[:n_pairs])
     files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_files(recipe))}
@@ -125,32 +123,31 @@ def _read(
 
 
 def describe_training_rows(session: Session, selected: Iterable[str]) -> list[str]:
-    """Say of each candidate with rows of its own what they are, how they were read, and what was left out.
+    """Describe each candidate's own training rows: which they are, how they were read, what was left out.
 
-    It is said of the selected ones and of those that they take weights from. In folds also which candidates
-    may have been trained on what they are tested on.
+    Covers the selected candidates and those whose weights they use; with folds also which candidates may have
+    been trained on their test rows.
     """
     needed = add_lineage(selected, session.candidates)
-    candidates = {name: one for name, one in session.candidates.items() if name in needed}
-    said: dict[str, list[str]] = {}
+    candidates = {name: candidate for name, candidate in session.candidates.items() if name in needed}
+    names_by_note: dict[str, list[str]] = {}
     for name, candidate in candidates.items():
         recipe = candidate.source
         if name != candidate.source_name or not digest_training_rows(recipe):
             continue
         notes = training_data(session, recipe).items.notes
         for note in (f"trains on {describe_rows(session, recipe)}", *notes):
-            said.setdefault(note, []).append(name)
+            names_by_note.setdefault(note, []).append(name)
     if session.folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
-        said["made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"] = (
-            made
-        )
-    return [f"{', '.join(names)}: {note}" for note, names in said.items()]
+        note = "made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"
+        names_by_note[note] = made
+    return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
 
 
 def describe_rows(session: Session, recipe: Recipe) -> str:
-    """Name the files and the number of rows; of a mixture the shares drawn.
+    """Name the files and the number of training rows; for a mixture the shares drawn.
 
-    Empty of the target's rows.
+    Empty for the target's rows.
     """
     if not digest_training_rows(recipe):
         return ""
@@ -165,7 +162,7 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
 
 
 def describe_source(recipe: Recipe) -> str:
-    """Name where a recipe's training rows come from, with the shares that a mixture asks for."""
+    """Name the source of a recipe's training rows, with the requested shares of a mixture."""
     weights = recipe.mix.weights if recipe.mix else None
     if recipe.mix and weights:
         named = zip(_files(recipe), weights, strict=True)
@@ -175,12 +172,12 @@ def describe_source(recipe: Recipe) -> str:
 
 
 def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
-    """Add up in USD what a teacher was paid for the rows of a candidate, and of those it comes from.
+    """Add up what a teacher was paid in USD for the rows of a candidate and of its lineage.
 
-    Files that came of the same rows cost once; a mixture costs as much of a file as it drew of its rows.
+    Files made from the same rows cost once; a mixture costs the share of a file's rows that it drew.
 
     Raises:
-        UserError: the manifest beside a file cannot be read.
+        UserError: the manifest of a file cannot be read.
     """
     lineage = candidate.lineage.values()
     used = {
@@ -188,11 +185,11 @@ def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
         for recipe in lineage
         for file in row_files(session, recipe)
     }
-    return total_usd(one for file, share in used for one in take_share(payments_for(file), share))
+    return total_usd(payment for file, share in used for payment in take_share(payments_for(file), share))
 
 
 def _share_drawn(session: Session, recipe: Recipe, file: str) -> float:
-    """Return the share of a file's rows that a mixture drew; 1 of a file that is read whole."""
+    """Return the share of a file's rows that a mixture drew; 1 for a file that is read whole."""
     if not recipe.mix or not (n := n_rows_of(file)):
         return 1.0
     items, shown = training_data(session, recipe).items, display_path(file)
@@ -202,20 +199,20 @@ def _share_drawn(session: Session, recipe: Recipe, file: str) -> float:
 
 
 def n_rows(session: Session, recipe: Recipe) -> int:
-    """Count the rows that were labelled for a recipe: each once, however often a mixture drew it."""
+    """Count the labelled rows of a recipe: each once, however often a mixture drew it."""
     return len(_label_rows(session, recipe)) if recipe.train or recipe.mix else _n_trained(session, recipe)
 
 
 def n_drawn_again(session: Session, recipe: Recipe) -> int:
-    """Count how often a recipe trains on a row that it trains on already, as a mixture draws it again."""
+    """Count the training rows of a recipe that repeat an earlier row, drawn again by a mixture."""
     return _n_trained(session, recipe) - n_rows(session, recipe)
 
 
 def n_taught_rows(session: Session, recipe: Recipe) -> int:
-    """Count the labelled rows whose label is a teacher's, as the manifests beside their files say.
+    """Count the rows labelled by a teacher, according to the manifests of their files.
 
     Raises:
-        UserError: the manifest beside a file cannot be read.
+        UserError: the manifest of a file cannot be read.
     """
     taught = {display_path(file) for file in row_files(session, recipe) if is_taught(file)}
     return sum(file_of(where) in taught for where, _ in _label_rows(session, recipe)) if taught else 0
@@ -226,13 +223,13 @@ def _n_trained(session: Session, recipe: Recipe) -> int:
 
 
 def _label_rows(session: Session, recipe: Recipe) -> set[tuple[str, str]]:
-    """Return place and content of the training rows; a conversation may have several answers in one place."""
+    """Return place and content of the training rows; several answers of a conversation share a place."""
     rows = training_data(session, recipe).items.list_sourced("train")
-    return {(of.where, digest([of.example.messages, of.example.references])) for of in rows}
+    return {(row.where, digest([row.example.messages, row.example.references])) for row in rows}
 
 
 def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:
-    """List the files that a recipe's training rows or pairs come from; none where it reads none."""
+    """List the source files of a recipe's training rows or pairs; empty if it reads none."""
     part = plugins.method(recipe.method).draws_from
     own = session.target.task.data.source(part) if part else None
     return _paths(recipe) or ((own,) if own else ())
@@ -256,10 +253,10 @@ def refuse_or_note(
     files: Mapping[PartName, str] | None = None,
     encode: Encode | None = None,
 ) -> TaskItems:
-    """Return the target's items with a note of the training rows that may be evaluated in other words.
+    """Return the target's items with notes on training rows that may be evaluated in other words.
 
-    `files` names those that the training rows or pairs come from, by default the target's own. With `encode`
-    what is close by its embeddings is noted as well.
+    `files` names the source files of the training rows or pairs, by default the target's own. With `encode`
+    rows that are close by embeddings are noted as well.
 
     Raises:
         UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
@@ -267,18 +264,18 @@ def refuse_or_note(
     own = items[target.name]
     if own.folds:
         return _refuse_or_note_in_folds(target, items, catalogue, encode)
-    others = {name: found.test for name, found in items.items() if name != target.name}
+    others = {name: other_items.test for name, other_items in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
     refuse(suite_contamination([*own.list_sourced("train"), *own.list_sourced("pairs")], others))
     evaluated = [*own.list_sourced("validation"), *own.list_sourced("test")]
-    for name, found in items.items():
-        evaluated += found.list_sourced("test") if name != target.name else []
+    for name, other_items in items.items():
+        evaluated += other_items.list_sourced("test") if name != target.name else []
     for name, listed in catalogue.items():
         evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
     names: OutputNames = {}
-    named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
-    for part, file in named.items():
+    file_by_part = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
+    for part, file in file_by_part.items():
         drawn_from = display_path(target.data.source("train") or "")
         choice = target.kind == "choice"
         read_by = _read_by(target.fields)
@@ -291,7 +288,7 @@ def _read_by(fields: Fields) -> ReadBy:
     default = Fields()
     group = option_text(fields.cluster or "", "")
     prompt, reference = (
-        option_text(getattr(fields, of), getattr(default, of)) for of in ("prompt", "reference")
+        option_text(getattr(fields, name), getattr(default, name)) for name in ("prompt", "reference")
     )
     return ReadBy(prompt, reference, None if group and "{" in group else group)
 
@@ -302,19 +299,19 @@ def _refuse_or_note_in_folds(
     catalogue: Mapping[str, lm_eval.LmEvalTask],
     encode: Encode | None,
 ) -> TaskItems:
-    """Look at all rows beside what no fold tests, and in each fold at what it trains on beside its own."""
+    """Compare all rows with what no fold tests, and each fold's training rows with the fold's own items."""
     own, name = items[target.name], target.name
     whole = {**items, name: own.without_test()}
     notes = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
     for fold in range(1, max(own.folds.values()) + 1):
         held = replace(own.in_fold(fold), validation=())
-        found = refuse_or_note(target, {name: held}, {}, encode=encode).overlap
-        notes += (f"fold {fold}: {note}" for note in found)
+        overlap = refuse_or_note(target, {name: held}, {}, encode=encode).overlap
+        notes += (f"fold {fold}: {note}" for note in overlap)
     return replace(own, overlap=tuple(notes))
 
 
 def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
-    """Return what rows are sampled from: nothing that a target or a suite evaluates may be among them."""
+    """Return what general rows are sampled from: no item of a target or suite may be among them."""
     own = training_data(session, source).items
     evaluated = {session.target.task.name: (*own.test, *own.validation)}
     evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in session.more_targets}
@@ -323,7 +320,7 @@ def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
 
 
 def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
-    """List what is wrong with the general rows of a recipe's regularisers."""
+    """List the problems of the general rows of a recipe's regularisers."""
     try:
         mixtures(recipe.regularize, mix_context(session, recipe, session.first_seed))
     except UserError as error:
@@ -332,7 +329,7 @@ def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Proble
 
 
 def find_shipped(session: Session, base: ModelSource, mixture: Mixture) -> Sequence[Answered]:
-    """Return the base's answers to a mixture's prompts that come with the package, if it has them all."""
+    """Return the base's answers to a mixture's prompts that ship with the package, if all are there."""
     if not session.target.task.chat_template:
         return ()
     return find_shipped_answers(digest([base.weights_digest, base.template_digest]), mixture)
@@ -341,15 +338,15 @@ def find_shipped(session: Session, base: ModelSource, mixture: Mixture) -> Seque
 def regularization_work(
     session: Session, source: Recipe, seed: int, plain: costs.Work, n_rows: tuple[int, int]
 ) -> costs.Work:
-    """Estimate what regularisers add to a training of so many rows, in all and in a step.
+    """Estimate the extra work of regularisers in a training; `n_rows` are the rows in total and per step.
 
-    That is rows beside the training rows or read by penalties, further passes, and the base's answers.
+    It consists of rows mixed in or read by penalties, additional passes, and the base's answers.
     """
-    of_all, of_a_step = n_rows
+    n_total, n_per_step = n_rows
     base = session.sources.get(source.base_model or "", session.source)
-    total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, of_a_step) - 1)))
+    total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, n_per_step) - 1)))
     for mixture in mixtures(source.regularize, mix_context(session, source, seed)).values():
-        total += costs.Work(trained=round(plain.trained * mixture.n / max(1, of_all)))
+        total += costs.Work(trained=round(plain.trained * mixture.n / max(1, n_total)))
         if mixture.max_new_tokens and not find_shipped(session, base, mixture):
             total += costs.estimate_answering(
                 mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens

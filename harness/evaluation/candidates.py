@@ -1,7 +1,7 @@
-"""Candidates as resolved from their recipes: the source of their weights, their bases, seeds and method.
+"""Candidates resolved from their recipes: the source of their weights, their bases, seeds and method.
 
-Invariant: a candidate is resolved once, from the experiment and its bases alone; what needs to know where
-its weights come from is given the value. Weights are read only where they are complete.
+Invariant: a candidate is resolved once, from the experiment and its bases alone, and passed to all code that
+needs to know where its weights come from. Weights are read only when complete.
 """
 
 import json
@@ -23,16 +23,16 @@ DIVERGED = "diverged.json"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedCandidate:
-    """A candidate with all that its recipe refers to.
+    """A candidate with everything that its recipe refers to.
 
     `source` is the recipe that makes its weights, under `source_name`: its own unless it borrows them;
     `method` is that recipe's. `init` is the candidate whose weights the source starts from, `reward` the one
-    whose reward model it is trained with, `merges` are those that it merges, `choosers` those whose reward
-    models choose among its answers. `base` is the base as published, `trained_base` as the weights are
-    trained on it, `served_base` as it answers. `seeds` are those of its
-    runs, one where another seed would make the same weights. `given` is where its weights lie if nothing has
-    to make them: the base's own, or those of a whole model made elsewhere. `prompt_trials` are the prompts
-    among which validation chose its own, `prompts_proposed_by` says what proposed them.
+    whose reward model it is trained with, `merges` those that it merges, `choosers` those whose reward models
+    choose among its answers. `base` is the base as published, `trained_base` the one its weights are trained
+    on, `served_base` the one that answers. `seeds` are those of its runs, a single one if other seeds would
+    make the same weights. `given` is where its weights are if nothing has to make them: the base's own, or
+    those of a whole model made elsewhere. `prompt_trials` are the prompts that validation chose from,
+    `prompts_proposed_by` says what proposed them.
     """
 
     name: str
@@ -54,46 +54,45 @@ class ResolvedCandidate:
 
     @property
     def searches_prompts(self) -> bool:
-        """Whether validation has yet to choose by which prompt it answers."""
+        """Whether validation has yet to choose its prompt."""
         return bool(self.recipe.tried) and not self.method.trains
 
     @property
     def is_remote(self) -> bool:
-        """Whether its weights lie elsewhere and are evaluated over HTTP."""
+        """Whether its weights are elsewhere and are evaluated over HTTP."""
         return self.method.is_remote
 
     @property
     def makes(self) -> str:
-        """The kind of its weights: where a method takes several from `init_from`, that of those."""
+        """The kind of its weights: that of `init_from` if its method supports several, else the method's."""
         taken = self.init.makes if self.init and plugins.OR in self.method.makes else ""
         return taken or self.method.makes
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is what others are to beat."""
+        """Whether it is a model to beat."""
         return self.recipe.role == "baseline"
 
     @property
     def is_target_only(self) -> bool:
-        """Whether it is measured on the target alone: a baseline whose weights are not those of its base."""
+        """Whether it is measured on the target only: a baseline with weights other than its base's."""
         return self.is_baseline and self.method.tunes
 
     @property
     def bases(self) -> tuple[ModelSource, ...]:
-        """The bases that it is measured against: as published, and as served where that is another."""
+        """The bases that it is measured against: as published, and as served if that differs."""
         return tuple(dict.fromkeys((self.base, self.served_base)))
 
     @property
     def lineage(self) -> dict[str, Recipe]:
-        """The recipes that make its weights, and what chooses its answers: its source first."""
-        behind = (one.lineage for one in (self.init, self.reward, *self.merges, *self.choosers) if one)
-        return {self.source_name: self.source} | {
-            name: of for lineage in behind for name, of in lineage.items()
-        }
+        """The recipes that make its weights or choose its answers, its source first."""
+        others = filter(None, (self.init, self.reward, *self.merges, *self.choosers))
+        lineages = (other.lineage for other in others)
+        return {self.source_name: self.source} | {n: r for lineage in lineages for n, r in lineage.items()}
 
     @property
     def points(self) -> tuple[dict[str, Any], ...]:
-        """The points of its source's sweep, or some of its search; else one that changes nothing."""
+        """The points of its source's sweep, or some of its search; otherwise one empty point."""
         return tuple(self.source.points)
 
     @property
@@ -112,21 +111,21 @@ class ResolvedCandidate:
 def resolve_candidates(
     experiment: Experiment, bases: Mapping[str, ModelSource]
 ) -> dict[str, ResolvedCandidate]:
-    """Resolve every candidate of an experiment; `bases` holds each model that one of them names."""
-    known: dict[str, ResolvedCandidate] = {}
+    """Resolve every candidate of an experiment; `bases` holds each model that a candidate names."""
+    resolved: dict[str, ResolvedCandidate] = {}
 
     def add(name: str) -> None:
         recipe = experiment.candidates[name]
-        named = (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges, *_choosers(recipe))
-        for other in named:
-            if other in experiment.candidates and other not in known:
+        references = (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges, *_choosers(recipe))
+        for other in references:
+            if other in experiment.candidates and other not in resolved:
                 add(other)
-        known[name] = resolve(name, recipe, experiment, bases, known)
+        resolved[name] = resolve(name, recipe, experiment, bases, resolved)
 
     for name in experiment.candidates:
-        if name not in known:
+        if name not in resolved:
             add(name)
-    return {name: known[name] for name in experiment.candidates}
+    return {name: resolved[name] for name in experiment.candidates}
 
 
 def resolve(
@@ -136,13 +135,13 @@ def resolve(
     bases: Mapping[str, ModelSource],
     known: Mapping[str, ResolvedCandidate],
 ) -> ResolvedCandidate:
-    """Resolve a recipe by the candidates that it refers to, which are `known`."""
+    """Resolve a recipe, given the already resolved candidates (`known`) that it refers to."""
     source = experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
     method = plugins.method(source.method)
     init = known[source.init_from] if source.init_from else None
     reward = known.get(source.reward or "")
-    merges = tuple(known[one] for one in source.merges)
-    choosers = tuple(known[one] for one in dict.fromkeys([*_choosers(recipe), *_choosers(source)]))
+    merges = tuple(known[merged] for merged in source.merges)
+    choosers = tuple(known[other] for other in dict.fromkeys([*_choosers(recipe), *_choosers(source)]))
     parent = init or next(iter(merges), None)
     base = parent.base if parent else bases[source.base_model or experiment.base_model]
     quantization = source.quantization or method.quantization
@@ -170,14 +169,14 @@ def resolve(
 
 
 def _choosers(recipe: Recipe) -> list[str]:
-    """List the candidate whose reward model chooses among a recipe's answers, if one does."""
+    """List the candidate whose reward model chooses among a recipe's answers, if any."""
     return [recipe.sampling.reward_model] if recipe.sampling and recipe.sampling.reward_model else []
 
 
 def _model_source(
     source: Recipe, method: Method, base: ModelSource, bases: Mapping[str, ModelSource]
 ) -> ModelSource | None:
-    """Return the base, or the model made elsewhere in its place, its tokenizer part of the weights."""
+    """Return the base, or the model made elsewhere that replaces it; its tokenizer is part of the weights."""
     if method.keeps_base:
         return base
     if not (source.path and method.made_elsewhere and method.makes_whole_model):
@@ -187,13 +186,13 @@ def _model_source(
 
 
 def refuse_silent(candidate: ResolvedCandidate) -> None:
-    """Refuse to ask a candidate that answers nothing."""
+    """Refuse a candidate that gives no answers."""
     if not candidate.method.answers:
         raise UserError(phrase_silent(candidate.name, candidate.source.method))
 
 
 def phrase_silent(name: str, method: str) -> Problem:
-    """Phrase that a candidate answers nothing."""
+    """Build the problem of a candidate that gives no answers."""
     found, expected = f"the method {method}, whose weights answer nothing", "a candidate that answers"
     return Problem(f"candidate {name}", found, expected, f"harness train {name}, which makes it")
 
@@ -204,10 +203,10 @@ def base_weights(base: ModelSource) -> Weights:
 
 
 def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
-    """Read finished weights, to be served as the candidate says.
+    """Read finished weights, to be served as the candidate's recipe says.
 
     Raises:
-        Diverged: making them ended in a loss that is no number, and would again.
+        Diverged: their training diverged, and would again.
         CandidateFailed: their record cannot be read.
     """
     if (folder / DIVERGED).exists():
@@ -230,10 +229,10 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
 
 
 def merge_weights(weights: Weights) -> Weights:
-    """Return an adapter's weights as they answer merged into a base in 16 bits: rounded, so others.
+    """Return an adapter's weights merged into a base in 16 bits: rounded, so with another digest.
 
     Raises:
-        CandidateFailed: they are no adapter's.
+        CandidateFailed: the weights are not an adapter.
     """
     if weights.kind != "adapter":
         raise CandidateFailed(f"serve_merged, and weights of the kind {weights.kind}", "leaving it out")
@@ -241,10 +240,10 @@ def merge_weights(weights: Weights) -> Weights:
 
 
 def refuse_damaged(weights: Weights) -> None:
-    """Refuse trained weights whose files are no longer those that were made; others have none to check.
+    """Refuse trained weights whose files have changed since they were made; other weights are not checked.
 
     Raises:
-        CandidateFailed: they are not.
+        CandidateFailed: the files have changed.
     """
     if weights.folder is None or weights.kind not in DIGESTS:
         return
@@ -259,5 +258,5 @@ def refuse_damaged(weights: Weights) -> None:
 
 
 def add_lineage(names: Iterable[str], candidates: Mapping[str, ResolvedCandidate]) -> list[str]:
-    """Name candidates, each before those that make its weights or choose its answers."""
-    return list(dict.fromkeys(at for name in names for at in (name, *candidates[name].lineage)))
+    """List candidates, each before those that make its weights or choose its answers."""
+    return list(dict.fromkeys(other for name in names for other in (name, *candidates[name].lineage)))

@@ -1,7 +1,7 @@
 """The control arm: blocks of a base's stored rows, evaluated again whenever a candidate is evaluated.
 
-Invariant: it is measured before the first candidate of a call answers anything but a first result, once a
-base, and never where everything is reused; the stored rows stay as they are.
+Invariant: it is measured once per base, before the first candidate of a command answers (except for a first
+result), and never if everything is reused; the stored rows do not change.
 """
 
 import uuid
@@ -24,13 +24,13 @@ from harness.models.hardware import load
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 
-_ROUNDING = 1e-4  # relative: sums in another order, not another answer
+_ROUNDING = 1e-4  # relative difference that another order of summation explains
 
 Rows = Sequence[SampleResult]
 
 
 class _StoredBlock(NamedTuple):
-    """One block that can be re-evaluated: its set, its place, and what is stored of it."""
+    """One block that can be evaluated again: its set, its index, and its stored rows."""
 
     rows: RowSet
     place: int
@@ -38,15 +38,15 @@ class _StoredBlock(NamedTuple):
 
 
 def origin(session: Session, control: str = "") -> Origin:
-    """Say where rows that are computed now come from."""
+    """Return the origin of rows that are computed now."""
     environment = provenance.describe_environment(session.machine.name)
     return Origin(store.keep_environment(session.store, environment), control)
 
 
 def measure_once(session: Session, source: ModelSource) -> str:
-    """Measure the control arm of a base, unless this call has; returns the measurement's id.
+    """Measure the control arm of a base, unless this command already has; return the measurement's id.
 
-    Empty where the policy asks for no block, or nothing of the base is stored.
+    Empty if the policy wants no block, or nothing of the base is stored.
     """
     known = session.controls
     if source.weights_digest not in known:
@@ -55,14 +55,14 @@ def measure_once(session: Session, source: ModelSource) -> str:
 
 
 def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
-    """Ask a base some of its stored blocks again, other ones each time; returns the measurement's id."""
-    earlier = sum(one.base_digest == source.weights_digest for one in store.controls(session.store))
+    """Let a base answer some stored blocks again, different ones each time; return the measurement's id."""
+    earlier = sum(c.base_digest == source.weights_digest for c in store.controls(session.store))
     chosen = list(_take_next_blocks(session, source, n_blocks, earlier))
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
     again = reevaluate(session, [b[:2] for b in chosen], [base], "control arm: the base again")
-    found = [
+    compared = [
         (_compare_block(session, block, repeated), repeated)
         for block, (repeated,) in zip(chosen, again, strict=True)
     ]
@@ -74,39 +74,39 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
         base_digest=source.weights_digest,
         precision=session.machine.precision,
         environment=origin(session).environment,
-        blocks=tuple(block for block, _ in found),
+        blocks=tuple(block for block, _ in compared),
     )
-    store.save_control(session.store, control, found)
+    store.save_control(session.store, control, compared)
     return control.id
 
 
 def reevaluate(
     session: Session, blocks: Sequence[tuple[RowSet, int]], candidates: Sequence[Candidate], label: str
 ) -> Iterator[list[list[SampleResult]]]:
-    """Evaluate blocks of row sets by each candidate, whatever is stored of them; yields block by block."""
+    """Evaluate blocks of row sets with each candidate, ignoring stored rows; yield block by block."""
     jobs = {rows.name: rows.job() for rows, _ in blocks}
     seconds = sum(session.seconds(work_of(jobs[rows.name])) / rows.n_blocks for rows, _ in blocks)
     with session.progress.stage(label, len(candidates) * seconds) as advance:
-        for at, (rows, index) in enumerate(blocks, 1):
+        for n_done, (rows, index) in enumerate(blocks, 1):
             yield [rows.measured.evaluate(candidate, jobs[rows.name], index) for candidate in candidates]
-            advance(at, len(blocks))
+            advance(n_done, len(blocks))
 
 
 def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_StoredBlock]:
-    """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
+    """Take the next blocks, alternating generated answers and other tasks, each kind in a seeded order."""
     sets = suite_sets(session, base_weights(source))
-    there = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
-    order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(there))
+    stored_sets = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
+    order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(stored_sets))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
-    for rows in (there[i] for i in order):
+    for rows in (stored_sets[i] for i in order):
         blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
-    of_kind = [_rotate(_interleave(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
-    return islice(_read_blocks(session, _interleave(of_kind)), n)
+    queues = [_rotate(_interleave(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
+    return islice(_read_blocks(session, _interleave(queues)), n)
 
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
-    return [one for turn in zip_longest(*queues) for one in turn if one]
+    return [block for turn in zip_longest(*queues) for block in turn if block]
 
 
 def _rotate(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int]]:
@@ -115,22 +115,22 @@ def _rotate(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, i
 
 
 def _read_blocks(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_StoredBlock]:
-    """Read blocks; one that a limit cuts now and did not then was laid out otherwise and is left out."""
+    """Read blocks; a block cut by a limit now but not then had another layout and is left out."""
     for rows, index in turns:
-        held = store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
-        if len(held) == len(rows.ids[index * BLOCK : (index + 1) * BLOCK]):
-            yield _StoredBlock(rows, index, held)
+        stored = store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
+        if len(stored) == len(rows.ids[index * BLOCK : (index + 1) * BLOCK]):
+            yield _StoredBlock(rows, index, stored)
 
 
 def _compare_block(session: Session, block: _StoredBlock, repeated: Rows) -> ControlBlock:
-    came_from = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
+    block_origin = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
     pairs = list(zip(block.stored, repeated, strict=True))
     return ControlBlock(
         task=block.rows.measured.task.name,
         rows=block.rows.identity.digest,
         index=block.place,
         n=len(repeated),
-        environment=came_from.environment,
+        environment=block_origin.environment,
         reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
         differing=_item_names(new for old, new in pairs if differs(old, new)),
         flipped=_item_names(new for old, new in pairs if is_flipped(old, new, block.rows.measured.primary)),
@@ -142,7 +142,7 @@ def _item_names(rows: Iterator[SampleResult]) -> tuple[str, ...]:
 
 
 def differs(old: SampleResult, new: SampleResult) -> bool:
-    """Tell whether an item was prompted, answered or scored otherwise, but for the rounding of sums."""
+    """Tell whether an item was prompted, answered or scored differently, beyond the rounding of sums."""
     if (old.prompt_digest, old.text, old.status) != (new.prompt_digest, new.text, new.status):
         return True
     names = old.parts.keys() | new.parts.keys()

@@ -1,10 +1,10 @@
-"""Cost estimates: tokens that an experiment reads, generates and trains on, their time and price.
+"""Cost estimates: tokens that an experiment reads, generates and trains on, with their time and price.
 
-Invariant: pure arithmetic on texts and sizes, without a tokenizer or a model; measured figures,
-once there are any, always stand before these.
-Source: 2 N floating-point operations a token read or generated, 4 N a token trained with
-low-rank adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients), and 2 N more
-where activations are computed again for it, as on GPUs. Of a mixture of experts N are those a token passes.
+Invariant: pure arithmetic on texts and sizes, without a tokenizer or a model; measured figures take
+precedence as soon as there are any.
+Source: 2 N floating-point operations per token read or generated, 4 N per token trained with low-rank
+adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients), and 2 N more if
+activations are recomputed, as on GPUs. For a mixture of experts N counts the parameters that a token uses.
 """
 
 from collections.abc import Sequence
@@ -15,39 +15,38 @@ from harness.formatting import count
 from harness.records import BLOCK, Example
 from harness.spec import TokenPrices
 
-# Characters a token in English prose with a vocabulary of some 50,000.
+# Characters per token in English prose with a vocabulary of some 50,000.
 _CHARS_PER_TOKEN = 4.0
-# Bytes a token of other signs: such a vocabulary took 1.6 to 2.3 in Thai, Japanese, Arabic, Chinese, Russian
-# and Hindi. One made for a language takes more (Petrov et al. 2023, arXiv:2305.15425).
+# Bytes per token outside ASCII: such a vocabulary has 1.6 to 2.3 in Thai, Japanese, Arabic, Chinese, Russian
+# and Hindi. A vocabulary made for a language has more (Petrov et al. 2023, arXiv:2305.15425).
 _BYTES_PER_TOKEN = 2.0
 CHAT_TOKENS = 12
 
 
 class Shares(NamedTuple):
-    """Shares of a large matrix product's speed that reading, generating and training reach."""
+    """Shares of the speed of a large matrix product that reading, generating and training reach."""
 
     read: float
     generate: float
     train: float
 
 
-# Measured with a 135M-parameter model on two CPU cores (425 GFLOP/s in bf16); those of a GPU are no more than
-# what models of 1 to 8 billion parameters usually reach there. Of the tokens that may be generated at most,
-# about half are.
+# Measured with a 135M-parameter model on two CPU cores (425 GFLOP/s in bf16); for GPUs the usual values of
+# models with 1 to 8 billion parameters. About half of the allowed tokens are generated.
 SHARES = {"cpu": Shares(0.82, 0.35, 0.38), "cuda": Shares(0.4, 0.08, 0.42)}
-# Operations for each parameter and trained token: a GPU computes activations again.
+# Operations per parameter and trained token: GPUs recompute activations.
 _TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
 # data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
 DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
-# What one more right answer is taken to be worth in USD, as of November 2026: an assumption, so that a
-# volume decides something before anybody says better. `decide.right_answer_usd` overrides it.
+# Assumed value of one more right answer in USD, as of November 2026, so that volume counts by default.
+# `decide.right_answer_usd` overrides it.
 RIGHT_ANSWER_USD = 1.0
 
 
 class TokenCounts(NamedTuple):
-    """Mean tokens of one request: of its prompt, of the beginning that all prompts share, of its answer."""
+    """Mean tokens of one request: of its prompt, of the beginning shared by all prompts, of its answer."""
 
     prompt: float
     cached: float
@@ -55,10 +54,10 @@ class TokenCounts(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Tokens to read, to generate (at most) and to train, and what takes time beside them.
+    """Tokens to read, to generate (at most) and to train, and other work that takes time.
 
-    That are optimiser `steps`, trainings (`fits`), weights that are `opened` to answer, `blocks` of rows that
-    are answered and written, single `requests` that are timed, and finished `runs`.
+    That is optimiser `steps`, trainings (`fits`), weights `opened` to answer, `blocks` of rows answered and
+    written, single `requests` to time, and finished `runs`.
     """
 
     read: int = 0
@@ -76,7 +75,7 @@ class Work(NamedTuple):
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
     def seconds(self, n_parameters: float, gflops: float, device: str = "cpu") -> float:
-        """Estimate the time of these tokens on a device of so many 1e9 operations a second."""
+        """Estimate the time for these tokens on a device with `gflops` × 1e9 operations per second."""
         per_s, shares = gflops * 1e9 / n_parameters, SHARES[device]
         return (
             2 * self.read / (per_s * shares.read)
@@ -85,31 +84,31 @@ class Work(NamedTuple):
         )
 
 
-# A GPU's context and libraries, and how fast weights come from a disk: assumptions.
+# Start of a GPU's context and libraries, and reading speed of weights from disk: assumptions.
 _START_S, _READ_BYTES_PER_S = 10.0, 1.5e9
 
 
 def start_s(n_bytes: float, device: str) -> float:
-    """Estimate how long a GPU takes to start and to load weights; a CPU reads them where they lie."""
+    """Estimate how long a GPU takes to start and to load weights; 0 for a CPU, which reads them in place."""
     return _START_S + n_bytes / _READ_BYTES_PER_S if device == "cuda" else 0.0
 
 
 def training_gflops(n_parameters: int, tokens_per_s: float) -> float:
-    """Return the 1e9 operations a second of a machine that trains on so many tokens a second."""
+    """Return the speed, in 1e9 operations per second, of a machine that trains so many tokens per second."""
     return 4 * n_parameters * tokens_per_s / SHARES["cpu"].train / 1e9
 
 
 def tokens(text: str) -> int:
-    """Estimate the tokens of a text from its length in ASCII and beyond."""
+    """Estimate the tokens of a text from its ASCII characters and its other bytes."""
     n_ascii = len(text.encode("ascii", "ignore"))
     n_others = len(text.encode("utf-8", "surrogatepass")) - n_ascii
     return max(1, round(n_ascii / _CHARS_PER_TOKEN + n_others / _BYTES_PER_TOKEN))
 
 
 def estimate_answering(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
-    """Estimate what answering these examples takes; ranked items read their choices instead.
+    """Estimate the work of answering these examples; ranked items read their choices instead.
 
-    Messages that all examples begin with are read once a block when answers are generated.
+    When answers are generated, messages shared by the beginning of all examples are read once per block.
     """
     n_shared = _n_shared(examples)
     n_read = n_generated = 0
@@ -124,18 +123,18 @@ def estimate_answering(examples: Sequence[Example], *, ranked: bool, max_new_tok
 
 
 def _n_shared(examples: Sequence[Example]) -> int:
-    """Count the messages that all examples begin with."""
+    """Count the messages shared by the beginning of all examples."""
     columns = zip(*(e.messages for e in examples), strict=False)
     return next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
 
 
 def times(work: Work, n: int) -> Work:
-    """Return so many times an amount of work."""
+    """Return a multiple of an amount of work."""
     return Work(*(n * amount for amount in work))
 
 
 def training(examples: Sequence[Example], epochs: float) -> Work:
-    """Estimate the tokens trained on."""
+    """Estimate the tokens to train on."""
     once = sum(
         sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages) + tokens(e.references[0])
         for e in examples
@@ -144,7 +143,7 @@ def training(examples: Sequence[Example], epochs: float) -> Work:
 
 
 def describe_longer(examples: Sequence[Example], max_length: int, rows: str, limit: str) -> str:
-    """Say how many `rows` have more tokens than a training takes, by an estimate; empty where none has."""
+    """Estimate how many `rows` are too long for a training, and say so; empty without any."""
     if not (n := sum(training([example], 1).trained > max_length for example in examples)):
         return ""
     return (
@@ -154,7 +153,7 @@ def describe_longer(examples: Sequence[Example], max_length: int, rows: str, lim
 
 
 def preference(pairs: Sequence[Example], epochs: float) -> Work:
-    """Estimate what training on pairs takes: both answers, and the reference's reading of them once."""
+    """Estimate the work of training on pairs: both answers, and the reference model's pass over them."""
     once = sum(
         2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
         + sum(map(tokens, pair.references))
@@ -165,13 +164,13 @@ def preference(pairs: Sequence[Example], epochs: float) -> Work:
 
 
 def request_usd(tokens: TokenCounts, prices: TokenPrices) -> float:
-    """Price one request by its tokens; those of the shared beginning at the price of cached ones."""
+    """Price one request by its tokens; the shared beginning costs the price of cached tokens."""
     cached_usd = prices.input if prices.cached is None else prices.cached
     read_usd = (tokens.prompt - tokens.cached) * prices.input + tokens.cached * cached_usd
     return (read_usd + tokens.output * prices.output) / 1e6
 
 
 def price_usd(seconds: float, device: str, device_hour_usd: float | None) -> float:
-    """Price device time; the hour's price is the device's own where none is given."""
+    """Price device time; the default price per hour is the device's."""
     hour = DEVICE_HOUR_USD[device] if device_hour_usd is None else device_hour_usd
     return seconds * hour / 3600

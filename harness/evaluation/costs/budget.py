@@ -1,9 +1,9 @@
-"""Budget in USD of requests to a model: what is under way is set aside before it is sent.
+"""Budget in USD for requests to a model: the cost of a request is reserved before it is sent.
 
-Invariant: a request begins only where what was paid, the most that those under way may cost, and the most
-that it may cost itself are within the budget. Tokens of a prompt are estimated until an answer counts them:
-so the first is sent alone, and later estimates are multiplied by the largest ratio that was counted. So are
-tokens of an answer where a server counted more than were allowed, as of thinking that it does not show.
+Invariant: a request starts only if past costs, the highest cost of running requests and its own highest cost
+are within the budget. Prompt tokens are estimated until an answer reports them: so the first request is sent
+alone, and later estimates are multiplied by the largest ratio seen. The same holds for answer tokens when a
+server reports more than were allowed, as for hidden thinking.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ from harness.errors import CandidateFailed
 from harness.formatting import count, usd
 
 Spend = Callable[[float | None, int, int], None]
-"""Counts an answer: what it cost in USD, None where nobody knows, and the tokens read and written."""
+"""Counts an answer: its cost in USD, None if unknown, and the tokens read and written."""
 
 
 class Words(NamedTuple):
-    """Words in which a budget is refused: the option that sets it, where that stands, and what is paid."""
+    """Words for refusing a request: the option that sets the budget, its place, and what is paid for."""
 
     option: str = "--max-cost"
     where: str = ""
@@ -27,9 +27,9 @@ class Words(NamedTuple):
 
 
 class Budget:
-    """Budget of `most` USD, of which `n` answers have cost `spent`, None where nobody knows.
+    """Budget of `most` USD, of which `n` answers have cost `spent`, None if unknown.
 
-    `price` is that of tokens read and written.
+    `price` maps tokens read and written to USD.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Budget:
         self._most, self._price, self._words = most, price, words
         self._spent, self._n = spent, n
         self._under_way: list[float] = []
-        self._ratio: float | None = None  # of a prompt's tokens to their estimate, at most
-        self._written_ratio = 1.0  # of an answer's tokens to those that were allowed, at most
+        self._ratio: float | None = None  # largest ratio of a prompt's tokens to their estimate
+        self._written_ratio = 1.0  # largest ratio of an answer's tokens to the allowed ones
         self._changed = Condition()
 
     @contextmanager
     def reserve(self, read: int, written: int) -> Iterator[Spend]:
-        """Set aside what a request costs that reads some tokens and writes at most so many.
+        """Reserve the cost of a request that reads `read` tokens and writes at most `written`.
 
-        It waits for those under way where the budget may suffice once they cost less than was set aside.
+        Waits for running requests if the budget may suffice once they cost less than reserved.
 
         Raises:
             CandidateFailed: the budget does not suffice.
@@ -77,7 +77,7 @@ class Budget:
                 self._changed.notify_all()
 
     def _highest_price(self, read: int, written: int) -> float | None:
-        """Return what a request costs at most; None where those under way have to end first."""
+        """Return the highest cost of a request; None if running requests have to end first."""
         option, where, paid = self._words
         if self._spent is None:
             found = f"{paid} without usage, so what they cost is unknown, and {option} is {self._most:g}"

@@ -1,10 +1,10 @@
-"""Pace of a machine: measured seconds for each estimated one, and for each thing that tokens do not show.
+"""Pace of a machine: measured seconds per estimated second, and per unit of work without tokens.
 
-Invariant: work that was disturbed, or resumed, teaches nothing; what was measured longest ago counts least.
-An estimate from sizes alone holds until there are measurements, and weighs as much as five seconds of them.
+Invariant: disturbed or resumed work is not used, and older measurements count less. An estimate from sizes
+alone is used until there are measurements, and weighs as much as five seconds of them.
 
-A product of large matrices, by which `probe` measures a machine, says little of its memory and of small
-operations: the same training took twice as long on two days on which that product was as fast.
+A product of large matrices, by which `probe` measures a machine, says little about its memory and small
+operations: the same training took twice as long on two days with equally fast products.
 """
 
 from contextlib import suppress
@@ -17,26 +17,26 @@ from harness.models.hardware import Machine
 from harness.records import digest
 
 Kind = Literal["answering", "training", "fits", "opened", "requests", "runs"]
-_PRIOR_S = 5.0  # estimated seconds that an estimate from sizes alone weighs as much as
+_PRIOR_S = 5.0  # weight of an estimate from sizes alone, in estimated seconds
 _MEMORY_S = 600.0  # estimated seconds after which a measurement counts a third
 _LEAST, _MOST = 0.1, 10.0
-_MOST_EACH = 50.0  # times what is assumed before anything is measured
+_MOST_EACH = 50.0  # upper bound as a multiple of the assumption
 
 
 class Rate(NamedTuple):
-    """Measured seconds for each estimated one of tokens, and seconds of each thing besides."""
+    """Measured seconds per estimated second of tokens, and seconds per unit of other work."""
 
     ratio: float = 1.0
     each_s: float = 0.0
 
 
 class Pace(NamedTuple):
-    """Rates of answering in blocks, of training in steps, and of what has no tokens of its own.
+    """Rates of answering in blocks, of training in steps, and of work without tokens.
 
-    The seconds of each are assumptions until something has run here: those of a model of 135 million
-    parameters on two CPU cores. `fits` are trainings but for their steps (the process, the model, what is
-    saved), `opened` are weights that are made ready to answer, `requests` single ones that are timed, `runs`
-    what is left of a comparison: grading, statistics, writing.
+    Seconds per unit are assumptions until something was measured here: those of a model with 135 million
+    parameters on two CPU cores. `fits` are trainings without their steps (process, model, saving), `opened`
+    is weights being made ready to answer, `requests` single requests that are timed, `runs` the rest of a
+    comparison: grading, statistics, writing.
     """
 
     answering: Rate = Rate(each_s=0.1)
@@ -51,10 +51,10 @@ _ASSUMED = Pace()
 
 
 class _Sums(NamedTuple):
-    """Sums over measurements of a kind, the older ones discounted, each by the inverse of its expected time.
+    """Sums over measurements of a kind, older ones discounted, each weighted by its inverse expected time.
 
-    Of `s` estimated seconds of tokens and `n` things, which took `took` seconds. They are kept as estimated
-    at 1 GFLOP/s, because the same machine may be measured again, quiet this time.
+    A measurement has `s` estimated seconds of tokens and `n` units, and took `took` seconds. The sums are
+    normalised to 1 GFLOP/s, because the same machine may be measured again when it is idle.
     """
 
     s_s: float = 0.0
@@ -64,7 +64,7 @@ class _Sums(NamedTuple):
     n_took: float = 0.0
 
     def rate(self, assumed: Rate, gflops: float) -> Rate:
-        """Solve for the rate by least squares, what is assumed being one more measurement of each part."""
+        """Solve for the rate by least squares, with the assumption as one more measurement of each part."""
         n_n, n_took = self.n_n + 1 / assumed.each_s, self.n_took + 1.0
         s_s, s_took = self.s_s / gflops**2 + _PRIOR_S, self.s_took / gflops + _PRIOR_S
         s_n, most_s = self.s_n / gflops, _MOST_EACH * assumed.each_s
@@ -74,25 +74,27 @@ class _Sums(NamedTuple):
 
 
 def read_pace(machine: Machine, n_parameters: int) -> Pace:
-    """Read what was measured here of a model of so many parameters."""
-    known = _read(machine, n_parameters)
-    rates = {kind: sums.rate(getattr(_ASSUMED, kind), machine.gflops) for kind, sums in known.items()}
+    """Read the pace measured here for a model of this size."""
+    sums_by_kind = _read(machine, n_parameters)
+    rates = {kind: sums.rate(getattr(_ASSUMED, kind), machine.gflops) for kind, sums in sums_by_kind.items()}
     return Pace(**rates)
 
 
 def record_pace(
     machine: Machine, n_parameters: int, kind: Kind, estimated_s: float, n: float, took_s: float
 ) -> None:
-    """Keep that so many things took so long, whose tokens were estimated from sizes alone."""
+    """Record that `n` units with tokens estimated at `estimated_s` seconds took `took_s` seconds."""
     expected_s = estimated_s + n * getattr(_ASSUMED, kind).each_s
     if expected_s <= 0:
         return
     known = _read(machine, n_parameters)
-    left, old = exp(-expected_s / _MEMORY_S), known.get(kind, _Sums())
+    discount, old = exp(-expected_s / _MEMORY_S), known.get(kind, _Sums())
     s = estimated_s * machine.gflops
-    one = (s * s, s * n, n * n, s * took_s, n * took_s)
-    known[kind] = _Sums(*(left * before + new / expected_s for before, new in zip(old, one, strict=True)))
-    with suppress(OSError):  # a cache that may only be read costs the estimate alone
+    terms = (s * s, s * n, n * n, s * took_s, n * took_s)
+    known[kind] = _Sums(
+        *(discount * before + new / expected_s for before, new in zip(old, terms, strict=True))
+    )
+    with suppress(OSError):  # a read-only cache only costs accuracy
         remember(_file(machine, n_parameters), known)
 
 

@@ -1,8 +1,7 @@
-"""Timing of requests: single ones, their first token, several at once, and one in a batch.
+"""Timing of requests: single ones, their first token, several at once, and in batches.
 
-Invariant: contention is noticed; what other work disturbed is measured again once, and is marked where that
-was disturbed as well. A request takes its prompting with it (shots, retrieval), and an adapter is merged as a
-server would.
+Invariant: contention is detected; disturbed timings are repeated once, and marked if they are disturbed
+again. A request includes its prompting (shots, retrieval), and an adapter is merged as on a server.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,17 +26,17 @@ from harness.models.hf import merge_adapter
 from harness.records import BLOCK, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 8, 20
-AT_ONCE = 8  # requests that come together, unless another number is written
-_BESIDE = 2  # sent before and after those that are timed
-_ROUNDS = 3  # in which they come, to time their first tokens
-_FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are timed less, but so many at least
-# The same request took this much longer than before, by more than anybody would notice: something else ran.
+AT_ONCE = 8  # default number of concurrent requests
+_BESIDE = 2  # requests sent before and after the timed ones
+_ROUNDS = 3  # rounds of concurrent requests for timing first tokens
+_FEWEST, _LONGEST_S = 5, 10.0  # slow candidates get fewer timed requests, but at least so many
+# If a repeated request takes longer by this factor and these seconds, something else was running.
 _SPREAD, _NOTICED_S = 1.5, 0.05
-_LEAST_S = 0.2  # of what is repeated in a batch: many times the slice that a scheduler gives a process
+_LEAST_S = 0.2  # repeated batches last at least this long, many scheduler time slices
 
 
 class Latency(NamedTuple):
-    """Seconds of the single requests that were answered, and whether other work disturbed them."""
+    """Seconds of the answered single requests, and whether other work disturbed them."""
 
     times_s: tuple[float, ...]
     contended: bool
@@ -50,7 +49,7 @@ class Latency(NamedTuple):
 
     @property
     def p95_s(self) -> float:
-        """The time that 95 of 100 requests keep (nearest rank)."""
+        """The 95th percentile (nearest rank)."""
         return sorted(self.times_s)[ceil(0.95 * len(self.times_s)) - 1]
 
 
@@ -62,11 +61,11 @@ def time_requests(
     over_network: bool = False,
     read: Callable[[], Load] = load,
 ) -> Latency:
-    """Time the requests 0 to n − 1, one at a time; where other work disturbed that once more.
+    """Time the requests 0 to n − 1, one at a time; if other work disturbed them, once more.
 
-    The first is sent before as well, to warm up, and again at the end, which should take as long.
-    `n_threads` compute all the time, 0 where that is not known. Requests `over_network` may take as long as
-    they do: that the same one took longer says nothing of other work here.
+    The first request is also sent before, to warm up, and again at the end, when it should take as long.
+    `n_threads` compute all the time, 0 if unknown. The duration of requests `over_network` may vary and says
+    nothing about other work here.
     """
     first = _time_once(answer, n, n_threads, over_network, read)
     if not first.contended:
@@ -74,7 +73,7 @@ def time_requests(
     return min(
         first,
         _time_once(answer, n, n_threads, over_network, read),
-        key=lambda one: (one.contended, one.p50_s),
+        key=lambda latency: (latency.contended, latency.p50_s),
     )
 
 
@@ -101,7 +100,7 @@ def _time_once(
 def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int) -> Latency:
     """Time single requests to a candidate for items of a row set, from the item to the answer.
 
-    A request that fails, such as one that is too long, has no answer and no time.
+    A failed request, such as one that is too long, has no time.
     """
     job, step = rows.job(), rows.step()
     items, failed = rows.measured.examples(rows.split)[:n], set[int]()
@@ -112,20 +111,20 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
             failed.add(i)
 
     with merge_adapter(candidate):
-        found = time_requests(
+        latency = time_requests(
             answer,
             len(items),
             n_threads=_n_threads(session, candidate),
             over_network=openai_api.is_endpoint(candidate.engine),
         )
-    answered = tuple(s for i, s in enumerate(found.times_s) if i not in failed)
-    return found._replace(times_s=answered, n_failed=len(found.times_s) - len(answered))
+    answered = tuple(s for i, s in enumerate(latency.times_s) if i not in failed)
+    return latency._replace(times_s=answered, n_failed=len(latency.times_s) - len(answered))
 
 
 def n_timed(n_items: int, *, best: bool = False) -> int:
-    """Count the single requests that timing a candidate takes; with `best` those by which it is timed again.
+    """Count the single requests for timing a candidate; with `best` those for timing it again.
 
-    There are none where few items were all timed before. A batch of requests that come at once counts as two.
+    There are none if the items are so few that all were timed. A batch of concurrent requests counts as two.
     """
     if not best:
         return min(FEW_REQUESTS, n_items) + _BESIDE
@@ -136,10 +135,10 @@ def n_timed(n_items: int, *, best: bool = False) -> int:
 
 
 class LoadTime(NamedTuple):
-    """Seconds until the last of `n` requests that come at once is answered, and until their first tokens.
+    """Seconds until the last of `n` concurrent requests is answered, and until their first tokens.
 
-    `alone_s` is the first token's of one that comes alone, `first_tokens` of those that come at once. Both
-    are None where no text is generated: of a label that is ranked, of a classifier.
+    `alone_s` is the time to the first token of a single request, `first_tokens` those of concurrent ones.
+    Both are None if no text is generated: for a ranked label or a classifier.
     """
 
     n: int
@@ -152,11 +151,11 @@ class LoadTime(NamedTuple):
 def load_time(
     session: Session, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
 ) -> LoadTime:
-    """Time requests that come at once, prompting included, whole ones and such that end with a first token.
+    """Time concurrent requests including prompting, complete ones and ones that end with the first token.
 
     `generates` says that answers are text of a language model, which has a first token. A model in this
-    process answers them in one batch, so all first tokens are there together; an endpoint gets requests of so
-    many threads.
+    process answers them in one batch, so all first tokens come together; an endpoint gets one request per
+    thread.
     """
     job, step = rows.job(), rows.step()
     items = rows.measured.examples(rows.split)[:at_once]
@@ -164,12 +163,13 @@ def load_time(
     if openai_api.is_endpoint(candidate.engine):
         prompted = tuple(map(step, items))
         whole, first = (
-            _times_of_threads(candidate, replace(one, examples=prompted)) for one in (job, one_token)
+            _times_of_threads(candidate, replace(timed_job, examples=prompted))
+            for timed_job in (job, one_token)
         )
         return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
 
-    def answer_all(of: EvaluationJob, _: int) -> None:
-        evaluate_block(candidate, replace(of, examples=tuple(map(step, items))), 0)
+    def answer_all(timed_job: EvaluationJob, _: int) -> None:
+        evaluate_block(candidate, replace(timed_job, examples=tuple(map(step, items))), 0)
 
     def answer_one_token(i: int) -> None:
         evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
@@ -179,12 +179,12 @@ def load_time(
         together = timed(partial(answer_all, job), 1)
         alone = timed(answer_one_token, min(_FEWEST, len(items))) if generates else None
         tokens = timed(partial(answer_all, one_token), _ROUNDS) if generates else None
-    contended = any(one.contended for one in (together, alone, tokens) if one)
+    contended = any(latency.contended for latency in (together, alone, tokens) if latency)
     return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
 
 
 def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, ...]:
-    """Return the seconds of each request of a job, all of which begin together."""
+    """Return the seconds of each request of a job; all requests start together."""
     start = perf_counter()
 
     def answer(i: int) -> float:
@@ -197,9 +197,9 @@ def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, 
 
 @contextmanager
 def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
-    """Learn how long so many single requests to a model take here, for the estimates of later calls.
+    """Learn how long single requests to a model take here, for the estimates of later commands.
 
-    The block fills in the figures of their times; those of requests that all failed teach nothing.
+    The block fills in the figures of their times; requests that all failed teach nothing.
     """
     start, figures = load(), dict[str, float]()
     yield figures
@@ -212,7 +212,7 @@ def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[d
 
 
 def measure_prompting(rows: RowSet, n: int) -> float:
-    """Average the seconds that the prompting of one request takes: choosing shots, retrieval, reranking."""
+    """Return the mean seconds for prompting one request: choosing shots, retrieval, reranking."""
     step, items = rows.step(), rows.measured.examples(rows.split)[:n]
     start = perf_counter()
     for item in items:
@@ -221,7 +221,7 @@ def measure_prompting(rows: RowSet, n: int) -> float:
 
 
 class BatchTime(NamedTuple):
-    """Mean seconds of a request that is answered in a batch, and whether other work disturbed them."""
+    """Mean seconds of a request answered in a batch, and whether other work disturbed them."""
 
     compute_s: float
     contended: bool
@@ -230,10 +230,10 @@ class BatchTime(NamedTuple):
 def batch_time(
     session: Session, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
 ) -> BatchTime:
-    """Average what a stored request took in undisturbed blocks; without one the first is answered again.
+    """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated.
 
-    A block that takes next to no time is repeated over and over: a moment in which its process has to wait
-    would be most of it.
+    A very fast block is repeated many times: otherwise a moment in which its process has to wait would
+    dominate its time.
     """
     stored = store.read_rows(session.store, rows.identity.digest)
     origins = store.origins(session.store, rows.identity.digest)
@@ -250,9 +250,9 @@ def batch_time(
 
 
 def latency_figures(latency: Latency) -> dict[str, float]:
-    """Return the times of single requests as a run keeps them; `contended` is 1 where they are disturbed.
+    """Return the times of single requests as a run stores them; `contended` is 1 if they are disturbed.
 
-    There are none where no request was answered.
+    The times are missing if no request was answered.
     """
     known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
     known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
@@ -260,7 +260,7 @@ def latency_figures(latency: Latency) -> dict[str, float]:
 
 
 def load_figures(under_load: LoadTime) -> dict[str, float]:
-    """Return the times under load as a run keeps them."""
+    """Return the times under load as a run stores them."""
     first = {} if under_load.alone_s is None else {"first_token_s": under_load.alone_s}
     if tokens := under_load.first_tokens:
         first |= {"first_token_at_once_p50_s": tokens.p50_s, "first_token_at_once_p95_s": tokens.p95_s}
@@ -273,9 +273,9 @@ def load_figures(under_load: LoadTime) -> dict[str, float]:
 
 
 def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
-    """Tell whether more requests would say more: there are more, or other work disturbed those timed.
+    """Tell whether timing more requests would help: there are more items, or other work disturbed the times.
 
-    So they would where it is written that so many come together `at_once`, and others did.
+    Also if `at_once` sets another number of concurrent requests than was timed.
     """
     n = run.latency.get("n", 0.0) + run.latency.get("n_failed", 0.0)
     is_other_load = at_once is not None and run.latency.get("at_once") != min(n_items, at_once)
@@ -283,12 +283,12 @@ def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
 
 
 def batch_figures(batch: BatchTime) -> dict[str, float]:
-    """Return the time of a request in a batch as a run keeps it."""
+    """Return the time of a request in a batch as a run stores it."""
     return {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
 
 
 def describe_timing(runs: Iterable[Run]) -> list[str]:
-    """Say of runs how long single requests took, and which figures other work disturbed."""
+    """Describe how long the runs' single requests took, and which figures other work disturbed."""
     timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
     quiet = [_times_text(run) for run in timed if not run.latency["contended"]]
     single = _names(run for run in timed if run.latency["contended"])
@@ -328,6 +328,6 @@ def _mean_s(rows: Iterable[SampleResult]) -> float:
 
 
 def _n_threads(session: Session, candidate: Candidate) -> int:
-    """Return how many threads compute while a candidate answers; 0 where it answers elsewhere."""
+    """Return how many threads compute while a candidate answers; 0 if it answers elsewhere."""
     here = session.machine.device == "cpu" and candidate.engine.startswith("transformers")
     return 1 if here else 0

@@ -1,8 +1,8 @@
-"""Judges of a task's answers: who grades by which rubric, and the book that each one's grades lie in.
+"""Judges of a task's answers: the models that grade by a rubric, and the books with their grades.
 
-Invariant: a book is named by all that a grade depends on besides the answer: the rubric, the judge's
-weights or its address and model, how it computes, and the version of our prompt. Grades are data of their
-own; a metric `judge:NAME` reads them and never asks.
+Invariant: a book is named by everything that a grade depends on besides the answer: the rubric, the judge's
+weights or its address and model, how it computes, and the version of our prompt. Grades are stored
+separately; a metric `judge:NAME` reads them and never asks a judge.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ from harness.training import Weights
 
 
 class Judge(NamedTuple):
-    """One judge by one rubric: an endpoint by its settings, or what runs here by its weights.
+    """One judge with one rubric: an endpoint with its settings, or a local model with its weights.
 
-    `identity` is all that its grades depend on besides what is graded. Of one answer the first of as many
-    grades as there are `attempts` counts that can be read. `prices` are those of an endpoint's tokens.
-    `absent` says why a candidate that judges has no weights.
+    `identity` is everything that its grades depend on besides the graded answer. For each answer the first
+    readable grade of at most `attempts` counts. `prices` are those of an endpoint's tokens. `absent` is the
+    reason why a judging candidate has no weights.
     """
 
     name: str
@@ -47,26 +47,26 @@ class Judge(NamedTuple):
 
     @property
     def score_key(self) -> Any:
-        """Parts of it that scores depend on: its book, and how many grades of an answer count if not one."""
+        """The part of it that scores depend on: its book, and the number of attempts if it is not one."""
         return self.book if self.attempts == 1 else [self.book, self.attempts]
 
 
 class GradingLimit(NamedTuple):
-    """Limit of what a command may pay for grades, in USD; what `n_before` others cost does not count."""
+    """Limit in USD of what a command may pay for grades; the cost of `n_before` others is excluded."""
 
     usd: float
     before_usd: float
     n_before: int
 
     def left_usd(self, spent: float) -> float:
-        """Return what is left where all grades together cost so much."""
+        """Return the remaining budget when all grades together have cost `spent`."""
         return self.usd - (spent - self.before_usd)
 
 
 class JudgedMetric(NamedTuple):
-    """A judged metric of a task: its name, its rubric, its judges, and the store that holds their grades.
+    """A judged metric of a task: its name, its rubric, its judges, and the store of their grades.
 
-    `limit` is that of the command which grades, None where it sets none.
+    `limit` is that of the grading command, None without one.
     """
 
     metric: str
@@ -77,7 +77,7 @@ class JudgedMetric(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Parts that the scores depend on besides the answers."""
+        """The parts that the scores depend on besides the answers."""
         return digest([judge.score_key for judge in self.judges])
 
     def grades(self) -> list[Mapping[str, Grade]]:
@@ -90,10 +90,10 @@ def read_judged_metrics(
 ) -> dict[str, JudgedMetric]:
     """Read the rubrics of a task's judged metrics.
 
-    `judging` maps the label of each judge that runs here to its weights, or to the reason why it has none.
+    `judging` maps the label of each local judge to its weights, or to the reason why it has none.
 
     Raises:
-        UserError: a rubric cannot be used, or shows references that items have not.
+        UserError: a rubric cannot be used, or shows references that items lack.
     """
     judged = {
         metric_name(written): open_judged(written, store, judging, machine)
@@ -101,8 +101,8 @@ def read_judged_metrics(
         if is_judged(written)
     }
     lacking = [e.id for e in (*items.validation, *items.test) if not any(e.references)]
-    for name, one in judged.items() if lacking else ():
-        if one.rubric.needs_references:
+    for name, metric in judged.items() if lacking else ():
+        if metric.rubric.needs_references:
             found = f"{len(lacking):,} items without a reference ({', '.join(lacking[:3])})"
             step = "add references, or grade without: reference: false, mode: grade"
             raise UserError(Problem(f"task {task.name}: {name}", found, "one for the judge to see", step))
@@ -112,7 +112,7 @@ def read_judged_metrics(
 def open_judged(
     written: str, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> JudgedMetric:
-    """Read the rubric of a judged metric as it is written, with its judges.
+    """Read the rubric of a judged metric with its judges.
 
     Raises:
         UserError: the rubric cannot be used.
@@ -123,12 +123,12 @@ def open_judged(
 
 
 def list_judging_models(metrics: Iterable[str]) -> dict[str, str]:
-    """Map the models that judge here by some of these metrics to where they are named."""
+    """Map the local models that judge by these metrics to where they are named."""
     return {one: where for where, one in _list_written_judges(metrics) if isinstance(one, str)}
 
 
 def list_judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
-    """Map the candidates that judge by some of these metrics to where they are named."""
+    """Map the candidates that judge by these metrics to where they are named."""
     return {
         JudgingCandidate(**one): where
         for where, one in _list_written_judges(metrics)
@@ -143,9 +143,9 @@ def _list_written_judges(metrics: Iterable[str]) -> Iterator[tuple[str, Written]
 
 
 def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
-    """Yield by judged metric the digests of who may have graded it as the files say now; without a model.
+    """Yield the digests of the possible judges of each judged metric, from the files alone.
 
-    Of a model that judges here that is each book of its name by the rubric, however it computes.
+    For a local judge these are all books with its name and the rubric, however it computed.
 
     Raises:
         UserError: a rubric cannot be used.
@@ -157,19 +157,19 @@ def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
 
 
 def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
-    """Read for each judge of a metric, as it is written, the grades that it gave by its rubric as it is now.
+    """Read the grades that each judge of a metric gave by the current rubric.
 
-    Those of a model that judges here count however it computed them.
+    For a local judge they count however it computed them.
 
     Raises:
         UserError: the rubric cannot be used.
     """
-    found = []
+    grades_by_judge = []
     for books in _list_stored_books(read_rubric(_path(written)), store):
         counted: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
         grades = (read_grades(store, book, attempts) for book, attempts in counted)
-        found.append({key: grade for of in grades for key, grade in of.items()})
-    return found
+        grades_by_judge.append({key: grade for of in grades for key, grade in of.items()})
+    return grades_by_judge
 
 
 def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
@@ -186,7 +186,7 @@ def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
 
 
 def _name_fields(written: Written) -> dict[str, str]:
-    """Return what grades hold of the name of a judge whose weights grade here."""
+    """Return the identity fields that name a local judge."""
     if isinstance(written, str):
         return {"model": written}
     return {"candidate": JudgingCandidate(**written).candidate}
@@ -197,7 +197,7 @@ def _name(judge: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def key_problems(judged: Sequence[JudgedMetric]) -> Iterator[Problem]:
-    """Yield what is missing to ask the endpoints among judges now: a key, the client."""
+    """Yield what is missing to call the endpoints of judges now: a key, the client."""
     known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
     for settings, metric in known.items():
         yield from openai_api.problems(settings, metric)

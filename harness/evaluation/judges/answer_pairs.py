@@ -1,8 +1,8 @@
-"""Pairs of two candidates' answers to one item: judged in both orders, and what was preferred.
+"""Pairs of two candidates' answers to one item: judged in both orders, and the preferences.
 
-Invariant: equal answers are no pair, and an answer that failed loses without a judge. The preferences lie in
-the judge's book beside its other grades, found by item, both answers and their order. One that cannot be
-read is no preference: the item is half a win for each side, and is counted.
+Invariant: equal answers are not a pair, and a failed answer loses without a judge. Preferences are stored in
+the judge's book with its other grades, by item, both answers and their order. An unreadable preference is
+none: the item is half a win for each side, and is counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,32 +24,32 @@ def list_ungraded_pairs(
     judged: JudgedMetric, examples: Sequence[Example], base: Rows, new: Rows
 ) -> list[UngradedAnswer]:
     """List the pairs that a judge has not compared, each in both orders."""
-    known = list(zip(judged.judges, judged.grades(), strict=True))
+    grades_by_judge = list(zip(judged.judges, judged.grades(), strict=True))
     items = {example.id: example for example in examples}
     return [
         UngradedAnswer(
             judged,
             judge,
-            now.task,
-            replace(items[now.example_id], references=(old.text,)),
-            now.text,
+            new_row.task,
+            replace(items[new_row.example_id], references=(base_row.text,)),
+            new_row.text,
             key,
             order,
         )
-        for old, now in pair_rows(base, new)
-        if answers_differ(old, now) and not _is_failed(old, now)
-        for judge, grades in known
+        for base_row, new_row in pair_rows(base, new)
+        if answers_differ(base_row, new_row) and not _is_failed(base_row, new_row)
+        for judge, grades in grades_by_judge
         for order in _ORDERS
-        if (key := _key(old, now, order)) not in grades
+        if (key := _key(base_row, new_row, order)) not in grades
     ]
 
 
 class Preferences(NamedTuple):
-    """Preferences of judges between two arms' answers, by item whose answers differ.
+    """Preferences of judges between two arms' answers, by item with different answers.
 
-    `won` says how far the new answer is preferred, in [0, 1]: the mean over judges and orders. An item that
-    a judge has yet to compare is left out; one of which a preference cannot be read is half a win, and
-    `unread`. `first` says of the others that were compared how far the answer shown first is preferred.
+    `won` says how much the new answer is preferred, in [0, 1]: the mean over judges and orders. An item that
+    a judge has yet to compare is left out; one with an unreadable preference is half a win and `unread`. For
+    the other compared items, `first` says how much the answer shown first is preferred.
     """
 
     won: dict[str, float]
@@ -58,42 +58,42 @@ class Preferences(NamedTuple):
 
 
 def preferences(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> Preferences:
-    """Read what judges prefer of two arms' answers; an answer that failed loses without them."""
-    both = (pair for pair in pair_rows(base, new) if answers_differ(*pair))
-    found = Preferences({}, set(), {})
-    for old, now in both:
-        if _is_failed(old, now):
-            found.won[now.example_id] = float(old.status == "error")
-        elif given := _grades_of(grades, old, now):
-            _add(found, now.example_id, given)
-    return found
+    """Read judges' preferences between two arms' answers; a failed answer loses without them."""
+    differing = (pair for pair in pair_rows(base, new) if answers_differ(*pair))
+    result = Preferences({}, set(), {})
+    for base_row, new_row in differing:
+        if _is_failed(base_row, new_row):
+            result.won[new_row.example_id] = float(base_row.status == "error")
+        elif pair_grades := _grades_of(grades, base_row, new_row):
+            _add(result, new_row.example_id, pair_grades)
+    return result
 
 
-def _add(found: Preferences, item: str, given: Sequence[Grade]) -> None:
-    """Add what was said of one item in both orders."""
-    read = [(grade.order, grade.value) for grade in given if grade.value is not None]
-    if len(read) < len(given):
-        found.unread.add(item)
-        found.won[item] = _TIE
+def _add(result: Preferences, item: str, grades: Sequence[Grade]) -> None:
+    """Add the grades of one item in both orders."""
+    read = [(grade.order, grade.value) for grade in grades if grade.value is not None]
+    if len(read) < len(grades):
+        result.unread.add(item)
+        result.won[item] = _TIE
         return
-    found.won[item] = fmean(value for _, value in read)
-    found.first[item] = fmean(value if order == "first" else 1 - value for order, value in read)
+    result.won[item] = fmean(value for _, value in read)
+    result.first[item] = fmean(value if order == "first" else 1 - value for order, value in read)
 
 
 def pair_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
     """Yield the rows of the items that both arms answered."""
-    old = {row.example_id: row for row in base}
-    return ((old[row.example_id], row) for row in new if row.example_id in old)
+    base_by_id = {row.example_id: row for row in base}
+    return ((base_by_id[row.example_id], row) for row in new if row.example_id in base_by_id)
 
 
 def answers_differ(old: SampleResult, now: SampleResult) -> bool:
-    """Tell whether two answers to an item are another; of two that failed neither is better."""
+    """Tell whether two answers to an item differ; if both failed, neither is better."""
     failed = [row.status == "error" for row in (old, now)]
     return any(failed) and not all(failed) if any(failed) else old.text != now.text
 
 
 def map_shown_pairs(base: Rows, new: Rows) -> dict[str, tuple[SampleResult, SampleResult]]:
-    """Map the items that people are shown to both rows: both gave an answer, and another one."""
+    """Map the items to show to people to both rows: both answers exist and differ."""
     both = ((old, now) for old, now in pair_rows(base, new) if not _is_failed(old, now))
     return {now.example_id: (old, now) for old, now in both if answers_differ(old, now)}
 
@@ -103,10 +103,10 @@ def _is_failed(old: SampleResult, now: SampleResult) -> bool:
 
 
 def _grades_of(grades: Sequence[Mapping[str, Grade]], old: SampleResult, now: SampleResult) -> list[Grade]:
-    """List what every judge said of a pair in both orders; nothing where one has yet to compare it."""
+    """List every judge's grades of a pair in both orders; empty if one judge has yet to compare it."""
     keys = [_key(old, now, order) for order in _ORDERS]
-    found = [of[key] for of in grades for key in keys if key in of]
-    return found if len(found) == len(grades) * len(keys) else []
+    pair_grades = [by_key[key] for by_key in grades for key in keys if key in by_key]
+    return pair_grades if len(pair_grades) == len(grades) * len(keys) else []
 
 
 def _key(old: SampleResult, now: SampleResult, order: Order) -> str:

@@ -1,8 +1,8 @@
-"""Costs of grades: what a judge was paid by its tokens, the budget that is left, and what more would cost.
+"""Costs of grades: what a judge was paid for its tokens, the remaining budget, and the cost of more grades.
 
-Invariant: every grade that was asked for counts, those of anchors with them; where a server counted no tokens
-the cost is unknown, and never zero. Grades are planned without asking, and are the most there can be: answers
-that are equal, and those that have a grade, are asked about once.
+Invariant: every requested grade counts, including those of anchors; if a server reports no tokens the cost is
+unknown, never zero. The planned number of grades is an upper bound, found without asking: equal answers, and
+those with a grade, are asked about once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,19 +25,19 @@ from harness.store import list_grades, read_asked_again
 
 
 def list_paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
-    """List all grades that a judge was asked for, those of its anchors with them."""
+    """List all grades that a judge was asked for, including those of its anchors."""
     again = read_asked_again(judged.store, judge.book)
     return [*list_grades(judged.store, judge.book), *again]
 
 
 def sum_paid_usd(judged: JudgedMetric) -> float | None:
-    """Add up what all endpoints of a rubric cost so far; None where nobody knows."""
-    remote = [one for one in judged.judges if one.settings]
-    return _total(cost_usd(list_paid_grades(judged, one), one.prices) for one in remote)
+    """Add up the costs of all endpoints of a rubric so far; None if unknown."""
+    remote = [judge for judge in judged.judges if judge.settings]
+    return _total(cost_usd(list_paid_grades(judged, judge), judge.prices) for judge in remote)
 
 
 def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
-    """Add up what grades cost by their tokens; None without prices, or where a server counted no tokens."""
+    """Add up the costs of grades by their tokens; None without prices, or if a server reported no tokens."""
     if prices is None or any(map(_lacks_tokens, grades)):
         return None
     read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
@@ -45,19 +45,19 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
 
 
 def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
-    """Return in USD what so many tokens cost, read and written."""
+    """Return the cost in USD of tokens read and written."""
     return (read * prices.input + written * prices.output) / 1e6
 
 
 def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
-    """Return what is left of `max_cost` after all grades by the rubric, or of what a command may cost.
+    """Return the remaining budget of `max_cost` after all grades by the rubric, or of the command.
 
-    Of both the one of which less is left; None where neither is set, or the judge has no price.
+    The smaller of both; None if neither is set, or the judge has no price.
     """
     if judge.prices is None:
         return None
     spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
-    n = sum(len(list_paid_grades(judged, one)) for one in judged.judges if one.settings)
+    n = sum(len(list_paid_grades(judged, other)) for other in judged.judges if other.settings)
     most, limit = judged.rubric.max_cost, judged.limit
     if limit and (most is None or spent is None or limit.left_usd(spent) < most - spent):
         since = None if spent is None else spent - limit.before_usd
@@ -68,65 +68,67 @@ def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
 
 
 class GradeAccount:
-    """Account of the grades of some answers: what they cost, whenever they were given.
+    """Account of the grades of some answers: their cost, whenever they were given.
 
-    The anchors that a judge is asked about while the account is open count too.
+    Anchors graded while the account is open count too.
     """
 
     def __init__(self, judged: JudgedMetric) -> None:
         self._judged, self._keys = judged, dict[str, set[str]]()
-        self._n_again = {one.book: len(read_asked_again(judged.store, one.book)) for one in judged.judges}
+        books = (judge.book for judge in judged.judges)
+        self._n_again = {book: len(read_asked_again(judged.store, book)) for book in books}
 
     def count(self, keys: Mapping[str, set[str]]) -> None:
-        """Count the answers of these keys by book."""
-        for book, of in keys.items():
-            self._keys.setdefault(book, set()).update(of)
+        """Count the answers with these keys, by book."""
+        for book, answer_keys in keys.items():
+            self._keys.setdefault(book, set()).update(answer_keys)
 
     def cost_usd(self, device: str, device_hour_usd: float | None) -> float | None:
-        """Add up what judges cost so far, one that runs here by its time; None where nobody knows."""
-        seconds = sum(g.compute_s for one in self._judged.judges if one.weights for g in self._grades(one))
+        """Add up the judges' costs so far, of a local one by its time; None if unknown."""
+        local = [judge for judge in self._judged.judges if judge.weights]
+        seconds = sum(grade.compute_s for judge in local for grade in self._grades(judge))
         remote = self._remote_usd()
         return None if remote is None else remote + price_usd(seconds, device, device_hour_usd)
 
     def limit(self, most_usd: float | None) -> GradingLimit | None:
-        """Return the limit by which these grades cost at most so much; None for anything."""
+        """Return the limit under which these grades cost at most `most_usd`; None for no limit."""
         if most_usd is None:
             return None
-        remote = [one for one in self._judged.judges if one.settings]
-        n_others = sum(len(list_paid_grades(self._judged, one)) - len(self._grades(one)) for one in remote)
+        remote = [judge for judge in self._judged.judges if judge.settings]
+        n_others = sum(len(list_paid_grades(self._judged, j)) - len(self._grades(j)) for j in remote)
         return GradingLimit(
             most_usd, (sum_paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0), n_others
         )
 
     def _remote_usd(self) -> float | None:
-        remote = [one for one in self._judged.judges if one.settings]
-        return _total(cost_usd(self._grades(one), one.prices) for one in remote)
+        remote = [judge for judge in self._judged.judges if judge.settings]
+        return _total(cost_usd(self._grades(judge), judge.prices) for judge in remote)
 
     def _grades(self, judge: Judge) -> list[Grade]:
-        at, keys = self._judged.store, self._keys.get(judge.book, set())
-        mine = [grade for grade in list_grades(at, judge.book) if grade.key in keys]
-        return [*mine, *read_asked_again(at, judge.book)[self._n_again[judge.book] :]]
+        grades_store, keys = self._judged.store, self._keys.get(judge.book, set())
+        counted = [grade for grade in list_grades(grades_store, judge.book) if grade.key in keys]
+        return [*counted, *read_asked_again(grades_store, judge.book)[self._n_again[judge.book] :]]
 
 
 def _total(costs: Iterable[float | None]) -> float | None:
-    """Add up costs; None where one of them is unknown."""
-    found = list(costs)
-    known = [cost for cost in found if cost is not None]
-    return sum(known) if len(known) == len(found) else None
+    """Add up costs; None if one of them is unknown."""
+    all_costs = list(costs)
+    known = [cost for cost in all_costs if cost is not None]
+    return sum(known) if len(known) == len(all_costs) else None
 
 
 def _lacks_tokens(grade: Grade) -> bool:
-    """Tell whether nobody counted what a grade took: the server that gave it sends no `usage`."""
+    """Tell whether a grade's tokens are unknown: its server sent no `usage`."""
     return grade.status != "error" and not grade.n_prompt_tokens
 
 
-_CHARACTERS = 4  # of a token of an answer, as its length is estimated
+_CHARACTERS = 4  # assumed characters per token of an answer
 
 
 class PlannedGrades(NamedTuple):
-    """Most grades that one judge gives for one metric of a task; `read` and `generated` in tokens.
+    """Upper bound of the grades by one judge for one metric of a task; `read` and `generated` in tokens.
 
-    `cost_usd` is None where nobody set a price, or the judge runs here.
+    `cost_usd` is None without a price, or if the judge is local.
     """
 
     task: str
@@ -139,7 +141,7 @@ class PlannedGrades(NamedTuple):
 
 
 def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
-    """Yield what each judge would be asked about the candidates' answers, and about the base's on suites."""
+    """Yield the planned grades of each judge, for the candidates' answers and the base's on suites."""
     named = [session.candidates[name] for name in candidates]
     target = session.target
     n_answers = sum(len(one.seeds) * (of.samples if (of := one.recipe.decoding) else 1) for one in named)
@@ -156,7 +158,7 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
 
 
 def plan_pairs(session: Session, judged: JudgedMetric, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
-    """Yield what a judge would be asked about fine-tunes beside the best untrained candidate."""
+    """Yield a judge's planned comparisons of fine-tunes with the best untrained candidate."""
     target = session.target
     named = [session.candidates[name] for name in candidates]
     n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_baseline)
@@ -166,9 +168,9 @@ def plan_pairs(session: Session, judged: JudgedMetric, candidates: Sequence[str]
 
 
 def passage_tokens(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
-    """Estimate the tokens of the longest passages that a candidate is given with an item."""
+    """Estimate the tokens of the longest passages in a candidate's prompts."""
     step = prompting_step(session, candidate.recipe, candidate.seeds[0])
-    return max((costs.tokens(context_of(step(one).prompt, one.prompt)) for one in examples), default=0)
+    return max((costs.tokens(context_of(step(e).prompt, e.prompt)) for e in examples), default=0)
 
 
 def _plan_items(
@@ -178,7 +180,7 @@ def _plan_items(
     n_passages: int = 0,
     n_checks: int = 1,
 ) -> Iterator[PlannedGrades]:
-    """Yield the grades of `n_answers` to each item; an endpoint's anchors are asked again at each check."""
+    """Yield the grades of `n_answers` to each item; an endpoint grades its anchors again at each check."""
     for judged in measured.judged.values():
         n_each = n_answers * len(orders(judged.rubric))
         more = n_passages if judged.rubric.passages else 0
@@ -194,7 +196,7 @@ def _plan_items(
 
 
 def _n_read(measured: MeasuredTask, judged: JudgedMetric, example: Example) -> int:
-    """Estimate the tokens of one prompt: its texts, and an answer as long as the task allows."""
+    """Estimate the tokens of one prompt: its texts, and an answer of the task's maximal length."""
     (order, *_) = orders(judged.rubric)
     messages = judge_messages(judged.rubric, example, "", order)
     return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens

@@ -1,7 +1,7 @@
-"""Judged metrics as they are scored: each answer by the grades that lie in the books of its judges.
+"""Judged metrics as scored: each answer by the grades in the books of its judges.
 
-Invariant: nothing is asked. An answer without a grade has no score and is named as ungraded; one whose
-grade cannot be read has none either, and says why.
+Invariant: no judge is asked. An answer without a grade has no score and is listed as ungraded; one with an
+unreadable grade has no score either, but a reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from harness.records import Example, Grade, Output
 class UngradedAnswer(NamedTuple):
     """An answer that a judge has not graded; `example` is the item as the task has it.
 
-    `passages` are what was retrieved for whoever answered, where the rubric shows them.
+    `passages` are those retrieved for the candidate, if the rubric shows them.
     """
 
     judged: JudgedMetric
@@ -37,8 +37,8 @@ class UngradedAnswer(NamedTuple):
 class GradeReader:
     """Reader of the grades of one task's answers.
 
-    It collects the `ungraded` answers, in `unreadable` by example id and metric why one has no grade, and in
-    `keys` by book those of all answers that it was asked about.
+    Collects the `ungraded` answers, in `unreadable` by example id and metric the reasons for missing grades,
+    and in `keys` by book the keys of all answers that it looked up.
     """
 
     def __init__(self, task: str, judged: Mapping[str, JudgedMetric], examples: Sequence[Example]) -> None:
@@ -47,10 +47,10 @@ class GradeReader:
         self.keys: dict[str, set[str]] = {}
         self._task, self._judged = task, judged
         self._examples = {example.id: example for example in examples}
-        self._grades = {name: one.grades() for name, one in judged.items()}
+        self._grades = {name: metric.grades() for name, metric in judged.items()}
 
     def bind(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-        """Return the metrics with the judged ones reading their grades."""
+        """Return the metrics, with the judged ones reading their grades."""
         return {name: self._bind_one(name, metric) for name, metric in metrics.items()}
 
     def _bind_one(self, name: str, metric: Metric) -> Metric:
@@ -60,25 +60,25 @@ class GradeReader:
         return replace(metric, score=partial(self._score, name), signature=signature)
 
     def _score(self, name: str, output: Output, example: Example) -> Parts | None:
-        """Score an answer by the mean grade of its judges; None where one of them has given none."""
+        """Score an answer by the mean grade of its judges; None if one of them has given none."""
         judged, plain = self._judged[name], self._examples[example.id]
         books = zip(judged.judges, self._grades[name], strict=True)
-        found: list[tuple[Judge, Grade]] = []
+        given: list[tuple[Judge, Grade]] = []
         shows = judged.rubric.passages and example.passages
         passages = context_of(example.prompt, plain.prompt) if shows else ""
         n_ungraded = len(self.ungraded)
-        for (judge, known), order in product(books, orders(judged.rubric)):
+        for (judge, grade_by_key), order in product(books, orders(judged.rubric)):
             key = answer_key(judged.rubric, plain, output.text, order, passages)
             self.keys.setdefault(judge.book, set()).add(key)
-            if key in known:
-                found.append((judge, known[key]))
+            if key in grade_by_key:
+                given.append((judge, grade_by_key[key]))
             else:
                 ungraded = (judged, judge, self._task, plain, output.text, key, order, passages)
                 self.ungraded.append(UngradedAnswer(*ungraded))
-        if said := [_reason(judge, grade) for judge, grade in found if grade.value is None]:
-            self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(said)}"
+        if reasons := [_reason(judge, grade) for judge, grade in given if grade.value is None]:
+            self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(reasons)}"
         elif len(self.ungraded) == n_ungraded:
-            return (fmean(grade.value for _, grade in found if grade.value is not None),)
+            return (fmean(grade.value for _, grade in given if grade.value is not None),)
         return None
 
 

@@ -1,11 +1,11 @@
-"""Grading of answers by one judge: an endpoint that says a grade, or a model here whose grades are weighed.
+"""Grading of answers by one judge: an endpoint that writes a grade, or a local model that scores all grades.
 
-Invariant: each grade is on the disk as soon as it is there, so whatever ends the grading loses none; the same
-question and answer is asked once, or until its grade can be read, as often as the rubric says. An endpoint's
-text is parsed and never guessed at, also where the probabilities of its first token weigh the grades. A token
-counts for the one grade that it begins, so that ` 4` and `4` are one grade and what begins none counts for
-none; the weights of the grades add up to one. An answer cannot end its turn: control words that others wrote
-are broken up or read as text (see `models.tokenization`).
+Invariant: each grade is stored as soon as it arrives, so an interruption loses none. Equal questions and
+answers are graded once, or until a grade is readable, as often as the rubric allows. An endpoint's text is
+parsed and never guessed, even when the probabilities of its first token weight the grades. A token counts for
+the one grade that it begins, so that ` 4` and `4` are one grade and a token that begins none is ignored; the
+weights of the grades add up to one. An answer cannot end its turn: control words written by others are broken
+up or read as text (see `models.tokenization`).
 Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2.
 """
 
@@ -39,34 +39,34 @@ from harness.records import Encoded, Grade, Message, Output, PromptText, digest
 from harness.stats import Array
 from harness.training import Weights
 
-_TOGETHER = 32  # answers that a model here scores, and that are kept, together
+_TOGETHER = 32  # answers that a local model scores and stores together
 
 Keep = Callable[[Sequence[Grade]], None]
 Say = Callable[[UngradedAnswer], Grade]
 
 
 def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
-    """Grade answers that one judge has not graded, by one rubric; grades are kept as they come.
+    """Let one judge grade answers by one rubric; grades are stored as they arrive.
 
     Raises:
-        SharedFailure: the judge cannot be asked, or has cost what the rubric allows.
+        SharedFailure: the judge cannot be asked, or the rubric's budget is spent.
     """
-    once = list({one.key: one for one in answers}.values())
-    judged, judge = once[0].judged, once[0].judge
-    label = f"{judged.metric}: {pluralize(len(once), 'answer')} graded by {judge.name}"
+    distinct = list({answer.key: answer for answer in answers}.values())
+    judged, judge = distinct[0].judged, distinct[0].judge
+    label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
     with session.progress.stage(label) as advance:
         kept: list[Grade] = []
 
         def keep(grades: Sequence[Grade]) -> None:
             store.keep_grades(judged.store, judge.book, judge.identity, grades)
             kept.extend(grades)
-            advance(len(kept), len(once))
+            advance(len(kept), len(distinct))
 
         try:
             if judge.settings:
-                _ask_endpoint(session, judge, once, keep)
+                _ask_endpoint(session, judge, distinct, keep)
             elif judge.weights:
-                _score_grades(session, judge.weights, once, keep)
+                _score_grades(session, judge.weights, distinct, keep)
             else:
                 raise CandidateFailed(judge.absent, "a judge that is trained")
         except CandidateFailed as error:
@@ -74,10 +74,10 @@ def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
 
 
 def check_judge(judged: JudgedMetric, judge: Judge) -> None:
-    """Ask a judge behind an endpoint about its anchors again; nothing of one that runs here.
+    """Let an endpoint judge grade its anchors again; a local judge is not checked.
 
     Raises:
-        CandidateFailed: it grades them otherwise than before, or could not be asked.
+        CandidateFailed: it grades them differently than before, or could not be asked.
     """
     if judge.settings:
         budget = open_budget(judged, judge)
@@ -86,13 +86,13 @@ def check_judge(judged: JudgedMetric, judge: Judge) -> None:
 
 
 def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
-    """Ask an endpoint for grades once it graded its anchors as before."""
-    # Anchors that a book lacks are graded, and asked about again, before any other answer: whatever ends the
-    # grading, a judge that is another one later is found.
+    """Let an endpoint grade answers after it has graded its anchors as before."""
+    # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
+    # found even if the grading is interrupted.
     judged = answers[0].judged
     assert judge.settings is not None, "a judge behind an address"
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
-    first = [answer for answer in answers if answer.key in anchors]
+    anchor_answers = [answer for answer in answers if answer.key in anchors]
     budget = open_budget(judged, judge)
     with _open_server(judge.settings, judged) as (server, candidate):
         say = partial(_say, candidate, budget)
@@ -102,9 +102,9 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnsw
             except CandidateFailed as error:
                 session.refused_judges[judge.book] = error
                 raise
-        if first:
-            _ask_each(server, say, first, keep)
-            check_anchors(judged, judge, say, graded_now={answer.key for answer in first})
+        if anchor_answers:
+            _ask_each(server, say, anchor_answers, keep)
+            check_anchors(judged, judge, say, graded_now={answer.key for answer in anchor_answers})
         session.checked_judges.add(judge.book)
         _ask_each(server, say, [answer for answer in answers if answer.key not in anchors], keep)
 
@@ -119,7 +119,7 @@ def _open_server(settings: Settings, judged: JudgedMetric) -> Iterator[tuple[Ser
 
 
 def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
-    """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
+    """Ask about several answers at once; after a failure no request starts, but running ones are stored."""
     if not answers:
         return
     judged, judge, lock = answers[0].judged, answers[0].judge, Lock()
@@ -145,11 +145,11 @@ def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep:
 
 
 def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer) -> Grade:
-    """Ask for one grade within what may be spent."""
+    """Ask for one grade within the budget."""
     if budget is None:
         return _grade_in_words(candidate, answer)
-    prices, said = answer.judge.prices, _messages(answer)
-    read = sum(costs.tokens(message["content"]) for message in said)
+    prices, messages = answer.judge.prices, _messages(answer)
+    read = sum(costs.tokens(message["content"]) for message in messages)
     with budget.reserve(read, LIMITS.max_new_tokens) as spend:
         grade = _grade_in_words(candidate, answer)
         spend(cost_usd([grade], prices), grade.n_prompt_tokens, grade.n_output_tokens)
@@ -166,33 +166,33 @@ def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     grade = read_grade(rubric, output.text)
     weights = token_weights(rubric, output.first_logprobs) if grade is not None else None
     if weights is not None:
-        said = f"{output.text} ({weights_text(rubric, weights)})"
-        return _grade(answer, output, said, mean_grade(rubric, weights, answer.order))
+        text = f"{output.text} ({weights_text(rubric, weights)})"
+        return _grade(answer, output, text, mean_grade(rubric, weights, answer.order))
     value = None if grade is None else grade_value(rubric, grade, answer.order)
     return _grade(answer, output, output.text, value)
 
 
 def _messages(answer: UngradedAnswer) -> list[Message]:
-    """Write what a judge is asked."""
+    """Write the judge's prompt."""
     rubric = answer.judged.rubric
     return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
 def _score_grades(session: Session, weights: Weights, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
-    """Score every grade of the scale after each prompt, by a model that runs here."""
+    """Score every grade of the scale after each prompt with a local model."""
     assert weights.source is not None, "weights that judge name their base"
     chat = has_chat_template(weights.source)
     with open_weights(session, weights) as candidate:
-        for at in range(0, len(answers), _TOGETHER):
-            keep(list(_grade_by_likelihood(candidate, answers[at : at + _TOGETHER], chat=chat)))
+        for start in range(0, len(answers), _TOGETHER):
+            keep(list(_grade_by_likelihood(candidate, answers[start : start + _TOGETHER], chat=chat)))
 
 
 def _grade_by_likelihood(
     candidate: Candidate, answers: Sequence[UngradedAnswer], *, chat: bool
 ) -> Iterator[Grade]:
-    """Yield the mean of all grades of each answer, weighted by their probabilities given the prompt."""
+    """Yield the mean grade of each answer, weighted by the grades' probabilities given the prompt."""
     start = time.perf_counter()
-    encoded = [_encode_grades(candidate, one, chat=chat) for one in answers]
+    encoded = [_encode_grades(candidate, answer, chat=chat) for answer in answers]
     sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
     fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
@@ -210,7 +210,7 @@ def _grade_by_likelihood(
 
 
 def _encode_grades(candidate: Candidate, answer: UngradedAnswer, *, chat: bool) -> list[Encoded]:
-    """Encode the prompt with each grade behind it, the worst first."""
+    """Encode the prompt with each grade after it, the worst first."""
     messages, gap = _messages(answer), "" if chat else " "
     grades = answer.judged.rubric.grades
     return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
@@ -234,31 +234,33 @@ def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | Non
     )
 
 
-_LEAST = 0.5  # of the first token's probability on grades; beyond that it is no grade that was begun
+_LEAST = 0.5  # smallest probability of grades for the first token; with less the answer is not a grade
 
 
 def likelihood_weights(logprobs: Sequence[float]) -> Array:
-    """Return the probabilities of grades by their log-probabilities (nats), (k,)."""
+    """Return the probabilities of grades from their log-probabilities (nats), (k,)."""
     shifted = np.exp(np.array(logprobs) - max(logprobs))
     return np.asarray(shifted / shifted.sum())
 
 
 def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:
-    """Return the probabilities of grades by those of the tokens that begin them.
+    """Return the probabilities of grades from those of their first tokens.
 
-    None where less than half of the probability is on such tokens: the answer begins with something else.
+    None if such tokens have less than half of the probability: the answer begins with something else.
     """
     weights = np.zeros(len(rubric.grades))
     for token, logprob in tokens:
-        begun = normalize(token)
-        meant = [at for at, grade in enumerate(rubric.grades) if begun and normalize(grade).startswith(begun)]
-        if len(meant) == 1:
-            weights[meant[0]] += np.exp(logprob)
+        start = normalize(token)
+        matches = [
+            at for at, grade in enumerate(rubric.grades) if start and normalize(grade).startswith(start)
+        ]
+        if len(matches) == 1:
+            weights[matches[0]] += np.exp(logprob)
     return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
 
 
 def weights_text(rubric: Rubric, weights: Array) -> str:
-    """Say the probability of each grade."""
+    """Format the probability of each grade."""
     return ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
 
 

@@ -1,7 +1,7 @@
-"""Contexts of judges that run here, beside the prompts that a rubric and the items make.
+"""Context lengths of local judges compared with the prompts that a rubric and the items make.
 
-Invariant: no model is loaded, and nothing is asked. A prompt that is longer than its context whatever the
-answer is counted by the judge's own tokenizer; an answer counts with as many tokens as it may have.
+Invariant: no model is loaded or asked. A prompt that is too long for any answer is counted with the judge's
+own tokenizer; an answer counts with its maximal number of tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ STEP = (
 
 
 class ShortContext(NamedTuple):
-    """A judge whose context does not hold all prompts of a task.
+    """A judge whose context is too short for some prompts of a task.
 
-    Of `n_items` prompts `n_long` are longer with an answer of as many tokens as it may have, and `n_sure`
-    with any; `longest` and `shortest` are in tokens, the second without an answer.
+    Of `n_items` prompts `n_long` are too long with an answer of maximal length, and `n_sure` with any answer;
+    `longest` and `shortest` are in tokens, the second without an answer.
     """
 
     task: str
@@ -44,7 +44,7 @@ class ShortContext(NamedTuple):
 
     @property
     def problem(self) -> Problem | None:
-        """Reason to answer nothing: no answer to any item can be graded; None where some can."""
+        """Reason to stop: no answer to any item can be graded; None if some can."""
         if self.n_sure < self.n_items:
             return None
         found = f"prompts of {count(self.shortest)} tokens and more for {self.task}, before any answer"
@@ -53,7 +53,7 @@ class ShortContext(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The fate of the answers, and what to do."""
+        """What happens to the answers, and what to do."""
         items = f"{count(self.n_long)} of {count(self.n_items)} items of {self.task}"
         sure = f", {count(self.n_sure)} of them with any answer" if self.n_sure else ""
         return (
@@ -66,18 +66,18 @@ class ShortContext(NamedTuple):
 def short_contexts(
     session: Session, names: Sequence[str], pairs: JudgedMetric | None = None
 ) -> list[ShortContext]:
-    """List the judges whose context does not hold all prompts about the answers of some candidates.
+    """List the judges whose context is too short for some prompts about the candidates' answers.
 
-    `pairs` is the judge that compares two answers for a win rate, where there is one.
+    `pairs` is the judge that compares two answers for a win rate, if there is one.
     """
-    measured_by = [(one, m, False) for m in session.tasks for one in m.judged.values()]
+    measured_by = [(judged, m, False) for m in session.tasks for judged in m.judged.values()]
     measured_by += [(pairs, session.target, True)] if pairs else []
     named = [session.candidates[name] for name in names]
     return [
-        found
+        short
         for judged, measured, is_pair in measured_by
         for judge in judged.judges
-        if (found := _short_context(session, named, measured, judged, judge, is_pair=is_pair))
+        if (short := _short_context(session, named, measured, judged, judge, is_pair=is_pair))
     ]
 
 
@@ -97,7 +97,7 @@ def _short_context(
         return None
     answers = (2 if is_pair else 1) * measured.task.max_new_tokens
     if judged.rubric.passages and measured.role == "target":
-        answers += max((passage_tokens(session, one, examples) for one in candidates), default=0)
+        answers += max((passage_tokens(session, c, examples) for c in candidates), default=0)
     texts = list(_prompts(judged, examples, chat=has_chat_template(source)))
     if max(map(_most_tokens, texts)) + answers <= context:
         return None
@@ -105,26 +105,26 @@ def _short_context(
     n_long = sum(size + answers > context for size in sizes)
     n_sure = sum(size > context for size in sizes)
     named = (measured.task.name, judged.metric, judge.name, context)
-    found = ShortContext(*named, len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
-    return found if n_long else None
+    short = ShortContext(*named, len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
+    return short if n_long else None
 
 
 def _source_of(session: Session, judge: Judge) -> ModelSource | None:
-    """Return the model that reads what a judge is asked; None of one behind an address."""
+    """Return the model that reads the judge's prompts; None for an endpoint."""
     if judge.weights:
         return judge.weights.source
     return session.candidates[judge.name].served_base if judge.absent else None
 
 
 def _examples(items: TaskItems, *, is_pair: bool) -> list[Example]:
-    """List the items that are judged; of pairs the other answer is another candidate's."""
+    """List the judged items; in a pair the other answer is another candidate's."""
     if is_pair:
         return [replace(example, references=("",)) for example in items.test]
     return [*items.validation, *items.test]
 
 
 def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:
-    """Write what is asked of each item about an empty answer, with the longest grade behind it."""
+    """Write each item's prompt with an empty answer, followed by the longest grade."""
     (order, *_), gap = orders(judged.rubric), "" if chat else " "
     grade = max(judged.rubric.grades, key=len)
     for example in examples:
@@ -135,6 +135,6 @@ _TEMPLATE = 64  # tokens of a chat template around one turn, at most
 
 
 def _most_tokens(prompt: PromptText) -> int:
-    """Bound the tokens of a prompt by its bytes: no tokenizer makes more of a text."""
+    """Bound the tokens of a prompt by its bytes, which no tokenizer exceeds."""
     texts = [turn["content"] for turn in prompt.messages] + [prompt.continuation]
     return sum(len(text.encode()) + _TEMPLATE for text in texts)

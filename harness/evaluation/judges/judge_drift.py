@@ -1,10 +1,10 @@
-"""Drift of a judge behind an address: answers that it graded before are graded again before new ones.
+"""Drift of an endpoint judge: answers that it graded before are graded again before new ones.
 
-Invariant: what is an anchor of a book stays one, and nothing new is graded by a judge that grades them
-otherwise. How often one judge grades an answer otherwise by itself is measured and not assumed: anchors are
-asked about again as soon as they are graded, and every check without drift adds to that count, but none that
-found moves and could not have told them from drift. Each grade is on the disk before the next is asked for; a
-check that something ended begins again, because the judge may be another by then.
+Invariant: an anchor of a book stays one, and a judge that grades its anchors differently grades nothing new.
+A judge's own noise is measured, not assumed: anchors are graded again as soon as they are graded, and every
+check without drift adds to the measured noise, except checks that found moves but could not have told them
+from drift. Each grade is stored before the next is requested; an interrupted check starts again, because the
+judge may have changed by then.
 Source: Fisher's exact test, one-sided.
 """
 
@@ -25,17 +25,16 @@ _NEXT = "the judge as it was, or another version: in the rubric, by which all an
 
 
 def anchors_of(judged: JudgedMetric, judge: Judge, answers: Sequence[UngradedAnswer]) -> list[Anchor]:
-    """Return a book's anchors; where it lacks some, they come from these answers, which are graded first.
+    """Return a book's anchors; missing ones are chosen from these answers, which are graded first.
 
-    They are chosen by digest, so as if at random.
+    They are chosen by digest, that is as if at random.
     """
     anchors = store.read_anchors(judged.store, judge.book)
-    n_lacking, there = judged.rubric.anchors - len(anchors), {anchor.key for anchor in anchors}
+    n_lacking, keys = judged.rubric.anchors - len(anchors), {anchor.key for anchor in anchors}
     if n_lacking > 0:
-        open_ones = sorted((one for one in answers if one.key not in there), key=lambda one: one.key)
+        new_answers = sorted((a for a in answers if a.key not in keys), key=lambda a: a.key)
         anchors += [
-            Anchor(one.key, one.task, one.example, one.answer, one.order, one.passages)
-            for one in open_ones[:n_lacking]
+            Anchor(a.key, a.task, a.example, a.answer, a.order, a.passages) for a in new_answers[:n_lacking]
         ]
         store.keep_anchors(judged.store, judge.book, anchors)
     return anchors
@@ -48,21 +47,22 @@ def check_anchors(
     *,
     graded_now: Collection[str] = (),
 ) -> None:
-    """Ask a judge about its anchors again, and keep what it says; nothing where none of them has a grade.
+    """Let a judge grade its anchors again, and store the grades; nothing if no anchor has a grade.
 
-    Those whose keys are `graded_now` are asked about alone: that shows how often the judge of today wavers.
-    Otherwise it is asked several times where that is not known yet, or from too few to tell moves from drift.
+    With `graded_now` only anchors with these keys are graded again: this measures today's noise of the judge.
+    Otherwise the check is repeated if the noise is unknown, or measured on too few anchors to tell moves from
+    drift.
 
     Raises:
-        CandidateFailed: it grades more of them otherwise than it does by itself, or could not be asked.
+        CandidateFailed: it changes more grades than its noise explains, or could not be asked.
     """
-    known = store.read_grades(judged.store, judge.book, judge.attempts)
-    there = store.read_anchors(judged.store, judge.book)
-    anchors = [one for one in there if one.key in known and (not graded_now or one.key in graded_now)]
+    grade_by_key = store.read_grades(judged.store, judge.book, judge.attempts)
+    stored_anchors = store.read_anchors(judged.store, judge.book)
+    anchors = [a for a in stored_anchors if a.key in grade_by_key and (not graded_now or a.key in graded_now)]
     if not anchors:
         return
     ask_all = partial(_ask_all, judged, judge, anchors, ask)
-    before, now = [known[anchor.key] for anchor in anchors], ask_all()
+    before, now = [grade_by_key[anchor.key] for anchor in anchors], ask_all()
     earlier = store.read_checks(judged.store, judge.book)
     check = _check(judged.rubric, before, now, earlier)
     for _ in range(0 if graded_now else n_repeats(check, earlier, judged.rubric.anchors)):
@@ -77,10 +77,10 @@ def check_anchors(
 
 
 def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> int:
-    """Return how often anchors are asked about once more, to know how often the judge of today wavers.
+    """Return how many more times anchors are graded again, to know today's noise of the judge.
 
-    Once where there was no check yet. Where some moved, as often as a judge that moved all of them and wavers
-    on none needs to be found; no further than `most` answers, which may not be enough for one or two anchors.
+    Once if there was no check yet. If some moved, as often as needed to detect a judge without noise that
+    moved all of them; at most `most` answers, which may be too few for one or two anchors.
     """
     n, least = len(check.grades), 0 if earlier else 1
     if not check.n_moved:
@@ -98,8 +98,8 @@ def _ask_all(
         grade = ask(UngradedAnswer(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages))
         store.keep_asked_again(judged.store, judge.book, grade)
         if grade.status == "error":
-            said = f"{judge.name} could not be asked again: {grade.error}"
-            raise CandidateFailed(said, "a judge that answers")
+            text = f"{judge.name} could not be asked again: {grade.error}"
+            raise CandidateFailed(text, "a judge that answers")
         grades.append(grade)
     return grades
 
@@ -114,12 +114,12 @@ def _check(
 
 
 def _nearest(rubric: Rubric, grade: Grade) -> int | None:
-    """Return the place on the scale that a grade is nearest to; a mean of grades lies between two of them."""
+    """Return the nearest grade of the scale by index; a mean of grades lies between two of them."""
     return None if grade.value is None else round(grade.value * (len(rubric.grades) - 1))
 
 
 def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
-    """Tell whether more of `n` anchors moved than in earlier checks without drift; never at the first one."""
+    """Tell whether more of `n` anchors moved than in earlier checks without drift; never at the first."""
     from scipy.stats import fisher_exact
 
     calm = [check for check in earlier if not check.drifted]
@@ -140,5 +140,5 @@ def _drift_text(judge: Judge, check: AnchorCheck) -> str:
 
 
 def _mean(grades: Sequence[Grade]) -> float:
-    """Average grades; one that cannot be read counts as the worst."""
+    """Average grades; an unreadable one counts as the worst."""
     return fmean(grade.value or 0.0 for grade in grades)

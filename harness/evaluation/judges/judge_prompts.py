@@ -1,9 +1,9 @@
-"""The prompt that a judge is given, and the grade in what it answers.
+"""The prompt of a judge, and parsing its grade.
 
-Invariant: what is judged is data. It stands between marks that carry a word which none of the texts holds,
-and what a tokenizer could take for the end of a turn is broken up. Only an answer that is a grade and
-nothing else is one.
-Source: a form of its own for each rubric, after Zheng et al. 2023, arXiv 2306.05685; marks with a random word
+Invariant: judged texts are data. They are put between marks with a word that none of the texts contains, and
+anything that a tokenizer could take for the end of a turn is broken up. An answer counts only if it is a
+grade and nothing else.
+Source: a separate form for each rubric, after Zheng et al. 2023, arXiv 2306.05685; marks with a random word
 after Hines et al. 2024, arXiv 2403.14720 (spotlighting).
 """
 
@@ -16,7 +16,7 @@ from harness.metrics import normalize
 from harness.records import Example, Limits, Message, digest
 
 Order = Literal["", "first", "second"]  # of an answer in a pair
-LIMITS = Limits(max_new_tokens=16)  # an answer that is a grade has fewer
+LIMITS = Limits(max_new_tokens=16)  # a grade has fewer
 
 _RULES = """\
 {aim} by the criteria below, and by nothing else.
@@ -39,12 +39,12 @@ _CONTROL = re.compile(
 
 
 def orders(rubric: Rubric) -> tuple[Order, ...]:
-    """List the orders in which an answer is asked about: a pair in both, so that no place is preferred."""
+    """List the orders in which an answer is shown: a pair in both, so that position does not count."""
     return ("first", "second") if rubric.mode == "pairwise" else ("",)
 
 
 def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = "") -> str:
-    """Digest what a judge is shown of an item: two answers of one key get one grade."""
+    """Digest what a judge is shown of an item: answers with equal keys get one grade."""
     if order:
         return digest([example.question, answer, example.references[0], order])
     references = example.references if rubric.reference else ()
@@ -54,9 +54,9 @@ def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "",
 def judge_messages(
     rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = ""
 ) -> list[Message]:
-    """Write what a judge is asked: the rules once, the graded examples as earlier turns, then the answer.
+    """Write a judge's prompt: the rules once, the graded examples as earlier turns, then the answer.
 
-    `passages` are those of the candidate's prompt, which the judge sees where the rubric says so.
+    `passages` are those of the candidate's prompt, shown if the rubric says so.
     """
     turns: list[Message] = []
     for shown in rubric.examples:
@@ -74,12 +74,12 @@ def judge_messages(
 
 
 def read_grade(rubric: Rubric, said: str) -> str | None:
-    """Return the grade that a judge's answer is, but for case, quotes and a period; None where it is none."""
+    """Parse a judge's answer as a grade, ignoring case, quotes and a period; None if it is not one."""
     return {normalize(grade): grade for grade in rubric.grades}.get(normalize(said))
 
 
 def grade_value(rubric: Rubric, grade: str, order: Order) -> float:
-    """Return what a grade says of the answer, in [0, 1]; a pair is graded for the one shown first."""
+    """Return a grade's value for the answer, in [0, 1]; a pair is graded for the answer shown first."""
     value = rubric.value(grade)
     return 1 - value if order == "second" else value
 
@@ -110,7 +110,7 @@ def _list_graded_texts(
 
 
 def _item(rubric: Rubric, texts: Sequence[tuple[str, str]]) -> str:
-    """Put every text between marks, and ask."""
+    """Put every text between marks, and add the question."""
     texts = [(kind, _CONTROL.sub(lambda found: f"{found[0]} ", text)) for kind, text in texts]
     word = _word([text for _, text in texts])
     marked = "\n\n".join(f"<{kind} {word}>\n{text}\n</{kind} {word}>" for kind, text in texts)
@@ -119,7 +119,7 @@ def _item(rubric: Rubric, texts: Sequence[tuple[str, str]]) -> str:
 
 
 def _word(texts: Sequence[str]) -> str:
-    """Return a word that none of the texts holds; who writes one of them cannot know it."""
+    """Return a word that none of the texts contains and their authors cannot know."""
     word = digest(list(texts))[:8]
     while any(word in text for text in texts):
         word = digest([word, *texts])[:8]

@@ -1,8 +1,8 @@
-"""The judging stage: what was answered is graded by its judges, and then scored.
+"""The judging stage: answers are graded by their judges, and then scored.
 
-Invariant: it runs while no candidate is open, so that a judge that runs here takes the one place in memory.
-Answers are stored before a judge sees them; what ends it (CandidateFailed: a judge cannot be asked, or grades
-otherwise than before) leaves them, and every grade so far, to the next.
+Invariant: it runs while no candidate is open, so that a local judge can use the one place in memory. Answers
+are stored before a judge sees them. A failure (CandidateFailed: a judge cannot be asked, or grades
+differently than before) keeps them, and every grade so far, for the next run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ from harness.training import Weights
 def answer_and_score(
     session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
 ) -> None:
-    """Let weights answer what lacks of sets, beside the control arm of `base`, and score it."""
+    """Compute the missing answers of sets, with the control arm of `base`, and score them."""
     if lacking := score_answered(session, sets):
         answer(session, weights, lacking, name, base)
         score_answered(session, lacking)
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
-    """Score what is answered, graded first where a judge scores it; returns the sets that lack answers."""
+    """Score stored answers, grading them first if a judge scores them; return the sets that lack answers."""
     ungraded: list[UngradedAnswer] = []
     lacking = rescore_stored(session, sets, ungraded)
     if not ungraded:
@@ -44,7 +44,7 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
 
 
 def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
-    """Grade answers, those of one book after the other."""
+    """Grade answers book by book."""
     for answers in _group_by_book(ungraded):
         grade_answers(session, answers)
 
@@ -52,7 +52,7 @@ def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
 def grade_rows(
     session: Session, parts: Sequence[tuple[RowSet, Sequence[SampleResult]]]
 ) -> list[list[SampleResult]]:
-    """Score answers to some items of sets, graded first where a judge scores them and has not graded them."""
+    """Score answers to some items of sets; a judge grades those that it has not graded yet."""
     ungraded: list[UngradedAnswer] = []
     scored = [score_by_grades(rows, answered, ungraded) for rows, answered in parts]
     if not ungraded:
@@ -63,13 +63,13 @@ def grade_rows(
 
 def _group_by_book(ungraded: Iterable[UngradedAnswer]) -> Iterator[list[UngradedAnswer]]:
     books: dict[str, list[UngradedAnswer]] = {}
-    for one in ungraded:
-        books.setdefault(one.judge.book, []).append(one)
+    for pending in ungraded:
+        books.setdefault(pending.judge.book, []).append(pending)
     yield from books.values()
 
 
 def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
-    """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
+    """Say how much each judge has graded, at which price, and how many grades were unreadable."""
     decides: dict[tuple[str, ...], bool] = {}
     named: dict[tuple[str, ...], JudgedMetric] = {}
     for task in tasks:
@@ -81,20 +81,20 @@ def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
         yield from _remarks_of(one, decides=decides[books])
 
 
-def pair_remarks(one: JudgedMetric, most: float) -> Iterator[str]:
-    """Say of each judge of a win rate what it compared, and how many preferences could not be read.
+def pair_remarks(judged: JudgedMetric, most: float) -> Iterator[str]:
+    """Say how much each judge of a win rate compared, and how many preferences were unreadable.
 
-    Items beyond the share `most` that have one leave the win rate open.
+    More items with an unreadable preference than the share `most` leave the win rate open.
     """
     limit = f"{percent(most)} % of items (gate.max_errors)"
     become = f"make their items half a win, beyond {limit} the win rate is left open"
-    for judge, known in zip(one.judges, one.grades(), strict=True):
+    for judge, known in zip(judged.judges, judged.grades(), strict=True):
         if known:
-            yield _remark_of(one, judge, known, ("comparisons made", "preferences"), become)
+            yield _remark_of(judged, judge, known, ("comparisons made", "preferences"), become)
 
 
 def self_preference_remarks(judged: Iterable[JudgedMetric], runs: Iterable[Run]) -> Iterator[str]:
-    """Say of each judge whose own answers it grades: models prefer what they would say themselves.
+    """Name each judge that grades its own answers: models prefer their own text.
 
     Source: Panickssery et al. 2024, arXiv 2404.13076.
     """
@@ -105,23 +105,23 @@ def self_preference_remarks(judged: Iterable[JudgedMetric], runs: Iterable[Run])
     graded = {(one.metric, judge.book): judge for one in judged for judge in one.judges}
     for (metric, _), judge in graded.items():
         if judge.weights and (own := makers.get(judge.weights.digest)):
-            said = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"
+            text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"
             step = "let another model judge, or people label answers of both sides"
-            yield f"{said}, and models prefer what they would say themselves; {step}"
+            yield f"{text}, and models prefer what they would say themselves; {step}"
 
 
-def _remarks_of(one: JudgedMetric, *, decides: bool) -> Iterator[str]:
+def _remarks_of(judged: JudgedMetric, *, decides: bool) -> Iterator[str]:
     become = "count as failed answers" if decides else "leave these answers without that score"
-    for judge, known in zip(one.judges, one.grades(), strict=True):
-        yield _remark_of(one, judge, known, ("answers graded", "grades"), become)
+    for judge, known in zip(judged.judges, judged.grades(), strict=True):
+        yield _remark_of(judged, judge, known, ("answers graded", "grades"), become)
 
 
 def _remark_of(
-    one: JudgedMetric, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
+    judged: JudgedMetric, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
 ) -> str:
-    """Say how much a judge did, at which price, and what those `become` that could not be read."""
+    """Say how much a judge graded, at which price, and what its unreadable grades `become`."""
     done, name = words
-    paid = _price(one, judge) if judge.settings else ""
+    paid = _price(judged, judge) if judge.settings else ""
     lost = [grade for grade in known.values() if grade.value is None]
     errors = [grade.error for grade in lost if grade.status == "error"]
     unread = f"{count(len(lost) - len(errors))} of these {name} could not be read"
@@ -130,13 +130,13 @@ def _remark_of(
     failed = f"; {reasons} and {become}"
     if judge.settings:
         failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-    said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
+    extra = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(judged, judge)}"
     did = f"{count(len(known))} {done} by {judge.name}{paid}"
-    return f"{one.metric}: {did}{said}{_describe_unchecked_grades(one, judge)}"
+    return f"{judged.metric}: {did}{extra}{_describe_unchecked_grades(judged, judge)}"
 
 
 def _anchor_remark(judged: JudgedMetric, judge: Judge) -> str:
-    """Say how many anchors came back as they were when the judge was last checked."""
+    """Say how many anchors kept their grade when the judge was last checked."""
     checks = read_checks(judged.store, judge.book)
     if not checks:
         return ""
@@ -145,13 +145,13 @@ def _anchor_remark(judged: JudgedMetric, judge: Judge) -> str:
 
 
 def _describe_unchecked_grades(judged: JudgedMetric, judge: Judge) -> str:
-    """Say how many grades are older than a book's anchors, so that nobody checked who gave them."""
+    """Say how many grades are older than a book's anchors, and so not checked for drift."""
     anchors = {anchor.key for anchor in read_anchors(judged.store, judge.book)}
     older = list(takewhile(lambda grade: grade.key not in anchors, list_grades(judged.store, judge.book)))
     if not (judge.settings and anchors and older):
         return ""
-    said = f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
-    return f"{said} (version: in the rubric grades them again)"
+    text = f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
+    return f"{text} (version: in the rubric grades them again)"
 
 
 def _price(judged: JudgedMetric, judge: Judge) -> str:
@@ -163,7 +163,7 @@ def _price(judged: JudgedMetric, judge: Judge) -> str:
 
 
 def _place_preference(grades: Iterable[Grade]) -> str:
-    """Say how often the answer shown first won; each pair is shown in both orders, so half is fair."""
+    """Say how often the answer shown first won; each pair is shown in both orders, so half is neutral."""
     wins = [g.value if g.order == "first" else 1 - g.value for g in grades if g.order and g.value is not None]
     if not wins:
         return ""
