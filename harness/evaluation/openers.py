@@ -1,7 +1,8 @@
-"""Openers of weights, one a kind: from a folder and a base to a candidate that generates and scores.
+"""Openers of weights, one per kind: from a folder and a base to a candidate that generates and scores.
 
-Invariant: an opener lets go of what it opened, and the base in memory is then itself again. A new kind of
-weights is a new entry of `OPENERS`. Rows that `decide.needs` calls sensitive go to no server of others.
+Invariant: an opener releases what it opened, and the base in memory is unchanged afterwards. A new kind of
+weights needs a new entry in `OPENERS`. Rows that `decide.needs` calls sensitive are not sent to external
+servers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,20 +23,20 @@ Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
 
 @contextmanager
 def open_base(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base as it is served."""
+    """Open the base as served."""
     yield session.host(_source(session, weights)).base
 
 
 @contextmanager
 def open_model(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open a whole model that was trained, in place of the base."""
+    """Open a trained whole model, in place of the base."""
     path = _folder(weights) / "model"
     yield session.host(_source(session, weights)._replace(path=path, weights_digest=weights.digest)).base
 
 
 @contextmanager
 def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base with an adapter, merged where that is requested."""
+    """Open the base with an adapter, merged if requested."""
     host, folder = session.host(_source(session, weights)), _folder(weights) / "adapter"
     if weights.merged:
         assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
@@ -48,7 +49,7 @@ def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 @contextmanager
 def open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base with a delta of a form of our own."""
+    """Open the base with a delta in our own format."""
     host = session.host(_source(session, weights))
     assert isinstance(host, ModelHost), "deltas are refused for other engines"
     with apply_delta(host.model, _folder(weights) / "delta"):
@@ -64,7 +65,7 @@ def open_classifier(_: Session, weights: Weights) -> Iterator[Candidate]:
 
 @contextmanager
 def open_text_head(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open a classification head, or a classifier of embeddings, with a model of its own to read with."""
+    """Open a classification head, or a classifier of embeddings, with its own model for reading."""
     opens = {HEAD: open_head, EMBEDDING: open_embedding}[weights.kind]
     folder = _folder(weights) / weights.kind
     yield opens(folder, _source(session, weights), session.machine, weights.digest)
@@ -72,10 +73,10 @@ def open_text_head(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 @contextmanager
 def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open what a server serves; prompts are written as for the base.
+    """Open the model behind an endpoint; prompts are written as for the base.
 
     Raises:
-        UserError: the rows are sensitive, and the server is somebody else's.
+        UserError: the rows are sensitive, and the server is external.
     """
     source, settings = _source(session, weights), openai_api.settings_of(_folder(weights))
     step = "a candidate that answers here or in your network, or remove sensitive_data"
@@ -109,7 +110,7 @@ def _folder(weights: Weights) -> Path:
 def sensitive_problems(
     experiment: Experiment, settings: openai_api.Settings, name: str, where: str, step: str
 ) -> Iterator[Problem]:
-    """Yield what forbids to send rows to an endpoint: sensitive data, and somebody else's server."""
+    """Yield why rows must not be sent to an endpoint: sensitive data, and an external server."""
     if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
         found = f"{name} on somebody else's server, {settings.name}"
         expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"

@@ -1,7 +1,7 @@
-"""Re-scoring of stored answers: by other metrics, by the grades that there are by now, or by other rewards.
+"""Re-scoring of stored answers: with other metrics, with new grades, or with other rewards.
 
-Invariant: no candidate answers anything; rows that are re-scored equal those of a new evaluation, because
-nothing but their scoring differs from the rows they are made of.
+Invariant: no candidate answers anything; re-scored rows equal those of a new evaluation, because they differ
+from the stored rows only in their scoring.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,21 +20,21 @@ from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, Sample
 def rescore_stored(
     session: Session, sets: Iterable[RowSet], ungraded: list[UngradedAnswer] | None = None
 ) -> list[RowSet]:
-    """Score again what was answered before under other metrics; returns the sets that need a model.
+    """Score stored answers again with other metrics; return the sets that need a model.
 
     Answers that a judge has yet to grade are added to `ungraded`; no judge is asked here.
     """
-    absent = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
-    if not absent:
+    incomplete = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
+    if not incomplete:
         return []
-    known = store.identities(session.store)
-    return [rows for rows in absent if not _rescore(session, rows, known, ungraded)]
+    stored_identities = store.identities(session.store)
+    return [rows for rows in incomplete if not _rescore(session, rows, stored_identities, ungraded)]
 
 
 def score_by_grades(
     rows: RowSet, answered: Sequence[SampleResult], ungraded: list[UngradedAnswer]
 ) -> list[SampleResult]:
-    """Score answers to some of a set's items by the grades there are; what no judge scores stays as it is.
+    """Score answers to some of a set's items with the existing grades; unjudged metrics stay as they are.
 
     Answers that a judge has yet to grade are added to `ungraded`.
     """
@@ -54,10 +54,10 @@ def score_by_grades(
 def _rescore(
     session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[UngradedAnswer] | None
 ) -> bool:
-    """Score again every stored block of the same answers; says whether the set is then complete."""
+    """Score every stored block of the same answers again; return whether the set is then complete."""
     wanted = rows.identity
-    same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
-    same.sort(key=lambda one: one.choice != wanted.choice)  # those first that hold the rewards
+    same = [r for r in known if r.scoring_digest and r != wanted and r.answers == wanted.answers]
+    same.sort(key=lambda rows_: rows_.choice != wanted.choice)  # rows with rewards first
     done = store.list_stored_blocks(session.store, wanted, rows.ids)
     grades = rows.grades()
     if same and wanted.scoring_digest:
@@ -80,8 +80,8 @@ def _rescore_blocks(
     other: RowsIdentity,
     done: set[int],
 ) -> None:
-    """Score again the stored blocks of other rows that are not `done`, but those that lack a grade."""
-    wanted, came_from = rows.identity, store.origins(session.store, other.digest)
+    """Score stored blocks of other rows that are not `done`, except those that lack a grade."""
+    wanted, origins = rows.identity, store.origins(session.store, other.digest)
     for index, block in store.read_blocks(session.store, other, rows.ids).items():
         if index in done:
             continue
@@ -96,14 +96,14 @@ def _rescore_blocks(
         ]
         if len(grades.ungraded) > n_ungraded:
             continue
-        if index in came_from:
-            store.keep_origin(session.store, wanted.digest, index, came_from[index])
+        if index in origins:
+            store.keep_origin(session.store, wanted.digest, index, origins[index])
         store.append_block(session.store, wanted, index, scored)
         done.add(index)
 
 
 def _score_rewards(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewards:
-    """Ask the reward model that chooses, if one does, about a block's answers."""
+    """Let the choosing reward model, if any, score a block's answers."""
     m = rows.measured
     return score_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
 
@@ -111,13 +111,13 @@ def _score_rewards(session: Session, rows: RowSet, block: Sequence[SampleResult]
 def _row(
     job: EvaluationJob, example: Example, row: SampleResult, grades: GradeReader, rewards: Rewards
 ) -> SampleResult:
-    """Score what is stored of an item; an unreadable grade says why, and is an error where it decides."""
-    samples = tuple(replace(_output(one), mean_logprob=one.mean_logprob) for one in row.samples)
+    """Score a stored item; an unreadable grade gives its reason, and is an error in the deciding metric."""
+    samples = tuple(replace(_output(s), mean_logprob=s.mean_logprob) for s in row.samples)
     output = replace(_output(row), gold_logprob=row.gold_logprob, gold_bytes=row.gold_bytes, samples=samples)
 
-    def score(one: Output) -> AnswerScore:
-        scored = score_output(job, example, one)
-        scored = scored._replace(parts={**scored.parts, **rewards.get((example.id, one.text), {})})
+    def score(answer_output: Output) -> AnswerScore:
+        scored = score_output(job, example, answer_output)
+        scored = scored._replace(parts={**scored.parts, **rewards.get((example.id, answer_output.text), {})})
         if unreadable := grades.unreadable.pop(example.id, {}):
             status = "error" if job.task.primary_metric in unreadable else scored.status
             scored = scored._replace(status=status, error="; ".join(unreadable.values()))
@@ -127,7 +127,7 @@ def _row(
 
 
 def _output(stored: SampleResult | Sample) -> Output:
-    """Return what was answered, as it was before it was scored."""
-    ended: Any = stored.finish_reason  # one of what an output holds, from where it was copied
+    """Return a stored answer as it was before scoring."""
+    ended: Any = stored.finish_reason  # a value of Output's, from which it was copied
     tokens = (stored.n_prompt_tokens, stored.n_output_tokens)
     return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)

@@ -1,7 +1,7 @@
-"""Evaluation of missing blocks, each on the disk before the next.
+"""Evaluation of missing blocks, each stored before the next.
 
-Invariant: a block that is stored is never evaluated again; a kill loses at most the one in flight. What a
-block's token ids are does not depend on the thread that makes the next ones.
+Invariant: a stored block is never evaluated again; a kill loses at most the running one. A block's token ids
+do not depend on the thread that encodes them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,23 +39,23 @@ def fill(
     control: str = "",
     shared: bool = False,
 ) -> None:
-    """Compute the blocks that are not there yet, beside a measurement of the control arm.
+    """Compute the missing blocks, with a measurement of the control arm.
 
-    What a judge scores is only answered here (see `judges.judging_stage`). `name` is who answers, for the
-    progress. What is `shared` is left to other experiments on this machine, set by set.
+    Answers for a judge are only stored here (see `judges.judging_stage`). `name` is the candidate's name for
+    the progress. With `shared`, sets are cached for other experiments on this machine, one by one.
     """
-    for one in sets:
-        rows = one.answers
+    for row_set in sets:
+        rows = row_set.answers
         with session.claim(rows.identity.digest):
             if not is_there(session, rows):
                 _fill(session, candidate, rows, name, control)
         if shared:
-            _keep_base_rows(session, one)
+            _keep_base_rows(session, row_set)
 
 
 def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
-    """Compute the blocks of one set; what workers time beside others counts as disturbed."""
-    job, came_from = rows.job(), origin(session, control)
+    """Compute the blocks of one set; workers' times count as disturbed by the other workers."""
+    job, block_origin = rows.job(), origin(session, control)
     done = store.list_stored_blocks(session.store, job.identity, rows.ids)
     work, times = work_of(job), []
     missing = [index for index in range(job.n_blocks) if index not in done]
@@ -66,8 +66,8 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
         for index, encoded in encode_blocks(encode, missing, ahead=ahead):
             block = rows.measured.evaluate(candidate, job, index, encoded)
             times.append(load().since(start))
-            here = came_from._replace(contended=session.is_worker or times[-1].is_contended())
-            store.keep_origin(session.store, job.identity.digest, index, here)
+            timed_origin = block_origin._replace(contended=session.is_worker or times[-1].is_contended())
+            store.keep_origin(session.store, job.identity.digest, index, timed_origin)
             store.append_block(session.store, job.identity, index, block)
             advance(index + 1, job.n_blocks)
             start = load()
@@ -78,7 +78,7 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
 
 
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
-    """Fetch a base's rows of suites that another experiment here left; returns the sets without."""
+    """Fetch a base's cached rows of suites from other experiments; return the sets without cached rows."""
     environment = provenance.describe_environment(session.machine.name)
 
     def is_found(rows: RowSet) -> bool:
@@ -90,14 +90,14 @@ def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
 
 
 def _keep_base_rows(session: Session, rows: RowSet) -> None:
-    """Leave a base's rows of a suite to other experiments on this machine."""
+    """Cache a base's rows of a suite for other experiments on this machine."""
     if _is_shared(session, rows):
         environment = provenance.describe_environment(session.machine.name)
         store.keep_base_rows(session.store, rows.identity, environment, cpu_kernels())
 
 
 def _is_shared(session: Session, rows: RowSet) -> bool:
-    """Tell whether rows may leave their folder: those of public suites, never what the target holds."""
+    """Tell whether rows may be cached outside their folder: those of public suites, never of the target."""
     m = rows.measured
     return (
         not m.judged
@@ -108,18 +108,18 @@ def _is_shared(session: Session, rows: RowSet) -> bool:
 
 
 def _is_public(task: Task) -> bool:
-    """Tell whether a task is lm-eval's, or rows that ship with the package in no words of the user's."""
+    """Tell whether a task is lm-eval's, or consists of shipped rows without the user's own words."""
     files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
     shipped = bool(files) and all(map(is_shipped, files)) and task.system is None and task.fields == Fields()
     return bool(task.lm_eval) or shipped
 
 
 def _is_of_target(session: Session, m: MeasuredTask) -> bool:
-    """Tell whether an item of a task is one of the target's: by its id, or by what it asks."""
+    """Tell whether a task shares an item with the target: by id, or by question."""
     held = [
         example
-        for of in (session.target.items, *(m.items for m in session.training.values()))
-        for example in (*of.train, *of.validation, *of.test, *of.pairs)
+        for held_items in (session.target.items, *(m.items for m in session.training.values()))
+        for example in (*held_items.train, *held_items.validation, *held_items.test, *held_items.pairs)
     ]
     items = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
@@ -129,10 +129,10 @@ def _is_of_target(session: Session, m: MeasuredTask) -> bool:
 
 @contextmanager
 def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open weights as something that generates and scores.
+    """Open weights as a candidate that generates and scores.
 
     Raises:
-        CandidateFailed: their files are no longer those that were made.
+        CandidateFailed: their files have changed since they were made.
     """
     refuse_damaged(weights)
     start = load()
@@ -148,9 +148,9 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
 def open_and_fill(
     session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
 ) -> Iterator[Candidate]:
-    """Open weights and let them answer sets, beside a measurement of the control arm of `base`.
+    """Open weights and let them answer sets, with a measurement of the control arm of `base`.
 
-    A classifier has no base that could have moved.
+    A classifier has no base that could have changed.
     """
     control = measure_once(session, base) if base and sets and weights.is_language_model else ""
     with open_weights(session, weights) as candidate:
@@ -167,15 +167,15 @@ def answer(
 
 
 def count_shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:
-    """Count the tokens that all prompts of a job begin with: what a provider's cache would hold.
+    """Count the tokens shared by the beginning of all prompts of a job, which a provider could cache.
 
-    0 of an endpoint that is sent messages: what it makes of them is not seen here.
+    0 for an endpoint that receives messages: its prompts are not visible here.
     """
     if candidate.engine == openai_api.identity("chat")[0]:
         return 0
     chat = job.task.chat_template
     prompts = [PromptText(e.messages, chat_template=chat) for e in job.examples]
-    return common_length([one.context for one in candidate.encode_all(prompts)])
+    return common_length([encoded.context for encoded in candidate.encode_all(prompts)])
 
 
 _Ids = TypeVar("_Ids")
@@ -184,9 +184,9 @@ _Ids = TypeVar("_Ids")
 def encode_blocks(
     encode: Callable[[int], _Ids], blocks: Sequence[int], *, ahead: bool
 ) -> Iterator[tuple[int, _Ids]]:
-    """Yield each block's number with its token ids; `ahead` is for blocks that another device computes.
+    """Yield each block's number with its token ids; `ahead` is for blocks computed on another device.
 
-    On a processor that computes them itself a second thread would only take time from it.
+    On the processor that computes them, a second thread would only slow it down.
     """
     if not ahead:
         yield from ((block, encode(block)) for block in blocks)

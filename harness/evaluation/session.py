@@ -1,7 +1,7 @@
-"""The session of an experiment: data, machine, store, and the engine that holds one base at a time in memory.
+"""The session of an experiment: data, machine, store, and the engine with one base at a time in memory.
 
-Invariant: at most one base is in memory, and one engine answers for every arm; what lays tokens out is
-remembered under the version of its code.
+Invariant: at most one base is in memory, and one engine answers for every arm; the layout of tokens is cached
+under the version of its code.
 """
 
 import gc
@@ -35,18 +35,17 @@ from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 from harness.training import Weights
 
-UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
-_ALLOCATIONS = 50_000  # between collections from the first base on: what a cycle holds may be large then
+UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that was never loaded here
+_ALLOCATIONS = 50_000  # between garbage collections once a base was loaded: cycles may hold much memory
 
 
 class MeasuredTask(NamedTuple):
-    """A task of a suite with its items, each split's version, its metrics, and the way to evaluate a block.
+    """A task with its items, each split's version, its metrics, and the functions that evaluate a block.
 
-    `encode` makes its token ids of a candidate, a job and the block's number, and `evaluate` takes them.
-
-    Where only some of its test items are evaluated `weights` holds their inclusion weights by id, and the
-    items come in the order in which they were drawn. `judged` are those of its metrics that judges grade.
-    `n_documents` counts those of a task of lm-eval.
+    `encode` returns the token ids for a candidate, a job and the block's number; `evaluate` uses them. If
+    only some of its test items are evaluated, `weights` holds their inclusion weights by id, and the items
+    are in the order in which they were drawn. `judged` are the metrics that judges grade. `n_documents`
+    counts the documents of a task of lm-eval.
     """
 
     task: Task
@@ -63,26 +62,26 @@ class MeasuredTask(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Number of test items that its files, or its split of lm-eval, hold whatever the limit."""
+        """The number of test items in its files, or its split of lm-eval, independent of the limit."""
         return self.n_documents or len(self.items.evaluated.get("test", self.items.test))
 
     def size(self, split: Split) -> int:
-        """Count the items of a split that are evaluated."""
+        """Return the number of evaluated items of a split."""
         return 0 if self.task.lm_eval and split != "test" else len(getattr(self.items, split))
 
     @property
     def primary(self) -> Metric:
-        """The metric that decides."""
+        """The deciding metric."""
         return self.metrics[self.task.primary_metric]
 
     def examples(self, split: Split) -> tuple[Example, ...]:
-        """Return a split's items in the order seeded by its version; lm-eval's and drawn ones have theirs."""
+        """Return a split's items in the order seeded by its version; lm-eval's and sampled ones as they are."""
         if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
         return put_in_order(getattr(self.items, split), self.versions[split])
 
     def without_judges(self) -> "MeasuredTask":
-        """Return the task as it is answered, before a judge has graded anything."""
+        """Return the task without judged metrics, as it is answered."""
         kept = tuple(name for name in self.task.metrics if not is_judged(name))
         task = self.task.model_copy(update={"metrics": kept, "primary": ""})
         metrics = {name: metric for name, metric in self.metrics.items() if name not in self.judged}
@@ -90,14 +89,14 @@ class MeasuredTask(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """A fold of the target: the items it trains on and tests, and candidates' own training rows there."""
+    """A fold of the target: its training and test items, and the candidates' own training rows in it."""
 
     target: MeasuredTask
     training: Mapping[str, MeasuredTask]
 
 
 class Host(Protocol):
-    """One base in memory, as it is or with an adapter."""
+    """One base in memory, as published or with an adapter."""
 
     @property
     def source(self) -> ModelSource:
@@ -108,15 +107,15 @@ class Host(Protocol):
         """The base, ready to answer."""
 
     def use_adapter(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
-        """Open the base with the adapter of a folder; the base is itself again afterwards."""
+        """Open the base with the adapter of a folder; the base is restored afterwards."""
 
 
 def load(
     experiment: Experiment, source: ModelSource, machine: Machine, known: str, log: Path, advance: Advance
 ) -> Host:
-    """Load a base; `known` is how transformers lays out its scoring, where that was found out before.
+    """Load a base; `known` is the layout by which transformers scores, if it was found before.
 
-    `log` is for what a server of its own says.
+    `log` is the log file of a server.
 
     Raises:
         UserError: the engine is not installed.
@@ -129,32 +128,30 @@ def load(
 
 @dataclass
 class EngineSlot:
-    """The place of the one base in memory, which all copies of a session share: `host`, or None."""
+    """The place of the one base in memory, shared by all copies of a session: `host`, or None."""
 
     host: Host | None = None
 
 
 @dataclass
 class Session:
-    """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
+    """State shared by all runs of one experiment: data, machine, store, and one base at a time in memory.
 
-    `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
-    `more_targets` are answered by every
-    candidate, and decide nothing; rescues keep gains on them, and nights watch them. `folds` are those of the
-    target, where `data.folds` asks for some (see `k_fold`). `source` is the experiment's base; `sources`
-    holds every model that a candidate names, by name; `candidates` are the experiment's, each resolved once.
-    `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened,
-    `timed` kinds of work to the seconds that they took since then. `controls` maps digests of bases to the
-    control arm that was measured while this session was open, `judging` maps judges that run here to their
-    weights, or to why they have none yet; `checked_judges` holds the judges whose anchors were graded again
-    for the candidate that is evaluated, `refused_judges` why one of them may grade nothing new, `settled`
-    runs to the verdict that an interim analysis settled; these are evaluated no further. `shown` names the
-    task of which some items were shown with their answers. `failures` maps
-    candidates with seeds to what a worker or their base failed with; these are not made here. `searched`
-    names candidates of whose sweep or search every trial was made since this session was opened; those that
-    failed are not made again. One that is a worker's (`is_worker`) claims what it makes, as others are at
-    work in the same store. Copies made by `replace` share the slot, so what one loads another lets go of. A
-    session for a `dry_run` loads nothing.
+    `training` holds the target with other training rows, for candidates with their own (see
+    `candidate_rows`). `more_targets` are answered by every candidate and decide nothing; rescues keep gains
+    on them, and nights watch them. `folds` are those of the target, if `data.folds` asks for some (see
+    `k_fold`). `source` is the experiment's base; `sources` maps names to all models that candidates name;
+    `candidates` are the experiment's, each resolved once. `paces` maps model sizes to the pace of this
+    machine when the session was opened, `timed` maps kinds of work to the seconds spent since then.
+    `controls` maps digests of bases to the control arm measured in this session. `judging` maps local judges
+    to their weights, or to the reason why they have none; `checked_judges` holds the judges whose anchors
+    were graded again for the current candidate, `refused_judges` the reasons why a judge may not grade.
+    `settled` maps runs to the verdict of an interim analysis; they are evaluated no further. `shown` names
+    the task whose items were shown with answers. `failures` maps candidates with seeds to the failure of a
+    worker or of their base; these are not made here. `searched` names candidates whose sweep or search is
+    complete in this session; failed trials are not repeated. A worker's session (`is_worker`) claims what it
+    makes, because others work in the same store. Copies made by `replace` share the slot, so one copy can
+    unload what another loaded. A `dry_run` session loads nothing.
     """
 
     experiment: Experiment
@@ -185,7 +182,7 @@ class Session:
 
     @property
     def first_seed(self) -> int:
-        """The first of the seeds, by which trials are made and shared work is estimated."""
+        """The first of the seeds, used for trials and for estimates of shared work."""
         return self.experiment.seeds[0]
 
     @property
@@ -194,17 +191,17 @@ class Session:
         return (self.target, *self.more_targets, *self.suites)
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
-        """Return a copy whose experiment holds these candidates too; one of a known name replaces it."""
+        """Return a copy whose experiment also has these candidates; one with a known name replaces it."""
         candidates = {**self.experiment.candidates, **recipes}
         experiment = self.experiment.model_copy(update={"candidates": candidates})
         return replace(self, experiment=experiment, candidates=resolve_candidates(experiment, self.sources))
 
     def resolve(self, name: str, recipe: Recipe) -> ResolvedCandidate:
-        """Resolve a recipe that is not the file's, such as that of a former champion."""
+        """Resolve a recipe that is not in the file, such as that of a former champion."""
         return resolve(name, recipe, self.experiment, self.sources, self.candidates)
 
     def seconds(self, work: costs.Work, source: ModelSource | None = None) -> float:
-        """Estimate how long an amount of work takes here, by the pace of what ran here before."""
+        """Estimate how long an amount of work takes here, by the pace measured so far."""
         n_parameters = (source or self.source).n_parameters
         if n_parameters not in self.paces:
             self.paces[n_parameters] = read_pace(self.machine, n_parameters)
@@ -214,7 +211,7 @@ class Session:
         return sum(rate.ratio * estimated_s + rate.each_s * n for rate, (estimated_s, n) in pairs)
 
     def _amount(self, kind: str, work: costs.Work, source: ModelSource) -> tuple[float, int]:
-        """Return a kind's share of work: the seconds of its tokens by sizes alone, and how many things."""
+        """Return a kind's share of work: seconds of its tokens by sizes alone, and its number of units."""
         tokens, n = {
             "answering": (work._replace(trained=0), work.blocks),
             "training": (costs.Work(trained=work.trained), work.steps),
@@ -225,22 +222,22 @@ class Session:
     def learn_pace(
         self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource, *, teaches: bool = True
     ) -> None:
-        """Keep how long work of a kind took here, where it `teaches` that also for later estimates."""
+        """Record how long work of a kind took here; with `teaches` also for later estimates."""
         self.timed[kind] = self.timed.get(kind, 0.0) + took_s
         if teaches:
             record_pace(self.machine, source.n_parameters, kind, *self._amount(kind, work, source), took_s)
 
     def base_in_memory(self, engine: str) -> ModelSource | None:
-        """Return the base that an engine answers with on this machine; None where it answers elsewhere."""
+        """Return the base with which an engine answers on this machine; None if it answers elsewhere."""
         here = engine.partition("/")[0] in ("transformers", vllm.ENGINE)
         return self.slot.host.source if here and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
-        """Load a base as it is served, unless it is the one in memory; that one then goes first."""
+        """Load a base as served, unless it is already in memory; the base in memory is unloaded first."""
         assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
             self.unload()
-            # What is not a base as published has that one's layers, and so its scoring engine.
+            # A changed base has the layers of the published one, and so its scoring engine.
             known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
             own = f"-{os.getpid()}" if self.is_worker else ""  # each worker has a server of its own
             log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}{own}.log"
@@ -249,36 +246,35 @@ class Session:
         return self.slot.host
 
     def claim(self, name: str) -> AbstractContextManager[None]:
-        """Keep other workers from making what has this name; whoever is alone in the store need not."""
+        """Keep other workers from making the same thing; not needed without workers."""
         return store.claim(self.store, name) if self.is_worker else nullcontext()
 
     def unload(self) -> None:
-        """Let go of the base in memory, and of what a training left behind in cycles of references."""
+        """Unload the base in memory, and free the reference cycles left by a training."""
         if isinstance(self.slot.host, vllm.VllmServer):
-            self.slot.host.close()  # whoever else still refers to it, the memory is wanted
+            self.slot.host.close()  # frees the memory even if it is still referenced
         self.slot.host = None
         gc.set_threshold(_ALLOCATIONS)
         gc.collect()
         oom.release()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
-        """Engine and layout digest of a base's models here; remembered, so that none is loaded for it.
+        """Engine and layout digest of a base's models here; cached, so that no model is loaded for it.
 
-        In a dry run, which loads none, they are `UNKNOWN` until another command has.
+        In a dry run, which loads no model, they are `UNKNOWN` until another command has loaded it.
         """
         if self.experiment.engine == "vllm":
             return vllm.identity(self.experiment.vllm)
         plain = self.sources[source.name]
-        # Not by its speed, which is another number whenever it is measured.
+        # Without its speed, which differs with every measurement.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
         key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy, tried"])
         engine, layout = memo("engines", key, lambda: self._find_engine(plain)) or UNKNOWN
         return engine, layout
 
     def _find_engine(self, source: ModelSource) -> tuple[str, str] | None:
-        """Find a base's engine and layout digest by a copy of its configuration; None in a dry run."""
-        # Where that cannot tell, and on a GPU, whose costs a pass of the base itself shows, the base is
-        # loaded.
+        """Find a base's engine and layout digest with a copy of its configuration; None in a dry run."""
+        # Otherwise, and on a GPU, whose costs only a pass of the base shows, the base is loaded.
         if self.dry_run:
             return None
         device = self.machine.device
@@ -297,6 +293,6 @@ class Session:
 
 
 def join_items(task: Task, role: Role, suite: str, items: TaskItems) -> MeasuredTask:
-    """Join a task with its items, their versions and its metrics."""
+    """Build the measured task from a task, its items, their versions and its metrics."""
     versions = {split: task_version(task, items, split) for split in SPLITS}
     return MeasuredTask(task, role, suite, items, versions, load_metrics(task))

@@ -1,7 +1,7 @@
-"""lm-eval's catalogue: any of its tasks by name, driven by our candidates and stored as our rows.
+"""lm-eval's catalogue: any of its tasks by name, answered by our candidates and stored as our rows.
 
-Invariant: prompts, filters and scores of an item are lm-eval's own; which items are evaluated, in which
-blocks, and what their digests are is ours. Only this package imports lm_eval.
+Invariant: prompts, filters and scores of an item are lm-eval's own; the choice of items, the blocks and the
+digests are ours. Only this package imports lm_eval.
 Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
 """
 
@@ -35,17 +35,17 @@ EncodedDocuments = Mapping[tuple[int, int], Sequence[Encoded]]  # requests, by t
 Encode = Callable[[Candidate, EvaluationJob, int], EncodedDocuments]
 Evaluate = Callable[..., list[SampleResult]]  # (candidate, job, block's number, its documents encoded)
 Samples = Callable[[Sequence[SampleResult]], Iterator[dict[str, Any]]]
-_INVALID = "[invalid]"  # what lm-eval's regex filters give where nothing matches
+_INVALID = "[invalid]"  # result of lm-eval's regex filters without a match
 
 
 class LmEvalTask(NamedTuple):
-    """A task of lm-eval as the rest of the harness knows tasks.
+    """A task of lm-eval in the form that the rest of the harness uses.
 
-    `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
-    the order in which they are evaluated, `version` digests all of them whatever the limit. `texts` are
-    the documents' texts, for the contamination check. `left_out` names metrics that have no interval here.
-    `samples` turns rows into what lm-eval logs of them; it reads the documents again. `n_documents` counts
-    them whatever the limit.
+    `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in the order
+    of evaluation; `version` digests all documents, independent of the limit. `texts` are the documents'
+    texts, for the contamination check. `left_out` names metrics without an interval here. `samples` converts
+    rows to lm-eval's log format; it reads the documents again. `n_documents` counts all documents,
+    independent of the limit.
     """
 
     task: Task
@@ -62,18 +62,18 @@ class LmEvalTask(NamedTuple):
 
 
 def load(tasks: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
-    """Find tasks of lm-eval, by our name; `gated` asks for one primary score of each.
+    """Load tasks of lm-eval, by our names; `gated` requires one primary score for each.
 
     Raises:
         UserError: with the problems of all tasks at once.
     """
     problems: list[Problem] = []
-    found: dict[str, LmEvalTask] = {}
+    loaded: dict[str, LmEvalTask] = {}
     for task in tasks:
         with gather(problems):
-            found[task.name] = _find(task, datasets_dir, gated)
+            loaded[task.name] = _find(task, datasets_dir, gated)
     refuse(problems)
-    return found
+    return loaded
 
 
 def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
@@ -83,15 +83,15 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     described = metadata.description(
         members, evaluator.num_fewshot, datasets_dir, task.limit, lambda i: evaluator.task(i), where
     )
-    known = described.scores
-    if not known:
+    listed = described.scores
+    if not listed:
         found = f"no score that adds up over items ({'; '.join(described.left_out)})"
         raise UserError(Problem(where, found, "a task with a score that can be compared", "leave it out"))
-    primary = scores.primary(known, task.primary, where) if gated or task.primary else known[0].name
-    evaluator.know(described, known, primary)
+    primary = scores.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
+    evaluator.know(described, listed, primary)
     items = tuple(_example(d, described.members if len(members) > 1 else ()) for d in described.documents)
     filled = {
-        "metrics": tuple(s.name for s in known),
+        "metrics": tuple(s.name for s in listed),
         "primary": primary,
         "kind": described.kind,
         "chat_template": False,
@@ -102,7 +102,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
         task.model_copy(update=filled),
         TaskItems((), (), items, (), (), ()),
         described.version,
-        {s.name: metric_of(s) for s in known},
+        {s.name: metric_of(s) for s in listed},
         tuple(
             _text_example(f"{e.id}/{i}", text)
             for e, d in zip(items, described.documents, strict=True)
@@ -129,7 +129,7 @@ def _text_example(name: str, text: str) -> Example:
 
 
 class _TaskEvaluator:
-    """Asks one task's documents; lm-eval's objects are loaded when a block needs them, and once."""
+    """Evaluates one task's documents; lm-eval's objects are loaded once, when a block first needs them."""
 
     def __init__(
         self, task: Task, members: Sequence[registry.RegisteredTask], datasets_dir: Path | None, where: str
@@ -140,7 +140,7 @@ class _TaskEvaluator:
         self._requests: dict[tuple[int, int], list[Any]] = {}
 
     def task(self, member: int) -> Any:
-        """Load one task of lm-eval, or return it."""
+        """Return one task of lm-eval, loading it on first use."""
         if member not in self._tasks:
             if not self._tasks:
                 tasks.refuse_lacking(self._members, self._datasets_dir, self._where)
@@ -154,12 +154,12 @@ class _TaskEvaluator:
         return self._tasks[member]
 
     def know(self, described: Description, known: Sequence[Score], primary: str) -> None:
-        """Take in what was found out about the task."""
+        """Set the description of the task."""
         self._described, self._scores = described, known
         self._primary = next(s for s in known if s.name == primary)
 
     def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
-        """Turn the requests of one block of documents into token ids."""
+        """Encode the requests of one block of documents."""
         places = self._places(job, index)
         self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
         ids = iter(encode_requests(candidate, [i for place in places for i in self._requests[place]]))
@@ -168,15 +168,15 @@ class _TaskEvaluator:
     def block(
         self, candidate: Candidate, job: EvaluationJob, index: int, encoded: EncodedDocuments | None = None
     ) -> list[SampleResult]:
-        """Ask one block of documents, and score the answers as lm-eval does."""
+        """Let the candidate answer one block of documents, and score the answers as lm-eval does."""
         examples, places = job.examples[index * BLOCK : (index + 1) * BLOCK], self._places(job, index)
         ids = encoded or self.encode(candidate, job, index)
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
         for part in self._group_by_task(places):
             requests = [i for place in part for i in self._requests[place]]
-            given = iter(answer(candidate, requests, [one for place in part for one in ids[place]]))
-            by_place |= {place: [next(given) for _ in self._requests[place]] for place in part}
+            responses = iter(answer(candidate, requests, [e for place in part for e in ids[place]]))
+            by_place |= {place: [next(responses) for _ in self._requests[place]] for place in part}
         share = (time.perf_counter() - start) / max(len(examples), 1)
         values = self._values(by_place)
         return [
@@ -188,14 +188,14 @@ class _TaskEvaluator:
         return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
 
     def _group_by_task(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """Part a group's items by their task where shots are scored: each task's are then read once."""
+        """Split a group's items by task if shots are scored, so that each task's shots are read once."""
         if not self._described.num_fewshot or self._described.kind == "generate":
             return [list(places)]
         members = dict.fromkeys(member for member, _ in places)
         return [[place for place in places if place[0] == member] for member in members]
 
     def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
-        """Yield rows as lm-eval logs them; a group's samples keep their task's name in `slice`."""
+        """Yield rows in lm-eval's log format; a group's samples keep their task's name in `slice`."""
         places = [self._described.place(row.example_id) for row in rows]
         self._build(places)
         for row, place in zip(rows, places, strict=True):
@@ -204,7 +204,7 @@ class _TaskEvaluator:
             yield from sample_records(row, place[1], target, instances, self._scores)
 
     def _build(self, places: Iterable[tuple[int, int]]) -> None:
-        """Build the requests of documents that have none yet."""
+        """Build the missing requests of documents."""
         wanted: dict[int, list[int]] = defaultdict(list)
         for member, document in places:
             if (member, document) not in self._requests:
@@ -216,22 +216,22 @@ class _TaskEvaluator:
     def _values(
         self, answered: Mapping[tuple[int, int], Sequence[RequestResponse | UnfitRequest]]
     ) -> dict[Any, dict[str, Any]]:
-        """Let lm-eval filter and score the answers: each document's values by filter and metric."""
-        kept = {p: [x for x in a if isinstance(x, RequestResponse)] for p, a in answered.items()}
-        whole = {p: a for p, a in kept.items() if len(a) == len(answered[p])}
-        out: dict[Any, dict[str, Any]] = {}
-        for member in dict.fromkeys(member for member, _ in whole):
-            task, places = self.task(member), [p for p in whole if p[0] == member]
+        """Let lm-eval filter and score the answers; return each document's values by filter and metric."""
+        responses = {p: [x for x in a if isinstance(x, RequestResponse)] for p, a in answered.items()}
+        complete = {p: a for p, a in responses.items() if len(a) == len(answered[p])}
+        values: dict[Any, dict[str, Any]] = {}
+        for member in dict.fromkeys(member for member, _ in complete):
+            task, places = self.task(member), [p for p in complete if p[0] == member]
             instances = [i for place in places for i in self._requests[place]]
-            for instance, given in zip(instances, (a for p in places for a in whole[p]), strict=True):
-                instance.resps = [given.response] * (instance.repeats or 1)
+            for instance, response in zip(instances, (a for p in places for a in complete[p]), strict=True):
+                instance.resps = [response.response] * (instance.repeats or 1)
             task._instances = instances  # noqa: SLF001 (lm-eval has no other way to filter a part)
             task.apply_filters()
-            out.update({place: self._score_document(task, self._requests[place]) for place in places})
-        return out
+            values.update({place: self._score_document(task, self._requests[place]) for place in places})
+        return values
 
     def _score_document(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
-        """Score one document under every filter; `filtered` keeps what the primary score's filter gave."""
+        """Score one document under every filter; `filtered` is the result of the primary score's filter."""
         document, by_filter = instances[0].doc, {}
         for name in dict.fromkeys(s.filter for s in self._scores):
             filtered = [i.filtered_resps[name] for i in instances]
@@ -269,26 +269,26 @@ class _TaskEvaluator:
         if unfit or scored is None:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
             return replace(row, n_prompt_tokens=n, finish_reason="error", error=reason)
-        given = [a for a in answers if isinstance(a, RequestResponse)]
+        responses = [a for a in answers if isinstance(a, RequestResponse)]
         parts = {s.name: parts_of(s, scored["values"][s.name]) for s in self._scores}
         target = scored["target"]
         row = replace(
             row,
             parts=parts,
             references=tuple(map(str, target)) if isinstance(target, list) else (str(target),),
-            prompt_digest=digest([a.encoded.context for a in given]),
-            boundary_merged=any(a.encoded.merged for a in given),
-            n_prompt_tokens=len(given[0].encoded.context),
+            prompt_digest=digest([a.encoded.context for a in responses]),
+            boundary_merged=any(a.encoded.merged for a in responses),
+            n_prompt_tokens=len(responses[0].encoded.context),
         )
-        if given[0].output:
-            return _fill_answer(row, given[0], scored, job.role)
-        return _fill_likelihoods(row, given, scored)
+        if responses[0].output:
+            return _fill_answer(row, responses[0], scored, job.role)
+        return _fill_likelihoods(row, responses, scored)
 
 
 def _fill_answer(
     row: SampleResult, given: RequestResponse, scored: Mapping[str, Any], role: Role
 ) -> SampleResult:
-    """Fill in a generated answer; the scores are lm-eval's whatever the status."""
+    """Fill in a generated answer; the scores are lm-eval's for any status."""
     output = given.output
     assert output is not None
     status: Status = "ok"
@@ -338,7 +338,7 @@ def _fill_likelihoods(
 
 
 class _Gold(NamedTuple):
-    """The choices of a document, and which of them is right where there is just one."""
+    """The choices of a document, and the index of the right one if there is exactly one."""
 
     choices: list[str]
     place: int | None

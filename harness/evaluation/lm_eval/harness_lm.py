@@ -1,7 +1,7 @@
 """The harness's engine as a model of lm-eval, for lm-eval's own evaluator and command line.
 
-Invariant: a request gets the answer that `harness eval` gives it. Only a prompt that does not fit, an
-error there, loses its beginning here, as in lm-eval's own models.
+Invariant: a request gets the same answer as in `harness eval`. Only a prompt that is too long, an error
+there, loses its beginning here, as in lm-eval's own models.
 Source: lm_eval/api/model.py (LM), version 0.4.13.
 """
 
@@ -22,16 +22,16 @@ from harness.models.hub import resolve
 from harness.records import Message
 from harness.spec import Precision
 
-# lm-eval's command line says cuda:0 where nobody says anything.
+# cuda:0 is the default of lm-eval's command line.
 _DEVICES = {"auto": "auto", "cuda:0": "auto", "cuda": "cuda", "cpu": "cpu"}
 
 
 @register_model("harness")
 class HarnessLM(LM):  # type: ignore[misc]
-    """A language model, answered by the harness: `--model harness --model_args pretrained=…,precision=fp32`.
+    """A language model served by the harness: `--model harness --model_args pretrained=…,precision=fp32`.
 
-    `pretrained` is a name, a folder, or a candidate that is open already, which keeps its own precision
-    and device. Batches are filled by the engine, so lm-eval's batch sizes change nothing.
+    `pretrained` is a name, a folder, or an open candidate, which keeps its own precision and device. The
+    engine fills batches, so lm-eval's batch sizes have no effect.
 
     Raises:
         UserError: no such model, precision or device.
@@ -51,11 +51,11 @@ class HarnessLM(LM):  # type: ignore[misc]
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Score each continuation after its context, in nats; True where it is the greedy one."""
+        """Score each continuation after its context, in nats; True if it is the greedy one."""
         return self._answer_by_task(requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Score each whole text in nats, in windows as long as the context."""
+        """Score each whole text in nats, in windows of the context's length."""
         return self._answer_by_task(requests)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -71,7 +71,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         return self._answer_by_task(requests)
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """Write messages by the tokenizer's template; a last turn that is prefilled stays open."""
+        """Write messages with the tokenizer's template; a prefilled last turn stays open."""
         tokenizer = self.candidate.tokenizer
         text = render_chat(tokenizer, chat_history, asks=add_generation_prompt).text
         if add_generation_prompt:
@@ -82,22 +82,22 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """The name under which lm-eval keeps requests that were made with this template."""
+        """The name under which lm-eval caches requests made with this template."""
         return str(self.candidate.tokenizer.name_or_path).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Return the tokenizer's template where one is to be used."""
+        """Return the tokenizer's template if one is to be used."""
         return str(self.candidate.tokenizer.get_chat_template()) if chat_template else None
 
     def _answer_by_task(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer task by task, because the items of one begin alike."""
-        out = []
-        for task, of_one in groupby(requests, lambda request: request.task_name):
-            for found in answer(self.candidate, list(of_one), cut=True):
-                if isinstance(found, UnfitRequest):
-                    raise CandidateFailed(f"task {task}: {found.reason}", "leave the task out")
-                out.append(found.response)
-        return out
+        """Answer task by task, because the items of a task share their beginning."""
+        responses = []
+        for task, task_requests in groupby(requests, lambda request: request.task_name):
+            for response in answer(self.candidate, list(task_requests), cut=True):
+                if isinstance(response, UnfitRequest):
+                    raise CandidateFailed(f"task {task}: {response.reason}", "leave the task out")
+                responses.append(response.response)
+        return responses
 
 
 def _open_model(name: str, precision: str, device: str) -> HFCandidate:

@@ -1,7 +1,7 @@
 """Metadata of lm-eval's tasks: document hashes, metrics and their digest, cached.
 
-Invariant: a description depends on the installed lm-eval, the task, its shots and its data alone, and
-is kept in the cache under their digest, so that an unchanged run neither imports nor builds a task.
+Invariant: a description depends only on the installed lm-eval, the task, its shots and its data, and is
+cached under their digest, so that an unchanged run neither imports nor builds a task.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class TaskDocument(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A task or a group as it was read: `hashes` of all documents, `documents` the first of the order."""
+    """A task or a group as read: `hashes` of all documents, and the first `documents` of the order."""
 
     version: str
     kind: Kind
@@ -65,15 +65,15 @@ def description(
     Raises:
         UserError: a task cannot be loaded, or the tasks of a group are scored differently.
     """
-    memory = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
+    cache_file = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
     with suppress(OSError, ValueError):
-        known: Description = reader(Description).validate_python(recall(memory))
-        n = sum(map(len, known.hashes))
-        if len(known.documents) >= (n if limit is None else min(limit, n)):
-            return replace(known, documents=known.documents[:limit])
-    made = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
-    remember(memory, {f.name: getattr(made, f.name) for f in fields(made)})
-    return made
+        cached: Description = reader(Description).validate_python(recall(cache_file))
+        n = sum(map(len, cached.hashes))
+        if len(cached.documents) >= (n if limit is None else min(limit, n)):
+            return replace(cached, documents=cached.documents[:limit])
+    described = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
+    remember(cache_file, {f.name: getattr(described, f.name) for f in fields(described)})
+    return described
 
 
 def _key(
@@ -92,9 +92,9 @@ def _key(
 
 
 def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, where: str) -> Description:
-    found = [metrics.scores_of(task) for task in loaded]
+    scores = [metrics.scores_of(task) for task in loaded]
     kinds = {task.OUTPUT_TYPE for task in loaded}
-    if len(kinds) > 1 or any(known != found[0][0] for known, _ in found):
+    if len(kinds) > 1 or any(task_scores != scores[0][0] for task_scores, _ in scores):
         problem = "a group whose tasks are scored in different ways"
         raise UserError(
             Problem(where, problem, "tasks of one kind and the same metrics", "name single tasks")
@@ -104,8 +104,8 @@ def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, wh
     return Description(
         version=version,
         kind=_KINDS.get(loaded[0].OUTPUT_TYPE, "choice"),
-        scores=tuple(found[0][0]),
-        left_out=tuple(found[0][1]),
+        scores=tuple(scores[0][0]),
+        left_out=tuple(scores[0][1]),
         max_new_tokens=limits_of(loaded[0].get_config("generation_kwargs") or {}).max_new_tokens,
         num_fewshot=int(loaded[0].get_config("num_fewshot")),
         members=tuple(names),
@@ -117,7 +117,7 @@ def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, wh
 def _draw_documents(
     loaded: Sequence[Any], hashes: Sequence[Sequence[str]], version: str, limit: int | None
 ) -> list[TaskDocument]:
-    """Draw the first documents of the order seeded by the version, over all tasks of a group together."""
+    """Take the first documents of the order seeded by the version, over all tasks of a group."""
     places = [(member, i) for member, known in enumerate(hashes) for i in range(len(known))]
     order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
     docs = [task.eval_docs for task in loaded]

@@ -1,7 +1,7 @@
-"""lm-eval's metrics as ours: which parts of an answer are kept, and how they add up to its score.
+"""lm-eval's metrics as ours: the stored parts of an answer, and how they add up to its score.
 
-Invariant: with equal weights an aggregate gives what lm-eval's own gives; a metric whose aggregation
-has no such form is left out, and said.
+Invariant: with equal weights an aggregate equals lm-eval's own; a metric whose aggregation has no such form
+is left out, and reported.
 Source: lm_eval/api/metrics.py, version 0.4.13 (aggregations by their registered names).
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.metrics import Array, Metric, Parts, ratio, weighted_mean
 
-# A mean is a share in [0, 1] where lm-eval's name of the metric says so.
+# A mean is a share in [0, 1] if the metric's name in lm-eval says so.
 _SHARE = re.compile(r"^(acc|exact_match|em$|f1$|mc[12]$)|(_acc|_accuracy|_em|exact_match)(_|$)|^accuracy")
 
 
 class Score(NamedTuple):
-    """One number lm-eval makes of a task: metric and filter, how it is aggregated, and its direction.
+    """One number that lm-eval computes for a task: metric and filter, aggregation, and direction.
 
-    `name` is lm-eval's metric, with `,filter` behind it where a task has several filters.
+    `name` is lm-eval's metric, followed by `,filter` if a task has several filters.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Score(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """Formula of one aggregation: names of the parts, parts of a value, aggregate, bounds."""
+    """Formula of one aggregation: names of the parts, conversion of a value to parts, aggregate, bounds."""
 
     parts: tuple[str, ...]
     of: Callable[[Any], Sequence[Any]]
@@ -85,10 +85,10 @@ def metric_of(score: Score) -> Metric:
 
 
 def parts_of(score: Score, value: Any) -> Parts | None:
-    """Turn what lm-eval's process_results gives for one document into parts; None where it gives none.
+    """Convert the result of lm-eval's process_results for one document to parts; None without a result.
 
     Raises:
-        HarnessError: a share lies outside [0, 1].
+        HarnessError: a share is outside [0, 1].
     """
     form = _FORMS[score.aggregation]
     try:
@@ -106,24 +106,24 @@ def parts_of(score: Score, value: Any) -> Parts | None:
 
 
 def primary(scores: Sequence[Score], requested: str, where: str) -> str:
-    """Choose the score that decides: the one requested, else `acc`, else the only share of right answers.
+    """Choose the deciding score: the requested one, else `acc`, else the only share of right answers.
 
-    Where none is a share the only score, or bits per byte, is primary: reported, never judged.
+    Without a share, the only score or bits per byte is primary: reported, never judged.
 
     Raises:
-        UserError: there is no such score, or several could be meant.
+        UserError: there is no such score, or several match.
     """
     names = [s.name for s in scores]
     if requested:
-        meant = [s.name for s in scores if requested in (s.name, s.metric)]
-        if len(meant) == 1:
-            return meant[0]
+        matching = [s.name for s in scores if requested in (s.name, s.metric)]
+        if len(matching) == 1:
+            return matching[0]
         found = f"primary: {requested}, " + (
-            "which is not among its scores" if not meant else "which stands for several"
+            "which is not among its scores" if not matching else "which stands for several"
         )
-        known = meant or names
-        step = did_you_mean(requested, known) if not meant else f"primary: {meant[0]}"
-        raise UserError(Problem(where, found, f"one of {_join_names(known)}", step))
+        choices = matching or names
+        step = did_you_mean(requested, choices) if not matching else f"primary: {matching[0]}"
+        raise UserError(Problem(where, found, f"one of {_join_names(choices)}", step))
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
     others = [n for n in names if n == "bits_per_byte"] or names
     candidates = [n for n in shares if n == "acc"] or shares or others

@@ -1,7 +1,7 @@
 """Registry of lm-eval's tasks: their names, the files that define them, and local copies of their data.
 
-Invariant: lm-eval's own scan of its 14,000 task files, some five seconds, is made once for each
-installed version and kept in the cache; everything else here reads that file.
+Invariant: lm-eval's own scan of its 14,000 task files takes some five seconds; it runs once per installed
+version and is cached, and everything else here reads the cached file.
 """
 
 import json
@@ -22,7 +22,7 @@ _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "tag", "
 
 
 class RegisteredTask(NamedTuple):
-    """One task of lm-eval: its name, the file that defines it, its data, and what a group changes."""
+    """One task of lm-eval: its name, the file that defines it, its data, and a group's changes."""
 
     name: str
     path: str
@@ -32,10 +32,10 @@ class RegisteredTask(NamedTuple):
 
 
 def version() -> str:
-    """Return the version of lm-eval that is installed.
+    """Return the installed version of lm-eval.
 
     Raises:
-        UserError: none is.
+        UserError: lm-eval is not installed.
     """
     try:
         return metadata.version("lm_eval")
@@ -45,15 +45,15 @@ def version() -> str:
 
 
 def names() -> dict[str, str]:
-    """Map every name that lm-eval knows to what it is: task, group or tag."""
+    """Map every name that lm-eval knows to its kind: task, group or tag."""
     return {name: entry["kind"] for name, entry in _entries().items()}
 
 
 def members(name: str, where: str) -> list[RegisteredTask]:
-    """List the tasks that a name stands for: itself, or all tasks of a group or tag.
+    """List the tasks that a name refers to: itself, or all tasks of a group or tag.
 
     Raises:
-        UserError: lm-eval knows no such name, or it is a group that defines tasks of its own.
+        UserError: lm-eval does not know the name, or it is a group that defines its own tasks.
     """
     if name not in _entries():
         found = f"unknown lm-eval task {name!r}"
@@ -63,7 +63,7 @@ def members(name: str, where: str) -> list[RegisteredTask]:
 
 
 def local_copy(member: RegisteredTask, datasets_dir: Path | None) -> Path | None:
-    """Return the folder <datasets_dir>/<org>/<name> of a task's data, where there is one."""
+    """Return the folder <datasets_dir>/<org>/<name> of a task's data, if it exists."""
     folder = datasets_dir / member.dataset_path if datasets_dir and member.dataset_path else None
     return folder.resolve() if folder and folder.is_dir() else None
 
@@ -93,7 +93,7 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Regis
             found = f"{name}, a group that defines {below!r} inside itself"
             raise UserError(Problem(where, found, "a group of tasks that have names", "name single tasks"))
         changes = {**entry["overrides"], **overrides, **own}
-        if "/lm_eval/tasks/" in json.dumps(changes):  # how the scan shows a function
+        if "/lm_eval/tasks/" in json.dumps(changes):  # a function, as the scan shows it
             found = f"{name}, a group that changes functions of its tasks"
             raise UserError(Problem(where, found, "a group that changes values only", "name single tasks"))
         yield from _walk(below, changes, where)
@@ -112,8 +112,8 @@ def _scan() -> dict[str, dict[str, Any]]:
     quiet_environment()
     from lm_eval.tasks import TaskManager
 
-    found = TaskManager().task_index
-    return {name: _entry(entry) for name, entry in found.items()}
+    task_index = TaskManager().task_index
+    return {name: _entry(entry) for name, entry in task_index.items()}
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def _entry(entry: Any) -> dict[str, Any]:
 
 
 def datasets_folder(written: str | None) -> Path | None:
-    """Return the folder of local copies: `HARNESS_DATASETS_DIR`, else what harness.yaml says.
+    """Return the folder of local copies: `HARNESS_DATASETS_DIR`, else the setting in harness.yaml.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     requested = os.environ.get("HARNESS_DATASETS_DIR") or written
     if not requested:

@@ -1,12 +1,11 @@
-"""lm-eval's own task objects: loaded from local copies or the hub, and the requests of some documents.
+"""lm-eval's own task objects, loaded from local copies or the hub, and the requests of some documents.
 
-Invariant: a document is named by its index in the evaluated split and the hash of its content; its
-few-shot examples are those that lm-eval draws for it in a run over the whole split.
+Invariant: a document is named by its index in the evaluated split and the hash of its content; its few-shot
+examples are those that lm-eval draws for it in a run over the whole split.
 
-Rows as lm-eval logs its samples, so that what reads those reads ours.
-
-Invariant: document, prompts, target and their hashes are lm-eval's own. Of the answers there is what
-our row holds, whose keys stand beside lm-eval's; `resps` are left out.
+Rows in the format of lm-eval's logged samples, so that readers of those can read ours. Document, prompts,
+target and their hashes are lm-eval's own. The answers are the contents of our row, whose keys are added to
+lm-eval's; `resps` are left out.
 Source: lm_eval/evaluator.py and lm_eval/loggers/evaluation_tracker.py, version 0.4.13.
 """
 
@@ -38,26 +37,28 @@ _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
 
 
 def refuse_lacking(members: Sequence[RegisteredTask], datasets_dir: Path | None, where: str) -> None:
-    """Refuse a group of which local copies lack some tasks, all of them named at once.
+    """Refuse a group if local copies lack the data of some tasks, naming all of them.
 
     Raises:
-        UserError: a folder of local copies is there, but not the configuration of every task.
+        UserError: local copies exist, but not the configuration of every task.
     """
     folders = {folder for m in members if (folder := local_copy(m, datasets_dir))}
-    there = {folder: _config_names(folder) for folder in folders}
+    configs = {folder: _config_names(folder) for folder in folders}
     absent = [
         m.name
         for m in members
-        if (folder := local_copy(m, datasets_dir)) and m.dataset_name and m.dataset_name not in there[folder]
+        if (folder := local_copy(m, datasets_dir))
+        and m.dataset_name
+        and m.dataset_name not in configs[folder]
     ]
     if absent and len(absent) < len(members):
         found = (
             f"no data of {len(absent)} of its {len(members)} tasks in {', '.join(map(str, sorted(folders)))}"
         )
         found += f": {', '.join(absent)}"
-        here = ",".join(m.name for m in members if m.name not in absent)
+        available = ",".join(m.name for m in members if m.name not in absent)
         raise UserError(
-            Problem(where, found, "the data of every task", f"add it, or name those there are: {here}")
+            Problem(where, found, "the data of every task", f"add it, or name those there are: {available}")
         )
 
 
@@ -69,7 +70,7 @@ def load(
     `num_fewshot` replaces the task's own number of shots, unless the task sets 0 (lm-eval's rule).
 
     Raises:
-        UserError: its data, its packages or its files are not there, or it is of a kind that is not run here.
+        UserError: its data, packages or files are missing, or its kind is not supported here.
     """
     _refuse_without_nltk_data(member, where)
     quiet_libraries()
@@ -100,7 +101,7 @@ def hashes(task: Any) -> list[str]:
 
 
 def texts(doc: Any) -> list[str]:
-    """List the texts of a document that could give it away: those of four words or more."""
+    """List the texts of a document that could give it away: those with at least four words."""
     if isinstance(doc, str):
         return [doc] if len(pieces(doc)) >= 4 else []
     inner = doc.values() if isinstance(doc, dict) else doc if isinstance(doc, list | tuple) else ()
@@ -108,7 +109,7 @@ def texts(doc: Any) -> list[str]:
 
 
 def definition(task: Any) -> str:
-    """Write down all that a task's prompts and scores depend on but its documents, without machine paths."""
+    """Serialise everything that a task's prompts and scores depend on, except documents and machine paths."""
     config = task.dump_config()
     for key in ("dataset_path", "metadata", "tag"):
         config.pop(key, None)
@@ -120,26 +121,26 @@ def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> di
     """Build lm-eval's requests for some documents; `expected` holds the hash of every document.
 
     Raises:
-        HarnessError: the documents are not those that they were.
+        HarnessError: the documents have changed.
     """
     wanted = sorted(indices)
     with _fix_seeds(), _shots_of_a_whole_run(task, wanted):
         task.build_all_requests(samples=wanted)
-    found: dict[int, list[Any]] = defaultdict(list)
+    requests_by_document: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
-        found[wanted[instance.doc_id]].append(instance)  # `samples` renumbers the documents
-    for index, instances in found.items():
+        requests_by_document[wanted[instance.doc_id]].append(instance)  # `samples` renumbers the documents
+    for index, instances in requests_by_document.items():
         if _hash(instances[0].doc) != expected[index]:
             raise HarnessError(
                 f"{task.task_name}: found another document {index} than when the task was read; expected the "
                 "same data during a run; next: run the same command again"
             )
         instances.sort(key=lambda i: i.idx)
-    return dict(found)
+    return dict(requests_by_document)
 
 
 class _Replay:
-    """Stands in for a task's sampler and gives out shots that were drawn before, in order."""
+    """Replaces a task's sampler and returns previously drawn shots, in order."""
 
     def __init__(self, drawn: Sequence[Any]) -> None:
         self._drawn = iter(drawn)
@@ -165,7 +166,7 @@ def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
 
 
 def _sample_shots(task: Any, wanted: Collection[int]) -> list[Any]:
-    """Draw every document's shots in turn, as each draw moves the generator; keep the wanted ones."""
+    """Draw every document's shots in turn, because each draw advances the generator; keep the wanted ones."""
     n, config = task.get_config("num_fewshot"), task.config
     from_evaluated = task.fewshot_cfg.split == config.test_split
     drawn = []
@@ -184,7 +185,7 @@ def _hash(doc: Any) -> str:
 
 
 def _source(value: Any) -> str:
-    """Write a function as its source, so that no address and no path gets into a digest."""
+    """Serialise a function as its source, so that no address or path enters a digest."""
     try:
         return inspect.getsource(value)
     except (TypeError, OSError):
@@ -193,7 +194,7 @@ def _source(value: Any) -> str:
 
 @contextmanager
 def _fix_seeds() -> Iterator[None]:
-    """Seed what tasks may draw from, as lm-eval does, and put it back afterwards."""
+    """Set the seeds of tasks as lm-eval does, and restore the generators afterwards."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 (what lm-eval's tasks use)
     random.seed(_PYTHON_SEED)
     np.random.seed(_NUMPY_SEED)  # noqa: NPY002
@@ -217,7 +218,7 @@ def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where
     try:
         wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
     except (OSError, ValueError, AttributeError):
-        return  # what is wrong with the file is said when it is loaded
+        return  # loading the file reports the error
     if wants and not trusted:
         found = f"{member.name}, whose data set brings code of its own to run"
         expected = "data without code, or your word that this code may run"
@@ -244,7 +245,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
-    """Refuse IFEval offline without the data that nltk would fetch: it would crash when it scores."""
+    """Refuse IFEval offline without the data that nltk would download: it would crash when it scores."""
     if "ifeval" not in Path(member.path).parent.name.lower():
         return
     import nltk
@@ -268,22 +269,22 @@ def _is_offline() -> bool:
 def _describe_load_error(
     member: RegisteredTask, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
-    """Say why a task could not be loaded, from what the libraries raised."""
-    said = " ".join(str(error).split())
+    """Say why a task could not be loaded, from the libraries' error."""
+    message = " ".join(str(error).split())
     source = f"{member.dataset_path} ({folder})" if folder else member.dataset_path
     if isinstance(error, ImportError):
-        return Problem(where, f"{member.name}: {said}", "the packages this task needs", "pip install them")
-    if "Dataset scripts are no longer supported" in said:
+        return Problem(where, f"{member.name}: {message}", "the packages this task needs", "pip install them")
+    if "Dataset scripts are no longer supported" in message:
         step = "leave it out, or name a copy of plain files: docs/howto/lm_eval.md"
         return Problem(where, f"{member.name}: {source} is a script", "a data set of plain files", step)
-    if isinstance(error, LookupError) and "punkt" in said:
+    if isinstance(error, LookupError) and "punkt" in message:
         return Problem(
             where, f"{member.name} without nltk data", "punkt_tab", "python -m nltk.downloader punkt_tab"
         )
-    if "BuilderConfig" in said:
-        there = re.sub(r".*Available: ", "", said)
+    if "BuilderConfig" in message:
+        known = re.sub(r".*Available: ", "", message)
         found = f"{member.name}: {source} without the configuration {member.dataset_name!r}"
-        return Problem(where, found, "the configuration that the task names", f"there are {there[:200]}")
+        return Problem(where, found, "the configuration that the task names", f"there are {known[:200]}")
     if isinstance(error, KeyError):
         found = f"{member.name}: {source} without the split {error}"
         return Problem(
@@ -291,7 +292,7 @@ def _describe_load_error(
         )
     if isinstance(error, OSError) and not folder:
         return _phrase_no_data(member, datasets_dir, error, where)
-    found = f"{member.name}: {type(error).__name__}: {said[:200]}"
+    found = f"{member.name}: {type(error).__name__}: {message[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
 
 
@@ -308,7 +309,7 @@ def _phrase_no_data(
 def sample_records(
     row: SampleResult, doc_id: int, target: Any, instances: Sequence[Any], scores: Sequence[Score]
 ) -> Iterator[dict[str, Any]]:
-    """Yield one sample of a row for each filter, as plain types; `instances` are the document's requests."""
+    """Yield one sample of a row per filter, as plain types; `instances` are the document's requests."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
     def plain(value: Any) -> Any:

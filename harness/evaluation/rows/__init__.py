@@ -1,4 +1,4 @@
-"""Rows of a run: which items they are of, the identity that names their folder, and several answers to one.
+"""Rows of a run: their items, the identity that names their folder, and several answers to one item.
 
-Invariant: an identity holds what its rows depend on, and nothing else.
+Invariant: an identity holds exactly what its rows depend on.
 """

@@ -1,6 +1,6 @@
-"""Rewards of drawn answers by a reward model, by which the best of an item's answers is chosen.
+"""Rewards of sampled answers by a reward model, used to choose the best of an item's answers.
 
-Invariant: a reward depends on the item, the text and the reward model alone; a stored one is read again.
+Invariant: a reward depends only on the item, the text and the reward model; stored rewards are reused.
 Source: the best of n by a reward model, Stiennon et al. 2020, arXiv:2009.01325.
 """
 
@@ -15,11 +15,11 @@ from harness.records import Example, SampleResult
 from harness.training import Weights, score_answers
 
 Rewards = Mapping[tuple[str, str], Mapping[str, Parts | None]]
-"""By item and text the parts that a reward model adds to an answer's scores."""
+"""Maps item and text to the parts that a reward model adds to an answer's scores."""
 
 
 class Chooser(NamedTuple):
-    """Reward model that chooses: the name of its scores, its weights, its base, and how it reads an item."""
+    """The reward model that chooses: the name of its scores, its weights, its base, and its prompting."""
 
     metric: str
     weights: Weights
@@ -28,11 +28,11 @@ class Chooser(NamedTuple):
 
 
 def read_stored_rewards(chooser: Chooser | None, block: Sequence[SampleResult]) -> Rewards:
-    """Read the rewards that stored answers have by this reward model."""
+    """Read the rewards of stored answers by this reward model."""
     if chooser is None:
         return {}
     name = chooser.metric
-    return {(row.example_id, one.text): {name: one.parts.get(name)} for row in block for one in row.samples}
+    return {(row.example_id, s.text): {name: s.parts.get(name)} for row in block for s in row.samples}
 
 
 def score_rewards(
@@ -43,21 +43,21 @@ def score_rewards(
     *,
     chat: bool,
 ) -> Rewards:
-    """Score a block's answers by the reward model, each item as that was trained to read it.
+    """Score a block's answers with the reward model, each item prompted as in its training.
 
     `examples` are the items without a candidate's prompting.
 
     Raises:
-        CandidateFailed: its memory does not suffice.
+        CandidateFailed: memory does not suffice.
     """
     if chooser is None:
         return {}
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
     if session.machine.device == "cuda" or session.experiment.engine == "vllm":
-        session.unload()  # a reward model has a base of its own, and a GPU rarely room for two
+        session.unload()  # a reward model has its own base, and a GPU rarely has room for two
     step, plain = chooser.step(), {example.id: example for example in examples}
-    answers = list(dict.fromkeys((row.example_id, one.text) for row in block for one in row.samples))
+    answers = list(dict.fromkeys((row.example_id, sample.text) for row in block for sample in row.samples))
     prompted = [step(plain[ident]) for ident, _ in answers]
     model, texts = folder / chooser.weights.kind, [text for _, text in answers]
     scores = score_answers(model, chooser.base, session.machine, prompted, texts, chat)

@@ -1,14 +1,12 @@
-"""Row sets: the items a run refers to, the identity that names their folder, and the id of the run they make.
+"""Row sets: the items of a run, the identity that names their folder, and the id of the resulting run.
 
-Invariant: prompts are built only where rows are missing, because building them may mean building a
-retriever first. What only judges answers is in `scoring_digest` alone, so a changed metric leaves the
-rest of an identity as it was and stored answers can be scored again. The id of a finished run names its
-weights and its rows, so a run that is stored is the one that would be made.
+Invariant: prompts are built only if rows are missing, because building them may require a retriever. Settings
+that only judge answers are in `scoring_digest` alone, so a changed metric leaves the rest of an identity
+unchanged and stored answers can be scored again. The id of a finished run names its weights and rows, so an
+equal stored run replaces a new one.
 
-More targets: what a candidate that was made for the target answers to other tasks, as it is.
-
-Invariant: nothing is trained for them and nothing is chosen on them; shots and passages come from their own
-files.
+Further targets: the answers of a candidate made for the target to other tasks. Nothing is trained for them
+and nothing is chosen on them; shots and passages come from their own files.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,11 +42,11 @@ from harness.training import Weights
 
 
 class RowSet(NamedTuple):
-    """Rows that a run refers to: which items, prompted how, and the identity that names their folder.
+    """Rows of a run: the items, their prompts, and the identity that names their folder.
 
-    `step` returns what puts the prompt around an item. It is called only where rows are missing, because
-    building prompts may mean building a retriever first. `decoding` is None where answers are greedy,
-    `chooser` the reward model by which the best of several counts.
+    `step` returns the function that builds an item's prompt; it is called only if rows are missing, because
+    building prompts may require a retriever. `decoding` is None where answers are greedy, `chooser` is the
+    reward model that chooses the best of several answers.
     """
 
     measured: MeasuredTask
@@ -66,21 +64,21 @@ class RowSet(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """Example ids, in the order of evaluation."""
+        """The example ids, in the order of evaluation."""
         return [e.id for e in self.measured.examples(self.split)]
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of `BLOCK` items in which they are evaluated, without building prompts."""
+        """The number of blocks of `BLOCK` items, without building prompts."""
         return -(-len(self.ids) // BLOCK)
 
     def read(self, at: store.Store) -> list[SampleResult]:
-        """Read the rows, all of which are stored."""
+        """Read the rows, which must all be stored."""
         return store.read_rows(at, self.identity.digest, len(self.ids))
 
     @property
     def answers(self) -> "RowSet":
-        """The same rows before a judge or a reward model has graded them, as a candidate answers them."""
+        """The same rows before a judge or a reward model has graded them."""
         if not (self.measured.judged or self.chooser):
             return self
         m = self.measured.without_judges() if self.measured.judged else self.measured
@@ -89,18 +87,18 @@ class RowSet(NamedTuple):
         return self._replace(measured=m, identity=named, chooser=None)
 
     def grades(self) -> GradeReader:
-        """Return a reader of the grades that judges have given so far."""
+        """Return a reader of the existing grades of judges."""
         m = self.measured
         return GradeReader(m.task.name, m.judged, m.examples(self.split) if m.judged else ())
 
     def examples(self) -> tuple[Example, ...]:
-        """Return the items with the prompts around them."""
+        """Return the items with their prompts."""
         return tuple(map(self.step(), self.measured.examples(self.split)))
 
     def job(
         self, grades: GradeReader | None = None, examples: tuple[Example, ...] | None = None
     ) -> EvaluationJob:
-        """Return the items with their prompts, or `examples`; what judges score, by the grades there are."""
+        """Return the job that evaluates the items with their prompts, or `examples`, with existing grades."""
         m, reader = self.measured, grades or self.grades()
         scored = reader.bind(m.metrics)
         items = self.examples() if examples is None else examples
@@ -110,9 +108,9 @@ class RowSet(NamedTuple):
 
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List validation and test of the target, as this recipe asks them."""
+    """List validation and test of the target, prompted as this recipe does."""
     prompting = prompting_digest(session, recipe, seed)
-    if _has_turns(session):  # their rows hold all turns; those of weights, which train alike, need not know
+    if _has_turns(session):  # rows then contain all turns; weights do not depend on that
         prompting = digest([prompting, "turns"])
     target, answer, drawn = session.target, recipe.answer, recipe.sampling
     chooser = _chooser(session, drawn, weights, seed)
@@ -134,7 +132,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
 
 
 def _chooser(session: Session, drawn: Decoding | None, weights: Weights, seed: int) -> Chooser | None:
-    """Return the reward model that chooses among answers; None where none does, or it is not made yet."""
+    """Return the reward model that chooses among answers; None without one, or if it is not made yet."""
     name = drawn.reward_model if drawn else ""
     made = dict(weights.choosers).get(name)
     if made is None:
@@ -145,7 +143,7 @@ def _chooser(session: Session, drawn: Decoding | None, weights: Weights, seed: i
 
 
 def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
-    """List the capability tasks that can be evaluated: none of a classifier, in chat those of text."""
+    """List the capability tasks that can be evaluated: none for a classifier; in chat only tasks of text."""
     if not weights.is_language_model:
         return []
     able = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
@@ -153,13 +151,13 @@ def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
 
 
 def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
-    """Return the test items of one task that is prompted as it is written, whoever answers."""
+    """Return the test items of one task, prompted as the task says, for any weights."""
     named = identity(session, weights, m, "test", "task", "generate")
     return RowSet(m, "test", "generate", named, partial(_suite_step, m))
 
 
 def _suite_step(m: MeasuredTask) -> Step:
-    """Return what puts the task's own shots and system message around an item; lm-eval does that itself."""
+    """Return the function that adds the task's own shots and system message; lm-eval does that itself."""
     if m.task.lm_eval:
         return lambda example: example
     n = m.task.num_fewshot
@@ -169,12 +167,12 @@ def _suite_step(m: MeasuredTask) -> Step:
 
 
 def total_work(sets: Iterable[RowSet]) -> costs.Work:
-    """Add up the tokens that answering several sets takes."""
+    """Add up the work of answering several sets."""
     return sum((work_of(rows.job()) for rows in sets), costs.Work())
 
 
 def work_of(job: EvaluationJob) -> costs.Work:
-    """Estimate the tokens that answering a job takes."""
+    """Estimate the work of answering a job."""
     ranked = job.answer == "rank" or job.task.kind == "choice"
     if job.task.lm_eval:
         return _work_of_lm_eval(job)
@@ -184,7 +182,7 @@ def work_of(job: EvaluationJob) -> costs.Work:
 
 
 def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
-    """Estimate from the documents' texts, the shots counted as documents of the same length."""
+    """Estimate from the documents' texts, counting shots as documents of the same length."""
     once = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
     generated = once.generated if job.task.kind == "generate" else 0
     return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
@@ -193,7 +191,7 @@ def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
 def identity(
     session: Session, weights: Weights, m: MeasuredTask, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
-    """Name everything that the rows of a task's split depend on, for weights that are prompted so."""
+    """Return the identity of a task's rows for weights with this prompting: all that they depend on."""
     how = _describe_computation(session, weights)
     return RowsIdentity(
         weights.digest,
@@ -222,7 +220,7 @@ class _Computation(NamedTuple):
 
 
 def _describe_computation(session: Session, weights: Weights) -> _Computation:
-    """Say how weights are prompted here; of an endpoint no more is known than who writes its prompts."""
+    """Describe how weights compute here; of an endpoint only the origin of its prompts is known."""
     base, machine = weights.source or session.source, session.machine
     if weights.kind in openai_api.PROTOCOLS:
         template = base.template_digest if weights.kind == "completions" else ""
@@ -233,43 +231,44 @@ def _describe_computation(session: Session, weights: Weights) -> _Computation:
 
 
 def rows_version(task: Task, version: str) -> str:
-    """Return the version of what rows answer: definition and items by theirs, and the code that evaluates."""
+    """Return the version of rows: that of definition and items, and that of the evaluation code."""
     return digest([version, _evaluation_versions(task)])
 
 
 def _evaluation_versions(task: Task) -> dict[str, int | str]:
-    """Return the versions of the code that evaluates; that of lm-eval's tasks scores as well."""
+    """Return the versions of the evaluation code; that of lm-eval's tasks includes scoring."""
     if task.lm_eval:
         return {**versions_of("tokenization", "lm_eval")}
     shots = {"few_shot": plugins.version("prompting", "few_shot")} if task.num_fewshot else {}
     return {**versions_of("tokenization", "evaluation"), **shots}
 
 
-_GRADED = "refusals too"  # which answers judges grade, beside those that are valid
+_GRADED = "refusals too"  # answers that judges grade besides valid ones
 
 
 def _scoring_digest(m: MeasuredTask) -> str:
     answered = chain(m.items.validation, m.items.test)
     unspaced = not m.task.lm_eval and is_unspaced(text for e in answered for text in e.references)
-    return scoring_digest(m.task, m.role, {name: one.digest for name, one in m.judged.items()}, unspaced)
+    judged = {name: metric.digest for name, metric in m.judged.items()}
+    return scoring_digest(m.task, m.role, judged, unspaced)
 
 
 def scoring_digest(task: Task, role: Role, judged: Mapping[str, str], unspaced: bool = False) -> str:
-    """Digest what turns answers into scores: what the task says of it, and the code; no paths.
+    """Digest how answers become scores: the task's settings, and the code; no paths.
 
-    `judged` holds the digest of who grades for each metric that judges grade; `unspaced` says that
-    references are of a script without blanks.
+    `judged` maps each judged metric to the digest of its judges; `unspaced` says that references use a script
+    without blanks.
     """
     if task.lm_eval:
         return ""
-    said = task.model_dump(include=set(SCORING), exclude_defaults=True)
-    said |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
+    settings = task.model_dump(include=set(SCORING), exclude_defaults=True)
+    settings |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
     code = [versions_of("scoring"), *(metrics.version(name, unspaced) for name in task.metrics)]
-    return digest([said, role == "safety", code, *([dict(judged), _GRADED] if judged else [])])
+    return digest([settings, role == "safety", code, *([dict(judged), _GRADED] if judged else [])])
 
 
 class RunRequest(NamedTuple):
-    """A candidate and the seed to make a run of it with."""
+    """A candidate and a seed to make a run with."""
 
     candidate: ResolvedCandidate
     seed: int
@@ -285,7 +284,7 @@ class RunIdentity(NamedTuple):
 def run_identity(
     session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]
 ) -> RunIdentity | None:
-    """Name the run of these rows; None where rows are missing, so that there is none."""
+    """Return the identity of the run of these rows; None if rows are missing, so that there is no run."""
     if not all(is_there(session, s) for s in sets):
         return None
     return RunIdentity(
@@ -294,14 +293,14 @@ def run_identity(
 
 
 def find_runs(session: Session, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
-    """Find the runs that lie in the store; None for each that does not."""
-    written = store.read_written_runs(session.store, [one.run_id for one in wanted if one])
-    found = [(one, written.get(one.run_id)) if one else (None, None) for one in wanted]
-    return [run if one and run and run.rows == one.rows else None for one, run in found]
+    """Find the stored runs; None for each that is missing."""
+    stored = store.read_written_runs(session.store, [named.run_id for named in wanted if named])
+    pairs = [(named, stored.get(named.run_id)) if named else (None, None) for named in wanted]
+    return [run if named and run and run.rows == named.rows else None for named, run in pairs]
 
 
 def failure(session: Session, known: Mapping[str, Run], request: RunRequest) -> Run | None:
-    """Find the failure of a recipe as it is written now among the runs that are known."""
+    """Find the failed run of the recipe's current form among the known runs."""
     run = known.get(make_failure_id(session, request.candidate.name, request.seed))
     return run if run and Recipe.model_validate(run.recipe) == request.candidate.recipe else None
 
@@ -312,23 +311,23 @@ def is_there(session: Session, rows: RowSet) -> bool:
 
 
 def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
-    """Name a finished run by its weights and its rows."""
+    """Return the id of a finished run, from its weights and rows."""
     rows = {s.name: s.identity.digest for s in sets}
     return f"{name_begun_run(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
 
 
 def make_failure_id(session: Session, name: str, seed: int) -> str:
-    """Name the run that says why a recipe could not be made."""
+    """Return the id of the run that says why a recipe failed."""
     return f"{name_begun_run(session, name, seed)}-failed"
 
 
 def name_begun_run(session: Session, name: str, seed: int) -> str:
-    """Name a run that has begun; nothing is known of what it will be."""
+    """Return the name of a run that has begun; its result is not known yet."""
     return f"{session.experiment.name}-{name}-s{seed}"
 
 
 def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
-    """Return the function that turns an example of the target into the prompt of this recipe."""
+    """Return the function that turns an example of the target into this recipe's prompt."""
     task, items = session.target.task, session.target.items
     context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
     prompted = compose(recipe.prompting, context)
@@ -341,34 +340,34 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
 
 
 def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
-    """Digest what is put around a question; and what shots and passages are drawn from."""
+    """Digest the prompt around a question, and the sources of shots and passages."""
     promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
     items = session.target.items
-    drawn_from: list[Any] = [seed, session.target.versions["train"], items.documents]
+    sources: list[Any] = [seed, session.target.versions["train"], items.documents]
     questions = (e.question for e in chain(items.train, items.validation, items.test))
     texts = [*(f"{d.title} {d.text}" for d in items.documents), *questions]
-    drawn_from += [versions_of("words")] if is_unspaced(texts) else []
-    drawn_from += [versions_of("widths")] if has_widths(texts) else []
-    drawn_from += ["turns"] if _has_turns(session) else []
+    sources += [versions_of("words")] if is_unspaced(texts) else []
+    sources += [versions_of("widths")] if has_widths(texts) else []
+    sources += ["turns"] if _has_turns(session) else []
     return digest(
         [
             promptings,
             versions_of("prompting"),
             recipe.system,
             recipe.template,
-            drawn_from if set(recipe.prompting) - {"zero_shot"} else [],
+            sources if set(recipe.prompting) - {"zero_shot"} else [],
         ]
     )
 
 
 def _has_turns(session: Session) -> bool:
-    """Tell whether an item of the target is a conversation."""
+    """Tell whether any item of the target is a conversation."""
     items = session.target.items
     return any(len(example.messages) > 1 for example in chain(items.train, items.validation, items.test))
 
 
 def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
-    """Return a prompting's code version and parameters, in which a model stands as its content."""
+    """Return a prompting's code version and parameters, with models replaced by their content digest."""
     plugin = plugins.load("prompting", name)
     built = plugin.Params(**params)
     plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
@@ -378,7 +377,7 @@ def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str
 
 
 def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
-    """Join what a recipe says of its run with what became of it."""
+    """Build the record of a run from its recipe and its outcome."""
     recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
     return Run(
         experiment=session.experiment.name,
@@ -400,27 +399,26 @@ def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **ou
 
 
 def metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
-    """Say by task and metric which values are better, and between which bounds they lie."""
+    """Map task and metric to direction and bounds."""
     return {s.measured.task.name: {name: m.range for name, m in s.measured.metrics.items()} for s in sets}
 
 
 def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List test, and validation where there is some, of each further target that a recipe can answer."""
+    """List test, and validation if any, of each further target that a recipe can answer."""
     able = (m for m in session.more_targets if _can_answer(recipe, weights, m))
     sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
     return [rows for rows in sets if rows.ids]
 
 
 def list_further_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List the test items of each further target that a recipe can answer, by the names of the targets."""
+    """List the test items of each further target that a recipe can answer, sorted by target."""
     tests = (rows for rows in list_further_sets(session, recipe, weights, seed) if rows.split == "test")
     return sorted(tests, key=lambda rows: rows.name)
 
 
 def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:
-    """Tell whether a task has what a recipe's prompts, answers and draws need; of a classifier it has not."""
-    # Labels that are ranked are the task's own, and an answer that a judge chooses is chosen by one of the
-    # target's.
+    """Tell whether a task has what a recipe's prompts, answers and sampling need; False for a classifier."""
+    # Ranked labels are the task's own, and a judge that chooses among answers is the target's.
     task, decoding = measured.task, recipe.sampling
     needs = {need for name in recipe.prompting for need in _needs_of(name)}
     ranks = recipe.answer == "rank" and task.kind == "generate" and not task.labels
@@ -431,6 +429,6 @@ def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> boo
 
 
 def _needs_of(name: str) -> tuple[str, ...]:
-    """Name the files of a task that a prompting reads."""
+    """Return the files of a task that a prompting reads."""
     needs: tuple[str, ...] = getattr(plugins.load("prompting", name), "NEEDS", ())
     return needs

@@ -1,8 +1,8 @@
-"""Stratified sampling of a suite's items: strata by what the base answered, interim analyses, weights.
+"""Stratified sampling of a suite's items: strata by the base's answers, interim analyses, weights.
 
-Invariant: pure and seeded; only what the base answered decides, never a candidate. Every prefix that a
-look stops at is a random sample within strata, so weights N_h/n_h make it stand for the whole task: the
-delta is post-stratified by the base's score, whose part of the variance goes.
+Invariant: pure and seeded; only the base's answers decide, never a candidate's. Every prefix at which a look
+stops is a random sample within strata, so weights N_h/n_h make it represent the whole task: the delta is
+post-stratified by the base's score, which removes that part of the variance.
 Source: Neyman 1934; Cochran 1977, chapters 5, 9 and 12; Lan & DeMets 1983.
 """
 
@@ -21,24 +21,24 @@ from harness.records import BLOCK, SampleResult
 FEWEST_ITEMS, FEWEST_CLUSTERS = 150, 30  # a task with fewer of either is evaluated in full
 N_LOOKS = 3
 POWER = 0.9
-# Share of items expected to differ: by quarters of the base's margin, the closest calls first, after what
-# LoRA and DPO changed in the quickstart (0.37, 0.20, 0.09, 0.02); and where no margin is known. A wrong
-# guess costs items and never validity.
+# Expected share of items that differ: by quarters of the base's margin, smallest margins first, based on
+# LoRA and DPO in the quickstart (0.37, 0.20, 0.09, 0.02); and without a margin. A wrong guess costs items,
+# never validity.
 _EXPECTED = (0.35, 0.20, 0.10, 0.03)
 _EXPECTED_UNKNOWN = 0.15
-_LEAST = 16  # items a stratum at each look
+_LEAST = 16  # items per stratum at each look
 _LEAST_ITEMS = 48  # items of a task at the first look
-# Standard errors of the base's score on half of a first look by which it has to stand above chance, so that
-# both halves are admitted at every look: where one half admits the other, what they hold must be independent,
-# which it is not in samples of fixed numbers of right and wrong answers.
+# The base's score must be this many standard errors (on half of a first look) above chance, so that both
+# halves are admitted at every look. If one half admits the other, the two must be independent, which they are
+# not in samples with fixed numbers of right and wrong answers.
 _CLEAR = 4.3
 
 
 class ItemStrata(NamedTuple):
-    """A task's items by stratum, and the share of each stratum that is expected to differ.
+    """A task's items by stratum, and the expected share of differing items in each stratum.
 
-    Where `by_score` the base scored alike within a stratum, so that a change there has one direction.
-    `clusters` names the cluster of each item where items share them; these are drawn one after the other.
+    With `by_score` the base's score is constant within a stratum, so that a change there has one direction.
+    `clusters` names the cluster of each item if items share them; items of a cluster are drawn together.
     """
 
     ids: dict[str, tuple[str, ...]]
@@ -48,16 +48,16 @@ class ItemStrata(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Items of each stratum."""
+        """The number of items of each stratum."""
         return {name: len(ids) for name, ids in self.ids.items()}
 
     @property
     def n(self) -> int:
-        """Items of the task."""
+        """The number of items of the task."""
         return sum(self.sizes.values())
 
     def variance(self, name: str) -> float:
-        """Return the variance of the change of an item that is to be expected in a stratum."""
+        """Return the expected variance of an item's change in a stratum."""
         differ = self.expected[name]
         return differ * (1 - differ) if self.by_score else differ
 
@@ -69,15 +69,16 @@ class SamplingPlan(NamedTuple):
     alphas: tuple[float, ...]
 
     def n(self, task: str, look: int) -> int:
-        """Items of a task that are evaluated by a look."""
+        """Return the number of a task's items evaluated up to a look."""
         return sum(self.drawn[task][look].values())
 
 
 def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> ItemStrata | None:
-    """Stratify a task by what the base answered; None where it has to be evaluated in full.
+    """Stratify a task by the base's answers; None if it has to be evaluated in full.
 
-    That is a task of few items or clusters, or one that the base did not answer in full. Single items scored
-    0 or 1 have strata by margin, and by score where the base is clearly above `chance`; all others one.
+    That is a task with few items or clusters, or one that the base did not answer completely. Single items
+    scored 0 or 1 are stratified by margin, and by score if the base is clearly above `chance`; all others
+    form one stratum.
     """
     scores = [row.parts.get(metric.name) for row in rows]
     if len(rows) < FEWEST_ITEMS or None in scores:
@@ -95,7 +96,7 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
 
 
 def _strata(rows: Sequence[SampleResult], score: str) -> ItemStrata:
-    """Stratify single items by quarters of the margin, where there are many, and by a score where named."""
+    """Stratify single items by quarters of the margin, if there are many, and by a score if named."""
     by_margin = len(rows) >= 4 * BLOCK and all(row.margin is not None for row in rows)
     closest = sorted(rows, key=lambda row: (abs(row.margin or 0.0) if by_margin else 0.0, row.example_id))
     expected = _EXPECTED if by_margin else (_EXPECTED_UNKNOWN,)
@@ -104,14 +105,14 @@ def _strata(rows: Sequence[SampleResult], score: str) -> ItemStrata:
     for k, part in enumerate(np.array_split(np.arange(len(rows)), len(expected))):
         for scored in (0.0, 1.0) if score else (None,):
             name = (f"quarter {k + 1}" if by_margin else "all") + ("" if scored is None else f", {scored:g}")
-            own = [closest[i] for i in part if scored is None or closest[i].parts[score] == (scored,)]
-            if own:
-                ids[name], shares[name] = tuple(row.example_id for row in own), expected[k]
+            stratum = [closest[i] for i in part if scored is None or closest[i].parts[score] == (scored,)]
+            if stratum:
+                ids[name], shares[name] = tuple(row.example_id for row in stratum), expected[k]
     return ItemStrata(ids, shares, bool(score))
 
 
 def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
-    """Return the variance to be expected of a task's delta: of its items, and of drawing some of them."""
+    """Return the expected variance of a task's delta: over its items, and from sampling some of them."""
     whole = sum(size * pool.expected[name] for name, size in pool.sizes.items()) / pool.n**2
     return whole + sum(
         (size / pool.n) ** 2 * (1 - drawn[name] / size) * pool.variance(name) / drawn[name]
@@ -122,9 +123,9 @@ def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
 def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, alpha: float) -> SamplingPlan:
     """Choose the looks: the last one large enough that an equal model passes the macro in 90 % of cases.
 
-    Every task is evaluated on as many items as any other, or all of its own: they have one weight in the
-    macro. `full` holds the items of the other tasks of the macro, which are evaluated in full. The last look
-    takes everything where less would not do. `margin` is the macro's, `alpha` one-sided.
+    Every task is evaluated on equally many items, or on all of its own: tasks have equal weight in the macro.
+    `full` holds the sizes of the macro's other tasks, which are evaluated in full. The last look takes
+    everything if less would not suffice. `margin` is the macro's, `alpha` one-sided.
     """
     fixed = sum(_EXPECTED_UNKNOWN / n for n in full)
     n_tasks, largest = len(pools) + len(full), max(pool.n for pool in pools.values())
@@ -148,11 +149,11 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
                 else _round_to_blocks(pool.n, last * look / N_LOOKS)
             )
             drawn[task] += (_allocate(pool, n, before),)
-    kept = [k for k in range(N_LOOKS) if k == 0 or any(of[k] != of[k - 1] for of in drawn.values())]
-    drawn = {task: tuple(of[k] for k in kept) for task, of in drawn.items()}
-    information = [se({t: of[k] for t, of in drawn.items()}) ** -2 for k in range(len(kept))]
+    kept = [k for k in range(N_LOOKS) if k == 0 or any(d[k] != d[k - 1] for d in drawn.values())]
+    drawn = {task: tuple(counts[k] for k in kept) for task, counts in drawn.items()}
+    information = [se({t: counts[k] for t, counts in drawn.items()}) ** -2 for k in range(len(kept))]
     bounds = stats.interim_bounds([i / information[-1] for i in information], alpha)
-    # No look has more than alpha; the way there and back over z may round above it.
+    # No look may exceed alpha, which the conversion to z and back could by rounding.
     return SamplingPlan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
 
 
@@ -160,17 +161,17 @@ def order_items(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int)
     """Return a task's items in the order of evaluation: each look's share, shuffled; then the rest."""
     rng = np.random.default_rng(seed)
     shuffled = {name: _shuffle(ids, pool.clusters, rng) for name, ids in pool.ids.items()}
-    out: list[str] = []
+    ordered: list[str] = []
     before = dict.fromkeys(pool.ids, 0)
     for counts in (*drawn, pool.sizes):
         more = [i for name, ids in shuffled.items() for i in ids[before[name] : counts[name]]]
-        out += [more[i] for i in rng.permutation(len(more))]
+        ordered += [more[i] for i in rng.permutation(len(more))]
         before = dict(counts)
-    return tuple(out)
+    return tuple(ordered)
 
 
 def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Generator) -> list[str]:
-    """Shuffle items, those of a cluster one after the other; of the last one a look may ask a part."""
+    """Shuffle items, keeping those of a cluster together; a look may stop within the last cluster."""
     mixed = [ids[i] for i in rng.permutation(len(ids))]
     if not clusters:
         return mixed
@@ -180,10 +181,10 @@ def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Gen
 
 
 def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
-    """Return the weight N_h/n_h of each item that is evaluated by a look."""
-    of = {i: name for name, ids in pool.ids.items() for i in ids}
+    """Return the weight N_h/n_h of each item evaluated up to a look."""
+    stratum = {i: name for name, ids in pool.ids.items() for i in ids}
     sampled = order[: sum(drawn.values())]
-    return dict(zip(sampled, stats.inclusion_weights([of[i] for i in sampled], pool.sizes), strict=True))
+    return dict(zip(sampled, stats.inclusion_weights([stratum[i] for i in sampled], pool.sizes), strict=True))
 
 
 def _round_to_blocks(n: int, quota: float) -> int:
@@ -192,16 +193,16 @@ def _round_to_blocks(n: int, quota: float) -> int:
 
 
 def _count_first_look(n: int) -> int:
-    """Count the items that the first look asks at least: a block, or a third of a task that is no more."""
+    """Return the minimum number of items of the first look: a block, or a third of a smaller task."""
     return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ITEMS)
 
 
 def _allocate(pool: ItemStrata, n: int, before: Mapping[str, int]) -> dict[str, int]:
-    """Share n items out over the strata as Neyman does, none of which may lose an item that it had before."""
+    """Allocate n items to the strata by Neyman's rule; no stratum loses items that it already had."""
     had = {name: before.get(name, 0) for name in pool.ids}
     spread = {name: sqrt(d) for name, d in pool.expected.items()}
     wanted = stats.neyman_allocation(pool.sizes, spread, n, least=_LEAST)
     room = {name: max(wanted[name] - had[name], 0) for name in pool.ids}
-    left = n - sum(had.values())
-    more = stats.neyman_allocation(room, dict.fromkeys(room, 1.0), left, least=0) if left else {}
+    remaining = n - sum(had.values())
+    more = stats.neyman_allocation(room, dict.fromkeys(room, 1.0), remaining, least=0) if remaining else {}
     return {name: had[name] + more.get(name, 0) for name in pool.ids}
