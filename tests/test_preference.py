@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import tiny_methods
-from harness.training.preferences import preference_optimization as preferences
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
@@ -14,6 +13,7 @@ from harness.models.devices.base_loading import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS
+from harness.training import preference_optimization as preferences
 from harness.training import trainer as loop
 from harness.training.heldout import pairs_that_fit
 from harness.training.preference_optimization import logprobs_by_row, logprobs_sharing_prompts

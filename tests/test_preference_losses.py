@@ -4,12 +4,11 @@ import math
 
 import pytest
 import tiny_methods
-from harness.training.preferences import heldout
-from harness.training.preferences import preference_optimization as preferences
 
 from harness.methods import dpo
 from harness.records import Example
-from harness.training import CHECKPOINTS, LoraParams, lora_config
+from harness.training import CHECKPOINTS, LoraParams, heldout, lora_config
+from harness.training import preference_optimization as preferences
 from harness.training.heldout import pairs_that_fit
 from harness.training.low_rank_adapters import load_policy
 from harness.training.preference_optimization import logprobs_by_row

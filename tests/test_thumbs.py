@@ -6,7 +6,6 @@ import re
 import pytest
 import tiny_experiment
 import tiny_methods
-from harness.training.preferences import unpaired
 from tiny_methods import CPU
 
 from harness import config, experiment
@@ -19,7 +18,7 @@ from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Example
 from harness.spec import Task, TaskData
-from harness.training import LoraParams, lora_config
+from harness.training import LoraParams, lora_config, unpaired
 from harness.training.low_rank_adapters import load_policy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
