@@ -57,7 +57,7 @@ def _rescore(
     """Score every stored block of the same answers again; return whether the set is then complete."""
     wanted = rows.identity
     same = [r for r in known if r.scoring_digest and r != wanted and r.answers == wanted.answers]
-    same.sort(key=lambda rows_: rows_.choice != wanted.choice)  # rows with rewards first
+    same.sort(key=lambda identity: identity.choice != wanted.choice)  # rows with rewards first
     done = store.list_stored_blocks(session.store, wanted, rows.ids)
     grades = rows.grades()
     if same and wanted.scoring_digest:

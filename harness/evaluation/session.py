@@ -75,7 +75,7 @@ class MeasuredTask(NamedTuple):
         return self.metrics[self.task.primary_metric]
 
     def examples(self, split: Split) -> tuple[Example, ...]:
-        """Return a split's items in the order seeded by its version; lm-eval's and sampled ones as they are."""
+        """Return a split's items in the order seeded by its version; lm-eval's and sampled ones unchanged."""
         if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
         return put_in_order(getattr(self.items, split), self.versions[split])
