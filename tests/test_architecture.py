@@ -403,15 +403,3 @@ def test_a_first_line_names_the_thing():
         lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in documented]
         found += [f"{file.relative_to(ROOT)}: {line}" for line in lines if CIRCUMSCRIBES.match(line)]
     assert found == []
-
-
-def test_a_property_is_described_by_what_it_is():
-    found = [
-        f"{file.relative_to(ROOT)}:{node.lineno}: {line}"
-        for file in FILES
-        for node in ast.walk(ast.parse(file.read_text("utf-8")))
-        if isinstance(node, ast.FunctionDef)
-        and any("property" in ast.unparse(one) for one in node.decorator_list)
-        and CIRCUMSCRIBES.match(line := (ast.get_docstring(node) or "").partition("\n")[0])
-    ]
-    assert found == []

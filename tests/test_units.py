@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import pytest
 from fake_facts import candidate, comparison, make_fine_tune, verdict
 
 from harness import comparison as compared
-from harness import gating, report, store
+from harness import gating, store
 from harness.comparison.run_diff import differences
 from harness.decision import best_untrained, decide
 from harness.formatting import RATE, Unit, change, score
@@ -130,28 +129,6 @@ def test_a_metric_says_its_unit_by_its_bounds_and_its_direction(bounds, higher, 
 def test_what_is_gained_is_turned_and_keeps_its_unit():
     turned = compared.orient(comparison(-0.2, unit=WER))
     assert (turned.delta, turned.unit.name, turned.unit.higher_is_better) == (0.2, "wer", True)
-
-
-def test_a_report_of_before_units_ranks_and_prints_as_its_comparisons_say(tmp_path):
-    gain = comparison(-0.2, metric="wer", unit=WER)
-    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER, vs_untrained=gain))
-    (path,) = (p for p in report.write(of, tmp_path) if p.suffix == ".json")
-    path.write_text(json.dumps(drop_units(json.loads(path.read_text()))))
-    found = report.read(path)
-    assert [f.name for f in best_first(found)] == ["lora", "knn", "fixed", "prompt"]
-    assert table_rows(found) == table_rows(of)
-
-
-def drop_units(value):
-    """Write plain types as reports were before they held units."""
-    if isinstance(value, list):
-        return [drop_units(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    kept = {key: drop_units(one) for key, one in value.items() if key != "unit"}
-    if "estimator" in value:
-        kept["higher_is_better"] = value["unit"]["higher_is_better"]
-    return kept
 
 
 GRADED = mean_metric("f1", lambda output, example: None)
