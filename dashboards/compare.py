@@ -10,10 +10,13 @@ import streamlit as st
 
 from harness.comparison import Comparison, orient
 from harness.formatting import count
-from harness.report import ExperimentReport, arm_texts
+from harness.report import ExperimentReport
+from harness.report.columns import COMPARISON_COLUMNS, heading
 from parts import charts, controls, paired_runs, project, safe_text
 from parts.paired_runs import Pair
 
+_SHOWN = ("task", "metric", "base", "score", "delta", "lost", "gained", "n")
+_HEADINGS = {"base": "reference"}  # the first of the candidates
 _MOST = 4  # candidates beside the first one
 
 
@@ -80,18 +83,13 @@ def _differences(
 
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:
-    reference, new = arm_texts(c)
-    return {
-        "candidate": name,
-        "task": c.task,
-        "metric": c.metric,
-        "reference": reference,
-        "new": new,
-        "change": paired_runs.print_difference(c),
-        "lost": len(c.lost),
-        "gained": len(c.gained),
-        "n": c.n,
+    """Print a comparison; what is counted stays a number, by which a table sorts."""
+    columns = [COMPARISON_COLUMNS[column] for column in _SHOWN]
+    cells = {
+        _HEADINGS.get(one.name) or heading(one): one.value(c) if one.kind == "number" else one.text(c, True)
+        for one in columns
     }
+    return {"candidate": name, **cells}
 
 
 page()

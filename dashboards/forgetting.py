@@ -11,6 +11,7 @@ import streamlit as st
 
 from harness.formatting import Unit, score
 from harness.report import ExperimentReport
+from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, map_values
 from harness.report.plots.heat_map import heat
 from parts import charts, controls, paired_runs, project, status_counts
 
@@ -43,10 +44,9 @@ def page() -> None:
 
 def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
     """List every difference unrounded."""
+    columns = [COMPARISON_COLUMNS[name] for name in COMPARISON_FILE]
     return [
-        {"candidate": label, "task": c.task, "metric": c.metric, "base": c.base, "new": c.new}
-        | {"delta": c.delta, "low": c.low, "high": c.high, "n": c.n}
-        | {"lost": len(c.lost), "gained": len(c.gained)}
+        {"candidate": label, **map_values(columns, c)}
         for label, of in report.comparisons.items()
         for c in of
         if not c.slice

@@ -64,9 +64,7 @@ def _table(
         selection_mode="multi-row",
         height=min(640, 38 + 35 * len(lines)),
     )
-    safe_text.say_all(
-        describe_unread([line.facts for line in lines if line.facts], report.metric if report else "")
-    )
+    safe_text.say_all(describe_unread([line.facts for line in lines], report.metric if report else ""))
     left, right = st.columns([1, 5])
     with left:
         controls.offer_csv([leaderboard_table.make_row(line) for line in lines], "leaderboard")
@@ -103,7 +101,7 @@ def _print_estimate(e: Estimate) -> str:
 
 
 def _picture(lines: Sequence[Line]) -> None:
-    known = [(line, line.score) for line in lines if line.score is not None][: score_cache.AT_ONCE]
+    known = [(line, e) for line in lines if (e := line.facts.target) is not None][: score_cache.AT_ONCE]
     if not known:
         return
     task, metric = known[0][0].task, known[0][0].metric

@@ -9,13 +9,14 @@ from typing import Any
 
 import streamlit as st
 
-from harness.formatting import RATE, UNKNOWN, count, plain, seconds, usd
+from harness.formatting import RATE, UNKNOWN, plain, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import (
     ExperimentReport,
     describe_forgetting,
     diagnose,
     figure_text,
+    figure_title,
     front_sentence,
     sets_section,
     trials_section,
@@ -33,6 +34,10 @@ from harness.report.plots.loss_curves import (
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
+_FIGURES = (
+    "wall_s", "tokens_per_s", "peak_memory_gib", "n_steps", "n_trainable", "trainable_share", "size_bytes",
+    "base_size_bytes",
+)  # fmt: skip
 
 
 def page() -> None:
@@ -176,15 +181,8 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
         "last training loss": plain(smooth(of)[-1][1]),
         "best validation loss": plain(of.best_validation_loss),
         "overfitting gap": plain(gap(of), sign=True),
-        "time": seconds(of.wall_s),
         "cost USD": cost,
-        "tokens/s": count(of.tokens_per_s),
-        "peak memory GiB": plain(of.peak_memory_gib),
-        "steps": count(of.n_steps),
-        "trained parameters": count(of.n_trainable),
-        "share of the base's": figure_text("trainable_share", of.trainable_share),
-        "size on disk": figure_text("size_bytes", of.size_bytes),
-        "size of the base": figure_text("base_size_bytes", of.base_size_bytes),
+        **{figure_title(figure): figure_text(figure, getattr(of, figure)) for figure in _FIGURES},
     }
 
 

@@ -24,6 +24,7 @@ from harness.cli.app import EXIT_CODES
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
 from harness.experiment.catalog import default_of, map_meanings, map_purposes, models_in
+from harness.store import TABLES
 
 ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
@@ -247,6 +248,17 @@ def plugin_parameters() -> Iterator[str]:
     )
 
 
+def tables() -> Iterator[str]:
+    """Yield the page of the tables that can be queried."""
+    yield "# Tables of SQL"
+    yield "What `harness sql` and `harness.frames` read; `harness sql --tables` prints the same."
+    for table in TABLES:
+        yield f"## `{table.name}` {{ #{table.name} }}"
+        yield f"One row is {table.row}."
+        rows = ((f"`{one.name}`", one.type, one.unit, one.meaning) for one in table.columns)
+        yield _table(("column", "type", "unit", "meaning"), rows)
+
+
 def python() -> Iterator[str]:
     """Yield the page of the Python API."""
     yield "# Python API"
@@ -336,4 +348,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-REFERENCE = {"keys": keys, "rubric": rubric, "verbs": verbs, "plugins": plugin_parameters, "python": python}
+REFERENCE = {
+    "keys": keys,
+    "rubric": rubric,
+    "verbs": verbs,
+    "plugins": plugin_parameters,
+    "tables": tables,
+    "python": python,
+}

@@ -26,11 +26,12 @@ from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.records import Grade, Sample
+from harness.report.columns import result_rows
 from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.loss_curves import PREFERENCES
 from harness.report.plots.pareto_front import Point
 from harness.report.tables.decision_tables import arithmetic_rows
-from harness.report.wording import table_rows, verdict_word
+from harness.report.wording import verdict_word
 from harness.rescue import HalfVerdict, Rescue, TrialResult
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -191,10 +192,10 @@ def test_the_leaderboard_shows_the_numbers_of_the_report(open_page, tmp_path):
     page = open_page("leaderboard")
     board = page.dataframe[0].value.set_index("candidate")
     printed = read_cells(page.dataframe[0])
-    shown = dict(zip(printed["candidate"], printed["score"], strict=True))
+    shown = dict(zip(printed["candidate"], printed["target"], strict=True))
     for f in made.facts:
         row = board.loc[f.label]
-        assert row["score"] == pytest.approx(100 * f.target.score)
+        assert row["target"] == pytest.approx(100 * f.target.score)
         assert shown[f.label] == formatting.interval(*f.target[:3])
         assert list(row["verdict"]) == [verdict_word(f)]
     assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
@@ -210,12 +211,11 @@ def read_cells(table) -> dict[str, list[str]]:
 def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(open_page, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "worse": ("lora", 10, 12)})
     cells = read_cells(open_page("leaderboard").dataframe[0])
-    columns = ("candidate", "gain", "forgetting", "usd", "p50")
+    columns = ("candidate", "gain", "forgetting", "cost_per_1k_usd", "latency_p50_s")
     shown = {name: cells for name, *cells in zip(*(cells[column] for column in columns), strict=True)}
-    table = {row.candidate: row for row in table_rows(made)}
+    table = {row["candidate"]: row for row in result_rows(made)}
     for name in ("lora", "worse", "knn", "prompt"):
-        row = table[name]
-        assert shown[name] == [row.vs_untrained, row.forgetting, row.cost, row.p50]
+        assert shown[name] == [table[name][column] for column in columns[1:]]
     assert shown["worse"][0].startswith("−")
     assert shown["knn"][:2] == ["(this one)", "0 (base weights)"]
 
@@ -227,9 +227,9 @@ def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts
     dear = replace(made.facts[0], cost_per_1k_usd=12.0, latency_p50_s=0.02)
     report.write(replace(made, facts=(dear, *made.facts[1:])), tmp_path / "reports")
     board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
-    measured = ("rank", "score", "gain", "forgetting", "usd", "p50")
+    measured = ("rank", "target", "gain", "forgetting", "cost_per_1k_usd", "latency_p50_s")
     assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
-    assert list(board["usd"].sort_values().index) == ["lora", "knn", "prompt"]
+    assert list(board["cost_per_1k_usd"].sort_values().index) == ["lora", "knn", "prompt"]
 
 
 def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(open_page, tmp_path):
@@ -240,10 +240,17 @@ def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_distur
     busy = replace(made.facts[1], latency_p50_s=None, disturbed={"latency_p50_s": 0.9, "latency_p95_s": 2.0})
     report.write(replace(made, facts=(quiet, busy, *made.facts[2:])), tmp_path / "reports")
     cells = read_cells(open_page("leaderboard").dataframe[0])
-    columns = ("candidate", "p50", "p95", "rate", "tokens")
+    columns = (
+        "candidate",
+        "latency_p50_s",
+        "latency_p95_s",
+        "requests_per_s",
+        "prompt_tokens",
+        "output_tokens",
+    )
     shown = {name: of for name, *of in zip(*(cells[column] for column in columns), strict=True)}
-    assert shown[quiet.label][1:] == ["0.4 s", "12.5", "62 + 15"]
-    assert shown[busy.label] == ["~0.9 s", "~2.0 s", "–", "–"]
+    assert shown[quiet.label][1:] == ["0.4 s", "12.5", "62", "15"]
+    assert shown[busy.label] == ["~0.9 s", "~2.0 s", "–", "–", "–"]
 
 
 def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(open_page, tmp_path):
@@ -251,7 +258,7 @@ def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(open_page,
     report.write(convert_to_bits(made), tmp_path / "reports")
     board = open_page("leaderboard").dataframe[0].value
     assert list(board["candidate"]) == ["prompt", "knn", "lora"]
-    assert list(board["score"]) == pytest.approx([f.target.score for f in made.facts])
+    assert list(board["target"]) == pytest.approx([f.target.score for f in made.facts])
 
 
 def convert_to_bits(made):
@@ -276,7 +283,7 @@ def test_a_row_to_take_away_is_unrounded_with_every_interval(open_page, tmp_path
     (row,) = (leaderboard_table.make_row(line) for line in lines if line.run.candidate == "lora")
     f = made.facts[2]
     for name, ends in (
-        ("score", f.target[:3]),
+        ("target", f.target[:3]),
         ("gain", (f.vs_untrained.delta, f.vs_untrained.low, f.vs_untrained.high)),
         ("forgetting", f.verdict.macro[:3]),
     ):
@@ -341,7 +348,7 @@ def test_the_leaderboard_is_filtered_by(open_page, tmp_path, facet, changes):
     rewrite_run(tmp_path, "knn-0", **changes)
     page = open_page("leaderboard")
     page.multiselect(key=f"filter_{facet}").select(str(*changes.values())).run()
-    assert list(page.dataframe[0].value["run"]) == ["knn-0"]
+    assert list(page.dataframe[0].value["run_id"]) == ["knn-0"]
 
 
 @pytest.mark.parametrize("since", ["2026-01-02", "2026-02-01"], ids=["before", "the same day"])
@@ -350,7 +357,7 @@ def test_the_leaderboard_is_filtered_by_date(open_page, tmp_path, since):
     rewrite_run(tmp_path, "lora-0", created="2026-02-01T00:00:00+00:00")
     page = open_page("leaderboard")
     page.text_input(key="filter_since").set_value(since).run()
-    assert list(page.dataframe[0].value["run"]) == ["lora-0"]
+    assert list(page.dataframe[0].value["run_id"]) == ["lora-0"]
 
 
 def test_selected_runs_are_linked_by_label_and_others_by_id(open_page, tmp_path):
@@ -433,10 +440,10 @@ def forty(tmp_path):
 
 def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(open_page, forty):
     page = open_page("leaderboard")
-    assert page.dataframe[0].value["score"].notna().sum() == 20
+    assert page.dataframe[0].value["target"].notna().sum() == 20
     assert "Not estimated yet: 20 scores; the page opens with 20." in [c.value for c in page.caption]
     page.button(key="estimate").click().run()
-    assert page.dataframe[0].value["score"].notna().all()
+    assert page.dataframe[0].value["target"].notna().all()
     assert not any("Not estimated yet" in c.value for c in page.caption)
 
 
@@ -459,7 +466,7 @@ def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, 
     shutil.rmtree(tmp_path / "runs")
     page = open_page("leaderboard")
     cells = read_cells(page.dataframe[0])
-    assert dict(zip(cells["candidate"], cells["score"], strict=True)) == {
+    assert dict(zip(cells["candidate"], cells["target"], strict=True)) == {
         f.label: formatting.interval(*f.target[:3]) for f in made.facts
     }
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
@@ -523,8 +530,8 @@ def test_runs_without_a_report_are_scored_from_their_rows(open_page, tmp_path):
     table = open_page("leaderboard").dataframe[0]
     printed, board = read_cells(table), table.value.set_index("candidate")
     said = {f.label: formatting.interval(*f.target[:3]) for f in made.facts}
-    assert dict(zip(printed["candidate"], printed["score"], strict=True)) == said
-    assert dict(board["score"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
+    assert dict(zip(printed["candidate"], printed["target"], strict=True)) == said
+    assert dict(board["target"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
 
 
 def test_compare_follows_a_deep_link_and_shows_the_paired_difference(open_page, tmp_path):
@@ -985,7 +992,7 @@ def test_training_overlays_losses_and_names_the_gap(open_page, tmp_path):
     last_round = fmean(2 / step for step in range(19, 25))
     assert row["last training loss"] == formatting.plain(last_round)
     assert row["overfitting gap"] == formatting.plain(0.5 - last_round, sign=True)
-    assert row["tokens/s"] == "250"
+    assert row["tokens a second"] == "250"
 
 
 def test_what_a_training_took_stands_beside_its_losses(open_page, tmp_path):
@@ -993,7 +1000,7 @@ def test_what_a_training_took_stands_beside_its_losses(open_page, tmp_path):
     training = made.facts[2].training.to_plain() | {"peak_memory_gib": 1.25}
     rewrite_run(tmp_path, "lora-0", training=training)
     row = open_page("training").dataframe[0].value.iloc[0]
-    assert row["peak memory GiB"] == formatting.plain(1.25)
+    assert row["peak memory, GiB"] == formatting.plain(1.25)
     assert row["time"] == formatting.seconds(36.0)
     assert row["cost USD"] == formatting.usd(made.facts[2].training_cost_usd)
 

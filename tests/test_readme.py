@@ -38,7 +38,8 @@ from harness.prompting import PromptingContext
 from harness.records import Example, Output
 from harness.regularizers import Start
 from harness.report import ExperimentReport
-from harness.report.wording import headers, last_line
+from harness.report.columns import CANDIDATE_COLUMNS, result_headings
+from harness.report.wording import last_line
 from harness.training import FitContext
 
 ROOT = Path(__file__).parents[1]
@@ -277,7 +278,9 @@ def test_every_exit_code_stands_in_the_reference_and_in_readme():
 
 def test_every_column_of_the_result_table_is_explained():
     of_quickstart = ExperimentReport("support", "smollm2-135m", "exact_match", ())
-    assert [row[0].strip("`") for row in table("column")] == list(headers(of_quickstart))
+    explained = [(row[0].strip("`"), row[1]) for row in table("column")]
+    heads = result_headings(of_quickstart).items()
+    assert explained == [(head.replace("\n", " "), CANDIDATE_COLUMNS[name].meaning) for name, head in heads]
 
 
 def list_public_classes(module) -> set[str]:

@@ -81,15 +81,6 @@ def test_a_table_has_the_columns_that_are_documented(store, table):
     assert found == [(one.name, one.type) for one in table.columns]
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_the_docs_show_every_column_as_the_code_documents_it(table):
-    section = DOCS.read_text("utf-8").partition(f"### `{table.name}`\n")[2].partition("\n###")[0]
-    rows = [
-        tuple(map(str.strip, line.split("|")[1:-1])) for line in section.splitlines() if line[:3] == "| `"
-    ]
-    assert rows == [(f"`{one.name}`", one.type, one.unit, one.meaning) for one in table.columns]
-
-
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_of_the_docs_is_answered(store, query):
     assert stores.query(store, query).columns

@@ -18,9 +18,10 @@ from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
 from harness.nightly.changes import compare_base
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
+from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
 from harness.report.plots.pareto_front import front, points_of
-from harness.report.wording import best_first, headers, live_line, table_rows
+from harness.report.wording import best_first, live_line
 from harness.rescue import Rescue
 from harness.rescue.report import rows as rescue_rows
 from harness.rescue.result import HalfVerdict, TrialResult
@@ -48,17 +49,17 @@ def test_the_table_ranks_and_compares_as_the_decision_does():
     assert [f.name for f in best_first(of)] == ["lora", "knn", "fixed", "prompt"]
     assert of.decision.candidate == "lora"
     assert "over knn" in of.decision.sentence
-    marked = [row.candidate for row in table_rows(of) if row.vs_untrained == "(this one)"]
+    marked = [row["candidate"] for row in result_rows(of) if row["gain"] == "(this one)"]
     assert marked == ["knn"] == [best_untrained(of.facts)]
 
 
 def test_the_table_says_a_gain_as_the_sentence_does():
     of = a_report(make_fine_tune("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
-    lora = next(row for row in table_rows(of) if row.candidate == "lora")
-    assert lora.vs_untrained.startswith("+0.100 [")
-    assert f"{lora.vs_untrained} wer over knn" in " ".join(of.decision.reasons)
-    assert headers(of).vs_untrained == "gain vs best untrained"
-    assert headers(of).target == "target wer ↓"
+    lora = next(row for row in result_rows(of) if row["candidate"] == "lora")
+    assert lora["gain"].startswith("+0.100 [")
+    assert f"{lora['gain']} wer over knn" in " ".join(of.decision.reasons)
+    assert result_headings(of)["gain"] == "gain vs best\nuntrained"
+    assert result_headings(of)["target"] == "target\nwer ↓"
 
 
 def test_the_csv_names_the_best_untrained_and_lists_the_best_first():

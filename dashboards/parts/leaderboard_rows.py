@@ -4,36 +4,27 @@ Invariant: scores of reported runs are the report's own; those of other runs are
 stored rows, the newest first. Runs that the items cannot tell apart share a rank.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.comparison import Estimate
 from harness.decision import CandidateFacts, best_untrained
 from harness.records import Run
 from harness.report import ExperimentReport
+from harness.report.columns import Result
 from parts import project, score_cache
 from parts.score_cache import AT_ONCE
 
 
-@dataclass(frozen=True)
-class Line:
-    """One run on a target; what is unknown is None.
-
-    `others` holds its scores by other metrics of the target. `is_reference` says that gains are measured
-    against it.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Line(Result):
+    """One run on a target; without a report its facts hold what is stored of it."""
 
     run: Run
     task: str
-    metric: str
-    facts: CandidateFacts | None = None
-    score: Estimate | None = None
-    others: Mapping[str, Estimate | None] = field(default_factory=dict)
-    rank: int | None = None
-    is_reference: bool = False
-    is_champion: bool = False
+    is_reported: bool = False
 
     @property
     def rows(self) -> str:
@@ -56,7 +47,9 @@ class Board(NamedTuple):
     @property
     def n_unanswered(self) -> int:
         """Count the finished runs that hold no answers to the target."""
-        return sum(line.run.state == "done" and line.score is None and not line.rows for line in self.lines)
+        return sum(
+            line.run.state == "done" and line.facts.target is None and not line.rows for line in self.lines
+        )
 
     def read(self) -> Iterator[float]:
         """Estimate what is not known yet; yields the share that is done."""
@@ -96,10 +89,13 @@ def make_board(runs: Sequence[Run], report: ExperimentReport | None, metrics: Se
     task, metric = target(report)
     lines = _report_lines(runs, report, task, metric)
     unread: dict[str, list[str]] = {}
-    waiting = [line for line in reversed(lines) if line.facts is None and line.run.state == "done"]
+    waiting = [line for line in reversed(lines) if not line.is_reported and line.run.state == "done"]
     own = _estimates(waiting, task, metric, unread)
-    lines = [replace(line, score=own.get(line.rows)) if line.facts is None else line for line in lines]
-    lines.sort(key=lambda line: -line.score.unit.sign * line.score.score if line.score else inf)
+    lines = [
+        line if line.is_reported else replace(line, facts=replace(line.facts, target=own.get(line.rows)))
+        for line in lines
+    ]
+    lines.sort(key=lambda line: -e.unit.sign * e.score if (e := line.facts.target) else inf)
     others = {name: _estimates(lines, task, name, unread) for name in metrics}
     lines = [
         replace(line, others={name: found.get(line.rows) for name, found in others.items()}) for line in lines
@@ -115,14 +111,29 @@ def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: st
     champions = project.champion_ids()
     lines = []
     for run in runs:
-        line = Line(run, task, metric, is_champion=run.run_id in champions)
+        line = Line(
+            facts=_read_stored_facts(run),
+            run=run,
+            task=task,
+            metric=metric,
+            is_champion=run.run_id in champions,
+        )
         if run.run_id in said:
             f, one, is_best = said[run.run_id]
             line = replace(
-                line, task=one.task, metric=one.metric, facts=f, score=f.target, is_reference=is_best
+                line, facts=f, task=one.task, metric=one.metric, is_reported=True, is_reference=is_best
             )
         lines.append(line)
     return lines
+
+
+def _read_stored_facts(run: Run) -> CandidateFacts:
+    """Return what a run stored of itself, as facts."""
+    named = (run.candidate, run.run_id, run.method, run.prompting, run.answer, run.seed)
+    times = {f"latency_{name}": run.latency.get(name) for name in ("p50_s", "p95_s")}
+    known = {name: x for name, x in times.items() if x is not None}
+    latency: dict[str, Any] = {"disturbed": known} if run.latency.get("contended") else known
+    return CandidateFacts(*named, trained=run.weights_digest != run.base_digest, state=run.state, **latency)
 
 
 def _estimates(
@@ -138,7 +149,9 @@ def _estimates(
 
 def _rank_lines(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
     """Rank the best of the lines, as many as are read at once."""
-    alike = [one for one in lines if (one.task, one.metric) == (task, metric) and one.score and one.rows]
+    alike = [
+        one for one in lines if (one.task, one.metric) == (task, metric) and one.facts.target and one.rows
+    ]
     if not alike:
         return list(lines)
     ranks = score_cache.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)

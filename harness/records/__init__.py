@@ -1,6 +1,7 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
 from harness.records.equal_texts import compose_letters, fold_text, list_labels, match_label, normalize
+from harness.records.figures import SERVING, TRAINING, Figure
 from harness.records.grades import Anchor, AnchorCheck, Grade
 from harness.records.repeated_measurements import (
     AnswerLabel,

@@ -26,21 +26,24 @@ from harness.report.reading import read, read_kept, restore
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.tables.target_tables import targets_section
-from harness.report.tables.training_tables import print_tried_value, sets_section, trial_line, trials_section
+from harness.report.tables.training_tables import (
+    figure_title,
+    print_tried_value,
+    sets_section,
+    trial_line,
+    trials_section,
+)
 from harness.report.terminal import ScoreRow, print_last, score_table, terminal, terminal_table
 from harness.report.training_diagnosis import describe_forgetting, diagnose, front_sentence
 from harness.report.wording import (
     SMOKE,
-    arm_texts,
     best_first,
     describe_unread,
     family_text,
     figure_text,
-    find_shown_figure,
     first_result_line,
     last_line,
     live_line,
-    print_measured,
     target_text,
     verdict_word,
 )

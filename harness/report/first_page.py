@@ -25,6 +25,7 @@ from harness.decision import (
     strongest_run,
 )
 from harness.gating import MissRate, Verdict
+from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import WORDS
@@ -36,9 +37,7 @@ from harness.report.wording import (
     change_text,
     describe_disturbed,
     describe_unread,
-    headers,
     miss_text,
-    table_rows,
     target_text,
 )
 from harness.spec import PEOPLE
@@ -57,10 +56,12 @@ def first_page(report: ExperimentReport) -> FirstPage:
     picture = front(report, NARROW)
     unread = describe_unread(best_first(report), report.metric)
     remarks = filter(None, [describe_disturbed(report.facts), labels_note(report)])
-    notes = [*unread, column_note(report), *remarks]
+    notes = [*unread, explain_columns(report), *remarks]
+    heads = [head.replace("\n", " ") for head in result_headings(report).values()]
+    rows = [list(cells.values()) for cells in result_rows(report)]
     return FirstPage(
         reasons=list(reasons(report)),
-        table=Section("candidates", "", headers(report), table_rows(report), notes=notes),
+        table=Section("candidates", "", heads, rows, notes=notes),
         next_steps=list(next_steps(report)),
         picture=picture,
         picture_file=f"{report.file_name}.front.svg" if picture else "",
@@ -79,18 +80,6 @@ def labels_note(report: ExperimentReport) -> str:
         return f"{report.metric}: grades of a judge; too few answers have labels of people to correct them."
     of = ", ".join(names)
     return f"{report.metric} of {of}: corrected by people's labels; the report also has the judge's grades."
-
-
-def column_note(report: ExperimentReport) -> str:
-    """Say what the columns mean that only this program has."""
-    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points over all tasks)"
-    return (
-        "target: score on the test items. forgetting (macro): average change over the capability tasks, in"
-        " points. lost/gained: items of these tasks that got worse/better than with the base. $/1k: USD for"
-        " 1,000 requests. p50: median time of one. verdict: the gate's on forgetting: PASS where a loss"
-        f" beyond your margin{margin} is ruled out with 95 % confidence, FAIL where one is shown, UNDECIDED"
-        " where the items cannot tell. In brackets: 95 % intervals."
-    )
 
 
 def find_judged(report: ExperimentReport) -> CandidateFacts | None:

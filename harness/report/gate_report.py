@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness import formatting, gating, report
+from harness import gating, report
 from harness.gating import GateResult, TaskComparison
+from harness.report.columns import COMPARISON_COLUMNS, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.labels import WORDS
 from harness.report.wording import (
-    arm_texts,
-    change_text,
     family_text,
-    flips_text,
     miss_basis,
     miss_text,
     name_lost_items,
 )
 
 _LOST_SHOWN = 20
-_TASK_COLUMNS = ("task", "metric", "n", "baseline", "candidate", "change", "lost/gained", "in the macro")
+_TASK_COLUMNS = ("task", "metric", "n", "base", "score", "delta", "lost_gained")
+_HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a champion
 
 
 def gate_document(judged: GateResult) -> ResultDocument:
@@ -34,7 +33,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
     lost = [name_lost_items(c, _LOST_SHOWN) for c in rates if c.lost]
     among = family_text(judged.n_members, judged.policy.alpha)
     sections = [
-        Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
+        _task_section(tasks),
         Section(
             "rules",
             columns=("rule", "outcome", "evidence"),
@@ -76,14 +75,10 @@ def to_json(judged: GateResult) -> dict[str, Any]:
     }
 
 
-def _task_cells(t: TaskComparison) -> list[str]:
-    c = t.comparison
-    return [
-        c.task,
-        c.metric,
-        formatting.count(c.n),
-        *arm_texts(c),
-        change_text(c),
-        flips_text(len(c.lost), len(c.gained)),
-        ("one half" if t.half else "yes") if gating.is_in_macro(t) else "no",
-    ]
+def _task_section(tasks: Sequence[TaskComparison]) -> Section:
+    """Lay out the tasks, and which of them count in the macro."""
+    shown = [COMPARISON_COLUMNS[name] for name in _TASK_COLUMNS]
+    columns, rows = print_table(shown, [t.comparison for t in tasks], tight=True)
+    counts = [("one half" if t.half else "yes") if gating.is_in_macro(t) else "no" for t in tasks]
+    heads = [*(_HEADINGS.get(head, head) for head in columns), "in the macro"]
+    return Section("tasks", columns=heads, rows=[[*row, n] for row, n in zip(rows, counts, strict=True)])

@@ -13,34 +13,13 @@ from typing import Any
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
 from harness.gating import Rule, Verdict
+from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, list_names, map_values
 from harness.report.escape import clean, write_csv
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import best_first
 
-COLUMNS = (
-    "experiment",
-    "candidate",
-    "seed",
-    "task",
-    "metric",
-    "slice",
-    "n",
-    "n_errors",
-    "score",
-    "score_low",
-    "score_high",
-    "compared_with",
-    "base",
-    "base_low",
-    "base_high",
-    "delta",
-    "delta_low",
-    "delta_high",
-    "n_paired",
-    "lost",
-    "gained",
-    "evidence",
-)
+_COMPARED = [COMPARISON_COLUMNS[name] for name in COMPARISON_FILE]
+COLUMNS = ("experiment", "candidate", "seed", *list_names(_COMPARED), "compared_with", "evidence")
 Row = dict[str, Any]
 
 
@@ -61,10 +40,9 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
     best = best_untrained(report.facts)
     named = {"task": report.task, "metric": report.metric}
     compared = _comparison_cells(f.vs_untrained, best or "") if f.vs_untrained else {}
-    yield named | compared | _estimate_cells(f.target)
+    yield compared | named | {"slice": ""} | _estimate_cells(f.target)
     yield from (named | {"slice": name} | _estimate_cells(e) for name, e in f.slices.items())
-    for c in report.comparisons.get(f.label, ()):
-        yield {"task": c.task, "metric": c.metric, "slice": c.slice} | _comparison_cells(c, "base")
+    yield from (_comparison_cells(c, "base") for c in report.comparisons.get(f.label, ()))
 
 
 def _estimate_cells(e: Estimate) -> Row:
@@ -72,11 +50,7 @@ def _estimate_cells(e: Estimate) -> Row:
 
 
 def _comparison_cells(c: Comparison, with_: str) -> Row:
-    failed = c.errors.new + c.errors.both
-    new = _estimate_cells(Estimate(c.new, c.new_low, c.new_high, c.n, n_errors=failed))
-    base = {"compared_with": with_, "base": c.base, "base_low": c.base_low, "base_high": c.base_high}
-    delta = {"delta": c.delta, "delta_low": c.low, "delta_high": c.high, "n_paired": c.n}
-    return new | base | delta | {"lost": len(c.lost), "gained": len(c.gained)}
+    return {"compared_with": with_} | map_values(_COMPARED, c)
 
 
 def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:

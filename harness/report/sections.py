@@ -10,6 +10,7 @@ from harness import formatting, plugins
 from harness.comparison import Comparison, is_judge
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
+from harness.report.columns import COMPARISON_COLUMNS, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
@@ -39,13 +40,10 @@ from harness.report.tables.target_tables import targets_section, wins_section
 from harness.report.tables.training_tables import figure_title, sets_section, show_trainings, trials_section
 from harness.report.wording import (
     SMOKE,
-    arm_texts,
     best_first,
-    change_text,
     failure_line,
     family_text,
     figure_text,
-    flips_text,
     last_line,
     miss_basis,
     miss_text,
@@ -53,6 +51,7 @@ from harness.report.wording import (
 )
 
 _LOST_LISTED = 10
+_CHANGES = ("task", "metric", "base", "score", "delta", "lost_gained")
 _EVIDENCE = 10  # sentences before the appendix
 # What the terminal shows beside the first page.
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
@@ -143,21 +142,15 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
     primary = report.task_comparisons(f.label)
-    columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
-    rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
+    shown = (COMPARISON_COLUMNS[name] for name in _CHANGES)
+    columns, rows = print_table(shown, comparisons)
+    rows = [
+        [*row, _counts(report, c, c is primary[c.task])] for row, c in zip(rows, comparisons, strict=True)
+    ]
+    columns.append("counts in the gate")
     lost = [name_lost_items(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
     title = f"What {f.label} kept and lost"
     return Section("forgetting", title, columns, rows, notes=lost, label=f.label)
-
-
-def _task_row(c: Comparison) -> list[str]:
-    return [
-        c.task,
-        c.metric,
-        *arm_texts(c),
-        change_text(c) + _print_valid_change(c),
-        flips_text(len(c.lost), len(c.gained)),
-    ]
 
 
 def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
@@ -167,14 +160,6 @@ def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
     if c.task in report.one_half:
         return f"one half: {report.one_half[c.task]}"
     return f"no: {why_not}" if why_not else "yes"
-
-
-def _print_valid_change(c: Comparison) -> str:
-    """Add the change among the items valid in both arms, where that is not all of them."""
-    if c.n_valid == c.n or c.delta_valid is None:
-        return ""
-    change = formatting.change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
-    return f"; {change} on the {formatting.count(c.n_valid)} of {formatting.count(c.n)} valid in both"
 
 
 def _diversity(report: ExperimentReport, f: CandidateFacts) -> Section:

@@ -21,6 +21,7 @@ from harness.decision import CandidateFacts, forecast_text, is_fine_tuned, passe
 from harness.formatting import UNKNOWN, count
 from harness.gating import Rule
 from harness.report import labels
+from harness.report.columns import result_headings, result_rows
 from harness.report.document import terminal_lines
 from harness.report.escape import clean, shorten
 from harness.report.experiment_report import ExperimentReport
@@ -45,13 +46,10 @@ from harness.report.tables.decision_tables import seed_sentences
 from harness.report.tables.origin_tables import attribution_sentence
 from harness.report.wording import (
     SMOKE,
-    ReportRow,
     best_first,
     describe_unread,
-    headers,
     last_line,
     score_text,
-    table_rows,
     verdict_word,
 )
 
@@ -250,60 +248,52 @@ def terminal_table(report: ExperimentReport) -> Table:
     if report.smoke:
         table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
         table.caption = Text(SMOKE)
-    _add_columns(table, rows[0], name_width)
-    shown = labels.shorten_for_table([row.candidate for row in rows[1:]], name_width)
+    _add_columns(table, list(rows[0].values()), name_width)
+    shown = labels.shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
     for name, row in zip(shown, rows[1:], strict=True):
-        verdict = Text(row.verdict, style=STYLES.get(row.verdict, ""))
-        table.add_row(Text(name), *map(Text, row[1:-1]), verdict)
+        cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
+        table.add_row(Text(name), *list(cells)[1:])
     return table
 
 
-def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
+def _add_columns(table: Table, headings: Sequence[str], name_width: int) -> None:
     """Add a column of names, which may wrap, and those beside it, which may not."""
-    first, *others = headers
+    first, *others = headings
     # Without a least width rich shrinks the one column that wraps to nothing where the others are wide.
     table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
-    for header in others:
-        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
+    for heading in others:
+        table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
 
 
-def _layout(report: ExperimentReport) -> tuple[list[ReportRow], int, int]:
+def _layout(report: ExperimentReport) -> tuple[list[dict[str, str]], int, int]:
     """Find the roomiest layout that fits: a narrower gap, terser cells, the metric below, shorter names."""
     for tight, gap, stacked in ((False, 2, False), (False, 1, False), (True, 1, False), (True, 1, True)):
-        rows = [headers(report), *table_rows(report, tight=tight)]
-        rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
-        least = cell_len(rows[0].candidate)
+        broken, rows = result_headings(report), result_rows(report, tight=tight)
+        heads = {name: head.replace("\n", " ") for name, head in broken.items()}
+        rows = [row | {"candidate": clean(row["candidate"])} for row in (heads, *rows)]
+        least = cell_len(rows[0]["candidate"])
         if stacked and _count_free(rows, gap) < least:
-            rows[0] = _stack(rows[0])
+            rows[0] = broken
             spare = _count_free(rows, gap) - least
-            rows[0] = _cut_metric(rows[0], spare, max(cell_len(row.target) for row in rows[1:]))
+            rows[0] = _cut_metric(rows[0], spare, max(cell_len(row["target"]) for row in rows[1:]))
         free = _count_free(rows, gap)
-        if free >= max(cell_len(row.candidate) for row in rows):
+        if free >= max(cell_len(row["candidate"]) for row in rows):
             break
     return rows, gap, max(free, least)
 
 
-def _count_free(rows: Sequence[ReportRow], gap: int) -> int:
+def _count_free(rows: Sequence[dict[str, str]], gap: int) -> int:
     """Count the columns that are left for names."""
-    others = list(zip(*rows, strict=True))[1:]
+    others = list(zip(*(row.values() for row in rows), strict=True))[1:]
     lines = ([line for cell in column for line in cell.split("\n")] for column in others)
     return WIDTH - sum(max(map(cell_len, of)) for of in lines) - gap * len(others)
 
 
-def _stack(header: ReportRow) -> ReportRow:
-    """Set what names several words on two lines."""
-    return header._replace(
-        target=header.target.replace(" ", "\n", 1),
-        vs_untrained="\n".join(header.vs_untrained.rsplit(" ", 1)),
-        forgetting=header.forgetting.replace(" ", "\n", 1),
-    )
-
-
-def _cut_metric(header: ReportRow, spare: int, least: int) -> ReportRow:
+def _cut_metric(headings: dict[str, str], spare: int, least: int) -> dict[str, str]:
     """Cut the metric's name by what the table is too wide, so that no verdict is cut."""
-    word, _, metric = header.target.partition("\n")
+    word, _, metric = headings["target"].partition("\n")
     width = max(cell_len(metric) + min(spare, 0), least)
-    return header._replace(target=f"{word}\n{shorten(metric, width)}")
+    return headings | {"target": f"{word}\n{shorten(metric, width)}"}
 
 
 _SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")

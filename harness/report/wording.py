@@ -1,21 +1,21 @@
-"""Words of a report: the cells, sentences and figures that every format prints of a candidate.
+"""Words of a report: the sentences and figures that every format prints of a candidate.
 
-Invariant: terminal, Markdown, HTML and JSON say the same of a candidate, because its cells and sentences come
+Invariant: terminal, Markdown, HTML and JSON say the same of a candidate, because its sentences come
 from here; a smoke report says in each of them that it is no evidence.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from harness import formatting, gating, plugins
+from harness import formatting, gating
 from harness.comparison import Comparison, Estimate
-from harness.decision import CandidateFacts, best_untrained, gain, is_fine_tuned
+from harness.decision import CandidateFacts, is_fine_tuned
 from harness.gating import MissRate, Verdict
 from harness.report import labels
 from harness.report.experiment_report import ExperimentReport
 
 SMOKE = "smoke, not evidence"
-_SHORT = {
+SHORT = {
     "exact_match": "EM",
     "accuracy": "acc",
     "macro_f1": "macro F1",
@@ -23,40 +23,6 @@ _SHORT = {
     "bleu": "BLEU",
     "bits_per_byte": "bits/byte",
 }
-
-
-class ReportRow(NamedTuple):
-    """One candidate's cells of the result table."""
-
-    candidate: str
-    target: str
-    vs_untrained: str
-    forgetting: str
-    lost_gained: str
-    cost: str
-    p50: str
-    verdict: str
-
-
-def headers(report: ExperimentReport) -> ReportRow:
-    """Name the columns of the result table."""
-    better = report.unit.higher_is_better
-    return ReportRow(
-        "candidate",
-        f"target {_SHORT.get(report.metric, report.metric)}{'' if better else ' ↓'}",
-        "vs best untrained" if better else "gain vs best untrained",
-        "forgetting (macro)",
-        "lost/gained",
-        "$/1k",
-        "p50",
-        "verdict",
-    )
-
-
-def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[ReportRow]:
-    """List the candidates best first, failed ones last; `tight` spares digits and words."""
-    reference = best_untrained(report.facts)
-    return [_row(f, reference, tight) for f in best_first(report)]
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
@@ -92,7 +58,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     if f.state == "failed":
         return failure_line(f)
     target = target_text(f)
-    parts = [f"{_SHORT.get(metric, metric)} {target}"]
+    parts = [f"{SHORT.get(metric, metric)} {target}"]
     parts += [f"{print_measured(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
     parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
     parts += [verdict_word(f)] if f.verdict else []
@@ -103,7 +69,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
     """Say what one candidate reached on the target before anything else is measured."""
     score = score_text(target) + formatting.errors(target.n_errors)
-    said = f"{name}: {_SHORT.get(metric, metric)} {score}{f' · {SMOKE}' if smoke else ''}"
+    said = f"{name}: {SHORT.get(metric, metric)} {score}{f' · {SMOKE}' if smoke else ''}"
     return f"{said}, a first result; next, the capability suite of the base"
 
 
@@ -272,31 +238,3 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
 def failure_line(f: CandidateFacts) -> str:
     """Say why a candidate failed."""
     return f"{f.label} failed: {f.error or 'no reason was given'}"
-
-
-def _row(f: CandidateFacts, reference: str | None, tight: bool) -> ReportRow:
-    return ReportRow(
-        f.label,
-        target_text(f, tight=tight),
-        "(this one)" if f.name == reference else change_text(gain(f.vs_untrained), whole=tight),
-        _format_forgetting(f, tight),
-        formatting.UNKNOWN
-        if not is_fine_tuned(f) or f.verdict is None
-        else flips_text(f.verdict.lost, f.verdict.gained),
-        print_measured(f, "cost_per_1k_usd", tight=tight),
-        print_measured(f, "latency_p50_s", tight=tight),
-        verdict_word(f),
-    )
-
-
-def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
-    if f.state == "failed":
-        return formatting.UNKNOWN
-    if not plugins.find_method(f.method).makes_language_model:
-        return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
-    if f.baseline and f.trained:
-        return f"{formatting.UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"
-    if not is_fine_tuned(f):
-        return "0 (base weights)"
-    macro = f.verdict.macro if f.verdict else None
-    return formatting.points(*macro[:3]) if macro else formatting.UNKNOWN

@@ -31,7 +31,7 @@ from harness.store.verdicts import DecisionRecord, VerdictRecord
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-VERSION = 8  # of the schema
+VERSION = 9  # of the schema
 _UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE, worst DOUBLE))"  # by metric
 _SCHEMA = f"""
     CREATE SCHEMA stored;

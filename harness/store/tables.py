@@ -1,11 +1,13 @@
 """The tables that people query: each view of the index with its columns, units and meanings.
 
 Invariant: the description matches the views; `harness sql --tables` and the docs are generated from it.
-Unknown values are NULL.
+Unknown values are NULL. Measured figures are those of `records.figures`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from harness.records import SERVING, TRAINING, Figure
 
 
 class Column(NamedTuple):
@@ -43,6 +45,11 @@ def _view(
     values = {c.name: f"({record}->>'{c.place or c.name}')::{c.type}" for c in columns} | dict(own or {})
     selected = ", ".join(f'{value} AS "{of}"' for of, value in values.items())
     return Table(name, row, columns, f"SELECT {selected} FROM {source}")
+
+
+def _figures(figures: Iterable[Figure]) -> tuple[Column, ...]:
+    """Make the columns of measured figures."""
+    return tuple(Column(f.name, f.type, f.unit, f.meaning) for f in figures if f.type)
 
 
 _RUN_ID = Column("run_id", "VARCHAR", "", "the run, a folder of the store")
@@ -86,9 +93,7 @@ _RUNS = _view(
         _CREATED,
         Column("base_model", "VARCHAR", "", "the base model's name"),
         Column("trained", "BOOLEAN", "", "whether its weights are other than the base's; false if it failed"),
-        Column(
-            "latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone", "$.latency.p50_s"
-        ),
+        *(one._replace(place="$.latency.p50_s") for one in _figures(SERVING) if one.name == "latency_p50_s"),
         Column("device", "VARCHAR", "", "the machine that it was measured on", "$.provenance.device"),
         Column("harness", "VARCHAR", "", "the version of harness that made it", "$.provenance.harness"),
         Column("git_sha", "VARCHAR", "", "the commit that was checked out", "$.provenance.git_sha"),
@@ -275,20 +280,7 @@ _VERDICTS = _view(
 _TRAINING = _view(
     "training",
     "what the training of one run took",
-    (
-        _RUN_ID,
-        Column("wall_s", "DOUBLE", "s", "time of the training, a sweep's trials included"),
-        Column("init_wall_s", "DOUBLE", "s", "time of the training that it went on from"),
-        Column("n_steps", "BIGINT", "", "optimiser steps"),
-        Column("n_tokens", "BIGINT", "tokens", "tokens that were trained on, padding left out"),
-        Column("tokens_per_s", "DOUBLE", "tokens/s", "speed of the training loop"),
-        Column("n_trainable", "BIGINT", "", "parameters that were trained"),
-        Column("trainable_share", "DOUBLE", "share", "of the base's parameters, those that were trained"),
-        Column("size_bytes", "BIGINT", "bytes", "what the finished weights take on disk"),
-        Column("base_size_bytes", "BIGINT", "bytes", "what the base takes on disk"),
-        Column("peak_memory_gib", "DOUBLE", "GiB", "the largest memory that it held"),
-        Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
-    ),
+    (_RUN_ID, *_figures(TRAINING)),
     "stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL",
     record="record->'training'",
     own={"run_id": "record->>'run_id'"},
@@ -345,10 +337,8 @@ _DECISION_INPUTS = _view(
         ),
         Column("gain_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
         Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
-        Column("cost_per_1k_usd", "DOUBLE", "USD", "price of 1,000 requests, without an index of documents"),
+        *_figures(SERVING),
         Column("training_cost_usd", "DOUBLE", "USD", "price of the training"),
-        Column("latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone"),
-        Column("requests_per_s", "DOUBLE", "1/s", "throughput when answered in batches"),
         Column("n_train", "BIGINT", "rows", "examples that were trained on; 0: unknown"),
         Column("over_budget", "VARCHAR", "", "which budget it breaks; empty: none"),
         Column("action", "VARCHAR", "", "what the decision recommends for the whole experiment"),
@@ -364,6 +354,8 @@ _DECISION_INPUTS = _view(
         **{name: f"record->>'{name}'" for name in ("experiment", "metric", "action", "created")},
         "higher_is_better": "(record->>'higher_is_better')::BOOLEAN",
         "scale": "(record->>'scale')::DOUBLE",
+        "cost_per_1k_usd": "(fact->>'cost_per_1k_usd')::DOUBLE"
+        " + coalesce((fact->>'index_per_1k_usd')::DOUBLE, 0)",
         "gain": "sign * (fact->>'$.vs_untrained.delta')::DOUBLE",
         "gain_low": "sign * (fact->>if(sign < 0, '$.vs_untrained.high', '$.vs_untrained.low'))::DOUBLE",
         "gain_high": "sign * (fact->>if(sign < 0, '$.vs_untrained.low', '$.vs_untrained.high'))::DOUBLE",

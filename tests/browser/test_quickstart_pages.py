@@ -98,7 +98,7 @@ def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, c
     assert len(kept) > 5
     said = {name: float(shown[name]["vs best untrained"]) for name in gains}
     assert said == pytest.approx({name: 100 * delta for name, delta in gains.items()})
-    said = {name: float(shown[name]["capability suite"]) for name in kept}
+    said = {name: float(shown[name]["forgetting (macro)"]) for name in kept}
     assert said == pytest.approx({name: 100 * delta for name, delta in kept.items()}, abs=1e-9)
 
 

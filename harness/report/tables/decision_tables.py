@@ -19,9 +19,10 @@ from harness.decision import (
 )
 from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
+from harness.report.columns import CANDIDATE_COLUMNS, SPEED_TABLE, Result, print_table
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.wording import change_text, describe_disturbed, print_measured, score_text
+from harness.report.wording import change_text, describe_disturbed, score_text
 
 _SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 _CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
@@ -130,15 +131,6 @@ def _arithmetic_row(name: str, of: Mapping[str, Value], unit: formatting.Unit) -
     return words, number.shown(*in_unit, value, *low_high)
 
 
-SPEED_COLUMNS = (
-    "candidate",
-    "p50",
-    "p95",
-    "requests a second",
-    "tokens of a prompt",
-    "tokens of an answer",
-    "$/1k",
-)
 _SPEED_LEAD = (
     "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
     " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
@@ -148,16 +140,9 @@ _SPEED_LEAD = (
 def speed_section(done: Sequence[CandidateFacts]) -> Section:
     """Lay out latency, throughput, tokens and cost of finished runs, one a row."""
     notes = [note] if (note := describe_disturbed(done)) else []
-    rows = [_speed_row(f) for f in done]
-    return Section("speed", "Speed and tokens", SPEED_COLUMNS, rows, _SPEED_LEAD, notes)
-
-
-def _speed_row(f: CandidateFacts) -> list[str]:
-    timed = (print_measured(f, name) for name in ("latency_p50_s", "latency_p95_s", "requests_per_s"))
-    tokens = (
-        map(formatting.figure, (f.tokens.prompt, f.tokens.output)) if f.tokens else (formatting.UNKNOWN,) * 2
-    )
-    return [f.label, *timed, *tokens, print_measured(f, "cost_per_1k_usd")]
+    columns = (CANDIDATE_COLUMNS[name] for name in SPEED_TABLE)
+    heads, rows = print_table(columns, [Result(facts=f) for f in done])
+    return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
 
 
 _LOAD_COLUMNS = (

@@ -10,7 +10,7 @@ from typing import Any
 from harness import formatting
 from harness.decision import VARIANCE_UNKNOWN, CandidateFacts, TrainingSet, TrainingSets
 from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, score, seconds
-from harness.records import TrainingRecord, Trial
+from harness.records import TRAINING, TrainingRecord, Trial
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.plots import loss_curves
@@ -18,38 +18,7 @@ from harness.report.training_diagnosis import describe_forgetting, diagnose
 from harness.report.wording import figure_text
 from harness.store import TrialRun
 
-# Words for what a training measured, where the name of the figure does not say it.
-_MEASURED = {
-    "wall_s": "time",
-    "train_loop_s": "time of the steps",
-    "init_wall_s": "time of what it starts from",
-    "n_tokens": "tokens",
-    "tokens_per_s": "tokens a second",
-    "n_steps": "steps",
-    "n_skipped_steps": "steps whose gradients overflowed",
-    "n_pairs": "pairs",
-    "equal_rewards": "prompts with one reward for all answers",
-    "kl": "KL to the reference, nats a token",
-    "reward_model_accuracy": "held-out accuracy of the reward model",
-    "n_heldout": "rows held out",
-    "heldout_accuracy": "held-out accuracy",
-    "heldout_margin": "held-out margin",
-    "n_examples": "texts",
-    "n_dropped_too_long": "rows too long, left out",
-    "n_packs": "packs of rows",
-    "n_processes": "processes",
-    "batch_size": "rows at once",
-    "accumulated_batches": "batches a step",
-    "not_packed": "not packed, because it",
-    "n_trainable": "parameters trained",
-    "trainable_share": "share of the base's parameters",
-    "size_bytes": "size on disk",
-    "base_size_bytes": "size of the base on disk",
-    "peak_memory_gib": "peak memory, GiB",
-    "peak_includes": "peak memory includes",
-    "waited_share": "share of the time that it waited for a processor",
-    "fit_key": "key of the weights",
-}
+_TITLES = {figure.name: figure.heading for figure in TRAINING}
 _NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate", "loss_scale")
 
 
@@ -86,8 +55,8 @@ def _figures(training: TrainingRecord) -> dict[str, Any]:
 
 def figure_title(name: str) -> str:
     """Turn the name of a measured figure into words; a time carries its unit itself."""
-    if name in _MEASURED:
-        return _MEASURED[name]
+    if name in _TITLES:
+        return _TITLES[name]
     return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
 
 

@@ -9,24 +9,12 @@ from math import isfinite
 
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
+from harness.records import SERVING, Curve, TrainingRecord
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
 
-_CURVES = (
-    "loss",
-    "validation_loss",
-    "learning_rate",
-    "token_accuracy",
-    "validation_token_accuracy",
-    "reward_margin",
-    "reward_accuracy",
-    "reward",
-    "equal_rewards",
-    "kl",
-    "heldout_accuracy",
-    "heldout_margin",
-)
-_FIGURES = ("cost_per_1k_usd", "latency_p50_s", "latency_p95_s", "requests_per_s", "training_cost_usd")
+_CURVES = tuple(one.name for one in fields(TrainingRecord) if one.type is Curve)
+_FIGURES = (*(figure.name for figure in SERVING), "training_cost_usd")
 Point = tuple[int, float]
 
 

@@ -1,0 +1,402 @@
+"""Columns of results: what tables show of a candidate's run and of a comparison, and how it is printed.
+
+Invariant: a column is listed here alone. The terminal, Markdown, HTML, CSV, the leaderboard and the docs read
+its heading, meaning, value and digits from here; figures that SQL has as well stand in `records.figures`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from harness import plugins
+from harness.comparison import Comparison, Estimate
+from harness.decision import CandidateFacts, best_untrained, gain, is_fine_tuned
+from harness.formatting import RATE, UNKNOWN, Unit, change, count, errors, figure, points, score
+from harness.records import SERVING, Run
+from harness.report.experiment_report import ExperimentReport
+from harness.report.wording import (
+    SHORT,
+    arm_texts,
+    best_first,
+    change_text,
+    find_shown_figure,
+    flips_text,
+    print_measured,
+    target_text,
+    verdict_word,
+)
+
+Row = TypeVar("Row")
+Kind = Literal["text", "number", "interval"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Row]):
+    """A column: its name in files, its heading and meaning, and the value and the text of a row.
+
+    A heading may be broken at its line break, and holds `{metric}` and `{gain}` where it depends on the
+    metric. A value is unrounded, in the metric's unit, and None if unknown; that of an `interval` has ends.
+    The text has the digits of every table; a tight one spares some.
+    """
+
+    name: str
+    heading: str
+    meaning: str
+    value: Callable[[Row], Any]
+    text: Callable[[Row, bool], str]
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run as tables show it: its facts, what is stored of it, and its place among the others.
+
+    `others` holds its scores by other metrics of the target.
+    """
+
+    facts: CandidateFacts
+    is_reference: bool = False
+    metric: str = ""
+    run: Run | None = None
+    others: Mapping[str, Estimate | None] = field(default_factory=dict)
+    rank: int | None = None
+    is_champion: bool = False
+
+
+def _shown(
+    name: str,
+    heading: str,
+    meaning: str,
+    value: Callable[[Row], Any],
+    text: Callable[[Any], str] = str,
+    kind: Kind = "text",
+) -> Column[Row]:
+    """Make a column whose text is made of the value alone."""
+
+    def print_value(row: Row, tight: bool) -> str:
+        found = value(row)
+        return UNKNOWN if found is None else text(found)
+
+    return Column(name, heading, meaning, value, print_value, kind)
+
+
+def _stored(name: str, meaning: str, text: Callable[[str], str] = str) -> Column[Result]:
+    """Make the column of a name that a run's record holds."""
+    return _shown(name, name.replace("_", " "), meaning, lambda row: getattr(row.run, name, None), text)
+
+
+def _figure(name: str, heading: str, meaning: str) -> Column[Result]:
+    """Make the column of a measured figure; one that other work disturbed is marked."""
+
+    def text(row: Result, tight: bool) -> str:
+        return print_measured(row.facts, name, tight=tight)
+
+    return Column(name, heading, meaning, lambda row: find_shown_figure(row.facts, name), text, "number")
+
+
+def _gain_text(row: Result, tight: bool) -> str:
+    return "(this one)" if row.is_reference else change_text(gain(row.facts.vs_untrained), whole=tight)
+
+
+_NO_CHANGE = Estimate(0.0, 0.0, 0.0, 0)
+
+
+class _Forgetting(NamedTuple):
+    """Change over the capability tasks; where it is unknown, the reason, long and short."""
+
+    change: Estimate | None
+    why: str = ""
+    why_tight: str = ""
+
+
+def _forgetting(f: CandidateFacts) -> _Forgetting:
+    if f.state == "failed":
+        return _Forgetting(None)
+    if not plugins.find_method(f.method).makes_language_model:
+        return _Forgetting(None, " (no capability suite)", " (none to lose)")
+    if f.baseline and f.trained:
+        return _Forgetting(None, " (a baseline, not judged)", " (not judged)")
+    if not is_fine_tuned(f):
+        return _Forgetting(_NO_CHANGE)
+    return _Forgetting(f.verdict.macro if f.verdict else None)
+
+
+def _forgetting_text(row: Result, tight: bool) -> str:
+    found = _forgetting(row.facts)
+    if found.change is None:
+        return UNKNOWN + (found.why_tight if tight else found.why)
+    return "0 (base weights)" if found.change is _NO_CHANGE else points(*found.change[:3])
+
+
+def _flips(f: CandidateFacts) -> str | None:
+    judged = f.verdict if is_fine_tuned(f) else None
+    return flips_text(judged.lost, judged.gained) if judged else None
+
+
+def _by_name(columns: Iterable[Column[Row]]) -> Mapping[str, Column[Row]]:
+    return {column.name: column for column in columns}
+
+
+# Of a candidate's run, in the order of the leaderboard.
+CANDIDATE_COLUMNS = _by_name(
+    (
+        _shown(
+            "rank",
+            "rank",
+            "those whose paired difference holds 0 share one",
+            lambda r: r.rank,
+            count,
+            "number",
+        ),
+        _shown(
+            "champion", "★", "what gates compare with", lambda r: r.is_champion, lambda is_it: "★" * is_it
+        ),
+        _shown(
+            "candidate",
+            "candidate",
+            "its name in `harness.yaml`; the best on test stands first",
+            lambda r: r.facts.label,
+        ),
+        _shown("metric", "metric", "the target's metric", lambda r: r.metric),
+        _shown(
+            "verdict",
+            "verdict",
+            "the gate's on forgetting: PASS where a loss beyond your margin is ruled out with 95 %"
+            " confidence, FAIL where one is shown, UNDECIDED where the items cannot tell",
+            lambda r: verdict_word(r.facts),
+        ),
+        Column(
+            "target",
+            "target\n{metric}",
+            "score on the test items",
+            lambda r: r.facts.target,
+            lambda r, tight: target_text(r.facts, tight=tight),
+            "interval",
+        ),
+        Column(
+            "gain",
+            "{gain}vs best\nuntrained",
+            "paired difference from `this one`, the best on validation of those that train no language model",
+            lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained),
+            _gain_text,
+            "interval",
+        ),
+        Column(
+            "forgetting",
+            "forgetting\n(macro)",
+            "average change over the capability tasks, in points",
+            lambda r: _forgetting(r.facts).change,
+            _forgetting_text,
+            "interval",
+        ),
+        _shown(
+            "lost_gained",
+            "lost/gained",
+            "items of these tasks that got worse/better than with the base",
+            lambda r: _flips(r.facts),
+        ),
+        *(_figure(one.name, one.heading, one.meaning) for one in SERVING),
+        _shown(
+            "prompt_tokens",
+            "tokens of a prompt",
+            "mean of a request on test",
+            lambda r: r.facts.tokens and r.facts.tokens.prompt,
+            figure,
+            "number",
+        ),
+        _shown(
+            "output_tokens",
+            "tokens of an answer",
+            "mean of a request on test",
+            lambda r: r.facts.tokens and r.facts.tokens.output,
+            figure,
+            "number",
+        ),
+        _shown(
+            "disturbed",
+            "disturbed",
+            "figures that other work disturbed",
+            lambda r: ", ".join(r.facts.disturbed),
+        ),
+        _stored("created", "when it was made", lambda created: created[:16].replace("T", " ")),
+        _stored("method", "how its weights were made"),
+        _stored("prompting", "how it is prompted"),
+        _stored("base_model", "the base model", lambda name: name.rpartition("/")[2]),
+        _stored("run_id", "the run, a folder of the store"),
+    )
+)
+RESULT_TABLE = (
+    "candidate",
+    "target",
+    "gain",
+    "forgetting",
+    "lost_gained",
+    "cost_per_1k_usd",
+    "latency_p50_s",
+    "verdict",
+)
+SPEED_TABLE = (
+    "candidate",
+    "latency_p50_s",
+    "latency_p95_s",
+    "requests_per_s",
+    "prompt_tokens",
+    "output_tokens",
+    "cost_per_1k_usd",
+)
+_EXPLAINED = RESULT_TABLE[1:2] + RESULT_TABLE[3:]  # below the result table
+_FILE_ALONE = ("metric", "lost_gained", "disturbed")  # in the leaderboard's CSV, and not in its table
+
+# Of a comparison on one task by one metric.
+COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
+    (
+        _shown("task", "task", "the task", lambda c: c.task),
+        _shown("metric", "metric", "the metric", lambda c: c.metric),
+        _shown("slice", "slice", "a part of the task; empty: all of it", lambda c: c.slice),
+        _shown("n", "n", "items", lambda c: c.n, count, "number"),
+        _shown("n_paired", "n paired", "items that are compared", lambda c: c.n, count, "number"),
+        _shown(
+            "n_errors",
+            "errors",
+            "answers that failed",
+            lambda c: c.errors.new + c.errors.both,
+            count,
+            "number",
+        ),
+        Column(
+            "base",
+            "base",
+            "score of what it is compared with",
+            lambda c: Estimate(c.base, c.base_low, c.base_high, c.n, c.unit),
+            lambda c, _: arm_texts(c)[0],
+            "interval",
+        ),
+        Column(
+            "score",
+            "new",
+            "score of the candidate",
+            lambda c: Estimate(c.new, c.new_low, c.new_high, c.n, c.unit),
+            lambda c, _: arm_texts(c)[1],
+            "interval",
+        ),
+        Column(
+            "delta",
+            "change",
+            "paired difference",
+            lambda c: c,
+            lambda c, tight: change_text(c) + ("" if tight else _valid_change(c)),
+            "interval",
+        ),
+        _shown(
+            "lost_gained",
+            "lost/gained",
+            "items that got worse/better",
+            lambda c: flips_text(len(c.lost), len(c.gained)),
+        ),
+        _shown("lost", "lost", "items that got worse", lambda c: len(c.lost), count, "number"),
+        _shown("gained", "gained", "items that got better", lambda c: len(c.gained), count, "number"),
+    )
+)
+COMPARISON_FILE = (
+    "task",
+    "metric",
+    "slice",
+    "n",
+    "n_errors",
+    "score",
+    "base",
+    "delta",
+    "n_paired",
+    "lost",
+    "gained",
+)  # of a CSV
+
+
+def _valid_change(c: Comparison) -> str:
+    """Print the change among the items valid in both arms, where that is not all of them."""
+    if c.n_valid == c.n or c.delta_valid is None:
+        return ""
+    valid = change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
+    return f"; {valid} on the {count(c.n_valid)} of {count(c.n)} valid in both"
+
+
+def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:
+    """List the columns of the leaderboard, scores by other metrics of the target behind its own."""
+    names = [name for name in CANDIDATE_COLUMNS if name not in _FILE_ALONE]
+    at = names.index("target") + 1
+    first, others = ([CANDIDATE_COLUMNS[name] for name in part] for part in (names[:at], names[at:]))
+    return [*first, *map(metric_column, metrics), *others]
+
+
+def metric_column(metric: str) -> Column[Result]:
+    """Make the column of scores by another metric of the target."""
+
+    def text(e: Estimate) -> str:
+        return score(e.unit, *e[:3]) + errors(e.n_errors)
+
+    meaning = CANDIDATE_COLUMNS["target"].meaning
+    title = metric.replace("_", " ")
+    return _shown(f"by {metric}", title, meaning, lambda row: row.others.get(metric), text, "interval")
+
+
+def heading(column: Column[Any], metric: str = "", unit: Unit = RATE) -> str:
+    """Head a column; where the metric is known, with its short name and direction."""
+    better = unit.higher_is_better
+    short = f"{SHORT.get(metric, metric)}{'' if better else ' ↓'}"
+    return column.heading.format(metric=short, gain="" if better else "gain ").strip()
+
+
+def result_headings(report: ExperimentReport) -> dict[str, str]:
+    """Head the result table by its columns' names; a heading may be broken at its line break."""
+    return {name: heading(CANDIDATE_COLUMNS[name], report.metric, report.unit) for name in RESULT_TABLE}
+
+
+def result_rows(report: ExperimentReport, *, tight: bool = False) -> list[dict[str, str]]:
+    """Print the result table, best candidates first and failed ones last; `tight` spares digits and words."""
+    reference = best_untrained(report.facts)
+    rows = [Result(facts=f, is_reference=f.name == reference) for f in best_first(report)]
+    return [{name: CANDIDATE_COLUMNS[name].text(row, tight) for name in RESULT_TABLE} for row in rows]
+
+
+def explain_columns(report: ExperimentReport) -> str:
+    """Say what the columns of the result table mean that only this program has."""
+    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points over all tasks)"
+    shown = [CANDIDATE_COLUMNS[name] for name in _EXPLAINED]
+    said = [f"{heading(one)}: {one.meaning}.".replace("\n", " ") for one in shown]
+    return " ".join([*said, "In brackets: 95 % intervals."]).replace("your margin", f"your margin{margin}")
+
+
+class PrintedTable(NamedTuple):
+    """Headings and cells."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def print_table(columns: Iterable[Column[Row]], rows: Iterable[Row], *, tight: bool = False) -> PrintedTable:
+    """Print some columns of rows."""
+    shown = list(columns)
+    heads = [heading(column).replace("\n", " ") for column in shown]
+    return PrintedTable(heads, [[column.text(row, tight) for column in shown] for row in rows])
+
+
+def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:
+    """Map the names of columns to a row's unrounded values, that of an interval with its ends."""
+    found: dict[str, Any] = {}
+    for column in columns:
+        value = column.value(row)
+        found[column.name] = value
+        if column.kind == "interval":
+            middle = value.delta if isinstance(value, Comparison) else value and value.score
+            ends = (value.low, value.high) if value else (None, None)
+            found |= dict(zip(_with_ends(column), (middle, *ends), strict=True))
+    return found
+
+
+def list_names(columns: Iterable[Column[Any]]) -> list[str]:
+    """List the names under which `map_values` has the values of columns."""
+    return [name for column in columns for name in _with_ends(column)]
+
+
+def _with_ends(column: Column[Any]) -> list[str]:
+    return [f"{column.name}{end}" for end in (("", "_low", "_high") if column.kind == "interval" else ("",))]
