@@ -48,7 +48,7 @@ def _sort_by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
         allowed = run.run_id in passing or not is_fine_tuned(run)
         if run.base and run.state == "done" and run.target and allowed:
             groups.setdefault(run.base, []).append(run)
-    best_by_base = [(base, run) for base, runs in groups.items() if (run := best(runs))]
+    best_by_base = [(base, chosen) for base, runs in groups.items() if (chosen := best(runs))]
     return sorted(best_by_base, key=lambda pair: (pair[0].n_parameters, pair[0].weights_gb or 0.0))
 
 
