@@ -48,8 +48,8 @@ _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "reg
 class Situation(NamedTuple):
     """A new experiment as `harness init` sees it: what its data contain, and how large its base is.
 
-    `n_parameters` are those of the base, None where unknown. `thumbs` are answers rated with a thumb up or
-    down, used instead of pairs. `adapter` names the candidate that trains an adapter on the rows; empty where
+    `n_parameters` are those of the base, None if unknown. `thumbs` are answers rated with a thumb up or
+    down, used instead of pairs. `adapter` names the candidate that trains an adapter on the rows; empty if
     there is none yet.
     """
 
@@ -79,10 +79,10 @@ class RescueSituation(NamedTuple):
     """A fine-tune to rescue, as seen by a plugin that proposes settings.
 
     `params` are those of its method, merged over those of the adapter that it starts from; `present` are
-    those of the regulariser itself, None where the recipe lacks it. `others` maps the other adapters of its
-    base to the parameters of their methods. `n_layers` is that of the base, None where unknown. `tracked` are
+    those of the regulariser itself, None if the recipe lacks it. `others` maps the other adapters of its
+    base to the parameters of their methods. `n_layers` is that of the base, None if unknown. `tracked` are
     the points along its training, `margin` is the share of capability that the gate allows to lose, and
-    `sign` is −1 where lower target scores are better. `makes` is the kind of its weights, where known.
+    `sign` is −1 if lower target scores are better. `makes` is the kind of its weights, where known.
     """
 
     policy: RescuePolicy
@@ -136,7 +136,7 @@ class Method:
     at the share `scale`. `hooks` are the `HOOKS` that its training calls, and `hooks_where` maps a
     parameter's value, as name and value, to further hooks that it calls then. `rewarded` says that it trains
     on rewards of its answers, which the recipe's `reward` names. `published_as` is its kind of training in
-    `config/recipe_ranges.toml`, the table of published settings; empty where there are none. `data_parallel`
+    `config/recipe_ranges.toml`, the table of published settings; empty if there are none. `data_parallel`
     says that several processes may share its training, each with its part of a step's rows. `loops` are the
     concerns of `code_versions.toml` whose code it runs besides its own file. A `delta` is weights in a format
     of our own (see `models.deltas`).
@@ -145,7 +145,7 @@ class Method:
     anything runs, `remarks(params, rows)` notes about parameters and rows. `reads(params)` digests further
     files that its parameters name. `adapter_parameters(shape, params)` counts the parameters of its adapter.
     `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter with the
-    rank divided by `by`, and of one without the modules that an expression matches; empty where there is
+    rank divided by `by`, and of one without the modules that an expression matches; empty if there is
     none. `shape_params` are fixed by `init_from`. `proposal(situation)` returns the recipe keys with which
     `harness init` proposes the method, or None.
 
@@ -348,7 +348,7 @@ def reads_general_rows(regularizer: str) -> bool:
 
 
 def refuses(regularizer: str, params: Mapping[str, Any]) -> str:
-    """Say which of a method's parameters a regulariser does not support; empty where it supports all."""
+    """Say which of a method's parameters a regulariser does not support; empty if it supports all."""
     problem: str = getattr(load("regularizers", regularizer), "problem", lambda _: "")(params)
     return problem
 

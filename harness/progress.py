@@ -127,7 +127,7 @@ def _processors() -> Collection[int]:
 
 
 def _read_busy_s() -> float:
-    """Return how many seconds these processors were busy since boot; NaN where the system does not say."""
+    """Return how many seconds these processors were busy since boot; NaN if the system does not say."""
     names, lines = {f"cpu{number}" for number in _processors()}, []
     with suppress(OSError):
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]

@@ -231,7 +231,7 @@ def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
 
 
 def _compare_with_trivial(case: Case, run: CandidateFacts) -> str:
-    """Say that a run is not shown to be better than the trivial baseline; empty where it is."""
+    """Say that a run is not shown to be better than the trivial baseline; empty if it is."""
     if case.trivial is None or not case.trivial.may_reach(run.target):
         return ""
     return f"; {run.name} is not shown to be better than {case.trivial.text}"

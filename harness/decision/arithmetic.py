@@ -1,6 +1,6 @@
 """Arithmetic of a decision: every number behind it, computed once, with its words.
 
-Invariant: pure; None where an input is unknown. Words and format of a number are declared at its field, and
+Invariant: pure; None if an input is unknown. Words and format of a number are declared at its field, and
 every list of the numbers uses these.
 """
 

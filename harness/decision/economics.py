@@ -1,6 +1,6 @@
 """Costs and returns of a fine-tune: points per USD, break-even, budgets of time, an index of documents.
 
-Invariant: pure; None where an input is unknown, inf where the fine-tune never pays back. Rates per USD are in
+Invariant: pure; None if an input is unknown, inf if the fine-tune never pays back. Rates per USD are in
 points of the target metric (or its own unit). A recipe breaks a budget only by measured figures, the median
 over its finished seeds; an unmeasured one stays in. The index's share of a request's cost decides nothing,
 because its monthly price does not grow with the requests: the decision counts that price over the horizon,
@@ -266,7 +266,7 @@ def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
 
 
 def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
-    """Return the candidates with costs as if a device hour had so many times its price."""
+    """Return the candidates with their costs at `times` the price of a device hour."""
     return tuple(
         replace(
             f,

@@ -52,7 +52,7 @@ class SpendingOption(NamedTuple):
 
 
 class Spend(NamedTuple):
-    """The options, None where their value is unknown, and the one that brings most.
+    """The options, None if their value is unknown, and the one that brings most.
 
     `best` is None if choosing now is best. `labels` of answers, or `ratings` of pairs, come first: the
     decision is open until people have given that many.

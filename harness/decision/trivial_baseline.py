@@ -58,7 +58,7 @@ def _guess(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline
 
 
 def _majority(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
-    """Yield answers that are right on more and more items, the last of them on most.
+    """Yield constant answers that are right on more and more items; the last is right on most.
 
     A spelling is right on at most as many items as have a reference that the metric takes for the same.
     """
@@ -74,7 +74,7 @@ def _majority(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBasel
 
 
 def _share(metric: Metric, label: str, items: Sequence[Example]) -> float:
-    """Return the score of always giving the same answer, 0 where it cannot be scored."""
+    """Return the score of always giving the same answer, 0 if it cannot be scored."""
     return fmean((_parts(metric, label, e) or (0.0,))[0] for e in items)
 
 

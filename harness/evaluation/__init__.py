@@ -43,7 +43,7 @@ _ROUNDING = 1e-9  # relative rounding error of a score, allowed beyond its metri
 class EvaluationJob:
     """One task's items with a candidate's prompts; `examples` are prompted and in order.
 
-    `decoding` says how answers are sampled, None where they are greedy.
+    `decoding` says how answers are sampled, None if they are greedy.
     """
 
     task: Task

@@ -34,7 +34,7 @@ from harness.spec import Experiment, Fields, Recipe, Task
 
 
 def digest_training_rows(recipe: Recipe) -> str:
-    """Digest a recipe's settings for training rows; empty where it uses the target's."""
+    """Digest a recipe's settings for training rows; empty if it uses the target's."""
     if not (recipe.train or recipe.mix):
         return ""
     mix = recipe.mix.model_dump(mode="json") if recipe.mix else None

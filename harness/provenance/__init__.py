@@ -24,7 +24,7 @@ _GIT_TIMEOUT_S = 5
 
 
 class GitState(NamedTuple):
-    """The checked-out commit, and whether files differ from it; None where unknown."""
+    """The checked-out commit, and whether files differ from it; None if unknown."""
 
     sha: str | None
     dirty: bool | None

@@ -95,7 +95,7 @@ class TaskNoise:
     """A/A noise of one task: one model's answers in runs that differ only in the layout of batches.
 
     `flips` counts by arm the items whose primary score moved; `largest_nats` is the largest difference of the
-    right answer's log-likelihood, None where none was scored.
+    right answer's log-likelihood, None if none was scored.
     """
 
     task: str

@@ -29,14 +29,14 @@ class MetricRange:
 
     @property
     def span(self) -> float:
-        """The length of the scale: 1 for rates, infinite where a bound is missing."""
+        """The length of the scale: 1 for rates, infinite if a bound is missing."""
         if self.low is None or self.high is None:
             return inf
         return 1.0 if self.is_rate else self.high - self.low
 
     @property
     def worst(self) -> float | None:
-        """The worst value, which a failed answer gets; None where a bound is missing."""
+        """The worst value, which a failed answer gets; None if a bound is missing."""
         if self.low is None or self.high is None:
             return None
         return self.low if self.higher_is_better else self.high
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def decoding(self) -> dict[str, Any] | None:
-        """Sampling settings of the answers to the target; None where they are greedy."""
+        """Sampling settings of the answers to the target; None if they are greedy."""
         decoding: dict[str, Any] | None = self.recipe.get("decoding")
         return decoding
 

@@ -163,10 +163,10 @@ class Sample:
 class SampleResult:
     """One example answered by one candidate: everything that a later comparison needs.
 
-    `parts` maps a metric's name to its per-sample parts, or to None where it could not be scored. `margin` is
+    `parts` maps a metric's name to its per-sample parts, or to None if it could not be scored. `margin` is
     log p(gold) − log p(best other choice) in nats. `samples` are all sampled answers, which the row
     summarises; empty for greedy answers, or where the row was read without them. `fold` numbers, from 1, the
-    fold whose model answered; 0 where one model answered all items.
+    fold whose model answered; 0 if one model answered all items.
     """
 
     task: str
@@ -203,9 +203,9 @@ class SampleResult:
 class RowsIdentity:
     """Identity of a set of rows: everything that they depend on; its digest names their folder.
 
-    `scoring_digest` says how the answers are scored, and is empty where the task's own code answers and
+    `scoring_digest` says how the answers are scored, and is empty if the task's own code answers and
     scores at once. `decoding` digests the sampling settings, empty for greedy answers. `choice` says how one
-    of several answers was chosen, empty where the first counts. All other fields say which weights were
+    of several answers was chosen, empty if the first counts. All other fields say which weights were
     prompted with what.
     """
 
@@ -238,7 +238,7 @@ class RowsIdentity:
 class Origin(NamedTuple):
     """Origin of a block of rows: the digest of its environment, and the control arm measured with it.
 
-    Either is empty where it is unknown or there was none. `contended` says that other work used the
+    Either is empty if it is unknown or there was none. `contended` says that other work used the
     processors meanwhile, so that its times do not describe this machine.
     """
 

@@ -18,7 +18,7 @@ Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where the 
 class Trial:
     """One trial of a sweep: its parameters, its score on validation, and the logs of its training.
 
-    `validation` is None where training diverged or failed otherwise (see `error`); for a pruned trial it is
+    `validation` is None if training diverged or failed otherwise (see `error`); for a pruned trial it is
     the last score. `chosen` marks the trial that is best on validation. `points` are the scores by step at
     the tracked points that a pruner saw, and `pruned_at` is the step at which it stopped the training.
     `forgetting` is the mean loss of capability on validation items, at most `most_forgetting` in a chosen
@@ -53,7 +53,7 @@ class Trial:
 class MatrixScan:
     """Matrices of one type by their signal-to-noise ratio: how many there are, and how many are trained.
 
-    `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None where all
+    `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None if all
     are trained.
     """
 
@@ -82,7 +82,7 @@ class TrackedPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
-    """Measured figures of one training, in the order in which reports show them; None where not measured.
+    """Measured figures of one training, in the order in which reports show them; None if not measured.
 
     `wall_s` is the time of everything computed here, including a sweep's trials, `init_wall_s` that of the
     training it continues, `train_loop_s` that of the optimiser steps alone. `n_tokens` excludes padding.
@@ -98,7 +98,7 @@ class TrainingRecord:
     if more than one. `batch_size` and `accumulated_batches` are per process, as searched for the available
     memory where requested. `not_packed` says why rows were not packed though requested. `heldout_accuracy` is
     the share of the `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin`
-    their mean reward margin. `reward` is the mean reward of the sampled answers, None where none had one;
+    their mean reward margin. `reward` is the mean reward of the sampled answers, None if none had one;
     `equal_rewards` is the share of the prompts whose answers all got the same one, `kl` their divergence from
     the reference in nats per token, `reward_model_accuracy` that of the reward model on its held-out pairs.
     `teacher` is the digest of the weights whose probabilities were learned. `searched_by` names the search
@@ -165,7 +165,7 @@ class TrainingRecord:
 
     @property
     def total_s(self) -> float:
-        """Seconds of the training and of the one it continues; 0 where nothing was trained."""
+        """Seconds of the training and of the one it continues; 0 if nothing was trained."""
         return (self.wall_s or 0.0) + (self.init_wall_s or 0.0)
 
     def to_plain(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def general_rows(
 
 
 def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
-    """List why regularisers cannot be used on a model with so many layers; empty where all can."""
+    """List why regularisers cannot be used on a model with `n_layers` layers; empty if all can."""
     loaded = _select_with("layer_problem", regularize)
     return [*filter(None, (plugin.layer_problem(params, n_layers) for _, plugin, params in loaded))]
 

@@ -138,7 +138,7 @@ def _fold_general_prompts() -> tuple[tuple[str, str], ...]:
 
 @cache
 def general_prompts() -> tuple[str, ...]:
-    """Return the prompts that a base is asked, each beginning of which holds all kinds alike."""
+    """Return the general prompts, ordered so that each prefix has about equal shares of all kinds."""
     lines = _PROMPTS.read_text("utf-8").splitlines()
     return tuple(json.loads(line)["prompt"] for line in lines)
 

@@ -50,7 +50,7 @@ RESCUE = RescueStep("half", _list_settings, place=7)
 
 
 def layer_problem(params: Params, n_layers: int) -> str:
-    """Say that a model has too few layers to freeze or train so many; empty where it has enough."""
+    """Say that the model has too few layers for the layers to freeze or train; empty if it has enough."""
     n = _count(params)
     return f"freeze names {n} layers, and the model has {n_layers}" if n >= n_layers else ""
 

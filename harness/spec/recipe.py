@@ -57,7 +57,7 @@ class Mix(Spec):
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """The shares of the files; None where their sizes decide."""
+        """The shares of the files; None if their sizes decide."""
         return tuple(self.files.values()) if isinstance(self.files, dict) else None
 
 
@@ -154,7 +154,7 @@ class Recipe(Spec):
 
     @property
     def sampling(self) -> Decoding | None:
-        """Sampling settings of answers; None where they are greedy."""
+        """Sampling settings of answers; None if they are greedy."""
         return self.decoding if self.decoding and self.decoding.temperature else None
 
     @property

@@ -36,7 +36,7 @@ def cohen_kappa(
     """Return how far two raters of the same items (n,) agree beyond chance, with a 95 % interval.
 
     κ = 1 − mean((x − y)²)/(Var x + Var y + (x̄ − ȳ)²): Cohen's kappa for labels 0 and 1, and kappa with
-    quadratic weights for graded ones. The interval is BCa over items, or over `clusters`. None where all
+    quadratic weights for graded ones. The interval is BCa over items, or over `clusters`. None if all
     labels of one rater are the same (chance would agree as well) or nothing can be resampled. Not for labels
     without an order (`krippendorff_alpha`), nor for comparing tasks when one has few items of a kind.
 
@@ -62,7 +62,7 @@ def rogan_gladen(
 
     θ = (p + q₀ − 1)/(q₀ + q₁ − 1), cut to [0, 1]; q₀ is the judge's specificity on `n_negative` answers that
     people failed, q₁ its sensitivity on `n_positive` that they passed. The interval adds two items to each
-    kind of labelled answers and z² to all answers, and covers the errors of all three rates. None where q₀ +
+    kind of labelled answers and z² to all answers, and covers the errors of all three rates. None if q₀ +
     q₁ ≤ 1: the judge is no better than chance. Not for graded scores, nor for labels drawn from other answers
     than those of the rate (`prediction_powered_mean`).
 
@@ -108,7 +108,7 @@ def _estimate_by_chance(means: Array) -> Array:
 
 
 def _kappa(means: Array) -> Array:
-    """Return kappa from the means of x, y, x², y² and xy, (d, 5) → (d,); 0 where all labels are the same."""
+    """Return kappa from the means of x, y, x², y² and xy, (d, 5) → (d,); 0 if all labels are the same."""
     _, _, xx, yy, xy = means.T
     chance = _estimate_by_chance(means)
     kappa: Array = 1 - (xx + yy - 2 * xy) / np.maximum(chance, TIE)

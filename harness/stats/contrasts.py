@@ -19,7 +19,7 @@ def clustered_contrast(values: ArrayLike, group: ArrayLike, clusters: ArrayLike)
     The least-squares slope on the group's indicator with CR2: each cluster's residuals in a group, divided by
     √(1 − its share of the group), are added up with their weights and squared. The degrees of freedom are
     Bell and McCaffrey's, the smaller of those for independent items and for items that are alike within their
-    cluster. The SE is None where the items of either group share fewer than four effective clusters. Not for
+    cluster. The SE is None if the items of either group share fewer than four effective clusters. Not for
     binary values where few items differ: the SE shrinks to 0.
 
     Raises:
@@ -64,7 +64,7 @@ def _contrast_df(counts: Array, weights: Array) -> float:
 
 
 def _effective_df(diagonal: Array, low_rank: NDArray[np.float64], inner: NDArray[np.float64]) -> float:
-    """Return tr(M)²/tr(M²) of M = diag + W·K·Wᵀ; infinite where M is 0."""
+    """Return tr(M)²/tr(M²) of M = diag + W·K·Wᵀ; infinite if M is 0."""
     squared = inner @ (low_rank.T @ low_rank)
     trace = float(diagonal.sum() + np.trace(squared))
     trace_of_square = float(diagonal @ diagonal) + float(

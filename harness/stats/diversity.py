@@ -41,7 +41,7 @@ def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
     """Return a task's spread over models that should differ, relative to the spread of repeated measurements.
 
     (max − min of `scores`)/(standard deviation of `repeats`): scores of checkpoints or candidates, and of A/A
-    measurements of one model. Below some 3 a task ranks by noise. None where the repeats do not vary. Not for
+    measurements of one model. Below some 3 a task ranks by noise. None if the repeats do not vary. Not for
     repeats on the same items with greedy decoding, unless the layout or the items were sampled again.
 
     Raises:

@@ -16,7 +16,7 @@ MIN_CLUSTERS = 4  # effective clusters
 
 
 class Mean(NamedTuple):
-    """A mean with its standard error; `se` is None where too few clusters leave it unknown."""
+    """A mean with its standard error; `se` is None if too few clusters leave it unknown."""
 
     mean: float
     se: float | None
@@ -29,7 +29,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
     """Estimate a mean whose items (n,) may share a cluster (n,).
 
     CR2: SE² = n⁻² Σ_c (Σ_{i∈c} (x_i − x̄))² / (1 − n_c/n) on `cluster_df`. For clusters of equal size this is
-    the usual Σ·G/(G − 1), and for clusters of one item s²/n with ddof 1. The SE is None where items share
+    the usual Σ·G/(G − 1), and for clusters of one item s²/n with ddof 1. The SE is None if items share
     fewer than four effective clusters (`effective_clusters`). Not for binary scores where few items differ
     (the SE shrinks to 0: `tango_interval`). Where few clusters hold most items and their means are skewed, a
     bound errs about twice as often as it says.
@@ -76,7 +76,7 @@ def cluster_df(clusters: ArrayLike) -> float:
 
     Bell and McCaffrey's tr(M)²/tr(M²) for items that are all alike within their cluster, at most G_eff − 1: M
     = P'DP is the quadratic form of CR2's SE² in the clusters' means, P = I − 1w', D = diag(w²/(1 − w)), w the
-    clusters' shares of the items. G − 1 where all have one size. Not for items known to be independent within
+    clusters' shares of the items. G − 1 if all have one size. Not for items known to be independent within
     their clusters: it is too small there.
 
     Raises:
@@ -174,8 +174,8 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
 
     1 + (m − 1) ρ, with m the size-weighted mean cluster size Σm_c²/n and ρ from the ratio of the clustered to
     the plain variance, shrunk as if one more cluster that differs as a whole had been seen: ρ = (c ρ̂ + 1)/(c
-    + 1), c the clusters that hold a value other than the median; ρ̂ is 1 where too few clusters leave the
-    spread unknown. So ρ is 1 where nothing differs (n/m items' worth of evidence), and the data's own where
+    + 1), c the clusters that hold a value other than the median; ρ̂ is 1 if too few clusters leave the
+    spread unknown. So ρ is 1 if nothing differs (n/m items' worth of evidence), and the data's own where
     many clusters differ. The shrinkage is ours: with few differing items the plain ratio is close to 1 by
     construction, and proves nothing.
 
@@ -247,7 +247,7 @@ def mover_mean(
 def quadrature(widths: ArrayLike, correlations: Array | None = None) -> float:
     """Add widths (k,) as standard errors are added: √(Σ_ij ρ_ij x_i x_j), independent by default.
 
-    Infinite where a width is. Not for differences, whose covariances are subtracted.
+    Infinite if a width is. Not for differences, whose covariances are subtracted.
 
     Raises:
         ValueError: the correlations (k, k) are not as many as the widths.

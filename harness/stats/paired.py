@@ -23,7 +23,7 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     """Test that gains and losses are equally likely among the items that differ.
 
     exact = min(1, 2 P(X ≤ min)), mid-p = P(X ≤ min) + P(X < min), that is the exact p less P(X = min), with X
-    ~ Binomial(gains + losses, ½); with as many gains as losses 1 − P(X = min)/2, and 1 where nothing differs.
+    ~ Binomial(gains + losses, ½); with as many gains as losses 1 − P(X = min)/2, and 1 if nothing differs.
     Not for non-inferiority (a large p does not show equality), nor for clustered items.
 
     Raises:

@@ -73,7 +73,7 @@ def labels_needed(labels: ArrayLike, grades: ArrayLike, n_items: int, se: float)
     """Return how many labels in total, existing ones included, give this standard error on `n_items` items.
 
     σ²(1 − ρ²)/(SE² − ρ²σ²/N), ρ the correlation of labels and grades, σ² the variance of the labels: the
-    error of `prediction_powered_mean` at its best power. None where labels of all N items would not suffice.
+    error of `prediction_powered_mean` at its best power. None if labels of all N items would not suffice.
     Not where few labels differ from their grades.
 
     Raises:

@@ -30,7 +30,7 @@ class WinRate(NamedTuple):
 
 
 class Strength(NamedTuple):
-    """A side's strength in Elo points over the first side, with its interval; None where not finite."""
+    """A side's strength in Elo points over the first side, with its interval; None if not finite."""
 
     elo: float | None
     low: float | None
@@ -100,7 +100,7 @@ def krippendorff_alpha(units: Iterable[Mapping[Any, Any]], *, graded: bool = Fal
     """Return how far raters agree: 1 fully, 0 as by chance, below 0 less than by chance.
 
     Each unit maps raters to their labels; units with one label are ignored. Labels without order are equal or
-    different; `graded` labels are numbers whose distance is squared. None where no unit has two labels, or
+    different; `graded` labels are numbers whose distance is squared. None if no unit has two labels, or
     all labels are the same, so that chance would agree as well. Not for ranks, whose distances mean nothing.
 
     Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal and interval data.

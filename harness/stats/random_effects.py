@@ -17,7 +17,7 @@ _MOST_DF = 1e6  # beyond that t is the normal distribution
 
 
 class Variance(NamedTuple):
-    """An estimated variance with its degrees of freedom; `df` is None where the variance counts as known."""
+    """An estimated variance with its degrees of freedom; `df` is None if the variance counts as known."""
 
     variance: float
     df: float | None

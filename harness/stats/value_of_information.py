@@ -15,7 +15,7 @@ def perfect_information(mean: float, sd: float, df: float | None = None) -> floa
     s g(z) − |μ| F(−z), z = |μ|/s. `mean` and `sd` describe the belief about the difference between two
     options: normal or, with `df`, Student's t around the mean with that scale. F is its distribution
     function, and g(z) = φ(z), or f(z) (ν + z²)/(ν − 1) for the t, inf on one degree of freedom or fewer. The
-    value is in their unit; 0 where nothing is uncertain. Not for more than two options, nor where the cost of
+    value is in their unit; 0 if nothing is uncertain. Not for more than two options, nor where the cost of
     a wrong choice is not this difference.
 
     Raises:

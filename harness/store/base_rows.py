@@ -105,7 +105,7 @@ def _find_kept(key: str) -> list[Path]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Read a cached file; None where it is gone or damaged."""
+    """Read a cached file; None if it is gone or damaged."""
     with suppress(OSError):
         content = path.read_bytes()
         if f"{zlib.crc32(content):08x}" == path.stem.partition(".")[2]:

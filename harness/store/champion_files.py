@@ -21,7 +21,7 @@ class Champion:
     `units` holds the units of scores other than rates where higher is better. `verdict` is the gate's verdict
     at promotion (empty without one), `sentence` the evidence, `despite` the reason for promoting a run that
     had not passed. `first_base` is the digest of the base that the target's first champion was judged
-    against, `cumulative` the macro change against that base as [delta, low, high, n]; empty where it was not
+    against, `cumulative` the macro change against that base as [delta, low, high, n]; empty if it was not
     measured.
     """
 
@@ -51,7 +51,7 @@ def champion_file(folder: Path, target: str) -> Path:
 
 
 def read_champion(folder: Path, target: str) -> Champion | None:
-    """Read the champion of a target; None where no run was promoted.
+    """Read the champion of a target; None if no run was promoted.
 
     Raises:
         UserError: the file does not hold a champion.

@@ -155,7 +155,7 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
 
 
 def size(path: Path) -> int:
-    """Sum the bytes of a file, or of all files in a folder; 0 where neither exists."""
+    """Sum the bytes of a file, or of all files in a folder; 0 if neither exists."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -106,7 +106,7 @@ def find_grades(
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return modification time and size of a file, to detect changes; empty where it is missing."""
+    """Return modification time and size of a file, to detect changes; empty if it is missing."""
     try:
         file_stat = path.stat()
     except OSError:

@@ -110,7 +110,7 @@ def _sync_current(store: Store, wait_s: float) -> bool:
 
 
 def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyConnection | None":
-    """Open an up-to-date index; None where it is missing, locked or out of date."""
+    """Open an up-to-date index; None if it is missing, locked or out of date."""
     # A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late, so the file
     # may change while it is read. It counts as damaged only after several attempts.
     import duckdb

@@ -215,7 +215,7 @@ def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:
 
 
 def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> str:
-    """Add row sets, all of them or none; return the damage found, empty where they were added."""
+    """Add row sets, all of them or none; return the damage found, empty if they were added."""
     import duckdb
 
     times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"

@@ -61,7 +61,7 @@ def keep_environment(store: Store, environment: Mapping[str, str]) -> str:
 
 
 def read_environment(store: Store, key: str) -> dict[str, str]:
-    """Read the content of an environment; empty where it is not stored."""
+    """Read the content of an environment; empty if it is not stored."""
     with suppress(OSError, ValueError):
         return load(dict[str, str], _environment_file(store, key).read_bytes())
     return {}
@@ -89,7 +89,7 @@ def controls(store: Store) -> list[Control]:
 
 
 def read_measured(path: Path) -> list[SampleResult] | None:
-    """Read the rows of a repeated measurement; None where they are missing or damaged."""
+    """Read the rows of a repeated measurement; None if they are missing or damaged."""
     with suppress(OSError, ValueError):
         return [load(SampleResult, line) for line in read_lines(path) if line]
     return None

@@ -28,9 +28,9 @@ from harness.store.rows.row_columns import (
 class MetricColumns(NamedTuple):
     """One metric's parts of a row set, with the items' ids, clusters and weights, ordered by id.
 
-    `parts` is None where an item could not be scored; `failed` says that its answer, or one of several, was
+    `parts` is None if an item could not be scored; `failed` says that its answer, or one of several, was
     an error; `references` holds the references of such items. `folds` are the folds whose models answered;
-    empty where one model answered all items.
+    empty if one model answered all items.
     """
 
     ids: tuple[str, ...]
@@ -74,7 +74,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     """Map the items of a row set to a digest of question and references, whatever prompt a task uses.
 
-    Empty where there is no such set.
+    Empty if there is no such set.
     """
     path = store.parquet(rows_digest)
     if not path.exists():
@@ -138,7 +138,7 @@ class ItemFilter(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer to an item: its text, its status, and a metric's parts, None where it was not scored."""
+    """An answer to an item: its text, its status, and a metric's parts, None if it was not scored."""
 
     text: str
     status: Status
@@ -254,7 +254,7 @@ def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> Metric
 def _select(
     store: Store, query: str, rows_digests: Collection[str], *values: object
 ) -> list[tuple[Any, ...]]:
-    """Run a query whose first parameter is the list of row sets' files; empty where none exists."""
+    """Run a query whose first parameter is the list of row sets' files; empty if none exists."""
     files = _list_existing_files(store, rows_digests)
     if not files:
         return []

@@ -87,12 +87,12 @@ def list_trials(store: Store) -> list[TrialRun]:
 
 
 def find_trial(store: Store, run_id: str) -> TrialRun | None:
-    """Find the run of a trial by its id; None where it is missing or damaged."""
+    """Find the run of a trial by its id; None if it is missing or damaged."""
     return _read(_file(store, run_id))
 
 
 def _read(file: Path) -> TrialRun | None:
-    """Read the file of a trial's run; None where it is missing or damaged."""
+    """Read the file of a trial's run; None if it is missing or damaged."""
     try:
         plain = read_object(file)
         trial: Trial = reader(Trial).validate_python(plain["trial"])
@@ -263,7 +263,7 @@ def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
 
 
 def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
-    """Read the items sampled for a run; None where the record is missing or damaged."""
+    """Read the items sampled for a run; None if the record is missing or damaged."""
     try:
         return load(SamplingRecord, _locate_sampling(store, run_id).read_bytes())
     except (OSError, ValueError):
@@ -316,7 +316,7 @@ def weights_folder(store: Store, run: Run) -> Path | None:
 
 
 def read_run(file: Path) -> Run | None:
-    """Read a `run.json`; None where it is missing or damaged."""
+    """Read a `run.json`; None if it is missing or damaged."""
     try:
         return _parse_run(file)
     except (OSError, ValueError, TypeError):

@@ -72,7 +72,7 @@ class StoredProgress:
 def current_activity(store: Store) -> dict[str, Any] | None:
     """Return the last note of the running work: `what`, `stage`, its `share`, `candidates`, `finished`.
 
-    Empty where nothing is noted yet, None where nothing is running.
+    Empty if nothing is noted yet, None if nothing is running.
     """
     from filelock import FileLock, Timeout
 

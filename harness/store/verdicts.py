@@ -77,7 +77,7 @@ class DecisionRecord:
 
 
 def save_verdict(store: Store, verdict: VerdictRecord) -> None:
-    """Write a verdict unless it is the newest of its run already; skipped where the folder is read-only."""
+    """Write a verdict unless it is the newest of its run already; skipped if the folder is read-only."""
     content = {name: value for name, value in asdict(verdict).items() if name != "created"}
     path = store.place("verdicts", verdict.run_id, f"{digest(content)}.json")
     if not _is_newest(path):
@@ -86,7 +86,7 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
 
 
 def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
-    """Return the newest stored verdict on a run against a baseline; None where none can be read."""
+    """Return the newest stored verdict on a run against a baseline; None if none can be read."""
     paths = sorted(store.place("verdicts", run_id).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     verdicts = [v for v in load_files(VerdictRecord, paths) if v.baseline_digest == baseline_digest]
     return max(reversed(verdicts), key=lambda verdict: verdict.created, default=None)
@@ -99,7 +99,7 @@ def _is_newest(path: Path) -> bool:
 
 
 def save_decision(store: Store, decision: DecisionRecord) -> None:
-    """Write an experiment's decision, replacing the last one; skipped where the folder is read-only."""
+    """Write an experiment's decision, replacing the last one; skipped if the folder is read-only."""
     path = store.place("decisions", f"{decision.experiment}.json")
     # Compared as JSON: a file has lists where a record has tuples.
     new = json.loads(json.dumps(asdict(decision))) | {"created": ""}

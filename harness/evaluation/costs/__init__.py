@@ -94,7 +94,7 @@ def start_s(n_bytes: float, device: str) -> float:
 
 
 def training_gflops(n_parameters: int, tokens_per_s: float) -> float:
-    """Return the speed, in 1e9 operations per second, of a machine that trains so many tokens per second."""
+    """Return the speed of a machine, in 1e9 operations per second, that trains `tokens_per_s`."""
     return 4 * n_parameters * tokens_per_s / SHARES["cpu"].train / 1e9
 
 

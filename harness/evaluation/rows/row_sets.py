@@ -45,7 +45,7 @@ class RowSet(NamedTuple):
     """Rows of a run: the items, their prompts, and the identity that names their folder.
 
     `step` returns the function that builds an item's prompt; it is called only if rows are missing, because
-    building prompts may require a retriever. `decoding` is None where answers are greedy, `chooser` is the
+    building prompts may require a retriever. `decoding` is None if answers are greedy, `chooser` is the
     reward model that chooses the best of several answers.
     """
 

@@ -56,7 +56,7 @@ def seed_of(*drawn: str | int) -> int:
 def draw_answers(
     candidate: Candidate, task: Task, decoding: Decoding, prompts: Sequence[ItemPrompt]
 ) -> list[Output]:
-    """Sample the answers to each item; the first of each holds all of them, and their total cost."""
+    """Sample the answers to each item; the first of each has all of them attached, and their total cost."""
     limits = Limits(task.max_new_tokens, task.stop, decoding.temperature, decoding.top_p)
     n = decoding.samples
     repeated = [prompt for prompt in prompts for _ in range(n)]

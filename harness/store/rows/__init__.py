@@ -201,7 +201,7 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
-    """Read an identity; None where it is damaged, that is where its digest does not match its folder."""
+    """Read an identity; None if it is damaged, that is where its digest does not match its folder."""
     loaded = load_files(RowsIdentity, [path])
     return next((identity for identity in loaded if identity.digest == path.parent.name), None)
 
@@ -252,7 +252,7 @@ def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
 
 
 def _block_ids(path: Path) -> list[str]:
-    """Return the example ids of a block; empty where its file is damaged."""
+    """Return the example ids of a block; empty if its file is damaged."""
     try:
         rows = [parse_json(line) for line in read_lines(path)]
         whole = [row["position"] for row in rows] == _positions(int(path.stem), len(rows))

@@ -89,7 +89,7 @@ def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None
 
 
 def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
-    """Read which fold's model answered each item; None where one model answered all items.
+    """Read which fold's model answered each item; None if one model answered all items.
 
     Raises:
         HarnessError: the file cannot be read.

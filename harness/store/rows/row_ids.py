@@ -19,7 +19,7 @@ def read_ids(store: Store, rows_digests: Iterable[str]) -> None:
 
 
 def parquet_ids(path: Path) -> list[str] | None:
-    """Return the ids of a file by position; None where it is missing or damaged."""
+    """Return the ids of a file by position; None if it is missing or damaged."""
     try:
         return _IDS.get(path)
     except OSError:
