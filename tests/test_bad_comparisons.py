@@ -31,11 +31,18 @@ def folders(tmp_path, base, new):
     )
 
 
-def test_an_empty_comparison_is_refused():
+def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
     with pytest.raises(IncompatibleRuns, match="found no item that both runs scored"):
         comparison.compare_rows(EXACT, [], [])
     with pytest.raises(IncompatibleRuns, match="found no item"):
         comparison.estimate(EXACT, [])
+    compared, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
+    assert compared.n_clusters == 1
+    assert compared.high - compared.low > 1
+    assert verdict.outcome == "inconclusive"
+    compared, verdict = judge_arms([0.8] * 20, [0.7] * 20, cluster_size=20)
+    assert compared.se > 0
+    assert verdict.outcome == "inconclusive"
 
 
 @pytest.mark.parametrize(("base", "new"), [([1], [1]), ([1], [0]), ([0], [1])])
@@ -52,13 +59,6 @@ def test_all_ties_have_a_width_and_do_not_pass_by_it(score):
     compared, verdict = judge_arms([score] * 10, [score] * 10)
     assert compared.delta == 0
     assert compared.se > 0.05
-    assert verdict.outcome == "inconclusive"
-
-
-def test_one_cluster_decides_nothing_however_many_items_it_has():
-    compared, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
-    assert compared.n_clusters == 1
-    assert compared.high - compared.low > 1
     assert verdict.outcome == "inconclusive"
 
 
@@ -79,12 +79,6 @@ def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
     each = next(rule for rule in verdict.rules if rule.name == "each")
     assert (each.outcome, each.numbers["doubtful"]) == ("inconclusive", ["small"])
     assert each.sentence.startswith("each: too few items to tell: small fell 100.0 points")
-
-
-def test_one_cluster_of_graded_scores_that_all_fell_alike_decides_nothing():
-    compared, verdict = judge_arms([0.8] * 20, [0.7] * 20, cluster_size=20)
-    assert compared.se > 0
-    assert verdict.outcome == "inconclusive"
 
 
 graded = st.sampled_from([0.0, 0.25, 0.5, 1.0])
@@ -141,40 +135,6 @@ def test_a_metric_that_is_no_rate_decides_nothing_in_points(tmp_path):
         file.write_text("\n".join(map(json.dumps, lines)))
     (task,) = release.gate_folders(old, new, GatePolicy()).tasks
     assert task.comparison.metric == "acc_norm"
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("gate.macro=0", "macro: 0; expected a value greater than 0 or a share such as 10%"),
-        ("gate.macro=1", "macro: 1; expected a value less than 1 or a share such as 10%"),
-        ("gate.macro=0%", "macro: '0%'; expected a valid number or a share such as 10%"),
-        ("gate.each=00.0 %", "each: '00.0 %'; expected a valid number or a share such as 10%"),
-        ("gate.each=100%", "each: '100%'; expected a valid number or a share such as 10%"),
-        ("gate.validity=1", "validity: 1; expected a value less than 1"),
-        ("gate.critical_margin=0.5", "critical_margin: 0.5; expected a value less than 0.5"),
-        ("gate.max_errors=1", "max_errors: 1; expected a value less than 1"),
-        ("gate.max_errors=-0.1", "max_errors: -0.1; expected a value greater than or equal to 0"),
-        ("gate.tasks=[fcts]", "unknown task 'fcts'; expected one that is listed under suites:"),
-        ("gate.drift=0", "drift: 0; expected a value greater than 0"),
-        ("gate.target={min: 1.5}", "min: 1.5; expected a value less than or equal to 1"),
-        ("decide.label_cost_usd=-1", "label_cost_usd: -1; expected a value greater than or equal to 0"),
-        ("decide.device_hour_usd=-0.1", "device_hour_usd: -0.1; expected a value greater"),
-        ("decide.usd_per_million_tokens={input: -1, output: 2}", "input: -1; expected a value greater"),
-        ("decide.usd_per_million_tokens={input: 1}", "output"),
-        ("decide.right_answer_usd=-2", "right_answer_usd: -2; expected a value greater"),
-        ("decide.point_usd=.nan", "point_usd: nan; expected a finite number"),
-        ("decide.requests_per_month=.inf", "requests_per_month: inf; expected a finite number"),
-        ("decide.requests_per_month=0", "requests_per_month: 0; expected a value greater than 0"),
-        ("decide.tau=-1", "tau: -1; expected a value greater than or equal to 0"),
-        ("seeds=[]", "seeds: []; expected at least one entry"),
-        ("seeds=[0, 0]", "seeds [0, 0], one of them twice"),
-    ],
-)
-def test_a_policy_that_could_show_nothing_is_refused(folder, override, said):
-    with pytest.raises(UserError) as refused:
-        config.load(folder / "harness.yaml", [override])
-    assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("margin", ["10%", "0.5%", "5 %", "09.5%", "99%"])

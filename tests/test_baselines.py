@@ -40,27 +40,21 @@ def find_large(found):
     return next(f for f in found.facts if f.name == "large")
 
 
-def test_a_baseline_is_the_untrained_candidate_that_a_fine_tune_is_compared_with():
+def test_a_baseline_is_compared_with_fine_tunes_and_is_no_alternative_on_the_base():
     decision = make_decision([*alternatives(), LARGE, make_fine_tune("lora", 0.81, -0.09)])
     assert (decision.action, decision.candidate) == ("prompt", "large")
-
-
-def test_a_baseline_alone_is_no_fair_alternative_on_the_base():
     decision = make_decision([LARGE, make_fine_tune("lora", 0.97, 0.07)])
     assert decision.candidate is None
     assert "prompt only (prompting: zero_shot)" in decision.missing
 
 
-def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server():
+def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server_alone():
     facts = [*alternatives(), LARGE, make_fine_tune("lora", 0.81, 0.07)]
     decision = make_decision(facts, needs=("sensitive_data",))
     assert decision.candidate == "lora"
     assert find_reason(decision, "Left out before the choice") == (
         "Left out before the choice: large (sensitive data would leave for somebody else's server)."
     )
-
-
-def test_sensitive_data_may_go_to_a_server_of_ones_own():
     facts = [*alternatives(), replace(LARGE, leaves_machine=False), make_fine_tune("lora", 0.81, -0.09)]
     assert make_decision(facts, needs=("sensitive_data",)).candidate == "large"
 
@@ -92,31 +86,24 @@ def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):
     assert is_private(url) is own
 
 
-def test_a_baseline_is_measured_on_the_target_alone(file_and_report):
+def test_a_baseline_is_measured_on_the_target_at_its_own_price_and_not_judged(file_and_report):
     path, found = file_and_report
     assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
     assert find_large(found).verdict is None
-
-
-def test_the_table_says_that_a_baseline_was_not_judged(file_and_report):
     assert "(a baseline, not judged)" in markdown(experiment_document(file_and_report[1]))
-
-
-def test_a_baseline_costs_what_its_own_provider_asks(file_and_report):
     facts = find_large(file_and_report[1])
     assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
 
 
-def test_the_gate_measures_the_gain_over_a_baseline(file_and_report):
+def test_the_gate_measures_the_gain_over_a_baseline_and_judges_none(file_and_report):
     path, _ = file_and_report
     (judged,) = gate_stored(path, "tuned", ["gate.target.gain=0.05"])
     (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
     assert "over the best untrained candidate" in rule.sentence
-
-
-def test_another_price_of_an_endpoint_leaves_its_stored_run_what_the_file_says(file_and_report):
     (judged,) = gate_stored(file_and_report[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
     assert judged.candidate
+    with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
+        gate_stored(file_and_report[0], "large")
 
 
 def test_who_takes_the_weights_of_a_baseline_is_one_too(tiny, tmp_path):
@@ -130,15 +117,3 @@ def test_who_takes_the_weights_of_a_baseline_is_one_too(tiny, tmp_path):
         "tuned": "candidate",
         "shots": "baseline",
     }
-
-
-def test_a_baseline_is_not_gated(file_and_report):
-    with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
-        gate_stored(file_and_report[0], "large")
-
-
-@pytest.mark.parametrize("recipe", ["{method: lora, role: baseline}", "{weights_of: lora, role: baseline}"])
-def test_what_is_trained_here_is_no_baseline(tiny, tmp_path, recipe):
-    path = tiny_experiment.write(tmp_path, tiny, f"  lora: {{method: lora}}\n  mine: {recipe}\n")
-    with pytest.raises(UserError, match="role: baseline of the method lora, whose weights are made here"):
-        config.load(path)

@@ -351,23 +351,6 @@ class TestRefusedBeforeAnythingRuns:
         assert not (tmp_path / "runs" / "weights").exists()
         return str(caught.value)
 
-    @pytest.mark.parametrize(
-        ("params", "said"),
-        [
-            ("{run: 'axolotl-9 train {data} {out}'}", "no program axolotl-9"),
-            ("{run: 'cp {dta} {out}'}", "unknown placeholder {dta}: did you mean 'data'?"),
-            ("{run: 'cp {config} {out}'}", "go together"),
-            ("{run: 'cp {config} {out}', config: gone.yaml}", "no file"),
-            ("{run: 'cp {data} elsewhere'}", "not told where to write"),
-            ("{run: 'cp \"{out}'}", "is no command"),
-            ("{}", "run"),
-            ("{run: 'cp {out}', folder: nope}", "nope; expected one to run the command in"),
-            ("{run: 'cp {out}', timeout_s: 0}", "timeout_s"),
-        ],
-    )
-    def test_what_could_not_run(self, tmp_path, tiny, params, said):
-        assert said in self.refusal(tmp_path, tiny, params)
-
     def test_a_template_with_an_unknown_placeholder(self, tmp_path, tiny):
         (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
         said = self.refusal(tmp_path, tiny, "{run: 'cp {config} x', config: t.yaml}")
@@ -407,10 +390,15 @@ class TestInAComparison:
         assert fact(found, "theirs").verdict is not None
         assert fact(found, "theirs").training_cost_usd > 0
 
-    def test_others_start_from_it_by_the_kind_that_it_turned_out_to_be(self, file_and_report):
+    def test_the_report_shows_what_was_run_and_others_start_from_it_by_its_kind(self, file_and_report):
         _, found = file_and_report
         assert (fact(found, "half").state, fact(found, "whole").state) == ("done", "failed")
         assert "init_from: weights that turned out to be of the kind adapter" in fact(found, "whole").error
+        from harness.report.document import markdown
+        from harness.report.sections import experiment_document
+
+        text = markdown(experiment_document(file_and_report[1]))
+        assert "sh train.sh {out} {seed}" in text
 
     def test_it_is_not_run_again_until_what_it_reads_changes(self, file_and_report):
         path, _ = file_and_report
@@ -422,13 +410,6 @@ class TestInAComparison:
         script.write_text(script.read_text() + "# another\n")
         tiny_experiment.run(path, candidates=("theirs",))
         assert calls.read_text() == "call\ncall\n"
-
-    def test_the_report_shows_what_was_run(self, file_and_report):
-        from harness.report.document import markdown
-        from harness.report.sections import experiment_document
-
-        text = markdown(experiment_document(file_and_report[1]))
-        assert "sh train.sh {out} {seed}" in text
 
     def test_one_that_failed_leaves_its_log_alone_and_is_run_again(self, tiny, adapter, tmp_path):
         candidates = "  prompt: {method: base}\n  theirs: {method: command, params: {run: 'sh t.sh {out}'}}\n"

@@ -8,8 +8,6 @@ import tiny_methods
 from tiny_experiment import runs_of
 from tiny_methods import CPU
 
-from harness import config
-from harness.errors import UserError
 from harness.methods import lora
 from harness.models.devices.base_loading import load_base
 from harness.models.hf import ModelHost
@@ -60,11 +58,14 @@ def test_it_gives_the_same_answers_twice_and_gradients_pass_through(source):
     assert embeddings.grad.abs().max() > 0.01
 
 
-def test_the_quantisation_is_part_of_the_weights_digest(tiny, source):
+def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny, source):
     plain = resolve(str(tiny))
     digests = {one.weights_digest for one in (plain, source, quantize(plain, "nf4"))}
     assert len(digests) == 3
     assert source.template_digest == plain.template_digest
+    shape = Shape(1000.0, 2, 4, 8, 2, 2, 2, 50, tied=True)
+    assert weights_gb(shape, "bf16", quantization="int8") == pytest.approx((800 + 200 * 2) / 1e9)
+    assert weights_gb(shape, "bf16") == 1000 * BYTES["bf16"] / 1e9
 
 
 def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
@@ -91,25 +92,3 @@ def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     assert runs["own"].served_digest == quantize(resolve(str(tiny)), "int8").weights_digest
     assert runs["plain"].weights_digest != runs["own"].weights_digest
     assert (report.steps["own"][0].what, report.steps["own"][0].new) == ("quantisation", "INT8 base")
-
-
-@pytest.mark.parametrize(
-    ("own", "said"),
-    [
-        ("{method: lora, quantization: int4}", "quantization"),
-        ("{method: full, quantization: int8}", "quantization with the method full, which trains no adapter"),
-        ("{method: base, quantization: int8}", "quantization with the method base"),
-        ("{method: dpo, init_from: one, quantization: int8}", "leave out base_model and quantization"),
-        ("{weights_of: one, quantization: int8}", "leave out method, params"),
-    ],
-)
-def test_what_trains_no_adapter_on_the_base_takes_no_quantization(tiny, tmp_path, own, said):
-    path = tiny_experiment.write(tmp_path, tiny, f"  one: {{method: lora}}\n  own: {own}\n")
-    with pytest.raises(UserError, match=said):
-        config.load(path)
-
-
-def test_the_estimate_of_memory_is_a_byte_a_weight_but_for_the_embeddings():
-    shape = Shape(1000.0, 2, 4, 8, 2, 2, 2, 50, tied=True)
-    assert weights_gb(shape, "bf16", quantization="int8") == pytest.approx((800 + 200 * 2) / 1e9)
-    assert weights_gb(shape, "bf16") == 1000 * BYTES["bf16"] / 1e9

@@ -7,8 +7,7 @@ import tiny_experiment
 import tiny_methods
 from tiny_experiment import runs_of
 
-from harness import config
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed
 from harness.methods import lora, merged
 from harness.models.adapters import CONFIG, WEIGHTS
 
@@ -60,16 +59,16 @@ def test_linear_adds_a_and_b_each_with_the_roots_of_their_weights(tiny, tmp_path
     assert found.allclose(b @ a, atol=1e-6)
 
 
+def test_without_weights_each_adapter_has_an_equal_share(tiny, tmp_path, adapters):
+    made = merge(tiny, tmp_path, adapters[:2], combination_type="cat")
+    assert delta(made.folder / "adapter").allclose((delta(adapters[0]) + delta(adapters[1])) / 2, atol=1e-6)
+
+
 @pytest.mark.parametrize("written", [{"combination_type": "cat"}, {"combination_type": "svd", "svd_rank": 5}])
 def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(tiny, tmp_path, adapters, written):
     two = [adapters[0], adapters[2]]  # of ranks 2 and 3
     made = merge(tiny, tmp_path, two, weights=[0.7, -0.2], **written)
     assert delta(made.folder / "adapter").allclose(0.7 * delta(two[0]) - 0.2 * delta(two[1]), atol=1e-6)
-
-
-def test_without_weights_each_adapter_has_an_equal_share(tiny, tmp_path, adapters):
-    made = merge(tiny, tmp_path, adapters[:2], combination_type="cat")
-    assert delta(made.folder / "adapter").allclose((delta(adapters[0]) + delta(adapters[1])) / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("combination", ["ties", "dare_ties", "ties_svd", "dare_ties_svd"])
@@ -177,52 +176,3 @@ def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
     again = tiny_experiment.run(path, candidates=("own",))
     assert {fact.name: fact.state for fact in again.facts}["own"] == "done"
     assert runs_of(path)["own"].weights_digest == run.weights_digest
-
-
-@pytest.mark.parametrize(
-    ("own", "said"),
-    [
-        ("{method: merged}", "merged of nothing; expected two candidates or more"),
-        ("{method: merged, merges: [one]}", "merged of one; expected two candidates or more"),
-        ("{method: merged, merges: [one, one]}", "merged of one, one"),
-        ("{method: merged, merges: [one, three]}", "unknown candidate 'three'"),
-        ("{method: merged, merges: [one, own]}", "own merging itself"),
-        ("{method: merged, merges: [one, prompt]}", "prompt, which makes no weights of its own"),
-        ("{method: lora, merges: [one, two]}", "merges with the method lora, which merges nothing"),
-        ("{method: merged, merges: [one, two], base_model: x}", "merges takes another candidate's base"),
-        ("{method: merged, merges: [one, two], params: {combination_type: ties}}", "ties takes a density"),
-        ("{method: merged, merges: [one, two], params: {density: 0.5}}", "svd takes no density"),
-        ("{method: merged, merges: [one, two], params: {combination_type: mean}}", "combination_type"),
-    ],
-)
-def test_a_recipe_that_merges_nothing_is_refused(tiny, tmp_path, own, said):
-    with pytest.raises(UserError, match=said):
-        config.load(write_experiment(tmp_path, tiny, own))
-
-
-@pytest.mark.parametrize(
-    ("own", "more", "said"),
-    [
-        (
-            "{method: merged, merges: [one, two], params: {combination_type: linear}}",
-            "",
-            "linear of one of rank 2, two of rank 4; expected adapters of one rank",
-        ),
-        ("{method: merged, merges: [one, two], params: {weights: [1]}}", "", "1 weights of 2 adapters"),
-        (
-            "{method: merged, merges: [one, four]}",
-            "  four: {method: lora, quantization: nf4}\n",
-            r"adapters for several bases: one \(on .*\), four \(on .* in nf4\)",
-        ),
-        (
-            "{method: merged, merges: [one, ia3]}",
-            "  ia3: {method: peft, params: {peft_type: IA3}}\n",
-            "ia3, an adapter of the family IA3",
-        ),
-    ],
-)
-def test_unlike_adapters_are_refused_before_anything_runs(tiny, tmp_path, own, more, said):
-    path = write_experiment(tmp_path, tiny, own, more)
-    with pytest.raises(UserError, match=said):
-        tiny_experiment.run(path)
-    assert not (tmp_path / "runs" / "weights").exists()

@@ -87,22 +87,6 @@ def test_a_loss_is_that_of_its_definition(off_the_reference, loss_type):
     assert loss == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("params", "said"),
-    [
-        ({"label_smoothing": 0.1}, "label_smoothing with the loss_type sigmoid, which does not read it"),
-        ({"loss_type": "exo_pair"}, "exo_pair without label_smoothing"),
-        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss_type": "dpo"}, "Input should be 'sigmoid'"),
-        ({"heldout": 0, "early_stopping_patience": 1}, "heldout above 0"),
-        ({"heldout": 0.6}, "less than or equal to 0.5"),
-    ],
-)
-def test_parameters_that_say_nothing_are_refused(params, said):
-    with pytest.raises(ValueError, match=said):
-        dpo.Params(**params)
-
-
 def test_held_out_pairs_are_the_same_for_every_seed_and_none_asks_what_a_training_pair_asks():
     pairs = [
         Example(f"{q}-{i}", ({"role": "user", "content": f"Question {q}?"},), ("a",), cluster=f"{q}-{i}")

@@ -80,7 +80,7 @@ def sweep_results(tiny, tmp_path_factory):
     return path, report, again, asked[:first], asked[first:]
 
 
-def test_the_prompt_that_is_best_on_validation_answers_the_test_items(sweep_results):
+def test_the_prompt_that_is_best_on_validation_alone_answers_the_test_items(sweep_results):
     _, report, *_ = sweep_results
     facts = {f.name: f for f in report.facts}
     assert (facts["plain"].target.score, facts["best"].target.score) == (0.0, 1.0)
@@ -91,15 +91,15 @@ def test_the_prompt_that_is_best_on_validation_answers_the_test_items(sweep_resu
         "prompting": {"few_shot": {"shots": 2}},
     }
     assert len(facts["best"].training.sweep) == 12
-
-
-def test_no_other_prompt_sees_a_test_item(sweep_results):
     _, _, _, asked, _ = sweep_results
     on_test = [m for m in asked if "test " in m[-1]["content"]]
     with_system = [m for m in on_test if m[0]["role"] == "system"]
     assert {m[0]["content"] for m in with_system} == {"Whisper."}
     assert all("step by step" in m[-1]["content"] and len(m) == 6 for m in with_system)
     assert {len(m) for m in on_test if m[0]["role"] != "system"} == {1}, "the plain prompt's"
+    path, *_ = sweep_results
+    recipe = runs_of(path)["best"].recipe
+    assert (recipe["system"], recipe["prompting"]) == ("Whisper.", {"few_shot": {"shots": 2}})
 
 
 def test_a_second_compare_asks_nobody_and_says_the_same(sweep_results):
@@ -127,21 +127,11 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
     session = prepare_session(more, Scope(), SilentProgress())
     assert session.candidates["best"].searches_prompts
     assert [bool(run) for run in find_stored_runs(session, in_order(session, more.selected))] == [True, False]
-
-
-def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it_was(sweep_results):
-    path, *_ = sweep_results
     (run,) = candidate_runs(open_stored(config.load(path)), "best")
     assert run.recipe["system"] == "Whisper."
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     with pytest.raises(IncompatibleRuns, match="only runs of another recipe"):
         candidate_runs(open_stored(more), "best")
-
-
-def test_the_run_holds_the_prompt_that_was_chosen(sweep_results):
-    path, *_ = sweep_results
-    recipe = runs_of(path)["best"].recipe
-    assert (recipe["system"], recipe["prompting"]) == ("Whisper.", {"few_shot": {"shots": 2}})
 
 
 def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
@@ -236,30 +226,6 @@ def test_a_server_that_cannot_be_reached_ends_its_search_alone(tiny, tmp_path, o
     }
     assert "127.0.0.1:9" in facts["best"].error
     assert len(facts["base"].training.sweep) == 2
-
-
-@pytest.mark.parametrize(
-    ("recipe", "said"),
-    [
-        ("sweep: {learning_rate: [0.1, 0.2]}", "expected system, template, answer or prompting"),
-        ("sweep: {system: [A.]}", "a sweep of system with 1 values; expected two values at least"),
-        ("sweep: {template: ['{prompt}', nothing]}", "a template with {prompt} in it"),
-        ("sweep: {system: [A., 3]}", "system: 3; expected text"),
-        ("sweep: {answer: [generate, sing]}", "sing"),
-        ("sweep: {prompting: [zero_shot, few_shots]}", "did you mean 'few_shot'"),
-        ("sweep: {prompting: [zero_shot, {few_shot: {shot: 3}}]}", "shot"),
-        ("sweep: {prompting: [zero_shot, rag]}", "rag without documents"),
-        ("system: C., sweep: {system: [A., B.]}", "system in the recipe and in sweep"),
-        ("search: {system: [1, 3, linear]}", "a range of system"),
-        ("sweep: {system: [A., B.]}, subject_to: {forgetting: 0.1}", "whose weights forget nothing"),
-    ],
-)
-def test_what_is_no_prompt_is_refused_with_its_line(tiny, tmp_path, recipe, said):
-    path = tiny_experiment.write(tmp_path, tiny, f"  one: {{method: base, {recipe}}}\n")
-    with pytest.raises(UserError) as refusal:
-        config.load(path)
-    assert said in str(refusal.value)
-    assert "harness.yaml:8" in str(refusal.value)
 
 
 @pytest.mark.parametrize("recipe", ["sweep: {answer: [generate, rank]}", "answer: rank"])

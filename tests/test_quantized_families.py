@@ -1,11 +1,9 @@
 """Families of PEFT on quantised layers: refused beforehand where PEFT cannot compute them there."""
 
 import pytest
-import tiny_experiment
 from tiny_methods import CPU
 from tiny_model import logits
 
-from harness.errors import UserError
 from harness.models.devices.base_loading import load_base
 from harness.models.hub import quantize, resolve
 from harness.spec import Recipe
@@ -43,32 +41,6 @@ NOT_ZERO = ("C3A", "FOURIERFT", "VBLORA")
 DEQUANTIZED = ("SHIRA",)
 # It computes with the integers, and a new one changes nothing yet.
 SILENT = (("PEANUT", "int8"),)
-
-
-@pytest.mark.parametrize(
-    ("params", "said"),
-    [
-        ("{peft_type: GLORA, r: 2}", "peft_type: GLORA, which computes with unquantised weights, and"),
-        ("{peft_type: LORA, r: 2, kasa_config: {}}", "kasa_config, which PEFT leaves out of quantised"),
-        ("{peft_type: LORA, r: 2, init_lora_weights: mica}", "init_lora_weights: mica"),
-    ],
-)
-@pytest.mark.parametrize("key", ["quantization", "serve_on"])
-def test_what_needs_unquantised_weights_is_refused_on_int8_before_anything_runs(
-    tiny, tmp_path, params, said, key
-):
-    written = f"  prompt: {{method: base}}\n  own: {{method: peft, {key}: int8, params: {params}}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, written)
-    with pytest.raises(UserError, match=f"{said}.*{key}: int8.*next: remove {key}"):
-        tiny_experiment.run(path)
-
-
-@pytest.mark.parametrize("use_dora", ["params: {use_dora: true}", "sweep: {use_dora: [false, true]}"])
-def test_dora_is_refused_on_int8_on_a_cpu(tiny, tmp_path, use_dora):
-    written = f"  prompt: {{method: base}}\n  own: {{method: lora, quantization: int8, {use_dora}}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, written)
-    with pytest.raises(UserError, match="use_dora, whose norms bitsandbytes does not compute in 8 bits"):
-        tiny_experiment.run(path)
 
 
 @pytest.mark.parametrize("family", [*UNQUANTIZED, *NOT_ON_NF4])

@@ -22,13 +22,6 @@ def refusal(tiny, folder, candidates):
     return str(refused.value)
 
 
-@pytest.mark.parametrize("written", ["first: 2", "all_but_last: 90"])
-def test_freezing_layers_that_the_base_has_not_is_refused_with_their_number(tiny, tmp_path, written):
-    said = refusal(tiny, tmp_path, f"  held: {{method: full, regularize: {{freeze: {{{written}}}}}}}\n")
-    assert f"freeze names {written.split()[1]} layers, and the model has 2" in said
-    assert "at most 1 of them" in said
-
-
 def test_the_layers_are_those_of_the_encoder_that_a_head_reads_with(tiny, minilm, tmp_path):
     held = "  held: {{method: head, params: {{train: all, encoder: {}}}, regularize: {{freeze: {{first: {}}}}}}}\n"
     assert prepare(tiny, tmp_path, held.format(minilm, 5))

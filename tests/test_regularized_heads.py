@@ -8,8 +8,8 @@ import tiny_experiment
 import tiny_methods
 from safetensors.torch import load_file
 
-from harness import config, plugins, regularizers
-from harness.errors import CandidateFailed, UserError
+from harness import plugins, regularizers
+from harness.errors import CandidateFailed
 from harness.methods import head, reward
 from harness.regularizers import Start, _displacement, dropout, l2_sp
 from harness.training.heads import load_with_head
@@ -130,31 +130,6 @@ def mean_over_labels(tiny, folder):
             for e in context.train[4:8]  # two of each label
         ]
     return -torch.cat(logprobs).mean().item()
-
-
-@pytest.mark.parametrize(
-    ("written", "said"),
-    [
-        ("{method: head, regularize: {ewc: {strength: 1}}}", "head, which has no language-model head"),
-        ("{method: head, regularize: {kl: {}}}", "no language-model head to read general rows with"),
-        ("{method: head, replay: 0.1}", "no language-model head to read general rows with"),
-        ("{method: reward, regularize: {kl: {}}}", "reward, which has no language-model head"),
-        ("{method: reward, regularize: {label_smoothing: {}}}", "reward, whose training does not take it"),
-        ("{method: head, regularize: {freeze: {first: 1}}}", "takes it with train: all alone"),
-        ("{method: head, params: {train: head}, regularize: {half: {}}}", "takes it with train: all alone"),
-        ("{method: head, sweep: {train: [all, head]}, regularize: {half: {}}}", "with train: all alone"),
-        (
-            "{method: head, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
-            "next: remove l2_sp\n",
-        ),
-        ("{method: embedding, regularize: {sam: {}}}", "embedding, which makes no gradient steps"),
-    ],
-)
-def test_a_regularizer_without_a_meaning_there_is_refused_and_says_why(tiny, tmp_path, written, said):
-    candidates = f"  prompt: {{method: base}}\n  held: {written}\n"
-    with pytest.raises(UserError) as refused:
-        config.load(tiny_experiment.write(tmp_path, tiny, candidates))
-    assert said in f"{refused.value}\n"
 
 
 def test_layers_of_other_parts_are_refused_by_dropout(minilm):

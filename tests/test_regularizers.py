@@ -22,13 +22,6 @@ def recipe(tiny, folder, written):
     return config.load(path).experiment.candidates
 
 
-def refusal(tiny, folder, written):
-    with pytest.raises(UserError) as error:
-        recipe(tiny, folder, written)
-    assert "harness.yaml:" in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize(
     ("short", "full"),
     [
@@ -46,96 +39,16 @@ def test_a_short_form_is_the_regularizer_it_stands_for(short, full):
     assert Recipe(method="full", **short) == Recipe(method="full", regularize=full)
 
 
-def test_a_file_may_write_it_short_or_in_full(tiny, tmp_path):
+def test_a_file_may_write_it_short_or_in_full_or_as_a_grid(tiny, tmp_path):
     short = recipe(tiny, tmp_path, "{method: lora, replay: 0.1}")["tuned"]
     assert short == recipe(tiny, tmp_path, "{method: lora, regularize: {replay: {share: 0.1}}}")["tuned"]
     assert short.regularize == {"replay": {"share": 0.1}}
-
-
-def test_a_setting_replaces_the_share_in_either_form(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  tuned: {method: lora, replay: 0.1}\n")
     for key in ("replay", "regularize.replay.share"):
         found = config.load(path, [f"candidates.tuned.{key}=0.3"]).experiment.candidates["tuned"]
         assert found.regularize == {"replay": {"share": 0.3}}
-
-
-def test_a_list_of_values_is_a_grid(tiny, tmp_path):
     found = recipe(tiny, tmp_path, "{method: full, regularize: {freeze: {first: [1, 2]}}}")
     assert [found[f"tuned[first={n}]"].regularize["freeze"] for n in (1, 2)] == [{"first": 1}, {"first": 2}]
-
-
-@pytest.mark.parametrize(
-    ("written", "said"),
-    [
-        ("{method: lora, regularize: {repaly: {share: 0.1}}}", "unknown regularizer 'repaly'"),
-        ("{method: lora, regularize: {repaly: {share: 0.1}}}", "did you mean 'replay'?"),
-        ("{method: lora, regularize: {replay: {shar: 0.1}}}", "unknown key 'shar'"),
-        ("{method: lora, regularize: {replay: 0.1}}", "next: write replay: {share: 0.1}"),
-        ("{method: full, regularize: {freeze: 2}}", "next: write freeze: {first: 2}"),
-        ("{method: lora, regularize: {./mine.py: {}}}", "a file of your own, ./mine.py"),
-        ("{method: lora, regularize: {./mine.py: {}}}", "harness/regularizers"),
-        ("{method: lora, prompting: {./mine.py: {}}}", "a prompting in harness/prompting/, by its name"),
-        ("{method: lora, regularize: {freeze: {first: 1}}}", "freeze with the method lora"),
-        ("{method: lora, regularize: {freeze: {first: 1}}}", "one of the methods full"),
-        (
-            "{method: dpo, regularize: {replay: {share: 0.1}}}",
-            "replay with the method dpo, whose training does not take it",
-        ),
-        ("{method: base, regularize: {l2_sp: {strength: 1.0}}}", "base, which makes no gradient steps"),
-        ("{method: classifier, regularize: {l2_sp: {strength: 1.0}}}", "which makes no gradient steps"),
-        ("{method: lora, regularize: {l2_sp: {strength: 0}}}", "strength: 0"),
-        ("{method: lora, regularize: {l2_sp: {}}}", "strength"),
-        ("{method: lora, regularize: {ewc: {strength: 1, rows: 0}}}", "rows: 0"),
-        ("{method: lora, regularize: {dropout: {}}}", "one of the methods full"),
-        ("{method: lora, regularize: {half: {}}}", "half with the method lora, whose training does not"),
-        ("{method: full, regularize: {half: {rounds: 0}}}", "rounds: 0"),
-        ("{method: dpo, regularize: {label_smoothing: {}}}", "dpo, whose training does not take it"),
-        ("{method: lora, regularize: {label_smoothing: {factor: 1}}}", "factor: 1"),
-        ("{method: lora, regularize: {sam: {rho: -0.1}}}", "rho: -0.1"),
-        ("{method: lora, regularize: {kl: {data: none.jsonl}}}", "general rows, each with a prompt"),
-        ("{method: peft, params: {peft_type: IA3}, regularize: {ewc: {strength: 1}}}", "ewc with an adapter"),
-        (
-            (
-                "{method: peft, params: {peft_type: LORA, trainable_token_indices: [3]}, "
-                "regularize: {l2_sp: {strength: 1}}}"
-            ),
-            "l2_sp with trainable_token_indices",
-        ),
-        (
-            "{method: peft, params: {peft_type: LORA, bias: all}, regularize: {l2_sp: {strength: 1}}}",
-            "bias: all",
-        ),
-        (
-            "{method: peft, params: {peft_type: LORA, bias: lora_only}, regularize: {ewc: {strength: 1}}}",
-            "ewc with bias: lora_only, whose biases are in no weight matrix",
-        ),
-        (
-            "{method: peft, params: {peft_type: LORA, lora_bias: true}, regularize: {l2_sp: {strength: 1}}}",
-            "l2_sp with lora_bias",
-        ),
-        (
-            "{method: lora, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
-            "l2_sp with use_dora",
-        ),
-        (
-            "{method: lora, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
-            "next: remove l2_sp, or take kl",
-        ),
-        (
-            "{method: lora, sweep: {use_dora: [false, true]}, regularize: {l2_sp: {strength: 1}}}",
-            "l2_sp with use_dora",
-        ),
-        (
-            "{method: peft, params: {peft_type: IA3}, regularize: {l2_sp: {strength: 1.0}}}",
-            "l2_sp with an adapter of the family IA3",
-        ),
-        ("{method: full, params: {freeze: {first: 1}}}", "unknown key 'freeze'"),
-        ("{method: lora, replay: 0.1, regularize: {replay: {share: 0.2}}}", "replay twice"),
-        ("{weights_of: prompt, replay: 0.1}", "regularize, track, train and mix"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_with_its_line(tiny, tmp_path, written, said):
-    assert said in refusal(tiny, tmp_path, written)
 
 
 def test_the_digest_moves_with_parameters_and_rows_and_is_empty_without_any():
@@ -157,7 +70,7 @@ def test_the_digest_moves_with_parameters_and_rows_and_is_empty_without_any():
     assert digest({"freeze": {"first": 1}, **replay}) == others[-1]  # the order of keys says nothing
 
 
-def test_a_file_of_rows_is_digested_by_what_is_sampled_and_not_by_its_path(tmp_path):
+def test_a_file_of_rows_is_digested_by_what_is_sampled_and_gives_all_of_them(tmp_path):
     rows = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
     other = [{**row, "reference": "No."} for row in rows]
     for name, written in (("a", rows), ("b", rows), ("c", other)):
@@ -170,9 +83,6 @@ def test_a_file_of_rows_is_digested_by_what_is_sampled_and_not_by_its_path(tmp_p
         for name in "abc"
     ]
     assert found[0] == found[1] != found[2]
-
-
-def test_rows_of_a_file_are_all_there_however_few_or_alike_they_are(tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "Who is it?", "reference": "Ada."}\n' * 2)
     found = regularizers.mixtures({"kl": {"data": str(path)}}, context())["kl"]

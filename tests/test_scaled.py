@@ -73,16 +73,13 @@ def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_pat
     assert logprob(tiny, made) == pytest.approx(score_by_peft(tiny, tuned_weights, scale), abs=1e-4)
 
 
-def test_a_small_scale_is_nearly_the_base_and_the_whole_one_is_not(tiny, tuned_weights, tmp_path):
+def test_a_small_scale_is_nearly_the_base_and_every_scale_has_a_digest_of_its_own(
+    tiny, tuned_weights, tmp_path
+):
     base, whole = logprob(tiny, None), logprob(tiny, tuned_weights)
     nearly = logprob(tiny, fit_scale(tiny, tuned_weights, tmp_path, 1e-4))
     assert abs(whole - base) > 0.1
     assert nearly == pytest.approx(base, abs=0.01)
-
-
-def test_every_scale_has_a_digest_of_its_own_and_the_whole_scale_that_of_the_adapter(
-    tiny, tuned_weights, tmp_path
-):
     made = {
         scale: fit_scale(tiny, tuned_weights, tmp_path / str(scale), scale).digest
         for scale in (0.5, 0.75, 1.0)
@@ -101,7 +98,7 @@ def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned_weights, tmp_pa
     assert (read["lora_alpha"], read["alpha_pattern"]) == (written["lora_alpha"] / 2, {"q_proj": 4.0})
 
 
-def test_what_has_no_such_scale_is_refused(tiny, tuned_weights, tmp_path):
+def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weights, tmp_path):
     folder = tmp_path / "ia3"
     folder.mkdir()
     shutil.copy(tuned_weights.folder / "adapter" / WEIGHTS, folder)
@@ -110,6 +107,10 @@ def test_what_has_no_such_scale_is_refused(tiny, tuned_weights, tmp_path):
         scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
     with pytest.raises(CandidateFailed, match="scaled without init_from"):
         scaled.fit(tiny_methods.context(tiny, tmp_path / "none"), scaled.Params())
+    situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
+    (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
+    found = plugins.method(scaling).rescue.settings(situation)
+    assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
 
 
 @pytest.mark.parametrize(
@@ -128,22 +129,11 @@ def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned_weights, 
         scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
 
 
-def test_a_rescue_leaves_the_scales_of_dora_out_and_says_why():
-    situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
-    (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
-    found = plugins.method(scaling).rescue.settings(situation)
-    assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
-
-
 @pytest.mark.parametrize("name", ["theirs", "further"])
 def test_a_rescue_leaves_out_what_cannot_be_done_with_an_adapter_of_dora_made_elsewhere(tiny, tmp_path, name):
     tiny_model.adapter_on(tiny, tmp_path / "theirs", r=2, target_modules=["q_proj"], use_dora=True)
     candidates = "  theirs: {method: adapter, path: ./theirs}\n  further: {method: dpo, init_from: theirs}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    target = tmp_path / "suites" / "letters.yaml"
-    target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
-    pairs = tiny_methods.pair_rows(slice(0, 2))
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", pairs)
+    path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 2)))
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     recipe = session.candidates[name].recipe
     run = Run(
@@ -191,16 +181,12 @@ def folder_and_report(tiny, tmp_path_factory, own_cache):
     return folder, tiny_experiment.run(path)
 
 
-def test_it_is_a_candidate_like_any_other(folder_and_report):
+def test_it_is_a_candidate_like_any_other_whose_documents_count_once(folder_and_report):
     folder, report = folder_and_report
     assert {f.name: f.state for f in report.facts} == dict.fromkeys(("prompt", "lora", "half"), "done")
     runs = {run.candidate: run for run in store.list_runs(Store(folder / "runs"))}
     assert runs["half"].training.init_wall_s == pytest.approx(runs["lora"].training.wall_s, abs=0.01)
     assert [step.what for step in report.steps["half"]] == ["scaling"]
-
-
-def test_a_document_that_two_tasks_ask_in_other_words_counts_once_in_the_change_of_a_step(folder_and_report):
-    """It was counted twice, as the prompts differ, where the verdict counted it once."""
     (step,) = folder_and_report[1].steps["half"]
     (verdict,) = [f.verdict for f in folder_and_report[1].facts if f.name == "half"]
     assert [t.n for t in step.tasks] == [12, 12]
@@ -239,21 +225,6 @@ def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
     with pytest.raises(UserError, match="the question of facts item fact-0 too"):
         tiny_experiment.run(path)
     assert not (tmp_path / "runs" / "weights").exists()
-
-
-@pytest.mark.parametrize(
-    ("written", "said"),
-    [
-        ("mixed: {method: base, replay: 0.1}", "replay with the method base"),
-        ("mixed: {method: lora, replay: {share: 0.1, data: none.jsonl}}", "none.jsonl"),
-        ("mixed: {method: lora, replay: 2}", "found share: 2; expected a value less than or equal to 1"),
-    ],
-)
-def test_a_recipe_that_cannot_be_made_is_refused_with_its_line(tiny, tmp_path, written, said):
-    path = tiny_experiment.write(tmp_path, tiny, f"  {written}\n")
-    with pytest.raises(UserError, match=said) as error:
-        config.load(path)
-    assert "harness.yaml:" in str(error.value)
 
 
 def test_a_scale_of_nothing_is_refused_before_anything_runs(tiny, tmp_path):
@@ -317,10 +288,8 @@ DORA = "{method: peft, params: {peft_type: LORA, use_dora: true}}"
     ],
 )
 def test_what_cannot_be_started_from_is_refused_before_anything_trains(tiny, tmp_path, init, own, said):
-    path = tiny_experiment.write(tmp_path, tiny, f"  first: {init}\n  next: {own % 'init_from: first'}\n")
-    letters = tmp_path / "suites" / "letters.yaml"
-    letters.write_text(letters.read_text().replace("{train", "{pairs: letters/pairs.jsonl, train"))
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", tiny_methods.pair_rows(slice(0, 5)))
+    candidates = f"  first: {init}\n  next: {own % 'init_from: first'}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 5)))
     with pytest.raises(UserError, match=said):
         tiny_experiment.run(path)
     assert not (tmp_path / "runs" / "weights").exists()

@@ -7,8 +7,7 @@ from statistics import fmean
 import pytest
 import tiny_experiment
 
-from harness import config, store
-from harness.errors import UserError
+from harness import config
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.weights.proposals import _value, proposals
@@ -18,7 +17,6 @@ from harness.records import Trial
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from harness.spec import Recipe, span_of
-from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -109,13 +107,10 @@ def test_points_of_a_narrow_range_are_apart_and_those_of_a_wide_one_are_short(wr
     assert all(value == float(f"{value:.{most_digits}g}") for value in drawn)
 
 
-def test_a_range_is_halved_on_its_own_scale():
+def test_a_range_is_halved_on_its_own_scale_and_an_estimate_stands_for_the_whole_space():
     assert span_of([1e-5, 1e-3, "log"]).at(0.5) == pytest.approx(1e-4)
     assert span_of([0.0, 0.2, "linear"]).at(0.5) == pytest.approx(0.1)
     assert span_of([4, 64, "log"]).at(0.5) == 16
-
-
-def test_an_estimate_stands_for_trials_over_the_whole_space():
     points = Recipe(method="lora", search=SPACE, trials=4).points
     assert [point["r"] for point in points] == [2, 4, 8, 2]
     assert (points[0]["learning_rate"], points[-1]["learning_rate"]) == (1e-4, 1e-1)
@@ -192,27 +187,3 @@ class TestASearch:
     def test_counts_as_so_many_tries_of_its_side(self, file_and_report):
         said = " ".join(map(str, file_and_report[1].decision.reasons))
         assert "of 3 with" in said
-
-
-@pytest.mark.parametrize(
-    ("search", "said"),
-    [
-        ("{learning_rat: [1, 2]}", "did you mean 'learning_rate'"),
-        ("{learning_rate: [1.0e-3, 1.0e-5, log]}", "lowest first"),
-        ("{learning_rate: [0, 1.0e-3, log]}", "above 0"),
-        ("{learning_rate: [1.0e-3, log]}", "a range of 1 values"),
-        ("{r: [8]}", "a search of r with 1 values"),
-        ("{learning_rate: [1.0e-5, 7, log]}", "learning_rate"),
-        ("{num_train_epochs: [1, 2]}", "in params and in search"),
-        ("{r: [2, 4]}\n    sweep: {lora_alpha: [2, 4]}", "sweep and search"),
-        ("{r: [2, 4]}\n    method: classifier", "trains no language model"),
-    ],
-)
-def test_a_search_that_could_not_be_made_is_refused(tiny, tmp_path, search, said):
-    method = "" if "method:" in search else "    method: lora\n"
-    params = "" if "classifier" in search else "    params: {num_train_epochs: 1}\n"
-    candidates = f"  prompt: {{method: base}}\n  found:\n{method}{params}    search: {search}\n"
-    with pytest.raises(UserError) as caught:
-        tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
-    assert said in str(caught.value)
-    assert not store.list_runs(Store(tmp_path / "runs"))

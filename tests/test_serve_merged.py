@@ -4,14 +4,11 @@ import pytest
 import tiny_experiment
 import tiny_methods
 
-from harness import config
-from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
+from harness.errors import CandidateFailed
 from harness.methods import lora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -95,32 +92,3 @@ def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp
     with refused, host.use_adapter(made.folder / "adapter", "served", merged=True):
         pass
     assert host.base.loglikelihood(PAIRS) == before
-
-
-@pytest.mark.parametrize(
-    ("own", "said"),
-    [
-        ("{method: lora, serve_merged: true}", "add weights_of, the adapter it merges"),
-        (
-            "{weights_of: quantised, serve_merged: true}",
-            "serve_merged, and a base in nf4; expected a base as",
-        ),
-        ("{weights_of: whole, serve_merged: true}", "serve_merged, and weights of the kind model; expected"),
-        (
-            "{weights_of: soft, serve_merged: true}",
-            "serve_merged, and an adapter of the family PROMPT_TUNING",
-        ),
-        ("{weights_of: further, serve_merged: true}", "serve_merged, and an adapter of the family IA3"),
-        ("{weights_of: dora, serve_merged: true}", "serve_merged, and an adapter with use_dora; expected"),
-    ],
-)
-def test_what_cannot_be_merged_is_refused_before_anything_runs(tiny, tmp_path, own, said):
-    others = (
-        "  quantised: {method: qlora}\n  whole: {method: full}\n  dora: {method: lora, params: {use_dora: true}}\n"
-        "  soft: {method: peft, params: {peft_type: PROMPT_TUNING, num_virtual_tokens: 2}}\n"
-        "  vectors: {method: peft, params: {peft_type: IA3}}\n"
-        "  further: {method: grpo, init_from: vectors, reward: exact_match}\n"
-    )
-    path = tiny_experiment.write(tmp_path, tiny, f"{others}  own: {own}\n")
-    with pytest.raises(UserError, match=said):
-        prepare_session(config.load(path), Scope(), SilentProgress())

@@ -11,7 +11,6 @@ from rescue_worlds import BASE, Version, VersionHost
 from worlds import Sizes
 
 from harness import config, experiment
-from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.capability_on_validation import general_items
@@ -156,23 +155,3 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
 
     assert find_last_rate(source) > 15
     assert find_last_rate(bound) < 10
-
-
-@pytest.mark.parametrize(
-    ("recipe", "said"),
-    [
-        ("{method: lora, subject_to: {forgetting: 0.1}}", "add one, or leave it out"),
-        ("{method: lora, sweep: {r: [2, 4]}, subject_to: {forgetting: 2}}", "less than 1"),
-        (
-            "{method: lora, sweep: {r: [2, 4]}, subject_to: {forgetting: 0.1}}",
-            "no general item outside the tests",
-        ),
-    ],
-)
-def test_a_bound_that_nothing_could_keep_or_measure_is_refused(tiny, tmp_path, recipe, said):
-    with pytest.raises(UserError, match=said):
-        prepare_session(
-            config.load(tiny_experiment.write(tmp_path, tiny, f"  found: {recipe}\n")),
-            Scope(),
-            SilentProgress(),
-        )

@@ -60,11 +60,10 @@ def interrupt_at(step):
 # What is kept
 
 
-def test_weights_are_kept_evenly_at_checkpoints_that_there_are_anyway(tracked_fit):
+def test_weights_are_kept_evenly_at_checkpoints_and_change_neither_weights_nor_losses(
+    tracked_fit, untracked_fit
+):
     assert list(map_tracked_folders(tracked_fit.folder / TRACKED)) == [6, 12, 18, 24]
-
-
-def test_keeping_them_changes_neither_the_weights_nor_the_losses(untracked_fit, tracked_fit):
     assert tracked_fit.digest == untracked_fit.digest
     assert tracked_fit.training.loss == untracked_fit.training.loss
     assert not (untracked_fit.folder / TRACKED).exists()
@@ -113,6 +112,9 @@ def stopped_fit(tiny, own_cache, tmp_path_factory):
 def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_made(stopped_fit):
     assert stopped_fit.training.n_steps == 48  # four of fifty epochs
     assert list(map_tracked_folders(stopped_fit.folder / TRACKED)) == [12, 24, 36, 48]
+    planned = plan_tracked_steps(lora.Params(**{**SHORT, **STOPPED_EARLY}), 12, 4)
+    assert {12, 24, 36, 48} < {*planned}
+    assert (planned[-1], 13 in planned) == (600, False)
 
 
 def test_of_more_checkpoints_than_points_those_are_kept_that_are_spread_evenly(tiny, tmp_path):
@@ -149,12 +151,6 @@ def test_the_steps_whose_weights_are_kept_are_known_beforehand(tiny, tmp_path, p
     made = fit_tracked(tiny, tmp_path, track=3, **params)
     planned = plan_tracked_steps(lora.Params(**{**SHORT, **params}), 12, 3)
     assert planned == [*map_tracked_folders(made.folder / TRACKED)]
-
-
-def test_of_a_training_that_may_stop_early_every_checkpoint_is_one_that_may_be_kept(stopped_fit):
-    planned = plan_tracked_steps(lora.Params(**{**SHORT, **STOPPED_EARLY}), 12, 4)
-    assert {12, 24, 36, 48} < {*planned}
-    assert (planned[-1], 13 in planned) == (600, False)
 
 
 OF_PAIRS = {"r": 2, "max_length": 200, "learning_rate": 0.01, "per_device_train_batch_size": 2}
@@ -231,13 +227,16 @@ def run_of(made, name="held"):
     return run
 
 
-def test_points_say_what_target_and_capability_were_then(tracked_world):
+def test_points_say_what_target_and_capability_were_then_and_are_stored_so(tracked_world):
     early, late = run_of(tracked_world).training.tracked
     assert (early.step, late.step) == (10, 20)
     assert (early.target, late.target) == pytest.approx((0.6, 0.9), abs=0.005)
     assert late.capability < -0.4 < early.low < early.capability < early.high
     assert early.n_general == late.n_general == 160
     assert run_of(tracked_world, "lora").training.tracked == ()
+    training = run_of(tracked_world).training
+    assert read_training_record(training.to_plain()) == training
+    assert "tracked" not in TrainingRecord().to_plain()
 
 
 def test_a_step_on_the_front_is_named_with_the_recipe_of_a_candidate(tracked_world):
@@ -285,7 +284,7 @@ def test_a_run_of_before_gets_its_points_without_being_made_again(tracked_world)
     assert made.training.tracked == before.training.tracked
 
 
-def test_the_estimate_knows_of_the_points(tracked_world):
+def test_the_estimate_and_the_folder_know_of_the_points(tracked_world):
     session = tracked_world.session
     work = estimate_tracking(session, session.candidates["held"].source)
     twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
@@ -293,10 +292,6 @@ def test_the_estimate_knows_of_the_points(tracked_world):
     assert estimate_tracking(session, session.candidates["lora"].source) == Work()
     both = estimate_work(session, ["lora", "held"])
     assert both["held"].read == both["lora"].read + work.read
-
-
-def test_only_a_tracked_recipe_has_another_folder(tracked_world):
-    session = tracked_world.session
     plain, tracked = (folder_of(session, session.candidates[name], 0, None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})
     assert plain != tracked
@@ -311,20 +306,6 @@ def test_a_method_that_keeps_no_weights_along_its_training_is_refused(tracked_wo
     path.write_text(tracked_world.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
     with pytest.raises(UserError, match=f"track with the method {method}.*expected one of the methods.*lora"):
         prepare_session(config.load(path), Scope(), SilentProgress())
-
-
-@pytest.mark.parametrize("wrong", ["{points: 0}", "{points: 2, items: 0}", "{}", "4"])
-def test_a_track_without_points_is_refused_where_it_is_written(tracked_world, wrong):
-    path = tracked_world.path.with_name("wrong.yaml")
-    path.write_text(tracked_world.path.read_text() + f"  other: {{method: lora, track: {wrong}}}\n")
-    with pytest.raises(UserError, match=r"wrong\.yaml:\d+.*(points|items|track)"):
-        config.load(path)
-
-
-def test_points_are_stored_and_read_as_they_are(tracked_world):
-    training = run_of(tracked_world).training
-    assert read_training_record(training.to_plain()) == training
-    assert "tracked" not in TrainingRecord().to_plain()
 
 
 # A checkpoint as a candidate

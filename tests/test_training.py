@@ -53,16 +53,12 @@ def fit_lora(context, folder="", **params):
     return lora.fit(context, lora.Params(**{**QUICK, **params}))
 
 
-def test_training_lowers_the_loss(context):
-    figures = fit_lora(context, num_train_epochs=6).training
+def test_training_lowers_the_loss_and_keeps_token_accuracy_and_learning_rate_by_step(context):
+    figures = fit_lora(context, num_train_epochs=8, learning_rate=0.02).training
     losses = [loss for _, loss in figures.loss]
     assert losses[-1] < 0.8 * losses[0]
     validation = [loss for _, loss in figures.validation_loss]
     assert figures.best_validation_loss == min(validation) < validation[0]
-
-
-def test_token_accuracy_and_learning_rate_are_kept_by_step(context):
-    figures = fit_lora(context, num_train_epochs=8, learning_rate=0.02).training
     assert [step for step, _ in figures.learning_rate] == [step for step, _ in figures.loss]
     assert figures.learning_rate[-1][1] < max(rate for _, rate in figures.learning_rate) <= 0.02
     accuracies = [share for _, share in figures.token_accuracy]
@@ -105,36 +101,28 @@ def test_only_the_completion_counts_in_the_loss(context, chat):
     assert first == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(context):
-    first, again = fit_lora(context, "a"), fit_lora(context, "b")
-    other = fit_lora(dataclasses.replace(context, seed=1), "c")
-    assert first.digest == again.digest != other.digest
-    assert first.training.loss == again.training.loss
-
-
-def test_the_global_state_of_the_process_does_not_change_the_adapter(context):
+def test_the_same_seed_gives_the_same_adapter_whatever_the_process_drew_and_another_seed_another(context):
     import torch
 
     first = fit_lora(context, "a")
     torch.manual_seed(12345)
     torch.rand(7)
-    assert fit_lora(context, "b").digest == first.digest
+    again, other = fit_lora(context, "b"), fit_lora(dataclasses.replace(context, seed=1), "c")
+    assert first.digest == again.digest != other.digest
+    assert first.training.loss == again.training.loss
 
 
-def test_training_leaves_only_the_adapter_and_its_checkpoints_behind(context):
-    made = fit_lora(context)
+def test_a_training_reports_its_steps_keeps_what_was_measured_and_leaves_only_the_adapter(context):
+    said = []
+    made = fit_lora(dataclasses.replace(context, advance=lambda *args: said.append(args)))
+    assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
+    assert said[0][2].startswith("loss ")
     assert (made.kind, made.folder) == ("adapter", context.folder)
     assert {p.name for p in context.folder.iterdir()} == {"adapter", CHECKPOINTS}
-
-
-def test_what_was_measured_is_kept(context):
-    figures = fit_lora(context).training
-    assert figures.n_trainable > 0
-    assert figures.n_steps == 2
-    assert figures.n_tokens > 0
-    assert figures.wall_s >= figures.train_loop_s > 0
-    assert figures.peak_memory_gib > 0
-    assert figures.n_dropped_too_long == 0
+    figures = made.training
+    assert min(figures.n_trainable, figures.n_tokens, figures.peak_memory_gib, figures.train_loop_s) > 0
+    assert figures.wall_s >= figures.train_loop_s
+    assert (figures.n_steps, figures.n_dropped_too_long) == (2, 0)
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(context):
@@ -150,13 +138,6 @@ def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context, s
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
     with pytest.raises(CandidateFailed, match=r"longer than 60 tokens; try: a larger params\.max_length"):
         fit_lora(dataclasses.replace(context, **{split: (long,)}), max_length=60)
-
-
-def test_progress_is_reported_step_by_step(context):
-    said = []
-    fit_lora(dataclasses.replace(context, advance=lambda *args: said.append(args)))
-    assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
-    assert said[0][2].startswith("loss ")
 
 
 def test_the_best_checkpoint_is_kept_not_the_last(context):
@@ -224,22 +205,24 @@ def test_of_several_gpus_one_is_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch", "free_gib", "again"), [(1, 40.0, False), (4, 40.0, True), (4, 80.0, False), (16, 80.0, True)]
+    ("config", "batch", "free_gib", "again"),
+    [
+        (LLAMA_2_7B, 1, 40.0, False),
+        (LLAMA_2_7B, 4, 40.0, True),
+        (LLAMA_2_7B, 4, 80.0, False),
+        (LLAMA_2_7B, 16, 80.0, True),
+        ({}, 1, 1000.0, True),  # a base whose shape is unknown
+    ],
 )
-def test_activations_are_computed_again_where_memory_would_not_be_enough(tmp_path, batch, free_gib, again):
+def test_activations_are_computed_again_where_memory_would_not_be_enough(
+    tmp_path, config, batch, free_gib, again
+):
     """An adapter of Llama-2-7B on rows of 2,048 tokens takes 29 GB with batch 1, 56 with 4, 165 with 16."""
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    (tmp_path / "config.json").write_text(json.dumps(config))
     source = ModelSource("llama", tmp_path, "a", "b", 6_738_415_616)
     context = tiny_methods.context("", tmp_path / "made", source=source, machine=GPU)
     params = lora.Params(per_device_train_batch_size=batch, max_length=2048)
     assert trainer.checkpoints_activations(context, params, None, free_gib) is again
-
-
-def test_a_base_whose_shape_is_unknown_computes_activations_again(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    source = ModelSource("unknown", tmp_path, "a", "b", 1)
-    context = tiny_methods.context("", tmp_path / "made", source=source, machine=GPU)
-    assert trainer.checkpoints_activations(context, lora.Params(), None, 1000.0)
 
 
 def test_no_memory_to_train_in_fails_the_candidate_and_names_the_knob():
@@ -255,14 +238,11 @@ def test_the_base_method_makes_nothing(context):
     assert list(context.folder.iterdir()) == []
 
 
-def test_the_classifier_keeps_texts_and_labels_and_the_same_give_one_digest(context, tmp_path):
+def test_the_classifier_keeps_texts_and_labels_needs_two_and_the_same_give_one_digest(context, tmp_path):
     made = classifier.fit(context, classifier.Params())
     assert made.training.n_examples == len(context.train)
     assert classifier.fit(context, classifier.Params()).digest == made.digest
     assert classifier.fit(context, classifier.Params(C=1.0)).digest != made.digest
-
-
-def test_the_classifier_needs_a_closed_set_of_two_labels(context):
     open_set = dataclasses.replace(context, train=examples(slice(0, 2), choices=()))
     with pytest.raises(CandidateFailed, match="closed label set"):
         classifier.fit(open_set, classifier.Params())
@@ -275,11 +255,3 @@ def test_the_classifier_needs_a_closed_set_of_two_labels(context):
 def test_a_method_refuses_a_parameter_it_does_not_know(name):
     with pytest.raises(ValidationError):
         plugins.load("methods", name).Params(no_such_parameter=1)
-
-
-@pytest.mark.parametrize(
-    "params", [{"learning_rate": 0}, {"learning_rate": 2}, {"r": 0}, {"lora_dropout": 1}, {"max_length": 4}]
-)
-def test_a_parameter_outside_its_range_is_refused(params):
-    with pytest.raises(ValidationError):
-        lora.Params(**params)

@@ -6,12 +6,10 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import tiny_experiment
 import tiny_methods
 from safetensors.torch import load_file
 
-from harness import config, regularizers
-from harness.errors import UserError
+from harness import regularizers
 from harness.methods import dpo, full, lora
 from harness.regularizers import dropout, half, sam
 from harness.training.sft import whole_loss_trainer
@@ -169,16 +167,6 @@ def test_neftune_of_preferences_is_in_the_steps_and_neither_in_reference_nor_hel
     assert made.training.validation_loss
     assert len(noise[False]) > len(made.training.validation_loss)  # and those of the reference
     assert max(noise[False]) == 0
-
-
-@pytest.mark.parametrize("method", ["kto", "gkd", "grpo", "rloo"])
-def test_neftune_is_refused_where_the_noise_would_be_in_more_than_the_steps(tiny, tmp_path, method):
-    own = {"grpo": ", reward: exact_match", "rloo": ", reward: exact_match", "gkd": ""}.get(method, "")
-    candidates = (
-        f"  prompt: {{method: base}}\n  held: {{method: {method}{own}, regularize: {{neftune: {{}}}}}}\n"
-    )
-    with pytest.raises(UserError, match=r"read while the noise is on the model.*one of the methods .*dpo"):
-        config.load(tiny_experiment.write(tmp_path, tiny, candidates))
 
 
 def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone(tiny):

@@ -4,6 +4,7 @@ Invariant: what is written depends on the arguments alone.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import store
@@ -50,12 +51,17 @@ CANDIDATES = """\
 """
 
 
-def write(folder: Path, model: Path, candidates: str = CANDIDATES, *, extra: str = "") -> Path:
+def write(
+    folder: Path, model: Path, candidates: str = CANDIDATES, *, extra: str = "", pairs: Sequence[dict] = ()
+) -> Path:
     """Write harness.yaml, two suites and their rows; returns the path of harness.yaml."""
     suites = folder / "suites"
     for name in ("letters", "general"):
         (suites / name).mkdir(parents=True, exist_ok=True)
-    (suites / "letters.yaml").write_text(TARGET)
+    named = "{pairs: letters/pairs.jsonl, train:" if pairs else "{train:"
+    (suites / "letters.yaml").write_text(TARGET.replace("{train:", named))
+    if pairs:
+        rows(suites / "letters" / "pairs.jsonl", pairs)
     (suites / "general.yaml").write_text(GENERAL)
     for split, words in (("train", slice(0, 5)), ("validation", slice(5, 6)), ("test", slice(6, 8))):
         rows(suites / "letters" / f"{split}.jsonl", letters(words))
@@ -70,9 +76,23 @@ def write(folder: Path, model: Path, candidates: str = CANDIDATES, *, extra: str
     return path
 
 
-def rows(path: Path, content: list[dict]) -> None:
+def rows(path: Path, content: Sequence[dict]) -> None:
     """Write JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def write_facts(folder: Path, n: int) -> None:
+    """Write many questions with a short answer, so that their task has several blocks."""
+    asked = [{"id": f"n{i}", "prompt": f"What follows {i}?", "reference": str(i + 1)} for i in range(n)]
+    rows(folder / "suites" / "general" / "facts.jsonl", asked)
+
+
+def parcel_pairs(n: int) -> list[dict]:
+    """Make pairs of answers to questions that are alike."""
+    return [
+        {"id": f"pair-{i}", "prompt": f"Where is parcel {i}?", "chosen": "late", "rejected": "money"}
+        for i in range(n)
+    ]
 
 
 def letters(words: slice) -> list[dict]:
@@ -116,6 +136,18 @@ def prose() -> list[dict]:
 def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options):
     """Run the experiment as `harness.compare` does."""
     return compare(path, overrides, candidates, **options)
+
+
+def read_all_rows(folder: Path) -> dict[str, list[dict]]:
+    """Read every row of every complete set below runs/, but for its measured time."""
+    at = store.Store(folder / "runs")
+    return {
+        file.parent.name: [
+            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
+            for row in store.read_rows(at, file.parent.name)
+        ]
+        for file in at.folder.glob("rows/*/rows.parquet")
+    }
 
 
 def runs_of(path: Path) -> dict[str, Run]:
