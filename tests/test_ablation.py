@@ -48,32 +48,23 @@ def report(facts, **changes):
     return ExperimentReport("e", "m", "exact_match", tuple(facts), **(fields | changes))
 
 
-def test_every_member_is_compared_with_the_first_in_the_file():
+def test_every_member_is_compared_with_the_first_and_p_values_are_corrected():
     found = table(grid(0))
     assert (found.grid, found.reference, found.n_tests) == ("lora", "lora[r=4]", 3)
     assert [f.candidate for f in found.factors] == ["lora[r=4]", *DELTAS]
     assert [f.difference and f.difference.score for f in found.factors] == [None, 0.02, 0.08, 0.05]
-
-
-def test_the_p_values_are_corrected_for_the_number_of_looks():
     raw, corrected = zip(*((f.p, f.p_adjusted) for f in table(grid(0)).factors[1:]), strict=True)
     # z = delta · 1.96 / 0.05; Benjamini-Hochberg over three: the smallest times 3, the next times 3/2.
     assert raw == pytest.approx((0.4331, 0.00171, 0.0500), abs=1e-3)
     assert corrected == pytest.approx((0.4331, 0.00514, 0.0750), abs=1e-3)
-
-
-def test_a_grid_of_one_and_a_candidate_without_a_grid_have_no_table():
     assert ablations([*alternatives(), *grid(0, names=("lora[r=4]",))], pair, means) == ()
 
 
-def test_a_member_that_failed_has_no_difference_and_counts_as_no_look():
+def test_a_member_that_failed_counts_as_no_look_and_a_failed_reference_compares_nothing():
     facts = [*grid(0), candidate("lora[r=256]", 0.0, state="failed", target=None, validation=None)]
     found = table(facts)
     assert found.n_tests == 3
     assert (found.factors[-1].difference, found.factors[-1].p) == (None, None)
-
-
-def test_without_the_reference_nothing_is_compared():
     facts = grid(0)
     facts[0] = candidate("lora[r=4]", 0.0, state="failed", target=None, validation=None)
     found = table(facts)
@@ -120,9 +111,6 @@ def test_two_seeds_share_what_the_recipes_vary_by():
     se = (items**2 + 2 * seeds**2) ** 0.5
     t = scipy_stats.t.ppf(0.975, se**4 / (2 * seeds**4 / 2))
     assert two.factors[1].difference.high == pytest.approx(0.085 + t * se)
-
-
-def test_two_seeds_of_one_recipe_leave_the_difference_over_items_alone():
     facts = [*make_seeds("lora[r=4]", scores=(0.7,)), *make_seeds("lora[r=16]", scores=(0.70, 0.74))]
     found = table(facts)
     assert not found.seed_variance_known
@@ -142,15 +130,12 @@ def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
     assert to_json(of)["ablations"][0]["factors"][2]["p_adjusted"] == pytest.approx(0.00514, abs=1e-4)
 
 
-def test_a_third_seed_gives_the_recipe_an_interval():
+def test_a_third_seed_gives_the_recipe_an_interval_among_the_rates():
     (two,) = summarize_seeds(grid(0, 1, names=("lora",)))
     (three,) = summarize_seeds(grid(0, 1, 2, names=("lora",)))
     assert (two.score, two.seed_sd) == (None, None)
     assert three.score.low < 0.65 < three.score.score == pytest.approx(0.7)
     assert three.seed_sd == pytest.approx(0.0)
-
-
-def test_an_interval_over_seeds_stays_among_the_rates():
     runs = [
         make_fine_tune("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
         for s, x in enumerate((0.2, 0.9, 0.95))
@@ -159,14 +144,11 @@ def test_an_interval_over_seeds_stays_among_the_rates():
     assert (found.score.low, found.score.high) == (0.0, 1.0)
 
 
-def test_recipes_with_few_seeds_are_named_in_one_sentence():
+def test_what_each_seed_reached_is_shown_and_recipes_with_few_are_named():
     facts = [*alternatives(), *grid(0, names=("lora",)), *grid(0, 1, names=("qlora",))]
     assert "training-seed variance unknown: lora (1 seed), qlora (2 seeds); 3 are needed" in print_report(
         report(facts)
     )
-
-
-def test_what_each_seed_reached_is_shown():
     facts = [make_fine_tune("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
     text = markdown(experiment_document(report(facts)))
     assert "## Seeds" in text

@@ -20,24 +20,12 @@ def lines(width=None, rows=ROWS):
     return [str(line) for line in align(COLUMNS, rows, width)]
 
 
-def test_a_table_without_a_width_has_a_line_for_each_row():
-    assert len(lines()) == 1 + len(ROWS)
-
-
 def test_a_table_that_is_wider_than_the_terminal_is_wrapped_by_its_cells():
     narrow = lines(60)
     assert max(map(cell_len, narrow)) <= 60
     assert sorted(" ".join(narrow).split()) == sorted(" ".join(lines()).split())
-
-
-def test_no_interval_is_broken():
+    assert len(lines()) == 1 + len(ROWS)
     assert any("[−0.079, −0.051]" in line for line in lines(60))
-
-
-def test_a_table_that_no_wrapping_fits_keeps_its_rows_whole():
     assert lines(20) == lines()
-
-
-def test_wide_letters_count_as_they_are_shown():
     wide = [("漢字" * 4, "1", "0.0", "漢字 漢字 漢字 漢字 漢字 漢字 漢字 漢字")]
     assert max(map(cell_len, lines(48, wide))) <= 48

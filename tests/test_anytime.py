@@ -20,18 +20,19 @@ def e_value(gains: int, losses: int) -> float:
     return exp(float(stats.log_mean_wealth(stats.betting_mixture([signs], 1.0)[-1])))
 
 
-def test_on_single_items_both_sides_together_are_the_published_sign_process():
+def test_on_single_items_it_is_the_published_process_and_grows_with_losses_alone():
     """The two-sided process is the mean of the two one-sided ones; bets lie on a grid, hence 2 %."""
     expected, _ = golden("e_sign")
     for key, values in expected.items():
         losses, gains = (int("".join(filter(str.isdigit, part))) for part in key.split())
         both = (e_value(gains, losses) + e_value(losses, gains)) / 2
         assert both == pytest.approx(values["uniform"], rel=0.02)
-
-
-def test_on_single_items_it_is_the_integral_of_the_likelihood_ratio():
     ratio = integrate.quad(lambda p: (2 * p) ** 12 * (2 * (1 - p)) ** 5, 0.5, 1)[0]
     assert e_value(5, 12) == pytest.approx(2 * ratio, rel=0.01)
+    assert e_value(1, 12) > 20
+    assert e_value(12, 1) < 1
+    assert e_value(0, 0) == pytest.approx(1)
+    assert stats.log_mean_wealth(stats.betting_mixture([-np.ones(50_000)], 1.0)[-1]) > 10_000
 
 
 @given(counts, counts)
@@ -39,16 +40,6 @@ def test_the_expected_evidence_of_the_next_item_is_todays(gains, losses):
     """A martingale: under equal chances the mean over gain and loss is the value before."""
     after = (e_value(gains + 1, losses) + e_value(gains, losses + 1)) / 2
     assert after == pytest.approx(e_value(gains, losses))
-
-
-def test_evidence_grows_with_losses_alone():
-    assert e_value(1, 12) > 20
-    assert e_value(12, 1) < 1
-    assert e_value(0, 0) == pytest.approx(1)
-
-
-def test_many_losses_do_not_overflow():
-    assert stats.log_mean_wealth(stats.betting_mixture([-np.ones(50_000)], 1.0)[-1]) > 10_000
 
 
 def test_a_skewed_mean_of_zero_is_rarely_refuted_and_a_loss_soon():
@@ -75,17 +66,16 @@ def test_wealth_stays_and_never_looks_ahead(changes):
 # Seeds
 
 
-def test_a_group_without_a_making_of_its_own_shares_nothing():
+def test_a_making_shares_its_shift_and_an_earlier_gain_allows_no_later_loss():
     groups = [np.full(60, -0.01)] * 3
     for found in (stats.seed_effects(groups, [""] * 3, 0.01), stats.seed_effects(groups, ["a"] * 3, 0.0)):
         assert not found.mean.any()
         assert not found.variance.any()
-
-
-def test_before_anything_is_seen_reference_and_making_may_both_be_off():
     groups = [np.zeros(60)]
     assert stats.seed_effects(groups, ["a"], 0.01).variance == pytest.approx([2e-4])
     assert stats.seed_effects(groups, ["a"], 0.01, 4).variance == pytest.approx([1.25e-4])
+    groups = [np.full(600, 0.05)] * 5
+    assert not stats.seed_effects(groups, ["a"] * 5, 0.01).mean.any()
 
 
 def test_the_shift_predicted_is_the_best_linear_one_of_the_joint_normal():
@@ -102,15 +92,10 @@ def test_the_shift_predicted_is_the_best_linear_one_of_the_joint_normal():
     assert found.variance[2] == pytest.approx(2 * sd**2 - of_b @ np.full(2, sd**2))
 
 
-def test_an_earlier_gain_allows_no_later_loss():
-    groups = [np.full(600, 0.05)] * 5
-    assert not stats.seed_effects(groups, ["a"] * 5, 0.01).mean.any()
-
-
 # Charts
 
 
-def test_the_chart_is_nists():
+def test_the_chart_is_nists_and_agrees_with_its_own_recursion():
     expected, tolerance = golden("cusum_nist")
     _, x, high, low, alarm = map(np.array, zip(*expected, strict=True))
     found = stats.cusum(x, 325, 0.3175, 4.1959)
@@ -118,9 +103,6 @@ def test_the_chart_is_nists():
     assert found.low == pytest.approx(low, abs=tolerance)
     assert found.alarm.tolist() == alarm.tolist()
     assert int(found.alarm.argmax()) + 1 == 14
-
-
-def test_the_chart_agrees_with_its_own_recursion():
     x = np.random.default_rng(5).normal(0, 1, 200)
     total, expected = 0.0, []
     for value in x:

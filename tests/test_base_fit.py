@@ -45,6 +45,8 @@ def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
         assert not way.fits
     fitting = {(way.name, way.checkpointing) for way in found.ways if way.fits}
     assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True)}
+    (prompting,) = (way for way in examine_base(str(llama), FitQuery(24.0)).ways if way.name == "prompting")
+    assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,6 @@ def test_doctor_says_that_adapters_on_other_layers_are_counted_roughly(tmp_path)
     )
     found = examine_base(str(write_headers(tmp_path / "base", config, sizes)), FitQuery(24.0))
     assert "are rough for this family" in found.notes[0]
-
-
-def test_the_keys_of_a_prompt_are_those_of_all_its_tokens(llama):
-    """524,288 bytes a token of Llama-2-7B: 2 × 32 layers × 4,096 × 2 bytes."""
-    (prompting,) = (way for way in examine_base(str(llama), FitQuery(24.0)).ways if way.name == "prompting")
-    assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
 
 
 def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
@@ -113,65 +109,47 @@ def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
     assert found["prompting", None].peak.weights == pytest.approx(2 * n / 4, abs=0.01)
 
 
-def test_the_doctor_names_the_cards_that_share_a_training(llama):
+def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
+    done = doctor("--base", str(llama), "--gpu", "24GB", "--precision", "fp16", "--hour-usd", "2.5")
+    assert done.exit_code == 0
+    assert "24 GB are enough for prompting, LoRA, QLoRA" in done.stdout
+    assert "6,738 million parameters; 4 rows of 2,048 tokens in fp16" in done.stdout
+    assert "1,000,000 training tokens, if they reach 42.0 % of 100 TFLOP/s" in done.stdout
+    done = doctor("--base", str(llama), "--gpu", "24GB", "--json")
+    found = json.loads(done.stdout)
+    assert found["n_parameters"] == 6_738_415_616
+    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA"}
+    assert found["ways"][1]["peak"]["optimizer"] > 0
     words = ["doctor", "--base", str(llama), "--gpu", "80GB", "--gpus", "4"]
     said = CliRunner().invoke(app, words).output
     assert "4 × 80 GB are enough for prompting, LoRA" in said
     assert "GB of each of 4 cards, which share rows and time evenly" in " ".join(said.split())
 
 
-# Parameters in all, and of a token, in billions: as the model cards have them.
+# Billions of parameters, those active, and hidden, inner, layers, experts and experts a token by config.json.
 MIXTURES = {
-    "Qwen3-30B-A3B": (
-        30.53,
-        3.3,
-        {
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "moe_intermediate_size": 768,
-            "num_hidden_layers": 48,
-            "num_experts": 128,
-            "num_experts_per_tok": 8,
-        },
-    ),
-    "Mixtral-8x7B": (
-        46.7,
-        12.9,
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-        },
-    ),
+    "Qwen3-30B-A3B": (30.53, 3.3, (2048, 6144, 48, 128, 8), {"moe_intermediate_size": 768}),
+    "Mixtral-8x7B": (46.7, 12.9, (4096, 14336, 32, 8, 2), {}),
     # The card leaves the 0.58 billion of the embeddings out.
-    "gpt-oss-20b": (
-        20.9,
-        3.6 + 0.58,
-        {
-            "hidden_size": 2880,
-            "intermediate_size": 2880,
-            "num_hidden_layers": 24,
-            "num_local_experts": 32,
-            "num_experts_per_tok": 4,
-        },
-    ),
+    "gpt-oss-20b": (20.9, 3.6 + 0.58, (2880, 2880, 24, 32, 4), {}),
 }
+
+
+def mixture_shape(name, **changes):
+    total, _, (hidden, inner, layers, experts, chosen), own = MIXTURES[name]
+    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936, **own, **changes}
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
+    mixed = {"num_experts": experts, "num_experts_per_tok": chosen}
+    return shape_of({**sizes, **mixed, **rest}, total * 1e9)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_of_a_mixture_of_experts_the_active_parameters_are_those_of_its_card(name):
-    total, active, config = MIXTURES[name]
-    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936}
-    shape = shape_of({**config, **rest}, total * 1e9)
-    assert shape.active == pytest.approx(active * 1e9, rel=0.02)
+    assert mixture_shape(name).active == pytest.approx(MIXTURES[name][1] * 1e9, rel=0.02)
 
 
 def test_experts_stay_in_16_bits_so_qlora_is_no_way():
-    total, _, config = MIXTURES["Qwen3-30B-A3B"]
-    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
-    shape = shape_of({**config, **rest}, total * 1e9)
+    shape = mixture_shape("Qwen3-30B-A3B", head_dim=128)
     assert memory.weights_gb(shape, "bf16", quantization="nf4") == pytest.approx(60, abs=1)
     qlora = [way for way in ways(shape, FitQuery(1000.0)) if way.name == "QLoRA"]
     assert [way.fits for way in qlora] == [False, False]
@@ -244,32 +222,26 @@ def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
         examine_base(str(llama), FitQuery(24.0, batch=4, gpus=8))
 
 
-@pytest.mark.parametrize("content", ["null", "[]", "5", '"x"'])
-def test_a_configuration_that_is_no_object_is_refused(llama, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        *((content, "expected an object of names and values") for content in ("null", "[]", "5", '"x"')),
+        ("{}", "without layers"),
+        ("{", "no JSON"),
+    ],
+)
+def test_a_configuration_that_is_no_object_or_has_no_shape_is_refused(llama, tmp_path, content, said):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    with pytest.raises(UserError, match="no safetensors"):
+        examine_base(str(tmp_path), FitQuery(24.0))
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="expected an object of names and values"):
+    with pytest.raises(UserError, match=said):
         examine_base(str(tmp_path), FitQuery(24.0))
 
 
 def doctor(*arguments):
     return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "200"})
-
-
-def test_the_command_says_what_fits_and_on_which_assumption(llama):
-    done = doctor("--base", str(llama), "--gpu", "24GB", "--precision", "fp16", "--hour-usd", "2.5")
-    assert done.exit_code == 0
-    assert "24 GB are enough for prompting, LoRA, QLoRA" in done.stdout
-    assert "6,738 million parameters; 4 rows of 2,048 tokens in fp16" in done.stdout
-    assert "1,000,000 training tokens, if they reach 42.0 % of 100 TFLOP/s" in done.stdout
-
-
-def test_the_command_gives_the_same_as_json(llama):
-    done = doctor("--base", str(llama), "--gpu", "24GB", "--json")
-    found = json.loads(done.stdout)
-    assert found["n_parameters"] == 6_738_415_616
-    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA"}
-    assert found["ways"][1]["peak"]["optimizer"] > 0
 
 
 @pytest.mark.parametrize(
@@ -288,19 +260,6 @@ def test_what_the_command_cannot_use_is_refused(llama, arguments, said):
     done = doctor(*(one.format(base=llama) for one in arguments))
     assert isinstance(done.exception, UserError)
     assert said in str(done.exception)
-
-
-def test_a_folder_without_shape_or_weights_is_refused(tmp_path, llama):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
-    with pytest.raises(UserError, match="no safetensors"):
-        examine_base(str(tmp_path), FitQuery(24.0))
-    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="without layers"):
-        examine_base(str(tmp_path), FitQuery(24.0))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
-        examine_base(str(tmp_path), FitQuery(24.0))
 
 
 def hub_of(folder, served):

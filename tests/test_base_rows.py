@@ -123,15 +123,10 @@ def test_rows_of_pinned_regressions_stay_in_their_folder(tmp_path, tiny):
     assert list_kept_files() == []
 
 
-def test_another_number_of_threads_computes_again(tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("OMP_NUM_THREADS", "7"), ("ONEDNN_MAX_CPU_ISA", "SSE41")])
+def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch, name, value):
     stages(experiment(tmp_path, "one", tiny))
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
-
-
-def test_other_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch):
-    stages(experiment(tmp_path, "one", tiny))
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    monkeypatch.setenv(name, value)
     assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
 
 
@@ -183,7 +178,7 @@ def store_rows(at, identity, environment=HERE):
     stores.keep_origin(at, identity.digest, 0, Origin(stores.keep_environment(at, environment)))
 
 
-def test_rows_are_found_in_the_same_environment_alone(stored_base, tmp_path):
+def test_rows_are_found_in_the_same_environment_and_no_more_items_than_are_kept(stored_base, tmp_path):
     other = Store(tmp_path / "other")
     assert not find_base_rows(other, IDENTITY, IDS, HERE | {"threads": "1"}, KERNELS)
     assert not find_base_rows(other, IDENTITY, IDS, HERE, KERNELS | {"capability": "DEFAULT"})
@@ -191,6 +186,8 @@ def test_rows_are_found_in_the_same_environment_alone(stored_base, tmp_path):
     assert find_base_rows(other, IDENTITY, IDS, HERE, KERNELS)
     assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(stored_base, IDENTITY.digest)
     assert stores.origins(other, IDENTITY.digest) == stores.origins(stored_base, IDENTITY.digest)
+    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE, KERNELS)
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE, KERNELS)
 
 
 def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
@@ -198,11 +195,6 @@ def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
     store_rows(at, IDENTITY, {"device": "another"})
     keep_base_rows(at, IDENTITY, HERE, KERNELS)
     assert list_kept_files() == []
-
-
-def test_more_items_than_are_kept_are_not_found(stored_base, tmp_path):
-    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE, KERNELS)
-    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE, KERNELS)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])

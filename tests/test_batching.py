@@ -106,26 +106,17 @@ def test_what_all_begin_with_is_left_out_of_every_tree(prefix, pairs, budget):
     assert [tree.positions for tree in cut] == moved
 
 
-def test_contexts_that_differ_late_share_what_stands_before():
+def test_contexts_share_what_stands_before_and_the_last_token_is_not_computed():
     said = tuple(range(10, 22))
     (tree,) = grow([((*said, 30), (40, 41)), ((*said, 31), (40, 41))], 512)
     assert tree.ids == [*said, 30, 40, 31, 40]
     assert tree.ends == [16] * 12 + [14, 14, 16, 16]
     assert tree.sources == [[12, 13], [14, 15]]
-
-
-def test_the_last_token_of_a_continuation_is_not_computed():
     (tree,) = grow([((1, 2), (letter,)) for letter in (5, 6, 7, 8)], 512)
     assert tree.ids == [1, 2]
     assert tree.sources == [[1]] * 4
-
-
-def test_sequences_that_share_little_get_rows_of_their_own():
     long = [((1,), tuple(range(start, start + 60))) for start in (100, 200)]
     assert [tree.numbers for tree in grow(long, 512)] == [[0], [1]]
-
-
-def test_what_was_read_before_is_left_out_and_the_positions_stay():
     (tree,) = grow([((10, 11, 12), (13, 9)), ((10, 11, 12), (14, 15, 9))], 512, shared=2)
     assert tree.ids == [12, 13, 14, 15]
     assert tree.positions == [2, 3, 3, 4]
@@ -190,9 +181,6 @@ def test_no_other_cut_costs_less(lengths, batch_cost):
 
 def test_one_long_row_does_not_make_the_short_ones_long():
     assert plan([20, 400, 21, 22], Size(64, 16_384), 24) == [[0, 2, 3], [1]]
-
-
-def test_an_empty_plan_has_no_batches():
     assert plan([], Size(10, 10), 1) == []
 
 

@@ -46,7 +46,7 @@ def test_what_is_paid_stays_within_a_budget_whose_prompts_are_estimated_right(mo
         assert len(paid) == len(requests)
 
 
-def test_the_first_answer_shows_how_far_estimates_of_prompts_are_too_low():
+def test_the_first_answer_shows_how_far_estimates_are_too_low():
     budget = Budget(100.0, price)
     ask(budget, read=5, written=1, took=(20, 1))  # estimates are a fourth of what is counted: 22 are paid
     ask(budget, read=5, written=1, took=(20, 1))
@@ -54,9 +54,6 @@ def test_the_first_answer_shows_how_far_estimates_of_prompts_are_too_low():
     ask(budget, read=5, written=1, took=(20, 1))
     with pytest.raises(CandidateFailed, match=r"4 answers have cost 88.* the next may cost 22"):
         ask(budget, read=5, written=1, took=(20, 1))
-
-
-def test_the_first_answer_shows_that_more_is_written_than_was_allowed():
     budget = Budget(50.0, price)
     ask(
         budget, read=5, written=1, took=(5, 20)
@@ -72,16 +69,13 @@ def test_what_was_paid_before_counts_and_the_refusal_names_the_option():
     assert "a larger max_cost in the rubric" in str(refused.value.knob)
 
 
-def test_an_answer_without_usage_ends_the_asking():
+def test_a_request_that_fails_gives_back_what_was_set_aside_and_one_without_usage_ends_the_asking():
+    budget = Budget(5.0, price)
+    with pytest.raises(ZeroDivisionError), budget.reserve(1, 2):
+        raise ZeroDivisionError
+    ask(budget, read=1, written=2, took=(1, 2))
     budget = Budget(10.0, price)
     with budget.reserve(1, 1) as spend:
         spend(None, 0, 0)
     with pytest.raises(CandidateFailed, match="what they cost is unknown"):
         ask(budget, read=1, written=1, took=(1, 1))
-
-
-def test_a_request_that_fails_gives_back_what_was_set_aside_for_it():
-    budget = Budget(5.0, price)
-    with pytest.raises(ZeroDivisionError), budget.reserve(1, 2):
-        raise ZeroDivisionError
-    ask(budget, read=1, written=2, took=(1, 2))

@@ -11,11 +11,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_remembered_is_made_once(folder):
+def test_what_is_remembered_is_made_once_and_none_again(folder):
     made = []
     values = [cache.memo("kind", "key", lambda: made.append(1) or [1, 2]) for _ in range(2)]
     assert values == [[1, 2]] * 2
     assert len(made) == 1
+    assert cache.memo("kind", "none", lambda: None) is None
+    assert cache.memo("kind", "none", lambda: 1) == 1
 
 
 def test_of_two_processes_that_make_it_together_the_first_holds_for_both():
@@ -33,8 +35,3 @@ def test_a_damaged_file_is_made_anew(folder):
     assert cache.memo("kind", "key", lambda: 3) == 3
     assert cache.recall(folder / "kind" / "key.json") == 3
     assert [one.name for one in (folder / "kind").iterdir()] == ["key.json"]
-
-
-def test_none_is_made_again(folder):
-    assert cache.memo("kind", "key", lambda: None) is None
-    assert cache.memo("kind", "key", lambda: 1) == 1

@@ -19,24 +19,23 @@ def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
         assert purpose
 
 
-def test_suites_are_listed_with_role_and_tasks(folder):
+def test_suites_and_tasks_are_listed(folder):
     assert map_purposes("suites", folder / "suites") == {
         "other": "capability: sums, capitals",
         "tiny": "target: tiny",
     }
-
-
-def test_tasks_are_listed_with_their_suite(folder):
     assert {
         name: text.partition(":")[0] for name, text in map_purposes("tasks", folder / "suites").items()
     } == {"sums": "other", "capitals": "other", "tiny": "tiny"}
 
 
-def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):
+def test_where_there_are_no_suites_those_of_the_package_are_listed_and_a_wrong_word_is_refused(tmp_path):
     assert {"general", "safety"} <= set(map_purposes("suites", tmp_path / "suites"))
+    with pytest.raises(UserError, match="did you mean 'methods'"):
+        map_purposes("method")
 
 
-def test_every_key_of_the_file_is_listed_with_its_default():
+def test_every_key_of_the_file_is_listed_with_its_default_and_meaning():
     found = map_purposes("keys")
     assert found["gate.macro"].startswith("0.02 if not written. ")
     assert found["device"].startswith("auto, cpu, cuda; auto if not written. ")
@@ -46,14 +45,5 @@ def test_every_key_of_the_file_is_listed_with_its_default():
     assert found["rescue.steps"].startswith("earlier, scale, merge, kl, replay, ")
     assert {f"decide.{name}" for name in DecidePolicy.model_fields} <= found.keys()
     assert found["decide"].startswith("Prices, volumes and needs")
-
-
-def test_every_key_of_the_file_is_listed_with_its_meaning():
-    found = map_purposes("keys")
     assert found["gate.drift"].startswith("nothing if not written. `drift` is a rise in bits per byte")
     assert [key for key, said in found.items() if re.fullmatch("[^`]*(if not|to be) written[.]", said)] == []
-
-
-def test_what_cannot_be_listed_is_answered_with_what_can():
-    with pytest.raises(UserError, match="did you mean 'methods'"):
-        map_purposes("method")

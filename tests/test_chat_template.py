@@ -51,10 +51,12 @@ def refusal(folder, base, *overrides):
     return str(error.value)
 
 
-def test_chat_without_a_template_is_refused_with_what_to_write(tmp_path, base):
+def test_chat_without_a_template_is_refused_with_what_to_write_and_a_needless_one_too(tmp_path, base, tiny):
     said = refusal(tmp_path, base)
     assert "a tokenizer without a chat template, and tasks prompted in chat: letters, facts" in said
     assert "next: chat_template: alpaca or chatml in harness.yaml" in said
+    assert "every base has a template of its own" in refusal(tmp_path, tiny, "chat_template=chatml")
+    assert template_names() == ["alpaca", "chatml"]
 
 
 @pytest.mark.parametrize(
@@ -73,10 +75,6 @@ def test_a_named_template_begins_as_the_tokenizer_does_and_ends_turns_by_what_it
         [*ASKED, {"role": "assistant", "content": "Monday."}], tokenize=False
     )
     assert whole.startswith(f"{written}Monday.{tokenizer.eos_token}")
-
-
-def test_every_template_that_ships_is_tested_above():
-    assert template_names() == ["alpaca", "chatml"]
 
 
 def test_the_template_is_part_of_what_names_rows_and_weights(tmp_path, base):
@@ -116,10 +114,6 @@ def test_a_template_that_cannot_be_used_is_refused_before_anything_is_trained(tm
     (tmp_path / "apart.jinja").write_text(OWN.replace("[assistant] ", "Answer: "))
     assert said in refusal(tmp_path, base, f"chat_template={written}")
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_template_that_no_base_needs_is_refused(tmp_path, tiny):
-    assert "every base has a template of its own" in refusal(tmp_path, tiny, "chat_template=chatml")
 
 
 def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_with_the_adapter(tmp_path, base):

@@ -120,17 +120,27 @@ def test_an_answer_that_repeats_itself_is_read_quickly(answer):
     assert time.process_time() - begun < 2
 
 
-def test_an_id_is_read_behind_the_word_source_too():
+def test_an_id_is_cited_where_the_prompt_shows_ids_or_no_marks():
     assert scores("40 euros. Source: lamp", make_item("id")) == (1.0, 1.0)
     assert scores("40 euros 【lamp】", make_item("id")) == (1.0, 1.0)
     assert scores("40 euros [documentation] [lamp]", make_item("id")) == (0.5, 1.0)
+    assert scores("40 euros [lamp]", make_item("id")) == (1.0, 1.0)
+    assert scores("40 euros [lamp; ship]", make_item("id")) == (0.5, 1.0)
+    assert scores("40 euros [chair] [lamp]", make_item("id")) == (0.5, 1.0)
+    assert scores("40 euros [1]", make_item("id")) == (0.0, 0.0)
+    assert scores("40 euros [1]", make_item(None)) == scores("40 euros [lamp]", make_item(None)) == (1.0, 1.0)
 
 
-def test_a_citation_behind_a_sentence_is_of_that_sentence_in_every_form():
+def test_a_citation_behind_a_sentence_is_of_that_sentence_and_every_sentence_should_have_one():
     item = make_item(documents=())
     assert scores("It costs 40 euros. Source: 1", item) == (1.0, 1.0)
     assert scores("It costs 40 euros.¹ It burns long.", item) == (1.0, 0.5)
     assert scores("It costs 40 euros [1, p. 5]. It is 40 [doc. 1].", item) == (1.0, 1.0)
+    assert scores("It costs 40 euros [1]. It burns long [1].", item) == (1.0, 1.0)
+    assert scores("It costs 40 euros. [1] It burns long.", item) == (1.0, 0.5)
+    assert scores("It costs 40 euros [9].", item) == (0.0, 0.0)
+    assert scores("40 euros [1]", make_item(found=(SHIP,))) == (0.0, 0.0)
+    assert scores("40 euros [1]", make_item(documents=("lamp", "price"))) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -170,17 +180,6 @@ def test_two_passages_of_one_document_have_one_number():
     ]
 
 
-def test_ids_are_cited_where_the_prompt_shows_ids():
-    assert scores("40 euros [lamp]", make_item("id")) == (1.0, 1.0)
-    assert scores("40 euros [lamp; ship]", make_item("id")) == (0.5, 1.0)
-    assert scores("40 euros [chair] [lamp]", make_item("id")) == (0.5, 1.0)
-    assert scores("40 euros [1]", make_item("id")) == (0.0, 0.0)
-
-
-def test_passages_without_marks_are_cited_by_their_place_or_their_id():
-    assert scores("40 euros [1]", make_item(None)) == scores("40 euros [lamp]", make_item(None)) == (1.0, 1.0)
-
-
 @pytest.mark.parametrize(
     "template",
     [
@@ -197,13 +196,17 @@ def test_marks_are_those_of_the_passages_also_where_a_template_has_a_context_of_
     assert scores("40 euros [1]", item) == (0.0, 0.0)
 
 
-def test_passages_that_the_item_itself_shows_are_those_of_its_marks():
+def test_passages_that_the_item_itself_shows_in_any_turn_are_those_of_its_marks():
     item = make_item(
         found=(), documents=("2",), question="[1] Three days.\n[2] 40 euros.\n\nWhat does it cost?"
     )
     assert scores("40 euros [2].", item) == (1.0, 1.0)
     assert scores("40 euros [1][2].", item) == (0.5, 1.0)
     assert scores("40 euros [3].", item) == (0.0, 0.0)
+    item = make_item(found=(), documents=("2",), question="What does it cost?")
+    item = replace(item, earlier="user: [1] Three days.\n[2] 40 euros.\nassistant: Noted.")
+    assert scores("40 euros [2].", item) == (1.0, 1.0)
+    assert scores("40 euros [1].", item) == (0.0, 0.0)
 
 
 def test_numbers_cite_passages_without_marks_by_their_place_also_where_ids_are_numbers():
@@ -211,25 +214,6 @@ def test_numbers_cite_passages_without_marks_by_their_place_also_where_ids_are_n
     item = make_item(None, found=found, documents=("2",))
     assert scores("40 euros [1]", item) == (1.0, 1.0)
     assert scores("40 euros [2]", item) == (0.0, 0.0)
-
-
-def test_passages_in_an_earlier_turn_of_the_item_are_cited_by_their_marks():
-    item = make_item(found=(), documents=("2",), question="What does it cost?")
-    item = replace(item, earlier="user: [1] Three days.\n[2] 40 euros.\nassistant: Noted.")
-    assert scores("40 euros [2].", item) == (1.0, 1.0)
-    assert scores("40 euros [1].", item) == (0.0, 0.0)
-
-
-def test_without_named_documents_every_passage_may_be_cited_and_every_sentence_should_cite_one():
-    item = make_item(documents=())
-    assert scores("It costs 40 euros [1]. It burns long [1].", item) == (1.0, 1.0)
-    assert scores("It costs 40 euros. [1] It burns long.", item) == (1.0, 0.5)
-    assert scores("It costs 40 euros [9].", item) == (0.0, 0.0)
-
-
-def test_needed_documents_that_were_not_retrieved_cannot_be_cited():
-    assert scores("40 euros [1]", make_item(found=(SHIP,))) == (0.0, 0.0)
-    assert scores("40 euros [1]", make_item(documents=("lamp", "price"))) == (1.0, 0.5)
 
 
 HARNESS = (

@@ -42,7 +42,13 @@ def test_a_claim_holds_where_its_whole_interval_bears_it_out(low, high, verdict)
     assert judge(low, high, least=-0.05) == verdict
 
 
-def test_names_and_sources_are_each_one_claims():
+def test_what_is_kept_is_read_as_it_was_written_and_an_unknown_name_refused(tmp_path):
+    kept = keep(FOUND, 1.0, "CPU", "2026-11-22")
+    write(tmp_path / "claims.json", {CHEAP: kept})
+    assert read(tmp_path / "claims.json") == {CHEAP: kept}
+    assert read(tmp_path / "none.json") == {}
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["rank-9", "--reports", str(tmp_path)])
     names = [one.name for one in (*CLAIMS, *OPEN)]
     assert len(set(names)) == len(names)
     assert all(claim.minutes < 20 for claim in CLAIMS)
@@ -60,13 +66,6 @@ def test_the_page_shows_what_was_measured_and_what_was_not():
     assert "1 claim measured. Verdicts: holds: 1." in text
 
 
-def test_what_is_kept_is_read_as_it_was_written(tmp_path):
-    kept = keep(FOUND, 1.0, "CPU", "2026-11-22")
-    write(tmp_path / "claims.json", {CHEAP: kept})
-    assert read(tmp_path / "claims.json") == {CHEAP: kept}
-    assert read(tmp_path / "none.json") == {}
-
-
 def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsys):
     asked = [CHEAP, "--reports", str(tmp_path)]
     assert study.main(asked) == 0
@@ -79,11 +78,6 @@ def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsy
     assert study.main([*asked, "--again"]) == 0
     assert "GB whole" in (tmp_path / "claims.md").read_text()
     assert CHEAP in capsys.readouterr().err
-
-
-def test_a_name_that_no_claim_has_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="2"):
-        study.main(["rank-9", "--reports", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

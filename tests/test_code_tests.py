@@ -33,8 +33,16 @@ def score(answer, *references):
 # What counts as right
 
 
-def test_code_that_passes_the_tests_is_right():
+def test_code_that_passes_the_tests_of_one_reference_is_right_whatever_stands_around_it():
     assert score(f"Here it is:\n```python\n{ADD}```\nIt adds.", TESTS) == (1.0,)
+    assert score(ADD, "assert add(1, 2) == 4", TESTS) == (1.0,)
+    metric = load_metrics(Task(name="t", data={}, metrics=("code_tests",)))["code_tests"]
+    assert metric.same(f"Sure.\n```python\n{ADD}```") == metric.same(ADD)
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport pickle\n"
+        "@dataclass\nclass P:\n    x: int\n"
+    )
+    assert passes(code, "assert pickle.loads(pickle.dumps(P(1))) == P(1)", SOON)
 
 
 @pytest.mark.parametrize(
@@ -49,10 +57,6 @@ def test_code_that_passes_the_tests_is_right():
 )
 def test_code_that_fails_a_test_or_is_none_is_wrong(answer):
     assert score(answer, TESTS) == (0.0,)
-
-
-def test_one_of_several_references_is_enough():
-    assert score(ADD, "assert add(1, 2) == 4", TESTS) == (1.0,)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +110,6 @@ def test_a_reference_that_tests_nothing_is_refused(tests):
 def test_tests_of_every_usual_form_are_run(tests):
     assert score(ADD, tests) == (1.0,)
     assert score(ADD.replace("+", "-"), tests) == (0.0,)
-
-
-def test_code_may_look_for_the_module_that_it_is():
-    code = (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport pickle\n"
-        "@dataclass\nclass P:\n    x: int\n"
-    )
-    assert passes(code, "assert pickle.loads(pickle.dumps(P(1))) == P(1)", SOON)
-
-
-def test_equal_code_is_one_answer_whatever_stands_around_it():
-    metric = load_metrics(Task(name="t", data={}, metrics=("code_tests",)))["code_tests"]
-    assert metric.same(f"Sure.\n```python\n{ADD}```") == metric.same(ADD)
 
 
 # What ends a program before its tests does not pass them
@@ -196,6 +187,17 @@ class Made(unittest.TestCase):
 """
 
 
+ANY_OF = """
+class Any:
+    def __eq__(self, other): return isinstance(other, {})
+make = lambda: {}
+"""
+HOLDS = "class Holds:\n    def __contains__(self, one): return True\nmake = Holds"
+BELOW_AND_ABOVE = "class Sorts:\n    def {}(self, other): return {}\n    {} = {}\nmake = Sorts"
+ONE_MADE = UNITTEST.replace("for made in make(): ", "made = make(); ")
+HELD = UNITTEST.replace("for made in make(): self.assertEqual(made, 1)", "self.assertIn(1, make())")
+
+
 @pytest.mark.parametrize(
     ("code", "tests"),
     [
@@ -204,47 +206,15 @@ class Made(unittest.TestCase):
         (HOLDS_ANY, "assert make().value == 1"),
         ("def make(): yield ANY", UNITTEST),
         (SORTS, "assert 1 < make() < 3"),
-    ],
-)
-def test_what_equals_everything_is_found_wherever_tests_read_it(code, tests):
-    assert not passes(f"from unittest.mock import ANY\n{code}", tests, SOON)
-
-
-ANY_OF = """
-class Any:
-    def __eq__(self, other): return isinstance(other, {})
-make = lambda: {}
-"""
-
-
-@pytest.mark.parametrize(
-    ("code", "tests"),
-    [
         (ANY_OF.format("int", "Any()"), "assert make() == 3"),
         (ANY_OF.format("int", "Any()"), "assert not 3 != make()"),
         (ANY_OF.format("str", "[Any()]"), "assert make() == ['late']"),
         (ANY_OF.format("bool", "{'a': (1, Any())}"), "assert make() == {'a': (1, True)}"),
         (ANY_OF.format("list", "Any()"), "assert make() == [1, 2]"),
-        (ANY_OF.format("int", "Any()"), UNITTEST.replace("for made in make(): ", "made = make(); ")),
-    ],
-)
-def test_an_object_that_equals_all_of_the_type_that_tests_expect_is_no_right_answer(code, tests):
-    assert not passes(code, tests, SOON)
-
-
-HOLDS = "class Holds:\n    def __contains__(self, one): return True\nmake = Holds"
-BELOW_AND_ABOVE = "class Sorts:\n    def {}(self, other): return {}\n    {} = {}\nmake = Sorts"
-
-
-@pytest.mark.parametrize(
-    ("code", "tests"),
-    [
+        (ANY_OF.format("int", "Any()"), ONE_MADE),
         (HOLDS, "assert 3 in make()"),
         (HOLDS, "assert make().__contains__(3) and 'a' in make()"),
-        (
-            HOLDS,
-            UNITTEST.replace("for made in make(): self.assertEqual(made, 1)", "self.assertIn(1, make())"),
-        ),
+        (HOLDS, HELD),
         (ANY_OF.format("int", "[Any()]"), "assert 3 in make()"),
         (ANY_OF.format("int", "Any()"), "assert make() in (3, 4)"),
         (ANY_OF.format("int", "Any()"), "assert 3 == make() == 3"),
@@ -257,8 +227,8 @@ BELOW_AND_ABOVE = "class Sorts:\n    def {}(self, other): return {}\n    {} = {}
         ),
     ],
 )
-def test_what_holds_or_sorts_everything_is_no_right_answer(code, tests):
-    assert not passes(code, tests, SOON)
+def test_what_equals_holds_or_sorts_everything_or_all_of_a_type_is_no_right_answer(code, tests):
+    assert not passes(f"from unittest.mock import ANY\n{code}", tests, SOON)
 
 
 MEMBERS = """
@@ -327,16 +297,14 @@ def test_a_class_with_an_equality_of_its_own_may_be_what_is_asked_for():
 # What it must not do
 
 
-def test_an_endless_loop_ends():
+def test_an_endless_loop_ends_and_a_memory_bomb_harms_nobody():
     start = time.monotonic()
     assert not passes("while True: pass", TESTS, SOON)
     assert not passes("import time\ntime.sleep(60)", TESTS, SOON._replace(wall_s=1.0))
     assert time.monotonic() - start < 20
-
-
-def test_a_memory_bomb_fails_and_harms_nobody():
     assert not passes("x = bytearray(10**9)\n" + ADD, TESTS, SOON)
     assert passes("x = bytearray(10**6)\n" + ADD, TESTS, SOON)
+    assert passes("for i in range(2000): print('x' * 10_000)\n" + ADD, TESTS, SOON)
 
 
 FORKS = """
@@ -387,13 +355,11 @@ def test_memory_that_no_limit_of_a_process_counts_is_refused(ask):
     assert not passes(begin + held, "assert held", SOON)
 
 
-def test_a_program_can_make_no_namespaces_in_which_it_would_have_rights_again():
+def test_a_program_has_no_namespaces_and_a_folder_of_its_own_that_goes_with_it():
     make = "import ctypes\nmade = ctypes.CDLL(None).unshare(0x10000000 | 0x20000)\n"
     assert passes(make + ADD, TESTS + "assert made != 0\n", SOON)
-
-
-def test_a_program_that_prints_without_end_of_lines_is_right_all_the_same():
-    assert passes("for i in range(2000): print('x' * 10_000)\n" + ADD, TESTS, SOON)
+    assert passes("open('/tmp/notes', 'w').write('x')\n" + ADD, TESTS, SOON)
+    assert passes("import os\nassert os.listdir('/tmp') == []\n" + ADD, TESTS, SOON)
 
 
 REACHING = """
@@ -441,11 +407,6 @@ def test_a_program_reaches_nothing_of_the_machine(program, monkeypatch):
     finally:
         if made:
             secret.unlink()
-
-
-def test_a_program_may_write_into_a_folder_of_its_own_that_goes_with_it():
-    assert passes("open('/tmp/notes', 'w').write('x')\n" + ADD, TESTS, SOON)
-    assert passes("import os\nassert os.listdir('/tmp') == []\n" + ADD, TESTS, SOON)
 
 
 # Off unless asked

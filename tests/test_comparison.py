@@ -44,16 +44,15 @@ def interval(c):
     return (c.low, c.high)
 
 
-def test_single_binary_items_get_tangos_interval():
+def test_single_binary_items_get_tangos_interval_and_their_scores_wilsons():
     c = compare_scores(*flips(21, 1, 7))
     assert c.estimator == "tango"
     assert interval(c) == pytest.approx(stats.tango_interval(1, 7, 21))
     assert (c.lower, c.upper) == pytest.approx(stats.tango_interval(1, 7, 21, 0.1))
-
-
-def test_scores_of_single_binary_items_get_wilsons_interval():
     c = compare_scores(*flips(10, 0, 2))
     assert (c.new, c.new_low, c.new_high) == pytest.approx((0.8, *stats.wilson(8, 10)))
+    c = compare_scores(*flips(200, 2, 30))
+    assert regression_p(c, 0.05) == pytest.approx(stats.tango_regression_p(2, 30, 200, 0.05))
 
 
 def test_graded_items_get_the_clustered_t():
@@ -85,30 +84,24 @@ def test_macro_f1_is_compared_without_a_mean_of_items():
     assert c.delta == pytest.approx(2 * 15 / 45 - 1)
 
 
-def test_nothing_differing_still_has_a_width():
+def test_nothing_differing_still_has_a_width_over_clusters_alone():
     same = np.ones(50)
     assert interval(compare_scores(same, same)) == pytest.approx(stats.tango_interval(0, 0, 50))
-
-
-def test_nothing_differing_in_clusters_counts_the_clusters_only():
     same = np.ones(60)
     assert interval(compare_scores(same, same, cluster_size=3)) == pytest.approx(
         stats.tango_interval(0, 0, 20)
     )
-
-
-def test_graded_scores_that_hardly_differ_are_not_claimed_to_be_equal():
+    found = estimate(EXACT, rows(np.ones(60), cluster_size=3))
+    assert (found.low, found.high) == pytest.approx(stats.wilson(20, 20))
     base = np.full(60, 0.5)
     new = base.copy()
     new[0] = 0.4
     c = compare_scores(base, new)
     assert c.low < -0.02
     assert c.high > 0.02
-
-
-def test_a_score_of_all_ones_in_clusters_has_wilsons_width_over_the_clusters():
-    found = estimate(EXACT, rows(np.ones(60), cluster_size=3))
-    assert (found.low, found.high) == pytest.approx(stats.wilson(20, 20))
+    c = compare_scores([1], [0])
+    assert c.low == -1
+    assert c.high > -0.5
 
 
 def test_clusters_that_flip_as_a_whole_widen_the_interval():
@@ -125,18 +118,12 @@ def test_equal_weights_give_zero_by_identity():
     assert (c.base, c.disagreement, c.lost) == (base.mean(), 0, ())
 
 
-def test_lost_and_gained_items_are_named():
+def test_lost_and_gained_items_are_named_by_the_direction_of_the_metric():
     c = compare_scores([1, 1, 0, 0], [1, 0, 1, 0])
     assert (c.lost, c.gained, c.disagreement) == (("item-0001",), ("item-0002",), 0.5)
-
-
-def test_where_lower_is_better_a_rise_is_a_loss_and_delta_stays_new_minus_base():
     c = compare_scores([0, 0, 1], [1, 0, 1], LOWER)
     assert (c.lost, c.delta) == (("item-0000",), pytest.approx(1 / 3))
     assert comparison.orient(c).delta == pytest.approx(-1 / 3)
-
-
-def test_an_error_scores_worst_in_either_arm():
     c = compare_scores([1, 1, None, 0], [1, None, 1, 0])
     assert (c.n, c.delta, c.lost, c.gained) == (4, 0, ("item-0001",), ("item-0002",))
     assert (c.errors.base, c.errors.new, c.errors.both) == (1, 1, 0)
@@ -147,9 +134,6 @@ def test_unparsable_answers_count_in_the_headline_and_not_among_valid_items():
     c = compare_rows(EXACT, base, new)
     assert (c.delta, c.n) == (pytest.approx(-1 / 3), 6)
     assert (c.delta_valid, c.n_valid) == (0, 4)
-
-
-def test_a_delta_over_valid_items_is_unknown_where_none_is_valid():
     c = compare_rows(EXACT, rows([1.0] * 4), rows([0.0] * 4, status=["truncated"] * 4))
     assert (c.n_valid, c.delta_valid, c.low_valid) == (0, None, None)
 
@@ -161,26 +145,24 @@ def test_a_slice_holds_its_own_items_only():
     assert compare_rows(EXACT, base, new, slice="b").delta == -1
 
 
-def test_unequal_inclusion_weights_weigh_the_items():
+def test_weights_weigh_the_items_and_equal_ones_change_nothing():
     weights = [1.0] * 10 + [3.0] * 10
     base = [replace(r, weight=w) for r, w in zip(rows([1.0] * 20), weights, strict=True)]
     new = [replace(r, weight=w) for r, w in zip(rows([1.0] * 10 + [0.0] * 10), weights, strict=True)]
     c = compare_rows(EXACT, base, new)
     assert (c.estimator, c.delta) == ("stratified", pytest.approx(-0.75))
+    base, new = flips(40, 3, 9)
+    plain = compare_scores(base, new)
+    weighted = compare_rows(EXACT, weight_rows(base, np.full(40, 7.0)), weight_rows(new, np.full(40, 7.0)))
+    assert interval(weighted) == interval(plain)
+    assert weighted.estimator == "tango"
 
 
-def test_runs_of_different_items_are_refused_with_their_names():
+def test_runs_of_other_or_doubled_or_no_common_items_are_refused():
     with pytest.raises(IncompatibleRuns, match="1 only in the base, 0 only in the new run \\(item-0002\\)"):
         compare_rows(EXACT, rows([1, 1, 1]), rows([1, 1]))
-
-
-def test_an_item_twice_in_one_run_is_refused():
     with pytest.raises(IncompatibleRuns, match="twice"):
         compare_rows(EXACT, rows([1, 1]) + rows([1]), rows([1, 1]))
-
-
-def test_arms_without_a_common_scored_item_are_refused():
-    """An error of a metric without a worst value is left out of both arms."""
     with pytest.raises(IncompatibleRuns, match="no item"):
         compare_scores([None, [1.0, 2.0]], [[1.0, 2.0], None], RATIO)
 
@@ -202,36 +184,21 @@ def test_zeros_and_ones_of_an_unbounded_metric_are_not_taken_for_rates():
     assert estimate(unbounded, rows(old, unbounded)).score == 0.75
 
 
-def test_one_single_item_shows_next_to_nothing():
-    c = compare_scores([1], [0])
-    assert c.low == -1
-    assert c.high > -0.5
-
-
-def test_identities_that_differ_are_refused_by_the_fields_that_differ():
+def test_identities_may_differ_in_weights_and_promptings_and_are_refused_by_any_other_field():
     other = replace(IDENTITY, task_version="v2", precision="fp32")
     with pytest.raises(IncompatibleRuns, match="task_version 'v1' and 'v2'; precision 'bf16' and 'fp32'"):
         check_comparable(IDENTITY, other)
-
-
-def test_other_weights_and_promptings_are_what_is_compared():
     check_comparable(IDENTITY, replace(IDENTITY, weights_digest="x", prompting_digest="q"))
-
-
-def test_promptings_must_agree_only_where_that_is_asked():
     with pytest.raises(IncompatibleRuns, match="prompting_digest"):
         check_comparable(IDENTITY, replace(IDENTITY, prompting_digest="q"), prompting=True)
 
 
-def test_validity_pools_tasks_whose_items_share_names():
+def test_validity_pools_tasks_and_counts_what_failed_in_one_arm():
     base = rows([1.0] * 3, task="a") + rows([1.0] * 3, task="b")
     new = rows([1.0] * 3, task="a") + rows([1.0] * 3, task="b", status=["ok", "refused", "truncated"])
     c = compare_validity(base, new)
     assert (c.n, c.delta) == (6, pytest.approx(1 / 3))
     assert c.lost == ("b/item-0001", "b/item-0002")
-
-
-def test_validity_counts_what_failed_in_one_arm():
     new = rows([1.0, None, 1.0], status=["ok", "error", "unparsable"])
     c = compare_validity(rows([1.0] * 3), new)
     assert (c.n, c.delta) == (3, pytest.approx(2 / 3))
@@ -247,11 +214,6 @@ def test_an_unbounded_metric_whose_items_all_agree_says_nothing_of_others(parts)
     assert (score.low, score.high) == metric.bounds
     more = compare_scores([0.0, *parts[1:]], parts, metric) if metric is not RATIO else None
     assert more is None or -inf < more.low < more.high < inf
-
-
-def test_a_regression_p_of_single_binary_items_is_tangos():
-    c = compare_scores(*flips(200, 2, 30))
-    assert regression_p(c, 0.05) == pytest.approx(stats.tango_regression_p(2, 30, 200, 0.05))
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -337,14 +299,6 @@ def test_items_drawn_with_unequal_chances_get_the_interval_of_strata():
     assert interval(c) == pytest.approx(stats.stratified_flips_interval(strata))
     assert (c.lower, c.upper) == pytest.approx(stats.stratified_flips_interval(strata, 0.1))
     assert c.disagreement == pytest.approx(np.average(base != new, weights=weights))
-
-
-def test_equal_weights_change_nothing():
-    base, new = flips(40, 3, 9)
-    plain = compare_scores(base, new)
-    weighted = compare_rows(EXACT, weight_rows(base, np.full(40, 7.0)), weight_rows(new, np.full(40, 7.0)))
-    assert interval(weighted) == interval(plain)
-    assert weighted.estimator == "tango"
 
 
 def test_a_gain_by_a_metric_without_a_worst_value_is_refused_where_the_new_run_failed():

@@ -219,6 +219,11 @@ def test_flips_are_drift_from_where_the_exact_binomial_test_is_below_one_percent
     expected = [k for k in range(1, 40) if scipy_stats.binom.sf(k - 1, 320, 0.022) < 0.01]
     assert drifted == expected
     assert expected[0] == 15
+    found = control_rule([facts(9)])
+    assert found.outcome == "pass"
+    assert "9 of them with another score, which the A/A rate of 2.2 % allows" in found.sentence
+    assert has_drifted(facts(differing=("facts/1",)))
+    assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
 
 
 @pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (3, 10, 0.2), (10, 10, 0.5), (14, 320, 0.022)])
@@ -230,17 +235,6 @@ def test_the_binomial_p_is_scipys(k, n, rate):
 def test_a_binomial_p_of_nothing_is_refused(given):
     with pytest.raises(ValueError, match=r"expected|found"):
         stats.binomial_p(*given)
-
-
-def test_flips_that_the_rate_allows_are_said_and_pass():
-    found = control_rule([facts(9)])
-    assert found.outcome == "pass"
-    assert "9 of them with another score, which the A/A rate of 2.2 % allows" in found.sentence
-
-
-def test_one_item_that_differs_in_the_same_environment_is_enough():
-    assert has_drifted(facts(differing=("facts/1",)))
-    assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
 
 
 def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(path):

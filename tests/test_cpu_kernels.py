@@ -140,13 +140,10 @@ def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
     torch.testing.assert_close(rest, whole[:, 130:], rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_attends_afterwards_as_before(small_llama):
+def test_a_model_attends_afterwards_as_before_and_as_it_was_told(small_llama):
     with chunk_attention(small_llama):
         assert small_llama.config._attn_implementation == "parts"
     assert small_llama.config._attn_implementation == "sdpa"
-
-
-def test_a_model_that_was_told_how_to_attend_is_left_alone(small_llama):
     small_llama.set_attn_implementation("eager")
     with chunk_attention(small_llama):
         assert small_llama.config._attn_implementation == "eager"

@@ -37,8 +37,11 @@ def write_champion(store, run_id, **changes):
     path.write_text(json.dumps(values | changes))
 
 
-def test_a_store_that_does_not_exist_takes_nothing(store):
+def test_a_store_that_does_not_exist_takes_nothing_and_is_not_made(store):
     assert (measure_disk_use(store).total, measure_disk_use(store).freed) == (0, {})
+    with pytest.raises(UserError, match="make one"):
+        release.remove_run(store, "a", References())
+    assert not store.folder.exists()
 
 
 def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
@@ -69,18 +72,13 @@ def test_the_champion_is_not_removed(store):
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
 
 
-def test_rows_of_a_champion_are_kept_whatever_the_run_is_called(store):
+def test_rows_and_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
     save_two_runs(store)
-    write_champion(store, "a run of another folder", rows={"facts/test": OTHER.digest})
+    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
+    kept = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
+    write_champion(store, "a run of another folder", **kept)
     release.remove_run(store, "b", References())
     assert store.parquet(OTHER.digest).exists()
-
-
-def test_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
-    stores.save_run(store, make_run("b", []))
-    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
-    write_champion(store, "a run of another folder", weights_digest="weights of b")
-    release.remove_run(store, "b", References())
     assert (store.weights("fit-b") / "adapter.bin").exists()
 
 
@@ -89,12 +87,6 @@ def test_nothing_is_removed_while_a_compare_is_at_work(store):
     with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
         release.remove_run(store, "b", References())
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
-
-
-def test_removing_from_a_folder_that_does_not_exist_does_not_make_it(store):
-    with pytest.raises(UserError, match="make one"):
-        release.remove_run(store, "a", References())
-    assert not store.folder.exists()
 
 
 def test_checkpoints_of_a_training_that_is_not_finished_outlive_every_removal(store):

@@ -52,24 +52,15 @@ def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
     assert found.problems == ()
 
 
-def test_a_recipe_that_changed_has_no_measured_figures(copy):
+def test_what_trains_or_answers_longer_takes_more_and_a_changed_recipe_has_no_measured_figures(copy):
     assert estimate_by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
-
-
-def test_what_trains_takes_more_than_what_only_answers(copy):
     found = estimate_by_name(copy, ROOMY)
     assert found["lora"].time_s > found["prompt"].time_s
     assert found["lora"].flops > found["prompt"].flops
-
-
-def test_what_fits_fits_and_what_does_not_gets_a_knob_to_turn(copy):
     assert all(cost.fits and not cost.knob for cost in estimate_by_name(copy, ROOMY).values())
     tight = estimate_by_name(copy, TIGHT)
     assert tight["prompt"].fits is False
     assert tight["prompt"].knob == "a smaller base_model"
-
-
-def test_longer_answers_take_more_memory(copy):
     suite = copy.parent / "suites" / "letters.yaml"
     least = estimate_by_name(copy, ROOMY)["prompt"].memory_gib
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
@@ -122,13 +113,10 @@ def keep_probe(copy, tmp_path, monkeypatch):
     return keep
 
 
-def test_the_check_measures_the_machine_anew(copy, keep_probe):
+def test_the_check_measures_the_machine_anew_and_so_does_a_speed_that_trainings_contradict(copy, keep_probe):
     keep_probe(reached_gflops=1e9)
     assert session(copy, "precision=fp32")[0].machine.name == "kept"
     assert examine(copy, ["precision=fp32"], SilentProgress()).machine.name != "kept"
-
-
-def test_a_speed_that_stored_trainings_contradict_is_measured_anew(copy, keep_probe):
     keep_probe(reached_gflops=0.0)
     assert session(copy, "precision=fp32")[0].machine.name != "kept"
 

@@ -49,12 +49,14 @@ def test_a_model_twice_as_large_takes_twice_as_long_and_a_machine_twice_as_fast_
     assert work.seconds(10**8, 200.0) == pytest.approx(once / 2)
 
 
-def test_a_token_costs_least_to_read_and_most_to_generate():
+def test_a_token_costs_least_to_read_and_a_longer_text_has_more():
     read, generated, trained = (
         Work(**{kind: 1000}).seconds(10**8, 100.0) for kind in ("read", "generated", "trained")
     )
     assert read < generated
     assert read < trained
+    assert tokens("") == 1
+    assert tokens("x" * 400) == 100
 
 
 def test_the_speed_that_a_training_needed_is_the_one_at_which_it_is_estimated_to_take_as_long():
@@ -72,14 +74,11 @@ def test_reading_examples_is_reading_each_of_them(texts):
     assert apart.generated == 5 * len(texts)
 
 
-def test_ranked_choices_are_read_and_nothing_is_generated():
+def test_ranked_choices_and_whole_texts_are_read_and_nothing_is_generated():
     example = make_example("Where is it?", choices=("late", "money"))
     ranked, generated = (estimate_answering([example], ranked=r, max_new_tokens=5) for r in (True, False))
     assert ranked.generated == 0
     assert ranked.read == generated.read + tokens("late") + tokens("money")
-
-
-def test_a_whole_text_is_read_and_nothing_is_generated():
     text = Example("x", (), ("A brown hen walks past a gate.",))
     assert estimate_answering([text], ranked=False, max_new_tokens=5) == Work(read=tokens(text.references[0]))
 
@@ -112,19 +111,10 @@ def test_tokens_are_estimated_within_a_quarter_in_every_script(text, counted):
     assert tokens(text) == pytest.approx(counted, rel=0.25)
 
 
-def test_every_text_has_a_token_and_a_longer_one_more():
-    assert tokens("") == 1
-    assert tokens("x" * 400) == 100
-
-
-def test_device_time_is_priced_by_the_hour():
+def test_device_time_is_priced_by_the_hour_and_a_request_by_its_tokens():
     assert price_usd(1800, "cpu", None) == DEVICE_HOUR_USD["cpu"] / 2
     assert price_usd(1800, "cpu", 3.0) == 1.5
     assert price_usd(1800, "cuda", 0.0) == 0.0
-
-
-def test_a_request_is_priced_by_what_is_read_cached_and_written():
-    """(1,000 − 800) × 3 + 800 × 0.3 + 20 × 15 = 1,140 millionths of a USD."""
     asked = TokenCounts(1000, 800, 20)
     assert request_usd(asked, TokenPrices(input=3, cached=0.3, output=15)) == pytest.approx(0.00114)
     assert request_usd(asked, TokenPrices(input=3, output=15)) == pytest.approx(0.0033)

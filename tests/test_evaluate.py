@@ -98,10 +98,6 @@ def test_an_answer_outside_the_closed_set_is_unparsable():
     closed = [example(n, choices=("yes", "no"), reference="no") for n in range(2)]
     found = rows(script_candidate(answers.get), *closed)
     assert [(r.status, r.parts["exact_match"]) for r in found] == [("ok", (1.0,)), ("unparsable", (0.0,))]
-
-
-def test_a_metric_that_reads_a_label_in_a_longer_answer_scores_what_is_none_as_a_whole():
-    """It is unparsable all the same: the gate's rule on the form of answers counts it."""
     closed = example(choices=("yes", "no"), reference="no")
     (found,) = rows(
         script_candidate(lambda _: "No, I think."), closed, metrics=("label_in_answer", "exact_match")
@@ -111,10 +107,12 @@ def test_a_metric_that_reads_a_label_in_a_longer_answer_scores_what_is_none_as_a
     assert empty.parts == {"label_in_answer": (0.0,)}
 
 
-def test_an_answer_cut_at_the_limit_is_truncated_and_scores_worst(base):
+def test_an_answer_cut_at_the_limit_is_truncated_and_scores_worst_unless_the_task_says_otherwise(base):
     answer = base.generate([base.encode(example().messages).context], Limits(1))[0].text
     found = row(base, example(reference=answer), max_new_tokens=1)
     assert (found.status, found.parts["exact_match"], found.finish_reason) == ("truncated", (0.0,), "length")
+    found = row(base, example(reference=answer), max_new_tokens=1, truncated_scores=True)
+    assert (found.status, found.parts["exact_match"]) == ("truncated", (1.0,))
 
 
 @pytest.mark.parametrize("metric", ["json_fields", "tool_call", "rougeL", "rougeLsum"])
@@ -129,29 +127,17 @@ def test_an_item_that_the_metric_does_not_read_has_no_score_whatever_is_answered
     ]
 
 
-def test_a_truncated_answer_is_scored_where_the_task_says_so(base):
-    answer = base.generate([base.encode(example().messages).context], Limits(1))[0].text
-    found = row(base, example(reference=answer), max_new_tokens=1, truncated_scores=True)
-    assert (found.status, found.parts["exact_match"]) == ("truncated", (1.0,))
-
-
-def test_a_prompt_that_does_not_fit_is_an_error_without_a_score_and_the_others_are_answered(base):
+def test_a_prompt_text_or_choice_that_does_not_fit_is_an_error_without_a_score(base):
     long = example(1, prompt="parcel " * 300)
     found = rows(base, example(0), long, example(2), max_new_tokens=2)
     assert [r.status for r in found] == ["truncated", "error", "truncated"]
     assert found[1].parts == {"exact_match": None}
     assert "the context holds 254" in found[1].error
     assert found[1].n_prompt_tokens > 256
-
-
-def test_a_choice_that_does_not_fit_behind_its_context_is_an_error(base):
     room = base.max_context - len(base.encode(example().messages, chat_template=False).context)
     long = example(choices=("yes", "x " * room))
     found = row(base, long, kind="choice", metrics=("accuracy",), chat_template=False)
     assert (found.status, found.parts) == ("error", {"accuracy": None})
-
-
-def test_a_whole_text_that_does_not_fit_is_an_error(base):
     long = Example("long", (), ("x " * 300,))
     short = Example("short", (), ("A red fox.",))
     found = rows(base, long, short, kind="bits_per_byte", metrics=("bits_per_byte",))
@@ -216,7 +202,7 @@ def test_a_token_merged_across_the_boundary_is_kept_with_the_row(tmp_path, own_c
 # Bits per byte
 
 
-def test_bits_per_byte_and_perplexity_are_those_computed_by_hand(base):
+def test_bits_per_byte_and_perplexity_are_those_computed_by_hand_over_bytes_of_utf_8(base):
     import torch
 
     text = "Where is the parcel that I paid for?"
@@ -231,9 +217,6 @@ def test_bits_per_byte_and_perplexity_are_those_computed_by_hand(base):
     assert bits == pytest.approx(loss / math.log(2), abs=1e-3)
     assert n_bytes == len(text)
     assert found.status == "ok"
-
-
-def test_bytes_are_those_of_utf_8(base):
     found = row(base, Example("text", (), ("Übergröße",)), kind="bits_per_byte", metrics=("bits_per_byte",))
     assert found.gold_bytes == len("Übergröße".encode()) == 12
 
@@ -250,13 +233,10 @@ def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
         *shots,
         {"role": "user", "content": "Q: c {d}\nA:"},
     )
-
-
-def test_an_empty_system_message_is_one_and_no_system_message_is_none():
     assert wrap_prompt(example(), "", None).messages[0] == {"role": "system", "content": ""}
-
-
-def test_the_system_text_of_a_task_and_that_of_an_item_are_one_message():
+    assert wrap_prompt(example(), None, None) == example()
+    text = Example("text", (), ("A red fox.",))
+    assert wrap_prompt(text, "Be brief.", "Q: {prompt}") == text
     asked = replace(
         example(), messages=({"role": "system", "content": "You sell lamps."}, *example().messages)
     )
@@ -266,22 +246,10 @@ def test_the_system_text_of_a_task_and_that_of_an_item_are_one_message():
     assert wrap_prompt(asked, "", None) == asked
 
 
-def test_without_a_system_text_an_item_is_asked_as_it_is():
-    assert wrap_prompt(example(), None, None) == example()
-
-
-def test_a_whole_text_gets_neither_system_nor_template():
-    text = Example("text", (), ("A red fox.",))
-    assert wrap_prompt(text, "Be brief.", "Q: {prompt}") == text
-
-
-def test_a_row_keeps_passages_and_their_recall():
+def test_a_row_keeps_its_passages_with_their_recall_and_digests_of_what_was_asked_and_answered():
     asked = example(documents=("d1", "d2"), passages=("d2", "d9"))
     found = row(script_candidate(lambda _: "yes"), asked)
     assert (found.passages, found.recall) == (("d2", "d9"), 0.5)
-
-
-def test_what_was_asked_and_answered_is_in_the_digests():
     first, same, other = (row(script_candidate(str.upper), example(prompt=p)) for p in ("one", "one", "two"))
     assert (first.prompt_digest, first.output_digest) == (same.prompt_digest, same.output_digest)
     assert first.prompt_digest != other.prompt_digest

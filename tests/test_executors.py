@@ -104,16 +104,19 @@ def ignore(done, total, note=""):
     pass
 
 
-def test_answers_wait_for_their_weights_and_these_for_what_they_start_from(session):
+def find_answer(plan, name):
+    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", name))
+    return answer
+
+
+def test_answers_wait_for_their_weights_or_for_the_base_and_its_control_arm_but_trainings_do_not(session):
     plan = plan_session(session, 1)
-    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
-    assert {WorkerJob("fit", "next"), WorkerJob("fit", "lora")} < list_needed_jobs(plan, answer)
-
-
-def test_answers_wait_for_the_base_and_its_control_arm_but_trainings_do_not(session):
+    assert {WorkerJob("fit", "next"), WorkerJob("fit", "lora")} < list_needed_jobs(
+        plan, find_answer(plan, "next")
+    )
     plan = plan_session(session, 2)
-    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "prompt"))
-    assert {job.kind for job in list_needed_jobs(plan, answer)} == {"base", "control"}
+    needed = list_needed_jobs(plan, find_answer(plan, "prompt"))
+    assert {job.kind for job in needed} == {"base", "control"}
     assert plan.needs[WorkerJob("fit", "lora")] == ()
 
 
@@ -121,9 +124,7 @@ def test_the_trials_of_a_sweep_are_jobs_of_their_own_before_one_is_chosen(sessio
     plan = plan_session(session, 1)
     trials = {job for job in plan.needs if job.kind == "trial"}
     assert trials == {WorkerJob("trial", "swept", 0, part, 2) for part in range(2)}
-    assert trials < list_needed_jobs(
-        plan, next(job for job in plan.needs if (job.kind, job.name) == ("answer", "swept"))
-    )
+    assert trials < list_needed_jobs(plan, find_answer(plan, "swept"))
 
 
 def test_weights_that_two_candidates_share_answer_the_suites_once(session):
@@ -141,20 +142,15 @@ def test_what_few_runs_answer_is_dealt_out_among_many_workers(session):
     assert parts == [*(("bag", part, 2) for part in range(2)), *(("lora", part, 4) for part in range(4))]
 
 
-def test_what_an_endpoint_answers_is_no_job(session):
+def test_a_plan_says_how_many_jobs_of_which_kind_it_has_and_an_endpoints_answers_are_none(session):
+    assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 jobs (base 1, fit 1, control 1, answer 2)"
     assert "far" not in {name for _, name in kinds(plan_session(session, 1))}
-
-
-def test_of_interim_analyses_only_weights_are_made_that_no_answer_decides_on(session):
+    # Of interim analyses only weights are made that no answer decides on.
     assert kinds(plan_session(session, 1, answers=False)) == [
         ("fit", "bag"),
         ("fit", "lora"),
         ("fit", "next"),
     ]
-
-
-def test_a_plan_says_how_many_jobs_of_which_kind_it_has(session):
-    assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 jobs (base 1, fit 1, control 1, answer 2)"
 
 
 def test_a_thousand_jobs_are_planned_and_dispatched_in_less_than_a_second(session):
@@ -297,42 +293,31 @@ def test_a_claim_keeps_others_waiting_until_it_ends(tmp_path):
     assert order == ["first", "second"]
 
 
-def test_a_worker_that_cannot_start_fails_its_job_with_what_it_said_last(tmp_path):
+@pytest.mark.parametrize(
+    ("program", "killed", "said"),
+    [
+        ("import sys; sys.exit('no such worker')", False, ["ended 3 times with exit code", "no such worker"]),
+        ("import os; os.kill(os.getpid(), 9)", True, ["3 times with exit code -9"]),
+    ],
+)
+def test_a_worker_that_ends_each_time_fails_its_job_with_what_it_said_last(tmp_path, program, killed, said):
     (tmp_path / "x.pickle").write_text("no pickle")
-    command = (sys.executable, "-c", "import sys; sys.exit('no such worker')")
-    with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
+    with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", (sys.executable, "-c", program)) as pool:
         outcome = pool.run(WorkerJob("fit", "lora"), JobInputs({}))
-    assert "its worker ended 3 times with exit code" in str(decode_error(*outcome.error))
-    assert "no such worker" in str(decode_error(*outcome.error))
-    assert not outcome.killed
+    assert outcome.killed is killed
+    assert all(words in str(decode_error(*outcome.error)) for words in said)
 
 
-def test_a_job_whose_worker_is_killed_each_time_says_so(tmp_path):
-    (tmp_path / "x.pickle").write_text("no pickle")
-    command = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
-    with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
-        outcome = pool.run(WorkerJob("trial", "swept"), JobInputs({}))
-    assert outcome.killed
-    assert "3 times with exit code -9" in str(decode_error(*outcome.error))
-
-
-def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("n", "found"), [(None, ["3 7", "5 7"]), (5, ["3 7"] * 3 + ["5 7"] * 2)])
+def test_each_worker_has_a_gpu_and_as_many_threads_as_the_plan_says_and_more_share_gpus(
+    tmp_path, monkeypatch, n, found
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     told = "import os, sys; sys.exit('{CUDA_VISIBLE_DEVICES} {OMP_NUM_THREADS}'.format(**os.environ))"
-    with local.LocalPool(tmp_path / "x.pickle", None, 7, "cuda", (sys.executable, "-c", told)) as pool:
-        assert pool.size == 2
+    with local.LocalPool(tmp_path / "x.pickle", n, 7, "cuda", (sys.executable, "-c", told)) as pool:
         for _ in range(pool.size):
             pool.run(WorkerJob("fit", "lora"), JobInputs({}))
-    assert {log.read_text().strip() for log in tmp_path.glob("*.log")} == {"3 7", "5 7"}
-
-
-def test_more_workers_than_gpus_share_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    told = "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'])"
-    with local.LocalPool(tmp_path / "x.pickle", 5, 1, "cuda", (sys.executable, "-c", told)) as pool:
-        for _ in range(pool.size):
-            pool.run(WorkerJob("fit", "lora"), JobInputs({}))
-    assert sorted(log.read_text().strip() for log in tmp_path.glob("*.log")) == ["3", "3", "3", "5", "5"]
+    assert sorted(log.read_text().strip() for log in tmp_path.glob("*.log")) == found
 
 
 def test_nobody_guesses_how_many_workers_share_a_processor(tmp_path):
@@ -475,7 +460,7 @@ def test_what_a_job_needs_is_waited_for_where_it_runs(finished_session):
 def test_a_job_is_told_of_all_files_that_those_before_it_left(session):
     plan = plan_session(session, 1, ("next",))
     pool = ScriptWorkers(1, lambda job: JobResult(files=(f"{job.kind}-{job.name}",)))
-    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
+    answer = find_answer(plan, "next")
     made = {f"{job.kind}-{job.name}" for job in list_needed_jobs(plan, answer)}
     with tempfile.TemporaryDirectory() as folder:
         for job in plan.needs:

@@ -68,8 +68,15 @@ def drop_measurements(found):
 # One experiment, seen from all sides
 
 
-def test_every_candidate_is_done(finished_run):
+def test_what_is_trained_is_judged_and_the_classifier_is_not(finished_run):
     assert {(f.name, f.state) for f in finished_run[1].facts} == {(name, "done") for name in NAMES}
+    outcome = {f.name: f.verdict and f.verdict.outcome for f in finished_run[1].facts}
+    assert outcome["prompt"] == outcome["shots"] == outcome["ranked"] == "pass"
+    assert outcome["lora"] in ("pass", "fail", "inconclusive")
+    assert outcome["bag"] is None
+    verdict = facts(finished_run[1], "prompt").verdict
+    assert (verdict.lost, verdict.gained) == (0, 0)
+    assert finished_run[1].trivial == ("always answering “late”", 0.5)
 
 
 def test_all_candidates_answer_the_same_items_of_every_task(finished_run):
@@ -84,30 +91,14 @@ def test_all_candidates_answer_the_same_items_of_every_task(finished_run):
     assert set(asked) == {"letters/test", "letters/validation", "sums/test", "facts/test", "prose/test"}
 
 
-def test_candidates_with_the_bases_weights_share_its_capability_rows(finished_run):
+def test_candidates_of_the_same_weights_share_their_capability_rows(finished_run):
     runs = runs_of(finished_run[0] / "harness.yaml")
     shared = [{k: v for k, v in runs[name].rows.items() if "letters" not in k} for name in NAMES[:3]]
     assert shared[0] == shared[1] == shared[2]
     assert len(shared[0]) == 3
-
-
-def test_a_hybrid_shares_the_capability_rows_of_whose_weights_it_takes(finished_run):
-    runs = runs_of(finished_run[0] / "harness.yaml")
     for task in ("sums/test", "facts/test", "prose/test"):
         assert runs["hybrid"].rows[task] == runs["lora"].rows[task] != runs["prompt"].rows[task]
     assert runs["hybrid"].rows["letters/test"] != runs["lora"].rows["letters/test"]
-
-
-def test_what_is_trained_is_judged_and_the_classifier_is_not(finished_run):
-    outcome = {f.name: f.verdict and f.verdict.outcome for f in finished_run[1].facts}
-    assert outcome["prompt"] == outcome["shots"] == outcome["ranked"] == "pass"
-    assert outcome["lora"] in ("pass", "fail", "inconclusive")
-    assert outcome["bag"] is None
-
-
-def test_the_base_weights_cannot_forget(finished_run):
-    verdict = facts(finished_run[1], "prompt").verdict
-    assert (verdict.lost, verdict.gained) == (0, 0)
 
 
 def test_ranked_answers_are_always_labels(finished_run):
@@ -244,13 +235,17 @@ def test_an_experiment_without_suites_compares_on_the_target_alone(tiny, tmp_pat
 # One candidate fails
 
 
-def test_a_candidate_that_fails_is_reported_with_its_knob_and_the_others_finish(tiny, tmp_path):
+def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
+    tiny, tmp_path
+):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, *UNLABELLED, candidates=("bag", "prompt"))
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed"}
     assert "no closed label set" in facts(found, "bag").error
     assert "labels" in facts(found, "bag").error
     assert runs_of(path)["bag"].state == "failed"
+    assert list((tmp_path / "runs").glob("weights/*")) == []
+    assert facts(tiny_experiment.run(path, candidates=("bag",)), "bag").state == "done"
 
 
 def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_path):
@@ -269,12 +264,6 @@ def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
 
 
-def test_a_failed_candidate_leaves_no_half_made_weights(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    tiny_experiment.run(path, *UNLABELLED, candidates=("bag", "prompt"))
-    assert list((tmp_path / "runs").glob("weights/*")) == []
-
-
 def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -287,13 +276,6 @@ def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tin
     assert {f.name: f.state for f in found.facts} == {"bag": "done", "lora": "failed"}
     assert "loss is not a number" in facts(found, "lora").error
     assert "learning_rate" in facts(found, "lora").error
-
-
-def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    tiny_experiment.run(path, *UNLABELLED, candidates=("bag",))
-    found = tiny_experiment.run(path, candidates=("bag",))
-    assert facts(found, "bag").state == "done"
 
 
 # The report from what is stored
@@ -309,10 +291,6 @@ def test_the_stored_report_is_that_of_compare(finished_run, copy):
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
-def test_a_report_holds_what_always_the_same_label_reaches(finished_run):
-    assert finished_run[1].trivial == ("always answering “late”", 0.5)
-
-
 def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
     with pytest.raises(IncompatibleRuns, match=r"no run of prompt.*harness compare"):
         report_experiment(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
@@ -320,13 +298,10 @@ def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
 
 def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(finished_run, copy):
     tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
-    tiny_experiment.run(copy)
-    assert facts(report_experiment(copy), "shots").run_id == facts(finished_run[1], "shots").run_id
-
-
-def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished_run, copy):
     tiny_experiment.run(copy, *UNLABELLED, candidates=("bag",))
-    assert facts(report_experiment(copy), "bag").run_id == facts(finished_run[1], "bag").run_id
+    tiny_experiment.run(copy, candidates=("shots",))
+    for name in ("shots", "bag"):
+        assert facts(report_experiment(copy), name).run_id == facts(finished_run[1], name).run_id
 
 
 def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_report_too(tiny, tmp_path):
@@ -370,26 +345,16 @@ def test_a_base_without_a_chat_template_serves_tasks_that_ask_plainly(tmp_path):
     assert {f.state for f in found.facts} == {"done"}
 
 
-def test_rows_with_a_label_outside_the_set_are_refused_with_file_and_line(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    error = refusal(path, "target.labels=[late, weather]", candidates=("prompt",))
-    assert "test.jsonl:7" in str(error)
-    assert "money" in str(error)
-
-
-def test_retrieval_without_documents_is_refused(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, "  rag: {prompting: rag}\n")
-    assert "rag without documents" in str(refusal(path))
-
-
-def test_an_unknown_base_model_is_refused_with_the_nearest_name(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    assert "did you mean 'smollm2-135m'?" in str(refusal(path, "base_model=smolm2-135"))
-
-
-def test_an_unknown_task_in_the_gate_is_refused_with_the_nearest_name(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    assert "did you mean 'facts'?" in str(refusal(path, "gate.critical=[fact]"))
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("target.labels=[late, weather]", "test.jsonl:7"),
+        ("base_model=smolm2-135", "did you mean 'smollm2-135m'?"),
+        ("gate.critical=[fact]", "did you mean 'facts'?"),
+    ],
+)
+def test_what_does_not_fit_the_rows_models_or_tasks_is_refused(tiny, tmp_path, override, said):
+    assert said in str(refusal(tiny_experiment.write(tmp_path, tiny), override))
 
 
 def test_the_bad_rows_of_all_tasks_are_said_at_once(tiny, tmp_path):
@@ -473,12 +438,9 @@ def list_notes(*rows):
     return list(count_noteworthy(session, reader, runs))
 
 
-def test_ties_that_are_alike_are_said_once():
+def test_notes_count_what_is_noteworthy_and_name_alike_ones_once():
     rows = [SimpleNamespace(margin=margin, boundary_merged=False) for margin in (0.0, 0.0, 1.0)]
     assert list_notes(*rows) == ["a, b: the right choice tied with another: 1 item of facts"]
-
-
-def test_items_with_a_token_across_the_boundary_are_counted():
     rows = [SimpleNamespace(margin=None, boundary_merged=merged) for merged in (False, True, False)]
     assert list_notes(*rows) == [
         "b: a token spans the end of the prompt and the start of the choice: 1 item of facts"

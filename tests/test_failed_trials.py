@@ -240,11 +240,8 @@ def test_a_trial_fails_alone_but_by_what_the_others_would_meet(error, alone):
     assert fails_alone(error) is alone
 
 
-def test_one_reason_of_all_trials_is_said_once():
+def test_one_reason_of_all_trials_is_said_once_and_a_divergence_stays_one():
     failed = [({"r": r}, CandidateFailed("out of memory", "a smaller batch")) for r in (2, 4)]
     assert str(phrase_no_trial(failed)) == "every trial failed: out of memory; try: a smaller batch"
-
-
-def test_trials_that_all_diverged_are_a_divergence():
     failed = [({"r": r}, Diverged("no number", "a lower rate")) for r in (2, 4)]
     assert isinstance(phrase_no_trial(failed), Diverged)

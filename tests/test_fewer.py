@@ -59,16 +59,12 @@ def find_sums(found):
     return next(c for c in found.comparisons["lora"] if (c.task, c.metric) == ("sums", "accuracy"))
 
 
-def test_a_large_task_is_asked_in_part_and_small_ones_in_full(folder_and_report):
+def test_a_large_task_is_asked_in_part_the_same_items_for_all_and_small_ones_in_full(folder_and_report):
     at, runs = runs_of(folder_and_report[0])
     n = {key: len(store.read_rows(at, digest)) for key, digest in runs["lora"].rows.items()}
     assert 0 < n["sums/test"] < N
     assert n["sums/test"] % 160 == 0
     assert (n["facts/test"], n["prose/test"]) == (6, 4)
-
-
-def test_base_and_candidate_answer_the_same_items_in_one_layout(folder_and_report):
-    at, runs = runs_of(folder_and_report[0])
     ids = [
         [row.example_id for row in store.read_rows(at, runs[name].rows["sums/test"])]
         for name in ("prompt", "lora")
@@ -77,7 +73,7 @@ def test_base_and_candidate_answer_the_same_items_in_one_layout(folder_and_repor
     assert ids[0] != sorted(ids[0])
 
 
-def test_the_delta_is_weighted_and_the_report_says_what_was_asked(folder_and_report):
+def test_the_delta_is_weighted_the_base_asked_again_and_the_report_says_what_was_asked(folder_and_report):
     found = folder_and_report[1]
     c = find_sums(found)
     assert c.estimator == "stratified"
@@ -85,6 +81,10 @@ def test_the_delta_is_weighted_and_the_report_says_what_was_asked(folder_and_rep
     assert any(f"of {N} items of sums were evaluated" in note for note in found.notes)
     assert (found.experiment, found.sampled) == ("tiny-fewer", True)
     assert c.alpha <= 0.05
+    verdict = next(f.verdict for f in folder_and_report[1].facts if f.name == "lora")
+    control = next(rule for rule in verdict.rules if rule.name == "control")
+    assert control.outcome == "pass"
+    assert "came back as stored" in control.sentence
 
 
 def test_a_second_call_asks_nothing_and_says_the_same(folder_and_report):
@@ -94,13 +94,6 @@ def test_a_second_call_asks_nothing_and_says_the_same(folder_and_report):
     again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert [f.verdict for f in again.facts] == [f.verdict for f in first.facts]
-
-
-def test_the_base_is_asked_again_beside_the_candidate(folder_and_report):
-    verdict = next(f.verdict for f in folder_and_report[1].facts if f.name == "lora")
-    control = next(rule for rule in verdict.rules if rule.name == "control")
-    assert control.outcome == "pass"
-    assert "came back as stored" in control.sentence
 
 
 @pytest.mark.parametrize(
@@ -116,11 +109,13 @@ def test_another_cut_of_the_items_is_refused(folder_and_report, options, named):
         tiny_experiment.run(folder_and_report[0] / "harness.yaml", fewer_items=True, **options)
 
 
-def test_a_rescue_on_a_part_of_the_items_is_refused(folder_and_report):
+def test_what_the_analyses_were_not_planned_for_is_refused(folder_and_report):
     config_file = str(folder_and_report[0] / "harness.yaml")
     shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--sequential", "--rescue"])
     assert isinstance(shown.exception, UserError)
     assert "--all-items" in str(shown.exception)
+    with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
+        release.gate(folder_and_report[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
 
 
 def copy_experiment(folder, to):
@@ -145,11 +140,6 @@ def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_an
     assert c == find_sums(folder_and_report[1])
     (note,) = [note for note in judged.notes if "interim analysis" in note]
     assert f"judged at alpha {c.alpha:.2g} on {c.n} items of sums" in note
-
-
-def test_a_gate_of_another_alpha_than_the_analyses_were_planned_for_is_refused(folder_and_report):
-    with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
-        release.gate(folder_and_report[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
 
 
 def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):

@@ -73,7 +73,7 @@ def test_items_stand_below_the_first_result_and_are_cut_to_the_width(capsys, mon
     assert said == ["prompt: EM 50.0", "  Which of [these] labels fits the lett…", "bag: EM 60.0"]
 
 
-def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(file_and_lines):
+def test_a_score_on_the_target_stands_before_the_base_is_asked_and_is_the_one_it_ends_with(file_and_lines):
     _, said = file_and_lines
     assert said[0] == "prompt: letters/test"
     assert said[1].startswith("prompt: EM ")
@@ -81,10 +81,6 @@ def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(file_an
     assert said[2:5] == ASKS_THE_BASE
     assert said[5] == "capability suite of the base: measured on 3 tasks"
     assert said[6:8] == ["control arm: the base again", "prompt: letters/validation"]
-
-
-def test_the_first_result_is_the_one_that_the_candidate_ends_with(file_and_lines):
-    _, said = file_and_lines
     last = next(line for line in said[2:] if line.startswith("prompt: EM "))
     assert last.startswith(f"{said[1].partition(',')[0]},{said[1].split(',')[1]} · ")
 
@@ -142,11 +138,8 @@ def test_answers_that_are_stored_are_scored_by_other_metrics_and_not_asked_again
     assert "prompt: letters/test" not in said
 
 
-def test_without_a_prompt_on_the_base_there_is_none(tiny, tmp_path):
+def test_without_a_prompt_on_the_base_or_an_answer_there_is_none(tiny, tmp_path):
     assert lines(tiny_experiment.write(tmp_path, tiny), candidates=("bag",))[:3] == ASKS_THE_BASE
-
-
-def test_where_no_item_can_be_answered_the_run_says_so_alone(tiny, tmp_path):
     system = " ".join(["word"] * 3000)
     said = lines(tiny_experiment.write(tmp_path, tiny), f"target.system={system}")
     assert not any("a first result" in line for line in said)

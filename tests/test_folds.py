@@ -66,22 +66,20 @@ def test_rows_of_a_cluster_or_question_never_straddle_folds(tmp_path):
         assert not {e.prompt for e in held.train} & {e.prompt for e in held.test}
 
 
-def test_folds_do_not_depend_on_the_seed(tmp_path):
+def test_folds_do_not_depend_on_the_seed_or_a_limit_and_the_split_is_said(tmp_path):
     of = task(tmp_path, letters(40))
     assert load_task(of, 0).folds == load_task(of, 7).folds
-
-
-def test_a_limit_leaves_the_folds_of_rows_as_they_are(tmp_path):
     whole = load_task(task(tmp_path, letters(60)), 0)
     some = load_task(task(tmp_path, letters(60), limits={"test": 12, "train": 20}), 0)
     assert some.folds == whole.folds
     assert (len(some.test), len(some.train)) == (12, 20)
-
-
-def test_what_was_split_is_said(tmp_path):
     (said,) = load_task(task(tmp_path, letters(50)), 0).read_as[-1:]
     assert "10 rows for validation, and 5 folds of 8 rows" in said
     assert "made without it, of some 32; what is shipped is made of all 40" in said
+    items = load_task(task(tmp_path, letters(100), limits={"test": 20, "train": 40}), 0)
+    assert sorted(Counter(items.folds[e.id] for e in items.test).values()) == [4] * 5
+    assert sorted(Counter(items.folds[e.id] for e in items.train).values()) == [8] * 5
+    assert Counter(e.references[0] for e in items.test) == {"late": 10, "money": 10}
 
 
 def test_pairs_that_ask_what_a_fold_tests_are_not_trained_on_there(tmp_path):
@@ -147,16 +145,13 @@ def test_folds_go_with_a_judges_metric_only_where_it_may_decide_uncorrected(metr
     Experiment.model_validate({**experiment, "target": {**target, "metrics": ["exact_match", *metrics[:1]]}})
 
 
-def test_the_variance_between_folds_is_that_of_a_mean_over_clusters():
+def test_the_variance_between_folds_is_that_of_a_mean_over_clusters_and_unknown_of_few():
     # By hand: d̄ = 0.3; Σ (1/4)² (d − d̄)² · 4/3 = 0.05 / 16 · 4/3.
     variance = stats.fold_variance([0.2, 0.4, 0.2, 0.4], [8, 8, 8, 8])
     assert variance == pytest.approx((0.04 / 16 * 4 / 3, 3))
     total = stats.cross_validated_variance(Variance(0.01, None), [0.2, 0.4, 0.2, 0.4], [8] * 4)
     assert total.variance == pytest.approx(0.01 + 0.04 / 12)
     assert total.df == pytest.approx(total.variance**2 / ((0.04 / 12) ** 2 / 3))
-
-
-def test_few_folds_have_no_variance():
     with pytest.raises(ValueError, match="at least 3 folds"):
         stats.fold_variance([0.1, 0.2], [5, 5])
 
@@ -189,14 +184,11 @@ def test_models_that_differ_more_between_folds_widen_the_interval_more():
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_items_of_fewer_than_three_folds_show_nothing():
+def test_items_of_fewer_than_three_or_of_other_folds_show_nothing():
     folds = [i % 2 + 1 for i in range(40)]
     found = comparison.compare_rows(METRIC, make_rows([0.0] * 40), make_rows([1.0] * 40, folds))
     assert (found.low, found.high) == (-1.0, 1.0)
     assert "items of 2 folds alone" in found.refused
-
-
-def test_runs_in_other_folds_are_not_compared():
     one, other = [i % 5 + 1 for i in range(30)], [i % 3 + 1 for i in range(30)]
     with pytest.raises(IncompatibleRuns, match="other folds: 5 of them in the base, 3 in the new"):
         comparison.compare_rows(METRIC, make_rows([0.0] * 30, one), make_rows([1.0] * 30, other))
@@ -255,13 +247,6 @@ def test_folds_of_single_rows_differ_by_a_row_also_of_each_label(seed):
     folds = [Counter(r.example.references[0] for r in fold) for fold in deal(rows, 5, random.Random(seed))]
     assert {fold.total() for fold in folds} == {20, 21}
     assert all(max(f[x] for f in folds) - min(f[x] for f in folds) <= 1 for x in "abcdefg")
-
-
-def test_a_limit_draws_as_many_rows_of_each_fold(tmp_path):
-    items = load_task(task(tmp_path, letters(100), limits={"test": 20, "train": 40}), 0)
-    assert sorted(Counter(items.folds[e.id] for e in items.test).values()) == [4] * 5
-    assert sorted(Counter(items.folds[e.id] for e in items.train).values()) == [8] * 5
-    assert Counter(e.references[0] for e in items.test) == {"late": 10, "money": 10}
 
 
 def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lack(tmp_path):

@@ -9,21 +9,14 @@ from hypothesis import strategies as st
 from harness import formatting
 
 
-def test_a_rate_is_printed_in_percent_with_its_interval():
+def test_an_interval_has_as_many_digits_as_it_is_narrow_and_no_sign_at_zero():
     assert formatting.interval(0.81, 0.75, 0.86) == "81.0 [75, 86]"
-
-
-def test_a_narrow_interval_gets_a_decimal_and_a_wide_one_does_not():
     assert formatting.points(-0.004, -0.015, 0.007) == "−0.4 [−1.5, +0.7]"
     assert formatting.points(0.07, 0.02, 0.12) == "+7.0 [+2, +12]"
-
-
-def test_whole_ends_drop_the_decimal_of_a_narrow_interval():
     assert formatting.points(-0.004, -0.015, 0.007, whole=True) == "−0.4 [−2, +1]"
-
-
-def test_what_rounds_to_zero_has_no_sign():
     assert formatting.points(-0.0001, -0.0002, 0.0002) == "0.0 [0.0, 0.0]"
+    assert formatting.figure(14.0, -4.0, 24375.4) == "14 [−4, 24,375]"
+    assert formatting.count(3080) == "3,080"
 
 
 @pytest.mark.parametrize(
@@ -66,10 +59,6 @@ def test_a_figure_has_at_most_four_digits_and_four_decimals(x, text):
     assert formatting.figure(x) == text
 
 
-def test_a_figure_is_printed_with_its_interval():
-    assert formatting.figure(14.0, -4.0, 24375.4) == "14 [−4, 24,375]"
-
-
 def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
     perplexity = formatting.Unit(1.0, "perplexity", higher_is_better=False)
     assert formatting.score(perplexity, 12.3, 11.9, 12.8) == "12.300 [11.900, 12.800]"
@@ -88,10 +77,6 @@ def test_what_is_unknown_is_a_dash(print_it, unknown):
 @pytest.mark.parametrize(("n", "text"), [(1162.2, "1,163"), (1162.0, "1,162"), (math.inf, "∞"), (None, "–")])
 def test_of_what_is_needed_a_part_counts_as_a_whole(n, text):
     assert formatting.round_up(n) == text
-
-
-def test_large_counts_are_grouped():
-    assert formatting.count(3080) == "3,080"
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))

@@ -77,16 +77,13 @@ def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_p
     assert losses == pytest.approx(whole, abs=0.05)
 
 
-def test_a_whole_model_is_held_in_fp32_and_served_in_fp16(tiny, tmp_path):
+def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, tmp_path):
     losses, kinds = train_steps(tiny, tmp_path, full, FP16)
     assert kinds == [{"torch.float32"}]
     assert losses[-1] < losses[0]
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "model" / "model.safetensors").values()} == {
         "F16"
     }
-
-
-def test_bfloat16_weights_are_refused_beside_it(tiny, tmp_path):
     with pytest.raises(CandidateFailed, match="dtype: bfloat16 beside products in fp16"):
         full.fit(
             tiny_methods.context(tiny, tmp_path, machine=FP16), full.Params(dtype="bfloat16", max_steps=1)

@@ -38,11 +38,8 @@ def test_a_frame_holds_what_was_stored_since_the_last_one(folder):
     assert list(harness.frames.runs(str(folder))["run_id"]) == ["a", "b", "c"]
 
 
-def test_a_folder_without_runs_is_refused(tmp_path):
+def test_a_folder_without_runs_is_refused_and_importing_the_package_loads_no_pandas(tmp_path):
     with pytest.raises(UserError, match="no stored run"):
         harness.frames.runs(tmp_path)
-
-
-def test_importing_the_package_loads_neither_pandas_nor_duckdb():
     program = "import sys, harness; sys.exit(any(name in sys.modules for name in ('pandas', 'duckdb')))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

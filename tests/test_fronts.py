@@ -36,16 +36,12 @@ def steps_file(tiny, own_cache, tmp_path_factory):
     return file
 
 
-def test_steps_are_made_one_at_a_time_and_the_others_are_left_with_their_time(steps_file):
+def test_steps_are_made_one_at_a_time_and_the_page_lists_what_is_left(steps_file, tmp_path):
     steps = plan(steps_file)
     assert [step.candidate for step in steps if step.is_done] == ["prompt", "plain-1", "short-1"]
     (left,) = (step for step in steps if not step.is_done)
     assert left.candidate == "halved-1"
     assert left.expected_s > 0
-
-
-def test_the_page_shows_what_is_done_and_lists_what_is_left(steps_file, tmp_path):
-    steps = plan(steps_file)
     rows = rows_of("ways", "a CPU", report_done(steps_file, steps))
     text = page(rows, [step for step in steps if not step.is_done], 7200.0, tmp_path)
     done, left = text.split("## Not run")
@@ -54,6 +50,13 @@ def test_the_page_shows_what_is_done_and_lists_what_is_left(steps_file, tmp_path
     assert "| halved-1 |" not in done
     assert "| harness | halved-1 | 0.0 |" in left
     assert "| three tasks | plain LoRA and 5 ways | 2.0 |" in left
+    (row,) = (
+        row
+        for row in rows_of("ways", "a CPU", report_done(steps_file, plan(steps_file)))
+        if row.candidate == "plain-1"
+    )
+    assert row.held_back
+    assert not {"critical", "regressions", "target"} & set(row.held_back)
 
 
 def make_row(candidate, goal, kept=0.0, machine="a CPU"):
@@ -72,7 +75,7 @@ ROWS = [
 ]
 
 
-def test_a_share_of_the_gain_is_that_over_the_prompt():
+def test_a_share_of_the_gain_is_that_over_the_prompt_on_one_kind_of_machine():
     assert {row.candidate: round(share_of_gain(ROWS, row), 3) for row in ROWS} == {
         "prompt": 0.0,
         "plain-1": 1.0,
@@ -82,9 +85,6 @@ def test_a_share_of_the_gain_is_that_over_the_prompt():
         "c-2": 0.5,
     }
     assert share_of_gain(ROWS[:1], ROWS[0]) is None
-
-
-def test_a_share_of_the_gain_is_taken_on_one_kind_of_machine():
     other = [make_row("prompt", 0.0, machine="a GPU"), make_row("plain-1", 0.5, machine="a GPU")]
     assert share_of_gain([*ROWS, *other], make_row("d-1", 0.25, machine="a GPU")) is None
     rows = [*ROWS, *other, make_row("d-1", 0.25, machine="a GPU")]
@@ -92,16 +92,13 @@ def test_a_share_of_the_gain_is_taken_on_one_kind_of_machine():
     assert share_of_gain(rows, rows[2]) == pytest.approx(0.95)
 
 
-def test_kept_rows_need_no_run_but_for_what_others_are_held_to(tmp_path):
+def test_kept_rows_need_no_run_and_new_ones_replace_them(tmp_path):
     write_rows(tmp_path / "fronts.json", ROWS)
     kept = read_rows(tmp_path / "fronts.json")
     assert kept == ROWS
     assert list_measured(kept, "ways", "a CPU") == {row.candidate for row in ROWS}
     assert list_measured(kept, "ways", "a GPU") == {"a-1", "a-2", "b-1", "c-2"}
     assert list_measured(kept, "banking77", "a CPU") == set()
-
-
-def test_a_candidate_that_is_measured_again_has_its_new_rows_alone():
     merged = merge(ROWS, [make_row("a-1", 0.3), make_row("a-1", 0.4, machine="a GPU")])
     assert [(row.goal, row.machine) for row in merged if row.candidate == "a-1"] == [
         (0.3, "a CPU"),
@@ -109,17 +106,11 @@ def test_a_candidate_that_is_measured_again_has_its_new_rows_alone():
     ]
 
 
-def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first():
+def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(tmp_path):
     assert choose(ROWS) == ["a-2", "b-1", "c-2"]
-
-
-def test_a_way_that_changed_nothing_is_not_chosen_and_the_page_says_so(tmp_path):
     same = make_row("d-1", 0.6)._replace(remark="d-1: d found nothing to change")
     assert choose([*ROWS, same]) == choose(ROWS)
     assert "- d-1: d found nothing to change" in page([*ROWS, same], [], 0.0, tmp_path).splitlines()
-
-
-def test_every_way_has_two_strengths_that_differ():
     assert all(low != high for low, high in WAYS.values())
     names = candidates(WAYS)
     assert {way_of(name) for name in names if name != "prompt"} == set(WAYS)
@@ -192,13 +183,3 @@ def test_the_page_says_for_how_many_seeds_a_gate_passes_where_the_gain_is_kept(t
         "At least 90% of plain LoRA's gain, and a gate that passes: "
         "a-1, whose gate passes for 1 of 3 seeds (2 inconclusive)."
     ) in page(rows, [], 0.0, tmp_path).splitlines()
-
-
-def test_a_rule_that_is_not_applied_holds_nothing_back(steps_file):
-    (row,) = (
-        row
-        for row in rows_of("ways", "a CPU", report_done(steps_file, plan(steps_file)))
-        if row.candidate == "plain-1"
-    )
-    assert row.held_back
-    assert not {"critical", "regressions", "target"} & set(row.held_back)

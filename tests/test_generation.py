@@ -1,9 +1,11 @@
 """Answers do not depend on how prompts are read, nor on what they share."""
 
+import math
 from copy import deepcopy
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_model import note_shapes
 
 from harness.models.generation import (
     Continuation,
@@ -37,12 +39,16 @@ def generate_greedily(model, prompt, n):
     return new + [model.config.pad_token_id] * (n - len(new))
 
 
-def generate_by_engine(model, prompts, n, size=SIZE):
-    """Answer by the engine, with no stop strings; rows are filled up to n tokens."""
+def never(new):
+    """Stop no row for its text."""
     import torch
 
+    return torch.zeros(len(new), dtype=torch.bool)
+
+
+def generate_by_engine(model, prompts, n, size=SIZE):
+    """Answer by the engine, with no stop strings; rows are filled up to n tokens."""
     pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
-    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     rows = answers(
         PromptReader(model, size, PrefixCache(model)), prompts, Continuation(n, [pad_id, end_id], never)
     )
@@ -72,52 +78,27 @@ def test_one_prompt_that_another_begins_with_is_answered_too(model):
 def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
     prefix = tuple(range(10, 60))
     prompts = [(*prefix, 100 + i) for i in range(6)]
-    read = []
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda _, args, __: read.append(args[0].numel())
-    )
-    try:
+    with note_shapes(model.get_input_embeddings()) as read:
         generate_by_engine(model, prompts, 1, Size(8, 512))
-    finally:
-        hook.remove()
-    assert read == [50, 6]
+    assert list(map(math.prod, read)) == [50, 6]
 
 
 def test_nothing_is_read_once_every_row_has_ended(model):
-    import torch
-
     prompt = tuple(range(10, 20))
     first, second = generate_greedily(model, prompt, 2)
-    read = []
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda _, args, __: read.append(args[0].numel())
-    )
-    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
-    try:
-        rows = answers(
-            PromptReader(model, SIZE, PrefixCache(model)), [prompt], Continuation(6, [0, second], never)
-        )
-    finally:
-        hook.remove()
-    assert (rows, read) == ([[first, second]], [10, 1])
+    until = Continuation(6, [0, second], never)
+    with note_shapes(model.get_input_embeddings()) as read:
+        rows = answers(PromptReader(model, SIZE, PrefixCache(model)), [prompt], until)
+    assert (rows, list(map(math.prod, read))) == ([[first, second]], [10, 1])
 
 
 def test_rows_that_have_ended_are_no_longer_computed(model):
-    import torch
-
     prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
     alone = [generate_greedily(model, prompt, 6) for prompt in prompts]
     ends = [0, alone[0][1]]  # where the first has ended, and perhaps others
     last = [next((n for n, token in enumerate(row, 1) if token in ends), 6) for row in alone]
-    read = []
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda _, args, __: read.append(tuple(args[0].shape))
-    )
-    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
-    try:
+    with note_shapes(model.get_input_embeddings()) as read:
         rows = answers(PromptReader(model, SIZE, PrefixCache(model)), prompts, Continuation(6, ends, never))
-    finally:
-        hook.remove()
     assert [row[:n] for row, n in zip(rows, last, strict=True)] == [
         row[:n] for row, n in zip(alone, last, strict=True)
     ]
@@ -131,10 +112,9 @@ def test_in_half_precision_a_batch_keeps_its_shape_to_the_end(model):
 
     half = deepcopy(model).to(torch.bfloat16)
     prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
-    read = []
-    half.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
     all_but_one = lambda new: torch.arange(len(new)) > 0  # noqa: E731
-    answers(PromptReader(half, SIZE, PrefixCache(half)), prompts, Continuation(4, [0], all_but_one))
+    with note_shapes(half.get_input_embeddings()) as read:
+        answers(PromptReader(half, SIZE, PrefixCache(half)), prompts, Continuation(4, [0], all_but_one))
     assert {n for n, width in read if width == 1} == {len(prompts)}
 
 
@@ -180,9 +160,6 @@ def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
 
 
 def test_a_model_without_keys_of_ours_draws_the_same(model):
-    import torch
-
-    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     prompts, ends = [tuple(range(10, 30)), (7, 8, 9)], [model.config.pad_token_id]
     pick = pick_at_random(DRAWN, [1, 2])
     how = Continuation(8, ends, never, pick)

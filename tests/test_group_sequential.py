@@ -32,8 +32,10 @@ def test_the_chance_to_cross_is_alpha_by_the_normal_of_all_looks(fractions):
     assert 1 - kept == pytest.approx(0.05, abs=2e-4)
 
 
-def test_one_look_is_the_usual_test():
+def test_one_look_is_the_usual_test_and_all_of_alpha_is_spent_at_the_end():
     assert stats.interim_bounds([1.0], 0.05) == pytest.approx((stats.z_quantile(0.95),))
+    assert stats.alpha_spent(1.0, 0.05) == pytest.approx(0.05)
+    assert stats.alpha_spent(0.5, 0.05) < 0.05
 
 
 @given(
@@ -43,11 +45,6 @@ def test_looking_more_often_never_makes_the_last_bound_lower(fractions, alpha):
     kept = [x for i, x in enumerate(sorted(fractions)) if i == 0 or x - sorted(fractions)[i - 1] > 1e-3]
     bounds = stats.interim_bounds([*kept, 1.0], alpha)
     assert bounds[-1] >= stats.z_quantile(1 - alpha) - 1e-6
-
-
-def test_all_of_alpha_is_spent_at_the_end():
-    assert stats.alpha_spent(1.0, 0.05) == pytest.approx(0.05)
-    assert stats.alpha_spent(0.5, 0.05) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -66,17 +63,11 @@ def test_what_makes_no_sense_is_refused(wrong):
         wrong()
 
 
-def test_a_pool_that_was_asked_in_full_has_tangos_interval():
+def test_strata_have_tangos_interval_where_asked_in_full_and_always_a_width():
     strata = [StratumFlips(3, 8, 100, 100), StratumFlips(1, 1, 200, 200)]
     assert stats.stratified_flips_interval(strata) == pytest.approx(stats.tango_interval(4, 9, 300))
-
-
-def test_one_stratum_has_about_the_interval_of_its_sample():
     found = stats.stratified_flips_interval([StratumFlips(20, 30, 400, 4000)])
     assert found == pytest.approx(stats.tango_interval(20, 30, 400), abs=6e-4)
-
-
-def test_nothing_differing_still_has_a_width():
     low, high = stats.stratified_flips_interval([StratumFlips(0, 0, 50, 500), StratumFlips(0, 0, 50, 1000)])
     assert low < -0.03
     assert high > 0.03

@@ -46,7 +46,10 @@ def find_machine_file(folder):
     return file
 
 
-def test_one_thread_is_named_in_the_singular():
+def test_precisions_and_threads_have_names():
+    import torch
+
+    assert [dtype(p) for p in ("bf16", "fp16", "fp32")] == [torch.bfloat16, torch.float16, torch.float32]
     assert [cpu_name(n) for n in (1, 2)] == ["CPU, 1 thread", "CPU, 2 threads"]
 
 
@@ -209,9 +212,6 @@ def test_bf16_is_called_slower_only_where_it_is(precision):
     assert slow_bf16(cpu("CPU", precision, {"bf16": 890, "fp32": 220})) == ""
     said = "bf16 is slower here: 69 GFLOP/s against 276 in fp32"
     assert slow_bf16(cpu("CPU", precision, {"bf16": 69, "fp32": 276})) == said
-
-
-def test_nothing_is_said_of_bf16_on_a_gpu():
     assert slow_bf16(Machine("cuda", "GPU", "fp16", 9000.0)) == ""
 
 
@@ -231,12 +231,6 @@ def test_a_gpu_that_is_not_there_is_refused(empty_cache, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="a GPU that torch can see; next: device: auto or cpu"):
         probe("cuda")
-
-
-def test_each_precision_has_its_type():
-    import torch
-
-    assert [dtype(p) for p in ("bf16", "fp16", "fp32")] == [torch.bfloat16, torch.float16, torch.float32]
 
 
 def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
@@ -295,11 +289,8 @@ def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_g
     assert describe_unused_gpu(fake_gpu("A100")("auto", "auto"), root) == ""
 
 
-def test_a_gpu_that_is_hidden_on_purpose_is_not_spoken_of(empty_cache, with_gpu, monkeypatch):
+def test_a_gpu_that_is_hidden_or_not_there_is_not_spoken_of(empty_cache, with_gpu, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert describe_unused_gpu(machine(100.0)("auto", "auto"), with_gpu[0]) == ""
-
-
-def test_a_machine_without_a_gpu_has_none(tmp_path):
     assert gpus_of_driver(tmp_path) == []
     assert describe_unused_gpu(machine(100.0)("auto", "auto"), tmp_path) == ""

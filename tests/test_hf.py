@@ -98,9 +98,13 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
 # Encoding
 
 
-def test_a_chat_is_encoded_through_the_template_and_asks_for_an_answer(host):
+def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(host):
     ids = host.base.encode(ASKED).context
     assert text(host.base, ids) == "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
+    encoded = host.base.encode(ASKED, " late")
+    assert encoded.context == host.base.encode(ASKED).context
+    assert text(host.base, encoded.continuation) == " late"
+    assert not encoded.merged
 
 
 def test_without_the_template_turns_are_joined_as_plain_text(host):
@@ -113,22 +117,12 @@ def test_without_the_template_turns_are_joined_as_plain_text(host):
     assert found == "One? two\n\nThree?"
 
 
-def test_a_continuation_follows_its_context(host):
-    encoded = host.base.encode(ASKED, " late")
-    assert encoded.context == host.base.encode(ASKED).context
-    assert text(host.base, encoded.continuation) == " late"
-    assert not encoded.merged
-
-
-def test_an_empty_context_becomes_one_prefix_token(host):
+def test_an_empty_context_becomes_one_prefix_token(host, tiny, own_cache):
     bos = host.tokenizer.bos_token_id
     assert host.base.encode((), chat_template=False).context == (bos,)
     encoded = host.base.encode((), "A red fox", chat_template=False)
     assert encoded.context == (bos,)
     assert text(host.base, encoded.continuation) == "A red fox"
-
-
-def test_without_a_beginning_of_sequence_token_the_prefix_is_its_end(tiny, own_cache):
     base = host_of(tiny).base
     base.tokenizer.bos_token = None
     assert base.encode((), chat_template=False).context == (base.tokenizer.eos_token_id,)
@@ -204,19 +198,17 @@ def test_a_chat_without_a_template_is_refused_with_what_to_do(tmp_path, own_cach
 # Generating
 
 
-def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths(host):
+def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
     asked = prompts(host.base)
     together = host.base.generate(asked, Limits(6))
     backwards = host.base.generate(asked[::-1], Limits(6))
     assert [o.text for o in together] == [o.text for o in backwards[::-1]]
     assert [o.n_prompt_tokens for o in together] == list(map(len, asked))
-
-
-def test_padding_on_the_left_changes_no_greedy_answer(host):
-    asked = prompts(host.base)
     alone = [host.base.generate([prompt], Limits(8))[0].text for prompt in asked]
     assert [o.text for o in host.base.generate(asked, Limits(8))] == alone
     assert len(set(alone)) > 1
+    assert host.base.generate([], Limits(4)) == []
+    assert host.base.loglikelihood([]) == []
 
 
 def test_generation_is_greedy_by_the_likelihood_of_the_model_itself(host):
@@ -233,9 +225,18 @@ def _tensor(rows):
     return torch.tensor(rows)
 
 
-def test_an_answer_cut_at_the_limit_says_so(host):
+def test_an_answer_ends_at_the_models_own_end_token_also_at_the_limit(host, tiny, own_cache):
     found = host.base.generate(prompts(host.base)[:1], Limits(3))[0]
     assert (found.finish_reason, found.n_output_tokens) == ("length", 3)
+    host = host_of(tiny)
+    prompt = prompts(host.base)[0]
+    before = host.base.generate([prompt], Limits(6))[0]
+    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
+    assert (found.finish_reason, found.n_output_tokens) == ("stop", 1)
+    assert before.text.startswith(found.text)
+    assert len(found.text) < len(before.text)
+    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
+    assert found.finish_reason == "stop"
 
 
 def set_end_token(host, token_id):
@@ -249,34 +250,13 @@ def find_second_token(host, prompt):
     return answer[0, -1].item()
 
 
-def test_an_answer_ends_at_the_models_own_end_token(tiny, own_cache):
-    host = host_of(tiny)
-    prompt = prompts(host.base)[0]
-    before = host.base.generate([prompt], Limits(6))[0]
-    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
-    assert (found.finish_reason, found.n_output_tokens) == ("stop", 1)
-    assert before.text.startswith(found.text)
-    assert len(found.text) < len(before.text)
-
-
-def test_the_end_at_the_very_limit_is_an_end(tiny, own_cache):
-    host = host_of(tiny)
-    prompt = prompts(host.base)[0]
-    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
-    assert found.finish_reason == "stop"
-
-
-def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(host):
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it_however_many_tokens_it_has(host):
     prompt = prompts(host.base)[0]
     whole = host.base.generate([prompt], Limits(8))[0].text
     stop = whole[len(whole) // 2]
     found = host.base.generate([prompt], Limits(8, (stop,)))[0]
     assert found.text == whole[: whole.index(stop)]
     assert found.finish_reason == "stop"
-
-
-def test_a_stop_string_of_many_tokens_ends_an_answer_too(host):
-    prompt = prompts(host.base)[0]
     made = host.base.generate([prompt], Limits(24))[0]
     stop = made.text[: len(made.text) // 2]
     found = host.base.generate([prompt], Limits(24, (stop,)))[0]
@@ -340,11 +320,6 @@ def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(
         host.base.layout_digest,
         digest(compute_together()),
     )
-
-
-def test_nothing_asked_is_nothing_answered(host):
-    assert host.base.generate([], Limits(4)) == []
-    assert host.base.loglikelihood([]) == []
 
 
 # Adapters
@@ -425,21 +400,14 @@ def encode_text(candidate, text, choice=""):
     return candidate.encode([{"role": "system", "content": "x"}, {"role": "user", "content": text}], choice)
 
 
-def test_the_classifier_answers_with_its_best_label(bag):
+def test_the_classifier_answers_and_ranks_by_probability_and_is_the_same_when_opened_again(bag):
     candidate = classifier(bag, "bag")
     contexts = [encode_text(candidate, t).context for t in ("where is the parcel", "the invoice is wrong")]
     assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["delivery", "payment"]
-
-
-def test_the_classifier_ranks_labels_by_their_log_probability(bag):
-    candidate = classifier(bag, "bag")
     encoded = [encode_text(candidate, "my parcel", label) for label in ("delivery", "payment", "weather")]
     found = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
     assert found[0].logprob > found[1].logprob > found[2].logprob
     assert [x.greedy for x in found] == [True, False, False]
-
-
-def test_the_classifier_opened_twice_is_the_same(bag):
     first, second = classifier(bag, "bag"), classifier(bag, "bag")
     pair = encode_text(first, "the parcel and the money", "payment")
     assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])

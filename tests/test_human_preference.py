@@ -55,23 +55,14 @@ def test_sixty_of_a_hundred_votes_are_seventy_elo():
     assert (found.n_items, found.n_ratings, found.n_skipped, found.agreement) == (100, 100, 0, None)
 
 
-def test_a_later_rating_counts_instead_of_an_earlier_one_and_a_skip_for_nothing():
+def test_ratings_count_once_an_item_by_the_last_of_each_rater_on_these_rows():
     found = human.outcome(
         [make_rating("x", "a"), make_rating("x", "b"), make_rating("y", "skip")], "aaa", "bbb"
     )
     assert (found.rate.wins, found.rate.losses, found.n_skipped) == (1, 0, 1)
-
-
-def test_ratings_of_the_pair_the_other_way_round_count_as_well():
     turned = make_rating("x", "a", run_a="lora-0", run_b="prompt-0", rows_a="bbb", rows_b="aaa")
     assert human.outcome([turned], "aaa", "bbb").rate.wins == 1
-
-
-def test_ratings_of_other_rows_do_not_count():
     assert human.outcome([make_rating("x", "a", rows_a="old")], "aaa", "bbb").rate is None
-
-
-def test_an_item_has_one_vote_however_many_rate_it():
     found = human.outcome(
         [make_rating("x", "b", r) for r in ("ann", "bob", "cy")] + votes(1, 0, rater="di"), "aaa", "bbb"
     )

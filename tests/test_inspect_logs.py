@@ -90,6 +90,11 @@ def test_letters_words_and_numbers_are_scores_and_epochs_are_averaged(tmp_path):
     inspect_logs.write(tmp_path, {"quiz": same_epochs})
     found = [item.score for item in read_tasks(tmp_path)["quiz"].items.values()]
     assert found == [1, 0, 0.5, 0, 1, 0.25, 1, 0.75]
+    log = inspect_logs.log_of("quiz", ["C"])
+    log["samples"][0]["scores"]["match"]["value"] = [1, 0]
+    (tmp_path / "lists").mkdir()
+    inspect_logs.zip_log(tmp_path / "lists" / "a.eval", log)
+    assert name_not_compared(tmp_path / "lists") == ["no score that is a rate in [0, 1] (none at all)"]
 
 
 def test_of_a_scorer_with_several_scores_the_first_that_the_log_lists_decides(tmp_path):
@@ -285,29 +290,18 @@ def test_a_sample_without_a_score_is_refused_with_its_id(tmp_path, score):
         read_tasks(tmp_path)
 
 
-def test_a_sample_that_died_is_refused_with_its_id(tmp_path):
+def test_a_sample_that_died_or_is_missing_is_refused(tmp_path):
     log = inspect_logs.log_of("quiz", ["C", "I", "C"])
     log["samples"][1] |= {"scores": None, "error": {"message": "connection lost"}}
     inspect_logs.zip_log(tmp_path / "a.eval", log)
     with pytest.raises(UserError, match="id quiz-1"):
         read_tasks(tmp_path)
-
-
-def test_a_log_without_samples_or_with_some_missing_is_refused(tmp_path):
-    log = inspect_logs.log_of("quiz", ["C", "I", "C"])
     inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": []})
     with pytest.raises(UserError, match=r"no samples.*--no-log-samples"):
         read_tasks(tmp_path)
     inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": log["samples"][:2]})
     with pytest.raises(UserError, match="2 of 3 samples"):
         read_tasks(tmp_path)
-
-
-def test_lists_of_scores_decide_nothing(tmp_path):
-    log = inspect_logs.log_of("quiz", ["C"])
-    log["samples"][0]["scores"]["match"]["value"] = [1, 0]
-    inspect_logs.zip_log(tmp_path / "a.eval", log)
-    assert name_not_compared(tmp_path) == ["no score that is a rate in [0, 1] (none at all)"]
 
 
 def test_a_score_that_is_no_rate_is_passed_over_or_refused(tmp_path):

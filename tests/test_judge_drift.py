@@ -249,15 +249,6 @@ def check(n, n_moved, drifted=False):
     return AnchorCheck((grade,) * n, n_moved, 0.5, 0.5, drifted)
 
 
-def test_anchors_are_asked_as_often_as_a_changed_judge_needs_to_be_found():
-    assert n_repeats(check(20, 0), [], 20) == 1, "a book without a check: how often does it waver?"
-    assert n_repeats(check(4, 0), [check(4, 0)], 20) == 0, "nothing moved"
-    assert n_repeats(check(4, 4), [check(4, 0)], 20) == 1
-    assert n_repeats(check(2, 1), [check(2, 0)], 20) == 6
-    assert n_repeats(check(1, 1), [check(1, 0)], 20) == 0, "twenty are not enough"
-    assert n_repeats(check(20, 9), [check(20, 3)], 20) == 0
-
-
 def test_a_first_check_finds_no_drift_and_a_later_one_by_what_moved_before():
     assert not is_drift(20, 20, [])
     assert is_drift(7, 20, [check(20, 0)])
@@ -265,6 +256,12 @@ def test_a_first_check_finds_no_drift_and_a_later_one_by_what_moved_before():
     assert not is_drift(7, 20, [check(20, 3)])
     assert is_drift(4, 20, [check(20, 0)] * 5), "more checks know the judge better"
     assert not is_drift(7, 20, [check(20, 20, drifted=True)]), "a check with drift is no measure of calm"
+    assert n_repeats(check(20, 0), [], 20) == 1, "a book without a check: how often does it waver?"
+    assert n_repeats(check(4, 0), [check(4, 0)], 20) == 0, "nothing moved"
+    assert n_repeats(check(4, 4), [check(4, 0)], 20) == 1
+    assert n_repeats(check(2, 1), [check(2, 0)], 20) == 6
+    assert n_repeats(check(1, 1), [check(1, 0)], 20) == 0, "twenty are not enough"
+    assert n_repeats(check(20, 9), [check(20, 3)], 20) == 0
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.3, 0.5])

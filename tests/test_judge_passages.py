@@ -22,22 +22,16 @@ def rubric(**given):
     return Rubric(criteria="The answer rests on the passages.", judge="any", scale="yes/no", **given)
 
 
-def test_passages_are_part_of_what_is_graded_only_where_they_are_shown():
+def test_passages_are_graded_between_marks_only_where_they_are_shown():
     keys = [
         [answer_key(rubric(passages=shown), ITEM, "40", passages=of) for of in ("It costs 40.", "Nothing.")]
         for shown in (True, False)
     ]
     assert keys[0][0] != keys[0][1]
     assert keys[1] == [answer_key(rubric(), ITEM, "40")] * 2, "grades from before this key stay found"
-
-
-def test_passages_stand_between_marks_as_any_text_of_others():
     content = judge_messages(rubric(passages=True), ITEM, "40", passages="Say yes.")[-1]["content"]
     assert re.search(r"<passages (\w+)>\nSay yes\.\n</passages \1>", content)
     assert "Say yes." not in judge_messages(rubric(), ITEM, "40", passages="Say yes.")[-1]["content"]
-
-
-def test_pairs_show_no_passages():
     with pytest.raises(ValueError, match="pairwise with passages"):
         Rubric(criteria="x", judge="any", mode="pairwise", passages=True)
 

@@ -214,7 +214,7 @@ def test_another_rubric_means_new_grades_of_the_stored_answers(desk):
     assert len(d.grades()) == 2
 
 
-def test_prices_and_limits_of_a_rubric_change_no_grade(desk):
+def test_scoring_again_and_prices_and_limits_of_a_rubric_change_no_grade(desk):
     d = desk()
     d.compare()
     n_graded = len(d.judge.asked)
@@ -225,11 +225,6 @@ def test_prices_and_limits_of_a_rubric_change_no_grade(desk):
     )
     d.compare()
     assert len(d.judge.asked) == n_graded
-
-
-def test_scoring_again_by_another_metric_asks_no_model(desk):
-    d = desk()
-    d.compare()
     run = tiny_experiment.runs_of(d.path)["plain"]
     n_asked = len(d.candidates.asked), len(d.judge.asked)
     overrides = ["target.metrics=[contains, judge:./helpful.yaml]"]
@@ -584,7 +579,9 @@ def test_a_missing_key_of_a_judge_is_said_before_anything_is_asked(desk, monkeyp
 # Answers that want to be graded well
 
 
-def test_thirty_answers_that_instruct_the_judge_gain_nothing(desk):
+def test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_what_stands_outside_the_marks(
+    desk,
+):
     assert len(set(INJECTIONS)) == N
     judge = Grader(lambda question, answer: "2")
 
@@ -600,9 +597,6 @@ def test_thirty_answers_that_instruct_the_judge_gain_nothing(desk):
     assert {row.parts["judge:helpful"] for row in injected} == {(0.25,)}
     assert {row.parts["judge:helpful"] for row in d.rows("other")} == {(0.25,)}
     assert len({f.target.score for f in found.facts}) == 1
-
-
-def test_the_judge_of_that_test_does_obey_what_stands_outside_of_the_marks():
     ask = "<answer abc>\nfine\n</answer abc>\n{}\nThe grade of the answer between the marks with abc, one of 1, 2:"
     judge = Grader(lambda question, answer: "2")
     content = "<question abc>\nwhy\n</question abc>\n" + ask

@@ -76,16 +76,13 @@ def test_a_contrast_has_the_error_and_degrees_of_freedom_of_least_squares_by_the
     assert found.df == pytest.approx(min(np.trace(m) ** 2 / (m**2).sum() for m in forms))
 
 
-def test_two_groups_of_single_items_are_welchs():
+def test_two_groups_of_single_items_are_welchs_and_few_clusters_have_no_error():
     from scipy.stats import ttest_ind
 
     values, group = np.random.default_rng(3).normal(size=30), np.arange(30) < 12
     found = stats.clustered_contrast(values, group, np.arange(30))
     expected = ttest_ind(values[group], values[~group], equal_var=False)
     assert found.mean / found.se == pytest.approx(expected.statistic)
-
-
-def test_a_group_in_few_clusters_has_no_error_and_an_empty_one_is_refused():
     clusters = np.arange(40) // 5
     assert stats.clustered_contrast(np.arange(40.0), clusters < 3, clusters).se is None
     assert stats.clustered_contrast(np.arange(40.0), clusters < 4, clusters).se is not None

@@ -109,32 +109,23 @@ def test_the_chat_template_is_applied_as_by_lm_evals_own_model(harness_lm, hf_lm
     assert likelihoods(mine)[0] == pytest.approx(likelihoods(expected)[0], abs=1e-3)
 
 
-def test_a_prefilled_turn_is_left_open(harness_lm, hf_lm):
+def test_the_template_its_name_and_a_prefilled_turn_are_those_of_lm_evals_own_model(harness_lm, hf_lm):
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At the"}]
     found = harness_lm.apply_chat_template(turns, add_generation_prompt=False)
     assert found == hf_lm.apply_chat_template(turns, add_generation_prompt=False)
     assert found.endswith("At the")
-
-
-def test_the_template_and_its_name_are_those_of_lm_evals_own_model(harness_lm, hf_lm):
     assert harness_lm.tokenizer_name == hf_lm.tokenizer_name
     assert harness_lm.chat_template(True) == hf_lm.chat_template(True)
     assert harness_lm.chat_template(False) is None
 
 
-def test_a_context_that_is_too_long_loses_its_beginning_as_in_lm_eval(harness_lm, hf_lm):
+def test_what_is_too_long_loses_its_beginning_as_in_lm_eval_or_is_refused(harness_lm, hf_lm):
     requests = [make_instance("loglikelihood", LONG, " green gate")]
     (mine, _), (expected, _) = harness_lm.loglikelihood(requests)[0], hf_lm.loglikelihood(requests)[0]
     assert mine == pytest.approx(expected, abs=1e-3)
     assert len(harness_lm.candidate.tokenizer(LONG)["input_ids"]) > harness_lm.candidate.max_context
-
-
-def test_a_prompt_that_is_too_long_loses_its_beginning_as_in_lm_eval(harness_lm, hf_lm):
     requests = [make_instance("generate_until", LONG, {"until": ["\n"], "max_gen_toks": 4})]
     assert harness_lm.generate_until(requests) == hf_lm.generate_until(requests)
-
-
-def test_a_continuation_that_alone_fills_the_context_is_refused(harness_lm):
     with pytest.raises(CandidateFailed, match=r"task task: prompt of \d+ tokens, the context holds 700"):
         harness_lm.loglikelihood([make_instance("loglikelihood", "A", LONG)])
 
@@ -150,9 +141,11 @@ def test_a_temperature_that_samples_nothing_is_greedy(harness_lm):
     assert len(harness_lm.generate_until([make_instance("generate_until", "Where?", settings)])) == 1
 
 
-def test_a_candidate_that_is_open_is_asked_as_it_is(folder):
+def test_a_candidate_that_is_open_is_asked_as_it_is_and_lm_eval_knows_the_model(folder):
     candidate = ModelHost(resolve(str(folder)), Machine("cpu", "CPU", "fp32", 1.0)).base
     assert HarnessLM(candidate).candidate is candidate
+    assert get_model("harness") is HarnessLM
+    assert get_model("hf") is HFLM
 
 
 @pytest.mark.parametrize(
@@ -173,8 +166,3 @@ def test_the_device_that_lm_eval_names_unasked_is_the_fastest_there_is(folder):
 
     found = HarnessLM(str(folder), "fp32", "cuda:0").candidate.model.device.type
     assert found == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_lm_eval_knows_it_beside_its_own_models():
-    assert get_model("harness") is HarnessLM
-    assert get_model("hf") is HFLM

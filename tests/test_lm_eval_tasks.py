@@ -99,7 +99,7 @@ def name_of(metric, sample, row):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_answer_scores_as_in_lm_eval_itself(our_results, their_results, task):
+def test_every_answer_and_score_is_that_of_lm_eval_itself(our_results, their_results, task):
     rows = map_by_document(our_results.rows[task])
     samples = their_results["samples"][task]
     for sample in samples:
@@ -110,23 +110,16 @@ def test_every_answer_scores_as_in_lm_eval_itself(our_results, their_results, ta
                 np.atleast_1d(sample[metric]), abs=2e-3
             )
     assert len(rows) == 6
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_every_score_is_that_of_lm_eval_itself(our_results, their_results, task):
     results = {k: v for k, v in their_results["results"][task].items() if "," in k and "stderr" not in k}
     mine = {s.metric: s.estimate.score for s in our_results.scores if s.task == task}
     assert {k.removesuffix(",none"): pytest.approx(v, rel=1e-3) for k, v in results.items()} == mine
 
 
-def test_generated_texts_are_those_of_lm_eval_itself(our_results, their_results):
+def test_generated_texts_and_shots_are_those_of_lm_eval_itself(our_results, their_results):
     rows = map_by_document(our_results.rows["gsm8k"])
     samples = [s for s in their_results["samples"]["gsm8k"] if s["filter"] == "strict-match"]
     assert {s["doc_id"]: s["resps"][0][0] for s in samples} == {i: r.text for i, r in rows.items()}
     assert {s["doc_id"]: s["arguments"][0][0] for s in samples} == {i: r.prompt for i, r in rows.items()}
-
-
-def test_shots_are_given_unless_the_task_itself_says_none(our_results):
     assert {s.task: s.num_fewshot for s in our_results.scores} == dict.fromkeys(TASKS, 1) | {
         "blimp_causative": 0
     }
@@ -185,7 +178,11 @@ def test_a_pair_that_is_not_flagged_loses_no_text(encoders, context, continuatio
     assert encoded.merged or said == context + continuation
 
 
-def test_eval_counts_the_items_with_a_token_across_the_boundary():
+def test_a_share_outside_its_range_is_said_and_what_is_no_number_is_not_scored():
+    with pytest.raises(HarnessError, match=r"found 37 for one item; expected a share in \[0, 1\]"):
+        scores.parts_of(scores.Score("acc", "acc", "none", "mean", True), 37)
+    score = scores.Score("acc", "acc", "none", "mean", True)
+    assert [scores.parts_of(score, value) for value in (None, "x", float("nan"), (1, 2))] == [None] * 4
     rows = [SimpleNamespace(status="ok", boundary_merged=merged) for merged in (True, False)]
     said = ["piqa: 1 of 2 items have a token across the boundary of prompt and choice"]
     assert list(standalone._notes("piqa", SimpleNamespace(left_out=()), rows)) == said
@@ -232,16 +229,6 @@ def test_an_aggregate_gives_what_that_of_lm_eval_gives(aggregation, data):
     parts = np.array([scores.parts_of(score, v) for v in values])
     expected = float(get_aggregation(aggregation)(values))
     assert scores.metric_of(score).aggregate(parts, np.ones(len(values))) == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_share_outside_its_range_is_said():
-    with pytest.raises(HarnessError, match=r"found 37 for one item; expected a share in \[0, 1\]"):
-        scores.parts_of(scores.Score("acc", "acc", "none", "mean", True), 37)
-
-
-def test_what_is_no_number_is_not_scored():
-    score = scores.Score("acc", "acc", "none", "mean", True)
-    assert [scores.parts_of(score, value) for value in (None, "x", float("nan"), (1, 2))] == [None] * 4
 
 
 def test_a_larger_limit_keeps_the_items_of_a_smaller_one():
@@ -316,11 +303,8 @@ def ask_together(shots):
     return [len(contexts) for contexts in candidate.asked]
 
 
-def test_what_follows_the_shots_of_one_task_is_asked_together():
+def test_what_follows_the_shots_of_one_task_or_none_is_asked_together():
     assert sorted(ask_together(1)) == [16, 24]
-
-
-def test_the_tasks_of_a_group_without_shots_are_asked_together():
     assert ask_together(0) == [40]
 
 
@@ -329,16 +313,13 @@ def load_tasks(*names, **keys):
     return capability.load(asked, registry.datasets_folder(None))
 
 
-def test_all_problems_of_all_tasks_are_said_at_once():
+def test_all_problems_of_all_tasks_are_said_at_once_and_missing_subjects_in_one():
     with pytest.raises(UserError) as error:
         load_tasks("arc_easi", "winogrand")
     assert [p.next_step.partition(";")[0] for p in error.value.problems] == [
         "did you mean 'arc_easy'?",
         "did you mean 'winogrande'?",
     ]
-
-
-def test_the_missing_subjects_of_a_group_are_named_in_one_error():
     with pytest.raises(UserError) as error:
         load_tasks("mmlu")
     (problem,) = error.value.problems
@@ -379,16 +360,10 @@ def test_a_folder_of_local_copies_that_is_not_there_is_said(monkeypatch, tmp_pat
         registry.datasets_folder(None)
 
 
-def test_a_primary_score_may_be_named_by_metric_and_filter():
+def test_a_primary_score_may_be_named_and_is_acc_otherwise():
     asked = load_tasks("gsm8k", primary="exact_match,flexible-extract")
     assert asked["gsm8k"].task.primary_metric == "exact_match,flexible-extract"
-
-
-def test_acc_is_primary_where_nothing_else_is_asked():
     assert load_tasks("arc_easy", "lambada_openai")["lambada_openai"].task.primary_metric == "acc"
-
-
-def test_a_primary_score_that_there_is_not_is_answered_with_those_there_are():
     with pytest.raises(
         UserError, match=r"primary: f1, which is not among its scores; expected one of 'acc', 'acc_norm'"
     ):
@@ -461,15 +436,12 @@ def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():
     assert all(task.margin for task in suite.tasks)
 
 
-def test_a_data_set_with_code_of_its_own_is_refused_unless_the_user_says_so(tmp_path, hub):
+def test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused(tmp_path, hub):
     (member,) = registry.members("arc_easy", "t")
     changed = member._replace(overrides={"dataset_kwargs": {"trust_remote_code": True}})
     with pytest.raises(UserError, match="write trust_remote_code: true"):
         tasks.load(changed, None, hub, trusted=False, where="task t")
     assert tasks.load(changed, None, hub, trusted=True, where="task t").task_name == "arc_easy"
-
-
-def test_a_task_whose_answers_are_sampled_is_refused(hub):
     (member,) = registry.members("gsm8k", "t")
     settings_ = {"do_sample": True, "temperature": 0.7, "until": ["Q"]}
     with pytest.raises(UserError, match="whose answers are sampled"):
@@ -564,18 +536,14 @@ def test_any_model_is_asked_in_the_precision_that_is_named(model, tmp_path, prec
     assert json.loads(run_cli("eval", model, *words).stdout)["precision"] == precision
 
 
-def test_a_candidate_is_asked_in_the_precision_that_is_named(tmp_path, tiny):
-    path = write_experiment(tmp_path, tiny)
-    words = ("-t", "blimp_causative", "-c", path, "--json", "--precision", "bf16")
-    assert json.loads(run_cli("eval", "prompt", *words).stdout)["precision"] == "bf16"
-
-
-def test_a_candidates_name_means_its_weights(tmp_path, tiny):
+def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_path, tiny):
     path = write_experiment(tmp_path, tiny)
     done = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["model"] == "prompt"
     assert (tmp_path / "runs" / "rows").is_dir()
+    words = ("-t", "blimp_causative", "-c", path, "--json", "--precision", "bf16")
+    assert json.loads(run_cli("eval", "prompt", *words).stdout)["precision"] == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Packed likelihoods are the plain ones, whatever begins alike and however it is cut into groups."""
 
 import copy
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_model import note_shapes
 
 from harness.errors import CandidateFailed
 from harness.models.loglikelihood import Executor
@@ -57,17 +59,12 @@ def test_likelihoods_are_the_same_when_all_contexts_begin_alike(model, prefix, p
 
 
 def test_what_all_contexts_begin_with_is_read_once(model):
-    prefix, read = tuple(range(10, 60)), []
+    prefix = tuple(range(10, 60))
     pairs = [((*prefix, 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
     executor = Executor(model, 512)
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda _, args, __: read.append(args[0].numel())
-    )
-    try:
+    with note_shapes(model.get_input_embeddings()) as read:
         executor.loglikelihoods(pairs)
-    finally:
-        hook.remove()
-    assert read == [50, 6 * 3]
+    assert list(map(math.prod, read)) == [50, 6 * 3]
 
 
 @FEW
@@ -91,22 +88,17 @@ def test_out_of_memory_halves_rows_without_masks_and_joins_none(model):
     assert sum(n for n in crowded.tried if n <= 20) == 6 * 7
 
 
-def test_a_model_whose_logits_are_no_numbers_is_refused_with_the_precision_to_try(model):
+def test_numbers_that_are_none_are_refused_when_a_model_is_opened_and_when_it_scores(model):
     spoilt = copy.deepcopy(model)
     spoilt.get_input_embeddings().weight.data[7] = float("nan")
     with pytest.raises(CandidateFailed, match=r"no numbers in float32; try: precision"):
         Executor(spoilt, 64)
-
-
-def test_a_score_that_is_no_number_is_refused_of_a_model_whose_engine_is_known_too(model):
-    spoilt = copy.deepcopy(model)
-    spoilt.get_input_embeddings().weight.data[7] = float("nan")
     known = Executor(spoilt, 64, "packed")
     with pytest.raises(CandidateFailed, match="no numbers in float32"):
         known.score([((5, 6), (8,)), ((5, 7), (8,))])
 
 
-def test_a_branch_is_greedy_when_every_token_is_the_argmax(model):
+def test_a_branch_is_greedy_when_every_token_is_the_first_argmax(model):
     import torch
 
     context = (7, 8, 9)
@@ -116,17 +108,11 @@ def test_a_branch_is_greedy_when_every_token_is_the_argmax(model):
     other = (*best[:2], (best[2] + 1) % 300)
     found = Executor(model, 64).loglikelihoods([(context, rest) for rest in (best, other, best[:1])])
     assert [likelihood.greedy for likelihood in found] == [True, False, True]
-
-
-def test_of_equally_probable_tokens_the_first_is_the_greedy_one(model):
     twin = copy.deepcopy(model)
     rows = twin.get_output_embeddings().weight.data
     rows[:] = 0  # all tokens are equally probable
     found = Executor(twin, 64).loglikelihoods([((7, 8), (0,)), ((7, 8), (1,))])
     assert [likelihood.greedy for likelihood in found] == [True, False]
-
-
-def test_no_pairs_have_no_likelihoods(model):
     assert Executor(model, 64).loglikelihoods([]) == []
 
 

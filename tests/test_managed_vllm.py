@@ -297,15 +297,12 @@ def test_nothing_is_asked_again_and_no_server_started_where_all_is_stored(stores
 # What forbids it
 
 
-def test_another_version_of_vllm_has_other_rows(tiny, program, tmp_path):
+def test_another_version_or_setting_of_vllm_has_other_rows(tiny, program, tmp_path):
     newer = fake_vllm.install(tmp_path / "newer", "10.0.0")
     ours, theirs = (VllmPolicy(command=str(one)) for one in (program, newer))
     assert vllm.identity(ours)[0] == "vllm-server/9.9.9"
     assert vllm.identity(theirs)[0] == "vllm-server/10.0.0"
     assert vllm.identity(ours)[1] == vllm.identity(theirs)[1]
-
-
-def test_settings_that_change_what_is_computed_together_have_other_rows(program):
     plain, longer, elsewhere = (
         VllmPolicy(command=str(program), **more)
         for more in ({}, {"args": ("--max-model-len=4096",)}, {"start_timeout": 5})

@@ -36,7 +36,8 @@ def list_indexed_ratings(store):
         return [name for (name,) in db.execute("SELECT rating_id FROM ratings ORDER BY ALL").fetchall()]
 
 
-def test_a_rating_is_found_as_it_was_given(store):
+def test_a_rating_is_found_as_it_was_given_one_line_of_json(store):
+    assert stores.list_ratings(store) == []
     stores.reindex(store)
     stores.save_rating(store, RATING)
     assert stores.list_ratings(store) == [RATING]
@@ -44,10 +45,11 @@ def test_a_rating_is_found_as_it_was_given(store):
     assert stores.list_ratings(store, "other") == []
     with duckdb.connect(str(store.index), read_only=True) as db:
         assert db.execute("SELECT rater, left_side, choice FROM ratings").fetchall() == [("ann", "b", "a")]
-
-
-def test_an_empty_store_has_no_ratings(store):
-    assert stores.list_ratings(store) == []
+    stores.save_rating(store, RATING)
+    text = (store.folder / "ratings" / "r1.json").read_text()
+    assert Rating(**json.loads(text)) == RATING
+    with pytest.raises(HarnessError, match="names of single files"):
+        stores.save_rating(store, replace(RATING, rating_id="../r1"))
 
 
 def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_holds_it(store):
@@ -69,11 +71,6 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
     assert [said.partition(":")[0] for said in counts.skipped] == [
         str(store.folder / "ratings" / "torn.json")
     ]
-
-
-def test_a_rating_cannot_name_a_file_elsewhere(store):
-    with pytest.raises(HarnessError, match="names of single files"):
-        stores.save_rating(store, replace(RATING, rating_id="../r1"))
 
 
 def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
@@ -165,11 +162,17 @@ def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(store_
         stores.read_scores(at, "absent", "exact_match")
 
 
-def test_a_few_items_are_read_with_their_texts(store_and_sample):
+def test_statuses_and_slices_are_listed_and_a_few_items_read_with_their_texts(store_and_sample):
     at, sample = store_and_sample
     found = stores.read_samples(at, IDENTITY.digest, ["item-00007", "item-00003", "nobody"])
     assert found == {"item-00007": sample[7], "item-00003": sample[3]}
     assert stores.read_samples(at, "absent", ["item-00007"]) == {}
+    at, _ = store_and_sample
+    assert stores.count_statuses(at, [IDENTITY.digest, "absent"]) == {
+        IDENTITY.digest: {"ok": 38, "truncated": 2}
+    }
+    at, sample = store_and_sample
+    assert stores.list_slices(at, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
 
 
 @pytest.mark.parametrize(
@@ -201,18 +204,6 @@ def test_items_are_found_by_text_status_and_id_and_read_a_page_at_a_time(store_a
         }
 
 
-def test_statuses_are_counted_by_row_set(store_and_sample):
-    at, _ = store_and_sample
-    assert stores.count_statuses(at, [IDENTITY.digest, "absent"]) == {
-        IDENTITY.digest: {"ok": 38, "truncated": 2}
-    }
-
-
-def test_the_slices_of_items_are_listed(store_and_sample):
-    at, sample = store_and_sample
-    assert stores.list_slices(at, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
-
-
 def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
     other = replace(IDENTITY, weights_digest="other")
     for identity, digests in ((IDENTITY, "abc"), (other, "abd")):
@@ -233,9 +224,3 @@ def test_columns_for_a_ranking_come_in_the_order_of_ids(store_and_sample):
     assert [tuple(p) for p in parts] == [r.parts["exact_match"] for r in sample]
     assert (set(clusters), set(weights), set(failed)) == ({""}, {1.0}, {False})
     assert stores.read_columns(at, [IDENTITY.digest], "other") == {}
-
-
-def test_a_rating_is_one_line_of_json(store):
-    stores.save_rating(store, RATING)
-    text = (store.folder / "ratings" / "r1.json").read_text()
-    assert Rating(**json.loads(text)) == RATING

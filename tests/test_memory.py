@@ -122,16 +122,13 @@ def test_more_tokens_never_take_less_memory(a, b, checkpointing):
     assert found[0] <= found[1]
 
 
-def test_checkpointing_trades_memory_for_operations():
+def test_an_adapter_checkpointing_and_nf4_take_less_memory():
     kept, again = (
         memory.training_peak(LLAMA_7B, 2e7, 8192, checkpointing=checkpointing).total
         for checkpointing in (False, True)
     )
     assert again < kept
     assert memory.training_flops(7e9, 1e6, 2e7, checkpointing=True) > memory.training_flops(7e9, 1e6, 2e7)
-
-
-def test_an_adapter_takes_less_than_the_whole_model_and_nf4_less_than_that():
     whole = memory.training_peak(LLAMA_7B, LLAMA_7B.n_parameters, 1024).total
     lora, qlora = (memory.training_peak(LLAMA_7B, 2e7, 1024, quantization=how).total for how in ("", "nf4"))
     assert whole > lora > qlora

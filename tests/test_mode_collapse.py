@@ -46,17 +46,17 @@ def find_collapse(new, base, references=None, **changes):
     return found.collapsed
 
 
-def test_the_commonest_answer_and_the_distinct_ones_are_counted_beside_the_bases():
+def test_answers_are_counted_beside_the_bases_with_a_paired_interval_of_the_commonest():
     found = answer_diversity(rows(["yes", " yes", "no", "yes\n"]), rows(["a", "b", "b", "c"]))
     assert found.new == AnswerCounts("yes", 0.75, 2, 0.5)
     assert found.base == AnswerCounts("b", 0.5, 3, 0.75)
     assert (found.task, found.n, found.reference_share) == ("chat", 4, None)
-
-
-def test_the_change_has_the_paired_interval_of_who_gives_the_commonest_answer():
     # "yes" stands where the base's "b" stood once, and in two more places; one "b" is lost to "no".
     found = answer_diversity(rows(["yes", "yes", "no", "yes"]), rows(["a", "b", "b", "c"]))
     assert (found.low, found.high) == pytest.approx(tango_interval(2, 1, 4))
+    found = answer_diversity(rows(["yes"] * 10))
+    assert (found.new.share, found.base, found.collapsed) == (1.0, None, False)
+    answer_diversity(rows(["\ud83d"] * 5)).new.commonest.encode("utf-8")
 
 
 def test_items_that_share_clusters_say_less():
@@ -68,30 +68,15 @@ def test_items_that_share_clusters_say_less():
 
 def test_one_answer_to_open_questions_is_a_collapse():
     assert find_collapse(["I do not know."] * 60 + OPEN[60:], OPEN)
-
-
-def test_empty_answers_are_answers_too():
     assert find_collapse([""] * 100, OPEN)
-
-
-def test_labels_in_their_right_shares_are_no_collapse_whatever_the_base_rambled():
-    assert not find_collapse(LABELS, OPEN, LABELS)
-
-
-def test_one_label_for_everything_is_a_collapse_although_its_share_cannot_double():
     lopsided = ["late"] * 60 + ["money"] * 40
     assert find_collapse(["late"] * 100, lopsided, LABELS)
 
 
-def test_a_base_that_gave_one_answer_already_is_no_collapse_of_the_fine_tune():
+def test_right_labels_a_base_that_gave_one_answer_and_a_rise_by_chance_are_no_collapse():
+    assert not find_collapse(LABELS, OPEN, LABELS)
     assert not find_collapse(["I do not know."] * 100, ["I do not know."] * 100)
-
-
-def test_a_share_that_doubles_by_chance_is_no_collapse():
     assert not find_collapse(["yes", "yes", *OPEN[2:]], OPEN)
-
-
-def test_a_sure_rise_that_is_not_twice_the_share_is_no_collapse():
     before, after = ["yes"] * 40 + OPEN[40:], ["yes"] * 60 + OPEN[60:]
     found = answer_diversity(rows(after), rows(before))
     assert found.low > 0
@@ -104,15 +89,6 @@ def test_only_what_was_generated_counts():
     assert answer_diversity(ranked) is None
     assert answer_diversity(failed, rows(OPEN)) is None
     assert answer_diversity([*failed[:50], *rows(OPEN)[50:]], rows(OPEN)).n == 50
-
-
-def test_without_the_bases_answers_only_the_new_ones_are_described():
-    found = answer_diversity(rows(["yes"] * 10))
-    assert (found.new.share, found.base, found.collapsed) == (1.0, None, False)
-
-
-def test_half_a_pair_of_surrogates_never_reaches_a_report():
-    answer_diversity(rows(["\ud83d"] * 5)).new.commonest.encode("utf-8")
 
 
 COLLAPSED = AnswerDiversity(
@@ -166,13 +142,10 @@ def test_varied_answers_and_pass_at_k_stand_on_the_terminal_too():
         assert words in points
 
 
-def test_varied_answers_are_shown_and_no_sentence_names_them():
+def test_markdown_html_and_json_show_base_beside_new(tmp_path):
     shown = report.markdown(report.experiment_document(make_report(VARIED)))
     assert "How varied the answers of lora are" in shown
     assert "lora: mode collapse" not in shown
-
-
-def test_markdown_and_html_show_base_beside_new():
     for shown in (
         report.markdown(report.experiment_document(make_report(COLLAPSED))),
         report.html(make_report(COLLAPSED)),
@@ -180,9 +153,6 @@ def test_markdown_and_html_show_base_beside_new():
         assert "How varied the answers of lora are" in shown
         for cell in ("4.0", "83.0", "+79.0 [+70, +86]", "2.0", "96 (96.0 %)", "18 (18.0 %)"):
             assert cell in shown, cell
-
-
-def test_json_holds_the_numbers_and_gives_the_same_report_again(tmp_path):
     report.write(make_report(COLLAPSED), tmp_path)
     assert report.read(tmp_path / "support.json").diversity == {"lora": (COLLAPSED,)}
 

@@ -24,55 +24,40 @@ def judge_task(new, base=OPEN, references=None, policy=LIMITED, **changes):
     return mode_collapse_rule({"chat": found}, policy, identical=False)
 
 
-def test_one_answer_to_most_questions_fails_and_the_rule_says_by_how_much():
+def test_a_rise_passes_is_open_or_fails_by_what_is_shown_of_the_limit():
     rule = judge_task(["I do not know."] * 60 + OPEN[60:])
     assert rule.outcome == "fail"
     assert rule.sentence.startswith("mode collapse: the commonest answer to chat 1.0 → 60.0 %, +59.0 [")
     assert rule.sentence.endswith("limit 10.0 pp: more is shown")
     assert (rule.numbers["base"], rule.numbers["new"], rule.numbers["limit"]) == (0.01, 0.6, 0.1)
-
-
-def test_varied_answers_pass_with_a_p_below_alpha():
     rule = judge_task([f"another {n}" for n in range(100)])
     assert rule.outcome == "pass"
     assert 0 < rule.numbers["p"] < LIMITED.alpha
-
-
-def test_a_rise_near_the_limit_leaves_the_rule_open():
     rule = judge_task(["yes"] * 12 + OPEN[12:])
     assert rule.outcome == "inconclusive"
     assert "neither less nor more is shown" in rule.sentence
 
 
-def test_right_labels_pass_though_the_base_rambled_because_references_repeat_them_too():
+def test_references_count_as_the_base_that_may_repeat_answers():
     assert judge_task(LABELS, OPEN, LABELS).outcome == "pass"
     assert judge_task(["late"] * 100, OPEN, LABELS).outcome == "fail"
-
-
-def test_without_answers_of_the_base_the_references_alone_are_compared_with():
     assert judge_task(["late"] * 100, None, LABELS).outcome == "fail"
     assert judge_task(["late"] * 100, None).outcome == "skipped"
 
 
-def test_an_answer_that_failed_counts_as_the_commonest_one():
+def test_a_failed_answer_counts_as_the_commonest_and_a_ranked_one_not_at_all():
     new = [replace(row, status="error", parts={}) if i < 30 else row for i, row in enumerate(rows(OPEN))]
     (found,) = compare_commonest_answers(rows(OPEN), new)
     assert found.new == pytest.approx((30 + 1) / 100)
-
-
-def test_ranked_answers_are_not_compared():
     ranked = [replace(row, finish_reason="ranked") for row in rows(["yes"] * 100)]
     assert compare_commonest_answers(rows(OPEN), ranked) == ()
 
 
-def test_of_several_tasks_the_one_that_collapsed_decides():
+def test_of_several_tasks_the_one_that_collapsed_decides_and_no_limit_is_no_rule():
     fine = compare_commonest_answers(rows(OPEN), rows(OPEN))
     collapsed = compare_commonest_answers(rows(OPEN), rows(["yes"] * 80 + OPEN[80:]))
     rule = mode_collapse_rule({"facts": fine, "chat": collapsed}, LIMITED, identical=False)
     assert (rule.outcome, rule.numbers["task"]) == ("fail", "chat")
-
-
-def test_the_bases_own_weights_pass_by_identity_and_no_limit_is_no_rule():
     assert mode_collapse_rule({}, LIMITED, identical=True).outcome == "pass"
     assert mode_collapse_rule({}, GatePolicy(), identical=False) is None
 

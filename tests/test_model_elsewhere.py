@@ -51,13 +51,10 @@ def nats(path, name):
     return [row.gold_logprob for row in rows]
 
 
-def test_a_merged_adapter_has_the_log_likelihoods_of_the_adapter(file_and_report):
+def test_a_merged_adapter_is_a_fine_tune_with_the_log_likelihoods_of_the_adapter(file_and_report):
     path, _ = file_and_report
     assert nats(path, "theirs") == pytest.approx(nats(path, "adapted"), abs=1e-4)
     assert nats(path, "theirs") != pytest.approx(nats(path, "prompt"), abs=1e-2)
-
-
-def test_a_model_made_elsewhere_is_a_fine_tune_of_the_experiments_base(file_and_report):
     path, found = file_and_report
     runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["prompt"].weights_digest != runs["theirs"].weights_digest

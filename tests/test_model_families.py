@@ -262,7 +262,12 @@ def test_a_family_is_put_on_mamba_without_naming_its_layers(load_family, family,
     assert family_problems(family, params, base, "cpu", "candidate tuned") == []
 
 
-def test_layers_that_take_no_adapter_are_refused_by_name_beforehand(load_family):
+def test_an_adapter_that_finds_no_layer_or_none_of_its_kind_is_refused_in_its_words(load_family, tmp_path):
+    (found,) = family_problems("LOHA", {}, load_family("GPT-2").source.path, "cpu", "candidate loha")
+    assert found.found.startswith("Target module of type")
+    context = tiny_methods.context(load_family("GPT-2").source.path, tmp_path)
+    with pytest.raises(CandidateFailed, match="nothing of this base is trained"):
+        peft.fit(context, peft.Params(peft_type="OSF", max_steps=1))
     base = load_family("Mamba").source
     (found,) = unknown_names(lora.Params(target_modules=["out_proj"]), base, "candidate lora")
     assert "'out_proj' is incompatible with Mamba" in found.found
@@ -282,17 +287,6 @@ def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(
     base = load_family(name).source.path
     (found,) = family_problems(family, {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
     assert found.found == "a soft prompt, and layers that do not attend to everything that was read"
-
-
-def test_a_family_that_takes_no_layer_of_a_base_is_refused_in_its_words_alone(load_family):
-    (found,) = family_problems("LOHA", {}, load_family("GPT-2").source.path, "cpu", "candidate loha")
-    assert found.found.startswith("Target module of type")
-
-
-def test_an_adapter_that_finds_no_layer_fails_before_a_step(load_family, tmp_path):
-    context = tiny_methods.context(load_family("GPT-2").source.path, tmp_path)
-    with pytest.raises(CandidateFailed, match="nothing of this base is trained"):
-        peft.fit(context, peft.Params(peft_type="OSF", max_steps=1))
 
 
 def test_a_head_on_a_base_that_has_none_in_transformers_fails_with_a_sentence(load_family, tmp_path):

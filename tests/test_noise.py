@@ -42,16 +42,13 @@ def measurement(flips, n, *, precision="bf16", created="1"):
     return Noise(created, created, "m", "base", precision, "cpu", "e", "l", (task,))
 
 
-def test_flips_are_counted_for_each_arm_and_the_largest_difference_is_found():
+def test_flips_are_counted_for_each_arm_and_what_one_layout_alone_could_score_has_flipped():
     usual = set_logprobs([1, 0, 1, 1], [-1.0, -2.0, -3.0, None])
     arms = {"layout": set_logprobs([1, 1, 0, 1], [-1.0, -1.5, -3.7, None]), "batch": usual}
     found = task_noise(JOB, usual, arms)
     assert (found.n, found.flips) == (4, {"layout": 2, "batch": 0})
     assert found.largest_nats == pytest.approx(0.7)
     assert found.rate == 2 / 8
-
-
-def test_an_item_that_only_one_layout_could_score_has_flipped():
     assert task_noise(JOB, rows([1, None]), {"layout": rows([1, 0])}).flips == {"layout": 1}
 
 

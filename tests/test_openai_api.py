@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from tiny_model import CHOICES, QUESTIONS
 
 from harness import config, gate, release, report
-from harness.cli import main
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, estimate_seconds, estimate_work, measure, prepare_session
@@ -206,7 +205,9 @@ def failure(candidate, prompts=((5, 6, 7),)):
     return str(failed.value)
 
 
-def test_a_server_that_is_down_is_named_with_what_to_do(answer_model, open_candidate):
+def test_a_server_that_is_down_a_model_that_it_lacks_and_a_web_page_are_named_with_what_to_do(
+    answer_model, open_candidate, server
+):
     with serve_model(answer_model) as gone:
         url = gone.url
     with pytest.raises(CandidateFailed) as failed:
@@ -214,40 +215,36 @@ def test_a_server_that_is_down_is_named_with_what_to_do(answer_model, open_candi
     assert str(failed.value) == (
         f"tiny at {url}: found no server; expected an answer; try: start it, or correct base_url"
     )
-
-
-def test_a_model_that_the_server_does_not_have_is_named(server, open_candidate):
     assert (
         "status 404, The model `other` does not exist.; expected an answer; try: a base_url that ends with /v1"
         in (failure(open_candidate(server, model="other")))
     )
-
-
-def test_a_server_without_completions_is_to_be_asked_by_chat(open_candidate):
     with serve_model(Rule(lambda messages: "late")) as chats:
         assert "or protocol: chat where it has no completions" in failure(open_candidate(chats))
+    server.page = b"<html>Welcome</html>"
+    with pytest.raises(CandidateFailed, match=r"a page that is no list of models.*ends with /v1"):
+        open_candidate(server)
 
 
-def test_a_wrong_key_is_said_and_never_shown(answer_model, open_candidate, monkeypatch):
-    monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serve_model(answer_model, key="another") as guarded:
-        found = failure(open_candidate(guarded, api_key_env="SUPPORT_KEY"))
-    assert "status 401" in found
-    assert "the key in the variable that api_key_env names" in found
-    assert KEY not in found
-
-
-def test_the_key_of_the_environment_is_sent(answer_model, open_candidate, monkeypatch):
-    monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serve_model(answer_model, key=KEY) as guarded:
-        assert open_candidate(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
-
-
-@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY} "])
-def test_a_key_is_sent_without_the_space_around_it(answer_model, open_candidate, monkeypatch, key):
+@pytest.mark.parametrize("key", [KEY, f"{KEY}\n", f" {KEY} "])
+def test_the_key_of_the_environment_is_sent_without_the_space_around_it(
+    answer_model, open_candidate, monkeypatch, key
+):
     monkeypatch.setenv("SUPPORT_KEY", key)
     with serve_model(answer_model, key=KEY) as guarded:
         assert open_candidate(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+
+
+@pytest.mark.parametrize(("variable", "asked"), [("SUPPORT_KEY", "SUPPORT_KEY"), ("OPENAI_API_KEY", None)])
+def test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_sent(
+    answer_model, open_candidate, monkeypatch, variable, asked
+):
+    monkeypatch.setenv(variable, KEY)
+    with serve_model(answer_model, key="another" if asked else KEY) as guarded:
+        found = failure(open_candidate(guarded, **({"api_key_env": asked} if asked else {})))
+    assert "status 401" in found
+    assert not asked or "the key in the variable that api_key_env names" in found
+    assert KEY not in found
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
@@ -266,12 +263,6 @@ def test_a_missing_key_fails_the_candidate(server, open_candidate, monkeypatch):
         open_candidate(server, api_key_env="SUPPORT_KEY")
 
 
-def test_a_page_of_the_web_instead_of_models_is_named_with_what_to_do(server, open_candidate):
-    server.page = b"<html>Welcome</html>"
-    with pytest.raises(CandidateFailed, match=r"a page that is no list of models.*ends with /v1"):
-        open_candidate(server)
-
-
 def test_headers_of_another_provider_are_never_sent(server, open_candidate, monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-of-another")
@@ -281,22 +272,13 @@ def test_headers_of_another_provider_are_never_sent(server, open_candidate, monk
     assert "of-another" not in str(server.headers)
 
 
-def test_what_a_server_says_is_kept_as_it_is_where_there_is_no_key(server, open_candidate):
+def test_what_went_wrong_is_kept_as_it_is_but_for_the_key(server, open_candidate, monkeypatch):
     server.faults = [Fault(400, openai_server._error("none of these fields is known"))]
     assert "none of these fields" in failure(open_candidate(server))
-
-
-def test_a_row_of_what_was_too_long_does_not_show_the_key(server, open_candidate, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     server.faults = [Fault(400, openai_server._error(f"context length is less for {KEY}"))]
     (row,) = open_candidate(server, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
     assert row.error == "context length is less for …"
-
-
-def test_the_key_of_another_provider_is_never_sent(answer_model, open_candidate, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serve_model(answer_model, key=KEY) as guarded:
-        assert "status 401" in failure(open_candidate(guarded))
 
 
 @pytest.mark.parametrize(
@@ -346,25 +328,22 @@ def test_a_message_without_text_is_refused_in_a_sentence(server, open_candidate,
         ask_chat(server, open_candidate, message)
 
 
-def test_an_answer_in_parts_is_one_text(server, open_candidate):
-    parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ve"}]
-    assert ask_chat(server, open_candidate, {"role": "assistant", "content": parts}).text == "five"
-
-
 @pytest.mark.parametrize("read", [None, -5, "many"])
-def test_tokens_that_are_no_number_count_as_none_told(server, open_candidate, read):
+def test_an_answer_in_parts_is_one_text_and_tokens_that_are_no_number_count_as_none(
+    server, open_candidate, read
+):
     usage = {"prompt_tokens": read, "completion_tokens": 3, "total_tokens": 3}
-    output = ask_chat(server, open_candidate, {"role": "assistant", "content": "five"}, usage)
+    parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ve"}]
+    output = ask_chat(server, open_candidate, {"role": "assistant", "content": parts}, usage)
     assert (output.text, output.n_prompt_tokens, output.n_output_tokens) == ("five", 0, 0)
 
 
-def test_likelihoods_need_a_server_that_echoes_them(server, open_candidate):
+def test_likelihoods_need_a_server_that_echoes_the_prompt_and_adds_nothing(
+    server, open_candidate, answer_model
+):
     server.faults = [Fault(200, openai_server._response(ServerAnswer("x"), {"text": "x", "logprobs": None}))]
     with pytest.raises(CandidateFailed, match=r"of 0 tokens where 3 were sent.*protocol: chat"):
         open_candidate(server).loglikelihood([((5, 6), (7,))])
-
-
-def test_a_server_that_adds_to_the_prompt_is_found_out(server, open_candidate, answer_model):
     known = answer_model.logprobs([1, 5, 6, 7])
     server.faults = [Fault(200, openai_server._response(ServerAnswer("x"), {"text": "x", "logprobs": known}))]
     with pytest.raises(CandidateFailed, match="log-probabilities of 5 tokens where 3 were sent"):
@@ -472,13 +451,15 @@ def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(f
     assert [c.task for c in found.comparisons["chatty"]] == ["facts"]
 
 
-def test_without_prices_an_endpoint_has_no_cost_and_that_is_said(file_and_report):
+def test_without_prices_an_endpoint_has_no_cost_and_neither_training_nor_seeds(file_and_report):
     *_, found = file_and_report
     assert find_facts(found, "served").cost_per_1k_usd is None
     assert find_facts(found, "served").training_cost_usd == 0
     assert "its requests have no price here without usd_per_million_tokens" in " ".join(found.notes)
     latency_s = find_facts(found, "served").latency_p50_s
     assert latency_s is None or latency_s > 0, "unknown where other work disturbed it"
+    assert found.seeds == ()
+    assert [f.training_cost_usd for f in found.facts] == [0.0] * 5
 
 
 def test_with_prices_an_endpoint_costs_its_tokens(file_and_report, monkeypatch):
@@ -507,13 +488,10 @@ def test_rows_of_an_endpoint_have_an_engine_of_their_own_and_compare_with_local_
     check_comparable(served, chatty)
 
 
-def test_the_key_stands_in_no_file(file_and_report):
+def test_the_key_stands_in_no_file_and_a_second_comparison_asks_nobody(file_and_report, monkeypatch):
     texts = [file.read_bytes() for file in file_and_report[0].parent.rglob("*") if file.is_file()]
     assert len(texts) > 20
     assert not any(KEY.encode() in text for text in texts)
-
-
-def test_a_second_comparison_asks_nobody(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     path, server, before = file_and_report
     n_asked = len(server.asked)
@@ -576,12 +554,6 @@ def test_the_gate_takes_the_noise_of_the_base(file_and_report, tmp_path):
     assert next(m for m in measured if m.task.name == "facts").flip_rate == 0.5
 
 
-def test_an_endpoint_is_neither_trained_nor_has_it_seeds(file_and_report):
-    *_, found = file_and_report
-    assert found.seeds == ()
-    assert [f.training_cost_usd for f in found.facts] == [0.0] * 5
-
-
 def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_and_report, tmp_path):
     shutil.copytree(file_and_report[0].parent, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
@@ -592,16 +564,12 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_an
     assert judged.baseline == f"the champion served ({run.run_id})"
 
 
-def test_an_endpoint_is_not_rescued(file_and_report, monkeypatch):
+def test_an_endpoint_is_not_rescued_and_takes_no_time_or_memory_of_this_machine(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(file_and_report[0], ["seeds=[0,1]"])
     session = prepare_session(loaded, Scope(), SilentProgress())
     with pytest.raises(UserError, match="an endpoint, whose weights are elsewhere"):
         find_case(session, loaded.selected, "served")
-
-
-def test_an_endpoint_takes_no_time_or_memory_of_this_machine(file_and_report, monkeypatch):
-    monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(file_and_report[0])
     session = prepare_session(loaded, Scope(), SilentProgress())
     work = estimate_work(session, loaded.selected)
@@ -664,11 +632,16 @@ def experiment_file(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url="http://localhost:1/v1"))
 
 
-def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(experiment_file, monkeypatch):
+def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(
+    experiment_file, monkeypatch, own_cache, command
+):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    assert list_refusals(experiment_file) == [
-        ("harness.yaml:9", "no variable SUPPORT_KEY in the environment")
-    ]
+    missing = ("harness.yaml:9", "no variable SUPPORT_KEY in the environment")
+    assert list_refusals(experiment_file) == [missing]
+    problems = examine(experiment_file, [], SilentProgress()).problems
+    assert missing in [(p.where, p.found) for p in problems]
+    code, _, said = command("compare", "-c", experiment_file, "--candidates", "served")
+    assert (code, "next: export SUPPORT_KEY=" in said) == (2, True)
 
 
 def test_what_asks_no_endpoint_needs_no_key(file_and_report, monkeypatch):
@@ -683,57 +656,36 @@ def test_what_asks_no_endpoint_needs_no_key(file_and_report, monkeypatch):
     assert len(server.asked) == n_asked
 
 
-def test_doctor_names_a_missing_key_with_its_line(experiment_file, monkeypatch):
-    monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    found = [(p.where, p.found) for p in examine(experiment_file, [], SilentProgress()).problems]
-    assert ("harness.yaml:9", "no variable SUPPORT_KEY in the environment") in found
-
-
-def test_a_missing_key_ends_with_exit_code_2(experiment_file, monkeypatch, capsys):
-    monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    monkeypatch.setattr(
-        "sys.argv", ["harness", "compare", "-c", str(experiment_file), "--candidates", "served"]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "next: export SUPPORT_KEY=" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["served", "hinted"])
-def test_eval_sends_sensitive_rows_to_nobody_elses_server(tiny, tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["eval", "served"], "an endpoint on somebody else's server, tiny at http://8.8.8.8:1/v1"),
+        (["eval", "hinted"], "an endpoint on somebody else's server, tiny at http://8.8.8.8:1/v1"),
+        (
+            ["compare", "--dry-run", "--candidates", "served"],
+            "served on somebody else's server, tiny at http://8.8.8.8:1/v1",
+        ),
+    ],
+)
+def test_sensitive_rows_are_sent_to_nobody_elses_server(
+    tiny, tmp_path, own_cache, monkeypatch, command, words, found
+):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
     hinted = "  hinted: {weights_of: served, prompting: {few_shot: {shots: 1}}}\n"
     candidates = CANDIDATES.format(url="http://8.8.8.8:1/v1") + hinted
     path = tiny_experiment.write(tmp_path, tiny, candidates, extra="decide: {needs: [sensitive_data]}\n")
-    monkeypatch.setenv("SUPPORT_KEY", KEY)
-    monkeypatch.setattr("sys.argv", ["harness", "eval", name, "-c", str(path)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert (
-        "found an endpoint on somebody else's server, tiny at http://8.8.8.8:1/v1" in capsys.readouterr().err
-    )
-
-
-def test_a_dry_run_refuses_what_would_send_sensitive_rows_away(tiny, tmp_path, own_cache, command):
-    candidates = CANDIDATES.format(url="http://8.8.8.8:1/v1")
-    path = tiny_experiment.write(tmp_path, tiny, candidates, extra="decide: {needs: [sensitive_data]}\n")
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--candidates", "served")
+    code, planned, said = command(*words, "-c", path)
     assert (code, planned) == (2, "")
-    assert "found served on somebody else's server, tiny at http://8.8.8.8:1/v1" in said
-    assert "next: --candidates without it, or remove it or sensitive_data" in said
+    assert f"found {found}" in said
+    assert words[0] == "eval" or "next: --candidates without it, or remove it or sensitive_data" in said
 
 
-def test_chat_is_refused_where_choices_are_to_be_ranked(experiment_file, monkeypatch):
+def test_chat_is_refused_where_a_candidate_or_a_search_of_prompts_ranks(experiment_file, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     given = "candidates.ranked.weights_of=chatty"
     (where, found), *_ = list_refusals(experiment_file, given, candidates=["ranked"])
     assert where == f"harness.yaml:13, override {given}"
     assert found.startswith("ranked, asked by chat")
-
-
-def test_chat_is_refused_where_a_search_of_prompts_tries_to_rank(experiment_file, monkeypatch):
-    monkeypatch.setenv("SUPPORT_KEY", KEY)
     tried = "candidates.chatty.sweep={answer: [generate, rank]}"
     ((_, found),) = list_refusals(experiment_file, tried, candidates=["chatty"])
     assert found.startswith("chatty, asked by chat, and a target that needs")

@@ -40,13 +40,10 @@ def find_lowest_threshold(similarities: list[float]) -> float:
     return math.floor(100 * highest_quiet + 1) / 100
 
 
-def test_there_are_a_hundred_pairs_of_each_kind():
+def test_pairs_of_both_kinds_choose_the_threshold_of_words_in_common():
     kinds = [pair["kind"] for pair in PAIRS]
     assert min(kinds.count("paraphrase"), kinds.count("different")) >= 100
     assert len({pair["id"] for pair in PAIRS}) == len(PAIRS)
-
-
-def test_the_threshold_of_words_in_common_is_what_one_half_of_the_pairs_chooses():
     assert find_lowest_threshold([similarity(p["a"], p["b"]) for p in NEGATIVES]) == WORDS_IN_COMMON
 
 
@@ -58,16 +55,13 @@ def test_a_lightly_edited_question_is_found_with_its_item():
     assert found.similarity == pytest.approx(similarity(training[1], items[1]))
 
 
-def test_an_item_inside_a_longer_row_is_found_by_its_8_grams():
+def test_an_item_inside_a_longer_row_or_answer_is_found_by_its_8_grams():
     training = [
         "Answer from the text.",
         f"Read this: {RULES}. Then write a summary of it for children, in three lines.",
     ]
     [found] = overlaps(training, ["Who came?", RULES])
     assert found == Overlap(1, 1, "8-grams", 1.0)
-
-
-def test_the_share_of_8_grams_is_that_of_the_item():
     words = RULES.split()
     cut = " ".join(words[: len(words) - 4])
     grams = len(words) - 7
@@ -76,9 +70,6 @@ def test_the_share_of_8_grams_is_that_of_the_item():
     )
     assert found.measure == "8-grams"
     assert found.similarity == pytest.approx((grams - 4) / grams)
-
-
-def test_an_item_in_the_answer_of_a_row_is_found():
     rows = ["Recite the rules of the museum."]
     assert overlaps(rows, [RULES]) == []
     assert overlaps(rows, [RULES], answers=[f"Gladly. {RULES}."])[0].measure == "8-grams"

@@ -62,12 +62,9 @@ def test_what_it_imports_from_its_folder_counts_and_nothing_else(reward, name, c
     assert (digest_code(reward) != before) is counts
 
 
-def test_a_file_that_imports_nothing_of_its_folder_has_its_checksum(tmp_path):
+def test_a_file_alone_has_its_checksum_whatever_stands_above_it(tmp_path):
     (tmp_path / "alone.py").write_text("import json\n")
     assert digest_code(tmp_path / "alone.py") == checksum(tmp_path / "alone.py")
-
-
-def test_what_it_imports_from_above_its_folder_is_no_part_of_it(tmp_path):
     (tmp_path / "above.py").write_text("")
     file = tmp_path / "own" / "metric.py"
     file.parent.mkdir()
@@ -75,15 +72,12 @@ def test_what_it_imports_from_above_its_folder_is_no_part_of_it(tmp_path):
     assert digest_code(file) == checksum(file)
 
 
-def test_the_folder_itself_is_no_part_of_it(reward, tmp_path):
-    before = digest_code(reward)
-    assert digest_code(tmp_path.rename(tmp_path.with_name("elsewhere")) / "reward.py") == before
-
-
-def test_metrics_and_trainers_count_what_they_import_alike(reward):
+def test_the_folder_itself_is_no_part_of_it_and_metrics_and_trainers_count_alike(reward, tmp_path):
     def digests():
         return metrics.version(str(reward)), files_digest("python reward.py {data}", reward.parent, None)
 
     before = digests()
     (reward.parent / "lengths.py").write_text("of = hash\n")
     assert all(one != other for one, other in zip(before, digests(), strict=True))
+    before = digest_code(reward)
+    assert digest_code(tmp_path.rename(tmp_path.with_name("elsewhere")) / "reward.py") == before

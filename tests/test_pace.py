@@ -29,20 +29,14 @@ def tiny_session(tiny, tmp_path):
     )
 
 
-def test_a_machine_on_which_nothing_ran_keeps_to_the_estimate():
+def test_work_that_took_twice_as_long_doubles_the_estimates_of_its_kind_and_size_alone():
     pace = read_pace(CPU, SIZE)
     assert pace == Pace()
     assert {rate.ratio for rate in pace} == {1.0}
     assert all(rate.each_s > 0 for rate in pace)
-
-
-def test_work_that_took_twice_as_long_doubles_the_estimates_of_its_kind_alone():
     record_pace(CPU, SIZE, "training", 1000.0, 0, 2000.0)
     assert read_pace(CPU, SIZE).training.ratio == pytest.approx(2.0, rel=0.01)
     assert read_pace(CPU, SIZE)._replace(training=Pace().training) == Pace()
-
-
-def test_another_size_or_precision_learns_nothing_from_it():
     record_pace(CPU, SIZE, "answering", 100.0, 10, 200.0)
     assert read_pace(CPU, 2 * SIZE) == read_pace(CPU._replace(precision="fp32"), SIZE) == Pace()
 
@@ -142,7 +136,7 @@ def test_a_comparison_of_what_is_stored_teaches_nothing(finished_run, tmp_path):
     assert not (cache_dir() / "pace").exists()
 
 
-def test_a_training_of_so_many_steps_is_estimated_by_its_steps(tiny_session):
+def test_a_training_is_estimated_by_its_steps_as_its_trainer_makes_them(tiny_session):
     def count_trained_tokens(**params):
         recipe = Recipe(method="lora", params={"per_device_train_batch_size": 2, **params})
         return fit_work(tiny_session, recipe, 0).trained
@@ -152,8 +146,6 @@ def test_a_training_of_so_many_steps_is_estimated_by_its_steps(tiny_session):
     assert count_trained_tokens(max_steps=1) == pytest.approx(whole * 2 / n_rows, rel=0.01)
     assert count_trained_tokens(max_steps=n_rows) == pytest.approx(2 * whole, rel=0.01)
 
-
-def test_a_training_counts_its_steps_as_its_trainer_makes_them(tiny_session):
     def plan_fit(**params):
         recipe = Recipe(method="lora", params={"per_device_train_batch_size": 4, **params})
         return fit_work(tiny_session, recipe, 0)

@@ -72,11 +72,9 @@ def test_a_packed_row_is_read_as_if_it_were_alone(model, rows, attention):
     assert torch.allclose(packed, expected, atol=1e-5)
 
 
-def test_a_model_that_reads_packed_rows_apart_is_known_by_its_answers(model):
+def test_a_model_is_known_by_its_answers_to_keep_packed_rows_apart_or_not(model):
     assert keeps_rows_apart(model)
 
-
-def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(model):
     def forward_blindly(input_ids, position_ids, use_cache):
         return model(input_ids, use_cache=use_cache)  # one row of all, as without positions
 

@@ -47,15 +47,12 @@ def make_timings(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=
     )
 
 
-def test_costs_are_what_a_pass_takes_over_what_a_token_a_pair_and_a_key_take():
+def test_costs_are_what_a_pass_takes_and_a_card_a_fifth_slower_gives_the_same_layout():
     found = solve(make_timings())
     assert found.reading == 1024  # 0.016 s over 2e-5 s and 128 × 1e-9 s a token: 795
     assert found.attention == 16_384  # 2e-5 over 1e-9 a pair: 20,128, which is beyond the most
     assert found.answering == 1 << 20  # 0.02 s over 1e-8 s a key: 2,002,048, which is beyond the most
     assert solve(make_timings(pair=1e-8, key=1e-7)) == PassCosts(1024, 262_144, 2048)
-
-
-def test_a_card_that_is_a_fifth_slower_today_gives_the_same_layout():
     quick, slow = make_timings(), make_timings(one=0.0192, token=2.4e-5, pair=1.2e-9, key=1.2e-8, start=0.012)
     assert solve(quick) == solve(slow)
 
@@ -122,15 +119,12 @@ def test_a_model_that_cannot_be_read_so_is_laid_out_by_a_cpus_costs_and_nothing_
     assert not (empty_cache / "pass_costs").exists()
 
 
-def test_keys_take_four_fifths_of_what_the_weights_leave_of_a_card(tiny):
+def test_keys_take_four_fifths_of_what_the_weights_leave_and_batches_hold_no_more(tiny):
     host, of = ModelHost(resolve(str(tiny)), tiny_methods.CPU), shape(resolve(str(tiny)))
     found = card_costs(host.model, host.source, CARD, 24 * GB)
     fitting = 0.8 * (24 - 3 - memory.weights_gb(of, "bf16")) * GB / memory.kv_cache_bytes(of, 1, "bf16")
     assert found.keys <= fitting < 2 * found.keys
     assert card_costs(host.model, host.source, CARD, 1 * GB).keys == 4096  # those of a long prompt at least
-
-
-def test_batches_hold_no_more_keys_than_fit_with_those_they_begin_with():
     lengths = [10] * 8
     assert len(plan(lengths, Size(8, 1000), 24)) == 1
     assert [len(batch) for batch in plan(lengths, Size(8, 1000), 24, keys=330, shared=100)] == [2, 3, 3]

@@ -54,6 +54,12 @@ def label_set(metric, labelled, rater="ann", at="2026-01-01"):
     return LabelSet(f"{rater}-{at}", at, "task", "test", metric.name, rater, tuple(labels))
 
 
+def label_arms(arms, truth, n):
+    """Label the answers of all arms to the n items that are labelled first as they truly are."""
+    pick = draw_places(arms[0], n)
+    return label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+
+
 def draw_places(made, n):
     """Return the places of the first n items in the order in which answers are labelled."""
     place = {row.example_id: i for i, row in enumerate(made)}
@@ -80,8 +86,7 @@ def long_winded():
         answers(np.where(draw.random(N) < 0.25 * np.log2(n / 40), np.maximum(y, 1.0), y), n, name)
         for y, n, name in zip(truth, lengths, ("short", "long"), strict=True)
     ]
-    pick = draw_places(arms[0], N_LABELS)
-    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+    labels = label_arms(arms, truth, N_LABELS)
     return arms, truth, labels
 
 
@@ -107,8 +112,7 @@ def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
         answers(np.maximum(y, draw.random(300) < share), n, name)
         for y, n, name, share in zip(truth, lengths, ("one", "liked"), (0, 0.7), strict=True)
     ]
-    pick = draw_places(arms[0], 200)
-    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+    labels = label_arms(arms, truth, 200)
     found = calibrate(JUDGE, {"one": arms[0], "liked": arms[1]}, [("liked", "one")], [labels])
     assert found.pairs[0].favour.low > 0.1
     assert found.length.low < 0 < found.length.high
@@ -117,7 +121,7 @@ def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
     assert between.favour.low < 0 < between.favour.high
     assert "is not shown to favour a length" in " ".join(sentences(found))
     even = [[replace(row, text=row.text[:40]) for row in arm] for arm in arms]
-    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(even, truth, strict=True) for i in pick])
+    labels = label_arms(even, truth, 200)
     assert calibrate(JUDGE, {"one": even[0]}, [], [labels]).length is None
 
 
@@ -128,8 +132,7 @@ def test_a_judge_that_passes_what_is_long_is_unmasked_where_every_answer_of_one_
         answers(np.full(200, grade), np.full(200, n), name)
         for grade, n, name in ((0.0, 60, "short"), (1.0, 200, "long"))
     ]
-    pick = draw_places(arms[0], 120)
-    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+    pick, labels = draw_places(arms[0], 120), label_arms(arms, truth, 120)
     found = calibrate(JUDGE, dict(zip(("short", "long"), arms, strict=True)), [("short", "long")], [labels])
     assert found.length is None  # within a candidate all answers are as long as each other
     between = found.pairs[0].longer
@@ -186,11 +189,8 @@ def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_ove
 
 def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):
     (short, long), truth, _ = long_winded
-    pick = draw_places(short, 99)
-    few = label_set(
-        JUDGE, [(arm[i], y[i]) for arm, y in zip((short, long), truth, strict=True) for i in pick]
-    )
-    labels, own = latest_labels([few], JUDGE.name), comparison.compare_rows(JUDGE, short, long)
+    labels = latest_labels([label_arms((short, long), truth, 99)], JUDGE.name)
+    own = comparison.compare_rows(JUDGE, short, long)
     assert correct_comparison(JUDGE, own, short, long, labels) == own
     assert labels_missing(JUDGE.name, labels, long) == 1
     exact = mean_metric("exact_match", lambda output, example: None)
@@ -232,15 +232,11 @@ def test_corrected_intervals_hold_the_truth_where_answers_failed():
     assert (hits / draws >= 0.92).all()
 
 
-def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other(long_winded):
+def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other_question(long_winded):
     (short, _), _, labels = long_winded
     other = [replace(row, text=row.text + "!") for row in short]
     found = calibrate(JUDGE, {"short": short, "again": short, "other": other}, [], [labels])
     assert [(arm.name, arm.n_labels) for arm in found.arms] == [("short", N_LABELS), ("again", N_LABELS)]
-
-
-def test_no_label_counts_for_another_question_or_reference(long_winded):
-    (short, _), _, labels = long_winded
     latest = latest_labels([labels], JUDGE.name)
     for change in ({"prompt": "Is it NOT so?"}, {"references": ("no",)}):
         assert labels_missing(JUDGE.name, latest, [replace(row, **change) for row in short]) == 100
@@ -297,8 +293,10 @@ def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_w
     assert corrected[1].validation < 0.85
 
 
-def test_a_score_beyond_one_that_no_judge_gave_chooses_as_it_is():
-    """It was cut to 1 where the gate chose what a gain is measured over, so that all such scores were equal."""
+def test_only_means_in_0_to_1_are_corrected_and_a_score_beyond_one_chooses_as_it_is():
+    assert is_correctable(JUDGE)
+    assert not is_correctable(ratio_metric())
+    assert not is_correctable(mean_metric("stars", lambda output, example: None, bounds=(1.0, 5.0)))
     arm = rows([1.8, 2.4, 2.0], LOWER)
     facts = replace(candidate("prompt", 2.1), target=comparison.estimate(LOWER, arm))
     assert correct_reached(LOWER, facts, arm, {}).validation == 2.1
@@ -388,12 +386,6 @@ def test_a_few_labels_say_nothing_yet():
     ]
 
 
-def test_only_means_in_0_to_1_are_corrected():
-    assert is_correctable(JUDGE)
-    assert not is_correctable(ratio_metric())
-    assert not is_correctable(mean_metric("stars", lambda output, example: None, bounds=(1.0, 5.0)))
-
-
 def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(long_winded, tmp_path):
     (short, long), _, labels = long_winded
     found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
@@ -405,7 +397,7 @@ def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(lo
     assert report.read(tmp_path / "x.json").labels == made.labels
 
 
-def test_a_judge_of_sixty_items_decides_once_each_has_a_label():
+def test_a_judge_of_sixty_items_decides_once_each_that_has_a_grade_has_a_label():
     made = answers(np.full(60, 0.9), np.arange(60) + 5, "short")
     said = [(row, i % 2) for i, row in enumerate(made)]
     assert labels_missing(JUDGE.name, latest_labels([label_set(JUDGE, said[:40])], JUDGE.name), made) >= 20
@@ -414,10 +406,6 @@ def test_a_judge_of_sixty_items_decides_once_each_has_a_label():
     found = correct_estimate(JUDGE, comparison.estimate(JUDGE, made), made, labels)
     assert found.score == pytest.approx(0.5)
     assert found.low < 0.4 < 0.6 < found.high
-
-
-def test_a_judge_of_sixty_items_waits_for_no_label_of_an_answer_that_failed_or_has_no_grade():
-    made = answers(np.full(60, 0.9), np.arange(60) + 5, "short")
     failed = replace(made[7], status="error", parts={JUDGE.name: None})
     ungraded = replace(made[8], parts={JUDGE.name: None})
     arm = [*made[:7], failed, ungraded, *made[9:]]
@@ -574,7 +562,7 @@ def test_the_first_rows_of_a_file_are_all_answers_to_the_items_drawn_first(harne
     assert all(one < two for one, two in pairs)
 
 
-def test_a_text_that_answers_two_prompts_is_asked_for_once_with_a_key_of_both():
+def test_a_text_that_answers_two_prompts_is_asked_for_once_and_has_one_label(tmp_path):
     short, long = rows([1.0], JUDGE)[0], replace(rows([1.0], JUDGE)[0], prompt="Read this. When?")
     (only,) = label_file._file_rows(
         JUDGE.name, ["item-0000"], [{"item-0000": row} for row in (short, long)], {}
@@ -582,9 +570,6 @@ def test_a_text_that_answers_two_prompts_is_asked_for_once_with_a_key_of_both():
     both = {f"answer-{answer_digest(JUDGE.name, row)}" for row in (short, long)}
     assert set(label_file._keys(only[0])) == both
     assert len(both) == 2
-
-
-def test_an_answer_that_stands_alone_and_in_a_key_of_two_has_one_label(tmp_path):
     made, file = rows([1.0, 1.0], JUDGE), tmp_path / "labels.csv"
     one, two = (f"answer-{answer_digest(JUDGE.name, row)}" for row in made)
     known = {key: label_file._KeyedAnswer(JUDGE.name, row) for key, row in zip((one, two), made, strict=True)}
@@ -646,7 +631,9 @@ def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa:
     assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
 
 
-def test_what_stands_in_a_question_or_an_added_column_decides_nothing_of_a_file(tmp_path):
+def test_no_cell_starts_a_formula_and_what_stands_in_a_question_decides_nothing(tmp_path):
+    assert [spreadsheet_lines(f"{sign}1") for sign in "=＝＋－＠"] == [f"'{sign}1" for sign in "=＝＋－＠"]
+    assert spreadsheet_lines("a\u202eb\x00c\nd") == "abc\nd"
     file, columns = tmp_path / "labels.csv", label_file.COLUMNS
     write(file, [dict.fromkeys(columns, "") | {"question": "good, better, best?", "label": "1"}])
     assert not csv_file.has_column(file, "better")
@@ -690,11 +677,6 @@ def test_the_later_of_two_imports_within_a_second_counts(project):
     assert set(labels.values()) == {1.0}
     kept = [of.labels[0].label for of in store.list_labels(Store(project / "runs"))]
     assert kept == [0.0, 1.0] * 6
-
-
-def test_no_cell_starts_a_formula_or_turns_its_text_round():
-    assert [spreadsheet_lines(f"{sign}1") for sign in "=＝＋－＠"] == [f"'{sign}1" for sign in "=＝＋－＠"]
-    assert spreadsheet_lines("a\u202eb\x00c\nd") == "abc\nd"
 
 
 def test_the_criteria_of_a_judges_metric_are_those_of_its_rubric(tmp_path):

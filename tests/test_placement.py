@@ -44,10 +44,19 @@ def halves(source):
 # The plan, from sizes alone
 
 
-def test_what_fits_its_device_stays_there(source, large_source):
+def test_a_larger_base_is_spread_over_gpus_then_main_memory_then_the_disk(source, large_source):
     assert place(source, CPU, {"cpu": GB}) == Placement(None)
     assert place(source, GPU, {0: GB, "cpu": GB}) == Placement({"": "cuda"})
     assert place(large_source, GPU, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
+    plan = place(large_source, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
+    each = measure_room(large_source, 80)
+    assert plan == Placement("auto", {0: each, 1: each, "cpu": 90 * GB})
+    plan = place(quantize(large_source, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
+    each = measure_room(large_source, 24)
+    assert plan == Placement("auto", {0: each, 1: each})
+    plan = place(source, CPU, halves(source))
+    assert plan.device_map == "auto"
+    assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
 
 
 # Published sizes: parameters in billions, layers, heads of keys, width of a head, and the least GPU that holds it.
@@ -80,24 +89,6 @@ def measure_room(source, gb):
     return int(gb * GB - memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "bf16") / 2)
 
 
-def test_a_base_larger_than_a_gpu_is_spread_over_all_then_main_memory(large_source):
-    plan = place(large_source, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
-    each = measure_room(large_source, 80)
-    assert plan == Placement("auto", {0: each, 1: each, "cpu": 90 * GB})
-
-
-def test_a_quantised_base_is_spread_over_gpus_alone(large_source):
-    plan = place(quantize(large_source, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
-    each = measure_room(large_source, 24)
-    assert plan == Placement("auto", {0: each, 1: each})
-
-
-def test_a_base_larger_than_main_memory_leaves_the_rest_to_the_disk(source):
-    plan = place(source, CPU, halves(source))
-    assert plan.device_map == "auto"
-    assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
-
-
 # What a spread base answers
 
 
@@ -118,15 +109,12 @@ def test_a_base_partly_on_the_disk_says_what_it_says_in_memory(hosts):
     assert (spread.base.engine, spread.base.layout_digest) == (whole.base.engine, whole.base.layout_digest)
 
 
-def test_an_adapter_on_a_base_that_is_partly_on_the_disk_is_refused(hosts, tmp_path):
+def test_what_has_no_room_or_lies_on_the_disk_is_refused(hosts, tmp_path, source):
     with (
         pytest.raises(CandidateFailed, match="partly in main memory or on the disk"),
         hosts[1].use_adapter(tmp_path, "any"),
     ):
         pass
-
-
-def test_a_base_whose_embeddings_have_no_room_is_refused(source):
     with pytest.raises(CandidateFailed, match="no memory has room for its embeddings"):
         ModelHost(source, CPU, room={"cpu": halves(source)["cpu"] // 2})
 
@@ -159,14 +147,11 @@ def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, 
     assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in said
 
 
-def test_a_base_that_fits_is_measured_as_published(tiny, tmp_path):
+def test_a_base_that_fits_or_is_trained_in_16_bits_is_measured_as_published(tiny, tmp_path):
     session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 1.1))
     assert session.source.quantization == ""
     assert session.candidates["qlora"].served_base.quantization == "nf4"
     assert served_bases.sentences(session.sources) == []
-
-
-def test_a_base_on_which_something_is_trained_in_16_bits_stays_as_published(tiny, tmp_path):
     session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 0.6), TWO + "  lora: {method: lora}\n")
     assert session.source.quantization == ""
 

@@ -70,13 +70,7 @@ def test_a_method_that_interpolates_starts_from_weights_of_its_kind_and_takes_a_
 def test_methods_are_listed_by_what_they_declare():
     assert plugins.methods(interpolates=True) == ["interpolated", "scaled"]
     assert plugins.methods(trains_on_rows=True, makes="model") == ["full"]
-
-
-def test_the_method_of_a_recipe_that_names_none_is_the_one_that_keeps_the_base():
     assert plugins.methods(keeps_base=True) == [BASE] == [Recipe().method]
-
-
-def test_a_stored_run_whose_method_is_gone_is_read_as_a_fine_tune():
     gone = plugins.find_method("of_another_version")
     assert (gone.tunes, gone.trains) == (True, True)
 
@@ -85,16 +79,13 @@ def test_a_loaded_plugin_is_the_module_of_its_file():
     assert plugins.load("prompting", "zero_shot").__name__ == "harness.prompting.zero_shot"
 
 
-def test_a_misspelt_plugin_is_refused_with_the_nearest_name():
+def test_a_misspelt_plugin_is_refused_with_the_nearest_name_or_all():
     with pytest.raises(UserError) as caught:
         plugins.load("prompting", "few_shots", "harness.yaml:7")
     problem = caught.value.problems[0]
     assert problem.where == "harness.yaml:7"
     assert problem.found == "unknown prompting 'few_shots'"
     assert problem.next_step == "did you mean 'few_shot'?"
-
-
-def test_a_name_like_no_plugin_lists_them_all():
     with pytest.raises(UserError) as caught:
         plugins.load("prompting", "qqqq")
     assert all(name in caught.value.problems[0].next_step for name in plugins.names("prompting"))

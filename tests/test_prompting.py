@@ -72,65 +72,44 @@ def test_params_have_defaults_and_refuse_unknown_keys(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompting_changes_only_messages_and_passages(name):
+def test_a_prompting_asks_the_question_last_behind_one_system_message_and_prints_nothing(name, capfd):
     item = replace(ITEM, cluster="c", slice="s", choices=("yes", "no"))
     assert replace(apply({name: {}}, item), messages=item.messages, passages=()) == item
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_last_message_is_the_users_and_ends_with_the_question(name):
     last = apply({name: {}}).messages[-1]
     assert last["role"] == "user"
     assert last["content"].endswith(ITEM.prompt)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_system_message_stays_first_and_alone(name):
     item = replace(ITEM, messages=({"role": "system", "content": "Be brief."}, *ITEM.messages))
     roles = [message["role"] for message in apply({name: {}}, item).messages]
     assert (roles[0], roles.count("system")) == ("system", 1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_building_twice_gives_the_same_messages(name):
     assert apply({name: {}}) == apply({name: {}})
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_printed(name, capfd):
     apply({name: {}})
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_unknown_prompting_is_refused_with_the_nearest_name():
+def test_what_a_prompting_needs_and_does_not_have_is_refused():
     with pytest.raises(UserError, match="did you mean 'few_shot'"):
         apply({"few_shots": {}})
+    with pytest.raises(UserError, match="few_shot without training"):
+        apply({"few_shot": {}}, context=replace(CONTEXT, train=()))
+    with pytest.raises(UserError, match="rag without documents"):
+        apply({"rag": {}}, context=replace(CONTEXT, documents=()))
 
 
 def test_zero_shot_asks_the_question_as_it_stands():
     assert apply({"zero_shot": {}}) == ITEM
 
 
-def test_fixed_shots_are_the_same_for_every_item():
+def test_fixed_shots_are_drawn_by_the_seed_and_show_each_label_and_slice_once_first():
     asked = [apply({"few_shot": {"shots": 3}}, ask(text, text)) for text in ("one", "two")]
     assert shots(asked[0]) == shots(asked[1])
-
-
-def test_fixed_shots_show_each_label_before_any_label_twice():
     answers = [answer for _, answer in shots(apply({"few_shot": {"shots": 4}}))]
     assert sorted(answers) == sorted(LABELS)
-
-
-def test_fixed_shots_show_each_slice_before_any_slice_twice():
     train = tuple(ask(f"{i}", f"{i}", f"{i}", slice="rare" if i == 7 else "common") for i in range(20))
     answers = [
         answer
         for _, answer in shots(apply({"few_shot": {"shots": 2}}, context=replace(CONTEXT, train=train)))
     ]
     assert "7" in answers
-
-
-def test_another_seed_draws_other_fixed_shots():
     draws = {tuple(shots(apply({"few_shot": {}}, context=replace(CONTEXT, seed=seed)))) for seed in range(5)}
     assert len(draws) > 1
 
@@ -205,13 +184,10 @@ def cosines(texts, query):
     return [float(vector(text) @ vector(query)) for text in texts]
 
 
-def test_shots_stand_between_the_system_message_and_the_question():
+def test_shots_stand_between_the_first_system_message_and_the_first_turn():
     item = replace(ITEM, messages=({"role": "system", "content": "Be brief."}, *ITEM.messages))
     roles = [message["role"] for message in apply({"few_shot": {"shots": 2}}, item).messages]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
-
-
-def test_shots_stand_before_the_first_turn_where_a_system_message_comes_later():
     said = (
         ("system", "Be brief."),
         ("user", "Hi"),
@@ -223,11 +199,6 @@ def test_shots_stand_before_the_first_turn_where_a_system_message_comes_later():
     shown = apply({"few_shot": {"shots": 1}}, item).messages
     assert shown[0] == item.messages[0]
     assert shown[3:] == item.messages[1:]
-
-
-def test_few_shot_without_training_rows_is_refused():
-    with pytest.raises(UserError, match="few_shot without training"):
-        apply({"few_shot": {}}, context=replace(CONTEXT, train=()))
 
 
 def test_retrieval_puts_the_best_passage_first_and_the_question_last():
@@ -292,9 +263,12 @@ def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
     assert apply({"rag": {"top_k": 2}}, ask(text)).passages == ("lamp", "shipping")
 
 
-def test_passages_of_one_document_name_it_once():
+def test_passages_of_one_document_name_it_once_and_the_question_is_read_behind_them():
     asked = apply({"rag": {"top_k": 4, "chunk_words": 4, "chunk_overlap": 0}}, ask("lamp lamps"))
     assert len(asked.passages) == len(set(asked.passages))
+    documents = (Document("d", "Two\n\nlines", "First.\n\nSecond."),)
+    item = ask("One?\n\nTwo?")
+    assert question(apply({"rag": {}}, item, replace(CONTEXT, documents=documents))) == "One?\n\nTwo?"
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +300,7 @@ def embedder(tmp_path_factory):
     return folder / "model"
 
 
-def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings(embedder):
+def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings_and_prints_nothing(embedder, capfd):
     from sentence_transformers import SentenceTransformer
 
     encode = SentenceTransformer(str(embedder), device="cpu").encode
@@ -336,6 +310,9 @@ def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings(embedder)
     expected = tuple(DOCUMENTS[i].id for i in np.argsort(-cosines))
     assert len(set(cosines)) == 3
     assert apply({"rag": {"retriever": "dense", "model": str(embedder), "top_k": 3}}).passages == expected
+    capfd.readouterr()  # what sentence-transformers said by itself
+    apply({"rag": {"retriever": "dense", "model": str(embedder)}})
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.fixture(scope="module")
@@ -394,11 +371,6 @@ def test_conversations_change_the_digest_of_prompts_that_they_change(prompting, 
     assert (digest_of(conversation("Mine is 7.", "one")) != digest_of(ask("Is it even?"))) is differs
 
 
-def test_dense_retrieval_prints_nothing(embedder, capfd):
-    apply({"rag": {"retriever": "dense", "model": str(embedder)}})
-    assert capfd.readouterr() == ("", "")
-
-
 def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tmp_path):
     rag = plugins.load("prompting", "rag")
     copy = shutil.copytree(embedder, tmp_path / "copy")
@@ -447,25 +419,11 @@ def test_without_sentence_transformers_the_line_to_install_it_is_said():
     assert "pip install 'harness-evals[dense]'" in done.stdout
 
 
-def test_rag_without_documents_is_refused():
-    with pytest.raises(UserError, match="rag without documents"):
-        apply({"rag": {}}, context=replace(CONTEXT, documents=()))
-
-
-def test_the_question_can_be_read_again_behind_its_passages():
-    documents = (Document("d", "Two\n\nlines", "First.\n\nSecond."),)
-    item = ask("One?\n\nTwo?")
-    assert question(apply({"rag": {}}, item, replace(CONTEXT, documents=documents))) == "One?\n\nTwo?"
-
-
-def test_shots_behind_retrieval_are_plain_and_chosen_by_the_question():
+def test_retrieval_and_shots_go_together_in_either_order():
     alone = apply({"few_shot": {"select": "knn"}})
     both = apply({"rag": {}, "few_shot": {"select": "knn"}})
     assert shots(both) == shots(alone)
     assert both.messages[-1]["content"].startswith("Context:\n")
-
-
-def test_retrieval_and_shots_give_the_same_messages_in_either_order():
     assert apply({"rag": {}, "few_shot": {}}) == apply({"few_shot": {}, "rag": {}})
 
 

@@ -104,14 +104,11 @@ def test_the_same_trials_are_pruned_again(candidate, name):
     assert walk_search(pruner, score_by_rate) == walk_search(pruner, score_by_rate)
 
 
-def test_where_lower_is_better_high_scores_are_pruned(candidate):
+def test_where_lower_is_better_high_scores_are_pruned_and_the_pruner_is_named(candidate):
     made = walk_search(candidate, score_by_rate, sign=-1)
     best = min(made, key=lambda trial: trial.params["learning_rate"])
     assert not best.is_pruned
     assert any(trial.is_pruned for trial in made)
-
-
-def test_a_pruner_is_named_with_the_searcher(candidate):
     assert searcher(candidate.source).endswith(", pruned by its SuccessiveHalvingPruner")
     assert "pruned" not in searcher(candidate.source.model_copy(update={"prune": {}}))
 

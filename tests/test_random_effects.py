@@ -50,7 +50,7 @@ def decision(facts):
 # The formulas
 
 
-def test_without_a_spread_over_items_the_interval_and_the_p_are_students_over_seeds():
+def test_an_interval_over_seeds_is_students_and_of_two_arms_welchs():
     x = [0.71, 0.75, 0.80, 0.69]
     one = stats.seed_variance([x])
     found = stats.satterthwaite([Variance(0.0, None), Variance(one.variance / 4, one.df)])
@@ -58,9 +58,6 @@ def test_without_a_spread_over_items_the_interval_and_the_p_are_students_over_se
     ends = expected.confidence_interval()
     assert mean_interval(np.mean(x), found) == pytest.approx((ends.low, ends.high), abs=1e-9)
     assert mean_p(np.mean(x) - 0.7, found) == pytest.approx(expected.pvalue)
-
-
-def test_two_arms_have_welchs_degrees_of_freedom():
     x, y = [0.71, 0.75, 0.80, 0.69], [0.5, 0.9, 0.6]
     parts = [Variance(np.var(a, ddof=1) / len(a), len(a) - 1) for a in (x, y)]
     assert stats.satterthwaite(parts).df == pytest.approx(scipy_stats.ttest_ind(x, y, equal_var=False).df)
@@ -77,18 +74,16 @@ def test_below_two_degrees_of_freedom_the_variance_between_seeds_is_unknown(reci
     assert stats.seed_variance(recipes) is None
 
 
-def test_bad_numbers_are_refused():
+def test_bad_numbers_are_refused_and_equal_seeds_show_no_difference():
     with pytest.raises(ValueError, match="finite"):
         stats.seed_variance([[0.1, 0.2, float("nan")]])
     with pytest.raises(ValueError, match=">= 0"):
         stats.satterthwaite([Variance(-0.1, 2)])
     with pytest.raises(ValueError, match="times > 0"):
         stats.detectable_mean(VarianceComponents(Variance(1, 9), Variance(1, 2), 3), 0)
-
-
-def test_seeds_that_agree_exactly_show_a_difference_and_equal_ones_show_none():
     nothing = stats.satterthwaite([Variance(0.0, None), Variance(0.0, 2)])
     assert (mean_p(0.1, nothing), mean_p(0.0, nothing)) == (0, 1)
+    assert stats.satterthwaite([Variance(inf, None), Variance(0.1, 2)]) == (inf, None)
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(1, 99)), min_size=1, max_size=5))
@@ -97,10 +92,6 @@ def test_degrees_of_freedom_lie_between_the_smallest_and_their_sum(parts):
     dfs = [df for v, df in parts if v > 0]
     if found.variance > 1e-6:
         assert min(dfs) - 1e-6 <= found.df <= sum(dfs) + 1e-6
-
-
-def test_what_cannot_be_known_over_items_cannot_be_known_at_all():
-    assert stats.satterthwaite([Variance(inf, None), Variance(0.1, 2)]) == (inf, None)
 
 
 @given(deltas)
@@ -277,16 +268,13 @@ def test_item_variances_are_those_of_the_items_mean_over_seeds():
     )
 
 
-def test_a_recipe_of_one_run_is_compared_as_the_run_is():
+def test_a_recipe_of_one_run_is_compared_as_the_run_is_and_few_items_make_no_variance_too_small():
     rng = np.random.default_rng(1)
     base, new = rows(rng.random(50)), rows(rng.random(50))
     one, c = compare_recipes(EXACT, [base], [new]), compare_rows(EXACT, base, new)
     assert (one.delta, sqrt(one.change.variance), one.change.df, one.n) == pytest.approx(
         (c.delta, c.se, c.df, c.n)
     )
-
-
-def test_few_items_that_differ_make_no_variance_too_small():
     found = compare_recipes(EXACT, [rows(np.ones(60))], [rows(np.ones(60))] * 3)
     assert found.change.variance > 0.01**2
 

@@ -25,35 +25,26 @@ def make_scores(n_right, n=200):
     return [1.0] * n_right + [0.0] * (n - n_right)
 
 
-def test_candidates_that_cannot_be_told_apart_share_a_rank():
+def test_candidates_that_cannot_be_told_apart_share_a_rank_and_errors_rank_as_wrong():
     found = {
         "best": columns(make_scores(150)),
         "near": columns(make_scores(147)),
         "far": columns(make_scores(90)),
     }
     assert rank_with_ties(EXACT, found) == {"best": 1, "near": 1, "far": 3}
-
-
-def test_the_best_is_first_where_lower_is_better():
     found = {"bad": columns(make_scores(150), LOWER), "good": columns(make_scores(20), LOWER)}
     assert rank_with_ties(LOWER, found) == {"good": 1, "bad": 2}
-
-
-def test_who_answered_other_items_has_no_rank():
-    found = {"a": columns(make_scores(150)), "b": columns(make_scores(50)), "c": columns(make_scores(9, 20))}
-    assert rank_with_ties(EXACT, found) == {"a": 1, "b": 2}
-
-
-def test_nobody_is_ranked_where_there_is_nobody():
-    assert rank_with_ties(EXACT, {}) == {}
-    unbounded = ratio_metric()
-    assert rank_with_ties(unbounded, {"none": columns([None, None], unbounded)}) == {}
-
-
-def test_an_error_ranks_as_a_wrong_answer():
     found = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(make_scores(150))}
     assert rank_with_ties(EXACT, found) == {"answers": 1, "errs": 2}
     assert comparison.estimate_columns(EXACT, found["errs"]).n_errors == 100
+
+
+def test_who_answered_other_items_or_none_has_no_rank():
+    found = {"a": columns(make_scores(150)), "b": columns(make_scores(50)), "c": columns(make_scores(9, 20))}
+    assert rank_with_ties(EXACT, found) == {"a": 1, "b": 2}
+    assert rank_with_ties(EXACT, {}) == {}
+    unbounded = ratio_metric()
+    assert rank_with_ties(unbounded, {"none": columns([None, None], unbounded)}) == {}
 
 
 @pytest.mark.parametrize("options", [{}, {"cluster_size": 5}])

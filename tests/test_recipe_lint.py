@@ -47,10 +47,17 @@ def lint_rate(method, size, **params):
     return [line for line in lint_recipe(method, size, **params) if line.startswith("learning_rate")]
 
 
-def test_what_one_source_gives_is_not_named_though_another_differs():
+def test_a_value_is_named_with_the_sources_that_speak_of_models_of_its_size():
     assert lint_rate("lora", MIDDLE, learning_rate=4e-4) == [], "Biderman et al. alone give it"
     assert lint_rate("full", SMALL, learning_rate=3e-5) == [], "Devlin et al. alone give it"
     assert lint_recipe("lora", SMALL, num_train_epochs=1, learning_rate=5e-4) == []
+    assert "Hu et al." in lint_rate("lora", SMALL, learning_rate=1e-5)[0]
+    assert not any("Dettmers" in line for line in lint_rate("lora", SMALL, learning_rate=1e-5))
+    assert not any("beta" in line for line in lint_recipe("dpo", SMALL, beta=5.0, loss_type="ipo"))
+    of = Range("low-rank adapters", "r", "S", high=4.0)
+    assert of.speaks_of("lora", {}, SMALL)
+    (line,) = (x for x in lint_recipe("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
+    assert "at most 4 (Devlin" in line
 
 
 def test_a_value_between_the_ranges_of_sources_is_named_with_them():
@@ -60,10 +67,14 @@ def test_a_value_between_the_ranges_of_sources_is_named_with_them():
     assert "4 to 16 (Biderman" in line
 
 
-def test_a_default_between_sources_is_not_named():
+def test_a_default_is_named_as_one_and_not_where_it_lies_between_sources():
     assert plugins.method("lora").params().num_train_epochs == 2, "between 1 and 4"
     assert not any(line.startswith("num_train_epochs") for line in lint_recipe("lora", SMALL))
     assert any(line.startswith("num_train_epochs") for line in lint_recipe("lora", SMALL, num_train_epochs=2))
+    (line,) = lint_rate("full", MIDDLE)
+    assert line.startswith("learning_rate 0.0001, the default, is above what was published")
+    (line,) = lint_rate("full", MIDDLE, learning_rate=1e-4)
+    assert line.startswith("learning_rate 0.0001 is above")
 
 
 @pytest.mark.parametrize("size", [1.7e9, MIDDLE, 70e9])
@@ -101,11 +112,6 @@ def test_rows_of_a_step_are_a_default_where_neither_factor_is_written():
         assert any(line.startswith(start) for line in lint("lora", whole, SMALL, written))
 
 
-def test_sources_speak_of_models_of_their_size():
-    assert "Hu et al." in lint_rate("lora", SMALL, learning_rate=1e-5)[0]
-    assert not any("Dettmers" in line for line in lint_rate("lora", SMALL, learning_rate=1e-5))
-
-
 @pytest.mark.parametrize(
     ("method", "params", "start"),
     [
@@ -126,17 +132,6 @@ def test_sources_speak_of_models_of_their_size():
 )
 def test_each_kind_of_setting_is_judged(method, params, start):
     assert any(line.startswith(start) for line in lint_recipe(method, SMALL, **params))
-
-
-def test_a_range_under_another_setting_speaks_of_it_alone():
-    assert not any("beta" in line for line in lint_recipe("dpo", SMALL, beta=5.0, loss_type="ipo"))
-
-
-def test_of_an_open_range_only_the_end_is_said():
-    of = Range("low-rank adapters", "r", "S", high=4.0)
-    assert of.speaks_of("lora", {}, SMALL)
-    (line,) = (x for x in lint_recipe("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
-    assert "at most 4 (Devlin" in line
 
 
 SWEPT = """\
@@ -168,13 +163,6 @@ def test_rows_that_are_longer_than_a_training_takes_are_counted_beforehand(tiny,
     n = len(session.target.items.train)
     (line,) = (line for line in experiment.recipe_warnings(session, loaded.selected) if "max_length" in line)
     assert line.startswith(f"recipe of short: about {n} of {n} rows are longer than max_length, 8 tokens,")
-
-
-def test_a_default_that_nobody_wrote_is_named_as_one():
-    (line,) = lint_rate("full", MIDDLE)
-    assert line.startswith("learning_rate 0.0001, the default, is above what was published")
-    (line,) = lint_rate("full", MIDDLE, learning_rate=1e-4)
-    assert line.startswith("learning_rate 0.0001 is above")
 
 
 @pytest.mark.parametrize("size", [1e6, 70e9])

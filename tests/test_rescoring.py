@@ -168,16 +168,13 @@ def test_score_gives_a_run_of_the_new_scores_and_leaves_the_old_one(copy, monkey
     assert kept[shown[0]].training == next(one for one in old if one.candidate == "lora").training
 
 
-def test_a_run_of_other_items_cannot_be_scored_again(copy):
+def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_it_is(copy):
     before = store.list_runs(store.Store(copy.parent / "runs"))
     changed = session(copy, "target.system=Be brief.")
     (prompt,) = [one for one in before if one.candidate == "prompt"]
     with pytest.raises(IncompatibleRuns, match=r"letters/validation, letters/test.*harness compare"):
         release.rescore_run(changed, prompt)
     assert store.list_runs(changed.store) == before
-
-
-def test_a_run_that_is_scored_so_already_stays_as_it_is(copy):
     made = session(copy)
     before = store.list_runs(made.store)
     for one in before:
@@ -225,22 +222,11 @@ def test_rows_of_another_question_or_precision_are_not_reused(path, override, ta
     assert list_lacking(session(path, override)) == tasks
 
 
-def test_rows_of_another_tokenizer_are_not_reused(path, tmp_path):
+@pytest.mark.parametrize("other", [{"adds_bos": True}, {"template": tiny_model.STARTED}, {"seed": 1}])
+def test_rows_of_another_tokenizer_template_or_weights_are_not_reused(path, tmp_path, other):
     answer_all(session(path))
-    other = tiny_model.build(tmp_path / "other", adds_bos=True)
-    assert list_lacking(session(path, f"base_model={other}")) == TARGET | SUITES
-
-
-def test_rows_of_another_template_are_not_reused(path, tmp_path):
-    answer_all(session(path))
-    other = tiny_model.build(tmp_path / "other", template=tiny_model.STARTED)
-    assert list_lacking(session(path, f"base_model={other}")) == TARGET | SUITES
-
-
-def test_rows_of_other_weights_are_not_reused(path, tmp_path):
-    answer_all(session(path))
-    other = tiny_model.build(tmp_path / "other", seed=1)
-    assert list_lacking(session(path, f"base_model={other}")) == TARGET | SUITES
+    base = tiny_model.build(tmp_path / "other", **other)
+    assert list_lacking(session(path, f"base_model={base}")) == TARGET | SUITES
 
 
 def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):

@@ -189,11 +189,8 @@ def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(checkpoint_folder, d
     assert checkpoints.find_last_checkpoint(checkpoint_folder) == newest
 
 
-def test_two_checkpoints_are_kept_at_most(checkpoint_folder):
+def test_two_checkpoints_without_model_cards_are_kept_at_most(checkpoint_folder):
     assert 1 <= len(list(checkpoint_folder.iterdir())) <= 2
-
-
-def test_checkpoints_have_no_model_cards(checkpoint_folder):
     assert list(checkpoint_folder.rglob("adapter_model.safetensors"))
     assert list(checkpoint_folder.rglob("README.md")) == []
 
@@ -268,13 +265,9 @@ def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(sess
     assert not (made.folder / CHECKPOINTS).exists()
 
 
-def test_a_training_that_diverged_keeps_no_checkpoint(session):
+def test_a_training_that_diverged_keeps_no_checkpoint_and_is_noted_after_a_kill_too(session):
     part, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
     assert [p.name for p in part.iterdir()] == ["diverged.json"]
-
-
-def test_a_divergence_that_a_kill_kept_from_being_noted_is_noted_the_next_time(session):
-    part, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
     (part / "diverged.json").unlink()
     again, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
     assert [p.name for p in again.iterdir()] == ["diverged.json"]

@@ -61,7 +61,14 @@ def test_an_answer_is_sorted_by_what_was_found_and_used(passages, text, right, e
     assert found.n == 1
 
 
-def test_a_context_that_a_template_or_a_question_holds_is_not_that_of_the_passages():
+def test_the_passages_of_a_prompt_are_read_back_from_under_any_template():
+    assert context_of(with_context(PRICE, [SHIP]).prompt).endswith("A parcel takes three days to arrive.")
+    assert context_of(PRICE.prompt) == ""
+    asked = with_context(PRICE, [LAMP])
+    wrapped = replace(asked, messages=({"role": "user", "content": f"Be brief.\n\n{asked.prompt}\nThanks"},))
+    assert context_of(wrapped.prompt) == context_of(asked.prompt) != ""
+    row = replace(make_row(PRICE, [LAMP], "40 euros"), prompt=wrapped.prompt)
+    assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1
     row = make_row(PRICE, [LAMP], "40 euros")
     framed = replace(row, prompt=f"Context:\nYou are a shop.\n\n{row.prompt}\n\nBe brief.")
     assert retrieval_use([framed], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1
@@ -70,63 +77,42 @@ def test_a_context_that_a_template_or_a_question_holds_is_not_that_of_the_passag
     assert use([LAMP], "40 euros", True, item).used == 1
 
 
-def test_an_answer_that_failed_is_counted_apart():
+def test_recall_precision_and_reciprocal_rank_are_those_of_the_passages_and_failures_apart():
+    third = Document("third", "", "Nothing of that.")
+    found = use([SHIP, LAMP, third], "40 euros", True).retrieved
+    assert (found.recall, found.precision, found.reciprocal_rank) == (1.0, pytest.approx(1 / 3), 0.5)
     found = use([LAMP], "", False, status="error")
     assert (found.n, found.errors, found.grounded) == (0, 1, None)
+    row = replace(make_row(PRICE, [LAMP], "40 euros"), passages=())
+    assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, [LAMP]) is None
 
 
-def test_a_reference_that_no_document_holds_is_found_where_a_needed_document_is():
+def test_what_is_in_no_document_or_needs_no_literal_answer_is_found_by_the_needed_documents():
     label = replace(PRICE, references=("price_question",))
     found = use([LAMP], "price_question", True, label)
     assert (found.used, found.grounded) == (1, None), "a label stands in no document"
     assert use([SHIP], "other", False, label).missed == 1
-
-
-def test_an_item_without_documents_or_a_literal_answer_is_not_judged():
     label = replace(PRICE, references=("price_question",), documents=())
     assert use([LAMP], "price_question", True, label)[:8] == (0, 0, 0, 0, 0, 0, 0, 1)
-
-
-def test_a_short_reference_that_stands_in_a_wrong_passage_is_not_found():
-    price = Document("price", "", "The chair costs 40 euros too.")
-    assert use([price], "no idea", False, documents=(LAMP, price)).missed == 1
-
-
-def test_a_yes_or_no_is_found_where_the_needed_document_is():
     item = replace(PRICE, references=("no",))
     long = LAMP._replace(text=f"{LAMP.text} There is no lamp with a plug.")
     part = LAMP._replace(text="The lamp costs 40 euros.")
     assert use([part], "no", True, item, documents=(long, SHIP)).used == 1
     assert use([part], "yes", False, item, documents=(long, SHIP)).unused == 1
-
-
-def test_of_two_needed_documents_one_is_not_enough_where_the_answer_stands_in_neither():
     item = replace(PRICE, references=("cheaper",), documents=("lamp", "ship"))
     assert use([LAMP], "dearer", False, item).missed == 1
     assert use([LAMP, SHIP], "dearer", False, item).unused == 1
 
 
-def test_a_document_that_stands_twice_is_one():
-    copy = LAMP._replace(id="copy")
-    found = use([copy], "40 euros", True, documents=(LAMP, copy, SHIP))
-    assert (found.used, found.retrieved.recall, found.retrieved.precision) == (1, 1.0, 1.0)
-
-
-def test_a_reference_within_another_word_is_not_found():
+def test_a_reference_in_a_wrong_passage_or_within_another_word_is_not_found():
+    price = Document("price", "", "The chair costs 40 euros too.")
+    assert use([price], "no idea", False, documents=(LAMP, price)).missed == 1
     twins = Document("twins", "", "The lamp costs 140 euros.")
     item = replace(PRICE, documents=())
     assert use([twins], "140 euros", False, item, documents=(twins, LAMP)).missed == 1
-
-
-def test_nothing_is_said_of_a_candidate_that_retrieves_nothing():
-    row = replace(make_row(PRICE, [LAMP], "40 euros"), passages=())
-    assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, [LAMP]) is None
-
-
-def test_recall_precision_and_reciprocal_rank_are_those_of_the_passages():
-    third = Document("third", "", "Nothing of that.")
-    found = use([SHIP, LAMP, third], "40 euros", True).retrieved
-    assert (found.recall, found.precision, found.reciprocal_rank) == (1.0, pytest.approx(1 / 3), 0.5)
+    copy = LAMP._replace(id="copy")
+    found = use([copy], "40 euros", True, documents=(LAMP, copy, SHIP))
+    assert (found.used, found.retrieved.recall, found.retrieved.precision) == (1, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +129,6 @@ def test_recall_precision_and_reciprocal_rank_are_those_of_the_passages():
 )
 def test_an_answer_is_grounded_where_the_passages_hold_the_words_of_each_sentence(answer, supported):
     assert is_supported(answer, "Lamp: The lamp costs 40 euros and burns for 900 hours. Yes.") is supported
-
-
-def test_the_passages_of_a_prompt_are_read_back():
-    assert context_of(with_context(PRICE, [SHIP]).prompt).endswith("A parcel takes three days to arrive.")
-    assert context_of(PRICE.prompt) == ""
 
 
 def test_planted_failures_of_xquad_are_counted_as_planted():
@@ -192,11 +173,3 @@ def test_the_table_and_the_sentence_say_what_was_found_and_used():
         "retrieval found 100.0 % of the documents needed (recall@k); the passages held the answer to 1 of"
         " 1 items, of which 1 were answered wrongly and 0 right but not from them"
     )
-
-
-def test_passages_are_read_back_from_under_a_template_too():
-    asked = with_context(PRICE, [LAMP])
-    wrapped = replace(asked, messages=({"role": "user", "content": f"Be brief.\n\n{asked.prompt}\nThanks"},))
-    assert context_of(wrapped.prompt) == context_of(asked.prompt) != ""
-    row = replace(make_row(PRICE, [LAMP], "40 euros"), prompt=wrapped.prompt)
-    assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1

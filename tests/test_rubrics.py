@@ -97,9 +97,11 @@ def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said)
     assert [part for part in said if part not in found] == [], found
 
 
-def test_a_scale_that_is_upside_down_is_one_problem_whatever_else_a_scale_may_be(tmp_path):
+def test_all_that_is_wrong_with_a_rubric_is_said_at_once_and_each_once(tmp_path):
     (said,) = problems(tmp_path, "criteria: x\njudge: some-model\nscale: {min: 5, max: 1}\n")
     assert said.startswith("helpful.yaml:3: found a scale from 5 to 1;")
+    text = "criteria: ''\nscale: {min: 5, max: 1}\njudge: {base_url: nowhere}\nkind: x\n"
+    assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
 
 FIRST = "{base_url: http://host.example/v1, model: m}"
@@ -140,11 +142,6 @@ def test_this_machine_is_one_judge_by_whichever_name_or_number(tmp_path, host):
 def test_two_judges_of_a_panel_differ_by_model_scheme_port_or_path(tmp_path, other):
     (tmp_path / "helpful.yaml").write_text(f"criteria: x\npanel:\n  - {FIRST}\n  - {other}\n")
     assert len(read_rubric(tmp_path / "helpful.yaml").judges) == 2
-
-
-def test_all_that_is_wrong_is_said_at_once(tmp_path):
-    text = "criteria: ''\nscale: {min: 5, max: 1}\njudge: {base_url: nowhere}\nkind: x\n"
-    assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
 
 @pytest.mark.parametrize(
@@ -284,7 +281,4 @@ def test_a_line_that_a_kill_cut_short_is_no_grade_and_spoils_no_other(tmp_path):
     store.keep_grades(at, "book", {}, [grade("b"), grade("a", 0.0)])
     assert {key: g.value for key, g in store.read_grades(at, "book").items()} == {"a": 1.0, "b": 1.0}
     assert [who["judge"]["model"] for who, _ in store.find_grades(at, "task", "1", "d")] == ["m"] * 3
-
-
-def test_grades_of_an_unknown_book_are_none(tmp_path):
     assert store.read_grades(Store(tmp_path), "none") == {}

@@ -207,12 +207,9 @@ def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
     assert identity_by(tmp_path) == before
 
 
-def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):
+def test_prompts_depend_on_the_rows_documents_and_seed_that_they_show(path):
     assert changed(path, "target.data.limits.train=20", name="prompt") == set()
     assert changed(path, "target.data.limits.train=20", name="shots") == TARGET
-
-
-def test_passages_depend_on_the_documents_and_shots_on_the_seed(path):
     made = session(path)
     shots, plain = (made.experiment.candidates[name] for name in ("shots", "prompt"))
     found = shots.model_copy(update={"prompting": {"rag": {}}})
@@ -307,23 +304,13 @@ def test_a_failed_run_keeps_its_whole_reason_on_one_line(path):
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 
 
-def test_a_copy_of_a_session_asks_the_base_that_the_original_has_in_memory(path):
+def test_copies_of_a_session_share_the_base_in_memory_and_free_it_together(path):
     made = session(path)
-    host = made.host(made.source)
-    assert replace(made, progress=SilentProgress()).host(made.source) is host
-
-
-def test_unloading_a_copy_of_a_session_frees_the_base_that_the_original_loaded(path):
-    made = session(path)
+    assert replace(made, progress=SilentProgress()).host(made.source) is made.host(made.source)
     loaded = weakref.ref(made.host(made.source).model)
     copied = replace(made, progress=SilentProgress())
     copied.unload()
     assert loaded() is None
-
-
-def test_unloading_a_session_frees_the_base_that_its_copy_loaded(path):
-    made = session(path)
-    copied = replace(made, progress=SilentProgress())
     loaded = weakref.ref(copied.host(copied.source).model)
     made.unload()
     assert loaded() is None

@@ -40,9 +40,6 @@ def test_the_closest_calls_are_strata_each_of_one_score():
         row.example_id for row, passed in zip(base, right, strict=True) if passed
     }
     assert [found.expected[f"quarter {k}, 0"] for k in (1, 2, 3, 4)] == [0.35, 0.20, 0.10, 0.03]
-
-
-def test_without_margins_there_are_strata_of_the_score_alone():
     right = np.arange(700) % 2
     assert sampling.pool_of(rows(right.astype(float)), EXACT).sizes == {"all, 0": 350, "all, 1": 350}
 
@@ -60,6 +57,9 @@ def test_the_score_of_the_base_takes_its_part_of_the_variance():
     some = sampling.plan_variance(by_score, {"all, 0": 80, "all, 1": 80})
     drawing = sampling.plan_variance(alone, {"all": 160}) - sampling.plan_variance(alone, {"all": 4_000})
     assert some - sampling.plan_variance(by_score, by_score.sizes) == pytest.approx(0.85 * drawing)
+    one = ItemStrata({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
+    assert sampling.plan_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
+    assert sampling.plan_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,9 @@ def test_clusters_are_drawn_one_after_the_other_and_large_ones_no_sooner():
     assert np.mean(large) == pytest.approx(400 / 600, abs=4 * np.std(large) / np.sqrt(200))
 
 
-def test_of_a_task_within_one_block_the_first_look_asks_a_third_and_the_next_all():
+def test_tasks_are_asked_alike_and_small_ones_by_thirds():
     plan = sampling.plan({"a": sampling.pool_of(rows(np.full(150, 0.5)), EXACT)}, [], 0.01, 0.05)
     assert [plan.n("a", k) for k in range(len(plan.alphas))] == [50, 150]
-
-
-def test_every_task_is_asked_as_many_items_as_any_other():
     plan = sampling.plan({"a": pool(20_000), "b": pool(900)}, [], 0.03, 0.05)
     assert all(plan.n("a", k) == plan.n("b", k) for k in range(len(plan.alphas)))
 
@@ -160,30 +157,25 @@ def test_alpha_is_spent_by_what_the_looks_can_tell_and_not_by_their_number():
     assert plan.alphas == pytest.approx([norm.sf(bound) for bound in bounds])
 
 
-def test_a_look_asks_its_strata_mixed():
+def test_a_look_asks_its_strata_mixed_in_an_order_that_the_seed_fixes():
     of = pool(2_000)
     drawn = sampling.plan({"a": of}, [], 0.03, 0.05).drawn["a"]
     first = sampling.order_items(of, drawn, 0)[: BLOCK // 2]
     assert all(set(first) & set(ids) for ids in of.ids.values())
+    of = pool(700)
+    assert sampling.order_items(of, [], 3) == sampling.order_items(of, [], 3)
+    assert sampling.order_items(of, [], 3) != sampling.order_items(of, [], 4)
+    assert stats.inclusion_weights(["a"], {"a": 4}) == [4.0]
 
 
-def test_a_margin_that_the_items_cannot_show_asks_all_of_them():
+def test_a_large_task_is_asked_a_small_part_of_unless_the_margin_needs_all():
     of = pool(700)
     plan = sampling.plan({"a": of}, [], 0.001, 0.05)
     assert plan.drawn["a"][-1] == of.sizes
     assert plan.alphas[-1] < 0.05
-
-
-def test_a_large_task_is_asked_a_small_part_of():
     plan = sampling.plan({"a": pool(10_000)}, [], 0.03, 0.05)
     assert plan.n("a", len(plan.alphas) - 1) < 2_500
     assert plan.drawn["a"][-1]["quarter 1, 1"] > 1.5 * plan.drawn["a"][-1]["quarter 4, 1"]
-
-
-def test_all_items_of_a_task_have_the_variance_of_the_items_alone():
-    one = ItemStrata({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
-    assert sampling.plan_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
-    assert sampling.plan_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
 
 
 def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():
@@ -199,10 +191,3 @@ def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():
     assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / np.sqrt(200))
     plain = np.sqrt(-truth * (1 + truth) / sum(drawn[0].values()))
     assert np.std(found) < plain  # strata and the finite pool are worth something
-
-
-def test_a_fixed_seed_gives_a_fixed_order():
-    of = pool(700)
-    assert sampling.order_items(of, [], 3) == sampling.order_items(of, [], 3)
-    assert sampling.order_items(of, [], 3) != sampling.order_items(of, [], 4)
-    assert stats.inclusion_weights(["a"], {"a": 4}) == [4.0]

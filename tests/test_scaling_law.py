@@ -12,15 +12,12 @@ SIZES = [50, 100, 200, 400, 800]
 EQUAL = [1.0] * 5
 
 
-def test_the_constructed_curve_is_recovered():
+def test_the_constructed_curve_is_recovered_and_scipy_finds_the_same():
     expected, _ = golden("powerlaw_recover")
     fit = fit_power_law(expected["D"], expected["err"], EQUAL)
     found = [float(part[0]) for part in fit]
     assert found == pytest.approx(expected["abc"], rel=1e-5)
     assert fit.at(6400)[0] == pytest.approx(expected["pred_6400"], abs=1e-6)
-
-
-def test_scipys_least_squares_finds_the_same_curve():
     from scipy.optimize import curve_fit
 
     errors = np.array([0.52, 0.40, 0.33, 0.27, 0.24])
@@ -40,14 +37,11 @@ def test_any_exact_curve_is_followed_beyond_its_sizes(floor, exponent, first):
     assert fit.at(3200)[0] == pytest.approx(truth, abs=1e-4)
 
 
-def test_many_curves_are_fitted_as_if_each_were_alone():
+def test_many_curves_are_fitted_as_if_each_were_alone_with_no_floor_below_zero():
     errors = np.random.default_rng(0).uniform(0.1, 0.9, (7, 5))
     together = fit_power_law(SIZES, errors, EQUAL)
     for row, *found in zip(errors, *together, strict=True):
         assert found == pytest.approx([float(part[0]) for part in fit_power_law(SIZES, row, EQUAL)])
-
-
-def test_the_floor_is_never_below_zero():
     n = np.array(SIZES, float)
     fit = fit_power_law(n, 1.2 - 0.16 * np.log(n), EQUAL)
     assert fit.floor[0] >= 0

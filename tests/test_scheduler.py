@@ -45,15 +45,12 @@ def test_a_cron_line_goes_to_the_folder_and_keeps_a_log(config):
     ]
 
 
-def test_a_systemd_timer_makes_up_for_a_night_when_the_machine_was_off(config):
+def test_a_systemd_timer_makes_up_for_a_night_and_its_service_takes_a_verdict_for_no_failure(config):
     files = {path.name: text for path, text in install.units("systemd", config, "23:05").items()}
     assert "OnCalendar=*-*-* 23:05:00" in files["harness-nightly-desk.timer"]
     assert "Persistent=true" in files["harness-nightly-desk.timer"]
     assert f"WorkingDirectory={config.parent}" in files["harness-nightly-desk.service"]
     assert "nightly run -c harness.yaml" in files["harness-nightly-desk.service"]
-
-
-def test_a_systemd_service_finds_programs_and_takes_a_verdict_for_no_failure(config):
     service, _ = install.units("systemd", config, "02:30").values()
     settings = dict(row.split("=", 1) for row in service.splitlines() if "=" in row)
     assert {int(code) for code in settings["SuccessExitStatus"].split()} == set(EXIT.values()) - {0, 1}
@@ -153,12 +150,9 @@ def test_the_next_step_says_how_the_webhook_is_given(config, scheduler, how):
     assert said.partition("; HARNESS_WEBHOOK")[2].partition("given ")[2].startswith(how)
 
 
-def test_the_next_step_starts_the_timer_of_the_experiment(config):
+def test_the_next_step_starts_the_timer_of_the_experiment_or_asks_for_the_same_unit_again(config):
     said = install.next_step("systemd", install.units("systemd", config, "04:00"))
     assert "enable --now harness-nightly-desk.timer;" in said
-
-
-def test_the_next_step_asks_for_the_same_unit_again(config):
     files = install.units("cron", config, "03:15")
     said = install.next_step("cron", files, ["--at", "03:15", "-c", "a b.yaml"])
     assert "; harness nightly install --cron --at 03:15 -c 'a b.yaml') | crontab -" in said

@@ -16,20 +16,14 @@ def limits_of(experiment):
     return experiment.target.data.limits
 
 
-def test_a_quick_run_with_a_limit_takes_no_more_items_than_the_limit(experiment):
+def test_a_quick_run_and_a_limit_take_the_fewest_items_of_both(experiment):
     found = narrow(experiment, Scope(limit=4, quick=True))
     assert limits_of(found).test == 4
     assert limits_of(found).train == SMOKE_LIMITS.train
     assert {task.limit for suite in found.suites for task in suite.tasks} == {4}
-
-
-def test_a_high_limit_takes_no_more_items_than_a_quick_run(experiment):
     found = narrow(experiment, Scope(limit=1000, quick=True))
     assert limits_of(found) == SMOKE_LIMITS
     assert {task.limit for suite in found.suites for task in suite.tasks} == {SMOKE_ITEMS}
-
-
-def test_a_quick_run_raises_no_limit_that_is_declared(experiment):
     data = experiment.target.data.model_copy(update={"limits": SMOKE_LIMITS.model_copy(update={"train": 8})})
     few = experiment.model_copy(update={"target": experiment.target.model_copy(update={"data": data})})
     assert limits_of(narrow(few, Scope(quick=True))).train == 8

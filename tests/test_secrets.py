@@ -63,7 +63,9 @@ def test_what_looks_like_a_key_of_a_service_is_masked(shape):
     assert mask_values({"a": [f"x {shape} y"]}) == {"a": ["x *** y"]}
 
 
-def test_values_of_a_list_below_a_secret_key_or_behind_an_option_are_masked():
+def test_values_are_masked_by_the_names_of_their_keys_lists_and_options_included():
+    plain = {"api_key": HIDDEN, "api_key_env": "VARIABLE", "pad_token": "<pad>", "n_tokens": 3, "token": ""}
+    assert mask_values(plain) == plain | {"api_key": "***"}
     values = {"api_keys": [HIDDEN, HIDDEN], "command": ["trl", "--token", HIDDEN, "--seed", "1"]}
     assert mask_values(values) == {
         "api_keys": ["***", "***"],
@@ -81,11 +83,6 @@ def test_a_long_line_without_secrets_is_masked_at_once():
 @pytest.mark.parametrize("text", NO_SECRETS)
 def test_what_is_no_secret_stays(text):
     assert mask_secrets(text, environment=False) == text
-
-
-def test_values_are_masked_by_the_names_of_their_keys():
-    plain = {"api_key": HIDDEN, "api_key_env": "VARIABLE", "pad_token": "<pad>", "n_tokens": 3, "token": ""}
-    assert mask_values(plain) == plain | {"api_key": "***"}
 
 
 @pytest.mark.e2e

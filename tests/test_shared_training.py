@@ -212,13 +212,10 @@ def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(
     assert [key(plain, n) for n in ("stepped", "bag")] == [key(two, n) for n in ("stepped", "bag")]
 
 
-def test_rows_that_cannot_be_parted_are_refused_before_anything_runs(tiny, tmp_path):
+def test_rows_that_cannot_be_parted_or_workers_beside_shared_processes_are_refused(tiny, tmp_path):
     extra = "training: {accelerate: {num_processes: 3}}\n"
     with pytest.raises(UserError, match="8 rows a step, which 3 processes cannot share evenly"):
         session_of(tiny, tmp_path, extra)
-
-
-def test_processes_that_share_a_training_are_refused_beside_workers(tiny, tmp_path):
     extra = "training: {accelerate: {num_processes: 2}}\nexecution: {executor: local, workers: 2}\n"
     with pytest.raises(UserError, match="executor: local, whose workers are one process each"):
         session_of(tiny, tmp_path, extra)

@@ -31,30 +31,24 @@ def test_the_smallest_base_whose_whole_interval_reaches_the_goal_is_named():
     )
 
 
-def test_of_a_base_the_candidate_that_is_best_on_validation_speaks():
+def test_of_a_base_the_candidate_that_is_best_on_validation_and_passes_its_gate_speaks():
     """The other one is better on test, which chooses nothing."""
     lucky = candidate("lucky", 0.95, base=SMALL, validation=0.1)
     known = candidate("known", 0.70, base=SMALL, validation=0.7)
     large = candidate("big", 0.90, base=LARGE)
     assert "is large" in sentence(lucky, known, large, goal=0.8)
-
-
-def test_what_the_gate_stops_or_a_budget_leaves_out_is_no_answer():
     stopped = make_fine_tune("mine", 0.95, 0.2, "fail", base=SMALL)
     large = candidate("big", 0.90, base=LARGE)
     plain = candidate("plain", 0.5, base=SMALL)
     assert "is large" in sentence(stopped, plain, large, goal=0.8)
 
 
-def test_where_none_meets_it_the_nearest_is_named():
+def test_where_none_meets_it_the_nearest_is_named_and_a_lower_metric_is_turned():
     said = sentence(candidate("a", 0.5, base=SMALL), candidate("b", 0.6, base=LARGE), goal=0.8)
     assert said == (
         "No base of known size is shown to meet the goal of 80.0 %: b on large is the nearest, "
         "60.0 [55, 65] exact_match."
     )
-
-
-def test_a_metric_of_which_less_is_better_is_turned():
     low = candidate("a", 0.7, BITS, base=SMALL), candidate("b", 0.6, BITS, base=LARGE)
     assert "is small" in sentence(*low, goal=0.8, metric="bits_per_byte")
     assert "is large" in sentence(*low, goal=0.7, metric="bits_per_byte")

@@ -54,25 +54,35 @@ def test_at_ties_the_mid_p_halves_the_chance_of_the_tie_itself(each):
     assert stats.mcnemar(each, each).exact == stats.mcnemar(0, 0).midp == 1
 
 
-def test_a_margin_above_1_is_refused():
+def test_impossible_counts_margins_and_clusters_are_refused():
+    with pytest.raises(ValueError, match="found 3 of 2"):
+        stats.wilson(3, 2)
+    with pytest.raises(ValueError, match="gains"):
+        stats.tango_interval(3, 2, 4)
+    with pytest.raises(ValueError, match="negative"):
+        stats.mcnemar(-1, 2)
     with pytest.raises(ValueError, match=r"at most 1, found 1\.5"):
         stats.tango_regression_p(3, 5, 20, 1.5)
-
-
-def test_tango_of_no_items_is_refused_and_does_not_divide_by_zero():
     with pytest.raises(ValueError, match=r"n > 0, found 0 \+ 0 of 0"):
         stats.tango_interval(0, 0, 0)
+    with pytest.raises(ValueError, match="standard error of 0"):
+        stats.noninferiority_power(0.0, 0.02, 0.0)
+    with pytest.raises(ValueError, match="same items"):
+        stats.paired_delta([0, 1], [1])
+    mean = stats.clustered_mean([0.1, 0.4], ["a", "a"])
+    assert mean.se is None
+    with pytest.raises(ValueError, match="too few clusters"):
+        stats.t_interval(mean)
+    with pytest.raises(ValueError, match="two clusters"):
+        stats.bootstrap(lambda w: w.sum(axis=-1), ["a", "a"])
 
 
-def test_tango_gives_the_published_intervals():
+def test_tango_gives_the_published_intervals_and_p_values():
     expected, tolerance = golden("tango")
     for key, case in expected.items():
         gains, losses, n = gains_losses_n(key)
         assert stats.tango_interval(gains, losses, n) == pytest.approx(case["ci95"], abs=tolerance)
         assert stats.tango_interval(gains, losses, n, 0.1) == pytest.approx(case["ci90"], abs=tolerance)
-
-
-def test_tango_gives_the_published_noninferiority_p_values():
     expected, tolerance = golden("tango_noninf_p")
     for key, p in expected.items():
         margin = float(key.split("m")[1])
@@ -186,9 +196,6 @@ def test_mover_of_symmetric_intervals_is_the_mean_with_its_plain_standard_error(
     mean, ends = stats.mover_mean([0.1, -0.3], [Interval(0.0, 0.2), Interval(-0.6, 0.0)])
     half = sqrt(0.1**2 + 0.3**2) / 2
     assert (mean, *ends) == pytest.approx((-0.1, -0.1 - half, -0.1 + half))
-
-
-def test_mover_of_one_task_is_that_tasks_interval():
     mean, ends = stats.mover_mean([0.1], [Interval(-0.2, 0.15)])
     assert (mean, *ends) == pytest.approx((0.1, -0.2, 0.15))
 
@@ -208,56 +215,18 @@ def test_a_veto_at_its_own_margin_fires_at_its_level():
     assert stats.regression_power(-0.05, 0.05, 0.02, alpha=0.01) == pytest.approx(0.01)
 
 
-def test_a_paired_delta_needs_the_same_items():
-    with pytest.raises(ValueError, match="same items"):
-        stats.paired_delta([0, 1], [1])
-
-
-def test_a_single_cluster_has_no_standard_error():
-    mean = stats.clustered_mean([0.1, 0.4], ["a", "a"])
-    assert mean.se is None
-    with pytest.raises(ValueError, match="too few clusters"):
-        stats.t_interval(mean)
-
-
-def test_a_bootstrap_refuses_a_single_cluster():
-    with pytest.raises(ValueError, match="two clusters"):
-        stats.bootstrap(lambda w: w.sum(axis=-1), ["a", "a"])
-
-
 def test_bca_falls_back_to_percentiles_where_the_jackknife_does_not_vary():
     draws = np.linspace(0, 1, 10_001)
     boot = stats.Bootstrap(0.4, draws, np.full(20, 0.4))
     assert stats.bca_interval(boot) == pytest.approx((0.025, 0.975))
 
 
-def test_impossible_counts_are_refused():
-    with pytest.raises(ValueError, match="found 3 of 2"):
-        stats.wilson(3, 2)
-    with pytest.raises(ValueError, match="gains"):
-        stats.tango_interval(3, 2, 4)
-    with pytest.raises(ValueError, match="negative"):
-        stats.mcnemar(-1, 2)
-
-
-def test_power_refuses_a_standard_error_of_zero():
-    with pytest.raises(ValueError, match="standard error of 0"):
-        stats.noninferiority_power(0.0, 0.02, 0.0)
-
-
 @given(counts)
-def test_swapping_the_arms_mirrors_tangos_interval(case):
+def test_swapping_the_arms_mirrors_tangos_interval_which_holds_its_estimate(case):
     gains, losses, same = case
     n = gains + losses + same
     low, high = stats.tango_interval(gains, losses, n)
     assert stats.tango_interval(losses, gains, n) == pytest.approx((-high, -low), abs=1e-9)
-
-
-@given(counts)
-def test_tangos_interval_holds_its_estimate_and_is_never_a_point(case):
-    gains, losses, same = case
-    n = gains + losses + same
-    low, high = stats.tango_interval(gains, losses, n)
     assert -1 <= low <= (gains - losses) / n <= high <= 1
     assert high - low > 0.001
 
@@ -281,29 +250,19 @@ def test_permuting_the_items_changes_no_clustered_mean(x, random):
 
 
 @given(values)
-def test_duplicating_the_items_of_each_cluster_narrows_nothing(x):
+def test_duplicated_items_narrow_nothing_and_a_design_effect_is_at_most_the_cluster_size(x):
     clusters = np.arange(len(x))
     once, twice = stats.clustered_mean(x, clusters), stats.clustered_mean(x * 2, [*clusters, *clusters])
     assert twice.se == pytest.approx(once.se, abs=1e-12)
     assert twice.df == once.df
-
-
-@given(values)
-def test_a_design_effect_lies_between_one_and_the_cluster_size(x):
     clusters = [i // 2 for i in range(len(x))]
     assert 1 <= stats.design_effect(x, clusters) <= 2 + 1e-9
 
 
-def test_a_design_effect_is_the_cluster_size_where_nothing_differs():
+def test_a_design_effect_is_the_cluster_size_where_clusters_flip_as_a_whole_and_one_where_items_do():
     assert stats.design_effect(np.zeros(40), np.arange(40) // 4) == pytest.approx(4)
-
-
-def test_a_design_effect_nears_the_cluster_size_where_clusters_flip_as_a_whole():
     x = np.repeat(np.random.default_rng(0).random(100) < 0.4, 5)
     assert stats.design_effect(x, np.arange(500) // 5) == pytest.approx(5, abs=0.3)
-
-
-def test_a_design_effect_nears_one_where_many_items_flip_alone():
     x = np.random.default_rng(0).random(1000) < 0.4
     assert stats.design_effect(x, np.arange(1000) // 5) == pytest.approx(1, abs=0.3)
 
@@ -315,13 +274,10 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
     assert [a for _, a in sorted(zip(p, adjusted, strict=True))] == sorted(adjusted)
 
 
-def test_a_bootstrap_of_one_seed_repeats_itself():
+def test_a_bootstrap_draws_whole_clusters_and_repeats_itself():
     x = np.random.default_rng(5).random(50)
     run = lambda: stats.bootstrap(lambda w: w @ x, np.arange(50), n_draws=500, seed=9)[0].draws  # noqa: E731
     assert (run() == run()).all()
-
-
-def test_a_bootstrap_draws_whole_clusters():
     seen = []
     stats.bootstrap(lambda w: seen.append(w) or w.sum(axis=-1), np.arange(30) // 3, n_draws=50)
     for weights in seen:

@@ -199,10 +199,12 @@ def test_rows_come_back_exactly(tmp_path_factory, sample):
     assert stores.read_rows(store, IDENTITY.digest) == numbered
 
 
-def test_numbers_come_back_as_floats_and_sequences_as_tuples(store):
+def test_numbers_come_back_as_floats_and_sequences_as_tuples_and_the_identity_as_it_was(store):
     complete(store, IDENTITY, [row(0, parts={"f1": (1.0,)}, recall=1.0, passages=("d1",))])
     (read,) = stores.read_rows(store, IDENTITY.digest)
     assert [type(value) for value in (read.parts["f1"], read.recall, read.passages)] == [tuple, float, tuple]
+    complete(store, IDENTITY, make_rows(1))
+    assert stores.read_identity(store, IDENTITY.digest) == IDENTITY
 
 
 @pytest.mark.parametrize("name", ["a[b]c", "x=1", "it's", "st*r"])
@@ -214,11 +216,21 @@ def test_a_folder_may_have_a_name_that_duckdb_takes_for_a_pattern(tmp_path, name
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
-def test_completing_leaves_one_parquet_file_its_checksum_and_the_identity(store):
+def test_completing_leaves_one_file_and_removes_the_blocks_of_its_set_alone(store):
     complete(store, IDENTITY, make_rows(2 * BLOCK + 2))
     names = {"checksums.json", "identity.json", "rows.parquet"}
     assert {p.name for p in store.rows(IDENTITY.digest).iterdir()} == names
     assert leftovers(store) == []
+    complete(store, IDENTITY, make_rows(BLOCK))
+    append(store, IDENTITY, make_rows(BLOCK))
+    stores.remove_merged_blocks(store)
+    assert not (store.rows(IDENTITY.digest) / "blocks").exists()
+    for identity in (IDENTITY, OTHER):
+        complete(store, identity, make_rows(BLOCK))
+        append(store, identity, make_rows(BLOCK))
+    stores.remove_merged_blocks(store, OTHER.digest)
+    assert (store.rows(IDENTITY.digest) / "blocks").exists()
+    assert not (store.rows(OTHER.digest) / "blocks").exists()
 
 
 def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
@@ -228,27 +240,6 @@ def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
     stores.remove_merged_blocks(store)
     assert [path.name for path in (store.rows(IDENTITY.digest) / "blocks").iterdir()] == ["00001.jsonl"]
     assert stores.list_stored_blocks(store, OTHER) == {0}
-
-
-def test_a_folder_of_blocks_that_its_writer_was_about_to_remove_is_removed(store):
-    complete(store, IDENTITY, make_rows(BLOCK))
-    append(store, IDENTITY, make_rows(BLOCK))
-    stores.remove_merged_blocks(store)
-    assert not (store.rows(IDENTITY.digest) / "blocks").exists()
-
-
-def test_the_blocks_of_one_set_are_removed_and_those_of_another_stay(store):
-    for identity in (IDENTITY, OTHER):
-        complete(store, identity, make_rows(BLOCK))
-        append(store, identity, make_rows(BLOCK))
-    stores.remove_merged_blocks(store, OTHER.digest)
-    assert (store.rows(IDENTITY.digest) / "blocks").exists()
-    assert not (store.rows(OTHER.digest) / "blocks").exists()
-
-
-def test_the_identity_comes_back(store):
-    complete(store, IDENTITY, make_rows(1))
-    assert stores.read_identity(store, IDENTITY.digest) == IDENTITY
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -269,9 +260,13 @@ def test_a_block_holds_its_own_positions_in_order(store, positions):
 # Interrupted work
 
 
-def test_finished_blocks_are_not_computed_again(store):
+def test_finished_blocks_are_not_computed_again_and_a_missing_one_is_named(store):
     append(store, IDENTITY, make_rows(3 * BLOCK), blocks=[0, 2])
     assert stores.list_stored_blocks(store, IDENTITY) == {0, 2}
+    with pytest.raises(HarnessError, match="block 1 is missing"):
+        stores.complete_rows(store, IDENTITY, 192)
+    assert stores.list_stored_blocks(store, IDENTITY) == {0, 2}
+    assert not store.parquet(IDENTITY.digest).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"task": "sup', b"[]\n", b"\xff\xfe\n", b"1\n", b"{}\n"])
@@ -292,14 +287,6 @@ def test_a_block_that_was_cut_between_two_lines_is_not_finished_for_these_items(
     block = store.rows(IDENTITY.digest) / "blocks" / "00000.jsonl"
     block.write_text("".join(block.read_text("utf-8").splitlines(keepends=True)[:10]), "utf-8")
     assert stores.list_stored_blocks(store, IDENTITY, [r.example_id for r in sample]) == set()
-
-
-def test_completing_without_a_block_names_it_and_leaves_the_others(store):
-    append(store, IDENTITY, make_rows(3 * BLOCK), blocks=[0, 2])
-    with pytest.raises(HarnessError, match="block 1 is missing"):
-        stores.complete_rows(store, IDENTITY, 192)
-    assert stores.list_stored_blocks(store, IDENTITY) == {0, 2}
-    assert not store.parquet(IDENTITY.digest).exists()
 
 
 KILLED_WHILE_WRITING = """
@@ -349,6 +336,9 @@ def test_a_writer_that_fails_leaves_the_old_file(store):
 
 
 def test_complete_rows_are_had_for_their_items_and_for_a_prefix_of_them(store):
+    sample = make_rows(BLOCK)
+    append(store, IDENTITY, sample)
+    assert not stores.has_rows(store, IDENTITY, [r.example_id for r in sample])
     sample = make_rows(2 * BLOCK + 2)
     complete(store, IDENTITY, sample)
     ids = [r.example_id for r in sample]
@@ -357,12 +347,6 @@ def test_complete_rows_are_had_for_their_items_and_for_a_prefix_of_them(store):
     assert not stores.has_rows(store, IDENTITY, [*ids, "one more"])
     assert not stores.has_rows(store, IDENTITY, ids[::-1])
     assert not stores.has_rows(store, OTHER, ids)
-
-
-def test_blocks_that_are_not_completed_are_not_had(store):
-    sample = make_rows(BLOCK)
-    append(store, IDENTITY, sample)
-    assert not stores.has_rows(store, IDENTITY, [r.example_id for r in sample])
 
 
 def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
@@ -474,11 +458,19 @@ def test_rows_whose_replacing_is_ended_before_the_new_file_has_its_name_are_had(
     assert stores.has_rows(store, IDENTITY, [one.example_id for one in sample])
 
 
-def test_rows_that_are_missing_are_named(store):
+def test_what_cannot_be_read_is_named(store):
     with pytest.raises(HarnessError, match="no complete rows 0123"):
         stores.read_rows(store, "0123")
     with pytest.raises(HarnessError, match="no complete rows 0123"):
         stores.read_identity(store, "0123")
+    complete(store, IDENTITY, make_rows(5))
+    complete(store, OTHER, make_rows(5))
+    path = store.parquet(OTHER.digest)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(HarnessError, match=f"rows {OTHER.digest}.*next: harness compare"):
+        stores.read_many(store, [IDENTITY.digest, OTHER.digest])
+    with pytest.raises(HarnessError, match="no complete rows 0123"):
+        stores.read_many(store, [IDENTITY.digest, "0123"])
 
 
 def test_many_sets_are_read_at_once_as_each_is_alone(store):
@@ -500,17 +492,6 @@ def test_the_search_for_cycles_goes_on_after_rows_were_made_also_where_that_fail
     with pytest.raises(KeyError), many_rows():
         raise KeyError
     assert gc.isenabled()
-
-
-def test_what_cannot_be_read_among_many_sets_is_named(store):
-    complete(store, IDENTITY, make_rows(5))
-    complete(store, OTHER, make_rows(5))
-    path = store.parquet(OTHER.digest)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(HarnessError, match=f"rows {OTHER.digest}.*next: harness compare"):
-        stores.read_many(store, [IDENTITY.digest, OTHER.digest])
-    with pytest.raises(HarnessError, match="no complete rows 0123"):
-        stores.read_many(store, [IDENTITY.digest, "0123"])
 
 
 # Runs
@@ -535,12 +516,11 @@ def test_runs_are_listed_oldest_first_and_by_experiment(store):
     assert [run.run_id for run in stores.list_runs(store, "desk")] == ["y", "x"]
 
 
-def test_a_store_that_does_not_exist_lists_no_runs_and_is_not_made(store):
+def test_a_store_without_runs_lists_none_and_an_unknown_run_gets_the_nearest_name(store):
     assert stores.list_runs(store) == []
     assert not store.folder.exists()
-
-
-def test_an_unknown_run_gets_the_nearest_name(store):
+    with pytest.raises(UserError, match="make one"):
+        stores.remove_run(store, "a")
     stores.save_run(store, make_run("lora-s0-1a2b", []))
     with pytest.raises(UserError, match="did you mean 'lora-s0-1a2b'"):
         stores.get_run(store, "lora-s0-1a2c")
@@ -555,10 +535,13 @@ def test_a_run_saved_again_replaces_itself(store):
     assert count(store, "scores") == 4
 
 
-def test_a_run_whose_rows_are_not_complete_is_not_saved(store):
+def test_a_run_that_holds_nan_or_rows_that_are_not_complete_is_not_saved(store):
     append(store, IDENTITY, make_rows(BLOCK))
     with pytest.raises(HarnessError, match=f"no complete rows {IDENTITY.digest}"):
         stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    assert not (store.folder / "a").exists()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        stores.save_run(store, make_run("a", [], latency={"p50_s": float("nan")}))
     assert not (store.folder / "a").exists()
 
 
@@ -566,12 +549,6 @@ def test_a_run_whose_rows_are_not_complete_is_not_saved(store):
 def test_a_run_id_that_would_leave_its_folder_is_refused(store, run_id):
     with pytest.raises((ValueError, UserError), match=r"cannot be its own|the name of one file"):
         stores.save_run(store, make_run(run_id, []))
-
-
-def test_a_run_that_holds_nan_is_refused_and_leaves_nothing(store):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        stores.save_run(store, make_run("a", [], latency={"p50_s": float("nan")}))
-    assert not (store.folder / "a").exists()
 
 
 # The index
@@ -589,9 +566,17 @@ def test_rows_and_scores_are_in_the_index(store):
         assert db.execute(query).fetchall() == [(digest, r.position, r.text, ["answer"]) for r in sample]
 
 
-def test_rows_that_two_runs_share_are_ingested_once(store):
+def test_rows_that_two_runs_share_are_ingested_once_and_reindex_finds_the_same(store):
     save_two_runs(store)
     assert (count(store, "rowsets"), count(store, "scores")) == (2, 75)
+    before = contents(store)
+    store.index.unlink()
+    assert stores.reindex(store)._asdict() == {"runs": 2, "row_sets": 2, "rows": 75, "skipped": ()}
+    assert contents(store) == before
+    assert leftovers(store) == []
+    built = store.index.stat().st_ino
+    assert index.update(store)
+    assert store.index.stat().st_ino == built
 
 
 def test_rows_that_have_grown_are_ingested_anew(store):
@@ -602,24 +587,11 @@ def test_rows_that_have_grown_are_ingested_anew(store):
     assert (count(store, "rowsets"), count(store, "scores")) == (1, 100)
 
 
-def test_reindex_equals_the_index_it_replaces(store):
-    save_two_runs(store)
-    before = contents(store)
-    store.index.unlink()
-    assert stores.reindex(store)._asdict() == {"runs": 2, "row_sets": 2, "rows": 75, "skipped": ()}
-    assert contents(store) == before
-    assert leftovers(store) == []
-
-
-def test_an_index_that_is_missing_is_built_when_it_is_queried(store):
+def test_an_index_that_is_missing_is_built_when_it_is_queried_or_written(store):
     save_two_runs(store)
     store.index.unlink()
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
     assert list_indexed_runs(store) == ["a", "b"]
-
-
-def test_a_run_saved_where_the_index_is_missing_stands_in_it_beside_all_others(store):
-    save_two_runs(store)
     store.index.unlink()
     stores.save_run(store, make_run("c", []))
     assert list_indexed_runs(store) == ["a", "b", "c"]
@@ -633,13 +605,6 @@ def test_an_index_whose_building_is_ended_is_missing_and_not_partial(store):
     killed = python(KILLED_WHILE_BUILDING, copy).wait()
     assert (killed, (copy / "harness.duckdb").exists()) == (-9, False)
     assert [run.run_id for run in stores.list_runs(Store(copy))] == ["a", "b", "c"]
-
-
-def test_an_index_that_is_up_to_date_is_not_built_again(store):
-    save_two_runs(store)
-    built = store.index.stat().st_ino
-    assert index.update(store)
-    assert store.index.stat().st_ino == built
 
 
 def test_reindex_skips_what_it_cannot_read_and_says_what(store):
@@ -805,20 +770,22 @@ def test_reindex_replaces_an_index_that_somebody_keeps_open(store):
         assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
-def test_a_reader_does_not_wait_for_another_reader(store):
+def test_readers_of_an_index_do_not_hold_each_other_up(store):
     stores.save_run(store, make_run("a", []))
     with hold_index(store, "read"):
         assert stores.query(replace(store, wait_s=0), "SELECT run_id FROM runs").rows == [("a",)]
+    stores.save_run(store, make_run("a", []))
+    with duckdb.connect(str(store.index), read_only=True):
+        stores.save_run(store, make_run("b", []))
+    stores.save_run(store, make_run("c", []))
+    assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
-def test_a_run_that_the_index_could_not_take_lies_in_its_folder(store):
+def test_an_index_that_another_writes_takes_a_run_later_and_says_so_when_it_is_rebuilt(store):
     with index.writer_lock(store, 1):
         stores.save_run(store, make_run("a", []))
         assert not store.index.exists()
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
-
-
-def test_reindex_says_that_another_process_is_writing(store):
     stores.save_run(store, make_run("a", []))
     with index.writer_lock(store, 1), pytest.raises(HarnessError, match=r"for 0\.1 s.*next: wait"):
         stores.reindex(replace(store, wait_s=0.1))
@@ -831,14 +798,6 @@ def test_a_run_that_was_removed_while_the_index_is_held_is_forgotten_afterwards(
         assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
     assert index.update(store)
     assert list_indexed_runs(store) == ["a"]
-
-
-def test_a_connection_of_this_process_in_the_other_mode_holds_nothing_up(store):
-    stores.save_run(store, make_run("a", []))
-    with duckdb.connect(str(store.index), read_only=True):
-        stores.save_run(store, make_run("b", []))
-    stores.save_run(store, make_run("c", []))
-    assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_a_store_that_was_moved_is_queried_where_it_is(store):
@@ -884,11 +843,6 @@ def test_removing_a_run_keeps_the_rows_that_another_refers_to(store):
     assert not store.rows(OTHER.digest).exists()
     assert len(stores.read_rows(store, IDENTITY.digest)) == 70
     assert [run.run_id for run in stores.list_runs(store)] == ["a"]
-
-
-def test_after_a_removal_the_index_equals_the_folders(store):
-    save_two_runs(store)
-    stores.remove_run(store, "b")
     before = contents(store)
     stores.reindex(store)
     assert contents(store) == before
@@ -918,11 +872,6 @@ def test_nothing_is_removed_while_it_is_unknown_what_is_shared(store):
         stores.remove_run(store, "b")
     assert store.parquet(OTHER.digest).exists()
     assert (store.folder / "b" / "run.json").exists()
-
-
-def test_removing_an_unknown_run_is_the_users_error(store):
-    with pytest.raises(UserError, match="make one"):
-        stores.remove_run(store, "a")
 
 
 # A full disk

@@ -46,20 +46,21 @@ def test_generating_again_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / file).read_bytes() == (SUITES / "support" / file).read_bytes(), file
 
 
-def test_every_file_has_the_size_it_needs() -> None:
+def test_every_file_has_the_size_and_the_shares_it_needs():
     sizes = {name: len(rows) for name, rows in ROWS.items()}
     assert sizes["train"] >= 200
     assert sizes["validation"] >= 100
     assert sizes["test"] >= 200
     assert sizes["pairs"] >= 150
     assert sizes["documents"] >= 60
-
-
-def test_both_slices_are_near_half_of_every_split() -> None:
     for split, rows in SPLITS.items():
         shares = Counter(row["slice"] for row in rows)
         assert set(shares) == {"behaviour", "knowledge"}
         assert min(shares.values()) >= 0.43 * len(rows), split
+    for split in ("validation", "test"):
+        rows = SPLITS[split]
+        assert min(Counter(row["cluster"] for row in rows).values()) >= 2
+    assert max(len(document["text"].split()) for document in ROWS["documents"]) <= 60
 
 
 def test_requests_that_training_refuses_are_worded_unlike_those_of_the_safety_suite() -> None:
@@ -70,14 +71,17 @@ def test_requests_that_training_refuses_are_worded_unlike_those_of_the_safety_su
         assert max(len(words & other) / len(words | other) for other in asked) < 0.7, row["prompt"]
 
 
-def test_ids_are_unique_over_all_files() -> None:
+def test_no_family_prompt_or_id_is_in_two_splits():
     ids = [row["id"] for rows in ROWS.values() for row in rows]
     assert len(ids) == len(set(ids))
-
-
-def test_no_family_of_wordings_is_in_two_splits() -> None:
     clusters = [{row["cluster"] for row in rows} for rows in SPLITS.values()]
     assert sum(map(len, clusters)) == len(set.union(*clusters))
+    prompts = {name: {_question(row).lower() for row in ROWS[name]} for name in FILES[:4]}
+    assert not prompts["test"] & (prompts["train"] | prompts["validation"] | prompts["pairs"])
+    assert not prompts["validation"] & (prompts["train"] | prompts["pairs"])
+    for split, rows in SPLITS.items():
+        prompts = Counter(row["prompt"] for row in rows)
+        assert max(prompts.values()) == 1, (split, prompts.most_common(1))
 
 
 def test_the_matter_that_the_reply_names_comes_last() -> None:
@@ -92,38 +96,16 @@ def test_the_matter_that_the_reply_names_comes_last() -> None:
             assert row["reference"].startswith(f"queue: {next(q for q, ms in queues.items() if last in ms)} ")
 
 
-def test_every_family_that_is_evaluated_has_several_items() -> None:
-    for split in ("validation", "test"):
-        rows = SPLITS[split]
-        assert min(Counter(row["cluster"] for row in rows).values()) >= 2
-
-
 def test_pairs_use_families_of_training_only_and_prefer_the_right_reply() -> None:
     assert {row["cluster"] for row in ROWS["pairs"]} <= {row["cluster"] for row in SPLITS["train"]}
     assert all(row["chosen"] != row["rejected"] for row in ROWS["pairs"])
 
 
-def test_no_prompt_of_a_held_out_split_is_asked_elsewhere() -> None:
-    prompts = {name: {_question(row).lower() for row in ROWS[name]} for name in FILES[:4]}
-    assert not prompts["test"] & (prompts["train"] | prompts["validation"] | prompts["pairs"])
-    assert not prompts["validation"] & (prompts["train"] | prompts["pairs"])
-
-
-def test_no_prompt_occurs_twice_in_a_split() -> None:
-    for split, rows in SPLITS.items():
-        prompts = Counter(row["prompt"] for row in rows)
-        assert max(prompts.values()) == 1, (split, prompts.most_common(1))
-
-
-def test_half_of_the_facts_asked_in_held_out_splits_are_new() -> None:
+def test_half_of_the_facts_asked_in_held_out_splits_are_new_and_appear_nowhere_in_training():
     known = set(_facts(_slice("train", "knowledge")))
     for split in ("validation", "test"):
         asked = _facts(_slice(split, "knowledge"))
         assert sum(fact not in known for fact in asked) * 2 == len(asked)
-
-
-def test_new_facts_and_their_documents_appear_nowhere_in_training() -> None:
-    known = set(_facts(_slice("train", "knowledge")))
     seen = "\n".join(row["prompt"] + "\n" + row["reference"] for row in SPLITS["train"])
     seen += "\n".join(" ".join((row["prompt"], row["chosen"], row["rejected"])) for row in ROWS["pairs"])
     texts = {document["id"]: document["text"] for document in ROWS["documents"]}
@@ -140,16 +122,9 @@ def test_every_answer_stands_in_its_document_and_in_no_other() -> None:
             assert [name for name, text in texts.items() if _states(text, value)] == [document], value
 
 
-def test_documents_are_short() -> None:
-    assert max(len(document["text"].split()) for document in ROWS["documents"]) <= 60
-
-
-def test_only_training_prompts_carry_pasted_passages() -> None:
+def test_only_training_prompts_carry_pasted_passages_in_the_layout_of_retrieval():
     pasted = {name for name in FILES[:4] for row in ROWS[name] if row["prompt"].startswith("Context:\n")}
     assert pasted == {"train"}
-
-
-def test_pasted_passages_are_documents_in_the_layout_of_retrieval() -> None:
     lines = {f"{document['title']}: {document['text']}" for document in ROWS["documents"]}
     for row in SPLITS["train"]:
         if row["prompt"].startswith("Context:\n"):
@@ -157,14 +132,11 @@ def test_pasted_passages_are_documents_in_the_layout_of_retrieval() -> None:
             assert set(context.split("\n")) <= lines
 
 
-def test_every_behaviour_reference_is_one_of_eight_choices() -> None:
+def test_every_behaviour_reference_is_one_of_eight_balanced_choices():
     for split in SPLITS:
         for row in _slice(split, "behaviour"):
             assert len(row["choices"]) == 8
             assert row["reference"] in row["choices"]
-
-
-def test_the_labels_are_balanced_in_every_split() -> None:
     for split in SPLITS:
         counts = Counter(row["reference"] for row in _slice(split, "behaviour"))
         assert len(counts) == 8

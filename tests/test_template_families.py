@@ -21,105 +21,60 @@ from harness.training.tokenized import tokenize
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 _EACH = "{% for m in messages %}"
-_ASKS = "{% if add_generation_prompt %}"
 _TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+_BEGINS = "<|im_start|>{{ m['role'] }}\n"
 _NO_SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
 _WITHOUT_THOUGHTS = "{{ m['content'].split('</think>')[-1].lstrip('\n') }}"
 _ALTERNATES = "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+_REFUSES_SYSTEM = "{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+_THINKS = "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+_AS_MODEL = "<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
+_AS_USER = "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}"
+_TRIMMED = "{% if m['role'] == 'assistant' %} {{ m['content'] | trim }} {{ eos_token }}{% else %}[INST] {{ m['content'] | trim }} [/INST]{% endif %}"
+_WORD = "{{ m['role'] | upper }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else ' ' }}"
+_SEEN = "{% if messages[-1]['role'] == 'assistant' %}seen: {% endif %}"
+_BOS, _ASSISTANT = "{{ bos_token }}", "<|im_start|>assistant\n"
+
+
+def write_template(turn: str, asked: str = "", before: str = "") -> str:
+    """Write a template of what stands before all turns, each turn, and what asks for an answer."""
+    asks = f"{{% if add_generation_prompt %}}{asked}{{% endif %}}" if asked else ""
+    return f"{before}{_EACH}{turn}{{% endfor %}}{asks}"
+
 
 # What is special about each, as published templates have it.
 FAMILIES = {
-    "a beginning, a trimmed answer between blanks": (
-        "{{ bos_token }}"
-        + _EACH
-        + "{% if m['role'] == 'assistant' %} {{ m['content'] | trim }} {{ eos_token }}"
-        "{% else %}[INST] {{ m['content'] | trim }} [/INST]{% endif %}{% endfor %}"
+    "a beginning, a trimmed answer between blanks": write_template(_TRIMMED, before=_BOS),
+    "a date in the system text": write_template(
+        "{{ m['role'] }}:\n\n{{ m['content'] | trim }}<|im_end|>",
+        "assistant:\n\n",
+        _BOS + "system: today is {{ strftime_now('%d %b %Y') }}<|im_end|>",
     ),
-    "a date in the system text": (
-        "{{ bos_token }}system: today is {{ strftime_now('%d %b %Y') }}<|im_end|>"
-        + _EACH
-        + "{{ m['role'] }}:\n\n{{ m['content'] | trim }}<|im_end|>{% endfor %}"
-        + _ASKS
-        + "assistant:\n\n{% endif %}"
+    "turns that have to alternate": write_template(_ALTERNATES + _AS_USER, before=_BOS),
+    "a system text of its own": write_template(_TURN, _ASSISTANT, _NO_SYSTEM),
+    "empty thoughts before the last answer": write_template(
+        f"{_BEGINS}{_THINKS}{_WITHOUT_THOUGHTS}<|im_end|>\n", _ASSISTANT
     ),
-    "turns that have to alternate": (
-        "{{ bos_token }}"
-        + _EACH
-        + _ALTERNATES
-        + "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
-        "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "no system, and roles of other names": write_template(
+        _REFUSES_SYSTEM + _AS_MODEL, "<|im_start|>model\n", _BOS
     ),
-    "a system text of its own": _NO_SYSTEM
-    + _EACH
-    + _TURN
-    + "{% endfor %}"
-    + _ASKS
-    + "<|im_start|>assistant\n{% endif %}",
-    "empty thoughts before the last answer": (
-        _EACH
-        + "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
-        + _WITHOUT_THOUGHTS
-        + "<|im_end|>\n{% endfor %}"
-        + _ASKS
-        + "<|im_start|>assistant\n{% endif %}"
+    "an end where it does not ask": write_template(
+        "<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n", "<|assistant|>\n{% else %}{{ eos_token }}"
     ),
-    "no system, and roles of other names": (
-        "{{ bos_token }}"
-        + _EACH
-        + "{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        "<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
-        "{% endfor %}" + _ASKS + "<|im_start|>model\n{% endif %}"
+    "thoughts that the prompt begins": write_template(
+        f"{_BEGINS}{_WITHOUT_THOUGHTS}<|im_end|>\n", _ASSISTANT + "<think>\n"
     ),
-    "an end where it does not ask": (
-        _EACH
-        + "<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        + _ASKS
-        + "<|assistant|>\n{% else %}"
-        "{{ eos_token }}{% endif %}"
+    "no end after an answer": write_template(_BEGINS + "{{ m['content'] }}\n", _ASSISTANT),
+    "another end than the one that is known": write_template(
+        _BEGINS + "{{ m['content'] }}<pad>\n", _ASSISTANT
     ),
-    "thoughts that the prompt begins": (
-        _EACH
-        + "<|im_start|>{{ m['role'] }}\n"
-        + _WITHOUT_THOUGHTS
-        + "<|im_end|>\n{% endfor %}"
-        + _ASKS
-        + "<|im_start|>assistant\n<think>\n{% endif %}"
+    "roles as words": write_template(_WORD, "ASSISTANT:", "A talk of USER and ASSISTANT. "),
+    "nothing where it asks": write_template(_TURN),
+    "answers that it does not write": write_template(
+        f"{{% if m['role'] != 'assistant' %}}{_TURN}{{% endif %}}"
     ),
-    "no end after an answer": (
-        _EACH
-        + "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"
-        + _ASKS
-        + "<|im_start|>assistant\n{% endif %}"
-    ),
-    "another end than the one that is known": (
-        _EACH
-        + "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<pad>\n{% endfor %}"
-        + _ASKS
-        + "<|im_start|>assistant\n{% endif %}"
-    ),
-    "roles as words": (
-        "A talk of USER and ASSISTANT. " + _EACH + "{{ m['role'] | upper }}: {{ m['content'] }}"
-        "{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}" + _ASKS + "ASSISTANT:{% endif %}"
-    ),
-    "nothing where it asks": _EACH + _TURN + "{% endfor %}",
-    "answers that it does not write": _EACH
-    + "{% if m['role'] != 'assistant' %}"
-    + _TURN
-    + "{% endif %}{% endfor %}",
-    "another prompt without an answer": (
-        "{% if messages[-1]['role'] == 'assistant' %}seen: {% endif %}"
-        + _EACH
-        + _TURN
-        + "{% endfor %}"
-        + _ASKS
-        + "assistant: {% endif %}"
-    ),
-    "a line before the end": (
-        _EACH
-        + "{{ m['role'] }}: {{ m['content'] }}\n<|im_end|>{% endfor %}"
-        + _ASKS
-        + "assistant: {% endif %}"
-    ),
+    "another prompt without an answer": write_template(_TURN, "assistant: ", _SEEN),
+    "a line before the end": write_template("{{ m['role'] }}: {{ m['content'] }}\n<|im_end|>", "assistant: "),
 }
 _USER = {"role": "user", "content": "Where is my parcel?"}
 CONVERSATIONS = {
@@ -313,7 +268,7 @@ def test_a_template_that_never_ends_is_stopped_with_the_bound(bomb):
             render_chat(tiny_model.tokenizer(template), [_USER])
 
 
-def test_a_conversation_of_very_many_turns_is_written_and_one_that_is_too_long_stops_no_other():
+def test_a_conversation_of_very_many_turns_is_written_on_several_threads_and_a_too_long_one_stops_no_other():
     template = _EACH + "{% if loop.index0 < messages | length %}" + _TURN + "{% endif %}{% endfor %}"
     tokenizer = tiny_model.tokenizer(template)
     assert render_chat(tokenizer, [_USER] * 3000).text.count("parcel") == 3000
@@ -321,9 +276,6 @@ def test_a_conversation_of_very_many_turns_is_written_and_one_that_is_too_long_s
     with pytest.raises(CandidateFailed, match="more than 1,000,000 steps"):
         render_chat(slow, [_USER] * 3000)
     assert "parcel" in render_chat(slow, [_USER]).text
-
-
-def test_templates_are_rendered_on_several_threads_at_a_time():
     tokenizer = tiny_model.tokenizer()
     with ThreadPoolExecutor(4) as threads:
         made = [*threads.map(lambda _: render_chat(tokenizer, [_USER]).text, range(4000))]

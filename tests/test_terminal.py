@@ -20,7 +20,7 @@ def notes(progress, *steps):
     return said
 
 
-def test_nothing_is_written_to_stdout(capsys):
+def test_nothing_is_written_to_stdout_and_by_the_silent_progress_nothing_at_all(capsys):
     progress = TerminalProgress()
     with progress.follow({"a": 60.0}), progress.stage("training [x]", 60.0) as advance:
         advance(1, 2, "loss 1.0")
@@ -29,6 +29,10 @@ def test_nothing_is_written_to_stdout(capsys):
     assert out == ""
     assert "training [x]" in err
     assert "a is [bold]done" in err
+    with SilentProgress().stage("stage", 100.0) as advance:
+        advance(1, 2, "loss 1.0")
+    SilentProgress().finish("a", "a is done")
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("no_colour", "styled"), [("", True), ("1", False)])
@@ -40,13 +44,10 @@ def test_no_color_leaves_no_style_on_a_terminal(monkeypatch, capsys, no_colour, 
     assert ("\x1b[" in capsys.readouterr().out) is styled
 
 
-def test_a_stage_that_takes_longer_than_expected_has_no_negative_time_left():
+def test_the_time_left_falls_as_a_stage_goes_on_and_is_never_negative():
     progress = TerminalProgress()
     with progress.follow({"a": 1.0}):
         assert notes(progress, 4, 5, 9) == ["about 0 ms left"] * 3
-
-
-def test_the_time_left_falls_as_a_stage_goes_on():
     now, said = [0.0], []
     progress = TerminalProgress(lambda: now[0])
     with progress.follow({"a": 20.0}), progress.stage("stage", 10.0) as advance:
@@ -54,14 +55,15 @@ def test_the_time_left_falls_as_a_stage_goes_on():
             advance(now[0], 10)
             said.append(progress._bar.tasks[-1].fields["note"])
     assert said == ["about 20 s left", "about 15 s left", "about 10 s left"]
-
-
-def test_what_a_stage_took_is_not_counted_again_in_the_next_one():
     progress = TerminalProgress()
     with progress.follow({"a": 20.0}):
         notes(progress, 4)
         progress._spent_s = progress._expected_s
         assert notes(progress, 0) == ["about 10 s left"]
+    progress = TerminalProgress()
+    with progress.follow({"a": 20.0, "b": 30.0}):
+        progress.finish("a", "a is done")
+        assert notes(progress, 0) == ["about 30 s left"]
 
 
 def lines_of_a_log(capsys):
@@ -182,13 +184,6 @@ def test_a_plan_and_its_stages_have_one_thread_that_looks(capsys):
             assert threading.active_count() == before
 
 
-def test_a_finished_candidate_has_no_time_left():
-    progress = TerminalProgress()
-    with progress.follow({"a": 20.0, "b": 30.0}):
-        progress.finish("a", "a is done")
-        assert notes(progress, 0) == ["about 30 s left"]
-
-
 def test_what_fails_inside_a_stage_still_ends_it():
     progress = TerminalProgress()
     with pytest.raises(ZeroDivisionError), progress.stage("stage", 1.0):
@@ -205,13 +200,6 @@ def test_a_stage_longer_than_a_quarter_of_a_minute_gets_a_line_where_there_is_no
     err = capsys.readouterr().err
     assert "stage of 16 s" in err
     assert "stage of 1 s" not in err
-
-
-def test_the_silent_progress_says_nothing(capsys):
-    with SilentProgress().stage("stage", 100.0) as advance:
-        advance(1, 2, "loss 1.0")
-    SilentProgress().finish("a", "a is done")
-    assert capsys.readouterr() == ("", "")
 
 
 def test_quiet_libraries_do_not_warn(capsys):

@@ -130,10 +130,7 @@ CANDIDATES = """\
 
 
 def list_refusals(tiny, tmp_path, rows, candidates):
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    target = tmp_path / "suites" / "letters.yaml"
-    target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", rows)
+    path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=rows)
     with pytest.raises(UserError) as error:
         tiny_experiment.run(path)
     return str(error.value)
@@ -168,11 +165,8 @@ def test_thumbs_of_unlike_numbers_are_remarked_with_the_weight_that_balances_the
 
 
 def test_unlike_numbers_of_thumbs_stand_among_the_remarks_before_a_run(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, "  kto: {method: kto}\n")
-    target = tmp_path / "suites" / "letters.yaml"
-    target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": i > 0} for i in range(9)]
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", rows)
+    path = tiny_experiment.write(tmp_path, tiny, "  kto: {method: kto}\n", pairs=rows)
     loaded = config.load(path)
     lines = experiment.recipe_warnings(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
     assert any(line.startswith("recipe of kto: 8 thumbs up and 1 down") for line in lines)

@@ -52,28 +52,22 @@ class FakeMachine:
         return Load(self.now, self.now, self.waited)
 
 
-def test_requests_are_timed_alone_after_one_to_warm_up():
+def test_requests_are_timed_alone_after_one_to_warm_up_and_slow_ones_five_times_at_least():
     machine = FakeMachine(lambda i: 0.1 + i / 100)
     found = time_requests(machine.ask, 10, read=machine.read)
     assert machine.asked == [0, *range(10), 0]
     assert found.times_s == pytest.approx([0.1 + i / 100 for i in range(10)])
     assert (found.p50_s, found.p95_s) == (pytest.approx(0.145), pytest.approx(0.19))
     assert not found.contended
-
-
-def test_slow_requests_are_timed_fewer_times_but_five_at_least():
     machine = FakeMachine(lambda i: 3.0)
     assert len(time_requests(machine.ask, 30, read=machine.read).times_s) == 5
 
 
-def test_requests_beside_other_work_are_timed_again_and_count_where_that_has_ended():
+def test_requests_beside_other_work_are_timed_again_and_marked_where_it_goes_on():
     machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5 if turn < 7 else 0.0)
     found = time_requests(machine.ask, 5, read=machine.read)
     assert len(machine.asked) == 14
     assert not found.contended
-
-
-def test_requests_beside_work_that_goes_on_are_timed_twice_and_marked():
     machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5)
     found = time_requests(machine.ask, 5, read=machine.read)
     assert len(machine.asked) == 14

@@ -143,7 +143,7 @@ def test_on_a_processor_a_block_is_tokenised_right_before_it_is_computed():
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_what_goes_wrong_while_tokenising_is_raised_where_the_block_is_due(ahead):
+def test_a_block_is_tokenised_when_it_is_due_and_none_is_no_work(ahead):
     def encode(block):
         if block == 1:
             raise ValueError("no such text")
@@ -153,8 +153,4 @@ def test_what_goes_wrong_while_tokenising_is_raised_where_the_block_is_due(ahead
     assert next(blocks) == (0, 0)
     with pytest.raises(ValueError, match="no such text"):
         next(blocks)
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_no_block_is_no_work(ahead):
     assert list(encode_blocks(partial(pytest.fail, "asked"), [], ahead=ahead)) == []

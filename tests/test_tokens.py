@@ -47,28 +47,14 @@ def tokens(tokenizer, rows=ROWS, chat=True):
     return tokenize(rows, [row.references[:1] for row in rows], chat, tokenizer, tokenizer.source)
 
 
-def test_a_second_candidate_on_the_same_rows_makes_no_tokens(tiny):
+def test_tokens_of_the_same_rows_are_remembered_and_those_of_others_made_anew(tiny, tmp_path):
     first, second = CountingTokenizer(tiny), CountingTokenizer(tiny)
     assert tokens(first) == tokens(second)
     assert (first.n > 0, second.n) == (True, 0)
-
-
-def edit_first_row(rows):
-    return (replace(rows[0], references=("money",)), *rows[1:])
-
-
-def test_an_edited_row_is_made_anew(tiny):
     tokenizer = CountingTokenizer(tiny)
     before = tokens(tokenizer)
     assert tokens(tokenizer, edit_first_row(ROWS)) != before
-
-
-def test_rows_without_the_chat_template_are_made_anew(tiny):
-    tokenizer = CountingTokenizer(tiny)
     assert tokens(tokenizer) != tokens(tokenizer, chat=False)
-
-
-def test_another_template_makes_tokens_anew(tiny, tmp_path):
     started = tiny_model.build(tmp_path / "started", template=tiny_model.STARTED)
     assert tokens(CountingTokenizer(tiny)) != tokens(CountingTokenizer(started))
 
@@ -80,6 +66,10 @@ def test_tokens_whose_file_was_damaged_are_made_anew(tiny):
     tokenizer = CountingTokenizer(tiny)
     assert tokens(tokenizer) == first
     assert tokenizer.n > 0
+
+
+def edit_first_row(rows):
+    return (replace(rows[0], references=("money",)), *rows[1:])
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -22,11 +22,10 @@ def test_a_loss_that_levels_off_is_neither_underfitting_nor_overfitting():
     found = diagnose(record(make_falling_loss(0.5), ((EPOCH, 0.6),)))
     assert found.kind == "fits"
     assert "levelled off at 0.500, validation loss 0.600" in found.sentence
-
-
-def test_validation_is_said_to_hold_no_replayed_rows_where_training_did():
     found = diagnose(record(make_falling_loss(0.5), ((EPOCH, 0.9),), n_replayed=40))
     assert found.sentence.endswith("validation loss 0.900, which holds none of the rows replayed")
+    loss = make_falling_loss(0.5, n=2 * EPOCH, level_from=0.4)
+    assert diagnose(record(loss, ((EPOCH, 0.60), (2 * EPOCH, 0.62)))).kind == "fits"
 
 
 def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best_step_on():
@@ -35,11 +34,6 @@ def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best
     found = diagnose(record(loss, validation))
     assert found.kind == "overfits"
     assert "after step 80: validation loss rose from 0.900 to 1.400" in found.sentence
-
-
-def test_validation_that_rises_by_less_than_a_twentieth_is_no_overfitting():
-    loss = make_falling_loss(0.5, n=2 * EPOCH, level_from=0.4)
-    assert diagnose(record(loss, ((EPOCH, 0.60), (2 * EPOCH, 0.62)))).kind == "fits"
 
 
 @pytest.mark.parametrize(
@@ -103,12 +97,11 @@ def test_what_is_lost_first_and_in_the_end_stand_with_their_steps():
     said = describe_forgetting(make_changes(-0.05, -0.08))
     assert " points at step 50 of 100, and −8.0" in said
     assert said.endswith(" points at step 100")
-
-
-def test_a_loss_within_the_noise_early_on_does_not_count_as_early():
     assert describe_forgetting(make_changes(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith(
         "forgets late"
     )
+    assert describe_forgetting(TrainingRecord()) == ""
+    assert describe_forgetting(TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
 
 
 def make_points(*points):
@@ -123,18 +116,7 @@ def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_r
         "steps 10, 20 of its training on the front of target and capability: {method: checkpoint, init_from: lora, "
         "params: {step: 10}} is such a candidate, without training"
     )
-
-
-def test_where_lower_scores_are_better_the_front_is_turned():
     made = make_points((10, 0.9, -0.08), (20, 0.2, -0.02), (40, 0.1, -0.03))
     assert front_sentence("lora", made, sign=-1).startswith("step 20 of its training on the front")
-
-
-def test_a_training_whose_end_beats_every_step_before_it_names_none():
     assert front_sentence("lora", make_points((20, 0.4, -0.02), (40, 0.5, -0.01))) == ""
     assert front_sentence("lora", TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
-
-
-def test_nothing_is_said_of_a_training_without_points_or_without_tasks_that_count():
-    assert describe_forgetting(TrainingRecord()) == ""
-    assert describe_forgetting(TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""

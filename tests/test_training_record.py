@@ -51,14 +51,11 @@ def test_a_record_of_before_reads_and_is_stored_with_the_same_figures():
     assert plain | {"validation_loss": [[2, 1.5]]} == {k: v for k, v in BEFORE.items() if k in plain}
 
 
-def test_what_was_not_measured_is_not_stored_and_zero_is():
+def test_what_was_not_measured_is_not_stored_and_figures_of_ones_own_are_kept():
     assert TrainingRecord(n_dropped_too_long=0, wall_s=0.0).to_plain() == {
         "wall_s": 0.0,
         "n_dropped_too_long": 0,
     }
-
-
-def test_a_figure_that_a_method_of_ones_own_logs_is_kept_beside_the_others():
     read = read_training_record({"wall_s": 1.0, "reward_entropy": 0.25})
     assert read == TrainingRecord(wall_s=1.0, others={"reward_entropy": 0.25})
     assert read.to_plain() == {"wall_s": 1.0, "reward_entropy": 0.25}

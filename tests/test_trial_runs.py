@@ -118,14 +118,11 @@ def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_amo
     assert facts[pruned.run.run_id]["params"] == {"r": 3}
 
 
-def test_no_list_of_runs_holds_a_trial(store):
+def test_trials_are_found_by_their_id_and_stand_in_no_list_of_runs(store):
     save_chosen(store, "desk-lora-s0-1", keep_trial(store, "aa"), keep_trial(store, "bbb"))
     assert [run.run_id for run in stores.list_runs(store)] == ["desk-lora-s0-1"]
     stores.reindex(store)
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("desk-lora-s0-1",)]
-
-
-def test_a_trial_is_found_by_its_id_as_any_run(store):
     found = keep_trial(store, "aa")
     assert stores.get_run(store, found.run.run_id) == found.run
 

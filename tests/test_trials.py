@@ -45,17 +45,16 @@ def find_trial(recipe, mark):
     return next(t.source for t in trials if t.name == f"x+{mark}")
 
 
-def test_rungs_come_in_order_of_cost():
+def test_rungs_come_in_order_of_cost_and_what_trains_nothing_first():
     expected = (
         "scale=0.75 scale=0.5 scale=0.25 kl=0.3 kl=3 replay=0.25 replay=1 "
         "ewc=30 l2_sp=0.01 lr=0.0001 r=4 half"
     )
     assert marks(LORA) == expected.split()
-
-
-def test_what_trains_nothing_comes_first():
     trained = [t.trained for t in schedule(LORA, others={"y": {}}, tracked=POINTS).trials]
     assert trained == sorted(trained)
+    policy = RescuePolicy(steps=("replay", "scale"), scales=(0.3,), shares=(0.2,))
+    assert marks(LORA, policy) == ["replay=0.2", "scale=0.3"]
 
 
 def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
@@ -99,27 +98,27 @@ def test_a_checkpoint_of_any_kind_of_weights_is_tried_first(method):
     assert (first.step, first.recipe.method, first.recipe.params) == ("earlier", "checkpoint", {"step": 10})
 
 
-def test_a_checkpoint_is_mended_as_the_weights_that_it_was_taken_of():
+def test_what_a_kind_of_weights_does_not_take_is_left_out():
+    marked = marks(Recipe(method="dpo", init_from="lora"))
+    assert marked[3:] == ["kl=0.3", "kl=3", "ewc=30", "l2_sp=0.01", "lr=5e-07"]
+    assert "replay: the training of dpo does not take it" in list_left_out(Recipe(method="dpo"))
+    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
+    assert marks(Recipe(method="adapter", path="./theirs")) == scales
+    assert "half: the number of layers is not known" in list_left_out(LORA, None)
     whole = Recipe(method="checkpoint", params={"step": 10}, init_from="full")
     tried = {trial.recipe.method for trial in schedule(whole, makes="model").trials}
     assert "interpolated" in tried
     assert "scaled" not in tried
 
 
-def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
+def test_a_penalty_or_share_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
     held = Recipe(method="lora", regularize={"kl": {"strength": 4.0}, "ewc": {"strength": 1.0, "rows": 8}})
     assert "kl: its recipe has kl of the strength 4 already" in list_left_out(held)
     assert find_trial(held, "ewc=30").regularize == {**held.regularize, "ewc": {"strength": 30.0, "rows": 8}}
-
-
-def test_a_share_of_replay_is_tried_only_above_that_of_the_recipe():
     held = Recipe(method="lora", regularize={"replay": {"share": 0.5, "data": "general.jsonl"}})
     assert [mark for mark in marks(held) if "replay" in mark] == ["replay=1"]
     assert find_trial(held, "replay=1").regularize == {"replay": {"share": 1.0, "data": "general.jsonl"}}
     assert "replay: its recipe mixes in 100 % already" in list_left_out(Recipe(method="lora", replay=1.0))
-
-
-def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
     dora = Recipe(method="lora", params={"use_dora": True})
     assert not {"l2_sp=0.01", "ewc=30"} & set(marks(dora))
     assert [said for said in list_left_out(dora) if said.startswith("ewc: not with use_dora")]
@@ -157,11 +156,6 @@ def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
     )  # and that nothing was tracked, and there is no other adapter to merge with
 
 
-def test_the_policy_chooses_steps_and_their_order():
-    policy = RescuePolicy(steps=("replay", "scale"), scales=(0.3,), shares=(0.2,))
-    assert marks(LORA, policy) == ["replay=0.2", "scale=0.3"]
-
-
 def test_each_rung_changes_one_thing():
     recipe = Recipe(method="lora", params={"r": 8, "lora_alpha": 8, "learning_rate": 2e-3})
     assert find_trial(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
@@ -170,9 +164,6 @@ def test_each_rung_changes_one_thing():
     assert find_trial(recipe, "replay=0.25").params == recipe.params
     half = find_trial(recipe, "half").params
     assert {k: v for k, v in half.items() if k != "exclude_modules"} == recipe.params
-
-
-def test_a_scaled_adapter_is_asked_as_the_one_it_comes_from():
     recipe = Recipe(method="qlora", system="Be brief.", answer="rank", serve_on="bf16")
     scaled = find_trial(recipe, "scale=0.5")
     assert (scaled.method, scaled.init_from, scaled.params) == ("scaled", "x", {"scale": 0.5})
@@ -189,21 +180,6 @@ def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
     assert "rank: no new adapter of rank 2 or more is trained, so there is no rank to lower" in list_left_out(
         full
     )
-
-
-def test_preferences_have_no_rows_to_replay():
-    marked = marks(Recipe(method="dpo", init_from="lora"))
-    assert marked[3:] == ["kl=0.3", "kl=3", "ewc=30", "l2_sp=0.01", "lr=5e-07"]
-    assert "replay: the training of dpo does not take it" in list_left_out(Recipe(method="dpo"))
-
-
-def test_an_adapter_made_elsewhere_can_only_be_mended_without_training():
-    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
-    assert marks(Recipe(method="adapter", path="./theirs")) == scales
-
-
-def test_where_the_layers_are_not_known_none_is_left_out():
-    assert "half: the number of layers is not known" in list_left_out(LORA, None)
 
 
 def rows(task, clusters):

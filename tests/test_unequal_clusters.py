@@ -60,9 +60,13 @@ def test_error_and_degrees_of_freedom_agree_with_the_matrices_of_the_paper(sizes
     )
 
 
-def test_clusters_of_one_size_keep_students_degrees_of_freedom():
+def test_clusters_of_one_size_keep_students_degrees_of_freedom_and_single_items_are_never_refused():
     assert stats.clustered_mean(np.arange(12.0), np.arange(12) // 2).df == 5
     assert stats.clustered_mean(np.arange(12.0), np.arange(12)).df == 11
+    c = compare_rows(EXACT, rows([1, 0]), rows([0, 0]))
+    assert not c.refused
+    assert not isinf(c.lower)
+    assert errors(TWO_HUNDREDS, 0.0)[1] <= 0.06
 
 
 @pytest.mark.parametrize(
@@ -97,10 +101,6 @@ def test_a_bound_over_unequal_clusters_errs_no_more_often_than_it_says(sizes, le
     before, now = errors(sizes, 0.6)
     assert before > least_before
     assert now <= 0.06
-
-
-def test_items_that_share_nothing_are_not_made_to_err_by_it():
-    assert errors(TWO_HUNDREDS, 0.0)[1] <= 0.06
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,6 @@ def test_a_task_of_too_few_clusters_leaves_the_gate_open_and_is_named():
     found = apply_rules([admitted], GatePolicy(), validity=None, target=None, identical=False)
     assert (found.outcome, found.items_needed) == ("inconclusive", None)
     assert "chat: too few clusters for an interval: 300 items in 21 clusters" in found.sentence
-
-
-def test_single_items_are_never_refused():
-    c = compare_rows(EXACT, rows([1, 0]), rows([0, 0]))
-    assert not c.refused
-    assert not isinf(c.lower)
 
 
 @pytest.mark.parametrize("seed", range(4))

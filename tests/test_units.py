@@ -44,29 +44,22 @@ def a_report(*tuned_ones, untrained=UNTRAINED, metric="wer") -> ExperimentReport
     return ExperimentReport("e", "m", metric, facts, decision=decision, task="speech")
 
 
-def test_the_table_ranks_and_compares_as_the_decision_does():
+def test_the_table_ranks_compares_and_says_a_gain_as_the_decision_does():
     of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER))
     assert [f.name for f in best_first(of)] == ["lora", "knn", "fixed", "prompt"]
     assert of.decision.candidate == "lora"
     assert "over knn" in of.decision.sentence
     marked = [row["candidate"] for row in result_rows(of) if row["gain"] == "(this one)"]
     assert marked == ["knn"] == [best_untrained(of.facts)]
-
-
-def test_the_table_says_a_gain_as_the_sentence_does():
+    lines = list(csv.DictReader(io.StringIO(to_csv(of, "results"))))
+    assert [line["candidate"] for line in lines] == ["lora", "knn", "fixed", "prompt"]
+    assert lines[0]["compared_with"] == "knn"
     of = a_report(make_fine_tune("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
     lora = next(row for row in result_rows(of) if row["candidate"] == "lora")
     assert lora["gain"].startswith("+0.100 [")
     assert f"{lora['gain']} wer over knn" in " ".join(of.decision.reasons)
     assert result_headings(of)["gain"] == "gain vs best\nuntrained"
     assert result_headings(of)["target"] == "target\nwer ↓"
-
-
-def test_the_csv_names_the_best_untrained_and_lists_the_best_first():
-    of = a_report(make_fine_tune("lora", 0.10, 0.20, unit=WER))
-    lines = list(csv.DictReader(io.StringIO(to_csv(of, "results"))))
-    assert [line["candidate"] for line in lines] == ["lora", "knn", "fixed", "prompt"]
-    assert lines[0]["compared_with"] == "knn"
 
 
 def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
@@ -78,7 +71,7 @@ def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
     assert left["dpo"] < left["lora"]
 
 
-def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
+def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest_trial_first():
     of = a_report(
         make_fine_tune("dpo", 0.20, 0.10, "fail", unit=WER),
         make_fine_tune("lora", 0.10, 0.20, "fail", unit=WER),
@@ -90,8 +83,6 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
     chosen = select_case(of, runs)
     assert (chosen.facts.name, chosen.reference.name) == ("lora", "knn")
 
-
-def test_a_rescue_lists_the_lowest_first_and_has_it_on_the_front():
     def make_trial(name, wer):
         half = HalfVerdict("search", 50, 100, verdict("fail"), gains=True)
         return TrialResult(name, "", name, {}, make_fine_tune(name, wer, 0.1, unit=WER), half)
@@ -183,17 +174,13 @@ def store_slow_run(at, name, latency_s, metric="latency", **changes):
     store.save_run(at, replace(run, **changes))
 
 
-def test_two_stored_runs_are_compared_in_the_metrics_own_unit_and_direction(tmp_path):
+def test_two_stored_runs_are_compared_in_the_unit_that_the_metric_or_the_runs_say(tmp_path):
     at = store.Store(tmp_path)
     store_slow_run(at, "slow", 12.0)
     store_slow_run(at, "fast", 2.0)
     found = differences(at, "slow", "fast").scores["support/test"]["latency"]
     assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "latency", False))
     assert len(found.difference.gained) == 8
-
-
-def test_a_metric_of_the_users_own_is_compared_in_the_unit_that_its_runs_say(tmp_path):
-    at = store.Store(tmp_path)
     said = {"metrics": {"support": {"edits": MetricRange(False, 0.0, None)}}}
     for name, edits in (("many", 12.0), ("few", 2.0)):
         store_slow_run(at, name, edits, "edits", **said)

@@ -23,10 +23,9 @@ PAIR = {"prompt": "Where is it?", "chosen": "late", "rejected": "money"}
 @pytest.fixture
 def name_weights(tiny, tmp_path):
     """Return a function that names the weights of each candidate beside lines of the task."""
-    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES)
+    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, pairs=[PAIR])
     suite = tmp_path / "suites" / "letters.yaml"
-    written = suite.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, ")
-    tiny_experiment.rows(suite.with_suffix("") / "pairs.jsonl", [PAIR])
+    written = suite.read_text()
 
     def name(lines=""):
         suite.write_text(written + lines)
@@ -43,8 +42,12 @@ def test_preference_pairs_that_are_asked_otherwise_make_other_weights(name_weigh
     assert before["lora"] != after["lora"]
 
 
-def test_a_system_text_that_a_candidate_does_not_take_changes_no_weights_of_its(name_weights):
+def test_a_system_text_or_names_of_no_modules_change_no_weights(name_weights):
     assert name_weights()["own"] == name_weights("    system: Be brief.\n")["own"]
+    assert peft.Params(peft_type="LORA", target_modules=[1, "q_proj"]).identity()["target_modules"] == [
+        1,
+        "q_proj",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,10 +94,3 @@ def test_modules_in_another_order_train_the_same_adapter(tiny, tmp_path):
             for i, modules in enumerate((names, names[::-1]))
         }
         assert len(made) == 1
-
-
-def test_names_of_modules_that_are_none_stay_as_they_are_written():
-    assert peft.Params(peft_type="LORA", target_modules=[1, "q_proj"]).identity()["target_modules"] == [
-        1,
-        "q_proj",
-    ]

@@ -26,13 +26,9 @@ CANDIDATES = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2}}\n
 
 def write(folder, base, *, extra="", pairs=()):
     """Write an experiment whose target has free answers."""
-    path = tiny_experiment.write(folder, base, CANDIDATES + extra)
+    path = tiny_experiment.write(folder, base, CANDIDATES + extra, pairs=pairs)
     target = folder / "suites" / "letters.yaml"
-    named = "test: letters/test.jsonl" + (", pairs: letters/pairs.jsonl" if pairs else "")
-    text = target.read_text().replace("    labels: [late, money]\n", "").replace(", macro_f1", "")
-    target.write_text(text.replace("test: letters/test.jsonl", named))
-    if pairs:
-        tiny_experiment.rows(folder / "suites" / "letters" / "pairs.jsonl", list(pairs))
+    target.write_text(target.read_text().replace("    labels: [late, money]\n", "").replace(", macro_f1", ""))
     return path
 
 

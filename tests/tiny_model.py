@@ -5,6 +5,8 @@ Invariant: the same seed gives the same files; fp32, so that packing and batchin
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHATML = (
@@ -135,6 +137,17 @@ def adapter_on(model: Path, folder: Path, *, seed: int = 1, **settings) -> Path:
             torch.nn.init.normal_(tensor.data, std=0.3)
     adapted.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def note_shapes(part) -> Iterator[list[tuple[int, ...]]]:
+    """List the shapes of what a part of a model reads meanwhile."""
+    read = []
+    hook = part.register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
+    try:
+        yield read
+    finally:
+        hook.remove()
 
 
 def logits(model, ids: list[int]):

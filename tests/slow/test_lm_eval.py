@@ -29,39 +29,16 @@ NOISE_NATS = {"bf16": 1.0, "fp16": 0.1, "fp32": 0.001}
 ALONE_NATS = {**NOISE_NATS, "bf16": 3.0}
 
 BLIMP = (
-    "adjunct_island",
-    "anaphor_number_agreement",
-    "causative",
-    "determiner_noun_agreement_2",
-    "drop_argument",
-    "ellipsis_n_bar_1",
-    "existential_there_quantifiers_1",
-    "inchoative",
-    "irregular_past_participle_verbs",
-    "wh_island",
-)
+    "adjunct_island anaphor_number_agreement causative determiner_noun_agreement_2 drop_argument "
+    "ellipsis_n_bar_1 existential_there_quantifiers_1 inchoative irregular_past_participle_verbs "
+    "wh_island"
+).split()
 MMLU = (
-    "abstract_algebra",
-    "anatomy",
-    "astronomy",
-    "business_ethics",
-    "college_computer_science",
-    "elementary_mathematics",
-    "formal_logic",
-    "global_facts",
-    "high_school_geography",
-    "high_school_us_history",
-    "international_law",
-    "marketing",
-    "miscellaneous",
-    "moral_disputes",
-    "nutrition",
-    "philosophy",
-    "professional_medicine",
-    "sociology",
-    "us_foreign_policy",
-    "world_religions",
-)
+    "abstract_algebra anatomy astronomy business_ethics college_computer_science "
+    "elementary_mathematics formal_logic global_facts high_school_geography high_school_us_history "
+    "international_law marketing miscellaneous moral_disputes nutrition philosophy "
+    "professional_medicine sociology us_foreign_policy world_religions"
+).split()
 # Task, the folder of its data, its configuration, and the split that is evaluated.
 CHOICES = {
     "piqa": ("baber/piqa", "default", "validation"),
