@@ -4,10 +4,8 @@ Invariant: items come a page at a time, and only the cell that is opened is read
 is shown, so that a link opens the same.
 """
 
-import io
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import streamlit as st
 
@@ -15,13 +13,12 @@ from harness import store
 from harness.formatting import count
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.escape import clean, write_csv
+from harness.report.escape import clean
 from harness.store import ItemFilter
 from parts import answer_matrix, answer_view, controls, paired_runs, project, safe_text
 from parts.answer_matrix import Matrix
 
 _AT_FIRST = 6  # candidates
-_A_PAGE = 50  # items
 
 
 def page() -> None:
@@ -81,9 +78,8 @@ def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list
 
 
 def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
-    at, metric = project.project().store, of.metric.name
-    number = int(st.session_state.get(f"matrix_page/{key}") or 1)  # other items begin at the first page
-    n, items = store.read_answers(at, of.digests, metric, wanted, offset=_A_PAGE * (number - 1), n=_A_PAGE)
+    at, metric, shown = project.project().store, of.metric.name, controls.find_page(f"matrix/{key}")
+    n, items = store.read_answers(at, of.digests, metric, wanted, offset=shown.offset, n=controls.PAGE_SIZE)
     if not items:
         st.info("No item fits these filters.")
         return
@@ -93,31 +89,18 @@ def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
         answer_matrix.style(of, items),
         hide_index=True,
         column_config=widths | {column.name: text(clean(column.name), width=150) for column in of.columns},
-        key=f"matrix/{number}/{key}",
+        key=f"matrix/{shown.offset}/{key}",
         on_select="rerun",
         selection_mode="single-cell",
-        height=min(460, 38 + 35 * len(items)),
+        height=controls.table_height(len(items), 460),
     )
     left, middle, right = st.columns([2, 4, 1], vertical_alignment="center")
     left.caption(f"{count(n)} items; right and wrong by {clean(metric)}")
     with middle:
-        st.pagination(-(-n // _A_PAGE), key=f"matrix_page/{key}")
+        shown.turn(n)
     with right:
-        st.download_button(
-            "CSV",
-            partial(_csv, at.folder, of, wanted),
-            f"{of.task}.csv",
-            "text/csv",
-            icon=":material/download:",
-        )
+        controls.offer_csv(partial(answer_matrix.csv_rows, at.folder, of, wanted), of.task)
     _opened(of, picked.selection.cells, [item.id for item in items])
-
-
-def _csv(at: Path, of: Matrix, wanted: ItemFilter) -> str:
-    """Write all items that are wanted, whole, as CSV."""
-    rows, stream = list(answer_matrix.csv_rows(at, of, wanted)), io.StringIO()
-    write_csv(stream, list(rows[0]) if rows else [], (row.values() for row in rows))
-    return stream.getvalue()
 
 
 def _opened(of: Matrix, cells: list[tuple[int, str]], ids: list[str]) -> None:

@@ -39,7 +39,7 @@ def page() -> None:
         st.info("Choose two candidates or more.")
         return
     if unseen := chosen[_MOST + 1 :]:
-        safe_text.say(f"Not shown, because {count(_MOST + 1)} at once can be read: {', '.join(unseen)}")
+        safe_text.say(f"Not shown, as at most {count(_MOST + 1)} candidates fit: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
     found = {name: paired_runs.compare_on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)
@@ -76,9 +76,7 @@ def _differences(
         st.caption("Shaded: beyond the margin of the gate. An interval that holds 0 shows no difference.")
     if rows:
         wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}
-        height = min(560, 38 + 35 * len(rows))
-        st.dataframe(rows, column_config=wide, hide_index=True, height=height)
-        controls.offer_csv(rows, "compare")
+        controls.show_rows(rows, "compare", 560, column_config=wide)
     safe_text.say_all(dict.fromkeys(c for of in found.values() for _, c in of.values() if isinstance(c, str)))
 
 

@@ -23,7 +23,6 @@ from harness.spec import Task
 from parts import controls, project, safe_text
 
 _AT_ONCE = 10
-_A_PAGE = 100
 _FACT_COLUMNS = ("figure", "meaning")
 
 
@@ -41,8 +40,7 @@ def page() -> None:
         with st.spinner("Checking the rows: this takes some seconds for a thousand of them."):
             checked = _check_rows(task.model_dump_json(), tuple(files.items()), encoder)
     except HarnessError as error:
-        st.error("These rows cannot be checked:")
-        safe_text.say_all(str(error).splitlines())
+        controls.show_error("These rows cannot be checked:", error)
         return
     safe_text.say(summary(checked.findings), "lead")
     for finding in checked.findings:
@@ -65,9 +63,9 @@ def _files(task: Task) -> dict[str, int]:
 def _encoder() -> str:
     """Ask for a model of sentences; the page's address never names one, so that no link can load a model."""
     return st.text_input(
-        "Duplicates and contamination by sense as well: a sentence-transformers model, its id or its folder",
+        "Also find duplicates and contamination by meaning: id or folder of a sentence-transformers model",
         placeholder="sentence-transformers/all-MiniLM-L6-v2",
-        help="As harness data check --embeddings: rows that share few words and may be the same question.",
+        help="As harness data check --embeddings: rows that share few words but may ask the same question.",
         key="encoder",
     ).strip()
 
@@ -99,18 +97,15 @@ def _rows(checked: CheckReport) -> None:
     sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
     entries = checked.table.entries
     fit = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
-    n_pages = max(1, -(-len(fit) // _A_PAGE))
-    key = f"rows_page/{sought}"
-    number = int(st.session_state.get(key) or 1)
-    st.dataframe(
+    shown = controls.find_page(f"rows/{sought}")
+    controls.show_rows(
         [
             {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
-            for e in fit[_A_PAGE * (number - 1) : _A_PAGE * number]
-        ],
-        hide_index=True,
+            for e in fit[shown.offset : shown.offset + controls.PAGE_SIZE]
+        ]
     )
     st.caption(f"{count(len(fit))} of {count(len(entries))} rows")
-    st.pagination(n_pages, key=key)
+    shown.turn(len(fit))
 
 
 def _decisions(checked: CheckReport) -> None:
@@ -123,8 +118,7 @@ def _decisions(checked: CheckReport) -> None:
     try:
         kept, digest = read_decisions(path), checksum(Path(path))
     except HarnessError as error:
-        st.error("No decisions can be kept:")
-        safe_text.say_all(str(error).splitlines())
+        controls.show_error("No decisions can be kept:", error)
         return
     column = checked.table.answer_column
     rows = _Rows(path, digest, column, {entry.where: entry for entry in checked.table.entries})
@@ -169,7 +163,7 @@ def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[TableEntry, str, st
 
 def _show_decision(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
     """Show a row with what it stands beside, and a button for each decision on it."""
-    other = f", or {label}?" if label else f", beside {near}" if near else ""
+    other = f", or {label}?" if label else f", near {near}" if near else ""
     safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
     accept, drop, keep = st.columns([2, 1, 1])
     line = _line(entry.where)
@@ -191,8 +185,7 @@ def _decide(path: str, digest: str, column: str | None, line: int, of: RowDecisi
     try:
         keep_decision(path, line, of, digest, column)
     except HarnessError as error:
-        st.error("The decision is not kept:")
-        safe_text.say_all(str(error).splitlines())
+        controls.show_error("The decision is not kept:", error)
 
 
 def _line(where: str) -> int:

@@ -36,7 +36,9 @@ def page() -> None:
     if report is None:
         return
     if report.policy is None:
-        st.info("This report does not say what its decision went by. Next: `harness report` writes it again.")
+        st.info(
+            "This report does not hold the settings of its decision. Next: `harness report` writes it again."
+        )
         return
     policy, times = sliders(report, report.policy)
     facts = _gains(report, reprice(report.facts, times), policy)
@@ -51,10 +53,13 @@ def page() -> None:
         goal=report.declared.min if report.declared else None,
         win_rate=report.declared.win_rate if report.declared else None,
         trivial=report.trivial,
+        can_fold=report.can_fold,
+        spare=report.spare,
+        relative=report.macro_margin is None,
     )
     safe_text.say(found.sentence, "lead")
     if found.sentence != (report.decision.sentence if report.decision else ""):
-        st.caption("Other than the report, because of what was changed here.")
+        st.caption("Differs from the report because of the changes made here.")
     _break_even(found)
     st.subheader("Reasons", anchor=False)
     safe_text.say_all([*found.reasons, *index_sentences(facts, policy)])
@@ -64,8 +69,7 @@ def page() -> None:
         for name, value in arithmetic_rows(found, report.unit)
         if policy.right_answer_usd is not None or not name.startswith("worth of the gain")  # of an assumption
     ]
-    st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
-    controls.offer_csv(rows, "decide")
+    controls.show_rows(rows, "decide", 2_000)
 
 
 def _gains(

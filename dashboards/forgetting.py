@@ -1,7 +1,6 @@
 """Forgetting: what every fine-tune lost and gained on the capability suite, task by task.
 
-Invariant: the numbers are the report's own; a cell's colour is its paired difference, and its number
-stands in it. Bold cells have an interval without 0.
+Invariant: the numbers are the report's own; a cell's colour is its paired difference, which stands in it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from harness.formatting import Unit, score
 from harness.report import ExperimentReport
 from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, map_values
 from harness.report.plots.heat_map import heat
-from parts import charts, controls, paired_runs, project, status_counts
+from parts import charts, controls, paired_runs, project, safe_text, status_counts
 
 
 def page() -> None:
@@ -28,12 +27,9 @@ def page() -> None:
     if not drawn.rows:
         st.info("No fine-tune was measured on a capability suite. Next: `suites: [general]` in harness.yaml.")
         return
-    charts.draw(charts.heat(drawn), "forgetting")
-    st.caption(
-        "Blue gained, vermilion lost, white no change; bold: the interval leaves 0 out. Hover for intervals."
-    )
-    rows = _changes(report)
-    controls.offer_csv(rows, "forgetting")
+    safe_text.heat(drawn)
+    st.caption("Points with 95 % intervals. Blue gained, vermilion lost; bold: the interval leaves 0 out.")
+    controls.offer_csv(lambda: _changes(report), "forgetting")
     _draw_without_rates(report, drawn.labels)
     stored = controls.runs_of(report, project.runs())
     runs = {name: stored[name] for name in drawn.labels if name in stored}

@@ -62,12 +62,12 @@ def _table(
         key="board",
         on_select="rerun",
         selection_mode="multi-row",
-        height=min(640, 38 + 35 * len(lines)),
+        height=controls.table_height(len(lines), 640),
     )
     safe_text.say_all(describe_unread([line.facts for line in lines], report.metric if report else ""))
     left, right = st.columns([1, 5])
     with left:
-        controls.offer_csv([leaderboard_table.make_row(line) for line in lines], "leaderboard")
+        controls.offer_csv(lambda: [leaderboard_table.make_row(line) for line in lines], "leaderboard")
     chosen = [lines[i].run for i in picked.selection.rows if lines[i].run.rows]
     if len(chosen) < 2:
         able = sum(bool(line.run.rows) for line in lines) > 1

@@ -15,7 +15,7 @@ from parts import charts, controls, nightly_charts, project, safe_text
 def page() -> None:
     """Draw the page."""
     controls.heading(
-        "Nightly", "Change against the pinned reference, less that of the base, the control arm."
+        "Nightly", "Change against the pinned reference, minus the change of the base (the control arm)."
     )
     loaded = project.experiment()
     if problems := project.list_problems():
@@ -48,7 +48,7 @@ def page() -> None:
     safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     _alarms(state.alarms)
     _control(stored)
-    controls.offer_csv(nightly_charts.rows_of(told), "nightly")
+    controls.offer_csv(lambda: nightly_charts.rows_of(told), "nightly")
 
 
 def _alarms(alarms: tuple[Alarm, ...]) -> None:
@@ -73,12 +73,12 @@ def _control(stored: list[Night]) -> None:
     rows = [
         {"night": night.night, "base": base[:12], "items": count(len(found.flips))}
         | {"scores that moved, %": _share(sum(found.flips.values()), len(found.flips))}
-        | {"prompts of other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
+        | {"prompts with other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}
         for night in reversed(stored[-nightly_charts.SHOWN :])
         for base, found in night.bases.items()
     ]
-    st.dataframe(rows, hide_index=True, height=min(320, 38 + 35 * len(rows)))
+    controls.show_rows(rows, most=320)
 
 
 def _share(n: int, of: int) -> str:

@@ -11,11 +11,11 @@ import streamlit as st
 
 from harness import plugins, stats
 from harness.formatting import UNKNOWN, percent, points, score
-from harness.report import WORDS, ExperimentReport
+from harness.report import WORDS, ExperimentReport, front_file
 from harness.report.plots.pareto_front import Point, points_of
 from harness.rescue import Rescue
 from harness.spec import BASE
-from parts import charts, controls, project, safe_text
+from parts import controls, project, safe_text
 
 _SCALE = 0.5  # what both take where nothing is written
 _REFERENCE = (0.0, -1.0)  # nothing right on the target, all of the capability suite lost
@@ -36,16 +36,16 @@ def page() -> None:
     tried = {one.original.facts.label: _rescue_points(one) for one in project.rescues(report)}
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
     lines = [*_families(report, found), *rescued.values()]
-    charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
+    drawn = front_file(report, lines=lines)
+    st.image(drawn, width="stretch")
+    st.download_button("SVG", drawn, "pareto.svg", "image/svg+xml", icon=":material/download:")
     _say_front(report, found)
     if rescued:
         safe_text.say(
-            f"Dotted: the scales that the last rescue of {', '.join(rescued)} tried; on the capability suite "
-            "a rescue measures one half of the items."
+            f"Grey lines: the scales that the last rescue of {', '.join(rescued)} tried; a rescue measures "
+            "one half of the capability suite's items."
         )
-    rows = [_row(report, p) for p in found]
-    st.dataframe(rows, hide_index=True, height=min(520, 38 + 35 * len(rows)))
-    controls.offer_csv(rows, "pareto")
+    controls.show_rows([_row(report, p) for p in found], "pareto")
 
 
 def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
@@ -60,8 +60,8 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
         area = stats.hypervolume(goals, _REFERENCE)
         kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
         safe_text.say(
-            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(kept)} %; a "
-            "candidate that answers everything right and forgets nothing would have 100 %."
+            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(kept)} %; 100 % "
+            "is everything answered right and nothing forgotten."
         )
     absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
     if absent:

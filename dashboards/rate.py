@@ -26,7 +26,7 @@ def page() -> None:
     controls.heading(
         "Rate",
         "Two answers to one question, sides at random. Keys: 1 left, 2 equal, 3 right, 4 skip. Or one answer"
-        " at a time, which corrects what the metric says of it.",
+        " at a time, whose labels correct the metric.",
     )
     runs = controls.newest(project.runs())
     target = _target(runs)

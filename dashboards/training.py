@@ -5,6 +5,7 @@ those of `harness.report.plots.loss_curves`, the diagnosis that of `harness.repo
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -77,8 +78,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
-    st.dataframe(rows, hide_index=True)
-    controls.offer_csv(rows, "training")
+    controls.show_rows(rows, "training")
     for name in chosen:
         _show_more(name, trained[name], report)
 
@@ -90,7 +90,7 @@ def _draw_training_sets(report: ExperimentReport) -> None:
         st.subheader(safe_text.label(section.title), anchor=False)
         safe_text.table(section.columns, section.rows)
         safe_text.say_all(section.notes)
-        controls.offer_csv(controls.map_to_cells(section), f"training-rows-{i}")
+        controls.offer_csv(partial(controls.map_to_cells, section), f"training-rows-{i}")
 
 
 def _draw(chosen: Mapping[str, Run]) -> None:

@@ -391,7 +391,7 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
         found.loader.exec_module(module)
     except Exception as error:
         line = _line_in(error, path)
-        problem = Problem(f"{path}{line}", f"{type(error).__name__}: {error}", expected, "mend the file")
+        problem = Problem(f"{path}{line}", f"{type(error).__name__}: {error}", expected, "fix the file")
         raise UserError(problem) from error
     if not callable(getattr(module, "metric", None)):
         raise UserError(Problem(str(path), "no function 'metric'", expected, "define metric(task)"))

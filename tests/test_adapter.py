@@ -169,9 +169,9 @@ UNFIT = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"without {WEIGHTS}"),
     "an empty configuration": (write(CONFIG, b""), f"a damaged {CONFIG}"),
     "a configuration that is a list": (write(CONFIG, b"[]"), f"a damaged {CONFIG}"),
-    "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs"), "no whole safetensors file"),
-    "empty weights": (write(WEIGHTS, b""), "no whole safetensors file"),
-    "weights cut short": (cut, "no whole safetensors file"),
+    "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs"), "not a whole safetensors file"),
+    "empty weights": (write(WEIGHTS, b""), "not a whole safetensors file"),
+    "weights cut short": (cut, "not a whole safetensors file"),
     "another rank": (
         edit_config(r=4),
         r"layers.0.self_attn.q_proj.lora_A.weight of size \(2, 32\), where the base and \S+ make \(4, 32\)",
@@ -341,7 +341,7 @@ def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_pa
         tiny_experiment.run(path)
     found, expected = (runs_of(path) for path in paths.values())
     assert (found["bad"].state, found["theirs"].state) == ("failed", "done")
-    assert "an adapter whose weights are no numbers" in found["bad"].error
+    assert "an adapter whose weights are not numbers" in found["bad"].error
     for name in ("theirs", "prompt"):
         rows, alone = (
             [
@@ -380,7 +380,9 @@ def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_op
     edits = {
         (lambda t: dict(sorted(t.items())[1:])): unfit,
         (lambda t: t | {f"{min(t)}x": t[min(t)] + 1}): unfit,
-        (lambda t: {n: x * float("nan") if x.is_floating_point() else x for n, x in t.items()}): "no numbers",
+        (
+            lambda t: {n: x * float("nan") if x.is_floating_point() else x for n, x in t.items()}
+        ): "not numbers",
     }
     for place, (edit, said) in enumerate(edits.items()):
         folder = shutil.copytree(tmp_path / "whole", tmp_path / str(place))

@@ -100,7 +100,9 @@ def make_lopsided_task(passed, chance=0.5, n=100, seed=0):
 def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight):
     found = verdict([make_lopsided_task(passed)])
     assert found.macro.n == n_items
-    assert ("of t one half counts, by half" in macro_of(found).sentence) == (weight == 0.5)
+    assert ("only half of the items of t count, with half the weight" in macro_of(found).sentence) == (
+        weight == 0.5
+    )
 
 
 def test_a_half_counts_half_as_much_as_a_whole_task():
@@ -490,7 +492,7 @@ def test_a_rescues_half_is_admitted_by_the_base_on_the_other_and_counts_in_full(
     (why,) = macro_of(searched).numbers["left_out"]
     assert "t cannot show forgetting: on its other half the base scores 50.0" in why
     assert confirmed.macro.n == 50
-    assert "one half counts" not in confirmed.sentence
+    assert "only half of the items" not in confirmed.sentence
 
 
 def test_documents_of_other_evaluators_logs_are_known_by_their_hash_whatever_the_prompt(tmp_path):

@@ -128,7 +128,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
 def test_a_metric_that_is_no_rate_decides_nothing_in_points(tmp_path):
     """BLEU counts to 100: three of its points are no three hundred percentage points."""
     old, new = folders(tmp_path, [31.5] * 5, [28.5] * 5)
-    with pytest.raises(UserError, match=r"no rates in \[0, 1\] \(acc, acc_norm\).*leave the task out"):
+    with pytest.raises(UserError, match=r"not rates in \[0, 1\] \(acc, acc_norm\).*leave the task out"):
         release.gate_folders(old, new, GatePolicy())
     for file in tmp_path.rglob("samples_*"):
         lines = [{**json.loads(line), "acc_norm": 1.0} for line in file.read_text().splitlines()]

@@ -123,7 +123,7 @@ def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
     words = ["doctor", "--base", str(llama), "--gpu", "80GB", "--gpus", "4"]
     said = CliRunner().invoke(app, words).output
     assert "4 × 80 GB are enough for prompting, LoRA" in said
-    assert "GB of each of 4 cards, which share rows and time evenly" in " ".join(said.split())
+    assert "GB on each of 4 cards, which share rows and time evenly" in " ".join(said.split())
 
 
 # Billions of parameters, those active, and hidden, inner, layers, experts and experts a token by config.json.

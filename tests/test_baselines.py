@@ -1,4 +1,4 @@
-"""A larger model behind an API is what a fine-tune has to beat: it is no fine-tune, and never gated."""
+"""A larger model behind an API is what a fine-tune has to beat: it is not a fine-tune, and never gated."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server_alone():
     decision = make_decision(facts, needs=("sensitive_data",))
     assert decision.candidate == "lora"
     assert find_reason(decision, "Left out before the choice") == (
-        "Left out before the choice: large (sensitive data would leave for somebody else's server)."
+        "Left out before the choice: large (sensitive data would go to an external server)."
     )
     facts = [*alternatives(), replace(LARGE, leaves_machine=False), make_fine_tune("lora", 0.81, -0.09)]
     assert make_decision(facts, needs=("sensitive_data",)).candidate == "large"

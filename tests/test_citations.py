@@ -260,8 +260,8 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
         report = compare(path)
         found = {facts.name: facts for facts in report.facts}
         assert found["cited"].target.score == pytest.approx((3 * 1.0 + 2 * 0.5) / 6)
-        (uncited,) = (note for note in report.notes if "cite nothing" in note)
-        assert uncited.startswith("cited: 1 of 6 answers cite nothing in a form that is read")
+        (uncited,) = (note for note in report.notes if "no citation in a known form" in note)
+        assert uncited.startswith("cited: 1 of 6 answers have no citation in a known form")
         assert found["closed"].target.score == 0.0, "what is not in the prompt cannot be cited"
         n_asked = len(server.asked)
         path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {both}"))
@@ -291,4 +291,4 @@ def test_each_of_several_answers_that_cites_nothing_is_counted_where_each_counts
         written = HARNESS.format(model=tiny, url=server.url, metrics="citation_precision")
         path.write_text(written.replace("{weights_of: closed,", drawn))
         notes = compare(path).notes
-    assert any(note.startswith("cited: 4 of 12 answers cite nothing") for note in notes), notes
+    assert any(note.startswith("cited: 4 of 12 answers have no citation") for note in notes), notes

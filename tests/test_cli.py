@@ -486,6 +486,14 @@ def test_an_item_is_answered_again_as_it_is_stored(harness, copy, candidate, ite
     assert len(found["prompt"]["messages"]) == turns
 
 
+def test_a_report_shows_the_prompts_as_they_were_sent(harness, copy):
+    shown = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)["answers"]
+    assert all(prompt["was_sent"] for item in shown for prompt in item["prompts"])
+    first = next(item for item in shown if item["task"] == "letters")
+    assert {column for prompt in first["prompts"] for column in prompt["columns"]} == set(first["answers"])
+    assert any("<|im_start|>assistant" in prompt["text"] for prompt in first["prompts"])
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("candidate", ["shots", "ranked", "bag"])
 def test_a_text_is_answered_and_shown_with_its_prompt(harness, copy, candidate):

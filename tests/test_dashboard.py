@@ -1,5 +1,6 @@
 """The pages of the dashboard: what they show, on no store, on small ones, on a large one, of hostile text."""
 
+import base64
 import json
 import os
 import re
@@ -27,9 +28,7 @@ from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.records import Grade, Sample
 from harness.report.columns import result_rows
-from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.loss_curves import PREFERENCES
-from harness.report.plots.pareto_front import Point
 from harness.report.tables.decision_tables import arithmetic_rows
 from harness.report.wording import verdict_word
 from harness.rescue import HalfVerdict, Rescue, TrialResult
@@ -96,6 +95,13 @@ def html(page) -> str:
 
 def pictures(page) -> list[dict]:
     return [json.loads(element.proto.spec) for element in page.get("plotly_chart")]
+
+
+def front_texts(page, tag="text") -> list[str]:
+    """List the texts of the picture of the front."""
+    (image,) = page.get("image")
+    _, _, data = image.proto.imgs[0].url.partition("base64,")
+    return re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", base64.b64decode(data).decode())
 
 
 def test_there_is_a_page_for_each_question():
@@ -488,7 +494,7 @@ def test_candidates_that_compare_has_no_room_for_are_named(open_page, tmp_path):
     seven = {f"try-{i}": ("base", i, 4) for i in range(7)}
     fake_project.write(tmp_path, seven, n=8)
     page = open_page("compare", compare=",".join(seven))
-    assert "at once can be read: try-5, try-6" in html(page)
+    assert "candidates fit: try-5, try-6" in html(page)
     assert set(page.dataframe[0].value["candidate"]) == {"try-1", "try-2", "try-3", "try-4"}
 
 
@@ -628,7 +634,7 @@ def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, t
 def test_the_matrix_is_turned_a_page_at_a_time(open_page, tmp_path):
     fake_project.write(tmp_path)
     page = open_page("answers", task="chat")
-    page.session_state["matrix_page/chat/all/all/"] = 2
+    page.session_state["page_matrix/chat/all/all/"] = 2
     assert list(matrix(page.run())) == [f"chat-{i:03d}" for i in range(50, 60)]
 
 
@@ -721,7 +727,7 @@ def test_a_prompt_that_the_files_make_otherwise_now_is_said_to_be_another(open_p
     suite = tmp_path / "suites" / "letters.yaml"
     suite.write_text(suite.read_text().replace("    max_new", "    system: Sort it.\n    max_new"))
     page = open_page("answers", task="letters", item="package-0", of="prompt")
-    assert "not what was sent" in page.warning[0].value
+    assert "the prompt that was sent differed" in page.warning[0].value
 
 
 def map_quotes(page) -> dict[str, str]:
@@ -773,9 +779,8 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_pag
 def test_forgetting_draws_each_difference_and_counts_cut_answers(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     page = open_page("forgetting")
-    heat = pictures(page)[0]["data"][0]
     (c,) = made.comparisons["lora"]
-    assert heat["customdata"] == [[f"exact_match {formatting.points(c.delta, c.low, c.high)} points, n = 60"]]
+    assert f">{formatting.points(c.delta, c.low, c.high)}</td>" in html(page)
     validity = page.dataframe[0].value.set_index(["task", "answers"])
     assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
 
@@ -785,8 +790,9 @@ def test_drift_on_held_out_text_is_drawn_in_its_unit(open_page, tmp_path):
     drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", unit=BITS)
     more = {"lora": (*made.comparisons["lora"], drift)}
     report.write(replace(made, comparisons=more), tmp_path / "reports")
-    heat, forest = pictures(open_page("forgetting"))
-    assert heat["data"][0]["y"] == ["chat"]
+    page = open_page("forgetting")
+    assert re.findall("<tr><th>([^<]*)</th><td", html(page)) == ["chat"]
+    (forest,) = pictures(page)
     (drawn,) = forest["data"]
     assert drawn["x"] == pytest.approx([0.042])
     assert formatting.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
@@ -819,58 +825,6 @@ def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, t
     assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
 
 
-def test_every_number_of_the_heat_map_can_be_read_on_its_colour(page_imports):
-    from parts import charts
-
-    strengths = [i / 100 for i in range(-100, 101)]
-    cells = tuple(Cell("+1.0", "", "", strength, shown=True) for strength in strengths)
-    (drawn,) = charts.heat(Heat(("lora",), tuple(("chat", (cell,)) for cell in cells))).data
-    for strength, (text,) in zip(strengths, drawn.text, strict=True):
-        ink = re.search(r"color:(#\w{6})", text)[1]
-        assert charts.contrast(ink, charts.choose_color(strength)) >= 4.5
-
-
-def test_contrast_is_that_of_wcag(page_imports):
-    from parts import charts
-
-    assert charts.contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert charts.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
-
-
-def point(name, score, kept, half, *, recommended=False) -> Point:
-    target, general = (Estimate(x, x - half, x + half, 60) for x in (score, kept))
-    return Point(name, target, general, "FAIL", on_front=True, recommended=recommended)
-
-
-def test_a_name_stands_where_no_whisker_crosses_it(page_imports):
-    from parts import charts
-
-    near = [
-        point("dpo", 0.50, -0.216, 0.028),
-        point("lora", 0.49, -0.220, 0.028),
-        point("qlora", 0.43, -0.233, 0.028),
-        point("ranked", 0.0, 0.0, 0.0),
-        point("hybrid", 0.83, -0.220, 0.0),
-    ]
-    drawn = {trace.name: trace for trace in charts.front(near, "exact_match", None, []).data}[
-        "fails the gate"
-    ]
-    at = dict(zip(drawn.text, drawn.textposition, strict=True))
-    assert (at["lora"].split()[1], at["dpo"].split()[1]) == ("left", "right")
-
-
-def test_no_name_of_the_front_lies_on_another(page_imports):
-    from parts import charts
-
-    near = [point(f"candidate number {i}", 0.5 + 0.001 * i, -0.02 - 0.001 * (i % 3), 0.02) for i in range(12)]
-    drawn = {trace.name: trace for trace in charts.front(near, "exact_match", None, []).data}[
-        "fails the gate"
-    ]
-    named = [text for text in drawn.text if text]
-    assert 0 < len(named) < len(near)
-    assert list(drawn.customdata) == [p.label for p in near], "a look at a mark tells its name"
-
-
 def test_the_first_steps_of_a_training_do_not_flatten_the_rest(page_imports):
     from parts import charts
 
@@ -879,45 +833,21 @@ def test_the_first_steps_of_a_training_do_not_flatten_the_rest(page_imports):
     assert (low, high) == pytest.approx((1.0 - 0.06 * 9, 10.0 + 0.06 * 9))
 
 
-def test_the_ring_of_the_recommended_hides_no_other_mark(page_imports):
-    from parts import charts
-
-    near = [point("knn", 0.28, 0, 0.02), point("ranked", 0.275, 0, 0.02, recommended=True)]
-    drawn = {trace.name: trace for trace in charts.front(near, "exact_match", None, []).data}
-    assert drawn["recommended"].marker.symbol == "circle-open"
-    assert list(drawn["recommended"].x) == pytest.approx([27.5])
-    assert drawn["fails the gate"].marker.size == 11, "marks of a list of sizes are drawn half transparent"
-
-
 def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
     fake_project.write(tmp_path)
     page = open_page("pareto")
     assert "On the front: lora, knn." in html(page)
-    drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}
-    assert {"front", "base weights", "fails the gate"} <= set(drawn)
+    assert {"front", "base weights", "fails the gate"} <= set(front_texts(page))
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
     assert f"Area under the front: {formatting.percent(expected)} %" in html(page)
     assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)
-
-
-def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-    (picture,) = pictures(open_page("pareto"))
-    drawn = {trace.get("name"): trace for trace in picture["data"]}["fails the gate"]
-    target, kept = made.facts[2].target, made.facts[2].verdict.macro
-    for axis, e in (("error_x", target), ("error_y", kept)):
-        assert drawn[axis]["array"] == pytest.approx([100 * (e.high - e.score)])
-        assert drawn[axis]["arrayminus"] == pytest.approx([100 * (e.score - e.low)])
-    assert [shape["y0"] for shape in picture["layout"]["shapes"]] == [-2.0]
 
 
 def test_where_lower_is_better_the_right_of_the_front_is_lower(open_page, tmp_path):
     report.write(convert_to_bits(fake_project.write(tmp_path)), tmp_path / "reports")
     page = open_page("pareto")
     assert "On the front: prompt." in html(page)
-    axis = pictures(page)[0]["layout"]["xaxis"]
-    assert axis["title"]["text"] == "target: bits per byte, lower is better →"
-    assert axis["autorange"] == "reversed"
+    assert "target: bits per byte, lower is better →" in front_texts(page)
 
 
 def test_the_scales_of_one_fine_tune_lie_on_one_line(open_page, tmp_path):
@@ -926,8 +856,9 @@ def test_the_scales_of_one_fine_tune_lie_on_one_line(open_page, tmp_path):
     path = tmp_path / "runs" / "half-0" / "run.json"
     recipe = {"method": "scaled", "init_from": "lora", "params": {"scale": 0.5}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
-    drawn = {trace.get("name"): trace for trace in pictures(open_page("pareto"))[0]["data"]}
-    assert drawn["one fine-tune, scaled"]["x"] == pytest.approx([100 * 40 / 60, 100 * 50 / 60])
+    page = open_page("pareto")
+    assert "one fine-tune, scaled" in front_texts(page)
+    assert any(text.startswith("half: ") and "; lora: " in text for text in front_texts(page, "title"))
 
 
 def make_rescue(made) -> Rescue:
@@ -953,10 +884,11 @@ def make_rescue(made) -> Rescue:
 def test_the_scales_of_the_last_rescue_lie_on_one_line(open_page, tmp_path):
     rescue.write(make_rescue(fake_project.write(tmp_path)), tmp_path / "reports")
     page = open_page("pareto")
-    drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}["one fine-tune, scaled"]
-    assert drawn["x"] == pytest.approx([60, 70, 80])
-    assert drawn["y"] == pytest.approx([-20, -40, -60])
-    assert drawn["text"] == [f"lora at scale {scale}" for scale in ("0.5", "0.75", "1")]
+    (said,) = (text for text in front_texts(page, "title") if "at scale" in text)
+    assert (
+        said
+        == "lora at scale 0.5: −20.0 points; lora at scale 0.75: −40.0 points; lora at scale 1: −60.0 points"
+    )
     assert "the last rescue of lora" in html(page)
 
 
@@ -964,7 +896,7 @@ def test_a_rescue_that_tried_no_scale_draws_no_line(open_page, tmp_path):
     found = make_rescue(fake_project.write(tmp_path))
     rescue.write(replace(found, tried=found.tried[-1:]), tmp_path / "reports")
     page = open_page("pareto")
-    assert "one fine-tune, scaled" not in {trace.get("name") for trace in pictures(page)[0]["data"]}
+    assert "one fine-tune, scaled" not in front_texts(page)
     assert "rescue" not in html(page)
 
 
@@ -972,15 +904,13 @@ def test_the_rescue_of_an_earlier_run_is_not_drawn(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     earlier = replace(made, facts=tuple(replace(f, run_id=f"{f.run_id}-earlier") for f in made.facts))
     rescue.write(make_rescue(earlier), tmp_path / "reports")
-    assert "one fine-tune, scaled" not in {
-        trace.get("name") for trace in pictures(open_page("pareto"))[0]["data"]
-    }
+    assert "one fine-tune, scaled" not in front_texts(open_page("pareto"))
 
 
 def test_a_file_that_holds_no_rescue_is_passed_over(open_page, tmp_path):
     fake_project.write(tmp_path)
     (tmp_path / "reports" / "desk.rescue-lora.json").write_text('{"rescued": null}')
-    assert len(pictures(open_page("pareto"))) == 1
+    assert front_texts(open_page("pareto"))
 
 
 def test_training_overlays_losses_and_names_the_gap(open_page, tmp_path):
@@ -1170,9 +1100,9 @@ def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(
 def test_a_decision_that_was_changed_is_told_from_the_reports(open_page, tmp_path):
     fake_project.write(tmp_path)
     page = open_page("decide")
-    assert not any("Other than the report" in c.value for c in page.caption)
+    assert not any("Differs from the report" in c.value for c in page.caption)
     page.select_slider(key="decide_longest median request").set_value(0.3).run()
-    assert any("Other than the report" in c.value for c in page.caption)
+    assert any("Differs from the report" in c.value for c in page.caption)
 
 
 def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page, tmp_path):
@@ -1666,7 +1596,7 @@ def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(open_page, tm
     rows = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines()[3] + "\n")
     page = open_page("data")
-    assert re.search(r"rows.jsonl:121: refund, beside \S*rows.jsonl:4<", html(page))
+    assert re.search(r"rows.jsonl:121: refund, near \S*rows.jsonl:4<", html(page))
     page.button(key="drop_121").click().run()
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
     assert kept["rows"] == {"121": {"decision": "drop"}}
@@ -1680,7 +1610,7 @@ def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(op
     page = open_page("data")
     assert "by sense" not in html(page)
     page = page.text_input(key="encoder").set_value(str(minilm)).run()
-    assert re.search(r"rows.jsonl:2: refund, beside \S*rows.jsonl:1 \(embeddings 0.98\)", html(page))
+    assert re.search(r"rows.jsonl:2: refund, near \S*rows.jsonl:1 \(embeddings 0.98\)", html(page))
     page.button(key="drop_2").click().run()
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
     assert kept["rows"] == {"2": {"decision": "drop"}}
@@ -1697,8 +1627,8 @@ def test_a_model_of_sentences_that_is_not_there_is_named_with_the_next_step(open
 def test_the_rows_are_browsed_and_searched(open_page, tmp_path):
     write_labelled(tmp_path, flipped=())
     page = open_page("data")
-    assert len(page.dataframe[0].value) == 100
-    page.session_state["rows_page/"] = 2
+    assert len(page.dataframe[0].value) == 50
+    page.session_state["page_rows/"] = 3
     assert [row.partition(":")[2] for row in page.run().dataframe[0].value["row"]] == [
         str(i) for i in range(101, 121)
     ]

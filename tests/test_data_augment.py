@@ -581,7 +581,7 @@ def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache
     words = ("data", "augment", str(source), "-c", str(path), "--out", str(out), "--model", "big", "--with")
     code, _, error = command(*words, "https://big.example.invalid/v1")
     assert code == 2
-    assert "a writer on somebody else's server, big at https://big.example.invalid/v1" in error
+    assert "a writer on an external server, big at https://big.example.invalid/v1" in error
     assert "decide.needs: [sensitive_data]" in error
     with serve_model(Rule(answer_rewording)) as server:
         code, _, error = command(*words, server.url, "--rows", "1", "--dry-run")

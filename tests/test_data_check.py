@@ -187,7 +187,7 @@ def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
     assert write_brief("x" * 80)[0] == f"warning: {'x' * 80}"
     assert write_brief("x" * 200)[0] == f"warning: {'x' * 85}…"
     assert write_brief("x", 3)[-1] == "0 errors, 3 warnings"
-    assert write_brief("x", 4)[3:] == ["0 errors, 4 warnings, the worst 3 of which are these"]
+    assert write_brief("x", 4)[3:] == ["0 errors, 4 warnings; these are the worst 3"]
 
 
 def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):

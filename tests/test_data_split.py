@@ -123,7 +123,7 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
 def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
     rows = [{"text": f"q{i}", "label": "x", "day": "2024-05-01"} for i in range(9)]
     jsonl(Path("r.jsonl"), [*rows, {**rows[0], "day": day}])
-    found = f"{day!r} in 'day', which is no time" if day else "no time in 'day'"
+    found = f"{day!r} in 'day', which is not a time" if day else "no time in 'day'"
     said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
     assert f"r.jsonl:10: found {found}; expected" in said
 
@@ -215,7 +215,7 @@ def test_a_time_that_is_no_number_is_refused():
     rows = rows_of(
         *(row.fields | {"t": float(i) if i % 5 else math.nan} for i, row in enumerate(make_distinct_rows(20)))
     )
-    with pytest.raises(UserError, match="nan in 't', which is no time"):
+    with pytest.raises(UserError, match="nan in 't', which is not a time"):
         parts_of(rows, time="t")
 
 
@@ -357,7 +357,7 @@ def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_toge
     """Each two of three groups share a class, so in two parts one of the classes is in one part alone."""
     content = Rows("r.jsonl", "r", make_grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
     way = SplitOptions((0.5, 0.0, 0.5), stratify="label", group="who")
-    with pytest.raises(UserError, match=r"5 groups .* no parting gives each part rows of 'a', 'b', 'c'; "):
+    with pytest.raises(UserError, match=r"5 groups .* no split gives each part rows of 'a', 'b', 'c'; "):
         split(content, ASKED, way)
 
 

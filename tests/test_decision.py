@@ -112,7 +112,7 @@ def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence.endswith(
-        "but its gate is UNDECIDED; 240 more items would settle it; ship knn until then."
+        "but its gate is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items; ship knn until then."
     )
 
 
@@ -411,7 +411,9 @@ def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
     facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")]
     missed = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in facts]
     for decision in (decide_beside_trivial(facts), decide_beside_trivial(missed, None)):
-        assert decision.sentence.endswith("but its gate is UNDECIDED; 240 more items would settle it.")
+        assert decision.sentence.endswith(
+            "but its gate is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items."
+        )
 
 
 def test_a_label_is_quoted_on_one_line_and_cut_where_it_is_long():
@@ -503,9 +505,13 @@ def lora_seeds(*outcomes, **changes):
         (
             ("pass", "inconclusive", "pass"),
             "undecided",
-            "over knn, but the gate of seed 1 is UNDECIDED; 240 more items would settle it; ship knn",
+            "over knn, but the gate of seed 1 is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items; ship knn",
         ),
-        (("inconclusive",) * 3, "undecided", "but its gate is UNDECIDED; 240 more items would settle it;"),
+        (
+            ("inconclusive",) * 3,
+            "undecided",
+            "but its gate is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items;",
+        ),
         (("pass", "pass", None), "undecided", "but what seed 2 forgot was not measured; add suites:"),
     ],
 )
@@ -522,14 +528,16 @@ def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
     assert "while lora (seed 2) fails its gate; harness rescue lora" in find_reason(fails, "Next best spend")
     before = find_reason(open_, "Before either")
     assert before.startswith(
-        "Before either: some 240 more items of the suites, because the gate of lora (seed 2)"
+        "Before either: the gate of lora (seed 2) is open (some 240 more items would settle it"
     )
 
 
 def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
     invalid = verdict("inconclusive", "UNDECIDED: invalid: 3 of 100 answers failed", items_needed=None)
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.21, verdict=invalid)])
-    assert "its gate is UNDECIDED; do what the gate's sentence requires; ship knn" in decision.sentence
+    assert (
+        "its gate is UNDECIDED; the gate's sentence says what would settle it; ship knn" in decision.sentence
+    )
     assert "more items" not in find_reason(decision, "Before either")
 
 
@@ -651,8 +659,8 @@ SLICES = {"low": Estimate(0.10, 0.05, 0.18, 100), "high": Estimate(0.80, 0.71, 0
 @pytest.mark.parametrize(
     ("rag_knowledge", "lora_behaviour", "expected"),
     [
-        ("high", "low", "The prompt fails on facts, and retrieval mends that."),
-        ("low", "high", "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that."),
+        ("high", "low", "The prompt fails on facts, and retrieval fixes that."),
+        ("low", "high", "The prompt fails on behaviour (format, style, labels), and fine-tuning fixes that."),
         ("high", "high", "a hybrid can do both."),
         ("low", "low", "What kind of failure it is, is not shown"),
     ],
@@ -856,14 +864,14 @@ def test_hosting_and_evaluation_are_paid_back_too():
 def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
     facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
     assert find_reason(make_decision(facts), "Chosen on validation") == (
-        "Chosen on validation: the best of 5 settings without training and of 1 with."
+        "Chosen on validation: the best of 5 settings without training, and of 1 with training."
     )
     points = tuple(
         Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     )
     swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
     assert (
-        "the best of 5 settings without training and of 6 with, which flatters the fine-tunes"
+        "the best of 5 settings without training, and of 6 with training, which flatters the fine-tunes"
         in find_reason(make_decision([*facts[:-1], swept]), "Chosen on validation")
     )
 
@@ -918,7 +926,7 @@ def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
     # 200 more items, asked of both at 0.20 and 0.11 USD per 1,000; a label has no price.
     assert decision.arithmetic["more_test_items_cost_usd"] == pytest.approx(200 * 0.31 / 1000)
     assert "for 0.06 USD" in find_reason(decision, "Next best spend: 200 more test items.")
-    assert "A label counts as free" in find_reason(decision, "Next best spend")
+    assert "Labels count as free" in find_reason(decision, "Next best spend")
 
 
 def test_items_cost_what_nobody_knows_where_a_request_has_no_price():
@@ -995,7 +1003,7 @@ def test_nothing_is_spent_on_a_fine_tune_that_the_gate_stops():
 def test_an_open_gate_comes_before_the_spend():
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
     assert find_reason(decision, "Before either").startswith(
-        "Before either: some 240 more items of the suites"
+        "Before either: the gate of lora is open (some 240 more items would settle it"
     )
 
 
@@ -1177,7 +1185,7 @@ def test_a_choice_by_the_worth_of_a_point_flips_at_one_too():
 
 def test_a_fine_tune_that_costs_nothing_more_pays_at_any_worth():
     lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0)
-    assert "holds at any worth" in find_reason(make_decision([*alternatives(), lora]), "rests on")
+    assert "holds whatever that is worth" in find_reason(make_decision([*alternatives(), lora]), "rests on")
 
 
 def test_a_gain_without_a_price_says_from_which_price_it_pays():
@@ -1227,5 +1235,5 @@ def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longe
     assert advised.action == "collect more data"
     # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
     assert find_reason(advised, "The advice rests on").endswith(
-        "the default): more data no longer pay at 0.0072 USD."
+        "the default): more data stops paying at 0.0072 USD."
     )

@@ -57,7 +57,7 @@ def test_rows(tmp_path, name, text):
 def test_samples_of_lm_eval(tmp_path):
     old, new = (lmeval_folder.write(tmp_path / name, {"arc": [1.0] * 9}) for name in ("a", "b"))
     next(new.rglob("samples_*")).write_text(f'{{"doc_id": 0, "doc": {DEEP}}}')
-    with pytest.raises(UserError, match="a line that is no sample"):
+    with pytest.raises(UserError, match="a line that is not a sample"):
         release.gate_folders(old, new, GatePolicy())
 
 

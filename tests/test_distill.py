@@ -158,7 +158,7 @@ def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
 def test_an_answer_that_is_no_label_makes_no_row(server, tiny, tmp_path):
     server.model = UsageTeacher(lambda messages: "I cannot say")
     session = session_of(write(tmp_path, tiny, server.url))
-    with pytest.raises(UserError, match="none of which gives a row: an answer that is no label of the task"):
+    with pytest.raises(UserError, match="and none gives a row: an answer that is not a label of the task"):
         distill_rows(session, "large", Distillation(n_rows=2), "a.jsonl")
 
 

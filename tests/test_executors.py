@@ -201,7 +201,7 @@ def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(finished
 
 
 def test_bad_input_at_a_worker_ends_everything(session):
-    error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "mend it")))
+    error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "fix it")))
     pool = ScriptWorkers(2, lambda job: JobResult(error=error))
     with pytest.raises(UserError, match="worker: found other code"):
         dispatch.run_jobs(plan_session(session, 2).needs, pool, {}, ignore, NOWHERE)

@@ -85,14 +85,14 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
     assert decision.action == "undecided"
     assert f"its gate passes alone (p 0.0{round(1000 * p)}), not as one of 8 fine-tunes" in decision.sentence
     assert f"{corrected.items_needed:,} more items would settle it" in decision.sentence
-    assert "lora-0 not shown" in reason(decision, "would pass its gate alone with a chance of up to 34 %")
+    assert "lora-0 not shown" in reason(decision, "would still pass its own gate with a chance of up to 34 %")
     assert "UNDECIDED" in reason(decision, "as one of 8, at 0.6 %")
 
 
 def test_one_that_is_open_alone_too_is_settled_by_what_settles_it_among_eight():
     alone, among = (fake_facts.verdict("inconclusive", items_needed=n) for n in (240, 800))
     lora = make_fine_tune("lora-0", 0.81, 0.07, verdict=alone, corrected=among)
-    assert "its gate is UNDECIDED; 800 more items would settle it" in make_decision([lora]).sentence
+    assert "its gate is UNDECIDED; some 800 more items would settle it" in make_decision([lora]).sentence
 
 
 def test_items_needed_and_chances_to_miss_are_those_of_the_level():

@@ -202,7 +202,7 @@ def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_no
 def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settled_early, own_cache, tmp_path):
     path = copy_experiment(settled_early[0], tmp_path)
     at = store.Store(path.parent / "runs")
-    with pytest.raises(UserError, match="no pass against the base"):
+    with pytest.raises(UserError, match="not a pass against the base"):
         release.promote_named(path, "broken")
     assert not any(run.experiment == "tiny" for run in store.list_runs(at))  # refused before it computed
     _, champion = release.promote_named(path, "broken", despite="a test")

@@ -169,7 +169,7 @@ PLACES = {
         ["A"],
         "which is 'A' if answers are choices and 'B' if they are labels",
     ),
-    "both": (WORDS, [0, 4, 2], "which is no place from 1, and 4 in "),
+    "both": (WORDS, [0, 4, 2], "which is not a place from 1, and 4 in "),
     "negative": (WORDS, [0, -1], "-1 in 'answer'"),
     "too large": (WORDS, [0, 9], "9 in 'answer'"),
 }
@@ -673,7 +673,11 @@ def test_a_split_that_a_copy_lacks_is_refused_with_those_that_there_are(monkeypa
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [("[{]", "malformed JSON"), ('{"a": 1}', "JSON that is no list of objects"), ("[NaN]", "malformed JSON")],
+    [
+        ("[{]", "malformed JSON"),
+        ('{"a": 1}', "JSON that is not a list of objects"),
+        ("[NaN]", "malformed JSON"),
+    ],
 )
 def test_a_json_file_of_another_form_is_refused(tmp_path, content, found):
     (tmp_path / "test.json").write_text(content)
@@ -790,7 +794,7 @@ def test_a_function_without_arguments_is_a_tool_beside_others(load):
 @pytest.mark.parametrize("written", [str([WEATHER]), json.dumps([WEATHER])[:-1]])
 def test_definitions_of_tools_that_are_no_json_are_refused(load, written):
     ((where, found, _),) = list_problems(load, test=[{"messages": [ASKED, CALL], "tools": written}])
-    assert (where, found) == ("test.jsonl:1", "definitions that are no JSON in 'tools'")
+    assert (where, found) == ("test.jsonl:1", "definitions that are not JSON in 'tools'")
 
 
 def test_tools_that_the_system_message_of_a_row_defines_are_not_defined_twice(load):
@@ -846,7 +850,7 @@ def test_a_rating_that_is_no_number_is_refused():
     [
         ({"type": "image_url", "image_url": {"url": "data:"}}, "an image part (image_url)"),
         ({"type": "image"}, "an image part (image)"),
-        ({"type": "input_audio"}, "a part that is no text (input_audio)"),
+        ({"type": "input_audio"}, "a part that is not text (input_audio)"),
     ],
 )
 def test_rows_with_parts_that_are_no_text_are_said_once_with_their_number(load, part, found):

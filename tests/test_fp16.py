@@ -84,7 +84,7 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "model" / "model.safetensors").values()} == {
         "F16"
     }
-    with pytest.raises(CandidateFailed, match="dtype: bfloat16 beside products in fp16"):
+    with pytest.raises(CandidateFailed, match="dtype: bfloat16 with products in fp16"):
         full.fit(
             tiny_methods.context(tiny, tmp_path, machine=FP16), full.Params(dtype="bfloat16", max_steps=1)
         )

@@ -592,7 +592,7 @@ def test_a_metric_without_bounds_does_not_enter_the_macro():
     found = judge_measurements(points(500, 5.0, (-inf, inf)), make_measurement(2000, 160))
     assert found.macro.score == pytest.approx(-0.08)
     (why,) = rule(found, "macro").numbers["left_out"]
-    assert "points has no bounds, so its changes are no points; declare bounds: of the task" in why
+    assert "points has no bounds, so its changes are not points; declare bounds: of the task" in why
 
 
 def test_no_number_of_items_is_promised_where_too_few_clusters_have_no_interval():

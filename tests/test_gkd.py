@@ -81,7 +81,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, strang
     assert teacher_problem(other, base) == f"another vocabulary: {n + 1} tokens, {n} of them the base's {n}"
     with pytest.raises(CandidateFailed, match="another vocabulary"):
         gkd.fit(tiny_methods.context(tiny, tmp_path), gkd.Params(teacher=str(stranger), **PARAMS))
-    assert "nothing to learn" in teacher_problem(base, base)
+    assert "nothing to teach" in teacher_problem(base, base)
 
 
 def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teacher, tmp_path):

@@ -81,7 +81,7 @@ def test_another_instruction_set_is_measured_anew(empty_cache, monkeypatch):
 def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
     busy = probe("cpu", measure=machine(166.0, contended=True))
     assert (busy.gflops, busy.contended) == (166.0, True)
-    assert probe_notes(busy) == "measured beside other work; the machine may be faster"
+    assert probe_notes(busy) == "measured while other work ran; the machine may be faster"
     assert probe("cpu", measure=machine(804.0)) == busy
     os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0

@@ -432,7 +432,7 @@ def test_an_adapter_whose_weights_are_no_numbers_is_refused_and_leaves_the_base_
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
     model.save_pretrained(tmp_path)
     with (
-        pytest.raises(CandidateFailed, match=r"weights are no numbers .*lora_B"),
+        pytest.raises(CandidateFailed, match=r"weights are not numbers .*lora_B"),
         host.use_adapter(tmp_path, "d"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""JSON that is no list of objects is read where its form leaves one reading, else refused with what converts it."""
+"""JSON that is not a list of objects is read where its form leaves one reading, else refused with what converts it."""
 
 import json
 import subprocess

@@ -34,7 +34,7 @@ def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_rea
     config.load(d.path)
     d.rubric(RUBRIC + JUDGE.format(url=ABROAD, timeout=5))
     with pytest.raises(
-        UserError, match=r"harness.yaml:8: found judge:helpful: a judge on somebody else's server"
+        UserError, match=r"harness.yaml:8: found judge:helpful: a judge on an external server"
     ):
         config.load(d.path)
     config.load(d.path, ["decide.needs=[]"])
@@ -43,9 +43,7 @@ def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_rea
 def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # noqa: F811
     d = desk(extra="decide: {needs: [sensitive_data]}\n")
     d.path.write_text(d.path.read_text().replace(d.candidates.url, "http://big.example.com/v1"))
-    with pytest.raises(
-        UserError, match=r"plain on somebody else's server, tiny at http://big.example.com/v1"
-    ):
+    with pytest.raises(UserError, match=r"plain on an external server, tiny at http://big.example.com/v1"):
         d.compare()
     assert d.candidates.asked == d.judge.asked == []
 

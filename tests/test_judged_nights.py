@@ -92,7 +92,7 @@ def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judge
     label(judged_desk, judged_desk.rows(), lambda row: float(row.position % 2))
     judged_desk.candidates.model = Rule(reply_shorter)
     said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
-    assert "15 of the 15 answers that are others than in the reference have no label of people" in said
+    assert "15 of the 15 answers that differ from the reference have no label from people" in said
     assert "correct its score of the reference from 100.0 to 50.0 [" in said
     assert line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence == said, (
         "as it was stored"

@@ -552,7 +552,7 @@ def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_
         (["-L", "3"], "found --limit without --tasks"),
         (["-t", "arc_easy", "-s"], "found --log-samples without a folder"),
         (["-t", "arc_easy,arc_easy"], "found a task twice"),
-        (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is no candidate"),
+        (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is not a candidate"),
         (["--engine", "vllm"], "found --engine without --tasks"),
         (["-t", "arc_easy", "--engine", "vlm"], "found 'vlm'; expected transformers or vllm"),
         (["-t", "arc_easy", "--precision", "fp8"], "found 'fp8'; expected auto, bf16, fp16 or fp32"),

@@ -91,10 +91,10 @@ def test_out_of_memory_halves_rows_without_masks_and_joins_none(model):
 def test_numbers_that_are_none_are_refused_when_a_model_is_opened_and_when_it_scores(model):
     spoilt = copy.deepcopy(model)
     spoilt.get_input_embeddings().weight.data[7] = float("nan")
-    with pytest.raises(CandidateFailed, match=r"no numbers in float32; try: precision"):
+    with pytest.raises(CandidateFailed, match=r"not numbers in float32; try: precision"):
         Executor(spoilt, 64)
     known = Executor(spoilt, 64, "packed")
-    with pytest.raises(CandidateFailed, match="no numbers in float32"):
+    with pytest.raises(CandidateFailed, match="not numbers in float32"):
         known.score([((5, 6), (8,)), ((5, 7), (8,))])
 
 

@@ -336,7 +336,7 @@ def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_h
 
 @pytest.mark.parametrize(
     ("command", "found"),
-    [("/no/such/vllm", "which is no program here"), ("ls", "which does not say its version")],
+    [("/no/such/vllm", "which is not a program here"), ("ls", "which does not say its version")],
 )
 def test_a_program_that_is_not_vllm_is_refused_before_anything_runs(tiny, tmp_path, command, found):
     extra = f"engine: vllm\nvllm: {{command: {command}}}\n"

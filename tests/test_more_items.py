@@ -15,9 +15,9 @@ from harness import gating
 from harness.cli import main
 from harness.comparison import compare_rows, compare_validity
 from harness.config import CommandLine, load
-from harness.gating import Rule, TaskComparison, Verdict
+from harness.gating import Rule, SpareItems, TaskComparison, Verdict, find_settling, list_spare_items
 from harness.gating.rules import apply_rules
-from harness.report import SpareItems, advise_more_items, list_spare_items
+from harness.report import advise_more_items
 from harness.spec import Experiment, GatePolicy, Suite, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows
 
@@ -203,6 +203,26 @@ def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdict
     judging = ["gate", "--candidate", "lora"]
     found = advise_more_items(verdicts, spare, CommandLine(), relative=False, judging=judging)
     assert re.search(advice, found.text), found.text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "spare", "said"),
+    [
+        (need(90, "a 90"), [A], "some 90 more items would settle it, and the tasks hold them"),
+        (
+            need(1_975, "a 1,975"),
+            [A],
+            "but the tasks hold only 113 unused items (gate.macro=0.032 can be shown)",
+        ),
+        (
+            need(90, "a 90", lower=-0.4),
+            [],
+            "some 90 more items would settle it, but the tasks hold no unused items",
+        ),
+    ],
+)
+def test_what_would_settle_a_verdict_says_whether_it_exists(verdict, spare, said):
+    assert find_settling([verdict], spare, relative=False).text.endswith(said)
 
 
 def test_a_limit_takes_the_place_of_the_one_that_was_typed():

@@ -176,7 +176,7 @@ def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
     calendar = Calendar(path, salt=0)
     still = Rates(lost=0, gained=0, general_lost=0)
     found = [calendar.night(n, still) for n in range(1, 7)]
-    assert line(found[-1]).series["general"].n == 240 - 20  # all that is no anchor, once
+    assert line(found[-1]).series["general"].n == 240 - 20  # all that is not an anchor, once
     assert "general: the pool is used up" in "\n".join(found[-1].pool)
     assert line(found[0]).tests == ("only the harness: the weights answer as before",)
 
@@ -472,7 +472,7 @@ def test_a_missed_night_is_shown_as_missed(path):
 
 
 def test_nobody_to_watch_an_unknown_name_and_a_night_in_the_past_are_refused(path):
-    with pytest.raises(UserError, match="somebody to watch"):
+    with pytest.raises(UserError, match="a candidate to watch"):
         Calendar(path, ["nightly.candidates=[]"]).night(1)
     with pytest.raises(UserError, match="did you mean 'lora'"):
         Calendar(path, ["nightly.candidates=[lorra]"]).night(1)

@@ -69,7 +69,7 @@ def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(serve
     server, path = server_and_file
     found = [night(path, n) for n in range(1, 6)]
     assert {one.verdict for one in found} == {"ok"}
-    assert line(found[-1]).series["general"].n == 240 - 20  # all that is no anchor, once
+    assert line(found[-1]).series["general"].n == 240 - 20  # all that is not an anchor, once
     assert line(found[-1]).tests[0] == (
         f"the endpoint (tiny at {server.url}), which answers its anchors as in the reference"
     )

@@ -55,7 +55,7 @@ def test_a_target_that_the_reference_does_not_hold_is_named_as_not_watched(decla
     assert set(line.series) == {"target", "general"}
     compare = calendar.loaded.typed.command("compare")
     assert (
-        f"; not watched: counter, of which the reference holds no rows; next: {compare}, then"
+        f"; not watched: counter, which the reference holds no rows of; next: {compare}, then"
         in line.sentence
     )
     assert f" -c {calendar.loaded.typed.config}" in compare

@@ -222,7 +222,7 @@ def test_a_server_that_is_down_a_model_that_it_lacks_and_a_web_page_are_named_wi
     with serve_model(Rule(lambda messages: "late")) as chats:
         assert "or protocol: chat where it has no completions" in failure(open_candidate(chats))
     server.page = b"<html>Welcome</html>"
-    with pytest.raises(CandidateFailed, match=r"a page that is no list of models.*ends with /v1"):
+    with pytest.raises(CandidateFailed, match=r"a page that is not a list of models.*ends with /v1"):
         open_candidate(server)
 
 
@@ -659,11 +659,11 @@ def test_what_asks_no_endpoint_needs_no_key(file_and_report, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["eval", "served"], "an endpoint on somebody else's server, tiny at http://8.8.8.8:1/v1"),
-        (["eval", "hinted"], "an endpoint on somebody else's server, tiny at http://8.8.8.8:1/v1"),
+        (["eval", "served"], "an endpoint on an external server, tiny at http://8.8.8.8:1/v1"),
+        (["eval", "hinted"], "an endpoint on an external server, tiny at http://8.8.8.8:1/v1"),
         (
             ["compare", "--dry-run", "--candidates", "served"],
-            "served on somebody else's server, tiny at http://8.8.8.8:1/v1",
+            "served on an external server, tiny at http://8.8.8.8:1/v1",
         ),
     ],
 )

@@ -22,7 +22,7 @@ FILE = Path(__file__).parents[1] / "reports" / "studies" / "paraphrases.jsonl"
 PAIRS = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 NEGATIVES = [p for p in PAIRS if p["kind"] == "different" and int(p["id"][-3:]) % 2]
 RULES = (
-    "Visitors may bring one bag that is no larger than a sheet of paper and must leave umbrellas,"
+    "Visitors may bring one bag that is not a larger than a sheet of paper and must leave umbrellas,"
     " tripods and food at the counter near the main entrance"
 )
 

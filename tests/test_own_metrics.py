@@ -253,7 +253,7 @@ def test_a_script_that_cannot_score_texts_is_refused(tmp_path, changes, found):
 
 def test_a_broken_script_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
-    with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or mend the script"):
+    with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or fix the script"):
         load_written(f"evaluate:{tmp_path / 'broken.py'}")
 
 

@@ -115,7 +115,7 @@ def test_a_tie_makes_no_pair_and_is_said(session):
     none = [outcome.change.reason for outcome in made.outcomes if outcome.change]
     assert "no pair: a tie" in none
     assert all(row["chosen_score"] - row["rejected_score"] > 2 for row in rows_of(made))
-    with pytest.raises(UserError, match=r"6 prompts, none of which gives a pair: a tie \(6\)"):
+    with pytest.raises(UserError, match=r"6 prompts, and none gives a pair: a tie \(6\)"):
         make_pairs(session, "prompt", make_drawing(session, gap=1e6), "made.jsonl")
 
 

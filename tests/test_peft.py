@@ -213,7 +213,7 @@ def test_what_is_converted_are_the_weights_that_were_trained_but_for_the_roundin
 def test_adalora_and_eva_that_cannot_begin_fail_with_what_to_turn(tiny, tmp_path):
     with pytest.raises(CandidateFailed, match="leave none of"):
         train(tiny, tmp_path, "ADALORA", tinit=100)
-    few = "EVA of rank 16 needs 32 learnt tokens in a batch, and the most that one has is [0-9]+"
+    few = "EVA of rank 16 needs 32 trained tokens in a batch, and the largest batch has [0-9]+"
     with pytest.raises(CandidateFailed, match=few):
         train(tiny, tmp_path, "EVA", r=16)
 

@@ -86,7 +86,7 @@ def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
     empty = [{"prompt": "", "reference": "card"}] * 30
     found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
     assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
-    assert any(p.found.startswith("32 rows that cannot be used, of which the first 10") for p in found)
+    assert any(p.found.startswith("32 rows that cannot be used; the first 10") for p in found)
 
 
 def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
@@ -98,7 +98,7 @@ def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
     own = write_rows(tmp_path / "own.jsonl", made)
     (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
     assert said.where == f"{own}:1"
-    assert said.found == "only rows made from rows that are evaluated, of which this is the first of 3"
+    assert said.found == "only rows made from rows that are evaluated (this is the first of 3)"
 
 
 def test_a_row_that_a_suite_asks_too_is_named_by_its_line():

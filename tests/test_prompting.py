@@ -454,7 +454,7 @@ def test_shots_that_ask_what_an_item_asks_are_not_counted():
     (said,) = list_shot_remarks(3, 2, (ITEM, other), again=ITEM.prompt.upper())
     assert said == (
         "shows 1 of 2 items fewer than 3 shots, 2 at the least: desk has 3 training rows,"
-        " and the item itself, up to 1 of them, is no shot"
+        " and the item itself, up to 1 of them, is not a shot"
     )
     assert list_shot_remarks(3, 3, (ITEM, other), again=ITEM.prompt) == []
     assert len(list_shot_remarks(4, 3, (ITEM, other), **{other.id: "What is the price?"})) == 1

@@ -35,7 +35,7 @@ EARLY = "  early: {{method: checkpoint, init_from: lora, params: {{step: {}}}}}\
 def test_a_step_that_the_training_will_not_have_is_refused_with_those_that_it_will(tiny, tmp_path):
     """Thirty rows in batches of eight are four steps an epoch."""
     said = refusal(tiny, tmp_path, TRACKED.format("") + EARLY.format(5))
-    assert "candidate early: found step 5, of which the training of init_from keeps no weights" in said
+    assert "candidate early: found step 5, whose weights the training of init_from did not keep" in said
     assert "expected one of the steps 4, 8; next: another params.step" in said
     assert prepare(tiny, tmp_path, TRACKED.format("") + EARLY.format(4))
 

@@ -278,7 +278,7 @@ def test_the_base_is_judged_against_a_champion_by_test_not_by_identity(copy):
 
 
 def test_a_run_that_does_not_pass_is_promoted_only_for_a_reason_that_is_kept(copy):
-    with pytest.raises(UserError, match=r"no pass against the base.*--force"):
+    with pytest.raises(UserError, match=r"not a pass against the base.*--force"):
         release.promote_named(copy, "lora")
     assert not (copy.parent / "baselines").exists()
     path, champion = release.promote_named(copy, "lora", despite="the customer accepts it")
@@ -318,7 +318,7 @@ def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_s
     for name in ("lora", "ranked"):
         (said,) = release.gate(copy, name)[0].notes
         assert said.startswith(f"the champion bag ({champion.run_id}) answers no task of the suites")
-        change = re.search(r"letters beside the champion: (\S+) \[.*\] pp exact_match, n = 12$", said)
+        change = re.search(r"letters against the champion: (\S+) \[.*\] pp exact_match, n = 12$", said)
         assert change is not None
         delta = float(change[1].replace("−", "-")) / 100
         assert delta == pytest.approx(reached[name] - reached["bag"], abs=0.001)
@@ -720,7 +720,7 @@ def test_tasks_of_one_folder_alone_are_named_and_no_shared_task_is_refused(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "no samples"), ("{]", "no sample"), ('{"a": 1}', "no sample")]
+    ("text", "said"), [("", "no samples"), ("{]", "not a sample"), ('{"a": 1}', "not a sample")]
 )
 def test_a_damaged_file_is_refused_with_its_place(tmp_path, text, said):
     old, new = arms(tmp_path, n=30)
@@ -917,7 +917,7 @@ def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
 def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
     old, new = (write_log(tmp_path / arm, "acc", s) for arm, s in (("a", [1.0, 0.5]), ("b", [1.3, 0.5])))
     with pytest.raises(
-        UserError, match=r"samples_speech.*found metrics that are no rates in \[0, 1\] \(acc\)"
+        UserError, match=r"samples_speech.*found metrics that are not rates in \[0, 1\] \(acc\)"
     ):
         release.gate_folders(old, new, GatePolicy())
 

@@ -22,11 +22,10 @@ from harness.config.overrides import CommandLine
 from harness.decision import UnreadAnswers, summarize_seeds
 from harness.decision.results import FamilyRank
 from harness.formatting import Unit
-from harness.gating import MissRate, Rule
+from harness.gating import MissRate, Rule, SpareItems
 from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,
-    SpareItems,
     experiment_document,
     live_line,
     markdown,
@@ -156,7 +155,7 @@ def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal(
     of = report()
     assert print_report(of, width=40)[-2:] == [
         of.decision.sentence,
-        "next: harness promote lora makes lora what later gates compare with",
+        "next: harness promote lora makes lora the champion, which later gates compare with",
     ]
 
 
@@ -173,8 +172,8 @@ def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
     assert print_report(of)[-3:] == [
         of.decision.sentence,
         (
-            "next: harness promote knn --force --reason REASON makes knn what later gates compare with; no gate has"
-            " judged it"
+            "next: harness promote knn --force --reason REASON makes knn the champion, which later gates compare"
+            " with; no gate has judged it"
         ),
         "next: harness rescue lora tries versions of lora that keep more",
     ]
@@ -211,8 +210,9 @@ def test_the_first_page_says_why_how_sure_and_what_next():
         (
             "How sure",
             (
-                "measured on 200 test items; a model that lost 3 points on every task would pass the gate with"
-                " a chance of 12 %; 1 training seed, so how much trainings differ is unknown (--seeds 0,1,2 tells)."
+                "measured on 200 test items; a model that lost 3 points on every task would still pass the gate"
+                " with a chance of 12 %; 1 training seed, so the spread between trainings is unknown (--seeds 0,1,2"
+                " shows it)."
             ),
         ),
     ]
@@ -233,7 +233,7 @@ def test_the_gain_of_several_seeds_is_that_of_the_decision():
     facts = [*alternatives(), *runs]
     gain, _, sure = experiment_document(report(facts, seeds=summarize_seeds(facts))).first.reasons
     assert gain.sentence.endswith("without training: over 3 seeds +7.0 [+2, +12] points.")
-    assert "3 training seeds, and the gain's interval includes how much they differ" in sure.sentence
+    assert "3 training seeds, and the gain's interval includes their spread" in sure.sentence
 
 
 def test_where_lower_is_better_a_gain_is_called_one():
@@ -305,7 +305,9 @@ def test_a_classifier_that_is_promoted_is_what_gates_compare_with_on_the_target_
     found = report([candidate("prompt", 0.2), best], decision=replace(report().decision, candidate="bag"))
     (step,) = experiment_document(replace(found, task="tickets")).first.next_steps
     assert step.line == "harness promote bag --force --reason REASON"
-    assert step.purpose.startswith("makes bag what later gates compare with on tickets alone; ")
+    assert step.purpose.startswith(
+        "makes bag the champion, which later gates compare with on tickets alone; "
+    )
 
 
 def test_after_a_smoke_run_the_same_candidates_are_compared_in_full():
@@ -339,7 +341,8 @@ def test_an_undecided_candidate_says_how_many_items_would_settle_it():
     qlora = make_fine_tune("qlora", 0.80, 0.06, "inconclusive")
     lines = print_report(report([*alternatives(), LORA, qlora]))
     assert cells_of(lines, "qlora")[-1] == "UNDECIDED"
-    assert " - undecided: some 240 more items would settle it" in lines[lines.index("qlora: UNDECIDED") :]
+    about = " ".join(lines[lines.index("qlora: UNDECIDED") :])
+    assert " - undecided: some 240 more items would settle it, but the tasks hold no unused items" in about
 
 
 def test_items_that_would_settle_a_verdict_among_several_fine_tunes_are_said_to_be_those():
@@ -351,7 +354,7 @@ def test_items_that_would_settle_a_verdict_among_several_fine_tunes_are_said_to_
         corrected=replace(qlora.verdict, items_needed=836),
     )
     lines = print_report(report([*alternatives(), LORA, among]))
-    assert " - undecided as one of 6: some 836 more items would settle it" in lines
+    assert " - undecided as one of 6: some 836 more items would settle it" in " ".join(lines)
 
 
 def test_only_what_the_macro_could_miss_is_said_under_the_table():
@@ -417,7 +420,7 @@ def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means()
     assert lora[-3:] == ["~", "~", "UNDECIDED"]
     page = markdown(experiment_document(of))
     assert "| \\~0.00041 | \\~34 ms | UNDECIDED |" in page
-    assert "\\~: other work took the processors during both measurements" in page
+    assert "\\~: measured while other work used the processors" in page
     assert "other work took" not in markdown(experiment_document(report(alternatives())))
 
 
@@ -610,7 +613,7 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
     notes = [line for line in lines if line.startswith(" - ")]
     assert notes[0].startswith(" - gain: lora reaches 81.0 [75, 86] exact_match")
     assert len(notes) == 6
-    assert re.fullmatch(r" - \d+ more notes in the report, and with --verbose", notes[-1])
+    assert re.fullmatch(r" - \d+ more notes: see the report, or --verbose", notes[-1])
     assert all(cell_len(line) <= 100 for line in lines[:-2]), "but for the decision and the next command"
     assert not any("remark 8" in line for line in lines)
     assert any("remark 8" in line for line in print_report(of))

@@ -25,6 +25,7 @@ from harness.records import SampleResult, TrainingRecord
 from harness.report import (
     ExperimentReport,
     ShownItem,
+    ShownPrompt,
     experiment_document,
     front_file,
     html,
@@ -265,6 +266,18 @@ def test_the_page_lays_items_out_by_candidates_and_can_leave_out_what_they_agree
     assert 'class="wrong"><details><summary>✗ a text (truncated)</summary>' in text
     assert text.count('<tr class="agreed">') == 1
     assert "expected: <bdi>a text</bdi>" in text
+
+
+def test_a_cell_opens_on_the_prompt_that_was_sent_and_on_what_the_answer_scored():
+    text = "<|im_start|>user\nWhere?<|im_end|>\n"
+    asked = ShownPrompt(("base",), text, 12, True), ShownPrompt(("lora",), "Where, now?", 5, False)
+    answers = {name: ShownAnswer("x", "ok", "✓", ("exact match: 1.000",)) for name in ("base", "lora")}
+    page = html(report(answers=(replace(shown_item(), answers=answers, prompts=asked),)))
+    of_base, of_lora = page.split('<td class="right">')[1:]
+    assert "exact match: 1.000" in of_base
+    assert "The prompt as it was sent, 12 tokens." in of_base
+    assert "&lt;|im_start|&gt;user\nWhere?&lt;|im_end|&gt;" in of_base
+    assert "Made from today&#39;s files; the prompt that was sent differed" in of_lora.partition("</td>")[0]
 
 
 def test_a_smoke_page_says_so_in_its_title_and_at_every_section():

@@ -85,7 +85,7 @@ def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(resc
 
 def test_no_gain_is_asked_of_a_trial_where_the_fine_tune_shows_none(rescue_result):
     """The rescued one has 10 % right on the shelf, where the fine-tune has no more than the prompt."""
-    assert "the gain on counter, till has to be kept as well" in rescue_result.notes
+    assert "the gain on counter, till must be kept as well" in rescue_result.notes
     assert "no gain is shown on shelf, so none is required of a trial there" in rescue_result.notes
 
 

@@ -171,5 +171,5 @@ def test_the_table_and_the_sentence_say_what_was_found_and_used():
     ]
     assert retrieval_text(facts) == (
         "retrieval found 100.0 % of the documents needed (recall@k); the passages held the answer to 1 of"
-        " 1 items, of which 1 were answered wrongly and 0 right but not from them"
+        " 1 items; 1 were answered wrongly and 0 right but not from them"
     )

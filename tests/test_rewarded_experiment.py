@@ -44,7 +44,7 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
 def test_a_reward_model_that_nobody_names_is_said_not_to_be_trained(tiny, tmp_path):
     alone = CANDIDATES.partition("  grpo:")[0]
     report = tiny_experiment.run(write_experiment(tmp_path / "alone", tiny, alone))
-    said = "judge: not trained, as it answers nothing and none names it; next: harness train judge"
+    said = "judge: not trained, as it answers nothing and no candidate uses it; next: harness train judge"
     assert [remark for remark in report.notes if "not trained" in remark] == [said]
 
 

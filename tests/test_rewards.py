@@ -260,7 +260,7 @@ def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the
 
 
 def test_answers_of_a_step_are_whole_groups():
-    with pytest.raises(ValueError, match="no whole groups of num_generations: 3"):
+    with pytest.raises(ValueError, match="not whole groups of num_generations: 3"):
         rloo.Params(num_generations=3)
 
 

@@ -76,7 +76,10 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
         ),
         (GOOD + "mode: pairwise\nscale: yes/no\nreference: true\n", ["mode: pairwise with reference, scale"]),
         (GOOD + "mode: pairs\n", ["helpful.yaml:3", "one of 'grade' or 'pairwise'"]),
-        ("criteria: x\njudge: {base_url: nowhere, model: m}\n", ["helpful.yaml:2", "base_url is no address"]),
+        (
+            "criteria: x\njudge: {base_url: nowhere, model: m}\n",
+            ["helpful.yaml:2", "base_url is not an address"],
+        ),
         ("criteria: x\njudge:\n  base_url: http://h/v1\n", ["helpful.yaml:2", "no key 'model'"]),
         (
             "criteria: x\njudge: {base_model: smollm2-135m}\n",

@@ -259,7 +259,7 @@ RUBRIC = "criteria: Short.\njudge: {base_url: http://localhost:1/v1, model: m}\n
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./primary.yaml'}}", "is the primary metric"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./gold.yaml'}}", "shows the judge the reference"),
         (f"decoding: {{{DRAWN}, choose: best, by: exact_match}}", "needs the reference, and no user has it"),
-        (f"decoding: {{{DRAWN}, choose: best, by: bags}}", "which is no candidate"),
+        (f"decoding: {{{DRAWN}, choose: best, by: bags}}", "which is not a candidate"),
         (f"decoding: {{{DRAWN}, choose: best, by: bag}}", "whose method classifier makes no reward model"),
     ],
 )

@@ -165,7 +165,7 @@ def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(pro
 def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(propose_rows):
     content = [{"prompt": f"Name a fruit, {i}.", "references": ["apple", f"pear {i}"]} for i in range(30)]
     assert [line for line in propose_rows(content).said if line.startswith("accepted answers: ")] == [
-        "accepted answers: 11 of 11 items to evaluate have several answers, of which each alone is right"
+        "accepted answers: 11 of 11 items to evaluate have several answers; each one alone is right"
     ]
     assert not any(line.startswith("accepted answers") for line in propose_rows(FREE, kind="text").said)
 

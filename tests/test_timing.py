@@ -276,7 +276,7 @@ def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_the
     cells = {row[0]: row[1:] for row in table.rows}
     assert [cell.startswith("~") for cell in cells["lora"]] == [True, True, True, False, False, True]
     assert not any("~" in cell for cell in cells["prompt"])
-    assert "the decision leaves it out" in table.notes[0]
+    assert "the decision ignores" in table.notes[0]
     others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
     said = [note for note in found.notes if note.endswith(others)]
     assert any(note.startswith("latencies of ") and "lora" in note for note in said)

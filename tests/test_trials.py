@@ -62,7 +62,7 @@ def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
     (merged,) = [t for t in found.trials if t.step == "merge"]
     assert (merged.name, merged.source.method, merged.source.merges) == ("x+merged", "merged", ("x", "y"))
     assert merged.says == "merged with y in equal shares, no training"
-    assert "merge: there is no other adapter of its base to merge it with" in list_left_out(LORA)
+    assert "merge: there is no other adapter on its base to merge it with" in list_left_out(LORA)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_thoughts_and_names_are_named_as_not_used_with_their_turns(load, tmp_pat
         ),
         (
             {"content": [{"type": "document", "source": {}}]},
-            "a part that is no text (document) in a turn of 'assistant'",
+            "a part that is not text (document) in a turn of 'assistant'",
         ),
     ],
 )

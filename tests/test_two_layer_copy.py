@@ -136,5 +136,5 @@ def test_a_base_whose_logits_are_no_numbers_is_refused_though_its_copy_tells_the
     spoilt.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert find_copied_engine(tmp_path, "cpu") == "packed"
-    with pytest.raises(CandidateFailed, match="no numbers in float32"):
+    with pytest.raises(CandidateFailed, match="not numbers in float32"):
         ModelHost(resolve(str(tmp_path)), CPU)

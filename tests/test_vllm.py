@@ -91,7 +91,7 @@ def test_transformers_serves_what_vllm_does_not(experiment_file):
 
 
 def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(experiment_file):
-    with pytest.raises(UserError, match=r"found /no/vllm, which is no program here; .*pip install vllm"):
+    with pytest.raises(UserError, match=r"found /no/vllm, which is not a program here; .*pip install vllm"):
         open_session(experiment_file, "engine=vllm", "vllm.command=/no/vllm")
 
 

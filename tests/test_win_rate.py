@@ -310,7 +310,7 @@ def test_people_alone_decide_where_no_judge_is_named(desk):
     path, judge = desk
     by_people = "gate.target.by=people"
     _, rule = rule_of(tiny_experiment.run(path, by_people))
-    assert "nobody rated answers beside those of base" in rule.sentence
+    assert "there are no ratings of the answers against those of base" in rule.sentence
     assert not judge.asked
     rate(path, lambda i: "b")
     wins, rule = rule_of(tiny_experiment.run(path, by_people))
@@ -331,5 +331,5 @@ def test_what_cannot_compare_answers_is_refused_with_its_place(desk):
     (path.parent / "far.yaml").write_text(
         "criteria: It helps.\nmode: pairwise\njudge: {base_url: https://host.example/v1, model: m}\n"
     )
-    with pytest.raises(UserError, match="somebody else's server"):
+    with pytest.raises(UserError, match="an external server"):
         config.load(path, ["gate.target.by=judge:./far.yaml", "decide.needs=[sensitive_data]"])

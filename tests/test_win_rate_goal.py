@@ -57,11 +57,17 @@ def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
 @pytest.mark.parametrize(
     ("wins", "why"),
     [
-        (JUDGED, "judge:better compared the answers of lora beside those of knn, and needs 80 more ratings"),
-        (PEOPLE_RATED._replace(rate=None), "nobody has rated the answers of lora beside those of knn"),
+        (JUDGED, "judge:better compared the answers of lora against those of knn, and needs 80 more ratings"),
+        (
+            PEOPLE_RATED._replace(rate=None),
+            "there are no ratings of the answers of lora against those of knn",
+        ),
         (JUDGED._replace(rate=None, missing=0), "judge:better has not compared the answers of lora"),
-        (PEOPLE_RATED._replace(over="fixed"), "nobody has compared the answers of lora beside those of knn"),
-        (None, "nobody has compared the answers of lora"),
+        (
+            PEOPLE_RATED._replace(over="fixed"),
+            "there is no comparison of the answers of lora against those of knn",
+        ),
+        (None, "there is no comparison of the answers of lora"),
     ],
 )
 def test_a_win_rate_that_may_not_decide_leaves_the_decision_open(wins, why):
@@ -95,7 +101,7 @@ def test_one_seed_without_ratings_leaves_its_recipe_open():
     ]
     assert make_decision(*seeds).candidate == "lora"
     open_ones = [*seeds[:2], replace(seeds[2], wins=PEOPLE_RATED._replace(rate=None))]
-    assert "nobody has rated the answers of lora (seed 2)" in make_decision(*open_ones).sentence
+    assert "there are no ratings of the answers of lora (seed 2)" in make_decision(*open_ones).sentence
 
 
 def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
@@ -131,7 +137,10 @@ def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_ar
     lora = make_fine_tune("lora", 0.10, -0.6, labels_missing=80)
     decision = make_decision(lora, metric="judge:helpful", win_rate=None)
     gain = next(reason for reason in decision.reasons if reason.startswith("lora: "))
-    assert "by a judge that too few labels of people check yet; what follows of that gain is no surer" in gain
+    assert (
+        "by a judge that too few labels of people check yet; what follows from that gain is as uncertain"
+        in gain
+    )
     assert find_reason(decision, "Next best spend").startswith(
         "Next best spend: 80 more labels of people, which"
     )
@@ -248,7 +257,8 @@ def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend(
     decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=few))
     assert decision.action == "undecided"
     assert (
-        "people have rated 1 pair of the answers of lora beside those of knn, and 9 more" in decision.sentence
+        "people have rated 1 pair of the answers of lora against those of knn, and 9 more"
+        in decision.sentence
     )
     assert find_reason(decision, "Next best spend").startswith(
         "Next best spend: 9 more ratings of people, which"

@@ -38,14 +38,14 @@ def test_where_only_facts_are_missing_retrieval_is_shipped(tmp_path):
     report = worlds.report(tmp_path, truth)
     assert (report.decision.action, report.decision.candidate) == ("rag", "rag")
     assert (
-        find_reason(report, "retrieval mends that") == "The prompt fails on facts, and retrieval mends that."
+        find_reason(report, "retrieval fixes that") == "The prompt fails on facts, and retrieval fixes that."
     )
 
 
 def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_shipped(tmp_path):
     report = worlds.report(tmp_path, Truth(FORMAT, lost=1, gained=1))
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
-    assert "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that." in (
+    assert "The prompt fails on behaviour (format, style, labels), and fine-tuning fixes that." in (
         report.decision.reasons
     )
     assert verdict(report).outcome == "pass"

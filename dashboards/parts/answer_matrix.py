@@ -61,7 +61,11 @@ def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
             of.setdefault(digest, run)
     answers_as_base = any(run.weights_digest == run.base_digest for run in of.values())
     candidates = {} if answers_as_base else of
-    bases = {base: run for run in candidates.values() if (base := project.base_rows(run, key))}
+    bases = {
+        base: run
+        for run in candidates.values()
+        if (base := store.digest_of_base(project.project().store, run, key))
+    }
     before = [Column("base", *one) for one in bases.items()][:1]
     return (*before, *(Column(", ".join(names), digest, of[digest]) for digest, names in named.items()))
 

@@ -9,9 +9,9 @@ import streamlit as st
 
 from harness import store
 from harness.errors import HarnessError
-from harness.formatting import count, plain, seconds
+from harness.formatting import count, plain
 from harness.records import Sample, SampleResult
-from harness.report import mark_answer
+from harness.report import describe_answer, describe_prompt, mark_answer
 from parts import paired_runs, project, safe_text
 from parts.answer_matrix import Column, Matrix
 
@@ -20,7 +20,7 @@ def show(of: Matrix, column: Column, item: str) -> None:
     """Show an answer beside that of the first column."""
     row = store.read_samples(project.project().store, column.digest, [item]).get(item)
     if row is None:
-        safe_text.say(f"Not stored of {column.name}: {item}")
+        safe_text.say(f"{column.name} has no stored answer to {item}.")
         return
     st.subheader(safe_text.label(f"{item}: {column.name}"), anchor=False)
     left, right = st.columns(2)
@@ -36,7 +36,7 @@ def _show_answer(of: Matrix, column: Column, row: SampleResult) -> None:
     safe_text.whole("answer", row.text, "whole_answer")
     if row.references:
         safe_text.block("reference", " | ".join(row.references[:5]))
-    safe_text.say_all(_facts(row))
+    safe_text.say_all(describe_answer(row))
     for judge, said in paired_runs.judges_said(row):
         safe_text.say(f"{judge} said: {said}", "name")
     _show_drawn(of.metric.name, paired_runs.read_all_answers(column.digest, row.example_id))
@@ -47,20 +47,6 @@ def _show_answer(of: Matrix, column: Column, row: SampleResult) -> None:
             safe_text.block(f"{first.name} answered", before.text)
             if before.text != row.text:
                 safe_text.difference(f"words that {column.name} changed", before.text, row.text)
-
-
-def _facts(row: SampleResult) -> list[str]:
-    """Say what each metric makes of an answer, and what the answer took."""
-    parts = {name: ", ".join(map(plain, of)) if of else "not scored" for name, of in row.parts.items()}
-    tokens = f"{count(row.n_prompt_tokens)} of the prompt + {count(row.n_output_tokens)} of the answer"
-    said = [f"{name.replace('_', ' ')}: {text}" for name, text in parts.items()]
-    said += [f"tokens: {tokens}"] if row.n_prompt_tokens else []
-    said += [f"time in its batch: {seconds(row.compute_s)}"] if row.compute_s else []
-    said += (
-        [f"margin of the right choice: {plain(row.margin, sign=True)} nats"] if row.margin is not None else []
-    )
-    said += [f"passages: {', '.join(row.passages)}"] if row.passages else []
-    return said + ([f"error: {row.error}"] if row.error else [])
 
 
 def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
@@ -75,12 +61,9 @@ def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
     if sent is None:
         safe_text.block("question, as stored", row.prompt)
         return
-    if row.prompt_digest != sent.digest:
-        st.warning(
-            "Made of the files as they are now, and not what was sent: these files, or shots, are others."
-        )
-    else:
-        safe_text.say(f"The prompt as it was sent, {count(sent.n_tokens)} tokens.", "name")
+    was_sent = row.prompt_digest == sent.digest
+    said = describe_prompt(sent.n_tokens, was_sent)
+    safe_text.say(said, "name") if was_sent else st.warning(said)
     if st.toggle("Special tokens", key="special_tokens"):
         safe_text.block("all of it", sent.text)
     else:

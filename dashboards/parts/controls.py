@@ -5,8 +5,8 @@ Invariant: what is chosen stands in the page's address, so a link shows what its
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -16,6 +16,8 @@ from harness.records import Run
 from harness.report import SMOKE, ExperimentReport, Section, best_first
 from harness.report.escape import clean, write_csv
 from parts import project, safe_text
+
+PAGE_SIZE = 50  # items of a long list
 
 
 def heading(title: str, purpose: str) -> None:
@@ -155,10 +157,48 @@ def map_to_cells(section: Section) -> list[dict[str, str]]:
     return [dict(zip(section.columns, row, strict=True)) for row in section.rows]
 
 
-def offer_csv(rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Offer rows as a CSV file."""
-    stream = io.StringIO()
-    write_csv(stream, list(rows[0]) if rows else [], (row.values() for row in rows))
-    st.download_button(
-        "CSV", stream.getvalue(), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
-    )
+def show_rows(rows: Sequence[Mapping[str, Any]], name: str = "", most: int = 520, **how: Any) -> None:
+    """Show rows as a table of at most so many pixels; by a `name`, offer them as a CSV file as well."""
+    if rows:
+        st.dataframe(rows, hide_index=True, height=table_height(len(rows), most), **how)
+    if name:
+        offer_csv(lambda: rows, name)
+
+
+def table_height(n: int, most: int = 520) -> int:
+    """Return the height of a table of n rows in pixels."""
+    return min(most, 38 + 35 * n)
+
+
+def offer_csv(make_rows: Callable[[], Iterable[Mapping[str, Any]]], name: str) -> None:
+    """Offer rows as a CSV file; they are made when it is taken."""
+
+    def write() -> str:
+        rows, stream = list(make_rows()), io.StringIO()
+        write_csv(stream, list(rows[0]) if rows else [], (row.values() for row in rows))
+        return stream.getvalue()
+
+    st.download_button("CSV", write, f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:")
+
+
+class Page(NamedTuple):
+    """A page of a long list: the items at `offset`, and the key of the control that turns it."""
+
+    key: str
+    offset: int
+
+    def turn(self, n: int) -> None:
+        """Draw the control that turns the pages of n items."""
+        st.pagination(max(1, -(-n // PAGE_SIZE)), key=self.key)
+
+
+def find_page(name: str) -> Page:
+    """Return the page that is shown of the list `name`; another name begins at the first page."""
+    number = int(st.session_state.get(f"page_{name}") or 1)
+    return Page(f"page_{name}", PAGE_SIZE * (number - 1))
+
+
+def show_error(title: str, error: Exception) -> None:
+    """Say what could not be done, and why."""
+    st.error(title)
+    safe_text.say_all(str(error).splitlines())

@@ -29,7 +29,7 @@ _FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75,
 def show(pair: Pair, metric: str, rater: str) -> None:
     """Show the next answer that the rater has not labelled, with its question, and take the label."""
     if not is_correctable(project.metric(pair.task, metric)):
-        controls.show_empty(f"Labels correct means in [0, 1] alone, and {metric} is none.")
+        controls.show_empty(f"Labels can correct metrics that are means in [0, 1], and {metric} is not one.")
         return
     order, is_binary = _answers(
         str(project.project().store.folder), metric, pair, project.row_set_times(pair.base, pair.new)

@@ -7,7 +7,7 @@ works; so whoever writes never waits for a page.
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from harness import config, report, rescue, store
 from harness.config import LoadedExperiment
 from harness.errors import HarnessError
 from harness.evaluation.session import Session
-from harness.experiment import Scope, SentPrompt, find_sent_prompt, prepare_session, renew_verdicts
+from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session, renew_verdicts
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.progress import SilentProgress
 from harness.records import Run, SampleResult
@@ -180,7 +180,7 @@ def find_prompt(run: Run, task: str, item: str) -> SentPrompt | None:
         return None
     file = project().file
     session = _session(str(file), file.stat().st_mtime_ns, loaded, is_smoke())
-    return find_sent_prompt(session, run, task, item)
+    return find_sent_prompts(session, run, task, [item])[item]
 
 
 @st.cache_resource(show_spinner=False, max_entries=2, ttl=600)
@@ -245,15 +245,3 @@ def _read_scored_rows(
     folder: str, digest: str, metric_name: str, changed: tuple[int, ...]
 ) -> list[SampleResult]:
     return store.read_scores(Store(Path(folder)), digest, metric_name)
-
-
-def base_rows(run: Run, key: str) -> str | None:
-    """Find the row set of the run's base on the same task; None where it is not there."""
-    if key not in run.rows:
-        return None
-    try:
-        own = store.read_identity(project().store, run.rows[key])
-    except (HarnessError, OSError):
-        return None
-    digest = replace(own, weights_digest=run.base_digest).digest
-    return digest if project().store.parquet(digest).exists() else None

@@ -42,7 +42,7 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
             ]
         )
         _all(_strengths(stamp, done))
-        controls.offer_csv([asdict(rating) for rating in done], "ratings")
+        controls.offer_csv(lambda: [asdict(rating) for rating in done], "ratings")
 
 
 def _all(found: dict[str, Strength]) -> None:
@@ -52,7 +52,9 @@ def _all(found: dict[str, Strength]) -> None:
     labels = {run.run_id: run.label for run in project.runs()}
     ordered = sorted(found.items(), key=lambda one: -(one[1].elo or 0.0))
     rows = [{"candidate": clean(labels.get(run_id, run_id)), "Elo points": elo(s)} for run_id, s in ordered]
-    safe_text.say(f"All that were rated on this task, over {clean(labels.get(min(found), min(found)))}:")
+    safe_text.say(
+        f"All rated candidates of this task, compared with {clean(labels.get(min(found), min(found)))}:"
+    )
     st.dataframe(rows, hide_index=True)
 
 

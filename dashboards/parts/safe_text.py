@@ -14,6 +14,7 @@ import streamlit as st
 from harness import formatting
 from harness.report import CLASSES
 from harness.report.escape import clean, clean_lines
+from harness.report.plots.heat_map import Cell, Heat
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
@@ -34,6 +35,7 @@ _STYLE = """<style>
 .cells{border-collapse:collapse;font-size:.82rem;line-height:1.35;margin:0 0 .5rem}
 .cells td,.cells th{text-align:left;white-space:nowrap;padding:.22rem .8rem .22rem 0}
 .cells td,.cells th{border-bottom:1px solid rgb(128 128 128/.3)}
+.cells.heat td{padding:.3rem .8rem;border:2px solid transparent;background-clip:padding-box}
 .cells .passes,.cells .fails,.cells .undecided{font-weight:700}
 .name{font-size:.8rem;opacity:.72;margin:0 0 .25rem}
 .badge{display:inline-block;border-radius:99px;padding:.05rem .6rem;font-size:.8rem;font-weight:600}
@@ -64,6 +66,26 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     head = "".join(f"<th>{escape(clean(column))}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     st.html(f'<div style="overflow-x:auto"><table class="cells"><tr>{head}</tr>{body}</table></div>')
+
+
+def heat(changes: Heat) -> None:
+    """Show changes as a heat map: blue gained, vermilion lost, bold where the interval leaves 0 out."""
+    head = "".join(f"<th>{escape(clean(column))}</th>" for column in ("task", *changes.labels))
+    body = "".join(
+        f"<tr><th>{escape(clean(task))}</th>{''.join(map(_heat_cell, cells))}</tr>"
+        for task, cells in changes.rows
+    )
+    st.html(f'<div style="overflow-x:auto"><table class="cells heat"><tr>{head}</tr>{body}</table></div>')
+
+
+def _heat_cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "<td></td>"
+    red_green_blue = "196 74 0" if cell.strength < 0 else "0 114 178"
+    colour = f"background:rgb({red_green_blue}/{0.5 * abs(cell.strength):.2f})"
+    weight = "font-weight:700" if cell.shown else ""
+    said = escape(f"{cell.change} {cell.interval}")
+    return f'<td style="{colour};{weight}" title="{escape(clean(cell.said))}">{said}</td>'
 
 
 def _cell(text: str) -> str:

@@ -48,7 +48,7 @@ class Guard:
         """Return the answer to what is not served; None to what is."""
         hosts, origins = _headers(scope, b"host"), _headers(scope, b"origin")
         if len(hosts) != 1 or any(origin.partition("://")[2] != hosts[0] for origin in origins):
-            return PlainTextResponse("a request of another site", 403)
+            return PlainTextResponse("a request from another site", 403)
         if not self._token:
             is_local = _NAMED_LOCAL.fullmatch(hosts[0]) is not None
             return None if is_local else PlainTextResponse("a name that is not this machine's", 403)

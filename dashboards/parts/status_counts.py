@@ -1,4 +1,4 @@
-"""Answers that are no answers: how many of a task's were cut, declined, failed or not to be read.
+"""Answers without a result: how many of a task's were cut, declined, failed or not to be read.
 
 Invariant: counts come from the stored rows; the base's own stand beside them.
 """
@@ -10,16 +10,20 @@ import streamlit as st
 from harness import store
 from harness.formatting import percent
 from harness.records import Run
-from parts import project
+from parts import controls, project
 
 _UNWANTED = ("unparsable", "truncated", "refused", "incomplete", "error")
 
 
 def show(runs: Mapping[str, Run]) -> None:
     """Count answers that could not be read, were cut or declined, beside the base's."""
-    st.subheader("Answers that are no answers", anchor=False)
+    st.subheader("Answers without a result", anchor=False)
     keys = sorted({key for run in runs.values() for key in run.rows if key.endswith("/test")})
-    bases = {(name, key): project.base_rows(run, key) for name, run in runs.items() for key in keys}
+    bases = {
+        (name, key): store.digest_of_base(project.project().store, run, key)
+        for name, run in runs.items()
+        for key in keys
+    }
     digests = {d for run in runs.values() for d in run.rows.values()} | {d for d in bases.values() if d}
     counts = store.count_statuses(project.project().store, sorted(digests))
     rows = []
@@ -31,11 +35,10 @@ def show(runs: Mapping[str, Run]) -> None:
             if any(text not in ("", percent(0.0)) for text in shares.values()):
                 rows.append({"task": key.removesuffix("/test"), "answers": status, **shares})
     if rows:
-        st.dataframe(rows, hide_index=True, height=min(420, 38 + 35 * len(rows)))
+        controls.show_rows(rows, most=420)
         st.caption(
-            "Percent of a task's answers: cut at the longest that was allowed, not to be read as an answer, "
-            "declined, or failed; incomplete where some of several answers failed. "
-            "Lines without any are left out; some tasks want a refusal."
+            "Percent of a task's answers: cut at the token limit, unparsable, refused or failed; incomplete "
+            "if some of several answers failed. Rows of zeros are left out; in some tasks a refusal is right."
         )
     else:
         st.info("Every answer of every run could be read.")

@@ -1,6 +1,6 @@
 """Command line: the entry point, and errors as exit codes.
 
-Invariant: stdout holds the result, stderr the progress; errors a user can mend are printed
+Invariant: stdout holds the result, stderr the progress; errors a user can fix are printed
 without a traceback and end with exit code 2, and heavy modules load only inside a verb.
 """
 
@@ -35,7 +35,7 @@ _KINDS = {  # what a path was found to be, and what was expected there
 
 
 def main() -> None:
-    """Run the command line; every error that a user can mend ends without a traceback."""
+    """Run the command line; every error that a user can fix ends without a traceback."""
     quiet_environment()
     write_utf8()
     gc.set_threshold(_ALLOCATIONS)
@@ -52,7 +52,7 @@ def main() -> None:
         said = (error.strerror or one_line(error)).lower()
         otherwise = said, "free disk space, and whole files that may be read and written"
         found, expected = _KINDS.get(error.errno or 0, otherwise)
-        step = "correct the path" if error.errno in _KINDS else "mend that and run again"
+        step = "correct the path" if error.errno in _KINDS else "fix that and run again"
         problem = Problem(error.filename or "disk", found, expected, step)
         say(f"error: {problem}")
         sys.exit(2)

@@ -20,6 +20,7 @@ from harness.formatting import Unit, count, score
 
 if TYPE_CHECKING:
     from harness.comparison import Estimate
+    from harness.evaluation.session import Session
     from harness.report import ExperimentReport, ResultDocument
 
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
@@ -201,16 +202,16 @@ def write_report(
     found: "ExperimentReport",
     at: ExperimentFile,
     candidates: Sequence[str] = (),
-    report_to: Sequence[str] = (),
+    session: "Session | None" = None,
 ) -> "ExperimentReport":
     """Write a report into its project; return it with next commands as they are typed where we are now.
 
-    Those that are written are typed in the project's folder. Its runs are sent to the trackers `report_to`
-    first, so that it says where they are.
+    Those that are written are typed in the project's folder. By its `session` the prompts of the items that
+    it shows are added, and its runs are sent to the trackers first, so that it says where they are.
     """
     from harness import report
 
-    if report_to:
+    if session and (report_to := session.experiment.report_to):
         from harness.report import trackers
 
         found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, at.reports)))
@@ -220,10 +221,14 @@ def write_report(
     if earlier and earlier.config != own.config:
         say(
             f"{at.reports / named.file_name}.* was the report of {earlier.config or CONFIG}, an experiment of"
-            " the same name, and is replaced; next: another name: in one of them, then harness report of each"
+            " the same name, and is replaced; next: rename one of them (name:), then harness report for each"
         )
     elif earlier and earlier.wall_s is not None and "wall_s" not in found.header:
         found = replace(found, header={**found.header, "wall_s": earlier.wall_s})  # nothing ran this time
+    if session:
+        from harness.experiment import add_prompts
+
+        found = add_prompts(session, found, earlier.answers if earlier else ())
     report.write(replace(found, typed=own), at.reports)
     return replace(found, typed=at.command_line(candidates))
 

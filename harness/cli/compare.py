@@ -117,8 +117,8 @@ def compare(
         _refuse_margins(warnings, experiment.advise_before(session, at.command_line(candidates or [])).text)
     if fewer_items and computes:
         say(
-            "fewer items: the candidates take at most what is planned; where a task is large enough to draw"
-            " from, the base answers what is sampled again"
+            "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
+            " from, the base answers the sampled items again"
         )
     notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
     if dry_run:
@@ -137,7 +137,7 @@ def compare(
         say(line)
     with progress.follow(missing_plan):
         found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
-    found = write_report(found, at, candidates or [], session.experiment.report_to)
+    found = write_report(found, at, candidates or [], session)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if rescue and not scope.smoke:
@@ -310,7 +310,7 @@ def plan_section(
     rows = [row(name, one, plan.get(name)) for name, one in work.items()]
     total = row("all, from nothing", sum(work.values(), Work()), sum(plan.values()))
     lead = (
-        "device time; what several candidates share (the same weights and their suites) is counted once, at"
+        "device time; what several candidates share (the same weights and their suites) is counted once, with"
         " the first of them; memory estimated / measured"
     )
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in found if cost.knob]

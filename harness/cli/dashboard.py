@@ -55,7 +55,7 @@ def dashboard(
     address = f"http://{shown}:{port}{f'/?token={token}' if token else ''}"
     say(f"{address} shows {config.resolve().parent}; Ctrl-C ends it")
     if token:
-        say("whoever has this address sees every prompt and answer, and may rate; it is sent unencrypted")
+        say("anyone with this address sees every prompt and answer, and can rate; it is sent unencrypted")
     os.execve(
         sys.executable, command(host, port), environment(config, token, address if _has_screen() else "")
     )

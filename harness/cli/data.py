@@ -22,7 +22,7 @@ _SEEN = 1_000  # rows by which the columns of a file are recognised
 
 File = Annotated[str, Argument("The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
 Out = Annotated[
-    Path | None, Option("The new file; its suffix sets the format. A manifest is written beside it.")
+    Path | None, Option("The new file; its suffix sets the format. A manifest is written next to it.")
 ]
 
 
@@ -75,7 +75,7 @@ def data_clean(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Mend encoding and spaces; drop incomplete rows.
+    """Fix encoding and spaces; drop incomplete rows.
 
     Unicode forms are made equal. A row without a question or an answer is dropped.
     """
@@ -273,7 +273,7 @@ def data_sample(
     n_rows: Annotated[int, Option("How many rows.", "--rows")],
     *,
     out: Out = None,
-    balance: Annotated[str | None, Option("A column of which every value gets equally many rows.")] = None,
+    balance: Annotated[str | None, Option("A column; every value gets the same number of rows.")] = None,
     seed: Seed = 0,
     remarks: Remarks,
     as_json: Json = False,

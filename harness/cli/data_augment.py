@@ -204,7 +204,7 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "R
     if not _ADDRESS.match(by_whom):
         assert session is not None, "a candidate is one of an experiment"
         if given := [name for name, value in of_address.items() if value is not None]:
-            found = f"{', '.join(given)} beside the candidate {by_whom}, whose recipe says that"
+            found = f"{', '.join(given)} and the candidate {by_whom}, whose recipe says that already"
             raise UserError(Problem("--with", found, "options of an address, http://…/v1", "leave them out"))
         writer = candidate_writer(session, by_whom)
     else:

@@ -52,7 +52,7 @@ def data_check(
 ) -> None:
     """Find duplicates, contamination, wrong labels, damage.
 
-    The worst stands first, each with the command that mends it. Nothing is changed.
+    The worst stands first, each with the command that fixes it. Nothing is changed.
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment.check_rows import RowCheck, examine_rows

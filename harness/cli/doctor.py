@@ -78,7 +78,7 @@ def doctor(
     for problem in found.problems:
         say(f"error: {problem}")
     given = "".join(f" {shlex.quote(one)}" for one in at.settings) + at.option
-    step = f"mend that, then harness doctor{given}" if found.problems else f"harness compare{given}"
+    step = f"fix that, then harness doctor{given}" if found.problems else f"harness compare{given}"
     say(f"next: {step}")
     raise typer.Exit(2 if found.problems else 0)
 
@@ -108,8 +108,7 @@ def _say_what_fits(base: str, query: tuple[Any, ...], as_json: bool) -> None:
 
 
 _SHARED = (
-    "GB of each of {} cards, which share rows and time evenly, without what they tell each other; "
-    "QLoRA trains on one"
+    "GB on each of {} cards, which share rows and time evenly, communication not counted; QLoRA trains on one"
 )
 
 
@@ -130,9 +129,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
         )
         for way in found.ways
     ]
-    passed = (
-        "" if found.active == found.n_parameters else f", of which a token passes {_millions(found.active)}"
-    )
+    passed = "" if found.active == found.n_parameters else f"; {_millions(found.active)} are active per token"
     lead = (
         f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {query.batch} rows of "
         f"{count(query.length)} tokens in {query.precision}; GB at the peak"
@@ -200,7 +197,7 @@ def checkup_document(found: "Checkup") -> "ResultDocument":
         ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
         ("disk", f"{found.disk_free_gb:,.0f} GB free"),
         ("packages", versions),
-        *(("", f"not there: {name}, {how}") for name, how in found.absent.items()),
+        *(("", f"missing: {name}, {how}") for name, how in found.absent.items()),
         *([("vLLM", found.vllm)] if found.vllm else []),
         *(("found", line) for line in found.experiment),
         *(("data", line) for line in (found.data.lines if found.data else ())),

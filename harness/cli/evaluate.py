@@ -160,7 +160,7 @@ def _prepare_standalone(
         if name in loaded.experiment.candidates:
             return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
     if at.settings:
-        found = f"{at.settings[0]}, and a model that is no candidate of {at.config}"
+        found = f"{at.settings[0]}, and a model that is not a candidate of {at.config}"
         expected = "overrides for a candidate's experiment only"
         raise UserError(
             Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")

@@ -55,7 +55,7 @@ def report(
 
     session, loaded = at.open_session(*(candidates or ()))
     found = experiment.report_stored(session, loaded.selected)
-    found = write_report(found, at, candidates or [], session.experiment.report_to)
+    found = write_report(found, at, candidates or [], session)
     print_report(found, as_json, verbose)
 
 
@@ -133,7 +133,7 @@ def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile
 
     verdicts, typed = [one.verdict for one in judged], at.command_line()
     if all(verdict.outcome == "pass" for verdict in verdicts):
-        return f"{typed.command('promote', candidate)} makes it what later gates compare with"
+        return f"{typed.command('promote', candidate)} makes it the champion, which later gates compare with"
     failed = {rule.name for verdict in verdicts for rule in verdict.rules if rule.outcome == "fail"}
     if failed & {"macro", "each", "safety", "critical"}:
         return f"{typed.command('rescue', candidate)} searches for a version that forgets less"

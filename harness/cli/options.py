@@ -253,7 +253,7 @@ class StoredRuns(NamedTuple):
 
     config: Config = CONFIG
     runs: Annotated[
-        Path | None, Option("The folder of stored runs; by default runs beside the file.", env=True)
+        Path | None, Option("The folder of stored runs; by default runs next to the file.", env=True)
     ] = None
 
     @property

@@ -47,7 +47,8 @@ def rate_export(
         say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
     say(_remainder_text(found.n_left, "items without labels"))
     if found.waiting:
-        say(f"answers of {', '.join(found.waiting)} lack labels too; a later export draws who has the fewest")
+        waiting = ", ".join(found.waiting)
+        say(f"answers of {waiting} lack labels too; a later export draws those with the fewest")
     scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
     say(f"next: fill in the column label{scale}, then {_import_command(file, at)}")
 
@@ -68,7 +69,8 @@ def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], 
     print_lines(found._asdict(), [line], as_json)
     say(_remainder_text(found.n_left, "pairs without ratings"))
     if found.waiting:
-        say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
+        waiting = ", ".join(found.waiting)
+        say(f"pairs of {waiting} lack ratings too; a later export draws those with the fewest")
     say(f"next: write left, right or tie into the column better, then {_import_command(file, at)}")
 
 
@@ -129,7 +131,7 @@ def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) 
         if n < found.by_pair[runs]:
             say(
                 f"warning: {runs}: {count(n)} of {count(found.by_pair[runs])} rated pairs are a random part,"
-                " those up to where 95 % in the order of drawing have a rating; whoever picks pairs skews the"
+                " those up to where 95 % in the order of drawing have a rating; rating chosen pairs skews the"
                 " win rate; next: rate the rows left blank, from the first one"
             )
     say(f"next: {at.command_line().command('report')}")

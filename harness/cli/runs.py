@@ -77,7 +77,7 @@ def runs_diff(
     found = release.differences(Store(kept.folder), a, b)
     print_value(to_json(found) if as_json else _side_by_side(found), as_json)
     if not any(found):
-        say(f"{a} and {b} differ in nothing that is stored of them")
+        say(f"nothing that is stored differs between {a} and {b}")
 
 
 @verb(

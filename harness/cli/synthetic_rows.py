@@ -45,7 +45,7 @@ pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on."
 def data_distill(
     teacher: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
     at: ExperimentFile,
-    out: Annotated[Path | None, Option("The new file of rows. A manifest is written beside it.")] = None,
+    out: Annotated[Path | None, Option("The new file of rows. A manifest is written next to it.")] = None,
     rewrite: Annotated[str, Option("Rewrite the rows' own answers by this instruction.")] = "",
     prompts: Annotated[
         str | None, Option("A file of prompts, in place of the target's training rows.")
@@ -106,7 +106,7 @@ def data_distill(
 def pairs_make(
     candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are sampled.")],
     at: ExperimentFile,
-    out: Annotated[Path | None, Option("The new file of pairs. A manifest is written beside it.")] = None,
+    out: Annotated[Path | None, Option("The new file of pairs. A manifest is written next to it.")] = None,
     rank: Annotated[
         str,
         Option(

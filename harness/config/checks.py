@@ -169,7 +169,7 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
 
 
 def _check_nightly(members: Mapping[str, GridMember], tree: Tree) -> Iterator[Problem]:
-    """Refuse to watch at night what is no candidate."""
+    """Refuse to watch at night what is not a candidate."""
     policy = read_valid(NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(policy.candidates if policy and members else ()):
         if name not in members:

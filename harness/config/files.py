@@ -161,7 +161,7 @@ def _phrase_several_tasks(tasks: Any, where: str) -> Problem:
 def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
     """Put a file's content at these keys; tasks' paths are resolved against the file's folder."""
     # A recipe as a whole keeps the place where its name is written; so does all that stands in one that the
-    # package ships, because that file is not the user's to mend.
+    # package ships, because that file is not the user's to fix.
     where = tree.where(keys)
     path = _locate(tree.folder, relative)
     if path is None:

@@ -89,7 +89,7 @@ def load_yaml(text: str, kind: str) -> Any:
     """Load YAML by the kind of ruamel's readers that is named, within bounds of what aliases stand for.
 
     Raises:
-        YAMLError: it is no YAML, a value cannot be read, or aliases stand for too much.
+        YAMLError: it is not YAML, a value cannot be read, or aliases stand for too much.
     """
     try:
         if "*" in text and (document := YAML(typ=kind, pure=True).compose(text)):
@@ -175,7 +175,7 @@ def _mark(value: Any, keys: Keys, shown: str, marks: dict[Keys, str]) -> None:
 
 def _syntax(error: YAMLError, shown: str) -> Problem:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return Problem(shown, " ".join(str(error).split())[:120], "YAML", "mend the file")
+        return Problem(shown, " ".join(str(error).split())[:120], "YAML", "fix the file")
     where = f"{shown}:{error.problem_mark.line + 1}"
     found = str(error.problem).split(" with value")[0].removeprefix("found ")
     if "duplicate key" in found:
@@ -184,7 +184,7 @@ def _syntax(error: YAMLError, shown: str) -> Problem:
     return Problem(where, found, "valid YAML", "check quotes, brackets and indentation")
 
 
-# What a rule between keys says: what disagrees, then how to mend it.
+# What a rule between keys says: what disagrees, then how to fix it.
 _NEXT = re.compile(
     r"(?P<found>.+?)[;:] (?P<step>(?:add|leave|list|name|perhaps|report|say|set|write) .+)", re.DOTALL
 )

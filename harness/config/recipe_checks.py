@@ -105,7 +105,7 @@ def _check_reward_model(by: str, members: Mapping[str, GridMember], where: str) 
     expected = f"{MEAN_LOGPROB}, {JUDGE}./FILE.yaml, or a candidate that makes a reward model"
     makers = plugins.methods(makes="reward")
     if by not in members:
-        found = f"the best by {by!r}, which is no candidate"
+        found = f"the best by {by!r}, which is not a candidate"
         if by in plugins.names("metrics"):
             found = f"the best by {by!r}, which needs the reference, and no user has it"
         able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
@@ -206,7 +206,7 @@ _MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
 def check_sweep(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse to try what is no parameter, one value, a range that is none, or where nothing is trained."""
+    """Refuse to try what is not a parameter, one value, a range that is none, or where nothing is trained."""
     recipe, method = written.recipe, written.method
     fields, key = method.params.model_fields, "search" if recipe.search else "sweep"
     if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
@@ -275,7 +275,7 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
 
 
 def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
-    """Refuse to try what is no part of a prompt, one value or a range, and what only trainings have."""
+    """Refuse to try what is not a part of a prompt, one value or a range, and what only trainings have."""
     recipe, method = written.recipe, written.method
     for name, values in (recipe.search or recipe.sweep).items():
         where, at = written.where(key, name), (*written.keys, key, name)

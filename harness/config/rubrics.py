@@ -234,7 +234,7 @@ def public_judges(written: str, where: str) -> Iterator[Problem]:
         return  # said where the task's metrics are checked
     for one in listed:
         if is_endpoint(one) and (found := settings(**endpoint_params(one))).leaves_machine:
-            said = f"{metric_name(written)}: a judge on somebody else's server, {found.name}"
+            said = f"{metric_name(written)}: a judge on an external server, {found.name}"
             expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
             step = "a judge that runs here or in your network, or remove sensitive_data"
             yield Problem(where, said, expected, step)

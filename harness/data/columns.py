@@ -171,7 +171,7 @@ def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[s
 def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> str | None:
     """Return the one column that holds the answers of rows, turns too, or the template over those that do.
 
-    None of rated answers, message trees and pairs, and where a template names what is no column.
+    None of rated answers, message trees and pairs, and where a template names what is not a column.
     """
     template = task.fields.reference
     if layout is not None and layout.name in ("OASST tree", "UltraFeedback"):

@@ -95,7 +95,7 @@ def _drop_contaminated(
     whole, kept = kept, augmented_rows.keep_with_origins(kept, own, [*written, *held])
     notes.removed.extend(augmented_rows.describe_augmented_left_out(whole, kept, shown))
     if not kept and whole:
-        said = f"only rows made from rows that are evaluated, of which this is the first of {len(whole):,}"
+        said = f"only rows made from rows that are evaluated (this is the first of {len(whole):,})"
         raise UserError(
             Problem(whole[0].where, said, "rows made from training rows", "augment those instead")
         )

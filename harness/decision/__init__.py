@@ -26,14 +26,13 @@ from harness.decision.explain import (
     cost_text,
     describe_power,
     describe_settling,
-    more_items_text,
     not_shown_text,
     reasons,
     seeds_text,
 )
 from harness.decision.family import Family, FamilyMember, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, TrainingSize, learning_curve
-from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
+from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, more_items_text, too_few
 from harness.decision.results import (
     UNCHECKED,
     Action,
@@ -83,6 +82,7 @@ from harness.decision.training_sets import TrainingSet, TrainingSets, training_s
 from harness.decision.trivial_baseline import TrivialBaseline, trivial_baseline
 from harness.decision.win_rate_goal import basis_text, judge_by_wins, open_rating
 from harness.formatting import Unit
+from harness.gating import SpareItems
 from harness.spec import DecidePolicy
 
 
@@ -126,6 +126,8 @@ def decide(
     win_rate: float | None = None,
     trivial: TrivialBaseline | None = None,
     can_fold: bool = False,
+    spare: Sequence[SpareItems] = (),
+    relative: bool = False,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
@@ -136,6 +138,8 @@ def decide(
     level of the target's metric, the smallest base that meets it is named. With a declared `win_rate`, the
     gain is how often a fine-tune's answers are preferred. A candidate shown to be worse than the `trivial`
     baseline is not shipped. `can_fold` says that the target's rows could be tested in folds, but are not.
+    `spare` are the suites' items that were not asked, and `relative` says that the macro's margin is a share
+    of the base's skill.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
@@ -156,6 +160,8 @@ def decide(
         unchecked=not corrected and _is_paired(facts),
         trivial=trivial,
         can_fold=can_fold,
+        spare=spare,
+        relative=relative,
     )
     numbers = economics_of(case)
     choice = _choose(case, numbers)
@@ -400,11 +406,11 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
     if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
-        return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(list(undecided.values()))
+        return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(case, list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "fix that and compare again"
     return next(
-        (not_shown_text(f.standing), describe_settling(f))
+        (not_shown_text(f.standing), describe_settling(case, f))
         for f in (run, *seeds)
         if passes_alone(f) and f.standing
     )

@@ -290,7 +290,7 @@ def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
     p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
     rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
     most, least = policy.max_latency_s, policy.min_requests_per_s
-    over = ["sensitive data would leave for somebody else's server"] if _exposes_data(seeds, policy) else []
+    over = ["sensitive data would go to an external server"] if _exposes_data(seeds, policy) else []
     if most is not None and p50s and median(p50s) > most:
         took, budget = _distinct_times(median(p50s), most)
         over.append(f"its median request takes {took}, and the budget is {budget}")

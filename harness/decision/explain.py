@@ -101,7 +101,7 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though left out ({alternative.over_budget})"
-    by = f", {UNCHECKED}; what follows of that gain is no surer" if _rests_on_judge(case, run) else ""
+    by = f", {UNCHECKED}; what follows from that gain is as uncertain" if _rests_on_judge(case, run) else ""
     sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}{by}.", *goal_sentences(case, run)]
     if g and g.refused:
         sentences.append(f"Nothing is shown of that gain: {g.refused}.")
@@ -116,7 +116,7 @@ def _tries(case: Case) -> str:
     """Say among how many settings validation chose on each side; an unequal budget flatters one side."""
     tuned, plain = (n_settings(f for f in case.facts if is_fine_tuned(f) == side) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
-    text = f"Chosen on validation: the best of {untrained} without training and of {trained} with"
+    text = f"Chosen on validation: the best of {untrained} without training, and of {trained} with training"
     if tuned <= plain:
         return f"{text}."
     return f"{text}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
@@ -212,7 +212,7 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
         return [f"{text}; {run.name} pays where it is more than {formatting.usd(flips_at)} USD."]
     rests = f"The choice rests on {_worth_text(case, numbers)}"
     if flips_at == 0:
-        return [f"{rests}, and holds at any worth, because {run.name} costs nothing more."]
+        return [f"{rests}, and holds whatever that is worth, because {run.name} costs no more."]
     worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
     weighed = f"the gain is worth {worth} USD over the horizon, and {run.name} costs {cost} USD more"
     return [f"{rests}: {weighed}. It flips at {formatting.usd(flips_at)} USD."]
@@ -224,7 +224,7 @@ def _worth_of_rows(case: Case, numbers: Economics) -> list[str]:
     if rows is None or spend is None or spend.best is None or spend.best.kind != "training rows":
         return []
     flips_at = economics.break_even_value(rows.gain.score, rows.gain.unit, rows.cost, case.policy)
-    flips = f"more data no longer pay at {formatting.usd(flips_at)} USD"
+    flips = f"more data stops paying at {formatting.usd(flips_at)} USD"
     return [f"The advice rests on {_worth_text(case, numbers)}: {flips}."]
 
 
@@ -305,7 +305,7 @@ def _gates(case: Case) -> list[str]:
 def _name_rules(verdict: Verdict) -> str:
     """Phrase a verdict with the names of its rules, whose sentences are in the gate's own table."""
     rules = [rule.name for rule in verdict.rules if rule.outcome == verdict.outcome]
-    return f"{gating.WORDS[verdict.outcome]} for {' and '.join(rules)}"
+    return f"{gating.WORDS[verdict.outcome]} for {', '.join(rules)}"
 
 
 def _name_failed_recipes(case: Case) -> list[str]:
@@ -333,20 +333,11 @@ def not_shown_text(standing: FamilyRank) -> str:
     )
 
 
-def describe_settling(run: CandidateFacts) -> str:
+def describe_settling(case: Case, run: CandidateFacts) -> str:
     """Say what would settle a gate that passes alone but not among the other candidates."""
     if run.standing and run.standing.p is None:
         return "compare it as a recipe of its own on new test items"
-    return more_items_text([run.corrected] if run.corrected else [])
-
-
-def more_items_text(open_verdicts: Sequence[Verdict]) -> str:
-    """Say how many more items would settle all these verdicts; refer to their sentences if one names none."""
-    needed = [v.items_needed for v in open_verdicts]
-    known = [n for n in needed if n]
-    if len(known) < len(needed):
-        return "do what the gate's sentence requires"
-    return f"{formatting.count(max(known)) + ' ' if known else ''}more items would settle it"
+    return next_step.more_items_text(case, [run.corrected] if run.corrected else [])
 
 
 def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
@@ -357,11 +348,11 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
     passing = [_member_text(m, alpha) for m in members if m.p is not None]
     n, chance = len(members), formatting.chance(gating.bound_passing_chance(alpha, len(members)))
     said = (
-        f"{formatting.count(n)} fine-tunes are judged on the same items: were all of them at the margin, one"
-        f" would pass its gate alone with a chance of up to {chance}. What is shipped is corrected for that"
-        f" (Holm at {formatting.percent(alpha)} %): {'; '.join(passing) or 'none passes even alone'}."
+        f"{formatting.count(n)} fine-tunes are judged on the same items: if all had lost as much as the"
+        f" margin, one would still pass its own gate with a chance of up to {chance}. The choice is corrected"
     )
-    return [said]
+    holm = f"Holm at {formatting.percent(alpha)} %"
+    return [f"{said} for that ({holm}): {'; '.join(passing) or 'none passes even alone'}."]
 
 
 def _member_text(m: FamilyMember, alpha: float) -> str:

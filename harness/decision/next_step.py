@@ -6,10 +6,11 @@ are advised only if their gain would be shown and would pay for labels and train
 Source: expected value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
 """
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Literal, NamedTuple
 
-from harness import formatting, stats
+from harness import formatting, gating, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision import economics
 from harness.decision.economics import Worth
@@ -25,6 +26,7 @@ from harness.decision.results import (
 )
 from harness.decision.seeds import n_seeds
 from harness.decision.win_rate_goal import open_rating
+from harness.gating import Verdict
 from harness.spec import PEOPLE
 
 _WORTH_SAYING = 0.01  # points: smaller gains do not matter
@@ -188,13 +190,16 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         why = _RATINGS_FIRST if run.wins is not None and run.wins.by == PEOPLE else _UNPRICED
         waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
         said = f"Next best spend: {spend.text}{waits}. {why}"
-        return [said, *_open_gate_text(seed)]
+        return [said, *_open_gate_text(case, seed)]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
-    return [f"Next best spend: {first}. {options}{_describe_missing_prices(case)}", *_open_gate_text(seed)]
+    return [
+        f"Next best spend: {first}. {options}{_describe_missing_prices(case)}",
+        *_open_gate_text(case, seed),
+    ]
 
 
-_RATINGS_FIRST = "Pairs of answers that are there and that nobody has rated come before new test items."
+_RATINGS_FIRST = "Pairs of answers that exist but have no rating yet come before new test items."
 _UNPRICED = (
     "What more test items or training rows would bring is counted by a judge that too few of them check yet,"
     " so no worth is put on either."
@@ -215,12 +220,12 @@ def _items_text(case: Case, spend: Spend) -> str:
     unit, n = case.unit.name, formatting.count(spend.items.n)
     if spend.items.points < _WORTH_SAYING:
         return (
-            f"As many test items again ({n}) would bring less than {_WORTH_SAYING:g} {unit} on average: the"
-            " choice does not hang on them."
+            f"Another {n} test items would bring less than {_WORTH_SAYING:g} {unit} on average, so"
+            " the choice does not depend on them."
         )
     points, perfect = formatting.plain(spend.items.points), formatting.plain(spend.perfect)
     return (
-        f"As many test items again ({n}) would bring {points} {unit} on average, by a better choice"
+        f"Another {n} test items would bring {points} {unit} on average, by a better choice"
         f"{_price_text(spend.items)}; knowing the gain exactly, {perfect}."
     )
 
@@ -254,7 +259,7 @@ def _describe_missing_prices(case: Case) -> str:
     """Say which prices are missing from the comparison, and which are assumed."""
     if economics.point_worth_usd(case.policy, case.unit) is None:
         return " Costs are not weighed, because a point has no price (decide.point_usd)."
-    text = " A label counts as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
+    text = " Labels count as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
     assumed = economics.counts_answers(case.policy, case.unit) and case.policy.right_answer_usd is None
     if assumed and not (case.winner and is_gain_shown(case.winner)):  # else the choice itself says so
         usd, answer = formatting.usd(economics.answer_usd(case.policy)), economics.answer_text(case.by_wins)
@@ -262,18 +267,22 @@ def _describe_missing_prices(case: Case) -> str:
     return text
 
 
-def _open_gate_text(run: CandidateFacts) -> list[str]:
+def more_items_text(case: Case, open_verdicts: Sequence[Verdict]) -> str:
+    """Say what would settle all these verdicts; refer to their sentences if items do not settle one."""
+    if not open_verdicts or not all(verdict.items_needed for verdict in open_verdicts):
+        return "the gate's sentence says what would settle it"
+    return gating.find_settling(open_verdicts, case.spare, relative=case.relative).text
+
+
+def _open_gate_text(case: Case, run: CandidateFacts) -> list[str]:
     """Say that a gate which is still open comes first."""
     if run.verdict is None:
         return ["Before either: what the fine-tune forgot is not measured (suites:)."]
     open_verdict = run.corrected if passes_alone(run) else run.verdict
     if open_verdict is None or open_verdict.outcome != "inconclusive":
         return []
-    n = open_verdict.items_needed
-    settle = (
-        f"some {formatting.count(n)} more items of the suites" if n else "what the gate's sentence requires"
-    )
-    return [f"Before either: {settle}, because the gate of {run.label} is open; no worth is put on them."]
+    settle = more_items_text(case, [open_verdict])
+    return [f"Before either: the gate of {run.label} is open ({settle}); no worth is put on that."]
 
 
 MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"

@@ -26,7 +26,7 @@ from harness.decision.target_scores import TargetScore
 from harness.decision.trivial_baseline import TrivialBaseline
 from harness.evaluation.costs import TokenCounts
 from harness.formatting import RATE, Unit
-from harness.gating import Verdict
+from harness.gating import SpareItems, Verdict
 from harness.records import TrainingRecord
 from harness.spec import DecidePolicy
 
@@ -430,7 +430,8 @@ class Case(NamedTuple):
     one declared for the target; gains are then win rates if these may decide, and `by_metric` holds the gains
     by the target's metric, by run. `unchecked` says that this is a judge's metric, not corrected by labels.
     `trivial` is the score of a rule that reads no item, if labels are expected. `can_fold` says that the
-    target could be tested in folds, but is not.
+    target could be tested in folds, but is not. `spare` are the suites' items that were not asked, and
+    `relative` says that the macro's margin is a share of the base's skill.
     """
 
     facts: Sequence[CandidateFacts]
@@ -446,6 +447,8 @@ class Case(NamedTuple):
     unchecked: bool = False
     trivial: TrivialBaseline | None = None
     can_fold: bool = False
+    spare: Sequence[SpareItems] = ()
+    relative: bool = False
 
     @property
     def unit(self) -> Unit:

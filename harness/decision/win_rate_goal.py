@@ -66,9 +66,9 @@ def open_rating(case: Case) -> OpenRating | None:
     if case.win_rate is None or run is None or other is None or case.by_wins:
         return None
     seed = next((f for f in seeds_of(case.facts, run) if f.wins is None or not _counts(f.wins, other)), run)
-    wins, both = seed.wins, f"the answers of {seed.label} beside those of {other.name}"
+    wins, both = seed.wins, f"the answers of {seed.label} against those of {other.name}"
     if wins is None or wins.over != other.name:
-        return OpenRating(f"nobody has compared {both}", "compare again")
+        return OpenRating(f"there is no comparison of {both}", "compare again")
     if wins.lacking or (wins.by == PEOPLE and wins.rate is None):
         return _more_ratings(wins, both)
     if wins.is_open:
@@ -83,7 +83,7 @@ def _more_ratings(wins: Wins, both: str) -> OpenRating:
         why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
         return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
     rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
-    why = f"nobody has rated {both}" if wins.rate is None else f"{rated}, and {lacking} are needed"
+    why = f"there are no ratings of {both}" if wins.rate is None else f"{rated}, and {lacking} are needed"
     return OpenRating(why, _RATE, wins.lacking)
 
 
@@ -140,4 +140,4 @@ def _compare_with_metric(case: Case, run: CandidateFacts, preferred: Comparison)
         if opposed or is_open:
             contrast = "contradicts that" if opposed else "the win rate does not show"
             return [f"{gain_sentence}, {kind}, which {contrast}: what decides is the win rate, as declared."]
-    return [f"{gain_sentence}, which decides nothing beside the win rate."]
+    return [f"{gain_sentence}, which decides nothing: the win rate does."]

@@ -372,7 +372,7 @@ def _refuse_out_of_bounds(job: EvaluationJob, name: str, parts: Parts, example: 
     if score < low - room or score > high + room:  # an item may have no score of its own, which is NaN
         where, found = f"task {job.task.name}: metric {name}", f"a score of {score:g} (item {example.id})"
         raise UserError(
-            Problem(where, found, f"{low:g} to {high:g}", "mend the metric, or declare bounds that hold")
+            Problem(where, found, f"{low:g} to {high:g}", "fix the metric, or declare bounds that hold")
         )
 
 

@@ -112,6 +112,6 @@ def sensitive_problems(
 ) -> Iterator[Problem]:
     """Yield why rows must not be sent to an endpoint: sensitive data, and an external server."""
     if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
-        found = f"{name} on somebody else's server, {settings.name}"
+        found = f"{name} on an external server, {settings.name}"
         expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
         yield Problem(where, found, expected, step)

@@ -78,7 +78,7 @@ from harness.experiment.run_preview import (
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.first_result import describe_items, show_first_result
 from harness.experiment.runs.k_fold import refuse_folds
-from harness.experiment.runs.one_answer import OneAnswer, SentPrompt, ask, find_sent_prompt
+from harness.experiment.runs.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again
 from harness.experiment.runs.stored_rows import (
     Reader,

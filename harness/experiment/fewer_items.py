@@ -91,7 +91,7 @@ def answer_all_items(session: Session, run: Run) -> Run:
     candidate = session.candidates.get(run.candidate)
     if candidate is None or Recipe.model_validate(run.recipe) != candidate.recipe:
         raise IncompatibleRuns(
-            f"{run.run_id}: found another recipe of {run.candidate} in the file; expected the one that "
+            f"{run.run_id}: the recipe of {run.candidate} in the file differs; expected the one that "
             "the run was made with, to answer all items; next: write it down as it was, or harness compare"
         )
     weights = find_stored_weights(session, candidate, run.seed)

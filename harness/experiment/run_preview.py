@@ -25,7 +25,7 @@ from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
 from harness.progress import spins_briefly
 from harness.records import Example, Run
-from harness.report import Command, advise_on_power, list_spare_items
+from harness.report import Command, advise_on_power
 from harness.spec import GatePolicy
 
 MANY = 64  # candidates
@@ -118,7 +118,7 @@ def warnings_before(session: Session) -> tuple[str, ...]:
 def advise_before(session: Session, typed: CommandLine) -> Command:
     """Say how to run what the items at hand probably cannot show; commands as `typed`."""
     held = {m.task.name: m.held for m in session.suites}
-    spare = list_spare_items(session.experiment, (), lambda task: held[task.name])
+    spare = gating.list_spare_items(session.experiment, (), lambda task: held[task.name])
     warn = partial(_warn_of_power, session)
     return advise_on_power(session.experiment, _count_asked(session), spare, warn, typed)
 

@@ -34,12 +34,12 @@ from harness.gating.invalid_rates import compare_invalid_rates
 from harness.gating.macro import macro_between
 from harness.gating.operating_characteristic import chance_of_an_equal_model, power_warnings
 from harness.gating.rules import apply_rules
+from harness.gating.settling import WIDEST_MARGIN, Settling, SpareItems, find_settling, list_spare_items
 from harness.gating.shared_documents import document_of, join_clusters, number_documents
 from harness.gating.shared_items import SharedItems, find_shared_items
 from harness.gating.significance import bound_passing_chance
 from harness.gating.verdict import (
     WORDS,
-    ItemsNeeded,
     MissRate,
     Rule,
     TargetFacts,

@@ -97,7 +97,7 @@ def admit(
     Admitted where the 95 % interval of the base's score lies above the task's chance level, and the
     score at least three times its A/A noise above it: the standard deviation √(q/2n) that a share q
     of items flipping between two layouts gives each of them. Bits per byte, and any other metric
-    where lower is better, never count; nor does a metric without bounds, whose changes are no shares of
+    where lower is better, never count; nor does a metric without bounds, whose changes are not shares of
     anything, nor what holds no item that could be scored.
     """
     if reported := _explain_reported(task, metric):
@@ -215,7 +215,7 @@ def _explain_reported(task: Task, metric: Metric) -> str:
         return f"{metric.name} is reported, never part of the macro"
     if isfinite(metric.range.span):
         return ""
-    return f"{metric.name} has no bounds, so its changes are no points; declare bounds: of the task"
+    return f"{metric.name} has no bounds, so its changes are not points; declare bounds: of the task"
 
 
 def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:

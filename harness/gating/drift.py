@@ -63,7 +63,7 @@ def has_drifted(facts: ControlFacts) -> bool:
 def control_rule(controls: Sequence[ControlFacts]) -> Rule:
     """Call a harness that has moved by its name."""
     if not controls:
-        said = "control: no block of the base was re-evaluated beside these rows"
+        said = "control: no block of the base was re-evaluated with these rows"
         return Rule("control", "skipped", said, {})
     drifted = [facts for facts in controls if has_drifted(facts)]
     n = sum(facts.n_same + facts.n_other for facts in controls)

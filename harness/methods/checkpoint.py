@@ -32,7 +32,7 @@ def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Pro
         step = "add track: {points: 4} to that recipe"
         yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
     elif (kept := init.tracked()) and params.step not in kept:
-        found = f"step {params.step}, of which the training of init_from keeps no weights"
+        found = f"step {params.step}, whose weights the training of init_from did not keep"
         yield Problem(where, found, f"one of the steps {', '.join(map(str, kept))}", "another params.step")
 
 

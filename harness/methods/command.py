@@ -70,7 +70,7 @@ class Params(Spec):
             try:
                 arguments(text, dict.fromkeys(placeholders_in(text), ""))
             except ValueError as error:
-                raise ValueError(f"{text!r} is no command: {error}") from None
+                raise ValueError(f"{text!r} is not a command: {error}") from None
         if ("config" in placeholders_in(self.run)) != (self.config is not None):
             raise ValueError("{config} in run and `config:` go together: add the other one")
         return self
@@ -198,7 +198,7 @@ def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
     if ended.timed_out:
         how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
     program = params.run.split()[0]
-    raise CandidateFailed(f"{program} {how}; its last lines: {said}", f"mending it by its log, {log}")
+    raise CandidateFailed(f"{program} {how}; its last lines: {said}", f"fixing it by its log, {log}")
 
 
 def _version(params: Params, folder: Path, values: dict[str, str]) -> str:

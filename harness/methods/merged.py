@@ -69,7 +69,7 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     weights = recipe.params.get("weights")
     if weights is not None and len(weights) != len(recipe.merges):
         found = f"{len(weights)} weights of {len(recipe.merges)} adapters"
-        yield Problem(where, found, "a weight for each that merges names", "mend params.weights")
+        yield Problem(where, found, "a weight for each that merges names", "fix params.weights")
 
 
 def merge_problems(
@@ -172,7 +172,7 @@ def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List what a rescue tries: the mean with the other adapters that PEFT merges with it."""
     able = [n for n, params in at.others.items() if not unlike({"": at.params, n: params}, "svd")]
     if not able:
-        return "there is no other adapter of its base to merge it with"
+        return "there is no other adapter on its base to merge it with"
     says = f"merged with {', '.join(able)} in equal shares, no training"
     return [TrialSetting({}, "merged", says, tuple(able))]
 

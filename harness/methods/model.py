@@ -24,7 +24,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     folder = Path(recipe.path or "")
     if not has_tokenizer(folder):
         step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({str(folder)!r})"
-        yield Problem(where, f"{folder} without a tokenizer", "the tokenizer beside the weights", step)
+        yield Problem(where, f"{folder} without a tokenizer", "the tokenizer next to the weights", step)
     if is_packed(source):
         return
     yield from model_problems(folder, source, where)

@@ -109,7 +109,7 @@ def _way_on(name: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return "install what it needs"
     if is_path(name):
-        return "correct the path, or mend the script"
+        return "correct the path, or fix the script"
     return "check the name and the network, or give the path of its script: evaluate:./NAME.py"
 
 

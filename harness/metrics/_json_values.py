@@ -6,7 +6,7 @@ from harness.records import normalize
 
 
 def fold_leaf(value: Any) -> Any:
-    """Fold a value that is no object and no list."""
+    """Fold a value that is not an object and no list."""
     if isinstance(value, str):
         return normalize(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value

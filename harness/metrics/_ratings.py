@@ -32,7 +32,7 @@ def read_scale(name: str, task: Task) -> dict[str, float]:
 
 
 def pair_with_reference(scale: dict[str, float]) -> Callable[[Output, Example], Parts | None]:
-    """Return what scores an answer as its value and the reference's; one that is no label as the farthest."""
+    """Return what scores an answer as its value and the reference's; a wrong label as the farthest."""
 
     def score(output: Output, example: Example) -> Parts | None:
         gold = scale.get(normalize(example.references[0]))

@@ -51,7 +51,7 @@ def problems(where: str) -> Iterator[Problem]:
     """Yield what forbids to run an answer's code here: nobody has allowed it, or it cannot be isolated."""
     if os.environ.get(ALLOWED) != "1":
         found, step = "a metric that runs the code of answers", f"export {ALLOWED}=1 where that may be"
-        yield Problem(where, found, "somebody on this machine who allows it", step)
+        yield Problem(where, found, "permission on this machine", step)
     elif reason := explain_not_isolated():
         step = "a Linux that allows user namespaces (sysctl user.max_user_namespaces), or another metric"
         yield Problem(where, f"no isolation ({reason})", "namespaces of one's own", step)

@@ -139,7 +139,7 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
         return value is not _NO_JSON and _is_valid(validator(schema, registry=Registry()), value)
     except (SchemaError, Unresolvable) as error:
         where = f"constraint {dict(constraint)}"
-        raise UserError(Problem(where, str(error).splitlines()[0], "a JSON Schema", "mend schema")) from None
+        raise UserError(Problem(where, str(error).splitlines()[0], "a JSON Schema", "fix schema")) from None
 
 
 def _is_valid(validator: Any, value: Any) -> bool:
@@ -156,7 +156,7 @@ def _limit_time() -> Iterator[None]:
     """End what takes too long, as a pattern may; Python delivers signals to its main thread alone."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        step = "mend schema: no repetition within a repetition in its patterns"
+        step = "fix schema: no repetition within a repetition in its patterns"
         found = "a schema that does not decide on this answer"
         raise Unscored(str(Problem("json_schema", found, f"one that takes at most {_MOST_S} s", step)))
 

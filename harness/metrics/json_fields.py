@@ -1,7 +1,7 @@
 """F1 of the fields of a JSON answer against those of the nearest reference: path and value have to agree.
 
 Invariant: the order of keys never counts, that of a list does; 1 and 1.0 are one number, and "1" is a text.
-Texts are compared as by exact match, keys with their letter case. An answer that is no JSON has no field.
+Texts are compared as by exact match, keys with their letter case. An answer that is not JSON has no field.
 Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), over the leaves of a document.
 """
 
@@ -30,7 +30,7 @@ def _is_read(example: Example) -> bool:
 
 
 def _reduce_to_fields(text: str) -> object:
-    """Return what equal answers share: their fields, or of what is no JSON its words."""
+    """Return what equal answers share: their fields, or of what is not JSON its words."""
     fields = _fields(text)
     return normalize(text) if fields is None else frozenset(fields.items())
 

@@ -1,6 +1,6 @@
 """Mean distance of a rating from the reference's, in steps of the scale; lower is better.
 
-Invariant: an answer that is no label is as far off as one can be from its reference.
+Invariant: an answer that is not a label is as far off as one can be from its reference.
 """
 
 from dataclasses import replace

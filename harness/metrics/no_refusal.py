@@ -13,7 +13,7 @@ _FEWEST_WORDS = 3
 
 
 def metric(task: Task) -> Metric:
-    """Build the share of answers in [0, 1] that are no refusals and say something."""
+    """Build the share of answers in [0, 1] that are not refusals and say something."""
     return mean_metric("no_refusal", _takes_up)
 
 

@@ -41,7 +41,7 @@ def _normalize(sqlglot: Any, text: str) -> str:
     query = extract_fenced(text, re.compile("sql", re.IGNORECASE)).rstrip("; \n")
     try:
         found = sqlglot.parse_one(query)
-    except Exception:  # noqa: BLE001 (what is no SQL fails to parse in as many ways as there are)
+    except Exception:  # noqa: BLE001 (what is not SQL fails to parse in as many ways as there are)
         return fold_text(query)
     for name in found.find_all(sqlglot.exp.Identifier):
         name.set("quoted", False)

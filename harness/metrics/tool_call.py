@@ -33,7 +33,7 @@ def _is_read(example: Example) -> bool:
 
 
 def _reduce_to_calls(text: str) -> object:
-    """Return what equal answers share: their calls, or of what is no call its words."""
+    """Return what equal answers share: their calls, or of what is not a call its words."""
     calls = _read_calls(text)
     return normalize(text) if calls is None else frozenset(calls.items())
 

@@ -1,6 +1,6 @@
 """Quadratic weighted kappa of ratings: agreement with the references beyond that of chance.
 
-Invariant: an answer that is no label is as far off as one can be from its reference; where all answers and
+Invariant: an answer that is not a label is as far off as one can be from its reference; where all answers and
 references are one rating, they agree.
 Source: Cohen 1968, with squared distances: 1 − E(a − r)² / (Var a + Var r + (mean a − mean r)²).
 """

@@ -36,7 +36,7 @@ def text_of(choice: Any, refusal: Refusal) -> str:
     """Return the text of a completion or of a chat message; parts of text are joined, null is no text.
 
     Raises:
-        CandidateFailed: it holds no message, or something that is no text.
+        CandidateFailed: it holds no message, or something that is not text.
     """
     holder = choice.message if hasattr(choice, "message") else choice
     if holder is None:

@@ -250,7 +250,7 @@ def probe(
         return kept
     machine = measure(device, precision)
     if device == "auto" and describe_unused_gpu(machine, root):
-        return machine  # a driver may be mended, which the key does not show
+        return machine  # a driver may be fixed, which the key does not show
     if machine.contended and kept:
         machine = _choose_precision(machine, kept.precision)
         if not kept.contended:
@@ -320,7 +320,7 @@ def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
 
 def probe_notes(machine: Machine) -> str:
     """Say what to know of the probe: an unused GPU, a slow precision, and that other work disturbed it."""
-    disturbed = "measured beside other work; the machine may be faster" if machine.contended else ""
+    disturbed = "measured while other work ran; the machine may be faster" if machine.contended else ""
     slow = slow_bf16(machine)
     if (machine.device, machine.precision) == ("cpu", "fp16"):
         slow = "fp16 on a CPU is for tests of what a GPU without bf16 does"

@@ -103,7 +103,7 @@ class HFCandidate(PromptEncoder):
         return self._executor.loglikelihoods(pairs)
 
     def refuse_no_numbers(self) -> None:
-        """Refuse a model whose logits are no numbers (see `Executor`)."""
+        """Refuse a model whose logits are not numbers (see `Executor`)."""
         self._executor.refuse_no_numbers()
 
     def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
@@ -187,7 +187,7 @@ class ModelHost:
 
         Raises:
             CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, or the adapter
-                cannot be opened: it does not fit the base, holds weights that are no numbers, or was to be
+                cannot be opened: it does not fit the base, holds weights that are not numbers, or was to be
                 merged and cannot be.
         """
         placement.refuse_offloaded(self.model)

@@ -281,7 +281,7 @@ def map_end_tokens(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") ->
 
 
 def list_special_tokens(source: ModelSource) -> list[str]:
-    """List the tokens of a base that are no text (see `chat_templates`), remembered by its tokenizer."""
+    """List the tokens of a base that are not text (see `chat_templates`), remembered by its tokenizer."""
     if is_packed(source) or not has_tokenizer(source.path):
         return []
     made: list[str] = memo(

@@ -69,7 +69,7 @@ class Executor:
     small tree both ways, and gets one row a branch instead; a known `engine` skips this.
 
     Raises:
-        CandidateFailed: the model's logits are no numbers.
+        CandidateFailed: the model's logits are not numbers.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Executor:
         """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes.
 
         Raises:
-            CandidateFailed: the model's logits are no numbers.
+            CandidateFailed: the model's logits are not numbers.
         """
         scored = self._score_by_engine(pairs)
         if any(isnan(sum(logprobs)) for logprobs, _ in scored):
@@ -109,7 +109,7 @@ class Executor:
         """Score a probe.
 
         Raises:
-            CandidateFailed: transformers cannot compute the model, its logits are no numbers, or there is no
+            CandidateFailed: transformers cannot compute the model, its logits are not numbers, or there is no
                 room for it.
         """
         found = [self._probe_alone(pair) for pair in self._probes()[0][:1]]
@@ -125,7 +125,7 @@ class Executor:
             raise CandidateFailed(found, _ANOTHER) from error
 
     def _no_numbers(self) -> CandidateFailed:
-        found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
+        found = f"the model's logits are not numbers in {str(self.model.dtype).removeprefix('torch.')}"
         return CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
 
     def _score_by_engine(self, pairs: Sequence[Pair]) -> list[Scored]:

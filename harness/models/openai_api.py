@@ -91,7 +91,7 @@ class Settings(Spec):
     def _check_address(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url is no address; write one such as http://localhost:8000/v1")
+            raise ValueError("base_url is not an address; write one such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ValueError("base_url with a secret in it; name the variable that holds it: api_key_env")
         return url.rstrip("/")
@@ -251,7 +251,9 @@ class Server:
         except APIError as error:
             raise self._failure(error) from None
         except AttributeError:  # the client takes whatever came for a list
-            raise self.refusal("a page that is no list of models", "a base_url that ends with /v1") from None
+            raise self.refusal(
+                "a page that is not a list of models", "a base_url that ends with /v1"
+            ) from None
         sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
         return int(sizes.get(self.settings.model) or _ANY_LENGTH)
 
@@ -275,7 +277,7 @@ class Server:
             return self.refusal("no server", "start it, or correct base_url")
         status = error.status_code if isinstance(error, APIStatusError) else None
         said = self.error_text(error)
-        found = f"status {status}, {said}" if status else f"what is no answer, {said}"
+        found = f"status {status}, {said}" if status else f"what is not an answer, {said}"
         step = _STEPS.get(status or 400, "ask again later, or look at the server's log")
         if status == 404 and self.settings.protocol == "completions":
             step += ", or protocol: chat where it has no completions"

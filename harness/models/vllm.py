@@ -69,7 +69,7 @@ def problems(policy: VllmPolicy) -> Iterator[Problem]:
     where, step = "vllm.command", "python -m venv /opt/vllm && /opt/vllm/bin/pip install vllm, "
     step += f"then vllm: {{command: /opt/vllm/bin/vllm}}; or {OTHERWISE}"
     if program_of(policy) is None:
-        yield Problem(where, f"{policy.command}, which is no program here", "the program vllm", step)
+        yield Problem(where, f"{policy.command}, which is not a program here", "the program vllm", step)
     elif not release_of(policy):
         found = f"{policy.command}, which does not say its version"
         yield Problem(where, found, "the program vllm, whose --version is a number", step)

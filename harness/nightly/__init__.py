@@ -101,5 +101,5 @@ def send(path: Path, webhook: str, night: str) -> str:
 
 def _phrase_no_alarm(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
     found = f"no open alarm about {about}" if about else "no open alarm"
-    step = f"one of: {', '.join(a.about for a in known)}" if known else "nothing is to be done"
+    step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
     return UserError(Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step))

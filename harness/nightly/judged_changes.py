@@ -81,5 +81,5 @@ def describe_judged_change(change: JudgedChange) -> str:
         return f"{said}: {lacking} of the reference lack people's labels (harness rate export)"
     some = f"{formatting.count(change.n_unlabelled)} of the {formatting.count(change.n_changed)} answers"
     own = f"{formatting.percent(change.score)} to {formatting.interval(*change.corrected_score)} %"
-    why = f"{some} that are others than in the reference have no label of people"
+    why = f"{some} that differ from the reference have no label from people"
     return f"{said}: {why}, whose labels correct its score of the reference from {own}"

@@ -38,7 +38,7 @@ def _remarks(one: NightCandidate, typed: CommandLine) -> Iterator[str]:
     if one.judged and (said := describe_judged_change(one.judged)):
         yield said
     if one.unwatched:
-        lacking = f"{', '.join(one.unwatched)}, of which the reference holds no rows"
+        lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
         yield f"not watched: {lacking}; next: {typed.command('compare')}, then {_pin_again(one, typed)}"
 
 

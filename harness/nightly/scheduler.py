@@ -124,7 +124,7 @@ def next_step(
     given = {
         "cron": "by a line NAME=value above it",
         "systemd": f"by Environment=NAME=value in systemctl --user edit {unit}.service",
-        "github": "by a secret of that name, the key also in env: beside HARNESS_WEBHOOK",
+        "github": "by a secret of that name, and the key in env: next to HARNESS_WEBHOOK",
     }[scheduler]
     command = shlex.join(["harness", "nightly", "install", f"--{scheduler}", *options])
     started = {

@@ -66,7 +66,7 @@ def targets(
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
-        raise UserError(Problem("nightly", found, "somebody to watch", step))
+        raise UserError(Problem("nightly", found, "a candidate to watch", step))
     return [(label, _check_choice(one)) for label, one in out]
 
 
@@ -138,7 +138,7 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
     if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key, *more_keys}):
         raise IncompatibleRuns(
             f"{session.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them "
-            f"beside {target.reference}; next: {NEXT}"
+            f"with {target.reference}; next: {NEXT}"
         )
     origins = store.origins(session.store, wanted[target_key])
     return Reference(

@@ -70,7 +70,7 @@ def remarks(context: PromptingContext, params: Params, items: Sequence[Example])
         shown = f"shows {count(n_short)} of {pluralize(len(items), 'item')} fewer than"
         missing = f"{pluralize(params.shots, 'shot')}, {min(n_left)} at the least"
         why = f"{context.task.name} has {pluralize(len(context.train), 'training row')}"
-        same = f", and the item itself, up to {max(n_same)} of them, is no shot" if any(n_same) else ""
+        same = f", and the item itself, up to {max(n_same)} of them, is not a shot" if any(n_same) else ""
         yield f"{shown} {missing}: {why}{same}"
 
 

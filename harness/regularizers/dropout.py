@@ -41,7 +41,7 @@ def prepare(model: Any, params: Params) -> None:
             name: part for name, part in layer.named_children() if any(p.ndim > 1 for p in part.parameters())
         }
         if len(parts) != 2:
-            found = f"dropout for layers of {', '.join(parts)}, which are no attention and MLP"
+            found = f"dropout for layers of {', '.join(parts)}, which are not attention and MLP"
             raise CandidateFailed(found, "no dropout in regularize")
         for part in parts.values():
             part.register_forward_hook(drop)

@@ -127,7 +127,7 @@ def _refuse_embedding(name: str, layer: Any) -> None:
     import torch
 
     if isinstance(layer.get_base_layer(), torch.nn.Embedding):
-        found = f"an adapter of {name}, an embedding, of which no Fisher information is estimated"
+        found = f"an adapter of {name}, an embedding, for which no Fisher information can be estimated"
         raise CandidateFailed(found, "target_modules without it, or regularize: l2_sp or kl")
 
 

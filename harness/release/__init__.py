@@ -110,7 +110,7 @@ def advise_more_items(
 
     return report.advise_more_items(
         [one.verdict for one in judged],
-        report.list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
+        gating.list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
         typed,
         relative=gating.is_relative(experiment.gate.macro),
         judging=judging,
@@ -218,8 +218,8 @@ def _judge_or_explain(
             raise
         return f"not judged: {one_line(error).partition('; next:')[0]}"
     if judged.verdict.outcome != "pass" and not despite:
-        found = f"a verdict that is no pass against {judged.baseline} ({judged.verdict.sentence})"
-        step = "--force --reason REASON promotes it all the same, and keeps the reason"
+        found = f"a verdict that is not a pass against {judged.baseline} ({judged.verdict.sentence})"
+        step = "--force --reason REASON promotes it anyway, and keeps the reason"
         raise UserError(Problem(f"promote {run.run_id}", found, "a run that the gate passes", step))
     return judged
 

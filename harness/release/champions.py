@@ -99,7 +99,7 @@ def _scores(stored: StoredExperiment, run: Run) -> dict[str, Estimate]:
 
 
 def answers_suites(recipe: Mapping[str, Any]) -> bool:
-    """Tell whether a candidate of this recipe answers the suites: a language model that is no baseline."""
+    """Tell whether a candidate of this recipe answers the suites: a language model that is not a baseline."""
     method = plugins.find_method(recipe["method"])
     return method.makes_language_model and not (method.tunes and recipe.get("role") == "baseline")
 
@@ -109,7 +109,7 @@ def champion_note(stored: StoredExperiment, run: Run, champion: Champion) -> str
     task = stored.experiment.target
     who = f"the champion {champion.candidate} ({champion.run_id})"
     only = f"{who} answers no task of the suites: those are judged against the base"
-    return f"{only}, and {task.name} beside the champion: {_gain_text(stored, run, champion)}"
+    return f"{only}, and {task.name} against the champion: {_gain_text(stored, run, champion)}"
 
 
 def _gain_text(stored: StoredExperiment, run: Run, champion: Champion) -> str:

@@ -75,7 +75,7 @@ class Log(NamedTuple):
 
 
 def log_files(path: Path) -> list[Path]:
-    """List the logs that a path names: itself, or those below a folder. JSON that is no log is none."""
+    """List the logs that a path names: itself, or those below a folder. JSON that is not a log is none."""
     if path.is_file():
         return [path]
     found = sorted(path.rglob("*.eval")) if path.is_dir() else []
@@ -148,7 +148,7 @@ def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]
 
 
 def _header(value: object) -> Mapping[str, Any]:
-    """Refuse by ValueError what is no log's header."""
+    """Refuse by ValueError what is not a log's header."""
     spec = value.get("eval") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(spec, dict) or "task" not in spec:
         raise ValueError("no task in it")
@@ -157,7 +157,7 @@ def _header(value: object) -> Mapping[str, Any]:
 
 def _dicts(samples: Sequence[object]) -> list[Mapping[str, Any]]:
     if not all(isinstance(sample, dict) for sample in samples):
-        raise ValueError("a sample that is no object")
+        raise ValueError("a sample that is not an object")
     return [sample for sample in samples if isinstance(sample, dict)]
 
 
@@ -306,7 +306,7 @@ def _prompt_messages(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[
 
 
 def _content(value: Any) -> Any:
-    """Drop from messages what is no content: their ids differ from one evaluation to the next."""
+    """Drop from messages what is not content: their ids differ from one evaluation to the next."""
     if isinstance(value, dict):
         return {key: _content(inner) for key, inner in value.items() if key in _CONTENT}
     return [_content(inner) for inner in value] if isinstance(value, list) else value

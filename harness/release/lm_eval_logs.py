@@ -100,7 +100,7 @@ def _read_results(file: Path) -> dict[str, Any]:
     if results := read_object(file):
         return results
     found, step = "no results that can be read", "copy the file again, or evaluate again"
-    raise UserError(Problem(str(file), found, "what lm-eval wrote beside the samples, as JSON", step))
+    raise UserError(Problem(str(file), found, "what lm-eval wrote next to the samples, as JSON", step))
 
 
 def _refuse_other_folder(file: Path, model: str) -> None:
@@ -240,7 +240,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row = parse_json(line)
             row["doc_id"]
         except (ValueError, KeyError, TypeError) as error:
-            found = f"a line that is no sample ({type(error).__name__})"
+            found = f"a line that is not a sample ({type(error).__name__})"
             step = "run lm_eval again with --log_samples"
             raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
         empty = False
@@ -264,7 +264,7 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Probl
     errors = [name for name in scored if is_named(name, ERROR_RATES)]
     rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
     if not rates + errors:
-        found = f"metrics that are no rates in [0, 1] ({', '.join(map(str, scored))})"
+        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored))})"
         return Problem(str(path), found, *_WANTED)
     deciding = (rates + errors)[0]
     return [str(name) for name in dict.fromkeys([deciding, *scored])]

@@ -36,7 +36,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     candidate = session.candidates.get(run_before.candidate)
     if candidate is None or Recipe.model_validate(run_before.recipe) != candidate.recipe:
         raise IncompatibleRuns(
-            f"{run_before.run_id}: found another recipe of {run_before.candidate} in the file; expected the "
+            f"{run_before.run_id}: the recipe of {run_before.candidate} in the file differs; expected the "
             "one that the run was made with; next: harness compare"
         )
     again, lacking = run_candidate.rescore_run(session, candidate, run_before)

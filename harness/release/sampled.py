@@ -29,7 +29,7 @@ def find_sampling(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
     found = store.read_sampling(stored.store, run.run_id)
     if found is None:
         raise IncompatibleRuns(
-            f"{run.run_id}: found no record of how its items were sampled; expected sampling.json beside "
+            f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next to "
             f"run.json in {stored.store.folder / run.run_id}; next: "
             f"{stored.typed.command('compare', '--sequential')}, which writes it and evaluates nothing again,"
             " or --all-items"

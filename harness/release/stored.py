@@ -2,7 +2,7 @@
 
 Invariant: both arms' rows have identities that differ in their weights alone, so what is
 compared are the same items, prompts, versions, precision and layout, or nothing; items that were added,
-mended or dropped since are refused by the digest that differs.
+fixed or dropped since are refused by the digest that differs.
 """
 
 import re

@@ -15,11 +15,20 @@ from harness.cache import make_private_folder
 from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
 from harness.report.document import Command, ResultDocument, Section, markdown, print_document, terminal_lines
-from harness.report.experiment_report import AttributionStep, ExperimentReport, ShownItem, show_items
+from harness.report.experiment_report import (
+    AttributionStep,
+    ExperimentReport,
+    ShownItem,
+    ShownPrompt,
+    describe_answer,
+    describe_prompt,
+    excerpt,
+    show_items,
+)
 from harness.report.html import html
 from harness.report.interchange import junit, to_csv
 from harness.report.labels import CLASSES, ERROR, RIGHT, WORDS, WRONG, mark_answer
-from harness.report.more_items import SpareItems, advise_more_items, advise_on_power, list_spare_items
+from harness.report.more_items import advise_more_items, advise_on_power
 from harness.report.plots import front_file
 from harness.report.reading import paths as kept_reports
 from harness.report.reading import read, read_kept, restore

@@ -7,7 +7,7 @@ shows are spread over all, and a text is cut where it is too long to read.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import formatting
 from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
@@ -24,10 +24,10 @@ from harness.decision import (
     target_unit,
 )
 from harness.formatting import Unit
+from harness.gating import Settling, SpareItems, Verdict, find_settling
 from harness.metrics import Metric
 from harness.records import SampleResult, digest
 from harness.report.labels import mark_answer
-from harness.report.more_items import SpareItems
 from harness.spec import DecidePolicy, TargetPolicy
 
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
@@ -52,22 +52,45 @@ class AttributionStep:
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """One answer to an item: its text, what became of it, and the mark of what it scores."""
+    """One answer to an item: its text, its status, the mark of its score, and the facts that open with it."""
 
     text: str
     status: str
     mark: str
+    facts: tuple[str, ...] = ()
+
+
+class ShownPrompt(NamedTuple):
+    """A prompt with its special tokens, and the columns that were asked by it.
+
+    Where it `was_sent` it has the tokens of the stored answers; else today's files make another one.
+    `digest` is that of its tokens.
+    """
+
+    columns: tuple[str, ...]
+    text: str
+    n_tokens: int
+    was_sent: bool
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownItem:
-    """An item of a task with the answers of candidates by their names; those of equal rows share a name."""
+    """An item of a task with the answers of candidates by their names; those of equal rows share a name.
+
+    `prompt` is its question, `prompts` what was sent.
+    """
 
     task: str
     item: str
     prompt: str
     references: tuple[str, ...]
     answers: dict[str, ShownAnswer]
+    prompts: tuple[ShownPrompt, ...] = ()
+
+    def sent_to(self, column: str) -> ShownPrompt | None:
+        """Return the prompt by which a column was asked; None where it is not shown."""
+        return next((one for one in self.prompts if column in one.columns), None)
 
     @property
     def is_agreed(self) -> bool:
@@ -95,7 +118,8 @@ class ExperimentReport:
     corrected. `spans` maps tasks to the range of their metric, of which the gate takes a change as a share;
     `sampled` says that items of some tasks were drawn. `labels` puts metrics of the target beside people's
     labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat,
-    `spare` the items that limits of the tasks leave out.
+    `spare` the items that limits of the tasks leave out; `can_fold` says that the target could be tested in
+    folds, and is not.
     """
 
     experiment: str
@@ -132,6 +156,7 @@ class ExperimentReport:
     declared: TargetPolicy | None = None
     typed: CommandLine = field(default_factory=CommandLine)
     spare: tuple[SpareItems, ...] = ()
+    can_fold: bool = False
 
     @property
     def file_name(self) -> str:
@@ -148,6 +173,10 @@ class ExperimentReport:
     def unit(self) -> Unit:
         """The unit and direction of the target's metric."""
         return target_unit(self.facts)
+
+    def settling(self, verdict: Verdict) -> Settling:
+        """Return what would settle an open verdict, as far as items, margins and tasks are known."""
+        return find_settling([verdict], self.spare, relative=self.macro_margin is None)
 
     def task_comparisons(self, label: str) -> dict[str, Comparison]:
         """Map the tasks of the suites to a run's comparison by the primary metric of each, in their order."""
@@ -187,10 +216,38 @@ def _shown_item(metric: Metric, rows: Mapping[str, SampleResult]) -> ShownItem:
         excerpt(shortest.prompt),
         tuple(map(excerpt, shortest.references[:_REFERENCES_SHOWN])),
         {
-            name: ShownAnswer(excerpt(row.text), row.status, mark_answer(metric, row.parts.get(metric.name)))
+            name: ShownAnswer(
+                excerpt(row.text),
+                row.status,
+                mark_answer(metric, row.parts.get(metric.name)),
+                tuple(map(excerpt, describe_answer(row))),
+            )
             for name, row in rows.items()
         },
     )
+
+
+def describe_answer(row: SampleResult) -> list[str]:
+    """List what each metric makes of an answer, and what the answer took."""
+    said = [
+        f"{name.replace('_', ' ')}: {', '.join(map(formatting.plain, parts)) if parts else 'not scored'}"
+        for name, parts in row.parts.items()
+    ]
+    if row.n_prompt_tokens:
+        tokens = map(formatting.count, (row.n_prompt_tokens, row.n_output_tokens))
+        said.append("tokens: {} of the prompt + {} of the answer".format(*tokens))
+    said += [f"time in its batch: {formatting.seconds(row.compute_s)}"] if row.compute_s else []
+    if row.margin is not None:
+        said.append(f"margin of the right choice: {formatting.plain(row.margin, sign=True)} nats")
+    said += [f"passages: {', '.join(row.passages)}"] if row.passages else []
+    return said + ([f"error: {row.error}"] if row.error else [])
+
+
+def describe_prompt(n_tokens: int, was_sent: bool) -> str:
+    """Say whether a prompt is the one by which a stored answer was asked."""
+    if was_sent:
+        return f"The prompt as it was sent, {formatting.count(n_tokens)} tokens."
+    return "Made from today's files; the prompt that was sent differed, as files or shots have changed since."
 
 
 def spread(ids: Sequence[str], n: int) -> list[str]:
@@ -198,7 +255,7 @@ def spread(ids: Sequence[str], n: int) -> list[str]:
     return [ids[i * len(ids) // n] for i in range(n)] if len(ids) > n else list(ids)
 
 
-def excerpt(text: str) -> str:
-    """Cut a text that nobody would read to its end; what is no Unicode becomes a question mark."""
-    whole = text[:_LONGEST].encode("utf-8", "replace").decode("utf-8")
-    return whole if len(text) <= _LONGEST else f"{whole} … (cut: {formatting.count(len(text))} characters)"
+def excerpt(text: str, longest: int = _LONGEST) -> str:
+    """Cut a text that is too long to read; characters outside Unicode become question marks."""
+    whole = text[:longest].encode("utf-8", "replace").decode("utf-8")
+    return whole if len(text) <= longest else f"{whole} … (cut: {formatting.count(len(text))} characters)"

@@ -44,8 +44,8 @@ from harness.spec import PEOPLE
 
 PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
 CAPTION = (
-    "To the right a candidate is better at the task, further up it kept more of what it could do before; a"
-    " ring marks what to ship. Grey: another one is at least as good on both. Lines are 95 % intervals."
+    "Further right: better at the task. Further up: kept more of what it could do before. A ring marks what"
+    " to ship. Grey: another candidate is at least as good on both. Lines are 95 % intervals."
 )
 _TRUE_LOSS = 0.03  # the loss whose chance of being missed is said
 _TASKS_NAMED = 3  # of those that lost most
@@ -183,7 +183,7 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
             elif "drift" not in judged:
                 texts[task] = None
     said = [f"{task} got worse ({', '.join(of)}): {report.not_admitted[task]}." for task, of in fell.items()]
-    rose = f"bits per byte rose on {', '.join(texts)}, which gate.drift would judge."
+    rose = f"bits per byte rose on {', '.join(texts)}, an early sign of loss; gate.drift would judge it."
     return said + ([rose] if texts else [])
 
 
@@ -227,9 +227,11 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
     said = [f"measured on {n} test items"]
     if miss := _nearest(run):
         lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
-        said.append(f"a model that lost {lost} on every task would pass the gate with a chance of {chance}")
+        said.append(
+            f"a model that lost {lost} on every task would still pass the gate with a chance of {chance}"
+        )
     if report.family.size > 1:
-        said.append(f"{formatting.count(report.family.size)} fine-tunes were judged, which is corrected for")
+        said.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
     return f"{'; '.join([*said, _seeds_text(report, run)])}."
 
 
@@ -251,8 +253,8 @@ def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
         return "each item answered by a model that did not see it; the gain's interval includes their spread"
     seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
     if of is not None and of.score is not None:
-        return f"{seeds}, and the gain's interval includes how much they differ"
-    return f"{seeds}, so how much trainings differ is unknown (--seeds 0,1,2 tells)"
+        return f"{seeds}, and the gain's interval includes their spread"
+    return f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)"
 
 
 def next_steps(report: ExperimentReport) -> Iterator[Command]:
@@ -304,7 +306,7 @@ def _awaits_ratings(report: ExperimentReport) -> bool:
 
 def _promotion(report: ExperimentReport, name: str) -> Command:
     """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
-    purpose = f"makes {name} what later gates compare with"
+    purpose = f"makes {name} the champion, which later gates compare with"
     methods = (f.method for f in report.facts if f.name == name)
     if not all(plugins.find_method(method).makes_language_model for method in methods):
         purpose += f" on {report.task} alone"
@@ -329,7 +331,7 @@ def _ask_open_question(report: ExperimentReport) -> Command:
         )
     if not waits and (more := _ask_more_seeds(report)):
         return more
-    waits = waits or "decides once what the decision asks for is there"
+    waits = waits or "decides once the decision has what it asks for"
     return Command(report.typed.command("compare", *same), waits)
 
 

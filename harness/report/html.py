@@ -14,7 +14,7 @@ from harness.records import TrainingRecord
 from harness.report import plots
 from harness.report.document import Section
 from harness.report.escape import clean, clean_lines, page_environment, shorten
-from harness.report.experiment_report import ExperimentReport
+from harness.report.experiment_report import ExperimentReport, describe_prompt
 from harness.report.labels import CLASSES, RIGHT, WORDS, WRONG, shorten_for_picture
 from harness.report.plots import svg
 from harness.report.plots.heat_map import heat
@@ -51,6 +51,7 @@ def html(report: ExperimentReport) -> str:
         heat=heat(report),
         answers=[(task, list(of)) for task, of in groupby(report.answers, key=lambda item: item.task)],
         marks={RIGHT: "right", WRONG: "wrong"},
+        describe_prompt=describe_prompt,
         verdict_classes=CLASSES,
         verdict_words=WORDS,
         colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + svg.rules()),

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from harness.errors import Problem, UserError
 from harness.records import TrainingRecord, parse_json, read_training_record
-from harness.report.experiment_report import ExperimentReport
+from harness.report.experiment_report import ExperimentReport, ShownItem
 
 _INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
 
@@ -37,17 +37,19 @@ def read(path: Path) -> ExperimentReport:
 
 
 class KeptReport(NamedTuple):
-    """A written report's experiment file, empty for harness.yaml, and how long its run took."""
+    """A written report's experiment file, empty for harness.yaml, how long its run took, and its items."""
 
     config: str
     wall_s: float | None
+    answers: tuple[ShownItem, ...]
 
 
 def read_kept(path: Path) -> KeptReport | None:
     """Read what the next report of the same name has to know of a written one; None where there is none."""
     try:
         kept = parse_json(path.read_text("utf-8"))
-        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"))
+        answers = restore(tuple[ShownItem, ...], kept["answers"])
+        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"), answers)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -198,7 +198,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
         return Section("gate", title, columns, ())
     rows = [[rule.name, WORDS[rule.outcome], rule.sentence] for rule in f.verdict.rules]
     among = family_text(report.family.size, report.family.alpha)
-    corrected = _corrected_line(f)
+    corrected = _corrected_line(report, f)
     notes = [*map(miss_text, f.verdict.missed), *filter(None, [among, corrected])]
     return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
 
@@ -225,12 +225,11 @@ def _notes(report: ExperimentReport) -> list[str]:
     ]
 
 
-def _corrected_line(f: CandidateFacts) -> str:
+def _corrected_line(report: ExperimentReport, f: CandidateFacts) -> str:
     """Say what the verdict is among the other fine-tunes, and what would settle it; empty of a single one."""
     if f.corrected is None or f.standing is None:
         return ""
     level, missed = formatting.percent(f.standing.level), nearest_miss(f)
-    more = formatting.count(f.corrected.items_needed) if f.corrected.items_needed else ""
     said = [f"as one of {f.standing.n} fine-tunes, at {level} %: {WORDS[f.corrected.outcome]}"]
-    said += [f"some {more} more items would settle it"] if more else []
+    said += [report.settling(f.corrected).text] if f.corrected.items_needed else []
     return "; ".join([*said, *filter(None, [missed])])

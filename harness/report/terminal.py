@@ -61,7 +61,7 @@ _COUNTS_ITEMS = re.compile(r": [\d,]+ items? of [^:]+$")  # as in `lora: … tie
 def terminal(report: ExperimentReport, console: Console, *, verbose: bool = False) -> None:
     """Print the table of candidates, fitted to its width, what matters most of each, and the decision last.
 
-    Where it is `verbose`, all that is said of each, and the tables of the report that are no details.
+    Where it is `verbose`, all that is said of each, and the tables of the report that are not details.
     """
     console.print(terminal_table(report))
     if verbose:
@@ -71,7 +71,7 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
         console.print()
         console.print(_bullets(notes[:_NOTES]))
         if (more := len(notes) - _NOTES) > 0:
-            said = f"{formatting.pluralize(more, 'more note')} in the report, and with --verbose"
+            said = f"{formatting.pluralize(more, 'more note')}: see the report, or --verbose"
             console.print(Text(f" - {said}", style="dim"))
     console.print()
     print_last(report, console)
@@ -97,7 +97,7 @@ def list_notes(report: ExperimentReport) -> list[str]:
 
 
 def _print_all(report: ExperimentReport, console: Console) -> None:
-    """Print all that is said of each candidate, and the tables that are no details."""
+    """Print all that is said of each candidate, and the tables that are not details."""
     for note in [*describe_unread(best_first(report), report.metric), *filter(None, [labels_note(report)])]:
         console.print(Text(clean(note)))
     whole = experiment_document(report)
@@ -156,8 +156,7 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     at = f.corrected or f.verdict
     if at and at.items_needed and "inconclusive" in (at.outcome, f.verdict.outcome if f.verdict else ""):
         among = f" as one of {f.standing.n}" if f.corrected and f.standing else ""
-        more = formatting.count(at.items_needed)
-        points.append(f"undecided{among}: some {more} more items would settle it")
+        points.append(f"undecided{among}: {report.settling(at).text}")
     return [*points, *_describe_measured(report, f)]
 
 

@@ -200,8 +200,8 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
     if not any(f.disturbed for f in facts):
         return ""
     return (
-        "~: other work took the processors during both measurements, so this machine is faster and cheaper"
-        " than the figure says; the decision leaves it out."
+        "~: measured while other work used the processors, so the true figure is lower; the decision ignores"
+        " it."
     )
 
 

@@ -98,7 +98,7 @@ def target_notes(targets: Sequence[OtherTarget]) -> Iterator[str]:
     unshown = [one.name for one in targets if not one.gains]
     unseen = [one.name for one in targets if one.gains and not one.measured.size("validation")]
     if kept:
-        yield f"the gain on {', '.join(kept)} has to be kept as well"
+        yield f"the gain on {', '.join(kept)} must be kept as well"
     if unshown:
         yield f"no gain is shown on {', '.join(unshown)}, so none is required of a trial there"
     if unseen:

@@ -17,7 +17,7 @@ from harness.records import FEWER, Run
 from harness.report import ExperimentReport
 
 _RETENTION = ("macro", "each", "safety", "critical", "regressions", "validity", "mode collapse", "drift")
-_AGAIN = "mend that, then harness compare"
+_AGAIN = "fix that, then harness compare"
 
 
 class RescueCase(NamedTuple):
@@ -92,7 +92,7 @@ def _refuse_before_answering(session: Session, named: Sequence[Run], wanted: str
     if session.dry_run:
         found = "a run of --sequential, whose weights have not answered whole tasks yet"
         step = "leave --dry-run out, or harness compare --all-items first"
-        _refuse(wanted, found, "whole tasks, of which one half chooses and the other judges", step)
+        _refuse(wanted, found, "whole tasks: one half chooses, the other judges", step)
 
 
 def _is_done(run: Run) -> bool:
@@ -166,7 +166,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     if not any(r.outcome in ("fail", "inconclusive") for r in f.verdict.rules if r.name in _RETENTION):
         said = "; ".join(r.sentence for r in f.verdict.rules if r.outcome == f.verdict.outcome)
         found = f"a run that has kept what it could; what stops it is {said}"
-        return [(found, "a rule on capability that does not pass", "rescue cannot mend that")]
+        return [(found, "a rule on capability that does not pass", "rescue cannot fix that")]
     return []
 
 

@@ -99,7 +99,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
     if mending := plugins.list_mending_methods(step):
         kind = case.makes or method.makes
         able = [one for one in mending if kind in plugins.method(one).makes.split(plugins.OR)]
-        return _mend(able[0], name, source, case) if able else "it mends weights of another kind"
+        return _mend(able[0], name, source, case) if able else "it fixes weights of another kind"
     if not method.trains:
         return "the weights were not trained here"
     if step in plugins.TRAINING_STEPS:

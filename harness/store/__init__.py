@@ -114,6 +114,7 @@ from harness.store.read_only import QueryResult, query
 from harness.store.rows import (
     append_block,
     complete_rows,
+    digest_of_base,
     has_rows,
     identities,
     list_stored_blocks,

@@ -84,7 +84,7 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
         found += _absent("exclude_modules", _list_names(params.exclude_modules), modules, holders, where)
     yield from found
     if refusal and not found:
-        yield Problem(where, refusal, _EXPECTED, "mend params")
+        yield Problem(where, refusal, _EXPECTED, "fix params")
     elif adapted and adapts_head(adapted):
         yield Problem(where, ADAPTED_HEAD, "modules before the head", "leave lm_head out of params")
 

@@ -70,7 +70,7 @@ def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
     if is_packed(base):
         return ""
     if teacher.weights_digest == base.weights_digest:
-        return "the base itself, of which there is nothing to learn"
+        return "the base itself, which has nothing to teach"
     its, own = (load_tokenizer(one).get_vocab() for one in (teacher, base))
     if its != own:
         shared = sum(own.get(token) == place for token, place in its.items())

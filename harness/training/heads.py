@@ -69,7 +69,7 @@ def _load(
     except ValueError as error:
         what = f"{source.name} cannot be loaded with a head ({one_line(error)})"
         raise CandidateFailed(what, "another base_model or encoder, or method: embedding") from error
-    # The last token that is no padding is the one that a decoder's head reads.
+    # The last token that is not a padding is the one that a decoder's head reads.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 

@@ -22,7 +22,7 @@ def check_packing(params: LoopParams, lengths: Sequence[int], model: "PreTrained
     if (steps := count_steps(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
     if name_sharding():
-        return "would let a row see others, or not: nobody can tell of a model that no process holds whole"
+        return "may let a row see others: that cannot be told of a sharded model"
     if not keeps_rows_apart(model, flash=joins_packs(model)):
         return "would let a row see others: this model does not keep packed rows apart"
     return ""

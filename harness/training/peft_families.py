@@ -130,14 +130,14 @@ def family_problems(
     except ValidationError as error:
         wrong = error.errors()[-1]  # of a union the last: its literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
-        return [Problem(where, found, expected, "mend params")]
+        return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
         said = " ".join(str(error).split())
         if isinstance(error, TypeError) and (unset := _unset(known[peft_type], params)):
             said = f"no {' and no '.join(unset)} ({said})"
         elif isinstance(error, ArithmeticError):
             said = f"a number that PEFT cannot compute with ({said})"
-        return [Problem(where, said, expected, "mend params")]
+        return [Problem(where, said, expected, "fix params")]
     return []
 
 
@@ -405,5 +405,5 @@ def _refuse_few_tokens(trainer: Any) -> None:
         batches = (dict(batch) for batch in trainer.get_train_dataloader())
         most = max((len(learnt_tokens(batch, config)) for batch in batches), default=0)
     if most < n:
-        found = f"EVA of rank {rank} needs {n} learnt tokens in a batch, and the most that one has is {most}"
+        found = f"EVA of rank {rank} needs {n} trained tokens in a batch, and the largest batch has {most}"
         raise CandidateFailed(found, "a larger params.per_device_train_batch_size, or a smaller r")

@@ -76,7 +76,7 @@ class ReinforcedParams(LoopParams):
         if n % self.num_generations:
             raise ValueError(
                 f"{n} answers a step (per_device_train_batch_size × gradient_accumulation_steps), which are "
-                f"no whole groups of num_generations: {self.num_generations}"
+                f"not whole groups of num_generations: {self.num_generations}"
             )
         return self
 
@@ -119,7 +119,7 @@ def _rows(
     n_prompts = (
         params.per_device_train_batch_size * params.gradient_accumulation_steps // params.num_generations
     )
-    if len(kept) < n_prompts:  # TRL leaves out what is no whole step, here everything
+    if len(kept) < n_prompts:  # TRL leaves out what is not a whole step, here everything
         raise CandidateFailed(
             f"steps of {n_prompts} prompts, and {len(kept)} prompts to train on",
             "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
@@ -207,7 +207,7 @@ def _make_resumable(plain: Any) -> Any:
 
 Rewards = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
 _FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
-_MEND = "mend the function"
+_MEND = "fix the function"
 
 
 def _open_reward(reward: Reward, context: FitContext) -> Callable[..., list[float | None]]:
@@ -304,7 +304,7 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        raise UserError(Problem(str(path), found, expected, "mend the file")) from error
+        raise UserError(Problem(str(path), found, expected, "fix the file")) from error
     return module
 
 

@@ -214,7 +214,7 @@ def _fine_tune(
 def _pick_precision(machine: Machine, params: SupervisedParams) -> Machine:
     """Return the machine with the precision in which whole weights are trained."""
     if (params.trained_in, machine.precision) == ("bf16", "fp16"):
-        found = "dtype: bfloat16 beside products in fp16, whose gradients are scaled in no other type"
+        found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
     return machine._replace(precision=params.trained_in)
 

@@ -1,6 +1,6 @@
 """Trainer settings and run that every training loop shares.
 
-Invariant: a loss that is no number ends the training at once, and running out of memory says
+Invariant: a loss that is not a number ends the training at once, and running out of memory says
 which knob to turn.
 """
 
@@ -201,7 +201,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "seed": context.seed,
         "data_seed": context.seed,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # else a loss that is no number is shown as a number
+        "logging_nan_inf_filter": False,  # else a loss that is not a number is shown as a number
         "include_num_input_tokens_seen": "non_padding",
         "disable_tqdm": True,
         "gradient_checkpointing": on_gpu and checkpoints_activations(context, params, n_trained, _free_gib()),
@@ -489,7 +489,7 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
             losses = {
                 name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")
             }
-            if not all(map(isfinite, losses.values())):  # no later step would mend it
+            if not all(map(isfinite, losses.values())):  # no later step would fix it
                 raise Diverged("the training loss is not a number", "a lower params.learning_rate")
             if "loss" in losses:
                 advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")

@@ -88,7 +88,7 @@ def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bo
 
 
 def weigh_thumbs(params: UnpairedParams, pairs: Sequence[Example]) -> Iterator[str]:
-    """Say where thumbs up and down weigh more unlike than TRL recommends, and which weight would mend it."""
+    """Say where thumbs up and down weigh more unlike than TRL recommends, and which weight would fix it."""
     n_up = sum(up for _, _, up in answers_with_thumbs(pairs))
     n_down = len(answers_with_thumbs(pairs)) - n_up
     up, down = params.desirable_weight * n_up, params.undesirable_weight * n_down

@@ -128,10 +128,10 @@ def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compar
 
 def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, comparison_json):
     page = visit[0](address, "/forgetting")
-    drawn = page.locator(".js-plotly-plot").first.locator("text").all_text_contents()
+    drawn = page.locator("table.heat td").all_text_contents()
     for c in comparison_json["comparisons"]["lora"]:
         if c["metric"] == "accuracy":
-            assert formatting.change(Unit(**c["unit"]), c["delta"]) in drawn, c["task"]
+            assert formatting.points(c["delta"], c["low"], c["high"]) in drawn, c["task"]
 
 
 def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, comparison_json):

@@ -26,7 +26,7 @@ class LengthFavour(NamedTuple):
 
     `ratio` is the mean of new to base in length (geometric), `new_longer` the share of the items whose
     lengths differ on which the new answer is the longer one. `is_length` says that both candidates have
-    enough of the longer answers, in enough clusters, so that it is no favour for a candidate.
+    enough of the longer answers, in enough clusters, so that it is not a favour for a candidate.
     """
 
     favour: Estimate

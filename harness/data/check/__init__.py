@@ -30,7 +30,7 @@ MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know of the rows: what was found, where, what it means, and the command that mends it.
+    """Something to know of the rows: what was found, where, what it means, and the command that fixes it.
 
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is a figure and no
     alarm. `count` of `of` rows show it; `rows` are their places, `file:line`, all of them. `labels` are the
@@ -62,7 +62,7 @@ class Finding:
 class Tokenizer(NamedTuple):
     """Tokens by a model's tokenizer: its name, its context (None: unknown), and the lengths of texts.
 
-    `special` are those that are no text.
+    `special` are those that are not text.
     """
 
     name: str

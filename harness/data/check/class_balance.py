@@ -55,7 +55,7 @@ def _find_one_answer(table: RowTable) -> Iterator[Finding]:
     answers = {entry.answer for entry in table.entries if entry.question}
     if len(answers) == 1 and answers != {""} and len(table.entries) >= _FEWEST:
         title = f"all rows have the same answer, {answers.pop()[:60]!r}"
-        meaning = "always giving it is right, so no comparison shows that anything was learnt"
+        meaning = "always giving it is right, so no comparison can show that anything was learned"
         yield Finding("warning", title, meaning, command="add rows with other answers, or name their column")
 
 

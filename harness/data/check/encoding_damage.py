@@ -21,7 +21,7 @@ _LOST = "\ufffd"
 
 
 def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List the rows whose text is damaged, with how it would be mended, and those that cannot be."""
+    """List the rows whose text is damaged, with how it would be fixed, and those that cannot be."""
     # Only what was encoded wrongly: quotes and widths are left as they are.
     damaged = _find(table, lambda text: mend_encoding(text) != text)
     control = _find(table, lambda text: mend_signs(text) != text)
@@ -43,7 +43,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "control characters, or line ends other than a line feed",
-            "nobody sees them, and a tokenizer makes tokens of them that other rows do not have",
+            "they are invisible, and the tokenizer turns them into tokens that other rows do not have",
             len(table.entries),
             tuple(control),
             repr(mask_text(first)[max(0, sign - 20) : sign + 20]),

@@ -32,7 +32,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "error",
             "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named),
-            "compare refuses them, and no verb can read them beside the others",
+            "compare refuses them, and no command can read them together with the others",
             table.n,
             tuple(row.where for row in others),
             "",

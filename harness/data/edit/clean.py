@@ -1,4 +1,4 @@
-"""Clean rows: encoding mended, one Unicode form, no trailing spaces, no row without question or answer.
+"""Clean rows: encoding fixed, one Unicode form, no trailing spaces, no row without question or answer.
 
 Invariant: typography, HTML and letter case stay as they are; cleaning what is clean changes nothing.
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652; Unicode Standard Annex 15, form NFC.
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ftfy import TextFixerConfig
 
 _ENCODING, _SIGNS, _FORM, _SPACES = (
-    "encoding mended",
-    "control characters or line ends mended",
+    "encoding fixed",
+    "control characters or line ends fixed",
     "composed as NFC",
     "trailing spaces cut",
 )
@@ -40,7 +40,7 @@ _PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes fo
 
 
 class CleaningOptions(NamedTuple):
-    """Mending of answers, labels and ids beside that of all texts.
+    """Fixing of answers, labels and ids beside that of all texts.
 
     With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
     that they get, `ids` gives rows whose id stands already another one. With `special` all texts lose special
@@ -207,7 +207,7 @@ def _clean_value(
 def clean_text(text: str) -> tuple[str, list[str]]:
     """Return a text as it should be, and what was done to it.
 
-    Steps are repeated until none changes anything, since mending one damage may uncover another.
+    Steps are repeated until none changes anything, since fixing one damage may uncover another.
     """
     done: dict[str, None] = {}
     before = None
@@ -221,7 +221,7 @@ def clean_text(text: str) -> tuple[str, list[str]]:
 
 
 def mend_encoding(text: str) -> str:
-    """Mend UTF-8 that was read as another encoding; an Ã that names the letter stays.
+    """Fix UTF-8 that was read as another encoding; an Ã that names the letter stays.
 
     `Ã la carte` is a damaged `à la carte`, for its A0 became a blank; but beside letters such as é, which the
     same damage would have spoilt, an Ã that stands alone is itself, as in Portuguese.

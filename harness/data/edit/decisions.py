@@ -198,7 +198,7 @@ def _label_problems(kept: Decisions, template: str | None, known: Container[str]
     """Phrase labels of several columns that no row has: what stands in which column is not known."""
     for line, of in kept.rows.items() if template else ():
         if of["decision"] == "relabel" and of["label"].strip() not in known:
-            found, step = f"the label {of['label']!r}, which no row has", "drop the row, or mend it by hand"
+            found, step = f"the label {of['label']!r}, which no row has", "drop the row, or fix it by hand"
             yield Problem(f"{kept.shown}, row {line}", found, f"a label by {template} of another row", step)
 
 
@@ -222,7 +222,7 @@ def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
     """Phrase labels for another column than the one that answers."""
     if not roles.answers or roles.answers == PAIRS.answers:
         found = "relabel, where rows have no label" if roles.answers else "relabel, where no column answers"
-        yield Problem(kept.shown, found, "drop or keep", "drop the row, or mend it by hand")
+        yield Problem(kept.shown, found, "drop or keep", "drop the row, or fix it by hand")
     elif len(roles.answers) > 1 and columns_of(kept.column, roles.answers) != roles.answers:
         named = ", ".join(map(repr, roles.answers))
         found = f"labels of {_column_text(kept.column)}, where {named} answer"
@@ -230,7 +230,7 @@ def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
         step = f'name the template that makes a label of them, such as "column": {template}'
         yield Problem(kept.shown, found, "labels of the columns that answer", step)
     elif are_rated(roles):
-        found, step = "relabel, where a row has several rated answers", "drop the row, or mend it by hand"
+        found, step = "relabel, where a row has several rated answers", "drop the row, or fix it by hand"
         yield Problem(kept.shown, found, "drop or keep", step)
     elif kept.column is None:
         step = f'add "column": {json.dumps(roles.answers[0])}, if that is the one'

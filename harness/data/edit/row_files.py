@@ -113,7 +113,7 @@ def _json(row: Row) -> str:
                 row.where,
                 f"a value that JSON cannot hold ({error})",
                 "texts and numbers",
-                "write a .parquet file" if isinstance(error, TypeError) else "mend the row",
+                "write a .parquet file" if isinstance(error, TypeError) else "fix the row",
             )
         ) from None
 
@@ -217,5 +217,5 @@ def _column_type(rows: Sequence[Row], name: str) -> "pyarrow.DataType":
         kind = next(type(value) for value in values if value is not None)
         other = next((row for row in rows if not isinstance(row.fields.get(name), kind | None)), rows[0])
         found = f"a {type(other.fields.get(name)).__name__} in {name!r}, which holds a {kind.__name__} before"
-        step = "mend the row, or write a .jsonl file"
+        step = "fix the row, or write a .jsonl file"
         raise UserError(Problem(other.where, found, "one type a column", step)) from None

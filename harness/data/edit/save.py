@@ -100,7 +100,7 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         _refuse_full(out, shown)
         return
     if out.name.endswith(_BESIDE):
-        found, expected = "the name of a file that is kept beside rows", "a name of rows"
+        found, expected = "a name that is kept for the files next to rows", "a name of rows"
         raise UserError(Problem(f"--out {shown}", found, expected, "such as --out new.jsonl"))
     if not row_suffix(out.name):
         expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"

@@ -31,7 +31,7 @@ def label_set(answers: Iterable[str]) -> tuple[str, ...]:
 
 
 def describe_no_labels(answers: Sequence[str]) -> tuple[str, str]:
-    """Say what answers are that are no closed set, and what labels are."""
+    """Say what answers are that are not a closed set, and what labels are."""
     found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
     most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
     return found, f"{most}, each of {ROWS_A_LABEL} rows in the mean"

@@ -276,7 +276,7 @@ def _class_problems(
     if not scarce:
         clash = find_clashing_classes(groups, len(parts))
         found = (
-            f"{pluralize(len(groups), 'group')} of rows that belong together, of which no parting gives each "
+            f"{pluralize(len(groups), 'group')} of rows that belong together, and no split gives each "
             f"part rows of {', '.join(map(repr, clash))}"
         )
         expected = "groups that can be parted so"
@@ -373,11 +373,13 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
             kinds.setdefault(is_number, row.where)
         except (ValueError, OverflowError):
             is_empty = value is None or not str(value).strip()
-            found = f"no time in {way.time!r}" if is_empty else f"{value!r} in {way.time!r}, which is no time"
-            problems.append(Problem(row.where, found, _TIMES, "mend the row, or drop it"))
+            found = (
+                f"no time in {way.time!r}" if is_empty else f"{value!r} in {way.time!r}, which is not a time"
+            )
+            problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
     if len(kinds) > 1 and not problems:
         found = f"a number in {way.time!r}, where {kinds[False]} has a date"
-        problems = [Problem(kinds[True], found, "dates or numbers in all rows", "mend the rows")]
+        problems = [Problem(kinds[True], found, "dates or numbers in all rows", "fix the rows")]
     if len(problems) > 1 and not times:
         found = f"no time in any of {len(values):,} rows of {way.time!r}, such as {values[0]!r}"
         problems = [Problem(content.shown, found, way.time_format or FORMS, _ANOTHER_FORM)]

@@ -256,7 +256,7 @@ def _message(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _refuse_log(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Refuse what lm-eval logs of a model's answers, which are no rows to learn from."""
+    """Refuse what lm-eval logs of a model's answers, which are not rows to learn from."""
     expected = "rows of questions and answers"
     step = "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models"
     raise UserError(Problem(row.where, "lm-eval's log of a model's answers", expected, step))

@@ -197,7 +197,7 @@ def _phrase_two_forms(answer: _Answer, one: str, other: str, n: int) -> Problem:
 
 def _phrase_two_counts(answers: Sequence[_Answer]) -> Problem:
     one, other = (next(a for a in answers if form not in a.choices) for form in (_FROM_1, _FROM_0))
-    written = f"{one.written!r} in {one.column!r}, which is no place from 1"
+    written = f"{one.written!r} in {one.column!r}, which is not a place from 1"
     found = f"{written}, and {other.written!r} in {other.where}, which is none from 0"
     expected = "places that count from 0, or from 1, in all rows"
     return Problem(one.where, found, expected, _say_forms(_FROM_0, _FROM_1))

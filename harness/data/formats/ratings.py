@@ -14,7 +14,7 @@ from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import Message
 
-MEND_ROW = "mend the row, or set invalid_rows: drop in data: of the task"
+MEND_ROW = "fix the row, or set invalid_rows: drop in data: of the task"
 RATED, TREE = {"instruction", "completions"}, {"message_tree_id", "prompt"}
 PREFERRED = {"input", "preferred_output", "non_preferred_output"}
 _SCORES = ("fine-grained_score", "overall_score", "rating", "score")
@@ -66,7 +66,7 @@ def make_judged_pair(row: Row) -> Row:
         if len({answer.score for answer in scored}) > 1:
             pair = {"chosen": scored[0].text.strip(), "rejected": scored[-1].text.strip()}
             return row._replace(fields={**row.fields, "messages": messages, **pair})
-    expected = "two answers of which one is rated higher"
+    expected = "two answers, one rated higher than the other"
     raise UserError(Problem(row.where, "no two answers of different ratings", expected, MEND_ROW))
 
 

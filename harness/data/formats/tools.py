@@ -94,7 +94,7 @@ def _parse(row: Row, field: str, value: Any) -> Any:
         return parse_json(value)
     except ValueError:
         if _DEFINES.match(value):
-            raise _phrase_unreadable(row, f"definitions that are no JSON in {field!r}") from None
+            raise _phrase_unreadable(row, f"definitions that are not JSON in {field!r}") from None
         return None
 
 

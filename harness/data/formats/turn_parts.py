@@ -93,7 +93,7 @@ def _list_calls(value: Any) -> list[Any]:
 
 
 def _read_call(call: Any) -> Content | None:
-    """Write a call as JSON, in the form of our own; None of what is no call.
+    """Write a call as JSON, in the form of our own; None of what is not a call.
 
     A call stands by itself, or within the key `function`, as OpenAI's files have it.
     """
@@ -134,7 +134,7 @@ def _read_part(part: Any, place: Place) -> Content:
     elif kind in _TEXTS and isinstance(text := known.get("text", known.get("content", within)), str):
         read, used = Content([text]), {"text", "content"}
     else:
-        what = "an image part" if "image" in kind else "a part that is no text"
+        what = "an image part" if "image" in kind else "a part that is not text"
         found = f"{what} ({kind}) in a turn of {place.speaker!r}"
         raise UserError(Problem(place.where, found, ONLY_TEXT, WITHOUT_PARTS))
     unused = {*around, *inner} - {kind, *used} - IDS
@@ -142,7 +142,7 @@ def _read_part(part: Any, place: Place) -> Content:
 
 
 def _kind_of(part: Any) -> str:
-    """Name the kind of a part; empty of what is no part."""
+    """Name the kind of a part; empty of what is not a part."""
     if not isinstance(part, Mapping):
         return ""
     named = part.get("type")

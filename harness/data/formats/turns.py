@@ -71,7 +71,7 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
     """Read a turn: calls of tools stand as JSON behind what is said, one a line.
 
     Raises:
-        UserError: nobody known speaks, it holds nothing, or something that is no text.
+        UserError: nobody known speaks, it holds nothing, or something that is not text.
     """
     known = drop_empty(entry)
     speaker = str(next((known[key] for key in _SPEAKERS if key in known), None))

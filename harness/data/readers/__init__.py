@@ -131,7 +131,7 @@ def find_repeated(files: Sequence[str]) -> list[str]:
 
 
 def clean_command(file: str, option: str) -> str:
-    """Write the command that mends a file's rows by an option, into a file beside it."""
+    """Write the command that fixes a file's rows by an option, into a file beside it."""
     kind = "".join(Path(file).suffixes[-2:] if file.lower().endswith(".gz") else Path(file).suffixes[-1:])
     out = as_argument(f"{file.removesuffix(kind)}.clean{kind or '.jsonl'}")
     return f"harness data clean {as_argument(file)} --out {out} {option}"

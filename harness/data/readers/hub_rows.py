@@ -63,11 +63,11 @@ def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bo
     found = f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
     expected, is_hub = "a data set on the hub or a copy", reference.startswith(HUB)
     if n:
-        next_step = "mend its files, or fetch them again"
+        next_step = "fix its files, or fetch them again"
     elif not is_hub:
         expected, next_step = "a file of rows, or a folder in the hub's layout", _name_a_file(Path(reference))
     elif is_copy:
-        next_step = "name the part that there is, as in hub:owner/name:config:split, or mend its files"
+        next_step = "name the part that there is, as in hub:owner/name:config:split, or fix its files"
     else:
         next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
     return Problem(display_path(reference), f"{found} ({why})", expected, next_step)

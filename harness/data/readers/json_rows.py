@@ -27,7 +27,7 @@ def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
             try:
                 yield Row(f"{shown}:{number}", _object(line.removesuffix("\n")))
             except ValueError as error:
-                found, step = f"malformed JSON ({error})", "mend the line"
+                found, step = f"malformed JSON ({error})", "fix the line"
                 if number == 1 and line.lstrip().startswith("["):
                     step += ", or where the file is one list, name it .json"
                 problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", step))
@@ -46,10 +46,10 @@ def read_json_array(file: Path, shown: str) -> list[Row]:
         found = f"malformed JSON ({error.msg} at column {error.colno})"
         expected = "a list of objects (one object a line is a .jsonl file)"
         raise UserError(
-            Problem(f"{shown}:{error.lineno}", found, expected, "mend or rename the file")
+            Problem(f"{shown}:{error.lineno}", found, expected, "fix or rename the file")
         ) from None
     except ValueError as error:
-        raise UserError(Problem(shown, f"malformed JSON ({error})", "a list of objects", "mend it")) from None
+        raise UserError(Problem(shown, f"malformed JSON ({error})", "a list of objects", "fix it")) from None
     rows = _list_objects(value)
     if rows is None:
         raise UserError(Problem(shown, *_describe_no_rows(value, shown)))
@@ -118,7 +118,7 @@ def _describe_no_rows(value: Any, shown: str) -> tuple[str, str, str]:
         command = _write_lines(source, f"dict(zip({names}, row))", f"{shown}.jsonl")
         return "lists in the place of rows, without names of columns", expected, f"name them: {command}"
     return (
-        "JSON that is no list of objects",
+        "JSON that is not a list of objects",
         expected,
         "write its rows as a list, or one a line in a .jsonl file",
     )

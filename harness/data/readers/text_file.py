@@ -1,4 +1,4 @@
-"""Files of text, also gzipped: opened as UTF-8, or refused with the place and the command that mends them.
+"""Files of text, also gzipped: opened as UTF-8, or refused with the place and the command that fixes them.
 
 Invariant: nothing is decoded by a guess; a row has the place where it is written, as errors name it.
 """
@@ -165,7 +165,7 @@ def _find_broken_gzip(file: Path, shown: str) -> Problem | None:
         if not n and (problem := _describe_unpacked(file, shown)):
             return problem
         lines = pluralize(n, "line")
-        found = f"a broken gzip file ({error}), of which {lines} can be read"
+        found = f"a broken gzip file ({error}); {lines} can be read"
         where = f"{shown}:{n + 1}"
         if isinstance(
             error, gzip.BadGzipFile
@@ -225,5 +225,5 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
     """Keep the first ten problems and say how many there are."""
     if len(problems) <= SHOWN:
         return problems
-    found = f"{len(problems):,} {what}, of which the first {SHOWN} are shown"
-    return [*problems[:SHOWN], Problem(where, found, "none", "mend these; the next call names the others")]
+    found = f"{len(problems):,} {what}; the first {SHOWN} are shown"
+    return [*problems[:SHOWN], Problem(where, found, "none", "fix these; the next call names the others")]

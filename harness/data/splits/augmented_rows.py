@@ -26,7 +26,7 @@ def is_augmented(row: Row) -> bool:
 
 def phrase_only_augmented(shown: str) -> Problem:
     """Phrase rows that were all made from rows which are not there."""
-    expected, step = "the rows that they were made from as well", "put these into the file beside them"
+    expected, step = "the rows that they were made from as well", "put these into the same file"
     return Problem(shown, "only augmented rows", expected, step)
 
 

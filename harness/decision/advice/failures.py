@@ -11,10 +11,10 @@ from harness.decision.results import CandidateFacts, Case, action_of, best
 _REMEDIES = {
     (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
     " behaviour is clearly above the prompt.",
-    ("knowledge",): "The prompt fails on facts, and retrieval mends that.",
-    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that.",
-    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval mends, and on behaviour, which"
-    " fine-tuning mends: a hybrid can do both.",
+    ("knowledge",): "The prompt fails on facts, and retrieval fixes that.",
+    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning fixes that.",
+    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval fixes, and on behaviour, which"
+    " fine-tuning fixes: a hybrid can do both.",
 }
 
 

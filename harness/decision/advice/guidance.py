@@ -68,7 +68,7 @@ _ADVICE: Mapping[Need, Advice] = {
         ("hybrid",),
         ("knowledge", "behaviour"),
     ),
-    "sensitive_data": Advice("what answers has to run here: a model behind somebody else's API is left out"),
+    "sensitive_data": Advice("the model has to run here: one behind an external API is left out"),
     "general_purpose": Advice(
         "a model that serves many tasks stays as it is, for a fine-tune on one may lose others",
         _PROMPTED,
@@ -156,7 +156,7 @@ def _describe_remote_requests(case: Case) -> str:
     leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
     if not leaving:
         return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
-    return f"requests of {', '.join(leaving)} leave for somebody else's server, the others answer here"
+    return f"requests of {', '.join(leaving)} go to an external server; the other candidates answer here"
 
 
 def _describe_each_kind(case: Case) -> str:

@@ -120,7 +120,7 @@ def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
     """Write the sentence for one scenario, or for several that cannot be told apart."""
     first, *others = scenarios
-    measured = f", for {measured}" if measured else ""
+    measured = f": {measured}" if measured else ""
     if not others:
         return f"Scenario {first.number} of 6: {first.lack}, so {first.remedy}{measured}."
     *numbers, last = (str(s.number) for s in (first, *others))

@@ -132,7 +132,7 @@ def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> di
     for index, instances in requests_by_document.items():
         if _hash(instances[0].doc) != expected[index]:
             raise HarnessError(
-                f"{task.task_name}: found another document {index} than when the task was read; expected the "
+                f"{task.task_name}: document {index} differs from the one that was read before; expected the "
                 "same data during a run; next: run the same command again"
             )
         instances.sort(key=lambda i: i.idx)

@@ -30,7 +30,6 @@ from harness.report import (
     AttributionStep,
     ExperimentReport,
     ShownItem,
-    list_spare_items,
     origin,
     show_items,
 )
@@ -60,6 +59,8 @@ def report_of(
     has_documents = bool(session.target.items.documents)
     has_choices = any(e.choices for e in session.target.items.test)
     held = {m.task.name: m.held for m in session.suites}
+    compared = (t for run in tasks.values() for t in run)
+    spare = gating.list_spare_items(session.experiment, compared, lambda task: held.get(task.name, 0))
     trivial = decide.trivial_baseline(primary, session.target.items.test) if has_choices else None
     decision = decide.decide(
         judged,
@@ -73,6 +74,8 @@ def report_of(
         win_rate=policy.target.win_rate,
         trivial=trivial,
         can_fold=session.experiment.can_fold,
+        spare=spare,
+        relative=gating.is_relative(policy.macro),
     )
     about_index = decide.index_sentences(judged, session.experiment.decide)
     decision = replace(decision, reasons=(*decision.reasons, *about_index))
@@ -113,11 +116,8 @@ def report_of(
         labels=calibrations(session, reader, runs, judged),
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
-        spare=list_spare_items(
-            session.experiment,
-            (t for run in tasks.values() for t in run),
-            lambda task: held.get(task.name, 0),
-        ),
+        spare=spare,
+        can_fold=session.experiment.can_fold,
     )
 
 
@@ -204,7 +204,7 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
         found = [comparison.answer_diversity(new, old)]
         for m in measure(judged.study, run):
             if m.role != "regression":
-                # What should be refused is refused in the same words: that is no collapse.
+                # What should be refused is refused in the same words: that is not a collapse.
                 of = comparison.answer_diversity(m.new, m.base)
                 found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
         out[f.label] = tuple(filter(None, found))

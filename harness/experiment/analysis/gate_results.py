@@ -99,7 +99,7 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
     if any(run.base_digest not in out for run in done):
         raise IncompatibleRuns(
             f"{session.store.folder}: found no rows of the base on the capability suite as written now; "
-            "expected them beside the runs; next: harness compare"
+            "expected them with the runs; next: harness compare"
         )
     return out
 

@@ -52,7 +52,7 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
         shown = [(text, example) for text, example in answered if map_passage_marks(example)]
         if n := sum(cites_nothing(text, example) for text, example in shown):
             of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
-            yield f"{run.candidate}: {of} cite nothing in a form that is read, and score 0 by citations"
+            yield f"{run.candidate}: {of} have no citation in a known form, and score 0 on citations"
 
 
 def _restore_question(row: SampleResult, plain: Mapping[str, str]) -> Example:
@@ -129,7 +129,8 @@ def _note_unused(session: Session) -> Iterator[str]:
     known = session.candidates
     used = {one for name in known for one in known[name].lineage if one != name}
     for name in (n for n, candidate in known.items() if not candidate.method.answers and n not in used):
-        yield f"{name}: not trained, as it answers nothing and none names it; next: harness train {name}"
+        step = f"harness train {name}"
+        yield f"{name}: not trained, as it answers nothing and no candidate uses it; next: {step}"
 
 
 def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:
@@ -137,7 +138,7 @@ def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     n_items, wanted = len(session.target.items.validation), session.experiment.concurrency
     if wanted is not None and n_items < wanted and any("at_once" in run.latency for run in runs):
         yield (
-            f"concurrency is {wanted}, and {pluralize(n_items, 'request')} came at once:"
+            f"concurrency is {wanted}, but only {pluralize(n_items, 'request')} came at once:"
             " validation has no more rows"
         )
 
@@ -182,7 +183,7 @@ def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
         priced_here = priced or settings.usd_per_million_tokens is not None
         cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
         endpoint = f"{settings.name}, asked by {settings.protocol}"
-        yield f"{run.candidate}: {endpoint}; times include the way there{cost}"
+        yield f"{run.candidate}: {endpoint}; times include the network{cost}"
         if session.candidates[run.candidate].is_target_only:
             yield f"{run.candidate}: a baseline, measured on the target alone"
         elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
@@ -208,8 +209,8 @@ def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
 
 
 _BARE = (
-    "asked without an instruction, for no system text and no words that prompts share say what to do; next: "
-    "system: TEXT in the task"
+    "asked without an instruction: neither a system text nor words that all prompts share say what to do; "
+    "next: system: TEXT in the task"
 )
 
 

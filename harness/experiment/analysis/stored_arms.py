@@ -138,7 +138,7 @@ def _endpoint_base_identity(study: Study, wanted: RowsIdentity, key: str, run: R
         return store.read_identity(at, own)
     found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
     raise IncompatibleRuns(
-        f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
+        f"{key}: found {found} with {run.run_id}; expected those of one run in {at.folder}; "
         f"next: add prompt: {{method: base}}, then {study.typed.command('compare')}"
     )
 

@@ -58,7 +58,7 @@ def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
         elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
             yield (
                 f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
-                "teaches nothing; a reward in degrees, more num_generations or a higher temperature may help"
+                "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
             )
 
 

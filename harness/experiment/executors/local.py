@@ -105,7 +105,7 @@ class LocalPool:
         last = (self._log(place).read_text("utf-8", "replace").strip().splitlines() or [""])[-1]
         found = f"its worker ended {TRIES} times with exit code {code} at the job {job.kind} {job.name}"
         killed = code == -signal.SIGKILL  # as where memory is short
-        knob = f"{MEMORY_KNOBS}, or fewer workers" if killed else f"mending it by its log, {self._log(place)}"
+        knob = f"{MEMORY_KNOBS}, or fewer workers" if killed else f"fixing it by its log, {self._log(place)}"
         return CandidateFailed(f"{found}{': ' if last else ''}{last}", knob)
 
 

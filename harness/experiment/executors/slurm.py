@@ -91,7 +91,7 @@ def _executor(folder: Path, policy: ExecutionPolicy, threads: int, n_gpus: int) 
         executor.update_parameters(**{"name": "harness", **own, **policy.slurm})
     except (AssertionError, RuntimeError, ValueError, TypeError, NameError) as error:
         found = str(error).strip().partition("\n")[0]
-        step = "run this where sbatch is, or mend address: and slurm:"
+        step = "run this where sbatch is, or fix address: and slurm:"
         raise UserError(
             Problem("executor: slurm", found, "submitit's clusters and parameters", step)
         ) from None

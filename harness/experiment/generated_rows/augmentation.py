@@ -192,7 +192,7 @@ def make_rows(
     changes = [outcome.change for outcome in outcomes if outcome.change]
     if not any(change.kind == "added" for change in changes):
         reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
-        found = f"{pluralize(len(changes), 'rewording')}, none of which can be used: {reasons}"
+        found = f"{pluralize(len(changes), 'rewording')}, and none can be used: {reasons}"
         step = "another model, a higher --temperature, or --instruction"
         raise UserError(Problem("harness data augment", found, "rows in other words", step))
     left = {change.where: change for change in of.left}

@@ -159,7 +159,7 @@ def _refuse_unusable(session: Session, candidate: ResolvedCandidate, request: Di
         raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
     metric = session.target.primary
     if request.min_score is not None and (session.target.judged or not metric.higher_is_better):
-        found = f"{metric.name}, of which a higher score is not a better answer's alone"
+        found = f"{metric.name}, whose higher scores are not always better answers"
         raise UserError(Problem("--min-score", found, "a metric that grows with the answer", "leave it out"))
     reference = session.target.task.fields.reference
     if session.target.task.fields != Fields() and not FIELD.fullmatch(reference):
@@ -240,7 +240,7 @@ def _outcome(task: Task, row: Row, answer: Output, score: float | None, request:
         return drop(row, "an answer cut at max_new_tokens")
     labels = {normalize(label): label for label in task.labels}
     if labels and normalize(text) not in labels:
-        return drop(row, "an answer that is no label of the task")
+        return drop(row, "an answer that is not a label of the task")
     if request.min_score is not None and score is not None and score < request.min_score:
         return drop(row, "an answer that scores below --min-score")
     found = FIELD.fullmatch(task.fields.reference)
@@ -275,6 +275,6 @@ def _fields(example: Example) -> dict[str, Any]:
 def _refuse_none(outcomes: Sequence[EditedRow]) -> None:
     if not any(outcome.row for outcome in outcomes):
         reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
-        found = f"{len(outcomes):,} prompts, none of which gives a row: {reasons}"
+        found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
         step = "a larger --max-new-tokens, a system text that says the form of the answer, or another teacher"
         raise UserError(Problem("harness data distill", found, "answers to train on", step))

@@ -211,7 +211,7 @@ def _refuse_no_pair(outcomes: Sequence[EditedRow]) -> None:
     if not any(outcome.row for outcome in outcomes):
         reasons = Counter(o.change.reason.removeprefix("no pair: ") for o in outcomes if o.change)
         said = ", ".join(f"{reason} ({count(n)})" for reason, n in reasons.most_common())
-        found = f"{pluralize(len(outcomes), 'prompt')}, none of which gives a pair: {said}"
+        found = f"{pluralize(len(outcomes), 'prompt')}, and none gives a pair: {said}"
         step = "more --samples, a higher --temperature, or another --rank"
         step = f"a larger --max-new-tokens, {step}" if _CUT in reasons else step
         raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))

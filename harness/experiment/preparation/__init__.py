@@ -207,7 +207,7 @@ def _read_plain_texts(experiment: Experiment) -> Experiment:
 
 def _refuse_without_validation(target: Task) -> None:
     if target.data.source("validation") is None and target.data.source("train") is None:
-        expected = "rows beside the test rows, on which candidates are chosen and timed"
-        step = "name a file under data: {validation: …}, or data: {train: …}, of which a part is set aside"
+        expected = "rows other than the test rows, to choose and time candidates on"
+        step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
         found = "no data.validation and no data.train"
         raise UserError(Problem(f"task {target.name}", found, expected, step))

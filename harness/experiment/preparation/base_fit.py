@@ -85,7 +85,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
 
     Raises:
         UserError: there is no such model, it is gated, or its configuration does not say enough;
-            or the query has what is no number or no precision.
+            or the query has what is not a number or no precision.
     """
     refuse(_unusable(query))
     config, tensors = _headers(name)
@@ -123,11 +123,11 @@ def _unusable(query: FitQuery) -> Iterator[Problem]:
 
 
 def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
-    """Yield what to know of files that are quantised, and of layers that are no attention."""
+    """Yield what to know of files that are quantised, and of layers that are not attention."""
     if is_rough:
         yield (
-            "some of its layers are no attention, and adapters are counted as if they were: figures of LoRA"
-            " and QLoRA are rough for this family, of which up to three times as much may be trained"
+            "some of its layers are not attention, and adapters are counted as if they were: figures of LoRA"
+            " and QLoRA are rough for this family: up to three times as many parameters may be trained"
         )
     if quantized:
         yield (
@@ -242,9 +242,7 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             found = f"{base.quantization} of {base.name}, whose files are quantised already ({said})"
             yield Problem(where, found, "a base in 16 bits", "method: lora on the files as they are")
         elif (share := hub.expert_share(base)) > memory.MOST_IN_EXPERTS:
-            found = (
-                f"{base.quantization} of {base.name}, of which {share:.0%} are experts that stay in 16 bits"
-            )
+            found = f"{base.quantization} of {base.name}, where {share:.0%} are experts that stay in 16 bits"
             yield Problem(where, found, "a base of linear layers", "method: lora")
 
 
@@ -262,7 +260,7 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
             f"assistant_only_loss, and a chat template that does not mark the assistant's words ({base.name})"
         )
         expected = "{% generation %} and {% endgeneration %} around them in its chat template"
-        yield Problem(where, found, expected, f"{step}: the answer alone is learnt, as ever")
+        yield Problem(where, found, expected, f"{step}: the model learns from the answer alone, as usual")
 
 
 def base_remarks(session: Session, runs: Iterable[Run]) -> Iterator[str]:

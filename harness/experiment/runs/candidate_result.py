@@ -134,7 +134,7 @@ def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
 
 
 def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | None:
-    """Return the size of the model that answers; None of an endpoint, and of what is no language model."""
+    """Return the size of the model that answers; None of an endpoint, and of what is not a language model."""
     if candidate.is_remote or not candidate.method.makes_language_model:
         return None
     source = candidate.given or candidate.served_base

@@ -3,11 +3,14 @@
 Invariant: prompts, answers and scores are made by what evaluates; nothing is trained and nothing is stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
-from harness.errors import CandidateFailed, Problem, UserError
+from harness import store
+from harness.errors import CandidateFailed, HarnessError, Problem, UserError
 from harness.evaluation import prompt_text
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.rows.row_sets import RowSet, prompting_step
@@ -17,11 +20,17 @@ from harness.experiment.runs.run_candidate import row_sets
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.models import encode_all
 from harness.models.hub import load_tokenizer
+from harness.prompting import Step
 from harness.records import Example, Message, Run, SampleResult, canonical_json, digest, has_closed_labels
+from harness.report import ExperimentReport, ShownItem, ShownPrompt, excerpt
 from harness.spec import Recipe
+from harness.store import Store
 from harness.training import Weights
 
-_QUESTION = "question"  # the id of one that is no item
+_QUESTION = "question"  # the id of one that is not an item
+_LONGEST = 6_000  # characters of one shown prompt
+_ITEMS = 20  # of a task, whose prompts are shown
+_ROOM = 80_000  # characters of all shown prompts of a task, as often as a page shows them
 
 
 class SentPrompt(NamedTuple):
@@ -60,33 +69,101 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         raise UserError(Problem(f"candidate {name}", f"no {what}", "what an answer needs", step))
     sets = row_sets(session, candidate, weights, seed)
     rows, example = _find_item(sets, item) if item else (sets[1], _question(session, candidate, text))
-    prompted = _prompt(session, candidate.recipe, seed, rows, example)
+    prompted = _prompting(session, candidate.recipe, seed, rows)(example)
     job = rows.answers.job(examples=(prompted,))
     if not item:
         job = replace(job, metrics={})
     with open_weights(session, weights) as model:
         (row,) = rows.measured.evaluate(model, job, 0, rows.measured.encode(model, job, 0))
-    return OneAnswer(_sent(session, weights, rows, prompted), row, bool(item))
+    (prompt,) = _sent(session, weights, rows, [prompted])
+    return OneAnswer(prompt, row, bool(item))
 
 
-def find_sent_prompt(session: Session, run: Run, task: str, item: str) -> SentPrompt:
-    """Make the prompt of a stored answer again from the files as they are now.
+def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[str]) -> dict[str, SentPrompt]:
+    """Make the prompts of stored answers again from the files as they are now, by their items.
 
     Raises:
-        HarnessError: the run's weights, the task or the item are not there now.
+        HarnessError: the run's weights, the task or an item are not there now.
     """
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
-        raise CandidateFailed(f"{recipe.weights_of}, whose weights it takes, is no candidate now")
+        raise CandidateFailed(f"it takes the weights of {recipe.weights_of}, which is not a candidate now")
     candidate = session.resolve(run.candidate, recipe)
     weights = find_stored_weights(session, candidate, run.seed)
     if weights is None:
-        raise CandidateFailed("its weights are not stored here, or are written otherwise now")
-    sets = [one for one in row_sets(session, candidate, weights, run.seed) if one.name == f"{task}/test"]
-    rows, example = _find_item(sets, item)
+        raise CandidateFailed("its weights are not stored here, or its recipe is another one now")
+    sets = row_sets(session, candidate, weights, run.seed)
+    rows = next((one for one in sets if one.name == f"{task}/test"), None)
+    if rows is None:
+        raise CandidateFailed(f"{task} is not a task of the experiment now")
     if rows.measured.task.lm_eval:
-        raise CandidateFailed("lm-eval puts its prompt together; stored is its question")
-    return _sent(session, weights, rows, _prompt(session, recipe, run.seed, rows, example))
+        raise CandidateFailed("lm-eval puts its prompt together; only its question is stored")
+    examples = {one.id: one for one in rows.measured.examples("test") if one.id in items}
+    if absent := [item for item in items if item not in examples]:
+        raise CandidateFailed(f"{task} has no item {absent[0]} now")
+    put = _prompting(session, recipe, run.seed, rows)
+    return dict(
+        zip(items, _sent(session, weights, rows, [put(examples[item]) for item in items]), strict=True)
+    )
+
+
+def add_prompts(
+    session: Session, report: ExperimentReport, kept: Iterable[ShownItem] = ()
+) -> ExperimentReport:
+    """Add to the items that a report shows the prompts by which the answers were asked.
+
+    A prompt that today's files cannot make is left out, and so are those for which there is no room. `kept`
+    are the items of an earlier report: a prompt of theirs that was sent is not made again.
+    """
+    known = {(one.task, one.item, sent.digest): sent for one in kept for sent in one.prompts if sent.was_sent}
+    runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])
+    by_label = {f.label: runs[f.run_id] for f in report.facts if f.run_id in runs}
+    shown: list[ShownItem] = []
+    for _, items in groupby(report.answers, key=lambda item: item.task):
+        shown += _add_to_task(session, by_label, list(items), known)
+    return replace(report, answers=tuple(shown))
+
+
+def _add_to_task(
+    session: Session,
+    runs: Mapping[str, Run],
+    items: Sequence[ShownItem],
+    known: Mapping[tuple[str, str, str], ShownPrompt],
+) -> list[ShownItem]:
+    """Add prompts to the shown items of one task: each is made once for all columns that share it."""
+    task, ids = items[0].task, [one.item for one in items[:_ITEMS]]
+    made = {(item, sent): prompt for (of, item, sent), prompt in known.items() if of == task}
+    columns_of: dict[tuple[str, str], list[str]] = {}
+    for column in items[0].answers:
+        run, rows_digest = _find_run(session.store, runs, column, f"{task}/test")
+        rows = store.read_samples(session.store, rows_digest, ids)
+        lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
+        with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
+            found = find_sent_prompts(session, run, task, lacking) if run and lacking else {}
+            made |= {(item, rows[item].prompt_digest): _shorten(prompt) for item, prompt in found.items()}
+        for item, row in rows.items():
+            columns_of.setdefault((item, row.prompt_digest), []).append(column)
+    prompts: dict[str, list[ShownPrompt]] = {item: [] for item in ids}
+    room = _ROOM
+    for (item, sent), columns in sorted(columns_of.items(), key=lambda one: ids.index(one[0][0])):
+        if prompt := made.get((item, sent)):
+            room -= len(prompt.text) * len(columns)
+            if room >= 0:
+                was_sent = prompt.digest == sent
+                prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
+    return [replace(one, prompts=tuple(prompts.get(one.item, ()))) for one in items]
+
+
+def _shorten(prompt: SentPrompt) -> ShownPrompt:
+    return ShownPrompt((), excerpt(prompt.text, _LONGEST), prompt.n_tokens, False, prompt.digest)
+
+
+def _find_run(at: Store, runs: Mapping[str, Run], column: str, key: str) -> tuple[Run | None, str]:
+    """Find a run of a column and its row set; of the base the row set alone, by a run on it."""
+    own = next((run for label, run in runs.items() if f"{column}, ".startswith(f"{label}, ")), None)
+    if own is not None:
+        return own, own.rows.get(key, "")
+    return None, next(filter(None, (store.digest_of_base(at, run, key) for run in runs.values())), "")
 
 
 def _find_item(sets: Sequence[RowSet], wanted: str) -> tuple[RowSet, Example]:
@@ -115,23 +192,26 @@ def _question(session: Session, candidate: ResolvedCandidate, text: str) -> Exam
     return Example(_QUESTION, ({"role": "user", "content": text},), choices[:1], choices)
 
 
-def _prompt(session: Session, recipe: Recipe, seed: int, rows: RowSet, example: Example) -> Example:
-    """Put the prompt around an item; retrieval and shots are real, also in a session that loads no base."""
+def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Step:
+    """Return what puts the prompt around an item; it retrieves and draws shots also in a dry session."""
     if rows.measured.role != "target":
-        return rows.step()(example)
+        return rows.step()
     able = replace(session, target=rows.measured, dry_run=False)
-    return prompting_step(able, recipe, seed)(example)
+    return prompting_step(able, recipe, seed)
 
 
-def _sent(session: Session, weights: Weights, rows: RowSet, example: Example) -> SentPrompt:
-    if not weights.is_language_model:
-        text = example.prompt
-        ids = tuple(text.encode())
-    elif weights.kind == "chat":
-        text = canonical_json(list(example.messages))
-        ids = tuple(text.encode())
-    else:
+def _sent(session: Session, weights: Weights, rows: RowSet, examples: Sequence[Example]) -> list[SentPrompt]:
+    """Write prompts as the weights are sent them: a text, messages as JSON, or the text of their tokens."""
+    if weights.is_language_model and weights.kind != "chat":
         tokenizer = load_tokenizer(weights.source or session.source)
-        ids = encode_all(tokenizer, [prompt_text(rows.measured.task, example)])[0].context
-        text = str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-    return SentPrompt(example.messages, example.passages, text, len(ids), digest(ids))
+        prompts = [prompt_text(rows.measured.task, example) for example in examples]
+        tokens = [one.context for one in encode_all(tokenizer, prompts)]
+        texts = [str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in tokens]
+    else:
+        is_chat = weights.kind == "chat"
+        texts = [canonical_json(list(one.messages)) if is_chat else one.prompt for one in examples]
+        tokens = [tuple(text.encode()) for text in texts]
+    return [
+        SentPrompt(one.messages, one.passages, text, len(ids), digest(ids))
+        for one, text, ids in zip(examples, texts, tokens, strict=True)
+    ]

@@ -231,7 +231,7 @@ def _sentences(
     evaluated = [*items.validation, *items.test]
     if several := sum(len(example.references) > 1 for example in evaluated):
         of = f"{count(several)} of {pluralize(len(evaluated), 'item')} to evaluate have several answers"
-        yield f"accepted answers: {of}, of which each alone is right"
+        yield f"accepted answers: {of}; each one alone is right"
     if items.documents:
         yield f"documents: {len(items.documents):,} to retrieve from"
     if items.pairs:

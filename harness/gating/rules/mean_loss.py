@@ -85,7 +85,7 @@ def _describe_who_counts(
     unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
     halves = [t.task.name for t in admitted if t.half]
     tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
-    tails += [f"of {', '.join(halves)} one half counts, by half"] if halves else []
+    tails += [f"only half of the items of {', '.join(halves)} count, with half the weight"] if halves else []
     tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
     return "".join(f"; {tail}" for tail in (*tails, *shared.said))
 

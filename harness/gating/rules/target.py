@@ -80,8 +80,8 @@ def _describe_unrated(wins: Wins | None, wanted: float) -> str:
             by=wins.by, ratings=formatting.pluralize(wins.missing, "more rating")
         )
     if wins.rate is None and wins.by == PEOPLE:
-        beside = f"answers beside those of {wins.over}"
-        return f"target: {required}, and nobody rated {beside} (harness dashboard, Rate)"
+        beside = f"the answers against those of {wins.over}"
+        return f"target: {required}, and there are no ratings of {beside} (harness dashboard, Rate)"
     if wins.by == PEOPLE and wins.lacking:
         rated = formatting.pluralize(wins.n_ratings, "rating")
         more = formatting.pluralize(wins.lacking, "more rating")

@@ -125,7 +125,7 @@ def refuse_infinite(folder: Path) -> None:
 
     for name, tensor in load_file(folder / WEIGHTS).items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            found = f"an adapter whose weights are no numbers ({name})"
+            found = f"an adapter whose weights are not numbers ({name})"
             raise CandidateFailed(found, "training it again, with a lower learning rate")
 
 

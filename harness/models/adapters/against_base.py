@@ -41,7 +41,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of an adapter.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     config = parse_json((folder / CONFIG).read_text("utf-8"))
     if not isinstance(config, dict):
@@ -60,13 +60,13 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
     try:
         tensors = tensors_of(folder / WEIGHTS)
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        found = f"a damaged {WEIGHTS}, which is no whole safetensors file ({one_line(error)})"
+        found = f"a damaged {WEIGHTS}, which is not a whole safetensors file ({one_line(error)})"
         yield Problem(f"{folder / WEIGHTS}", found, "the adapter's weights", "copy or export it again")
         return
     try:
         config = read_adapter_config(folder)
     except ValueError:
-        found = f"a damaged {CONFIG}, which is no JSON object"
+        found = f"a damaged {CONFIG}, which is not a JSON object"
         yield Problem(f"{folder / CONFIG}", found, "PEFT's configuration", "copy or export it again")
         return
     if is_packed(source):

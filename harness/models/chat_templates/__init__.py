@@ -76,7 +76,7 @@ def render_chat(
 
 
 def special_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """List the tokens of a tokenizer that are no text: those that begin and end texts, turns and answers."""
+    """List the tokens of a tokenizer that are not text: those that begin and end texts, turns and answers."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
 

@@ -326,7 +326,7 @@ def _read(
             problems.append(Problem(where, f"a key of line {again[0]} again", expected, "keep one"))
         elif (label := _number(written, scale)) is None:
             low, high = (f"{end:g}" for end in scale)
-            step = "mend the label, or say which scale it is on, as in --scale 1,5"
+            step = "fix the label, or say which scale it is on, as in --scale 1,5"
             problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
         else:
             seen |= dict.fromkeys(keys, line)

@@ -1,4 +1,4 @@
-"""Page of a data check: findings, the worst first, each with rows, an example and what mends it.
+"""Page of a data check: findings, the worst first, each with rows, an example and what fixes it.
 
 Invariant: terminal, HTML and JSON show the same findings; a file's text is cleaned or escaped.
 """
@@ -44,12 +44,12 @@ def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
         title = f"{f.severity}: {f.title}"
         fitting = (line for line in (title + amount + first, title + amount) if len(line) <= _WIDEST)
         yield next(fitting, shorten(title, _WIDEST, 0))
-    worst = f", the worst {_BRIEFLY} of which are these" if len(alarms) > _BRIEFLY else ""
+    worst = f"; these are the worst {_BRIEFLY}" if len(alarms) > _BRIEFLY else ""
     yield summary(findings).partition("; next: ")[0] + worst
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Say how many alarms there are, and the commands that mend them, in the order in which they are run."""
+    """Say how many alarms there are, and the commands that fix them, in the order in which they are run."""
     n = Counter(f.severity for f in findings)
     if not n["error"] + n["warning"]:
         return "no alarm: nothing was found that would make results wrong or harm a training"

@@ -1,4 +1,4 @@
-"""Commands that mend what was found, as a chain: each reads what the one before it writes.
+"""Commands that fix what was found, as a chain: each reads what the one before it writes.
 
 Invariant: a file's rows are cleaned first, then rid of repetitions, then split; all that findings ask of a
 verb stands in one command. Several files are joined where a row of one repeats a row of another, or where
@@ -69,7 +69,7 @@ def fill_commands(
 
 
 def order_commands(findings: Iterable[Finding]) -> list[str]:
-    """List the commands that mend all alarms that commands can, in the order in which they are run.
+    """List the commands that fix all alarms that commands can, in the order in which they are run.
 
     A check that reads more columns goes alone: what it finds of the rows is something else.
     """
@@ -92,7 +92,7 @@ def _fill(
     if step is None:
         return finding
     commands = tuple(dict.fromkeys(c for file in of for c in steps.of.get((step.verb, file), ())))
-    if not commands:  # a figure that is no alarm
+    if not commands:  # a figure that is not an alarm
         commands = tuple(_command(step, file, named.by_user, steps.names) for file in of)
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)
@@ -212,7 +212,7 @@ def _files(finding: Finding, files: Sequence[str]) -> list[str]:
 
 
 def _lies_in_two_files(finding: Finding) -> bool:
-    """Tell whether `data dedup` of one file cannot mend it, for what a row repeats stands in another."""
+    """Tell whether `data dedup` of one file cannot fix it, for what a row repeats stands in another."""
     if "dedup FILE" not in finding.command or "--against" in finding.command:
         return False
     pairs = zip(finding.rows, finding.beside, strict=False)

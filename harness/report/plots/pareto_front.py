@@ -20,6 +20,7 @@ from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, 
 from harness.report.wording import best_first, verdict_word
 
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond", "even": "dot"}
+_SCALED = "one fine-tune, scaled"
 _CLASSES = {**CLASSES, formatting.UNKNOWN: "even"}  # weights of the base have no verdict
 
 
@@ -48,6 +49,7 @@ class Frame(NamedTuple):
 
 WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0, 34)  # a file of its own
 NARROW = Frame(500.0, 440.0, 44.0, 488.0, 64.0, 350.0, 20)  # beside a table
+Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
 
 
 class Box(NamedTuple):
@@ -59,34 +61,35 @@ class Box(NamedTuple):
     bottom: float
 
 
-def front(report: ExperimentReport, frame: Frame = WIDE) -> str:
-    """Draw the picture; empty where nothing can be compared."""
+def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> str:
+    """Draw the picture, with lines through the scales of adapters; empty where nothing can be compared."""
     points = points_of(report)
     if not points:
         return ""
-    rate = report.unit.scale
+    rate, everything = report.unit.scale, [*points, *(p for family in lines for p in family)]
     ends = (frame.left, frame.right)
     left_right = ends if report.unit.higher_is_better else ends[::-1]  # right is better
-    x = AxisScale(*_x_ends(points, rate), *left_right)
-    y = AxisScale(*_y_ends(report, points), frame.bottom, frame.top)
+    x = AxisScale(*_x_ends(everything, rate), *left_right)
+    y = AxisScale(*_y_ends(report, everything), frame.bottom, frame.top)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
     body = [
         *_axes(report, frame, x, y),
         *_margin(report, frame, y),
         *_front_line(points, at),
+        *(_scales(family, x, y, rate) for family in lines),
         *(_whiskers(p, x, y, rate) for p in reversed(points)),
         *(_mark(report, p, *xy) for p, xy in zip(points[::-1], at[::-1], strict=True)),
         *_labels(points, frame, at),
-        *_legend(report, frame, points),
+        *_legend(report, frame, points, bool(lines)),
     ]
     return picture(
         frame.width, frame.height, "Score on the target against the change on the capability suite", body
     )
 
 
-def front_file(report: ExperimentReport, frame: Frame = WIDE) -> str:
+def front_file(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> str:
     """Draw the picture as a file of its own, on white, as a README shows it; empty where there is none."""
-    return standalone(front(report, frame))
+    return standalone(front(report, frame, lines))
 
 
 def points_of(report: ExperimentReport) -> list[Point]:
@@ -164,6 +167,13 @@ def _front_line(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> l
     return [path(steps, "front")] if len(corners) > 1 else []
 
 
+def _scales(family: Sequence[Point], x: AxisScale, y: AxisScale, rate: float) -> str:
+    """Draw the scales of one adapter as a line."""
+    at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in family]
+    said = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
+    return group(said, path(at, "leader"), *(mark("dot", *xy, "dominated") for xy in at))
+
+
 def _whiskers(p: Point, x: AxisScale, y: AxisScale, rate: float) -> str:
     at_x, at_y, class_ = x(rate * p.target.score), y(100 * p.kept.score), f"whisker {_class(p)}"
     across = line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_)
@@ -215,7 +225,7 @@ def _overlap(a: Box, b: Box) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 
-def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point]) -> list[str]:
+def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], scaled: bool) -> list[str]:
     """Explain the marks that are there, and name what is not in the picture."""
     y, x, out = frame.height - 10, 8.0, []
     for word, class_ in _CLASSES.items():
@@ -227,10 +237,12 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point]) -> 
     if any(not p.on_front for p in points):
         out += [mark("dot", x, y - 4, "dominated"), text(x + 12, y, "dominated", "small")]
         x += svg.width_of("dominated", "small") + 26
-    out += [line(x - 6, y - 4, x + 12, y - 4, "front"), text(x + 18, y, "front", "small")]
+    for class_, said in (("front", "front"), *([("leader", _SCALED)] if scaled else [])):
+        out += [line(x - 6, y - 4, x + 12, y - 4, class_), text(x + 18, y, said, "small")]
+        x += svg.width_of(said, "small") + 44
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
         said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
-        room = frame.right - svg.width_of(said, "small") > x + 18 + svg.width_of("front", "small")
+        room = frame.right - svg.width_of(said, "small") > x - 26
         out.append(text(frame.right, y if room else y - 18, said, "small", "end"))
     return out

@@ -171,7 +171,7 @@ def retrieval_text(f: CandidateFacts) -> str:
     if (use := f.retrieval) is not None and use.n:
         said.append(
             f"the passages held the answer to {count(use.found)} of {count(use.n)}"
-            f" {'sampled answers' if use.by_answer else 'items'}, of which"
+            f" {'sampled answers' if use.by_answer else 'items'};"
             f" {count(use.unused)} were answered wrongly and {count(use.ungrounded)} right but not from them"
         )
     return "; ".join(said)

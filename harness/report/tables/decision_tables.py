@@ -155,7 +155,7 @@ _LOAD_COLUMNS = (
 )
 _LOAD_NOTE = (
     "So many requests come at once (concurrency): how many of them are answered a second, and within"
-    " which time half and 95 % of them have their first token, each with its retrieval; beside it the first"
+    " which time half and 95 % of them have their first token, each with its retrieval; next to it the first"
     " token of a request that comes alone. A model in the harness's own process answers them in one batch, so"
     " their first tokens come together. At a server they are requests for one token."
 )

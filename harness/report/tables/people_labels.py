@@ -35,7 +35,7 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
     """Show each metric's scores, then its paired differences, with what is to be said of both."""
     for c in calibrations:
         rows = [_arm_row(arm) for arm in c.arms]
-        title = f"People's labels beside {c.metric}"
+        title = f"People's labels and {c.metric}"
         notes = list(sentences(c))
         yield Section(KIND, title, (c.metric, *_ARM_COLUMNS), rows, notes=() if c.pairs else notes)
         if c.pairs:
@@ -60,7 +60,7 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
     if c.is_near_chance:
         yield (
             f"{c.metric} is not shown to agree with people better than chance does: the corrected scores rest"
-            " on the labels, and are no surer than these alone"
+            " on the labels, and are as uncertain as these alone"
         )
     if c.length:
         yield _length_within(c.metric, c.length)
@@ -95,7 +95,7 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
     share = f"{pair.new}'s are {figure(of.ratio)} times as long as {pair.base}'s"
     share += f", the longer ones on {percent(of.new_longer)} % of items"
     if low <= 0 <= high:
-        by = f"{change_text(of.favour)} points for the longer one, beside people"
+        by = f"{change_text(of.favour)} points for the longer one, compared with people"
         return f"of two answers to an item {metric} is not shown to favour a length: {by} ({share})"
     favours = f"of two answers to an item {metric} favours the {which} one"
     said = f"{favours} by {by} points more than people do ({share})"
@@ -122,7 +122,7 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
     rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
     return (
         f"{arm.name}: passed by both {both}, by {metric} alone {judge_alone}, by people alone {people_alone},"
-        f" by nobody {neither} ({errors}{rate}){_split_text(arm.n_split)}"
+        f" by neither {neither} ({errors}{rate}){_split_text(arm.n_split)}"
     )
 
 

@@ -76,7 +76,7 @@ def _rate(wins: Wins) -> str:
 
 def _biases(name: str, wins: Wins, bias: PairBias) -> Iterator[str]:
     """Say what the judge of a win rate prefers: a place, length, a candidate."""
-    of = f"{wins.by} on {name} beside {wins.over}"
+    of = f"{wins.by} on {name} against {wins.over}"
     if bias.first:
         rate = score_text(bias.first)
         yield f"{of}: the answer shown first won {rate} % of comparisons, where 50 % favours no place"

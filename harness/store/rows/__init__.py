@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.records import BLOCK, RowsIdentity, SampleResult, load_files, many_rows, parse_json
+from harness.errors import HarnessError
+from harness.records import BLOCK, RowsIdentity, Run, SampleResult, load_files, many_rows, parse_json
 from harness.store.layout import (
     AGAIN,
     ANEW,
@@ -198,6 +199,18 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
         return identity
     step = f"remove {path.parent}, then harness compare, which computes its rows again"
     raise failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
+
+
+def digest_of_base(store: Store, run: Run, key: str) -> str | None:
+    """Find the row set of a run's base on the same task and split; None where it is not stored."""
+    if key not in run.rows:
+        return None
+    try:
+        own = read_identity(store, run.rows[key])
+    except (HarnessError, OSError):
+        return None
+    digest = replace(own, weights_digest=run.base_digest).digest
+    return digest if store.parquet(digest).exists() else None
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
