@@ -161,8 +161,9 @@ CANDIDATE_COLUMNS = _by_name(
         _shown(
             "verdict",
             "verdict",
-            "the gate's on forgetting: PASS where a loss beyond your margin is ruled out with 95 %"
-            " confidence, FAIL where one is shown, UNDECIDED where the items cannot tell",
+            "the gate's: PASS where a loss beyond your margin is ruled out with 95 % confidence, and the gain"
+            " that gate.target may ask for is shown; FAIL where the contrary is shown, UNDECIDED where the"
+            " items cannot tell",
             lambda r: verdict_word(r.facts),
         ),
         Column(
