@@ -21,6 +21,7 @@ from harness.report.wording import best_first, verdict_word
 
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond", "even": "dot"}
 _SCALED = "one fine-tune, scaled"
+_LEGEND_ROW = 18.0  # pixels
 _CLASSES = {**CLASSES, formatting.UNKNOWN: "even"}  # weights of the base have no verdict
 
 
@@ -48,7 +49,7 @@ class Frame(NamedTuple):
 
 
 WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0, 34)  # a file of its own
-NARROW = Frame(500.0, 440.0, 44.0, 488.0, 64.0, 350.0, 20)  # beside a table
+NARROW = Frame(500.0, 458.0, 44.0, 488.0, 64.0, 350.0, 20)  # beside a table
 Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
 
 
@@ -225,24 +226,53 @@ def _overlap(a: Box, b: Box) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 
+class _Key(NamedTuple):
+    """An entry of the legend: a mark's shape, empty for a line, its class and its meaning."""
+
+    shape: str
+    class_: str
+    said: str
+
+    @property
+    def width(self) -> float:
+        """The room that it takes in a row, in pixels."""
+        return svg.width_of(self.said, "small") + (26 if self.shape else 44)
+
+
 def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], scaled: bool) -> list[str]:
-    """Explain the marks that are there, and name what is not in the picture."""
-    y, x, out = frame.height - 10, 8.0, []
-    for word, class_ in _CLASSES.items():
-        if any(p.verdict == word for p in points):
-            said = {"undecided": "undecided", "even": "base weights"}.get(class_, f"{class_} the gate")
-            said = "the harness drifted" if word == WORDS["harness-drift"] else said
-            out += [mark(_SHAPES[class_], x, y - 4, class_), text(x + 12, y, said, "small")]
-            x += svg.width_of(said, "small") + 26
-    if any(not p.on_front for p in points):
-        out += [mark("dot", x, y - 4, "dominated"), text(x + 12, y, "dominated", "small")]
-        x += svg.width_of("dominated", "small") + 26
-    for class_, said in (("front", "front"), *([("leader", _SCALED)] if scaled else [])):
-        out += [line(x - 6, y - 4, x + 12, y - 4, class_), text(x + 18, y, said, "small")]
-        x += svg.width_of(said, "small") + 44
+    """Explain the marks that are there, in as many rows as they take, and name what is not in the picture."""
+    rows: list[list[_Key]] = [[]]
+    for key in _list_keys(points, scaled):
+        if sum(one.width for one in rows[-1]) + key.width > frame.right:
+            rows.append([])
+        rows[-1].append(key)
+    top, out = frame.height - 10 - _LEGEND_ROW * (len(rows) - 1), []
+    for i, row in enumerate(rows):
+        x, y = 8.0, top + _LEGEND_ROW * i
+        for key in row:
+            sample = line(x - 6, y - 4, x + 12, y - 4, key.class_)
+            out += [mark(key.shape, x, y - 4, key.class_) if key.shape else sample]
+            out += [text(x + (12 if key.shape else 18), y, key.said, "small")]
+            x += key.width
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
         said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
-        room = frame.right - svg.width_of(said, "small") > x - 26
-        out.append(text(frame.right, y if room else y - 18, said, "small", "end"))
+        out.append(text(2.0, top - _LEGEND_ROW, said, "small"))
     return out
+
+
+def _list_keys(points: Sequence[Point], scaled: bool) -> list[_Key]:
+    said = {"passes": "passes the gate", "fails": "fails the gate", "even": "base weights"}
+    drift = WORDS["harness-drift"]
+    words = [word for word in _CLASSES if any(p.verdict == word for p in points)]
+    keys = [
+        _Key(
+            _SHAPES[_CLASSES[word]],
+            _CLASSES[word],
+            "the harness drifted" if word == drift else said.get(_CLASSES[word], "undecided"),
+        )
+        for word in words
+    ]
+    if any(not p.on_front for p in points):
+        keys.append(_Key("dot", "dominated", "dominated"))
+    return [*keys, _Key("", "front", "front"), *([_Key("", "leader", _SCALED)] if scaled else [])]
