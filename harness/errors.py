@@ -107,6 +107,10 @@ class IncompatibleRuns(HarnessError):
     exit_code = 5
 
 
+class NotStored(HarnessError):
+    """Something is not stored, and the session that asks for it only reads."""
+
+
 class Unscored(HarnessError):
     """A metric could not score an answer that was given."""
 

@@ -16,7 +16,7 @@ from harness import provenance, store
 from harness.cache import memo
 from harness.config import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, NotStored
 from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
@@ -151,7 +151,7 @@ class Session:
     worker or of their base; these are not made here. `searched` names candidates whose sweep or search is
     complete in this session; failed trials are not repeated. A worker's session (`is_worker`) claims what it
     makes, because others work in the same store. Copies made by `replace` share the slot, so one copy can
-    unload what another loaded. A `dry_run` session loads nothing.
+    unload what another loaded. A session that `reads_only` makes nothing; a `dry_run` session loads nothing.
     """
 
     experiment: Experiment
@@ -177,6 +177,7 @@ class Session:
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     searched: set[str] = field(default_factory=set)
     is_worker: bool = False
+    reads_only: bool = False
     more_targets: tuple[MeasuredTask, ...] = ()
     judging: Mapping[str, Weights | str] = field(default_factory=dict)
 
@@ -189,6 +190,19 @@ class Session:
     def tasks(self) -> tuple[MeasuredTask, ...]:
         """The target, more targets, then the tasks of the suites."""
         return (self.target, *self.more_targets, *self.suites)
+
+    def reading(self) -> "Session":
+        """Return a copy that only reads: what is not stored raises `NotStored` instead of being made."""
+        return replace(self, reads_only=True)
+
+    def refuse_if_reading(self, missing: str) -> None:
+        """Refuse to make what is missing on a session that only reads.
+
+        Raises:
+            NotStored: it does.
+        """
+        if self.reads_only:
+            raise NotStored(f"{self.store.folder}: found no {missing}; next: harness compare")
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
         """Return a copy whose experiment also has these candidates; one with a known name replaces it."""

@@ -163,7 +163,8 @@ def run_all(
         store.remove_merged_blocks(session.store)
         if (judged := train_judges(session)) is not session:
             session, found = judged, find_stored_runs(judged, ordered)
-        if choose_prompts(session, loaded.selected, make=True):
+        if chosen := choose_prompts(session, loaded.selected):
+            session.candidates = {**session.candidates, **chosen}
             ordered = in_order(session, loaded.selected)
             found = find_stored_runs(session, ordered)
         make_all = partial(_make_all, session, ordered, smoke=smoke)

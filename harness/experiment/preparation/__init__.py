@@ -51,7 +51,8 @@ def prepare_session(
     others = partial(_prepare_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
     session = attach_judges(session, others)
     refuse_weights(session, loaded)
-    choose_prompts(session, tuple(session.candidates), make=False)
+    chosen = choose_prompts(session.reading(), session.candidates)
+    session.candidates = {**session.candidates, **chosen}
     return session
 
 

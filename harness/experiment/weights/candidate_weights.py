@@ -4,14 +4,14 @@ Invariant: whatever weights start from or are selected among is made first.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.errors import CandidateFailed, Diverged
+from harness.errors import CandidateFailed, Diverged, NotStored
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
@@ -39,92 +39,77 @@ from harness.training import Weights
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
     """Return the weights of a candidate, made now or before."""
-    weights = _weights(session, candidate, seed, make=True)
-    assert weights is not None
-    return _serve(session, candidate, weights)
+    weights = _weights(session, candidate, seed)
+    # Weights as the candidate answers with them: in fp32 every adapter answers merged.
+    rounds = candidate.recipe.serve_merged and session.machine.precision != "fp32"
+    return merge_weights(weights) if rounds else weights
 
 
 def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights | None:
     """Return the weights of a candidate where they were made before; None also where making them diverged."""
     try:
-        found = _weights(session, candidate, seed, make=False)
-    except Diverged:
+        return ensure_weights(session.reading(), candidate, seed)
+    except (Diverged, NotStored):
         return None
-    return found and _serve(session, candidate, found)
 
 
-def _serve(session: Session, candidate: ResolvedCandidate, weights: Weights) -> Weights:
-    """Return weights as the candidate answers with them; in fp32 every adapter answers merged."""
-    rounds = candidate.recipe.serve_merged and session.machine.precision != "fp32"
-    return merge_weights(weights) if rounds else weights
+def _weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
+    """Find or make weights as they were trained.
 
-
-def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
-    """Find weights; without `make`, None where they or what they start from are missing."""
+    Raises:
+        NotStored: they, or what they start from, are missing, and the session only reads.
+    """
     if candidate.prompt_trials:
-        found = _weights(session, replace(candidate, prompt_trials=()), seed, make=make)
+        found = _weights(session, replace(candidate, prompt_trials=()), seed)
         trials, by = candidate.prompt_trials, candidate.prompts_proposed_by
-        return found and found._replace(training=replace(found.training, sweep=trials, searched_by=by))
+        return found._replace(training=replace(found.training, sweep=trials, searched_by=by))
     if candidate.given:
-        return _add_choosers(session, candidate, seed, base_weights(candidate.given), make=make)
+        return _add_choosers(session, candidate, seed, base_weights(candidate.given))
     if candidate.source.tried and candidate.method.trains:
-        return _choose_trial(session, candidate, seed, make=make)
-    return _single(session, candidate, seed, make=make)
+        return _choose_trial(session, candidate, seed)
+    return _single(session, candidate, seed)
 
 
-def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> FitInputs | None:
+def _begin(session: Session, candidate: ResolvedCandidate, seed: int) -> FitInputs:
     init, reward = (
-        _weights(session, one, seed, make=make) if one else None for one in (candidate.init, candidate.reward)
+        _weights(session, one, seed) if one else None for one in (candidate.init, candidate.reward)
     )
-    if (candidate.init and init is None) or (candidate.reward and reward is None):
-        return None
-    merged = [_weights(session, one, seed, make=make) for one in candidate.merges]
-    merges = [one for one in merged if one]
-    if len(merges) < len(merged):
-        return None
+    merges = [_weights(session, one, seed) for one in candidate.merges]
     _refuse_other_kind(candidate, init, merges)
     return FitInputs(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
 
 
-def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
-    begun = _begin(session, candidate, seed, make=make)
-    return _find_or_fit(session, candidate, seed, begun, make=make) if begun else None
+def _single(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
+    return _find_or_fit(session, candidate, seed, _begin(session, candidate, seed))
 
 
-def _find_or_fit(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, *, make: bool
-) -> Weights | None:
-    """Return weights whose folder is known; without `make`, None where they are missing."""
+def _find_or_fit(session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs) -> Weights:
+    """Return weights whose folder is known."""
     found = read_weights(candidate, begun.folder)
-    if found is None and make:
+    if found is None:
+        session.refuse_if_reading(f"weights {begun.folder.name}")
         with session.claim(begun.folder.name):
             found = read_weights(candidate, begun.folder)
             if found is None:
                 _fit_anew(session, candidate, seed, begun)
                 found = read_weights(candidate, begun.folder)
+    assert found is not None
     known = [weights for weights in (begun.init, begun.reward, *begun.merges) if weights]
-    if found is None:
-        return None
     if not known:
-        return _add_choosers(session, candidate, seed, found, make=make)
+        return _add_choosers(session, candidate, seed, found)
     before_s = round(sum(weights.training.total_s for weights in known), 3)
     began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
     if begun.reward:
         curve = begun.reward.training.heldout_accuracy
         began_with = replace(began_with, reward_model_accuracy=curve[-1][1] if curve else None)
-    return _add_choosers(session, candidate, seed, found._replace(training=began_with), make=make)
+    return _add_choosers(session, candidate, seed, found._replace(training=began_with))
 
 
-def _add_choosers(
-    session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights, *, make: bool
-) -> Weights | None:
-    """Add the reward models that choose among answers; without `make`, None where one is missing."""
+def _add_choosers(session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights) -> Weights:
+    """Add the reward models that choose among answers."""
     if not candidate.choosers:
         return weights
-    found = [(one.name, _weights(session, one, seed, make=make)) for one in candidate.choosers]
-    choosers = tuple((name, one) for name, one in found if one)
-    if len(choosers) < len(found):
-        return None
+    choosers = tuple((one.name, _weights(session, one, seed)) for one in candidate.choosers)
     training = weights.training
     made = [one for _, one in choosers]
     before_s = round((training.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
@@ -171,26 +156,15 @@ class Tried(NamedTuple):
     error: Exception | None = None
 
 
-def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
+def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
     """Return the weights of the trial of a sweep or search that is best on validation with the first seed."""
-    # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
-    # is a trial as well, and is made again only by a search that has not chosen yet, once a session.
     first, sign = session.first_seed, session.target.primary.unit.sign
-    tried = _try_all(session, candidate, make=False)
-    is_made = bool(tried) and candidate.source_name in session.searched
-    if make and not is_made and not any(_is_whole(one.trial) for one in tried):
-        tried = _try_all(session, candidate, make=True)
-        session.searched.add(candidate.source_name)
-    if not tried:
-        return None
+    tried = _find_or_try_all(session, candidate)
     best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
     if not _is_whole(best):
-        if not make:
-            return None
+        session.refuse_if_reading(f"finished trial of {candidate.source_name}")
         raise phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
-    found = _single(session, candidate.at(best.params), seed, make=make)
-    if found is None:
-        return None
+    found = _single(session, candidate.at(best.params), seed)
     again = 0.0 if seed == first else found.training.wall_s or 0.0
     training = replace(
         found.training,
@@ -202,14 +176,27 @@ def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, 
     return found._replace(training=training)
 
 
-def _try_all(session: Session, candidate: ResolvedCandidate, *, make: bool) -> list[Tried]:
-    """Try what is proposed, one after the other; without `make`, nothing where a trial is missing."""
+def _find_or_try_all(session: Session, candidate: ResolvedCandidate) -> list[Tried]:
+    """Find the trials of a sweep or search, or make them where one is missing or none was made whole."""
+    # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
+    # is a trial as well, and is made again only by a search that has not chosen yet, once a session.
+    if not session.reads_only:
+        with suppress(NotStored):
+            tried = _try_all(session.reading(), candidate)
+            if candidate.source_name in session.searched or any(_is_whole(one.trial) for one in tried):
+                return tried
+    tried = _try_all(session, candidate)
+    if not session.reads_only:
+        session.searched.add(candidate.source_name)
+    return tried
+
+
+def _try_all(session: Session, candidate: ResolvedCandidate) -> list[Tried]:
+    """Try what is proposed, one after the other."""
     tried: list[Tried] = []
     trials: list[Trial] = []
     for proposal in _propose(session, candidate, trials):
-        one = _try(session, candidate, proposal, make=make)
-        if one is None:
-            return []
+        one = _try(session, candidate, proposal)
         is_again = any(one.trial.params == before.params for before in trials)
         counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # its training is counted once
         tried.append(one._replace(trial=counted))
@@ -239,20 +226,17 @@ class _Attempt(NamedTuple):
         return self.begun.folder.name
 
 
-def _try(
-    session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal, *, make: bool
-) -> Tried | None:
-    """Train at one point and score on validation; None where something of it is missing."""
+def _try(session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal) -> Tried:
+    """Train at one point and score on validation."""
     trial = candidate.at(proposal.params)
-    begun = _begin(session, trial, session.first_seed, make=make)
-    if begun is None:
-        return None
+    begun = _begin(session, trial, session.first_seed)
     attempt = _Attempt(trial, proposal, begun, candidate.source.subject_to)
-    is_again = make and candidate.source_name in session.searched
+    is_again = not session.reads_only and candidate.source_name in session.searched
     if is_again and (failed := _recall(session, attempt)):
         return failed
-    with note_under_way(session, candidate, attempt.key) if make and session.is_worker else nullcontext():
-        return _find_or_record(session, attempt, make=make)
+    is_made_here = session.is_worker and not session.reads_only
+    with note_under_way(session, candidate, attempt.key) if is_made_here else nullcontext():
+        return _find_or_record(session, attempt)
 
 
 def _recall(session: Session, attempt: _Attempt) -> Tried | None:
@@ -263,32 +247,30 @@ def _recall(session: Session, attempt: _Attempt) -> Tried | None:
     return Tried(replace(known, params=attempt.proposal.params), error=read_stored_error(known))
 
 
-def _find_or_record(session: Session, attempt: _Attempt, *, make: bool) -> Tried | None:
+def _find_or_record(session: Session, attempt: _Attempt) -> Tried:
     """Find a trial, or make and record it, also as one that failed."""
     try:
-        found = _train_and_score(session, attempt, make=make)
+        found = _train_and_score(session, attempt)
+    except NotStored:
+        if known := _recall(session, attempt):
+            return known
+        raise
     except Exception as error:
         if not fails_alone(error):
             raise
         failed = make_failed_trial(attempt.proposal.params, attempt.key, error)
-        if make:
+        if not session.reads_only:
             record_failed_trial(session, attempt.trial, failed, error)
         return Tried(failed, error=error)
-    if found is None:
-        return _recall(session, attempt)
-    if make and found.weights:
+    if found.weights and not session.reads_only:
         record_trial(session, attempt.trial, found.trial, found.weights)
     return found
 
 
-def _train_and_score(session: Session, attempt: _Attempt, *, make: bool) -> Tried | None:
+def _train_and_score(session: Session, attempt: _Attempt) -> Tried:
     trial, proposal, begun, bound = attempt
-    watched = _watch(session, attempt, make=make) if proposal.should_prune else TrialScores()
-    if watched is None:
-        return None
-    found = watched.pruned or _find_or_fit(session, trial, session.first_seed, begun, make=make)
-    if found is None:
-        return None
+    watched = _watch(session, attempt) if proposal.should_prune else TrialScores()
+    found = watched.pruned or _find_or_fit(session, trial, session.first_seed, begun)
     of = found.training
     made = Trial(
         params=proposal.params,
@@ -303,18 +285,14 @@ def _train_and_score(session: Session, attempt: _Attempt, *, make: bool) -> Trie
     )
     if watched.pruned:
         return Tried(replace(made, validation=watched.scores[-1][1], pruned_at=of.n_steps), found)
-    scored = validate(session, trial, found, make=make)
-    if scored is None:
-        return None
-    forgetting = score_forgetting(session, trial, found, bound, make=make) if bound else None
-    if bound and forgetting is None:
-        return None
+    scored = validate(session, trial, found)
+    forgetting = score_forgetting(session, trial, found, bound) if bound else None
     return Tried(
         replace(made, validation=scored.score, asked=scored.prompts_digest, forgetting=forgetting), found
     )
 
 
-def _watch(session: Session, attempt: _Attempt, *, make: bool) -> TrialScores | None:
+def _watch(session: Session, attempt: _Attempt) -> TrialScores:
     """Train a trial from one tracked point to the next, as long as it is not pruned."""
     trial, proposal, begun, _ = attempt
     assert proposal.should_prune
@@ -324,13 +302,12 @@ def _watch(session: Session, attempt: _Attempt, *, make: bool) -> TrialScores | 
             if read_weights(trial, begun.folder) is None:
                 _fit_anew(session, trial, session.first_seed, begun, n_points)
 
-    return train_until_pruned(session, trial, begun.folder, train, proposal.should_prune, make=make)
+    return train_until_pruned(session, trial, begun.folder, train, proposal.should_prune)
 
 
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None where it failed, as is noted."""
-    one = _try(session, candidate, proposals.TrialProposal(candidate.points[place]), make=True)
-    return one and one.weights
+    return _try(session, candidate, proposals.TrialProposal(candidate.points[place])).weights
 
 
 def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
@@ -339,9 +316,12 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
     False where what it starts from is missing, or a search is at no trial.
     """
     point = candidate.points[place] if candidate.source.sweep else _find_point_under_way(session, candidate)
-    trial = candidate.at(point) if point is not None else candidate
-    begun = _begin(session, trial, session.first_seed, make=False) if point is not None else None
-    if point is None or begun is None:
+    if point is None:
+        return False
+    trial = candidate.at(point)
+    try:
+        begun = _begin(session.reading(), trial, session.first_seed)
+    except NotStored:
         return False
     failed = make_failed_trial(point, begun.folder.name, error)
     record_failed_trial(session, trial, failed, error)
@@ -351,15 +331,13 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
 
 def _find_point_under_way(session: Session, candidate: ResolvedCandidate) -> dict[str, Any] | None:
     """Find the point of the trial that a search is at: what it proposes behind those that are known."""
-    key, trials = find_under_way(session, candidate), list[Trial]()
-    for proposal in _propose(session, candidate, trials) if key else ():
-        begun = _begin(session, candidate.at(proposal.params), session.first_seed, make=False)
-        if begun is None or begun.folder.name == key:
-            return proposal.params if begun else None
-        one = _try(session, candidate, proposal, make=False)
-        if one is None:
-            return None
-        trials.append(one.trial)
+    key, trials, stored = find_under_way(session, candidate), list[Trial](), session.reading()
+    with suppress(NotStored):
+        for proposal in _propose(session, candidate, trials) if key else ():
+            begun = _begin(stored, candidate.at(proposal.params), session.first_seed)
+            if begun.folder.name == key:
+                return proposal.params
+            trials.append(_try(stored, candidate, proposal).trial)
     return None
 
 

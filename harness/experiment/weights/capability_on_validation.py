@@ -37,40 +37,27 @@ class ValidationResult(NamedTuple):
     prompts_digest: str
 
 
-def validate(
-    session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
-) -> ValidationResult | None:
-    """Score a trial on validation; without `make`, None where answers are missing or have no score.
+def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> ValidationResult:
+    """Score a trial on the validation rows of the target.
 
     Raises:
         CandidateFailed: none of the answers can be scored.
+        NotStored: answers or their scores are missing, and the session only reads.
     """
-    answered = _answer_validation(session, trial, weights, make=make)
-    score = None if answered is None else mean_score(session.target.primary, answered)
-    if answered is None or (score is None and not make):
-        return None
+    answered = _answer_validation(session, trial, weights)
+    score = mean_score(session.target.primary, answered)
     if score is None:
+        session.refuse_if_reading(f"scored answer of {trial.name} to validation rows")
         knob = f"other {'values' if trial.method.trains else 'prompts'} to try"
         raise CandidateFailed("no answer to the validation rows could be scored", knob)
     return ValidationResult(score, digest_prompts(weights.digest, trial.source, answered))
 
 
-def score_on_validation(
-    session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
-) -> float | None:
-    """Return a trial's score on the validation rows of the target; None where they are missing."""
-    answered = _answer_validation(session, trial, weights, make=make)
-    return None if answered is None else mean_score(session.target.primary, answered)
-
-
-def _answer_validation(
-    session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
-) -> list[SampleResult] | None:
-    """Return a trial's answers to the validation rows of the target; None where they are missing."""
+def _answer_validation(session: Session, trial: ResolvedCandidate, weights: Weights) -> list[SampleResult]:
+    """Return a trial's answers to the validation rows of the target."""
     rows = target_sets(session, trial.source, weights, session.first_seed)[0]
     if not is_there(session, rows):
-        if not make:
-            return None
+        session.refuse_if_reading(f"answers of {trial.name} to validation rows")
         answer_and_score(session, weights, [rows], "sweep", trial.base)
     return rows.read(session.store)
 
@@ -116,12 +103,11 @@ def constraint_problems(session: Session, candidate: ResolvedCandidate) -> Itera
         yield Problem(f"candidate {candidate.name}", found, expected, step)
 
 
-def score_forgetting(
-    session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo, *, make: bool
-) -> float | None:
-    """Return by how much weights are worse than their base; None where answers are missing.
+def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo) -> float:
+    """Return by how much weights are worse than their base.
 
     Raises:
+        NotStored: answers are missing, and the session only reads.
         SharedFailure: no task counts on these items.
     """
     assert weights.folder
@@ -130,8 +116,7 @@ def score_forgetting(
     key = digest([rows.identity.digest for arm in arms for rows in arm])
     known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     if key not in known:
-        if not make:
-            return None
+        session.refuse_if_reading("answers to general items for validation")
         for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if of.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, of, sets, "general items for validation", base)

@@ -12,39 +12,36 @@ from harness.errors import HarnessError, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
-from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, rank_trial
+from harness.experiment.weights.candidate_weights import ensure_weights, rank_trial
 from harness.experiment.weights.capability_on_validation import validate
 from harness.experiment.weights.trial_record import record_trial
 from harness.records import Trial
 
 
-def choose_prompts(session: Session, names: Iterable[str], *, make: bool) -> bool:
-    """Let these candidates answer by the prompt that validation chooses; returns whether one changed.
+def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, ResolvedCandidate]:
+    """Return those of these candidates that search for a prompt, with the one that validation chooses.
 
-    Without `make` those stay as they are of which a trial has no stored answers.
+    One that failed is left out, and on a session that only reads one of which a trial has no stored answers.
 
     Raises:
         UserError: things are such that nothing could be evaluated, for example without room on the disk.
     """
     searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
-    found = {one.name: chosen for one in searching if (chosen := _choose(session, one, make=make))}
-    session.candidates = {name: found.get(name, one) for name, one in session.candidates.items()}
-    return bool(found)
+    return {one.name: chosen for one in searching if (chosen := _choose(session, one))}
 
 
-def _choose(session: Session, candidate: ResolvedCandidate, *, make: bool) -> ResolvedCandidate | None:
+def _choose(session: Session, candidate: ResolvedCandidate) -> ResolvedCandidate | None:
     """Try every prompt on validation; None where answers are missing, or asking for them failed."""
     try:
-        tried = _trials(session, candidate, make=make)
+        tried = _trials(session, candidate)
     except UserError:
         raise
     except Exception as error:
-        if not (make or isinstance(error, HarnessError)):
+        if session.reads_only:
+            if isinstance(error, HarnessError):
+                return None
             raise
-        if make:  # one candidate must not stop the others
-            session.failures[candidate.name, session.first_seed] = error
-        return None
-    if tried is None:
+        session.failures[candidate.name, session.first_seed] = error  # it must not stop the others
         return None
     best = max(tried, key=partial(rank_trial, sign=session.target.primary.unit.sign))
     trials = tuple(replace(one, chosen=one is best) for one in tried)
@@ -52,17 +49,15 @@ def _choose(session: Session, candidate: ResolvedCandidate, *, make: bool) -> Re
     return replace(candidate.at(best.params), prompt_trials=trials, prompts_proposed_by=by)
 
 
-def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> list[Trial] | None:
+def _trials(session: Session, candidate: ResolvedCandidate) -> list[Trial]:
     seed, sign = session.first_seed, session.target.primary.unit.sign
     tried: list[Trial] = []
     for proposal in proposals.proposals(candidate, seed, sign, tried):
         trial = candidate.at(proposal.params)
-        weights = (ensure_weights if make else find_stored_weights)(session, trial, seed)
-        found = validate(session, trial, weights, make=make) if weights else None
-        if weights is None or found is None:
-            return None
+        weights = ensure_weights(session, trial, seed)
+        found = validate(session, trial, weights)
         tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
-        if make:
+        if not session.reads_only:
             record_trial(session, trial, tried[-1], weights)
     return _join_alike(tried)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.session import Session
-from harness.experiment.weights.capability_on_validation import score_on_validation
+from harness.experiment.weights.capability_on_validation import validate
 from harness.records import Curve, TrainingRecord, read_training_record
 from harness.store import write_whole
 from harness.training import (
@@ -42,13 +42,14 @@ def train_until_pruned(
     folder: Path,
     train: Callable[[int], None],
     should_prune: Callable[[int, float], bool],
-    *,
-    make: bool,
-) -> TrialScores | None:
+) -> TrialScores:
     """Train a trial as far as its pruner lets it, and score it at each point on validation.
 
     `train(n)` trains until `n` points are kept, the last of which is the end; `should_prune` is told the
-    number of a point and its score. Without `make`, None where something is missing.
+    number of a point and its score.
+
+    Raises:
+        NotStored: something is missing, and the session only reads.
     """
     assert trial.source.track
     scores: list[tuple[float, float | None]] = []
@@ -56,16 +57,13 @@ def train_until_pruned(
     for place in range(1, n_points + 1):
         kept = read_kept_points(trial, folder)
         if len(kept) < place and read_weights(trial, folder) is None:
-            if not make:
-                return None
+            session.refuse_if_reading(f"point {place} of {folder.name}")
             train(place)
             kept = read_kept_points(trial, folder)
         if len(kept) < place:  # it has fewer checkpoints than points were requested
             break
         step, weights = list(kept.items())[place - 1]
-        score = score_on_validation(session, trial, weights, make=make)
-        if score is None:
-            return None
+        score = validate(session, trial, weights).score
         scores.append((step, score))
         if should_prune(place, score) and place < n_points:
             return TrialScores(tuple(scores), _set_pruned(session, trial, folder, step, weights))
