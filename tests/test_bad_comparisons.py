@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from harness import comparison, config, gating, release
 from harness.errors import IncompatibleRuns, UserError
+from harness.experiment import load_study
 from harness.gating import TaskComparison
 from harness.gating.rules import apply_rules
-from harness.release import candidate_runs, open_stored
+from harness.release import candidate_runs
 from harness.spec import GatePolicy, Task, TaskData
 
 
@@ -143,7 +144,7 @@ def test_a_margin_may_be_any_share_between(folder, margin):
 
 
 def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished_run):
-    stored = open_stored(config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"]))
+    stored = load_study(config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"]))
     with pytest.raises(IncompatibleRuns, match=r"no finished run of seed 1, 2; .*next: harness compare"):
         candidate_runs(stored, "lora")
     assert [run.seed for run in candidate_runs(stored, "prompt")] == [0]

@@ -11,11 +11,12 @@ from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 from harness import config, formatting, gating, release, store
 from harness.comparison import Estimate, compare_rows, estimate, orient
 from harness.comparison.failed_answers import Errors
+from harness.experiment import load_study
 from harness.experiment.analysis.verdict_records import Judgement, record_verdict
 from harness.gating import Measurement, TargetFacts, exit_code
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK
-from harness.release import candidate_runs, open_stored
+from harness.release import candidate_runs
 from harness.report.wording import arm_texts
 from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
@@ -307,7 +308,7 @@ def test_the_number_of_errors_stands_beside_the_score():
 
 @pytest.fixture
 def run(copy):
-    return candidate_runs(open_stored(config.load(copy)), "lora")[0]
+    return candidate_runs(load_study(config.load(copy)), "lora")[0]
 
 
 def fail(at, digest, n):

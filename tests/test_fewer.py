@@ -17,7 +17,6 @@ from harness.experiment import Scope, fewer_items, prepare_session
 from harness.experiment.runs.stored_rows import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import SilentProgress
-from harness.report import ExperimentReport
 
 pytestmark = pytest.mark.e2e
 
@@ -317,7 +316,7 @@ def test_looking_ends_where_more_items_would_change_nothing(outcomes, settled):
     rules = tuple(Rule(name, outcome, "", {}) for name, outcome in outcomes.items())
     verdict = Verdict("inconclusive", rules, None, 0, 0, (), None, "")
     facts = (make_fine_tune("lora", 0.8, 0.1, verdict=verdict),)
-    assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
+    assert fewer_items.is_settled(facts) is settled
 
 
 @pytest.mark.parametrize(("among_all", "settled"), [("inconclusive", False), ("pass", True)])
@@ -328,7 +327,7 @@ def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_al
     )
     standing = FamilyRank(8, 0.05, 0.02, 0.16, 0.05 / 8, "lora")
     facts = (make_fine_tune("lora", 0.8, 0.1, verdict=alone, corrected=corrected, standing=standing),)
-    assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
+    assert fewer_items.is_settled(facts) is settled
 
 
 def sums_that_the_base_passes(folder, tiny):

@@ -82,7 +82,7 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
     d.compare()
     d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
     loaded = config.load(d.path)
-    stored = release.open_stored(loaded)
+    stored = release.load_study(loaded)
     run = tiny_experiment.runs_of(d.path)["plain"]
     with pytest.raises(IncompatibleRuns, match="next: harness compare"):
         refuse_regraded(stored, run)

@@ -19,7 +19,15 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, gate, release, report
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, estimate_seconds, estimate_work, measure, prepare_session
+from harness.experiment import (
+    Scope,
+    compare,
+    estimate_seconds,
+    estimate_work,
+    load_study,
+    measure,
+    prepare_session,
+)
 from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
 from harness.models import openai_api
@@ -29,7 +37,6 @@ from harness.models.openai_api import Settings
 from harness.progress import SilentProgress
 from harness.provenance import timestamp
 from harness.records import Limits, Noise, TaskNoise
-from harness.release.stored import study_stored
 from harness.rescue.select import find_case
 from harness.store import Store, read_identity, read_rows, save_noise
 
@@ -548,16 +555,14 @@ def test_the_gate_takes_the_noise_of_the_base(file_and_report, tmp_path):
     of_tasks = (TaskNoise("facts", 6, {"one by one": 3}, None),)
     how = ("tiny", base.weights_digest, base.precision, "cpu", base.engine, base.layout_digest)
     save_noise(store, Noise("1", timestamp(), *how, of_tasks))
-    stored = release.open_stored(config.load(path))
-    study, _ = study_stored(stored)
-    measured = measure(study, tiny_experiment.runs_of(path)["served"])
+    measured = measure(load_study(config.load(path)), tiny_experiment.runs_of(path)["served"])
     assert next(m for m in measured if m.task.name == "facts").flip_rate == 0.5
 
 
 def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_and_report, tmp_path):
     shutil.copytree(file_and_report[0].parent, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
-    stored = release.open_stored(config.load(path, ["seeds=[0,1]"]))
+    stored = load_study(config.load(path, ["seeds=[0,1]"]))
     run = tiny_experiment.runs_of(path)["served"]
     release.promote(stored, run, verdict="", sentence="", despite="it is what is served")
     (judged,) = release.gate_stored(path, "prompt", ["seeds=[0,1]"])

@@ -11,12 +11,12 @@ from tiny_experiment import runs_of
 from harness import config
 from harness.decision.results import n_settings
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, find_stored_runs, prepare_session, report_stored
+from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
 from harness.experiment.run_preview import in_order
 from harness.experiment.weights.proposals import proposals
 from harness.progress import SilentProgress
 from harness.records import Trial
-from harness.release import candidate_runs, open_stored
+from harness.release import candidate_runs
 from harness.report import experiment_document, markdown
 from harness.spec import Recipe
 
@@ -127,11 +127,11 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
     session = prepare_session(more, Scope(), SilentProgress())
     assert session.candidates["best"].searches_prompts
     assert [bool(run) for run in find_stored_runs(session, in_order(session, more.selected))] == [True, False]
-    (run,) = candidate_runs(open_stored(config.load(path)), "best")
+    (run,) = candidate_runs(load_study(config.load(path)), "best")
     assert run.recipe["system"] == "Whisper."
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     with pytest.raises(IncompatibleRuns, match="only runs of another recipe"):
-        candidate_runs(open_stored(more), "best")
+        candidate_runs(load_study(more), "best")
 
 
 def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):

@@ -21,8 +21,9 @@ from conftest import find_shared_data
 from harness import config, gate, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns, UserError
+from harness.experiment import load_study
 from harness.gating import GateResult, Verdict, worst_result
-from harness.release import candidate_runs, open_stored
+from harness.release import candidate_runs
 from harness.release.lm_eval_logs import find_evaluations
 from harness.release.regressions import add_regressions
 from harness.spec import GatePolicy
@@ -139,7 +140,7 @@ def test_a_run_that_has_not_answered_the_suites_yet_is_missing_and_the_next_step
 
 def test_without_the_bases_rows_nothing_is_judged(copy):
     at = Store(copy.parent / "runs")
-    run = candidate_runs(open_stored(config.load(copy)), "lora")[0]
+    run = candidate_runs(load_study(config.load(copy)), "lora")[0]
     own = store.read_identity(at, run.rows["facts/test"])
     shutil.rmtree(at.rows(replace(own, weights_digest=run.base_digest).digest))
     with pytest.raises(
@@ -178,7 +179,7 @@ def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(
     harness, copy, field, value, known
 ):
     at = Store(copy.parent / "runs")
-    run = candidate_runs(open_stored(config.load(copy)), "lora")[0]
+    run = candidate_runs(load_study(config.load(copy)), "lora")[0]
     base = replace(store.read_identity(at, run.rows["facts/test"]), weights_digest=run.base_digest)
     other = replace(base, layout_digest="0" * 16, **{field: value})
     at.rows(base.digest).rename(at.rows(other.digest))
@@ -429,7 +430,7 @@ def test_the_file_of_a_pinned_items_metric_is_written_relative_to_the_suite(copy
 
 
 def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_written(copy):
-    stored = open_stored(config.load(copy))
+    stored = load_study(config.load(copy))
     run = candidate_runs(stored, "lora")[0]
     with pytest.raises(UserError) as refused:
         add_regressions(stored, run, ["facts/fact-99", "riddles/x", "prose/text-1", "fact-1"])

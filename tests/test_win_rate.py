@@ -14,7 +14,8 @@ from harness.comparison import Estimate
 from harness.comparison.win_rates import AnswerPairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.target_wins import open_where_failed, wins_over
+from harness.experiment.analysis.study import study_session
+from harness.experiment.analysis.target_wins import judge_pairs, open_where_failed, wins_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
@@ -292,7 +293,9 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     assert judge.asked == []
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     runs = tiny_experiment.runs_of(path)
-    found = wins_over(session, Reader(session), runs["mine"], runs["base"])
+    reader = Reader(session)
+    assert judge_pairs(session, reader, [runs["mine"]], runs["base"]) == []
+    found = wins_of(study_session(session, reader), runs["mine"], runs["base"])
     assert len(judge.asked) >= 2 * len(wins_items(path))
     wins, _ = rule_of(tiny_experiment.run(path))
     assert found == wins

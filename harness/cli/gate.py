@@ -217,7 +217,7 @@ def regressions_confirm(
     from harness.release import rescore_pinned
 
     session, loaded = ExperimentFile(config=config).open_session()
-    stored = release.open_stored(loaded)
+    stored = release.load_study(loaded)
     for found in release.candidate_runs(stored, run):
         if tasks := rescore_pinned(session, found):
             say(f"{found.run_id}: {', '.join(tasks)} in fp32")

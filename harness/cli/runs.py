@@ -245,7 +245,7 @@ def score(
 
     session, loaded = at.open_session()
     out = {}
-    for before in release.candidate_runs(release.open_stored(loaded), run):
+    for before in release.candidate_runs(release.load_study(loaded), run):
         found = release.rescore_run(session, before)
         unchanged = found.run.run_id == before.run_id
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))

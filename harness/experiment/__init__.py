@@ -24,22 +24,23 @@ from harness.experiment.analysis import report_of
 from harness.experiment.analysis.human_labels import count_missing, judge_labels, read_labels
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
-from harness.experiment.analysis.study import Study, is_of_recipe, study_session
-from harness.experiment.analysis.target_comparisons import compare_on, score_on
+from harness.experiment.analysis.study import Study, add_lm_eval, is_of_recipe, load_study, study_session
 from harness.experiment.analysis.target_facts import (
-    is_prompt,
+    compare_on,
+    find_prompt,
+    is_answered,
+    is_better_on_validation,
     list_untrained,
     reached_on_target,
     refuse_lost_folds,
-    target_rows,
+    score_on,
 )
-from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs, wins_over
+from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import (
-    Judgement,
+    judgement_of,
     record_report,
     record_verdict,
     renew_verdicts,
-    task_settings,
     verdict_change,
 )
 from harness.experiment.catalog import map_purposes
@@ -47,7 +48,7 @@ from harness.experiment.curves.data_scaling import estimate_curve_work, make_cur
 from harness.experiment.curves.tracking import estimate_tracking
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
-from harness.experiment.preparation import find_lm_eval_tasks, metrics_of, prepare_session
+from harness.experiment.preparation import find_lm_eval_tasks, prepare_session
 from harness.experiment.preparation.adapter_configs import find_adapter_config
 from harness.experiment.preparation.base_fit import BaseFit, FitQuery, examine_base
 from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
@@ -59,7 +60,7 @@ from harness.experiment.preparation.planned_work import (
     list_measured_bases,
 )
 from harness.experiment.preparation.scope import Scope
-from harness.experiment.report_runs import gate_settings, report_finished, report_stored, report_stored_so_far
+from harness.experiment.report_runs import report_finished, report_stored, report_stored_so_far
 from harness.experiment.run_preview import (
     advise_before,
     are_all_done,
@@ -190,7 +191,7 @@ def run_all(
         store.end(session.store, begun)
     wall_s = None if are_all_done(found) else round(load().since(start).wall_s, 1)
     report = report_finished(session, reader, runs, smoke=smoke, said=said, wall_s=wall_s)
-    record_report(session.store, report, runs, session.experiment, gate_settings(session))
+    record_report(report, runs, study_session(session, reader))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
         _learn_rest(session, runs, passed.wall_s - sum(session.timed.values()) + before, passed)

@@ -11,13 +11,12 @@ from math import isfinite
 from typing import NamedTuple
 
 from harness import store
-from harness.decision import passes_alone
+from harness.decision import CandidateFacts, passes_alone
 from harness.errors import IncompatibleRuns
 from harness.evaluation.rows import sampling
 from harness.evaluation.rows.row_sets import rows_version
 from harness.evaluation.rows.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
 from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.run_candidate import make_run
@@ -27,7 +26,6 @@ from harness.formatting import count
 from harness.gating import Verdict, is_relative, margin_share
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
-from harness.report import ExperimentReport
 from harness.spec import Experiment, Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
@@ -73,7 +71,7 @@ def run_interim_analyses(
         for run in runs:
             if run.state == "done" and run.run_id not in settled:
                 store.save_sampling(session.store, run.run_id, analysis.sampling)
-        if is_settled(report_of(session, Reader(session), runs, smoke=False, header={}, notes=())):
+        if is_settled(judge_runs(session, Reader(session), runs).facts):
             break
     session.progress = progress
     return [analysis.said], runs
@@ -129,10 +127,10 @@ def narrow(session: Session, analysis: InterimAnalysis) -> None:
     session.experiment, session.suites = experiment.model_copy(update={"gate": gate}), analysis.suites
 
 
-def is_settled(found: ExperimentReport) -> bool:
+def is_settled(facts: Sequence[CandidateFacts]) -> bool:
     """Tell whether more items of the suites would change no verdict on a fine-tune."""
-    alone = all(_is_settled(f.verdict) for f in found.facts if f.trained and f.verdict)
-    among = (f.corrected for f in found.facts if passes_alone(f))
+    alone = all(_is_settled(f.verdict) for f in facts if f.trained and f.verdict)
+    among = (f.corrected for f in facts if passes_alone(f))
     return alone and all(_is_settled(verdict) for verdict in among if verdict)
 
 
@@ -220,10 +218,9 @@ def keep_settled(session: Session, runs: Runs) -> None:
     """Keep the verdicts on fine-tunes that more items would not change."""
     judged = judge_runs(session, Reader(session), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
-    named = session.experiment.name, session.experiment.base_model, session.target.primary.name
     for f in judged.facts:
         open_ = f.trained and f.verdict and f.run_id not in session.settled
-        if open_ and is_settled(ExperimentReport(*named, (f,))):
+        if open_ and is_settled([f]):
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
 
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from harness import gating
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
@@ -16,8 +15,9 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.run_remarks import describe_prompting, list_remarks
+from harness.experiment.analysis.study import study_session
 from harness.experiment.analysis.target_wins import judge_of_pairs
-from harness.experiment.analysis.verdict_records import Settings, report_changes, task_settings
+from harness.experiment.analysis.verdict_records import report_changes
 from harness.experiment.curves.data_scaling import fit_stored_curve
 from harness.experiment.preparation import served_bases
 from harness.experiment.run_preview import in_order, say_never_loaded
@@ -104,14 +104,8 @@ def report_finished(
     header = _header(session) | ({} if wall_s is None else {"wall_s": wall_s})
     notes, curve_of = [*said, *_notes(session, runs)], partial(fit_stored_curve, session, reader, runs)
     report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
-    changed = report_changes(session.store, report, runs, session.experiment, gate_settings(session))
+    changed = report_changes(report, runs, study_session(session, reader))
     return replace(report, notes=(*report.notes, *changed))
-
-
-def gate_settings(session: Session) -> Settings:
-    """Return what the verdicts hang on of each task that is judged."""
-    judged = (m for m in session.suites if gating.is_judged(m.task.name, session.experiment.gate))
-    return {m.task.name: task_settings(m.task, m.role, m.primary) for m in judged}
 
 
 def _header(session: Session) -> dict[str, object]:

@@ -13,11 +13,12 @@ from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Prob
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.rows.row_sets import RowSet, list_further_test_sets, suite_sets, target_sets
 from harness.evaluation.session import Session
+from harness.experiment import load_study
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
 from harness.records import Run, digest, drop_defaults
-from harness.release import candidate_runs, open_stored
+from harness.release import candidate_runs
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -86,7 +87,7 @@ def _find_target(
     if known is not None:
         return Target(name, candidate, known.seed, known.rows, known.id, known.weights)
     try:
-        runs = candidate_runs(open_stored(loaded), name)
+        runs = candidate_runs(load_study(loaded), name)
     except HarnessError as error:
         return error
     found = runs[0]
@@ -100,7 +101,7 @@ def _champion_runs(loaded: LoadedExperiment, session: Session, champion: store.C
     if recipe is None or recipe != Recipe.model_validate(champion.recipe):
         return []
     try:
-        return candidate_runs(open_stored(loaded), champion.candidate)
+        return candidate_runs(load_study(loaded), champion.candidate)
     except HarnessError:
         return []
 

@@ -16,8 +16,10 @@ from harness.config import CommandLine
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
 from harness.experiment import (
     Scope,
+    Study,
     answer_all_items,
     find_lm_eval_tasks,
+    load_study,
     prepare_session,
 )
 from harness.gating import GateResult, Rule, Verdict, combine_exit_codes, cumulative_of, worst_result
@@ -30,7 +32,6 @@ from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import rescore_pinned, rescore_run
 from harness.release.sampled import is_sampled
 from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
-from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.report import Command, family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
 from harness.spec import Task
@@ -144,11 +145,12 @@ def promote_named(
         IncompatibleRuns: the candidate has no finished run, or there is nothing to judge it by.
     """
     loaded = config.load(path, overrides)
-    stored = open_stored(loaded)
+    stored = load_study(loaded)
     run = best_run(stored, candidate_runs(stored, name, sampled=True))
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
+        stored = load_study(loaded)
     before = store.read_champion(stored.folder, stored.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
     judged = _judge_or_explain(stored, run, before, despite)
@@ -207,9 +209,7 @@ def _ask_about_creep(
     return UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
 
 
-def _judge_or_explain(
-    stored: StoredExperiment, run: Run, champion: Champion | None, despite: str
-) -> GateResult | str:
+def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despite: str) -> GateResult | str:
     """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
     try:
         judged = judge_run(stored, run, champion)
@@ -230,7 +230,7 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     Raises:
         UserError: a name or an item is unknown.
     """
-    stored = open_stored(config.load(path))
+    stored = load_study(config.load(path))
     run = candidate_runs(stored, name)[0]
     file, added = add_regressions(stored, run, items)
     return file, added, any(suite.name == SUITE for suite in stored.experiment.suites)

@@ -9,35 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from harness import comparison, decision, formatting, plugins, store
-from harness.comparison import Estimate, compare_on_target, labels_missing
-from harness.decision import CandidateFacts
+from harness.comparison import Estimate
 from harness.experiment import (
-    StoredRows,
-    find_lm_eval_tasks,
-    judge_labels,
-    metrics_of,
+    Study,
+    add_lm_eval,
+    compare_on,
+    count_missing,
     reached_on_target,
-    read_labels,
-    target_rows,
 )
 from harness.formatting import RATE
-from harness.metrics import load_metrics
 from harness.records import Run
-from harness.release.stored_experiment import StoredExperiment
 from harness.store import Champion, champion_file
 
 
-def best_run(stored: StoredExperiment, runs: list[Run]) -> Run:
+def best_run(stored: Study, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
     if len(runs) == 1:
         return runs[0]
-    facts = [_describe_reached(stored, run) for run in runs]
+    facts = [reached_on_target(stored, run) for run in runs]
     best = decision.best(facts)
     return next((run for run in runs if best and run.run_id == best.run_id), runs[0])
 
 
 def promote(
-    stored: StoredExperiment,
+    stored: Study,
     run: Run,
     *,
     verdict: str,
@@ -78,23 +73,15 @@ def promote(
     return path, champion
 
 
-def _describe_reached(stored: StoredExperiment, run: Run) -> CandidateFacts:
-    """Say what a run reached on the target, as the decision sees it."""
-    task, recipes = stored.experiment.target, stored.experiment.candidates
-    metric = load_metrics(task)[task.primary_metric]
-    labels = judge_labels(stored.store, task, metric.name)
-    return reached_on_target(StoredRows(stored.store), run, task, metric, labels, recipes)
-
-
-def _scores(stored: StoredExperiment, run: Run) -> dict[str, Estimate]:
-    experiment, catalogue = find_lm_eval_tasks(stored.experiment)
+def _scores(stored: Study, run: Run) -> dict[str, Estimate]:
+    study, _ = add_lm_eval(stored)
     out: dict[str, Estimate] = {}
-    for task in experiment.tasks:
-        if f"{task.name}/test" not in run.rows:
-            continue
-        rows, name = store.read_rows(stored.store, run.rows[f"{task.name}/test"]), task.primary_metric
-        own = _describe_reached(stored, run).target if task.name == experiment.target.name else None
-        out[f"{task.name} {name}"] = own or comparison.estimate(metrics_of(task, catalogue)[name], rows)
+    for task in study.experiment.tasks:
+        if f"{task.name}/test" in run.rows:
+            metric = study.primary(task)
+            own = reached_on_target(study, run).target if task.name == study.target.name else None
+            whole = study.rows.whole(run.rows[f"{task.name}/test"])
+            out[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
     return out
 
 
@@ -104,17 +91,17 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
     return method.makes_language_model and not (method.tunes and recipe.get("role") == "baseline")
 
 
-def champion_note(stored: StoredExperiment, run: Run, champion: Champion) -> str:
+def champion_note(study: Study, run: Run, champion: Champion) -> str:
     """Say that only the target is compared with a champion, and what the run reaches there over it."""
-    task = stored.experiment.target
+    task = study.target
     who = f"the champion {champion.candidate} ({champion.run_id})"
     only = f"{who} answers no task of the suites: those are judged against the base"
-    return f"{only}, and {task.name} against the champion: {_gain_text(stored, run, champion)}"
+    return f"{only}, and {task.name} against the champion: {_gain_text(study, run, champion)}"
 
 
-def _gain_text(stored: StoredExperiment, run: Run, champion: Champion) -> str:
+def _gain_text(study: Study, run: Run, champion: Champion) -> str:
     """Say what a run gains over the champion on the target, or why that is not known."""
-    at, task = stored.store, stored.experiment.target
+    at, task = study.store, study.target
     key = f"{task.name}/test"
     other = next((one for one in store.list_runs(at) if one.run_id == champion.run_id), None)
     if other is None:
@@ -125,16 +112,12 @@ def _gain_text(stored: StoredExperiment, run: Run, champion: Champion) -> str:
     versions = {store.read_identity(at, one.rows[key]).task_version for one in (run, other)}
     if len(versions) > 1:
         return f"unknown, for {champion.candidate} answered other items or was scored by other code"
-    metric, policy = load_metrics(task)[task.primary_metric], stored.experiment.gate
-    labels, read = read_labels(at, task, metric.name), StoredRows(at)
-    rows, base = target_rows(read, run, task), target_rows(read, other, task)
-    missing = labels_missing(metric.name, labels, rows, base)
-    if missing and policy.uncalibrated_judge == "refuse":
+    if missing := count_missing(study, run, other):
         return f"unknown, for its judge's grades need {formatting.pluralize(missing, 'more label')} of people"
-    gain = compare_on_target(metric, base, rows, labels, policy.max_errors)
+    gain = compare_on(study, run, other)
     if gain is None:
         return "unknown, for they share no item with a score"
     c = comparison.orient(gain)
     refused = f" ({c.refused})" if c.refused else ""
     found = formatting.change(c.unit, c.delta, c.low, c.high)
-    return f"{found} {'pp ' if c.unit.is_rate else ''}{metric.name}, n = {formatting.count(c.n)}{refused}"
+    return f"{found} {'pp ' if c.unit.is_rate else ''}{c.metric}, n = {formatting.count(c.n)}{refused}"

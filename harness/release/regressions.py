@@ -13,8 +13,8 @@ from typing import Any
 from harness import config
 from harness.data import load_task
 from harness.errors import Problem, did_you_mean, refuse
+from harness.experiment import Study
 from harness.records import Example, Run, parse_json
-from harness.release.stored_experiment import StoredExperiment
 from harness.spec import Task, TaskData, is_path, metric_parts
 
 SUITE = "regressions"
@@ -22,7 +22,7 @@ _SUFFIX = "-pinned"
 _KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the item came from
 
 
-def add_regressions(stored: StoredExperiment, run: Run, items: Sequence[str]) -> tuple[Path, int]:
+def add_regressions(stored: Study, run: Run, items: Sequence[str]) -> tuple[Path, int]:
     """Pin items of a run's suites, each written `task/item`; returns the suite's file and how many are new.
 
     Raises:
@@ -47,9 +47,7 @@ def add_regressions(stored: StoredExperiment, run: Run, items: Sequence[str]) ->
     return path, added
 
 
-def _find_items(
-    stored: StoredExperiment, run: Run, items: Iterable[str]
-) -> dict[str, tuple[Task, list[Example]]]:
+def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
     """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
     tasks = {
         t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks

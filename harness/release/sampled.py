@@ -5,11 +5,13 @@ one that the comparison printed. A repeated confidence interval holds whatever t
 Source: Jennison & Turnbull 2000, chapter 9.
 """
 
+from dataclasses import replace
+
 from harness import store
 from harness.errors import IncompatibleRuns
+from harness.experiment import Study
 from harness.formatting import count
 from harness.records import FEWER, Run, SamplingRecord
-from harness.release.stored_experiment import StoredExperiment
 from harness.spec import Experiment
 
 
@@ -18,7 +20,7 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
     return run.experiment == f"{experiment.name}{FEWER}"
 
 
-def find_sampling(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
+def find_sampling(stored: Study, run: Run) -> SamplingRecord | None:
     """Read which items a run was judged on; None of one that answered whole tasks.
 
     Raises:
@@ -37,8 +39,8 @@ def find_sampling(stored: StoredExperiment, run: Run) -> SamplingRecord | None:
     return found
 
 
-def analysis_settings(stored: StoredExperiment, run: Run, sampling: SamplingRecord) -> StoredExperiment:
-    """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha.
+def as_analysed(stored: Study, run: Run, sampling: SamplingRecord) -> Study:
+    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha.
 
     Raises:
         IncompatibleRuns: the analyses were planned for another alpha than the gate's.
@@ -52,7 +54,14 @@ def analysis_settings(stored: StoredExperiment, run: Run, sampling: SamplingReco
         )
     gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
-    return stored._replace(experiment=experiment)
+    return replace(
+        stored,
+        experiment=experiment,
+        weights=lambda run: sampling.weights,
+        compared={},
+        admitted={},
+        untrained={},
+    )
 
 
 def describe_sampling(sampling: SamplingRecord) -> str:

@@ -19,24 +19,21 @@ from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
 from harness.evaluation.rows.row_sets import rows_version, scoring_digest
 from harness.experiment import (
-    Judgement,
-    StoredRows,
     Study,
-    find_lm_eval_tasks,
+    add_lm_eval,
     is_of_recipe,
     judge,
+    judgement_of,
     list_untrained,
-    metrics_of,
+    load_study,
     record_verdict,
     refuse_lost_folds,
-    task_settings,
     verdict_change,
 )
 from harness.gating import GateResult
 from harness.records import FEWER, Run, SamplingRecord
 from harness.release.champions import answers_suites, champion_note
-from harness.release.sampled import analysis_settings, describe_sampling, find_sampling
-from harness.release.stored_experiment import StoredExperiment, open_stored
+from harness.release.sampled import as_analysed, describe_sampling, find_sampling
 from harness.spec import JUDGE, Experiment, Role, Task
 from harness.store import Champion
 
@@ -60,7 +57,7 @@ def gate_stored(
         IncompatibleRuns: a run or the baseline is missing, their rows differ in more than weights, or
             the files of a task have changed since.
     """
-    stored = open_stored(config.load(path, overrides))
+    stored = load_study(config.load(path, overrides))
     champion = store.read_champion(stored.folder, stored.experiment.target.name)
     if baseline == "champion" and champion is None:
         raise IncompatibleRuns(
@@ -88,7 +85,7 @@ def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]
     return kept
 
 
-def candidate_runs(stored: StoredExperiment, candidate: str, *, sampled: bool = False) -> list[Run]:
+def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> list[Run]:
     """Find the finished runs of a candidate as written now, the newest of each seed, or one run.
 
     One run is named by its id, or with its seed as reports write it: `lora (seed 1)`. Where `sampled`, runs
@@ -125,7 +122,7 @@ def candidate_runs(stored: StoredExperiment, candidate: str, *, sampled: bool = 
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
-def _refuse_missing_seeds(stored: StoredExperiment, candidate: str, runs: Mapping[int, Run]) -> None:
+def _refuse_missing_seeds(stored: Study, candidate: str, runs: Mapping[int, Run]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
     trained = any(plugins.find_method(r.method).seeded for r in runs.values())
     missing = sorted(set(stored.experiment.seeds) - set(runs)) if trained else []
@@ -138,7 +135,7 @@ def _refuse_missing_seeds(stored: StoredExperiment, candidate: str, runs: Mappin
         )
 
 
-def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> GateResult:
+def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     """Judge one run against a champion, or against its own base.
 
     Raises:
@@ -146,31 +143,25 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
         IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
     """
     sampling = find_sampling(stored, run)
-    stored = analysis_settings(stored, run, sampling) if sampling else stored
-    study, catalogue = study_stored(stored, sampling)
+    study, catalogue = add_lm_eval(as_analysed(stored, run, sampling) if sampling else stored)
     experiment, tasks = study.experiment, list(study.suite_tasks())
     if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
-        raise _phrase_unanswered(stored, run, [one.task.name for one in tasks])
-    _refuse_changed(stored._replace(experiment=experiment), catalogue, run, sampling)
-    _refuse_regraded_arms(stored, study, run)
+        raise _phrase_unanswered(study, run, [one.task.name for one in tasks])
+    _refuse_changed(study, catalogue, run, sampling)
+    _refuse_regraded_arms(study, run)
     refuse_lost_folds(study, run)
     left_out = [one.task.name for one in tasks if not study.is_judged(one.task)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     notes += [describe_sampling(sampling)] if sampling else []
     gated_against = champion if champion and answers_suites(champion.recipe) else None
     if champion and not gated_against:
-        notes.append(champion_note(stored, run, champion))
+        notes.append(champion_note(study, run, champion))
     result = judge(study, run, gated_against)
     digest = gated_against.weights_digest if gated_against else run.base_digest
     against = (
         f"the champion {gated_against.candidate} ({gated_against.run_id})" if gated_against else "the base"
     )
-    settings = {
-        task.name: task_settings(task, role, study.metrics[task.name][task.primary_metric])
-        for task, role, _ in tasks
-        if study.is_judged(task)
-    }
-    judgement = Judgement(run, result.verdict, experiment.gate, against, digest, settings, experiment.decide)
+    judgement = judgement_of(study, run, result.verdict, against, digest)
     notes += [*result.notes, *filter(None, [verdict_change(study.store, judgement)])]
     record_verdict(study.store, judgement)
     return replace(
@@ -183,25 +174,7 @@ def judge_run(stored: StoredExperiment, run: Run, champion: Champion | None) -> 
     )
 
 
-def study_stored(
-    stored: StoredExperiment, sampling: SamplingRecord | None = None
-) -> tuple[Study, Mapping[str, lm_eval.LmEvalTask]]:
-    """Return the study of stored runs and what lm-eval says of its tasks; `sampling` is that of the run."""
-    experiment, catalogue = find_lm_eval_tasks(stored.experiment)
-    tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
-    study = Study(
-        experiment,
-        stored.store,
-        {task.name: metrics_of(task, catalogue) for task in tasks},
-        StoredRows(stored.store, texts=experiment.gate.mode_collapse is not None),
-        lambda run: sampling.weights if sampling else {},
-        first_base=store.find_first_base(stored.folder, experiment.target.name),
-        typed=stored.typed,
-    )
-    return study, catalogue
-
-
-def _phrase_unanswered(stored: StoredExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
+def _phrase_unanswered(stored: Study, run: Run, tasks: Sequence[str]) -> HarnessError:
     """Say why nothing tells what a run forgot: it never answers the suites, or has not answered them yet."""
     if not answers_suites(run.recipe):
         found = f"the method {run.method}, which answers no task of the suites"
@@ -220,7 +193,7 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 
 
 def _refuse_changed(
-    stored: StoredExperiment,
+    stored: Study,
     catalogue: Mapping[str, lm_eval.LmEvalTask],
     run: Run,
     sampling: SamplingRecord | None,
@@ -252,16 +225,16 @@ def _version(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask], seed: int)
     return rows_version(task, version_of_test(task, seed))
 
 
-def _refuse_regraded_arms(stored: StoredExperiment, study: Study, run: Run) -> None:
+def _refuse_regraded_arms(study: Study, run: Run) -> None:
     """Refuse a run, or what its gain is measured over, that was graded by others than the files name."""
-    refuse_regraded(stored, run)
+    refuse_regraded(study, run)
     goal = study.experiment.gate.target
     if (goal.gain, goal.win_rate) != (None, None):
         for other in list_untrained(study):
-            _refuse_other_grades(stored, study.experiment.target, "target", other)
+            _refuse_other_grades(study, study.target, "target", other)
 
 
-def refuse_regraded(stored: StoredExperiment, run: Run) -> None:
+def refuse_regraded(stored: Study, run: Run) -> None:
     """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
 
     Raises:
@@ -274,7 +247,7 @@ def refuse_regraded(stored: StoredExperiment, run: Run) -> None:
             _refuse_other_grades(stored, task, suite.role, run)
 
 
-def _refuse_other_grades(stored: StoredExperiment, task: Task, role: Role, run: Run) -> None:
+def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> None:
     """Refuse rows of one task that were graded by another judge, by another rubric, or in another way."""
     key = f"{task.name}/test"
     if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):

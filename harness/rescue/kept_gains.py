@@ -8,11 +8,17 @@ their levels is corrected.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from harness import comparison
 from harness.comparison import Comparison
 from harness.decision import TargetScore, gain
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import Reader, compare_on, is_prompt, score_on
+from harness.experiment import (
+    Study,
+    compare_on,
+    find_prompt,
+    is_answered,
+    is_better_on_validation,
+    score_on,
+)
 from harness.records import Run
 from harness.rescue.select import RescueCase
 
@@ -40,13 +46,10 @@ class OtherTarget(NamedTuple):
         return self.untrained or self.prompt
 
 
-def list_other_targets(session: Session, case: RescueCase) -> tuple[OtherTarget, ...]:
+def list_other_targets(session: Session, study: Study, case: RescueCase) -> tuple[OtherTarget, ...]:
     """List the further targets that a run answered, with what it is compared with there."""
     scores = {one.task: one for one in case.facts.more_targets}
-    prompts = [
-        r for r in case.runs.values() if is_prompt(r) and not session.candidates[r.candidate].is_baseline
-    ]
-    prompt = next((r for r in prompts if r.base_digest == case.run.base_digest), next(iter(prompts), None))
+    prompt = find_prompt(study, case.runs.values(), case.run)
     out = []
     for m in session.more_targets:
         if (own := scores.get(m.task.name)) is not None:
@@ -56,25 +59,23 @@ def list_other_targets(session: Session, case: RescueCase) -> tuple[OtherTarget,
     return tuple(out)
 
 
-def scores_of(
-    session: Session, reader: Reader, run: Run, targets: Sequence[OtherTarget]
-) -> tuple[TargetScore, ...]:
+def scores_of(study: Study, run: Run, targets: Sequence[OtherTarget]) -> tuple[TargetScore, ...]:
     """Score a trial on further targets; one of which no answer could be scored is left out."""
     return tuple(
         TargetScore(
             one.name,
             one.measured.primary.name,
-            score_on(session, reader, run, one.measured),
+            score_on(study, run, one.measured.task),
             one.untrained.candidate if one.untrained else None,
-            compare_on(session, reader, run, one.untrained, one.measured),
-            compare_on(session, reader, run, one.prompt, one.measured),
+            compare_on(study, run, one.untrained, one.measured.task),
+            compare_on(study, run, one.prompt, one.measured.task),
         )
         for one in targets
-        if _is_answered(reader, run, one)
+        if is_answered(study, run, one.measured.task)
     )
 
 
-def name_lost_on_validation(reader: Reader, run: Run, targets: Sequence[OtherTarget]) -> tuple[str, ...]:
+def name_lost_on_validation(study: Study, run: Run, targets: Sequence[OtherTarget]) -> tuple[str, ...]:
     """Name the further targets on which a gain is gone by validation rows, where there are any."""
     return tuple(
         one.name
@@ -82,7 +83,7 @@ def name_lost_on_validation(reader: Reader, run: Run, targets: Sequence[OtherTar
         if one.gains
         and one.reference
         and one.measured.size("validation")
-        and not _is_better_on_validation(reader, run, one.reference, one.measured)
+        and not is_better_on_validation(study, run, one.reference, one.measured.task)
     )
 
 
@@ -113,18 +114,3 @@ def _difference(score: TargetScore) -> Comparison | None:
 def _is_shown(found: Comparison | None) -> bool:
     g = gain(found)
     return g is not None and g.low > 0
-
-
-def _is_answered(reader: Reader, run: Run, one: OtherTarget) -> bool:
-    there = f"{one.name}/test" in run.rows
-    return there and any(row.status != "error" for row in reader.read(run, one.measured))
-
-
-def _is_better_on_validation(reader: Reader, run: Run, other: Run, m: MeasuredTask) -> bool:
-    rows = [
-        reader.read(one, m, "validation") for one in (other, run) if f"{m.task.name}/validation" in one.rows
-    ]
-    if len(rows) < 2 or any(all(row.status == "error" for row in of) for of in rows):
-        return False
-    old, new = (comparison.estimate(m.primary, of).score for of in rows)
-    return m.primary.unit.sign * (new - old) > 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from harness import comparison, store
+from harness import store
 from harness.decision import gain
 from harness.evaluation.session import Session
 from harness.experiment import (
@@ -17,10 +17,11 @@ from harness.experiment import (
     attempt,
     compare_on,
     count_missing,
+    is_better_on_validation,
     judge,
+    judge_pairs,
     measure,
     study_session,
-    wins_over,
 )
 from harness.gating.halves import HALVES, Half
 from harness.records import Run
@@ -46,12 +47,6 @@ class _Context(NamedTuple):
     study: Study
     reference: Run
     others: tuple[OtherTarget, ...]
-
-    def score_on_validation(self, run: Run) -> float:
-        """Return a run's score on validation as the metric gives it, turned so that more is better."""
-        target = self.session.target
-        rows = self.reader.read(run, target, "validation")
-        return target.primary.unit.sign * comparison.estimate(target.primary, rows).score
 
 
 def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
@@ -102,8 +97,8 @@ def add_trials(session: Session, trials: Sequence[RescueTrial]) -> Session:
 def _prepare_context(session: Session, case: RescueCase) -> _Context:
     reader = Reader(session)
     reference = store.get_run(session.store, case.reference.run_id)
-    others = list_other_targets(session, case)
-    return _Context(session, reader, study_session(session, reader), reference, others)
+    study = study_session(session, reader)
+    return _Context(session, reader, study, reference, list_other_targets(session, study, case))
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
@@ -123,8 +118,8 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return TrialResult(trial.name, trial.step, trial.says, recipes, facts), run
-    more = scores_of(session, context.reader, run, context.others)
-    gained = compare_on(session, context.reader, run, context.reference, session.target)
+    more = scores_of(context.study, run, context.others)
+    gained = compare_on(context.study, run, context.reference)
     facts = replace(facts, vs_untrained=gained, more_targets=more)
     seen = _judge_search(context, run)
     session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
@@ -133,20 +128,21 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
 
 def _judge_search(context: _Context, run: Run) -> HalfVerdict:
     """Judge capability on the search half, and gains on validation: test rows choose nothing."""
-    gains = context.score_on_validation(run) > context.score_on_validation(context.reference)
+    study = context.study
+    gains = is_better_on_validation(study, run, context.reference, study.target)
     seen = _judge_half(context, run, "search", gains=gains)
-    return replace(seen, lost_on=name_lost_on_validation(context.reader, run, context.others))
+    return replace(seen, lost_on=name_lost_on_validation(study, run, context.others))
 
 
 def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
     """Judge the one that passed by every rule on the other half, and its gains on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
-    wins_over(context.session, context.reader, run, context.reference)  # the judge of pairs is asked now
+    judge_pairs(context.session, context.reader, [run], context.reference)  # the judge of pairs is asked now
     seen = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
     seen = replace(
         seen,
         lost_on=name_lost_on_test(facts.more_targets, context.others),
-        labels_missing=count_missing(context.session, context.reader, run, context.reference),
+        labels_missing=count_missing(context.study, run, context.reference),
     )
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)

@@ -12,7 +12,6 @@ from harness.experiment.fewer_items import _is_settled, is_settled
 from harness.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
 from harness.gating.halves import HALVES
 from harness.records import SampleResult
-from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
 from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most
 from tests.calibration.decisions import make_decision, make_fine_tune
@@ -245,7 +244,7 @@ def _judge_among_all(one: FineTune, f: CandidateFacts, policy: GatePolicy) -> Fi
         level, compared = f.standing.level, one.compared
         found = judge(one.measured, policy, target=None, identical=False, compared=compared, level=level)
         f = replace(f, corrected=found.verdict)
-    return one._replace(facts=f, settled=is_settled(ExperimentReport("", "", "", (f,))))
+    return one._replace(facts=f, settled=is_settled([f]))
 
 
 def make_tasks(n_tasks: int, law: Law, groups: Groups) -> list[PlainTask]:

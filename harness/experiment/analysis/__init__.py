@@ -5,6 +5,7 @@ Invariant: reads rows from the store and computes nothing that needs a model.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from harness import comparison, gating, plugins
 from harness import decision as decide
@@ -97,8 +98,8 @@ def report_of(
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.summarize_seeds(judged),
-        ablations=against.compare_grids(session, reader, runs, judged),
-        training_sets=against.compare_training_sets(session, reader, runs, judged),
+        ablations=against.compare_grids(of_runs.study, runs, judged),
+        training_sets=against.compare_training_sets(session, of_runs.study, runs, judged),
         curve=curve,
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
@@ -133,9 +134,8 @@ def _steps(
         measured = (m for m in session.suites if f"{m.task.name}/test" in run.rows)
         rows[run.run_id] = {m.task.name: reader.read(run, m) for m in measured}
     tuned = (run for run in done if plugins.method(run.method).tunes)
-    return {
-        run.run_id: against.steps_of(session, reader, run, done, rows, tasks[run.run_id]) for run in tuned
-    }
+    steps_of = partial(against.steps_of, session, judged.study)
+    return {run.run_id: steps_of(run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
 def _count_noteworthy_rows(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:

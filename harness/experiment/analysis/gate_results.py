@@ -63,12 +63,11 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """
     reader.prepare(digest for run in runs for digest in run.rows.values())
     base = bases_of(session, reader, runs)
-    reached = describe_reached(session, reader, runs)
-    compared = against.add_comparisons(session, reader, runs, reached)
-    compared = add_wins(session, reader, runs, compared)
-    facts = add_more_targets(session, reader, runs, compared)
+    reached, study = describe_reached(session, reader, runs), study_session(session, reader)
+    compared = against.add_comparisons(study, runs, reached)
+    compared = add_wins(study, runs, compared)
+    facts = add_more_targets(study, runs, compared)
     read_documents_of(session, runs)
-    study = study_session(session, reader)
     results = _gate_results(session, study, runs)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(

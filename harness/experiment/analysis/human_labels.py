@@ -22,29 +22,29 @@ from harness.comparison import (
 from harness.config import current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
+from harness.experiment.analysis.study import Study, study_session
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.metrics import Metric
 from harness.plugins import find_method
-from harness.records import LabelSet, Run, SampleResult
+from harness.records import Run, SampleResult
 from harness.spec import Task
 from harness.store import Store
 
 
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
-    """Say what runs reached by themselves, corrected by labels: what the choice on validation rests on."""
+    """Say what runs reached by themselves: what the choice on validation rests on.
+
+    Labels correct what was reached by a judge's metric; those that a decision lacks are counted.
+    """
     measured = (facts_of(session, reader, run) for run in runs)
-    return correct_facts(session, reader, runs, decide.apply_budgets(measured, session.experiment.decide))
-
-
-def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
-    """Correct what runs reached by a judge's metric, and count the labels that a decision on it lacks."""
-    metric = session.target.primary
+    facts = decide.apply_budgets(measured, session.experiment.decide)
+    study, metric, task = study_session(session, reader), session.target.primary, session.target.task
     if not is_judge(metric.name):
         return list(facts)
-    labels = judge_labels(session.store, session.target.task, session.target.primary.name)
+    labels = judge_labels(study.store, task, metric.name)
     corrected = [
-        correct_reached(metric, f, reader.read_with_drawn(run, session.target), labels) if f.target else f
+        correct_reached(metric, f, study.rows.with_drawn(run, task), labels) if f.target else f
         for f, run in zip(facts, runs, strict=True)
     ]
     by_name = {run.candidate: run for run in runs if run.state == "done"}
@@ -52,7 +52,7 @@ def correct_facts(session: Session, reader: Reader, runs: Runs, facts: Facts) ->
     missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
     for f, run in zip(corrected, runs, strict=True):
         if f.target:
-            lacks = count_missing(session, reader, *filter(None, (run, best)))
+            lacks = count_missing(study, *filter(None, (run, best)))
             missing[f.name] = max(missing.get(f.name, 0), lacks)
     return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]
 
@@ -86,32 +86,27 @@ def read_labels(at: Store, task: Task, metric: str) -> Labels:
     return latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
 
 
-def count_missing(session: Session, reader: Reader, *runs: Run) -> int:
+def count_missing(study: Study, *runs: Run) -> int:
     """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
-    if session.experiment.gate.uncalibrated_judge == "allow":
+    if study.experiment.gate.uncalibrated_judge == "allow":
         return 0
-    rows = (reader.read(run, session.target) for run in runs)
-    labels = judge_labels(session.store, session.target.task, session.target.primary.name)
-    return labels_missing(session.target.primary.name, labels, *rows)
+    metric = study.primary(study.target).name
+    labels = judge_labels(study.store, study.target, metric)
+    return labels_missing(metric, labels, *(study.rows.cut(run, study.target) for run in runs))
 
 
 def calibrations(session: Session, reader: Reader, runs: Runs, facts: Facts) -> tuple[MetricCalibration, ...]:
     """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
-    found = _labels(session)
+    found = current_labels(store.list_labels(session.store, session.target.task.name), session.target.task)
     if not found:
         return ()
     done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
-    arms = {label: reader.read_with_drawn(run, session.target) for label, run in done.items()}
+    arms = {label: reader.with_drawn(run, session.target.task) for label, run in done.items()}
     best = decide.best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
     return tuple(replace(c, own=_name_own_kind(session, c.metric, done)) for c in of if c)
-
-
-def _labels(session: Session) -> list[LabelSet]:
-    task = session.target.task
-    return current_labels(store.list_labels(session.store, task.name), task)
 
 
 def _name_own_kind(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:

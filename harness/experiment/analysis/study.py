@@ -5,18 +5,21 @@ and the same file give the same verdicts, whichever command opens them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from harness import gating, plugins, store
-from harness.config import CommandLine
+from harness.config import CommandLine, LoadedExperiment
+from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.session import Session
+from harness.experiment.preparation import find_lm_eval_tasks
 from harness.experiment.runs.stored_rows import Reader, StoredRows, find_measured_arm
 from harness.gating import AdmittedTasks, ComparedArms, Measurement
-from harness.metrics import Metric
+from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import Run, canonical_json
 from harness.spec import Experiment, Recipe, Role, Task
@@ -50,7 +53,7 @@ class Study:
     `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it, `base_arm`
     to its base's rows of each task, as far as an open session knows them. `first_base` is the digest of the
     base that the first champion was judged against, empty without one. `typed` is what a next step
-    repeats. `compared`, `admitted` and `untrained` keep what verdicts share.
+    repeats, `selected` its candidates. `compared`, `admitted` and `untrained` keep what verdicts share.
     """
 
     experiment: Experiment
@@ -61,14 +64,29 @@ class Study:
     base_arm: Callable[[Run], Mapping[str, str]] = lambda run: {}
     first_base: str = ""
     typed: CommandLine = _PLAIN
+    selected: tuple[str, ...] = ()
     compared: dict[tuple[str, ...], ArmsOfPair] = field(default_factory=dict)
     admitted: dict[tuple[str, ...], AdmittedTasks] = field(default_factory=dict)
     untrained: dict[tuple[str, str], Run | None] = field(default_factory=dict)
 
     @property
+    def folder(self) -> Path:
+        """The folder of the experiment's file."""
+        return self.store.folder.parent
+
+    @property
     def seed(self) -> int:
         """The seed by which tasks are cut into halves."""
         return self.experiment.seeds[0]
+
+    @property
+    def target(self) -> Task:
+        """The target that decides."""
+        return self.experiment.target
+
+    def primary(self, task: Task) -> Metric:
+        """Return the metric that decides on a task."""
+        return self.metrics[task.name][task.primary_metric]
 
     def suite_tasks(self) -> Iterator[SuiteTask]:
         """Yield the tasks of all suites, in the order of the file."""
@@ -80,13 +98,40 @@ class Study:
         return gating.is_judged(task.name, self.experiment.gate)
 
 
+def load_study(loaded: LoadedExperiment) -> Study:
+    """Return the study of an experiment's stored runs, as its file is written now.
+
+    Metrics of tasks of lm-eval come with `add_lm_eval`, for lm-eval reads all their items.
+    """
+    experiment, at = loaded.experiment, Store(loaded.folder / "runs")
+    return Study(
+        experiment,
+        at,
+        {task.name: load_metrics(task) for task in experiment.tasks if not task.lm_eval},
+        StoredRows(at, texts=experiment.gate.mode_collapse is not None),
+        lambda run: {},
+        first_base=store.find_first_base(loaded.folder, experiment.target.name),
+        typed=loaded.typed,
+        selected=loaded.selected,
+    )
+
+
+def add_lm_eval(study: Study) -> tuple[Study, Mapping[str, LmEvalTask]]:
+    """Return a study that knows its tasks of lm-eval, and what lm-eval says of these."""
+    experiment, catalogue = find_lm_eval_tasks(study.experiment)
+    if not catalogue:
+        return study, catalogue
+    metrics = {**study.metrics, **{name: found.metrics for name, found in catalogue.items()}}
+    return replace(study, experiment=experiment, metrics=metrics), catalogue
+
+
 def study_session(session: Session, reader: Reader) -> Study:
     """Return the study of an open experiment; a run that is settled keeps the items of its own analysis."""
     current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
     return Study(
         session.experiment,
         session.store,
-        {m.task.name: m.metrics for m in (session.target, *session.suites)},
+        {m.task.name: m.metrics for m in session.tasks},
         reader,
         partial(_find_weights, session, current),
         lambda run: find_measured_arm(session, session.candidates[run.candidate].base) or {},

@@ -4,25 +4,26 @@ Invariant: read from the store, without the model or the data; the best untraine
 the decision takes, by validation, among the stored runs of the file's candidates as they are written now.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from operator import attrgetter
 
 from harness import comparison, decision, plugins, store
 from harness.comparison import (
     Comparison,
-    Labels,
+    Estimate,
     compare_on_target,
     correct_estimate,
     labels_missing,
 )
+from harness.data import Split
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.analysis.human_labels import correct_reached, judge_labels
 from harness.experiment.analysis.study import Study, is_of_recipe
 from harness.experiment.analysis.target_wins import wins_of
 from harness.experiment.runs.candidate_result import facts_on_target, mark_recipe
-from harness.experiment.runs.stored_rows import Rows, StoredRows
+from harness.experiment.runs.stored_rows import Rows
 from harness.gating import TargetFacts
 from harness.metrics import Metric
 from harness.records import Run
@@ -35,17 +36,17 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
     wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
     if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
         return None
-    metric, rows = study.metrics[task.name][task.primary_metric], target_rows(study.rows, run, task)
+    metric, rows = study.primary(task), study.rows.with_drawn(run, task)
     labels, compared = judge_labels(study.store, task, metric.name), [rows]
     best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
     gain = wins = None
     if best is not None:
-        base = target_rows(study.rows, best, task)
+        base = study.rows.with_drawn(best, task)
         if goal.gain is not None:
-            gain = compare_on_target(metric, base, rows, labels, policy.max_errors)
+            gain = compare_on(study, run, best)
             compared.append(base)
         if goal.win_rate is not None:
-            wins = wins_of(study.store, policy, task.name, (best, run), (base, rows))
+            wins = wins_of(study, run, best)
     missing = labels_missing(metric.name, labels, *compared)
     return TargetFacts(
         correct_estimate(metric, comparison.estimate(metric, rows), rows, labels),
@@ -56,11 +57,48 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
     )
 
 
-def target_rows(rows: StoredRows, run: Run, task: Task, split: str = "test") -> Rows:
-    """Read a run's answers to the target, as many as its limit leaves, with all drawn to an item."""
-    key = f"{task.name}/{split}"
-    cut = rows.whole(run.rows[key])[: getattr(task.data.limits, split)]
-    return comparison.add_samples(cut, rows.drawn(run, key))
+def compare_on(study: Study, run: Run, other: Run | None, task: Task | None = None) -> Comparison | None:
+    """Compare a run with another on a target, the one that decides unless `task` is another.
+
+    None where there is nothing to compare.
+    """
+    if other is None:
+        return None
+    task = task or study.target
+    metric = study.primary(task)
+    labels = judge_labels(study.store, task, metric.name)
+    read = study.rows.with_drawn if labels else study.rows.cut
+    base, new = (read(one, task) for one in (other, run))
+    return compare_on_target(metric, base, new, labels, study.experiment.gate.max_errors)
+
+
+def score_on(study: Study, run: Run, task: Task) -> Estimate:
+    """Estimate a run's score on a target, corrected by people's labels."""
+    metric, rows = study.primary(task), study.rows.with_drawn(run, task)
+    labels = judge_labels(study.store, task, metric.name)
+    return correct_estimate(metric, comparison.estimate(metric, rows), rows, labels)
+
+
+def is_answered(study: Study, run: Run, task: Task, split: Split = "test") -> bool:
+    """Tell whether a run answered an item of a target at all."""
+    there = f"{task.name}/{split}" in run.rows
+    return there and any(row.status != "error" for row in study.rows.cut(run, task, split))
+
+
+def is_better_on_validation(study: Study, run: Run, other: Run, task: Task) -> bool:
+    """Tell whether a run scores higher than another on the validation rows of a target."""
+    if not all(is_answered(study, one, task, "validation") for one in (other, run)):
+        return False
+    metric, rows = study.primary(task), study.rows
+    old, new = (comparison.estimate(metric, rows.cut(one, task, "validation")).score for one in (other, run))
+    return metric.unit.sign * (new - old) > 0
+
+
+def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
+    """Find the plain prompt among runs: on the base of a run where there is one, else the first."""
+    recipes = study.experiment.candidates
+    prompts = [one for one in runs if is_prompt(one) and recipes[one.candidate].role != "baseline"]
+    return next((one for one in prompts if one.base_digest == run.base_digest), next(iter(prompts), None))
 
 
 def compare_commonest(study: Study, run: Run) -> tuple[Comparison, ...]:
@@ -79,7 +117,7 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
     are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
 
     def answers(of: Run) -> Rows:
-        own = target_rows(rows, of, task)
+        own = rows.with_drawn(of, task)
         return (comparison.list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
 
     return answers(plain) if plain else None, answers(run)
@@ -129,30 +167,30 @@ def _scored_by(study: Study, run: Run) -> tuple[str, str]:
 def _choose_untrained(study: Study, scored_by: tuple[str, str]) -> Run | None:
     experiment, task = study.experiment, study.experiment.target
     runs = [one for one in list_untrained(study) if _scored_by(study, one) == scored_by]
-    metric = study.metrics[task.name][task.primary_metric]
-    labels = judge_labels(study.store, task, metric.name)
     study.rows.prepare(one.rows[f"{task.name}/{split}"] for one in runs for split in ("test", "validation"))
     facts = list[CandidateFacts]()
     for one in runs:
         refuse_lost_folds(study, one)
         with suppress(CandidateFailed):
-            facts.append(reached_on_target(study.rows, one, task, metric, labels, experiment.candidates))
+            facts.append(reached_on_target(study, one))
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
     return {one.candidate: one for one in runs}.get(best or "")
 
 
-def reached_on_target(
-    rows: StoredRows, run: Run, task: Task, metric: Metric, labels: Labels, recipes: Mapping[str, Recipe]
-) -> CandidateFacts:
+def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> CandidateFacts:
     """Say what a stored run reached as the decision sees it, corrected by the labels there are.
+
+    Reached by the metric that decides, unless it is another.
 
     Raises:
         CandidateFailed: every test row is an error.
     """
-    test, validation = (target_rows(rows, run, task, split) for split in ("test", "validation"))
+    task, recipes = study.target, study.experiment.candidates
+    metric = metric or study.primary(task)
+    test, validation = study.rows.with_drawn(run, task), study.rows.with_drawn(run, task, "validation")
     recipe = recipes.get(run.candidate) or Recipe.model_validate(run.recipe)
     facts = mark_recipe(facts_on_target(run, metric, test, validation), recipe, recipes)
-    return correct_reached(metric, facts, test, labels)
+    return correct_reached(metric, facts, test, judge_labels(study.store, task, metric.name))
 
 
 def list_untrained(study: Study) -> list[Run]:

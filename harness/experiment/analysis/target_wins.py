@@ -1,10 +1,9 @@
 """Win rates of fine-tunes over the best untrained candidate on the target, where the gate asks for them.
 
-Invariant: `judge_pairs` and `wins_over` alone ask a judge; whatever reads a report reads what is stored.
+Invariant: `judge_pairs` alone asks a judge; whatever reads a report reads what is stored.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from harness import decision as decide
@@ -34,10 +33,10 @@ from harness.evaluation.judges.answer_pairs import (
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
 from harness.experiment.analysis.human_labels import describe_reached
+from harness.experiment.analysis.study import Study
 from harness.experiment.runs.stored_rows import Facts, Reader, Runs
 from harness.records import Run
-from harness.spec import PEOPLE, GatePolicy, metric_name
-from harness.store import Store
+from harness.spec import PEOPLE, metric_name
 
 
 def judge_of_pairs(session: Session) -> JudgedMetric | None:
@@ -48,68 +47,39 @@ def judge_of_pairs(session: Session) -> JudgedMetric | None:
     return open_judged(goal.by, session.store, session.judging, session.machine)
 
 
-def judge_pairs(session: Session, reader: Reader, runs: Runs) -> list[str]:
-    """Let the gate's judge compare the answers of fine-tunes with the best untrained candidate's.
+def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None = None) -> list[str]:
+    """Let the gate's judge compare answers of fine-tunes with the best untrained candidate's, or a base's.
 
     Returns why it could not, if it could not; what it said until then is kept.
     """
     judged = judge_of_pairs(session)
     if judged is None:
         return []
-    examples = session.target.items.test
-    reached = describe_reached(session, reader, runs)
-    open_ones = [
-        one
-        for _, run, base in _pairs(runs, reached)
-        for one in list_ungraded_pairs(
-            judged, examples, reader.read(base, session.target), reader.read(run, session.target)
-        )
-    ]
+    pairs = [(run, base) for run in runs] if base else _pairs(runs, describe_reached(session, reader, runs))
+    task, examples = session.target.task, session.target.items.test
+    rows = ((reader.cut(other, task), reader.cut(run, task)) for run, other in pairs)
     try:
-        grade_all(session, open_ones)
+        grade_all(session, [one for pair in rows for one in list_ungraded_pairs(judged, examples, *pair)])
     except CandidateFailed as error:
         return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
     return []
 
 
-def add_wins(session: Session, reader: Reader, runs: Runs, facts: Facts) -> list[CandidateFacts]:
+def add_wins(study: Study, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Add the win rates of fine-tunes over the best untrained candidate, where the gate asks for them."""
-    policy = session.experiment.gate
-    if policy.target.win_rate is None:
+    if study.experiment.gate.target.win_rate is None:
         return list(facts)
-    found = {
-        run.run_id: wins_of(
-            session.store,
-            policy,
-            session.target.task.name,
-            (base, run),
-            (reader.read(base, session.target), reader.read(run, session.target)),
-        )
-        for _, run, base in _pairs(runs, facts)
-    }
+    found = {run.run_id: wins_of(study, run, base) for run, base in _pairs(runs, facts)}
     return [replace(f, wins=found.get(f.run_id)) for f in facts]
 
 
-def wins_over(session: Session, reader: Reader, run: Run, base: Run) -> Wins | None:
-    """Return the win rate of a run over another, judged now as far as the gate's judge can be asked.
-
-    None where the gate asks for none.
-    """
-    policy, task = session.experiment.gate, session.target.task.name
-    if policy.target.win_rate is None:
-        return None
-    rows = (reader.read(base, session.target), reader.read(run, session.target))
-    if judged := judge_of_pairs(session):
-        with suppress(CandidateFailed):  # what it said until then is kept, and the rest counted as missing
-            grade_all(session, list(list_ungraded_pairs(judged, session.target.items.test, *rows)))
-    return wins_of(session.store, policy, task, (base, run), rows)
-
-
-def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], rows: tuple[Rows, Rows]) -> Wins:
-    """Read the win rate of a run over another; both come as (base, new), with their rows of the target."""
+def wins_of(study: Study, run: Run, base: Run) -> Wins:
+    """Read the win rate of a run over another on the target."""
+    at, policy, task, runs = study.store, study.experiment.gate, study.target, (base, run)
+    rows = study.rows.cut(base, task), study.rows.cut(run, task)
     pairs = _answer_pairs(*rows)
-    digests = [run.rows[f"{task}/test"] for run in runs]
-    votes = human.map_counted_shares(store.list_ratings(at, task), map_shown_pairs(*rows), *digests)
+    digests = [one.rows[f"{task.name}/test"] for one in runs]
+    votes = human.map_counted_shares(store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests)
     by = policy.target.by
     if by == PEOPLE:
         return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)
@@ -159,10 +129,11 @@ def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
     )
 
 
-def _pairs(runs: Runs, facts: Facts) -> Iterator[tuple[CandidateFacts, Run, Run]]:
-    """Yield the finished fine-tunes, each with the run of the best untrained candidate."""
+def _pairs(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
+    """List the finished fine-tunes, each with the run of the best untrained candidate."""
     best = decide.best_untrained(facts)
     base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
-    for f, run in zip(facts, runs, strict=True):
-        if base and run.state == "done" and decide.is_fine_tuned(f):
-            yield f, run, base
+    tuned = (
+        run for f, run in zip(facts, runs, strict=True) if run.state == "done" and decide.is_fine_tuned(f)
+    )
+    return [(run, base) for run in tuned] if base else []

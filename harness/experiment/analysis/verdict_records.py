@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from harness import __version__, formatting, store
 from harness.decision import CandidateFacts
+from harness.experiment.analysis.study import Study
 from harness.gating import WORDS, Verdict, is_invalid
 from harness.metrics import Metric
 from harness.provenance import timestamp
@@ -39,23 +40,10 @@ _OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
 _OF_GAIN = ("delta", "low", "high", "n")
 
 
-def task_settings(task: Task, role: Role, primary: Metric) -> dict[str, Any]:
-    """Return what a verdict hangs on of a task beside its rows, as JSON has it."""
-    return {
-        "chance": task.chance,
-        "margin": task.margin,
-        "metric": primary.name,
-        "higher_is_better": primary.higher_is_better,
-        "bounds": [primary.range.low, primary.range.high],
-        "kind": task.kind,
-        "role": role,
-    }
-
-
 class Judgement(NamedTuple):
     """Verdict on a run against a baseline; `policy` is the gate's as it is written, `decide` the decision's.
 
-    `tasks` maps those of the suites to their `task_settings`.
+    `tasks` maps those of the suites that are judged to what the verdict hangs on of them.
     """
 
     run: Run
@@ -70,6 +58,33 @@ class Judgement(NamedTuple):
     def rules(self) -> dict[str, Any]:
         """The settings that it was judged by, as JSON has them."""
         return _describe_rules(self.policy, self.decide)
+
+
+def judgement_of(
+    study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
+) -> Judgement:
+    """Put a verdict on a run beside the policies and the tasks that it was given by."""
+    settings = {
+        task.name: _task_settings(task, role, study.primary(task))
+        for task, role, _ in study.suite_tasks()
+        if study.is_judged(task)
+    }
+    against = baseline_digest or run.base_digest
+    gate, decide = study.experiment.gate, study.experiment.decide
+    return Judgement(run, verdict, gate, baseline, against, settings, decide)
+
+
+def _task_settings(task: Task, role: Role, primary: Metric) -> dict[str, Any]:
+    """Return what a verdict hangs on of a task beside its rows, as JSON has it."""
+    return {
+        "chance": task.chance,
+        "margin": task.margin,
+        "metric": primary.name,
+        "higher_is_better": primary.higher_is_better,
+        "bounds": [primary.range.low, primary.range.high],
+        "kind": task.kind,
+        "role": role,
+    }
 
 
 def _describe_rules(policy: GatePolicy, decide: DecidePolicy) -> dict[str, Any]:
@@ -208,24 +223,20 @@ def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
         )
 
 
-def report_changes(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, tasks: Settings
-) -> Iterator[str]:
+def report_changes(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[str]:
     """Say of every verdict of a report that is another than the one stored what has changed."""
-    yield from filter(None, (verdict_change(at, of) for of in _judgements(report, runs, experiment, tasks)))
+    yield from filter(None, (verdict_change(study.store, of) for of in _judgements(report, runs, study)))
 
 
-def record_report(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, tasks: Settings
-) -> None:
+def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
-    for judgement in _judgements(report, runs, experiment, tasks):
-        record_verdict(at, judgement)
+    for judgement in _judgements(report, runs, study):
+        record_verdict(study.store, judgement)
     if report.decision is not None:
         store.save_decision(
-            at,
+            study.store,
             DecisionRecord(
                 experiment=report.experiment,
                 metric=report.metric,
@@ -240,14 +251,11 @@ def record_report(
         )
 
 
-def _judgements(
-    report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, tasks: Settings
-) -> Iterator[Judgement]:
-    policy, decide = experiment.gate, experiment.decide
+def _judgements(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[Judgement]:
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            yield Judgement(run, facts.verdict, policy, "the base", run.base_digest, tasks, decide)
+            yield judgement_of(study, run, facts.verdict)
 
 
 def _brief(facts: CandidateFacts) -> dict[str, Any]:

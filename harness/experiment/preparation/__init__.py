@@ -3,7 +3,7 @@
 Invariant: every problem of the files is reported at once, before a model is loaded or anything is written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,6 @@ from harness.experiment.preparation.served_bases import choose_quantization
 from harness.experiment.preparation.written_rows import cut_special_tokens
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize, quote
-from harness.metrics import Metric, load_metrics
 from harness.models import set_templates
 from harness.models.devices import Room, free_room
 from harness.models.embedded_model import expect_unpacking_s
@@ -173,11 +172,6 @@ def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm
         for suite in experiment.suites
     )
     return experiment.model_copy(update={"suites": suites}), found
-
-
-def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask]) -> dict[str, Metric]:
-    """Return the metrics of a task, ours or one that was found in lm-eval's catalogue."""
-    return catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
 
 
 def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:

@@ -51,6 +51,14 @@ class StoredRows:
         """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
         return store.read_drawn(self.at, run.rows[key]) if run.decoding else {}
 
+    def cut(self, run: Run, task: Task, split: Split = "test") -> Rows:
+        """Return a run's answers to a target, as many as its limit leaves."""
+        return self.whole(run.rows[f"{task.name}/{split}"])[: getattr(task.data.limits, split)]
+
+    def with_drawn(self, run: Run, task: Task, split: Split = "test") -> Rows:
+        """Return a run's answers to a target, as many as its limit leaves, with all drawn to an item."""
+        return comparison.add_samples(self.cut(run, task, split), self.drawn(run, f"{task.name}/{split}"))
+
     def controls(self) -> Mapping[str, ControlFacts]:
         """Return what the store's control arms found; judged again when one has come."""
         if len(store.controls(self.at)) != len(self._controls):
@@ -93,10 +101,6 @@ class Reader(StoredRows):
     def read_drawn(self, run: Run, measured: MeasuredTask) -> Mapping[str, Sequence[Sample]]:
         """Return the answers that were drawn to the test items of one task; none of greedy ones."""
         return self.drawn(run, f"{measured.task.name}/test")
-
-    def read_with_drawn(self, run: Run, measured: MeasuredTask) -> Rows:
-        """Return a run's test rows of a task with all answers that were drawn to each item."""
-        return comparison.add_samples(self.read(run, measured), self.read_drawn(run, measured))
 
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""

@@ -20,12 +20,11 @@ from harness.comparison import Labels, answer_digest, draw_items, is_correctable
 from harness.config import digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
-from harness.experiment import StoredRows, reached_on_target, read_labels, target_rows
+from harness.experiment import Study, load_study, reached_on_target, read_labels
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
-from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.spec import Task, metric_name
 from harness.store import Store
 
@@ -111,7 +110,7 @@ def export_answers(
         IncompatibleRuns: nothing is stored of a candidate as it is written now, or no answer lacks a label.
     """
     refuse_unwritable(file)
-    stored = open_stored(config.load(path, overrides))
+    stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     goal = stored.experiment.gate.target
     if goal.win_rate is not None and metric and metric in (goal.by, metric_name(goal.by)):
@@ -120,9 +119,9 @@ def export_answers(
             Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
         )
     measured = _metric(task, metric)
-    labels, read = read_labels(at, task, measured.name), StoredRows(at)
+    labels, read = read_labels(at, task, measured.name), stored.rows
     seeds = [
-        [_arm(measured.name, run, target_rows(read, run, task), labels) for run in of_recipe]
+        [_arm(measured.name, run, read.with_drawn(run, task), labels) for run in of_recipe]
         for of_recipe in _choose_runs(stored, candidates)
     ]
     drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
@@ -160,7 +159,7 @@ def import_labels(
     Raises:
         UserError: with every problem of the file at once, of which nothing is then stored.
     """
-    stored = open_stored(config.load(path, overrides))
+    stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     if scale and not -inf < scale[0] < scale[1] < inf:
         found = f"{scale[0]:g} and {scale[1]:g}"
@@ -173,8 +172,8 @@ def import_labels(
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
-    latest, read = read_labels(at, task, metric), StoredRows(at)
-    by_run = {run.label: len(_list_labelled(metric, target_rows(read, run, task), latest)) for run in runs}
+    latest, read = read_labels(at, task, metric), stored.rows
+    by_run = {run.label: len(_list_labelled(metric, read.with_drawn(run, task), latest)) for run in runs}
     return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
 
@@ -204,7 +203,7 @@ def _metric(task: Task, name: str) -> Metric:
     return chosen
 
 
-def _choose_runs(stored: StoredExperiment, candidates: Sequence[str]) -> list[list[Run]]:
+def _choose_runs(stored: Study, candidates: Sequence[str]) -> list[list[Run]]:
     """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
     if candidates:
         return [candidate_runs(stored, name) for name in candidates]
@@ -221,7 +220,7 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
     return _Arm(run.label, scored, open_, len(rows) - len(scored))
 
 
-def list_measured_runs(stored: StoredExperiment) -> list[tuple[Run, CandidateFacts]]:
+def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
     """List the selected candidates' runs as written now, with what they reach on the target.
 
     Raises:
@@ -242,15 +241,11 @@ def list_measured_runs(stored: StoredExperiment) -> list[tuple[Run, CandidateFac
     return [(run, f) for (run, _), f in zip(found, within, strict=True)]
 
 
-def _facts(
-    stored: StoredExperiment, metric: Metric, runs: Iterable[Run]
-) -> Iterator[tuple[Run, CandidateFacts]]:
+def _facts(stored: Study, metric: Metric, runs: Iterable[Run]) -> Iterator[tuple[Run, CandidateFacts]]:
     """Yield what runs reach as the decision sees it, corrected by the labels there are."""
-    task, recipes = stored.experiment.target, stored.experiment.candidates
-    labels, read = read_labels(stored.store, task, metric.name), StoredRows(stored.store)
     for run in runs:
         with suppress(CandidateFailed, KeyError):
-            yield run, reached_on_target(read, run, task, metric, labels, recipes)
+            yield run, reached_on_target(stored, run, metric)
 
 
 def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:

@@ -17,12 +17,11 @@ from harness.comparison import human
 from harness.comparison.human import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judges.answer_pairs import map_shown_pairs
-from harness.experiment import StoredRows, target_rows
+from harness.experiment import StoredRows, Study, load_study
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.rating_files.label_file import list_measured_runs
 from harness.release.stored import candidate_runs
-from harness.release.stored_experiment import StoredExperiment, open_stored
 from harness.report.escape import spreadsheet_lines
 from harness.spec import Task
 from harness.store import Store
@@ -114,7 +113,7 @@ def export_pairs(
         IncompatibleRuns: nothing is stored of a candidate as it is written now, or no pair lacks a rating.
     """
     refuse_unwritable(file)
-    stored = open_stored(config.load(path, overrides))
+    stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     ratings = store.list_ratings(at, task.name)
     drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
@@ -127,7 +126,7 @@ def export_pairs(
     return PairExport(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
 
 
-def _pairs_of_runs(stored: StoredExperiment, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
+def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
     """List the two runs whose answers may be compared, for each seed of the fine-tunes, the best first."""
     if candidates:
         named = [candidate_runs(stored, name) for name in candidates]
@@ -161,7 +160,7 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     )
 
 
-def _say_none_left(stored: StoredExperiment, drawn: Sequence[_PairSample]) -> str:
+def _say_none_left(stored: Study, drawn: Sequence[_PairSample]) -> str:
     """Say that no pair lacks a rating: each has one, or no two answers differ."""
     found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
     return (
@@ -176,7 +175,7 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     Raises:
         UserError: with every problem of the file at once, of which nothing is then stored.
     """
-    stored = open_stored(config.load(path, overrides))
+    stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     pairs = {
@@ -207,7 +206,7 @@ def _sides(task: Task, one: Run, other: Run) -> _Sides:
 def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items to which both gave an answer, and another one, to their rows."""
     read = StoredRows(at)
-    return map_shown_pairs(*(target_rows(read, run, task) for run in sides.runs))
+    return map_shown_pairs(*(read.with_drawn(run, task) for run in sides.runs))
 
 
 def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:
