@@ -184,7 +184,7 @@ def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_ove
         assert f"overrates {own} against" in said
         ends = sorted((sign * favour.low, sign * favour.high))
         assert formatting.points(sign * favour.score, *ends) in said
-    assert "no pair of another making" in " ".join(sentences(replace(found, own=("long", "short"))))
+    assert "no pair with another model" in " ".join(sentences(replace(found, own=("long", "short"))))
 
 
 def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):

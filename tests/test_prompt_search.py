@@ -159,7 +159,7 @@ def test_prompts_that_are_sent_alike_are_one_try_under_whatever_names(tiny, tmp_
     assert n_settings(made.facts) == 7, "four prompts, two of shots, and one whose labels are ranked"
     assert [len(t.alike) for t in facts["doubled"].training.sweep] == [1, 0]
     assert not any(t.alike for t in facts["searched"].training.sweep), "a value listed twice is one value"
-    assert "Sent alike, and one trial: prompting " in markdown(experiment_document(made))
+    assert "Sent as equal values, so one trial: prompting " in markdown(experiment_document(made))
 
 
 def test_a_training_beside_a_sweep_that_tries_it_too_is_one_try(tiny, tmp_path, own_cache):

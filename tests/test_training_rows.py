@@ -158,7 +158,7 @@ def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(
     assert sets["drawn"].label_cost_usd == 0.5 * sets["drawn"].n_labelled
     text = markdown(experiment_document(report))
     assert f"| 60 ({sets['drawn'].n_labelled}) |" in text
-    assert "rows are as trained, one that stands twice in a file or is sampled again each time" in text
+    assert "rows are counted as trained: one that occurs twice or is sampled again counts each time" in text
 
 
 def test_the_provenance_of_a_mixture_says_the_shares_that_were_drawn(tiny, tmp_path):

@@ -23,7 +23,7 @@ _DIVERSITY_COLUMNS = (
     "the commonest new answer",
 )
 _DIVERSITY_NOTE = (
-    "Of generated answers: the share in % of the one given most often, and how many are distinct. "
+    "Generated answers: the share in % of the commonest one, and how many are distinct. "
     "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
     "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
 )
@@ -139,7 +139,7 @@ RETRIEVAL_COLUMNS = (
     "MRR",
 )
 _RETRIEVAL_NOTE = (
-    "Items by what became of retrieval. Found: a document that the item names is among the passages, and a "
+    "Items by the outcome of retrieval. Found: a document that the item names is among the passages, and a "
     "reference stands word for word in them if it stands in a document. Used: the answer is right. "
     "Grounded: the passages hold three quarters of the words, and all numbers, of each sentence; a "
     "paraphrase is taken for ungrounded, and labels are not judged so. Not found: more or other passages "

@@ -154,9 +154,9 @@ _LOAD_COLUMNS = (
     "first token alone",
 )
 _LOAD_NOTE = (
-    "So many requests come at once (concurrency): how many of them are answered a second, and within"
-    " which time half and 95 % of them have their first token, each with its retrieval; next to it the first"
-    " token of a request that comes alone. A model in the harness's own process answers them in one batch, so"
+    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
+    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
+    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
     " their first tokens come together. At a server they are requests for one token."
 )
 

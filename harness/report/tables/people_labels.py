@@ -136,7 +136,7 @@ def _self_preference(c: MetricCalibration) -> str:
     """Say whether the judge overrates what is made from its own weights, as far as a pair can tell."""
     said = f"{c.metric} is graded by the model that {', '.join(c.own)} is made from"
     told = [_describe_bias(pair, c.own) for pair in c.pairs if (pair.new in c.own) != (pair.base in c.own)]
-    found = "; ".join(filter(None, told)) or "no pair of another making tells whether it prefers that"
+    found = "; ".join(filter(None, told)) or "no pair with another model shows whether it prefers that"
     return f"{said}: {found}"
 
 

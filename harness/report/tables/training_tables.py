@@ -92,7 +92,7 @@ def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
     for trial in trials:
         if trial.alike:
             same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
-            said.append(f"Sent alike, and one trial: {same}.")
+            said.append(f"Sent as equal values, so one trial: {same}.")
     return " ".join(said)
 
 
@@ -143,8 +143,8 @@ def _outcome(trial: Trial) -> str:
 
 
 _QUANTITY = (
-    "rows are as trained, one that stands twice in a file or is sampled again each time; in brackets those"
-    " that were labelled, where a mixture drew some again; tokens are those of all epochs"
+    "rows are counted as trained: one that occurs twice or is sampled again counts each time; in brackets the"
+    " labelled ones, where a mixture drew some again; tokens are those of all epochs"
 )
 
 
