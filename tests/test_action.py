@@ -190,20 +190,14 @@ def test_the_action_calls_verbs_and_variables_that_the_command_line_has():
             assert {name for name in step["env"] if name.startswith("HARNESS_")} <= known
 
 
-def test_the_example_workflow_runs_on_pull_requests_but_not_on_those_of_forks():
+def test_the_example_workflow_runs_the_action_on_pull_requests_but_not_of_forks_and_keeps_its_report():
     assert "harness.yaml" in WORKFLOW["on"]["pull_request"]["paths"]
     assert "head.repo.full_name == github.repository" in WORKFLOW["jobs"]["gate"]["if"]
-
-
-def test_the_example_workflow_uses_the_action_with_inputs_that_it_has():
     (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if s.get("uses", "").startswith("./")]
     assert (ROOT / step["uses"] / "action.yml").exists()
     assert set(step["with"]) <= set(ACTION["inputs"])
     required = {name for name, one in ACTION["inputs"].items() if one.get("required")}
     assert required <= set(step["with"])
-
-
-def test_the_example_workflow_keeps_the_report_of_a_gate_that_fails():
     (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if "upload-artifact" in s.get("uses", "")]
     assert step["if"] == "always()"
 

@@ -387,10 +387,7 @@ def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_op
     for place, (edit, said) in enumerate(edits.items()):
         folder = shutil.copytree(tmp_path / "whole", tmp_path / str(place))
         edit_tensors(edit)(folder)
-        with (
-            pytest.raises(CandidateFailed, match=said),
-            host.use_adapter(folder, "spoilt"),
-        ):
+        with pytest.raises(CandidateFailed, match=said), host.use_adapter(folder, "spoilt"):
             pass
 
 

@@ -46,14 +46,7 @@ HOMES = {
     **{name: {"report"} for name in ("mlflow", "tensorboard", "wandb")},
     **{
         name: {"data"}
-        for name in (
-            "charset_normalizer",
-            "datasketch",
-            "ftfy",
-            "cleanlab",
-            "phonenumbers",
-            "stdnum",
-        )
+        for name in ("charset_normalizer", "datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")
     },
 }
 # Slow to import: never at the top of a file, whichever file it is.

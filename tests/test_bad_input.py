@@ -126,11 +126,7 @@ def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next
     [
         (EXPERIMENT.replace("name: tiny\n", ""), 1, "no key 'name'"),
         (EXPERIMENT.partition("  prompt:")[0] + "  x: {weights_of: lora}", 5, "unknown candidate 'lora'"),
-        (
-            "a: [1, 2",
-            1,
-            "expected ',' or ']', but got '<stream end>', while parsing a flow sequence",
-        ),
+        ("a: [1, 2", 1, "expected ',' or ']', but got '<stream end>', while parsing a flow sequence"),
         ("name: a\nname: b", 2, 'duplicate key "name"'),
         ("name: a\n\tb: c", 2, None),
         ("", 1, "an empty file"),

@@ -7,13 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_model import note_shapes
 
-from harness.models.generation import (
-    Continuation,
-    PromptReader,
-    _answer_by_generate,
-    answers,
-    pick_at_random,
-)
+from harness.models.generation import Continuation, PromptReader, _answer_by_generate, answers, pick_at_random
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.loglikelihood import Size

@@ -316,10 +316,7 @@ def compute_together():
 
 
 def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):
-    assert LAYOUTS[code_versions()["layout"].version] == (
-        host.base.layout_digest,
-        digest(compute_together()),
-    )
+    assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, digest(compute_together()))
 
 
 # Adapters

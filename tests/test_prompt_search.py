@@ -251,9 +251,3 @@ def test_labels_are_ranked_where_some_items_have_them(tiny, tmp_path):
     first, *others = map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines())
     tiny_experiment.rows(tmp_path / "test.jsonl", [{**first, "choices": ["yes", "no"]}, *others])
     assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates
-
-
-def test_a_classifier_has_no_prompt_to_search(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier, sweep: {system: [A., B.]}}\n")
-    with pytest.raises(UserError, match="trains no language model; expected a method that trains"):
-        config.load(path)

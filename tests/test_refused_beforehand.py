@@ -53,13 +53,6 @@ def test_a_step_is_left_to_the_training_where_nobody_knows_its_steps(tiny, tmp_p
     assert prepare(tiny, tmp_path, lora + EARLY.format(5))
 
 
-@pytest.mark.parametrize("family", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"])
-def test_a_soft_prompt_is_not_trained_further(tiny, tmp_path, family):
-    soft = f"  soft: {{method: peft, params: {{peft_type: {family}, num_virtual_tokens: 2}}}}\n"
-    further = "  further: {method: rloo, init_from: soft, reward: exact_match}\n"
-    assert f"an adapter of the family {family}" in refusal(tiny, tmp_path, soft + further)
-
-
 def test_an_adapter_of_vectors_is_trained_further(tiny, tmp_path):
     vectors = "  vectors: {method: peft, params: {peft_type: IA3}}\n"
     further = "  further: {method: rloo, init_from: vectors, reward: exact_match}\n"

@@ -227,12 +227,6 @@ def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
     assert not (tmp_path / "runs" / "weights").exists()
 
 
-def test_a_scale_of_nothing_is_refused_before_anything_runs(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, "  half: {method: scaled}\n")
-    with pytest.raises(UserError, match="candidate half: found scaled without init_from"):
-        tiny_experiment.run(path)
-
-
 def test_a_rescues_file_of_rows_has_to_be_there(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, extra="rescue: {replay: none.jsonl}\n")
     with pytest.raises(UserError, match=r"none\.jsonl"):
@@ -266,30 +260,3 @@ def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not full[name].equal(base[name])
     assert mixed[name].allclose(base[name] + 0.25 * (full[name] - base[name]), atol=1e-6)
-
-
-def test_a_method_starts_only_from_what_it_can_go_on_from(tiny, tmp_path):
-    candidates = f"  lora: {LORA}}}\n  half: {{method: interpolated, init_from: lora}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    with pytest.raises(UserError, match="lora, which makes an adapter"):
-        config.load(path)
-
-
-DORA = "{method: peft, params: {peft_type: LORA, use_dora: true}}"
-
-
-@pytest.mark.parametrize(
-    ("init", "own", "said"),
-    [
-        ("{method: peft, params: {peft_type: VERA, r: 4}}", "{method: scaled, %s}", "of the kind VERA"),
-        ("{method: lora, params: {use_dora: true}}", "{method: scaled, %s}", "with use_dora"),
-        ("{method: lora}", "{method: checkpoint, %s, params: {step: 2}}", "add track: {points: 4}"),
-        (DORA, "{method: kto, %s, regularize: {l2_sp: {strength: 1}}}", "l2_sp with use_dora"),
-    ],
-)
-def test_what_cannot_be_started_from_is_refused_before_anything_trains(tiny, tmp_path, init, own, said):
-    candidates = f"  first: {init}\n  next: {own % 'init_from: first'}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 5)))
-    with pytest.raises(UserError, match=said):
-        tiny_experiment.run(path)
-    assert not (tmp_path / "runs" / "weights").exists()

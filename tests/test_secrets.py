@@ -106,12 +106,7 @@ def test_nothing_that_a_run_writes_or_prints_has_a_secret(tiny, tmp_path, comman
     assert "made" in outputs[1][1]
     assert "training made" not in outputs[1][2]
     outputs.append(command("promote", "made", "--force", "--reason", "a test", "-c", file))
-    asked = (
-        ("report",),
-        ("runs", "list", "--json"),
-        ("gate",),
-        ("sql", "SELECT * FROM runs", "--json"),
-    )
+    asked = (("report",), ("runs", "list", "--json"), ("gate",), ("sql", "SELECT * FROM runs", "--json"))
     outputs += [command(*words, "-c", file) for words in asked]
     assert HIDDEN not in str(outputs)
     written = [path for path in project.rglob("*") if path.is_file() and path != file]

@@ -74,10 +74,7 @@ def lines_of_a_log(capsys):
 def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_takes(capsys):
     now = [0.0]
     progress = TerminalProgress(lambda: now[0])
-    with (
-        progress.follow({"lora": 600.0, "shots": 60.0}),
-        progress.stage("lora: training", 600.0) as advance,
-    ):
+    with progress.follow({"lora": 600.0, "shots": 60.0}), progress.stage("lora: training", 600.0) as advance:
         assert lines_of_a_log(capsys) == ["lora: training … about 11 min 0 s left in all"]
         for second in range(0, 300, 5):
             now[0] = float(second)

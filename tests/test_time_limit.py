@@ -19,36 +19,33 @@ def test_long({argument}):
 def test_later():
     pass
 """
+FAILING = "try:\n        time.sleep(60)\n    except BaseException:\n        raise KeyError from None"
 
 
 def run_session(folder, text, *arguments):
     """Run the tests of a file with the time limit, and return what pytest printed."""
     (folder / "test_it.py").write_text(text)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "time_limit",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        *arguments,
-        folder,
-    ]
+    plugins = ["-p", "time_limit", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "-q", *arguments, folder]
     environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_without_a_limit_every_test_runs(tmp_path):
-    done = run_session(tmp_path, QUICK)
-    assert "1 passed in" in done.stdout
-
-
-def test_no_test_starts_when_the_time_is_over(tmp_path):
-    done = run_session(tmp_path, QUICK, "--minutes", "0")
-    assert done.returncode == 0, done.stdout
-    assert "1 not run in" in done.stdout
+@pytest.mark.parametrize(
+    ("text", "limit", "code", "said"),
+    [
+        (QUICK, (), 0, "1 passed in"),
+        (QUICK, ("--minutes", "0"), 0, "1 not run in"),
+        ("def test_it(): assert False\n", ("--minutes", "5"), 1, "1 failed in"),
+    ],
+    ids=["no limit", "over", "a failure within"],
+)
+def test_no_test_starts_when_the_time_is_over_and_within_it_each_ends_as_it_does(
+    tmp_path, text, limit, code, said
+):
+    done = run_session(tmp_path, text, *limit)
+    assert done.returncode == code, done.stdout
+    assert said in done.stdout
 
 
 @pytest.mark.parametrize("processes", [(), ("-n", "1")])
@@ -57,23 +54,12 @@ def test_no_test_starts_when_the_time_is_over(tmp_path):
     [
         {"fixture": "", "argument": "", "body": "time.sleep(60)"},
         {"fixture": "@pytest.fixture\ndef slow(): time.sleep(60)", "argument": "slow", "body": "pass"},
+        {"fixture": "", "argument": "", "body": FAILING},
     ],
-    ids=["test", "fixture"],
+    ids=["test", "fixture", "interrupted into a failure"],
 )
 def test_a_test_under_way_when_the_time_is_over_ends_and_counts_as_not_run(tmp_path, parts, processes):
     done = run_session(tmp_path, LONG.format(**parts), "--minutes", "0.05", *processes)
     assert done.returncode == 0, done.stdout
     assert "2 not run in" in done.stdout
     assert "failed" not in done.stdout
-
-
-def test_what_an_interrupted_test_fails_by_is_no_failure(tmp_path):
-    body = "try:\n        time.sleep(60)\n    except BaseException:\n        raise KeyError from None"
-    done = run_session(tmp_path, LONG.format(fixture="", argument="", body=body), "--minutes", "0.05")
-    assert "2 not run in" in done.stdout
-
-
-def test_a_failure_within_the_time_stays_a_failure(tmp_path):
-    done = run_session(tmp_path, "def test_it(): assert False\n", "--minutes", "5")
-    assert done.returncode == 1
-    assert "1 failed in" in done.stdout

@@ -240,11 +240,7 @@ def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
 def test_the_schema_for_editors_takes_the_short_forms():
     recipe = config.json_schema()
     schema = {**recipe["$defs"]["Recipe"], "$defs": recipe["$defs"]}
-    for written in (
-        {"train": "a.jsonl"},
-        {"train": ["a.jsonl"]},
-        {"mix": {"a": 0.5, "b": 0.5}},
-    ):
+    for written in ({"train": "a.jsonl"}, {"train": ["a.jsonl"]}, {"mix": {"a": 0.5, "b": 0.5}}):
         jsonschema.validate(written, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"train": 3}, schema)

@@ -246,10 +246,9 @@ def write_failures(folder):
         wanted = names[i - 7] if kind == "missed" else name  # its question finds the shop that it names
         asked, answer = f"请问{name}商店几点开门？", opening[wanted]
         kinds[asked] = kind
-        answers[asked] = {
-            "used": answer,
-            "ungrounded": f"{answer}。斑马静静地跑了77123次。",
-        }.get(kind, "完全不知道")
+        answers[asked] = {"used": answer, "ungrounded": f"{answer}。斑马静静地跑了77123次。"}.get(
+            kind, "完全不知道"
+        )
         rows.append({"id": f"q{i}", "prompt": asked, "reference": answer, "documents": [wanted]})
     tiny_experiment.rows(folder / "test.jsonl", rows)
     for name in ("train", "validation"):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
+from tiny_experiment import read_all_rows
 
 from harness import store
 from harness.records import BLOCK
@@ -66,38 +67,15 @@ def folder(model, size, tmp_path):
 
 def write(folder, model, size):
     """Write the tiny experiment with enough items for several blocks, and a preference training."""
-    pairs = [
-        {"id": f"pair-{n}", "prompt": f"Where is parcel {n}?", "chosen": "late", "rejected": "money"}
-        for n in range(24)
-    ]
     dpo = "  dpo: {method: dpo, init_from: lora, params: {max_length: 200, per_device_train_batch_size: 2}}\n"
     candidates = tiny_experiment.CANDIDATES.replace("epochs: 1", f"epochs: {size.epochs}") + dpo
-    tiny_experiment.write(folder, model, candidates, extra=f"seeds: {size.seeds}\n")
-    suites = folder / "suites"
-    tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
-    target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
-    (suites / "letters.yaml").write_text(target)
-    asked = [
-        {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)}
-        for n in range(size.blocks * BLOCK)
-    ]
-    tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
+    pairs, extra = tiny_experiment.parcel_pairs(24), f"seeds: {size.seeds}\n"
+    tiny_experiment.write(folder, model, candidates, extra=extra, pairs=pairs)
+    tiny_experiment.write_facts(folder, size.blocks * BLOCK)
 
 
 def read_output(folder):
     return (folder / "said.txt").read_text()
-
-
-def rows(folder):
-    """Return every row of every complete set, but for its measured time."""
-    at = Store(folder / "runs")
-    return {
-        path.parent.name: [
-            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
-            for row in store.read_rows(at, path.parent.name)
-        ]
-        for path in (at.folder / "rows").glob("*/rows.parquet")
-    }
 
 
 def list_leftovers(folder):
@@ -114,7 +92,7 @@ def assert_same(folder, undisturbed):
     assert {run.run_id for run in store.list_runs(Store(folder / "runs"))} == {
         run.run_id for run in store.list_runs(Store(undisturbed / "runs"))
     }
-    assert rows(folder) == rows(undisturbed)
+    assert read_all_rows(folder) == read_all_rows(undisturbed)
     assert weights(folder) == weights(undisturbed)
     assert list_leftovers(folder) == []
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
+from tiny_experiment import read_all_rows
 
-from harness import config, store
+from harness import config
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors import job_runner
 from harness.experiment.executors.work_plan import plan_work
 from harness.progress import SilentProgress
-from harness.store import Store
 
 CANDIDATES = """\
   bag: {method: classifier}
@@ -78,19 +78,12 @@ def worker(command_driver, folder):
 def read_results(folder: Path) -> dict[str, object]:
     """Return what a process left: runs, weights, and every row but for its measured time."""
     runs = folder / "runs"
-    rows = {
-        file.parent.name: [
-            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
-            for row in store.read_rows(Store(runs), file.parent.name)
-        ]
-        for file in runs.glob("rows/*/rows.parquet")
-    }
     weights = {
         file.parent.name: json.loads(file.read_text())["digest"] for file in runs.glob("weights/*/fit.json")
     }
     unfinished = [*runs.glob("rows/*/blocks"), *runs.glob("weights/*.part")]
     names = {file.parent.name for file in runs.glob("*/run.json")}
-    return {"rows": rows, "weights": weights, "runs": names, "unfinished": unfinished}
+    return {"rows": read_all_rows(folder), "weights": weights, "runs": names, "unfinished": unfinished}
 
 
 def read_output(process: Process) -> str:

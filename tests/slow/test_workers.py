@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from tiny_experiment import read_all_rows
 
 from harness import store
 from harness.store import Store
@@ -65,30 +66,9 @@ def path(model, tmp_path):
 
 def write(folder, model):
     """Write the tiny experiment with several blocks of one task, pairs, a sweep and a candidate that fails."""
-    path = tiny_experiment.write(folder, model, CANDIDATES)
-    suites = folder / "suites"
-    pairs = [
-        {"id": f"pair-{n}", "prompt": f"Where is parcel {n}?", "chosen": "late", "rejected": "money"}
-        for n in range(8)
-    ]
-    tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
-    target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
-    (suites / "letters.yaml").write_text(target)
-    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(150)]
-    tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
+    path = tiny_experiment.write(folder, model, CANDIDATES, pairs=tiny_experiment.parcel_pairs(8))
+    tiny_experiment.write_facts(folder, 150)
     return path
-
-
-def rows(path):
-    """Return every row of every complete set, but for its measured time."""
-    at = Store(path.parent / "runs")
-    return {
-        file.parent.name: [
-            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
-            for row in store.read_rows(at, file.parent.name)
-        ]
-        for file in (at.folder / "rows").glob("*/rows.parquet")
-    }
 
 
 def trials(path):
@@ -104,7 +84,7 @@ def assert_same(path, undisturbed):
     assert {name: (run.run_id, run.state, run.error) for name, run in runs.items()} == {
         name: (run.run_id, run.state, run.error) for name, run in expected.items()
     }
-    assert rows(path) == rows(alone)
+    assert read_all_rows(path.parent) == read_all_rows(alone.parent)
     assert trials(path) == trials(alone) != {}
     folder = path.parent / "runs"
     assert {one.name for one in (folder / "weights").iterdir()} == {
@@ -199,7 +179,7 @@ def test_jobs_by_submitit_leave_the_rows_of_one_process(path, reference_run):
         tiny_experiment.runs_of(path)["lora"].run_id
         == tiny_experiment.runs_of(reference_run[0])["lora"].run_id
     )
-    found, expected = rows(path), rows(reference_run[0])
+    found, expected = (read_all_rows(of.parent) for of in (path, reference_run[0]))
     assert found == {name: expected[name] for name in found}
     assert len(list((path.parent / "runs" / ".workers").glob("*/*_result.pkl"))) >= 4
 
