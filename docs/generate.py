@@ -5,6 +5,7 @@ Invariant: nothing is written into docs/. mkdocs calls `on_files`, which adds th
 """
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import reduce
@@ -24,6 +25,7 @@ from harness.cli.app import EXIT_CODES
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
 from harness.experiment.catalog import default_of, map_meanings, map_purposes, models_in
+from harness.metrics import load_metrics
 from harness.store import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -233,8 +235,10 @@ def plugin_parameters() -> Iterator[str]:
                 )
                 yield _table(("parameter", "takes", "default"), map(_key_row, model.model_fields.items()))
     yield "## Metrics"
+    yield "One with parameters is written as `{rouge: {kind: rougeLsum}}`."
     yield _table(
-        ("metric", "meaning"), ((f"`{name}`", purpose) for name, purpose in map_purposes("metrics").items())
+        ("metric", "better", "range", "parameters", "meaning"),
+        map(_metric_row, map_purposes("metrics").items()),
     )
     yield "## Suites"
     yield _table(
@@ -245,6 +249,23 @@ def plugin_parameters() -> Iterator[str]:
     yield _table(
         ("task", "meaning"),
         ((f"`{name}`", text) for name, text in map_purposes("tasks", ROOT / "suites").items()),
+    )
+
+
+def _metric_row(item: tuple[str, str]) -> tuple[str, ...]:
+    """Say of a metric in which direction and range it scores, and what it takes."""
+    name, purpose = item
+    task = spec.Task(name="docs", data=spec.TaskData(), metrics=(name,), labels=("1", "2"))
+    metric = load_metrics(task)[name]
+    low, high = ("∞" if math.isinf(bound) else f"{bound:g}" for bound in metric.bounds)
+    model = getattr(plugins.load("metrics", name), "Params", spec.Spec)
+    params = (f"`{key}`: {_takes(field.annotation)}" for key, field in model.model_fields.items())
+    return (
+        f"`{name}`",
+        "higher" if metric.higher_is_better else "lower",
+        f"{low} to {high}",
+        "; ".join(params),
+        purpose,
     )
 
 

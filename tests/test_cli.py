@@ -810,7 +810,7 @@ def test_more_than_five_metrics_of_a_task_are_warned_of_with_the_way_to_show_the
     def task(*metrics):
         return Task.model_validate({"name": "desk", "data": {"test": "rows.jsonl"}, "metrics": list(metrics)})
 
-    five = ("exact_match", "token_f1", "contains", "rougeL", "bleu")
+    five = ("exact_match", "token_f1", "contains", "rouge", "bleu")
     assert metric_warnings([task(*five)]) == []
     (said,) = metric_warnings([task(*five, "accuracy"), task("exact_match")])
     assert said.startswith("desk: 6 metrics are shown")

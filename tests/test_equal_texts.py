@@ -44,7 +44,7 @@ SIGNS = st.text(
 
 @pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
 @pytest.mark.parametrize(
-    "name", ["exact_match", "token_f1", "contains", "rougeL", "final_answer", "json_fields"]
+    "name", ["exact_match", "token_f1", "contains", "rouge", "final_answer", "json_fields"]
 )
 def test_equal_texts_are_right_by_every_metric_of_texts(name, one_form, other):
     write = json.dumps if name == "json_fields" else str
@@ -138,20 +138,20 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize(("answer", "reference", "score"), SCRIPTS.values(), ids=SCRIPTS)
-@pytest.mark.parametrize("name", ["rougeL", "rougeLsum"])
+@pytest.mark.parametrize("name", ["rouge", "rouge(kind=rougeLsum)"])
 def test_rouge_reads_words_of_every_script(name, answer, reference, score):
     assert one(name, answer, reference) == pytest.approx(score)
 
 
 @given(st.text("abcXYZ019 .,'-_()\n", max_size=30), st.text("abcXYZ019 .,'-_()\n", max_size=30))
 def test_rouge_of_english_is_that_of_the_package(said, gold):
-    for name in ("rougeL", "rougeLsum"):
-        published = RougeScorer([name]).score(gold, said)[name].fmeasure
-        assert one(name, said, gold) == pytest.approx(published)
+    for kind in ("rougeL", "rougeLsum", "rouge1", "rouge2"):
+        published = RougeScorer([kind]).score(gold, said)[kind].fmeasure
+        assert one(f"rouge(kind={kind})", said, gold) == pytest.approx(published)
 
 
 def test_an_item_without_a_word_has_no_score_by_rouge():
-    metric = load_metrics(Task(name="t", data={}, metrics=("rougeL",)))["rougeL"]
+    metric = load_metrics(Task(name="t", data={}, metrics=("rouge",)))["rouge"]
     assert not metric.reads(Example("e", (), ("🙂 !!",)))
     assert metric.reads(Example("e", (), ("да",)))
 

@@ -115,7 +115,7 @@ def test_an_answer_cut_at_the_limit_is_truncated_and_scores_worst_unless_the_tas
     assert (found.status, found.parts["exact_match"]) == ("truncated", (1.0,))
 
 
-@pytest.mark.parametrize("metric", ["json_fields", "tool_call", "rougeL", "rougeLsum"])
+@pytest.mark.parametrize("metric", ["json_fields", "tool_call", "rouge", "rouge(kind=rougeLsum)"])
 def test_an_item_that_the_metric_does_not_read_has_no_score_whatever_is_answered(metric):
     answers = {"question 0": "", "question 1": SORRY, "question 2": "да"}
     unread = [example(n, reference="!!") for n in range(3)]

@@ -14,7 +14,7 @@ HARNESS = (
     + """\
   name: replies
   data: {{all: ./replies.jsonl}}
-  metrics: [judge:./helpful.yaml, rougeL]
+  metrics: [judge:./helpful.yaml, rouge]
   max_new_tokens: 8
   truncated_scores: true
 candidates:

@@ -167,9 +167,9 @@ def test_only_the_proportions_of_the_weights_count(name, scale):
         ("macro_f1", "billing"),
         ("token_f1", "the lamp costs 40 dollars"),
         ("token_f1", "the"),
-        ("rougeL", "the lamp costs 40 dollars"),
+        ("rouge", "the lamp costs 40 dollars"),
         ("bleu", "the lamp costs 40 dollars"),
-        ("rougeLsum", "the lamp\ncosts 40 dollars"),
+        ("rouge(kind=rougeLsum)", "the lamp\ncosts 40 dollars"),
         ("chrf", "the lamp costs 40 dollars"),
         ("chrf", "ランプ"),
         ("precision", "billing"),
@@ -187,6 +187,36 @@ def test_the_gold_answer_scores_the_best_value(name, gold):
 
 def test_metrics_are_loaded_in_the_order_of_the_task():
     assert list(load_metrics(task("token_f1", "accuracy"))) == ["token_f1", "accuracy"]
+
+
+def test_a_metric_with_parameters_is_written_like_a_prompting_and_named_with_them():
+    written = task({"rouge": {"kind": "rougeLsum"}}, "rouge")
+    assert list(load_metrics(written)) == ["rouge(kind=rougeLsum)", "rouge"]
+    assert [metric.name for metric in load_metrics(written).values()] == list(written.metrics)
+
+
+def test_a_file_of_ones_own_takes_parameters_too(tmp_path):
+    (tmp_path / "long.py").write_text(
+        "from harness.metrics import mean_metric\nfrom harness.spec import Spec\n\n\n"
+        "class Params(Spec):\n    least: int = 3\n\n\n"
+        "def metric(task, params):\n"
+        "    return mean_metric('long', lambda out, _: float(len(out.text) >= params.least))\n"
+    )
+    found = load_metrics(task({str(tmp_path / "long.py"): {"least": 5}}))
+    assert found["long(least=5)"].score(Output("four"), example("x")) == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"rouge": {"kind": "rouge9"}}, "kind=rouge9"),
+        ({"rouge": {"sort": "rougeL"}}, "sort=rougeL"),
+        ({"accuracy": {"k": 2}}, "parameters"),
+    ],
+)
+def test_parameters_that_a_metric_does_not_take_are_refused(written, said):
+    with pytest.raises(UserError, match=said):
+        load_metrics(task(written))
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name():
@@ -372,11 +402,11 @@ def count_longest_common(a, b):
 @given(SENTENCE, EXPECTED)
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said, gold):
     expected = 2 * count_longest_common(said, gold) / (len(said) + len(gold))
-    assert one("rougeL", " ".join(said), " ".join(gold)) == pytest.approx(expected)
+    assert one("rouge", " ".join(said), " ".join(gold)) == pytest.approx(expected)
 
 
 def test_rouge_l_takes_the_nearest_reference():
-    assert one("rougeL", "blue lamp", "a red cup", "blue lamp") == 1
+    assert one("rouge", "blue lamp", "a red cup", "blue lamp") == 1
 
 
 @given(st.lists(st.tuples(SENTENCE, EXPECTED), min_size=1, max_size=6))
@@ -422,8 +452,8 @@ def test_chrf_says_with_which_settings_it_was_made():
 
 def test_summary_level_rouge_reads_line_by_line():
     said, gold = "blue lamp\nred cup", "red cup\nblue lamp"
-    assert one("rougeLsum", said, gold) == 1
-    assert one("rougeL", said, gold) == 0.5
+    assert one("rouge(kind=rougeLsum)", said, gold) == 1
+    assert one("rouge", said, gold) == 0.5
 
 
 def test_bleu_says_with_which_settings_it_was_made():

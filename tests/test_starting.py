@@ -106,7 +106,7 @@ def test_enough_rows_are_not_warned_of(propose_rows):
             ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
         ),
         (CHOICES, "choice", ("accuracy", "bits_per_byte"), ["prompt", "fixed", "knn", "lora"]),
-        (FREE, "text", ("token_f1", "rougeL"), ["prompt", "fixed", "knn", "lora"]),
+        (FREE, "text", ("token_f1", "rouge"), ["prompt", "fixed", "knn", "lora"]),
         (
             QUESTIONS,
             "text",
@@ -201,7 +201,7 @@ def test_answers_that_reason_are_scored_by_their_final_answer(propose_rows, mark
 def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows):
     content = [{"prompt": f"Add {i}.", "completion": f"def f(x):\n    return x + {i}"} for i in range(40)]
     task = propose_rows(content).task
-    assert task.metrics == ("token_f1", "rougeL")
+    assert task.metrics == ("token_f1", "rouge")
     assert task.system == "Reply to the request in a few words, and nothing else."
 
 

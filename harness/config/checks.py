@@ -6,6 +6,7 @@ be made.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +32,10 @@ from harness.spec import (
     NightlyPolicy,
     Recipe,
     RescuePolicy,
+    Spec,
     Task,
     is_path,
+    metric_params,
     metric_parts,
 )
 
@@ -74,7 +77,7 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         yield from _find_missing_rows(getattr(task.data, name), (*keys, "data", name), task, tree)
     for index, name in enumerate(task.metrics):
         at = tree.where((*keys, "metrics", index))
-        yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at)
+        yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at, tree)
     where = tree.where((*keys, "data"))
     if not _names_rows(task, "test"):
         found = f"task {task.name} without test rows"
@@ -108,8 +111,8 @@ def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Probl
             yield from public_judges(written, tree.where(place))
 
 
-def _metric(written: str, where: str) -> Iterator[Problem]:
-    """Refuse a metric that is none of ours, a file that is not there or has the name of one of ours."""
+def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
+    """Refuse an unknown metric or parameter, a missing file, and a file with the name of one of ours."""
     prefix, name, _ = metric_parts(written)
     path = Path(name)
     if is_path(name) and not path.exists():
@@ -118,12 +121,15 @@ def _metric(written: str, where: str) -> Iterator[Problem]:
         )
     elif prefix:
         return
-    elif written.endswith(".py"):
+    elif name.endswith(".py"):
         if path.stem in plugins.names("metrics"):
             found = f"a file of the name of our own metric {path.stem}"
             yield Problem(where, found, "a name of its own", "rename the file")
-    elif written not in plugins.names("metrics"):
-        yield plugins.unknown("metrics", written, where)
+    elif name not in plugins.names("metrics"):
+        yield plugins.unknown("metrics", name, where)
+    elif params := metric_params(written):
+        taken = getattr(plugins.load("metrics", name), "Params", Spec)
+        yield from (replace(problem, where=where) for problem in problems_of(taken, params, tree))
 
 
 def _check_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:

@@ -202,7 +202,7 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
         _resolve_file(data, split, folder)
     metrics = task.get("metrics")
     if isinstance(metrics, list):
-        task["metrics"] = [_resolve_metric(m, folder) if isinstance(m, str) else m for m in metrics]
+        task["metrics"] = [_resolve_written(metric, folder) for metric in metrics]
 
 
 def resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
@@ -210,6 +210,13 @@ def resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
     name = around.get(key)
     if isinstance(name, str) and (name.startswith(("./", "../", "~")) or (folder / name).is_dir()):
         around[key] = str((folder / Path(name).expanduser()).resolve())
+
+
+def _resolve_written(metric: Any, folder: Path) -> Any:
+    """Make the path of a metric absolute, also of one with parameters."""
+    if isinstance(metric, dict):
+        return {_resolve_metric(name, folder): params for name, params in metric.items()}
+    return _resolve_metric(metric, folder) if isinstance(metric, str) else metric
 
 
 def _resolve_metric(written: str, folder: Path) -> str:

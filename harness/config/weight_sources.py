@@ -15,7 +15,7 @@ from harness.config.problems import mapping, read_valid
 from harness.config.recipe_checks import WrittenRecipe, check_regularizers, check_sweep
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR
-from harness.spec import BASE, HUB, Recipe, is_path
+from harness.spec import BASE, HUB, Recipe, is_path, metric_plugin
 
 
 def check_weights(written: WrittenRecipe) -> Iterator[Problem]:
@@ -118,7 +118,7 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
             yield Problem(
                 where, found, "a candidate that makes a reward model", f"one with the method {able}"
             )
-    elif reward not in (known := plugins.names("metrics")):
+    elif metric_plugin(reward) not in (known := plugins.names("metrics")):
         makers = {one for one in members if _makes(one, members) == "reward"}
         yield Problem(where, f"unknown reward {reward!r}", expected, did_you_mean(reward, {*known, *makers}))
 

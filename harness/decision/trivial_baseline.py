@@ -11,16 +11,8 @@ from typing import NamedTuple
 from harness import formatting
 from harness.comparison import Estimate
 from harness.errors import Unscored
-from harness.metrics import Metric, Parts
+from harness.metrics import Metric, Parts, trait
 from harness.records import Example, Output
-
-_OF_LABELS = (
-    "exact_match",
-    "accuracy",
-    "final_answer",
-    "first_line",
-    "label_in_answer",
-)  # metrics that are the share of right labels
 
 
 class TrivialBaseline(NamedTuple):
@@ -45,7 +37,7 @@ class TrivialBaseline(NamedTuple):
 
 def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaseline | None:
     """Find the rule that is right on most items, as the metric parses answers; None for other metrics."""
-    if metric.name not in _OF_LABELS:
+    if not trait(metric.name, "IS_SHARE_OF_RIGHT_LABELS", False):
         return None
     return max((*_majority(metric, items), *_guess(metric, items)), key=lambda rule: rule.share, default=None)
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from harness import plugins
 from harness.errors import Problem, UserError
@@ -20,7 +22,17 @@ from harness.metrics._citations import cites_nothing
 from harness.metrics._refusals import is_refusal
 from harness.provenance import source_digest, versions_of
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest, normalize
-from harness.spec import ENTAILMENT, EVALUATE, JUDGE, Task, TaskData, metric_name, metric_parts
+from harness.spec import (
+    ENTAILMENT,
+    EVALUATE,
+    JUDGE,
+    Task,
+    TaskData,
+    metric_name,
+    metric_params,
+    metric_parts,
+    metric_plugin,
+)
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
@@ -170,8 +182,23 @@ def problems(task: Task) -> Iterator[Problem]:
     """Yield what forbids to score a task's answers here, as the `problems(where)` of its metrics say."""
     for written in task.metrics:
         if not written.startswith((EVALUATE, JUDGE, ENTAILMENT)) and not task.lm_eval:
-            forbids = getattr(plugins.load("metrics", written), "problems", lambda where: ())
+            module = plugins.load("metrics", metric_plugin(written))
+            forbids = getattr(module, "problems", lambda where: ())
             yield from forbids(f"task {task.name}: metric {metric_name(written)}")
+
+
+def trait(written: str, name: str, default: Any) -> Any:
+    """Return what the file of one of our metrics declares under a name; the default for any other metric."""
+    own = metric_plugin(written)
+    return (
+        getattr(plugins.load("metrics", own), name, default) if own in plugins.names("metrics") else default
+    )
+
+
+def short_name(written: str) -> str:
+    """Return the name of a metric in headings, with its parameters."""
+    short, params = trait(written, "SHORT", ""), metric_parts(written)[2]
+    return f"{short}{params}" if short else written
 
 
 def version(written: str, unspaced: bool = False) -> int | str:
@@ -185,8 +212,8 @@ def version(written: str, unspaced: bool = False) -> int | str:
         model = metric_parts(written)[1]
         return digest([source_digest(model) or model, versions_of("entailment")])
     if not written.startswith(EVALUATE):
-        own = plugins.version("metrics", written)
-        by_letters = unspaced and getattr(plugins.load("metrics", written), "WORDS_ARE_LETTERS", False)
+        own = plugins.version("metrics", metric_plugin(written))
+        by_letters = unspaced and trait(written, "WORDS_ARE_LETTERS", False)
         return digest([own, versions_of("words")]) if by_letters else own
     script = Path(written.removeprefix(EVALUATE).partition(":")[0])
     script = script / f"{script.name}.py" if script.is_dir() else script
@@ -204,7 +231,7 @@ def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | Non
     if stored is not None:
         bounds = (-inf if stored.low is None else stored.low, inf if stored.high is None else stored.high)
         return mean_metric(name, lambda output, example: None, stored.higher_is_better, bounds)
-    if name not in plugins.names("metrics"):
+    if metric_plugin(name) not in plugins.names("metrics"):
         return None
     return load_metrics(Task(name="unknown", data=TaskData(), metrics=(name,)))[name]
 
@@ -220,8 +247,31 @@ def _build(written: str, task: Task) -> Metric:
         from harness.metrics import _entailment
 
         return _entailment.metric(task, written)
-    built: Metric = plugins.load("metrics", written, f"task {task.name}").metric(task)
-    return built
+    module = plugins.load("metrics", metric_plugin(written), f"task {task.name}")
+    built: Metric = module.metric(task, *_read_params(module, written, task))
+    return replace(built, name=metric_name(written)) if metric_params(written) else built
+
+
+def _read_params(module: ModuleType, written: str, task: Task) -> tuple[Any, ...]:
+    """Return the parameters of a metric that takes some, in a tuple.
+
+    Raises:
+        UserError: it takes none, or no such ones.
+    """
+    given, taken = metric_params(written), getattr(module, "Params", None)
+    where = f"task {task.name}: metric {written}"
+    if taken is None and given:
+        raise UserError(Problem(where, "parameters", "none, as this metric has no Params", "leave them out"))
+    if taken is None:
+        return ()
+    try:
+        return (taken(**given),)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found, expected = f"{first['loc'][0]}={first['input']}", first["msg"].removeprefix("Input should be ")
+        raise UserError(
+            Problem(where, found, expected, f"the parameters are {', '.join(taken.model_fields)}")
+        ) from None
 
 
 def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:

@@ -7,6 +7,9 @@ from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output
 from harness.spec import Task
 
+SHORT = "acc"
+IS_SHARE_OF_RIGHT_LABELS = True
+
 
 def metric(task: Task) -> Metric:
     """Build accuracy in [0, 1]."""

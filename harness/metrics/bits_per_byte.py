@@ -13,6 +13,8 @@ from harness.spec import Task
 
 _RAW_BITS = 8.0
 
+SHORT = "bits/byte"
+
 
 def metric(task: Task) -> Metric:
     """Build bits per byte of UTF-8; the worst is the text uncompressed, 8 bits a byte."""

@@ -18,6 +18,8 @@ _ORDERS = (1, 2, 3, 4)
 WORDS_ARE_LETTERS = True  # where references are of a script without blanks
 _NAMES = ("hyp_len", "ref_len", *(f"correct{n}" for n in _ORDERS), *(f"total{n}" for n in _ORDERS))
 
+SHORT = "BLEU"
+
 
 def metric(task: Task) -> Metric:
     """Build BLEU in [0, 1]; the parts are the corpus statistics of one item."""

@@ -8,6 +8,10 @@ from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output
 from harness.spec import Task
 
+SHORT = "EM"
+READS_WHOLE = True  # an answer that is a label and nothing else
+IS_SHARE_OF_RIGHT_LABELS = True
+
 
 def metric(task: Task) -> Metric:
     """Build exact match in [0, 1]."""

@@ -39,6 +39,8 @@ _BRACE = re.compile(r"[{}]")
 _IN_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Za-z])\)")
 
+IS_SHARE_OF_RIGHT_LABELS = True
+
 
 def metric(task: Task) -> Metric:
     """Build exact match of final answers in [0, 1]."""

@@ -10,6 +10,8 @@ from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output
 from harness.spec import Task
 
+IS_SHARE_OF_RIGHT_LABELS = True
+
 
 def metric(task: Task) -> Metric:
     """Build exact match of the first line in [0, 1]."""

@@ -13,6 +13,8 @@ from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output, fold_text
 from harness.spec import Task
 
+IS_SHARE_OF_RIGHT_LABELS = True
+
 
 def metric(task: Task) -> Metric:
     """Build the share in [0, 1]; without labels, of answers in which a reference stands as whole words."""

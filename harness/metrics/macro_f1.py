@@ -9,6 +9,9 @@ from harness.metrics import Metric, ratio
 from harness.metrics._classification import macro
 from harness.spec import Task
 
+SHORT = "macro F1"
+READS_WHOLE = True  # an answer that is a label and nothing else
+
 
 def metric(task: Task) -> Metric:
     """Build macro-F1 in [0, 1] over the labels of the task.

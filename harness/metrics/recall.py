@@ -9,6 +9,8 @@ from harness.metrics import Metric, ratio
 from harness.metrics._classification import macro
 from harness.spec import Task
 
+READS_WHOLE = True  # an answer that is a label and nothing else
+
 
 def metric(task: Task) -> Metric:
     """Build macro-averaged recall in [0, 1] over the labels of the task.

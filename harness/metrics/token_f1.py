@@ -20,6 +20,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 WORDS_ARE_LETTERS = True  # where references are of a script without blanks
 
+SHORT = "F1"
+
 
 def metric(task: Task) -> Metric:
     """Build token F1 in [0, 1]: the best over the references, averaged over items."""

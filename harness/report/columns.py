@@ -6,16 +6,16 @@ its heading, meaning, value and digits from here; figures that SQL has as well s
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from harness import plugins
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained, gain, is_fine_tuned
 from harness.formatting import RATE, UNKNOWN, Unit, change, count, errors, figure, points, score
+from harness.metrics import short_name
 from harness.records import SERVING, Run
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import (
-    SHORT,
     arm_texts,
     best_first,
     change_text,
@@ -101,31 +101,28 @@ def _gain_text(row: Result, tight: bool) -> str:
 _NO_CHANGE = Estimate(0.0, 0.0, 0.0, 0)
 
 
-class _Forgetting(NamedTuple):
-    """Change over the capability tasks; where it is unknown, the reason, long and short."""
-
-    change: Estimate | None
-    why: str = ""
-    why_tight: str = ""
-
-
-def _forgetting(f: CandidateFacts) -> _Forgetting:
-    if f.state == "failed":
-        return _Forgetting(None)
-    if not plugins.find_method(f.method).makes_language_model:
-        return _Forgetting(None, " (no capability suite)", " (none to lose)")
-    if f.baseline and f.trained:
-        return _Forgetting(None, " (a baseline, not judged)", " (not judged)")
+def _forgetting(f: CandidateFacts) -> Estimate | None:
+    if f.state == "failed" or _why_unjudged(f):
+        return None
     if not is_fine_tuned(f):
-        return _Forgetting(_NO_CHANGE)
-    return _Forgetting(f.verdict.macro if f.verdict else None)
+        return _NO_CHANGE
+    return f.verdict.macro if f.verdict else None
+
+
+def _why_unjudged(f: CandidateFacts, tight: bool = False) -> str:
+    """Say why nothing is known of what a run forgot, though it is finished; empty where that is not so."""
+    if f.state != "failed" and not plugins.find_method(f.method).makes_language_model:
+        return "none to lose" if tight else "no capability suite"
+    if f.state != "failed" and f.baseline and f.trained:
+        return "not judged" if tight else "a baseline, not judged"
+    return ""
 
 
 def _forgetting_text(row: Result, tight: bool) -> str:
-    found = _forgetting(row.facts)
-    if found.change is None:
-        return UNKNOWN + (found.why_tight if tight else found.why)
-    return "0 (base weights)" if found.change is _NO_CHANGE else points(*found.change[:3])
+    if (found := _forgetting(row.facts)) is not None:
+        return "0 (base weights)" if found is _NO_CHANGE else points(*found[:3])
+    why = _why_unjudged(row.facts, tight)
+    return f"{UNKNOWN} ({why})" if why else UNKNOWN
 
 
 def _flips(f: CandidateFacts) -> str | None:
@@ -133,116 +130,50 @@ def _flips(f: CandidateFacts) -> str | None:
     return flips_text(judged.lost, judged.gained) if judged else None
 
 
-def _by_name(columns: Iterable[Column[Row]]) -> Mapping[str, Column[Row]]:
+def _by_name(*columns: Column[Row]) -> Mapping[str, Column[Row]]:
     return {column.name: column for column in columns}
 
 
+# fmt: off
 # Of a candidate's run, in the order of the leaderboard.
 CANDIDATE_COLUMNS = _by_name(
-    (
-        _shown(
-            "rank",
-            "rank",
-            "those whose paired difference holds 0 share one",
-            lambda r: r.rank,
-            count,
-            "number",
-        ),
-        _shown(
-            "champion", "★", "what gates compare with", lambda r: r.is_champion, lambda is_it: "★" * is_it
-        ),
-        _shown(
-            "candidate",
-            "candidate",
-            "its name in `harness.yaml`; the best on test stands first",
-            lambda r: r.facts.label,
-        ),
-        _shown("metric", "metric", "the target's metric", lambda r: r.metric),
-        _shown(
-            "verdict",
-            "verdict",
-            "the gate's: PASS where a loss beyond your margin is ruled out with 95 % confidence, and the gain"
-            " that gate.target may ask for is shown; FAIL where the contrary is shown, UNDECIDED where the"
-            " items cannot tell",
-            lambda r: verdict_word(r.facts),
-        ),
-        Column(
-            "target",
-            "target\n{metric}",
-            "score on the test items",
-            lambda r: r.facts.target,
-            lambda r, tight: target_text(r.facts, tight=tight),
-            "interval",
-        ),
-        Column(
-            "gain",
-            "{gain}vs best\nuntrained",
-            "paired difference from `this one`, the best on validation of those that train no language model",
-            lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained),
-            _gain_text,
-            "interval",
-        ),
-        Column(
-            "forgetting",
-            "forgetting\n(macro)",
-            "average change over the capability tasks, in points",
-            lambda r: _forgetting(r.facts).change,
-            _forgetting_text,
-            "interval",
-        ),
-        _shown(
-            "lost_gained",
-            "lost/gained",
-            "items of these tasks that got worse/better than with the base",
-            lambda r: _flips(r.facts),
-        ),
-        *(_figure(one.name, one.heading, one.meaning) for one in SERVING),
-        _shown(
-            "prompt_tokens",
-            "tokens of a prompt",
-            "mean of a request on test",
-            lambda r: r.facts.tokens and r.facts.tokens.prompt,
-            figure,
-            "number",
-        ),
-        _shown(
-            "output_tokens",
-            "tokens of an answer",
-            "mean of a request on test",
-            lambda r: r.facts.tokens and r.facts.tokens.output,
-            figure,
-            "number",
-        ),
-        _shown(
-            "disturbed",
-            "disturbed",
-            "figures that other work disturbed",
-            lambda r: ", ".join(r.facts.disturbed),
-        ),
-        _stored("created", "when it was made", lambda created: created[:16].replace("T", " ")),
-        _stored("method", "how its weights were made"),
-        _stored("prompting", "how it is prompted"),
-        _stored("base_model", "the base model", lambda name: name.rpartition("/")[2]),
-        _stored("run_id", "the run, a folder of the store"),
-    )
+    _shown("rank", "rank", "those whose paired difference holds 0 share one", lambda r: r.rank, count,
+        "number"),
+    _shown("champion", "★", "what gates compare with", lambda r: r.is_champion, lambda is_it: "★" * is_it),
+    _shown("candidate", "candidate", "its name in `harness.yaml`; the best on test stands first",
+        lambda r: r.facts.label),
+    _shown("metric", "metric", "the target's metric", lambda r: r.metric),
+    _shown("verdict", "verdict",
+        "the gate's: PASS where a loss beyond your margin is ruled out with 95 % confidence, and the gain"
+        " that gate.target may ask for is shown; FAIL where the contrary is shown, UNDECIDED where the"
+        " items cannot tell", lambda r: verdict_word(r.facts)),
+    Column("target", "target\n{metric}", "score on the test items", lambda r: r.facts.target,
+        lambda r, tight: target_text(r.facts, tight=tight), "interval"),
+    Column("gain", "{gain}vs best\nuntrained",
+        "paired difference from `this one`, the best on validation of those that train no language model",
+        lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained), _gain_text, "interval"),
+    Column("forgetting", "forgetting\n(macro)", "average change over the capability tasks, in points",
+        lambda r: _forgetting(r.facts), _forgetting_text, "interval"),
+    _shown("lost_gained", "lost/gained", "items of these tasks that got worse/better than with the base",
+        lambda r: _flips(r.facts)),
+    *(_figure(one.name, one.heading, one.meaning) for one in SERVING),
+    _shown("prompt_tokens", "tokens of a prompt", "mean of a request on test",
+        lambda r: r.facts.tokens and r.facts.tokens.prompt, figure, "number"),
+    _shown("output_tokens", "tokens of an answer", "mean of a request on test",
+        lambda r: r.facts.tokens and r.facts.tokens.output, figure, "number"),
+    _shown("disturbed", "disturbed", "figures that other work disturbed",
+        lambda r: ", ".join(r.facts.disturbed)),
+    _stored("created", "when it was made", lambda created: created[:16].replace("T", " ")),
+    _stored("method", "how its weights were made"),
+    _stored("prompting", "how it is prompted"),
+    _stored("base_model", "the base model", lambda name: name.rpartition("/")[2]),
+    _stored("run_id", "the run, a folder of the store"),
 )
 RESULT_TABLE = (
-    "candidate",
-    "target",
-    "gain",
-    "forgetting",
-    "lost_gained",
-    "cost_per_1k_usd",
-    "latency_p50_s",
-    "verdict",
+    "candidate", "target", "gain", "forgetting", "lost_gained", "cost_per_1k_usd", "latency_p50_s", "verdict",
 )
 SPEED_TABLE = (
-    "candidate",
-    "latency_p50_s",
-    "latency_p95_s",
-    "requests_per_s",
-    "prompt_tokens",
-    "output_tokens",
+    "candidate", "latency_p50_s", "latency_p95_s", "requests_per_s", "prompt_tokens", "output_tokens",
     "cost_per_1k_usd",
 )
 _EXPLAINED = RESULT_TABLE[1:2] + RESULT_TABLE[3:]  # below the result table
@@ -250,67 +181,30 @@ _FILE_ALONE = ("metric", "lost_gained", "disturbed")  # in the leaderboard's CSV
 
 # Of a comparison on one task by one metric.
 COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
-    (
-        _shown("task", "task", "the task", lambda c: c.task),
-        _shown("metric", "metric", "the metric", lambda c: c.metric),
-        _shown("slice", "slice", "a part of the task; empty: all of it", lambda c: c.slice),
-        _shown("n", "n", "items", lambda c: c.n, count, "number"),
-        _shown("n_paired", "n paired", "items that are compared", lambda c: c.n, count, "number"),
-        _shown(
-            "n_errors",
-            "errors",
-            "answers that failed",
-            lambda c: c.errors.new + c.errors.both,
-            count,
-            "number",
-        ),
-        Column(
-            "base",
-            "base",
-            "score of what it is compared with",
-            lambda c: Estimate(c.base, c.base_low, c.base_high, c.n, c.unit),
-            lambda c, _: arm_texts(c)[0],
-            "interval",
-        ),
-        Column(
-            "score",
-            "new",
-            "score of the candidate",
-            lambda c: Estimate(c.new, c.new_low, c.new_high, c.n, c.unit),
-            lambda c, _: arm_texts(c)[1],
-            "interval",
-        ),
-        Column(
-            "delta",
-            "change",
-            "paired difference",
-            lambda c: c,
-            lambda c, tight: change_text(c) + ("" if tight else _valid_change(c)),
-            "interval",
-        ),
-        _shown(
-            "lost_gained",
-            "lost/gained",
-            "items that got worse/better",
-            lambda c: flips_text(len(c.lost), len(c.gained)),
-        ),
-        _shown("lost", "lost", "items that got worse", lambda c: len(c.lost), count, "number"),
-        _shown("gained", "gained", "items that got better", lambda c: len(c.gained), count, "number"),
-    )
+    _shown("task", "task", "the task", lambda c: c.task),
+    _shown("metric", "metric", "the metric", lambda c: c.metric),
+    _shown("slice", "slice", "a part of the task; empty: all of it", lambda c: c.slice),
+    _shown("n", "n", "items", lambda c: c.n, count, "number"),
+    _shown("n_paired", "n paired", "items that are compared", lambda c: c.n, count, "number"),
+    _shown("n_errors", "errors", "answers that failed", lambda c: c.errors.new + c.errors.both, count,
+        "number"),
+    Column("base", "base", "score of what it is compared with",
+        lambda c: Estimate(c.base, c.base_low, c.base_high, c.n, c.unit), lambda c, _: arm_texts(c)[0],
+        "interval"),
+    Column("score", "new", "score of the candidate",
+        lambda c: Estimate(c.new, c.new_low, c.new_high, c.n, c.unit), lambda c, _: arm_texts(c)[1],
+        "interval"),
+    Column("delta", "change", "paired difference", lambda c: c,
+        lambda c, tight: change_text(c) + ("" if tight else _valid_change(c)), "interval"),
+    _shown("lost_gained", "lost/gained", "items that got worse/better",
+        lambda c: flips_text(len(c.lost), len(c.gained))),
+    _shown("lost", "lost", "items that got worse", lambda c: len(c.lost), count, "number"),
+    _shown("gained", "gained", "items that got better", lambda c: len(c.gained), count, "number"),
 )
 COMPARISON_FILE = (
-    "task",
-    "metric",
-    "slice",
-    "n",
-    "n_errors",
-    "score",
-    "base",
-    "delta",
-    "n_paired",
-    "lost",
-    "gained",
-)  # of a CSV
+    "task", "metric", "slice", "n", "n_errors", "score", "base", "delta", "n_paired", "lost", "gained",
+)
+# fmt: on
 
 
 def _valid_change(c: Comparison) -> str:
@@ -343,7 +237,7 @@ def metric_column(metric: str) -> Column[Result]:
 def heading(column: Column[Any], metric: str = "", unit: Unit = RATE) -> str:
     """Head a column; where the metric is known, with its short name and direction."""
     better = unit.higher_is_better
-    short = f"{SHORT.get(metric, metric)}{'' if better else ' ↓'}"
+    short = f"{short_name(metric)}{'' if better else ' ↓'}"
     return column.heading.format(metric=short, gain="" if better else "gain ").strip()
 
 
@@ -367,18 +261,13 @@ def explain_columns(report: ExperimentReport) -> str:
     return " ".join([*said, "In brackets: 95 % intervals."]).replace("your margin", f"your margin{margin}")
 
 
-class PrintedTable(NamedTuple):
-    """Headings and cells."""
-
-    columns: list[str]
-    rows: list[list[str]]
-
-
-def print_table(columns: Iterable[Column[Row]], rows: Iterable[Row], *, tight: bool = False) -> PrintedTable:
-    """Print some columns of rows."""
+def print_table(
+    columns: Iterable[Column[Row]], rows: Iterable[Row], *, tight: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Print the headings and the cells of some columns of rows."""
     shown = list(columns)
     heads = [heading(column).replace("\n", " ") for column in shown]
-    return PrintedTable(heads, [[column.text(row, tight) for column in shown] for row in rows])
+    return heads, [[column.text(row, tight) for column in shown] for row in rows]
 
 
 def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:

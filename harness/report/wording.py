@@ -11,18 +11,11 @@ from harness import formatting, gating
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, is_fine_tuned
 from harness.gating import MissRate, Verdict
+from harness.metrics import short_name, trait
 from harness.report import labels
 from harness.report.experiment_report import ExperimentReport
 
 SMOKE = "smoke, not evidence"
-SHORT = {
-    "exact_match": "EM",
-    "accuracy": "acc",
-    "macro_f1": "macro F1",
-    "token_f1": "F1",
-    "bleu": "BLEU",
-    "bits_per_byte": "bits/byte",
-}
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
@@ -58,7 +51,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     if f.state == "failed":
         return failure_line(f)
     target = target_text(f)
-    parts = [f"{SHORT.get(metric, metric)} {target}"]
+    parts = [f"{short_name(metric)} {target}"]
     parts += [f"{print_measured(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
     parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
     parts += [verdict_word(f)] if f.verdict else []
@@ -69,7 +62,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
     """Say what one candidate reached on the target before anything else is measured."""
     score = score_text(target) + formatting.errors(target.n_errors)
-    said = f"{name}: {SHORT.get(metric, metric)} {score}{f' · {SMOKE}' if smoke else ''}"
+    said = f"{name}: {short_name(metric)} {score}{f' · {SMOKE}' if smoke else ''}"
     return f"{said}, a first result; next, the capability suite of the base"
 
 
@@ -206,12 +199,6 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
 
 
 _FEW_UNREAD = 0.05  # the share of cut or unparsable answers from which it stands beside the scores
-_READS_WHOLE = (
-    "exact_match",
-    "macro_f1",
-    "precision",
-    "recall",
-)  # an answer that is a label and nothing else
 
 
 def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
@@ -228,7 +215,7 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
         for limit, named in cut.items()
     ]
     step = ""
-    if metric in _READS_WHOLE:
+    if trait(metric, "READS_WHOLE", False):
         step = "; next: tell the prompt to answer with the label alone, or primary: label_in_answer"
     return said + (
         [f"empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []

@@ -45,7 +45,9 @@ from harness.spec.values import (
     Spec,
     is_path,
     metric_name,
+    metric_params,
     metric_parts,
+    metric_plugin,
     rule,
 )
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.records import match_label
-from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Name, Role, Spec, metric_name, rule
+from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Name, Role, Spec, Written, metric_name, rule
 
 
 class ItemLimits(Spec):
@@ -129,8 +129,8 @@ class Task(Spec):
     trust_remote_code: bool = False
     fields: Fields = Fields()
     kind: Kind = "generate"
-    metrics: tuple[str, ...] = Field(("exact_match",), min_length=1)
-    primary: str = ""
+    metrics: tuple[Written, ...] = Field(("exact_match",), min_length=1)
+    primary: Written = ""
     labels: tuple[str, ...] = ()
     chance: float = Field(0.0, ge=0, lt=1)
     margin: Margin | None = None

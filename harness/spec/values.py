@@ -9,7 +9,16 @@ from functools import wraps
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Role = Literal["target", "capability", "safety", "regression"]
@@ -23,10 +32,45 @@ HUB = "hub:"  # prefix of a data set on the hub
 
 
 def metric_parts(written: str) -> tuple[str, str, str]:
-    """Split a metric as written into prefix, name or path, and the rest from a colon on."""
+    """Split a metric as written into prefix, name or path, and the rest: from a colon on, or parameters."""
     prefix = next((p for p in (EVALUATE, JUDGE, ENTAILMENT) if written.startswith(p)), "")
+    if not prefix and (call := _WITH_PARAMS.fullmatch(written)):
+        return "", call[1], call[2]
     name, colon, key = written.removeprefix(prefix).partition(":")
     return prefix, name, f"{colon}{key}"
+
+
+_WITH_PARAMS = re.compile(r"(.+?)(\(\w+=[^(),=]*(?:, \w+=[^(),=]*)*\))")  # rouge(kind=rougeL)
+
+
+def metric_plugin(written: str) -> str:
+    """Return the name or the path of a metric's own file; empty for what a library or a model scores."""
+    prefix, name, _ = metric_parts(written)
+    return "" if prefix else name
+
+
+def metric_params(written: str) -> dict[str, str]:
+    """Return the parameters that a metric is written with, as text."""
+    call = _WITH_PARAMS.fullmatch(written)
+    return dict(one.split("=") for one in call[2][1:-1].split(", ")) if call else {}
+
+
+def write_metric(value: Any) -> Any:
+    """Write a metric with parameters, `{rouge: {kind: rougeL}}`, as text: `rouge(kind=rougeL)`."""
+    if not isinstance(value, dict):
+        return value
+    ((name, params),) = value.items() if len(value) == 1 else (("", None),)
+    texts = [str(one) for one in params.values()] if isinstance(params, dict) else [""]
+    if metric_parts(str(name))[0] or not all(re.fullmatch(r"[^(),=]+", text) for text in texts):
+        raise ValueError("a metric with parameters is one name with values, as {rouge: {kind: rougeL}}")
+    return f"{name}({', '.join(f'{key}={one}' for key, one in params.items())})" if params else str(name)
+
+
+Written = Annotated[
+    str,
+    BeforeValidator(write_metric),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "maxProperties": 1}]}),
+]
 
 
 def metric_name(written: str) -> str:

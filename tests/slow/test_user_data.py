@@ -20,7 +20,7 @@ name: dolly
 target:
   name: dolly
   data: {{all: {rows}, limits: {{train: 32, validation: 8, test: 24}}}}
-  metrics: [token_f1, rougeL]
+  metrics: [token_f1, rouge]
   max_new_tokens: 64
   truncated_scores: true
 candidates:

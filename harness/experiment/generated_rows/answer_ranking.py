@@ -24,7 +24,7 @@ from harness.metrics import item_scores
 from harness.metrics import version as metric_version
 from harness.provenance import digest_code
 from harness.records import Example, Output, is_unspaced
-from harness.spec import is_path, metric_name
+from harness.spec import is_path, metric_name, metric_plugin
 from harness.training import Reward, reward_problems, rewards_of, score_answers
 
 Score = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
@@ -69,7 +69,7 @@ def open_ranking(
 def _refuse_unknown(session: Session, written: str) -> None:
     known = {*plugins.names("metrics"), *session.target.judged}
     known |= {name for name, one in session.candidates.items() if not one.method.answers}
-    if not is_path(written) and written not in known:
+    if not is_path(written) and metric_plugin(written) not in known:
         expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
         raise UserError(Problem("--rank", f"unknown {written!r}", expected, did_you_mean(written, known)))
 

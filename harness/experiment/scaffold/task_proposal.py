@@ -87,7 +87,7 @@ _METRICS: dict[AnswerForm, list[str]] = {
     "sql": ["exact_match", "token_f1"],
     "number": ["exact_match", "token_f1"],  # to an overlap of words 1.5 is 15, a unit half an answer
     "short": ["token_f1", "exact_match"],
-    "long": ["token_f1", "rougeL"],
+    "long": ["token_f1", "rouge"],
 }
 
 
