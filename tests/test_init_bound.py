@@ -76,6 +76,23 @@ def test_a_longer_bound_keeps_more(propose_on):
     assert short.task.data.limits.train < (long.task.data.limits.train or N)
 
 
+def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
+    path = tmp_path / "few.jsonl"
+    content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+    def propose(gflops):
+        return scaffold.propose(
+            Request(tmp_path / "new", str(path), str(tiny), minutes=20.0), resources(gflops=gflops)
+        )
+
+    assert propose(1000.0).task.data.folds == 5
+    slow = propose(0.02)
+    assert slow.task.data.folds is None
+    (line,) = [line for line in slow.said if line.startswith("few rows: folds: 5")]
+    assert "not set: that takes about" in line
+
+
 def test_what_no_rows_can_bring_below_the_bound_is_warned_of(propose_on):
     found = propose_on(gflops=0.001)
     assert found.task.data.limits.train == STEPS[-1].train

@@ -339,7 +339,7 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     assert next(line for line in found.said if line.startswith("columns: ")) == f"columns: {columns}"
     assert found.task.system == instruction
     items = load_task(found.task, 0)
-    read = [*items.train, *items.validation, *items.test]
+    read = [*items.validation, *items.test]  # in folds every row to train on is tested
     assert len(read) == N
     assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
 
@@ -375,3 +375,67 @@ def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_p
     assert done.exit_code == 0, done.output
     assert "instruction: Say it." in done.output
     assert "system: Say it." in (new / "suites" / "mine.yaml").read_text()
+
+
+def label_rows(column, values):
+    return [{"text": say(i), column: value} for i, value in enumerate(values)]
+
+
+def answer_rows(values):
+    return [{"question": f"Which is {say(i, 4)}?", "answer": value} for i, value in enumerate(values)]
+
+
+MAIL = ("refund", "delivery", "other") * 4
+NAMES = ("Ann Lee", "Bob Ray", "Cleo Fox") * 4
+# Few rows, and what the line on screen calls the task.
+SMALL = {
+    "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "a closed set of 5 labels"),
+    "ratings with decimals": (
+        label_rows("rating", (5.0, 4.0, 5.0, 1.0, 4.0, 2.0, 5.0, 1.0)),
+        "a closed set of 4",
+    ),
+    "yes, no, maybe": (
+        answer_rows(("yes", "no", "maybe", "no", "yes", "yes", "no", "no")),
+        "a closed set of 3",
+    ),
+    "a decision": (label_rows("final_decision", ("yes", "no", "maybe") * 3), "a closed set of 3 labels"),
+    "queues": (
+        label_rows("queue", ("Sales", "Bills", "Returns and Repairs", "Bills") * 2),
+        "a closed set of 3",
+    ),
+    "teams, two with one row": (
+        label_rows("team", (*"wwwwmmmm", "infra", "data")),
+        "a closed set of 4 labels",
+    ),
+    "sentiment": (
+        label_rows("sentiment", ("good", "bad", "good", "bad", "so so", "good", "bad", "bad")),
+        "a closed",
+    ),
+    "codes": (label_rows("label", (0, 1, 2) * 3), "a closed set of 3 labels"),
+    "an output without a telling name": (label_rows("output", MAIL), "a closed set of 3 labels"),
+    "tags that are joined": (
+        label_rows("tags", ("a", "b", "a; b", "c", "a", "b; c", "b", "c")),
+        "several of 3 labels",
+    ),
+    "persons": (answer_rows(NAMES), "short free text"),
+    "answers that all differ": (label_rows("label", [f"kind {i}" for i in range(10)]), "short free text"),
+    "a third of rows share theirs": (label_rows("category", ("a", "a", "b", *"cdefgh")), "short free text"),
+    "long answers that repeat": (label_rows("category", [say(i % 3, 15) for i in range(12)]), "free text"),
+    "prices": (label_rows("price", (10, 20, 10, 30, 20, 30) * 2), "numbers; scored by exact_match"),
+    "prices with a sign": (label_rows("output", ("$10", "$20", "$30") * 4), "numbers; scored by exact_match"),
+    "counts": (answer_rows((3, 2, 5, 3, 2, 5, 2, 3, 5, 2)), "numbers; scored by exact_match"),
+    "points of a hundred": (
+        label_rows("score", (50, 90, 50, 70, 90, 70, 85, 60)),
+        "numbers; scored by exact_match",
+    ),
+    "SQL": (label_rows("sql", [sql(i) for i in range(9)]), "SQL; scored by sql_match"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_file_shows_by_names_and_form_whether_its_answers_are_labels(tmp_path, name):
+    content, expected = SMALL[name]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    assert next(line for line in found.said if line.startswith("task: ")).startswith(f"task: {expected}")

@@ -13,7 +13,7 @@ from fake_facts import candidate, make_fine_tune
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from harness import config, plugins
+from harness import config, gating, plugins
 from harness.cli import app
 from harness.data import load_task
 from harness.decision import decide
@@ -84,7 +84,7 @@ def list_problems(*args, **kwargs):
 
 
 def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(propose_rows):
-    few = propose_rows(FREE[:10])
+    few = propose_rows(FREE[:6])
     n = len(load_task(few.task, 0).test)
     assert 0 < n < 6
     assert [warning.partition(":")[0] for warning in few.warnings] == [f"only {n} items for test"]
@@ -165,7 +165,7 @@ def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(pro
 def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(propose_rows):
     content = [{"prompt": f"Name a fruit, {i}.", "references": ["apple", f"pear {i}"]} for i in range(30)]
     assert [line for line in propose_rows(content).said if line.startswith("accepted answers: ")] == [
-        "accepted answers: 11 of 11 items to evaluate have several answers; each one alone is right"
+        "accepted answers: 30 of 30 items to evaluate have several answers; each one alone is right"
     ]
     assert not any(line.startswith("accepted answers") for line in propose_rows(FREE, kind="text").said)
 
@@ -339,7 +339,7 @@ def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_an
     data = found.task.data
     assert (data.pairs, data.invalid_rows) == (data.all, "drop")
     items = load_task(found.task, 0)
-    assert len(items.train) + len(items.validation) + len(items.test) == 40
+    assert len(items.test) + len(items.validation) == 40
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
@@ -352,7 +352,7 @@ def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
     found = scaffold.propose(Request(tmp_path / "new", path), HERE)
     assert "kto" in found.candidates
     items = load_task(found.task, 0)
-    assert len(items.train) + len(items.validation) + len(items.test) == 20
+    assert len(items.test) + len(items.validation) == 20
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
@@ -590,12 +590,47 @@ def test_compare_runs_on_what_was_written(propose_rows, tiny, own_cache):
     assert next(fact for fact in report.facts if fact.name == "classifier").target.score == 1.0
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("content", [LABELLED, CHOICES], ids=["labels", "choice"])
 def test_the_decision_on_what_was_written_lacks_no_alternative(propose_rows, tiny, own_cache, content):
     path = scaffold.write(propose_rows(content, base_model=str(tiny)))[0]
     names = [name for name in config.load(path).experiment.candidates if name != "lora"]
     report = tiny_experiment.run(path, "suites=[]", "device=cpu", "precision=fp32", candidates=names)
     assert (report.decision.missing, {fact.state for fact in report.facts}) == ((), {"done"})
+
+
+def test_few_rows_are_tested_in_folds_and_where_a_label_is_too_rare_for_it_this_is_said(propose_rows):
+    rare = propose_rows([*LABELLED, {"text": "What now?", "label": "other"}])
+    assert rare.task.data.folds is None
+    assert any(line.startswith("few rows: folds: 5") and "'other'" in line for line in rare.said)
+    many = [{"text": f"My {i}?", "label": i % 2} for i in range(300)]
+    assert propose_rows(many).task.data.folds is None
+    found = propose_rows(LABELLED)
+    assert config.load(scaffold.write(found)[0]).experiment.target.data.folds == 5
+    assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in found.said)
+
+
+def test_the_plain_prompt_is_the_best_of_several_instructions(propose_rows):
+    assert "sweep" not in propose_rows(LABELLED, instruction="Say card or pin.").candidates["prompt"]
+    found = propose_rows(LABELLED)
+    assert "prompt: 4 system texts, the best on validation is kept" in found.said
+    assert config.load(scaffold.write(found)[0]).experiment.candidates["prompt"].sweep["system"] == [
+        None,
+        f"You are an expert, and your answers are used as they stand. {found.task.system}",
+        f"{found.task.system} Copy the label exactly, without any other word, sign or explanation.",
+        "The labels are: card, pin.\nClassify the text. Reply with the one that fits best, as it is spelt above.",
+    ]
+
+
+@pytest.mark.parametrize(("kind", "n"), [("labels", 1), ("question", 1), ("preference", 2)])
+def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_rows, kind, n):
+    found = propose_rows(KINDS[kind])
+    experiment = config.load(scaffold.write(found)[0]).experiment
+    assert (experiment.gate.macro, experiment.gate.each, experiment.gate.safety) == (0.04, 0.1, 0.1)
+    items = {task.name: len(load_task(task, 0).test) for suite in experiment.suites for task in suite.tasks}
+    assert gating.power_warnings(experiment.suites, items, experiment.gate, n_members=n) == ()
+    among = ", as one of 2," if n > 1 else ""
+    assert any(f"that lost nothing{among} passes the average in 9" in line for line in found.said)
 
 
 KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
@@ -775,7 +810,7 @@ def test_items_that_are_longer_than_the_base_reads_are_warned_of(propose_rows, t
 
 def test_the_kind_of_task_can_be_named(propose_rows):
     assert propose_rows(LABELLED, kind="text").task.labels == ()
-    many = [{"text": f"Row {i}", "label": f"class {i % 15}"} for i in range(30)]
+    many = [{"text": f"Row {i}", "answer": f"class {i % 15}"} for i in range(30)]
     assert propose_rows(many).kind == "text"
     assert len(propose_rows(many, kind="labels").task.labels) == 15
 

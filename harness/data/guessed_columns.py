@@ -1,10 +1,11 @@
-"""Guess of the columns that ask and answer by their names and texts, and the command where none is sure.
+"""Guess of the columns that ask and answer by their names and texts, and whether what answers are labels.
 
 Invariant: a guess shows every text that a question is known to stand on, and is refused where two may answer.
 """
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -50,6 +51,22 @@ _TEXTS = (
     "value",
 )  # of an object
 _PAIRED = re.compile(r"(.*?)[ _-]?([12ab])", re.IGNORECASE)
+# Columns that hold labels, and those whose numbers are none.
+_LABELS = {
+    *("label", "labels", "intent", "category", "class", "decision", "sentiment", "emotion", "polarity"),
+    *("queue", "team", "department", "topic", "tag", "tags", "type", "priority", "severity", "urgency"),
+    *("status", "stars", "star", "rating", "ratings", "score", "grade", "verdict", "stance", "tone"),
+}
+_QUANTITIES = {
+    *("price", "cost", "amount", "total", "sum", "fee", "salary", "income", "age", "count", "quantity"),
+    *("year", "weight", "height", "length", "distance", "duration", "minutes", "hours", "days"),
+}
+_LABEL_WORDS = {
+    *("yes", "no", "maybe", "unknown", "true", "false", "positive", "negative", "neutral", "mixed"),
+    *("entailment", "contradiction", "spam", "ham", "low", "medium", "high", "pass", "fail"),
+}
+MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
+_WIDEST_SCALE = 10  # between the ends of numbers that are steps
 SQL = re.compile(
     r"\s*(?:select|with|insert|update|delete)\s.*?\b(?:from|into|set|as)\b", re.IGNORECASE | re.DOTALL
 )
@@ -115,6 +132,37 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     )
 
 
+def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the labels, sorted, where answers are a closed set of few and short ones; else nothing.
+
+    Five rows a label are enough in the mean. In a column with the name of labels, such as `queue`, and of
+    words such as yes and no, it is enough that half of the rows share theirs with another row. Names and
+    steps of a scale need two rows each and three in the mean, unless most of the `questions` end with a
+    question mark, so that a name may be an answer. Prices are no labels.
+    """
+    counts = Counter(answers)
+    n, head = counts.total(), find_head(column)
+    is_short = all(0 < len(label) <= LONGEST_LABEL and "\n" not in label for label in counts)
+    if not is_short or not 2 <= len(counts) <= MOST_LABELS or head in _QUANTITIES:
+        return ()
+    enough = len(counts) * ROWS_A_LABEL <= n
+    if _are_names_or_steps([*counts]):
+        is_named = head in _LABELS or column.lower().startswith(("is_", "has_"))
+        if is_named or {label.lower().rstrip(".") for label in counts} <= _LABEL_WORDS:
+            enough |= 2 * sum(count for count in counts.values() if count > 1) >= n
+        elif sum(1 if text.rstrip().endswith("?") else -1 for text in questions) <= 0:
+            enough |= min(counts.values()) > 1 and 3 * len(counts) <= n
+    return tuple(sorted(counts)) if enough else ()
+
+
+def _are_names_or_steps(values: Sequence[str]) -> bool:
+    """Tell whether texts have a few words each, or are whole numbers of a small range."""
+    if any(re.match(r"\W*\d", value) for value in values):
+        steps = [float(value) for value in values if re.fullmatch(r"-?\d+(\.0+)?", value)]
+        return len(steps) == len(values) and max(steps) - min(steps) <= _WIDEST_SCALE
+    return all(len(value.split()) <= 4 for value in values)
+
+
 def _join_pair(names: Sequence[str]) -> str | None:
     """Write the template of two texts that are compared, each behind its name; None where there are none."""
     pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
@@ -175,7 +223,7 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None, name
             texts[name] = [str(value) for value in values]
     shown = {*columns_of(prompt, texts), *columns_of(answers, texts)}
     free = [name for name in texts if name not in shown]
-    few = [n for n in free if 1 < len({*texts[n]}) <= max(2, len(content.rows) // 5)]
+    few = [name for name in free if label_set(texts[name], name)]
     if answers is None and (named := few or free[-1:] if prompt or len(free) > 1 else few):
         answers = f"{{{named[0]}}}"
         free = [name for name in free if name not in named]

@@ -28,11 +28,11 @@ from harness.data.columns import (
     read_question_and_answers,
 )
 from harness.data.edit.repeats import fold_row
-from harness.data.edit.spellings import LONGEST_LABEL, label_set
 from harness.data.edit.written_answers import WrittenAnswer, list_written_answers
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.formats.dates import FORMS, read_date
+from harness.data.guessed_columns import LONGEST_LABEL, label_set
 from harness.data.readers import Row, cap_problems
 from harness.data.unused import Unused, UnusedCounter
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
@@ -139,8 +139,9 @@ class RowTable:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels, where the answers are a closed set of few and short ones; else nothing."""
-        has_questions = any(entry.question for entry in self.entries)
-        return label_set(entry.answer for entry in self.entries) if has_questions else ()
+        questions = [entry.question for entry in self.entries]
+        answers = (entry.answer for entry in self.entries)
+        return label_set(answers, self.answer_column or "", questions) if any(questions) else ()
 
     def files_emptied_by(self, dropped: Iterable[str]) -> list[str]:
         """List the files of which no usable row is left without the rows at these places."""

@@ -17,10 +17,11 @@ from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_ans
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
-from harness.data.edit.spellings import commonest_spellings, describe_no_labels, label_set, several_spellings
+from harness.data.edit.spellings import commonest_spellings, describe_no_labels, several_spellings
 from harness.data.edit.written_answers import Keys, answer_at, label_places, list_written_answers, put_answer
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.formats.multiple_choice import CHOICES
+from harness.data.guessed_columns import label_set
 from harness.data.readers import Row
 from harness.data.special_tokens import remove_special
 from harness.errors import Problem, UserError
@@ -133,7 +134,7 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
     answers = [label for row in rows for label in _labels(row, roles)]
     if not answers:
         raise UserError(Problem(where, "no column that answers", "a column of labels", step))
-    if not label_set(answers):
+    if not label_set(answers, roles.answers[0]):
         raise UserError(Problem(where, *describe_no_labels(answers), step))
     return commonest_spellings(several_spellings(answers))
 

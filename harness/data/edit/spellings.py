@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL
 from harness.formatting import pluralize
 from harness.records import normalize
-
-MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
 
 
 class LabelSpellings(NamedTuple):
@@ -20,14 +19,6 @@ class LabelSpellings(NamedTuple):
 
     commonest: str
     counts: tuple[tuple[str, int], ...]
-
-
-def label_set(answers: Iterable[str]) -> tuple[str, ...]:
-    """Return the labels, sorted, where answers are a closed set of few and short ones; else nothing."""
-    counts = Counter(answers)
-    few = 2 <= len(counts) <= min(MOST_LABELS, counts.total() // ROWS_A_LABEL)
-    short = all(0 < len(label) <= LONGEST_LABEL and "\n" not in label for label in counts)
-    return tuple(sorted(counts)) if few and short else ()
 
 
 def describe_no_labels(answers: Sequence[str]) -> tuple[str, str]:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
-from harness.data.guessed_columns import NAME_THEM
+from harness.data.guessed_columns import NAME_THEM, ROWS_A_LABEL
 from harness.data.unused import name_keys, name_media, offer_contexts
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import costs, wrap_prompt
+from harness.experiment.scaffold.margins import propose_gate
 from harness.experiment.scaffold.method_choice import (
     Resources,
     describe_base,
@@ -29,15 +30,15 @@ from harness.experiment.scaffold.method_choice import (
 )
 from harness.experiment.scaffold.recognition import (
     NEEDS,
-    ROWS_A_LABEL,
+    AnswerForm,
     Kind,
     RecognizedRows,
     Request,
     absolute,
     look,
 )
-from harness.experiment.scaffold.task_proposal import check_task, propose_task
-from harness.experiment.scaffold.time_bound import bound_time, time_sentence
+from harness.experiment.scaffold.task_proposal import FOLDS, check_task, fold_few, propose_task
+from harness.experiment.scaffold.time_bound import bound_time, load_proposal, time_sentence
 from harness.experiment.scaffold.unread_columns import describe_columns, list_unused, warn_of_unread
 from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
 from harness.formatting import count, pluralize, seconds
@@ -48,23 +49,35 @@ from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 
 _SHOWN = 900  # characters of the prompt that is shown
-_FEW = 300  # rows
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
-_CHOSEN: dict[Kind, str] = {
+_FORMS: dict[AnswerForm, str] = {
+    "choice": "multiple choice, where the choices of a row are ranked by their log-likelihoods",
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
-    "choice": "multiple choice; the choices of a row are ranked by their log-likelihoods",
-    "question": "questions whose contexts become documents, to compare retrieval with closed book",
-    "preference": "preference pairs; the chosen answer is the reference",
-    "text": "free text, scored by its overlap with references; a judge also sees answers in other words",
+    "joined labels": "several of {n} labels, joined by {separator!r}",
+    "calls": "calls of tools",
+    "json": "JSON",
+    "spans": "pieces of the text",
+    "reasoned": "reasoning that ends in an answer",
+    "sql": "SQL",
+    "number": "numbers",
+    "short": "short free text, which a judge may score too",
+    "long": "free text, which a judge may score too",
 }
-# What an answer's form says of the task, by the metric that was chosen for it.
-_BY_METRIC = {
-    "json_fields": "answers in JSON, scored by the fields that are right",
-    "span_f1": "pieces of the text, scored by the F1 of whole ones",
-    "sql_match": "SQL, scored by queries that are the reference's once both are normalised",
-    "tool_call": "calls of tools, scored by name and arguments",
-    "final_answer": "reasoning, scored by its final answer",
+_KINDS: dict[Kind, str] = {
+    "question": "questions whose contexts become documents, to compare retrieval with closed book: ",
+    "preference": "preference pairs, where the chosen answer is the reference: ",
+}
+_SCORED = {
+    "accuracy": "the choice that is right",
+    "exact_match": "answers that equal the reference",
+    "token_f1": "words shared with the reference",
+    "chrf": "letters shared with the reference",
+    "json_fields": "the fields that are right",
+    "span_f1": "the F1 of whole pieces",
+    "sql_match": "queries that are the reference's once both are normalised",
+    "tool_call": "name and arguments",
+    "final_answer": "the final answer",
 }
 
 
@@ -89,8 +102,11 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     seen, name = _recognise(request), _name_of(request)
     here = here or Resources(machine := hardware.probe(), hardware.memory(machine.device))
     base = _base(request.base_model)
-    task, items = check_task(propose_task(request, seen, name, base), has_thumbs=bool(seen.thumbs_down))
-    choice, candidates = propose_candidates(seen.kind, items, task, base, here)
+    proposed, instructions = propose_task(request, seen, name, base)
+    task, items = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
+    task, items, unfolded = fold_few(task, items)
+    choice, candidates = propose_candidates(seen.kind, items, task, base, here, instructions)
+    gate = propose_gate(load_proposal(request, task, candidates).experiment)
     of_base = describe_base(request.base_model, items, base, here)
     remarks, late = [of_base, f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
@@ -98,17 +114,20 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)
         remarks.append(f"time: {time_sentence(bounded, request.minutes)}")
         late.append(_too_long(bounded.time_s, request.minutes))
+        if bounded.folds_s:
+            unfolded = f"that takes about {seconds(bounded.folds_s)} on this machine"
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
-    experiment, suite = _paths(request, name)
+    path, suite = _paths(request, name)
     files = {
-        experiment: experiment_text(request, name, candidates, remarks),
+        path: experiment_text(request, name, candidates, gate, remarks),
         suite: suite_text(request, task, suite.parent),
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     unused = list_unused(task, seen)
     named = filter(None, (describe_columns(task, seen, unused), name_keys(unused)))
-    said = *_show_prompt(task, items, base), *named, *_sentences(seen, task, items, candidates), *remarks
+    sentences = _sentences(seen, task, items, candidates, unfolded)
+    said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate.said
     late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
     unread = *filter(None, [offer_contexts(unused), name_media(unused)]), *warn_of_unread(seen, request)
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
@@ -210,23 +229,27 @@ def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iter
 
 
 def _sentences(
-    seen: RecognizedRows, task: Task, items: TaskItems, candidates: Mapping[str, Any]
+    seen: RecognizedRows, task: Task, items: TaskItems, candidates: Mapping[str, Any], unfolded: str
 ) -> Iterator[str]:
     layout = f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
-    form = _BY_METRIC.get(task.primary_metric, _CHOSEN[seen.kind].format(n=len(task.labels)))
-    yield f"task: {form}"
+    form = _FORMS[seen.answers.form].format(n=len(seen.answers.labels), separator=seen.answers.separator)
+    scored = f"scored by {task.primary_metric}: {_SCORED[task.primary_metric]}"
+    is_small = seen.kind == "labels" and len(seen.rows) < ROWS_A_LABEL * len(seen.answers.labels)
+    otherwise = "; --task text where answers may be others" if is_small else ""
+    yield f"task: {_KINDS.get(seen.kind, '')}{form}; {scored}{otherwise}"
     by = f" by {seen.fields['cluster'].strip('{}')}" if "cluster" in seen.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
         by = " by context" if seen.kind == "question" else " by cluster"
     drawn = " (sampled; raise limits: for more)" if task.data.limits.train else ""
-    yield (
-        f"split{by}: {pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for "
-        f"validation, {len(items.test):,} for test{drawn}"
-    )
+    parts = f"{pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for validation"
+    if task.data.folds:
+        yield f"split{by}: {parts}; folds: {FOLDS}, each of the former is tested on by a training without it"
+    else:
+        yield f"split{by}: {parts}, {len(items.test):,} for test{drawn}"
     yield f"amount of data: {pluralize(len(items.train), 'training row')}. {USUAL_AMOUNTS}"
-    if len(seen.rows) < _FEW and not task.data.folds:
-        yield "few rows: folds: 5 under data: of the suite tests on all of them, in five trainings"
+    if unfolded:
+        yield f"few rows: folds: {FOLDS} in the suite would test on all of them; not set: {unfolded}"
     yield from items.removed
     evaluated = [*items.validation, *items.test]
     if several := sum(len(example.references) > 1 for example in evaluated):
@@ -248,8 +271,11 @@ def _candidate_sentences(candidates: Mapping[str, Any]) -> Iterator[str]:
     for name, recipe in candidates.items():
         if start := recipe.get("init_from"):
             yield f"{name}: starts at the adapter of {start}"
-        swept = recipe.get("sweep", {}).items()
-        if tried := [f"{key} {' and '.join(f'{v:g}' for v in values)}" for key, values in swept]:
+        swept = recipe.get("sweep", {})
+        if texts := swept.get("system"):
+            yield f"{name}: {len(texts)} system texts, the best on validation is kept"
+        numbers = [(key, values) for key, values in swept.items() if key != "system"]
+        if tried := [f"{key} {' and '.join(f'{v:g}' for v in values)}" for key, values in numbers]:
             replay = recipe.get("replay")
             rows = "" if replay is None else f"; general rows are replayed, {replay:g} for each training row"
             yield f"{name}: {', '.join(tried)}, the better one on validation is kept{rows}"
@@ -271,8 +297,8 @@ def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
 def _warn_of_repeats(seen: RecognizedRows, task: Task, items: TaskItems) -> str:
     """Warn of texts that repeat so much that they may be labels, which a classifier can choose from."""
     answers = [e.references[0] for e in items.train if len(e.references) == 1]
-    n = len(set(answers))
-    if seen.kind != "text" or task.primary_metric == "tool_call" or not 1 < n <= len(answers) / ROWS_A_LABEL:
+    n, most = len(set(answers)), len(answers) / (ROWS_A_LABEL if seen.answers.form == "long" else 2)
+    if seen.kind != "text" or task.primary_metric == "tool_call" or not 1 < n <= most:
         return ""
     return (
         f"only {n} different answers in {count(len(answers))} rows to train on; next: where these are all "

@@ -20,6 +20,7 @@ RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points")
 _MOST_LISTED = 2_000  # characters of labels that a prompt lists
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
+_LISTED = f"{_NOTHING_ELSE}:"  # in front of labels
 _QUESTIONS = ("question", "questions", "query", "nl")
 _NOUNS = (
     *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
@@ -97,6 +98,33 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
     return of_form.get(answers.form, _ask_for_text)(columns, references)
 
 
+def vary_instruction(draft: str, answers: Answers) -> list[str]:
+    """Write a draft in other words: with a role, with its form stressed, and in short or labels first."""
+    form = "number" if draft.startswith("Rate ") else answers.form
+    short, _, reply = draft.partition(" Reply with ")
+    if form == "labels" and _LISTED in reply:
+        listed = reply.partition(f"{_LISTED} ")[2]
+        short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
+    role = f"You are an expert, and your answers are used as they stand. {draft}"
+    texts = [role, f"{draft} {_STRESSED.get(form, _STRESSED['long'])}", short]
+    return list(dict.fromkeys(text for text in texts if text != draft))
+
+
+_STRESSED = {
+    "choice": "Only one answer is right.",
+    "labels": "Copy the label exactly, without any other word, sign or explanation.",
+    "joined labels": "Copy the labels exactly, without any other word or explanation.",
+    "number": "The whole answer is one number, without any word before or after it.",
+    "sql": "Begin with the first word of the query: no explanation, no code fence.",
+    "json": "Begin with the first bracket: no explanation, no code fence.",
+    "spans": "Begin with the first bracket, and copy each piece as it stands in the text.",
+    "calls": "Begin with the first bracket: no explanation, no code fence.",
+    "reasoned": "Keep each step to one short line, and check the result before you write it.",
+    "short": "Give the answer alone, without a sentence around it.",
+    "long": "Begin at once: no greeting, no remark on the task, no heading.",
+}
+
+
 def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
     """Tell whether labels are steps of a rating, not codes: whole numbers that are named so or rate a review.
 
@@ -117,7 +145,7 @@ def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
     listed = ", ".join(labels)
     if len(listed) > _MOST_LISTED:
         return f"{_classify(columns)} Reply with the name of the category {_NOTHING_ELSE}."
-    return f"{_classify(columns)} Reply with one of these labels {_NOTHING_ELSE}: {listed}."
+    return f"{_classify(columns)} Reply with one of these labels {_LISTED} {listed}."
 
 
 def _classify(columns: PromptColumns) -> str:

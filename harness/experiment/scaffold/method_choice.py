@@ -206,9 +206,17 @@ LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
 
 
 def propose_candidates(
-    kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
+    kind: Kind,
+    items: TaskItems,
+    task: Task,
+    base: ModelSource | None,
+    here: Resources,
+    instructions: Sequence[str] = (),
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
-    """List every alternative that a decision asks for on such a task, the cheap ones first."""
+    """List every alternative that a decision asks for on such a task, the cheap ones first.
+
+    The plain prompt is the best on validation of the task's instruction and of others.
+    """
     n_shots = _count_shots(items.train, base, _find_room(items, task, base))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
@@ -226,7 +234,8 @@ def propose_candidates(
     makes_adapter = plugins.method(choice.name).makes_adapter
     beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
     others = {name: recipe for name, recipe in beside.items() if name not in on_rows}
-    found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot"}}
+    tried = {"sweep": {"system": [None, *instructions]}} if instructions else {}
+    found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot", **tried}}
     if n_shots:
         found |= {"fixed": {"prompting": fixed}, "knn": {"prompting": nearest}}
     if kind == "labels":

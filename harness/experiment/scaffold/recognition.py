@@ -12,24 +12,24 @@ from harness.data import formats, readers
 from harness.data.columns import (
     GROUPS,
     MESSAGES,
+    answer_column,
     columns_of,
     find_filled_columns,
     find_missing_header,
     find_roles,
+    name_in,
     require_column,
 )
 from harness.data.formats import CHOICE_QUESTIONS, Layout, find_column, find_fields, settle_forms
-from harness.data.guessed_columns import SQL, add_contexts, guess_columns
+from harness.data.guessed_columns import MOST_LABELS, SQL, add_contexts, guess_columns, label_set
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
-from harness.records import Example, has_closed_labels, list_labels, parse_json, pieces
+from harness.records import Example, has_closed_labels, list_labels, match_label, parse_json, pieces
 from harness.spec import HUB, Task
 
 Kind = Literal["labels", "choice", "question", "preference", "text"]
-
-MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
 
 
 class Request(NamedTuple):
@@ -108,12 +108,13 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         fields |= {"answers_are": forms.numbers[0]} if forms.has_numbers else {}
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
-    kind = request.kind or _kind(layout, content.rows, examples)
+    column = _find_answer_column(task, layout, content)
+    kind = request.kind or _kind(layout, examples, column)
     if found := _misfit(kind, layout, content.rows, examples):
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
-    answers = _recognise_answers(kind, examples)
+    answers = _recognise_answers(kind, examples, column)
     return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, thumbs)
 
 
@@ -186,14 +187,23 @@ def _groups_rows(content: Sequence[Row], name: str) -> bool:
     return 5 <= len(set(values)) <= 0.8 * len(values)
 
 
-def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> Kind:
+def _find_answer_column(task: Task, layout: Layout | None, content: readers.Rows) -> str:
+    """Return the name of the column that answers, of nested ones the last part; empty where several do."""
+    names = {name for row in content.rows for name in row.fields}
+    return name_in(answer_column(task, layout, names)).rpartition(".")[2]
+
+
+def _kind(layout: Layout | None, examples: Sequence[Example], column: str) -> Kind:
     if layout is not None and layout.name in formats.PAIRED:
         return "preference"
     if _has_choices(examples):
         return "choice"
-    labels = _label_set(examples)
-    joined = _find_joined_labels([e.references[0] for e in examples if e.references])
-    return "labels" if labels and not joined and not are_calls(labels) else "text"
+    labels = tuple(references_of(examples))
+    if len(labels) > MOST_LABELS or any(len(e.references) != 1 for e in examples) or are_calls(labels):
+        return "text"
+    answers = [match_label(e.references[0], labels) or "" for e in examples]
+    is_set = label_set(answers, column, (e.prompt for e in examples))
+    return "labels" if is_set and not _find_joined_labels(answers, column) else "text"
 
 
 def _has_choices(examples: Sequence[Example]) -> bool:
@@ -229,14 +239,6 @@ def references_of(examples: Sequence[Example]) -> list[str]:
     return list_labels(reference for example in examples for reference in example.references)
 
 
-def _label_set(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the labels, where the references are few, short and repeated; else nothing."""
-    values = references_of(examples)
-    few = 2 <= len(values) <= min(MOST_LABELS, len(examples) // ROWS_A_LABEL)
-    short = all(len(value) <= LONGEST_LABEL and "\n" not in value for value in values)
-    return tuple(values) if few and short and all(len(e.references) == 1 for e in examples) else ()
-
-
 def absolute(path: str) -> str:
     """Return a path of the user's as an absolute one; a hub set is left as it is named."""
     return path if path.startswith(HUB) else str(Path(path).expanduser().resolve())
@@ -248,7 +250,7 @@ _KINDS = {"type", "label", "tag", "kind", "category", "class", "entity_type", "e
 _SEPARATORS = (";", "|", ",")
 
 
-def _recognise_answers(kind: Kind, examples: Sequence[Example]) -> Answers:
+def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> Answers:
     """Tell the form of answers, which says how they are asked for and scored."""
     if kind == "choice":
         return Answers("choice")
@@ -264,7 +266,7 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example]) -> Answers:
     }
     if form := next((form for form, tells in are.items() if references and tells(references)), None):
         return Answers(form)
-    if joined := _find_joined_labels(references):
+    if joined := _find_joined_labels(references, column):
         return joined
     if references and all(map(SQL.match, references)):
         return Answers("sql")
@@ -325,17 +327,17 @@ def _are_numbers(texts: Sequence[str]) -> bool:
     return all(map(_BEGINS_WITH_NUMBER.match, texts))
 
 
-def _find_joined_labels(texts: Sequence[str]) -> Answers | None:
+def _find_joined_labels(texts: Sequence[str], column: str) -> Answers | None:
     """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone.
 
     Numbers are none: their comma is a decimal's.
     """
     values = {text.strip() for text in texts}
     for separator in () if _are_numbers(texts) else _SEPARATORS:
-        labels = {part.strip() for value in values for part in value.split(separator)} - {""}
-        some_alone, enough = labels & values, len(labels) * ROWS_A_LABEL <= len(texts)
-        if len(values) > len(labels) > 1 and some_alone and enough:
-            return Answers("joined labels", tuple(sorted(labels)), separator)
+        parts = [part.strip() for text in texts for part in text.split(separator) if part.strip()]
+        labels = label_set(parts, column)
+        if len(values) > len(labels) and values & {*labels}:
+            return Answers("joined labels", labels, separator)
     return None
 
 

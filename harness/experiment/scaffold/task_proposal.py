@@ -13,7 +13,12 @@ from harness.data.edit import new_name
 from harness.data.examples import FIELD, pairs
 from harness.data.formats import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
-from harness.experiment.scaffold.instruction import PromptColumns, draft_instruction, is_rating
+from harness.experiment.scaffold.instruction import (
+    PromptColumns,
+    draft_instruction,
+    is_rating,
+    vary_instruction,
+)
 from harness.experiment.scaffold.recognition import (
     AnswerForm,
     Answers,
@@ -27,14 +32,18 @@ from harness.models.hub import ModelSource
 from harness.records import Example
 from harness.spec import Fields, Task
 
+FEW, FOLDS = 300, 5  # rows that are tested in folds
 _UNUSABLE_SHARE = 0.05
 _MOST_TOKENS = 256  # of an answer
 
 
 def propose_task(
     request: Request, seen: RecognizedRows, name: str, base: ModelSource | None
-) -> dict[str, Any]:
-    """Write the task as a mapping, paths absolute; answers may be as long as the base's tokenizer says."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the task as a mapping, paths absolute, and the draft of its instruction in other words.
+
+    Answers may be as long as the base's tokenizer says.
+    """
     task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
     task["data"] = _data(request, seen)
     if seen.fields:
@@ -46,10 +55,11 @@ def propose_task(
     task |= _propose_answers(seen.answers, columns, examples, base)
     said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
     if request.instruction:
-        task["system"] = request.instruction
-    elif all(map(defines_tools_alone, said)):  # else rows say what to do themselves
-        task["system"] = draft_instruction(seen.answers, columns, examples)
-    return task
+        return {**task, "system": request.instruction}, []
+    if not all(map(defines_tools_alone, said)):  # rows say what to do themselves
+        return task, []
+    draft = draft_instruction(seen.answers, columns, examples)
+    return {**task, "system": draft}, vary_instruction(draft, seen.answers)
 
 
 def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
@@ -178,6 +188,17 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
         if n_unusable > _UNUSABLE_SHARE * n_rows:
             raise UserError([*problems, _many_unusable(read_as, n_unusable, n_rows)])
     return read_as, items
+
+
+def fold_few(task: Task, items: TaskItems) -> tuple[Task, TaskItems, str]:
+    """Test a task of a few rows in folds; where that cannot be, return it as it is, with the reason."""
+    if sum(len(getattr(items, split)) for split in SPLITS) >= FEW:
+        return task, items, ""
+    folded = task.model_copy(update={"data": task.data.model_copy(update={"folds": FOLDS})})
+    try:
+        return folded, load_task(folded, 0), ""
+    except UserError as error:
+        return task, items, error.problems[0].found
 
 
 def _many_unusable(task: Task, n: int, n_rows: int) -> Problem:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from harness import config
+from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.evaluation.session import Session, join_items
 from harness.experiment.preparation import prepare_session
@@ -27,35 +28,38 @@ Candidates = Mapping[str, Mapping[str, Any]]
 
 
 class BoundStep(NamedTuple):
-    """Rows of each split at most, and whether a sweep keeps all its values."""
+    """Rows of each split at most, and the keys of sweeps that keep all their values."""
 
     train: int
     validation: int
     test: int
-    sweeps: bool
+    swept: tuple[str, ...]
 
 
+_ALL, _PROMPTS = ("learning_rate", "system"), ("system",)
 STEPS = (
-    BoundStep(2000, 200, 400, sweeps=True),
-    BoundStep(1000, 200, 400, sweeps=True),
-    BoundStep(500, 200, 400, sweeps=True),
-    BoundStep(500, 100, 400, sweeps=False),
-    BoundStep(250, 100, 400, sweeps=False),
-    BoundStep(250, 50, 200, sweeps=False),
-    BoundStep(120, 40, 100, sweeps=False),
+    BoundStep(2000, 200, 400, _ALL),
+    BoundStep(1000, 200, 400, _ALL),
+    BoundStep(500, 200, 400, _ALL),
+    BoundStep(500, 100, 400, _PROMPTS),
+    BoundStep(250, 100, 400, _PROMPTS),
+    BoundStep(250, 50, 200, _PROMPTS),
+    BoundStep(120, 40, 100, ()),
 )
 
 
 class BoundedSetup(NamedTuple):
     """A task and its candidates within a bound, their estimated time, and what was left out.
 
-    `cuts` says each part with how much of how much it is; empty where all is kept.
+    `cuts` says each part with how much of how much it is; empty where all is kept. `folds_s` is the time that
+    folds would take, where they were left out for it.
     """
 
     task: Task
     candidates: dict[str, dict[str, Any]]
     time_s: float
     cuts: tuple[str, ...]
+    folds_s: float = 0.0
 
 
 def bound_time(
@@ -63,27 +67,34 @@ def bound_time(
 ) -> BoundedSetup:
     """Take the first step whose estimate is within the bound, or the last one.
 
+    Folds, which test on all of a few rows, stay as long as one value of each sweep keeps them in the bound.
+
     Raises:
         UserError: `compare` could not run this proposal.
     """
-    session = replace(_open_session(request, task, candidates), machine=machine)
+    steps = (STEPS[0], STEPS[0]._replace(swept=_PROMPTS)) if task.data.folds else STEPS
+    loaded = load_proposal(request, task, candidates)
+    session = replace(prepare_session(loaded, Scope(dry_run=True), SilentProgress()), machine=machine)
     whole = load_task(_limit_task(task, {}), session.first_seed)
-    found = [_bound_by(session, task, candidates, whole, STEPS[0])]
-    for step in STEPS[1:]:
-        if found[-1].time_s <= 60 * minutes:
-            break
-        found.append(_bound_by(session, task, candidates, whole, step))
-    return found[-1]
+    for step in steps:
+        found = _bound_by(session, task, candidates, whole, step)
+        if found.time_s <= 60 * minutes:
+            return found
+    if not task.data.folds:
+        return found
+    once = task.model_copy(update={"data": task.data.model_copy(update={"folds": None})})
+    bounded = bound_time(request, once, candidates, machine, minutes)
+    return bounded._replace(folds_s=found.time_s)
 
 
-def _open_session(request: Request, task: Task, candidates: Candidates) -> Session:
-    """Prepare a proposal's session as a dry run does, from files that are gone afterwards."""
+def load_proposal(request: Request, task: Task, candidates: Candidates) -> LoadedExperiment:
+    """Load a proposal as a comparison does, from files that are gone afterwards."""
     with TemporaryDirectory() as name:
         folder, at = Path(name), request._replace(folder=Path(name))
         (folder / "suites").mkdir()
         (folder / "suites" / f"{task.name}.yaml").write_text(suite_text(at, task, folder / "suites"), "utf-8")
         (folder / "harness.yaml").write_text(experiment_text(at, task.name, candidates), "utf-8")
-        return prepare_session(config.load(folder / "harness.yaml"), Scope(dry_run=True), SilentProgress())
+        return config.load(folder / "harness.yaml")
 
 
 def _bound_by(
@@ -93,12 +104,9 @@ def _bound_by(
         split: getattr(step, split) for split in SPLITS if getattr(step, split) < _n(whole, split)
     }
     narrow = _limit_task(task, limits)
-    kept = {
-        name: dict(recipe) if step.sweeps else _take_first_of_sweep(recipe)
-        for name, recipe in candidates.items()
-    }
+    kept = {name: _keep_swept(recipe, step.swept) for name, recipe in candidates.items()}
     rows = [f"{n:,} of {_n(whole, split):,} {_ROWS[split]}" for split, n in limits.items()]
-    tried = [] if step.sweeps else _list_unused_values(candidates)
+    tried = _list_unused_values(candidates, step.swept)
     return BoundedSetup(
         narrow, kept, _estimate_s(session, narrow, kept, _spread(whole, limits)), (*rows, *tried)
     )
@@ -131,25 +139,29 @@ def _limit_task(task: Task, limits: Mapping[str, int]) -> Task:
     return task.model_copy(update={"data": data})
 
 
-def _take_first_of_sweep(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Train with the first value of each swept parameter, the most careful one."""
-    if "sweep" not in recipe:
-        return dict(recipe)
-    first = {key: values[0] for key, values in recipe["sweep"].items()}
+def _keep_swept(recipe: Mapping[str, Any], swept: Sequence[str]) -> dict[str, Any]:
+    """Keep the sweeps of these keys; of others take the first value, the most careful one."""
+    sweep = recipe.get("sweep", {})
     kept = {key: value for key, value in recipe.items() if key != "sweep"}
-    return {**kept, "params": {**recipe.get("params", {}), **first}}
+    first = {key: values[0] for key, values in sweep.items() if key not in (*swept, "system")}
+    params = {"params": {**recipe.get("params", {}), **first}} if first else {}
+    still = {key: values for key, values in sweep.items() if key in swept}
+    return {**kept, **params, **({"sweep": still} if still else {})}
 
 
-def _list_unused_values(candidates: Candidates) -> list[str]:
-    return [
-        f"{key} {values[0]:g} alone instead of {_join(values)}"
+def _list_unused_values(candidates: Candidates, swept: Sequence[str]) -> list[str]:
+    unused = [
+        (key, values)
         for recipe in candidates.values()
         for key, values in recipe.get("sweep", {}).items()
+        if key not in swept
     ]
-
-
-def _join(values: Sequence[float]) -> str:
-    return " and ".join(f"{value:g}" for value in values)
+    return [
+        f"one system text instead of {len(values)}"
+        if key == "system"
+        else f"{key} {values[0]:g} alone instead of {' and '.join(f'{value:g}' for value in values)}"
+        for key, values in unused
+    ]
 
 
 def time_sentence(bounded: BoundedSetup, minutes: float) -> str:

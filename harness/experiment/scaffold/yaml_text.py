@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.experiment.scaffold.margins import ProposedGate
 from harness.experiment.scaffold.recognition import Request
 from harness.spec import HUB, Task
 
@@ -18,7 +19,11 @@ SUITES = ("general", "safety")
 
 
 def experiment_text(
-    request: Request, name: str, candidates: Mapping[str, Any], remarks: Sequence[str] = ()
+    request: Request,
+    name: str,
+    candidates: Mapping[str, Any],
+    gate: ProposedGate | None = None,
+    remarks: Sequence[str] = (),
 ) -> str:
     """Write harness.yaml; each remark becomes a comment above the candidates."""
     base = (
@@ -33,9 +38,8 @@ def experiment_text(
         f"suites: {_flow(list(SUITES))}            # what a fine-tune might forget",
         *(f"# {remark}" for remark in remarks),
         "candidates:                          # what is compared; `harness ls methods` lists more",
-        *(f"  {key}: {_flow(recipe)}" for key, recipe in candidates.items()),
-        "# Margins of the gate: a loss of 2 points on average over the suites, and of 5 on one task.",
-        "gate: {macro: 0.02, each: 0.05}",
+        *(line for key, recipe in candidates.items() for line in _write_entry(key, recipe, "  ")),
+        *(_write_gate(gate) if gate else []),
         "# Your volume: cost and break-even depend on it.",
         "decide: {requests_per_month: 100000, horizon_months: 6}",
     ]
@@ -64,6 +68,22 @@ def _relative_path(path: str, request: Request, folder: Path) -> str:
     return os.path.relpath(path, folder.resolve()) if is_near else path
 
 
+def _write_gate(gate: ProposedGate) -> list[str]:
+    margins = gate.policy.model_dump(include={"macro", "each", "safety"})
+    return [f"# {gate.said}", f"gate: {_flow(margins)}"]
+
+
+def _write_entry(key: str, value: Any, indent: str) -> list[str]:
+    """Write an entry in one line where it fits, else a part below the other."""
+    if len(line := f"{indent}{key}: {_flow(value)}") <= _WIDTH or not isinstance(value, dict | list):
+        return [line]
+    if isinstance(value, list):
+        return [f"{indent}{key}:", *(f"{indent}  - {_flow(entry)}" for entry in value)]
+    inner = (_write_entry(name, part, f"{indent}  ") for name, part in value.items())
+    return [f"{indent}{key}:", *(line for lines in inner for line in lines)]
+
+
+_WIDTH = 200  # of a line; longer are lists of texts
 _BARE = re.compile(r"[A-Za-z][\w./-]*(?: [\w./-]+)*")
 _MEANS_SOMETHING = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
