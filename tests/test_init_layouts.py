@@ -15,6 +15,7 @@ from harness.models.hardware import Machine, Memory
 
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 N = 40
+NAMES = ("Ann Lee", "Bob Ray", "Cleo Fox") * 4
 ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here, so that nothing is loaded
 
 
@@ -125,6 +126,42 @@ LAYOUTS = {
         lambda row: ("\n".join(row["context"]) + f"\n\n{row['question']}", row["final_decision"]),
         "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
     ),
+    "titles": (
+        lambda i: {"id": f"a{i}", "text": say(i, 40), "title": say(i + 50, 3)},
+        "id → id; text → question; title → answer",
+        lambda row: (row["text"], row["title"]),
+        "Write a title for the text in one sentence. Reply with the title and nothing else.",
+    ),
+    "classes called an index": (
+        lambda i: {"title": say(i, 3), "description": say(i + 50, 20), "class_index": i % 4 + 1},
+        "title, description → question; class_index → label",
+        lambda row: (f"{row['title']}\n\n{row['description']}", str(row["class_index"])),
+        "Classify the description by its class index. Reply with one of these labels and nothing else: 1, 2, 3, 4.",
+    ),
+    "essays": (
+        lambda i: {"essay_id": i, "full_text": say(i, 30), "score": i % 6 + 1},
+        "essay_id → id; full_text → question; score → label",
+        lambda row: (row["full_text"], str(row["score"])),
+        "Rate the text on a scale from 1 (lowest) to 6 (highest). Reply with the number and nothing else.",
+    ),
+    "knowledge and history": (
+        lambda i: {"history": [say(i, 4), say(i + 9, 4)], "knowledge": say(i + 50), "response": say(i + 20)},
+        "history, knowledge → context; response → answer",
+        lambda row: ("\n".join(row["history"]) + f"\n\n{row['knowledge']}", row["response"]),
+        "Answer the text in about 10 words. Reply with the answer and nothing else.",
+    ),
+    "entities of a few names": (
+        lambda i: {
+            "text": f"{pick(NAMES, i)} is {i}.",
+            "entities": [{"text": pick(NAMES, i), "type": "PER"}],
+        },
+        "text → question; entities → answer",
+        lambda row: (row["text"], json.dumps(row["entities"])),
+        (
+            "Extract the entities from the text as a JSON list of objects with the keys text, type; an empty list "
+            "where there are none. Reply with the JSON and nothing else."
+        ),
+    ),
     "entities": (
         lambda i: {
             "text": f"Ann{i} was in Oslo.",
@@ -141,7 +178,7 @@ LAYOUTS = {
     ),
     "translation": (
         lambda i: {"translation": {"de": f"Die Henne {i} steht.", "en": f"The hen {i} stands."}},
-        "translation → answer",
+        "translation → question and answer",
         lambda row: (row["translation"]["de"], row["translation"]["en"]),
         "Translate the text from German to English. Reply with the translation and nothing else.",
     ),
@@ -386,7 +423,6 @@ def answer_rows(values):
 
 
 MAIL = ("refund", "delivery", "other") * 4
-NAMES = ("Ann Lee", "Bob Ray", "Cleo Fox") * 4
 # Few rows, and what the line on screen calls the task.
 SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "a closed set of 5 labels"),

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 from harness.data import load_task
 from harness.errors import UserError
 from harness.experiment import scaffold
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory
 from harness.spec import TaskData
@@ -68,6 +69,37 @@ def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
     assert found.task.fields.reference == "{response}"
     assert any(line.endswith("--reference category") for line in found.warnings)
     assert propose(tmp_path, content, reference="category").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            ("text", "label", "sentiment"),
+            "the answer is taken from 'label', and 'sentiment' may hold it as well",
+        ),
+        (
+            ("question", "answer", "output"),
+            "the answer is taken from 'answer', and 'output' may hold it as well",
+        ),
+        (
+            ("text", "label", "message"),
+            "the question is taken from 'text', and 'message' may hold it as well",
+        ),
+        (
+            ("question", "answer", "prompt"),
+            "the question is taken from 'question', and 'prompt' may hold it as well",
+        ),
+    ],
+)
+def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_check(tmp_path, columns, said):
+    content = [{name: f"{name} {i}" for name in columns} for i in range(40)]
+    option = "--prompt" if "question is" in said else "--reference"
+    (line,) = propose(tmp_path, content).warnings
+    assert line == f"{said}; next: where it does, {option} {columns[2]}"
+    checked = examine_rows(RowCheck([str(tmp_path / "mine.jsonl")], only=["missing_values"]))
+    (command,) = [finding.command for finding in checked.findings if finding.title == said]
+    assert command.endswith(f"{option} {columns[2]}")
 
 
 def test_a_category_answers_where_nothing_else_does(tmp_path):

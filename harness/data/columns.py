@@ -29,6 +29,7 @@ ANSWERS = (
 CONTEXTS = (
     *("context", "contexts", "passage", "article", "story", "document", "documents", "background", "support"),
     *("schema", "paragraph", "abstract", "premise", "table", "evidence", "transcript", "ctx"),
+    *("history", "knowledge"),
 )
 GROUPS = (
     *("article", "title", "document", "document_id", "doc_id", "conversation_id", "dialogue_id", "thread_id"),

@@ -26,6 +26,7 @@ from harness.data.columns import (
     name_in,
 )
 from harness.data.formats.turn_parts import text_of_cell
+from harness.data.formats.turns import HISTORY, list_history
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 
@@ -91,6 +92,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
     parts = fields.get("prompt") or _join_pair([c for c in in_order if c in plain])
     prompt = parts or find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
+    ids = {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
     objects = {c for c in columns if all(is_object(value) for value in cells[c] if value != []) and cells[c]}
     nested = _find_nested(cells)
     prompt = prompt or nested[0]
@@ -105,12 +107,17 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     prompt = prompt or find_by_name(plain - replies - sql - {name_in(answers)}, _OTHER_QUESTIONS)
     if not (prompt and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
-    if prompt:
-        prompt = prompt if parts else add_contexts(prompt, name_in(answers), content.rows)
+    if prompt and not parts:
+        whole = add_contexts(prompt, name_in(answers), content.rows)
+        titles = {*columns_of(whole, in_order)} - {*columns_of(prompt, in_order)}
+        others = plain - titles - ids - {*columns_of(prompt, in_order)}
+        if answers is None and len(titles) == 1 and not others:
+            answers, whole = f"{{{titles.pop()}}}", prompt
+        prompt = whole
     taken = {*columns_of(prompt, in_order), name_in(answers)}
     if any(find_head(c).removesuffix("s") in (*QUESTIONS, *ANSWERS) for c in columns - plain - objects):
         taken |= plain  # what asks or answers is a list, so what is left does not
-    taken |= {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
+    taken |= ids
     left = sorted(
         (c for c in reversed(in_order) if c in plain and c not in taken),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
@@ -118,7 +125,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     if answers is None and left and len(left) + bool(prompt) == 2:
         answers = f"{{{left.pop(0)}}}"
     if prompt is None and len(left) == 1:
-        prompt = f"{{{left.pop()}}}"
+        prompt = add_contexts(f"{{{left.pop()}}}", name_in(answers), content.rows)
     if prompt and answers:
         return {**fields, "prompt": prompt, "reference": answers}
     lacking = " and ".join(what for what, found in (("question", prompt), ("answer", answers)) if not found)
@@ -163,6 +170,16 @@ def _are_names_or_steps(values: Sequence[str]) -> bool:
     return all(len(value.split()) <= 4 for value in values)
 
 
+def may_ask(column: str) -> bool:
+    """Tell by the name of a column whether it may hold questions."""
+    return find_head(column) in (*QUESTIONS, *_OTHER_QUESTIONS)
+
+
+def may_answer(column: str) -> bool:
+    """Tell by the name of a column whether it may hold answers."""
+    return find_head(column) in (*ANSWERS, *_OTHER_ANSWERS)
+
+
 def _join_pair(names: Sequence[str]) -> str | None:
     """Write the template of two texts that are compared, each behind its name; None where there are none."""
     pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
@@ -182,7 +199,10 @@ def spell(column: str) -> str:
 def add_contexts(prompt: str, answer: str, rows: Sequence[Row]) -> str:
     """Put what a question is about in front of it: contexts by their names, and titles that differ."""
     names = dict.fromkeys(name for row in rows for name in row.fields)
-    shown = {*columns_of(prompt, names), answer.partition(".")[0]}
+    turns = (
+        {HISTORY} if any(map(list_history, rows)) else set()
+    )  # which stand before the question as they are
+    shown = {*columns_of(prompt, names), answer.partition(".")[0], *turns}
     parts = []
     for name in (name for name in names if name not in shown and not is_id(name)):
         values = [row.fields.get(name) for row in rows]
@@ -219,6 +239,8 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None, name
     texts: dict[str, list[str]] = {}
     for name in (name for name in names if not is_id(name)):
         values = [row.fields.get(name) for row in content.rows]
+        if all(isinstance(of, list) and len(of) == 1 and isinstance(of[0], str) for of in values):
+            values = [value[0] for value in values]
         if all(isinstance(of, str | int | float) and of != "" for of in values):
             texts[name] = [str(value) for value in values]
     shown = {*columns_of(prompt, texts), *columns_of(answers, texts)}
@@ -229,7 +251,8 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None, name
         free = [name for name in free if name not in named]
     of_words = {n: sum(" " in text for text in texts[n]) > len(texts[n]) / 2 for n in free}
     long = [name for name in free if of_words[name] and find_head(name) not in TELLING]
-    prompt = prompt or "\n\n".join(f"{{{name}}}" for name in long or free[:1])
+    asking = long or (free[:1] if prompt is None else [])
+    prompt = "\n\n".join([*filter(None, [prompt]), *(f"{{{name}}}" for name in asking)])
     if not (prompt and answers):
         return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"
     words = shlex.join(column_options(prompt, answers[1:-1]))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from harness.data.columns import (
     PAIRS,
+    QUESTIONS,
     TELLING,
     Roles,
     column_options,
@@ -38,6 +39,7 @@ from harness.data.formats.turns import (
     list_systems,
     text_of,
 )
+from harness.data.guessed_columns import may_answer, may_ask
 from harness.data.readers import Row, Rows
 from harness.data.splits.augmented_rows import AUGMENTED, ORIGIN
 from harness.formatting import count, percent, pluralize
@@ -66,11 +68,32 @@ class ContextColumn(NamedTuple):
     explains: bool
 
 
+class OtherColumns(NamedTuple):
+    """Columns that may hold the same as the one that was `taken` for an option, --prompt or --reference."""
+
+    option: str
+    taken: str
+    names: tuple[str, ...]
+
+    @property
+    def said(self) -> str:
+        """Which column was taken, and which may be it as well."""
+        what = "question" if self.option == "prompt" else "answer"
+        named = " or ".join(map(repr, self.names))
+        return f"the {what} is taken from {self.taken!r}, and {named} may hold it as well"
+
+    @property
+    def options(self) -> str:
+        """The option that takes the first of the others."""
+        return shlex.join([f"--{self.option}", self.names[0]])
+
+
 class Unused(NamedTuple):
     """Unread parts of `n_rows` rows: columns by the rows that fill them, keys of turns by their turns.
 
     `media` hold pictures or sounds. `contexts` are those of the columns, and of columns that only group
-    rows, that may hold the context; `template` names them in front of the prompt, in parts.
+    rows, that may hold the context; `template` names them in front of the prompt, in parts. `others` may ask
+    or answer as well as the columns that were guessed.
     """
 
     n_rows: int
@@ -80,6 +103,7 @@ class Unused(NamedTuple):
     media: Sequence[str]
     template: tuple[str, ...]
     fields: Mapping[str, str]
+    others: tuple[OtherColumns, ...] = ()
 
     def line(self) -> str:
         """Return the line of a suite by which a task reads the contexts."""
@@ -139,7 +163,28 @@ class UnusedCounter:
         names = [f"{{{context.name}}}" for context in found if FIELD.fullmatch(f"{{{context.name}}}")]
         template = (*names, _base_template(self.task, self.layout, self.first))
         fields = self.task.fields.model_dump(exclude_defaults=True)
-        return Unused(self.n, columns, self.keys, found, media, template, fields)
+        contexts = {*media, *(context.name for context in found)}
+        free = [name for name, n in columns.items() if n == self.n and name not in contexts]
+        return Unused(
+            self.n, columns, self.keys, found, media, template, fields, tuple(self._find_others(free))
+        )
+
+    def _find_others(self, free: Sequence[str]) -> Iterator[OtherColumns]:
+        """Find unread columns that may ask or answer by their names, where no layout says which one does."""
+        if self.layout is not None and self.layout.name != "question":
+            return
+        roles = find_reading_roles(self.task, self.layout, [*self.filled])
+        n = len(self.first)
+        asking = [c for c in free if may_ask(c) and 2 * len({str(r.fields[c]) for r in self.first}) > n]
+        answering = [c for c in free if may_answer(c) and c not in asking]
+        for option, taken, names in (
+            ("prompt", roles.questions, asking),
+            ("reference", roles.answers, answering),
+        ):
+            read = [name for name in taken if name in self.filled]
+            if names and read:
+                told = next((name for name in read if find_head(name) in QUESTIONS), read[-1])
+                yield OtherColumns(option, told, tuple(names))
 
     def _list_bookkeeping(self, hidden: Collection[str]) -> set[str]:
         """List columns that name, group and part the rows."""

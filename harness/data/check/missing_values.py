@@ -115,6 +115,10 @@ def _list_unused(table: RowTable) -> Iterator[Finding]:
             command=command,
             steps=(command,) if explains else (),
         )
+    for other in unused.others:
+        if getattr(table.reading, other.option) is None:
+            command = f"harness data check {' '.join(map(as_argument, table.files))} {other.options}"
+            yield Finding("note", other.said, "where it does, name that column", command=command)
     if media := name_media(unused):
         yield Finding("warning", media, "without it a question may have no answer")
     if rest := name_columns(unused):

@@ -56,7 +56,7 @@ _FORMS: dict[AnswerForm, str] = {
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
     "joined labels": "several of {n} labels, joined by {separator!r}",
     "calls": "calls of tools",
-    "json": "JSON",
+    "json": "answers in JSON",
     "spans": "pieces of the text",
     "reasoned": "reasoning that ends in an answer",
     "sql": "SQL",
@@ -128,8 +128,11 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     named = filter(None, (describe_columns(task, seen, unused), name_keys(unused)))
     sentences = _sentences(seen, task, items, candidates, unfolded)
     said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate.said
-    late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, task, items)]
-    unread = *filter(None, [offer_contexts(unused), name_media(unused)]), *warn_of_unread(seen, request)
+    late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, items)]
+    unread = (
+        *filter(None, [offer_contexts(unused), name_media(unused)]),
+        *warn_of_unread(seen, request, unused),
+    )
     warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
@@ -294,11 +297,12 @@ def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _warn_of_repeats(seen: RecognizedRows, task: Task, items: TaskItems) -> str:
+def _warn_of_repeats(seen: RecognizedRows, items: TaskItems) -> str:
     """Warn of texts that repeat so much that they may be labels, which a classifier can choose from."""
     answers = [e.references[0] for e in items.train if len(e.references) == 1]
     n, most = len(set(answers)), len(answers) / (ROWS_A_LABEL if seen.answers.form == "long" else 2)
-    if seen.kind != "text" or task.primary_metric == "tool_call" or not 1 < n <= most:
+    is_free = seen.kind == "text" and seen.answers.form in ("short", "long", "number")
+    if not is_free or not 1 < n <= most:
         return ""
     return (
         f"only {n} different answers in {count(len(answers))} rows to train on; next: where these are all "

@@ -18,6 +18,7 @@ from harness.records import Example, parse_json
 
 RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points")
 _MOST_LISTED = 2_000  # characters of labels that a prompt lists
+_PIECES = ("text", "span", "value", "word", "mention", "entity", "name")  # keys of what stands in the text
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
 _LISTED = f"{_NOTHING_ELSE}:"  # in front of labels
@@ -26,6 +27,7 @@ _NOUNS = (
     *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
     *("comment", "post", "passage", "story", "description", "utterance", "sentence", "problem", "report"),
     *("note", "abstract", "letter", "complaint", "request", "instruction", "headline", "premise", "goal"),
+    "essay",
 )
 _OTHER_NOUNS = {"body": "message", "subject": "message", "prompt": "request", "inputs": "request"}
 _OTHER_NOUNS |= {"messages": "message", "conversations": "message"}
@@ -139,8 +141,10 @@ def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
 def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
     if is_rating(columns, labels):
         steps = sorted(labels, key=float)
-        noun = "review" if columns.noun in ("text", "message") else columns.noun
-        scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest), as its author did"
+        is_review = columns.noun == "review" or find_head(columns.answer) in RATINGS[:4]
+        noun = "review" if is_review and columns.noun in ("text", "message") else columns.noun
+        scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest)"
+        scale += ", as its author did" if is_review else ""
         return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
     listed = ", ".join(labels)
     if len(listed) > _MOST_LISTED:
@@ -157,7 +161,8 @@ def _classify(columns: PromptColumns) -> str:
         return f"{columns.task}."
     what = _name_compared(columns)
     verb = "Compare" if what.startswith("the two") else "Classify"
-    is_said = verb == "Classify" and find_head(columns.answer) not in _GENERIC
+    is_word = re.fullmatch(r"[^\W\d]{3,}", columns.answer.replace(" ", "_")) is not None
+    is_said = verb == "Classify" and is_word and find_head(columns.answer) not in _GENERIC
     by = f" by its {spell(columns.answer)}" if is_said else ""
     return f"{verb} {what}{by}."
 
@@ -213,7 +218,7 @@ def _describe_key(key: str, objects: Sequence[dict[str, Any]]) -> str:
     are_few = (
         1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and len(texts) and max(map(len, texts)) <= 30
     )
-    is_kind = are_few and texts.total() == len(values)
+    is_kind = are_few and texts.total() == len(values) and key not in _PIECES
     return f"{key} (one of {' | '.join(sorted(texts))})" if is_kind else key
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import readers
-from harness.data.columns import ANSWERS, CONTEXTS, columns_of, find_head, find_reading_roles, is_id
+from harness.data.columns import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
 from harness.data.examples import FIELD, Notes, examples
 from harness.data.formats import list_choice_columns
 from harness.data.unused import Unused, find_unused
@@ -41,6 +41,7 @@ def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
     asks_more = len({*roles.questions} & {*names}) > 1
     unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
     tells: dict[str, Callable[[str], bool]] = {
+        "question and answer": lambda name: name in roles.answers and name in roles.questions,
         "label" if seen.answers.form == "labels" else "answer": lambda name: name in roles.answers,
         "choice": lambda name: name in choices,
         "context": lambda name: name in roles.questions and asks_more and find_head(name) in CONTEXTS,
@@ -57,11 +58,11 @@ def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
     return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in found.items())
 
 
-def warn_of_unread(seen: RecognizedRows, request: Request) -> Iterator[str]:
-    """Warn of columns that hold other answers, names of labels, thumbs, or the parts of a split."""
+def warn_of_unread(seen: RecognizedRows, request: Request, unused: Unused) -> Iterator[str]:
+    """Warn of columns that may ask or answer too, names of labels, thumbs, or the parts of a split."""
     unread = _list_unread(seen)
-    if seen.layout is None and "reference" in seen.fields and request.reference is None:
-        yield from [*_names_of_labels(seen, unread)] or _other_answers(seen, unread)
+    is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
+    yield from [*(_names_of_labels(seen, unread) if is_guessed else ())] or _other_columns(unused, request)
     yield from _thumbs(seen, unread)
     yield from _parts(seen, unread)
     yield from _parts_of_set(request)
@@ -85,14 +86,10 @@ def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
     return [] if any(value in (None, "") for value in values) else values
 
 
-def _other_answers(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
-    others = [c for c in unread if find_head(c) in ANSWERS and _read_column(seen, c)]
-    if others:
-        named = " or ".join(map(repr, others))
-        yield (
-            f"the answer is taken from {_answer_column(seen)!r}, and {named} may hold it as well; next: "
-            f"where it does, --reference {shlex.quote(others[0])}"
-        )
+def _other_columns(unused: Unused, request: Request) -> Iterator[str]:
+    for other in unused.others:
+        if getattr(request, other.option) is None:
+            yield f"{other.said}; next: where it does, {other.options}"
 
 
 def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
