@@ -4,7 +4,7 @@ Invariant: the time is that of `harness compare --dry-run`, from nothing on this
 go first, then the sweep, and test items, on which every verdict rests, last.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,23 +28,27 @@ Candidates = Mapping[str, Mapping[str, Any]]
 
 
 class BoundStep(NamedTuple):
-    """Rows of each split at most, and the keys of sweeps that keep all their values."""
+    """Rows of each split at most, and whether sweeps keep all their values, and prompts all their texts."""
 
     train: int
     validation: int
     test: int
-    swept: tuple[str, ...]
+    sweeps: bool
+    prompts: bool = True
+
+    def keeps(self, key: str) -> bool:
+        """Tell whether all values of a swept key are tried."""
+        return self.prompts if key == "system" else self.sweeps
 
 
-_ALL, _PROMPTS = ("learning_rate", "system"), ("system",)
 STEPS = (
-    BoundStep(2000, 200, 400, _ALL),
-    BoundStep(1000, 200, 400, _ALL),
-    BoundStep(500, 200, 400, _ALL),
-    BoundStep(500, 100, 400, _PROMPTS),
-    BoundStep(250, 100, 400, _PROMPTS),
-    BoundStep(250, 50, 200, _PROMPTS),
-    BoundStep(120, 40, 100, ()),
+    BoundStep(2000, 200, 400, sweeps=True),
+    BoundStep(1000, 200, 400, sweeps=True),
+    BoundStep(500, 200, 400, sweeps=True),
+    BoundStep(500, 100, 400, sweeps=False),
+    BoundStep(250, 100, 400, sweeps=False),
+    BoundStep(250, 50, 200, sweeps=False),
+    BoundStep(120, 40, 100, sweeps=False, prompts=False),
 )
 
 
@@ -72,7 +76,7 @@ def bound_time(
     Raises:
         UserError: `compare` could not run this proposal.
     """
-    steps = (STEPS[0], STEPS[0]._replace(swept=_PROMPTS)) if task.data.folds else STEPS
+    steps = (STEPS[0], STEPS[0]._replace(sweeps=False)) if task.data.folds else STEPS
     loaded = load_proposal(request, task, candidates)
     session = replace(prepare_session(loaded, Scope(dry_run=True), SilentProgress()), machine=machine)
     whole = load_task(_limit_task(task, {}), session.first_seed)
@@ -104,9 +108,9 @@ def _bound_by(
         split: getattr(step, split) for split in SPLITS if getattr(step, split) < _n(whole, split)
     }
     narrow = _limit_task(task, limits)
-    kept = {name: _keep_swept(recipe, step.swept) for name, recipe in candidates.items()}
+    kept = {name: _keep_swept(recipe, step) for name, recipe in candidates.items()}
     rows = [f"{n:,} of {_n(whole, split):,} {_ROWS[split]}" for split, n in limits.items()]
-    tried = _list_unused_values(candidates, step.swept)
+    tried = _list_unused_values(candidates, step)
     return BoundedSetup(
         narrow, kept, _estimate_s(session, narrow, kept, _spread(whole, limits)), (*rows, *tried)
     )
@@ -139,28 +143,24 @@ def _limit_task(task: Task, limits: Mapping[str, int]) -> Task:
     return task.model_copy(update={"data": data})
 
 
-def _keep_swept(recipe: Mapping[str, Any], swept: Sequence[str]) -> dict[str, Any]:
-    """Keep the sweeps of these keys; of others take the first value, the most careful one."""
+def _keep_swept(recipe: Mapping[str, Any], step: BoundStep) -> dict[str, Any]:
+    """Keep what a step sweeps; of the rest the first value, or the task's prompt."""
     sweep = recipe.get("sweep", {})
-    kept = {key: value for key, value in recipe.items() if key != "sweep"}
-    first = {key: values[0] for key, values in sweep.items() if key not in (*swept, "system")}
+    kept = {key: values for key, values in sweep.items() if step.keeps(key)}
+    first = {key: values[0] for key, values in sweep.items() if key not in kept and key != "system"}
+    whole = {key: value for key, value in recipe.items() if key != "sweep"}
     params = {"params": {**recipe.get("params", {}), **first}} if first else {}
-    still = {key: values for key, values in sweep.items() if key in swept}
-    return {**kept, **params, **({"sweep": still} if still else {})}
+    return {**whole, **params, **({"sweep": kept} if kept else {})}
 
 
-def _list_unused_values(candidates: Candidates, swept: Sequence[str]) -> list[str]:
-    unused = [
-        (key, values)
-        for recipe in candidates.values()
-        for key, values in recipe.get("sweep", {}).items()
-        if key not in swept
-    ]
+def _list_unused_values(candidates: Candidates, step: BoundStep) -> list[str]:
+    swept = [item for recipe in candidates.values() for item in recipe.get("sweep", {}).items()]
     return [
         f"one system text instead of {len(values)}"
         if key == "system"
         else f"{key} {values[0]:g} alone instead of {' and '.join(f'{value:g}' for value in values)}"
-        for key, values in unused
+        for key, values in swept
+        if not step.keeps(key)
     ]
 
 
