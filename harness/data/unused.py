@@ -69,11 +69,11 @@ class ContextColumn(NamedTuple):
 
 
 class OtherColumns(NamedTuple):
-    """Columns that may hold the same as the one that was `taken` for an option, --prompt or --reference."""
+    """Columns that may ask or answer as well as the one that was `taken`; `option` is prompt or reference."""
 
     option: str
     taken: str
-    names: tuple[str, ...]
+    names: Sequence[str]
 
     @property
     def said(self) -> str:
@@ -103,7 +103,7 @@ class Unused(NamedTuple):
     media: Sequence[str]
     template: tuple[str, ...]
     fields: Mapping[str, str]
-    others: tuple[OtherColumns, ...] = ()
+    others: Sequence[OtherColumns]
 
     def line(self) -> str:
         """Return the line of a suite by which a task reads the contexts."""
@@ -165,26 +165,23 @@ class UnusedCounter:
         fields = self.task.fields.model_dump(exclude_defaults=True)
         contexts = {*media, *(context.name for context in found)}
         free = [name for name, n in columns.items() if n == self.n and name not in contexts]
-        return Unused(
-            self.n, columns, self.keys, found, media, template, fields, tuple(self._find_others(free))
-        )
+        others = list(self._find_others(free))
+        return Unused(self.n, columns, self.keys, found, media, template, fields, others)
 
     def _find_others(self, free: Sequence[str]) -> Iterator[OtherColumns]:
         """Find unread columns that may ask or answer by their names, where no layout says which one does."""
         if self.layout is not None and self.layout.name != "question":
             return
-        roles = find_reading_roles(self.task, self.layout, [*self.filled])
-        n = len(self.first)
+        roles, n = find_reading_roles(self.task, self.layout, [*self.filled]), len(self.first)
         asking = [c for c in free if may_ask(c) and 2 * len({str(r.fields[c]) for r in self.first}) > n]
         answering = [c for c in free if may_answer(c) and c not in asking]
         for option, taken, names in (
             ("prompt", roles.questions, asking),
             ("reference", roles.answers, answering),
         ):
-            read = [name for name in taken if name in self.filled]
+            read = sorted((c for c in taken if c in self.filled), key=lambda c: find_head(c) in QUESTIONS)
             if names and read:
-                told = next((name for name in read if find_head(name) in QUESTIONS), read[-1])
-                yield OtherColumns(option, told, tuple(names))
+                yield OtherColumns(option, read[-1], names)
 
     def _list_bookkeeping(self, hidden: Collection[str]) -> set[str]:
         """List columns that name, group and part the rows."""

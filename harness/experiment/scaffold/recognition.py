@@ -78,7 +78,8 @@ class Answers(NamedTuple):
 class RecognizedRows(NamedTuple):
     """Rows, the layout they are in, the templates that read them, the kind of task and the form of answers.
 
-    `thumbs_down` of the rows are answers with a thumb down: no right ones, but such as `kto` learns from.
+    `answer_column` is empty where several answer, of nested ones the last part. `thumbs_down` of the rows are
+    answers with a thumb down: no right ones, but such as `kto` learns from.
     """
 
     shown: str
@@ -87,6 +88,7 @@ class RecognizedRows(NamedTuple):
     fields: dict[str, str]
     kind: Kind
     answers: Answers
+    answer_column: str
     thumbs_down: int = 0
 
 
@@ -108,14 +110,15 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         fields |= {"answers_are": forms.numbers[0]} if forms.has_numbers else {}
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
-    column = _find_answer_column(task, layout, content)
+    names = {name for row in content.rows for name in row.fields}
+    column = name_in(answer_column(task, layout, names)).rpartition(".")[2]
     kind = request.kind or _kind(layout, examples, column)
     if found := _misfit(kind, layout, content.rows, examples):
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
     answers = _recognise_answers(kind, examples, column)
-    return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, thumbs)
+    return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, column, thumbs)
 
 
 def _capitals(content: readers.Rows) -> Problem | None:
@@ -185,12 +188,6 @@ def _groups_rows(content: Sequence[Row], name: str) -> bool:
     if not all(isinstance(value, str | int) and value != "" for value in values):
         return False
     return 5 <= len(set(values)) <= 0.8 * len(values)
-
-
-def _find_answer_column(task: Task, layout: Layout | None, content: readers.Rows) -> str:
-    """Return the name of the column that answers, of nested ones the last part; empty where several do."""
-    names = {name for row in content.rows for name in row.fields}
-    return name_in(answer_column(task, layout, names)).rpartition(".")[2]
 
 
 def _kind(layout: Layout | None, examples: Sequence[Example], column: str) -> Kind:

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.data import readers
 from harness.data.columns import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
-from harness.data.examples import FIELD, Notes, examples
+from harness.data.examples import Notes, examples
 from harness.data.formats import list_choice_columns
 from harness.data.unused import Unused, find_unused
 from harness.experiment.scaffold.recognition import RecognizedRows, Request, absolute
@@ -60,24 +60,12 @@ def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
 
 def warn_of_unread(seen: RecognizedRows, request: Request, unused: Unused) -> Iterator[str]:
     """Warn of columns that may ask or answer too, names of labels, thumbs, or the parts of a split."""
-    unread = _list_unread(seen)
+    unread = list(unused.columns)
     is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
     yield from [*(_names_of_labels(seen, unread) if is_guessed else ())] or _other_columns(unused, request)
     yield from _thumbs(seen, unread)
     yield from _parts(seen, unread)
     yield from _parts_of_set(request)
-
-
-def _list_unread(seen: RecognizedRows) -> list[str]:
-    """List the columns that no template names, in their order."""
-    read = {column for template in seen.fields.values() for column in FIELD.findall(template)}
-    names = dict.fromkeys(name for row in seen.rows for name in row.fields)
-    return [name for name in names if name not in read]
-
-
-def _answer_column(seen: RecognizedRows) -> str:
-    template = seen.fields.get("reference", "{answer}")
-    return template[1:-1] if FIELD.fullmatch(template) else ""
 
 
 def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
@@ -94,7 +82,7 @@ def _other_columns(unused: Unused, request: Request) -> Iterator[str]:
 
 def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
     """Warn of labels that are codes, numbers from 0 on, which tell a prompt nothing."""
-    values = [str(value) for value in _read_column(seen, _answer_column(seen))]
+    values = [str(value) for value in _read_column(seen, seen.answer_column)]
     labels = {*values}
     if seen.kind != "labels" or "0" not in labels or not all(map(str.isdecimal, labels)):
         return
