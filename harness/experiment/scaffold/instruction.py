@@ -107,6 +107,8 @@ def vary_instruction(draft: str, answers: Answers) -> list[str]:
     if form == "labels" and _LISTED in reply:
         listed = reply.partition(f"{_LISTED} ")[2]
         short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
+    elif form == "joined labels":
+        short = draft  # which names the labels
     role = f"You are an expert, and your answers are used as they stand. {draft}"
     texts = [role, f"{draft} {_STRESSED.get(form, _STRESSED['long'])}", short]
     return list(dict.fromkeys(text for text in texts if text != draft))
