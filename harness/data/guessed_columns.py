@@ -239,8 +239,8 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None, name
     texts: dict[str, list[str]] = {}
     for name in (name for name in names if not is_id(name)):
         values = [row.fields.get(name) for row in content.rows]
-        if all(isinstance(of, list) and len(of) == 1 and isinstance(of[0], str) for of in values):
-            values = [value[0] for value in values]
+        if all(isinstance(value, list) and len(value) == 1 for value in values):
+            values = [value[0] if isinstance(value[0], str) else None for value in values if value]
         if all(isinstance(of, str | int | float) and of != "" for of in values):
             texts[name] = [str(value) for value in values]
     shown = {*columns_of(prompt, texts), *columns_of(answers, texts)}

@@ -196,7 +196,8 @@ def _kind(layout: Layout | None, examples: Sequence[Example], column: str) -> Ki
     if _has_choices(examples):
         return "choice"
     labels = tuple(references_of(examples))
-    if len(labels) > MOST_LABELS or any(len(e.references) != 1 for e in examples) or are_calls(labels):
+    is_code = are_calls(labels) or _are_json(labels) or all(map(SQL.match, labels))
+    if is_code or len(labels) > MOST_LABELS or any(len(e.references) != 1 for e in examples):
         return "text"
     answers = [match_label(e.references[0], labels) or "" for e in examples]
     is_set = label_set(answers, column, (e.prompt for e in examples))
