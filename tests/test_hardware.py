@@ -3,19 +3,18 @@
 import os
 import subprocess
 import sys
-from itertools import count
 
 import pytest
 
 from harness.cache import cache_dir, recall, remember
 from harness.errors import UserError
+from harness.evaluation.costs import Work
 from harness.models import hardware
 from harness.models.hardware import (
     Load,
     Machine,
     cpu,
     cpu_name,
-    cpu_speeds,
     describe_unused_gpu,
     dtype,
     gpus_of_driver,
@@ -25,20 +24,28 @@ from harness.models.hardware import (
     probe_notes,
     slow_bf16,
 )
+from harness.models.hardware.step_times import measure_speeds
+from harness.models.hub import resolve, shape
+from harness.models.memory import Shape
 
 pytestmark = pytest.mark.usefixtures("watched_load")
+SMALL = Shape(1e7, 12, 64, 192, 6, 4, 11, 500)
 
 
 def probe_quietly(*asked, **options):
     """Probe as on a quiet machine, which the one that runs the tests may not be."""
     return probe(
-        *asked, measure=lambda *of: hardware.measure_machine(*of)._replace(contended=False), **options
+        *asked,
+        shape=SMALL,
+        measure=lambda *of: hardware.measure_machine(*of)._replace(contended=False),
+        **options,
     )
 
 
 def machine(gflops, *, contended=False):
     """Return a measurement that gives a CPU of this speed."""
-    return lambda device, precision: Machine("cpu", "CPU", "bf16", gflops, gflops, gflops / 4, contended)
+    speeds = {"bf16": [gflops], "fp32": [gflops / 4]}
+    return lambda *_: Machine("cpu", "CPU", "bf16", gflops, contended, speeds)
 
 
 def find_machine_file(folder):
@@ -60,13 +67,16 @@ def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
     assert first.gflops > 0
     file = find_machine_file(empty_cache)
     kept = recall(file)
-    remember(file, kept | {"machine": kept["machine"] | {"name": "remembered"}})
-    assert probe("cpu") == first._replace(name="remembered")
+    remember(file, kept | {"name": "remembered"})
+    assert probe("cpu", shape=SMALL) == first._replace(name="remembered")
 
 
 def test_reading_the_probe_needs_no_torch(empty_cache):
     probe_quietly("cpu", "fp32")
-    code = "import sys; from harness.models.hardware import probe; probe('cpu', 'fp32'); print('torch' in sys.modules)"
+    code = (
+        "import sys; from harness.models.hardware import Shape, probe\n"
+        f"probe('cpu', 'fp32', {SMALL}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -90,21 +100,12 @@ def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
 
 
 def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_cache):
-    slow_bf16 = Machine("cpu", "CPU", "fp32", 150.0, 80.0, 150.0, contended=True)
+    slow_bf16 = cpu("CPU", "auto", {"bf16": [80.0], "fp32": [150.0]})._replace(contended=True)
     probe("cpu", measure=lambda *_: slow_bf16)
     os.utime(find_machine_file(empty_cache), (0, 0))
     found = probe("cpu", measure=machine(66.0, contended=True))  # 16.5 in fp32
     assert (found.precision, found.gflops) == ("fp32", 16.5)
     assert probe("cpu", renew=True, measure=machine(804.0)).precision == "bf16"
-
-
-def test_a_contradicted_probe_is_measured_once_an_hour_beside_other_work(empty_cache):
-    probe("cpu", measure=machine(166.0))
-    found = probe("cpu", reached_gflops=300.0, measure=machine(150.0, contended=True))
-    assert (found.gflops, found.contended) == (166.0, True)
-    assert probe("cpu", reached_gflops=300.0, measure=machine(804.0)) == found
-    os.utime(find_machine_file(empty_cache), (0, 0))
-    assert probe("cpu", reached_gflops=300.0, measure=machine(804.0)).gflops == 804.0
 
 
 def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cache):
@@ -114,57 +115,16 @@ def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cach
     assert probe("cpu", measure=machine(1.0)).gflops == 700.0
 
 
-def test_a_kept_probe_is_renewed_once_where_a_training_was_faster_than_it_allows(empty_cache):
-    probe("cpu", measure=machine(166.0))
-    assert probe("cpu", reached_gflops=240.0, measure=machine(804.0)).gflops == 166.0
-    assert probe("cpu", reached_gflops=300.0, measure=machine(190.0)).gflops == 190.0
-    assert probe("cpu", reached_gflops=300.0, measure=machine(1.0)).gflops == 190.0
-    assert probe("cpu", reached_gflops=400.0, measure=machine(804.0)).gflops == 804.0
-
-
 def test_a_kept_file_of_another_form_is_measured_anew(empty_cache):
     probe("cpu", measure=machine(166.0))
     find_machine_file(empty_cache).write_text('{"device": "cpu", "gflops": 166.0}')
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0
 
 
-@pytest.mark.parametrize(
-    ("loads", "contended"),
-    [
-        ([0.0] * 5, False),
-        ([0.5] * 15, True),
-        ([0.5] * 10 + [0.0] * 5, False),
-        ([0.0, 0.0] + [0.5] * 13, True),
-    ],
-)
-def test_rounds_beside_other_work_do_not_count(loads, contended):
-    """A quiet round runs at 800, one whose threads waited for half of its second at 400."""
-    turn = count()
-    readings = [Load(i, 2.0 * i, sum(loads[:i])) for i in range(len(loads) + 1)]
-    read = (one for i in range(len(loads)) for one in readings[i : i + 2])
-
-    def speed(_):
-        return 400.0 if loads[next(turn) // 2] else 800.0
-
-    speeds, disturbed = cpu_speeds(speed, 2, lambda: next(read))
-    assert disturbed is contended
-    assert next(read, None) is None, "and no round more than is needed"
-    assert speeds["bf16"] == (800.0 if 0.0 in loads else 400.0)
-
-
 @pytest.mark.parametrize(("gflops", "large"), [(850.0, True), (150.0, True), (30.0, True), (1.8, False)])
 def test_a_product_that_would_take_long_is_measured_at_a_quarter_of_its_rows(gflops, large):
     """bf16 runs at some 2 GFLOP/s where a processor has no units for it: a large product takes a second."""
     assert may_be_large(2 * 256**3 / (gflops * 1e9)) is large
-
-
-def test_rounds_that_disagree_were_disturbed_by_what_the_system_does_not_count():
-    turn = count()
-    clock = count()
-    _, disturbed = cpu_speeds(
-        lambda _: 800.0 if next(turn) < 4 else 300.0, 2, lambda: Load(next(clock), 0.0, 0.0)
-    )
-    assert disturbed
 
 
 def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads_did_not_run():
@@ -198,30 +158,64 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_half(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bf16", "fp32", "precision"),
-    [(890, 220, "bf16"), (276, 276, "bf16"), (200, 276, "bf16"), (190, 276, "fp32"), (30, 120, "fp32")],
+    ("bf16", "fp32", "precision", "said"),
+    [
+        ([890], [220], "bf16", ""),
+        ([276], [276], "bf16", ""),
+        ([69], [276], "fp32", "69 GFLOP/s in a product against 276"),
+        ([69], [276, 300, 300, 300], "fp32", "69 GFLOP/s in a product against 276"),
+        ([1000, 800, 300, 200], [250, 250, 200, 210], "bf16", ""),
+        ([1000, 200, 100, 70], [250, 240, 200, 180], "fp32", "112 GFLOP/s in short steps against 205"),
+        ([276, 270, 200, 200], [276, 276, 210, 210], "bf16", ""),
+    ],
 )
-def test_bf16_is_chosen_unless_it_is_markedly_slower_than_fp32(bf16, fp32, precision):
+def test_bf16_is_chosen_unless_steps_in_it_are_slower_than_in_fp32(bf16, fp32, precision, said):
+    """A product decides alone where no steps were timed in one of both, which multiplies hopelessly slowly."""
     speeds = {"bf16": bf16, "fp32": fp32}
-    assert cpu("CPU", "auto", speeds)[2:4] == (precision, speeds[precision])
+    found = cpu("CPU", "auto", speeds)
+    assert (found.precision, found.gflops) == (precision, speeds[precision][0])
+    assert found.step_speeds == speeds[precision][1:]
+    assert slow_bf16(found) == (f"bf16 is slower here: {said} in fp32" if said else "")
 
 
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
-def test_bf16_is_called_slower_only_where_it_is(precision):
-    assert slow_bf16(cpu("CPU", precision, {"bf16": 276, "fp32": 276})) == ""
-    assert slow_bf16(cpu("CPU", precision, {"bf16": 890, "fp32": 220})) == ""
-    said = "bf16 is slower here: 69 GFLOP/s against 276 in fp32"
-    assert slow_bf16(cpu("CPU", precision, {"bf16": 69, "fp32": 276})) == said
+@pytest.mark.parametrize("narrow", [SMALL, Shape(1e9, 3, 2048, 64, 8, 3, 256, 99)])
+def test_steps_of_a_model_are_timed_by_its_shape_alone(narrow):
+    """Heads that share no keys evenly, an odd width of one, a model wider than what is timed."""
+    for precision in ("bf16", "fp32"):
+        read, generated, trained = measure_speeds(narrow, precision)
+        assert min(read, generated, trained) > 0
+
+
+def test_each_shape_is_measured_once_and_estimates_work_by_its_steps(empty_cache, tiny):
+    small = shape(resolve(str(tiny)))
+    found = probe("cpu", "fp32", small)
+    assert probe("cpu", "fp32", small) == found
+    assert len(found.step_speeds) == 3
+    assert found.speeds.keys() == {"bf16", "fp32"}
+    read, generated, trained = (1e9 * speed / small.n_parameters for speed in found.step_speeds)
+    assert Work(read=1000, generated=100, trained=10).seconds(small.n_parameters, found) == pytest.approx(
+        2000 / read + 200 / generated + 40 / trained
+    )
+
+
+def test_a_precision_that_a_quiet_machine_chose_stays_when_it_is_measured_again(empty_cache):
+    first, second = (cpu("CPU", "auto", {"bf16": [bf16], "fp32": [276]}) for bf16 in (260, 240))
+    assert probe("cpu", measure=lambda *_: first)[2:4] == ("bf16", 260)
+    assert second.precision == "fp32"
+    assert probe("cpu", renew=True, measure=lambda *_: second)[2:4] == ("bf16", 240)
+
+
+def test_nothing_is_said_of_bf16_on_a_gpu():
     assert slow_bf16(Machine("cuda", "GPU", "fp16", 9000.0)) == ""
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_precision_that_is_asked_for_is_taken(empty_cache, precision):
-    assert probe("cpu", precision).precision == precision
+    assert probe("cpu", precision, SMALL).precision == precision
 
 
 def test_fp16_on_a_cpu_is_taken_where_it_is_asked_for_with_a_word(empty_cache):
-    machine = probe("cpu", "fp16")
+    machine = probe("cpu", "fp16", SMALL)
     assert machine.precision == "fp16"
     assert machine.gflops > 0
     assert "fp16 on a CPU is for tests" in probe_notes(machine)
@@ -268,7 +262,7 @@ def with_gpu(tmp_path):
 
 
 def fake_gpu(name):
-    return lambda device, precision: Machine("cuda", name, "bf16", 9000.0)
+    return lambda *_: Machine("cuda", name, "bf16", 9000.0)
 
 
 def test_another_gpu_is_measured_anew(empty_cache, with_gpu):

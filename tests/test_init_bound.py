@@ -20,7 +20,9 @@ N = 3000
 
 def resources(free_gib=64.0, device="cpu", gflops=1000.0):
     precision = "bf16" if device == "cuda" else "fp32"
-    return Resources(Machine(device, "a machine", precision, gflops), Memory(free_gib, 80.0, "memory"))
+    speeds = {precision: [gflops * share for share in (1.0, 0.82, 0.35, 0.38)]} if device == "cpu" else {}
+    machine = Machine(device, "a machine", precision, gflops, speeds=speeds)
+    return Resources(machine, Memory(free_gib, 80.0, "memory"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from harness.models.hardware import Machine
 from harness.progress import SilentProgress
 from harness.spec import Recipe
 
-CPU = Machine("cpu", "CPU, 2 threads", "bf16", 800.0, 800.0, 200.0)
+CPU = Machine("cpu", "CPU, 2 threads", "bf16", 800.0)
 SIZE = 135_000_000
 
 
@@ -52,9 +52,9 @@ def test_what_tokens_take_and_what_each_block_takes_are_told_apart():
 
 def test_work_of_next_to_no_tokens_teaches_what_each_thing_takes_and_leaves_the_ratio():
     for _ in range(10):
-        record_pace(CPU, SIZE, "training", 0.01, 20, 40.0)
+        record_pace(CPU, SIZE, "training", 0.01, 20, 20.0)
     learnt = read_pace(CPU, SIZE).training
-    assert learnt.each_s == pytest.approx(2.0, rel=0.02)
+    assert learnt.each_s == pytest.approx(1.0, rel=0.02)
     assert learnt.ratio == pytest.approx(1.0, abs=0.05)
 
 
@@ -95,9 +95,7 @@ def test_a_damaged_file_counts_for_nothing():
 def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_session):
     work = costs.Work(read=10**9, generated=10**7, trained=10**10)
     at_first = tiny_session.seconds(work)
-    trained = costs.Work(trained=work.trained).seconds(
-        tiny_session.source.n_parameters, tiny_session.machine.gflops
-    )
+    trained = costs.Work(trained=work.trained).seconds(tiny_session.source.n_parameters, tiny_session.machine)
     tiny_session.learn_pace("training", work, 3 * trained, tiny_session.source)
     assert tiny_session.seconds(work) == at_first
     tiny_session.paces.clear()

@@ -134,7 +134,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
         f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {query.batch} rows of "
         f"{count(query.length)} tokens in {query.precision}; GB at the peak"
     )
-    share = percent(SHARES["cuda"].train)
+    share = percent(SHARES.train)
     notes = [
         f"time of {count(query.tokens)} training tokens, if they reach {share} % of {query.tflops:g} TFLOP/s",
         *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),

@@ -14,6 +14,7 @@ here.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 
 from harness import plugins
 from harness.data import PartName, SourcedExample, TaskItems, suite_contamination
@@ -29,7 +30,15 @@ from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.formatting import count, percent
 from harness.models.hub import ModelSource
 from harness.records import digest
-from harness.regularizers import Answered, MixContext, Mixture, find_shipped_answers, mixtures, work_factor
+from harness.regularizers import (
+    Answered,
+    MixContext,
+    Mixture,
+    find_shipped_answers,
+    mixes_rows,
+    mixtures,
+    work_factor,
+)
 from harness.spec import Experiment, Fields, Recipe, Task
 
 
@@ -345,8 +354,10 @@ def regularization_work(
     n_total, n_per_step = n_rows
     base = session.sources.get(source.base_model or "", session.source)
     total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, n_per_step) - 1)))
-    for mixture in mixtures(source.regularize, mix_context(session, source, seed)).values():
-        total += costs.Work(trained=round(plain.trained * mixture.n / max(1, n_total)))
+    for name, mixture in mixtures(source.regularize, mix_context(session, source, seed)).items():
+        share = mixture.n / max(1, n_total)
+        n_steps = ceil(plain.steps * share) if mixes_rows(name) else 0
+        total += costs.Work(trained=round(plain.trained * share), steps=n_steps)
         if mixture.max_new_tokens and not find_shipped(session, base, mixture):
             total += costs.estimate_answering(
                 mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens

@@ -230,8 +230,7 @@ class Session:
             "answering": (work._replace(trained=0), work.blocks),
             "training": (costs.Work(trained=work.trained), work.steps),
         }.get(kind, (costs.Work(), getattr(work, kind, 0)))
-        here = hub.active_parameters(source), self.machine.gflops, self.machine.device
-        return tokens.seconds(*here), n
+        return tokens.seconds(hub.active_parameters(source), self.machine), n
 
     def learn_pace(
         self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource, *, teaches: bool = True

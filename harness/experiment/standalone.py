@@ -27,7 +27,7 @@ from harness.metrics import Metric
 from harness.models import vllm
 from harness.models.embedded_model import NAMES, expect_unpacking_s
 from harness.models.hardware import probe
-from harness.models.hub import resolve
+from harness.models.hub import resolve, shape
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report import ScoreRow
@@ -143,9 +143,9 @@ def prepare_model(
         engine=engine,
     )
     measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
-    machine = probe("auto", precision)
     with progress.stage(f"getting {model} ready, once", expect_unpacking_s(model)):
         source = resolve(model)
+    machine = probe("auto", precision, shape(source))
     bases = {model: source}
     candidates = resolve_candidates(experiment, bases)
     session = Session(

@@ -103,8 +103,13 @@ def general_rows(
     return {
         name: collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
         for name, mixture in mixtures(regularize, context).items()
-        if not hasattr(plugins.load("regularizers", name), "mix")
+        if not mixes_rows(name)
     }
+
+
+def mixes_rows(name: str) -> bool:
+    """Tell whether the general rows of a regulariser stand beside the training rows."""
+    return hasattr(plugins.load("regularizers", name), "mix")
 
 
 def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:

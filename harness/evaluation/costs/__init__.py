@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from harness.evaluation.costs.budget import Budget, Spend
 from harness.formatting import count
+from harness.models.hardware import Machine
 from harness.records import BLOCK, Example
 from harness.spec import TokenPrices
 
@@ -31,9 +32,9 @@ class Shares(NamedTuple):
     train: float
 
 
-# Measured with a 135M-parameter model on two CPU cores (425 GFLOP/s in bf16); for GPUs the usual values of
-# models with 1 to 8 billion parameters. About half of the allowed tokens are generated.
-SHARES = {"cpu": Shares(0.82, 0.35, 0.38), "cuda": Shares(0.4, 0.08, 0.42)}
+# Without timed steps, as on a GPU: the usual values of models with 1 to 8 billion parameters. About half of
+# the allowed tokens are generated.
+SHARES = Shares(0.4, 0.08, 0.42)
 # Operations per parameter and trained token: GPUs recompute activations.
 _TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 
@@ -74,14 +75,11 @@ class Work(NamedTuple):
         """Add up two amounts of work."""
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def seconds(self, n_parameters: float, gflops: float, device: str = "cpu") -> float:
-        """Estimate the time for these tokens on a device with `gflops` × 1e9 operations per second."""
-        per_s, shares = gflops * 1e9 / n_parameters, SHARES[device]
-        return (
-            2 * self.read / (per_s * shares.read)
-            + 2 * self.generated / (per_s * shares.generate)
-            + _TRAIN_OPERATIONS[device] * self.trained / (per_s * shares.train)
-        )
+    def seconds(self, n_parameters: float, machine: Machine) -> float:
+        """Estimate the time for these tokens on a machine, by the speeds of steps that were timed there."""
+        speeds = machine.step_speeds or [machine.gflops * share for share in SHARES]
+        operations = 2 * self.read, 2 * self.generated, _TRAIN_OPERATIONS[machine.device] * self.trained
+        return n_parameters / 1e9 * sum(n / speed for n, speed in zip(operations, speeds, strict=True))
 
 
 # Start of a GPU's context and libraries, and reading speed of weights from disk: assumptions.
@@ -93,11 +91,6 @@ def start_s(n_bytes: float, device: str) -> float:
     return _START_S + n_bytes / _READ_BYTES_PER_S if device == "cuda" else 0.0
 
 
-def training_gflops(n_parameters: int, tokens_per_s: float) -> float:
-    """Return the speed of a machine, in 1e9 operations per second, that trains `tokens_per_s`."""
-    return 4 * n_parameters * tokens_per_s / SHARES["cpu"].train / 1e9
-
-
 def tokens(text: str) -> int:
     """Estimate the tokens of a text from its ASCII characters and its other bytes."""
     n_ascii = len(text.encode("ascii", "ignore"))
@@ -105,7 +98,9 @@ def tokens(text: str) -> int:
     return max(1, round(n_ascii / _CHARS_PER_TOKEN + n_others / _BYTES_PER_TOKEN))
 
 
-def estimate_answering(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
+def estimate_answering(
+    examples: Sequence[Example], *, ranked: bool, max_new_tokens: int, chat: bool = True
+) -> Work:
     """Estimate the work of answering these examples; ranked items read their choices instead.
 
     When answers are generated, messages shared by the beginning of all examples are read once per block.
@@ -115,7 +110,7 @@ def estimate_answering(examples: Sequence[Example], *, ranked: bool, max_new_tok
     for number, example in enumerate(examples):
         closed = ranked and example.choices
         once = 0 if closed or number % BLOCK == 0 else n_shared
-        n_read += sum(tokens(m["content"]) + CHAT_TOKENS for m in example.messages[once:])
+        n_read += sum(tokens(m["content"]) + chat * CHAT_TOKENS for m in example.messages[once:])
         n_read += sum(map(tokens, example.choices)) if closed else 0
         n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
         n_generated += 0 if closed or not example.messages else max_new_tokens

@@ -1,10 +1,7 @@
 """Pace of a machine: measured seconds per estimated second, and per unit of work without tokens.
 
-Invariant: disturbed or resumed work is not used, and older measurements count less. An estimate from sizes
-alone is used until there are measurements, and weighs as much as five seconds of them.
-
-A product of large matrices, by which `probe` measures a machine, says little about its memory and small
-operations: the same training took twice as long on two days with equally fast products.
+Invariant: disturbed or resumed work is not used, and older measurements count less. An estimate by the steps
+that `probe` timed is used until there are measurements, and weighs as much as five seconds of them.
 """
 
 from contextlib import suppress
@@ -17,7 +14,7 @@ from harness.models.hardware import Machine
 from harness.records import digest
 
 Kind = Literal["answering", "training", "fits", "opened", "requests", "runs"]
-_PRIOR_S = 5.0  # weight of an estimate from sizes alone, in estimated seconds
+_PRIOR_S = 5.0  # weight of the first estimate, in estimated seconds
 _MEMORY_S = 600.0  # estimated seconds after which a measurement counts a third
 _LEAST, _MOST = 0.1, 10.0
 _MOST_EACH = 50.0  # upper bound as a multiple of the assumption
@@ -40,10 +37,10 @@ class Pace(NamedTuple):
     """
 
     answering: Rate = Rate(each_s=0.1)
-    training: Rate = Rate(each_s=0.1)
-    fits: Rate = Rate(each_s=6.0)
+    training: Rate = Rate(each_s=0.03)
+    fits: Rate = Rate(each_s=3.0)
     opened: Rate = Rate(each_s=0.3)
-    requests: Rate = Rate(each_s=0.4)
+    requests: Rate = Rate(each_s=0.3)
     runs: Rate = Rate(each_s=0.5)
 
 
@@ -106,5 +103,5 @@ def _read(machine: Machine, n_parameters: int) -> dict[str, _Sums]:
 
 
 def _file(machine: Machine, n_parameters: int) -> Path:
-    key = digest([machine.name, machine.device, machine.precision, n_parameters, _Sums._fields])
+    key = digest(["steps", machine.name, machine.device, machine.precision, n_parameters, _Sums._fields])
     return cache_dir() / "pace" / f"{key}.json"

@@ -18,7 +18,7 @@ from harness.evaluation.lm_eval.requests import UnfitRequest, answer, is_sampled
 from harness.models import render_chat
 from harness.models.hardware import probe
 from harness.models.hf import HFCandidate, ModelHost
-from harness.models.hub import resolve
+from harness.models.hub import resolve, shape
 from harness.records import Message
 from harness.spec import Precision
 
@@ -108,7 +108,8 @@ def _open_model(name: str, precision: str, device: str) -> HFCandidate:
         if value not in known
     ]
     refuse(problems)
-    return ModelHost(resolve(name), probe(_DEVICES[device], precision)).base
+    source = resolve(name)
+    return ModelHost(source, probe(_DEVICES[device], precision, shape(source))).base
 
 
 if __name__ == "__main__":

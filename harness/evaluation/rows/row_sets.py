@@ -176,7 +176,8 @@ def work_of(job: EvaluationJob) -> costs.Work:
     ranked = job.answer == "rank" or job.task.kind == "choice"
     if job.task.lm_eval:
         return _work_of_lm_eval(job)
-    once = costs.estimate_answering(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+    chat, most = job.task.chat_template, job.task.max_new_tokens
+    once = costs.estimate_answering(job.examples, ranked=ranked, max_new_tokens=most, chat=chat)
     n_samples = job.decoding.samples if job.decoding else 1
     return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from harness import plugins, store
+from harness import plugins
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, gather, refuse
-from harness.evaluation import costs, lm_eval
+from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.judges import list_judging_models
@@ -24,7 +24,7 @@ from harness.experiment.preparation.served_bases import choose_quantization
 from harness.experiment.preparation.written_rows import cut_special_tokens
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize, quote
-from harness.models import set_templates
+from harness.models import hub, set_templates
 from harness.models.devices import Room, free_room
 from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import Machine, probe
@@ -85,9 +85,9 @@ def _prepare_without_judges(
     sources = set_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
     source = sources[experiment.base_model]
     at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
-    reached_gflops = _find_reached_gflops(at, experiment.name, source)
-    wanted = experiment.device, experiment.precision
-    machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
+    wanted = experiment.device, experiment.precision, hub.shape(source)
+    with progress.stage("measuring short steps of training, reading and generating, once"):
+        machine = machine or probe(*wanted, renew=scope.renew_probe)
     if machine.device == "cuda" and experiment.engine == "transformers":
         sources = choose_quantization(
             experiment, sources, machine, free_room(machine) if room is None else room
@@ -131,13 +131,6 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
             out[name] = set_switches(found, experiment.chat_template_kwargs)
     refuse(problems)
     return out
-
-
-def _find_reached_gflops(at: Store, experiment: str, source: ModelSource) -> float:
-    """Return the matrix speed that the quickest stored training on a base needed; 0 without one."""
-    runs = [run for run in store.list_runs(at, experiment) if run.base_digest == source.weights_digest]
-    speeds = (costs.training_gflops(source.n_parameters, run.training.tokens_per_s or 0.0) for run in runs)
-    return max(speeds, default=0.0)
 
 
 def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:

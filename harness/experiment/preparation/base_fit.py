@@ -228,7 +228,7 @@ def _training_s(one: _Training, query: FitQuery) -> float:
     shape = one.shape
     flops = memory.training_flops(shape.active, query.tokens, one.n_adapter, checkpointing=one.checkpointing)
     start_s = costs.start_s(shape.n_parameters * memory.BYTES[query.precision], "cuda")
-    return start_s + flops / (one.cards(query) * query.tflops * 1e12 * costs.SHARES["cuda"].train)
+    return start_s + flops / (one.cards(query) * query.tflops * 1e12 * costs.SHARES.train)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -100,8 +100,10 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         UserError: with every problem of the files, the base model and the folder at once.
     """
     seen, name = _recognise(request), _name_of(request)
-    here = here or Resources(machine := hardware.probe(), hardware.memory(machine.device))
     base = _base(request.base_model)
+    if here is None:
+        machine = hardware.probe(shape=hub.shape(base) if base else None)
+        here = Resources(machine, hardware.memory(machine.device))
     proposed, instructions = propose_task(request, seen, name, base)
     task, items = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
     task, items, unfolded = fold_few(task, items)

@@ -203,9 +203,9 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     base = session.sources.get(source.base_model or "", session.source)
     read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)
+    plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
     whole = plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))
-    n_steps = params.max_steps if params.max_steps > 0 else ceil(n_rows / step_rows) * epochs
-    return whole._replace(steps=ceil(n_steps), fits=1)
+    return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
 def find_mixed_rows(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:

@@ -10,16 +10,19 @@ Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runna
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, recall, remember
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
+from harness.models.embedded_model import SHAPE
+from harness.models.hardware.step_times import measure_speeds
+from harness.models.memory.shape import Shape
 from harness.progress import spins_briefly
 from harness.provenance import processor_name
 from harness.records import digest
@@ -29,38 +32,39 @@ if TYPE_CHECKING:
 
 # A GPU is done with a smaller product before the next one is launched.
 _MATRIX = {"cpu": 1024, "cuda": 8192}
-_ROUNDS, _MOST_ROUNDS, _ROUND_S = 5, 15, 0.08
+_ROUNDS, _ROUND_S = 5, 0.08
 # bf16 without units for it is some hundred times slower; the speed of a smaller product is the same.
 _MOST_PRODUCT_S = 4 * _ROUND_S
 # A measurement is contended when its threads waited for a processor for more than this share of its time.
 # Where the system does not count that, when they ran for less than the other share of the time they should.
 MOST_WAITED, _LEAST_RUN = 0.1, 0.85
-# Rounds of a quiet machine agree: of so many the slowest reaches this share of the fastest.
-_AGREEING, _AGREEMENT = 3, 0.8
 _DISTURBED_KEPT_S = 3600.0
-# A training that went this much faster than the probe says it could shows that the probe was disturbed.
-_CONTRADICTED = 1.5
-# bf16 units are some four times faster than fp32, emulation four times slower. Between both bf16 is taken,
-# because it needs half the memory.
-_SLOW_BELOW = 0.7
+# bf16, which needs half the memory, is taken unless steps in it are slower by more than measurements differ.
+# None are timed in what multiplies this much slower than the other: emulated bf16 would take minutes.
+_SLOW_BELOW, _HOPELESS_BELOW = 0.9, 0.5
 
 
 class Machine(NamedTuple):
     """The device, its fastest trustworthy precision and the matrix speed measured for it.
 
     `gflops` is the measured speed of a large square matrix product in `precision` (1,024 rows on a
-    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `bf16_gflops` and
-    `fp32_gflops` are what the choice was made from. `contended` says that other work took the processors
-    meanwhile, so that the machine may be faster than that.
+    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `speeds` are what the choice was
+    made from: of bf16 and fp32 that speed, and those that reading, generating and training reach by
+    `step_times`, where these were timed. `contended` says that other work took the processors meanwhile, so
+    that the machine may be faster than that.
     """
 
     device: str
     name: str
     precision: str
     gflops: float
-    bf16_gflops: float | None = None
-    fp32_gflops: float | None = None
     contended: bool = False
+    speeds: Mapping[str, Sequence[float]] = {}
+
+    @property
+    def step_speeds(self) -> Sequence[float]:
+        """The speeds of reading, generating and training in `precision`; empty where they were not timed."""
+        return self.speeds.get(self.precision, ())[1:]
 
 
 class Load(NamedTuple):
@@ -150,8 +154,8 @@ def proc_line(file: str, begins: str) -> str:
     return ""
 
 
-def measure_machine(device: str, precision: str) -> Machine:
-    """Measure the device, about a second where no other work disturbs that, else up to three times as long.
+def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machine:
+    """Measure the device; of a CPU with steps of a model of some shape, about six seconds in all.
 
     Raises:
         UserError: as `probe`.
@@ -168,9 +172,16 @@ def measure_machine(device: str, precision: str) -> Machine:
         chosen = best if precision == "auto" else precision
         return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
     n_threads = torch.get_num_threads()
-    speeds, contended = cpu_speeds(partial(_gflops, "cpu"), n_threads)
+    start = load()
+    rounds = [{one: _gflops("cpu", one) for one in ("bf16", "fp32")} for _ in range(_ROUNDS)]
+    products = {one: max(speeds[one] for speeds in rounds) for one in rounds[0]}
+    least = _HOPELESS_BELOW * max(products.values())
+    wanted = [one for one in products if precision == one or (precision == "auto" and products[one] > least)]
+    steps = {one: measure_speeds(shape, one) for one in wanted}
+    contended = load().since(start).is_contended()
     if precision == "fp16":
-        speeds["fp16"] = _gflops("cpu", "fp16")
+        products["fp16"] = _gflops("cpu", "fp16")
+    speeds = {one: [product, *steps.get(one, ())] for one, product in products.items()}
     return cpu(cpu_name(n_threads), precision, speeds)._replace(contended=contended)
 
 
@@ -216,57 +227,47 @@ def visible_gpus() -> list[str]:
 def probe(
     device: str = "auto",
     precision: str = "auto",
+    shape: Shape | None = None,
     *,
     renew: bool = False,
-    reached_gflops: float = 0.0,
-    measure: Callable[[str, str], Machine] = measure_machine,
+    measure: Callable[[str, str, Shape], Machine] = measure_machine,
     root: Path = Path("/"),
 ) -> Machine:
-    """Choose device and precision, measuring for about a second the first time.
+    """Choose device and precision, measuring for some seconds the first time.
 
-    What was measured beside other work is kept for an hour, and changes no precision that was chosen before:
-    other weights and answers would be looked for. What is kept is measured again to `renew` it, which other
-    work puts off, and where something that ran here reached more GFLOP/s than it allows (`reached_gflops`),
-    once for each such speed; beside other work the higher of both is kept for an hour. Of a GPU the key
-    holds its model and driver; that a CPU was taken beside one is not kept. `measure` takes the place of
-    the measurement, `root` that of the system's files.
+    A CPU is measured by steps of a model of this `shape`, without one by the embedded one's. What was
+    measured beside other work is kept for an hour. What is kept is measured again to `renew` it, which other
+    work puts off; the precision stays, as other weights and answers would be looked for, unless only the
+    former measurement was disturbed. Of a GPU the key holds its model and driver; that a CPU was taken beside
+    one is not kept. `measure` takes the place of the measurement, `root` that of the system's files.
 
     Raises:
         UserError: `cuda` is requested and torch sees no GPU.
     """
+    shape = SHAPE if shape is None else shape
     key = digest(
-        [device, precision, version("torch"), platform.machine()]
+        [device, precision, version("torch"), platform.machine(), shape]
         + [_cpu_flags()]
         + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
         + gpus_of_driver(root)
     )
-    memory, kept, believed, is_old = cache_dir() / "machines" / f"{key}.json", None, 0.0, False
-    with suppress(OSError, ValueError):
-        found = recall(memory)
-        kept, believed = Machine(**found["machine"]), found["reached_gflops"]
+    memory, kept, is_old = cache_dir() / "machines" / f"{key}.json", None, False
+    with suppress(OSError, ValueError, TypeError):
+        kept = Machine(**recall(memory))
         is_old = kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S
-    if kept and not (renew or is_old) and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
+    if kept and not (renew or is_old):
         return kept
-    machine = measure(device, precision)
+    machine = measure(device, precision, shape)
     if device == "auto" and describe_unused_gpu(machine, root):
         return machine  # a driver may be fixed, which the key does not show
-    if machine.contended and kept:
-        machine = _choose_precision(machine, kept.precision)
-        if not kept.contended:
-            machine = max(machine, kept, key=lambda one: one.gflops)
-            if renew:
-                return machine
-            machine = machine._replace(contended=True)
+    if kept and (machine.contended or not kept.contended) and kept.precision in machine.speeds:
+        machine = cpu(machine.name, kept.precision, machine.speeds)._replace(contended=machine.contended)
+    if kept and machine.contended and not kept.contended:
+        return max(machine, kept, key=lambda one: one.gflops)
     with suppress(OSError):
-        remember(memory, {"machine": machine._asdict(), "reached_gflops": reached_gflops})
+        remember(memory, machine._asdict())
     return machine
-
-
-def _choose_precision(machine: Machine, precision: str) -> Machine:
-    """Return what was measured of a CPU, with another precision chosen."""
-    speeds = {"bf16": machine.bf16_gflops, "fp32": machine.fp32_gflops}
-    return machine._replace(precision=precision, gflops=speeds.get(precision) or machine.gflops)
 
 
 def cpu_kernels() -> dict[str, str]:
@@ -285,11 +286,11 @@ def _cpu_flags() -> str:
     return proc_line("cpuinfo", "flags") or platform.processor()
 
 
-def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:
-    """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is markedly slower."""
-    if precision == "auto":
-        precision = "fp32" if gflops["bf16"] < _SLOW_BELOW * gflops["fp32"] else "bf16"
-    return Machine("cpu", name, precision, gflops[precision], gflops["bf16"], gflops["fp32"])
+def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:
+    """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is slower."""
+    found = Machine("cpu", name, precision, 0.0, speeds=speeds)
+    chosen = ("fp32" if slow_bf16(found) else "bf16") if precision == "auto" else precision
+    return found._replace(precision=chosen, gflops=speeds[chosen][0])
 
 
 def gpus_of_driver(root: Path = Path("/")) -> list[str]:
@@ -328,30 +329,17 @@ def probe_notes(machine: Machine) -> str:
 
 
 def slow_bf16(machine: Machine) -> str:
-    """Say how slow bf16 is on this CPU; nothing where it is about as fast as fp32, and of a GPU."""
-    bf16, fp32 = machine.bf16_gflops, machine.fp32_gflops
-    if bf16 is None or fp32 is None or bf16 >= _SLOW_BELOW * fp32:
-        return ""
-    return f"bf16 is slower here: {bf16:,.0f} GFLOP/s against {fp32:,.0f} in fp32"
+    """Say how slow bf16 is on this CPU; nothing where it is about as fast as fp32, and of a GPU.
 
-
-def cpu_speeds(
-    measure: Callable[[str], float], n_threads: int, read: Callable[[], Load] = load
-) -> tuple[dict[str, float], bool]:
-    """Measure both precisions in turns; returns each one's best round, and whether other work disturbed that.
-
-    Rounds beside other work do not count, and up to three times as many are measured to have enough without.
-    They disturbed it where fewer than three quiet rounds agree with the best.
+    That is the geometric mean of the steps that were timed in both, or else of a large product.
     """
-    rounds: list[dict[str, float]] = []
-    quiet: list[dict[str, float]] = []
-    while len(quiet) < _ROUNDS and len(rounds) < _MOST_ROUNDS:
-        start = read()
-        rounds.append({p: measure(p) for p in ("bf16", "fp32")})
-        quiet += [] if read().since(start).is_contended(n_threads) else rounds[-1:]
-    best = {p: max(speeds[p] for speeds in rounds) for p in rounds[0]}
-    agreeing = (sum(one[p] >= _AGREEMENT * best[p] for one in quiet) for p in best)
-    return best, min(agreeing) < _AGREEING
+    bf16, fp32 = (machine.speeds.get(one, ()) for one in ("bf16", "fp32"))
+    pairs = list(zip(bf16, fp32, strict=False))
+    fast, plain = map(geometric_mean, zip(*(pairs[1:] or pairs), strict=True)) if pairs else (1.0, 1.0)
+    if fast >= _SLOW_BELOW * plain:
+        return ""
+    by = "in short steps" if pairs[1:] else "in a product"
+    return f"bf16 is slower here: {fast:,.0f} GFLOP/s {by} against {plain:,.0f} in fp32"
 
 
 def _gflops(device: str, precision: str) -> float:
