@@ -125,6 +125,7 @@ def pytest_unconfigure():
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=5, help="how often the fault test kills a compare")
+    parser.addoption("--update-golden", action="store_true", help="freeze the golden worlds anew")
 
 
 def find_shared_data(path: str) -> Path:

@@ -93,7 +93,11 @@ def measure() -> list[tuple[str, str, str]]:
     lengths = [f.end_lineno - f.lineno + 1 for _, f in functions() if f.end_lineno]
     floors, circles = floors_and_circles(graph)
     sessions = [file for file, f in functions() if has_session(f)]
-    makes = sum(p.arg == "make" for _, f in functions() for p in parameters(f))
+    makes = sum(
+        p.arg == "make" and ast.unparse(p.annotation or p) == "bool"
+        for _, f in functions()
+        for p in parameters(f)
+    )
     session_files = f"{len(sessions)} in {len(set(sessions))} files"
     return [
         ("lines of harness/", f"{sum(lines):,}", "at most 55,000"),

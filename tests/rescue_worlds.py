@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, is
 
 from harness import config, experiment, plugins, rescue
 from harness.experiment import Scope, prepare_session
+from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import split
@@ -36,6 +38,7 @@ ALPHA = 32.0
 AS_IT_IS = "as it is"
 _LAID_DOWN = ("merge",)  # steps that compute with a base, which here has no weights
 USUAL = Sizes()
+WHOLE = Scope()
 
 
 class Version(NamedTuple):
@@ -164,17 +167,19 @@ def write(folder: Path, sizes: Sizes = USUAL, extra: str = "") -> Path:
     return path
 
 
-def open_world(path: Path, versions: dict[str, Version], overrides=()) -> World:
+def open_world(path: Path, versions: dict[str, Version], overrides=(), scope: Scope = WHOLE) -> World:
     """Open a written world, run what of its experiment is not done, and return it."""
     loaded = config.load(path, overrides)
-    session = prepare_session(loaded, Scope(), SilentProgress())
+    session = prepare_session(loaded, scope, SilentProgress())
     half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
     session.slot.host = host = VersionHost({AS_IT_IS: COLLAPSED, **versions}, session.source, half_of)
     for name in loaded.selected:
         candidate = session.candidates[name]
         if candidate.source.method == "lora":
-            lay_down(session, candidate, AS_IT_IS)
-    return World(path, session, loaded, experiment.run_all(session, loaded), host)
+            for part, seed in product((session, *fold_sessions(session)), candidate.seeds):
+                lay_down(part, candidate, AS_IT_IS, seed)
+    found = experiment.run_all(session, loaded, scope if scope.fewer else None)
+    return World(path, session, loaded, found, host)
 
 
 def items_as_rows(measured) -> list[SampleResult]:

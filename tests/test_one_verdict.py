@@ -8,120 +8,21 @@ from pathlib import Path
 
 import pytest
 import rescue_worlds
-from rescue_worlds import AS_IT_IS, Version
-from worlds import GOOD, Sizes
+import stored
 
 import harness
 from harness import experiment, release, report, store
-from harness.comparison import answer_digest, compare_on_target
-from harness.experiment import ensure_weights, judge_labels, suite_arm
+from harness.comparison import compare_on_target
+from harness.experiment import judge_labels
 from harness.nightly.judged_changes import compare_judged_answers
-from harness.records import AnswerLabel, LabelSet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
-
-JUDGE = """\
-from harness.metrics import mean_metric
-
-
-def metric(task):
-    return mean_metric("judge_right", lambda output, example: float(output.text == "gimlet"))
-"""
-EXTRA = """\
-  rank: {method: lora, params: {r: [8, 16]}}
-  again: {method: scaled, init_from: lora, params: {scale: 0.5}}
-gate:
-  target: {min: 0.5, gain: 0.4}
-  mode_collapse: 0.3
-"""
-N_PINNED = 20
-FAILED = ("test behaviour 6",)
-VERSIONS = {
-    AS_IT_IS: Version(90, lost=40, failed=FAILED),
-    "scale=0.75": Version(88, lost=30),
-    "scale=0.5": Version(88, failed=FAILED),
-}
-FIRST_BASE = "f" * 16  # answers as the base does, under another name
-
-
-def write_world(folder):
-    """Write a world whose target a judge grades, with pinned items that the fine-tune loses in part."""
-    path = rescue_worlds.write(folder, Sizes(general=160), EXTRA)
-    suites = folder / "suites"
-    (suites / "judge_right.py").write_text(JUDGE)
-    desk = (suites / "desk.yaml").read_text()
-    (suites / "desk.yaml").write_text(
-        desk.replace("{name: desk,", "{name: desk, metrics: [./judge_right.py],")
-    )
-    pinned = [
-        {"id": f"pinned-{i}", "prompt": f"What is chat - {i} ?", "reference": GOOD} for i in range(N_PINNED)
-    ]
-    (suites / "pinned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pinned))
-    (suites / "regressions.yaml").write_text(
-        "name: regressions\nrole: regression\ntasks:\n"
-        "  - {name: chat-pinned, data: {test: pinned.jsonl}, max_new_tokens: 4}\n"
-    )
-    written = path.read_text().replace(
-        "[suites/general.yaml]", "[suites/general.yaml, suites/regressions.yaml]"
-    )
-    path.write_text(written.replace("precision: fp32", "precision: bf16"))
-    return path
-
-
-def label_answers(at, runs):
-    """Let people label every answer to the target: of a fine-tune they refuse a fifth that the judge passes."""
-    labels = {}
-    for run in runs:
-        for row in store.read_rows(at, run.rows["desk/test"]):
-            refused = (
-                run.weights_digest != run.base_digest and int(row.example_id.rpartition("-")[2]) % 5 == 0
-            )
-            label = float(row.text == GOOD and not refused)
-            labels[answer_digest("judge_right", row)] = label
-    given = tuple(AnswerLabel(answer, answer, label) for answer, label in sorted(labels.items()))
-    store.save_labels(
-        at, LabelSet("people", "2026-01-01T00:00:00", "desk", "test", "judge_right", "ann", given)
-    )
-
-
-def confirm_in_fp32(session, run):
-    """Answer the pinned items in fp32, by the same rule."""
-    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
-    exact = replace(
-        session,
-        machine=session.machine._replace(precision="fp32"),
-        suites=tuple(m for m in session.suites if m.role == "regression"),
-    )
-    suite_arm(exact, weights, "in fp32")
-
-
-def promote_on_another_base(path, at, run):
-    """Promote a run, as if its first base had been another one that answered alike."""
-    file, champion = release.promote_named(path, run.candidate, despite="a test")
-    for key in (key for key in champion.rows if not key.startswith("desk/")):
-        base = replace(store.read_identity(at, champion.rows[key]), weights_digest=champion.base_digest)
-        first = replace(base, weights_digest=FIRST_BASE)
-        shutil.copytree(at.rows(base.digest), at.rows(first.digest))
-        identity = at.rows(first.digest) / "identity.json"
-        identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"first_base": FIRST_BASE}))
 
 
 @pytest.fixture(scope="module")
 def judged_world(module_cache, tmp_path_factory):
     """A rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
-    path = write_world(tmp_path_factory.mktemp("one"))
-    made = rescue_worlds.open_world(path, VERSIONS)
-    prepared = made.prepare()
-    rescue_of = harness.rescue.run(prepared)
-    at = made.session.store
-    runs = {run.candidate: run for run in store.list_runs(at, "world")}
-    trial = runs[rescue_of.tried[-1].name]
-    label_answers(at, runs.values())
-    for run in (runs["lora"], trial):
-        confirm_in_fp32(prepared.session, run)
-    promote_on_another_base(path, at, runs["lora"])
-    return rescue_worlds.open_world(path, VERSIONS), runs | {"trial": trial}
+    return stored.judged_world(tmp_path_factory.mktemp("one"))
 
 
 def rules_of(verdict):
@@ -168,7 +69,7 @@ def test_every_way_of_asking_for_the_verdict_on_a_run_gives_the_same(judged_worl
 def test_every_policy_is_judged_alike_by_a_report_and_the_gate(judged_world, policy):
     world, runs = judged_world
     overrides = [f"{key}={json.dumps(value)}" for key, value in policy.items()]
-    other = rescue_worlds.open_world(world.path, VERSIONS, overrides)
+    other = rescue_worlds.open_world(world.path, stored.JUDGED, overrides)
     (judged,) = release.gate(world.path, "lora", overrides, baseline="base")
     told = find_facts(experiment.report_stored(other.session, other.loaded.selected), runs["lora"]).verdict
     assert rules_of(told) == rules_of(judged.verdict)
@@ -181,7 +82,7 @@ def test_what_people_and_fp32_said_and_the_first_base_are_in_the_verdict(judged_
     assert rules["regressions"][2]["n_lost"] == 9
     assert rules["target"][0] == "inconclusive"  # 88 % by the judge alone
     assert rules["target"][2]["score"] == pytest.approx(0.71, abs=0.03)
-    assert rules["cumulative"][2]["first_base"] == FIRST_BASE
+    assert rules["cumulative"][2]["first_base"] == stored.FIRST_BASE
 
 
 def test_tables_of_two_runs_correct_grades_as_a_gain_is_corrected(judged_world):
@@ -292,7 +193,7 @@ def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial
     shutil.copytree(judged_world[0].path.parent, folder)
     (folder / "runs" / "labels" / "people.json").unlink()
     lenient = ["gate={}"]  # nothing is declared of the target, so no rule of the gate waits for labels
-    again = rescue_worlds.open_world(folder / "harness.yaml", VERSIONS, lenient)
+    again = rescue_worlds.open_world(folder / "harness.yaml", stored.JUDGED, lenient)
     found = again.rescue()
     confirmed = found.tried[-1].confirm
     assert (confirmed.verdict.outcome, confirmed.gains, confirmed.passes) == ("pass", True, False)

@@ -1,0 +1,343 @@
+"""Stored worlds by one builder, and what is frozen of each: reports, verdicts and views of SQL as plain values.
+
+Invariant: answers are made up by rule, so no model is loaded; digests, dates and folders are left out.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import inspect_logs
+import nights
+import openai_server
+import rescue_worlds
+import stored_quickstart
+import worlds
+from openai_server import Rule, serve_model
+from rescue_worlds import AS_IT_IS, Version, World
+from worlds import GOOD, Sizes
+
+from harness import release, report, rescue, store
+from harness.comparison import answer_digest
+from harness.experiment import Scope, ensure_weights, suite_arm
+from harness.nightly import notify
+from harness.records import AnswerLabel, LabelSet
+from harness.report import gate_report
+from harness.spec import GatePolicy
+from harness.store.tables import TABLES
+
+FAILED = ("test behaviour 6",)
+FIRST_BASE = "f" * 16  # answers as the base does, under another name
+JUDGE = """\
+from harness.metrics import mean_metric
+
+
+def metric(task):
+    return mean_metric("judge_right", lambda output, example: float(output.text == "gimlet"))
+"""
+GRID = """\
+  rank: {method: lora, params: {r: [8, 16]}}
+  again: {method: scaled, init_from: lora, params: {scale: 0.5}}
+gate:
+  target: {min: 0.5, gain: 0.4}
+  mode_collapse: 0.3
+"""
+JUDGED = {
+    AS_IT_IS: Version(90, lost=40, failed=FAILED),
+    "scale=0.75": Version(88, lost=30),
+    "scale=0.5": Version(88, failed=FAILED),
+}
+USUAL = {AS_IT_IS: Version(90, lost=8)}
+SIZES, WHOLE = Sizes(general=100), Scope()
+LONGEST = 8  # entries that a golden list holds as they are
+
+
+def stored(
+    folder: Path,
+    extra: str = "",
+    *,
+    versions: Mapping[str, Version] = USUAL,
+    sizes: Sizes = SIZES,
+    edit: Callable[[Path], None] = lambda path: None,
+    scope: Scope = WHOLE,
+) -> World:
+    """Write a world with `extra` lines of its file, changed by `edit`, and run its experiment in `scope`."""
+    path = rescue_worlds.write(folder, sizes, extra)
+    edit(path)
+    return rescue_worlds.open_world(path, dict(versions), scope=scope)
+
+
+def write_in(path: Path, old: str, new: str) -> None:
+    """Replace words of a file, which have to be there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def add_judge(path: Path) -> None:
+    """Let a judge grade the target, and pin items that the fine-tune loses in part."""
+    suites = path.parent / "suites"
+    (suites / "judge_right.py").write_text(JUDGE)
+    write_in(suites / "desk.yaml", "{name: desk,", "{name: desk, metrics: [./judge_right.py],")
+    pinned = ({"id": f"pinned-{i}", "prompt": f"What is chat - {i} ?", "reference": GOOD} for i in range(20))
+    (suites / "pinned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pinned))
+    (suites / "regressions.yaml").write_text(
+        "name: regressions\nrole: regression\ntasks:\n"
+        "  - {name: chat-pinned, data: {test: pinned.jsonl}, max_new_tokens: 4}\n"
+    )
+    write_in(path, "[suites/general.yaml]", "[suites/general.yaml, suites/regressions.yaml]")
+    write_in(path, "precision: fp32", "precision: bf16")
+
+
+def deal_folds(path: Path) -> None:
+    """Test every row of the target in one of three folds."""
+    desk = path.parent / "suites" / "desk"
+    (desk / "all.jsonl").write_text((desk / "train.jsonl").read_text() + (desk / "test.jsonl").read_text())
+    apart = "train: desk/train.jsonl, validation: desk/validation.jsonl, test: desk/test.jsonl"
+    write_in(path.parent / "suites" / "desk.yaml", apart, "all: desk/all.jsonl, folds: 3")
+
+
+def label_answers(at, runs):
+    """Let people label every answer to the target: of a fine-tune they refuse a fifth that the judge passes."""
+    labels = {}
+    for run in runs:
+        for row in store.read_rows(at, run.rows["desk/test"]):
+            refused = (
+                run.weights_digest != run.base_digest and int(row.example_id.rpartition("-")[2]) % 5 == 0
+            )
+            label = float(row.text == GOOD and not refused)
+            labels[answer_digest("judge_right", row)] = label
+    given = tuple(AnswerLabel(answer, answer, label) for answer, label in sorted(labels.items()))
+    store.save_labels(
+        at, LabelSet("people", "2026-01-01T00:00:00", "desk", "test", "judge_right", "ann", given)
+    )
+
+
+def confirm_in_fp32(session, run):
+    """Answer the pinned items in fp32, by the same rule."""
+    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
+    exact = replace(
+        session,
+        machine=session.machine._replace(precision="fp32"),
+        suites=tuple(m for m in session.suites if m.role == "regression"),
+    )
+    suite_arm(exact, weights, "in fp32")
+
+
+def promote_on_another_base(path, at, run):
+    """Promote a run, as if its first base had been another one that answered alike."""
+    file, champion = release.promote_named(path, run.candidate, despite="a test")
+    for key in (key for key in champion.rows if not key.startswith("desk/")):
+        base = replace(store.read_identity(at, champion.rows[key]), weights_digest=champion.base_digest)
+        first = replace(base, weights_digest=FIRST_BASE)
+        shutil.copytree(at.rows(base.digest), at.rows(first.digest))
+        identity = at.rows(first.digest) / "identity.json"
+        identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"first_base": FIRST_BASE}))
+
+
+def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
+    """Make a rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
+    made = stored(folder, GRID, versions=JUDGED, sizes=Sizes(general=160), edit=add_judge)
+    prepared = made.prepare()
+    rescued = rescue.run(prepared)
+    at = made.session.store
+    runs = {run.candidate: run for run in store.list_runs(at, "world")}
+    trial = runs[rescued.tried[-1].name]
+    label_answers(at, runs.values())
+    for run in (runs["lora"], trial):
+        confirm_in_fp32(prepared.session, run)
+    promote_on_another_base(made.path, at, runs["lora"])
+    return rescue_worlds.open_world(made.path, JUDGED), runs | {"trial": trial}
+
+
+def gate_all(path: Path, *candidates: str, **options) -> dict[str, Any]:
+    """Judge candidates, and say what a machine and a person read of it."""
+    judged = {name: release.gate(path, name, **options) for name in candidates}
+    return {
+        name: [
+            {**gate_report.to_json(one), "page": report.markdown(gate_report.gate_document(one)).split("\n")}
+            for one in of
+        ]
+        for name, of in judged.items()
+    }
+
+
+def freeze(world: World, *gated: str, baselines: tuple[str, ...] = ("base",)) -> dict[str, Any]:
+    """Return the report of a world, its page, the verdicts of the gate and what SQL says."""
+    at, found = world.session.store, world.report
+    gates = {baseline: gate_all(world.path, *gated, baseline=baseline) for baseline in baselines}
+    return {
+        "report": report.to_json(found),
+        "page": report.markdown(report.experiment_document(found)).split("\n"),
+        "gate": gates,
+        "sql": {table.name: rows_of(at, table.name) for table in TABLES},
+    }
+
+
+def rows_of(at, table: str) -> list[Any]:
+    """Return all rows of a view in an order that no digest decides."""
+    found = store.query(at, f'SELECT * FROM "{table}"')
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    return sorted((plain(row) for row in rows), key=json.dumps)
+
+
+_DIGEST = re.compile(r"\b[0-9a-f]{16,}\b|(?<=-)[0-9a-f]{8}\b")  # the end of a run's id too
+_DATE = re.compile(r"20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d[:\d.+Z]*)?")
+_PATH = re.compile(r"/\S*/(?=\w)")
+_TIME = re.compile(
+    r"(?:&lt;|<)?[\d.,]+ (?:ms|s)\b|[\d.,]+ a second|(?:&lt;|<)?\b0\.000\d*"
+)  # and what it costs
+_TIMED = re.compile(r"TIME \| TIME|^\| \S+ \| 8 \||\bgit ")  # rows of tables that hold what was measured
+_MEASURED = re.compile(
+    "created|wall_s|harness|device|git_|record$|latency|compute_s|per_s$|first_token|under_load|timed"
+    "|cost|_usd|break_even"
+)
+
+
+def plain(value: Any) -> Any:
+    """Return plain values without digests, dates, folders and what was measured; of a long list a summary."""
+    if isinstance(value, Mapping):
+        return {plain(str(k)): plain(v) for k, v in value.items() if not _MEASURED.search(str(k))}
+    if isinstance(value, list | tuple | set):
+        found = [plain(one) for one in value]
+        if len(found) <= LONGEST or any(isinstance(one, str) and " " in one for one in found):
+            return found  # a page is kept whole
+        return [len(found), sha256(json.dumps(rounded(found)).encode()).hexdigest()[:12], *found[:3]]
+    if isinstance(value, str):
+        said = _TIME.sub("TIME", _PATH.sub("~/", _DATE.sub("DATE", _DIGEST.sub("#", value))))
+        return "measured" if _TIMED.search(said) else said
+    return value if isinstance(value, int | float | None) else str(value)
+
+
+def rounded(value: Any) -> Any:
+    """Round every number of plain values to twelve digits."""
+    if isinstance(value, dict):
+        return {key: rounded(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [rounded(of) for of in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def dump(found: Mapping[str, Any]) -> str:
+    """Write plain values as JSON, a line for each entry of the second level."""
+    parts = []
+    for key, value in rounded(found).items():
+        named = value.items() if isinstance(value, dict) else [("", one) for one in value]
+        lines = [
+            f"{json.dumps(name)}: " * bool(name) + json.dumps(of, ensure_ascii=False) for name, of in named
+        ]
+        opened, closed = "{}" if isinstance(value, dict) else "[]"
+        parts.append(f"{json.dumps(key)}: {opened}\n" + ",\n".join(lines) + f"\n{closed}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value with where it stands."""
+    if isinstance(value, dict | list) and value:
+        named = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, of in named:
+            yield from leaves(of, f"{at}/{key}")
+    else:
+        yield at, value
+
+
+# Worlds
+
+
+def usual(folder: Path) -> dict[str, Any]:
+    """Return a fine-tune that loses some of the base's abilities."""
+    return freeze(stored(folder), "lora", "rag")
+
+
+def judged(folder: Path) -> dict[str, Any]:
+    """Return judged answers with labels, confirmed regressions, a champion and its cumulative loss, a rescue."""
+    world, runs = judged_world(folder)
+    found = freeze(world, "lora", runs["trial"].run_id, baselines=("base", "champion"))
+    rescued = world.rescue()
+    return found | {
+        "rescue": rescue.to_json(rescued),
+        "rescue page": report.markdown(rescue.rescue_document(rescued)).split("\n"),
+    }
+
+
+def seeds(folder: Path) -> dict[str, Any]:
+    """Return two seeds of a fine-tune, one promoted."""
+    world = stored(folder, "seeds: [0, 1]\n", sizes=Sizes(test=100, general=60))
+    release.promote_named(world.path, "lora", despite="a test")
+    return freeze(world, "lora", baselines=("base", "champion"))
+
+
+def folds(folder: Path) -> dict[str, Any]:
+    """Return a target that is tested in folds."""
+    return freeze(stored(folder, edit=deal_folds), "lora", "prompt")
+
+
+def fewer(folder: Path) -> dict[str, Any]:
+    """Return large tasks that are asked in interim analyses."""
+    sizes = Sizes(general=1500)
+    return freeze(stored(folder, "gate: {macro: 0.1}\n", sizes=sizes, scope=Scope(fewer=True)), "lora")
+
+
+def several(folder: Path) -> dict[str, Any]:
+    """Return several answers to an item, the majority chosen, and their mean."""
+    extra = (
+        "  vote: {decoding: {temperature: 0.7, samples: 3, choose: majority}}\n"
+        "  mean: {method: lora, decoding: {temperature: 0.7, samples: 3}}\n"
+        "gate: {target: {gain: 0.1}, mode_collapse: 0.3}\n"
+    )
+    return freeze(stored(folder, extra), "vote", "mean")
+
+
+def further(folder: Path) -> dict[str, Any]:
+    """Return a further target, a critical task and one that is reported only."""
+    extra = "gate: {tasks: [chat, sums, facts], critical: [sums], macro: 10%}\n"
+
+    def add_target(path: Path) -> None:
+        nights.add_counter(path, 100)
+
+    return freeze(stored(folder, extra, edit=add_target), "lora")
+
+
+def endpoint(folder: Path) -> dict[str, Any]:
+    """Return what is served over HTTP beside what is answered here."""
+    oracle = worlds.Oracle(rescue_worlds.BASE, "0", False)
+    with serve_model(Rule(lambda messages: oracle._output(messages).text)) as server:
+        served = f"base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0"
+        world = stored(folder, f"  served: {{method: endpoint, params: {{{served}}}}}\n")
+        return freeze(world, "served", "lora")
+
+
+def outside(folder: Path) -> dict[str, Any]:
+    """Return logs of two models that were evaluated elsewhere."""
+    arms = [["C"] * 200 + ["I"] * 100, ["I"] * 12 + ["C"] * 196 + ["I"] * 92]
+    names = [f"task_{i}" for i in range(4)]
+    old, new = (
+        inspect_logs.write(folder / name, dict.fromkeys(names, arm), zipped=False)
+        for name, arm in zip(("base", "tuned"), arms, strict=True)
+    )
+    return {"gate": gate_report.to_json(release.gate_folders(old, new, GatePolicy()))}
+
+
+def quickstart(folder: Path) -> dict[str, Any]:
+    """Return the kept runs of the quickstart, answered by chance."""
+    found = stored_quickstart.write(folder)
+    views = {table.name: rows_of(store.Store(folder / "runs"), table.name) for table in TABLES}
+    trained = gate_all(folder / "harness.yaml", *stored_quickstart.TRAINED)
+    return {"report": report.to_json(found), "gate": trained, "sql": views}
+
+
+def night(folder: Path) -> dict[str, Any]:
+    """Return three nights, the last two of them worse."""
+    calendar = nights.Calendar(nights.world(folder, general=100))
+    still, worse = nights.Rates(lost=0, gained=0, general_lost=0), nights.Rates(general_lost=0.3)
+    found = [calendar.night(n, rates) for n, rates in enumerate((still, worse, worse), start=1)]
+    return {"nights": [notify.to_json(one) for one in found]}
+
+
+WORLDS = (usual, judged, seeds, folds, fewer, several, further, endpoint, outside, night, quickstart)
