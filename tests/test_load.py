@@ -75,7 +75,7 @@ def test_fewer_rows_than_concurrency_are_said(tiny, tmp_path, own_cache):
     with serve_model(Rule(lambda messages: "yes")) as server:
         report = compare(write_experiment(tmp_path, server.url, tiny, "concurrency: 64\n"))
     assert report.facts[0].under_load.n == 6
-    assert "concurrency is 64, and 6 requests came at once: validation has no more rows" in report.notes
+    assert "concurrency is 64, but only 6 requests came at once: validation has no more rows" in report.notes
 
 
 def test_a_server_is_not_asked_more_where_nothing_is_written(tiny, tmp_path, own_cache):
