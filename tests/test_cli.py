@@ -697,7 +697,7 @@ def test_parameters_that_one_of_two_runs_has_are_told_once_and_a_run_differs_fro
     assert "  params.r: – → 2\n" in said
     assert "params: " not in said
     done = harness("runs", "diff", lora, lora, cwd=copy, check=0)
-    assert (done.stdout, "in nothing" in done.stderr) == ("", True)
+    assert (done.stdout, "nothing that is stored differs" in done.stderr) == ("", True)
 
 
 def test_an_empty_list_of_runs_is_empty(harness):

@@ -26,7 +26,7 @@ def make_hybrid(score=0.85, **changes):
 def test_shots_suffice_where_no_fine_tune_is_shown_to_gain():
     assert scenario(make_fine_tune("lora", 0.76, 0.02)) == (
         "Scenario 2 of 6: examples of the task suffice without training, so shots, ranked labels or a plain"
-        " classifier, for knn reaches 74.0 [69, 79] exact_match, and prompt 20.0 [15, 25] exact_match; lora is"
+        " classifier: knn reaches 74.0 [69, 79] exact_match, and prompt 20.0 [15, 25] exact_match; lora is"
         " not shown to gain."
     )
     assert scenario().endswith(", as far as was measured: no fine-tune was compared.")
@@ -101,7 +101,7 @@ def test_retrieval_that_is_chosen_says_what_it_found():
     docs = candidate("docs", 0.85, prompting=RAG, recall=0.92)
     said = scenario(docs, make_fine_tune("lora", 0.80, -0.05), documents=True)
     assert said.startswith(
-        "Scenario 3 of 6: the base lacks facts, or they change, so retrieval, for docs reaches"
+        "Scenario 3 of 6: the base lacks facts, or they change, so retrieval: docs reaches"
     )
     assert "with 92.0 % of the documents found, and prompt 20.0" in said
     assert said.endswith("lora is not shown to gain.")

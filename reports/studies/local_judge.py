@@ -61,7 +61,7 @@ base_model: smollm2-135m
 target:
   name: {name}
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
-  metrics: [judge:./helpful.yaml, rougeL]
+  metrics: [judge:./helpful.yaml, rouge]
   max_new_tokens: 48
   truncated_scores: true
 candidates:

@@ -121,7 +121,7 @@ def _dolly() -> dict[str, Any]:
     return {
         "name": "dolly",
         "data": {"all": rows, "limits": limits},
-        "metrics": ["token_f1", "rougeL"],
+        "metrics": ["token_f1", "rouge"],
         "max_new_tokens": 64,
         "truncated_scores": True,
     }
