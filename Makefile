@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test e2e slow weekly pins bench calibration claims gpu dashboard docs lint
+.PHONY: compare test e2e test-all slow weekly pins bench calibration claims gpu dashboard docs lint
 
 # Where there is a GPU it runs the full experiment, whose candidates include QLoRA and DPO.
 FULL := $(if $(shell nvidia-smi -L 2>/dev/null),-c full.yaml)
@@ -20,6 +20,8 @@ test: $(STAMP)
 e2e: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile \
 		-m "(e2e or browser) and not slow and not weekly and not quickstart" $(ARGS)
+
+test-all: test e2e
 
 # As they are listed: the files that take longest come first, and the short ones fill up both processes at the end.
 slow: $(STAMP)

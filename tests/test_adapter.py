@@ -36,6 +36,7 @@ def candidates(folder, more=""):
     return f"  prompt: {{method: base}}\n  theirs: {{method: adapter, path: {folder}{more}}}\n"
 
 
+@pytest.mark.e2e
 def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, peft_adapter, tmp_path):
     import torch
     from peft import PeftModel
@@ -64,6 +65,7 @@ def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, p
         assert row.gold_logprob != pytest.approx(before.gold_logprob, abs=1e-3)
 
 
+@pytest.mark.e2e
 def test_the_same_weights_trained_here_and_saved_by_plain_peft_have_the_same_rows(tiny, tmp_path, copy):
     import torch
     from peft import PeftModel
@@ -330,6 +332,7 @@ def spoil(folder):
     edit_tensors(lambda tensors: {name: tensor * float("nan") for name, tensor in tensors.items()})(folder)
 
 
+@pytest.mark.e2e
 def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_path):
     spoil(shutil.copytree(peft_adapter, tmp_path / "spoilt"))
     bad = f"  bad: {{method: adapter, path: {tmp_path / 'spoilt'}}}\n"

@@ -28,6 +28,7 @@ def test_a_refused_name_that_an_override_gave_is_shown_with_the_override(tiny, t
     assert problem.where.endswith(f", override {given}: candidate mine")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["tied", "own"])
 @pytest.mark.parametrize(
     "recipe",
@@ -50,6 +51,7 @@ def test_names_that_are_there_are_taken_and_so_are_embeddings_that_the_head_is_t
     assert prepare_candidates(tmp_path, tiny, recipe).candidates["mine"]
 
 
+@pytest.mark.e2e
 def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
     base = build(tmp_path / "base", "gpt-oss")
     recipe = "{method: lora, params: {target_parameters: [mlp.experts.down_prj]}}"
@@ -68,6 +70,7 @@ def test_each_misspelt_module_is_named_beside_those_that_are_there(tiny, tmp_pat
     ]
 
 
+@pytest.mark.e2e
 def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
     base = build(tmp_path / "base", "Qwen3-MoE")
     recipe = "{method: lora, params: {r: 2, target_modules: [q_proj, gate_proj, up_proj, down_proj]}}"

@@ -49,6 +49,7 @@ def suite(rng, n_tasks, score, flip_rate, loss=0.0):
     return [measurement(f"t{i}", *pair, chance=0.5) for i, pair in enumerate(arms)]
 
 
+@pytest.mark.e2e
 def test_an_equal_model_near_chance_seems_to_lose_only_where_a_task_is_admitted_by_its_own_items():
     rng = np.random.default_rng(0)
     drawn = [suite(rng, 40, 0.53, 0.3) for _ in range(4)]
@@ -172,6 +173,7 @@ def judge_apart(measured):
     return verdict([m._replace(documents={}) for m in measured])
 
 
+@pytest.mark.e2e
 def test_copies_of_a_task_show_no_more_than_the_task():
     measured = copies(np.random.default_rng(0), 8, loss=0.0)
     one, eight, unknown = verdict(measured[:1]), verdict(measured), judge_apart(measured)

@@ -160,6 +160,7 @@ def test_every_module_has_its_place_in_the_order():
     assert {module(file) for file in MODULES} <= set(ORDER)
 
 
+@pytest.mark.e2e
 def test_a_module_imports_only_from_its_left():
     found = []
     for file in MODULES:
@@ -196,6 +197,7 @@ def reach_into_others(file: Path) -> list[str]:
 OFFERED_SUBMODULES = {f"{package}.{name}" for package, names in OFFERED.items() for name in names.split()}
 
 
+@pytest.mark.e2e
 def test_an_import_from_another_package_is_of_what_it_offers():
     found = {f"{file.relative_to(ROOT)}: {name}" for file in FILES for name in reach_into_others(file)}
     assert sorted(one for one in found if one.partition(": ")[2] not in OFFERED_SUBMODULES) == []
@@ -231,6 +233,7 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
     assert "batching" in near
 
 
+@pytest.mark.e2e
 def test_a_package_imports_what_it_uses_or_what_others_take_from_it():
     """A package without `__all__` offers what it imports: by `from`, or as an attribute of some name."""
     trees = [
@@ -300,6 +303,7 @@ def run_python(program: str) -> subprocess.CompletedProcess[str]:
 BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", plugins.KINDS)
 def test_every_plugin_imports_with_torch_blocked(kind):
     names = [f"harness.{kind}.{name}" for name in plugins.names(kind)]
@@ -308,6 +312,7 @@ def test_every_plugin_imports_with_torch_blocked(kind):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.e2e
 def test_what_reads_stored_runs_imports_with_torch_blocked():
     there = [name for name in LIGHT if name in {module(file) for file in MODULES}]
     done = run_python(BLOCK + "".join(f"import harness.{name}\n" for name in there))
@@ -378,6 +383,7 @@ def _names_next_step(call: ast.Call) -> bool:
     return bool(steps) and not (isinstance(steps[0], ast.Constant) and not steps[0].value)
 
 
+@pytest.mark.e2e
 def test_every_problem_names_a_next_step():
     without = [
         f"{file.relative_to(ROOT)}:{call.lineno}"
@@ -388,6 +394,7 @@ def test_every_problem_names_a_next_step():
     assert without == []
 
 
+@pytest.mark.e2e
 def test_a_first_line_names_the_thing():
     found = []
     for file in FILES:

@@ -46,6 +46,7 @@ def test_each_turn_of_the_assistant_is_learnt_and_nothing_else(tmp_path):
     assert read_learnt_text(tmp_path, every=False).strip() == "four<|im_end|>"
 
 
+@pytest.mark.e2e
 def test_a_training_on_marked_turns_makes_other_weights(tmp_path):
     base = tiny_model.build(tmp_path / "base", template=MARKED)
     method, digests = plugins.method("lora"), set()

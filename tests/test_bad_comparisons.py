@@ -88,6 +88,7 @@ arm_pairs = st.lists(st.tuples(graded, graded), min_size=1, max_size=12)
 margins = st.sampled_from([0.02, 0.5, 0.95, "10%", "50%"])
 
 
+@pytest.mark.e2e
 @settings(max_examples=150)
 @given(st.lists(st.tuples(arm_pairs, st.integers(1, 12), chances), min_size=1, max_size=3), margins, margins)
 def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):

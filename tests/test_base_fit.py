@@ -294,6 +294,7 @@ def hub_of(folder, served):
     return server
 
 
+@pytest.mark.e2e
 def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp_path):
     served = []
     server = hub_of(llama, served)

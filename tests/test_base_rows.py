@@ -77,6 +77,7 @@ def list_kept_files():
     return sorted((cache_dir() / "base_rows").glob("*"))
 
 
+@pytest.mark.e2e
 def test_a_second_experiment_asks_the_base_nothing_on_the_suites(tmp_path, tiny):
     first, seen = stages(experiment(tmp_path, "one", tiny))
     assert select_base_labels(seen) == ["base: sums/test", "base: words/test", "base: prose/test"]
@@ -89,6 +90,7 @@ def test_a_second_experiment_asks_the_base_nothing_on_the_suites(tmp_path, tiny)
     assert tiny_experiment.runs_of(path)["prompt"].latency["n"] > 0
 
 
+@pytest.mark.e2e
 def test_rows_that_were_found_are_those_that_were_computed(tmp_path, tiny):
     paths = [experiment(tmp_path, name, tiny) for name in ("one", "two")]
     (one, two) = [{}, {}]
@@ -103,6 +105,7 @@ def test_rows_that_were_found_are_those_that_were_computed(tmp_path, tiny):
     assert {name: one[name] for name in suite} == {name: two[name] for name in suite}
 
 
+@pytest.mark.e2e
 def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny):
     path = experiment(tmp_path, "one", tiny)
     stages(path, candidates=("prompt", "lora"))
@@ -115,6 +118,7 @@ def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny
     assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.e2e
 def test_rows_of_pinned_regressions_stay_in_their_folder(tmp_path, tiny):
     path = experiment(tmp_path, "one", tiny)
     suite = path.parent / "suites" / "general.yaml"
@@ -123,6 +127,7 @@ def test_rows_of_pinned_regressions_stay_in_their_folder(tmp_path, tiny):
     assert list_kept_files() == []
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "value"), [("OMP_NUM_THREADS", "7"), ("ONEDNN_MAX_CPU_ISA", "SSE41")])
 def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch, name, value):
     stages(experiment(tmp_path, "one", tiny))
@@ -130,11 +135,13 @@ def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny,
     assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
 
 
+@pytest.mark.e2e
 def test_rows_of_a_suite_of_the_users_own_stay_in_their_folder(tmp_path, tiny):
     stages(tiny_experiment.write(tmp_path, tiny))
     assert list_kept_files() == []
 
 
+@pytest.mark.e2e
 def test_a_shipped_task_that_is_asked_in_the_users_words_stays_in_its_folder(tmp_path, tiny):
     path = experiment(tmp_path, "one", tiny)
     words = "name: words, system: Our secret terms."
@@ -143,6 +150,7 @@ def test_a_shipped_task_that_is_asked_in_the_users_words_stays_in_its_folder(tmp
     assert len(list_kept_files()) == 2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("shared", [{"prompt"}, {"id"}])
 def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_path, tiny, shared):
     path = experiment(tmp_path, "one", tiny)
@@ -236,6 +244,7 @@ for i in range(20):
 """
 
 
+@pytest.mark.e2e
 def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     writers = [

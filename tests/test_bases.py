@@ -162,6 +162,7 @@ def test_answers_that_failed_score_worst_in_a_trial():
     )
 
 
+@pytest.mark.e2e
 def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny, own_cache, tmp_path):
     swept = "{method: full, params: {max_steps: 3}, sweep: {weight_decay: [1.0e+30, 0.0]}}"
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  swept: {swept}\n")
@@ -176,6 +177,7 @@ def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny
     assert kept.stat().st_mtime_ns == before
 
 
+@pytest.mark.e2e
 def test_adapters_of_the_same_seed_meet_where_one_starts_from_the_other(file_and_report):
     path, _ = file_and_report
     found = tiny_experiment.run(path, "seeds=[0, 1]", candidates=("prompt", "lora", "dpo"))
@@ -217,6 +219,7 @@ BROKEN = """\
 """
 
 
+@pytest.mark.e2e
 def test_a_base_that_cannot_be_loaded_ends_what_is_made_of_it_and_nothing_else(tiny, own_cache, tmp_path):
     described = tiny_model.build(tmp_path / "broken", seed=6) / "config.json"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"model_type": "not_yet_made"}))

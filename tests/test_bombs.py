@@ -101,6 +101,7 @@ def write_row_bomb(file):
 ROW_BOMBS = ("line.jsonl.gz", "line.jsonl", "field.csv.gz", "rows.jsonl.gz", "list.json.gz")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", [*ROW_BOMBS, "texts.parquet", "nulls.parquet"])
 def test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command, name):
     write_row_bomb(tmp_path / name)
@@ -109,6 +110,7 @@ def test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound(tmp_path,
     assert (code, "200 times" in said or "MiB" in said, "next: " in said) == (2, True, True), said
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command, packed):
     old, new = (inspect_logs.write(tmp_path / name, {"quiz": ["C"] * 9}) for name in ("a", "b"))

@@ -54,6 +54,7 @@ def test_a_new_adapter_changes_no_bit_of_what_the_base_computes(tiny, style, pre
     assert logits(model, ids).equal(plain)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("style", STYLES)
 def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(tiny, tmp_path, style):
     made, trained = train(tiny, tmp_path, style=style, reduction_factor=4)
@@ -88,6 +89,7 @@ def test_another_process_computes_the_same_with_it(tiny, tmp_path):
     assert float(done.stdout) == pytest.approx(own.sum().item(), abs=1e-5 * own.numel())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("style", STYLES)
 def test_packed_rows_are_scored_as_each_alone(tiny, tmp_path, style):
     made, _ = train(tiny, tmp_path, style=style)
@@ -119,6 +121,7 @@ def test_the_size_is_written_or_a_share_of_the_hidden_size(written, size):
     assert bottleneck.Params(**written).size_for(576) == size
 
 
+@pytest.mark.e2e
 def test_only_the_adapters_are_trained_and_seed_and_form_are_part_of_the_digest(tiny, tmp_path):
     _, trained = train(tiny, tmp_path)
     plain, _ = load_base(resolve(str(tiny)), CPU)
@@ -157,6 +160,7 @@ def test_a_base_without_such_layers_is_refused():
         layers.new_bottlenecks(OddLayer(), layers.Bottleneck("pfeiffer", 2, "relu"))
 
 
+@pytest.mark.e2e
 def test_it_is_a_candidate_like_any_other(tiny, tmp_path):
     own = "{method: bottleneck, params: {style: houlsby, max_steps: 2}, sweep: {bottleneck_size: [2, 4]}}"
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  own: {own}\n")

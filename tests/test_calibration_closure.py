@@ -54,6 +54,7 @@ def list_stale_cells(root: Path) -> set[str]:
     return {name for name, code in study.code_digests(root).items() if code != ours[name]}
 
 
+@pytest.mark.e2e
 def test_a_change_in_a_function_that_a_cell_reaches_makes_it_stale_and_no_cell_that_does_not(checkout):
     change(checkout, "harness/stats/paired.py", "tango_interval", "alpha = alpha / 2")
     found = list_stale_cells(checkout)
@@ -62,11 +63,13 @@ def test_a_change_in_a_function_that_a_cell_reaches_makes_it_stale_and_no_cell_t
     assert not any("of a score" in name for name in found)
 
 
+@pytest.mark.e2e
 def test_a_change_in_another_function_of_a_reached_module_makes_no_cell_stale(checkout):
     change(checkout, "harness/stats/means.py", "clustered_slope", "raise ValueError")
     assert list_stale_cells(checkout) == set()
 
 
+@pytest.mark.e2e
 def test_docstrings_comments_and_blank_lines_make_no_cell_stale(checkout):
     change(checkout, "harness/stats/paired.py", "tango_interval", '"""Say something else."""')
     path = checkout / "harness" / "stats" / "intervals.py"
@@ -74,6 +77,7 @@ def test_docstrings_comments_and_blank_lines_make_no_cell_stale(checkout):
     assert list_stale_cells(checkout) == set()
 
 
+@pytest.mark.e2e
 def test_a_function_that_moves_to_another_module_makes_no_cell_stale(checkout):
     folder = checkout / "harness" / "stats"
     (folder / "paired.py").rename(folder / "pairs.py")
@@ -83,6 +87,7 @@ def test_a_function_that_moves_to_another_module_makes_no_cell_stale(checkout):
     assert list_stale_cells(checkout) == set()
 
 
+@pytest.mark.e2e
 def test_a_default_of_a_policy_makes_the_cells_stale_that_are_judged_by_it(checkout):
     replace(checkout / "harness/spec/policies.py", "macro: Margin = 0.02", "macro: Margin = 0.03")
     found = list_stale_cells(checkout)
@@ -90,6 +95,7 @@ def test_a_default_of_a_policy_makes_the_cells_stale_that_are_judged_by_it(check
     assert not any(name.startswith("interval") for name in found)
 
 
+@pytest.mark.e2e
 def test_what_a_cell_is_made_with_makes_it_alone_stale_but_not_how_often_the_tests_draw_it(checkout):
     nights = checkout / "tests/calibration/nights.py"
     replace(nights, "PINNED, 7, in_tests=150", "PINNED, 7, in_tests=90")
@@ -181,6 +187,7 @@ def test_what_a_name_stands_for_is_part_of_a_digest(tmp_path):
     assert found[0] != found[1]
 
 
+@pytest.mark.e2e
 def test_everything_of_ours_that_cells_were_seen_to_run_is_in_their_closures():
     closures = study.closures(Sources(study.ROOT))
     missed = {}

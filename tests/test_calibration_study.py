@@ -20,6 +20,7 @@ def test_a_cell_gives_the_same_figures_again():
     assert run(CONTROL[0], 50) == run(CONTROL[0], 50)
 
 
+@pytest.mark.e2e
 def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_the_code_is_another(tmp_path):
     path = tmp_path / "kept.json"
     first = study.study(20, CONTROL, path)
@@ -30,6 +31,7 @@ def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_the_code_is_
     assert study.study(30, CONTROL, path)[name].n_draws == 30
 
 
+@pytest.mark.e2e
 def test_figures_of_changed_code_stay_where_the_first_draws_come_out_as_they_did(tmp_path):
     path = tmp_path / "kept.json"
     ((name, one),) = study.study(20, CONTROL, path).items()
@@ -40,6 +42,7 @@ def test_figures_of_changed_code_stay_where_the_first_draws_come_out_as_they_did
     assert "†" not in page(CONTROL, again)
 
 
+@pytest.mark.e2e
 def test_figures_of_changed_code_are_simulated_anew_where_a_first_draw_comes_out_in_another_way(tmp_path):
     path = tmp_path / "kept.json"
     ((name, one),) = study.study(20, CONTROL, path).items()

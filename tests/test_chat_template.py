@@ -116,6 +116,7 @@ def test_a_template_that_cannot_be_used_is_refused_before_anything_is_trained(tm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_with_the_adapter(tmp_path, base):
     path = tiny_experiment.write(tmp_path, base, LORA, extra="chat_template: alpaca\n")
     report = tiny_experiment.run(path, "suites=[]")

@@ -125,6 +125,7 @@ def test_a_usual_machine_runs_the_whole_slow_tier_and_the_quickstart(project):
     assert "slow machine" not in done.stdout
 
 
+@pytest.mark.e2e
 def test_what_a_step_leaves_running_is_ended_before_the_next_step(project, tmp_path):
     done = project(
         compare=f"setsid sh -c 'echo $$$$ > {tmp_path}/pid; exec sleep 60' >/dev/null 2>&1 & sleep 1"
@@ -134,6 +135,7 @@ def test_what_a_step_leaves_running_is_ended_before_the_next_step(project, tmp_p
     assert not Path(f"/proc/{left}/cmdline").exists() or not Path(f"/proc/{left}/cmdline").read_text()
 
 
+@pytest.mark.e2e
 def test_a_run_inside_a_step_of_another_run_ends_none_of_that_runs_processes(project, tmp_path):
     project()
     shutil.copytree(tmp_path, tmp_path / "inner")

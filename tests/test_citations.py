@@ -230,6 +230,7 @@ candidates:
 )
 
 
+@pytest.mark.e2e
 def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_its_stored_answers(
     tmp_path, tiny, own_cache
 ):
@@ -275,6 +276,7 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
     assert sorted(row.parts["citation_precision"] for row in rows) == [(0.0,), (0.5,), (0.5,)] + [(1.0,)] * 3
 
 
+@pytest.mark.e2e
 def test_each_of_several_answers_that_cites_nothing_is_counted_where_each_counts(tmp_path, tiny, own_cache):
     tiny_experiment.rows(tmp_path / "documents.jsonl", [{"id": "lamp", "text": "A lamp costs 40 euros."}])
     for name in ("train", "validation", "test"):

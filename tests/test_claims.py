@@ -66,6 +66,7 @@ def test_the_page_shows_what_was_measured_and_what_was_not():
     assert "1 claim measured. Verdicts: holds: 1." in text
 
 
+@pytest.mark.e2e
 def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsys):
     asked = [CHEAP, "--reports", str(tmp_path)]
     assert study.main(asked) == 0

@@ -160,6 +160,7 @@ def test_json_of_compare_is_the_written_report(harness, copy):
     assert {f["name"] for f in shown["facts"]} == {"prompt", "shots", "ranked", "bag", "lora", "hybrid"}
 
 
+@pytest.mark.e2e
 def test_a_failed_candidate_makes_the_exit_code_1_and_the_others_are_in_the_table(harness, copy):
     overrides = ("target.labels=[]", "target.metrics=[exact_match]")
     done = harness("compare", *overrides, "--candidates", "prompt,bag", cwd=copy, check=1)
@@ -173,6 +174,7 @@ def test_candidates_are_selected_by_name(harness, copy):
     assert {f["name"] for f in shown["facts"]} == {"bag", "prompt"}
 
 
+@pytest.mark.e2e
 def test_a_report_names_the_candidates_that_were_not_selected(harness, copy):
     shown = json.loads(harness("report", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
     left_out = "not in this report, of the candidates that are written: shots, ranked, lora, hybrid"
@@ -213,6 +215,7 @@ def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path)
     assert [row[4] for row in rows] == [seconds(plan[row[0]]) for row in rows]
 
 
+@pytest.mark.e2e
 def test_a_dry_run_says_which_jobs_workers_would_get_and_that_workers_need_an_executor(
     harness, tiny, tmp_path
 ):
@@ -223,6 +226,7 @@ def test_a_dry_run_says_which_jobs_workers_would_get_and_that_workers_need_an_ex
     assert "workers: 3, and no executor: one process does it all; try --executor local" in said
 
 
+@pytest.mark.e2e
 def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
 
@@ -253,6 +257,7 @@ def test_what_so_few_rows_cannot_show_is_refused_before_it_runs(harness, tiny, t
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness, copy):
     shutil.rmtree(copy / "reports", ignore_errors=True)
     done = harness("compare", "--quick", "--candidates", "prompt", cwd=copy, check=0)
@@ -265,6 +270,7 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
     assert len(listed) == 6
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -333,6 +339,7 @@ def wait(output, example):
 """
 
 
+@pytest.mark.e2e
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(command_driver, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     (tmp_path / "waits.py").write_text(WAITS)
@@ -363,12 +370,14 @@ def test_all_problems_of_the_files_are_printed_without_a_traceback(harness, tiny
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_results_are_utf8_in_a_locale_that_has_no_such_signs(copy, own_cache, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     said, errors = start_process(copy, "runs", "list").communicate()
     assert "lora × zero_shot" in said, errors
 
 
+@pytest.mark.e2e
 def test_a_file_where_a_folder_belongs_is_called_so_and_the_other_way_round(harness, copy):
     (copy / "rows.csv").write_text(CSV)
     done = harness("init", "rows.csv", "--data", "rows.csv", cwd=copy, check=2)
@@ -395,6 +404,7 @@ def test_a_gate_on_stored_runs_ends_with_the_next_command(harness, copy):
     assert done.stderr.splitlines()[-1].startswith("next: harness promote prompt makes it")
 
 
+@pytest.mark.e2e
 def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_cache):
     """Files may not grow beyond 1 kB, which is how a full disk looks to who writes."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); " + MAIN
@@ -461,6 +471,7 @@ def test_train_says_where_the_weights_are(harness, copy):
     assert (copy / "runs" / "weights" / shown["lora"]["training"]["fit_key"] / "adapter").is_dir()
 
 
+@pytest.mark.e2e
 def test_compare_computes_in_the_precision_that_is_named(harness, copy):
     words = ("--candidates", "prompt", "--precision", "bf16", "--json")
     shown = json.loads(harness("compare", *words, cwd=copy, check=0).stdout)
@@ -538,6 +549,7 @@ def test_eval_prints_every_metric_of_every_task(harness, copy):
     assert shown["prompt"]["letters"]["exact_match"]["n"] == 12
 
 
+@pytest.mark.e2e
 def test_next_commands_work_where_they_are_typed_and_kept_ones_in_the_folder_of_the_project(harness, copy):
     path = copy.rename(copy.with_name("a project")) / "harness.yaml"
     for verb in ("report", "decide"):
@@ -549,6 +561,7 @@ def test_next_commands_work_where_they_are_typed_and_kept_ones_in_the_folder_of_
     assert "gate.macro=0.05`" in kept
 
 
+@pytest.mark.e2e
 def test_report_prints_what_compare_printed(harness, copy):
     compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
     reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
@@ -665,6 +678,7 @@ def test_rows_of_bases_that_every_folder_finds_are_listed_and_removed(harness, c
     assert not kept.exists()
 
 
+@pytest.mark.e2e
 def test_weights_that_were_only_trained_are_not_unused(harness, copy):
     harness("train", "lora", "candidates.lora.params.r=1", cwd=copy, check=0)
     looked = harness("runs", "rm", "--unused", cwd=copy, check=0)
@@ -750,12 +764,14 @@ CSV = "text,label\n" + "".join(
 )
 
 
+@pytest.mark.e2e
 def test_the_command_after_init_is_one_that_a_shell_takes(harness, tmp_path):
     (tmp_path / "rows.csv").write_text(CSV)
     done = harness("init", "my tickets", "--data", "rows.csv", check=0)
     assert "harness compare -c 'my tickets/harness.yaml' --dry-run" in done.stdout
 
 
+@pytest.mark.e2e
 def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     done = harness("init", "new", "--data", "mine.csv", check=0)
@@ -768,6 +784,7 @@ def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
     assert (tmp_path / "new" / "suites" / "mine.yaml").exists()
 
 
+@pytest.mark.e2e
 def test_init_prints_json(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     found = json.loads(harness("init", "--data", "mine.csv", "--json", check=0).stdout)
@@ -777,6 +794,7 @@ def test_init_prints_json(harness, tmp_path):
     )
 
 
+@pytest.mark.e2e
 def test_init_never_overwrites(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     harness("init", "--data", "mine.csv", check=0)
@@ -831,6 +849,7 @@ def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness,
     assert "facts-pinned in fp32" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
 
 
+@pytest.mark.e2e
 def test_the_schema_is_printed_as_init_links_it(harness, tmp_path):
     rows = [{"prompt": f"Is {i} even?", "reference": ("yes", "no")[i % 2]} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -33,6 +33,7 @@ def score(answer, *references):
 # What counts as right
 
 
+@pytest.mark.e2e
 def test_code_that_passes_the_tests_of_one_reference_is_right_whatever_stands_around_it():
     assert score(f"Here it is:\n```python\n{ADD}```\nIt adds.", TESTS) == (1.0,)
     assert score(ADD, "assert add(1, 2) == 4", TESTS) == (1.0,)
@@ -95,6 +96,7 @@ def test_a_reference_that_tests_nothing_is_refused(tests):
         score(ADD, tests)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "tests",
     [
@@ -277,6 +279,7 @@ def test_values_that_tell_others_apart_and_what_tests_expect_are_right(code, tes
     assert passes(code, tests, SOON)
 
 
+@pytest.mark.e2e
 def test_builtins_that_an_answer_replaces_do_not_decide_its_tests():
     program = "import builtins\nbuiltins.all = builtins.isinstance = lambda *found: True\n" + ADD
     assert passes(program, "assert all([add(1, 2) == 3])", SOON)
@@ -297,6 +300,7 @@ def test_a_class_with_an_equality_of_its_own_may_be_what_is_asked_for():
 # What it must not do
 
 
+@pytest.mark.e2e
 def test_an_endless_loop_ends_and_a_memory_bomb_harms_nobody():
     start = time.monotonic()
     assert not passes("while True: pass", TESTS, SOON)
@@ -355,6 +359,7 @@ def test_memory_that_no_limit_of_a_process_counts_is_refused(ask):
     assert not passes(begin + held, "assert held", SOON)
 
 
+@pytest.mark.e2e
 def test_a_program_has_no_namespaces_and_a_folder_of_its_own_that_goes_with_it():
     make = "import ctypes\nmade = ctypes.CDLL(None).unshare(0x10000000 | 0x20000)\n"
     assert passes(make + ADD, TESTS + "assert made != 0\n", SOON)

@@ -248,12 +248,14 @@ class TestACommandThatFails:
         assert str(log) in said
         assert log.read_text() == "first\nout of disk\n"
 
+    @pytest.mark.e2e
     def test_is_ended_with_all_that_it_started_after_its_time(self, tiny, tmp_path):
         run = f"sleep 61 & echo $! > {tmp_path}/pid; wait # {{out}}"
         said = failure(tiny, tmp_path / "fit", run, shell=True, timeout_s=0.5)
         assert "had not finished after 0.5 s" in said
         assert is_over(tmp_path / "pid")
 
+    @pytest.mark.e2e
     def test_ends_when_the_process_that_started_it_is_killed(self, tmp_path):
         script = (
             "import sys; from pathlib import Path; from harness.models import supervision as p\n"
@@ -411,6 +413,7 @@ class TestInAComparison:
         tiny_experiment.run(path, candidates=("theirs",))
         assert calls.read_text() == "call\ncall\n"
 
+    @pytest.mark.e2e
     def test_one_that_failed_leaves_its_log_alone_and_is_run_again(self, tiny, adapter, tmp_path):
         candidates = "  prompt: {method: base}\n  theirs: {method: command, params: {run: 'sh t.sh {out}'}}\n"
         path = tiny_experiment.write(tmp_path, tiny, candidates)

@@ -109,6 +109,7 @@ def test_every_shipped_recipe_loads_by_its_short_name(folder, name):
     assert name in experiment(folder, DOCUMENTS, pairs, f"candidates.{name}={name}").candidates
 
 
+@pytest.mark.e2e
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations(
@@ -188,6 +189,7 @@ def test_every_reference_of_the_schema_is_defined():
     assert named <= config.json_schema()["$defs"].keys()
 
 
+@pytest.mark.e2e
 def test_reading_an_experiment_imports_no_torch(folder):
     program = (
         "import sys; sys.modules['torch'] = None\n"

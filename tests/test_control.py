@@ -83,6 +83,7 @@ def rows_files(path):
 # Nothing has moved
 
 
+@pytest.mark.e2e
 def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
     before = rows_files(path)
     found = run_further(path)
@@ -95,6 +96,7 @@ def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
     assert sum(len(store.read_measured(p)) for p in kept) == n >= 10
 
 
+@pytest.mark.e2e
 def test_where_everything_is_reused_nothing_is_measured(path):
     run_further(path)
     before = store.controls(open_store(path))
@@ -103,6 +105,7 @@ def test_where_everything_is_reused_nothing_is_measured(path):
     assert rule(again).outcome == "pass"
 
 
+@pytest.mark.e2e
 def test_a_control_arm_that_comes_later_is_seen_by_who_looked_before(path):
     reader = Reader(prepare_session(config.load(path), Scope(), SilentProgress()))
     before = set(reader.controls())
@@ -111,6 +114,7 @@ def test_a_control_arm_that_comes_later_is_seen_by_who_looked_before(path):
     assert come == store.controls(open_store(path))[-1].id
 
 
+@pytest.mark.e2e
 def test_the_control_arm_can_be_turned_off(path):
     before = len(store.controls(open_store(path)))
     found = run_further(path, double_bos, ["gate.control_blocks=0"])
@@ -135,6 +139,7 @@ def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
 # Something has moved
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("change", [double_bos, change_template])
 def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path, change):
     found = run_further(path, change)
@@ -146,12 +151,14 @@ def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path,
     assert verdict(found, "prompt").outcome == "pass"  # its rows are from before
 
 
+@pytest.mark.e2e
 def test_other_answers_in_the_same_environment_are_drift(path):
     found = run_further(path, negate_norm)
     assert "came back otherwise in the same environment" in verdict(found, "shots").sentence
     assert rule(found).numbers["n_reworded"] == 0
 
 
+@pytest.mark.e2e
 def test_compare_and_gate_exit_alike_with_4(path):
     policy = GatePolicy(on_inconclusive="pass")
     found = run_further(path, double_bos, ["gate.on_inconclusive=pass"])
@@ -161,6 +168,7 @@ def test_compare_and_gate_exit_alike_with_4(path):
     assert release.gate_document(judged[0]).last_line.startswith("shots: DRIFT")
 
 
+@pytest.mark.e2e
 def test_drift_is_remembered_until_the_rows_are_asked_anew(path):
     run_further(path, double_bos)
     assert verdict(run_further(path), "shots").outcome == "harness-drift"
@@ -169,12 +177,14 @@ def test_drift_is_remembered_until_the_rows_are_asked_anew(path):
     assert verdict(run_further(path), "shots").outcome == "pass"
 
 
+@pytest.mark.e2e
 def test_answers_that_are_only_scored_again_stay_drifted(path):
     run_further(path, double_bos)
     found = run_further(path, overrides=["target.metrics=[exact_match]"])
     assert verdict(found, "shots").outcome == "harness-drift"
 
 
+@pytest.mark.e2e
 def test_a_template_changed_in_the_files_asks_both_arms_anew_and_is_no_drift(begun_folder, tmp_path):
     shutil.copytree(begun_folder, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
@@ -194,6 +204,7 @@ def mark_from_elsewhere(path):
         file.write_text(json.dumps(origins))
 
 
+@pytest.mark.e2e
 def test_other_answers_than_in_another_environment_name_what_changed(path):
     mark_from_elsewhere(path)
     found = run_further(path, negate_norm, ["gate.control_blocks=3"])
@@ -203,6 +214,7 @@ def test_other_answers_than_in_another_environment_name_what_changed(path):
     assert "the A/A rate of 0.4 % allows" in said
 
 
+@pytest.mark.e2e
 def test_the_same_answers_in_another_environment_are_no_drift(path):
     mark_from_elsewhere(path)
     assert rule(run_further(path)).outcome == "pass"
@@ -237,6 +249,7 @@ def test_a_binomial_p_of_nothing_is_refused(given):
         stats.binomial_p(*given)
 
 
+@pytest.mark.e2e
 def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(path):
     mark_from_elsewhere(path)
     run_further(path)
@@ -247,6 +260,7 @@ def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(p
     assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
+@pytest.mark.e2e
 def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
     mark_from_elsewhere(path)
     run_further(path)

@@ -38,6 +38,7 @@ def judge_cumulative(lost: float, policy=POLICY) -> Rule:
     return gating.cumulative_rule(found, "b" * 16)
 
 
+@pytest.mark.e2e
 def test_a_chain_of_champions_that_each_pass_is_stopped_at_the_margin_against_the_first_base():
     """Each loses one point against the one before, so that the sixth has lost six of them and still passes."""
     steps = [judge_tasks(make_measurements(k / 100, (k + 1) / 100)).outcome for k in range(6)]

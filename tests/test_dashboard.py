@@ -138,6 +138,7 @@ def test_an_empty_store_in_which_somebody_works_says_to_wait(open_page, tmp_path
     assert info.value.endswith("Another command is at work; this page fills when it has finished.")
 
 
+@pytest.mark.e2e
 def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
     report.write(replace(fake_project.write(tmp_path), smoke=True), tmp_path / "reports")
     page = open_page("pareto")
@@ -166,6 +167,7 @@ def test_after_a_smoke_run_alone_its_answers_are_shown(tmp_path, monkeypatch):
     assert "1 runs in" in page.sidebar.caption[0].value
 
 
+@pytest.mark.e2e
 def test_a_switch_leads_from_an_experiment_to_its_smoke_run(open_page, tmp_path):
     write_smoke_run(tmp_path)
     fake_project.write(tmp_path)
@@ -214,6 +216,7 @@ def read_cells(table) -> dict[str, list[str]]:
     return shown.to_dict("list")
 
 
+@pytest.mark.e2e
 def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(open_page, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "worse": ("lora", 10, 12)})
     cells = read_cells(open_page("leaderboard").dataframe[0])
@@ -399,6 +402,7 @@ def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(open_
     assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (e.score - e.low) for e in scores])
 
 
+@pytest.mark.e2e
 def test_scores_on_another_task_are_not_drawn_beside_the_targets(open_page, tmp_path):
     candidates = {**fake_project.CANDIDATES, "talker": ("lora", 9, 30)}
     fake_project.write(tmp_path, candidates, with_report=False)
@@ -444,6 +448,7 @@ def forty(tmp_path):
     fake_project.experiment(tmp_path)
 
 
+@pytest.mark.e2e
 def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(open_page, forty):
     page = open_page("leaderboard")
     assert page.dataframe[0].value["target"].notna().sum() == 20
@@ -490,6 +495,7 @@ def test_a_run_that_was_removed_keeps_its_line_in_the_report(open_page, tmp_path
     assert "Not on this machine: 1 of the 3 runs" in html(page)
 
 
+@pytest.mark.e2e
 def test_candidates_that_compare_has_no_room_for_are_named(open_page, tmp_path):
     seven = {f"try-{i}": ("base", i, 4) for i in range(7)}
     fake_project.write(tmp_path, seven, n=8)
@@ -522,6 +528,7 @@ def test_runs_that_come_and_go_are_seen(open_page, tmp_path):
     assert sorted(page.dataframe[0].value["candidate"]) == ["dora", "prompt"]
 
 
+@pytest.mark.e2e
 def test_a_thousand_runs_are_filtered(open_page, tmp_path):
     fake_project.write_runs(tmp_path, 1_000)
     page = open_page("leaderboard")
@@ -638,6 +645,7 @@ def test_the_matrix_is_turned_a_page_at_a_time(open_page, tmp_path):
     assert list(matrix(page.run())) == [f"chat-{i:03d}" for i in range(50, 60)]
 
 
+@pytest.mark.e2e
 def test_a_selection_is_taken_away_whole_as_csv(open_page, tmp_path):
     fake_project.write(tmp_path, texts={"lora": "a long answer " * 100})
     open_page("answers")
@@ -850,6 +858,7 @@ def test_where_lower_is_better_the_right_of_the_front_is_lower(open_page, tmp_pa
     assert "target: bits per byte, lower is better →" in front_texts(page)
 
 
+@pytest.mark.e2e
 def test_the_scales_of_one_fine_tune_lie_on_one_line(open_page, tmp_path):
     candidates = {"prompt": ("base", 20, 48), "lora": ("lora", 50, 12), "half": ("scaled", 40, 30)}
     fake_project.write(tmp_path, candidates)
@@ -972,6 +981,7 @@ def test_candidates_on_other_training_rows_stand_in_a_table(open_page, tmp_path)
     assert "paired on test with lora" in shown
 
 
+@pytest.mark.e2e
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(open_page, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
     training = made.facts[2].training.to_plain() | {"fit_key": "k"}
@@ -980,6 +990,7 @@ def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(op
     assert list(open_page("training").dataframe[0].value["candidate"]) == ["lora"]
 
 
+@pytest.mark.e2e
 def test_a_loss_of_preferences_has_a_picture_of_its_own(open_page, tmp_path):
     fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
     path = tmp_path / "runs" / "dpo-0" / "run.json"
@@ -1181,6 +1192,7 @@ def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(
     assert not page.info, "nights were run"
 
 
+@pytest.mark.e2e
 def test_two_alarms_of_one_night_are_both_drawn(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -1214,6 +1226,7 @@ def test_the_band_of_a_night_is_its_confidence_sequence(open_page, tmp_path):
         assert (y[middle - 1], y[middle]) == pytest.approx((100 * e.high, 100 * e.low)), "high to low there"
 
 
+@pytest.mark.e2e
 def test_nights_are_told_anew_when_the_policy_is_another(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -1226,6 +1239,7 @@ def test_nights_are_told_anew_when_the_policy_is_another(open_page, tmp_path):
     assert all(line.sentence in html(open_page("nightly")) for line in told.lines)
 
 
+@pytest.mark.e2e
 def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -1269,6 +1283,7 @@ def test_words_of_nights_stand_above_and_below_what_is_drawn(open_page, tmp_path
     assert {shape["yref"] for shape in layout["shapes"]} == {"y domain"}
 
 
+@pytest.mark.e2e
 def test_a_night_before_an_acknowledgement_is_shown_as_it_was(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -1301,6 +1316,7 @@ def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(open_page, tm
     assert "won 1, lost 0" in html(page) or "won 0, lost 1" in html(page)
 
 
+@pytest.mark.e2e
 def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_path):
     texts = {"knn": "red", "lora": "blue"}
     fake_project.write(tmp_path, texts=texts)
@@ -1328,6 +1344,7 @@ def test_each_choice_has_its_key_as_the_page_says(open_page, tmp_path):
     assert any("1 left, 2 equal, 3 right, 4 skip" in caption.value for caption in page.caption)
 
 
+@pytest.mark.e2e
 def test_progress_is_the_raters_own(open_page, tmp_path):
     fake_project.write(tmp_path)
     open_page("rate", rate="knn,lora", rater="bob").button(key="choose_left").click().run()
@@ -1369,6 +1386,7 @@ def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_l
     assert list(page.dataframe[0].value["candidate"]) == ["lora", "knn", "prompt"]
 
 
+@pytest.mark.e2e
 def test_a_rating_is_kept_though_somebody_holds_the_index(open_page, tmp_path):
     fake_project.write(tmp_path)
     at = Store(tmp_path / "runs")
@@ -1380,6 +1398,7 @@ def test_a_rating_is_kept_though_somebody_holds_the_index(open_page, tmp_path):
     assert len(store.query(at, "FROM ratings").rows) == 1
 
 
+@pytest.mark.e2e
 def test_no_name_of_a_candidate_is_shown_while_somebody_rates(open_page, tmp_path):
     fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
     body = html(open_page("rate", rate="knn,lora", rater="ann"))
@@ -1389,6 +1408,7 @@ def test_no_name_of_a_candidate_is_shown_while_somebody_rates(open_page, tmp_pat
     assert "lora" not in body
 
 
+@pytest.mark.e2e
 def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, tmp_path):
     fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
     at = Store(tmp_path / "runs")
@@ -1413,6 +1433,7 @@ def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, t
     assert progress.proto.text == "3 of 120 answers"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["answers", "rate"])
 @pytest.mark.parametrize("times", [1, 6_000], ids=["short", "1 MB"])
 def test_hostile_answers_are_text(open_page, tmp_path, name, times):
@@ -1438,6 +1459,7 @@ def markdown(page) -> list[str]:
     return [text for pair in texts for text in pair if text]
 
 
+@pytest.mark.e2e
 def test_hostile_names_are_text(open_page, tmp_path):
     long = "a word " * 2_000
     fake_project.write(
@@ -1602,6 +1624,7 @@ def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(open_page, tm
     assert kept["rows"] == {"121": {"decision": "drop"}}
 
 
+@pytest.mark.e2e
 def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(open_page, tmp_path, minilm):
     write_labelled(tmp_path, flipped=())
     asked = ("Can I cancel my order?", "Is it possible to cancel my order?")

@@ -90,6 +90,7 @@ def project(tmp_path_factory):
     return folder
 
 
+@pytest.mark.e2e
 def test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket(project):
     with serving(project) as (_, port, _):
         own = f"http://localhost:{port}"
@@ -107,6 +108,7 @@ def test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket(project
             assert ask(port, "localhost", "/_stcore/health", Origin=origin)[0] == 403
 
 
+@pytest.mark.e2e
 def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
     with serving(project, "--host", "0.0.0.0") as (_, port, said):
         token = re.search(r"\?token=(\S{32}) shows", said)[1]
@@ -125,6 +127,7 @@ def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
         assert shake_hands(port, "box.example", "http://evil.example", Cookie=cookie) == 403
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_what_ends_the_command_ends_the_server(project, name):
     with serving(project) as (server, port, _):
@@ -133,6 +136,7 @@ def test_what_ends_the_command_ends_the_server(project, name):
         assert ask(port, "localhost") is None
 
 
+@pytest.mark.e2e
 def test_the_browser_of_this_machine_is_sent_to_the_pages_once_they_answer(project, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

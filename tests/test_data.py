@@ -769,12 +769,14 @@ def banking(**data):
     )
 
 
+@pytest.mark.e2e
 def test_the_rows_that_banking77_shares_are_refused():
     found = list_problems(banking())
     assert len(found) == 7
     assert all("test.jsonl:" in text for _, text in found)
 
 
+@pytest.mark.e2e
 def test_banking77_gives_the_items_that_were_asked_for():
     items = load_task(banking(contamination="drop"), 0)
     assert [len(split) for split in (items.train, items.validation, items.test)] == [360, 60, 240]
@@ -782,6 +784,7 @@ def test_banking77_gives_the_items_that_were_asked_for():
     assert any(text.endswith("(1723, 3104, 3117, 4477, 4577, 6985, 9922)") for text in items.removed)
 
 
+@pytest.mark.e2e
 def test_no_question_of_banking77_is_in_two_splits():
     items = load_task(banking(contamination="drop"), 0)
     splits = [{key(e) for e in split} for split in (items.train, items.validation, items.test)]

@@ -174,6 +174,7 @@ def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augment_file, serv
     assert manifest("one.jsonl")["cost_usd"] == manifest("two.jsonl")["cost_usd"] > 12 * 0.005
 
 
+@pytest.mark.e2e
 def test_what_was_answered_before_a_failure_is_not_asked_again(augment_file, server):
     jsonl(
         Path("t.jsonl"),

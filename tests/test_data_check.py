@@ -53,6 +53,7 @@ def duplicate_file(tmp_path_factory):
     return write(tmp_path_factory.mktemp("rows") / "rows.jsonl", [*rows, rows[0]])
 
 
+@pytest.mark.e2e
 def test_the_page_names_rows_example_meaning_and_command(duplicate_file):
     shown = run(duplicate_file)
     assert shown.exit_code == 0
@@ -60,6 +61,7 @@ def test_the_page_names_rows_example_meaning_and_command(duplicate_file):
         assert part in shown.stdout
 
 
+@pytest.mark.e2e
 def test_json_holds_what_the_page_shows(duplicate_file):
     found = json.loads(run(duplicate_file, "--json").stdout)
     (alarm,) = [f for f in found["findings"] if f["severity"] == "warning"]
@@ -67,6 +69,7 @@ def test_json_holds_what_the_page_shows(duplicate_file):
     assert len(alarm["rows"]) == 1
 
 
+@pytest.mark.e2e
 def test_html_is_one_file_that_loads_nothing(duplicate_file, tmp_path):
     run(duplicate_file, "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -74,6 +77,7 @@ def test_html_is_one_file_that_loads_nothing(duplicate_file, tmp_path):
     assert "exact duplicates of an earlier row" in page
 
 
+@pytest.mark.e2e
 def test_html_escapes_what_rows_hold(tmp_path):
     evil = {"text": "<script>alert(1)</script> a b c", "label": "refund"}
     path = write(tmp_path / "rows.jsonl", [*make_clean_rows(), evil, {**evil, "label": "invoice"}])
@@ -81,6 +85,7 @@ def test_html_escapes_what_rows_hold(tmp_path):
     assert "<script>" not in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("level", "code"), [("error", 0), ("warning", 1)])
 def test_the_exit_code_follows_what_is_asked_to_fail_on(duplicate_file, level, code):
     assert run(duplicate_file, "--fail-on", level).exit_code == code
@@ -128,6 +133,7 @@ def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
     assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
 
 
+@pytest.mark.e2e
 def test_test_rows_need_no_column_of_source_and_date(tmp_path):
     rows = [{**row, "origin": "ab"[i % 2], "day": "2024-05-01"} for i, row in enumerate(make_clean_rows(80))]
     train = write(tmp_path / "rows.jsonl", rows)
@@ -164,6 +170,7 @@ def test_a_reading_needs_no_layout(tmp_path):
     assert len(read_table([path], recognise_rows(asked)).entries) == 400
 
 
+@pytest.mark.e2e
 def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = make_clean_rows(60)
@@ -229,6 +236,7 @@ def decide_command(*arguments):
     return next(f["command"] for f in found if f["check"] == "personal_data")
 
 
+@pytest.mark.e2e
 def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", make_rows_with_mail())
@@ -241,6 +249,7 @@ def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, mon
     assert decide_command("other.jsonl", "-c", experiment).startswith("harness init other --data other.jsonl")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("n_empty", [0, 20])
 def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp_path, monkeypatch, n_empty):
     monkeypatch.chdir(tmp_path)
@@ -357,6 +366,7 @@ def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
     assert rows.read_bytes() == Path(duplicate_file).read_bytes()
 
 
+@pytest.mark.e2e
 def test_a_page_of_a_check_is_written_anew(duplicate_file, tmp_path):
     assert [run(duplicate_file, "--html", tmp_path / "page.html").exit_code for _ in range(2)] == [0, 0]
 

@@ -33,6 +33,7 @@ def find_out_file(command):
     return words[words.index("--out") + 1]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("names", [["rows.csv"], ["my rows.csv"], ["-rows.csv"], ["a b.csv", "-c.csv"]])
 def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm(
     tmp_path, monkeypatch, names

@@ -44,6 +44,7 @@ def check_by_sense(*words):
     return {f["check"]: f for f in found if "by sense" in f["title"]}
 
 
+@pytest.mark.e2e
 def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, minilm):
     assert check_by_sense(*files) == {}
     found = check_by_sense(*files, "--embeddings", str(minilm))

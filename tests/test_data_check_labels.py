@@ -50,6 +50,7 @@ def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
     assert [f.severity for f in alarms(find(make_clean_rows(), "class_balance", test=[test]))] == ["error"]
 
 
+@pytest.mark.e2e
 def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
     """A chi-square test at .05 of 2,000 draws rejects 100 ± 10 (SD); 4 SD are allowed."""
     from collections import Counter
@@ -78,6 +79,7 @@ def test_a_mark_on_every_label_is_no_marker(find):
     assert alarms(find(rows, "label_markers")) == []
 
 
+@pytest.mark.e2e
 def test_flipped_labels_are_found_with_the_right_one_proposed(find):
     rows = make_clean_rows(800)
     flipped = random.Random(3).sample(range(800), 64)
@@ -123,6 +125,7 @@ def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(f
     assert (found.severity, found.title) == ("error", "1 label in several spellings")
 
 
+@pytest.mark.e2e
 def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find):
     rows = make_clean_rows()
     for i in range(0, 40, 4):  # "refund", in three spellings
@@ -199,6 +202,7 @@ def banking_rows(n_rows, n_labels=77, seed=None):
     return [row for label in labels for row in rng.sample(of[label], n_rows)]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("n_rows", "n_labels"), [(5, 77), (10, 77), (8, 5)])
 def test_few_rows_of_a_label_raise_no_alarm_of_suspect_labels(find, n_rows, n_labels):
     found = find(banking_rows(n_rows, n_labels), "suspect_labels")

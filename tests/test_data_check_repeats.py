@@ -77,6 +77,7 @@ def test_a_question_with_two_texts_is_a_note(find):
     assert [(f.severity, lines(f)) for f in found] == [("note", [4, 61])]
 
 
+@pytest.mark.e2e
 def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counted_among_all(tmp_path):
     rows = make_clean_rows(2_000)
     asked = RowCheck([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
@@ -112,6 +113,7 @@ def test_dates_are_read_as_days_months_or_seconds(find, day):
     assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
 
 
+@pytest.mark.e2e
 def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     rows = make_clean_rows()
     test = [*make_clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]

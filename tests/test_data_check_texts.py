@@ -241,6 +241,7 @@ def test_white_space_behind_answers_is_mended_by_the_command_that_is_named(find,
     assert alarms(examine_rows(RowCheck([mended], only=["answer_formats"])).findings) == []
 
 
+@pytest.mark.e2e
 def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
     rows = make_clean_rows()
     secrets = ("jane.roe@example.com", "+49 6151 123456")

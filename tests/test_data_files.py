@@ -216,6 +216,7 @@ def test_a_gzip_file_of_which_only_the_checksum_is_wrong_is_refused_at_its_last_
     assert "gzip -cd r.jsonl.gz gives what is left of it" in said
 
 
+@pytest.mark.e2e
 def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
     packed, _ = pack_rows("jsonl")
     middle = len(packed) // 2

@@ -329,6 +329,7 @@ def can_be_parted(groups, k, *, by_class):
     )
 
 
+@pytest.mark.e2e
 @settings(max_examples=120)
 @given(
     st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), min_size=2, max_size=6),

@@ -34,12 +34,14 @@ def test_what_has_many_brackets_side_by_side_is_read():
     assert parse_json(json.dumps("[" * 5000)) == "[" * 5000
 
 
+@pytest.mark.e2e
 def test_an_experiment(folder):
     (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {DEEP}\n")
     with pytest.raises(UserError, match=r"harness.yaml: found values in one another"):
         config.load(folder / "harness.yaml")
 
 
+@pytest.mark.e2e
 def test_an_override(folder):
     with pytest.raises(UserError, match=r"override gate.macro=.*: found no YAML: '\[+…"):
         config.load(folder / "harness.yaml", [f"gate.macro={DEEP}"])

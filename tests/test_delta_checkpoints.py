@@ -33,6 +33,7 @@ def stop_at(step):
     return advance
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_that_was_stopped_goes_on_to_the_weights_of_an_undisturbed_one(tiny, tmp_path, name):
     whole = fit(tiny, tmp_path / "whole", name)

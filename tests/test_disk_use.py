@@ -82,6 +82,7 @@ def test_rows_and_weights_of_a_champion_are_kept_whatever_the_run_is_called(stor
     assert (store.weights("fit-b") / "adapter.bin").exists()
 
 
+@pytest.mark.e2e
 def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):

@@ -217,6 +217,7 @@ def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
     ) == rows_of(made)
 
 
+@pytest.mark.e2e
 def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_the_cost(
     server, tiny, tmp_path, command, monkeypatch
 ):

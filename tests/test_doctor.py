@@ -39,6 +39,7 @@ def estimate_by_name(path, room, *overrides):
 ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
 
 
+@pytest.mark.e2e
 def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
     found = examine(copy, [], SilentProgress())
     assert [cost.candidate for cost in found.costs] == ["prompt", "shots", "ranked", "bag", "lora", "hybrid"]
@@ -53,6 +54,7 @@ def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
     assert found.problems == ()
 
 
+@pytest.mark.e2e
 def test_what_trains_or_answers_longer_takes_more_and_a_changed_recipe_has_no_measured_figures(copy):
     assert estimate_by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
     found = estimate_by_name(copy, ROOMY)
@@ -91,6 +93,7 @@ def test_three_checkpoints_of_a_whole_model_need_room_on_the_disk(tiny, tmp_path
     assert [*_disk_problems(opened, selected, 5 + needed, "here")] == []
 
 
+@pytest.mark.e2e
 def test_a_batch_too_large_is_told_the_size_that_fits(copy):
     large = "candidates.lora.params.per_device_train_batch_size=4096"
     least = estimate_by_name(copy, ROOMY)["lora"].memory_gib
@@ -101,6 +104,7 @@ def test_a_batch_too_large_is_told_the_size_that_fits(copy):
     assert "with gradient_accumulation_steps: " in knob
 
 
+@pytest.mark.e2e
 def test_the_check_measures_the_machine_anew(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     opened = session(copy, "precision=fp32")[0]
@@ -110,6 +114,7 @@ def test_the_check_measures_the_machine_anew(copy, tmp_path, monkeypatch):
     assert examine(copy, ["precision=fp32"], SilentProgress()).machine.name != "kept"
 
 
+@pytest.mark.e2e
 def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_described(copy):
     (copy.parent / "suites" / "general" / "sums.jsonl").unlink()
     found = examine(copy, ["gate.macr=1"], SilentProgress())
@@ -119,6 +124,7 @@ def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_describ
     assert CliRunner().invoke(app, ["doctor", "-c", str(copy)]).exit_code == 2
 
 
+@pytest.mark.e2e
 def test_the_command_prints_a_table_and_as_json_the_same(copy):
     done = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
     assert done.exit_code == 0, done.output

@@ -27,6 +27,7 @@ def unreadable_model(tiny, tmp_path):
     return folder
 
 
+@pytest.mark.e2e
 def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreadable_model, tmp_path):
     path = tiny_experiment.write(tmp_path, unreadable_model)
     code, planned, said = command("compare", "-c", path, "--dry-run")
@@ -38,6 +39,7 @@ def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreada
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unreadable_model, tmp_path):
     path = tiny_experiment.write(tmp_path, unreadable_model)
     code, planned, said = command("compare", "-c", path, "--dry-run", "--rescue", "--json")
@@ -45,6 +47,7 @@ def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unread
     assert json.loads(planned)["rescue, at most"]["trained"] > 0
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("more", [("--rescue",), ()])
 def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
     command, finished_run, empty_cache, own_cache, monkeypatch, more
@@ -90,6 +93,7 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
 
 
+@pytest.mark.e2e
 def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
     command, empty_cache, unreadable_model, tmp_path
 ):
@@ -104,6 +108,7 @@ def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
     assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
 
 
+@pytest.mark.e2e
 def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names(
     command, empty_cache, unreadable_model, tmp_path
 ):
@@ -117,6 +122,7 @@ def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names
     assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in said
 
 
+@pytest.mark.e2e
 def test_a_dry_run_leaves_the_embedded_model_packed(command, empty_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, "smollm2-135m")
     code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
@@ -135,6 +141,7 @@ def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(empty_cach
     assert shape.in_embeddings + shape.n_layers * per_layer + shape.hidden == packed.n_parameters
 
 
+@pytest.mark.e2e
 def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, finished_run, empty_cache):
     code, planned, said = command("rescue", "lora", "-c", finished_run[0] / "harness.yaml", "--dry-run")
     assert (code, planned) == (5, "")
@@ -143,6 +150,7 @@ def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, fini
     assert not (empty_cache / "engines").exists()
 
 
+@pytest.mark.e2e
 def test_a_dry_run_takes_a_peft_family_on_the_packed_model(command, empty_cache, tmp_path):
     path = tiny_experiment.write(
         tmp_path, "smollm2-135m", "  ia3: {method: peft, params: {peft_type: IA3}}\n"
@@ -152,6 +160,7 @@ def test_a_dry_run_takes_a_peft_family_on_the_packed_model(command, empty_cache,
     assert json.loads(planned)["ia3"]["trained"] > 0
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("file", ["harness.yaml", "full.yaml"])
 def test_the_quickstart_is_planned_without_a_problem(command, empty_cache, file):
     code, planned, said = command("compare", "-c", REPOSITORY / file, "--dry-run", "--json")
@@ -159,6 +168,7 @@ def test_the_quickstart_is_planned_without_a_problem(command, empty_cache, file)
     assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]
 
 
+@pytest.mark.e2e
 def test_a_plan_and_a_report_say_how_many_shots_are_missing(command, tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 31}}}\n")
     short = "shots: shows 18 of 18 items fewer than 31 shots, 30 at the least: letters has 30 training rows"
@@ -169,6 +179,7 @@ def test_a_plan_and_a_report_say_how_many_shots_are_missing(command, tiny, tmp_p
     assert "fewer than" not in command("compare", "-c", path, "--dry-run")[2]
 
 
+@pytest.mark.e2e
 def test_without_suites_nothing_is_said_of_a_capability_suite(command, own_cache, tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     path.write_text(path.read_text().replace("suites: [suites/general.yaml]", "suites: []"))

@@ -147,6 +147,7 @@ candidates:
 )
 
 
+@pytest.mark.e2e
 def test_a_comparison_scores_by_it_and_one_of_a_missing_model_says_where(nli, tmp_path, tiny, own_cache):
     tiny_experiment.rows(tmp_path / "documents.jsonl", [{"id": "lamp", "text": "The lamp costs 40 euros."}])
     for name in ("train", "validation", "test"):

@@ -179,6 +179,7 @@ LABELS = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("answers", "labels"), LABELS.values(), ids=LABELS)
 def test_init_writes_labels_that_metrics_tell_apart_and_all_rows_are_read_as_them(command, answers, labels):
     rows = [{"text": f"Question {i} {j}?", "label": a} for i in range(15) for j, a in enumerate(answers)]

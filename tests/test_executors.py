@@ -424,6 +424,7 @@ def map_write_times(runs):
     return {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*") if path.is_file()}
 
 
+@pytest.mark.e2e
 def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(finished_session, monkeypatch):
     session, loaded = finished_session
     runs = session.store.folder
@@ -444,6 +445,7 @@ def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(finis
     assert session.failures == {}
 
 
+@pytest.mark.e2e
 def test_what_a_job_needs_is_waited_for_where_it_runs(finished_session):
     session, loaded = finished_session
     runs = session.store.folder

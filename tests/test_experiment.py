@@ -142,6 +142,7 @@ def test_a_changed_recipe_computes_only_itself(copy):
     assert new == {runs_of(copy)["shots"].rows[f"letters/{split}"] for split in ("validation", "test")}
 
 
+@pytest.mark.e2e
 def test_a_new_name_for_a_candidate_computes_no_row(copy):
     before = files(copy.parent / "runs" / "rows")
     copy.write_text(copy.read_text().replace("prompt:", "plain:"))
@@ -150,6 +151,7 @@ def test_a_new_name_for_a_candidate_computes_no_row(copy):
     assert files(copy.parent / "runs" / "rows") == before
 
 
+@pytest.mark.e2e
 def test_other_training_rows_train_anew_but_leave_the_prompts_rows(copy):
     before = files(copy.parent / "runs" / "rows")
     train = copy.parent / "suites" / "letters" / "train.jsonl"
@@ -161,6 +163,7 @@ def test_other_training_rows_train_anew_but_leave_the_prompts_rows(copy):
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.e2e
 def test_rows_that_were_lost_are_computed_again_and_are_the_same(copy):
     folder = copy.parent / "runs"
     rows_digest = runs_of(copy)["prompt"].rows["letters/test"]
@@ -173,6 +176,7 @@ def test_rows_that_were_lost_are_computed_again_and_are_the_same(copy):
     ]
 
 
+@pytest.mark.e2e
 def test_the_same_seed_in_another_folder_gives_the_same_report(finished_run, tiny, tmp_path):
     again = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny))
     assert drop_measurements(again) == drop_measurements(finished_run[1])
@@ -197,6 +201,7 @@ def test_with_only_a_trained_candidate_selected_the_base_is_measured_for_it(tiny
     assert facts(found, "lora").verdict is not None
 
 
+@pytest.mark.e2e
 def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("hybrid",))
@@ -204,6 +209,7 @@ def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
     assert facts(found, "hybrid").training.n_steps > 0
 
 
+@pytest.mark.e2e
 def test_a_limit_caps_the_test_items_of_each_task(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("prompt",), limit=4)
@@ -220,6 +226,7 @@ def test_a_limit_caps_the_test_items_of_each_task(tiny, tmp_path):
     }
 
 
+@pytest.mark.e2e
 def test_a_quick_run_is_marked_and_kept_apart(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("prompt",), quick=True)
@@ -228,6 +235,7 @@ def test_a_quick_run_is_marked_and_kept_apart(tiny, tmp_path):
     assert [run.candidate for run in store.list_runs(Store(tmp_path / "runs" / "smoke"))] == ["prompt"]
 
 
+@pytest.mark.e2e
 def test_an_experiment_without_suites_compares_on_the_target_alone(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "bag"))
@@ -238,6 +246,7 @@ def test_an_experiment_without_suites_compares_on_the_target_alone(tiny, tmp_pat
 # One candidate fails
 
 
+@pytest.mark.e2e
 def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
     tiny, tmp_path
 ):
@@ -251,6 +260,7 @@ def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_
     assert facts(tiny_experiment.run(path, candidates=("bag",)), "bag").state == "done"
 
 
+@pytest.mark.e2e
 def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_path):
     endless = f"{'word ' * 3000}{{prompt}}"
     candidates = f"  prompt: {{method: base}}\n  endless: {{method: base, template: '{endless}'}}\n"
@@ -260,6 +270,7 @@ def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_p
     assert "fewer shots" in facts(found, "endless").error
 
 
+@pytest.mark.e2e
 def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
     candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)
@@ -267,6 +278,7 @@ def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
 
 
+@pytest.mark.e2e
 def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -299,6 +311,7 @@ def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
         report_experiment(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
 
 
+@pytest.mark.e2e
 def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(finished_run, copy):
     tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
     tiny_experiment.run(copy, *UNLABELLED, candidates=("bag",))
@@ -307,6 +320,7 @@ def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(fin
         assert facts(report_experiment(copy), name).run_id == facts(finished_run[1], name).run_id
 
 
+@pytest.mark.e2e
 def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_report_too(tiny, tmp_path):
     long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long)
@@ -340,6 +354,7 @@ def test_a_base_without_a_chat_template_is_refused_before_anything_is_written(tm
     assert files(tmp_path / "work" / "runs") == {}
 
 
+@pytest.mark.e2e
 def test_a_base_without_a_chat_template_serves_tasks_that_ask_plainly(tmp_path):
     model = tiny_model.build(tmp_path / "plain", template=None)
     path = tiny_experiment.write(tmp_path / "work", model)
@@ -380,6 +395,7 @@ def test_a_test_item_of_a_suite_that_is_trained_on_is_refused(tiny, tmp_path):
     assert "the question of facts item fact-3 too" in str(refusal(path))
 
 
+@pytest.mark.e2e
 def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     test = tmp_path / "suites" / "letters" / "test.jsonl"
@@ -393,6 +409,7 @@ def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path)
     assert any("prompt: 1 of 13 test rows are errors and count as worst" in note for note in found.notes)
 
 
+@pytest.mark.e2e
 def test_a_second_compare_in_the_same_folder_is_told_to_wait(copy):
     with FileLock(copy.parent / "runs" / "compare.lock"):
         code = "import sys; from harness.experiment import compare; compare(sys.argv[1])"
@@ -401,6 +418,7 @@ def test_a_second_compare_in_the_same_folder_is_told_to_wait(copy):
     assert "another harness compare" in done.stderr
 
 
+@pytest.mark.e2e
 def test_two_processes_at_once_on_one_folder_end_well(copy):
     """One does the work; the other is told to wait, or finds all done."""
     code = (
@@ -419,6 +437,7 @@ def test_two_processes_at_once_on_one_folder_end_well(copy):
     assert runs_of(copy)["shots"].state == "done"
 
 
+@pytest.mark.e2e
 def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_path):
     lora = "{method: lora, params: {r: [1, 2], max_steps: 2, learning_rate: 0.01, max_length: 200}}"
     path = tiny_experiment.write(

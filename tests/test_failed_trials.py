@@ -141,6 +141,7 @@ class KilledPool:
         pass
 
 
+@pytest.mark.e2e
 def test_a_trial_whose_worker_is_killed_is_a_failed_trial_and_the_others_are_chosen_among(
     open_jobs, monkeypatch
 ):
@@ -196,6 +197,7 @@ class KillingSearch(KilledPool):
         raise AssertionError(session.progress.begun)
 
 
+@pytest.mark.e2e
 def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at(open_jobs, monkeypatch):
     pools = []
 

@@ -49,6 +49,7 @@ def reason(decision: Decision, words: str) -> str:
 SAFE, DOUBTFUL, LOST = [(12, 10)] * 8, [(18, 20)] * 8, [(5, 30)] * 8
 
 
+@pytest.mark.e2e
 def test_of_eight_candidates_that_lost_the_margin_the_decision_rarely_ships_one():
     """Four tasks of 100 items, 20 % of them flip: alone one of eight passes in some 30 of 100 experiments."""
     rng, n_runs, alone, shipped = np.random.default_rng(0), 60, 0, 0

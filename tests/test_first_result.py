@@ -86,6 +86,7 @@ def test_a_score_on_the_target_stands_before_the_base_is_asked_and_is_the_one_it
     assert last.startswith(f"{said[1].partition(',')[0]},{said[1].split(',')[1]} · ")
 
 
+@pytest.mark.e2e
 def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_lines, tiny, tmp_path):
     path, with_bag, with_prompt = tiny_experiment.write(tmp_path, tiny), ProgressLog(), ProgressLog()
     lines(path, candidates=("bag",), seen=with_bag)
@@ -113,6 +114,7 @@ def test_the_run_has_a_control_arm_and_its_first_rows_have_none(file_and_lines):
     assert controls["letters/test"] == {""}
 
 
+@pytest.mark.e2e
 def test_what_the_base_was_asked_before_leaves_the_order_as_it_was(file_and_lines):
     assert not any("a first result" in line for line in lines(file_and_lines[0], "target.max_new_tokens=3"))
 
@@ -128,6 +130,7 @@ class Stops(ProgressLog):
             yield advance
 
 
+@pytest.mark.e2e
 def test_answers_that_are_stored_are_scored_by_other_metrics_and_not_asked_again(tiny, tmp_path):
     path, stopped = tiny_experiment.write(tmp_path, tiny), Stops()
     with pytest.raises(KeyboardInterrupt):
@@ -139,6 +142,7 @@ def test_answers_that_are_stored_are_scored_by_other_metrics_and_not_asked_again
     assert "prompt: letters/test" not in said
 
 
+@pytest.mark.e2e
 def test_without_a_prompt_on_the_base_or_an_answer_there_is_none(tiny, tmp_path):
     assert lines(tiny_experiment.write(tmp_path, tiny), candidates=("bag",))[:3] == ASKS_THE_BASE
     system = " ".join(["word"] * 3000)

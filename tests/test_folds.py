@@ -194,6 +194,7 @@ def test_items_of_fewer_than_three_or_of_other_folds_show_nothing():
         comparison.compare_rows(METRIC, make_rows([0.0] * 30, one), make_rows([1.0] * 30, other))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("new", "n", "k"), [("nearest neighbour", 60, 5), ("unsteady", 120, 3)])
 def test_the_interval_holds_the_average_over_training_sets_as_often_as_it_says(new, n, k):
     found = study.measure(study.World(new, "rule", n, k), 150)

@@ -229,6 +229,7 @@ def write_places(places):
     )
 
 
+@pytest.mark.e2e
 def test_init_writes_from_where_places_count_and_clean_keeps_them(command):
     write_places([1, 2, 3, 4] * 10)
     code, _, said = command("init", "new", "--data", "r.csv")
@@ -613,6 +614,7 @@ def test_pairs_of_a_cluster_that_is_set_aside_are_left_out(load):
     assert {pair.cluster for pair in items.pairs} == {item.cluster for item in items.train}
 
 
+@pytest.mark.e2e
 def test_the_pairs_of_hh_rlhf_are_read_from_its_transcripts():
     path = str(find_shared_data("rows/hh_rlhf_harmless/test.jsonl.gz"))
     task = Task.model_validate({"name": "hh", "data": {"all": path, "pairs": path, "invalid_rows": "drop"}})
@@ -653,6 +655,7 @@ def test_every_kind_of_file_holds_another_tools_rows(tmp_path, kind):
     assert [item.prompt for item in items.test] == [row["instruction"] for row in rows]
 
 
+@pytest.mark.e2e
 def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     data = {"train": "hub:openai/gsm8k:main", "test": "hub:baber/piqa:default:validation"}

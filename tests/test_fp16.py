@@ -68,6 +68,7 @@ def train_steps(tiny, folder, method, machine):
     return [loss for _, loss in made.training.loss], kinds
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, dpo])
 def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path, method):
     losses, kinds = train_steps(tiny, tmp_path / "half", method, FP16)
@@ -90,6 +91,7 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
         )
 
 
+@pytest.mark.e2e
 def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
     candidates = (
         "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}\n"
@@ -114,6 +116,7 @@ def scaler(monkeypatch):
     monkeypatch.setattr(transformers.trainer, "Accelerator", ScalingAccelerator)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, full])
 def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler, method):
     rank = {"r": 2} if method is lora else {}

@@ -117,6 +117,7 @@ def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(tmp_p
     assert len(names) == 1 + 2 * len(WAYS)
 
 
+@pytest.mark.e2e
 def test_the_files_of_both_stages_stand_beside_each_other(tmp_path):
     find_shared_data("rows")
     ways = prepare_ways(tmp_path)

@@ -53,6 +53,7 @@ def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(ti
     assert host.base.encode(ASKED) == ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED)
 
 
+@pytest.mark.e2e
 def test_small_steps_add_up_because_the_weights_are_trained_in_fp32(tiny, tmp_path):
     """In bf16 a weight near 1 does not move by less than 0.004; many such steps still must."""
     context = tiny_methods.context(tiny, tmp_path, machine=CPU._replace(precision="bf16"))
@@ -85,6 +86,7 @@ def test_freeze_takes_one_of_its_two_forms(written):
         freeze.Params(**written)
 
 
+@pytest.mark.e2e
 def test_another_learning_rate_gives_another_digest_and_the_same_one_the_same(tiny, tmp_path):
     def fit_digest(name, **params):
         return full.fit(

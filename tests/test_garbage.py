@@ -101,6 +101,7 @@ def test_what_nights_refer_to_is_wanted(store):
     assert list_unused(store) == {"weights/before"}
 
 
+@pytest.mark.e2e
 def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(store):
     complete(store, OTHER, make_rows(3))
     names = ("tonight", "pinned", "own")
@@ -153,6 +154,7 @@ def test_nothing_is_removed_while_it_is_unknown_what_a_run_refers_to(run_store):
         release.remove_unreferenced(run_store, References())
 
 
+@pytest.mark.e2e
 def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
     complete(store, OTHER, make_rows(3))
     with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
@@ -207,6 +209,7 @@ class TestAnExperiment:
         release.remove_unreferenced(store, References())
         assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
+    @pytest.mark.e2e
     def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
         path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
         with pytest.raises(KeyboardInterrupt):
@@ -215,6 +218,7 @@ class TestAnExperiment:
         tiny_experiment.run(path)
         assert stores.list_begun(Store(tmp_path / "runs")) == []
 
+    @pytest.mark.e2e
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
         made = session(tiny_experiment.write(tmp_path, tiny))
         candidate = made.candidates["prompt"]

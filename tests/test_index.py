@@ -21,6 +21,7 @@ def old_store(tmp_path):
     return store
 
 
+@pytest.mark.e2e
 def test_an_old_index_is_queried_as_the_folders_are_also_while_it_is_kept_open(old_store):
     before = old_store.index.read_bytes()
     with duckdb.connect(str(old_store.index), read_only=True):

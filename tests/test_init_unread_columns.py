@@ -33,6 +33,7 @@ def make_choices(columns, answer, right, ask="question"):
     return made
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("columns", "answer", "right"),
     [
@@ -52,15 +53,18 @@ def test_choices_in_columns_of_their_own_are_choices(tmp_path, columns, answer, 
     assert chosen.items() <= of_row.items()
 
 
+@pytest.mark.e2e
 def test_lettered_columns_that_are_read_as_choices_are_not_refused(tmp_path):
     assert propose(tmp_path, make_choices("ABC", "answer", lambda i, texts: "ABC"[i])).kind == "choice"
 
 
+@pytest.mark.e2e
 def test_columns_of_letters_that_no_answer_names_are_not_refused(tmp_path):
     found = propose(tmp_path, make_choices("abc", "answer", lambda i, texts: f"it is {i}"))
     assert not any("nobody" in line for line in found.warnings)
 
 
+@pytest.mark.e2e
 def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
     content = [
         {"prompt": f"Say {i}.", "category": "ab"[i % 2], "response": f"{i} {WORDS}"} for i in range(40)
@@ -71,6 +75,7 @@ def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
     assert propose(tmp_path, content, reference="category").warnings == ()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
@@ -102,11 +107,13 @@ def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_ch
     assert command.endswith(f"{option} {columns[2]}")
 
 
+@pytest.mark.e2e
 def test_a_category_answers_where_nothing_else_does(tmp_path):
     content = [{"text": f"Say {i}.", "category": "ab"[i % 2], "response time": i % 7} for i in range(40)]
     assert propose(tmp_path, content).task.fields.reference == "{category}"
 
 
+@pytest.mark.e2e
 def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp_path):
     names = ("card", "pin", "refund")
     content = [{"text": f"Say {i}.", "label": i % 3, "label_text": names[i % 3]} for i in range(60)]
@@ -117,11 +124,13 @@ def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp
     assert alone.endswith("--instruction TEXT")
 
 
+@pytest.mark.e2e
 def test_ratings_are_no_codes(tmp_path):
     content = [{"text": f"Say {i}.", "label": i % 5 + 1} for i in range(60)]
     assert propose(tmp_path, content).warnings == ()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("column", ["label", "kto_tag"])
 def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
     turns = [
@@ -133,6 +142,7 @@ def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
     assert said.startswith(f"{column!r} is false in 10 of 40 rows")
 
 
+@pytest.mark.e2e
 def test_a_column_that_names_the_parts_of_a_split_is_said_not_to_be_read(tmp_path):
     parts = ["train", "train", "train", "test"]
     content = [{"text": f"Say {i}.", "label": "ab"[i % 2], "split": parts[i // 2 % 4]} for i in range(80)]
@@ -140,6 +150,7 @@ def test_a_column_that_names_the_parts_of_a_split_is_said_not_to_be_read(tmp_pat
     assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("columns", "layout"),
     [
@@ -159,12 +170,14 @@ def test_columns_of_a_layout_in_capitals_are_not_left_out(tmp_path, columns, lay
     assert propose(tmp_path, small).files
 
 
+@pytest.mark.e2e
 def test_a_question_and_an_answer_in_capitals_are_read(tmp_path):
     content = [{"Category": "x", "Question": f"Say {i}.", "Answer": f"{i} {WORDS}"} for i in range(40)]
     fields = propose(tmp_path, content).task.fields
     assert (fields.prompt, fields.reference) == ("{Question}", "{Answer}")
 
 
+@pytest.mark.e2e
 def test_columns_without_a_name_and_a_value_are_no_sign_of_a_missing_header(tmp_path):
     path = tmp_path / "spam.csv"
     lines = [f"{'ham' if i % 2 else 'spam'},Say {i} {WORDS},,," for i in range(40)]
@@ -173,6 +186,7 @@ def test_columns_without_a_name_and_a_value_are_no_sign_of_a_missing_header(tmp_
     assert (fields.prompt, fields.reference) == ("{v2}", "{v1}")
 
 
+@pytest.mark.e2e
 def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()

@@ -64,6 +64,7 @@ def test_both_forms_of_a_log_say_the_same():
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("zipped", [True, False])
 def test_two_folders_of_an_equal_model_pass(tmp_path, zipped):
     judged = gate(*arms(tmp_path, n=1000, tasks=6, gains=20, losses=20, zipped=zipped))
@@ -137,6 +138,7 @@ def test_what_did_not_finish_never_counts(tmp_path):
     assert {item.score for item in read_tasks(tmp_path)["quiz"].items.values()} == {0.0}
 
 
+@pytest.mark.e2e
 def test_a_task_that_neither_model_finished_leaves_the_verdict_open(tmp_path):
     old, new = arms(tmp_path, n=1000, tasks=6, gains=20, losses=20)
     for arm in (old, new):

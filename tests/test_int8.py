@@ -81,6 +81,7 @@ def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     assert host.base.loglikelihood([encoded[:2]])[0].logprob == before
 
 
+@pytest.mark.e2e
 def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     params = "params: {r: 2, max_steps: 1, max_length: 200}"
     own = f"  own: {{method: lora, quantization: int8, {params}}}\n"

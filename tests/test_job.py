@@ -84,6 +84,7 @@ def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory
     assert there["training"]["peak_memory_gib"] < (resident_peak_bytes() - len(held) / 2) / 2**30
 
 
+@pytest.mark.e2e
 def test_the_peak_of_a_training_leaves_out_what_this_process_held_before(tiny, tmp_path):
     if not reset_peak():
         pytest.skip("this system cannot reset the peak")
@@ -130,6 +131,7 @@ def test_a_worker_that_was_stopped_leaves_a_checkpoint_from_which_the_same_weigh
     assert read_fit(folder)["digest"] == local_fit["digest"]
 
 
+@pytest.mark.e2e
 def test_a_failure_there_is_the_failure_of_here_and_the_workers_exit_code(tiny, tmp_path):
     told = "interpolated without init_from; try: init_from: the candidate that is meant"
     folder = write_job(tiny, tmp_path, "interpolated", {})
@@ -143,6 +145,7 @@ def test_a_failure_there_is_the_failure_of_here_and_the_workers_exit_code(tiny, 
     assert said.splitlines()[-1] == f"error: {told}"
 
 
+@pytest.mark.e2e
 def test_a_folder_without_a_job_is_the_users_error(tmp_path):
     with start_worker(tmp_path) as begun:
         _, said = begun.communicate()

@@ -49,6 +49,7 @@ def test_squads_articles_are_read_question_by_question(tmp_path):
     assert (item.id, item.prompt, item.references) == ("7", "Context:\nIn the sea.\n\nWhere?", ("the sea",))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("content", "written"),
     [

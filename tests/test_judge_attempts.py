@@ -33,6 +33,7 @@ def list_unread(d):
     return [number(row.prompt) for row in d.rows() if row.parts["judge:helpful"] is None]
 
 
+@pytest.mark.e2e
 def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=1))
     found = d.compare()
@@ -52,6 +53,7 @@ def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk): 
     assert sum(grade.value is None for grade in book.values()) == 2 * thirds, "what it said first is kept"
 
 
+@pytest.mark.e2e
 def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=2), rubric=RUBRIC + "attempts: 4\n")
     d.compare()
@@ -59,6 +61,7 @@ def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):
     assert list_unread(d) == []
 
 
+@pytest.mark.e2e
 def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 2\n")
     d.compare()
@@ -69,6 +72,7 @@ def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: 
     assert len(d.judge.asked) == n_asked
 
 
+@pytest.mark.e2e
 def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 3\nmax_cost: 40\n" + PRICES)
     assert {f.state for f in d.compare().facts} == {"failed"}
@@ -77,6 +81,7 @@ def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(d
     assert max(d.judge.model.times.values()) == 3
 
 
+@pytest.mark.e2e
 def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_gate_until_they_are(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=1))
     d.compare()
@@ -92,6 +97,7 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
     assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"]).scores["replies"]
 
 
+@pytest.mark.e2e
 def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  # noqa: F811
     d = desk(reply, judge=Grader(lambda q, a: "3"))
     assert not any("unchecked" in note for note in d.compare().notes)
@@ -101,6 +107,7 @@ def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  
     assert f"; {2 * (N + 2)} of its grades are older than its anchors, and unchecked" in said
 
 
+@pytest.mark.e2e
 def test_a_book_that_began_with_its_anchors_says_nothing_of_that(desk):  # noqa: F811
     d = desk(reply, judge=Grader(lambda q, a: "3"), rubric="criteria: The reply helps.\n")
     d.compare()

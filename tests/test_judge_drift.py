@@ -41,6 +41,7 @@ def facts_of(report, name):
     return next(f for f in report.facts if f.name == name)
 
 
+@pytest.mark.e2e
 def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_with_new_answers(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     d.compare()
@@ -53,6 +54,7 @@ def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_wi
     assert any("of 20 answers graded again 0 got another grade" in note for note in found.notes)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_names_its_version(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     before = facts_of(d.compare(), "plain").target
@@ -71,6 +73,7 @@ def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_n
     assert facts_of(again, "plain").target.score == pytest.approx(before.score + 0.5)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
     """Each question's grade alternates for a tenth of the questions, whenever they are asked."""
     counts = {}
@@ -89,6 +92,7 @@ def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
     assert checks[0].n_moved > 0
 
 
+@pytest.mark.e2e
 def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # noqa: F811
     prices = "usd_per_million_tokens: {input: 90000, output: 100000}\n"
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + prices)
@@ -102,6 +106,7 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
     assert any(f"for {usd(cost)} USD" in note for note in notes), (cost, notes)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("death", [CandidateFailed("the server is gone", "another"), KeyboardInterrupt()])
 def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk, death):  # noqa: F811
     d = desk(
@@ -132,6 +137,7 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
     assert len(store.read_checks(d.store, judge.book)) == 2, "what was not finished is no check"
 
 
+@pytest.mark.e2e
 def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_loses_none(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     d.compare()
@@ -142,6 +148,7 @@ def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_los
     assert len(store.read_asked_again(d.store, book.name)) == 3 * 20
 
 
+@pytest.mark.e2e
 def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(desk):  # noqa: F811
     """The judge is another one from the second candidate on."""
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
@@ -171,6 +178,7 @@ def begin_small_book(d, n):
     return book.name
 
 
+@pytest.mark.e2e
 def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are_answers(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     book = begin_small_book(d, 4)
@@ -182,6 +190,7 @@ def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are
     assert sizes == [4, 4, 16, 20], "the first four, they again, the new ones, all before the next candidate"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("n", [2, 4])
 def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more_often(desk, n):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
@@ -193,6 +202,7 @@ def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more
     assert [len(book) for book in d.grades()] == [n], "nothing new was graded"
 
 
+@pytest.mark.e2e
 def test_a_check_that_moved_and_could_not_have_alarmed_is_no_measure_of_calm(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + "anchors: 1\n")
     d.compare("candidates.other=null")
@@ -202,6 +212,7 @@ def test_a_check_that_moved_and_could_not_have_alarmed_is_no_measure_of_calm(des
     assert sum(check.n_moved for check in store.read_checks(d.store, book.name)) == 0
 
 
+@pytest.mark.e2e
 def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk):  # noqa: F811
     d = desk(reply, judge=Grader(grade_strictly), rubric=RUBRIC)
 
@@ -225,6 +236,7 @@ def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk): 
             file.unlink()
 
 
+@pytest.mark.e2e
 def test_a_night_names_a_judge_that_changed_and_is_quiet_about_one_that_did_not(desk):  # noqa: F811
     d = desk(
         reply,

@@ -36,6 +36,7 @@ def desk(tmp_path, tiny):
     return tmp_path
 
 
+@pytest.mark.e2e
 def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):  # noqa: F811
     planned = harness("compare", "--dry-run", cwd=desk)
     assert "judge:helpful: at most" in planned.stderr
@@ -66,6 +67,7 @@ def hold(desk, n_tokens):
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": n_tokens}))
 
 
+@pytest.mark.e2e
 def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(harness, desk):  # noqa: F811
     hold(desk, 256)
     for command in ("compare", "doctor"):
@@ -79,6 +81,7 @@ def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(ha
     assert not list((desk / "runs").glob("rows/*"))
 
 
+@pytest.mark.e2e
 def test_a_judge_that_may_not_read_the_longest_answers_is_named_beforehand(harness, desk):  # noqa: F811
     hold(desk, 256)
     said = harness("compare", "--dry-run", cwd=desk).stderr

@@ -27,6 +27,7 @@ class Weigher(Grader):
         return super().chat(messages, body)._replace(tokens=self.tokens)
 
 
+@pytest.mark.e2e
 def test_the_mean_of_the_grades_counts_by_the_probabilities_of_the_first_token(desk):  # noqa: F811
     tokens = ({"4": log(0.6), "2": log(0.2), " 4": log(0.1), "The": log(0.1)},)
     d = desk(judge=Weigher(tokens), rubric=WEIGHED)
@@ -38,6 +39,7 @@ def test_the_mean_of_the_grades_counts_by_the_probabilities_of_the_first_token(d
     assert {(body["logprobs"], body["top_logprobs"]) for _, body in d.judge.model.prompts} == {(True, 20)}
 
 
+@pytest.mark.e2e
 def test_blanks_before_the_grade_are_passed_over(desk):  # noqa: F811
     tokens = ({"\n": 0.0}, {"4": log(0.5), "5": log(0.5)})
     d = desk(judge=Weigher(tokens, lambda q, a: "\n4"), rubric=WEIGHED)
@@ -45,6 +47,7 @@ def test_blanks_before_the_grade_are_passed_over(desk):  # noqa: F811
     assert [row.parts["judge:helpful"][0] for row in d.rows()] == pytest.approx([0.875] * N)
 
 
+@pytest.mark.e2e
 def test_an_answer_that_is_no_grade_is_none_whatever_its_probabilities(desk):  # noqa: F811
     said = Weigher(({"4": log(0.9), "5": log(0.1)},), lambda q, a: "4 of 5" if number(q) == 3 else "4")
     d = desk(judge=said, rubric=WEIGHED)
@@ -52,6 +55,7 @@ def test_an_answer_that_is_no_grade_is_none_whatever_its_probabilities(desk):  #
     assert [row.parts["judge:helpful"] for row in d.rows() if number(row.prompt) == 3] == [None]
 
 
+@pytest.mark.e2e
 def test_a_server_without_log_probabilities_ends_the_grading_with_the_way_on(desk):  # noqa: F811
     d = desk(rubric=WEIGHED)
     found = d.compare()
@@ -62,6 +66,7 @@ def test_a_server_without_log_probabilities_ends_the_grading_with_the_way_on(des
     assert {f.state for f in d.compare().facts} == {"done"}
 
 
+@pytest.mark.e2e
 def test_a_mean_that_moves_within_its_grade_is_no_drift_and_one_beyond_is(desk):  # noqa: F811
     def tokens(p):
         return ({"4": log(p), "2": log(1 - p)},)
@@ -102,6 +107,7 @@ def test_weights_are_those_of_g_eval():
     assert token_weights(rubric, [("six", 0.0)]) is None
 
 
+@pytest.mark.e2e
 def test_a_grade_in_quotes_counts_by_its_words(desk):  # noqa: F811
     tokens = ({'"': log(0.97), "5": log(0.012), "4": log(0.008), "1": log(0.004)},)
     d = desk(judge=Weigher(tokens, lambda q, a: '"1"'), rubric=WEIGHED)

@@ -65,6 +65,7 @@ class Reader:
         return ServerAnswer("yes" if texts["answer"] in texts.get("passages", "") else "no")
 
 
+@pytest.mark.e2e
 def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp_path, tiny, own_cache):
     """All answers are the same; of odd items the document holds another price."""
     prices = [{"id": f"d{i}", "text": f"Lamp model{i} costs {40 + i + i % 2} euros."} for i in range(8)]

@@ -13,6 +13,7 @@ from harness.spec import GatePolicy
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
+@pytest.mark.e2e
 def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(desk):  # noqa: F811
     d = desk(extra="gate: {uncalibrated_judge: allow, target: {min: 0.4}}\n")
     d.compare()
@@ -55,6 +56,7 @@ class NoUsageGrader(Grader):
         return super().chat(messages, body)._replace(n_prompt=None)
 
 
+@pytest.mark.e2e
 def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
     prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
     d = desk(judge=NoUsageGrader(), rubric=prices + "max_cost: 50\n")

@@ -131,6 +131,7 @@ def desk(tmp_path, tiny):
 # What a grade is
 
 
+@pytest.mark.e2e
 def test_grades_score_the_answers_and_a_second_compare_asks_nobody(desk):
     d = desk()
     first = d.compare()
@@ -144,6 +145,7 @@ def test_grades_score_the_answers_and_a_second_compare_asks_nobody(desk):
     assert again.facts[0].target == first.facts[0].target
 
 
+@pytest.mark.e2e
 def test_a_judge_is_asked_at_temperature_0_for_few_tokens_and_sees_no_prompting_of_the_candidate(desk):
     judge = Grader()
     desk(judge=judge).compare()
@@ -153,6 +155,7 @@ def test_a_judge_is_asked_at_temperature_0_for_few_tokens_and_sees_no_prompting_
     assert not any("right 3<" in json.dumps(messages) for messages, _ in judge.prompts)
 
 
+@pytest.mark.e2e
 def test_one_answer_to_one_question_is_graded_once_whoever_gives_it(desk):
     d = desk(answer=lambda messages: "the same for everybody")
     d.compare()
@@ -160,6 +163,7 @@ def test_one_answer_to_one_question_is_graded_once_whoever_gives_it(desk):
     assert [row.parts for row in d.rows("plain")] == [row.parts for row in d.rows("other")]
 
 
+@pytest.mark.e2e
 def test_the_reference_is_shown_where_the_rubric_says_so_and_examples_are_earlier_turns(desk):
     shown = (
         "examples: [{question: Why?, answer: Because., grade: 4}]\nreference: true\nscale: {min: 0, max: 4}\n"
@@ -182,6 +186,7 @@ class CutAnswers:
         return ServerAnswer("" if at >= 20 else "It begins", "stop" if at >= 20 or at == 5 else "length")
 
 
+@pytest.mark.e2e
 def test_answers_that_no_judge_is_asked_about_are_counted_with_the_reason(desk):
     d = desk()
     d.candidates.model = CutAnswers()
@@ -201,6 +206,7 @@ def test_answers_that_no_judge_is_asked_about_are_counted_with_the_reason(desk):
 # What changes it
 
 
+@pytest.mark.e2e
 def test_another_rubric_means_new_grades_of_the_stored_answers(desk):
     d = desk()
     d.compare()
@@ -214,6 +220,7 @@ def test_another_rubric_means_new_grades_of_the_stored_answers(desk):
     assert len(d.grades()) == 2
 
 
+@pytest.mark.e2e
 def test_scoring_again_and_prices_and_limits_of_a_rubric_change_no_grade(desk):
     d = desk()
     d.compare()
@@ -234,6 +241,7 @@ def test_scoring_again_and_prices_and_limits_of_a_rubric_change_no_grade(desk):
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
 
+@pytest.mark.e2e
 def test_a_judge_reads_refusals_that_other_metrics_score_as_nothing(desk):
     d = desk(
         answer=lambda messages: "Sorry, I can't help with that, ask the desk.", judge=Grader(lambda q, a: "5")
@@ -244,6 +252,7 @@ def test_a_judge_reads_refusals_that_other_metrics_score_as_nothing(desk):
     }
 
 
+@pytest.mark.e2e
 def test_a_panel_counts_by_its_mean(desk):
     d = desk(judge=Grader(lambda q, a: "5"))
     with serve_model(Grader(lambda q, a: "2")) as second:
@@ -271,6 +280,7 @@ class Chooser:
 PAIRWISE = RUBRIC + "mode: pairwise\n"
 
 
+@pytest.mark.e2e
 def test_a_pair_is_asked_in_both_orders_and_the_score_is_the_share_of_wins(desk):
     def prefer_longer(a, b):
         return "tie" if a.startswith("kind") or b.startswith("kind") else "A" if len(a) > len(b) else "B"
@@ -283,6 +293,7 @@ def test_a_pair_is_asked_in_both_orders_and_the_score_is_the_share_of_wins(desk)
     assert any("the answer shown first won 50.0 % of comparisons" in note for note in found.notes)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_prefers_a_place_gives_ties_and_is_named(desk):
     d = desk(judge=Chooser(lambda a, b: "A"), rubric=PAIRWISE)
     found = d.compare()
@@ -290,6 +301,7 @@ def test_a_judge_that_prefers_a_place_gives_ties_and_is_named(desk):
     assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
 
 
+@pytest.mark.e2e
 def test_a_pair_that_was_readable_in_one_order_alone_has_no_score(desk):
     d = desk(judge=Chooser(lambda a, b: "neither" if b.startswith("right 3 of") else "A"), rubric=PAIRWISE)
     d.compare()
@@ -315,6 +327,7 @@ MALFORMED = [
 ]  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_what_is_no_grade_is_counted_and_never_scored(desk):
     assert len(MALFORMED) == 20
     said = dict(enumerate(MALFORMED))
@@ -338,6 +351,7 @@ def test_what_is_no_grade_is_counted_and_never_scored(desk):
     assert len(d.judge.asked) == n_asked, "the same question at temperature 0 gives the same again"
 
 
+@pytest.mark.e2e
 def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(desk):
     prices = "usd_per_million_tokens: {input: 100, output: 1000}\n"
     d = desk(rubric=RUBRIC + prices, extra="suites: [chat.yaml]\n")
@@ -361,6 +375,7 @@ def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(
     assert target.cost_usd == pytest.approx((100 * target.read + 1000 * target.generated) / 1e6)
 
 
+@pytest.mark.e2e
 def test_a_plan_counts_drawn_answers_and_anchors(desk):
     drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
     d = desk(rubric="criteria: The reply helps.\n", extra=drawn)
@@ -371,6 +386,7 @@ def test_a_plan_counts_drawn_answers_and_anchors(desk):
     assert 2 * (N + 2) + 20 <= len(d.judge.asked) <= target.grades, "equal answers are graded once"
 
 
+@pytest.mark.e2e
 def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(desk):
     d = desk(judge=Grader(lambda q, a: "" if number(q) % 2 else "4"))
     found = d.compare("target.primary=token_f1")
@@ -386,6 +402,7 @@ def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(d
     assert any("could not be read and leave these answers without that score" in note for note in found.notes)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_decides_and_never_grades_fails_the_candidate_by_its_own_name(desk):
     d = desk(judge=Grader(lambda q, a: ""))
     facts = next(f for f in d.compare().facts if f.name == "plain")
@@ -409,6 +426,7 @@ def converse(d, first):
     tiny_experiment.rows(d.folder / "test.jsonl", rows)
 
 
+@pytest.mark.e2e
 def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_another_question(desk):
     d = desk()
     d.compare()
@@ -439,6 +457,7 @@ def write_labels(d, label):
     return file
 
 
+@pytest.mark.e2e
 def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
     d = desk()
     file = write_labels(d, 1)
@@ -452,6 +471,7 @@ def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
         assert {one.label for one in store.list_labels(d.store)[-1].labels} == {meant}
 
 
+@pytest.mark.e2e
 def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_an_earlier_file(desk):
     d = desk()
     file = write_labels(d, 5)
@@ -465,6 +485,7 @@ def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_
     assert import_labels(d.path, file, rater="ann", scale=(1.0, 5.0)).n_labels == N
 
 
+@pytest.mark.e2e
 def test_an_export_says_which_answers_without_a_readable_grade_it_leaves_out(desk):
     d = desk(judge=Grader(lambda q, a: "7/10" if number(q) == 3 else "5"))
     d.compare()
@@ -478,6 +499,7 @@ def test_an_export_says_which_answers_without_a_readable_grade_it_leaves_out(des
         export_answers(d.path, again, candidates=["plain"])
 
 
+@pytest.mark.e2e
 def test_half_a_character_in_what_a_server_says_costs_no_other_answer(desk):
     def cut(messages):
         return f"{reply(messages)} \ud83d" if number(messages[-1]["content"]) == 3 else reply(messages)
@@ -523,6 +545,7 @@ def test_a_judge_that_dies_midway_loses_nothing_and_the_next_compare_goes_on(des
     assert len(d.candidates.asked) <= n_answered + timed
 
 
+@pytest.mark.e2e
 def test_a_judge_that_times_out_says_so_and_what_was_graded_stays(desk):
     d = desk(timeout=0.3)
     ask = d.judge.answer
@@ -540,6 +563,7 @@ def test_a_judge_that_times_out_says_so_and_what_was_graded_stays(desk):
     assert {f.state for f in d.compare().facts} == {"done"}
 
 
+@pytest.mark.e2e
 def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
     prices = (
         "usd_per_million_tokens: {input: 0, output: 1000000}\nmax_cost: 20\n"  # 1 USD a request, 16 at most
@@ -554,6 +578,7 @@ def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
     assert cost_usd(list(kept.values()), rubric.usd_per_million_tokens) == pytest.approx(5)
 
 
+@pytest.mark.e2e
 def test_each_judge_of_a_panel_has_its_own_price_and_all_have_one_budget(desk):
     d = desk()
     one = "{{base_url: {}, model: tiny, num_concurrent: 1, usd_per_million_tokens: {{input: 0, output: {}}}}}"
@@ -579,6 +604,7 @@ def test_a_missing_key_of_a_judge_is_said_before_anything_is_asked(desk, monkeyp
 # Answers that want to be graded well
 
 
+@pytest.mark.e2e
 def test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_what_stands_outside_the_marks(
     desk,
 ):
@@ -607,6 +633,7 @@ def test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_wha
 # A judge that runs here
 
 
+@pytest.mark.e2e
 def test_a_model_that_runs_here_gives_the_mean_of_all_grades_by_their_probabilities(desk, wide_model):
     d = desk()
     d.rubric(f"{RUBRIC}scale: yes/no\njudge: {wide_model}\n")
@@ -629,6 +656,7 @@ def test_a_model_that_runs_here_gives_the_mean_of_all_grades_by_their_probabilit
     assert grade.value == pytest.approx(1 / (1 + math.exp(no.logprob - yes.logprob)), abs=1e-4)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_runs_here_takes_turns_with_the_base_and_the_control_arm_sees_no_drift(desk, wide_model):
     facts = [{"id": f"f{i}", "prompt": f"What follows {i}", "reference": str(i + 1)} for i in range(6)]
     suite = "{name: facts, data: {test: facts.jsonl}, metrics: [judge:helpful.yaml], max_new_tokens: 6, truncated_scores: true}"
@@ -664,6 +692,7 @@ class Sampler:
         return ServerAnswer(f"answer {body['seed'] % 7}")
 
 
+@pytest.mark.e2e
 def test_the_best_of_several_answers_is_the_one_that_its_judge_prefers(tiny, tmp_path):
     grader = Grader(lambda question, answer: str(1 + number(answer) % 5))
     with serve_model(Sampler()) as server, serve_model(grader) as judge:

@@ -67,6 +67,7 @@ def grader(wide_model, tmp_path_factory):
     return path, train
 
 
+@pytest.mark.e2e
 def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_to_grade_itself(
     wide_model, tmp_path
 ):
@@ -84,6 +85,7 @@ def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_t
     assert grades(path) == {book: kept}
 
 
+@pytest.mark.e2e
 def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(
     grader, wide_model, tmp_path
 ):
@@ -160,6 +162,7 @@ def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_pat
         config.load(path)
 
 
+@pytest.mark.e2e
 def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     path.write_text(path.read_text().replace("max_length: 200", "max_length: 16"))

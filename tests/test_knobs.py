@@ -25,6 +25,7 @@ def replace_advance(context, advance):
     return replace(context, advance=advance)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("method", "optim"), [(lora, "adafactor"), (lora, "paged_adamw_8bit"), (dpo, "lion_8bit")]
 )
@@ -33,6 +34,7 @@ def test_an_optimiser_is_taken_by_its_name(tiny, tmp_path, method, optim):
     assert fit_tiny(tiny, tmp_path / optim, method, optim=optim).digest != plain.digest
 
 
+@pytest.mark.e2e
 def test_gradient_checkpointing_changes_no_loss(tiny, tmp_path):
     plain = fit_tiny(tiny, tmp_path / "plain")
     again = fit_tiny(tiny, tmp_path / "again", gradient_checkpointing=True)
@@ -59,6 +61,7 @@ def test_the_validation_loss_is_measured_after_so_many_steps(tiny, tmp_path, eve
     assert [step for step, _ in made.training.validation_loss] == ([2, 4, 6] if every == 2 else [3, 6])
 
 
+@pytest.mark.e2e
 def test_the_best_of_the_measured_steps_is_saved(tiny, tmp_path):
     """At this rate every later step is worse."""
     many = {"per_device_train_batch_size": 1, "lr_scheduler_type": "constant", "early_stopping_patience": 2}
@@ -87,6 +90,7 @@ def limit_memory(rows, seen=None):
     return lambda model: model.register_forward_pre_hook(check, with_kwargs=True)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, full])
 def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, method):
     own = {} if method is lora else {"r": 2}
@@ -103,6 +107,7 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
     )
 
 
+@pytest.mark.e2e
 def test_a_training_that_is_begun_again_with_smaller_batches_names_each_type_of_matrix_once(tiny, tmp_path):
     part = {name: value for name, value in QUICK.items() if name != "r"}
     known = spectrum.fit(tiny_methods.context(tiny, tmp_path / "whole"), spectrum.Params(**part))
@@ -112,6 +117,7 @@ def test_a_training_that_is_begun_again_with_smaller_batches_names_each_type_of_
     assert parts.training.scan == known.training.scan
 
 
+@pytest.mark.e2e
 def test_memory_for_no_row_and_other_failures_fail_as_before(tiny, tmp_path):
     with pytest.raises(CandidateFailed, match="out of memory while training"):
         fit_tiny(tiny, tmp_path / "none", prepare=limit_memory(0), auto_find_batch_size=True)
@@ -121,6 +127,7 @@ def test_memory_for_no_row_and_other_failures_fail_as_before(tiny, tmp_path):
         fit_tiny(tiny, tmp_path / "long", max_length=8, auto_find_batch_size=True)
 
 
+@pytest.mark.e2e
 def test_a_training_that_was_stopped_goes_on_with_the_batch_size_that_it_found(tiny, tmp_path):
     def stop(done, total, note=""):
         if done == 4:

@@ -161,6 +161,7 @@ def test_what_cannot_be_opened_is_said(given, said):
         HarnessLM(**given)
 
 
+@pytest.mark.e2e
 def test_the_device_that_lm_eval_names_unasked_is_the_fastest_there_is(folder):
     import torch
 

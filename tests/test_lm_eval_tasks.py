@@ -261,6 +261,7 @@ print("torch" in sys.modules or "lm_eval" in sys.modules)
 """
 
 
+@pytest.mark.e2e
 def test_an_unchanged_evaluation_loads_neither_lm_eval_nor_the_model(model, tmp_path):
     first = standalone.evaluate(prepare(model, ["arc_easy", "gsm8k"], tmp_path / "runs", shots=1))
     command = [sys.executable, "-c", AGAIN, str(model), str(tmp_path / "runs")]
@@ -385,6 +386,7 @@ def write_experiment(folder, tiny, suite=SUITE):
     return path
 
 
+@pytest.mark.e2e
 def test_a_suite_names_tasks_of_lm_eval_and_compare_asks_them(tmp_path, tiny):
     report = tiny_experiment.run(write_experiment(tmp_path, tiny))
     (facts,) = report.facts
@@ -465,6 +467,7 @@ def run_cli(*words):
     return CliRunner().invoke(cli.app, [str(word) for word in words])
 
 
+@pytest.mark.e2e
 def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
     out, runs = tmp_path / "out", tmp_path / "runs"
     done = run_cli(
@@ -508,6 +511,7 @@ def rates_alone(written, folder):
     return shutil.copytree(written, folder, ignore=shutil.ignore_patterns("*wikitext*"))
 
 
+@pytest.mark.e2e
 def test_a_groups_tasks_have_a_file_each_and_what_is_asked_twice_is_written_once(model, tmp_path):
     done = standalone.evaluate(prepare(model, ["arc_easy", "ai2_arc"], tmp_path / "runs"))
     standalone.write(done, tmp_path / "out", log_samples=True)
@@ -530,12 +534,14 @@ def test_the_gate_refuses_what_eval_wrote_in_another_precision(log_folder, tmp_p
         gate_folders(base, other, GatePolicy())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_any_model_is_asked_in_the_precision_that_is_named(model, tmp_path, precision):
     words = ("-t", "blimp_causative", "-L", 1, "--runs", tmp_path, "--json", "--precision", precision)
     assert json.loads(run_cli("eval", model, *words).stdout)["precision"] == precision
 
 
+@pytest.mark.e2e
 def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_path, tiny):
     path = write_experiment(tmp_path, tiny)
     done = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")

@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import replace
 
+import pytest
 import tiny_experiment
 from fake_facts import candidate
 from openai_server import Fault, Rule, serve_model
@@ -46,6 +47,7 @@ def write_experiment(folder, url, model, policy):
     return path
 
 
+@pytest.mark.e2e
 def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path, own_cache):
     answer = SlowServer(0.1)
     with serve_model(Rule(answer)) as server:
@@ -60,6 +62,7 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
     assert "### Under load" in markdown(experiment_document(report))
 
 
+@pytest.mark.e2e
 def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report(tiny, tmp_path, own_cache):
     answer = SlowServer(0.3)
     with serve_model(Rule(answer)) as server:
@@ -71,6 +74,7 @@ def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report
     assert report.facts[0].under_load is None
 
 
+@pytest.mark.e2e
 def test_fewer_rows_than_concurrency_are_said(tiny, tmp_path, own_cache):
     with serve_model(Rule(lambda messages: "yes")) as server:
         report = compare(write_experiment(tmp_path, server.url, tiny, "concurrency: 64\n"))

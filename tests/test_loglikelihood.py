@@ -44,6 +44,7 @@ def agree(executor, model, pairs):
         assert likelihood.greedy == greedy
 
 
+@pytest.mark.e2e
 @FEW
 @given(PAIRS, st.integers(8, 80))
 def test_packed_likelihoods_are_those_of_each_pair_alone(model, pairs, budget):
@@ -52,6 +53,7 @@ def test_packed_likelihoods_are_those_of_each_pair_alone(model, pairs, budget):
     agree(executor, model, pairs)
 
 
+@pytest.mark.e2e
 @FEW
 @given(st.lists(IDS, min_size=8, max_size=20), PAIRS)
 def test_likelihoods_are_the_same_when_all_contexts_begin_alike(model, prefix, pairs):

@@ -87,6 +87,7 @@ def wait_for(holds, seconds=30):
         time.sleep(0.05)
 
 
+@pytest.mark.e2e
 def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_started(tiny, program, tmp_path):
     heard = []
     host = make_server(tiny, program, tmp_path, heard, args=("--max-model-len=300",))
@@ -131,6 +132,7 @@ def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(
     assert "--max-model-len" in failure.value.knob
 
 
+@pytest.mark.e2e
 def test_a_server_that_is_not_ready_in_time_is_ended(tiny, program, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_VLLM", "mute")
     with pytest.raises(
@@ -157,6 +159,7 @@ def test_no_proxy_of_the_environment_stands_before_the_server(
     host.close()
 
 
+@pytest.mark.e2e
 def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monkeypatch, fake_answers):
     monkeypatch.setenv("FAKE_VLLM_TAKES", str(tmp_path / "taken"))
     host = make_server(tiny, program, tmp_path)
@@ -165,6 +168,7 @@ def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monk
     host.close()
 
 
+@pytest.mark.e2e
 def test_a_server_that_dies_while_it_is_asked_fails_that_candidate_and_starts_anew(
     tiny, program, tmp_path, monkeypatch, fake_answers
 ):
@@ -192,6 +196,7 @@ def test_a_request_that_a_running_server_refuses_names_its_log_and_no_address_to
     host.close()
 
 
+@pytest.mark.e2e
 def test_the_server_ends_where_its_supervisor_is_killed_and_asks_for_no_key_of_the_environment(
     tiny, program, tmp_path, monkeypatch, fake_answers
 ):
@@ -214,6 +219,7 @@ def test_an_argument_by_which_the_server_is_asked_is_refused_when_it_is_read(tin
         config.load(path)
 
 
+@pytest.mark.e2e
 def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, program, tmp_path, fake_answers):
     script = (
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -352,6 +358,7 @@ def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_pat
         prepare_session(config.load(path), Scope(), SilentProgress())
 
 
+@pytest.mark.e2e
 def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path):
     extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
@@ -361,6 +368,7 @@ def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path
     assert not [problem for problem in found.problems if "vllm" in str(problem)]
 
 
+@pytest.mark.e2e
 def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, tmp_path, fake_answers):
     extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)

@@ -52,6 +52,7 @@ def test_a_rating_is_found_as_it_was_given_one_line_of_json(store):
         stores.save_rating(store, replace(RATING, rating_id="../r1"))
 
 
+@pytest.mark.e2e
 def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_holds_it(store):
     complete(store, IDENTITY, make_rows(3))
     stores.save_run(store, make_run("one", [IDENTITY.digest]))
@@ -73,6 +74,7 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
     ]
 
 
+@pytest.mark.e2e
 def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
     stores.reindex(store)
     stores.save_rating(store, RATING)
@@ -95,6 +97,7 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
     assert len(stores.list_ratings(store)) == len(list_indexed_ratings(store)) == 16
 
 
+@pytest.mark.e2e
 def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     stores.reindex(store)
     stores.save_rating(store, RATING)
@@ -106,6 +109,7 @@ def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     assert list_indexed_ratings(store) == ["r1", "r2", "r3"]
 
 
+@pytest.mark.e2e
 def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):
     stores.reindex(store)
     with index.writer_lock(store, 1):

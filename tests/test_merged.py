@@ -164,6 +164,7 @@ def write_experiment(tmp_path, tiny, own, more=""):
     return tiny_experiment.write(tmp_path, tiny, candidates)
 
 
+@pytest.mark.e2e
 def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
     path = write_experiment(
         tmp_path, tiny, "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}"

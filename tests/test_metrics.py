@@ -95,6 +95,7 @@ def test_higher_is_better_but_for_the_metrics_that_say_otherwise(name):
 ANSWERED = given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", QUICK)
 @ANSWERED
 def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
@@ -111,6 +112,7 @@ def test_scores_stay_within_the_bounds(name, text, gold):
     assert low <= one(name, text, write_gold(name, gold)) <= high
 
 
+@pytest.mark.e2e
 @settings(max_examples=8)
 @ANSWERED
 def test_an_answer_that_is_run_as_code_gets_one_finite_part_within_the_bounds(text, gold):
@@ -121,6 +123,7 @@ def test_an_answer_that_is_run_as_code_gets_one_finite_part_within_the_bounds(te
     assert low <= metric.aggregate(np.array([parts]), np.ones(1)) <= high
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", NAMES)
 def test_no_answer_is_worse_than_the_worst(name):
     metric = build_metric(name)
@@ -615,6 +618,7 @@ def test_span_f1_is_that_of_the_corpus():
 SHOP = "CREATE TABLE sold (item TEXT, n INT); INSERT INTO sold VALUES ('pen', 3), ('ink', 5);"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("as_file", [True, False])
 @pytest.mark.parametrize(
     ("text", "reference", "score"),

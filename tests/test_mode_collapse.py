@@ -164,6 +164,7 @@ def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished_r
     assert all(d.base is not None and d.n in (6, 12) for of in found.values() for d in of)
 
 
+@pytest.mark.e2e
 def test_a_base_asked_in_the_same_way_stands_beside_a_fine_tune(tiny, own_cache, tmp_path):
     shots = "  fixed: {prompting: {few_shot: {select: fixed, shots: 2}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.CANDIDATES + shots)

@@ -82,6 +82,7 @@ def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
     assert _outcome(_measurement(OPEN), target) == "fail"
 
 
+@pytest.mark.e2e
 def test_compare_and_the_stored_gate_say_the_same_of_a_trained_candidate(tiny, own_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, extra="gate: {mode_collapse: 0.3}\n")
     made = tiny_experiment.run(path, candidates=("prompt", "lora"))

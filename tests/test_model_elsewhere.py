@@ -63,6 +63,7 @@ def test_a_merged_adapter_is_a_fine_tune_with_the_log_likelihoods_of_the_adapter
     assert fact(found, "theirs").vs_untrained is not None, "it is none of the untrained"
 
 
+@pytest.mark.e2e
 def test_a_copy_of_the_base_is_judged_by_test_and_never_by_identity(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "copy")
     path = tiny_experiment.write(tmp_path / "work", tiny, candidates(tmp_path / "copy"))
@@ -71,6 +72,7 @@ def test_a_copy_of_the_base_is_judged_by_test_and_never_by_identity(tiny, tmp_pa
     assert {c.delta for c in found.comparisons["theirs"]} == {0.0}
 
 
+@pytest.mark.e2e
 def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_path):
     other = tiny_model.build(tmp_path / "other", seed=5)
     path = tiny_experiment.write(tmp_path / "work", tiny, candidates(other))
@@ -91,6 +93,7 @@ def sum_of(n):
     return {"id": f"s-{n}", "prompt": f"One and {n} make", "reference": choices[0], "choices": choices}
 
 
+@pytest.mark.e2e
 def test_a_model_with_more_tokens_than_the_base_answers_all_items(tiny, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -158,6 +161,7 @@ def test_an_adapter_of_the_hub_is_refused(tiny, tmp_path):
     assert "adapter of the hub" in refusal(tiny, tmp_path, tiny, more)
 
 
+@pytest.mark.e2e
 def test_the_model_can_be_interpolated_with_the_base(tiny, both_folders, tmp_path):
     more = "  half: {method: interpolated, init_from: theirs, params: {scale: 0.5}}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates(both_folders[1], more))
@@ -173,6 +177,7 @@ def test_other_weights_as_base_model_are_refused_until_it_is_said_what_they_are(
     assert "role: baseline" in said
 
 
+@pytest.mark.e2e
 def test_a_baseline_is_among_what_is_to_be_beaten(tiny, both_folders, tmp_path):
     rows = f"  prompt: {{method: base}}\n  other: {{method: base, base_model: {both_folders[1]}, role: baseline}}\n"
     found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, rows))

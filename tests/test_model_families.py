@@ -225,6 +225,7 @@ def test_a_family_that_refuses_our_cache_is_tried_once(load_family):
     assert [[one.text for one in of] for of in answers[1:]] == 2 * [[one.text for one in answers[0]]]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", EACH)
 def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
@@ -391,6 +392,7 @@ def test_doctor_reads_a_family_that_names_experts_and_has_none_as_it_is_loaded(t
     assert (found.active, found.shape.in_experts) == (source.n_parameters, 0)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["Qwen3-MoE", "Granite-MoE"])
 def test_a_base_of_experts_is_not_quantised(tmp_path, name):
     base = build(tmp_path / "base", name)

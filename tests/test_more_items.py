@@ -43,6 +43,7 @@ def judge_tasks(
     return apply_rules(tasks, policy, validity=validity, target=None, identical=False)
 
 
+@pytest.mark.e2e
 @settings(max_examples=150)
 @given(
     st.lists(
@@ -70,6 +71,7 @@ def test_what_is_asked_for_is_at_least_one_item_and_is_said(tasks, macro, each, 
     assert found.items_needed is None or found.items_needed >= 1
 
 
+@pytest.mark.e2e
 @settings(max_examples=50)  # each counts up to 20,000 items
 @given(st.integers(20, 300), fractions, st.floats(0, 1.1), st.floats(0.3, 0.95))
 def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(n, lost, gained, low):
@@ -303,6 +305,7 @@ STRICT = {  # what is typed, and the settings of the next step
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("n_held", "step"),
     [

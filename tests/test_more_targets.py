@@ -184,6 +184,7 @@ def test_general_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, t
         tiny_experiment.run(path, "suites=[]")
 
 
+@pytest.mark.e2e
 def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny):
     """There are no rows of its own to draw shots from, or to choose what is best on."""
     only = "{name: only, data: {test: suites/moods/test.jsonl}, max_new_tokens: 4}"
@@ -196,6 +197,7 @@ def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny)
     assert found["lora"].vs_prompt.n == 6
 
 
+@pytest.mark.e2e
 def test_a_limit_cuts_every_target(tmp_path, tiny):
     path = write(tmp_path, tiny)
     (f,) = tiny_experiment.run(path, "suites=[]", candidates=("prompt",), limit=2).facts

@@ -11,6 +11,7 @@ def seeds(finished_run, tiny, own_cache, tmp_path_factory):
     return write_seeds(tmp_path_factory.mktemp("mutated"), finished_run[0], tiny)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", SHARES)
 def test_a_damaged_file_is_named_or_what_it_held_is_computed_again(name, seeds, tmp_path):
     draws = Draws(name, seeds[name], tmp_path / "seeds")

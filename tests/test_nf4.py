@@ -79,6 +79,7 @@ def test_quantisation_is_part_of_the_weights_digest_alone(tiny, source):
     assert quantize(plain, "") == plain
 
 
+@pytest.mark.e2e
 def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
@@ -90,6 +91,7 @@ def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     assert made.training.loss[0][1] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.e2e
 def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  qlora: {method: qlora}\n")
     code = "import sys; sys.modules['bitsandbytes'] = None; from harness.cli import main; main()"
@@ -107,6 +109,7 @@ def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_penalties_are_on_what_an_adapter_adds_to_the_quantised_base(source, tmp_path):
     held = {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}
 

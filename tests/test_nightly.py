@@ -128,6 +128,7 @@ def test_an_alarm_is_raised_once_and_again_only_when_acknowledged_and_shown_anew
     assert [a.about for a in calendar.night(3, bad).new] == ["lora"]
 
 
+@pytest.mark.e2e
 def test_evidence_begins_anew_after_an_acknowledgement(path):
     calendar = Calendar(path)
     calendar.night(1, Rates(general_lost=0.4, gained=0.0))
@@ -144,6 +145,7 @@ def test_to_acknowledge_one_alarm_leaves_the_others_open():
     assert [a.about for a in open_alarms(state)] == ["champion knn"]
 
 
+@pytest.mark.e2e
 def test_answers_against_another_reference_are_no_evidence(path):
     calendar, folder = Calendar(path), folder_of(path)
     calendar.night(1, Rates(general_lost=0.4, gained=0.0))
@@ -172,6 +174,7 @@ def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
     assert "lora: regression: target 0.0 [" in line(found).sentence
 
 
+@pytest.mark.e2e
 def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
     calendar = Calendar(path, salt=0)
     still = Rates(lost=0, gained=0, general_lost=0)
@@ -184,6 +187,7 @@ def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
 # The harness
 
 
+@pytest.mark.e2e
 def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     calendar = Calendar(path)
     calendar.night(1, Rates(base_moves=0.0))
@@ -281,6 +285,7 @@ def test_answers_of_the_base_that_failed_are_left_out_and_counted():
     assert (found.changes, found.left_out, found.errors, found.valid) == ({}, 2, 2, False)
 
 
+@pytest.mark.e2e
 def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path):
     path = nights.world(tmp_path, seeds=(0, 1, 2))
     calendar = Calendar(path, ["seeds=[0, 1, 2]"])
@@ -292,6 +297,7 @@ def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path
     assert wanted <= references(calendar.session.store).rows
 
 
+@pytest.mark.e2e
 def test_a_night_of_drift_stays_no_evidence_when_it_is_acknowledged(path):
     calendar = Calendar(path)
     drifted = calendar.night(1, Rates(base_moves=0.5, general_lost=0.4))
@@ -302,6 +308,7 @@ def test_a_night_of_drift_stays_no_evidence_when_it_is_acknowledged(path):
     assert line(found).series["general"].n_nights == 1
 
 
+@pytest.mark.e2e
 def test_the_night_of_an_acknowledged_drift_is_not_alarmed_about_again(path):
     calendar = Calendar(path)
     for n in (1, 2):
@@ -349,6 +356,7 @@ def interrupt_after(n):
     return hears
 
 
+@pytest.mark.e2e
 def test_a_killed_night_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path, tmp_path):
     shutil.copytree(path.parent, tmp_path / "other")
     whole = Calendar(tmp_path / "other" / "harness.yaml")
@@ -391,6 +399,7 @@ def run_and_wait(path, begun, refused):
     Calendar(path).night(1, asked=hears)
 
 
+@pytest.mark.e2e
 def test_a_night_whose_process_is_killed_goes_on_where_it_was(path):
     process = SPAWN.Process(target=run_and_die, args=(path,))
     process.start()
@@ -403,6 +412,7 @@ def test_a_night_whose_process_is_killed_goes_on_where_it_was(path):
     assert nightly.status(path, "2026-03-01").unfinished == ()
 
 
+@pytest.mark.e2e
 def test_two_processes_that_run_one_night_do_not_collide(path):
     begun, refused = SPAWN.Event(), SPAWN.Event()
     process = SPAWN.Process(target=run_and_wait, args=(path, begun, refused))
@@ -434,12 +444,14 @@ def test_a_finished_night_asks_nobody_again(path):
     assert again.lines == first.lines
 
 
+@pytest.mark.e2e
 def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
     calendar = Calendar(path)
     with FileLock(path.parent / "runs" / "compare.lock"), pytest.raises(HarnessError, match="is in use"):
         calendar.night(1)
 
 
+@pytest.mark.e2e
 def test_a_night_is_shown_as_a_night_to_whoever_looks_on(path):
     seen = []
     calendar = Calendar(path)
@@ -457,6 +469,7 @@ def test_one_candidate_that_fails_does_not_end_the_night(path):
     assert line(found).verdict == "ok"
 
 
+@pytest.mark.e2e
 def test_a_missed_night_is_shown_as_missed(path):
     calendar = Calendar(path)
     calendar.night(1)
@@ -471,6 +484,7 @@ def test_a_missed_night_is_shown_as_missed(path):
     )
 
 
+@pytest.mark.e2e
 def test_nobody_to_watch_an_unknown_name_and_a_night_in_the_past_are_refused(path):
     with pytest.raises(UserError, match="a candidate to watch"):
         Calendar(path, ["nightly.candidates=[]"]).night(1)
@@ -482,6 +496,7 @@ def test_nobody_to_watch_an_unknown_name_and_a_night_in_the_past_are_refused(pat
         calendar.night(1)
 
 
+@pytest.mark.e2e
 def test_items_that_changed_since_the_reference_are_left_out_and_counted(path):
     still = Rates(lost=0, gained=0, general_lost=0)
     Calendar(path).night(1, still)
@@ -494,6 +509,7 @@ def test_items_that_changed_since_the_reference_are_left_out_and_counted(path):
     assert not any(cluster.startswith("chat/") for cluster in general.changes)
 
 
+@pytest.mark.e2e
 def test_the_champion_is_watched_against_its_own_rows(path):
     from harness import release
 
@@ -507,6 +523,7 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 # What is told
 
 
+@pytest.mark.e2e
 def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path):
     Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
     assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
@@ -519,6 +536,7 @@ def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen
     assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
 
 
+@pytest.mark.e2e
 def test_an_address_of_another_kind_is_refused(path):
     Calendar(path).night(1)
     with pytest.raises(UserError, match="https://"):
@@ -585,6 +603,7 @@ def test_a_new_reference_is_pinned_where_that_is_asked_for(path):
     assert read_state(folder_of(path)).references == {}
 
 
+@pytest.mark.e2e
 def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     still = Rates(lost=0, gained=0, general_lost=0)
     Calendar(path).night(1, still)
@@ -595,6 +614,7 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     assert line(found).tests[0] == "another prompting"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("prompting", "was", "expected"),
     [

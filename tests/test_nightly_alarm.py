@@ -36,11 +36,13 @@ def test_an_unchanged_model_raises_at_most_five_percent_false_alarms_over_a_mont
     assert np.mean(months) <= 0.05
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("answers", "by"), [("binary", 7), ("graded", 10)])
 def test_a_loss_of_five_points_is_found_soon_in_the_median(answers, by):
     assert median_night(MONTH._replace(answers=answers), 12) <= by
 
 
+@pytest.mark.e2e
 def test_a_year_made_anew_every_night_is_quiet_though_the_pool_goes_round_60_times():
     """Each item counted again under another digest gave 31 % false alarms in a year."""
     rng, year = np.random.default_rng(1), Year("binary", 360, 1)

@@ -22,6 +22,7 @@ class TemperatureModel:
         return ServerAnswer(full if digest([messages, body.get("seed")]) < "8" else "yes")
 
 
+@pytest.mark.e2e
 def test_a_night_holds_all_answers_that_were_drawn_to_those_of_the_reference(desk):  # noqa: F811
     drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
     watching = "nightly: {candidates: [drawn], items: 20, anchors: 5}\n"
@@ -34,6 +35,7 @@ def test_a_night_holds_all_answers_that_were_drawn_to_those_of_the_reference(des
     assert "(0 better, 0 worse" in quiet.sentence
 
 
+@pytest.mark.e2e
 def test_a_night_takes_any_of_several_right_answers_for_right(desk):  # noqa: F811
     d = desk(extra="nightly: {candidates: [plain], items: 20, anchors: 5}\n")
     d.path.write_text(d.path.read_text().replace("judge:./helpful.yaml, token_f1", "exact_match"))

@@ -89,6 +89,7 @@ def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
     assert store.noises(session.store) == [found]
 
 
+@pytest.mark.e2e
 def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
     sums = [
         {**row, "id": f"{row['id']}-{n}", "prompt": f"{n} {row['prompt']}"}
@@ -103,6 +104,7 @@ def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
     assert sum(n_tokens > 256 for n_tokens in read) == 1  # the sums, in the usual way alone
 
 
+@pytest.mark.e2e
 def test_the_doctor_prints_what_flipped(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
     shown = CliRunner().invoke(app, ["doctor", "--noise"])

@@ -105,6 +105,7 @@ def summarize_outputs(outputs):
 # The same as in memory
 
 
+@pytest.mark.e2e
 def test_likelihoods_are_those_of_the_model_in_memory(local_base, server, open_candidate):
     one, other = (
         local_base.loglikelihood(pairs(local_base)),
@@ -182,6 +183,7 @@ def test_so_many_requests_are_under_way_at_once(open_candidate, n):
         assert rule.most_at_once == n
 
 
+@pytest.mark.e2e
 def test_a_busy_server_is_asked_again(server, open_candidate):
     server.faults = [Fault(429), Fault(503)]
     found = open_candidate(server, max_retries=2, num_concurrent=1).generate([(5, 6, 7)], Limits(2))
@@ -288,6 +290,7 @@ def test_what_went_wrong_is_kept_as_it_is_but_for_the_key(server, open_candidate
     assert row.error == "context length is less for …"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -370,6 +373,7 @@ def test_a_failure_waits_for_no_request_that_is_under_way(server, open_candidate
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.e2e
 @terminal_signals()
 def test_an_interrupt_waits_for_no_request_that_is_under_way(server, open_candidate):
     server.faults = [Fault(200, after_s=20)] * 4
@@ -569,6 +573,7 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_an
     assert judged.baseline == f"the champion served ({run.run_id})"
 
 
+@pytest.mark.e2e
 def test_an_endpoint_is_not_rescued_and_takes_no_time_or_memory_of_this_machine(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(file_and_report[0], ["seeds=[0,1]"])
@@ -583,6 +588,7 @@ def test_an_endpoint_is_not_rescued_and_takes_no_time_or_memory_of_this_machine(
     assert "prompt" in estimate_seconds(session, work)
 
 
+@pytest.mark.e2e
 def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(
     answer_model, tiny, tmp_path, monkeypatch
 ):
@@ -598,6 +604,7 @@ def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(
     assert [f.state for f in again.facts] == ["done", "done"]
 
 
+@pytest.mark.e2e
 def test_finished_rows_are_kept_when_a_server_goes_away(answer_model, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     with serve_model(answer_model) as server:
@@ -637,6 +644,7 @@ def experiment_file(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url="http://localhost:1/v1"))
 
 
+@pytest.mark.e2e
 def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(
     experiment_file, monkeypatch, own_cache, command
 ):

@@ -97,6 +97,7 @@ def test_its_source_is_among_the_sources_and_its_folder_not_in_the_version(tmp_p
     assert len(versions) == 1
 
 
+@pytest.mark.e2e
 def test_a_changed_metric_of_ones_own_is_computed_anew(tmp_path, tiny, own_cache):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     (tmp_path / "starts.py").write_text(STARTS)
@@ -257,6 +258,7 @@ def test_a_broken_script_is_refused(tmp_path):
         load_written(f"evaluate:{tmp_path / 'broken.py'}")
 
 
+@pytest.mark.e2e
 def test_a_metric_by_name_needs_the_hub_and_says_so():
     with pytest.raises(UserError, match="check the name and the network"):
         load_written("evaluate:no_such_metric")

@@ -116,6 +116,7 @@ def test_what_is_disturbed_teaches_nothing_and_is_known_to_have_passed(tiny_sess
     assert tiny_session.timed == {"fits": 40.0}
 
 
+@pytest.mark.e2e
 def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
     loaded = config.load(tiny_experiment.write(tmp_path / "own", tiny))
@@ -126,6 +127,7 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
     assert sum(session.timed.values()) >= found.header["wall_s"] - 0.1  # which is rounded
 
 
+@pytest.mark.e2e
 def test_a_comparison_of_what_is_stored_teaches_nothing(finished_run, tmp_path):
     loaded = config.load(finished_run[0] / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())

@@ -24,6 +24,7 @@ def fit_tiny(tiny, folder, method, params):
     return method.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("method", "own"),
     [pytest.param(lora, {"r": 2}, id="lora"), pytest.param(full, {}, id="full", marks=pytest.mark.weekly)],
@@ -95,6 +96,7 @@ def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
     assert count_steps(lora.Params(**params), [40] * 60) == steps
 
 
+@pytest.mark.e2e
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
     alone = fit_tiny(tiny, tmp_path / "alone", lora, params)

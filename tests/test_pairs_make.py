@@ -125,6 +125,7 @@ def test_answers_that_are_cut_are_in_no_pair(tiny, tmp_path):
         make_pairs(whole, "prompt", make_drawing(whole), "made.jsonl")
 
 
+@pytest.mark.e2e
 def test_a_reward_model_ranks_as_it_was_trained_to_read(session):
     ranking = open_ranking(session, "model")
     examples = session.target.items.train[:3]

@@ -82,6 +82,7 @@ def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(tiny, tmp_path, name):
     made, trained = train(tiny, tmp_path, name)
@@ -103,6 +104,7 @@ def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(
     assert all(before[key].equal(after[key]) for key in before)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", SOFT)
 def test_a_soft_prompt_scores_and_answers_in_packed_rows_as_by_peft_alone(tiny, tmp_path, name):
     import torch
@@ -147,6 +149,7 @@ def test_a_soft_prompt_that_is_opened_again_has_the_validation_loss_that_was_mea
     assert total / sum(len(answer) for _, answer in rows) == pytest.approx(kept, rel=1e-4)
 
 
+@pytest.mark.e2e
 def test_the_ranks_of_adalora_fall_to_the_target(tiny, tmp_path):
     made, _ = train(tiny, tmp_path, "ADALORA", num_train_epochs=10)
     kept = json.loads((made.folder / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
@@ -155,6 +158,7 @@ def test_the_ranks_of_adalora_fall_to_the_target(tiny, tmp_path):
     assert max(ranks) > min(ranks)
 
 
+@pytest.mark.e2e
 def test_an_adalora_training_that_was_stopped_gives_the_weights_of_one_that_was_not(tiny, tmp_path):
     def stop(done, total, note=""):
         if done == 7:
@@ -185,6 +189,7 @@ def test_the_penalty_of_adalora_is_the_distance_of_p_and_q_from_orthogonal():
     assert peft_families._orthogonality(Model()).item() == pytest.approx(0.5 * (3 + 0) / 2)
 
 
+@pytest.mark.e2e
 def test_pissa_takes_its_number_of_iterations_and_is_saved_as_an_adapter_of_twice_the_rank(tiny, tmp_path):
     made, _ = train(tiny, tmp_path, "PiSSA")
     config = json.loads((made.folder / "adapter" / "adapter_config.json").read_text())
@@ -195,6 +200,7 @@ def test_pissa_takes_its_number_of_iterations_and_is_saved_as_an_adapter_of_twic
     assert made.training.n_trainable
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["PiSSA", "OLoRA"])
 def test_what_is_converted_are_the_weights_that_were_trained_but_for_the_rounding_of_their_split(
     tiny, tmp_path, name
@@ -227,6 +233,7 @@ def test_a_soft_prompt_is_a_candidate_like_any_other(tiny, tmp_path):
     assert run.training.n_trainable == 4 * host_of(tiny).model.config.hidden_size
 
 
+@pytest.mark.e2e
 def test_the_parameters_of_peft_can_be_swept(tiny, tmp_path):
     soft = "{method: peft, params: {peft_type: VERA, max_steps: 2}, sweep: {r: [2, 4]}}"
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  soft: {soft}\n")
@@ -234,6 +241,7 @@ def test_the_parameters_of_peft_can_be_swept(tiny, tmp_path):
     assert [trial.params["r"] for trial in runs_of(path)["soft"].training.sweep] == [2, 4]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "name", ["P_TUNING", "IA3", "VERA", "OFT", "LN_TUNING", "OSF", "DoRA", "whole modules"]
 )
@@ -274,6 +282,7 @@ def test_an_adapter_from_elsewhere_that_moved_the_base_is_served_so_and_the_base
     assert all(before[key].equal(tensor) for key, tensor in host.model.state_dict().items())
 
 
+@pytest.mark.e2e
 def test_an_adapter_of_sparse_updates_is_read_by_several_threads(tiny, tmp_path):
     import torch
 

@@ -122,6 +122,7 @@ def test_an_adapter_that_is_not_added_is_refused(whole_model):
         l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
 
 
+@pytest.mark.e2e
 def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_path, own_cache):
     """A step of twelve rows read as one batch or as three changes the weights alike."""
     from harness.methods import lora
@@ -136,6 +137,7 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
     assert [loss for _, loss in parts.loss] == pytest.approx([loss for _, loss in whole.loss], abs=1e-4)
 
 
+@pytest.mark.e2e
 def test_l2_sp_holds_weights_back(tiny, tmp_path, own_cache):
     from safetensors.torch import load_file
 
@@ -195,6 +197,7 @@ def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_t
         assert square.allclose(expected[own], rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.e2e
 def test_the_fisher_diagonal_is_the_curvature_of_the_kl(whole_model):
     """Over many draws, half of F times a small step's square is the KL a token that this step makes."""
     import torch
@@ -331,6 +334,7 @@ KL_AND_L2 = {"kl": {"strength": 20.0}, "l2_sp": {"strength": 1e4}}
 ANSWERS = {"max_completion_length": 4, "num_generations": 4}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "regularize", "own"),
     [

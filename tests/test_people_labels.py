@@ -835,6 +835,7 @@ def two_seeds(project):
     return path
 
 
+@pytest.mark.e2e
 def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(two_seeds):
     found, folder = [], two_seeds.parent
     for i in range(4):
@@ -912,6 +913,7 @@ def test_a_label_is_held_to_the_grade_of_the_answer_that_has_it_where_several_we
     assert arm.confusion.judge_alone == arm.confusion.people_alone == 0
 
 
+@pytest.mark.e2e
 def test_labels_of_first_answers_correct_the_mean_of_all_without_bias():
     found = []
     for seed in range(60):

@@ -55,6 +55,7 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
     assert figures.tokens_per_s > 0
 
 
+@pytest.mark.e2e
 def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_path, parent):
     before = {p.name: p.read_bytes() for p in parent.iterdir()}
     made = fit_pairs(tiny, tmp_path, parent)
@@ -142,6 +143,7 @@ def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, st
     assert own_gradients == {name: pytest.approx(g, rel=1e-3, abs=1e-6) for name, g in gradients.items()}
 
 
+@pytest.mark.e2e
 def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
     long = Example(
         "long", ({"role": "user", "content": "parcel " * 60},), ("late",), cluster="long", rejected="money"

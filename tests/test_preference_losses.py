@@ -134,6 +134,7 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
     assert abs(made[0]["eval_loss"] - math.log(2)) > 1e-3  # else every pair would weigh alike
 
 
+@pytest.mark.e2e
 def test_early_stopping_ends_a_training_and_keeps_the_best_checkpoint(tiny, tmp_path):
     """At a rate at which it diverges from the reference, the held-out loss soon rises."""
     made = fit_pairs(tiny, tmp_path, num_train_epochs=30, early_stopping_patience=1, learning_rate=0.5)

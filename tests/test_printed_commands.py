@@ -181,6 +181,7 @@ CHECKS = {
 }  # fmt: skip
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_chain_of_a_check_runs_also_where_it_was_run_before(name):
     words = CHECKS[name]()

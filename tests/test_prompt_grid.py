@@ -60,6 +60,7 @@ def test_the_schema_for_editors_allows_lists():
         jsonschema.validate([1], recipe["system"])
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("own_cache")
 def test_validation_chooses_among_the_prompts(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, '  prompt: {template: ["{prompt}", "{prompt} Please."]}\n')

@@ -134,6 +134,7 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
         candidate_runs(load_study(more), "best")
 
 
+@pytest.mark.e2e
 def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
     candidates = "  searched: {sweep: {system: [null, Be brief.], answer: [generate, rank]}}\n"
     made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
@@ -143,6 +144,7 @@ def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
     assert len(made.facts[0].training.sweep) == 4
 
 
+@pytest.mark.e2e
 def test_prompts_that_are_sent_alike_are_one_try_under_whatever_names(tiny, tmp_path, own_cache):
     candidates = """\
   plain: {method: base}
@@ -162,6 +164,7 @@ def test_prompts_that_are_sent_alike_are_one_try_under_whatever_names(tiny, tmp_
     assert "Sent as equal values, so one trial: prompting " in markdown(experiment_document(made))
 
 
+@pytest.mark.e2e
 def test_a_training_beside_a_sweep_that_tries_it_too_is_one_try(tiny, tmp_path, own_cache):
     candidates = """\
   plain: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
@@ -176,6 +179,7 @@ def test_a_training_beside_a_sweep_that_tries_it_too_is_one_try(tiny, tmp_path, 
     assert n_settings(made.facts) == 2
 
 
+@pytest.mark.e2e
 def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     systems = ", ".join(f"S{i}." for i in range(9))
     tried = (
@@ -214,6 +218,7 @@ def test_a_prompt_that_is_written_in_another_way_uses_up_no_trial():
     assert len(asked) > 3
 
 
+@pytest.mark.e2e
 def test_a_server_that_cannot_be_reached_ends_its_search_alone(tiny, tmp_path, own_cache):
     path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "sweep: {system: [A., B.]}")
     path.write_text(path.read_text().replace("protocol: chat", "protocol: chat, max_retries: 0"))

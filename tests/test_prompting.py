@@ -404,6 +404,7 @@ def test_a_retriever_that_cannot_be_had_is_refused(tmp_path):
         apply({"rag": {"rerank": "own/nothing"}})
 
 
+@pytest.mark.e2e
 def test_without_sentence_transformers_the_line_to_install_it_is_said():
     program = (
         "import sys; sys.modules['sentence_transformers'] = None\n"

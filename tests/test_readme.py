@@ -232,6 +232,7 @@ def test_every_plugin_stands_in_the_reference(kind):
     } == set()
 
 
+@pytest.mark.e2e
 def test_the_site_is_built_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
@@ -446,6 +447,7 @@ def test_the_prompting_of_readme_changes_the_question_alone(tmp_path):
     assert (asked.id, asked.references) == (ASKED.id, ASKED.references)
 
 
+@pytest.mark.e2e
 def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, own_cache):
     module = plugin("harness/methods/ia3.py", tmp_path)
     source, machine = hub.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
@@ -481,6 +483,7 @@ def test_the_penalty_of_the_docs_is_the_sum_of_what_is_trained(tmp_path):
     assert term.item() == 3.0
 
 
+@pytest.mark.e2e
 def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished_run, own_cache, tmp_path):
     folder = shutil.copytree(finished_run[0], tmp_path / "copy")
     code = example_file("notebook.py")

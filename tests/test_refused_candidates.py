@@ -35,6 +35,7 @@ def folder(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("others", "candidate", "said"), list(read_cases()))
 def test_a_candidate_that_cannot_be_made_is_refused_before_anything_runs(
     folder, tiny, others, candidate, said

@@ -32,6 +32,7 @@ def tensors(made):
     return load_file(next((made.folder / made.kind).glob("*.safetensors")))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "written"), ANY)
 def test_a_reward_model_with_a_regularizer_is_another_one(tiny, tmp_path, name, written):
     plain = fit_head(reward, tiny, tmp_path / "plain", {}, r=2)
@@ -52,6 +53,7 @@ def test_a_head_with_a_regularizer_is_another_one(tiny, tmp_path, train, name, w
     assert held.digest != plain.digest
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("module", [head, reward])
 def test_l2_sp_holds_the_adapter_back(tiny, tmp_path, module):
     def size(made):
@@ -83,6 +85,7 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
     assert sum(term.item() for term in penalty(0)) == 0
 
 
+@pytest.mark.e2e
 def test_what_is_frozen_or_not_of_the_half_is_not_trained_and_the_head_is(tiny, tmp_path):
     first = tensors(fit_head(head, tiny, tmp_path / "first", {"freeze": {"first": 1}}, train="all"))
     last = tensors(fit_head(head, tiny, tmp_path / "last", {"freeze": {"all_but_last": 1}}, train="all"))
@@ -140,6 +143,7 @@ def test_layers_of_other_parts_are_refused_by_dropout(minilm):
         dropout.prepare(model, dropout.Params())
 
 
+@pytest.mark.e2e
 def test_a_regularized_head_is_a_candidate_beside_the_plain_one(tiny, tmp_path):
     quick = "train: all, num_train_epochs: 1, learning_rate: 0.01"
     candidates = (

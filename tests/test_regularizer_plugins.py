@@ -116,6 +116,7 @@ def test_it_moves_the_digest_of_weights(name):
     assert len(set(digests)) == (2 if name == "replay" else 3)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(
     tiny, tmp_path, plain_fit, name

@@ -490,12 +490,14 @@ def test_json_holds_the_rules_the_comparisons_and_the_exit_code(harness, copy):
 # Results made elsewhere
 
 
+@pytest.mark.e2e
 def test_two_folders_of_an_equal_model_pass(tmp_path):
     judged = release.gate_folders(*arms(tmp_path, n=1000, tasks=6, gains=20, losses=20), GatePolicy())
     assert judged.verdict.outcome == "pass"
     assert judged.verdict.macro.n == 6000
 
 
+@pytest.mark.e2e
 def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
     """It passed, with exit code 0, on whatever was left: seven of eight tasks could be missing."""
     old, new = arms(tmp_path, n=2000, tasks=8, gains=40, losses=40)
@@ -687,6 +689,7 @@ def test_a_file_of_samples_is_its_task_alone_and_one_of_results_its_evaluation(t
     assert [t.task.name for t in judged.tasks] == ["task_1"]
 
 
+@pytest.mark.e2e
 def test_tasks_whose_samples_are_gone_from_both_arms_leave_the_verdict_open(tmp_path):
     old, new = arms(tmp_path, n=1000, tasks=7, gains=20, losses=20)
     for arm in (old, new):

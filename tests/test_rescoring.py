@@ -91,6 +91,7 @@ def test_what_only_judges_answers_asks_nobody_again(path, override):
     assert list_lacking(session(path, override)) == set()
 
 
+@pytest.mark.e2e
 def test_rows_scored_again_are_those_of_asking_again(path, tmp_path):
     answer_all(session(path))
     settings = ("target.metrics=[contains,chrf]", "target.truncated_scores=true")
@@ -134,6 +135,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
     assert len([text for text in answered if text.startswith("What follows") and "number" not in text]) == 36
 
 
+@pytest.mark.e2e
 def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, shutil.copytree(tiny, tmp_path / "model"), PROMPT)
     (tmp_path / "starts.py").write_text(STARTS)

@@ -109,6 +109,7 @@ def write_failures(folder):
     return answers, kinds
 
 
+@pytest.mark.e2e
 def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tmp_path, tiny, own_cache):
     answers, kinds = write_failures(tmp_path)
     path = tmp_path / "harness.yaml"
@@ -142,6 +143,7 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     assert (shown["not found, yet right"], shown["not judged"]) == ("0", "0")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("place", [0, 3])
 def test_each_of_several_drawn_answers_is_sorted_wherever_the_right_one_stands(
     place, tmp_path, tiny, own_cache

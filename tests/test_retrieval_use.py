@@ -131,6 +131,7 @@ def test_an_answer_is_grounded_where_the_passages_hold_the_words_of_each_sentenc
     assert is_supported(answer, "Lamp: The lamp costs 40 euros and burns for 900 hours. Yes.") is supported
 
 
+@pytest.mark.e2e
 def test_planted_failures_of_xquad_are_counted_as_planted():
     """Plant into 1,190 questions: other articles' passages, wrong answers, and invented sentences."""
     with gzip.open(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:

@@ -38,6 +38,7 @@ def read_drawn_answers(path, name):
     return store.read_rows(at, rows), store.read_drawn(at, rows)
 
 
+@pytest.mark.e2e
 def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
     path, report = file_and_report
     assert {facts.name for facts in report.facts} == {"first", "best"}

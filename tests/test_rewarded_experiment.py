@@ -31,6 +31,7 @@ def write_experiment(folder, tiny, candidates=CANDIDATES):
     return tiny_experiment.write(folder, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 4)))
 
 
+@pytest.mark.e2e
 def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path):
     report = tiny_experiment.run(write_experiment(tmp_path, tiny))
     assert {facts.name for facts in report.facts} == {"prompt", "grpo"}
@@ -41,6 +42,7 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
     assert len(training.reward) == len(training.kl) == 1
 
 
+@pytest.mark.e2e
 def test_a_reward_model_that_nobody_names_is_said_not_to_be_trained(tiny, tmp_path):
     alone = CANDIDATES.partition("  grpo:")[0]
     report = tiny_experiment.run(write_experiment(tmp_path / "alone", tiny, alone))
@@ -82,6 +84,7 @@ def _length(output, example):
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_a_metric_of_a_file_that_is_better_when_low_falls_while_it_rewards(tiny, tmp_path, method):
     (tmp_path / "brief.py").write_text(BRIEF)

@@ -89,6 +89,7 @@ def reward(prompts, completions, references):
 '''
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("module", [rloo, grpo])
 def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, tmp_path, module):
     (tmp_path / "short.py").write_text(LENGTH)
@@ -118,6 +119,7 @@ class Stopped(KeyboardInterrupt):
     """What a user's Ctrl-C raises, told apart from the user's own."""
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("module", "n_iterations"), [(rloo, 1), (grpo, 2)])
 def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that_epoch(
     tiny, tmp_path, module, n_iterations

@@ -180,6 +180,7 @@ def identity_by(folder):
     return json.loads(said)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("concern", "field"),
     [
@@ -199,6 +200,7 @@ def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, fi
     assert {name for name in before if before[name] != after[name]} == {field}
 
 
+@pytest.mark.e2e
 def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
     package = shutil.copytree(Path(run_candidate.__file__).parents[2], tmp_path / "harness")
     before = identity_by(tmp_path)
@@ -304,6 +306,7 @@ def test_a_failed_run_keeps_its_whole_reason_on_one_line(path):
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 
 
+@pytest.mark.e2e
 def test_copies_of_a_session_share_the_base_in_memory_and_free_it_together(path):
     made = session(path)
     assert replace(made, progress=SilentProgress()).host(made.source) is made.host(made.source)

@@ -92,6 +92,7 @@ def test_clusters_are_drawn_one_after_the_other_and_large_ones_no_sooner():
     assert np.mean(large) == pytest.approx(400 / 600, abs=4 * np.std(large) / np.sqrt(200))
 
 
+@pytest.mark.e2e
 def test_tasks_are_asked_alike_and_small_ones_by_thirds():
     plan = sampling.plan({"a": sampling.pool_of(rows(np.full(150, 0.5)), EXACT)}, [], 0.01, 0.05)
     assert [plan.n("a", k) for k in range(len(plan.alphas))] == [50, 150]
@@ -113,6 +114,7 @@ def test_what_cannot_be_drawn_from_is_asked_in_full(answered, metric):
     assert sampling.pool_of(answered, metric) is None
 
 
+@pytest.mark.e2e
 @settings(max_examples=30)
 @given(sizes, sizes, margins)
 def test_looks_grow_by_whole_blocks_and_never_beyond_the_task(n, m, margin):
@@ -127,6 +129,7 @@ def test_looks_grow_by_whole_blocks_and_never_beyond_the_task(n, m, margin):
         assert all(2 <= drawn[s] <= of.sizes[s] for drawn in plan.drawn[name] for s in drawn)
 
 
+@pytest.mark.e2e
 @settings(max_examples=30)
 @given(sizes, margins)
 def test_every_look_pays_for_the_others(n, margin):
@@ -136,6 +139,7 @@ def test_every_look_pays_for_the_others(n, margin):
     assert len(alphas) == 1 or max(alphas) < 0.05
 
 
+@pytest.mark.e2e
 @settings(max_examples=30)
 @given(sizes, margins, st.integers(0, 5))
 def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, margin, seed):

@@ -193,6 +193,7 @@ def test_it_is_a_candidate_like_any_other_whose_documents_count_once(folder_and_
     assert (step.macro.n, verdict.macro.n) == (12, 12)
 
 
+@pytest.mark.e2e
 def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_path):
     candidates = f"  prompt: {{method: base}}\n  mixed: {LORA}, replay: 0.2}}\n"
     report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
@@ -206,6 +207,7 @@ def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_pa
     assert 1 <= run.training.n_replayed <= 6
 
 
+@pytest.mark.e2e
 def test_rows_of_a_file_are_replayed_as_they_are(tiny, tmp_path):
     general = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
     tiny_experiment.rows(tmp_path / "general.jsonl", general)
@@ -244,6 +246,7 @@ def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_pat
     assert all(".layers.1." in name for name in names)
 
 
+@pytest.mark.e2e
 def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
     from safetensors.torch import load_file
 

@@ -201,6 +201,7 @@ def harness(*words, cwd, **env):
     )
 
 
+@pytest.mark.e2e
 def test_install_prints_the_unit_on_stdout_and_the_next_step_beside_it(config):
     done = harness("nightly", "install", "--cron", "--at", "03:15", cwd=config.parent)
     assert done.returncode == 0
@@ -208,6 +209,7 @@ def test_install_prints_the_unit_on_stdout_and_the_next_step_beside_it(config):
     assert "crontab -" in done.stderr
 
 
+@pytest.mark.e2e
 def test_a_webhook_that_is_no_address_is_refused_before_the_night(config):
     done = harness("nightly", "run", "--webhook", "hooks.example/x", cwd=config.parent)
     assert (done.returncode, done.stdout) == (2, "")
@@ -215,6 +217,7 @@ def test_a_webhook_that_is_no_address_is_refused_before_the_night(config):
     assert not (config.parent / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_install_asks_for_one_scheduler(config):
     for words in ([], ["--cron", "--github"]):
         done = harness("nightly", "install", *words, cwd=config.parent)
@@ -222,6 +225,7 @@ def test_install_asks_for_one_scheduler(config):
         assert "one of --cron, --systemd, --github" in done.stderr
 
 
+@pytest.mark.e2e
 def test_status_of_an_experiment_without_nights_says_how_to_begin(folder):
     done = harness("nightly", "status", cwd=folder)
     assert (done.returncode, done.stdout) == (0, "no night was run yet; next: harness nightly run\n")
@@ -229,12 +233,14 @@ def test_status_of_an_experiment_without_nights_says_how_to_begin(folder):
     assert (found["last"], found["n_nights"]) == (None, 0)
 
 
+@pytest.mark.e2e
 def test_status_names_a_night_that_was_begun_and_not_finished(folder):
     (folder / "runs" / "nightly" / "tiny" / "2026-03-01" / "rows").mkdir(parents=True)
     done = harness("nightly", "status", cwd=folder)
     assert done.stdout.startswith("begun and not finished: 2026-03-01; ")
 
 
+@pytest.mark.e2e
 def test_acknowledging_without_an_alarm_is_said_in_a_line(folder):
     done = harness("nightly", "ack", cwd=folder)
     assert done.returncode == 2

@@ -142,6 +142,7 @@ class TestASearch:
         assert "3 trials on validation rows, proposed by TPE of Optuna" in text
         assert "was the best of 3 trials on validation" in text
 
+    @pytest.mark.e2e
     def test_is_not_trained_again_and_goes_on_with_more_trials(self, file_and_report):
         path, _ = file_and_report
         before = folders(path)
@@ -152,6 +153,7 @@ class TestASearch:
         assert before.items() <= after.items()
         assert len(next(f for f in more.facts if f.name == "found").training.sweep) == 5
 
+    @pytest.mark.e2e
     def test_with_fewer_trials_than_it_has_made_is_shown_and_chosen_of_those_alone(self, file_and_report):
         path, _ = file_and_report
         tiny_experiment.run(path, "candidates.found.trials=5")
@@ -165,6 +167,7 @@ class TestASearch:
         shown = report_stored(session, ["prompt", "found"])
         assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3
 
+    @pytest.mark.e2e
     def test_that_was_ended_comes_by_the_same_points(self, file_and_report, tiny, tmp_path):
         _, found = file_and_report
         other = tiny_experiment.write(tmp_path, tiny, SEARCHED.replace("TRIALS", "3"))

@@ -73,6 +73,7 @@ def test_values_are_masked_by_the_names_of_their_keys_lists_and_options_included
     }
 
 
+@pytest.mark.e2e
 def test_a_long_line_without_secrets_is_masked_at_once():
     start = time.perf_counter()
     for text in ("--" + "a" * 100_000, "a." * 50_000, "a_" * 50_000):

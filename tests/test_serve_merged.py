@@ -63,6 +63,7 @@ def test_merged_and_apart_differ_in_16_bits_alone_and_leave_the_base_as_it_was(t
     assert gaps["fp32"] < 1e-4 < gaps["bf16"] < 0.5
 
 
+@pytest.mark.e2e
 def test_a_comparison_measures_both_and_prints_by_how_much_they_differ(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES)
     path.write_text(path.read_text().replace("precision: fp32", "precision: bf16"))
@@ -76,6 +77,7 @@ def test_a_comparison_measures_both_and_prints_by_how_much_they_differ(tiny, tmp
     assert float(note.split(" by up to ")[1].removesuffix(" nats")) > 0
 
 
+@pytest.mark.e2e
 def test_in_fp32_it_is_the_adapter_itself_and_says_so(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.replace("num_train_epochs: 4", "max_steps: 1"))
     report = tiny_experiment.run(path)

@@ -196,6 +196,7 @@ def test_shards_are_refused_without_gpus_and_without_deepspeed(tiny, tmp_path):
     assert "pip install 'harness-evals[deepspeed]', or distributed_type: FSDP" in said
 
 
+@pytest.mark.e2e
 def test_one_gpu_too_few_and_what_needs_whole_weights_are_named_for_shards(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     session = session_of(tiny, tmp_path, FSDP)

@@ -60,6 +60,7 @@ def test_without_a_goal_or_with_one_base_nothing_is_said(goal):
     assert sentence(candidate("a", 0.5, base=SMALL), other, goal=goal) == ""
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("own_cache")
 def test_an_experiment_on_two_bases_names_the_smaller_one(tiny, tmp_path):
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

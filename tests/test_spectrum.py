@@ -109,6 +109,7 @@ def test_what_was_chosen_is_all_that_is_trained_and_saved(tiny, tmp_path):
     assert sum(one.n_trained for one in made.training.scan) == 7
 
 
+@pytest.mark.e2e
 def test_it_gives_the_logits_that_it_had_in_memory_and_leaves_the_base_as_it_was(tiny, tmp_path):
     made, trained = train(tiny, tmp_path)
     host = ModelHost(resolve(str(tiny)), CPU)
@@ -125,6 +126,7 @@ def test_it_gives_the_logits_that_it_had_in_memory_and_leaves_the_base_as_it_was
     assert all(before[name].equal(tensor) for name, tensor in host.model.state_dict().items())
 
 
+@pytest.mark.e2e
 def test_in_bf16_packed_layers_are_replaced_and_put_back(tiny, tmp_path):
     made, _ = train(tiny, tmp_path, "bf16")
     host = ModelHost(resolve(str(tiny)), CPU._replace(precision="bf16"))
@@ -180,6 +182,7 @@ def test_a_base_without_linear_layers_is_refused_with_what_takes_it(tiny, tmp_pa
     assert "method: lora" in error.value.knob
 
 
+@pytest.mark.e2e
 def test_it_is_a_candidate_whose_scan_the_report_prints_with_share_and_size(tiny, tmp_path):
     own = "{method: spectrum, params: {share: 0.5, max_steps: 2, learning_rate: 0.01}}"
     full = "{method: full, params: {max_steps: 1}}"

@@ -424,6 +424,7 @@ def test_samples_are_read_in_a_folder_of_any_name(tmp_path, store, name):
     assert column(Store(tmp_path / name), "SELECT count(text) FROM samples") == [18]
 
 
+@pytest.mark.e2e
 def test_queries_of_several_threads_are_all_answered(store):
     query = "SELECT count(text) FROM samples"
     with ThreadPoolExecutor(4) as pool:

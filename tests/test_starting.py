@@ -83,6 +83,7 @@ def list_problems(*args, **kwargs):
     return [problem.found for problem in caught.value.problems]
 
 
+@pytest.mark.e2e
 def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(propose_rows):
     few = propose_rows(FREE[:6])
     n = len(load_task(few.task, 0).test)
@@ -90,12 +91,14 @@ def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(propose_rows)
     assert [warning.partition(":")[0] for warning in few.warnings] == [f"only {n} items for test"]
 
 
+@pytest.mark.e2e
 def test_enough_rows_are_not_warned_of(propose_rows):
     enough = propose_rows(FREE)
     assert len(load_task(enough.task, 0).test) >= 6
     assert enough.warnings == ()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("content", "kind", "metrics", "candidates"),
     [
@@ -142,6 +145,7 @@ def test_the_task_follows_from_the_rows(propose_rows, content, kind, metrics, ca
     assert [name for name in found.candidates if name != "dpo"] == candidates
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "content",
     [LABELLED, CHOICES, FREE, QUESTIONS, PAIRS],
@@ -156,12 +160,14 @@ def test_what_is_written_loads_as_what_was_proposed(propose_rows, content):
     assert load_task(loaded.experiment.target, 0).test
 
 
+@pytest.mark.e2e
 def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(propose_rows):
     task = propose_rows(CHOICES).task
     assert (task.kind, task.chance, task.system) == ("choice", 0.25, "Answer the question.")
     assert load_task(task, 0).test[0].choices
 
 
+@pytest.mark.e2e
 def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(propose_rows):
     content = [{"prompt": f"Name a fruit, {i}.", "references": ["apple", f"pear {i}"]} for i in range(30)]
     assert [line for line in propose_rows(content).said if line.startswith("accepted answers: ")] == [
@@ -170,6 +176,7 @@ def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(propose_
     assert not any(line.startswith("accepted answers") for line in propose_rows(FREE, kind="text").said)
 
 
+@pytest.mark.e2e
 def test_calls_of_tools_are_scored_as_calls(propose_rows):
     def row(i):
         call = {"type": "function", "function": {"name": "look_up", "arguments": json.dumps({"n": i})}}
@@ -179,17 +186,20 @@ def test_calls_of_tools_are_scored_as_calls(propose_rows):
     assert propose_rows([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
 
 
+@pytest.mark.e2e
 def test_rows_that_are_called_like_a_task_of_the_suites_get_another_name(tmp_path):
     request = Request(tmp_path / "new", rows(tmp_path, "translation.jsonl", LABELLED), minutes=20.0)
     found = scaffold.propose(request, HERE)
     assert (found.name, found.task.name) == ("translation-target", "translation-target")
 
 
+@pytest.mark.e2e
 def test_short_answers_that_are_numbers_are_scored_whole(propose_rows):
     content = [{"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"} for i in range(40)]
     assert propose_rows(content).task.metrics == ("exact_match", "token_f1")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("mark", ["#### {}", "It is $\\boxed{{{}}}$."])
 def test_answers_that_reason_are_scored_by_their_final_answer(propose_rows, mark):
     content = [{"question": f"{i} + 1?", "answer": f"Add 1.\n{mark.format(i + 1)}"} for i in range(40)]
@@ -198,6 +208,7 @@ def test_answers_that_reason_are_scored_by_their_final_answer(propose_rows, mark
     assert task.system.startswith("Think step by step")
 
 
+@pytest.mark.e2e
 def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows):
     content = [{"prompt": f"Add {i}.", "completion": f"def f(x):\n    return x + {i}"} for i in range(40)]
     task = propose_rows(content).task
@@ -205,12 +216,14 @@ def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows)
     assert task.system == "Reply to the request in a few words, and nothing else."
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("column", ["group_id", "customer_id", "user_id", "session_id"])
 def test_rows_of_one_customer_stay_together(propose_rows, column):
     content = [{**row, column: f"c{i // 4}"} for i, row in enumerate(LABELLED)]
     assert propose_rows(content).task.fields.cluster == f"{{{column}}}"
 
 
+@pytest.mark.e2e
 def test_labels_that_answers_join_are_scored_by_their_overlap(propose_rows):
     joined = ("billing", "delivery", "billing; delivery", "delivery; billing", "praise; billing", "praise")
     found = propose_rows([{"text": f"Letter {i}.", "label": joined[i % 6]} for i in range(60)])
@@ -221,12 +234,14 @@ def test_labels_that_answers_join_are_scored_by_their_overlap(propose_rows):
     )
 
 
+@pytest.mark.e2e
 def test_labels_with_a_comma_are_labels_where_none_of_its_parts_stands_alone(propose_rows):
     mood = [f"{one}, {other}" for one in ("good", "bad", "odd") for other in ("weak", "strong", "mild")]
     found = propose_rows([{"text": f"Letter {i}.", "label": mood[i % 9]} for i in range(90)])
     assert found.task.labels == tuple(sorted(mood))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("output", [{"who": "Ann", "n": 0}, [{"who": "Ann"}, {"who": "Bob"}]])
 def test_answers_that_are_objects_are_json(propose_rows, output):
     found = propose_rows([{"input": f"Note {i}: Ann.", "output": output} for i in range(40)])
@@ -234,6 +249,7 @@ def test_answers_that_are_objects_are_json(propose_rows, output):
     assert load_task(found.task, 0).test[0].references == (json.dumps(output),)
 
 
+@pytest.mark.e2e
 def test_long_answers_that_repeat_are_warned_of_and_can_be_made_labels(propose_rows):
     replies = [
         f"{greeting}, {'we have your letter and answer soon ' * 3}" for greeting in ("Hi", "Dear", "Hello")
@@ -244,17 +260,20 @@ def test_long_answers_that_repeat_are_warned_of_and_can_be_made_labels(propose_r
     assert len(propose_rows(content, kind="labels").task.labels) == 3
 
 
+@pytest.mark.e2e
 def test_labels_that_differ_in_white_space_alone_are_not_joined(propose_rows):
     content = [{"text": f"Case {i}.", "label": (" x", "x", "y ", "y")[i % 4]} for i in range(60)]
     assert propose_rows(content).kind == "labels"
 
 
+@pytest.mark.e2e
 def test_a_numbered_column_is_no_part_of_the_question(propose_rows):
     content = [{"ID": i, "Subject": f"S {i}", "Body": f"B {i}", "Category": "ab"[i % 2]} for i in range(40)]
     fields = propose_rows(content).task.fields
     assert (fields.prompt, fields.reference) == ("{Subject}\n\n{Body}", "{Category}")
 
 
+@pytest.mark.e2e
 def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     def row(i):
         call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []
@@ -264,6 +283,7 @@ def test_few_different_calls_of_tools_are_no_labels(propose_rows):
     assert (found.kind, found.task.metrics) == ("text", ("tool_call", "token_f1"))
 
 
+@pytest.mark.e2e
 def test_choices_that_are_the_same_in_all_rows_are_labels(propose_rows):
     content = [
         {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}
@@ -272,12 +292,14 @@ def test_choices_that_are_the_same_in_all_rows_are_labels(propose_rows):
     assert propose_rows(content).task.labels == ("even", "odd")
 
 
+@pytest.mark.e2e
 def test_labels_are_closed_and_named_in_the_system_message(propose_rows):
     task = propose_rows(LABELLED).task
     assert task.labels == ("card", "pin")
     assert task.system == "Classify the text. Reply with one of these labels and nothing else: card, pin."
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("own", [True, False])
 def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows, own):
     first = [{"role": "system", "content": "You are brief."}] if own else []
@@ -296,6 +318,7 @@ def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows,
     assert (task.system is None) == own
 
 
+@pytest.mark.e2e
 def test_rows_whose_system_message_has_their_tools_alone_get_that_of_the_task(propose_rows):
     tools = [{"name": "look_up", "parameters": {}}]
     asked = [{"question": f"Who is {i}?", "answer": f"N {i}", "tools": tools} for i in range(40)]
@@ -303,12 +326,14 @@ def test_rows_whose_system_message_has_their_tools_alone_get_that_of_the_task(pr
     assert propose_rows(asked).task.system == asked_with
 
 
+@pytest.mark.e2e
 def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows):
     found = propose_rows(QUESTIONS)
     assert found.task.fields.cluster == "{title}"
     assert any(line.startswith("split by title:") for line in found.said)
 
 
+@pytest.mark.e2e
 def test_the_contexts_of_questions_become_documents_where_retrieval_is_asked_for(propose_rows):
     found = propose_rows(QUESTIONS, kind="question")
     assert {"rag", "hybrid"} <= found.candidates.keys()
@@ -316,11 +341,13 @@ def test_the_contexts_of_questions_become_documents_where_retrieval_is_asked_for
     assert "documents: 40 to retrieve from" in found.said
 
 
+@pytest.mark.e2e
 def test_documents_of_ones_own_bring_retrieval(propose_rows, tmp_path):
     found = propose_rows(FREE, documents=rows(tmp_path, "kb.jsonl", DOCUMENTS))
     assert {"rag", "hybrid"} <= found.candidates.keys()
 
 
+@pytest.mark.e2e
 def test_pairs_of_ones_own_are_named(propose_rows, tmp_path):
     found = propose_rows(FREE, pairs=rows(tmp_path, "pairs.jsonl", PAIRS))
     assert found.task.data.pairs.endswith("pairs.jsonl")
@@ -332,6 +359,7 @@ def thumbs(n, down):
     return [{**row, "label": not down(i)} for i, row in enumerate(asked)]
 
 
+@pytest.mark.e2e
 def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_answers(propose_rows):
     found = propose_rows(thumbs(60, lambda i: i % 3 == 0))
     assert list(found.candidates) == ["prompt", "fixed", "knn", "lora", "kto"]
@@ -343,6 +371,7 @@ def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_an
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("written", [("False", "True"), ("false", "true"), ("0", "1")])
 def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
     content = [
@@ -356,6 +385,7 @@ def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
+@pytest.mark.e2e
 def test_many_unusable_rows_are_refused_among_answers_with_thumbs_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = thumbs(60, lambda i: i % 3 == 0)
@@ -375,6 +405,7 @@ def test_many_unusable_rows_are_refused_among_answers_with_thumbs_too(tmp_path, 
     assert "kto" in scaffold.propose(Request(tmp_path / "new", new), HERE).candidates
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("down", "method"), [(lambda i: i % 2, "kto"), (lambda i: False, None), (lambda i: True, None)]
 )
@@ -383,22 +414,26 @@ def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(propose_rows, tmp_p
     assert found.candidates.keys() & {"dpo", "kto"} == ({method} if method else set())
 
 
+@pytest.mark.e2e
 def test_long_answers_are_scored_although_they_are_cut(propose_rows):
     assert propose_rows(FREE).task.truncated_scores
     assert not propose_rows(QUESTIONS).task.truncated_scores
 
 
+@pytest.mark.e2e
 def test_answers_in_another_script_are_compared_by_their_letters(propose_rows):
     content = [{"prompt": f"{i}?", "reference": f"これは長い答えです{i}"} for i in range(30)]
     assert propose_rows(content).task.metrics == ("chrf",)
 
 
+@pytest.mark.e2e
 def test_many_rows_are_drawn_from_and_it_is_said(propose_rows):
     found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
     assert found.task.data.limits.test == 400
     assert any("drawn" in line for line in found.said)
 
 
+@pytest.mark.e2e
 def test_a_larger_base_gets_a_lower_learning_rate(propose_rows):
     rates = {
         base: propose_rows(FREE, base_model=base).candidates["lora"]["sweep"]["learning_rate"]
@@ -407,6 +442,7 @@ def test_a_larger_base_gets_a_lower_learning_rate(propose_rows):
     assert max(rates["own/model"]) < max(rates["smollm2-135m"])
 
 
+@pytest.mark.e2e
 def test_a_few_unusable_rows_are_left_out_and_said(propose_rows):
     found = propose_rows([*FREE, {**FREE[0], "output": ""}])
     assert found.task.data.invalid_rows == "drop"
@@ -420,6 +456,7 @@ def test_many_unusable_rows_are_refused(tmp_path):
     assert found[-1] == "10 of 50 rows that cannot be used"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("columns", [("text", "label"), ("instruction", "output")])
 def test_the_command_that_leaves_unusable_rows_out_makes_a_file_that_is_taken(tmp_path, monkeypatch, columns):
     monkeypatch.chdir(tmp_path)
@@ -433,6 +470,7 @@ def test_the_command_that_leaves_unusable_rows_out_makes_a_file_that_is_taken(tm
     assert scaffold.propose(Request(tmp_path / "new", new), HERE).kind == "labels"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("columns", [("q", "a"), ("Text", "Intent"), ("Query", "kind")])
 def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
     with (tmp_path / "my rows.csv").open("w", newline="", encoding="utf-8") as file:
@@ -442,6 +480,7 @@ def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns)
     assert found.name == "my-rows"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "columns",
     [("customer_message", "agent_message"), ("user_message", "bot_message"), ("user text", "assistant text")],
@@ -490,6 +529,7 @@ def test_a_line_above_the_header_is_refused_at_its_place(tmp_path):
     assert problem.next_step.startswith("delete the lines above it")
 
 
+@pytest.mark.e2e
 def test_a_header_that_stands_once_more_is_no_row(tmp_path):
     content = [("text", "label"), *((row["text"], row["label"]) for row in LABELLED)]
     found = scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content + content[:1])), HERE)
@@ -497,6 +537,7 @@ def test_a_header_that_stands_once_more_is_no_row(tmp_path):
     assert any("the names of the columns once more (1); the first is 42" in line for line in found.said)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("header", [("q", "a"), ("Q", "A")])
 def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, header):
     content = [header, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
@@ -505,6 +546,7 @@ def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, head
     assert found.task.labels == ("a", "b", "c", "d")
 
 
+@pytest.mark.e2e
 def test_a_header_that_is_a_value_too_is_taken_where_its_columns_are_named(tmp_path):
     content = [("q", "card"), *((row["text"], row["label"]) for row in LABELLED)]
     data = write_untitled(tmp_path, content)
@@ -537,6 +579,7 @@ def test_a_column_that_was_named_and_is_not_there_is_refused_once(tmp_path, name
     assert "did you mean" in problem.next_step
 
 
+@pytest.mark.e2e
 def test_columns_that_were_named_are_taken(propose_rows):
     content = [{"a": f"Say {i}", "b": str(i), "c": "y"} for i in range(20)]
     task = propose_rows(content, prompt="a", reference="<{b}>").task
@@ -556,6 +599,7 @@ def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["harness.yaml"]
 
 
+@pytest.mark.e2e
 def test_a_file_that_appeared_meanwhile_is_not_overwritten(propose_rows, tmp_path):
     found = propose_rows(LABELLED)
     (tmp_path / "new").mkdir()
@@ -565,6 +609,7 @@ def test_a_file_that_appeared_meanwhile_is_not_overwritten(propose_rows, tmp_pat
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["harness.yaml"]
 
 
+@pytest.mark.e2e
 def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
     (tmp_path / "one").mkdir()
     scaffold.write(
@@ -574,6 +619,7 @@ def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
     assert Path(config.load(moved / "harness.yaml").experiment.target.data.all).parent == moved
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("label", ["yes", "no", "1", "a: b", "it's", "[x]", "true", "# x", "naïve", "{text}"])
 def test_any_label_survives_the_yaml(propose_rows, label):
     content = [{"prompt": f"What is {i}?", "reference": (label, "other one")[i % 2]} for i in range(20)]
@@ -599,6 +645,7 @@ def test_the_decision_on_what_was_written_lacks_no_alternative(propose_rows, tin
     assert (report.decision.missing, {fact.state for fact in report.facts}) == ((), {"done"})
 
 
+@pytest.mark.e2e
 def test_few_rows_are_tested_in_folds_and_where_a_label_is_too_rare_for_it_this_is_said(propose_rows):
     rare = propose_rows([*LABELLED, {"text": "What now?", "label": "other"}])
     assert rare.task.data.folds is None
@@ -610,6 +657,7 @@ def test_few_rows_are_tested_in_folds_and_where_a_label_is_too_rare_for_it_this_
     assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in found.said)
 
 
+@pytest.mark.e2e
 def test_the_plain_prompt_is_the_best_of_several_instructions(propose_rows):
     assert "sweep" not in propose_rows(LABELLED, instruction="Say card or pin.").candidates["prompt"]
     found = propose_rows(LABELLED)
@@ -622,6 +670,7 @@ def test_the_plain_prompt_is_the_best_of_several_instructions(propose_rows):
     ]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("kind", "n"), [("labels", 1), ("question", 1), ("preference", 2)])
 def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_rows, kind, n):
     found = propose_rows(KINDS[kind])
@@ -659,6 +708,7 @@ def decision_on(found, **fine_tune):
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_proposed_can_end_in_a_fine_tune(propose_rows, kind):
     decision = decision_on(propose_rows(KINDS[kind]), score=0.8, gain=0.3)
@@ -744,6 +794,7 @@ def test_where_the_base_is_not_here_the_length_of_answers_is_guessed_by_their_si
     assert propose_max_tokens(propose_rows, [answer, answer + " "], "org/name") == n
 
 
+@pytest.mark.e2e
 def test_a_tokenizer_that_cannot_be_read_is_refused_by_its_file(tmp_path, tiny):
     copy = tmp_path / "damaged"
     shutil.copytree(tiny, copy)
@@ -754,6 +805,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_by_its_file(tmp_path, tiny):
     assert problem.where == str(copy / "tokenizer.json")
 
 
+@pytest.mark.e2e
 def test_fewer_shots_are_proposed_of_long_rows(propose_rows):
     def shots(content):
         return propose_rows(content).candidates["knn"]["prompting"]["few_shot"]["shots"]
@@ -773,6 +825,7 @@ def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
     assert (fixed["prompting"]["few_shot"]["shots"], "fixed" in candidates) == (n_shots, n_shots is not None)
 
 
+@pytest.mark.e2e
 def test_a_training_takes_the_longest_row(propose_rows, own_cache):
     def room(n_letters):
         content = [{"prompt": f"{i} " + "word " * (n_letters // 5), "reference": f"{i}"} for i in range(30)]
@@ -781,6 +834,7 @@ def test_a_training_takes_the_longest_row(propose_rows, own_cache):
     assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
 
 
+@pytest.mark.e2e
 def test_the_longest_row_is_that_of_the_base_where_its_tokenizer_is_here(
     propose_rows, tiny, tmp_path, own_cache
 ):
@@ -790,6 +844,7 @@ def test_the_longest_row_is_that_of_the_base_where_its_tokenizer_is_here(
     assert "max_length" not in propose_rows(content).candidates["lora"]["params"]
 
 
+@pytest.mark.e2e
 def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows):
     content = [{"prompt": f"{i} " + "word " * 8000 * (i % 2), "reference": f"{i}"} for i in range(30)]
     (warning,) = propose_rows(content).warnings
@@ -798,6 +853,7 @@ def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows
     assert 0 < int(n_long) < n_train
 
 
+@pytest.mark.e2e
 def test_items_that_are_longer_than_the_base_reads_are_warned_of(propose_rows, tiny):
     content = [{"text": f"{i} " + "lamp " * 400 * (i % 2), "label": "ab"[i // 2 % 2]} for i in range(40)]
     items = load_task(propose_rows(content).task, 0)
@@ -808,6 +864,7 @@ def test_items_that_are_longer_than_the_base_reads_are_warned_of(propose_rows, t
     assert 0 < n_long < len(evaluated)
 
 
+@pytest.mark.e2e
 def test_the_kind_of_task_can_be_named(propose_rows):
     assert propose_rows(LABELLED, kind="text").task.labels == ()
     many = [{"text": f"Row {i}", "answer": f"class {i % 15}"} for i in range(30)]

@@ -162,6 +162,7 @@ def test_tangos_statistic_is_the_score_at_the_numerically_likeliest_rates(gains,
     assert stats.tango_z(gains, losses, n, delta) == pytest.approx(z, abs=1e-4)
 
 
+@pytest.mark.e2e
 def test_the_standard_error_of_equal_clusters_agrees_with_statsmodels():
     import statsmodels.api as sm
 

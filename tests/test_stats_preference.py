@@ -70,6 +70,7 @@ def test_items_rated_by_many_are_resampled_as_one():
     assert five_raters == pytest.approx(alone)
 
 
+@pytest.mark.e2e
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     draw, held = np.random.default_rng(0), 0
     for _ in range(200):

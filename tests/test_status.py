@@ -69,6 +69,7 @@ class Lines(SilentProgress):
         self.finished.append(candidate)
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("own_cache")
 def test_a_candidate_of_several_seeds_is_finished_with_the_last(tiny, tmp_path):
     """Else the plan would drop the time of the other seeds; these fail, as their rows are longer."""

@@ -189,6 +189,7 @@ def test_drawn_answers_lie_beside_their_rows_and_a_damaged_file_asks_for_them_ag
     assert rows.list_stored_blocks(store, drawn, ids) == set()
 
 
+@pytest.mark.e2e
 @settings(max_examples=40)
 @given(st.lists(SAMPLES, min_size=1, max_size=6))
 def test_rows_come_back_exactly(tmp_path_factory, sample):
@@ -566,6 +567,7 @@ def test_rows_and_scores_are_in_the_index(store):
         assert db.execute(query).fetchall() == [(digest, r.position, r.text, ["answer"]) for r in sample]
 
 
+@pytest.mark.e2e
 def test_rows_that_two_runs_share_are_ingested_once_and_reindex_finds_the_same(store):
     save_two_runs(store)
     assert (count(store, "rowsets"), count(store, "scores")) == (2, 75)
@@ -587,6 +589,7 @@ def test_rows_that_have_grown_are_ingested_anew(store):
     assert (count(store, "rowsets"), count(store, "scores")) == (1, 100)
 
 
+@pytest.mark.e2e
 def test_an_index_that_is_missing_is_built_when_it_is_queried_or_written(store):
     save_two_runs(store)
     store.index.unlink()
@@ -598,6 +601,7 @@ def test_an_index_that_is_missing_is_built_when_it_is_queried_or_written(store):
     assert count(store, "scores") == 75
 
 
+@pytest.mark.e2e
 def test_an_index_whose_building_is_ended_is_missing_and_not_partial(store):
     save_two_runs(store)
     store.index.unlink()
@@ -617,6 +621,7 @@ def test_reindex_skips_what_it_cannot_read_and_says_what(store):
     assert [Path(line.partition(":")[0]).parent.name for line in counts.skipped] == ["c", OTHER.digest]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("size", [0, 5, 5000])
 def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
     save_two_runs(store)
@@ -694,6 +699,7 @@ def test_what_a_killed_writer_had_committed_is_read_and_does_not_outlive_a_reind
     assert count(store, "rowsets") == 0
 
 
+@pytest.mark.e2e
 def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_told(store):
     save_two_runs(store)
     kept = stores.get_run(store, "b")
@@ -737,6 +743,7 @@ def hold_index(store, mode):
         holder.communicate()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_a_run_is_saved_without_waiting_for_who_keeps_the_index_open_and_is_indexed_afterwards(store, mode):
     save_two_runs(store)
@@ -750,6 +757,7 @@ def test_a_run_is_saved_without_waiting_for_who_keeps_the_index_open_and_is_inde
     assert list_indexed_runs(store) == ["a", "b", "c", "d"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_a_query_sees_what_an_index_missed_that_somebody_keeps_open(store, mode):
     save_two_runs(store)
@@ -762,6 +770,7 @@ def test_a_query_sees_what_an_index_missed_that_somebody_keeps_open(store, mode)
     assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
+@pytest.mark.e2e
 def test_reindex_replaces_an_index_that_somebody_keeps_open(store):
     save_two_runs(store)
     with hold_index(store, "write"):
@@ -770,6 +779,7 @@ def test_reindex_replaces_an_index_that_somebody_keeps_open(store):
         assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
+@pytest.mark.e2e
 def test_readers_of_an_index_do_not_hold_each_other_up(store):
     stores.save_run(store, make_run("a", []))
     with hold_index(store, "read"):
@@ -781,6 +791,7 @@ def test_readers_of_an_index_do_not_hold_each_other_up(store):
     assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
+@pytest.mark.e2e
 def test_an_index_that_another_writes_takes_a_run_later_and_says_so_when_it_is_rebuilt(store):
     with index.writer_lock(store, 1):
         stores.save_run(store, make_run("a", []))
@@ -791,6 +802,7 @@ def test_an_index_that_another_writes_takes_a_run_later_and_says_so_when_it_is_r
         stores.reindex(replace(store, wait_s=0.1))
 
 
+@pytest.mark.e2e
 def test_a_run_that_was_removed_while_the_index_is_held_is_forgotten_afterwards(store):
     save_two_runs(store)
     with hold_index(store, "read"):
@@ -817,6 +829,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.e2e
 def test_two_processes_that_save_runs_at_once_lose_none(store):
     stores.save_run(store, make_run("first", []))
     template = (store.folder / "first" / "run.json").read_text("utf-8")
@@ -900,6 +913,7 @@ def switch_user():
         os.seteuid(me)
 
 
+@pytest.mark.e2e
 def test_an_index_that_may_not_be_read_is_the_users_to_mend_and_not_rebuilt():
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
@@ -940,6 +954,7 @@ def test_a_full_disk_is_said_when_rows_are_completed_and_the_blocks_stay(small_d
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
+@pytest.mark.e2e
 def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(small_disk):
     store = Store(small_disk / "runs")
     stores.save_run(store, make_run("a", []))
@@ -986,6 +1001,7 @@ def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
 # Speed
 
 
+@pytest.mark.e2e
 def test_a_hundred_thousand_rows_are_ingested_in_seconds(store):
     complete(store, IDENTITY, make_rows(1))
     path, more = store.parquet(IDENTITY.digest), store.folder / "more.parquet"

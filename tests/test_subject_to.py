@@ -72,12 +72,14 @@ def test_the_best_of_those_that_keep_the_bound_is_chosen(bound):
     assert 0.02 < chosen <= 0.1 < harsh
 
 
+@pytest.mark.e2e
 def test_without_the_bound_the_best_on_validation_is_chosen(tmp_path):
     tried = run(tmp_path, TRIALS, "candidates.swept.subject_to=null")[2]
     assert [t.chosen for t in tried] == [False, False, True]
     assert {t.forgetting for t in tried} == {None}
 
 
+@pytest.mark.e2e
 def test_where_all_forget_more_the_one_that_forgot_least_is_chosen_and_that_is_said(tmp_path):
     versions = {name: of._replace(lost=of.lost + 20) for name, of in TRIALS.items()}
     _, report, tried = run(tmp_path, versions)

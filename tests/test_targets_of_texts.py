@@ -29,6 +29,7 @@ def experiment(folder, model, candidates, data="{train: train.jsonl, test: test.
 LORA = "  lora: {method: lora, params: {r: 4, learning_rate: 1.0e-2, num_train_epochs: 4}}\n"
 
 
+@pytest.mark.e2e
 def test_a_fine_tune_on_texts_is_held_to_its_base_in_bits_per_byte(tiny, tmp_path):
     report = compare(experiment(tmp_path, tiny, "  prompt: {method: base}\n" + LORA))
     prompt, lora = report.facts

@@ -141,6 +141,7 @@ def test_thoughts_that_the_prompt_begins_are_not_begun_twice(tokenizers):
     assert whole.endswith("assistant\n<think>\nhm\n</think>\n\nlate<|im_end|>")
 
 
+@pytest.mark.e2e
 def test_a_base_that_begins_thoughts_learns_what_it_is_asked(tmp_path):
     base = tiny_model.build(tmp_path / "base", template=FAMILIES["thoughts that the prompt begins"])
     context = tiny_methods.context(base, tmp_path / "fit")
@@ -261,6 +262,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_template_that_never_ends_is_stopped_with_the_bound(bomb):
     for template in (BOMBS[bomb], BOMBS[bomb] + tiny_model.CHATML):
@@ -268,6 +270,7 @@ def test_a_template_that_never_ends_is_stopped_with_the_bound(bomb):
             render_chat(tiny_model.tokenizer(template), [_USER])
 
 
+@pytest.mark.e2e
 def test_a_conversation_of_very_many_turns_is_written_on_several_threads_and_a_too_long_one_stops_no_other():
     template = _EACH + "{% if loop.index0 < messages | length %}" + _TURN + "{% endif %}{% endfor %}"
     tokenizer = tiny_model.tokenizer(template)

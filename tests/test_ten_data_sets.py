@@ -42,6 +42,7 @@ def test_rows_of_every_kind_end_in_a_decision(name, base, module_cache, tmp_path
         assert decision.action not in ("fine-tune", "hybrid")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ten_kinds.KINDS)
 def test_rows_of_every_kind_are_recognised(name, base, tmp_path):
     kind = ten_kinds.KINDS[name]

@@ -114,6 +114,7 @@ def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
     assert loss == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.e2e
 def test_training_parts_answers_with_thumbs_up_from_those_with_thumbs_down(tiny, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, pairs=thumbs(slice(0, 3)))
     params = kto.Params(r=4, learning_rate=0.02, num_train_epochs=6, warmup_steps=0)

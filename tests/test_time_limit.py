@@ -31,6 +31,7 @@ def run_session(folder, text, *arguments):
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("text", "limit", "code", "said"),
     [
@@ -48,6 +49,7 @@ def test_no_test_starts_when_the_time_is_over_and_within_it_each_ends_as_it_does
     assert said in done.stdout
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("processes", [(), ("-n", "1")])
 @pytest.mark.parametrize(
     "parts",

@@ -123,6 +123,7 @@ def mark_blocks(session, run, contended):
     return [row.compute_s for row in store.read_rows(session.store, digest)]
 
 
+@pytest.mark.e2e
 def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(
     session_and_run, monkeypatch
 ):
@@ -181,6 +182,7 @@ def test_a_run_whose_requests_all_failed_is_not_timed_again(session_and_run):
     assert time_again(session, session.candidates["lora"], run) is run
 
 
+@pytest.mark.e2e
 def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(session_and_run):
     session, run = session_and_run
     run.latency.update(p50_s=99.0, contended=1.0)
@@ -216,6 +218,7 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert "a second), their first tokens after " in describe_timing([replace(run, latency=served)])[1]
 
 
+@pytest.mark.e2e
 def test_as_many_requests_come_at_once_as_is_written(session_and_run, monkeypatch):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
     session, run = session_and_run
@@ -294,6 +297,7 @@ def test_the_times_of_undisturbed_requests_are_noted_with_their_number(copy):
 # Adapters as they are served
 
 
+@pytest.mark.e2e
 def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_base_is_left_alone(
     tiny, tmp_path, own_cache
 ):

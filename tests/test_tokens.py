@@ -92,6 +92,7 @@ def test_tokens_are_those_that_trl_makes(tmp_path, chat, adds_bos):
     assert [-100] * own.start + own.wholes[0][own.start :] == theirs["labels"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("method", "own"), [(lora, {"lora_dropout": 0.2}), (dpo, {"lora_dropout": 0.2})], ids=["lora", "dpo"]
 )
@@ -110,6 +111,7 @@ def list_cached_files():
     return {path.name for path in (cache_dir() / "training").iterdir()}
 
 
+@pytest.mark.e2e
 def test_a_reference_is_read_once_for_all_learning_rates_and_seeds(tiny, tmp_path):
     dpo.fit(tiny_methods.context(tiny, tmp_path / "one"), dpo.Params(**QUICK))
     before = list_cached_files()
@@ -118,6 +120,7 @@ def test_a_reference_is_read_once_for_all_learning_rates_and_seeds(tiny, tmp_pat
     assert list_cached_files() == before
 
 
+@pytest.mark.e2e
 def test_another_reference_is_read_anew(tiny, tmp_path):
     started = tmp_path / "started"
     parent = lora.fit(tiny_methods.context(tiny, started), lora.Params(**QUICK)).folder / "adapter"
@@ -131,6 +134,7 @@ def test_another_reference_is_read_anew(tiny, tmp_path):
     assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("changed", ["weights", "precision", "rows at a time"])
 def test_a_reference_that_is_read_otherwise_is_read_anew(tiny, tmp_path, changed):
     dpo.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))

@@ -81,6 +81,7 @@ def test_tensorboard_shows_a_run_that_is_sent_again_once_and_keeps_those_that_ar
     assert files == {"lora": 1, "prompt": 1, "worse": 1}
 
 
+@pytest.mark.e2e
 def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from mlflow import MlflowClient
@@ -105,6 +106,7 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, mo
     assert [(m.step, m.value) for m in history] == [(1, 2.5), (2, 1.5)]
 
 
+@pytest.mark.e2e
 def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     note_of("wandb", tmp_path, replace(REPORT, facts=FACTS[1:2]))

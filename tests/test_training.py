@@ -53,6 +53,7 @@ def fit_lora(context, folder="", **params):
     return lora.fit(context, lora.Params(**{**QUICK, **params}))
 
 
+@pytest.mark.e2e
 def test_training_lowers_the_loss_and_keeps_token_accuracy_and_learning_rate_by_step(context):
     figures = fit_lora(context, num_train_epochs=8, learning_rate=0.02).training
     losses = [loss for _, loss in figures.loss]
@@ -101,6 +102,7 @@ def test_only_the_completion_counts_in_the_loss(context, chat):
     assert first == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.e2e
 def test_the_same_seed_gives_the_same_adapter_whatever_the_process_drew_and_another_seed_another(context):
     import torch
 

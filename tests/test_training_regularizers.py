@@ -249,6 +249,7 @@ def train_in_rounds(tiny, folder, rounds):
     return {name for name in before if not before[name].equal(after[name])}, before
 
 
+@pytest.mark.e2e
 def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit(tiny, tmp_path):
     names, weights = train_in_rounds(tiny, tmp_path, 1)
     layers = select_names(weights, ".layers.")
@@ -256,12 +257,14 @@ def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit
     assert names >= set(weights) - layers
 
 
+@pytest.mark.e2e
 def test_another_round_moves_another_half(tiny, tmp_path):
     once, _ = train_in_rounds(tiny, tmp_path / "once", 1)
     twice, _ = train_in_rounds(tiny, tmp_path / "twice", 8)
     assert len(once) < len(twice)
 
 
+@pytest.mark.e2e
 def test_weights_that_rounds_trained_by_turns_all_count_as_trained(tiny, tmp_path):
     def n_trained(rounds, folder):
         context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
@@ -270,6 +273,7 @@ def test_weights_that_rounds_trained_by_turns_all_count_as_trained(tiny, tmp_pat
     assert n_trained(1, tmp_path / "once") < n_trained(8, tmp_path / "twice")
 
 
+@pytest.mark.e2e
 def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
     given = {"half": {}, "l2_sp": {"strength": 1e4}}
     context = tiny_methods.context(tiny, tmp_path / "held", regularize=given)
@@ -301,6 +305,7 @@ def read_order(tiny, folder, method, regularize, advance=lambda *_: None, **para
     return read, method.fit(replace(context, advance=advance), method.Params(**given))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("method", "regularize"),
     [
@@ -318,6 +323,7 @@ def test_rows_are_read_in_the_order_of_a_training_without_the_regularizer(tiny, 
     assert read == plain
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("regularize", [{"dropout": {"rate": 0.5}}, {"neftune": {}}])
 def test_noise_is_that_of_an_undisturbed_training_after_an_interrupt(tiny, tmp_path, regularize):
     given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}

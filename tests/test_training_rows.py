@@ -117,6 +117,7 @@ def test_notes_name_the_selected_candidates_and_those_that_they_take_weights_fro
     assert named["curated"] == named["half"] == named["ranked"] == ["curated"]
 
 
+@pytest.mark.e2e
 def test_the_targets_own_file_makes_the_same_weights(tiny, tmp_path):
     own = "train: suites/letters/train.jsonl"
     path = write(tmp_path, tiny, f"  bag: {{method: classifier}}\n  same: {{method: classifier, {own}}}\n")
@@ -125,6 +126,7 @@ def test_the_targets_own_file_makes_the_same_weights(tiny, tmp_path):
     assert runs["same"].weights_digest == runs["bag"].weights_digest
 
 
+@pytest.mark.e2e
 def test_rows_drawn_several_times_are_examples_and_labels_once(tiny, tmp_path):
     drawn = "mix: {files: [curated.jsonl, more.jsonl], rows: 90, replacement: true}"
     path = write(tmp_path, tiny, f"  prompt: {{method: base}}\n  twice: {{method: classifier, {drawn}}}\n")
@@ -134,6 +136,7 @@ def test_rows_drawn_several_times_are_examples_and_labels_once(tiny, tmp_path):
     assert 0 < facts.n_train <= of_both < 90
 
 
+@pytest.mark.e2e
 def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(tiny, tmp_path):
     """A row that stands twice in a file is two rows and two labels; one that is drawn again is one label."""
     path = write(
@@ -237,6 +240,7 @@ def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
     }
 
 
+@pytest.mark.e2e
 def test_the_schema_for_editors_takes_the_short_forms():
     recipe = config.json_schema()
     schema = {**recipe["$defs"]["Recipe"], "$defs": recipe["$defs"]}

@@ -42,6 +42,7 @@ def test_a_copy_tells_the_engine_that_the_base_itself_shows(tmp_path, name):
     assert find_copied_engine(folder, "cpu") == shown == families.FAMILIES[name].engine
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_engine_of_a_large_base_is_known_from_its_configuration_alone(tmp_path, name):
     import transformers

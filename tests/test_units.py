@@ -174,6 +174,7 @@ def store_slow_run(at, name, latency_s, metric="latency", **changes):
     store.save_run(at, replace(run, **changes))
 
 
+@pytest.mark.e2e
 def test_two_stored_runs_are_compared_in_the_unit_that_the_metric_or_the_runs_say(tmp_path):
     at = store.Store(tmp_path)
     store_slow_run(at, "slow", 12.0)

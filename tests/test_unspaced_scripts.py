@@ -85,6 +85,7 @@ def test_a_long_text_is_cut_into_passages_of_so_many_words():
     assert 8 <= sum(map(str.isalpha, passage)) <= 16
 
 
+@pytest.mark.e2e
 @given(st.text(st.characters(codec="latin-1"), max_size=80) | st.text("abc éñ1.,-ßж\n\t", max_size=80))
 def test_a_text_with_blanks_keeps_its_words_and_is_cut_at_them(text):
     assert split_into_grams(text) == split_into_letters(text) == text
@@ -260,6 +261,7 @@ def write_failures(folder):
     return answers, Counter(kinds.values())
 
 
+@pytest.mark.e2e
 def test_failures_planted_into_chinese_texts_are_counted_as_planted(tmp_path, tiny, own_cache):
     answers, wanted = write_failures(tmp_path)
     path = tmp_path / "harness.yaml"

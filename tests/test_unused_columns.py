@@ -181,6 +181,7 @@ def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
     assert column in named["--prompt"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "is_offered"), [("chat with texts", True), ("BoolQ", False), ("MMLU with a passage", False)]
 )

@@ -83,6 +83,7 @@ def test_an_adapter_of_a_family_is_named_without_what_is_at_pefts_default(one, o
     assert peft.Params(peft_type="LORA").identity() == {"peft_type": "LORA"}
 
 
+@pytest.mark.e2e
 def test_modules_in_another_order_train_the_same_adapter(tiny, tmp_path):
     names = ["q_proj", "v_proj", "down_proj"]
     for method, own in ((lora, {"r": 2}), (peft, {"peft_type": "VERA", "r": 2})):

@@ -71,6 +71,7 @@ def test_where_no_answers_differ_some_of_other_items_may(alike):
     assert by_people[:3] == pytest.approx((0.5, 0.5 - most / 2, 0.5 + most / 2))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("n", "n_clusters", "differ", "win"),
     [
@@ -218,6 +219,7 @@ def rate(path, choice_of):
         )
 
 
+@pytest.mark.e2e
 def test_a_judge_compares_with_the_best_untrained_candidate_in_both_orders_and_once(desk):
     path, judge = desk
     wins, rule = rule_of(tiny_experiment.run(path))
@@ -239,6 +241,7 @@ def wins_items(path):
     return store.list_differing_items(at, *(runs[name].rows["letters/test"] for name in ("base", "mine")))
 
 
+@pytest.mark.e2e
 def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):
     path, _ = desk
     tiny_experiment.run(path)
@@ -253,6 +256,7 @@ def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):
     assert next(r for r in stored.verdict.rules if r.name == "target").sentence == rule.sentence
 
 
+@pytest.mark.e2e
 def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
     path, judge = desk
     judge.faults.extend([Fault()] * 100)
@@ -265,6 +269,7 @@ def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
     assert rule_of(tiny_experiment.run(path))[0].rate is not None
 
 
+@pytest.mark.e2e
 def test_preferences_that_cannot_be_read_are_counted_and_favour_neither_answer(desk):
     path, judge = desk
     judge.model = Rule(
@@ -287,6 +292,7 @@ def test_preferences_that_cannot_be_read_are_counted_and_favour_neither_answer(d
     assert any("beyond 20.0 % of items (gate.max_errors)" in note for note in beyond.notes)
 
 
+@pytest.mark.e2e
 def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     path, judge = desk
     tiny_experiment.run(path, "gate={}")
@@ -309,6 +315,7 @@ def test_a_base_that_failed_on_more_than_max_errors_leaves_the_win_rate_open(n_f
     assert open_where_failed(wins, base, 0.01).rate[1:3] == ends
 
 
+@pytest.mark.e2e
 def test_people_alone_decide_where_no_judge_is_named(desk):
     path, judge = desk
     by_people = "gate.target.by=people"

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from busy_store import keep_busy
 from test_store import IDENTITY, complete, make_rows, make_run
 
@@ -18,6 +19,7 @@ def run_writers(folder, seconds):
     return store, keep_busy(store.folder, run, 8, seconds)
 
 
+@pytest.mark.e2e
 def test_eight_writers_lose_no_run_while_two_read(tmp_path):
     store, found = run_writers(tmp_path, 2)
     assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}

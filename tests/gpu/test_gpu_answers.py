@@ -93,6 +93,7 @@ def test_answers_are_those_of_the_cpu(machine, source):
     assert said[0] == said[1]
 
 
+@pytest.mark.e2e
 def test_adapters_switched_on_one_base_say_what_each_says_alone(machine, source, adapters):
     shared = ModelHost(source, machine)
     base, switched = scores(shared.base), []
@@ -128,6 +129,7 @@ def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny
     assert made.training.peak_memory_gib > 0
 
 
+@pytest.mark.e2e
 def test_preference_training_raises_the_margin_from_nothing(machine, tiny, source, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, source=source, machine=machine)
     params = dpo.Params(r=2, learning_rate=0.01, warmup_steps=0, num_train_epochs=4)

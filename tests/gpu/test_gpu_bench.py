@@ -129,6 +129,7 @@ def n_rows(section: Section) -> int:
     return 2 if section.n_new else 3
 
 
+@pytest.mark.e2e
 def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkeypatch):
     model, plan = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3), make_small_plan()
     monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))

@@ -130,6 +130,7 @@ def three(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.e2e
 def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys):
     page, two = tmp_path / "page" / "gpu", three[:2]
     assert gpu_parts.main(["all"], page, two) == 1
@@ -147,12 +148,14 @@ def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys)
     assert [line.split()[:2] for line in listed[:2]] == [["passing", "passed"], ["failing", "passed"]]
 
 
+@pytest.mark.e2e
 def test_a_part_that_does_not_end_is_stopped_and_said_to_be(three, tmp_path):
     page = tmp_path / "page" / "gpu"
     assert gpu_parts.main(["sleeping"], page, three, limit_s=3) == 1
     assert "| `sleeping` | what sleeping shows | stopped after 3 s" in page.with_suffix(".md").read_text()
 
 
+@pytest.mark.e2e
 def test_without_a_gpu_a_part_leaves_the_page_as_it_was(three, tmp_path):
     page, skipping = tmp_path / "page" / "gpu", Part("skipping", ("test_parts.py::test_skips",), "nothing")
     assert gpu_parts.main(["skipping"], page, (skipping,)) == 0
