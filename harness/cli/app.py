@@ -228,7 +228,7 @@ def write_report(
     if session:
         from harness.experiment import add_prompts
 
-        found = add_prompts(session, found, earlier.answers if earlier else ())
+        found = add_prompts(session, found, earlier)
     report.write(replace(found, typed=own), at.reports)
     return replace(found, typed=at.command_line(candidates))
 

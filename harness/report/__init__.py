@@ -30,8 +30,8 @@ from harness.report.interchange import junit, to_csv
 from harness.report.labels import CLASSES, ERROR, RIGHT, WORDS, WRONG, mark_answer
 from harness.report.more_items import advise_more_items, advise_on_power
 from harness.report.plots import front_file
+from harness.report.reading import KeptReport, read, read_kept, restore
 from harness.report.reading import paths as kept_reports
-from harness.report.reading import read, read_kept, restore
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.tables.target_tables import targets_section

@@ -37,11 +37,17 @@ def read(path: Path) -> ExperimentReport:
 
 
 class KeptReport(NamedTuple):
-    """A written report's experiment file, empty for harness.yaml, how long its run took, and its items."""
+    """A written report: its experiment file, empty for harness.yaml, how long its run took, items and runs."""
 
     config: str
     wall_s: float | None
     answers: tuple[ShownItem, ...]
+    run_ids: tuple[str, ...]
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether any of its items shows the prompt that was sent."""
+        return any(item.prompts for item in self.answers)
 
 
 def read_kept(path: Path) -> KeptReport | None:
@@ -49,7 +55,8 @@ def read_kept(path: Path) -> KeptReport | None:
     try:
         kept = parse_json(path.read_text("utf-8"))
         answers = restore(tuple[ShownItem, ...], kept["answers"])
-        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"), answers)
+        run_ids = tuple(facts["run_id"] for facts in kept["facts"])
+        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"), answers, run_ids)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -167,7 +167,7 @@ def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
     with page.expect_download() as table:
         page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     lines = Path(table.value.path()).read_text().splitlines()
-    assert lines[0].startswith("candidate,metric,score,")
+    assert lines[0].startswith("rank,champion,candidate,metric,verdict,")
     assert len(lines) == 1 + len(grid(page))
     page.locator(".js-plotly-plot").hover()
     with page.expect_download() as picture:

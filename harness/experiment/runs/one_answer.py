@@ -3,7 +3,7 @@
 Invariant: prompts, answers and scores are made by what evaluates; nothing is trained and nothing is stored.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
@@ -22,7 +22,7 @@ from harness.models import encode_all
 from harness.models.hub import load_tokenizer
 from harness.prompting import Step
 from harness.records import Example, Message, Run, SampleResult, canonical_json, digest, has_closed_labels
-from harness.report import ExperimentReport, ShownItem, ShownPrompt, excerpt
+from harness.report import ExperimentReport, KeptReport, ShownItem, ShownPrompt, excerpt
 from harness.spec import Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -108,14 +108,26 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
 
 
 def add_prompts(
-    session: Session, report: ExperimentReport, kept: Iterable[ShownItem] = ()
+    session: Session, report: ExperimentReport, earlier: KeptReport | None = None
 ) -> ExperimentReport:
     """Add to the items that a report shows the prompts by which the answers were asked.
 
-    A prompt that today's files cannot make is left out, and so are those for which there is no room. `kept`
-    are the items of an earlier report: a prompt of theirs that was sent is not made again.
+    A prompt that today's files cannot make is left out, and so are those for which there is no room. Those of
+    an `earlier` report of the same runs and items are taken over, as making one loads a tokenizer; of another
+    report those that were sent.
     """
-    known = {(one.task, one.item, sent.digest): sent for one in kept for sent in one.prompts if sent.was_sent}
+    kept = {(one.task, one.item): one for one in earlier.answers} if earlier else {}
+    keys = [(one.task, one.item) for one in report.answers]
+    run_ids = tuple(f.run_id for f in report.facts)
+    if earlier and earlier.has_prompts and earlier.run_ids == run_ids and {*keys} == {*kept}:
+        pairs = zip(report.answers, keys, strict=True)
+        return replace(report, answers=tuple(replace(one, prompts=kept[key].prompts) for one, key in pairs))
+    known = {
+        (one.task, one.item, sent.digest): sent
+        for one in kept.values()
+        for sent in one.prompts
+        if sent.was_sent
+    }
     runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])
     by_label = {f.label: runs[f.run_id] for f in report.facts if f.run_id in runs}
     shown: list[ShownItem] = []
