@@ -37,7 +37,7 @@ def read(path: Path) -> ExperimentReport:
 
 
 class KeptReport(NamedTuple):
-    """A written report: its experiment file, empty for harness.yaml, how long its run took, items and runs."""
+    """Written report: its experiment file (empty for harness.yaml), how long its run took, items and runs."""
 
     config: str
     wall_s: float | None
