@@ -538,6 +538,14 @@ def test_a_question_that_cannot_be_answered_is_refused_with_the_next_step(harnes
     assert expected in harness("ask", *words, cwd=copy, check=2).stderr
 
 
+def test_what_is_missing_of_stored_runs_is_named_and_planned_again(harness, copy):
+    shutil.rmtree(copy / "runs" / "weights")
+    expected = "(the weights of bag as written now are not stored)"
+    assert expected in harness("report", cwd=copy, check=5).stderr
+    shutil.rmtree(copy / "runs" / "rows")
+    assert "0 of 6 runs are stored already" in harness("compare", "--dry-run", cwd=copy, check=0).stderr
+
+
 def test_eval_prints_every_metric_of_every_task(harness, copy):
     shown = json.loads(harness("eval", "prompt", "--json", cwd=copy, check=0).stdout)
     assert {task: list(metrics) for task, metrics in shown["prompt"].items()} == {

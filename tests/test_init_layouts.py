@@ -10,6 +10,7 @@ from harness.cli import app
 from harness.data import load_task
 from harness.errors import UserError
 from harness.experiment import scaffold
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory
 
@@ -375,6 +376,7 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
     assert next(line for line in found.said if line.startswith("columns: ")) == f"columns: {columns}"
     assert found.task.system == instruction
+    assert not examine_rows(RowCheck([str(path)])).table.unusable
     items = load_task(found.task, 0)
     read = [*items.validation, *items.test]  # in folds every row to train on is tested
     assert len(read) == N

@@ -4,8 +4,9 @@ Invariant: nothing is kept of a row but the places of its empty cells, and of th
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 from harness.data.readers import Row
@@ -79,11 +80,14 @@ def is_object(value: Any) -> bool:
     return bool(entries) and all(isinstance(entry, dict) and entry for entry in entries)
 
 
-def write_empty_lists(column: str, rows: list[Row]) -> list[Row]:
-    """Write an empty list as JSON where other rows hold lists of objects: nothing was found there."""
-    if not any(is_object(row.fields.get(column)) for row in rows):
-        return rows
-    return [
-        row._replace(fields={**row.fields, column: "[]"}) if row.fields.get(column) == [] else row
-        for row in rows
-    ]
+def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
+    """Write an empty list as JSON where other rows hold lists of objects: nothing was found there.
+
+    The first rows say so, by default all.
+    """
+    left = iter(rows)
+    first = list(islice(left, n_first))
+    holds_objects = any(is_object(row.fields.get(column)) for row in first)
+    for row in chain(first, left):
+        is_empty = holds_objects and row.fields.get(column) == []
+        yield row._replace(fields={**row.fields, column: "[]"}) if is_empty else row

@@ -91,7 +91,7 @@ def examples(
         return SourcedExample(_name_context(example, row, known), row.where)
 
     answer = FIELD.fullmatch(task.fields.reference)
-    content = content._replace(rows=write_empty_lists(answer[1] if answer else "", content.rows))
+    content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")

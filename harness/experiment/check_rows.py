@@ -187,9 +187,9 @@ def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
     refuse([*filter(None, unknown), *find_mixed_columns(cells)])
     request = Request(Path(), options.files[0], prompt=options.prompt, reference=options.reference)
     columns = {name for row in first.rows for name in row.fields} - {"id"}
-    if len(columns) == 1 and not formats.recognise(first.rows):
-        field = f"{{{columns.pop()}}}"
-        fields = {"reference": field}
+    holds_objects = any(isinstance(row.fields.get(name), dict) for row in first.rows for name in columns)
+    if len(columns) == 1 and not holds_objects and not formats.recognise(first.rows):
+        fields = {"reference": f"{{{columns.pop()}}}"}
         task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
         refuse(unusable_templates(task.fields, first))
         return ReadingOptions(task)

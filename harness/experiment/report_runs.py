@@ -22,7 +22,7 @@ from harness.experiment.curves.data_scaling import fit_stored_curve
 from harness.experiment.preparation import served_bases
 from harness.experiment.run_preview import in_order, say_never_loaded
 from harness.experiment.runs.candidate_result import outcome
-from harness.experiment.runs.run_candidate import find_stored_runs, name_outdated_inputs
+from harness.experiment.runs.run_candidate import describe_outdated, find_stored_runs
 from harness.experiment.runs.stored_rows import Reader, Runs
 from harness.records import Run
 from harness.report import ExperimentReport
@@ -65,8 +65,8 @@ def _phrase_absent(
             f"{say_never_loaded(unknown)}; expected a finished run; "
             "next: harness report, which loads it once"
         )
-    differing = ", ".join(name_outdated_inputs(session, absent[0]))
-    stored_as = f" (that of {names[0]} has another {differing})" if differing else ""
+    reason = describe_outdated(session, absent[0])
+    stored_as = f" ({reason})" if reason else ""
     kept = dict.fromkeys(one.candidate.name for one in selectable if one.candidate.name not in names)
     step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
     return IncompatibleRuns(

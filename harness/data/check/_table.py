@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
-from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
+from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns, write_empty_lists
 from harness.data.columns import (
     PAIRS,
     QuestionAndAnswers,
@@ -40,6 +40,7 @@ from harness.records import Example
 from harness.spec import Fields, Task
 
 HELD = 1_000_000_000  # bytes of texts in memory
+_FIRST = 2_000  # rows that say whether the answers are lists of objects
 _A_ROW = 1_500  # bytes of a row beside its characters
 _NO_SOURCE = "(empty)"
 
@@ -213,15 +214,20 @@ class _Maker:
 
     def add_file(self, path: str, split: str) -> None:
         shown, n = readers.display_path(path), 0
-        for row in readers.stream(path, split):
+        answer = FIELD.fullmatch(self.reading.task.fields.reference)
+        rows = map(self._count, readers.stream(path, split))
+        for row in write_empty_lists(answer[1] if answer else "", rows, _FIRST):
             n += 1
-            count_cells(self.columns, row)
             self._add(row, shown)
         self.per_file[shown] = n
         if not n:
             raise UserError(
                 readers.phrase_no_rows(path, "at least one row", "add rows, or leave the file out")
             )
+
+    def _count(self, row: Row) -> Row:
+        count_cells(self.columns, row)
+        return row
 
     def _add(self, row: Row, shown: str) -> None:
         try:

@@ -272,9 +272,10 @@ def _knob(
 def _find_measured(
     session: Session, candidate: ResolvedCandidate, runs: Sequence[Run]
 ) -> tuple[float, float | None] | None:
-    """Return the seconds and the peak memory in GiB of the newest run of a recipe; None without one."""
+    """Return the seconds and the peak memory in GiB of a recipe's newest run that has its rows."""
     own_runs = [r for r in runs if r.candidate == candidate.name and r.state == "done"]
     same = [r for r in own_runs if Recipe.model_validate(r.recipe) == candidate.recipe]
+    same = [r for r in same if all(session.store.parquet(rows).exists() for rows in r.rows.values())]
     if not same:
         return None
     run = same[-1]

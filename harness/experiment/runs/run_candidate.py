@@ -243,19 +243,22 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
     return [run or failure(session, known, one) for run, one in zip(found, requests, strict=True)]
 
 
-def name_outdated_inputs(session: Session, request: RunRequest) -> list[str]:
-    """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
+def describe_outdated(session: Session, request: RunRequest) -> str:
+    """Say why the newest stored run of this name and seed is not that of the recipe now; empty if unknown."""
     candidate, seed = request
     own = (session.experiment.name, candidate.name, seed, "done")
     runs = [r for r in store.list_runs(session.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
     weights = find_stored_weights(session, candidate, seed)
-    if not runs or weights is None:
-        return []
+    if not runs:
+        return ""
+    if weights is None:
+        return f"the weights of {candidate.name} as written now are not stored"
     stored = {one.digest: asdict(one) for one in store.identities(session.store)}
     now = {rows.name: asdict(rows.identity) for rows in row_sets(session, candidate, weights, seed)}
     then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
     names = [field.name for field in fields(RowsIdentity)]
-    return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
+    differing = [name for name in names if any(then[key][name] != now[key][name] for key in then)]
+    return f"that of {candidate.name} has another {', '.join(differing)}" if differing else ""
 
 
 class _StoredSets(NamedTuple):
