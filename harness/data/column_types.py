@@ -80,14 +80,22 @@ def is_object(value: Any) -> bool:
     return bool(entries) and all(isinstance(entry, dict) and entry for entry in entries)
 
 
-def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
-    """Write an empty list as JSON where other rows hold lists of objects: nothing was found there.
+def find_objects(
+    columns: Iterable[str], rows: Iterable[Row], n_first: int | None = None
+) -> tuple[set[str], Iterator[Row]]:
+    """Find the columns that hold objects in the first rows, by default in all; returns the rows as well.
 
-    The first rows say so, by default all.
+    An empty list there is an answer: nothing was found.
     """
     left = iter(rows)
     first = list(islice(left, n_first))
-    holds_objects = any(is_object(row.fields.get(column)) for row in first)
-    for row in chain(first, left):
-        is_empty = holds_objects and row.fields.get(column) == []
+    found = {name for name in columns if any(is_object(row.fields.get(name)) for row in first)}
+    return found, chain(first, left)
+
+
+def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
+    """Write an empty list as JSON where other rows hold lists of objects."""
+    objects, rows = find_objects([column], rows, n_first)
+    for row in rows:
+        is_empty = objects and row.fields.get(column) == []
         yield row._replace(fields={**row.fields, column: "[]"}) if is_empty else row

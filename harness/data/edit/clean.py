@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
+from harness.data.column_types import find_objects
 from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.decisions import RowDecision, line_of
@@ -36,6 +37,7 @@ _ENCODING, _SIGNS, _FORM, _SPACES = (
     "trailing spaces cut",
 )
 _LOST = "\ufffd"
+_FIRST = 2_000  # rows that say whether answers are objects
 _LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
 _PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes for printed
 
@@ -71,6 +73,7 @@ def clean(
     Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
     stood there is lost.
     """
+    objects, rows = find_objects(() if layout else roles.answers, rows, _FIRST)
     for row in rows:
         decision = (decisions or {}).get(line_of(row))
         if decision and decision.decision == "drop":
@@ -91,7 +94,9 @@ def clean(
         if other := formats.find_other_layout(cleaned, layout):
             yield drop(row, f"a row of another layout: {other}")
             continue
-        if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
+        finds_nothing = any(cleaned.fields.get(name) == [] for name in objects)
+        unusable = _unusable(cleaned, roles, drop_lost=drop_lost, may_be_empty=finds_nothing)
+        if unusable := unusable or _unreadable(cleaned, layout):
             yield drop(row, unusable)
             continue
         if mending.ids:
@@ -165,13 +170,13 @@ def _relabel(
     return fields
 
 
-def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:
+def _unusable(row: Row, roles: Roles, *, drop_lost: bool, may_be_empty: bool) -> str:
     """Say which part of a row is empty or lost; a preference pair needs two answers, and unlike ones."""
     question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
     lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)
-    if roles.answers and (lacks_one or not any(answer.strip() for answer in answers)):
+    if roles.answers and not may_be_empty and (lacks_one or not any(answer.strip() for answer in answers)):
         return "an empty answer"
     if roles.answers == ("chosen", "rejected") and len({" ".join(answer.split()) for answer in answers}) == 1:
         return "two equal answers"
