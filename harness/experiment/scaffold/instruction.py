@@ -165,7 +165,9 @@ def _classify(columns: PromptColumns) -> str:
     verb = "Compare" if what.startswith("the two") else "Classify"
     is_word = re.fullmatch(r"[^\W\d]{3,}", columns.answer.replace(" ", "_")) is not None
     is_said = verb == "Classify" and is_word and find_head(columns.answer) not in _GENERIC
-    by = f" by its {spell(columns.answer)}" if is_said else ""
+    answer = spell(columns.answer)
+    by = f" by whether it {answer}" if answer.startswith(("is ", "has ")) else f" by its {answer}"
+    by = by if is_said else ""
     return f"{verb} {what}{by}."
 
 
