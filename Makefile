@@ -19,7 +19,7 @@ test: $(STAMP)
 
 e2e: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile \
-		-m "(e2e or browser) and not slow and not weekly and not quickstart" $(ARGS)
+		-m "(e2e or browser) and not slow and not weekly and not gpu and not quickstart" $(ARGS)
 
 test-all: test e2e
 
