@@ -6,6 +6,7 @@ Invariant: prompts, answers and scores are made by what evaluates; nothing is tr
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -212,10 +213,14 @@ def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Ste
     return prompting_step(able, recipe, seed)
 
 
+# Prompts are written by candidate and task, mostly of one base; its digests are part of the key.
+_load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
+
+
 def _sent(session: Session, weights: Weights, rows: RowSet, examples: Sequence[Example]) -> list[SentPrompt]:
     """Write prompts as the weights are sent them: a text, messages as JSON, or the text of their tokens."""
     if weights.is_language_model and weights.kind != "chat":
-        tokenizer = load_tokenizer(weights.source or session.source)
+        tokenizer = _load_tokenizer_once(weights.source or session.source)
         prompts = [prompt_text(rows.measured.task, example) for example in examples]
         tokens = [one.context for one in encode_all(tokenizer, prompts)]
         texts = [str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in tokens]
