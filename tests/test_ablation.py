@@ -8,7 +8,7 @@ from fake_facts import alternatives, candidate, comparison, make_decision, make_
 from rich.console import Console
 from scipy import stats as scipy_stats
 
-from harness.comparison import Estimate, RecipeDifference
+from harness.comparison import RecipeDifference
 from harness.decision import ablations, summarize_seeds
 from harness.report import ExperimentReport, experiment_document, markdown, terminal, to_json
 from harness.stats import Variance
@@ -128,34 +128,6 @@ def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
     assert "## Ablation: lora" in markdown(experiment_document(of))
     assert "| r=16 | 70.0 | +8.0 [+3, +13] | 0.002 | 0.005 | 0.50 | – |" in markdown(experiment_document(of))
     assert to_json(of)["ablations"][0]["factors"][2]["p_adjusted"] == pytest.approx(0.00514, abs=1e-4)
-
-
-def test_a_third_seed_gives_the_recipe_an_interval_among_the_rates():
-    (two,) = summarize_seeds(grid(0, 1, names=("lora",)))
-    (three,) = summarize_seeds(grid(0, 1, 2, names=("lora",)))
-    assert (two.score, two.seed_sd) == (None, None)
-    assert three.score.low < 0.65 < three.score.score == pytest.approx(0.7)
-    assert three.seed_sd == pytest.approx(0.0)
-    runs = [
-        make_fine_tune("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
-        for s, x in enumerate((0.2, 0.9, 0.95))
-    ]
-    (found,) = summarize_seeds(runs)
-    assert (found.score.low, found.score.high) == (0.0, 1.0)
-
-
-def test_what_each_seed_reached_is_shown_and_recipes_with_few_are_named():
-    facts = [*alternatives(), *grid(0, names=("lora",)), *grid(0, 1, names=("qlora",))]
-    assert "training-seed variance unknown: lora (1 seed), qlora (2 seeds); 3 are needed" in print_report(
-        report(facts)
-    )
-    facts = [make_fine_tune("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
-    text = markdown(experiment_document(report(facts)))
-    assert "## Seeds" in text
-    assert "| lora | 0, 1, 2 | 80.0, 84.0, 82.0 | 82.0 [76, 88] | 2.0 |" in text
-    assert "lora over 3 seeds: 82.0 [76, 88] (80.0, 84.0, 82.0; SD between seeds 2.0)" in print_report(
-        report(facts)
-    )
 
 
 def test_a_gain_that_one_seed_shows_and_the_recipe_does_not_is_not_recommended():

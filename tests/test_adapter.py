@@ -65,21 +65,6 @@ def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, p
         assert row.gold_logprob != pytest.approx(before.gold_logprob, abs=1e-3)
 
 
-@pytest.mark.e2e
-def test_the_same_weights_trained_here_and_saved_by_plain_peft_have_the_same_rows(tiny, tmp_path, copy):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    inside = runs_of(copy)["lora"]
-    made = copy.parent / "runs" / "weights" / inside.training.fit_key / "adapter"
-    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    PeftModel.from_pretrained(base, made).save_pretrained(tmp_path / "elsewhere")
-    copy.write_text(copy.read_text() + candidates(tmp_path / "elsewhere").partition("\n")[2])
-    tiny_experiment.run(copy, candidates=("prompt", "theirs"))
-    assert runs_of(copy)["theirs"].rows == inside.rows
-
-
 def test_a_digest_sees_the_weights_and_their_scale_and_nothing_else(peft_adapter, tmp_path):
     def changed(name, **config):
         folder = shutil.copytree(peft_adapter, tmp_path / name)
@@ -284,12 +269,6 @@ def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path,
     assert tiny_model.logits(host.model, ids).equal(plain)
 
 
-def test_a_configuration_of_a_newer_peft_whose_new_keys_are_off_is_served(tiny, peft_adapter, tmp_path):
-    folder = shutil.copytree(peft_adapter, tmp_path / "newer")
-    edit_config(use_novelty=False, novelty_config=None, peft_version="9.0.0")(folder)
-    assert not [*adapter_problems(folder, resolve(str(tiny)), "theirs")]
-
-
 def save_tokenizer(tiny, folder, template=None, **changes):
     from transformers import AutoTokenizer
 
@@ -318,13 +297,6 @@ def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_both_ways_out(
     found = refusal(tiny, tmp_path, folder)
     assert re.search(said, found), found
     assert "name it with method: model; or remove chat_template.jinja, tokenizer.json" in found
-
-
-@pytest.mark.parametrize("changes", [{}, {"added": ["<pad2>"], "pad_token": "<pad2>"}])
-def test_a_copy_of_the_bases_tokenizer_beside_an_adapter_is_no_other(tiny, peft_adapter, tmp_path, changes):
-    folder = shutil.copytree(peft_adapter, tmp_path / "theirs")
-    save_tokenizer(tiny, folder, **changes)
-    assert not [*adapter_problems(folder, resolve(str(tiny)), "theirs")]
 
 
 def spoil(folder):

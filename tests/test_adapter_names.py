@@ -5,13 +5,9 @@ import tiny_experiment
 from test_model_families import build
 
 from harness import config
-from harness.cache import cache_dir
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.methods import lora
-from harness.models.hub import resolve
 from harness.progress import SilentProgress
-from harness.training.adapter_names import unknown_names
 
 
 def prepare_candidates(folder, model, params, *overrides):
@@ -60,16 +56,6 @@ def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
     assert prepare_candidates(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
 
 
-def test_each_misspelt_module_is_named_beside_those_that_are_there(tiny, tmp_path):
-    recipe = "{method: lora, params: {target_modules: [q_proj, v_prj], exclude_modules: [o_prj, k_proj]}}"
-    with pytest.raises(UserError) as refused:
-        prepare_candidates(tmp_path, tiny, recipe)
-    assert [(one.found, one.next_step) for one in refused.value.problems] == [
-        ("target_modules: v_prj", "did you mean 'v_proj'?"),
-        ("exclude_modules: o_prj", "did you mean 'o_proj'?"),
-    ]
-
-
 @pytest.mark.e2e
 def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
     base = build(tmp_path / "base", "Qwen3-MoE")
@@ -77,18 +63,3 @@ def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
     assert prepare_candidates(tmp_path, base, recipe).candidates["mine"]
     with pytest.raises(UserError, match=r"target_modules: q_prj; .*did you mean 'q_proj'"):
         prepare_candidates(tmp_path, base, recipe.replace("q_proj", "q_proj, q_prj"))
-
-
-def list_remembered():
-    return set((cache_dir() / "adapter_names").glob("*"))
-
-
-def test_names_that_fit_are_remembered_and_those_that_do_not_are_refused_again(tiny, own_cache):
-    base, before = resolve(str(tiny)), list_remembered()
-    assert unknown_names(lora.Params(target_modules=["q_proj"]), base, "candidate mine") == []
-    remembered = list_remembered()
-    for _ in range(2):
-        (problem,) = unknown_names(lora.Params(target_modules=["nope"]), base, "candidate mine")
-        assert problem.found == "target_modules: nope"
-    assert list_remembered() == remembered
-    assert len(remembered - before) == 1

@@ -16,7 +16,6 @@ from harness.comparison import compare_rows
 from harness.gating import TaskComparison, admit, cut_tasks, cut_to_half, judge
 from harness.gating.halves import cluster_name
 from harness.gating.items_needed import DeltaPart, allocate_items, describe_more_items
-from harness.gating.macro import average_macro
 from harness.gating.rules import apply_rules
 from harness.spec import GatePolicy, Task
 from tests.fake_measurements import answers, measurement
@@ -106,15 +105,6 @@ def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight)
     )
 
 
-def test_a_half_counts_half_as_much_as_a_whole_task():
-    lost = measurement("sums", *flips(100, 0, 30))
-    found = verdict([make_lopsided_task((40, 25)), lost])
-    assert found.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
-    assert macro_of(found).numbers["one_half"] == [
-        "t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"
-    ]
-
-
 def test_a_task_that_no_half_admits_says_what_each_half_found():
     found = verdict([make_lopsided_task((25, 26))])
     assert found.outcome == "inconclusive"
@@ -123,30 +113,10 @@ def test_a_task_that_no_half_admits_says_what_each_half_found():
     assert "and on the other half the base scores 52.0 [39, 65] %, not above chance" in why
 
 
-def test_a_task_too_small_for_its_halves_is_left_out_with_their_size():
-    found = verdict([measurement("tiny", np.array([1, 1, 1, 1, 1, 0]), np.ones(6), chance=0.5)])
-    assert "n = 3" in macro_of(found).numbers["left_out"][0]
-
-
-def test_a_task_of_one_cluster_has_no_halves():
-    one = measurement("chat", np.ones(9), np.ones(9))
-    clustered = [rows(np.ones(9), task="chat", cluster_size=9) for _ in range(2)]
-    found = verdict([one._replace(base=clustered[0], new=clustered[1])])
-    assert "its items form one cluster, which has no halves" in macro_of(found).numbers["left_out"][0]
-
-
 def test_a_relative_margin_of_a_half_takes_the_skill_of_the_half_that_admits_it():
     relative = judge([make_lopsided_task((40, 25))], GatePolicy(macro="10%"), target=None, identical=False)
     (half,) = [t.half for t in relative.tasks]
     assert half.admitting_score == 0.8
-
-
-def test_another_seed_cuts_otherwise():
-    task = make_lopsided_task((40, 25))
-    halves = {
-        judge([task], POLICY, target=None, identical=False, seed=seed).tasks[0].half for seed in range(3)
-    }
-    assert len(halves) > 1
 
 
 # Tasks that share items
@@ -208,25 +178,6 @@ def test_copies_pass_a_true_loss_of_the_margin_no_more_often_than_alpha(n_copies
     unknown = [macro_of(judge_apart(measured)).outcome == "pass" for measured in drawn]
     assert np.mean(passed) <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
     assert np.mean(unknown) >= before
-
-
-def test_copies_show_no_more_of_unusable_answers_than_the_task():
-    def make_unusable(m):
-        task = m.task.model_copy(update={"kind": "generate"})
-        arms = [
-            [replace(row, status="ok" if row.parts["exact_match"][0] else "unparsable") for row in arm]
-            for arm in (m.base, m.new)
-        ]
-        return m._replace(task=task, base=arms[0], new=arms[1])
-
-    def rise(measured):
-        return next(r for r in verdict(measured).rules if r.name == "validity").numbers
-
-    measured = [make_unusable(m) for m in copies(np.random.default_rng(0), 8, n=300, loss=0.0)]
-    one, eight = rise(measured[:1]), rise(measured)
-    unknown = rise([m._replace(documents={}) for m in measured])
-    assert eight["high"] - eight["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
-    assert unknown["high"] - unknown["low"] < 0.5 * (one["high"] - one["low"])
 
 
 def make_sharing_tasks(rng, q_shared, q_own):
@@ -325,33 +276,12 @@ def test_tasks_that_share_some_items_are_correlated_and_named():
     assert said == ["c0 and c1 share 200 items"]
 
 
-def test_items_that_move_apart_are_not_taken_for_a_gain_in_width():
-    a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
-    apart_, known = judge_apart([a, b]).macro, verdict([a, b]).macro
-    assert known.high - known.low >= apart_.high - apart_.low - 1e-12
-
-
 def test_a_document_that_copies_share_is_needed_once():
     """Each copy was asked for the same 1,480 documents: "some 2,960 more items (c0 1,480, c1 1,480)"."""
     twice = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     one, both = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
     assert (one["items_needed"], both["items_needed"]) == (1_480, 1_480)
     assert both["items_needed_by_task"] == ["c0 and c1 1,480"]
-
-
-def test_items_needed_beside_copies_are_those_of_three_tasks():
-    """Of two tasks, the second of which shares half of its items with both copies of the first."""
-    a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
-    other = measurement("z", *flips(200, 12, 12), documents=[*list(a.documents.values())[:100], *range(100)])
-    two, three = (macro_of(verdict(measured)).numbers for measured in ([a, other], [a, b, other]))
-    assert three["items_needed"] == pytest.approx(two["items_needed"], rel=0.05)
-    assert {said.rsplit(" ", 1)[0] for said in three["items_needed_by_task"]} == {"c0 and c1", "z"}
-
-
-def test_a_digest_that_many_items_of_a_task_have_names_no_document():
-    tasks = copies(np.random.default_rng(0), 2, n=50)
-    same = [m._replace(documents=dict.fromkeys(m.documents, "empty prompt")) for m in tasks]
-    assert "shared_items" not in macro_of(verdict(same)).numbers
 
 
 # What the verdict says of its own chances, and of the items it would take
@@ -423,16 +353,6 @@ def test_an_equal_model_is_stopped_by_macro_or_each_as_often_as_printed(n_tasks,
     assert stopped == pytest.approx(printed, abs=0.03 + 3 * (printed * (1 - printed) / n_draws) ** 0.5)
 
 
-def test_the_line_for_an_equal_model_counts_what_each_stops():
-    """The macro of 60 tasks passes for sure, and on one of them in twenty runs a loss seems to be shown."""
-    tasks = [TaskComparison(Task(name="t", data={}), "capability", known(200, 10, 10), True, "")] * 60
-    alone = stats.noninferiority_power(0.0, 0.02, average_macro(tasks, POLICY).se)
-    assert alone > 0.999
-    assert chances(judge_comparisons([t.comparison for t in tasks]))["equal", 0.0] == pytest.approx(
-        0.04, abs=0.02
-    )
-
-
 def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
     """One task of 14,000 items and eight of 50: all tasks growing alike would take 37,000 items and more."""
     found = judge_comparisons([known(14_000, 700, 700), *[known(50, 2, 2)] * 8])
@@ -448,29 +368,6 @@ def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
 def macro_se(found):
     """Return the standard error of the macro that its 95 % interval amounts to."""
     return (found.macro.high - found.macro.low) / (2 * 1.96)
-
-
-def test_tasks_that_grow_alike_need_what_one_task_of_them_all_would():
-    even = [DeltaPart(f"t{i}", 0.03 / 4, 100) for i in range(4)]
-    one = [DeltaPart("all", 0.015, 400)]
-    few, many = (describe_more_items(0.0, parts, 0.02, 0.05, 0.015).items for parts in (one, even))
-    assert few == pytest.approx(many, abs=4)
-
-
-def test_no_task_is_asked_for_more_items_than_it_holds():
-    parts = [DeltaPart("small", 0.03, 50, room=20), DeltaPart("other", 0.02, 50)]
-    more = dict(zip(("small", "other"), allocate_items(parts, 0.03), strict=True))
-    assert more["small"] == 20
-    grown = [0.03 * (50 / 70) ** 0.5, 0.02 * (50 / (50 + more["other"])) ** 0.5]
-    assert np.hypot(*grown) == pytest.approx(0.03, rel=0.01)
-
-
-def test_where_all_that_the_tasks_hold_would_not_do_that_is_said():
-    found = describe_more_items(
-        0.0, [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03
-    )
-    assert found.items is None
-    assert found.sentence == "the 30 items that the tasks still hold would not settle it"
 
 
 @given(

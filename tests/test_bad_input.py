@@ -88,19 +88,6 @@ def test_what_is_wrong_in_a_suite_is_shown_at_its_line(folder, added, line, foun
     assert problem == (f"suites/tiny.yaml:{line}", found, next_step)
 
 
-def test_all_problems_of_all_files_come_at_once(folder):
-    text = EXPERIMENT + "  x: {method: lorra}\n  y: {prompting: {few_shot: {shot: 2}}}\nseeds: 0\n"
-    found = problems(folder, text=text, target=TARGET + "    limit: many\n", other=OTHER + "    chance: 2\n")
-    assert {where for where, *_ in found} == {
-        "harness.yaml:9",
-        "harness.yaml:10",
-        "harness.yaml:11",
-        "suites/tiny.yaml:5",
-        "suites/other.yaml:8",
-    }
-    assert len(found) == 5
-
-
 @pytest.mark.parametrize(
     ("line", "found", "next_step"),
     [
@@ -233,12 +220,6 @@ def test_a_target_that_cannot_be_tested_is_refused_at_its_line(folder, target, l
     assert next_step in (None, then)
 
 
-@pytest.mark.parametrize("written", ["candidates:", "candidates: []", "candidates: {}", ""])
-def test_an_experiment_without_candidates_is_told_what_to_write(folder, written):
-    text = EXPERIMENT.partition("candidates:")[0] + written + "\n"
-    assert "such as `prompt: {prompting: zero_shot}`" in find_only_problem(folder, text=text)[2]
-
-
 @pytest.mark.parametrize(
     ("other", "where", "found", "next_step"),
     [
@@ -285,11 +266,6 @@ def test_a_policy_names_what_is_there(folder, policy, found, next_step):
 def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
     loaded = config.load(folder / "harness.yaml", [f"gate.critical=[{name}]"])
     assert loaded.experiment.gate.critical == (name,)
-
-
-def test_a_broken_suite_is_refused_beside_the_other_problems(folder):
-    found = problems(folder, text=EXPERIMENT + "gat: {}\n", other="name: [")
-    assert {where for where, *_ in found} == {"harness.yaml:9", "suites/other.yaml:1"}
 
 
 def test_text_that_is_not_utf8_is_shown_with_its_byte(folder):

@@ -62,19 +62,6 @@ def test_of_a_family_whose_layers_are_not_all_attention_the_figures_of_adapters_
     assert has_other_layers(written) is is_rough
 
 
-def test_doctor_says_that_adapters_on_other_layers_are_counted_roughly(tmp_path):
-    config = {
-        **LLAMA_2_7B,
-        "layer_types": ["linear_attention"] * 24 + ["full_attention"] * 8,
-        "mamba_d_state": 16,
-    }
-    sizes = decoder(
-        layers=32, hidden=4096, inner=11008, heads=32, kv_heads=32, head_dim=128, vocabulary=32000, tied=False
-    )
-    found = examine_base(str(write_headers(tmp_path / "base", config, sizes)), FitQuery(24.0))
-    assert "are rough for this family" in found.notes[0]
-
-
 def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
     asked = FitQuery(24.0, tokens=1e6, tflops=100, hour_usd=3.0)
     once, twice = (
@@ -201,25 +188,6 @@ def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused(llama, 
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
     with pytest.raises(UserError, match=found):
         examine_base(str(tmp_path), FitQuery(24.0))
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        {"time_step_limit": [0.0, float("inf")]},
-        {"rope_theta": float("nan")},
-        {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}},
-    ],
-)
-def test_what_a_shape_does_not_hang_on_refuses_no_base(llama, tmp_path, said):
-    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
-    assert examine_base(str(tmp_path), FitQuery(24.0)).n_parameters == 6_738_415_616
-
-
-def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
-    with pytest.raises(UserError, match=r"8 cards, and 4 rows of a batch.*--batch 8"):
-        examine_base(str(llama), FitQuery(24.0, batch=4, gpus=8))
 
 
 @pytest.mark.parametrize(

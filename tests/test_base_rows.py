@@ -119,26 +119,11 @@ def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny
 
 
 @pytest.mark.e2e
-def test_rows_of_pinned_regressions_stay_in_their_folder(tmp_path, tiny):
-    path = experiment(tmp_path, "one", tiny)
-    suite = path.parent / "suites" / "general.yaml"
-    suite.write_text(suite.read_text().replace("role: capability", "role: regression"))
-    stages(path)
-    assert list_kept_files() == []
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "value"), [("OMP_NUM_THREADS", "7"), ("ONEDNN_MAX_CPU_ISA", "SSE41")])
 def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch, name, value):
     stages(experiment(tmp_path, "one", tiny))
     monkeypatch.setenv(name, value)
     assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
-
-
-@pytest.mark.e2e
-def test_rows_of_a_suite_of_the_users_own_stay_in_their_folder(tmp_path, tiny):
-    stages(tiny_experiment.write(tmp_path, tiny))
-    assert list_kept_files() == []
 
 
 @pytest.mark.e2e

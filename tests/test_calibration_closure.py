@@ -12,7 +12,7 @@ import pytest
 
 from harness import plugins
 from tests.calibration import study
-from tests.calibration.closure import closure, digest_of
+from tests.calibration.closure import closure
 from tests.calibration.design import CELLS
 from tests.calibration.sources import PACKAGES, Sources
 
@@ -61,30 +61,6 @@ def test_a_change_in_a_function_that_a_cell_reaches_makes_it_stale_and_no_cell_t
     assert ITEMS in found
     assert NIGHTS not in found
     assert not any("of a score" in name for name in found)
-
-
-@pytest.mark.e2e
-def test_a_change_in_another_function_of_a_reached_module_makes_no_cell_stale(checkout):
-    change(checkout, "harness/stats/means.py", "clustered_slope", "raise ValueError")
-    assert list_stale_cells(checkout) == set()
-
-
-@pytest.mark.e2e
-def test_docstrings_comments_and_blank_lines_make_no_cell_stale(checkout):
-    change(checkout, "harness/stats/paired.py", "tango_interval", '"""Say something else."""')
-    path = checkout / "harness" / "stats" / "intervals.py"
-    path.write_text("# A comment.\n\n" + path.read_text("utf-8"), "utf-8")
-    assert list_stale_cells(checkout) == set()
-
-
-@pytest.mark.e2e
-def test_a_function_that_moves_to_another_module_makes_no_cell_stale(checkout):
-    folder = checkout / "harness" / "stats"
-    (folder / "paired.py").rename(folder / "pairs.py")
-    for path in folder.glob("*.py"):
-        text = path.read_text("utf-8")
-        path.write_text(text.replace("harness.stats.paired", "harness.stats.pairs"), "utf-8")
-    assert list_stale_cells(checkout) == set()
 
 
 @pytest.mark.e2e
@@ -174,17 +150,6 @@ def test_names_methods_and_statements_beside_are_followed(tmp_path, root, reache
     found = closure(sources, [sources.definition("harness.use", root)])
     names = {d.place[1] or f"({d.place[0].rpartition('.')[2]})" for d in found if d.code}
     assert names == reached
-
-
-def test_what_a_name_stands_for_is_part_of_a_digest(tmp_path):
-    found = []
-    for library in ("math", "numpy"):
-        folder = tmp_path / library / "harness"
-        folder.mkdir(parents=True)
-        (folder / "one.py").write_text(f"from {library} import sqrt\ndef root(x): return sqrt(x)\n", "utf-8")
-        sources = Sources(folder.parent)
-        found.append(digest_of(sources, closure(sources, [sources.definition("harness.one", "root")])))
-    assert found[0] != found[1]
 
 
 @pytest.mark.e2e

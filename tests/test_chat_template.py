@@ -90,12 +90,6 @@ def test_the_template_is_part_of_what_names_rows_and_weights(tmp_path, base):
     )
 
 
-def test_without_the_key_the_identity_of_a_base_is_what_it_was(tmp_path, tiny):
-    source = session_of(tmp_path, tiny).source
-    assert source.template == ""
-    assert load_tokenizer(source).chat_template == tiny_model.CHATML
-
-
 @pytest.mark.parametrize(
     ("written", "said"),
     [

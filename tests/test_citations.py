@@ -1,9 +1,7 @@
 """Citations are held to the passages of the prompt: those that exist, and those that the item names."""
 
 import time
-from collections import defaultdict
 from dataclasses import replace
-from itertools import count
 
 import pytest
 import tiny_experiment
@@ -171,15 +169,6 @@ def test_a_range_cites_what_lies_between_its_ends(answer):
     assert scores(f"Three days {answer}.", item) == (1 / 3, 1.0)
 
 
-def test_two_passages_of_one_document_have_one_number():
-    assert map_passage_marks(make_item()) == {"1": "lamp", "2": "ship"}
-    assert make_item().prompt.splitlines()[1:4] == [
-        "[1] Lamp: The lamp costs 40 euros.",
-        "[2] A parcel takes three days.",
-        "[1] Lamp: It burns for 900 hours.",
-    ]
-
-
 @pytest.mark.parametrize(
     "template",
     [
@@ -274,23 +263,3 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
     assert all(len(row.passages) == 2 for row in rows)
     assert sorted(row.parts["citation_recall"] for row in rows) == [(0.0,)] + [(1.0,)] * 5
     assert sorted(row.parts["citation_precision"] for row in rows) == [(0.0,), (0.5,), (0.5,)] + [(1.0,)] * 3
-
-
-@pytest.mark.e2e
-def test_each_of_several_answers_that_cites_nothing_is_counted_where_each_counts(tmp_path, tiny, own_cache):
-    tiny_experiment.rows(tmp_path / "documents.jsonl", [{"id": "lamp", "text": "A lamp costs 40 euros."}])
-    for name in ("train", "validation", "test"):
-        rows = [{"id": f"{name}-{i}", "prompt": f"{name} {i}: price?", "reference": "40"} for i in range(4)]
-        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
-    said = defaultdict(count)
-    drawn = "{weights_of: closed, decoding: {temperature: 0.7, samples: 3},"
-
-    def answer(messages):
-        return "40 euros" if next(said[messages[-1]["content"]]) % 3 == 2 else "40 euros [1]"
-
-    path = tmp_path / "harness.yaml"
-    with serve_model(Rule(answer)) as server:
-        written = HARNESS.format(model=tiny, url=server.url, metrics="citation_precision")
-        path.write_text(written.replace("{weights_of: closed,", drawn))
-        notes = compare(path).notes
-    assert any(note.startswith("cited: 4 of 12 answers have no citation") for note in notes), notes

@@ -19,7 +19,7 @@ from harness import store
 from harness.cache import cache_dir
 from harness.cli import app, main
 from harness.cli.app import data_app, regressions_app, runs_app
-from harness.cli.compare import brief_warnings, exit_code, metric_warnings, plan_section
+from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.nightly import nightly_app
 from harness.cli.options import ExperimentFile
@@ -92,12 +92,6 @@ def test_help_loads_nothing_heavy(tmp_path):
         f"{HEAVY} if m in sys.modules])); {MAIN}"
     )
     assert start_process(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
-
-
-def test_the_package_runs_as_the_command(tmp_path):
-    program = [sys.executable, "-m", "harness", "--version"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, f"harness-evals {version('harness-evals')}\n"), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -418,13 +412,6 @@ def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_ca
     assert list((copy / "runs" / "weights").glob("*.part")) == []
 
 
-def test_a_folder_that_cannot_be_made_ends_with_one_message(harness, copy):
-    shutil.rmtree(copy / "reports", ignore_errors=True)
-    (copy / "reports").write_text("in the way")
-    done = harness("compare", "--candidates", "prompt", cwd=copy, check=2)
-    assert done.stderr.splitlines()[-1].startswith("error: reports: found a file; expected a folder")
-
-
 def test_a_report_on_runs_of_other_items_names_what_differs(harness, copy):
     done = harness("report", "target.system=Briefly.", cwd=copy, check=5)
     assert "as written now (that of prompt has another task_version); expected" in done.stderr
@@ -591,11 +578,6 @@ def test_a_report_names_the_candidates_that_are_stored_where_others_are_not(harn
     assert "or --candidates prompt," in said
 
 
-def test_a_report_without_runs_ends_with_5(harness, tiny, tmp_path):
-    tiny_experiment.write(tmp_path, tiny)
-    assert "harness compare" in harness("report", check=5).stderr
-
-
 @pytest.mark.parametrize("verb", [("report",), ("rescue", "lora")])
 def test_the_next_step_of_an_error_repeats_the_file_and_the_overrides(harness, copy, verb):
     (copy / "harness.yaml").rename(copy / "my rows.yaml")
@@ -629,14 +611,6 @@ def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
     assert facts["frees_bytes"] > 1000
     assert done.stderr.startswith("runs: ")
     assert " on the disk: rows " in done.stderr
-
-
-def test_a_champion_is_not_removed(harness, copy):
-    promoted = harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0).stdout
-    assert re.search(r"\n  letters exact_match: [\d.]+ \[\d+, \d+\], n = \d+\n", promoted)
-    run_id = json.loads((copy / "baselines" / "champions" / "letters.json").read_text())["run_id"]
-    assert "promote another run first" in harness("runs", "rm", run_id, cwd=copy, check=2).stderr
-    assert harness("runs", "show", run_id, cwd=copy).returncode == 0
 
 
 def test_runs_are_listed_shown_and_removed(harness, copy):
@@ -686,14 +660,6 @@ def test_rows_of_bases_that_every_folder_finds_are_listed_and_removed(harness, c
     assert not kept.exists()
 
 
-@pytest.mark.e2e
-def test_weights_that_were_only_trained_are_not_unused(harness, copy):
-    harness("train", "lora", "candidates.lora.params.r=1", cwd=copy, check=0)
-    looked = harness("runs", "rm", "--unused", cwd=copy, check=0)
-    assert looked.stdout == ""
-    assert "unfinished work (tiny-lora-s0)" in looked.stderr
-
-
 def test_two_runs_are_shown_side_by_side_with_what_differs(harness, copy):
     listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
     prompt, shots = (next(n for n in listed if n.startswith(f"tiny-{c}-")) for c in ("prompt", "shots"))
@@ -708,24 +674,6 @@ def test_two_runs_are_shown_side_by_side_with_what_differs(harness, copy):
     assert "harness report" in found["scores"]["letters/test"]["macro_f1"]["why_not"]
     said = harness("runs", "diff", prompt, shots, cwd=copy, check=0).stdout
     assert "  candidate: prompt → shots\n" in said
-
-
-def test_parameters_that_one_of_two_runs_has_are_told_once_and_a_run_differs_from_itself_in_nothing(
-    harness, copy
-):
-    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
-    prompt, lora = (next(n for n in listed if n.startswith(f"tiny-{c}-")) for c in ("prompt", "lora"))
-    said = harness("runs", "diff", prompt, lora, cwd=copy, check=0).stdout
-    assert "  params.r: – → 2\n" in said
-    assert "params: " not in said
-    done = harness("runs", "diff", lora, lora, cwd=copy, check=0)
-    assert (done.stdout, "nothing that is stored differs" in done.stderr) == ("", True)
-
-
-def test_an_empty_list_of_runs_is_empty(harness):
-    done = harness("runs", "list", check=0)
-    assert (done.stdout, "no run is stored in runs; next: harness compare" in done.stderr) == ("", True)
-    assert json.loads(harness("runs", "list", "--json", check=0).stdout) == {}
 
 
 def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
@@ -752,19 +700,6 @@ def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
 )
 def test_scores_are_printed_as_far_as_their_interval_reaches_and_curves_counted(harness, copy, words, line):
     assert re.search(rf"\n    {line}\n", harness(*words, cwd=copy).stdout)
-
-
-def test_pinned_items_that_nobody_named_are_asked_for(harness, copy):
-    assert (
-        "next: harness regressions add" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
-    )
-
-
-@pytest.mark.parametrize("what", ["methods", "prompting", "metrics", "regularizers", "suites", "tasks"])
-def test_ls_prints_names_with_their_purpose(harness, copy, what):
-    shown = json.loads(harness("ls", what, "--json", cwd=copy, check=0).stdout)
-    assert shown
-    assert all(shown.values())
 
 
 CSV = "text,label\n" + "".join(
@@ -823,13 +758,6 @@ def test_decide_prints_the_reasons_the_numbers_and_the_decision_last(harness, co
     assert lines[decision].endswith(".")
     assert report is None or lines[decision] == report["decision"]["sentence"]
     assert json.loads(harness("decide", "--json", cwd=copy, check=0).stdout)["sentence"] == lines[decision]
-
-
-def test_margins_that_cannot_be_shown_are_said_in_one_line():
-    assert brief_warnings([]) == []
-    assert brief_warnings(["macro margin 2.0 pp: …"]) == ["macro margin 2.0 pp: …"]
-    (said,) = brief_warnings(["macro margin 2.0 pp: …", "chat, margin 5.0 pp: …", "sums, margin 5.0 pp: …"])
-    assert said == "power: macro margin 2.0 pp: … (and 2 more margins; --strict lists them all)"
 
 
 def test_more_than_five_metrics_of_a_task_are_warned_of_with_the_way_to_show_them():

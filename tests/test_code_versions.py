@@ -3,8 +3,7 @@
 import pytest
 
 from harness import plugins
-from harness.provenance.code_versions import TABLE, code_versions, versions_of
-from harness.records import Example, RowsIdentity, digest, drop_defaults
+from harness.provenance.code_versions import TABLE, code_versions
 from tests import pins
 
 
@@ -41,11 +40,6 @@ def test_another_computation_changes_the_pin(tmp_path):
     assert pins.pin_of([one]) != pins.pin_of([two])
 
 
-def test_an_unknown_concern_is_an_error():
-    with pytest.raises(KeyError):
-        versions_of("no such concern")
-
-
 def test_a_plugin_that_is_not_listed_is_known_by_its_content(tmp_path):
     own = tmp_path / "own.py"
     own.write_text("x = 1")
@@ -53,14 +47,6 @@ def test_a_plugin_that_is_not_listed_is_known_by_its_content(tmp_path):
     own.write_text("x = 2")
     assert plugins.version("metrics", str(own)) != first
     assert plugins.version("metrics", "exact_match") == code_versions()["metrics/exact_match"].version
-
-
-def test_a_field_at_its_default_is_left_out_of_a_digest():
-    plain = Example("1", ({"role": "user", "content": "Q"},))
-    assert drop_defaults(plain).keys() == {"id", "messages"}
-    identity = RowsIdentity(*("" for _ in range(11)))
-    assert identity.digest == digest(drop_defaults(identity))
-    assert "scoring_digest" not in drop_defaults(identity)
 
 
 def test_a_method_leaves_out_what_is_at_its_default():

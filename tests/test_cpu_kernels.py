@@ -44,19 +44,6 @@ def test_a_product_in_full_precision_stays_the_same_but_for_rounding(bias, n_row
         assert torch.allclose(laid_out(x), plain(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_matrix_that_an_embedding_reads_too_is_left_as_it_is():
-    import torch
-
-    model = torch.nn.ModuleDict(
-        {"embedding": torch.nn.Embedding(50, 96), "head": torch.nn.Linear(96, 50, bias=False)}
-    )
-    model["head"].weight = model["embedding"].weight
-    model["inner"] = torch.nn.Linear(96, 130)
-    prepack(model)
-    assert [model[name].weight.is_contiguous() for name in ("head", "inner")] == [True, False]
-    assert model["head"].weight is model["embedding"].weight
-
-
 def test_a_low_rank_adapter_works_on_a_layer_laid_out(tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
@@ -127,17 +114,6 @@ def test_a_mask_of_ones_own_is_kept(small_llama):
         logits(small_llama, True, input_ids=ids(1), attention_mask=mask),
         logits(small_llama, True, input_ids=ids(1)),
     )
-
-
-def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
-    import torch
-    from transformers import DynamicCache
-
-    whole = logits(small_llama, False, input_ids=ids(1))
-    cache = DynamicCache(config=small_llama.config)
-    logits(small_llama, True, input_ids=ids(1)[:, :130], past_key_values=cache, use_cache=True)
-    rest = logits(small_llama, True, input_ids=ids(1)[:, 130:], past_key_values=cache, use_cache=True)
-    torch.testing.assert_close(rest, whole[:, 130:], rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_attends_afterwards_as_before_and_as_it_was_told(small_llama):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import find_shared_data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data import load_task, readers, suite_contamination, task_version, version_of_test
@@ -146,11 +146,6 @@ def test_a_text_to_read_has_no_messages(task):
     assert (example.messages, example.references) == ((), ("The sea.",))
 
 
-def test_a_choice_may_need_no_question(task):
-    rows = [{"prompt": "", "reference": "they are", "choices": ["they is", "they are"]}]
-    assert load_task(task(rows, kind="choice"), 0).test[0].choices == ("they is", "they are")
-
-
 def test_a_row_of_constraints_needs_no_reference(task):
     assert (
         load_task(task([{"prompt": "Shout.", "constraints": [{"kind": "upper"}]}]), 0).test[0].references
@@ -205,13 +200,6 @@ def test_a_folder_in_the_layout_of_the_hub_is_read_by_split(tmp_path):
     assert (len(items.train) + len(items.validation), len(items.test)) == (5, 2)
 
 
-def test_a_hub_id_is_read_from_its_local_copy(tmp_path, monkeypatch):
-    (tmp_path / "own" / "name").mkdir(parents=True)
-    write(tmp_path / "own" / "name" / "test.jsonl", make_rows("test", 2))
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
-    assert len(load_task(Task(name="t", data={"test": "hub:own/name"}), 0).test) == 2
-
-
 def test_a_hub_set_streams_and_a_damaged_file_is_refused_where_it_ends(tmp_path, monkeypatch):
     folder = tmp_path / "own" / "name"
     folder.mkdir(parents=True)
@@ -247,13 +235,6 @@ def test_without_a_validation_file_a_fifth_of_training_is_set_aside(task):
     assert (len(items.train), len(items.validation)) == (40, 10)
 
 
-def test_with_a_validation_file_training_stays_whole(task):
-    items = load_task(
-        task(make_rows("test", 3), train=make_rows("train", 50), validation=make_rows("v", 4)), 0
-    )
-    assert (len(items.train), len(items.validation)) == (50, 4)
-
-
 def test_the_smaller_of_two_limits_holds_for_test(task):
     items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
     assert len(items.test) == 9
@@ -278,12 +259,6 @@ def test_a_pair_that_is_evaluated_is_refused(task, split):
     pairs = [{"prompt": "What is s 0?", "chosen": "a", "rejected": "b"}]
     splits = {"test": make_rows("t", 2), "train": make_rows("train", 3), split: make_rows("s", 1)}
     assert [where for where, _ in list_problems(task(**splits, pairs=pairs))] == ["pairs.jsonl:1"]
-
-
-def test_of_many_leaks_ten_are_shown_and_all_are_counted(task):
-    found = list_problems(task(make_rows("same", 25), train=[*make_rows("same", 25), *make_rows("own", 5)]))
-    assert len(found) == 11
-    assert found[-1][1].startswith("25 training rows that are evaluated")
 
 
 def test_leaks_are_removed_from_training_with_a_message(task):
@@ -367,12 +342,6 @@ def test_a_row_that_cannot_be_an_item_is_refused_at_its_line(task, rows, where, 
     assert list_problems(task(rows)) == [(where, found)]
 
 
-def test_a_label_outside_the_set_is_refused_with_the_nearest_label(task):
-    with pytest.raises(UserError) as caught:
-        load_task(task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
-    assert caught.value.problems[0].next_step == "did you mean 'refund'?"
-
-
 def test_two_rows_of_one_id_are_refused_with_both_places(task):
     where, found = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
     assert where == "test.jsonl:3"
@@ -390,18 +359,6 @@ def test_a_document_without_text_is_refused(task):
     blank = {"id": "b", "text": " \u3000\n"}
     found = list_problems(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
     assert found == [("documents.jsonl:2", "an empty document")]
-
-
-def test_the_problems_of_all_files_come_at_once(task):
-    broken = task(
-        [{"prompt": "x"}], train=[], pairs=[{"prompt": "x", "chosen": "y"}], documents=[{"id": "a"}]
-    )
-    assert {where for where, _ in list_problems(broken)} == {
-        "test.jsonl:1",
-        "train.jsonl",
-        "pairs.jsonl:1",
-        "documents.jsonl:1",
-    }
 
 
 @pytest.mark.parametrize(
@@ -492,27 +449,6 @@ def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_a
 
 
 @pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("r.csv", "iconv -f WINDOWS-1252 -t UTF-8 r.csv > r.utf8.csv"),
-        ("r.csv.gz", "gzip -cd r.csv.gz | iconv -f WINDOWS-1252 -t UTF-8 > r.utf8.csv"),
-    ],
-)
-def test_a_file_that_is_not_utf8_is_refused_with_the_command_that_converts_it(
-    tmp_path, monkeypatch, name, command
-):
-    monkeypatch.chdir(tmp_path)
-    raw = "prompt,reference\r\nCafé für 5 €?,yes\r\n".encode("cp1252")
-    Path(name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    with pytest.raises(UserError) as caught:
-        readers.read(name, "train")
-    assert caught.value.problems[0].next_step.endswith(command)
-    subprocess.run(command, shell=True, check=True)
-    rows = readers.read("r.utf8.csv", "train").rows
-    assert rows[0].fields == {"prompt": "Café für 5 €?", "reference": "yes"}
-
-
-@pytest.mark.parametrize(
     ("name", "content", "where", "found"),
     [
         ("test.csv", b"prompt,reference\na,b\nc\n", "test.csv:3", "another number of fields"),
@@ -568,18 +504,6 @@ def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(tmp_path, con
     assert [row.fields["Team"] for row in rows] == ["a", "b"]
 
 
-def test_tabs_separate_a_tsv_whose_names_hold_commas(tmp_path):
-    (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
-    (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows
-    assert row.fields == {"prompt, long": "a, b", "reference": "c"}
-
-
-def test_a_long_document_in_a_csv_is_read(tmp_path):
-    (tmp_path / "test.csv").write_text(f"prompt,reference\n{'a ' * 100_000},b\n")
-    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
-    assert len(row.fields["prompt"]) == 200_000
-
-
 UNTITLED = (
     "Where is my refund now?,refund\nMay I have it back?,refund\nIt broke,broken\nIs it there?,refund\n"
 )
@@ -628,14 +552,6 @@ def test_of_many_malformed_lines_ten_are_shown_and_all_are_counted(tmp_path):
     found = list_problems(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}))
     assert len(found) == 11
     assert found[-1][1].startswith("1,200 malformed lines")
-
-
-def test_the_version_does_not_depend_on_where_the_files_lie(task, tmp_path):
-    one = task(make_rows("t", 3))
-    (tmp_path / "elsewhere").mkdir()
-    data = {"test": write(tmp_path / "elsewhere" / "test.jsonl", make_rows("t", 3))}
-    two = one.model_copy(update={"data": one.data.model_copy(update=data)})
-    assert task_version(one, load_task(one, 0)) == task_version(two, load_task(two, 0))
 
 
 def test_the_version_changes_with_an_item_and_with_the_definition(task):
@@ -732,20 +648,6 @@ def test_a_draw_holds_every_label_by_its_share(rows, limit, seed):
         assert abs(drawn[label] - share * n) < 2  # of three labels, each rounded by less than 1
 
 
-@settings(max_examples=20)
-@given(families, st.integers(0, 5))
-def test_the_same_seed_draws_the_same(rows, seed):
-    assert draw(source_examples(rows), 7, random.Random(seed)) == draw(
-        source_examples(rows), 7, random.Random(seed)
-    )
-
-
-def test_another_seed_draws_others(task):
-    one = task(make_rows("t", 200), limit=20)
-    assert load_task(one, 0).test == load_task(one, 0).test
-    assert load_task(one, 0).test != load_task(one, 1).test
-
-
 @given(families, families)
 def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
     asked = {q for _, q, _ in test}
@@ -767,13 +669,6 @@ def banking(**data):
             "data": {**files, "limits": limits, "unknown_labels": "drop", **data},
         }
     )
-
-
-@pytest.mark.e2e
-def test_the_rows_that_banking77_shares_are_refused():
-    found = list_problems(banking())
-    assert len(found) == 7
-    assert all("test.jsonl:" in text for _, text in found)
 
 
 @pytest.mark.e2e

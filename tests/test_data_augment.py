@@ -8,9 +8,7 @@ import pytest
 import tiny_experiment
 from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data
 from openai_server import Rule, serve_model
-from typer.testing import CliRunner
 
-from harness.cli import app
 from harness.config import load
 from harness.data import load_task
 from harness.data.edit.augment import Rewording, augment
@@ -107,14 +105,6 @@ def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(au
     assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
 
 
-def test_rows_that_are_all_evaluated_are_said_to_be_so(augment_file):
-    jsonl(Path("t.jsonl"), rows(6))
-    code, _, error = augment_file("t.jsonl", "--out", "new.jsonl", "--against", "t.jsonl")
-    assert code == 2
-    assert "6 rows, 6 of them evaluated" in error
-    assert "next: name rows to train on, or another file --against" in error
-
-
 TURNS = {"role": "user", "content": "Where is it?"}
 TREE = {"message_id": "1", "text": TURNS["content"], "role": "prompter", "replies": []}
 
@@ -150,16 +140,6 @@ def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augment
         original = next(one["prompt"] for one in trees if one["message_tree_id"] == row["message_tree_id"])
         assert row["augmented_from"] == original["text"] != row["prompt"]["text"]
         assert {**row["prompt"], "text": ""} == {**original, "text": ""}
-
-
-def test_an_address_where_nothing_is_names_the_options_to_correct(server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    jsonl(Path("t.jsonl"), rows(2))
-    address = server.url.replace("/v1", "/v9")
-    words = ["data", "augment", "t.jsonl", "--with", address, "--model", "m", "--out", "new.jsonl"]
-    error = CliRunner().invoke(app, words).exception
-    assert "status 404" in str(error)
-    assert str(error).endswith("try: a --with that ends with /v1, and a --model that GET /models lists there")
 
 
 def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augment_file, server):
@@ -225,17 +205,6 @@ def test_nothing_is_asked_once_answers_have_cost_what_they_may(augment_file, ser
     )
     assert len(server.asked) == 17
     assert not Path("new.jsonl").exists()
-
-
-def test_what_it_takes_is_said_before_anything_is_asked(augment_file, server):
-    jsonl(Path("t.jsonl"), rows(10))
-    said = run_data(augment_file, "t.jsonl", "--variants", "3", "--prices", "1,2", "--dry-run")
-    assert "10 of 10 rows to reword by tiny" in said
-    assert re.search(
-        r"30 requests: some [\d,]+ tokens read, at most 3,840 written, at most 0\.0\d+ USD", said
-    )
-    assert server.asked == []
-    assert sorted(p.name for p in Path().iterdir() if p.is_file()) == ["t.jsonl"]
 
 
 def test_a_back_translation_asks_for_the_other_language_and_then_back(data, server):
@@ -336,14 +305,6 @@ def test_conversations_are_reworded_in_the_last_turn_of_the_user(augment_file):
         answer,
     ]
     assert made["augmented_from"] == question(1)
-
-
-def test_a_table_has_the_new_columns_in_every_row(augment_file):
-    Path("t.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows(2)))
-    run_data(augment_file, "t.csv", "--out", "new.csv")
-    lines = Path("new.csv").read_text().splitlines()
-    assert lines[:2] == ["text,label,source,augmented_from", f"{question(0)},late,,"]
-    assert lines[2].endswith(f"late,augmented,{question(0)}")
 
 
 @pytest.mark.parametrize(
@@ -464,16 +425,6 @@ def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_
     assert "20 augmented rows left out, made from rows that are evaluated or not in the file" in said
 
 
-def test_where_every_split_has_its_file_an_augmented_row_without_its_original_is_trained_on(tmp_path):
-    alone = [row for row in make_augmented_rows() if is_made(row)]
-    jsonl(tmp_path / "train.jsonl", alone)
-    never = [{"text": f"never {i} seen u{i}", "label": "a"} for i in range(8)]
-    jsonl(tmp_path / "validation.jsonl", never[:4])
-    jsonl(tmp_path / "test.jsonl", never[4:])
-    files = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
-    assert len(load_task(letters_task(tmp_path, **files), seed=0).train) == len(alone)
-
-
 def letters_task(folder, **data):
     return Task.model_validate(
         {
@@ -562,16 +513,6 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
     assert sum(map(is_made, made)) == len(made) - 30 > 0
     assert all(row["reference"] in ("late", "money") for row in made)
     assert all(json.dumps(row) for row in made)
-
-
-def test_a_column_of_ones_own_named_source_is_kept_and_may_be_what_asks(augment_file):
-    jsonl(Path("t.jsonl"), [{**row, "source": f"shop-{i}.txt"} for i, row in enumerate(rows(6))])
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
-    assert [row["source"] for row in read("new.jsonl")[:4]] == ["shop-0.txt"] * 2 + ["shop-1.txt"] * 2
-    jsonl(Path("mt.jsonl"), [{"source": row["text"], "target": row["label"]} for row in rows(6)])
-    run_data(augment_file, "mt.jsonl", "--out", "mt2.jsonl", "--prompt", "source", "--reference", "target")
-    made = read("mt2.jsonl")[1]
-    assert (made["source"], made["augmented_from"]) == (reword_question(question(0)), question(0))
 
 
 def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache, command):

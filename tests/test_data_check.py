@@ -3,22 +3,18 @@
 import gzip
 import json
 import shlex
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from checked_rows import LABELS, alarms, lines, make_clean_rows, recognise_rows, write
+from checked_rows import LABELS, alarms, lines, make_clean_rows, write
 from typer.testing import CliRunner
 
 from harness import config as configuration
 from harness.cli import app
 from harness.data import check
-from harness.data.check._table import ReadingOptions, read_table
 from harness.errors import UserError
-from harness.experiment.check_rows import RowCheck, check_briefly, examine_rows
-from harness.progress import SilentProgress
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 
@@ -29,11 +25,6 @@ def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
         module = import_module(f"harness.data.check.{name}")
         assert callable(module.check)
         assert "False alarms:" in module.__doc__, name
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_clean_rows_raise_no_alarm(find, seed):
-    assert alarms(find(make_clean_rows(seed=seed))) == []
 
 
 def test_the_worst_stands_first(find):
@@ -117,13 +108,6 @@ def test_unknown_columns_are_refused_with_the_nearest(tmp_path):
     assert list_problems(path, prompt="txt")[0].next_step == "did you mean 'text'?"
 
 
-def test_dates_that_cannot_be_read_are_refused_by_line(tmp_path):
-    rows = [{**row, "day": "2026-02-01"} for row in make_clean_rows()]
-    rows[4]["day"] = "31/02/2026"
-    (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows), date="day")
-    assert problem.where.endswith("rows.jsonl:5")
-
-
 def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
     rows = [{**row, "day": "01.05.2024"} for row in make_clean_rows(40)]
     path = write(tmp_path / "rows.jsonl", rows)
@@ -133,41 +117,12 @@ def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
     assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
 
 
-@pytest.mark.e2e
-def test_test_rows_need_no_column_of_source_and_date(tmp_path):
-    rows = [{**row, "origin": "ab"[i % 2], "day": "2024-05-01"} for i, row in enumerate(make_clean_rows(80))]
-    train = write(tmp_path / "rows.jsonl", rows)
-    test = write(tmp_path / "test.jsonl", make_clean_rows(40, seed=1))
-    done = run(train, "--test", test, "--source", "origin", "--date", "day")
-    assert done.exit_code == 0, done.exception
-    found = run(train, "--test", test, "--source", "orgin").exception
-    assert "--source: found the column 'orgin'" in str(found)
-
-
 def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
     rows = make_clean_rows()
     rows[4]["label"] = ["refund"]
     (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows))
     assert problem.where.endswith("rows.jsonl:5")
     assert "'label' of mixed types" in problem.found
-
-
-def test_one_row_is_said_to_be_too_few(find):
-    (found,) = alarms(find([{"prompt": "a b", "reference": "c"}]))
-    assert "1 row in all" in found.title
-
-
-def test_texts_alone_are_checked_too(find):
-    rows = [{"text": row["text"]} for row in make_clean_rows()]
-    (found,) = alarms(find([*rows, rows[0]]))
-    assert (found.check, lines(found)) == ("repeated_rows", [401])
-
-
-def test_a_reading_needs_no_layout(tmp_path):
-    path = write(tmp_path / "rows.jsonl", make_clean_rows())
-    asked = RowCheck([path])
-    assert isinstance(recognise_rows(asked), ReadingOptions)
-    assert len(read_table([path], recognise_rows(asked)).entries) == 400
 
 
 @pytest.mark.e2e
@@ -195,20 +150,6 @@ def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
     assert write_brief("x" * 200)[0] == f"warning: {'x' * 85}…"
     assert write_brief("x", 3)[-1] == "0 errors, 3 warnings"
     assert write_brief("x", 4)[3:] == ["0 errors, 4 warnings; these are the worst 3"]
-
-
-def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):
-    class ProgressLog(SilentProgress):
-        said: ClassVar = []
-
-        @contextmanager
-        def stage(self, label, expected_s=0.0):
-            self.said.append(label)
-            yield lambda done, total, note="": self.said.append((done / total, note))
-
-    path = write(tmp_path / "rows.jsonl", make_clean_rows())
-    examine_rows(RowCheck([path], only=["amount", "repeated_rows"]), ProgressLog())
-    assert ProgressLog.said == [f"checking {path}", (0.0, "amount"), (0.5, "repeated rows")]
 
 
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
@@ -285,37 +226,6 @@ def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, mon
     assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"
 
 
-def test_files_of_one_name_in_two_folders_get_experiments_in_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        write(
-            tmp_path / folder / "rows.jsonl",
-            [{**row, "text": folder + row["text"]} for row in make_rows_with_mail()],
-        )
-    command = decide_command("a/rows.jsonl", "b/rows.jsonl")
-    assert command.startswith(
-        "harness init rows --data a/rows.jsonl && harness dashboard -c rows/harness.yaml"
-    )
-    assert (
-        "; b/rows.jsonl: harness init rows-2 --data b/rows.jsonl && harness dashboard -c rows-2/" in command
-    )
-
-
-def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "rows.jsonl", make_clean_rows(40))
-    (tmp_path / "harness.yaml").write_text("nmae: x\n")
-    assert "warning: harness.yaml has" in run("rows.jsonl", "--base", tiny).stderr
-    for words in ([], ["--base", tiny, "-c", str(tmp_path / "harness.yaml")]):
-        assert isinstance(run("rows.jsonl", *words).exception, UserError)
-
-
-def test_an_experiment_that_is_not_there_is_refused(tmp_path):
-    found = run(write(tmp_path / "rows.jsonl", make_clean_rows(40)), "-c", tmp_path / "none.yaml").exception
-    assert "none.yaml: found no file" in str(found)
-
-
 def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
     hub = "hub:owner/mails"
     mail = check.Finding("warning", "", "", count=1, of=9, rows=(f"{hub}:1",), command=check.DECIDE)
@@ -343,19 +253,6 @@ def test_data_sets_of_the_hub_with_one_last_name_are_written_to_files_of_their_o
     )
 
 
-def test_data_sets_of_the_hub_with_one_last_name_are_joined_from_the_files_that_are_written_of_them():
-    hubs = ["hub:a/rows", "hub:b/rows"]
-    rows = tuple(f"{hub}:3" for hub in hubs)
-    unclean, repeated = (
-        check.Finding("error", "t", "m", rows=rows, command=f"harness data {verb} FILE --out OUT")
-        for verb in ("clean", "split")
-    )
-    (_, joined) = fill_commands([unclean, repeated], hubs)
-    mixing, splitting = joined.steps
-    assert mixing.startswith("harness data mix rows.clean.jsonl rows.clean-2.jsonl ")
-    assert "harness data split rows.clean.mixed.jsonl " in splitting
-
-
 def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(Path(duplicate_file).read_bytes())
@@ -364,11 +261,6 @@ def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
         found = run(rows, "--html", page).exception
         assert "a file that is there already; expected a new file, or an earlier page" in str(found)
     assert rows.read_bytes() == Path(duplicate_file).read_bytes()
-
-
-@pytest.mark.e2e
-def test_a_page_of_a_check_is_written_anew(duplicate_file, tmp_path):
-    assert [run(duplicate_file, "--html", tmp_path / "page.html").exit_code for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -407,12 +299,6 @@ def test_the_commands_name_the_columns_that_were_named(find):
     assert " --prompt '{text}' --reference queue --out " in found.command
 
 
-def test_a_file_that_is_named_twice_is_refused(tmp_path):
-    path = write(tmp_path / "rows.jsonl", make_clean_rows(30))
-    (problem,) = list_problems(path, str(tmp_path / "." / "rows.jsonl"))
-    assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
-
-
 def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_is_named(
     tmp_path, monkeypatch
 ):
@@ -422,16 +308,6 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_i
     done = CliRunner().invoke(app, shlex.split(alarms(found)[0].command)[1:])
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "-rows.dedup.jsonl").exists()
-
-
-def test_so_is_it_in_the_line_that_init_and_doctor_print(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for part, rows in {"-rows": make_clean_rows(40), "-test": make_clean_rows(40, 1)}.items():
-        write(tmp_path / f"{part}.jsonl", rows)
-    brief = check_briefly(RowCheck([str(tmp_path / "-rows.jsonl")], [str(tmp_path / "-test.jsonl")]))
-    assert brief.command == "harness data check ./-rows.jsonl --test ./-test.jsonl"
-    done = CliRunner().invoke(app, shlex.split(brief.command)[1:])
-    assert (done.exit_code, "Data check of -rows.jsonl: 40 rows" in done.stdout) == (0, True), done.stderr
 
 
 def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find, tmp_path):
@@ -444,12 +320,3 @@ def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find
     assert alarms(examine_rows(RowCheck([str(mended)], only=["missing_values"])).findings) == []
     written = [json.loads(line) for line in mended.read_text().splitlines()]
     assert [{**row, "id": i // 2} for i, row in enumerate(written)] == rows
-
-
-def test_many_columns_with_empty_cells_are_one_note(find):
-    rows = [
-        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}}
-        for n, row in enumerate(make_clean_rows(40))
-    ]
-    (found,) = (f for f in find(rows, "missing_values") if "empty" in f.title)
-    assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")

@@ -28,12 +28,6 @@ def test_one_answer_to_all_rows_is_warned_of(find):
     assert alarms(find([*content, *others], "class_balance")) == []
 
 
-def test_a_label_of_few_rows_is_found(find):
-    rows = [*make_clean_rows(), {"text": "solo word", "label": "rare"}]
-    (found,) = alarms(find(rows, "class_balance"))
-    assert (lines(found), found.example) == ([401], "'rare' 1")
-
-
 def test_another_mix_of_labels_in_test_is_found_and_the_same_mix_is_not(find, tmp_path):
     same = write(tmp_path / "same.jsonl", make_clean_rows(200, seed=9))
     other = write(
@@ -74,11 +68,6 @@ def test_a_mark_that_gives_the_label_is_found(find, mark):
     assert "gives the label 'refund' in 20 of 20 rows" in found.title
 
 
-def test_a_mark_on_every_label_is_no_marker(find):
-    rows = [{**row, "text": f"{row['text']} kindly"} for row in make_clean_rows()]
-    assert alarms(find(rows, "label_markers")) == []
-
-
 @pytest.mark.e2e
 def test_flipped_labels_are_found_with_the_right_one_proposed(find):
     rows = make_clean_rows(800)
@@ -91,17 +80,6 @@ def test_flipped_labels_are_found_with_the_right_one_proposed(find):
     hits = {line for line in proposed if right.get(line) == proposed[line]}
     assert len(hits) >= 0.7 * len(flipped)
     assert len(hits) >= 0.9 * len(proposed)
-
-
-def test_a_few_suspects_are_a_note(find):
-    rows = make_clean_rows(800)
-    for i in range(0, 48, 4):  # 12 of 800 rows
-        rows[i]["label"] = LABELS[1 + i // 4 % 3]
-    found = find(rows, "suspect_labels")
-    assert alarms(found) == []
-    (suspects,) = [f for f in found if f.rows]
-    assert set(lines(suspects)) <= set(range(1, 49, 4))
-    assert suspects.count >= 6
 
 
 def test_labels_in_several_spellings_are_an_error(find):
@@ -167,29 +145,6 @@ def test_spellings_of_answers_that_are_no_labels_are_refused(tmp_path, monkeypat
     assert not (tmp_path / "n.jsonl").exists()
 
 
-def test_conflicts_name_a_command_that_needs_no_page(find, tmp_path):
-    rows = make_clean_rows(60)
-    (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
-    assert found.title == "1 question with different answers"
-    done = CliRunner().invoke(app, shlex.split(found.command, comments=True)[1:])
-    assert done.exit_code == 0, done.stderr
-    assert (
-        alarms(
-            examine_rows(
-                RowCheck([str(tmp_path / "rows.dedup.jsonl")], only=["conflicting_answers"])
-            ).findings
-        )
-        == []
-    )
-
-
-def test_a_sign_between_words_is_no_marker_of_a_label(find):
-    rng = random.Random(5)
-    rows = [(f"{rng.randint(10, 99)} {'+-'[i % 2]} {rng.randint(10, 99)}", "ab"[i % 2]) for i in range(80)]
-    found = find([{"prompt": text, "reference": label} for text, label in rows], "label_markers")
-    assert alarms(found) == []
-
-
 def banking_rows(n_rows, n_labels=77, seed=None):
     """Draw rows of Banking77 as they are, so many of each label."""
     of = {}
@@ -200,14 +155,6 @@ def banking_rows(n_rows, n_labels=77, seed=None):
     of = {label: rows for label, rows in sorted(of.items()) if len(rows) >= n_rows}
     labels = list(of)[:n_labels] if seed is None else rng.sample(list(of), n_labels)
     return [row for label in labels for row in rng.sample(of[label], n_rows)]
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(("n_rows", "n_labels"), [(5, 77), (10, 77), (8, 5)])
-def test_few_rows_of_a_label_raise_no_alarm_of_suspect_labels(find, n_rows, n_labels):
-    found = find(banking_rows(n_rows, n_labels), "suspect_labels")
-    assert alarms(found) == []
-    assert not any("about" in f.title for f in found)
 
 
 def make_parity_rows():
@@ -241,33 +188,6 @@ def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
     assert found[0].title.startswith("labels are not judged: ")
 
 
-def test_labels_that_a_sign_or_a_letter_tells_are_judged(find):
-    rng = random.Random(5)
-    rows = [(f"{rng.randint(10, 99)} {'+-'[i % 2]} {rng.randint(10, 99)}", i % 2) for i in range(60)]
-    rows += [("".join(rng.sample("天地人山水火", 4)) + "好坏"[i % 2], i % 2) for i in range(60)]
-    found = find([{"prompt": text, "reference": "ab"[kind]} for text, kind in rows], "suspect_labels")
-    assert [f.title.partition(":")[0] for f in found] == ["label accuracy"]
-
-
-@pytest.mark.parametrize(
-    "labels", [("-1", "0", "1"), ("C", "C++", "C#"), ("<", ">", ">="), ("A", "A+", "A-")]
-)
-def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
-    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(make_clean_rows(60))]
-    assert alarms(find(rows, "answer_formats")) == []
-
-
-@pytest.mark.parametrize("spelt", ["Credit card", "credit_card", "credit-card", "creditcard", "credit card."])
-def test_a_label_spelt_with_other_separators_is_the_same(find, spelt):
-    rows = [
-        {**row, "label": "credit card" if row["label"] == "refund" else row["label"]}
-        for row in make_clean_rows(80)
-    ]
-    rows[0]["label"] = spelt
-    (found,) = alarms(find(rows, "answer_formats"))
-    assert lines(found) == [1]
-
-
 def flip_labels(rows, share, rng):
     """Give a share of the rows the label of another row."""
     labels = sorted({row["label"] for row in rows})
@@ -297,15 +217,6 @@ def test_right_labels_are_quiet_and_most_files_with_flipped_ones_are_not(find):
         quiet += not alarms(find(rows, "suspect_labels"))
         heard += bool(alarms(find(flip_labels(rows, 0.08, rng), "suspect_labels")))
     assert (quiet >= 29, heard >= 12) == (True, True)
-
-
-def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find):
-    rows = make_clean_rows(40)
-    rows[0]["label"] = "Refund"
-    said = [(f"\n\nHuman: {row['text']}\n\nAssistant: ", row["label"]) for row in rows]
-    pairs = [{"chosen": asks + label, "rejected": f"{asks}none"} for asks, label in said]
-    (found,) = (f for f in alarms(find(pairs, "answer_formats")) if "spellings" in f.title)
-    assert found.command.startswith("no command: labels stand within longer texts")
 
 
 @pytest.mark.parametrize(

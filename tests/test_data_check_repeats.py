@@ -1,6 +1,5 @@
 """The check of rows against rows: duplicates, conflicts, leaks into test, and traits."""
 
-import json
 import random
 import re
 import shlex
@@ -69,12 +68,6 @@ def test_one_text_under_two_system_prompts_or_choices_is_two_questions(find, set
         row.pop("system", None)
     found = find(rows, "conflicting_answers") + find(rows, "repeated_rows")
     assert [f.title for f in found if f.severity != "note"] == []
-
-
-def test_a_question_with_two_texts_is_a_note(find):
-    rows = [{"prompt": f"{WORDS[i]}?", "reference": " ".join(WORDS[i : i + 12])} for i in range(60)]
-    found = find([*rows, {"prompt": f"{WORDS[3]}?", "reference": "other words"}], "conflicting_answers")
-    assert [(f.severity, lines(f)) for f in found] == [("note", [4, 61])]
 
 
 @pytest.mark.e2e
@@ -150,27 +143,6 @@ def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_
     assert done.exit_code == 0, done.stderr
 
 
-def test_rows_that_are_in_the_test_exactly_and_in_other_words_empty_a_file_together(find, tmp_path):
-    ask = "How do I open an account for my business in Germany"
-    rows = make_clean_rows(40)
-    test = write(tmp_path / "test.jsonl", [*rows, {**rows[0], "text": f"{ask}, please?"}])
-    (found,) = alarms(find([*rows, {**rows[0], "text": f"{ask}?"}], "test_leaks", test=[test]))
-    assert "all 41 rows" in found.title
-    assert found.title.endswith("are or may be in the test")
-
-
-def test_of_two_files_the_one_whose_rows_are_all_in_the_test_is_left_out_and_the_other_deduplicated(tmp_path):
-    test, others = make_clean_rows(20), make_clean_rows(40, seed=3)
-    files = [
-        write(tmp_path / name, rows) for name, rows in (("a.jsonl", test), ("b.jsonl", [*others, test[0]]))
-    ]
-    asked = RowCheck(files, test=[write(tmp_path / "test.jsonl", test)], only=["test_leaks"])
-    emptied, rest = examine_rows(asked).findings
-    assert emptied.command == f"train without {files[0]}, or test on another file"
-    assert rest.rows == (f"{files[1]}:41",)
-    assert files[0] not in rest.command
-
-
 def test_where_every_row_conflicts_no_command_drops_all_of_them(find):
     rows = [{**row, "label": label} for row in make_clean_rows(20) for label in LABELS[:2]]
     (found,) = alarms(find(rows, "conflicting_answers"))
@@ -204,21 +176,6 @@ def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
     assert alarms(found) == []
     assert all(f.meaning for f in found)
     assert any("18 days or older at 2026-02-01" in f.title for f in found), [f.title for f in found]
-
-
-def test_test_rows_of_other_words_are_not_represented(find, tmp_path):
-    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in make_clean_rows(200, seed=4)]
-    found = find(make_clean_rows(), "traits", test=[write(tmp_path / "test.jsonl", other)])
-    assert ["representativeness" in f.title for f in alarms(found)] == [True]
-
-
-def test_equal_rows_are_more_diverse_than_repeated_ones(find):
-    def score(rows):
-        (found,) = find(rows, "traits")
-        return int(found.title.split(" as ")[-1].split(" ")[0])
-
-    rows = make_clean_rows(100)
-    assert score(rows) > 1.5 * score(rows[:20] * 5)
 
 
 def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
@@ -306,30 +263,6 @@ def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
     assert lines(found) == list(range(1, 10))
 
 
-def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path):
-    from harness.data.edit.manifests import find_grouping_column
-
-    told = {"command": "harness data split", "parameters": {"group": "article"}, "licenses": [], "notes": []}
-    told["outputs"] = [{"file": f"{n}.jsonl", "rows": 200, "sha256": n} for n in ("train", "test")]
-    (tmp_path / "split.manifest.json").write_text(json.dumps(told))
-    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in make_clean_rows(200, seed=4)]
-    train, test = (
-        write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", make_clean_rows()), ("test", other))
-    )
-    assert find_grouping_column(train) == "article"
-    found = examine_rows(RowCheck([train], test=[test], only=["traits"])).findings
-    assert alarms(found) == []
-    assert any("other values of 'article'" in f.meaning for f in found)
-
-
-def test_accepted_answers_in_another_order_are_no_conflict(find):
-    rows = [{"question": f"{WORDS[i]}?", "answers": [WORDS[i], WORDS[i + 1]]} for i in range(40)]
-    found = find(
-        [*rows, {**rows[3], "answers": rows[3]["answers"][::-1]}], "conflicting_answers", "repeated_rows"
-    )
-    assert [(f.check, lines(f)) for f in found] == [("repeated_rows", [41])]
-
-
 def run_command(command):
     for part in command.partition("  # ")[0].split(" && "):
         done = CliRunner().invoke(app, shlex.split(part)[1:])
@@ -351,19 +284,3 @@ def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, colu
     named = {"prompt": columns[0], "reference": columns[1]}
     assert alarms(examine_rows(RowCheck([str(mended)], only=only, **named)).findings) == []
     assert len(mended.read_text().splitlines()) == (70 if repeated == "answer" else 80)
-
-
-def test_what_is_wrong_in_each_of_two_files_is_mended_in_both(tmp_path):
-    rows = [{**row, "text": f"{row['text']} caf\u00c3\u00a9"} for row in make_clean_rows(80)]
-    files = [write(tmp_path / f"{name}.jsonl", of) for name, of in (("a", rows[:40]), ("b", rows[40:]))]
-    (found,) = alarms(examine_rows(RowCheck(files, only=["encoding_damage"])).findings)
-    run_command(found.command)
-    mended = [str(tmp_path / f"{name}.clean.jsonl") for name in "ab"]
-    assert alarms(examine_rows(RowCheck(mended, only=["encoding_damage"])).findings) == []
-
-
-def test_a_test_file_may_be_named_as_a_part_of_a_command(find, tmp_path):
-    rows = make_clean_rows(40)
-    test = write(tmp_path / "FILE.jsonl", rows[:5])
-    (found,) = alarms(find(rows, "test_leaks", test=[test]))
-    assert f"--against {test} --out {tmp_path}/rows.dedup.jsonl" in found.command

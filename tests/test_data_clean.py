@@ -39,11 +39,6 @@ def test_a_damaged_text_is_mended(damaged, mended):
     assert clean_text(damaged)[0] == mended
 
 
-@pytest.mark.parametrize("text", ["“x” &amp; <b>", "ﬁne ＡＢ", "  indented\n  code", "Ａ 1 ² ³"])
-def test_typography_html_and_indents_stay(text):
-    assert clean_text(text) == (text, [])
-
-
 @given(st.text())
 def test_cleaning_a_clean_text_changes_nothing(text):
     once = clean_text(text)[0]
@@ -68,12 +63,6 @@ def test_rows_without_question_or_answer_are_dropped_and_named():
         "r.jsonl:2: dropped, an empty question",
         "r.jsonl:3: dropped, an empty answer",
     ]
-
-
-def test_an_empty_list_is_an_answer_where_other_rows_list_objects():
-    rows = rows_of({"text": "Ann is here.", "entities": [{"text": "Ann"}]}, {"text": "Rain.", "entities": []})
-    outcomes = clean(rows, find_roles(Rows("r.jsonl", "r", rows)))
-    assert [outcome.row for outcome in outcomes] == rows
 
 
 def test_a_conversation_ends_with_its_answer():
@@ -216,18 +205,6 @@ def test_a_label_of_several_columns_goes_into_all_of_them(data):
     assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
 
 
-def test_a_label_of_several_columns_that_no_row_has_is_refused(data):
-    write_template_rows("fee-3")
-    assert "row 2: found the label 'fee-3', which no row has" in read_refusal(data, *OF_TWO)
-
-
-def test_labels_of_one_column_are_refused_where_several_answer(data):
-    write_template_rows("fee-2")
-    said = read_refusal(data, *OF_TWO, "--reference", "{rank} of {team}")
-    assert "where 'rank', 'team' answer" in said
-    assert 'such as "column": "{rank} {team}"' in said
-
-
 def test_labels_of_two_columns_are_not_kept_in_one_file(data):
     digest = write_two_columns()
     with pytest.raises(
@@ -249,14 +226,6 @@ def test_a_template_names_the_columns_that_ask(data):
     )
 
 
-def test_a_number_is_not_relabelled(data):
-    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": 3}])
-    rows = {"1": {"decision": "relabel", "label": "y"}}
-    Path("d.json").write_text(json.dumps({"digest": checksum(file), "column": "label", "rows": rows}))
-    said = read_refusal(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
-    assert "r.jsonl:1: found a int in 'label', to be relabelled" in said
-
-
 def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(data):
     import pyarrow
     import pyarrow.parquet
@@ -271,12 +240,6 @@ def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(
         else:
             run_data(data, *words, "n.parquet")
             assert [row["label"] for row in read("n.parquet")] == [1, 2]
-
-
-def test_a_file_that_is_no_decisions_is_not_printed(data):
-    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
-    Path("d.json").write_bytes(b"\xff secret" * 99)
-    assert "secret" not in read_refusal(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
 
 
 def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
@@ -301,12 +264,6 @@ def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
         with pytest.raises(UserError, match="a file of another making"):
             keep_decision("r.jsonl", 1, RowDecision("keep"), checksum(file))
         assert Path("r.jsonl.decisions.json").read_text() == own
-
-
-def test_half_of_the_labels_may_be_missing(data):
-    rows = [{"text": f"{i} q{i}w", "label": "x" if i % 2 else None} for i in range(20)]
-    jsonl(Path("r.jsonl"), rows)
-    assert run_data(data, "clean", "r.jsonl", "--out", "n.jsonl").startswith("20 read, 10 written")
 
 
 def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):

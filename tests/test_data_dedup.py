@@ -25,14 +25,6 @@ from harness.data.edit.dedup import dedup
 from harness.data.readers import Rows
 
 
-def test_the_named_columns_are_those_of_the_test_file_too(data):
-    Path("r.csv").write_text("frage,antwort,n\nwhere is it,here,1\nwho is it,me,2\n")
-    Path("t.csv").write_text("frage,antwort,n\nWho is it,me,9\n")
-    words = ("--prompt", "frage", "--reference", "antwort")
-    said = run_data(data, "dedup", "r.csv", "--against", "t.csv", "--out", "n.csv", *words)
-    assert said.startswith("2 read, 1 written, 1 dropped")
-
-
 def test_the_manifest_names_a_row_that_stays():
     rows = (LONG, "x"), (f"{LONG} now", "x"), (f"{LONG} NOW", "x")
     kept, changes = dedup_texts(*rows)
@@ -68,12 +60,6 @@ def test_alike_questions_with_other_answers_are_no_duplicates():
     assert kept == [1, 2]
     assert "r.jsonl:3: dropped, a near duplicate of r.jsonl:2" in changes[0]
     assert dedup_texts(*rows, alike=1)[0] == [1, 2, 3]
-
-
-def test_a_near_duplicate_is_found_behind_a_row_of_another_answer():
-    answer = " ".join(f"{c}word" for c in "abcdefghijklmnop")
-    rows = (LONG, "quite another one"), (f"{LONG} now", answer), (f"{LONG} ok", f"{answer} too")
-    assert dedup_texts(*rows)[0] == [1, 2]
 
 
 def test_one_question_under_two_system_prompts_or_with_other_choices_is_no_duplicate():
@@ -177,21 +163,6 @@ def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
     assert read_question_and_answers(rows[0], roles)._replace(choices="").whole == "Who?"
 
 
-def test_two_trees_that_go_on_otherwise_are_no_duplicates():
-    def tree(end):
-        said = {"role": "prompter", "text": "And?", "replies": [{"role": "assistant", "text": end}]}
-        first = {"role": "assistant", "text": "Me", "replies": [said]}
-        return {"message_tree_id": "a", "prompt": {"role": "prompter", "text": "Who?", "replies": [first]}}
-
-    rows = rows_of(tree("yes"), tree("no"), tree("yes"))
-    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
-
-
-def test_accepted_answers_in_another_order_are_the_same():
-    rows = rows_of({"question": "Who?", "answers": ["a", "b"]}, {"question": "Who?", "answers": ["b", "a"]})
-    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
-
-
 def test_ids_in_front_do_not_hide_equal_texts(data):
     said = [
         f"{text} {text[::-1]} q{i}w" for i, text in enumerate(("one two", "my card", "a fee", "old pin") * 3)
@@ -206,16 +177,6 @@ def test_ids_in_front_do_not_hide_equal_texts(data):
     assert not train & test
 
 
-def test_an_instruction_of_few_test_rows_is_no_leak(data):
-    """With the instruction in front of three test rows, training rows that have it too ask something else."""
-    rule = " ".join(f"{a}{b}le" for a in "bcdfgh" for b in "aeiou")
-    own = [" ".join(f"{c}{i}{c}" for c in "pqrstu") for i in range(40)]
-    jsonl(Path("r.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in own[3:]])
-    jsonl(Path("t.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in (*own[:3], own[7])])
-    said = run_data(data, "dedup", "r.jsonl", "--against", "t.jsonl", "--out", "n.jsonl")
-    assert said.startswith("37 read, 36 written, 1 dropped")
-
-
 def test_a_template_over_columns_reads_the_test_file_as_well(data):
     rows = [{"subject": f"s{i} q{i * i}w", "body": f"b{i} v{i}u", "label": "ab"[i % 2]} for i in range(20)]
     jsonl(Path("train.jsonl"), rows)
@@ -223,9 +184,3 @@ def test_a_template_over_columns_reads_the_test_file_as_well(data):
     named = ("--prompt", "{subject}: {body}", "--reference", "label")
     said = run_data(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
     assert said.startswith("20 read, 14 written")
-
-
-def test_a_column_whose_name_has_braces_is_what_asks(data):
-    rows = [{"{{ticket}}": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2]} for i in range(20)]
-    jsonl(Path("r.jsonl"), [*rows, rows[3]])
-    assert run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("21 read, 20 written")

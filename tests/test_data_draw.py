@@ -48,10 +48,6 @@ def test_a_mixture_has_its_number_of_rows_and_names_their_files():
     assert all(row.where.startswith(row.fields["source"]) for row in drawn)
 
 
-def test_without_a_number_no_file_is_too_small():
-    assert len(list_written_rows(mix(files_of(30, 100), RowMixture(weights=(0.5, 0.5))))) == 60
-
-
 def test_with_replacement_rows_come_again_under_ids_of_their_own():
     drawn = list_written_rows(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
     assert len(drawn) == 40
@@ -86,27 +82,6 @@ def test_a_number_and_its_text_are_one_id(data):
     ]
 
 
-def test_rows_are_drawn_whatever_the_spelling_of_the_path():
-    short, long = ([make_rows_with_ids(f"{at}{n}", *range(20)) for n in "ab"] for at in ("", "/data/"))
-    drawn = [
-        [row.fields["id"] for row in list_written_rows(mix(of, RowMixture(n_rows=10)))]
-        for of in (short, long)
-    ]
-    assert drawn[0] == drawn[1]
-
-
-def test_one_file_by_two_spellings_is_no_mixture(data):
-    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
-    said = read_refusal(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
-    assert "found one file twice: a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
-
-
-def test_a_file_alone_is_no_mixture(data):
-    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
-    said = read_refusal(data, "mix", "a.jsonl", "--out", "n.jsonl")
-    assert "found a.jsonl alone; expected two different files or more; next: name another" in said
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -132,13 +107,6 @@ def test_a_mixture_that_cannot_be_made_is_refused(data, words, said):
     assert said in read_refusal(data, "mix", "a.jsonl", "b.jsonl", "--out", "n.jsonl", *words)
 
 
-def test_rows_drawn_again_are_read_once(data):
-    for name in ("a.jsonl", "b.jsonl"):
-        jsonl(Path(name), [{"prompt": "a", "reference": "x"}])
-    said = run_data(data, "mix", "a.jsonl", "b.jsonl", "--rows", "6", "--replacement", "--out", "n.jsonl")
-    assert said.startswith("2 read, 6 written\n")
-
-
 def test_mixed_files_of_other_columns_and_kinds_are_one_file(data):
     jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
     Path("b.csv").write_text("prompt,reference,topic\nb,y,cards\n")
@@ -148,14 +116,6 @@ def test_mixed_files_of_other_columns_and_kinds_are_one_file(data):
         "a,x,a.jsonl,",
         "b,y,b.csv,cards",
     ]
-
-
-def test_an_id_of_its_own_is_a_number_where_ids_are(data):
-    for name in ("a", "b"):
-        jsonl(Path(f"{name}.jsonl"), [{"id": i, "prompt": name, "reference": "x"} for i in range(2)])
-        run_data(data, "clean", f"{name}.jsonl", "--out", f"{name}.parquet")
-    run_data(data, "mix", "a.parquet", "b.parquet", "--out", "n.parquet")
-    assert [row["id"] for row in read("n.parquet")] == [0, 1, 2, 3]
 
 
 @given(st.integers(1, 30), st.integers(0, 3))
@@ -177,12 +137,6 @@ def test_a_balanced_sample_has_equally_many_of_every_value():
         sample(Rows("r", "r", rows), 20, "label", 0)
 
 
-def test_a_balanced_sample_without_a_row_of_each_value_is_refused():
-    rows = make_distinct_rows(60, lambda i: f"label {i % 4}")
-    with pytest.raises(UserError, match=r"--rows: found 3 for 4 values of 'label'; .* next: --rows 4"):
-        sample(Rows("r", "r", rows), 3, "label", 0)
-
-
 def test_what_is_not_drawn_stands_in_the_manifest(data):
     jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(9)])
     assert run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith(
@@ -193,11 +147,3 @@ def test_what_is_not_drawn_stands_in_the_manifest(data):
     assert "expected at least 10" in read_refusal(
         data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl"
     )
-
-
-@pytest.mark.parametrize("column", ["id", "augmented_from", "", "prompt"])
-def test_a_mixture_names_its_files_in_no_column_that_has_a_meaning(data, column):
-    for name in "ab":
-        jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} q{i}w", "label": "x"} for i in range(4)])
-    said = read_refusal(data, "mix", "a.jsonl", "b.jsonl", "--column", column, "--out", "m.jsonl")
-    assert "--column: found" in said

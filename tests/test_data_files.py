@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import re
 import signal
@@ -47,16 +46,6 @@ def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
     assert "no train rows to be had" in read_refusal(
         data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl"
     )
-
-
-def test_of_a_folder_in_the_place_of_rows_the_files_in_it_are_named(data):
-    Path("mine/old").mkdir(parents=True)
-    assert "next: name a file of rows; this folder holds none" in read_refusal(data, "check", "mine")
-    jsonl(Path("mine/test.jsonl"), [{"prompt": "a", "reference": "x"}])
-    Path("mine/old/my rows.csv").write_text("text,label\na,x\n")
-    said = read_refusal(data, "check", "mine")
-    assert said.startswith("error: mine: found no train rows to be had (")
-    assert said.endswith("next: name a file: 'mine/old/my rows.csv', mine/test.jsonl")
 
 
 def test_licence_and_notes_are_carried_along(data):
@@ -107,16 +96,6 @@ def test_nothing_is_written_into_a_folder_that_is_read_or_in_place_of_the_workin
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
     assert "the folder that is read" in read_refusal(data, "clean", "rows", "--out", "rows/test.jsonl")
     assert "the working folder" in read_refusal(data, "split", "rows/train.jsonl", "--out", ".")
-
-
-def test_two_parquet_columns_of_one_name_are_refused(data):
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = [pyarrow.array(of) for of in (["a"], ["x"], ["1"], ["2"])]
-    made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
-    pyarrow.parquet.write_table(made, "r.parquet")
-    assert "two columns named 'n'" in read_refusal(data, "clean", "r.parquet", "--out", "n.jsonl")
 
 
 def links(file):
@@ -204,18 +183,6 @@ def test_a_gzip_file_that_breaks_off_is_refused_at_the_line_in_which_it_does(dat
     assert f"gzip -cd {name}" in said
 
 
-@pytest.mark.parametrize(("behind", "why"), [(-8, "CRC check failed"), (-4, "Incorrect length")])
-def test_a_gzip_file_of_which_only_the_checksum_is_wrong_is_refused_at_its_last_line(data, behind, why):
-    packed, n_lines = pack_rows("jsonl")
-    packed = bytearray(packed)
-    packed[behind] ^= 1
-    Path("r.jsonl.gz").write_bytes(packed)
-    said = read_refusal(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
-    assert f"r.jsonl.gz:{n_lines}: found a broken gzip file ({why}" in said
-    assert "; 5,000 lines can be read, and any of them may be damaged; expected a whole file" in said
-    assert "gzip -cd r.jsonl.gz gives what is left of it" in said
-
-
 @pytest.mark.e2e
 def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
     packed, _ = pack_rows("jsonl")
@@ -251,15 +218,6 @@ def test_an_answer_that_is_a_list_in_one_row_is_refused_at_its_line(data):
     assert "r.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
 
 
-def test_each_odd_type_of_a_column_is_refused_at_its_line(data):
-    odd = {3: ["a"], 5: 7, 6: 8}
-    jsonl(Path("r.jsonl"), [{"text": f"row {i}", "label": odd.get(i, "ab"[i % 2])} for i in range(9)])
-    code, _, said = data("clean", "r.jsonl", "--out", "n.jsonl")
-    assert code == 2
-    assert "r.jsonl:4: found 'label' of mixed types" in said
-    assert "r.jsonl:6: found 'label' of mixed types" in said
-
-
 def test_mixed_types_are_refused_where_a_column_has_one_type(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
     assert "r.jsonl:2: found a str in 'n'" in read_refusal(data, "clean", "r.jsonl", "--out", "n.parquet")
@@ -267,19 +225,6 @@ def test_mixed_types_are_refused_where_a_column_has_one_type(data):
     assert "l.jsonl:1: found a list in 'n'" in read_refusal(data, "clean", "l.jsonl", "--out", "n.csv")
     run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
     assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
-
-
-def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
-    Path("r.csv").write_text(
-        "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
-    )
-    for verb in ("clean", "dedup", "split"):
-        assert "'card', which 5 rows hold" in read_refusal(
-            data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n"
-        )
-    run_data(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
-    code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
-    assert (code, "warning: r.csv:1" in err) == (0, True)
 
 
 def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
@@ -298,35 +243,6 @@ def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
     assert Path("n.jsonl").read_text() == "mine"
 
 
-@pytest.mark.parametrize("moved", ["c.csv", "b.csv.gz"])
-def test_the_licence_goes_with_a_manifest_that_is_renamed_and_a_file_that_is_packed(data, moved):
-    Path("a.csv").write_text("text,label\na,x\n")
-    run_data(data, "clean", "a.csv", "--out", "b.csv", "--license", "CC0")
-    content = Path("b.csv").read_bytes()
-    Path(moved).write_bytes(gzip.compress(content) if moved.endswith(".gz") else content)
-    if not moved.endswith(".gz"):
-        Path("b.csv.manifest.json").rename(f"{moved}.manifest.json")
-    run_data(data, "dedup", moved, "--out", "d.csv")
-    assert manifest("d.csv")["licenses"] == ["CC0"]
-
-
-@pytest.mark.parametrize(
-    ("out", "said"),
-    [("x.jsonl.manifest.json", "kept for the files next to rows"), ("r.csv/x.csv", "a file, r.csv")],
-)
-def test_an_output_that_would_stand_in_the_way_is_refused(data, out, said):
-    Path("r.csv").write_text("text,label\na,x\n")
-    assert said in read_refusal(data, "clean", "r.csv", "--out", out)
-
-
-def test_a_file_named_in_capitals_is_read_and_a_quote_that_is_open_stands_at_its_line(data):
-    Path("R.CSV").write_text('text,label\na,x\n"b,y\nc,x\n')
-    assert "R.CSV:3: found" in read_refusal(data, "clean", "R.CSV", "--out", "n.csv")
-    Path("R.CSV").write_text("text,label\na,x\n")
-    run_data(data, "clean", "R.CSV", "--out", "N.CSV")
-    assert read("N.CSV") == [{"text": "a", "label": "x"}]
-
-
 def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(data):
     Path("rows").mkdir()
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
@@ -339,52 +255,6 @@ def test_a_field_that_stands_twice_is_refused(data):
     assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in read_refusal(
         data, "clean", "r.jsonl", "--out", "n.jsonl"
     )
-
-
-def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
-    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
-    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in read_refusal(
-        data, "clean", "r.jsonl", "--out", "n.parquet"
-    )
-
-
-@pytest.mark.parametrize("verb", ["clean", "dedup"])
-@pytest.mark.parametrize("content", [b"", b"text,label\n"])
-def test_a_file_without_a_row_is_refused_with_a_next_step(data, verb, content):
-    Path("r.csv").write_bytes(content)
-    assert read_refusal(data, verb, "r.csv", "--out", "n.csv").endswith("; next: name a file with rows")
-
-
-@pytest.mark.parametrize("text", ["text,label\nhi,x\n", "héhé,x\n" * 2_000])
-def test_plain_text_that_is_named_gz_is_told_to_be_renamed(data, text):
-    Path("my rows.csv.gz").write_text(text, encoding="utf-8")
-    said = read_refusal(data, "clean", "my rows.csv.gz", "--out", "n.csv")
-    assert "plain text in a file named .gz; expected a file that gzip packed" in said
-    assert said.endswith("mv 'my rows.csv.gz' 'my rows.csv'")
-
-
-def test_only_columns_that_are_there_are_said_to_ask(data):
-    jsonl(Path("r.jsonl"), [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": "no"} for i in range(4)])
-    code, _, err = data("clean", "r.jsonl", "--dry-run")
-    assert (code, err.splitlines()[0]) == (
-        0,
-        "r.jsonl: prompt from 'prompt', answer from 'chosen', 'rejected'",
-    )
-
-
-def test_licence_and_notes_are_carried_along_where_a_link_is_read(data):
-    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
-    Path("versions").mkdir()
-    run_data(data, "clean", "r.jsonl", "--out", "versions/1.jsonl", "--license", "CC0")
-    Path("latest.jsonl").symlink_to("versions/1.jsonl")
-    run_data(data, "clean", "latest.jsonl", "--out", "n.jsonl")
-    assert manifest("n.jsonl")["licenses"] == ["CC0"]
-
-
-def test_a_pipe_is_refused_as_what_it_is(data):
-    os.mkfifo("rows.jsonl")
-    said = read_refusal(data, "clean", "rows.jsonl", "--out", "n.jsonl")
-    assert "rows.jsonl: found a pipe or a device; expected a file whose name says its kind" in said
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
@@ -429,8 +299,3 @@ def test_nan_in_parquet_is_a_cell_without_a_value(data):
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), "n.parquet")
     assert "4 dropped: an empty answer" in run_data(data, "clean", "n.parquet", "--out", "n.jsonl")
     assert {row["label"] for row in read("n.jsonl")} == {0.0, 1.0}
-
-
-def test_the_ending_of_a_name_says_the_separator(data):
-    Path("x.tsv.csv").write_text("text,label\nWhere is it?,a\nWho is it?,b\n")
-    assert run_data(data, "clean", "x.tsv.csv", "--out", "o.csv").startswith("2 read, 2 written")

@@ -63,29 +63,6 @@ def test_labels_that_are_nearly_equal_are_two_answers(find, tmp_path):
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [63]
 
 
-@pytest.mark.parametrize("layout", ["question", "Dolly"])
-def test_two_questions_on_one_long_context_repeat_nothing(find, tmp_path, layout):
-    context = " ".join(WORDS[:90])
-    ask, answer = {"question": ("question", "answer"), "Dolly": ("instruction", "response")}[layout]
-    rows = [{ask: question, "context": context, answer: question[:8]} for question in OTHERS]
-    rows += [
-        {ask: f"{LONG} now", "context": context, answer: "Yes"},
-        {ask: LONG, "context": context, answer: "Yes"},
-    ]
-    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
-
-
-def test_a_template_over_columns_adds_nothing_to_what_is_compared(find, tmp_path):
-    template = "Here is what a customer of our shop wrote to the help desk this morning: {text}. Which queue is it for?"
-    rows = [{"text": question, "queue": question[:5]} for question in OTHERS[:6]]
-    rows += [
-        {"text": f"{OTHERS[0]} {OTHERS[1]}", "queue": "x"},
-        {"text": f"{OTHERS[0]} {OTHERS[1][:-2]}", "queue": "x"},
-    ]
-    named = {"prompt": template, "reference": "queue"}
-    assert list_repeated_rows(find, rows, **named) == list_dropped_rows(str(tmp_path / "rows.jsonl"), **named)
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -103,12 +80,3 @@ def test_code_that_differs_in_indentation_or_options_repeats_nothing(find, tmp_p
         ]
         rows = [*({"prompt": question, "completion": question[:6]} for question in OTHERS), *rows]
         assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == []
-
-
-def test_lines_that_are_broken_otherwise_are_the_same_prose(find, tmp_path):
-    rows = [{"prompt": question, "completion": question[:6]} for question in OTHERS]
-    rows += [
-        {"prompt": "Who are you?\nTell me - now", "completion": "Me"},
-        {"prompt": "who are you?  Tell me - now", "completion": "me"},
-    ]
-    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]

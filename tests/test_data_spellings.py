@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.errors import UserError
-from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum
 
 SPELT = {
@@ -87,23 +86,6 @@ def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, 
     assert mended == [SPELT[layout](row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
 
 
-def test_labels_made_of_two_columns_are_spelt_alike_in_both(find, tmp_path):
-    rows = [
-        {"ask": row["text"], "team": row["label"], "rank": "AB"[i % 2]}
-        for i, row in enumerate(make_clean_rows(80))
-    ]
-    rows[0] |= {"team": "Refund"}
-    rows[5] |= {"rank": "b"}
-    named = {"prompt": "ask", "reference": "{team}-{rank}"}
-    (found,) = (f for f in alarms(find(rows, "answer_formats", **named)) if "spellings" in f.title)
-    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
-    assert done.exit_code == 0, done.stderr
-    mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
-    assert ({row["team"] for row in mended}, {row["rank"] for row in mended}) == (set(LABELS), {"A", "B"})
-    again = examine_rows(RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named))
-    assert alarms(again.findings) == []
-
-
 def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["rated"]("a", "Refund")])))
@@ -113,15 +95,3 @@ def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
         UserError, match="relabel, where a row has several rated answers; expected drop or keep"
     ):
         CliRunner().invoke(app, words.split(), catch_exceptions=False)
-
-
-@pytest.mark.parametrize("column", ["answers", "references"])
-def test_a_decision_relabels_the_first_of_several_accepted_answers(tmp_path, monkeypatch, column):
-    monkeypatch.chdir(tmp_path)
-    rows = [{"prompt" if column == "references" else "question": "a", column: ["", "Refund", "money back"]}]
-    digest = checksum(Path(write(tmp_path / "r.jsonl", rows)))
-    keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, column)
-    words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
-    done = CliRunner().invoke(app, words.split())
-    assert done.exit_code == 0, done.stderr
-    assert json.loads((tmp_path / "n.jsonl").read_text())[column] == ["", "refund", "money back"]

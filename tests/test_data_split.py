@@ -1,6 +1,5 @@
 """Splits of rows: shares, classes, groups and times, and that what asks alike is in one part."""
 
-import math
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.edit.split import SHARES, SplitOptions, split
-from harness.data.formats import every_turn
 from harness.data.readers import Rows
 from harness.errors import UserError
 from harness.records import fold_text
@@ -56,12 +54,6 @@ def test_a_stratified_split_has_every_class_by_its_share_in_every_part():
     found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.6, 0.2, 0.2), stratify="label"))
     counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
-
-
-def test_a_class_too_small_for_a_part_is_named():
-    rows = make_distinct_rows(40, lambda i: "rare" if i == 7 else "often")
-    with pytest.raises(UserError, match="1 row of the class 'rare', none of them in"):
-        parts_of(rows, stratify="label")
 
 
 def test_rows_of_one_group_stay_together():
@@ -119,15 +111,6 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
     ]
 
 
-@pytest.mark.parametrize("day", ["31/05/2024", "soon", "", None, "2024-13-01"])
-def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
-    rows = [{"text": f"q{i}", "label": "x", "day": "2024-05-01"} for i in range(9)]
-    jsonl(Path("r.jsonl"), [*rows, {**rows[0], "day": day}])
-    found = f"{day!r} in 'day', which is not a time" if day else "no time in 'day'"
-    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
-    assert f"r.jsonl:10: found {found}; expected" in said
-
-
 @pytest.mark.parametrize(
     ("column", "option", "found", "step"),
     [
@@ -147,13 +130,6 @@ def test_a_part_of_which_earlier_ones_know_all_is_refused_with_the_reason(data, 
     assert code == 2
     assert f"no row for test ({found})" in said
     assert f"next: {step}" in said
-
-
-def test_numbers_beside_dates_are_refused(data):
-    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
-    assert "r.jsonl:2: found a number in 'day'" in read_refusal(
-        data, "split", "r.jsonl", "--time", "day", "--out", "p"
-    )
 
 
 def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
@@ -183,65 +159,6 @@ def test_a_split_that_cannot_be_made_is_refused(data, words, said):
     jsonl(Path("r.jsonl"), [{"text": f"{i * i} q{i}w v{i}u", "label": "x"} for i in range(9)])
     assert said in read_refusal(data, "split", "r.jsonl", "--out", "parts", *words)
     assert not Path("parts").exists()
-
-
-def test_a_folder_that_is_not_empty_is_refused(data):
-    file = jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(20)])
-    Path("full").mkdir()
-    jsonl(Path("full", "mine.jsonl"), [{}])
-    assert "not empty" in read_refusal(data, "split", "r.jsonl", "--out", "full")
-    assert "never changed in place" in read_refusal(data, "split", "r.jsonl", "--out", file)
-    Path("empty").mkdir()
-    run_data(data, "split", "r.jsonl", "--out", "empty")
-
-
-def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
-    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 6)]
-    rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
-    with pytest.raises(UserError, match="1 group"):
-        parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
-    found = split(Rows("r", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), alike=1))
-    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
-    train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
-    assert not train & test
-
-
-def test_a_file_of_one_row_cannot_be_split(data):
-    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
-    assert "at least 3, one a part" in read_refusal(data, "split", "r.jsonl", "--out", "p")
-
-
-def test_a_time_that_is_no_number_is_refused():
-    rows = rows_of(
-        *(row.fields | {"t": float(i) if i % 5 else math.nan} for i, row in enumerate(make_distinct_rows(20)))
-    )
-    with pytest.raises(UserError, match="nan in 't', which is not a time"):
-        parts_of(rows, time="t")
-
-
-def test_answers_of_conversations_keep_their_cluster_also_the_one_named_0():
-    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
-    rows = rows_of({"messages": said, "cluster": 0}, {"messages": said})
-    made = every_turn(Rows("r.jsonl", "r", rows)).rows
-    assert [row.fields["cluster"] for row in made] == [0, "r-1"]
-
-
-@pytest.mark.parametrize(
-    "times", [["12345678", "99999990"], ["-3", "7"], ["2024-01", "2024-02-03"], ["20240131", "20240201"]]
-)
-def test_times_are_numbers_months_and_days(times):
-    rows = make_distinct_rows(20)
-    for i, row in enumerate(rows):
-        row.fields["t"] = times[i // 10]
-    assert parts_of(rows, time="t", shares=(0.5, 0.0, 0.5))["train"] == list(range(10))
-
-
-def test_a_group_may_be_a_list():
-    rows = make_distinct_rows(20)
-    for i, row in enumerate(rows):
-        row.fields.update(t=i, g=[i // 4])
-    parts = parts_of(rows, time="t", group="g", shares=(0.5, 0.0, 0.5))
-    assert {n // 4 for n in parts["train"]}.isdisjoint({n // 4 for n in parts["test"]})
 
 
 def test_parts_that_are_far_from_their_shares_are_said(data):
@@ -301,14 +218,6 @@ def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
     assert sum(map(len, groups)) == len(set().union(*groups)) == 40
 
 
-def test_classes_of_fewer_rows_than_folds_in_mixed_groups_are_named():
-    rows = rows_of(
-        *({"text": f"q{i} {i * 7}", "label": "abc"[i % 3], "who": f"c{i // 2}"} for i in range(10))
-    )
-    with pytest.raises(UserError, match="rows of the class 'a', none of them in fold-"):
-        split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(stratify="label", group="who", folds=5))
-
-
 def make_grouped_rows(groups):
     """Return rows of which each group has the classes that it lists."""
     each = [(who, label) for who, labels in enumerate(groups) for label in labels]
@@ -352,30 +261,3 @@ def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_c
         assert {frozenset(r.fields["label"] for r in part) for part in parts.values()} == {
             frozenset().union(*groups)
         }
-
-
-def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_together():
-    """Each two of three groups share a class, so in two parts one of the classes is in one part alone."""
-    content = Rows("r.jsonl", "r", make_grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
-    way = SplitOptions((0.5, 0.0, 0.5), stratify="label", group="who")
-    with pytest.raises(UserError, match=r"5 groups .* no split gives each part rows of 'a', 'b', 'c'; "):
-        split(content, ASKED, way)
-
-
-def test_a_class_that_lacks_after_the_draw_moves_the_fewest_rows():
-    """The only small group with the rare class was drawn for training, and goes to test alone."""
-    groups = [["often"] * 3 for _ in range(40)] + [["rare"] * 20, ["rare"]]
-    for seed in range(5):
-        way = SplitOptions((0.9, 0.0, 0.1), stratify="label", group="who", seed=seed)
-        parts = split(Rows("r.jsonl", "r", make_grouped_rows(groups)), ASKED, way).parts
-        labels = {name: Counter(row.fields["label"] for row in part) for name, part in parts.items()}
-        assert (labels["train"]["rare"], labels["test"]["rare"]) == (20, 1)
-        assert 9 <= labels["test"]["often"] <= 15
-
-
-def test_a_column_of_times_of_another_form_is_refused_once_with_the_option_that_says_the_form(data):
-    jsonl(Path("r.jsonl"), [{"text": f"q{i}", "label": "x", "day": f"{i + 10}.05.2024"} for i in range(12)])
-    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
-    assert said.count("found") == 1
-    assert "no time in any of 12 rows of 'day', such as '10.05.2024'" in said
-    assert "next: --time-format %d.%m.%Y" in said

@@ -266,15 +266,6 @@ def test_a_preference_row_becomes_a_pair(load, name):
     assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
 
 
-def test_what_the_instruction_is_about_follows_it(load):
-    rows = [{"instruction": "Translate.", "input": "chat", "output": "cat"}]
-    assert load(test=rows).test[0].prompt == "Translate.\n\nchat"
-
-
-def test_the_category_of_an_instruction_is_its_slice(load):
-    assert load(test=[ROWS["mirror of Dolly"]]).test[0].slice == "open_qa"
-
-
 def test_a_system_message_stays_in_front(load):
     turns = [{"from": "system", "value": "Be brief."}, *ROWS["ShareGPT"]["conversations"]]
     apart = {**ROWS["ShareGPT"], "system": "Be brief."}
@@ -327,10 +318,6 @@ def test_the_layout_is_said(load):
         .read_as[0]
         .endswith("read as Dolly rows (instruction, context (may be empty), response)")
     )
-
-
-def test_our_own_rows_are_read_without_a_word(load):
-    assert load(test=[{"prompt": "Who?", "reference": "Me.", "id": "1"}]).read_as == ()
 
 
 def test_templates_win_over_a_layout(load):
@@ -459,20 +446,10 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
     assert made[2].messages == (BRIEF, ASKED, SAID, again, {**SAID, "content": "Hm."}, again)
 
 
-def test_all_turns_of_rows_without_turns_are_refused(load):
-    found = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
-    assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
-
-
 def test_completions_of_equal_ratings_are_no_pair(load):
     rated = [{"response": text, "overall_score": 7} for text in ("Me.", "You.")]
     found = list_problems(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])
     assert found[0][:2] == ("pairs.jsonl:1", "no two answers of different ratings")
-
-
-def test_a_row_of_another_layout_says_which_one_the_file_has(load):
-    expected = list_problems(load, test=[ROWS["Dolly"], ROWS["Dolly"], ROWS["chat"]])[0][2]
-    assert expected.startswith("Dolly rows (instruction, context (may be empty), response)")
 
 
 @pytest.mark.parametrize(
@@ -505,11 +482,6 @@ def test_unusable_rows_are_removed_with_a_message_where_the_task_says_so(load):
     assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
 
 
-def test_a_file_without_one_usable_row_is_refused_all_the_same(load):
-    with pytest.raises(UserError, match="an empty 'output'"):
-        load(test=[{**ROWS["Alpaca"], "output": ""}], data={"invalid_rows": "drop"})
-
-
 def articles(n=12, per_article=5):
     return [
         {
@@ -523,21 +495,9 @@ def articles(n=12, per_article=5):
     ]
 
 
-def test_a_context_stands_in_front_of_its_question(load):
-    assert load(test=articles(1, 1)).test[0].prompt == "Context:\nText 0 has part 0.\n\nWhat is 0 of 0?"
-
-
 def test_a_context_is_left_to_retrieval_where_there_are_documents(load):
     item = load(test=articles(1, 1), documents=[{"id": "kb", "text": "Else."}]).test[0]
     assert (item.prompt, item.documents) == ("What is 0 of 0?", ())
-
-
-def test_the_contexts_of_questions_are_documents_and_each_question_names_its_own(load):
-    items = load(test=articles(2, 4), documents=articles(2, 4))
-    assert [d.text for d in items.documents] == [f"Text {a} has part {p}." for a in (0, 1) for p in (0, 1)]
-    assert items.documents[0].title == "Article 0"
-    named = {d.id: d.text for d in items.documents}
-    assert all(named[item.documents[0]].startswith(f"Text {item.prompt[-2]}") for item in items.test)
 
 
 def test_questions_on_one_context_are_one_cluster(load):
@@ -551,13 +511,6 @@ def test_one_file_is_split_by_article(load):
     assert sum(map(len, seen)) == len(set.union(*seen)) == 12
     assert len(items.train) + len(items.validation) + len(items.test) == 60
     assert 5 <= len(items.test) <= 15
-
-
-def test_the_split_of_one_file_is_said(load):
-    assert (
-        "split into 40 to train on, 10 for validation, 10 for test, by cluster"
-        in (load(all=articles(), fields={"cluster": "{article}"}).read_as[-1])
-    )
 
 
 def test_the_test_rows_of_one_file_do_not_depend_on_the_seed(load):
@@ -588,13 +541,6 @@ def test_one_file_and_a_split_are_refused_together(part):
         Task.model_validate({"name": "t", "data": {"all": "a.jsonl", part: "b.jsonl"}})
 
 
-def test_one_file_of_one_cluster_is_refused(load):
-    assert (
-        list_problems(load, all=articles(1), fields={"cluster": "{article}"})[0][1]
-        == "training rows of one cluster only"
-    )
-
-
 def transcripts(n):
     begin = "\n\nHuman: Who is {}?\n\nAssistant:"
     return [{"chosen": begin.format(i) + " Me.", "rejected": begin.format(i) + " No."} for i in range(n)]
@@ -612,17 +558,6 @@ def test_pairs_of_a_cluster_that_is_set_aside_are_left_out(load):
     pairs = [{"prompt": f"Why {i}?", "chosen": "a", "rejected": "b", "cluster": f"c{i}"} for i in range(10)]
     items = load(all=rows, pairs=pairs)
     assert {pair.cluster for pair in items.pairs} == {item.cluster for item in items.train}
-
-
-@pytest.mark.e2e
-def test_the_pairs_of_hh_rlhf_are_read_from_its_transcripts():
-    path = str(find_shared_data("rows/hh_rlhf_harmless/test.jsonl.gz"))
-    task = Task.model_validate({"name": "hh", "data": {"all": path, "pairs": path, "invalid_rows": "drop"}})
-    items = load_task(task, 0)
-    assert len(items.train) + len(items.validation) + len(items.test) == 2303
-    assert [pair.messages for pair in items.pairs] == [item.messages for item in items.train]
-    assert all(pair.references[0] != pair.rejected for pair in items.pairs)
-    assert "9 of 2,312 rows dropped" in items.removed[0]
 
 
 def test_the_articles_of_xquad_are_in_one_split_each():
@@ -788,12 +723,6 @@ def test_tools_stand_behind_the_system_message_that_a_row_has(load):
     assert system["content"].startswith("Be brief.\n\nYou can call these tools.")
 
 
-def test_a_function_without_arguments_is_a_tool_beside_others(load):
-    row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"name": "now", "description": "the time"}]}
-    (system, _) = load(test=[row]).test[0].messages
-    assert json.loads(system["content"].splitlines()[-1]) == {"name": "now", "description": "the time"}
-
-
 @pytest.mark.parametrize("written", [str([WEATHER]), json.dumps([WEATHER])[:-1]])
 def test_definitions_of_tools_that_are_no_json_are_refused(load, written):
     ((where, found, _),) = list_problems(load, test=[{"messages": [ASKED, CALL], "tools": written}])
@@ -809,11 +738,6 @@ def test_tools_that_the_system_message_of_a_row_defines_are_not_defined_twice(lo
     assert load(test=[row]).test[0].messages[0]["content"].endswith(json.dumps(tool))
 
 
-def test_tools_stand_in_an_empty_system_message_alone(load):
-    row = {"messages": [{"role": "system", "content": ""}, ASKED, CALL], "tools": [WEATHER]}
-    assert load(test=[row]).test[0].messages[0]["content"].startswith("You can call these tools.")
-
-
 def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(load):
     row = ROWS["OpenAI preference"]
     row = {**row, "input": {**row["input"], "tools": [WEATHER]}}
@@ -821,11 +745,6 @@ def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(loa
     (item,) = load(test=[row]).test
     assert pair.messages == item.messages
     assert pair.messages[0]["content"].endswith(json.dumps(WEATHER))
-
-
-@pytest.mark.parametrize("column", ["hammer", ["hammer"], [{"name": "hammer", "price": 3}], [], None, "[1"])
-def test_a_column_that_is_only_named_tools_adds_nothing_to_what_is_asked(load, column):
-    assert load(test=[{"messages": [ASKED, SAID], "tools": column}]).test[0].messages == (ASKED,)
 
 
 def test_a_template_that_writes_the_tools_itself_has_them_once(load):
@@ -839,13 +758,6 @@ def test_something_else_among_the_tools_of_a_row_is_refused(load):
     row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"type": "web_search"}]}
     ((where, found, _),) = list_problems(load, test=[row])
     assert (where, found) == ("test.jsonl:1", '{"type": "web_search"} among the tools in \'tools\'')
-
-
-def test_a_rating_that_is_no_number_is_refused():
-    of = [{"response": "a", "overall_score": "nan"}, {"response": "b", "overall_score": 3}]
-    row = Row("r:1", {"instruction": "Who?", "completions": of})
-    with pytest.raises(UserError, match="the rating 'nan'"):
-        formats.read(row, formats.recognise([row]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, many_rows, run_record
 from harness.store import index, ingest, rows
-from harness.store.layout import Store, clear_errors, rename_when_whole
+from harness.store.layout import Store, rename_when_whole
 from harness.store.rows.checksums import note_checksum
 from harness.store.rows.row_columns import COLUMNS, SAMPLE_COLUMNS
 
@@ -200,14 +200,6 @@ def test_rows_come_back_exactly(tmp_path_factory, sample):
     assert stores.read_rows(store, IDENTITY.digest) == numbered
 
 
-def test_numbers_come_back_as_floats_and_sequences_as_tuples_and_the_identity_as_it_was(store):
-    complete(store, IDENTITY, [row(0, parts={"f1": (1.0,)}, recall=1.0, passages=("d1",))])
-    (read,) = stores.read_rows(store, IDENTITY.digest)
-    assert [type(value) for value in (read.parts["f1"], read.recall, read.passages)] == [tuple, float, tuple]
-    complete(store, IDENTITY, make_rows(1))
-    assert stores.read_identity(store, IDENTITY.digest) == IDENTITY
-
-
 @pytest.mark.parametrize("name", ["a[b]c", "x=1", "it's", "st*r"])
 def test_a_folder_may_have_a_name_that_duckdb_takes_for_a_pattern(tmp_path, name):
     store = Store(tmp_path / name)
@@ -232,15 +224,6 @@ def test_completing_leaves_one_file_and_removes_the_blocks_of_its_set_alone(stor
     stores.remove_merged_blocks(store, OTHER.digest)
     assert (store.rows(IDENTITY.digest) / "blocks").exists()
     assert not (store.rows(OTHER.digest) / "blocks").exists()
-
-
-def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
-    complete(store, IDENTITY, make_rows(BLOCK + 3))
-    append(store, IDENTITY, make_rows(2 * BLOCK))  # by another process, which was ended: the second is longer
-    append(store, OTHER, make_rows(BLOCK))
-    stores.remove_merged_blocks(store)
-    assert [path.name for path in (store.rows(IDENTITY.digest) / "blocks").iterdir()] == ["00001.jsonl"]
-    assert stores.list_stored_blocks(store, OTHER) == {0}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -372,16 +355,6 @@ def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
     )
 
 
-def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
-    sample = make_rows(2 * BLOCK + 2)
-    complete(store, IDENTITY, sample)
-    ids = [r.example_id for r in sample[: BLOCK + 36]]
-    assert stores.list_stored_blocks(store, IDENTITY, ids) == {0, 1}
-    stores.complete_rows(store, IDENTITY, 100)
-    assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
-    assert stores.read_rows(store, IDENTITY.digest) == sample
-
-
 def test_rows_in_another_order_replace_those_that_were_there(store):
     complete(store, IDENTITY, make_rows(200))
     turned = [replace(r, example_id=f"item-{999 - r.position:05d}") for r in make_rows(2 * BLOCK)]
@@ -472,16 +445,6 @@ def test_what_cannot_be_read_is_named(store):
         stores.read_many(store, [IDENTITY.digest, OTHER.digest])
     with pytest.raises(HarnessError, match="no complete rows 0123"):
         stores.read_many(store, [IDENTITY.digest, "0123"])
-
-
-def test_many_sets_are_read_at_once_as_each_is_alone(store):
-    complete(store, IDENTITY, make_rows(70))
-    complete(store, OTHER, make_rows(5))
-    digests = [OTHER.digest, IDENTITY.digest]
-    for texts in (True, False):
-        alone = {digest: stores.read_rows(store, digest, texts=texts) for digest in digests}
-        assert stores.read_many(store, digests, texts=texts) == alone
-    assert stores.read_many(store, []) == {}
 
 
 def test_the_search_for_cycles_goes_on_after_rows_were_made_also_where_that_failed():
@@ -656,14 +619,6 @@ def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
     assert store.index.read_bytes() == before
 
 
-def test_a_file_without_tables_is_built_by_its_first_reader(store):
-    stores.save_run(store, make_run("a", []))
-    store.index.unlink()
-    duckdb.connect(str(store.index)).close()
-    assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
-    assert list_indexed_runs(store) == ["a"]
-
-
 KILLED_WHILE_BUILDING = """
 import os, signal, sys
 from dataclasses import replace
@@ -819,33 +774,6 @@ def test_a_store_that_was_moved_is_queried_where_it_is(store):
     assert stores.query(moved, "SELECT count(*) FROM samples WHERE run_id = 'b'").rows == [(75,)]
 
 
-SAVE = """
-import json, sys
-from pathlib import Path
-from harness.records import run_record
-from harness.store import Store, save_run
-for line in sys.stdin:
-    save_run(Store(Path(sys.argv[1])), run_record(json.loads(line)))
-"""
-
-
-@pytest.mark.e2e
-def test_two_processes_that_save_runs_at_once_lose_none(store):
-    stores.save_run(store, make_run("first", []))
-    template = (store.folder / "first" / "run.json").read_text("utf-8")
-    writers = []
-    for name in ("p", "q"):
-        lines = [json.dumps(json.loads(template) | {"run_id": f"{name}{i}"}) for i in range(5)]
-        command = [sys.executable, "-c", SAVE, str(store.folder)]
-        writers.append((subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True), lines))
-    for writer, lines in writers:
-        writer.stdin.write("\n".join(lines))
-        writer.stdin.close()
-    assert [writer.wait(60) for writer, _ in writers] == [0, 0]
-    names = {"first", *(f"{name}{i}" for name in "pq" for i in range(5))}
-    assert {run.run_id for run in stores.list_runs(store)} == names
-
-
 # Removing
 
 
@@ -867,15 +795,6 @@ def test_removing_the_last_run_removes_its_rows_and_weights(store):
     stores.save_run(store, make_run("a", [IDENTITY.digest]))
     stores.remove_run(store, "a")
     assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
-
-
-@pytest.mark.parametrize("sharing", [{"training": {"fit_key": "fit-a"}}, {"weights_digest": "weights of a"}])
-def test_weights_that_another_run_uses_are_kept(store, sharing):
-    stores.write_whole(store, store.weights("fit-a") / "fit.json", "{}")
-    stores.save_run(store, make_run("a", []))
-    stores.save_run(store, make_run("hybrid", [], **sharing))
-    stores.remove_run(store, "a")
-    assert (store.weights("fit-a") / "fit.json").exists()
 
 
 def test_nothing_is_removed_while_it_is_unknown_what_is_shared(store):
@@ -969,12 +888,6 @@ def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(sm
     assert stores.reindex(store).runs == 2
 
 
-def test_what_duckdb_says_of_an_interrupt_stops_everything_again(store):
-    # In this way its Python package ends a query during which Ctrl-C was pressed.
-    with pytest.raises(KeyboardInterrupt), clear_errors(store, "rows", "again"):
-        raise RuntimeError("Query interrupted")
-
-
 LIMITED = """
 import pickle, resource, sys
 from pathlib import Path
@@ -999,21 +912,3 @@ def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
 
 
 # Speed
-
-
-@pytest.mark.e2e
-def test_a_hundred_thousand_rows_are_ingested_in_seconds(store):
-    complete(store, IDENTITY, make_rows(1))
-    path, more = store.parquet(IDENTITY.digest), store.folder / "more.parquet"
-    numbered = "one.* REPLACE (i AS position, 'item-' || i AS example_id)"
-    with duckdb.connect() as db:
-        db.execute(f"COPY (SELECT {numbered} FROM '{path}' AS one, range(100_000) AS r(i)) TO '{more}'")
-    note_checksum(store, path, more)
-    more.replace(path)
-    started = time.perf_counter()
-    stores.save_run(store, make_run("a", [IDENTITY.digest]))
-    assert time.perf_counter() - started < 10
-    with duckdb.connect(str(store.index), read_only=True) as db:
-        assert db.execute("SELECT count(*), count(DISTINCT example_id) FROM scores").fetchall() == [
-            (100_000,) * 2
-        ]
