@@ -130,22 +130,6 @@ def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line,
 
 
 @pytest.mark.parametrize(
-    ("path", "found", "next_step"),
-    [
-        ("x.yml", "no file {}/x.yml", "write one: harness init DIR --data FILE; or name another with -c"),
-        ("harnes.yaml", "no file {}/harnes.yaml", "did you mean 'harness.yaml'?"),
-        ("", "a folder", "-c {}/harness.yaml"),
-    ],
-)
-def test_an_experiment_that_is_no_file_is_refused_with_what_would_be_one(folder, path, found, next_step):
-    (folder / "harness.yaml").touch()
-    with pytest.raises(UserError) as caught:
-        config.load(folder / path)
-    (problem,) = caught.value.problems
-    assert (problem.found, problem.next_step) == (found.format(folder), next_step.format(folder))
-
-
-@pytest.mark.parametrize(
     ("override", "found", "next_step"),
     [
         ("seeds", "'seeds'", "such as candidates.lora.params.r=8"),
@@ -172,23 +156,6 @@ def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, fou
     assert where == f"override {override}"
     assert found is None or what == found.format(folder)
     assert next_step in (None, then)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "next_step"),
-    [
-        (
-            ["candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"],
-            "one of: l[r=8], l[r=16]",
-        ),
-        (
-            ["candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}"],
-            "name the one a takes them of",
-        ),
-    ],
-)
-def test_weights_come_from_a_candidate_that_has_its_own(folder, overrides, next_step):
-    assert find_only_problem(folder, *overrides)[2] == next_step
 
 
 @pytest.mark.parametrize(
@@ -260,21 +227,6 @@ def test_a_recipe_of_ones_own_is_wrong_at_its_line_and_misnamed_where_it_is_used
 def test_a_policy_names_what_is_there(folder, policy, found, next_step):
     problem = find_only_problem(folder, text=f"{EXPERIMENT}{policy}\n")
     assert problem == ("harness.yaml:10", found, next_step)
-
-
-@pytest.mark.parametrize("name", ["other", "sums"])
-def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
-    loaded = config.load(folder / "harness.yaml", [f"gate.critical=[{name}]"])
-    assert loaded.experiment.gate.critical == (name,)
-
-
-def test_text_that_is_not_utf8_is_shown_with_its_byte(folder):
-    (folder / "harness.yaml").write_bytes(b"name: tiny\n# caf\xe9\n")
-    with pytest.raises(UserError) as caught:
-        config.load(folder / "harness.yaml")
-    problem = caught.value.problems[0]
-    assert problem.where == "harness.yaml:2"
-    assert problem.found == "byte 0xe9 at offset 16, which is not UTF-8"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from fake_facts import alternatives, candidate, make_fine_tune
 from openai_server import Model, serve_model
 from test_decision import find_reason, make_decision
 
-from harness import config
 from harness.errors import UserError
 from harness.experiment import compare
 from harness.models.endpoints import is_private
@@ -104,16 +103,3 @@ def test_the_gate_measures_the_gain_over_a_baseline_and_judges_none(file_and_rep
     assert judged.candidate
     with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
         gate_stored(file_and_report[0], "large")
-
-
-def test_who_takes_the_weights_of_a_baseline_is_one_too(tiny, tmp_path):
-    text = (
-        CANDIDATES.format(url="http://localhost:1/v1") + "  shots: {weights_of: large, prompting: few_shot}\n"
-    )
-    found = config.load(tiny_experiment.write(tmp_path, tiny, text)).experiment.candidates
-    assert {name: recipe.role for name, recipe in found.items()} == {
-        "prompt": "candidate",
-        "large": "baseline",
-        "tuned": "candidate",
-        "shots": "baseline",
-    }

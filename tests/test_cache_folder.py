@@ -27,11 +27,3 @@ def test_of_two_processes_that_make_it_together_the_first_holds_for_both():
 
     assert cache.memo("costs", "card", make) == "first"
     assert cache.memo("costs", "card", lambda: "third") == "first"
-
-
-def test_a_damaged_file_is_made_anew(folder):
-    (folder / "kind").mkdir()
-    (folder / "kind" / "key.json").write_text("{")
-    assert cache.memo("kind", "key", lambda: 3) == 3
-    assert cache.recall(folder / "kind" / "key.json") == 3
-    assert [one.name for one in (folder / "kind").iterdir()] == ["key.json"]

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from harness import plugins
-from harness.errors import UserError
 from harness.experiment.catalog import map_purposes
 from harness.spec import DecidePolicy
 
@@ -27,12 +26,6 @@ def test_suites_and_tasks_are_listed(folder):
     assert {
         name: text.partition(":")[0] for name, text in map_purposes("tasks", folder / "suites").items()
     } == {"sums": "other", "capitals": "other", "tiny": "tiny"}
-
-
-def test_where_there_are_no_suites_those_of_the_package_are_listed_and_a_wrong_word_is_refused(tmp_path):
-    assert {"general", "safety"} <= set(map_purposes("suites", tmp_path / "suites"))
-    with pytest.raises(UserError, match="did you mean 'methods'"):
-        map_purposes("method")
 
 
 def test_every_key_of_the_file_is_listed_with_its_default_and_meaning():

@@ -6,11 +6,9 @@ import math
 import pytest
 
 from harness import stats
-from harness.comparison import Estimate
 from reports.studies.claims import __main__ as study
 from reports.studies.claims.catalog import CLAIMS, OPEN
 from reports.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
-from reports.studies.claims.fine_tunes import Pair, judge_pair
 from reports.studies.claims.kept import keep, read, write
 from reports.studies.claims.page import page
 
@@ -26,12 +24,6 @@ def test_a_ratio_is_the_geometric_mean_of_pairs_with_the_interval_of_its_logarit
     assert found.mean == pytest.approx(math.exp(mean))
     assert found.high == pytest.approx(math.exp(mean + stats.t_quantile(0.975, 2) * sd / math.sqrt(3)))
     assert found.low < found.mean < found.high
-
-
-@pytest.mark.parametrize(("new", "base"), [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
-def test_a_ratio_of_less_than_two_pairs_is_refused(new, base):
-    with pytest.raises(ValueError, match="two pairs at least"):
-        estimate_paired_ratio(new, base)
 
 
 @pytest.mark.parametrize(
@@ -79,19 +71,3 @@ def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsy
     assert study.main([*asked, "--again"]) == 0
     assert "GB whole" in (tmp_path / "claims.md").read_text()
     assert CHEAP in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("kept", "gain", "verdict"),
-    [
-        ((0.02, 0.1), (-0.02, 0.03), "holds"),
-        ((0.02, 0.1), (-0.41, -0.19), "does not hold here"),
-        ((0.02, 0.1), (-0.2, 0.1), "not decided"),
-        ((-0.02, 0.1), (-0.02, 0.03), "not decided"),
-        ((-0.02, 0.1), (-0.41, -0.19), "does not hold here"),
-        ((-0.2, -0.1), (-0.02, 0.03), "does not hold here"),
-    ],
-)
-def test_what_is_kept_counts_at_an_equal_gain(kept, gain, verdict):
-    found, target = (Estimate(sum(ends) / 2, *ends, 100) for ends in (kept, gain))
-    assert judge_pair(Pair("replay", "plain", "capability", 0.0), found, target) == verdict

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_experiment
 
 from harness.errors import UserError
 from harness.metrics import _isolation, load_metrics
@@ -436,11 +435,3 @@ def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
     finally:
         explain_not_isolated.cache_clear()
         passes.cache_clear()
-
-
-def test_a_comparison_is_refused_before_anything_is_asked(tiny, tmp_path, own_cache, monkeypatch):
-    monkeypatch.delenv(ALLOWED)
-    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
-    with pytest.raises(UserError, match=f"task letters: metric code_tests.*export {ALLOWED}=1"):
-        tiny_experiment.run(path, "target.metrics=[code_tests]", "target.labels=[]")
-    assert tiny_experiment.runs_of(path) == {}

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import config
-from harness.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -195,23 +193,3 @@ def test_an_experiment_is_read_in_a_moment(folder):
     start = time.process_time()
     read(folder)
     assert time.process_time() - start < 0.15
-
-
-def test_the_suites_of_a_folder_are_read_by_file_or_else_the_shipped_ones(folder):
-    assert [suite.name for suite in config.read_suites(folder / "suites")] == ["other", "tiny"]
-    assert "support" in [suite.name for suite in config.read_suites(folder / "nowhere")]
-
-
-def test_a_broken_suite_of_a_folder_is_refused_at_its_line(folder):
-    (folder / "suites" / "other.yaml").write_text("name: other\ntaks: []\n")
-    with pytest.raises(UserError) as caught:
-        config.read_suites(folder / "suites")
-    assert {p.where for p in caught.value.problems} == {"other.yaml:1", "other.yaml:2"}
-
-
-def test_all_problems_come_in_any_order_of_the_keys(folder):
-    lines = ["name: tiny", "target: suites/tiny.yaml", "candidates: {a: {methd: base}}", "gat: {}"]
-    for order in permutations(lines):
-        with pytest.raises(UserError) as caught:
-            read(folder, text="\n".join(order))
-        assert {p.found for p in caught.value.problems} == {"unknown key 'methd'", "unknown key 'gat'"}

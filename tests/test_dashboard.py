@@ -20,14 +20,13 @@ from fake_facts import comparison as comparison_of
 from filelock import FileLock
 
 from harness import comparison, decision, formatting, report, rescue, store
-from harness.comparison import Estimate, human
+from harness.comparison import Estimate
 from harness.comparison.labelled_answers import draw_items
 from harness.evaluation.costs import TokenCounts
 from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.records import Grade, Sample
-from harness.report.columns import result_rows
 from harness.report.plots.loss_curves import PREFERENCES
 from harness.report.tables.decision_tables import arithmetic_rows
 from harness.report.wording import verdict_word
@@ -104,22 +103,6 @@ def front_texts(page, tag="text") -> list[str]:
     return re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", base64.b64decode(data).decode())
 
 
-def test_there_is_a_page_for_each_question():
-    assert {
-        "report",
-        "answers",
-        "leaderboard",
-        "compare",
-        "forgetting",
-        "pareto",
-        "training",
-        "data",
-        "decide",
-        "nightly",
-        "rate",
-    } <= set(PAGES)
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_of_an_empty_store_says_what_to_do(open_page, name):
     page = open_page(name)
@@ -167,23 +150,6 @@ def test_after_a_smoke_run_alone_its_answers_are_shown(tmp_path, monkeypatch):
     assert "1 runs in" in page.sidebar.caption[0].value
 
 
-@pytest.mark.e2e
-def test_a_switch_leads_from_an_experiment_to_its_smoke_run(open_page, tmp_path):
-    write_smoke_run(tmp_path)
-    fake_project.write(tmp_path)
-    page = open_page("answers")
-    assert "lora" in matrix(page)["support-000"]
-    page.selectbox(key="experiment").select("desk-smoke").run()
-    assert list(matrix(page)["support-000"]) == ["question", "reference", "prompt"]
-    assert page.query_params["experiment"] == "desk-smoke"
-
-
-def test_the_experiment_of_one_report_is_named_on_top(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    fake_project.experiment(tmp_path)
-    assert open_page("pareto").caption[0].value.startswith("**desk** · Right is better")
-
-
 def test_the_first_page_is_that_of_the_written_report(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     first, shown = report.experiment_document(made).first, html(open_page("report"))
@@ -214,19 +180,6 @@ def read_cells(table) -> dict[str, list[str]]:
     """Return what a table of numbers shows, by column; its values are the numbers themselves."""
     shown = dataframe_util.convert_arrow_bytes_to_pandas_df(table.proto.arrow_data.styler.display_values)
     return shown.to_dict("list")
-
-
-@pytest.mark.e2e
-def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(open_page, tmp_path):
-    made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "worse": ("lora", 10, 12)})
-    cells = read_cells(open_page("leaderboard").dataframe[0])
-    columns = ("candidate", "gain", "forgetting", "cost_per_1k_usd", "latency_p50_s")
-    shown = {name: cells for name, *cells in zip(*(cells[column] for column in columns), strict=True)}
-    table = {row["candidate"]: row for row in result_rows(made)}
-    for name in ("lora", "worse", "knn", "prompt"):
-        assert shown[name] == [table[name][column] for column in columns[1:]]
-    assert shown["worse"][0].startswith("−")
-    assert shown["knn"][:2] == ["(this one)", "0 (base weights)"]
 
 
 def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts_by_value(
@@ -310,12 +263,6 @@ def test_a_run_that_failed_is_an_error_without_a_report_too(open_page, tmp_path)
     }
 
 
-def test_candidates_that_cannot_be_told_apart_share_a_rank(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
-    assert dict(board["rank"]) == {"lora": 1, "knn": 2, "prompt": 2}
-
-
 def test_the_champion_is_marked(open_page, tmp_path):
     fake_project.write(tmp_path)
     folder = tmp_path / "baselines" / "champions"
@@ -331,13 +278,6 @@ def test_the_champion_is_marked(open_page, tmp_path):
     (folder / "support.json").write_text(json.dumps(champion))
     board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
     assert dict(board["champion"]) == {"lora": "", "knn": "★", "prompt": ""}
-
-
-def test_the_leaderboard_is_filtered_by_method(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("leaderboard")
-    page.multiselect(key="filter_method").select("lora").run()
-    assert list(page.dataframe[0].value["candidate"]) == ["lora"]
 
 
 def rewrite_run(folder, run_id, as_id=None, **changes):
@@ -383,13 +323,6 @@ def test_selected_runs_are_linked_by_label_and_others_by_id(open_page, tmp_path)
     assert page.multiselect(key="compare_chosen").value == named
     assert "Not among these runs" not in html(page)
     assert set(page.dataframe[0].value["candidate"]) == {"lora-old", "lora"}
-
-
-def test_two_runs_of_one_label_have_a_line_each_in_the_picture(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    rewrite_run(tmp_path, "lora-0", "lora-old")
-    (forest,) = pictures(open_page("leaderboard", all_runs="true"))
-    assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora-0", "lora-old", "knn", "prompt"}
 
 
 def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(open_page, tmp_path):
@@ -458,20 +391,6 @@ def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_as
     assert not any("Not estimated yet" in c.value for c in page.caption)
 
 
-def test_runs_outside_of_a_report_are_ranked_too(open_page, tmp_path):
-    fake_project.write(tmp_path, with_report=False)
-    fake_project.experiment(tmp_path)
-    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
-    assert dict(board["rank"]) == {"lora": 1, "knn": 2, "prompt": 2}
-
-
-def test_runs_that_did_not_answer_the_target_are_counted(open_page, tmp_path):
-    fake_project.write(tmp_path, with_report=False)
-    fake_project.experiment(tmp_path)
-    rewrite_run(tmp_path, "knn-0", rows={})
-    assert "did not answer the target: 1<" in html(open_page("leaderboard"))
-
-
 def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     shutil.rmtree(tmp_path / "runs")
@@ -485,23 +404,6 @@ def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, 
     page = open_page("compare")
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
     assert page.info.len == 0
-
-
-def test_a_run_that_was_removed_keeps_its_line_in_the_report(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    shutil.rmtree(tmp_path / "runs" / "knn-0")
-    page = open_page("leaderboard")
-    assert set(page.dataframe[0].value["candidate"]) == {"lora", "knn", "prompt"}
-    assert "Not on this machine: 1 of the 3 runs" in html(page)
-
-
-@pytest.mark.e2e
-def test_candidates_that_compare_has_no_room_for_are_named(open_page, tmp_path):
-    seven = {f"try-{i}": ("base", i, 4) for i in range(7)}
-    fake_project.write(tmp_path, seven, n=8)
-    page = open_page("compare", compare=",".join(seven))
-    assert "candidates fit: try-5, try-6" in html(page)
-    assert set(page.dataframe[0].value["candidate"]) == {"try-1", "try-2", "try-3", "try-4"}
 
 
 @pytest.fixture(scope="module")
@@ -526,15 +428,6 @@ def test_runs_that_come_and_go_are_seen(open_page, tmp_path):
     other.write_text(json.dumps(json.loads(other.read_text()) | {"candidate": "dora"}))
     page.run()
     assert sorted(page.dataframe[0].value["candidate"]) == ["dora", "prompt"]
-
-
-@pytest.mark.e2e
-def test_a_thousand_runs_are_filtered(open_page, tmp_path):
-    fake_project.write_runs(tmp_path, 1_000)
-    page = open_page("leaderboard")
-    assert len(page.dataframe[0].value) == 1_000
-    page.multiselect(key="filter_seed").select("3").run()
-    assert len(page.dataframe[0].value) == 50
 
 
 def test_runs_without_a_report_are_scored_from_their_rows(open_page, tmp_path):
@@ -636,13 +529,6 @@ def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, t
     page.selectbox(key="matrix_slice").select("behaviour").run()
     assert any("No item fits" in info.value for info in page.info)
     assert page.query_params["slice"] == "behaviour"
-
-
-def test_the_matrix_is_turned_a_page_at_a_time(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("answers", task="chat")
-    page.session_state["page_matrix/chat/all/all/"] = 2
-    assert list(matrix(page.run())) == [f"chat-{i:03d}" for i in range(50, 60)]
 
 
 @pytest.mark.e2e
@@ -833,14 +719,6 @@ def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, t
     assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
 
 
-def test_the_first_steps_of_a_training_do_not_flatten_the_rest(page_imports):
-    from parts import charts
-
-    curve = [(step, 100.0 / step) for step in range(1, 101)]
-    low, high = charts.curves({"lora": (curve, [(100, 1.2)])}, "loss").layout.yaxis.range
-    assert (low, high) == pytest.approx((1.0 - 0.06 * 9, 10.0 + 0.06 * 9))
-
-
 def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
     fake_project.write(tmp_path)
     page = open_page("pareto")
@@ -849,13 +727,6 @@ def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
     assert f"Area under the front: {formatting.percent(expected)} %" in html(page)
     assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)
-
-
-def test_where_lower_is_better_the_right_of_the_front_is_lower(open_page, tmp_path):
-    report.write(convert_to_bits(fake_project.write(tmp_path)), tmp_path / "reports")
-    page = open_page("pareto")
-    assert "On the front: prompt." in html(page)
-    assert "target: bits per byte, lower is better →" in front_texts(page)
 
 
 @pytest.mark.e2e
@@ -899,14 +770,6 @@ def test_the_scales_of_the_last_rescue_lie_on_one_line(open_page, tmp_path):
         == "lora at scale 0.5: −20.0 points; lora at scale 0.75: −40.0 points; lora at scale 1: −60.0 points"
     )
     assert "the last rescue of lora" in html(page)
-
-
-def test_a_rescue_that_tried_no_scale_draws_no_line(open_page, tmp_path):
-    found = make_rescue(fake_project.write(tmp_path))
-    rescue.write(replace(found, tried=found.tried[-1:]), tmp_path / "reports")
-    page = open_page("pareto")
-    assert "one fine-tune, scaled" not in front_texts(page)
-    assert "rescue" not in html(page)
 
 
 def test_the_rescue_of_an_earlier_run_is_not_drawn(open_page, tmp_path):
@@ -1130,16 +993,6 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page,
     assert expected.sentence.split(":")[0] in html(page)
 
 
-def test_a_budget_of_throughput_leaves_out_who_answers_fewer(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-    rates = {"prompt": 50.0, "knn": 5.0, "lora": 50.0}
-    facts = tuple(replace(f, requests_per_s=rates[f.name]) for f in made.facts)
-    report.write(replace(made, facts=facts), tmp_path / "reports")
-    page = open_page("decide")
-    page.select_slider(key="decide_requests a second, at least").set_value(20.0).run()
-    assert dict(page.dataframe[0].value.itertuples(index=False))["best untrained candidate"] == "prompt"
-
-
 def test_decide_reprices_training_and_requests_together(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     page = open_page("decide")
@@ -1190,28 +1043,6 @@ def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(
     assert "; expected " in html(page)
     assert "<b>lorra" not in html(page)
     assert not page.info, "nights were run"
-
-
-@pytest.mark.e2e
-def test_two_alarms_of_one_night_are_both_drawn(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
-    other = {"about": "champion knn", "sentence": "knn: regression"}
-    change_state(
-        tmp_path, lambda state: replace(state, alarms=(*state.alarms, replace(state.alarms[0], **other)))
-    )
-    (picture,) = pictures(open_page("nightly"))
-    texts = [note["text"] for note in picture["layout"]["annotations"]]
-    assert {"<b>lora: regression</b>", "<b>champion knn: regression</b>"} <= set(texts)
-
-
-def test_a_band_of_nights_has_no_marks(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
-    (picture,) = pictures(open_page("nightly"))
-    bands = [trace for trace in picture["data"] if trace.get("fill") == "toself"]
-    assert len(bands) == 2
-    assert {trace.get("mode") for trace in bands} == {"lines"}
 
 
 def test_the_band_of_a_night_is_its_confidence_sequence(open_page, tmp_path):
@@ -1273,16 +1104,6 @@ def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path):
     assert not any("<b>x" in note["text"] for note in picture["layout"]["annotations"])
 
 
-def test_words_of_nights_stand_above_and_below_what_is_drawn(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
-    layout = pictures(open_page("nightly"))[0]["layout"]
-    low, high = layout["yaxis"]["domain"]
-    heights = [note["y"] for note in layout["annotations"]]
-    assert all(y < low or y >= high for y in heights)
-    assert {shape["yref"] for shape in layout["shapes"]} == {"y domain"}
-
-
 @pytest.mark.e2e
 def test_a_night_before_an_acknowledgement_is_shown_as_it_was(open_page, tmp_path):
     fake_project.experiment(tmp_path)
@@ -1330,47 +1151,12 @@ def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_pat
     assert {rating.left for rating in kept} == {"a", "b"}, "sides are drawn"
 
 
-def test_a_tie_is_kept_as_one(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    open_page("rate", rate="knn,lora", rater="ann").button(key="choose_tie").click().run()
-    assert [rating.choice for rating in store.list_ratings(Store(tmp_path / "runs"))] == ["tie"]
-
-
-def test_each_choice_has_its_key_as_the_page_says(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("rate", rate="knn,lora", rater="ann")
-    keys = [page.button(key=f"choose_{side}").proto.shortcut for side in ("left", "tie", "right", "skip")]
-    assert keys == ["1", "2", "3", "4"]
-    assert any("1 left, 2 equal, 3 right, 4 skip" in caption.value for caption in page.caption)
-
-
-@pytest.mark.e2e
-def test_progress_is_the_raters_own(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    open_page("rate", rate="knn,lora", rater="bob").button(key="choose_left").click().run()
-    (progress,) = open_page("rate", rate="knn,lora", rater="ann").get("progress")
-    assert progress.proto.text == "0 of 60 items whose answers differ"
-
-
 def test_the_question_is_shown_without_what_only_one_prompt_holds(open_page, tmp_path):
     fake_project.write(tmp_path)
     replace_answers(
         tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"}
     )
     assert "A passage" not in html(open_page("rate", rate="knn,lora", rater="ann"))
-
-
-def test_the_agreement_of_raters_is_shown(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    at = Store(tmp_path / "runs")
-    knn, lora = (run for run in store.list_runs(at) if run.candidate in ("knn", "lora"))
-    fake_project.rate(at, (knn, lora), won=4, lost=6)
-    fake_project.rate(at, (knn, lora), won=5, lost=5, rater="eve")
-    rows = (run.rows["support/test"] for run in (knn, lora))
-    expected = human.outcome(store.list_ratings(at), *rows).agreement
-    shown = html(open_page("rate", rate="knn,lora", rater="ann"))
-    assert f"agreement of raters: {formatting.plain(expected)} (" in shown
-    assert "raters 2, " in shown
 
 
 def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(open_page, tmp_path):
@@ -1384,18 +1170,6 @@ def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_l
     fake_project.rate(at, (runs["prompt"], runs["lora"]), won=20, lost=60)
     page = open_page("rate", rate="knn,lora", rater="ann")
     assert list(page.dataframe[0].value["candidate"]) == ["lora", "knn", "prompt"]
-
-
-@pytest.mark.e2e
-def test_a_rating_is_kept_though_somebody_holds_the_index(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    at = Store(tmp_path / "runs")
-    page = open_page("rate", rate="knn,lora", rater="ann")
-    with store.index.writer_lock(at, 1):
-        page.button(key="choose_left").click().run()
-    assert [e.value for e in page.exception] == []
-    assert len(store.list_ratings(at)) == 1
-    assert len(store.query(at, "FROM ratings").rows) == 1
 
 
 @pytest.mark.e2e
@@ -1499,15 +1273,6 @@ def test_a_comparison_at_work_is_shown_with_its_progress(tmp_path, monkeypatch):
     assert page.sidebar.text == []
 
 
-def test_who_holds_the_runs_without_a_note_is_not_called_a_comparison(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
-    fake_project.write(tmp_path)
-    with store.hold(Store(tmp_path / "runs")):
-        page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
-        shown = [e.value for e in page.sidebar.markdown]
-    assert shown == ["**Another command is at work**"]
-
-
 def test_pages_import_neither_torch_nor_duckdb_themselves():
     files = [*(ROOT / "dashboards").glob("*.py"), *(ROOT / "dashboards" / "parts").glob("*.py")]
     for file in files:
@@ -1541,13 +1306,6 @@ def test_pages_open_with_torch_blocked(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_the_words_of_a_difference_are_marked_and_stand_apart(page_imports):
-    from parts.safe_text import diff_html
-
-    shown = diff_html("the red <b> cat", "the blue <b> cat")
-    assert shown == "the <del>red</del> <ins>blue</ins> &lt;b&gt; cat"
 
 
 LABELS = ("refund", "delivery", "account")
@@ -1637,14 +1395,6 @@ def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(op
     page.button(key="drop_2").click().run()
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
     assert kept["rows"] == {"2": {"decision": "drop"}}
-
-
-def test_a_model_of_sentences_that_is_not_there_is_named_with_the_next_step(open_page, tmp_path):
-    write_labelled(tmp_path)
-    page = open_page("data").text_input(key="encoder").set_value("./nowhere").run()
-    assert "model ./nowhere could not be loaded" in html(page)
-    assert "check the spelling" in html(page)
-    assert "label accuracy" in html(page.text_input(key="encoder").set_value("").run())
 
 
 def test_the_rows_are_browsed_and_searched(open_page, tmp_path):

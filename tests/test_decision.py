@@ -22,12 +22,11 @@ from harness.decision import (
 )
 from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
-from harness.errors import Unscored
 from harness.evaluation import has_instruction
 from harness.evaluation.costs import TokenCounts
 from harness.formatting import Unit
 from harness.metrics import load_metrics
-from harness.records import Example, TrainingRecord
+from harness.records import Example
 from harness.records.training_records import Trial
 from harness.spec import DecidePolicy, Need, Recipe, Task
 
@@ -86,11 +85,6 @@ def test_only_what_the_experiment_can_have_is_offered_for_more(can_fold, seeds, 
     assert decision.sentence.endswith(f"for more: {ways}")
 
 
-def test_a_gain_too_small_to_ever_be_shown_is_said_to_be_that():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.74, 0.001)])
-    assert decision.sentence.endswith("for more: more test rows or --seeds 0,1,2.")
-
-
 def test_a_worse_fine_tune_is_called_worse():
     assert (
         "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)"
@@ -120,11 +114,6 @@ def test_a_gain_without_a_forgetting_suite_is_undecided():
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, None)])
     assert decision.action == "undecided"
     assert "what it forgot was not measured; add suites:" in decision.sentence
-
-
-def test_the_passing_fine_tune_is_shipped_although_a_failing_one_scores_higher():
-    facts = [*alternatives(), make_fine_tune("hot", 0.95, 0.21, "fail"), make_fine_tune("lora", 0.81, 0.07)]
-    assert make_decision(facts).candidate == "lora"
 
 
 def test_a_hybrid_that_is_best_is_called_one():
@@ -198,14 +187,6 @@ def test_an_open_task_needs_neither_ranking_nor_a_classifier():
     )
 
 
-def test_an_alternative_that_failed_was_not_compared():
-    facts = alternatives()
-    facts[0] = replace(facts[0], state="failed", target=None, validation=None, error="out of memory")
-    assert make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)]).missing == (
-        "prompt only (prompting: zero_shot): prompt failed",
-    )
-
-
 def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_more():
     facts = [replace(f, state="failed", target=None, validation=None) for f in alternatives()]
     decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
@@ -214,12 +195,6 @@ def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_mo
         " fix prompt, fixed, knn, ranked, bag and compare again."
     )
     assert decision.missing[0] == "prompt only (prompting: zero_shot): prompt failed"
-
-
-def test_a_baseline_that_failed_is_to_be_mended_beside_the_alternatives_that_nobody_declared():
-    large = candidate("large", 0.9, method="endpoint", baseline=True, trained=True, state="failed")
-    decision = make_decision([replace(large, target=None, validation=None)], closed_labels=False)
-    assert "; fix large and compare again, and add prompt only (prompting: zero_shot)," in decision.sentence
 
 
 def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
@@ -275,12 +250,6 @@ def test_a_fine_tune_that_was_never_paired_is_undecided():
     )
 
 
-def test_few_examples_are_said_to_be_few():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01, n_train=40)])
-    assert decision.candidate == "knn"
-    assert find_reason(decision, "training examples").startswith("40 training examples: below 100")
-
-
 def test_the_choice_is_made_on_validation_not_on_test():
     lucky = candidate("lucky", 0.50, target=Estimate(0.99, 0.95, 1.0, 200))
     assert best_untrained([*alternatives(), lucky]) == "knn"
@@ -299,17 +268,6 @@ def test_of_a_tie_the_fewest_tokens_are_chosen_and_unknown_ones_last():
     assert best_untrained([server, shots, ranked]) == "ranked"
     assert best_untrained([server, shots, ranked, candidate("bag", 0.5, method="classifier")]) == "bag"
     assert best_untrained([ranked, replace(shots, validation=0.51)]) == "shots"
-
-
-def test_of_recipes_with_equal_means_over_their_seeds_the_fewest_tokens_are_chosen():
-    long, short = (
-        [
-            make_fine_tune(name, 0.8 + change, 0.1, seed=seed, tokens=TokenCounts(n, 0, 6))
-            for seed, change in enumerate((-0.1, 0.1))
-        ]
-        for name, n in (("long", 400), ("short", 60))
-    )
-    assert best_trained([*long, *short]) == "short"
 
 
 def items(*references, metric="exact_match"):
@@ -336,18 +294,6 @@ def test_labels_that_accuracy_tells_apart_by_their_case_are_not_joined():
     )
 
 
-def test_a_label_that_a_metric_cannot_score_is_right_on_no_item():
-    def score(output, example):
-        raise Unscored("it takes too long")
-
-    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["exact_match"])
-    metric = replace(load_metrics(task)["exact_match"], score=score)
-    assert trivial_baseline(metric, [Example("t/1", (), ("no",))]) == (
-        "always answering “no”",
-        0.0,
-    )
-
-
 def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_trivial_baseline():
     assert items(("no",), ("no",), metric="token_f1") is None
     assert items((), ()) is None
@@ -368,13 +314,6 @@ def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
         "Undecided: knn would be it, but 74.0 [69, 79] exact_match is less than always answering “no”, which"
         " reaches 81.0 %; check that the labels follow from the questions."
     )
-
-
-def test_a_fine_tune_worse_than_the_majority_class_is_not_shipped_either():
-    decision = decide_beside_trivial(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07)], TrivialBaseline("always answering “no”", 0.9)
-    )
-    assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
 
 
 def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_said():
@@ -416,11 +355,6 @@ def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
         )
 
 
-def test_a_label_is_quoted_on_one_line_and_cut_where_it_is_long():
-    found = items(("first\n second " + "x" * 80,), ("other",))
-    assert found.text == f"always answering “first second {'x' * 47}…”, which reaches 50.0 %"
-
-
 def choice_items(*of, metric="accuracy"):
     """Return the trivial baseline of items with these references and choices."""
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
@@ -446,10 +380,6 @@ def test_a_guess_among_choices_that_the_metric_takes_for_the_same_is_right_with_
 
 def test_where_a_label_is_right_more_often_than_a_guess_it_is_the_trivial_baseline():
     assert choice_items(("a", "abc"), ("a", "abc"), ("b", "abc")).rule == "always answering “a”"
-
-
-def test_labels_that_are_equally_common_are_named_before_a_guess_that_is_as_good():
-    assert choice_items(("a", "ab"), ("b", "ab")).rule == "always answering “a”"
 
 
 def test_for_bits_per_byte_the_lowest_is_the_best():
@@ -556,16 +486,6 @@ def test_where_a_better_fine_tune_failed_its_gate_the_sentence_names_the_best_th
     assert "hot, the best fine-tune, is not shown to help" in make_decision(facts[:-1]).sentence
 
 
-def test_a_fine_tune_too_slow_for_the_budget_is_not_called_inconclusive():
-    facts = [
-        *alternatives(),
-        make_fine_tune("slow", 0.95, 0.21, latency_p50_s=3.0),
-        make_fine_tune("fast", 0.75, 0.01),
-    ]
-    decision = make_decision(facts, max_latency_s=1.0)
-    assert (decision.candidate, "slow" in decision.sentence) == ("knn", False)
-
-
 def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
     crashed = [
         make_fine_tune("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None)
@@ -594,11 +514,6 @@ def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_fli
         " 74 [64, 84]. Training pays above τ = 3 (probability 98.4 %); the decision flips at τ = 4."
     )
     assert decision.arithmetic["tau_flips_at"] == pytest.approx(4)
-
-
-def test_points_per_dollar_of_a_cheap_training_have_one_number_of_decimals():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0003)])
-    assert "brought 23,333 [6,667, 40,000] points per USD" in find_reason(decision, "points per USD")
 
 
 @pytest.mark.parametrize(("tau", "action"), [(3.9, "fine-tune"), (4.1, "undecided"), (24.1, "few-shot")])
@@ -705,12 +620,6 @@ def test_a_gain_over_three_seeds_is_said_of_the_recipe_and_that_of_fewer_of_the_
     )
     two = make_decision([*alternatives(), *seeds[:2]])
     assert find_reason(two, "over the prompt and").startswith("lora (seed 3): +")
-
-
-def test_the_arithmetic_of_a_gain_over_three_seeds_names_the_recipe_and_that_of_fewer_the_run():
-    seeds = [make_fine_tune("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
-    assert make_decision([*alternatives(), *seeds]).arithmetic["fine_tune"] == "lora over 3 seeds"
-    assert make_decision([*alternatives(), *seeds[:2]]).arithmetic["fine_tune"] == "lora (seed 3)"
 
 
 @given(
@@ -888,23 +797,6 @@ def test_a_setting_that_several_candidates_tried_counts_once():
     assert n_settings([replace(make_fine_tune("lora", 0.81, 0.07), settings=("w",)), again]) == 1
 
 
-def test_one_setting_that_several_candidates_tried_is_called_so():
-    alike = [replace(candidate(name, 0.9), settings=("a",)) for name in ("plain", "spelt_out", "again")]
-    assert "on validation the best of 3, 1 setting tried;" in make_decision(alike).sentence
-
-
-def test_the_index_of_documents_is_paid_for_by_what_retrieves():
-    rag = candidate("rag", 0.80, prompting="rag(top_k=2)")
-    facts = [*alternatives(), rag, make_fine_tune("lora", 0.88, 0.08)]
-    plain, dearer = (make_decision(facts, has_documents=True, index_usd_per_month=usd) for usd in (0, 10))
-    assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] - 60
-    hybrid = replace(facts[-1], prompting="rag(top_k=2)")
-    plain, both = (
-        make_decision([*facts[:-1], hybrid], has_documents=True, index_usd_per_month=usd) for usd in (0, 10)
-    )
-    assert both.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"]
-
-
 def test_the_break_even_has_a_band_for_a_saving_that_is_a_fifth_off():
     found = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)]).arithmetic
     at = found["break_even_requests"]
@@ -927,13 +819,6 @@ def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
     assert decision.arithmetic["more_test_items_cost_usd"] == pytest.approx(200 * 0.31 / 1000)
     assert "for 0.06 USD" in find_reason(decision, "Next best spend: 200 more test items.")
     assert "Labels count as free" in find_reason(decision, "Next best spend")
-
-
-def test_items_cost_what_nobody_knows_where_a_request_has_no_price():
-    unpriced = replace(make_fine_tune("served", 0.75, 0.01), cost_per_1k_usd=None)
-    decision = make_decision([*alternatives(), unpriced], point_usd=100.0)
-    assert decision.arithmetic["more_test_items_cost_usd"] is None
-    assert decision.arithmetic["next_best_spend"] == "unknown: a price is missing"
 
 
 def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
@@ -1000,26 +885,12 @@ def test_nothing_is_spent_on_a_fine_tune_that_the_gate_stops():
     assert "next_best_spend" not in decision.arithmetic
 
 
-def test_an_open_gate_comes_before_the_spend():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
-    assert find_reason(decision, "Before either").startswith(
-        "Before either: the gate of lora is open (some 240 more items would settle it"
-    )
-
-
 def test_without_the_price_of_a_point_costs_are_not_weighed():
     run = make_fine_tune("lora", 0.9, 0.01, unit=BITS)
     decision = make_decision(
         [candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte"
     )
     assert "Costs are not weighed" in find_reason(decision, "Next best spend")
-
-
-def test_more_rows_are_not_advised_where_test_items_are_worth_more():
-    unsure = make_fine_tune("lora", 0.75, -0.02, vs_untrained=comparison(-0.02, 0.40))
-    decision = make_decision([*alternatives(), unsure], curve=make_curve(0.03), point_usd=100.0)
-    assert decision.arithmetic["next_best_spend"] == "200 more test items"
-    assert decision.action == "few-shot"
 
 
 def test_declared_needs_answer_what_no_slice_measures_and_say_so():
@@ -1052,43 +923,12 @@ def test_what_a_point_is_worth_may_be_said_and_then_decides_alone():
     assert much.arithmetic["pays_from_requests"] is None
 
 
-def test_a_metric_that_counts_no_answers_is_not_priced():
-    run = make_fine_tune("lora", 0.9, 0.3, unit=BITS)
-    decision = make_decision(
-        [candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte"
-    )
-    assert decision.arithmetic["gain_is_worth_usd"] is None
-
-
 def test_items_that_would_not_change_the_choice_are_not_advised():
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.30)])
     assert find_reason(decision, "Next best spend").startswith("Next best spend: none, choose now.")
 
 
 # The six scenarios: from what was measured, else from what was declared
-
-
-@pytest.mark.parametrize(
-    ("need", "advice"),
-    [
-        ("changing_facts", "so retrieval"),
-        ("private_knowledge", "found by retrieval"),
-        ("style_or_format", "learned by a fine-tune"),
-        ("low_latency", "speaks for a fine-tune"),
-        ("little_data", "a prompt with shots; a fine-tune"),
-        ("knowledge_and_behaviour", "measure retrieval on tuned weights"),
-        ("rapid_iteration", "is prompted"),
-        ("no_compute", "nothing can be trained"),
-    ],
-)
-def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
-    facts = [
-        replace(candidate("prompt", 0.2), latency_p50_s=None),
-        make_fine_tune("lora", 0.8, 0.3, n_train=0),
-    ]
-    assert advice in find_reason(
-        make_decision(facts, needs=(need,)), f"Declared, not measured ({need.replace('_', ' ')})"
-    )
 
 
 @pytest.mark.parametrize(
@@ -1134,20 +974,6 @@ def test_advice_that_what_is_chosen_follows_and_advice_that_it_does_not():
     assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
 
 
-def test_advice_names_no_kind_of_a_baseline_and_no_gate_that_was_not_measured():
-    large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
-    said_of = find_reason(make_decision([*alternatives(), large], needs=("little_data",)), "(little data)")
-    assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
-    for gate, words in (
-        (None, "what lora forgot was not measured"),
-        (verdict("fail"), "the gate of lora fails"),
-    ):
-        lora = replace(make_fine_tune("lora", 0.60, -0.14), verdict=gate)
-        assert words in find_reason(
-            make_decision([*alternatives(), lora], needs=("style_or_format",)), "(style or format)"
-        )
-
-
 def test_every_need_that_may_be_declared_has_advice():
     for need in get_args(Need):
         assert find_reason(
@@ -1175,19 +1001,6 @@ def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips()
     )
 
 
-def test_a_choice_by_the_worth_of_a_point_flips_at_one_too():
-    lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
-    decision = make_decision([*alternatives(), lora], point_usd=100.0)
-    assert "a point being worth 100 USD (decide.point_usd)" in find_reason(decision, "rests on")
-    assert decision.arithmetic["pays_from_point_usd"] == pytest.approx(400 / 7)
-    assert "pays_from_right_answer_usd" not in decision.arithmetic
-
-
-def test_a_fine_tune_that_costs_nothing_more_pays_at_any_worth():
-    lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0)
-    assert "holds whatever that is worth" in find_reason(make_decision([*alternatives(), lora]), "rests on")
-
-
 def test_a_gain_without_a_price_says_from_which_price_it_pays():
     lower = {"unit": BITS, "metric": "bits_per_byte"}
     lora = make_fine_tune(
@@ -1204,29 +1017,6 @@ def test_what_is_not_chosen_rests_on_no_worth():
     assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in find_reason(
         decision, "Next best spend"
     )
-
-
-def test_requests_that_nobody_forecast_are_called_assumed():
-    lora = make_fine_tune("lora", 0.81, 0.07)
-    assert "within the 600,000 requests assumed (decide.requests_per_month)" in find_reason(
-        make_decision([*alternatives(), lora]), "Break-even"
-    )
-    assert "within the 1,200,000 requests forecast" in find_reason(
-        make_decision([*alternatives(), lora], requests_per_month=200_000), "Break-even"
-    )
-    dear = make_decision([*alternatives(), lora], right_answer_usd=0.0, label_cost_usd=0.5)
-    assert "over the 600,000 requests assumed (decide.requests_per_month) that is worth" in dear.sentence
-
-
-def test_an_untrained_choice_says_how_many_settings_it_is_the_best_of():
-    searched = replace(
-        candidate("asked", 0.90), training=TrainingRecord(sweep=(Trial(params={}, validation=0.9),) * 4)
-    )
-    assert (
-        "on validation the best of 6, 9 settings tried; no fine-tune"
-        in make_decision([*alternatives(), searched]).sentence
-    )
-    assert "on validation the best of 5; no fine-tune" in make_decision(alternatives()).sentence
 
 
 def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longer_pays():

@@ -37,13 +37,6 @@ def write_champion(store, run_id, **changes):
     path.write_text(json.dumps(values | changes))
 
 
-def test_a_store_that_does_not_exist_takes_nothing_and_is_not_made(store):
-    assert (measure_disk_use(store).total, measure_disk_use(store).freed) == (0, {})
-    with pytest.raises(UserError, match="make one"):
-        release.remove_run(store, "a", References())
-    assert not store.folder.exists()
-
-
 def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
     save_two_runs(store)
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x" * 10_000)

@@ -8,20 +8,13 @@ from typer.testing import CliRunner
 
 from harness.cache import remember
 from harness.cli import app
-from harness.evaluation.candidates import base_weights
-from harness.evaluation.costs import Work
-from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight import _disk_problems, compiler_problems, examine
 from harness.experiment.preflight.candidate_costs import (
-    EvalTokens,
-    _evaluation_work,
-    _peak_gb,
     checkpoints_gb,
     estimate_costs,
 )
-from harness.models import hub
-from harness.models.hardware import Memory, memory
+from harness.models.hardware import Memory
 from harness.progress import SilentProgress
 
 
@@ -68,15 +61,6 @@ def test_what_trains_or_answers_longer_takes_more_and_a_changed_recipe_has_no_me
     least = estimate_by_name(copy, ROOMY)["prompt"].memory_gib
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
     assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > least
-
-
-def test_whole_texts_that_are_scored_take_the_logits_of_a_pass(copy):
-    opened, _ = session(copy)
-    prompt = opened.candidates["prompt"]
-    shape = hub.shape(prompt.base)
-    few, whole = (_peak_gb(opened, prompt, shape, EvalTokens(Work(), 100, scored)) for scored in (0, 64))
-    assert whole - few == pytest.approx(4 * 64 * shape.vocabulary / 1e9)
-    assert _evaluation_work(opened, suite_sets(opened, base_weights(opened.source))).scored > 0
 
 
 @pytest.mark.parametrize(
@@ -144,8 +128,3 @@ def test_a_gpus_machine_without_a_compiler_is_told_so(tmp_path):
     compiler = tmp_path / "cc"
     compiler.touch(mode=0o755)
     assert compiler_problems("cuda", tmp_path, str(tmp_path)) == []
-
-
-def test_the_memory_of_this_machine_is_known():
-    found = memory("cpu")
-    assert 0 < found.free_gib <= found.total_gib

@@ -84,11 +84,6 @@ def test_only_the_passages_count_where_a_template_has_a_context_of_its_own():
     assert seen[-1] == ("It costs 40.", "It costs 40 euros now.")
 
 
-def test_an_answer_behind_no_passages_and_an_empty_one_have_no_support():
-    assert support("It costs 40 euros.", ITEM, lambda pairs: 1 / 0) == 0.0
-    assert support("[1]", with_context(ITEM, [LAMP]), lambda pairs: 1 / 0) == 0.0
-
-
 def test_the_score_is_that_of_the_models_own_probabilities_by_its_own_labels(nli):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -12,7 +12,6 @@ from harness.evaluation.costs import (
     price_usd,
     request_usd,
     tokens,
-    training,
 )
 from harness.models.hardware import Machine
 from harness.records import Example
@@ -22,24 +21,10 @@ MACHINE, TWICE_AS_FAST = (Machine("cuda", "GPU", "bf16", gflops) for gflops in (
 PURE = settings(deadline=None)
 COUNTS = st.integers(0, 10**9)
 WORK = st.builds(Work, COUNTS, COUNTS, COUNTS)
-TEXTS = st.lists(st.text(max_size=200), min_size=1, max_size=8)
 
 
 def make_example(text, choices=(), reference="late"):
     return Example("x", ({"role": "user", "content": text},), (reference,), choices)
-
-
-@PURE
-@given(WORK, WORK)
-def test_the_time_of_two_amounts_of_work_is_the_sum_of_their_times(a, b):
-    apart = a.seconds(10**8, MACHINE) + b.seconds(10**8, MACHINE)
-    assert (a + b).seconds(10**8, MACHINE) == pytest.approx(apart)
-
-
-@PURE
-@given(WORK, WORK)
-def test_more_work_never_takes_less_time(a, b):
-    assert (a + b).seconds(10**8, MACHINE) >= a.seconds(10**8, MACHINE)
 
 
 @PURE
@@ -60,15 +45,6 @@ def test_a_token_costs_least_to_read_and_a_longer_text_has_more():
     assert tokens("x" * 400) == 100
 
 
-@PURE
-@given(TEXTS)
-def test_reading_examples_is_reading_each_of_them(texts):
-    examples = [make_example(text) for text in texts]
-    apart = sum((estimate_answering([e], ranked=False, max_new_tokens=5) for e in examples), Work())
-    assert estimate_answering(examples, ranked=False, max_new_tokens=5) == apart
-    assert apart.generated == 5 * len(texts)
-
-
 def test_ranked_choices_and_whole_texts_are_read_and_nothing_is_generated():
     example = make_example("Where is it?", choices=("late", "money"))
     ranked, generated = (estimate_answering([example], ranked=r, max_new_tokens=5) for r in (True, False))
@@ -76,14 +52,6 @@ def test_ranked_choices_and_whole_texts_are_read_and_nothing_is_generated():
     assert ranked.read == generated.read + tokens("late") + tokens("money")
     text = Example("x", (), ("A brown hen walks past a gate.",))
     assert estimate_answering([text], ranked=False, max_new_tokens=5) == Work(read=tokens(text.references[0]))
-
-
-@PURE
-@given(TEXTS, st.floats(0.5, 20))
-def test_training_grows_with_the_epochs(texts, epochs):
-    examples = [make_example(text) for text in texts]
-    once = training(examples, 1).trained
-    assert training(examples, epochs).trained == pytest.approx(once * epochs, abs=0.5)
 
 
 @pytest.mark.parametrize(

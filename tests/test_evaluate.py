@@ -9,7 +9,7 @@ import tiny_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation import EvaluationJob, evaluate_block, put_in_order, wrap_prompt
+from harness.evaluation import EvaluationJob, evaluate_block, wrap_prompt
 from harness.evaluation.runner import count_shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
 from harness.models.candidate import TextCandidate, TextTable, script_candidate
@@ -56,13 +56,6 @@ def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     found = [evaluate_block(script_candidate(str.upper), job, i) for i in range(blocks)]
     assert [len(block) for block in found] == [BLOCK] * (blocks - 1) + [n - BLOCK * (blocks - 1)]
     assert [r.position for block in found for r in block] == list(range(n))
-
-
-def test_the_order_is_a_shuffle_that_the_version_alone_decides():
-    examples = [example(n) for n in range(30)]
-    first, again, other = (put_in_order(examples, v) for v in ("ab12", "ab12", "ab13"))
-    assert first == again != other
-    assert sorted(e.id for e in first) == sorted(e.id for e in examples) != [e.id for e in first]
 
 
 def test_a_block_does_not_depend_on_what_ran_before_it(base):
@@ -268,11 +261,6 @@ def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
     assert len({context[: n + 1] for context in contexts}) > 1
 
 
-def test_one_prompt_is_all_that_all_prompts_begin_with_and_no_prompt_nothing(base):
-    assert count_shared_tokens(base, job_of(example())) == len(base.encode(example().messages).context)
-    assert count_shared_tokens(base, job_of()) == 0
-
-
 # Scores of metrics that are not ours
 
 
@@ -313,7 +301,3 @@ def test_an_answer_on_which_a_pattern_does_not_decide_failed_and_the_row_says_so
     assert slow.error.startswith("metric follows: item item-7: json_schema: found a schema that does not")
     assert "at most 0.2 s" in slow.error
     assert (quick.status, quick.parts) == ("ok", {"follows": (1.0,)})
-
-
-def test_a_score_at_a_bound_may_be_off_by_rounding():
-    assert evaluate_own_metric(1 + 1e-15).parts["own"] == (1 + 1e-15,)

@@ -5,19 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
 import tiny_model
-from filelock import FileLock
 from tiny_experiment import runs_of
 
 from harness import config, report, store
-from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session, report_stored
-from harness.experiment.analysis.run_remarks import count_noteworthy
 from harness.progress import SilentProgress
 from harness.store import Store
 
@@ -124,15 +120,6 @@ def test_a_second_compare_computes_nothing_and_says_the_same(finished_run, copy)
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
-def test_a_second_compare_loads_no_model(copy):
-    code = (
-        "import sys; from harness.experiment import compare; compare(sys.argv[1]); "
-        "print([m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
 def test_a_changed_recipe_computes_only_itself(copy):
     before = files(copy.parent / "runs" / "rows") | files(copy.parent / "runs" / "weights")
     tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
@@ -209,40 +196,6 @@ def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
     assert facts(found, "hybrid").training.n_steps > 0
 
 
-@pytest.mark.e2e
-def test_a_limit_caps_the_test_items_of_each_task(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, candidates=("prompt",), limit=4)
-    assert found.smoke
-    assert facts(found, "prompt").target.n == 4
-    run = runs_of(path)["prompt"]
-    sizes = {name: len(store.read_rows(Store(tmp_path / "runs"), d)) for name, d in run.rows.items()}
-    assert sizes == {
-        "letters/validation": 6,
-        "letters/test": 4,
-        "sums/test": 4,
-        "facts/test": 4,
-        "prose/test": 4,
-    }
-
-
-@pytest.mark.e2e
-def test_a_quick_run_is_marked_and_kept_apart(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, candidates=("prompt",), quick=True)
-    assert found.smoke
-    assert store.list_runs(Store(tmp_path / "runs")) == []
-    assert [run.candidate for run in store.list_runs(Store(tmp_path / "runs" / "smoke"))] == ["prompt"]
-
-
-@pytest.mark.e2e
-def test_an_experiment_without_suites_compares_on_the_target_alone(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "bag"))
-    assert {f.state for f in found.facts} == {"done"}
-    assert facts(found, "prompt").verdict is None
-
-
 # One candidate fails
 
 
@@ -271,14 +224,6 @@ def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_p
 
 
 @pytest.mark.e2e
-def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
-    candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    found = tiny_experiment.run(path, *UNLABELLED)
-    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
-
-
-@pytest.mark.e2e
 def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -304,11 +249,6 @@ def report_experiment(path, *overrides, candidates=()):
 def test_the_stored_report_is_that_of_compare(finished_run, copy):
     first, second = (report.to_json(r) for r in (finished_run[1], report_experiment(copy)))
     assert {k for k in first if first[k] != second[k]} <= {"header"}
-
-
-def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
-    with pytest.raises(IncompatibleRuns, match=r"no run of prompt.*harness compare"):
-        report_experiment(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
 
 
 @pytest.mark.e2e
@@ -410,15 +350,6 @@ def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path)
 
 
 @pytest.mark.e2e
-def test_a_second_compare_in_the_same_folder_is_told_to_wait(copy):
-    with FileLock(copy.parent / "runs" / "compare.lock"):
-        code = "import sys; from harness.experiment import compare; compare(sys.argv[1])"
-        done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "another harness compare" in done.stderr
-
-
-@pytest.mark.e2e
 def test_two_processes_at_once_on_one_folder_end_well(copy):
     """One does the work; the other is told to wait, or finds all done."""
     code = (
@@ -449,21 +380,3 @@ def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_pat
     assert ablation.factors[1].p_adjusted == ablation.factors[1].p
     assert [len(s.scores) for s in found.seeds] == [3, 3]
     assert all(s.score is not None for s in found.seeds)
-
-
-def list_notes(*rows):
-    """Return what is said of candidates a, b, …, one row each of one task."""
-    task = SimpleNamespace(task=SimpleNamespace(name="facts"))
-    session = SimpleNamespace(tasks=(task,))
-    runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
-    reader = SimpleNamespace(read=lambda run, _: [rows["abc".index(run.candidate)]])
-    return list(count_noteworthy(session, reader, runs))
-
-
-def test_notes_count_what_is_noteworthy_and_name_alike_ones_once():
-    rows = [SimpleNamespace(margin=margin, boundary_merged=False) for margin in (0.0, 0.0, 1.0)]
-    assert list_notes(*rows) == ["a, b: the right choice tied with another: 1 item of facts"]
-    rows = [SimpleNamespace(margin=None, boundary_merged=merged) for merged in (False, True, False)]
-    assert list_notes(*rows) == [
-        "b: a token spans the end of the prompt and the start of the choice: 1 item of facts"
-    ]

@@ -68,11 +68,6 @@ def test_a_candidate_that_is_safe_is_shipped_from_among_eight():
     assert make_decision(facts).candidate == "lora-0"
 
 
-def test_one_candidate_reads_as_it_did_before():
-    lora = make_fine_tune("lora", 0.81, 0.07, verdict=verdict_of(*SAFE))
-    assert make_decision([lora], Family({"lora": "lora"})) == make_decision([lora], Family())
-
-
 def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_what_would_settle_it():
     verdict = verdict_of(*DOUBTFUL)
     p = verdict.p
@@ -90,20 +85,6 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
     assert "UNDECIDED" in reason(decision, "as one of 8, at 0.6 %")
 
 
-def test_one_that_is_open_alone_too_is_settled_by_what_settles_it_among_eight():
-    alone, among = (fake_facts.verdict("inconclusive", items_needed=n) for n in (240, 800))
-    lora = make_fine_tune("lora-0", 0.81, 0.07, verdict=alone, corrected=among)
-    assert "its gate is UNDECIDED; some 800 more items would settle it" in make_decision([lora]).sentence
-
-
-def test_items_needed_and_chances_to_miss_are_those_of_the_level():
-    alone, corrected = verdict_of(*DOUBTFUL), verdict_of(*DOUBTFUL, level=0.05 / 8)
-    missed = [[m.probability for m in v.missed if m.what == "macro"] for v in (alone, corrected)]
-    assert all(strict < loose for loose, strict in zip(*missed, strict=True))
-    assert alone.items_needed is None
-    assert corrected.items_needed is not None
-
-
 @pytest.mark.parametrize("counts", [SAFE, DOUBTFUL, [(0, 0)] * 3, [(8, 10), (0, 3), (20, 12)]])
 def test_p_is_the_level_up_to_which_the_macro_passes(counts):
     p = verdict_of(*counts).p
@@ -119,13 +100,6 @@ def test_bounds_at_another_level_are_those_of_a_comparison_made_at_it():
         made = compare_rows(metric, base, new, alpha=0.01)
         moved = at_level(compare_rows(metric, base, new), 0.01)
         assert (moved.lower, moved.upper) == pytest.approx((made.lower, made.upper))
-
-
-def test_bounds_of_clustered_flips_are_no_narrower_than_those_made_at_the_level():
-    base, new = (rows(arm, cluster_size=4) for arm in flips(200, 12, 9))
-    made = compare_rows(EXACT, base, new, alpha=0.005)
-    moved = at_level(compare_rows(EXACT, base, new), 0.005)
-    assert moved.lower == pytest.approx(made.lower, abs=0.002)
 
 
 def test_a_recipe_is_as_sure_as_its_least_sure_seed():

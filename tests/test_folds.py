@@ -1,23 +1,17 @@
 """Folds of the target's rows: who is tested where, what is trained on there, and the intervals of such answers."""
 
 import json
-import random
 from collections import Counter
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness import comparison, stats
 from harness.comparison import IncompatibleRuns
 from harness.data import load_task
-from harness.data.examples import SourcedExample
-from harness.data.splits.balanced_folds import deal
 from harness.errors import UserError
 from harness.metrics import mean_metric
-from harness.records import Example, SampleResult
+from harness.records import SampleResult
 from harness.spec import Experiment, Task
 from harness.stats import Variance
 from reports.studies import k_fold as study
@@ -156,23 +150,6 @@ def test_the_variance_between_folds_is_that_of_a_mean_over_clusters_and_unknown_
         stats.fold_variance([0.1, 0.2], [5, 5])
 
 
-def test_answers_in_folds_widen_the_interval_of_a_difference_and_of_a_score():
-    rng = np.random.default_rng(3)
-    old, new = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
-    folds = [i % 5 + 1 for i in range(60)]
-    plain = comparison.compare_rows(METRIC, make_rows(old), make_rows(new))
-    found = comparison.compare_rows(METRIC, make_rows(old), make_rows(new, folds))
-    assert (found.delta, found.base, found.new) == (plain.delta, plain.base, plain.new)
-    assert found.low < plain.low < plain.high < found.high
-    assert (found.base_low, found.base_high) == (plain.base_low, plain.base_high)
-    assert found.new_low < plain.new_low < plain.new_high < found.new_high
-    assert found.estimator == "folds"
-    turned = comparison.compare_rows(METRIC, make_rows(new, folds), make_rows(old))
-    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
-    alone = comparison.estimate(METRIC, make_rows(new, folds))
-    assert (alone.low, alone.high) == pytest.approx((found.new_low, found.new_high))
-
-
 def test_models_that_differ_more_between_folds_widen_the_interval_more():
     folds = [i // 12 + 1 for i in range(60)]
     steady = [float(i % 3 == 0) for i in range(60)]
@@ -215,39 +192,6 @@ def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_pat
     for item in items.test:
         of_cluster.setdefault(item.cluster, set()).add(items.folds[item.id])
     assert all(len(folds) == 1 for folds in of_cluster.values())
-
-
-@settings(max_examples=60)
-@given(
-    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=7), min_size=6, max_size=30),
-    st.integers(3, 6),
-    st.integers(0, 3),
-)
-def test_folds_differ_by_the_rows_of_the_largest_cluster_at_most(clusters, k, seed):
-    each = [(f"c{i}", label) for i, labels in enumerate(clusters) for label in labels]
-    rows = [
-        SourcedExample(
-            Example(str(i), ({"role": "user", "content": f"q{i}"},), (of,), tuple("abc"), cluster), f"f:{i}"
-        )
-        for i, (cluster, of) in enumerate(each)
-    ]
-    sizes = [len(fold) for fold in deal(rows, k, random.Random(seed))]
-    assert sum(sizes) == len(rows)
-    assert max(sizes) - min(sizes) <= max(map(len, clusters))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_folds_of_single_rows_differ_by_a_row_also_of_each_label(seed):
-    labels = [label for label, n in zip("abcdefg", (31, 17, 17, 13, 9, 8, 7), strict=True) for _ in range(n)]
-    rows = [
-        SourcedExample(
-            Example(str(i), ({"role": "user", "content": f"q{i}"},), (of,), tuple("abcdefg"), f"c{i}"), ""
-        )
-        for i, of in enumerate(labels)
-    ]
-    folds = [Counter(r.example.references[0] for r in fold) for fold in deal(rows, 5, random.Random(seed))]
-    assert {fold.total() for fold in folds} == {20, 21}
-    assert all(max(f[x] for f in folds) - min(f[x] for f in folds) <= 1 for x in "abcdefg")
 
 
 def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lack(tmp_path):

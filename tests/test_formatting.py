@@ -66,19 +66,6 @@ def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
     assert formatting.score(formatting.RATE, 0.5) == "50.0"
 
 
-@pytest.mark.parametrize(
-    "print_it", [formatting.percent, formatting.points, formatting.usd, formatting.seconds, formatting.count]
-)
-@pytest.mark.parametrize("unknown", [None, math.nan])
-def test_what_is_unknown_is_a_dash(print_it, unknown):
-    assert print_it(unknown) == "–"
-
-
-@pytest.mark.parametrize(("n", "text"), [(1162.2, "1,163"), (1162.0, "1,162"), (math.inf, "∞"), (None, "–")])
-def test_of_what_is_needed_a_part_counts_as_a_whole(n, text):
-    assert formatting.round_up(n) == text
-
-
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
 def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
     swapped = {"+": "−", "−": "+"}
@@ -99,26 +86,3 @@ def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
         formatting.plain(x),
     ]
     assert not any("-" in text or "nan" in text for text in printed)
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "shown"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1_000, "1.0 kB"),
-        (9_949, "9.9 kB"),
-        (9_951, "10 kB"),
-        (999_499, "999 kB"),
-        (999_500, "1.0 MB"),
-        (2.345e9, "2.3 GB"),
-        (4.5e12, "4,500 GB"),
-    ],
-)
-def test_a_size_on_the_disk_has_two_digits_or_more(n_bytes, shown):
-    assert formatting.size(n_bytes) == shown
-
-
-@pytest.mark.parametrize(("n", "said"), [(0, "0 items"), (1, "1 item"), (1800, "1,800 items")])
-def test_what_is_counted_is_named_in_the_singular_for_one_alone(n, said):
-    assert formatting.pluralize(n, "item") == said

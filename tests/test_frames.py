@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_store import make_run, save_two_runs
+from test_store import save_two_runs
 
 import harness
-from harness import store as stores
 from harness.errors import UserError
 from harness.store import TABLES, Store
 
@@ -30,12 +29,6 @@ def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(fold
     frame = getattr(harness.frames, name)(folder)
     assert list(frame.columns) == [column.name for column in table.columns]
     assert len(frame) == n
-
-
-def test_a_frame_holds_what_was_stored_since_the_last_one(folder):
-    assert len(harness.frames.runs(folder)) == 2
-    stores.save_run(Store(folder), make_run("c", []))
-    assert list(harness.frames.runs(str(folder))["run_id"]) == ["a", "b", "c"]
 
 
 def test_a_folder_without_runs_is_refused_and_importing_the_package_loads_no_pandas(tmp_path):

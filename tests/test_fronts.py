@@ -1,17 +1,14 @@
 """The study of fronts: its steps, what it chooses on validation, and a page that says what did not run."""
 
-from pathlib import Path
-
 import pytest
 import tiny_experiment
 from conftest import find_shared_data
 
 from harness import config
-from reports.studies.fronts.__main__ import list_open, next_group, parse, size_of_group
 from reports.studies.fronts.choice import choose, share_of_gain
 from reports.studies.fronts.experiments import prepare_tasks, prepare_ways
 from reports.studies.fronts.fronts_page import page
-from reports.studies.fronts.plan import Step, make, plan, report_done
+from reports.studies.fronts.plan import make, plan, report_done
 from reports.studies.fronts.processes import unite
 from reports.studies.fronts.rows import Row, list_measured, merge, read_rows, rows_of, write_rows
 from reports.studies.fronts.ways import WAYS, candidates, way_of
@@ -130,16 +127,6 @@ def test_the_files_of_both_stages_stand_beside_each_other(tmp_path):
     assert all(of == {"prompt", "plain-2", "replay-2"} for of in found.values())
 
 
-def test_a_group_is_of_one_experiment_or_of_a_whole_stage():
-    ways, support, dolly = (
-        Path(name) for name in ("study/ways.yaml", "study/tasks/a.yaml", "study/tasks/b.yaml")
-    )
-    left = [Step(file, "plain-2", is_done=False, expected_s=1.0) for file in (support, dolly, support, ways)]
-    assert [step.file for step in next_group(left, 9)] == [support, support]
-    assert [step.file for step in next_group(left, 9, stage=True)] == [support, dolly, support]
-    assert next_group([], 9) == []
-
-
 def test_what_processes_stored_is_united_without_their_indexes(tmp_path):
     for name in ("process-0", "process-1"):
         own = tmp_path / name / "runs"
@@ -151,36 +138,3 @@ def test_what_processes_stored_is_united_without_their_indexes(tmp_path):
         unite(tmp_path / name, tmp_path)
     found = sorted(str(file.relative_to(tmp_path / "runs")) for file in (tmp_path / "runs").rglob("*.*"))
     assert found == ["rows/process-0/rows.parquet", "rows/process-1/rows.parquet"]
-
-
-def test_a_page_says_where_plain_lora_has_not_run_and_where_the_base_drifted():
-    rows = [row._replace(task="dolly") for row in ROWS if way_of(row.candidate) != "plain"]
-    said = page([rows[0]._replace(gate="harness-drift"), *rows[1:]], [], 0.0, Path())
-    assert "Plain LoRA has not run here yet" in said
-    assert "- harness-drift: the base's stored answers" in said
-
-
-def test_the_prompt_and_plain_lora_are_open_only_where_another_step_is():
-    names = ("prompt", "plain-2", "kl-1")
-    steps = [Step(Path("ways.yaml"), name, is_done=False, expected_s=1.0) for name in names]
-    rows = [make_row(name, 0.5, machine="a GPU") for name in names]
-    assert list_open(steps, rows, "a CPU") == []
-    assert [step.candidate for step in list_open(steps, rows[:2], "a CPU")] == list(names)
-
-
-@pytest.mark.parametrize(
-    ("asked", "n"), [(["--steps", "9"], 1), (["--workers", "2"], 8), (["--processes", "20"], 200)]
-)
-def test_a_page_is_written_after_as_many_steps_as_keep_all_busy(asked, n):
-    assert size_of_group(parse(asked)) == n
-
-
-def test_the_page_says_for_how_many_seeds_a_gate_passes_where_the_gain_is_kept(tmp_path):
-    ended = {"a-1": ["pass", "inconclusive", "inconclusive"], "b-1": ["fail"], "c-2": ["pass"]}
-    rows = [
-        row._replace(task="support", gate=gate) for row in ROWS for gate in ended.get(row.candidate, [""])
-    ]
-    assert (
-        "At least 90% of plain LoRA's gain, and a gate that passes: "
-        "a-1, whose gate passes for 1 of 3 seeds (2 inconclusive)."
-    ) in page(rows, [], 0.0, tmp_path).splitlines()

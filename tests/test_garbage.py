@@ -16,7 +16,6 @@ from harness.experiment.runs import run_candidate
 from harness.nightly import state
 from harness.progress import SilentProgress
 from harness.store import References, Store
-from harness.store.garbage import size
 
 SWEPT = """\
   prompt: {method: base}
@@ -69,13 +68,6 @@ def test_what_a_run_is_compared_with_or_confirmed_by_is_wanted(run_store, change
     assert list_unused(run_store) == set()
 
 
-@pytest.mark.parametrize("name", ["prompting_digest", "task_version", "scoring_digest"])
-def test_rows_of_the_base_that_were_asked_otherwise_than_any_run_are_unused(run_store, name):
-    changed = replace(IDENTITY, weights_digest="b", **{name: "changed"})
-    complete(run_store, changed, make_rows(3))
-    assert list_unused(run_store) == folders(changed)
-
-
 def test_rows_and_weights_of_a_champion_are_wanted(store):
     complete(store, OTHER, make_rows(3))
     write_fit(store, "best", "w")
@@ -113,11 +105,6 @@ def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(stor
         release.remove_run(store, name, nights)
     assert [store.weights(name).exists() for name in names] == [True, True, False]
     assert store.parquet(OTHER.digest).exists()
-
-
-def test_that_a_training_diverged_is_not_forgotten(store):
-    stores.write_whole(store, store.weights("fit") / "diverged.json", "[]")
-    assert list_unused(store) == set()
 
 
 def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
@@ -167,14 +154,6 @@ def test_the_weights_behind_another_run_outlive_the_run_that_made_them(run_store
     stores.save_run(run_store, make_run("b", [], training={"fit_key": "lost"}))
     release.remove_run(run_store, "b", References())
     assert run_store.weights("lost").exists()
-
-
-def test_the_disk_use_counts_every_file(run_store):
-    for name in ("control/c/control.json", "nightly/desk/state.json", "noise/n.json", "smoke/rows/x"):
-        stores.write_whole(run_store, run_store.folder / name, "x" * 100)
-    used = stores.disk_use(run_store, stores.list_runs(run_store))
-    assert (used.control, used.nightly) == (100, 100)
-    assert used.total == size(run_store.folder)
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -1,13 +1,12 @@
 """Answers do not depend on how prompts are read, nor on what they share."""
 
-import math
 from copy import deepcopy
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_model import note_shapes
 
-from harness.models.generation import Continuation, PromptReader, _answer_by_generate, answers, pick_at_random
+from harness.models.generation import Continuation, PromptReader, answers, pick_at_random
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.loglikelihood import Size
@@ -59,31 +58,6 @@ def test_a_shared_beginning_read_once_changes_no_answer(model, prefix, ends):
     assert generate_by_engine(model, prompts, 6) == [
         generate_greedily(model, prompt, 6) for prompt in prompts
     ]
-
-
-def test_one_prompt_that_another_begins_with_is_answered_too(model):
-    long = tuple(range(10, 40))
-    prompts = [long[:20], long, long[:20]]
-    assert generate_by_engine(model, prompts, 4) == [
-        generate_greedily(model, prompt, 4) for prompt in prompts
-    ]
-
-
-def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
-    prefix = tuple(range(10, 60))
-    prompts = [(*prefix, 100 + i) for i in range(6)]
-    with note_shapes(model.get_input_embeddings()) as read:
-        generate_by_engine(model, prompts, 1, Size(8, 512))
-    assert list(map(math.prod, read)) == [50, 6]
-
-
-def test_nothing_is_read_once_every_row_has_ended(model):
-    prompt = tuple(range(10, 20))
-    first, second = generate_greedily(model, prompt, 2)
-    until = Continuation(6, [0, second], never)
-    with note_shapes(model.get_input_embeddings()) as read:
-        rows = answers(PromptReader(model, SIZE, PrefixCache(model)), [prompt], until)
-    assert (rows, list(map(math.prod, read))) == ([[first, second]], [10, 1])
 
 
 def test_rows_that_have_ended_are_no_longer_computed(model):
@@ -151,15 +125,6 @@ def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
         sample_answers(model, tiny, [p], [s])[0] for p, s in zip(prompts, (3, 4, 5, 6), strict=True)
     ]
     assert together[1] != together[3], "two seeds of one prompt"
-
-
-def test_a_model_without_keys_of_ours_draws_the_same(model):
-    prompts, ends = [tuple(range(10, 30)), (7, 8, 9)], [model.config.pad_token_id]
-    pick = pick_at_random(DRAWN, [1, 2])
-    how = Continuation(8, ends, never, pick)
-    assert _answer_by_generate(model, prompts, how) == answers(
-        PromptReader(model, SIZE, PrefixCache(model)), prompts, how
-    )
 
 
 def test_tokens_are_drawn_as_often_as_their_chances_say():

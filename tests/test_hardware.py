@@ -14,12 +14,8 @@ from harness.models.hardware import (
     Load,
     Machine,
     cpu,
-    cpu_name,
     describe_unused_gpu,
-    dtype,
-    gpus_of_driver,
     load,
-    may_be_large,
     probe,
     probe_notes,
     slow_bf16,
@@ -53,13 +49,6 @@ def find_machine_file(folder):
     return file
 
 
-def test_precisions_and_threads_have_names():
-    import torch
-
-    assert [dtype(p) for p in ("bf16", "fp16", "fp32")] == [torch.bfloat16, torch.float16, torch.float32]
-    assert [cpu_name(n) for n in (1, 2)] == ["CPU, 1 thread", "CPU, 2 threads"]
-
-
 @pytest.mark.e2e
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
     first = probe_quietly("cpu")
@@ -70,25 +59,6 @@ def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
     kept = recall(file)
     remember(file, kept | {"name": "remembered"})
     assert probe("cpu", shape=SMALL) == first._replace(name="remembered")
-
-
-@pytest.mark.e2e
-def test_reading_the_probe_needs_no_torch(empty_cache):
-    probe_quietly("cpu", "fp32")
-    code = (
-        "import sys; from harness.models.hardware import Shape, probe\n"
-        f"probe('cpu', 'fp32', {SMALL}); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-@pytest.mark.e2e
-def test_another_instruction_set_is_measured_anew(empty_cache, monkeypatch):
-    probe_quietly("cpu", "fp32")
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    probe_quietly("cpu", "fp32")
-    assert len(list((empty_cache / "machines").glob("*.json"))) == 2
 
 
 def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
@@ -118,18 +88,6 @@ def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cach
     assert probe("cpu", measure=machine(1.0)).gflops == 700.0
 
 
-def test_a_kept_file_of_another_form_is_measured_anew(empty_cache):
-    probe("cpu", measure=machine(166.0))
-    find_machine_file(empty_cache).write_text('{"device": "cpu", "gflops": 166.0}')
-    assert probe("cpu", measure=machine(804.0)).gflops == 804.0
-
-
-@pytest.mark.parametrize(("gflops", "large"), [(850.0, True), (150.0, True), (30.0, True), (1.8, False)])
-def test_a_product_that_would_take_long_is_measured_at_a_quarter_of_its_rows(gflops, large):
-    """bf16 runs at some 2 GFLOP/s where a processor has no units for it: a large product takes a second."""
-    assert may_be_large(2 * 256**3 / (gflops * 1e9)) is large
-
-
 def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads_did_not_run():
     assert Load(1.0, 1.0, 0.3).is_contended()
     assert not Load(1.0, 0.1, 0.05).is_contended(2)
@@ -152,13 +110,6 @@ def test_a_process_that_shares_its_processor_waits(tmp_path):
     )
     pair = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "ab"]
     assert "True\n" in [one.communicate()[0] for one in pair]
-
-
-def test_what_cannot_be_written_leaves_the_old_file_and_no_half(tmp_path):
-    remember(tmp_path / "checksums" / "a", "whole")
-    with pytest.raises(TypeError):
-        remember(tmp_path / "checksums" / "a", object())
-    assert [(p.name, recall(p)) for p in (tmp_path / "checksums").iterdir()] == [("a", "whole")]
 
 
 @pytest.mark.parametrize(
@@ -202,17 +153,6 @@ def test_each_shape_is_measured_once_and_estimates_work_by_its_steps(empty_cache
     assert Work(read=1000, generated=100, trained=10).seconds(small.n_parameters, found) == pytest.approx(
         2000 / read + 200 / generated + 40 / trained
     )
-
-
-def test_a_precision_that_a_quiet_machine_chose_stays_when_it_is_measured_again(empty_cache):
-    first, second = (cpu("CPU", "auto", {"bf16": [bf16], "fp32": [276]}) for bf16 in (260, 240))
-    assert probe("cpu", measure=lambda *_: first)[2:4] == ("bf16", 260)
-    assert second.precision == "fp32"
-    assert probe("cpu", renew=True, measure=lambda *_: second)[2:4] == ("bf16", 240)
-
-
-def test_nothing_is_said_of_bf16_on_a_gpu():
-    assert slow_bf16(Machine("cuda", "GPU", "fp16", 9000.0)) == ""
 
 
 @pytest.mark.e2e
@@ -273,14 +213,6 @@ def fake_gpu(name):
     return lambda *_: Machine("cuda", name, "bf16", 9000.0)
 
 
-def test_another_gpu_is_measured_anew(empty_cache, with_gpu):
-    root, install = with_gpu
-    assert probe(measure=fake_gpu("A100"), root=root).name == "A100"
-    assert probe(measure=fake_gpu("T4"), root=root).name == "A100", "it is remembered"
-    install(model="Tesla T4")
-    assert probe(measure=fake_gpu("T4"), root=root).name == "T4"
-
-
 def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_gpu, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     root, _ = with_gpu
@@ -289,10 +221,3 @@ def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_g
     assert "550.54.15" in describe_unused_gpu(first, root)
     assert probe(measure=fake_gpu("A100"), root=root).device == "cuda", "the driver was mended"
     assert describe_unused_gpu(fake_gpu("A100")("auto", "auto"), root) == ""
-
-
-def test_a_gpu_that_is_hidden_or_not_there_is_not_spoken_of(empty_cache, with_gpu, monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert describe_unused_gpu(machine(100.0)("auto", "auto"), with_gpu[0]) == ""
-    assert gpus_of_driver(tmp_path) == []
-    assert describe_unused_gpu(machine(100.0)("auto", "auto"), tmp_path) == ""

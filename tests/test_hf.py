@@ -12,7 +12,7 @@ from tiny_model import QUESTIONS, adapter_on
 
 from harness.errors import CandidateFailed, UserError
 from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
-from harness.models.candidate import classifier, script_candidate
+from harness.models.candidate import classifier
 from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost
@@ -96,25 +96,6 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
 
 
 # Encoding
-
-
-def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(host):
-    ids = host.base.encode(ASKED).context
-    assert text(host.base, ids) == "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
-    encoded = host.base.encode(ASKED, " late")
-    assert encoded.context == host.base.encode(ASKED).context
-    assert text(host.base, encoded.continuation) == " late"
-    assert not encoded.merged
-
-
-def test_without_the_template_turns_are_joined_as_plain_text(host):
-    turns = [
-        {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": "two"},
-        {"role": "user", "content": "Three?"},
-    ]
-    found = text(host.base, host.base.encode(turns, chat_template=False).context)
-    assert found == "One? two\n\nThree?"
 
 
 def test_an_empty_context_becomes_one_prefix_token(host, tiny, own_cache):
@@ -265,37 +246,6 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it_however_many_tokens_
     assert found.n_output_tokens < made.n_output_tokens
 
 
-def script_model(host, written):
-    """Let the model say a text, whatever it is asked."""
-    import torch
-
-    ids = iter(tokens(host, written))
-
-    def force_token(_, __, logits):
-        token = torch.tensor(next(ids))
-        return torch.nn.functional.one_hot(token, logits.shape[-1]).expand_as(logits)
-
-    return host.model.get_output_embeddings().register_forward_hook(force_token)
-
-
-def test_a_stop_string_of_letters_that_are_several_tokens_each_ends_an_answer_too(host):
-    hook = script_model(host, "yes €€ and more")
-    try:
-        (found,) = host.base.generate(prompts(host.base)[:1], Limits(24, ("€€",)))
-    finally:
-        hook.remove()
-    assert (found.text, found.n_output_tokens) == ("yes ", len(tokens(host, "yes €€")))
-
-
-def test_the_tokens_of_a_stopped_answer_do_not_depend_on_its_neighbours(host):
-    asked = prompts(host.base)
-    whole = host.base.generate(asked[:1], Limits(8))[0].text
-    limits = Limits(8, (whole[1],))
-    alone = host.base.generate(asked[:1], limits)[0]
-    beside = host.base.generate(asked, limits)[0]
-    assert (beside.text, beside.n_output_tokens) == (alone.text, alone.n_output_tokens)
-
-
 # By version: the digest that rows are stored under, and one of what is computed together for some tokens.
 LAYOUTS = {9: ("e6c50453b29cf003", "de2fede52833aa1e")}
 
@@ -408,12 +358,6 @@ def test_the_classifier_answers_and_ranks_by_probability_and_is_the_same_when_op
     first, second = classifier(bag, "bag"), classifier(bag, "bag")
     pair = encode_text(first, "the parcel and the money", "payment")
     assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
-
-
-def test_a_scripted_candidate_answers_by_its_function():
-    candidate = script_candidate(str.upper)
-    contexts = [encode_text(candidate, t).context for t in ("a", "b")]
-    assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["A", "B"]
 
 
 def test_an_adapter_whose_weights_are_no_numbers_is_refused_and_leaves_the_base_alone(host, tiny, tmp_path):

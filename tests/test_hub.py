@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 import tiny_model
-from filelock import FileLock
 
 from harness.errors import UserError
 from harness.models.adapters import Tensor, parameters_of
 from harness.models.embedded_model import NAMES, save_tokenizer, unpack
 from harness.models.hub import load_tokenizer, resolve, set_switches
-from harness.models.model_folder import weights_bytes
 from harness.models.tokenization import encode_all
 from harness.records import PromptText
 
@@ -82,20 +80,6 @@ def test_what_does_not_match_its_checksum_is_not_used(empty_cache, damage):
     assert opens_packed_model(empty_cache)
 
 
-@pytest.mark.e2e
-def test_who_comes_second_waits_and_takes_what_the_first_has_unpacked(empty_cache):
-    (empty_cache / "models").mkdir(parents=True)
-    found: list[Path] = []
-    second = threading.Thread(target=lambda: found.append(unpack()))
-    with FileLock(empty_cache / "models" / "unpack.lock"):
-        second.start()
-        second.join(timeout=0.3)
-        assert second.is_alive()
-        folder = home(empty_cache)
-    second.join(timeout=10)
-    assert found == [folder]
-
-
 def test_a_tokenizer_is_written_alike_with_a_network_and_without(tiny, tmp_path):
     from transformers import AutoTokenizer
 
@@ -120,16 +104,6 @@ def test_a_local_folder_is_a_model_whose_parameters_are_counted_from_its_files(t
     assert resolve(str(tiny)).n_parameters == counted
 
 
-def test_weights_that_lie_there_in_two_forms_count_once_and_in_the_other_alone_too(tiny, copy):
-    """Mistral's repositories hold `consolidated.safetensors` beside the shards that transformers reads."""
-    shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")
-    assert resolve(str(copy)).weights_digest == resolve(str(tiny)).weights_digest
-    assert resolve(str(copy)).n_parameters == resolve(str(tiny)).n_parameters
-    assert weights_bytes(copy) == weights_bytes(tiny)
-    (copy / "model.safetensors").rename(copy / "consolidated.safetensors")
-    assert resolve(str(copy)).n_parameters > 1000
-
-
 QUANTISED = {  # each tensor as NAME:TYPE:SIZES
     "16 bits": "w.weight:BF16:8,16",
     "FP8": "w.weight:F8_E4M3:8,16 w.weight_scale_inv:F32:1,1",
@@ -150,19 +124,6 @@ def test_the_parameters_of_quantised_files_are_those_of_the_model(kind):
         name, dtype, sizes = written.split(":")
         tensors[name] = Tensor(dtype, tuple(int(size) for size in sizes.split(",") if size), 0, 0)
     assert sum(parameters_of(tensors).values()) == (128 + 8 if kind == "HQQ" else 128)  # which has a bias
-
-
-def test_the_cache_of_the_hub_says_a_files_checksum_by_its_name(tiny, tmp_path, empty_cache):
-    whole = shutil.copytree(tiny, tmp_path / "snapshot")
-    weights, blobs = whole / "model.safetensors", tmp_path / "blobs"
-    blobs.mkdir()
-    before = resolve(str(whole)).weights_digest
-    blob = weights.rename(blobs / hashlib.sha256(weights.read_bytes()).hexdigest())
-    weights.symlink_to(blob)
-    assert resolve(str(whole)).weights_digest == before
-    weights.unlink()
-    weights.symlink_to(blob.rename(blobs / ("0" * 64)))
-    assert resolve(str(whole)).weights_digest != before, "the name is taken at its word, no byte is read"
 
 
 class GatedHub(BaseHTTPRequestHandler):
@@ -223,16 +184,6 @@ def test_a_switch_of_the_chat_template_does_what_was_said(tmp_path, empty_cache)
     assert plain == on
     assert off == plain + "<think>\n\n</think>\n\n"
     assert digest == resolve(str(folder)).template_digest != off_digest
-
-
-def test_a_switch_stays_with_the_tokenizer_that_is_saved(tmp_path, empty_cache):
-    folder = tiny_model.build(tmp_path / "thinks", template=THINKS)
-    source = set_switches(resolve(str(folder)), {"enable_thinking": False})
-    load_tokenizer(source).save_pretrained(tmp_path / "saved")
-    messages = [{"role": "user", "content": "Yes?"}]
-    saved = load_tokenizer(source._replace(path=tmp_path / "saved"))
-    again = encode_all(saved, [PromptText(messages)])
-    assert again == encode_all(load_tokenizer(source), [PromptText(messages)])
 
 
 def test_digests_follow_weights_and_template_alone_and_where_an_answer_ends(tiny, copy):

@@ -70,27 +70,6 @@ def test_ratings_count_once_an_item_by_the_last_of_each_rater_on_these_rows():
     assert found.raters == ("ann", "bob", "cy", "di")
 
 
-def test_raters_who_agree_are_said_to():
-    both = votes(10, 10) + votes(10, 10, rater="bob")
-    assert human.outcome(both, "aaa", "bbb").agreement == 1.0
-    against = votes(10, 10) + [make_rating(f"item-{i}", "b" if i < 10 else "a", "bob") for i in range(20)]
-    assert human.outcome(against, "aaa", "bbb").agreement < 0
-
-
-def test_strengths_of_three_runs_hold_together():
-    def make_votes(run_a, run_b, n_a, n_b):
-        of = votes(n_a, n_b, rater=f"{run_a}{run_b}")
-        return [replace(r, run_a=run_a, run_b=run_b, rows_a=run_a, rows_b=run_b) for r in of]
-
-    found = human.strengths(
-        [*make_votes("a", "b", 40, 60), *make_votes("b", "c", 40, 60), *make_votes("a", "c", 31, 69)]
-    )
-    assert found["a"] == (0.0, 0.0, 0.0)
-    assert found["b"].elo == pytest.approx(70, abs=4)
-    assert found["c"].elo == pytest.approx(140, abs=6)
-    assert human.strengths([make_rating("x", "skip")]) == {}
-
-
 def test_published_human_labels_come_out_as_published_whatever_the_sides():
     with gzip.open(find_shared_data("rows/llmbar/llmbar.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file]
@@ -122,13 +101,3 @@ def test_ratings_count_up_to_where_nearly_all_of_the_drawn_pairs_have_one():
     assert count_ratings(order[25:]) == set()
     own = [turn.example_id for turn in human.turns(IDS, "ann", "bbb", "aaa")]
     assert count_ratings(own[:12], rows_a="bbb", rows_b="aaa", seconds=2.0) == set(own[:12])  # the Rate page
-
-
-def test_several_raters_of_one_file_go_on_where_the_other_ended():
-    order = [turn.example_id for turn in human.turns(IDS, "", "aaa", "bbb")]
-    given = [(item, "b", "ann") for item in order[:10]] + [(item, "a", "bob") for item in order[10:20]]
-    ratings = [make_rating(*one, seconds=None) for one in given]
-    found = human.map_counted_shares(ratings, IDS, "aaa", "bbb")
-    assert found == dict.fromkeys(order[:10], 1.0) | dict.fromkeys(order[10:20], 0.0)
-    skipped = [*ratings, make_rating(order[0], "skip", "ann")]  # 19 of 20 are left
-    assert human.map_counted_shares(skipped, IDS, "aaa", "bbb").keys() == set(order[1:20])

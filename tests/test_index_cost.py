@@ -3,7 +3,7 @@
 import pytest
 from fake_facts import candidate, make_fine_tune
 
-from harness.decision import decide, index_sentences, index_usd_per_1k, reprice
+from harness.decision import decide, index_sentences, index_usd_per_1k
 from harness.report.wording import find_shown_figure, print_measured
 from harness.spec import DecidePolicy
 
@@ -55,18 +55,3 @@ def test_the_share_is_said_with_the_forecast_and_whether_anybody_set_it():
     assert index_sentences([candidate("prompt", 0.7)], DecidePolicy()) == []
     (sentence,) = index_sentences([rag(cost_per_1k_usd=None)], policy)
     assert "$/1k" not in sentence
-
-
-def test_an_index_is_shared_out_among_no_requests_that_nobody_forecast():
-    policy = DecidePolicy(index_usd_per_month=30)
-    assert index_usd_per_1k(policy) == 0
-    (sentence,) = index_sentences([rag(index_per_1k_usd=0.0)], policy)
-    assert sentence == (
-        "The index of documents costs 30.00 USD a month, counted over the horizon, and no part of their $/1k"
-        " until decide.requests_per_month is set: 0.30 USD of 1,000 requests to rag, were they 100,000 a month."
-    )
-
-
-def test_a_dearer_device_leaves_the_price_of_an_index_as_it_is():
-    (dearer,) = reprice([rag()], 10)
-    assert find_shown_figure(dearer, COST) == pytest.approx(12.0)

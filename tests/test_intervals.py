@@ -1,8 +1,6 @@
 """Rates, samples and power: published numbers, a second source, and bad input."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness import stats
 
@@ -29,19 +27,6 @@ def test_neyman_gives_more_items_to_what_varies_and_never_more_than_there_are():
     assert sum(found.values()) == 60
     assert found["a"] > found["b"] >= 2
     assert found["c"] <= 10
-
-
-@given(
-    st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 50), st.floats(0, 1)), min_size=1),
-    st.floats(0, 1),
-)
-def test_an_allocation_adds_up_and_keeps_its_floor(strata, share):
-    pool, spread = {k: v[0] for k, v in strata.items()}, {k: v[1] for k, v in strata.items()}
-    low, high = sum(min(2, n) for n in pool.values()), sum(pool.values())
-    n = round(low + share * (high - low))
-    found = stats.neyman_allocation(pool, spread, n)
-    assert sum(found.values()) == n
-    assert all(min(2, pool[k]) <= found[k] <= pool[k] for k in pool)
 
 
 def test_inclusion_weights_add_up_to_the_pool():

@@ -145,23 +145,6 @@ def test_a_failure_there_is_the_failure_of_here_and_the_workers_exit_code(tiny, 
     assert said.splitlines()[-1] == f"error: {told}"
 
 
-@pytest.mark.e2e
-def test_a_folder_without_a_job_is_the_users_error(tmp_path):
-    with start_worker(tmp_path) as begun:
-        _, said = begun.communicate()
-    assert begun.returncode == UserError.exit_code
-    assert "expected a job folder of this version of harness; next: harness train" in said
-
-
-def test_a_job_for_other_code_is_refused(tiny, tmp_path):
-    folder = write_job(tiny, tmp_path)
-    plain = json.loads((folder / jobs.JOB).read_text())
-    plain["code"][1]["training"] += 1
-    (folder / jobs.JOB).write_text(json.dumps(plain))
-    with pytest.raises(UserError, match="found a job for code of the versions"):
-        training.run_job(folder, ignore)
-
-
 def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_path):
     said = """[2026-11-23 18:10:19] [WARNING] no GPU\n["advance", 1, 2, "loss 0.5"]\n{"a": 1}\n[]\n"""
     (tmp_path / "said").write_text(said)
@@ -212,14 +195,6 @@ def test_an_error_comes_back_as_it_was_from_a_worker_and_from_another_process(er
     assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
-
-
-def test_an_error_of_a_library_comes_back_with_its_kind_words_and_traceback():
-    with pytest.raises(KeyError) as raised:
-        {}["rank"]
-    again = worker.decode_error(*json.loads(json.dumps(worker.encode_error(raised.value))))
-    assert (type(again), str(again)) == (RuntimeError, "KeyError: 'rank'")
-    assert '{}["rank"]' in again.__notes__[0]
 
 
 class InterruptAtStep(SilentProgress):

@@ -14,7 +14,7 @@ from openai_server import Fault, Rule, ServerAnswer, serve_model
 from harness import config, release, store
 from harness.comparison.labelled_answers import answer_digest
 from harness.config.rubrics import read_rubric
-from harness.errors import IncompatibleRuns, UserError
+from harness.errors import UserError
 from harness.evaluation.judges.grade_costs import cost_usd, plan_grades
 from harness.evaluation.judges.judge_prompts import judge_messages
 from harness.experiment import Scope, compare, prepare_session
@@ -156,14 +156,6 @@ def test_a_judge_is_asked_at_temperature_0_for_few_tokens_and_sees_no_prompting_
 
 
 @pytest.mark.e2e
-def test_one_answer_to_one_question_is_graded_once_whoever_gives_it(desk):
-    d = desk(answer=lambda messages: "the same for everybody")
-    d.compare()
-    assert len(d.judge.asked) == N + 2
-    assert [row.parts for row in d.rows("plain")] == [row.parts for row in d.rows("other")]
-
-
-@pytest.mark.e2e
 def test_the_reference_is_shown_where_the_rubric_says_so_and_examples_are_earlier_turns(desk):
     shown = (
         "examples: [{question: Why?, answer: Because., grade: 4}]\nreference: true\nscale: {min: 0, max: 4}\n"
@@ -301,15 +293,6 @@ def test_a_judge_that_prefers_a_place_gives_ties_and_is_named(desk):
     assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
 
 
-@pytest.mark.e2e
-def test_a_pair_that_was_readable_in_one_order_alone_has_no_score(desk):
-    d = desk(judge=Chooser(lambda a, b: "neither" if b.startswith("right 3 of") else "A"), rubric=PAIRWISE)
-    d.compare()
-    row = next(row for row in d.rows() if row.text.startswith("right 3 of"))
-    assert (row.parts["judge:helpful"], row.status) == (None, "error")
-    assert "said 'neither'" in row.error
-
-
 def test_a_judge_that_is_shown_references_refuses_items_without_one(desk):
     d = desk(rubric=PAIRWISE)
     needs = [{"kind": "n_words", "max": 5}]
@@ -402,14 +385,6 @@ def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(d
     assert any("could not be read and leave these answers without that score" in note for note in found.notes)
 
 
-@pytest.mark.e2e
-def test_a_judge_that_decides_and_never_grades_fails_the_candidate_by_its_own_name(desk):
-    d = desk(judge=Grader(lambda q, a: ""))
-    facts = next(f for f in d.compare().facts if f.name == "plain")
-    assert facts.state == "failed"
-    assert "no answer could be graded: judge:helpful: an unparsable grade" in facts.error
-
-
 def converse(d, first):
     """Let the questions of the test rows be the last turns of conversations."""
     rows = [
@@ -483,20 +458,6 @@ def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_
     assert store.list_labels(d.store) == []
     d.rubric(RUBRIC + judge)
     assert import_labels(d.path, file, rater="ann", scale=(1.0, 5.0)).n_labels == N
-
-
-@pytest.mark.e2e
-def test_an_export_says_which_answers_without_a_readable_grade_it_leaves_out(desk):
-    d = desk(judge=Grader(lambda q, a: "7/10" if number(q) == 3 else "5"))
-    d.compare()
-    file, again = d.folder / "labels.csv", d.folder / "again.csv"
-    assert export_answers(d.path, file, candidates=["plain"]).n_items == N - 1
-    file.write_text(
-        "".join(f"{line}5\n" for line in file.read_text().splitlines()).replace("label5", "label")
-    )
-    import_labels(d.path, file, rater="ann", scale=(1.0, 5.0))
-    with pytest.raises(IncompatibleRuns, match=r"1 of plain failed or could not be scored.* attempts: 2"):
-        export_answers(d.path, again, candidates=["plain"])
 
 
 @pytest.mark.e2e
@@ -590,15 +551,6 @@ def test_each_judge_of_a_panel_has_its_own_price_and_all_have_one_budget(desk):
     assert "64 grades have cost 48.00 USD, the next may cost 16.00" in found.facts[1].error
     graded = [note for note in found.notes if "answers graded by" in note]
     assert [note.split(" for ")[1].split(" USD")[0] for note in graded] == ["32.00", "16.00"]
-
-
-def test_a_missing_key_of_a_judge_is_said_before_anything_is_asked(desk, monkeypatch):
-    monkeypatch.delenv("JUDGE_KEY", raising=False)
-    d = desk()
-    d.rubric(f"{RUBRIC}judge: {{base_url: {d.judge.url}, model: tiny, api_key_env: JUDGE_KEY}}\n")
-    with pytest.raises(UserError, match="judge:helpful: found no variable JUDGE_KEY in the environment"):
-        d.compare()
-    assert d.candidates.asked == []
 
 
 # Answers that want to be graded well

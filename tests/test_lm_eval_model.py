@@ -109,16 +109,6 @@ def test_the_chat_template_is_applied_as_by_lm_evals_own_model(harness_lm, hf_lm
     assert likelihoods(mine)[0] == pytest.approx(likelihoods(expected)[0], abs=1e-3)
 
 
-def test_the_template_its_name_and_a_prefilled_turn_are_those_of_lm_evals_own_model(harness_lm, hf_lm):
-    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At the"}]
-    found = harness_lm.apply_chat_template(turns, add_generation_prompt=False)
-    assert found == hf_lm.apply_chat_template(turns, add_generation_prompt=False)
-    assert found.endswith("At the")
-    assert harness_lm.tokenizer_name == hf_lm.tokenizer_name
-    assert harness_lm.chat_template(True) == hf_lm.chat_template(True)
-    assert harness_lm.chat_template(False) is None
-
-
 def test_what_is_too_long_loses_its_beginning_as_in_lm_eval_or_is_refused(harness_lm, hf_lm):
     requests = [make_instance("loglikelihood", LONG, " green gate")]
     (mine, _), (expected, _) = harness_lm.loglikelihood(requests)[0], hf_lm.loglikelihood(requests)[0]
@@ -128,17 +118,6 @@ def test_what_is_too_long_loses_its_beginning_as_in_lm_eval_or_is_refused(harnes
     assert harness_lm.generate_until(requests) == hf_lm.generate_until(requests)
     with pytest.raises(CandidateFailed, match=r"task task: prompt of \d+ tokens, the context holds 700"):
         harness_lm.loglikelihood([make_instance("loglikelihood", "A", LONG)])
-
-
-@pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}])
-def test_sampled_answers_are_refused(harness_lm, settings):
-    with pytest.raises(UserError, match="task task, whose answers are sampled; expected greedy answers"):
-        harness_lm.generate_until([make_instance("generate_until", "Where?", settings)])
-
-
-def test_a_temperature_that_samples_nothing_is_greedy(harness_lm):
-    settings = {"do_sample": False, "temperature": 0.7, "max_gen_toks": 2}
-    assert len(harness_lm.generate_until([make_instance("generate_until", "Where?", settings)])) == 1
 
 
 def test_a_candidate_that_is_open_is_asked_as_it_is_and_lm_eval_knows_the_model(folder):

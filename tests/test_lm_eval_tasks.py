@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from harness import cli, config
-from harness.errors import HarnessError, IncompatibleRuns, UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import EvaluationJob
 from harness.evaluation import lm_eval as capability
 from harness.evaluation.lm_eval import metrics as scores
@@ -178,16 +178,6 @@ def test_a_pair_that_is_not_flagged_loses_no_text(encoders, context, continuatio
     assert encoded.merged or said == context + continuation
 
 
-def test_a_share_outside_its_range_is_said_and_what_is_no_number_is_not_scored():
-    with pytest.raises(HarnessError, match=r"found 37 for one item; expected a share in \[0, 1\]"):
-        scores.parts_of(scores.Score("acc", "acc", "none", "mean", True), 37)
-    score = scores.Score("acc", "acc", "none", "mean", True)
-    assert [scores.parts_of(score, value) for value in (None, "x", float("nan"), (1, 2))] == [None] * 4
-    rows = [SimpleNamespace(status="ok", boundary_merged=merged) for merged in (True, False)]
-    said = ["piqa: 1 of 2 items have a token across the boundary of prompt and choice"]
-    assert list(standalone._notes("piqa", SimpleNamespace(left_out=()), rows)) == said
-
-
 def test_an_empty_context_is_the_first_token(encoders):
     ours, theirs = encoders
     encoded = encode_pair(ours, "", " A gate")
@@ -229,23 +219,6 @@ def test_an_aggregate_gives_what_that_of_lm_eval_gives(aggregation, data):
     parts = np.array([scores.parts_of(score, v) for v in values])
     expected = float(get_aggregation(aggregation)(values))
     assert scores.metric_of(score).aggregate(parts, np.ones(len(values))) == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_larger_limit_keeps_the_items_of_a_smaller_one():
-    few, more = (
-        capability.load(standalone.tasks_of(["arc_easy"], n, None), registry.datasets_folder(None))
-        for n in (2, 5)
-    )
-    items = [e.id for e in more["arc_easy"].items.test]
-    assert [e.id for e in few["arc_easy"].items.test] == items[:2]
-    assert len(items) == 5
-    assert few["arc_easy"].version == more["arc_easy"].version
-
-
-def test_shots_do_not_depend_on_which_items_are_asked(model, tmp_path, our_results):
-    few = standalone.evaluate(prepare(model, ["gsm8k"], tmp_path / "runs", limit=2, shots=1)).rows["gsm8k"]
-    whole = {row.example_id: row.prompt for row in our_results.rows["gsm8k"]}
-    assert [row.prompt for row in few] == [whole[row.example_id] for row in few]
 
 
 AGAIN = """\
@@ -346,29 +319,10 @@ def test_what_keeps_a_task_from_being_asked_is_said(name, said):
         load_tasks(name)
 
 
-def test_a_missing_split_is_named(hub, tmp_path, monkeypatch):
-    shutil.copytree(hub, tmp_path / "hub")
-    readme = tmp_path / "hub/allenai/winogrande/README.md"
-    readme.write_text(readme.read_text().replace("split: validation", "split: dev"))
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "hub"))
-    with pytest.raises(UserError, match="without the split 'validation'"):
-        load_tasks("winogrande")
-
-
 def test_a_folder_of_local_copies_that_is_not_there_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="HARNESS_DATASETS_DIR: found no folder"):
         registry.datasets_folder(None)
-
-
-def test_a_primary_score_may_be_named_and_is_acc_otherwise():
-    asked = load_tasks("gsm8k", primary="exact_match,flexible-extract")
-    assert asked["gsm8k"].task.primary_metric == "exact_match,flexible-extract"
-    assert load_tasks("arc_easy", "lambada_openai")["lambada_openai"].task.primary_metric == "acc"
-    with pytest.raises(
-        UserError, match=r"primary: f1, which is not among its scores; expected one of 'acc', 'acc_norm'"
-    ):
-        load_tasks("arc_easy", primary="f1")
 
 
 SUITE = """\
@@ -415,19 +369,6 @@ def test_what_a_task_cannot_be_is_said(tmp_path, tiny, task, said):
     path = write_experiment(tmp_path, tiny, f"name: c\nrole: capability\ntasks:\n  - {task}\n")
     with pytest.raises(UserError, match=said):
         config.load(path)
-
-
-def test_a_task_of_lm_eval_is_no_target(tmp_path, tiny):
-    path = write_experiment(tmp_path, tiny)
-    with pytest.raises(UserError, match="arc_easy, a task of lm-eval, as the target"):
-        config.load(path, ["target={lm_eval: arc_easy}"])
-
-
-def test_the_folder_of_local_copies_may_stand_in_the_experiment(tmp_path, tiny, hub, monkeypatch):
-    monkeypatch.delenv("HARNESS_DATASETS_DIR")
-    path = write_experiment(tmp_path, tiny)
-    loaded = config.load(path, [f"datasets_dir={os.path.relpath(hub, tmp_path)}"])
-    assert registry.datasets_folder(loaded.experiment.datasets_dir) == hub
 
 
 def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():

@@ -74,22 +74,6 @@ def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report
     assert report.facts[0].under_load is None
 
 
-@pytest.mark.e2e
-def test_fewer_rows_than_concurrency_are_said(tiny, tmp_path, own_cache):
-    with serve_model(Rule(lambda messages: "yes")) as server:
-        report = compare(write_experiment(tmp_path, server.url, tiny, "concurrency: 64\n"))
-    assert report.facts[0].under_load.n == 6
-    assert "concurrency is 64, but only 6 requests came at once: validation has no more rows" in report.notes
-
-
-def test_a_server_is_not_asked_more_where_nothing_is_written(tiny, tmp_path, own_cache):
-    answer = SlowServer(0.0)
-    with serve_model(Rule(answer)) as server:
-        report = compare(write_experiment(tmp_path, server.url, tiny, ""))
-    assert answer.most == 1
-    assert report.facts[0].under_load is None
-
-
 def test_the_table_holds_what_was_timed():
     facts = [
         replace(candidate("prompt", 0.5), under_load=UnderLoad(8, 12.5, 0.2, 0.3, 0.1)),

@@ -82,14 +82,6 @@ def test_without_masks_several_sequences_are_read_together(model):
     assert crowded.tried == [6 * 7]
 
 
-def test_out_of_memory_halves_rows_without_masks_and_joins_none(model):
-    crowded = CrowdedModel(model, 20)
-    pairs = [((5, 6, 7, 8, 9, 10), (start, 20)) for start in range(30, 36)]
-    agree(Executor(crowded, 512, "padded"), model, pairs)
-    assert crowded.tried[0] == 6 * 7
-    assert sum(n for n in crowded.tried if n <= 20) == 6 * 7
-
-
 def test_numbers_that_are_none_are_refused_when_a_model_is_opened_and_when_it_scores(model):
     spoilt = copy.deepcopy(model)
     spoilt.get_input_embeddings().weight.data[7] = float("nan")
@@ -216,19 +208,6 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(model):
     assert max(crowded.tried) <= 20
 
 
-def test_a_beginning_that_does_not_fit_fails_the_candidate(model):
-    pairs = [((*range(10, 60), 100 + i), (7,)) for i in range(3)]
-    with pytest.raises(CandidateFailed, match="what all prompts begin with"):
-        Executor(CrowdedModel(model, 40), 512, "packed").loglikelihoods(pairs)
-
-
-def test_an_engine_is_not_chosen_by_memory_that_runs_out(model):
-    import torch
-
-    with pytest.raises(torch.OutOfMemoryError):
-        Executor(CrowdedModel(model, 3), 512)
-
-
 def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     import torch
 
@@ -245,18 +224,6 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6)]
     Executor(HoldingModel(model, 8), 512, "packed").loglikelihoods(pairs)
     assert held
-
-
-def test_out_of_memory_halves_what_begins_alike_too(model):
-    pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
-    agree(Executor(CrowdedModel(model, 13), 512, "packed"), model, pairs)
-
-
-def test_out_of_memory_halves_what_follows_a_beginning_that_was_read_before(model):
-    crowded = CrowdedModel(model, 13)
-    pairs = [((*range(10, 22), 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
-    agree(Executor(crowded, 512, "packed"), model, pairs)
-    assert crowded.tried[:2] == [12, 18]
 
 
 def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_with_less(model):
@@ -300,12 +267,6 @@ def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(mod
     (whole,) = Executor(model, 64).loglikelihoods(pairs)
     (found,) = Executor(BlockingModel(model, 0), 64, "packed").loglikelihoods(pairs)
     assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
-
-
-@pytest.mark.parametrize("engine", ["packed", "padded", "plain"])
-def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
-    with pytest.raises(CandidateFailed, match="out of memory while scoring"):
-        Executor(CrowdedModel(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
 
 
 def test_the_layout_digest_depends_on_engine_and_budget(model):

@@ -18,7 +18,7 @@ from harness.config import CommandLine, load
 from harness.gating import Rule, SpareItems, TaskComparison, Verdict, find_settling, list_spare_items
 from harness.gating.rules import apply_rules
 from harness.report import advise_more_items
-from harness.spec import Experiment, GatePolicy, Suite, Task, TaskData
+from harness.spec import Experiment, GatePolicy, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows
 
 fractions = st.floats(0, 1)
@@ -89,33 +89,6 @@ def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(
     truth = 0.0 if "nothing is lost" in rule.sentence else (gains - losses) / n * grown
     more = compare_task("task", grown, round((flipped + truth) / 2), round((flipped - truth) / 2))
     assert judge_tasks([more], policy).rules[0].outcome != "inconclusive"
-
-
-def test_a_bound_that_is_wider_than_the_spread_does_not_ask_for_one_item_more():
-    """Four clusters of two, nothing lost: planned from the spread alone, the eight items would have done."""
-    rule = judge_tasks(
-        [compare_task("task", 8, 0, 0, cluster_size=2)], GatePolicy(macro=0.4, each=0.99)
-    ).rules[0]
-    assert rule.outcome == "inconclusive"
-    assert rule.numbers["items_needed"] == 11
-
-
-@given(margins, margins, st.floats(1e-300, 0.49), st.integers(1, 2000))
-def test_any_margin_that_may_be_written_can_be_warned_of(macro, each, critical, n):
-    suites = [Suite(name="general", role="capability", tasks=(Task(name="a", data=TaskData()),))]
-    policy = GatePolicy(macro=macro, each=each, critical=("a",), critical_margin=critical)
-    assert all(
-        "take" in said or "make that 80 %" in said for said in gating.power_warnings(suites, {"a": n}, policy)
-    )
-
-
-def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items():
-    policy = GatePolicy(macro=1e-300, each=1e-300)
-    suites = [Suite(name="general", role="capability", tasks=(Task(name="a", data=TaskData()),))]
-    assert all("∞ items" in said for said in gating.power_warnings(suites, {"a": 9}, policy))
-    rule = judge_tasks([compare_task("a", 9, 1, 1)], policy).rules[0]
-    assert "no number of items would settle so small a margin" in rule.sentence
-    assert "items_needed" not in rule.numbers
 
 
 # The next step
@@ -225,14 +198,6 @@ def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdict
 )
 def test_what_would_settle_a_verdict_says_whether_it_exists(verdict, spare, said):
     assert find_settling([verdict], spare, relative=False).text.endswith(said)
-
-
-def test_a_limit_takes_the_place_of_the_one_that_was_typed():
-    typed = CommandLine("a.yaml", (f"{LIMIT_A}=300", "seeds=[7]"))
-    found = advise_more_items([need(90, "a 90")], [A], typed, relative=True, judging=["compare"])
-    assert found.line == f"harness compare -c a.yaml 'seeds=[7]' {LIMIT_A}=390"
-    wider = advise_more_items([need(990, "a 990")], [A], typed, relative=True, judging=["compare"])
-    assert wider.line.endswith(f"{LIMIT_A}=300 'seeds=[7]' gate.macro=3.2%")
 
 
 def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():

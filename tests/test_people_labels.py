@@ -4,13 +4,12 @@ import csv
 import shlex
 import shutil
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_facts import alternatives, candidate, make_fine_tune
+from fake_facts import candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
 from fake_rows import LOWER, rows
 from test_cli import CommandResult, harness  # noqa: F401 (the fixture)
@@ -26,7 +25,7 @@ from harness.comparison.labelled_answers import (
     is_correctable,
     latest_labels,
 )
-from harness.config.rubrics import current_labels, digest_question, rubric_of
+from harness.config.rubrics import current_labels, digest_question
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
@@ -37,7 +36,7 @@ from harness.release.rating_files import csv_file, label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.escape import spreadsheet_lines
 from harness.report.tables.people_labels import label_sections, sentences
-from harness.spec import DecidePolicy, GatePolicy, TargetPolicy, Task, TaskData
+from harness.spec import GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
 from tests import tiny_experiment
 from tests.fake_rows import ratio_metric
@@ -302,13 +301,6 @@ def test_only_means_in_0_to_1_are_corrected_and_a_score_beyond_one_chooses_as_it
     assert correct_reached(LOWER, facts, arm, {}).validation == 2.1
 
 
-def test_a_few_answers_left_blank_cost_no_label_behind_them():
-    made = answers(np.ones(300), np.full(300, 60), "a")
-    kept = [i for at, i in enumerate(draw_places(made, 200)) if at % 40 != 20]
-    labels = latest_labels([label_set(JUDGE, [(made[i], 1.0) for i in kept])], JUDGE.name)
-    assert labels_missing(JUDGE.name, labels, made) == 0
-
-
 def test_a_difference_needs_labels_of_both_answers_to_an_item(long_winded):
     (short, long), truth, _ = long_winded
     pick = draw_places(short, 105)
@@ -344,15 +336,6 @@ def test_nothing_is_shown_of_a_gain_over_answers_that_a_judge_could_not_grade(lo
     assert "answers failed" in rule.sentence
 
 
-def test_what_a_candidate_alone_did_not_answer_still_counts_as_its_worst():
-    old, new = rows(np.ones(200)), rows([None] * 80 + [1.0] * 120)
-    own = comparison.compare_rows(
-        comparison_metric := mean_metric("exact_match", lambda o, e: None), old, new
-    )
-    assert own.metric == comparison_metric.name
-    assert comparison.refuse_failed(own, 1.0, 0.01) == own
-
-
 def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
     row = rows([1.0], JUDGE)[0]
     sets = [label_set(JUDGE, [(row, 0.0)]), label_set(JUDGE, [(row, 1.0)], at="2026-01-02")]
@@ -361,29 +344,6 @@ def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
         answer_digest(JUDGE.name, row): 0.5
     }
     assert latest_labels(sets, "judge:other") == {}
-
-
-def test_a_judge_near_chance_is_said_to_be_one():
-    draw = np.random.default_rng(3)
-    made = answers((draw.random(400) < 0.5).astype(float), np.full(400, 60), "a")
-    labels = label_set(JUDGE, [(made[i], float(draw.random() < 0.5)) for i in draw_places(made, 120)])
-    found = calibrate(JUDGE, {"a": made}, [], [labels])
-    assert found.is_near_chance
-    assert any("not shown to agree with people better than chance" in said for said in sentences(found))
-    arm = found.arms[0]
-    assert arm.corrected.high - arm.corrected.low > 0.95 * (arm.labels_alone.high - arm.labels_alone.low)
-    assert arm.rogan_gladen is None or arm.rogan_gladen.high - arm.rogan_gladen.low > 0.5
-
-
-def test_a_few_labels_say_nothing_yet():
-    made = answers(np.ones(50), np.full(50, 60), "a")
-    found = calibrate(
-        JUDGE, {"a": made}, [], [label_set(JUDGE, [(made[i], 1.0) for i in draw_places(made, 9)])]
-    )
-    assert list(sentences(found)) == [
-        "labels of ann count for 9 answers of a",
-        "judge:helpful is corrected once 10 answers of a candidate have a label",
-    ]
 
 
 def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(long_winded, tmp_path):
@@ -423,21 +383,6 @@ def test_the_target_rule_refuses_a_judge_that_lacks_labels():
     refused = target_rule(facts._replace(labels_missing=40), policy)
     assert refused.outcome == "inconclusive"
     assert "40 more labels" in refused.sentence
-
-
-def test_no_decision_rests_on_a_judge_that_lacks_labels():
-    def make_decision(**changes):
-        facts = [*alternatives(), make_fine_tune("lora", 0.84, 0.10, **changes)]
-        given = {"closed_labels": True, "has_documents": False, "metric_name": "judge:helpful"}
-        return decision.decide(facts, DecidePolicy(), **given)
-
-    assert make_decision().action == "fine-tune"
-    open_ = make_decision(vs_untrained=fake_comparison(0.02, estimator="ppi"))
-    assert open_.sentence.endswith("for more: more labels of people.")
-    refused = make_decision(labels_missing=60)
-    assert refused.action == "undecided"
-    assert "60 more labels of people" in refused.sentence
-    assert "uncalibrated_judge" in refused.sentence
 
 
 LONG = """\
@@ -532,11 +477,6 @@ def test_the_import_that_an_export_names_reads_the_same_experiment(harness, proj
     harness(*step[1:], cwd=project.parent, check=0)
 
 
-def test_a_judge_may_be_allowed_to_decide_without_labels(harness, project):  # noqa: F811
-    decided = harness("decide", "gate.uncalibrated_judge=allow", cwd=project, check=0)
-    assert "graded by a judge" not in decided.stdout
-
-
 def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):  # noqa: F811
     harness("rate", "export", "labels.csv", *BOTH, cwd=project, check=0)
     text = (project / "labels.csv").read_text("utf-8-sig")
@@ -550,35 +490,6 @@ def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):  #
     assert questions != sorted(questions)
 
 
-def test_the_first_rows_of_a_file_are_all_answers_to_the_items_drawn_first(harness, project):  # noqa: F811
-    harness("rate", "export", "labels.csv", "-n", 130, *BOTH, cwd=project, check=0)
-    made = read(project / "labels.csv")
-    asked = [row["question"] for row in made]
-    drawn_ids = draw_items((f"t{i}" for i in range(130)), "letters", "judge_long")
-    assert list(dict.fromkeys(asked)) == [f"'=Letter {item[1:]}, where is it?" for item in drawn_ids]
-    assert asked == sorted(asked, key=asked.index)
-    pairs = [(one["key"], two["key"]) for one, two in pairwise(made) if one["question"] == two["question"]]
-    assert len(pairs) > 20
-    assert all(one < two for one, two in pairs)
-
-
-def test_a_text_that_answers_two_prompts_is_asked_for_once_and_has_one_label(tmp_path):
-    short, long = rows([1.0], JUDGE)[0], replace(rows([1.0], JUDGE)[0], prompt="Read this. When?")
-    (only,) = label_file._file_rows(
-        JUDGE.name, ["item-0000"], [{"item-0000": row} for row in (short, long)], {}
-    )
-    both = {f"answer-{answer_digest(JUDGE.name, row)}" for row in (short, long)}
-    assert set(label_file._keys(only[0])) == both
-    assert len(both) == 2
-    made, file = rows([1.0, 1.0], JUDGE), tmp_path / "labels.csv"
-    one, two = (f"answer-{answer_digest(JUDGE.name, row)}" for row in made)
-    known = {key: label_file._KeyedAnswer(JUDGE.name, row) for key, row in zip((one, two), made, strict=True)}
-    joined = f"{one}+{two.removeprefix('answer-')}"
-    write(file, [{"key": joined, "label": "1"}, {"key": two, "label": "0"}])
-    with pytest.raises(UserError, match=r"labels.csv:3: found a key of line 2 again"):
-        label_file._read(file, known, (0.0, 1.0), Task(name="t", data={}))
-
-
 def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F811
     harness("rate", "export", "one.csv", "-n", 40, *BOTH, cwd=project, check=0)
     harness("rate", "export", "same.csv", "-n", 40, *BOTH, cwd=project, check=0)
@@ -588,23 +499,6 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
     second = read(project / "two.csv")
     assert not {row["question"] for row in first} & {row["question"] for row in second}
     assert len({row["question"] for row in (*first, *second)}) == 130
-
-
-def test_an_export_draws_what_the_decision_rests_on_after_labels_moved_it(harness, project):  # noqa: F811
-    def count_exported(file):
-        return harness("rate", "export", file, cwd=project).stdout.splitlines()[0].rpartition(" of ")[2]
-
-    assert count_exported("one.csv") == "prompt"
-    rate(harness, project, 100, lambda i: "1", candidates=("--candidates", "shots"))
-    assert count_exported("two.csv") == "shots", "which people prefer by far"
-
-
-def test_an_answer_with_a_label_is_not_asked_for_again(harness, project):  # noqa: F811
-    first, _ = rate(harness, project, 5, lambda i: "1", candidates=("--candidates", "prompt"))
-    harness("rate", "export", "two.csv", "-n", 5, *BOTH, cwd=project, check=0)
-    second = read(project / "two.csv")
-    assert not {row["key"] for row in first} & {row["key"] for row in second}
-    assert {row["question"] for row in first} == {row["question"] for row in second}
 
 
 def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
@@ -643,29 +537,6 @@ def test_no_cell_starts_a_formula_and_what_stands_in_a_question_decides_nothing(
     assert csv_file.has_column(file, "better")
 
 
-def test_a_rater_has_a_name_without_blanks_around_it(harness, project):  # noqa: F811
-    rate(harness, project, 3, lambda i: "0", "--rater", " ann ")
-    assert [of.rater for of in store.list_labels(Store(project / "runs"))] == ["ann"]
-    assert "--rater" in harness("rate", "import", "labels.csv", "--rater", " ", cwd=project, check=2).stderr
-
-
-def test_files_are_read_as_spreadsheets_write_them(harness, project):  # noqa: F811
-    harness("rate", "export", "labels.csv", "-n", 3, *BOTH, cwd=project, check=0)
-    written = [{**row, "label": "1"} for row in read(project / "labels.csv")]
-    for label, encoding, hint in (
-        ("1", "utf-16", ""),
-        ("0", "utf-8", "sep=;\n"),
-        ("good", "utf-8", "sep=;\n"),
-    ):
-        write(project / "saved.csv", [{**row, "label": label} for row in written], ";")
-        text = hint + (project / "saved.csv").read_text("utf-8")
-        (project / "saved.csv").write_text(text, encoding)
-        done = harness("rate", "import", "saved.csv", cwd=project, check=2 if label == "good" else 0)
-    assert "saved.csv:3: found label 'good'" in done.stderr
-    kept = [{one.label for one in of.labels} for of in store.list_labels(Store(project / "runs"))]
-    assert kept == [{1.0}, {0.0}]
-
-
 def test_the_later_of_two_imports_within_a_second_counts(project):
     path = project / "harness.yaml"
     label_file.export_answers(path, project / "labels.csv", n_items=2, candidates=("prompt",))
@@ -677,14 +548,6 @@ def test_the_later_of_two_imports_within_a_second_counts(project):
     assert set(labels.values()) == {1.0}
     kept = [of.labels[0].label for of in store.list_labels(Store(project / "runs"))]
     assert kept == [0.0, 1.0] * 6
-
-
-def test_the_criteria_of_a_judges_metric_are_those_of_its_rubric(tmp_path):
-    path = tmp_path / "helpful.yaml"
-    path.write_text("criteria: It says when.\njudge: {base_url: http://localhost:1/v1, model: big}\n")
-    task = Task(name="t", data=TaskData(), metrics=(f"judge:{path}", "exact_match"))
-    assert rubric_of(task, "judge:helpful").criteria == "It says when."
-    assert rubric_of(task, "exact_match") is None
 
 
 @pytest.mark.parametrize(
@@ -874,16 +737,6 @@ def test_labels_are_asked_of_the_seed_with_the_fewest_until_every_answer_has_one
     with pytest.raises(IncompatibleRuns, match="no answer without a label"):
         label_file.export_answers(two_seeds, folder / "none.csv", SEEDS)
     assert not (folder / "none.csv").exists()
-
-
-def test_a_seed_is_named_as_reports_write_it(two_seeds):
-    def export(*names):
-        file = two_seeds.parent / f"{names[0][-2]}.csv"
-        return pair_file.export_pairs(two_seeds, file, SEEDS, candidates=names)
-
-    assert export("shots (seed 1)", "prompt").runs == ("shots (seed 1)", "prompt")
-    with pytest.raises(IncompatibleRuns, match="no run of seed 2"):
-        export("shots (seed 2)", "prompt")
 
 
 def make_sampled_rows(name, grades, seed):

@@ -9,7 +9,6 @@ from harness.comparison import Estimate
 from harness.comparison.biases.pair_bias import JudgedPair, bias_of
 from harness.comparison.win_rates import Wins, preference_gain
 from harness.decision import decide
-from harness.gating import Rule
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.report.terminal import terminal_html
 from harness.spec import DecidePolicy, TargetPolicy
@@ -46,14 +45,6 @@ def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_con
     assert "is worse" not in " ".join(decision.reasons)
 
 
-def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
-    even = PEOPLE_RATED._replace(rate=Estimate(0.5, 0.42, 0.58, 200))
-    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=even))
-    assert decision.candidate == "knn"
-    assert "is not shown to help (0.0 [−8, +8] points of win rate" in decision.sentence
-    assert "a gain, which the win rate does not show" in find_reason(decision, "By token_f1")
-
-
 @pytest.mark.parametrize(
     ("wins", "why"),
     [
@@ -87,23 +78,6 @@ def test_ratings_are_the_next_best_spend_where_a_judge_of_pairs_lacks_them():
     assert decision.arithmetic["next_best_spend"] == "80 more ratings of people"
 
 
-def test_a_gate_that_fails_for_what_was_forgotten_needs_no_win_rate():
-    decision = make_decision(make_fine_tune("lora", 0.90, 0.16, "fail", wins=JUDGED))
-    assert decision.candidate == "knn"
-    target = replace(verdict("fail"), rules=(Rule("target", "fail", "target: not reached", {}),))
-    assert make_decision(make_fine_tune("lora", 0.9, 0.16, wins=JUDGED, verdict=target)).action == "undecided"
-
-
-def test_one_seed_without_ratings_leaves_its_recipe_open():
-    seeds = [
-        make_fine_tune("lora", 0.40, -0.34, wins=PEOPLE_RATED, seed=seed, run_id=f"lora-{seed}")
-        for seed in range(3)
-    ]
-    assert make_decision(*seeds).candidate == "lora"
-    open_ones = [*seeds[:2], replace(seeds[2], wins=PEOPLE_RATED._replace(rate=None))]
-    assert "there are no ratings of the answers of lora (seed 2)" in make_decision(*open_ones).sentence
-
-
 def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
     rates = (0.6, 0.7, 0.8)
     seeds = [
@@ -127,12 +101,6 @@ def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
     assert found.arithmetic["gain_over_untrained_low"] == pytest.approx(0.2 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
 
 
-def test_labels_of_a_judges_metric_do_not_hold_up_a_win_rate_by_people():
-    lora = make_fine_tune("lora", 0.40, -0.34, wins=PEOPLE_RATED, labels_missing=100)
-    assert make_decision(lora, metric="judge:helpful").candidate == "lora"
-    assert make_decision(lora, metric="judge:helpful", win_rate=None).action == "undecided"
-
-
 def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_are_the_next_spend():
     lora = make_fine_tune("lora", 0.10, -0.6, labels_missing=80)
     decision = make_decision(lora, metric="judge:helpful", win_rate=None)
@@ -145,17 +113,6 @@ def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_ar
         "Next best spend: 80 more labels of people, which"
     )
     assert "choose now" not in " ".join(decision.reasons)
-
-
-def test_an_unlabelled_judge_that_may_decide_is_named_with_its_figures():
-    lora = make_fine_tune("lora", 0.10, -0.6)
-    allowed = make_decision(lora, metric="judge:helpful", win_rate=None)
-    assert (
-        "74.0 [69, 79] judge:helpful (by a judge that too few labels of people check yet)" in allowed.sentence
-    )
-    corrected = make_fine_tune("lora", 0.10, -0.6, vs_untrained=comparison(-0.6, estimator="ppi"))
-    assert "too few labels" not in make_decision(corrected, metric="judge:helpful", win_rate=None).sentence
-    assert "too few labels" not in make_decision(lora, win_rate=None).sentence
 
 
 def write_decision(wins, **changes):
@@ -233,10 +190,6 @@ def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
     assert long_new.favour.low < 0 < long_new.favour.high
 
 
-def test_few_pairs_tell_nothing_of_a_judge():
-    assert set(bias_of(pairs(9, lambda i: 1.0, lambda i: 1.0, lambda i: (1, 2)))) == {None}
-
-
 def test_a_report_says_what_a_judge_of_pairs_prefers():
     bias = bias_of(pairs(60, lambda i: 1.0, lambda i: 0.9, lambda i: (50, 90), lambda i: float(i % 2)))
     text = markdown(
@@ -262,22 +215,6 @@ def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend(
     )
     assert find_reason(decision, "Next best spend").startswith(
         "Next best spend: 9 more ratings of people, which"
-    )
-
-
-def test_pairs_that_nobody_rated_come_before_new_test_items():
-    half = Wins("knn", "people", Estimate(0.55, 0.4, 0.69, 60), 30, unrated=30)
-    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=half))
-    assert find_reason(decision, "Next best spend").startswith(
-        "Next best spend: 30 more ratings of people. Pairs"
-    )
-
-
-def test_a_win_rate_of_which_too_much_is_unreadable_decides_nothing():
-    unread = Wins("knn", "judge:better", Estimate(0.9, 0.0, 1.0, 60), 60, 0.9, is_open=True)
-    assert (
-        "too many items tell nothing"
-        in make_decision(make_fine_tune("lora", 0.9, 0.16, wins=unread)).sentence
     )
 
 
