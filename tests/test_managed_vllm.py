@@ -16,7 +16,6 @@ import tiny_methods
 from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, compare, prepare_session
-from harness.experiment.preflight import examine
 from harness.models import vllm
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -132,21 +131,6 @@ def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(
     assert "--max-model-len" in failure.value.knob
 
 
-@pytest.mark.e2e
-def test_a_server_that_is_not_ready_in_time_is_ended(tiny, program, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_VLLM", "mute")
-    with pytest.raises(
-        CandidateFailed, match=r"not ready after 2 s; its last line: INFO arguments"
-    ) as failure:
-        make_server(tiny, program, tmp_path, start_timeout=2)
-    assert failure.value.knob == "a longer vllm.start_timeout"
-
-
-def test_an_argument_that_vllm_does_not_know_is_its_own_error(tiny, program, tmp_path):
-    with pytest.raises(CandidateFailed, match=r"exit code 2.*unrecognized arguments: --no-such-thing"):
-        make_server(tiny, program, tmp_path, args=("--no-such-thing",))
-
-
 def test_no_proxy_of_the_environment_stands_before_the_server(
     tiny, program, tmp_path, monkeypatch, fake_answers
 ):
@@ -156,15 +140,6 @@ def test_no_proxy_of_the_environment_stands_before_the_server(
         monkeypatch.delenv(name, raising=False)
     host = make_server(tiny, program, tmp_path, start_timeout=60)
     assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
-    host.close()
-
-
-@pytest.mark.e2e
-def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monkeypatch, fake_answers):
-    monkeypatch.setenv("FAKE_VLLM_TAKES", str(tmp_path / "taken"))
-    host = make_server(tiny, program, tmp_path)
-    assert (tmp_path / "taken").exists()
-    assert host.base.encode(({"role": "user", "content": "Yes?"},)).context
     host.close()
 
 
@@ -356,16 +331,6 @@ def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_pat
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
     with pytest.raises(UserError, match=r"candidate lora: found an adapter, and vllm.enable_lora: false"):
         prepare_session(config.load(path), Scope(), SilentProgress())
-
-
-@pytest.mark.e2e
-def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path):
-    extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
-    found = examine(path, [], SilentProgress())
-    assert found.vllm == f"9.9.9, as a server by {program}"
-    assert "vllm" not in found.absent
-    assert not [problem for problem in found.problems if "vllm" in str(problem)]
 
 
 @pytest.mark.e2e

@@ -11,7 +11,7 @@ from test_store import IDENTITY, complete, make_rows, make_run, row
 from harness import store as stores
 from harness.errors import HarnessError
 from harness.records import Rating, SampleResult
-from harness.store import Store, index
+from harness.store import index
 
 RATING = Rating(
     rating_id="r1",
@@ -109,22 +109,6 @@ def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     assert list_indexed_ratings(store) == ["r1", "r2", "r3"]
 
 
-@pytest.mark.e2e
-def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):
-    stores.reindex(store)
-    with index.writer_lock(store, 1):
-        stores.save_rating(store, RATING)
-    complete(store, IDENTITY, make_rows(3))
-    stores.save_run(store, make_run("one", [IDENTITY.digest]))
-    assert list_indexed_ratings(store) == ["r1"]
-
-
-def test_ratings_are_listed_while_somebody_holds_the_index(store):
-    stores.save_rating(store, RATING)
-    with duckdb.connect(str(store.index)):
-        assert stores.list_ratings(Store(store.folder, wait_s=0)) == [RATING]
-
-
 EVIL = "<b>x</b> \x1b[31m Été"
 
 
@@ -216,15 +200,3 @@ def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
     wanted = [row(2).example_id, row(3).example_id]
     assert stores.list_differing_items(store, IDENTITY.digest, other.digest) == wanted
     assert stores.list_differing_items(store, IDENTITY.digest, "absent") == []
-
-
-def test_columns_for_a_ranking_come_in_the_order_of_ids(store_and_sample):
-    at, sample = store_and_sample
-    ((digest, (ids, clusters, parts, weights, failed, *_)),) = stores.read_columns(
-        at, [IDENTITY.digest], "exact_match"
-    ).items()
-    assert digest == IDENTITY.digest
-    assert list(ids) == [r.example_id for r in sample]
-    assert [tuple(p) for p in parts] == [r.parts["exact_match"] for r in sample]
-    assert (set(clusters), set(weights), set(failed)) == ({""}, {1.0}, {False})
-    assert stores.read_columns(at, [IDENTITY.digest], "other") == {}

@@ -3,8 +3,6 @@
 import pytest
 from fake_facts import candidate
 from golden import golden
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness.decision.economics import break_even
 from harness.models import memory
@@ -110,28 +108,6 @@ def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
         tuned = candidate("t-few", 0.8, training_cost_usd=spent, cost_per_1k_usd=1000 * own)
         shots = candidate("in context", 0.7, cost_per_1k_usd=1000 * in_context[name])
         assert break_even(tuned, shots, DecidePolicy()) == pytest.approx(expected[key], rel=tolerance)
-
-
-@given(st.floats(1, 1e5), st.floats(1, 1e5), st.booleans())
-def test_more_tokens_never_take_less_memory(a, b, checkpointing):
-    low, high = sorted((a, b))
-    found = [
-        memory.training_peak(LLAMA_7B, 2e7, tokens, checkpointing=checkpointing).total
-        for tokens in (low, high)
-    ]
-    assert found[0] <= found[1]
-
-
-def test_an_adapter_checkpointing_and_nf4_take_less_memory():
-    kept, again = (
-        memory.training_peak(LLAMA_7B, 2e7, 8192, checkpointing=checkpointing).total
-        for checkpointing in (False, True)
-    )
-    assert again < kept
-    assert memory.training_flops(7e9, 1e6, 2e7, checkpointing=True) > memory.training_flops(7e9, 1e6, 2e7)
-    whole = memory.training_peak(LLAMA_7B, LLAMA_7B.n_parameters, 1024).total
-    lora, qlora = (memory.training_peak(LLAMA_7B, 2e7, 1024, quantization=how).total for how in ("", "nf4"))
-    assert whole > lora > qlora
 
 
 def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_say():

@@ -1,16 +1,13 @@
 """Mode collapse: what is counted of answers, when it is said, and where a report shows it."""
 
-import io
 from dataclasses import replace
 
 import pytest
 import tiny_experiment
 from fake_facts import alternatives, make_fine_tune
-from rich.console import Console
 
 from harness import report, store
-from harness.comparison import AnswerCounts, AnswerDiversity, Estimate, SeveralAnswers, answer_diversity
-from harness.comparison.several_answers import PassAtK
+from harness.comparison import AnswerCounts, AnswerDiversity, answer_diversity
 from harness.records import SampleResult
 from harness.report import ExperimentReport
 from harness.stats import tango_interval
@@ -83,14 +80,6 @@ def test_right_labels_a_base_that_gave_one_answer_and_a_rise_by_chance_are_no_co
     assert not found.collapsed
 
 
-def test_only_what_was_generated_counts():
-    ranked = [replace(row, finish_reason="ranked") for row in rows(OPEN)]
-    failed = [replace(row, status="error") for row in rows(OPEN)]
-    assert answer_diversity(ranked) is None
-    assert answer_diversity(failed, rows(OPEN)) is None
-    assert answer_diversity([*failed[:50], *rows(OPEN)[50:]], rows(OPEN)).n == 50
-
-
 COLLAPSED = AnswerDiversity(
     "chat",
     100,
@@ -112,34 +101,6 @@ def make_report(*found):
         (*alternatives(), make_fine_tune("lora", 0.8, 0.06)),
         diversity={"lora": found},
     )
-
-
-def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
-    stream = io.StringIO()
-    report.terminal(make_report(COLLAPSED, VARIED), Console(file=stream, width=400), verbose=True)
-    said = (
-        " - mode collapse, on chat “I | do not know.” is the answer to 83.0 % of the 100 items, the "
-        "base's commonest to 4.0 %"
-    )
-    points = stream.getvalue().partition("\nlora: PASS\n")[2]
-    assert said in points
-
-
-def test_varied_answers_and_pass_at_k_stand_on_the_terminal_too():
-    stream = io.StringIO()
-    best = Estimate(0.6, 0.5, 0.7, 40)
-    found = make_report(VARIED)
-    several = SeveralAnswers(4, best, best, (PassAtK(1, best), PassAtK(4, best)))
-    lora = replace(found.facts[-1], several=several)
-    report.terminal(
-        replace(found, facts=(*found.facts[:-1], lora)), Console(file=stream, width=400), verbose=True
-    )
-    points = stream.getvalue().partition("\nlora: PASS\n")[2]
-    for words in (
-        " - of 4 answers to an item 60.0 [50.0, 70.0] % are distinct, pass@1 60.0 [50.0, 70.0] %, pass@4",
-        " - answers to facts: 18 (18.0 %) are distinct, the commonest is 83.0 %; of the base 96 (96.0 %)",
-    ):
-        assert words in points
 
 
 def test_markdown_html_and_json_show_base_beside_new(tmp_path):

@@ -4,7 +4,6 @@ Tiny models of random weights in fp32, made by transformers' own classes of conf
 """
 
 import json
-import shutil
 from typing import NamedTuple
 
 import pytest
@@ -17,10 +16,9 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.base_fit import FitQuery, base_remarks, examine_base, leaves_experts
-from harness.methods import head, lora, peft
+from harness.experiment.preparation.base_fit import base_remarks, leaves_experts
+from harness.methods import lora, peft
 from harness.models import memory
-from harness.models.devices.base_loading import choose_supported_attention
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
@@ -257,12 +255,6 @@ def test_an_adapter_of_all_linear_layers_leaves_out_the_one_that_mamba_reads_pas
     assert adapted == {"in_proj", "dt_proj"} | ({"x_proj"} if excluded is None else set())
 
 
-@pytest.mark.parametrize(("family", "params"), [("LORA", {"r": 2}), ("ADALORA", {}), ("LOHA", {})])
-def test_a_family_is_put_on_mamba_without_naming_its_layers(load_family, family, params):
-    base = load_family("Mamba").source.path
-    assert family_problems(family, params, base, "cpu", "candidate tuned") == []
-
-
 def test_an_adapter_that_finds_no_layer_or_none_of_its_kind_is_refused_in_its_words(load_family, tmp_path):
     (found,) = family_problems("LOHA", {}, load_family("GPT-2").source.path, "cpu", "candidate loha")
     assert found.found.startswith("Target module of type")
@@ -274,28 +266,12 @@ def test_an_adapter_that_finds_no_layer_or_none_of_its_kind_is_refused_in_its_wo
     assert "'out_proj' is incompatible with Mamba" in found.found
 
 
-def test_a_model_that_may_have_experts_and_has_none_is_trained(tmp_path):
-    layers = {"layer_types": ["mamba", "attention"], "num_local_experts": 0, "shared_intermediate_size": 32}
-    mamba = {"mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
-    base = save(tmp_path / "granite", Kind("GraniteMoeHybridConfig", layers | mamba))
-    made = lora.fit(tiny_methods.context(base, tmp_path / "made"), lora.Params(r=2, max_steps=1))
-    assert made.training.n_steps == 1
-
-
 @pytest.mark.parametrize("name", ["Mistral with a window", "Mamba"])
 @pytest.mark.parametrize("family", ["PREFIX_TUNING", "PROMPT_TUNING"])
 def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(load_family, name, family):
     base = load_family(name).source.path
     (found,) = family_problems(family, {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
     assert found.found == "a soft prompt, and layers that do not attend to everything that was read"
-
-
-def test_a_head_on_a_base_that_has_none_in_transformers_fails_with_a_sentence(load_family, tmp_path):
-    context = tiny_methods.context(load_family("Mamba").source.path, tmp_path)
-    with pytest.raises(
-        CandidateFailed, match=r"cannot be loaded with a head .*MambaConfig.*try: another base"
-    ):
-        head.fit(context, head.Params(max_steps=1))
 
 
 @pytest.mark.parametrize(("name", "targets"), [("Qwen3-MoE", []), ("gpt-oss", ["mlp.experts.down_proj"])])
@@ -365,17 +341,6 @@ def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_b
     assert memory.lora_parameters(found, 2) == n_trained
 
 
-def test_the_shared_expert_of_each_layer_of_llama_4_is_counted(tmp_path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    source = resolve(str(save(tmp_path, FAMILIES["Llama-4"])))
-    config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=r".*\.router")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source.path), config)
-    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert memory.lora_parameters(shape(source), 2) == n_trained
-
-
 def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
     from peft.utils import transformers_weight_conversion as table
     from transformers import CONFIG_MAPPING
@@ -383,13 +348,6 @@ def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
     fused = table._MOE_TARGET_MODULE_MAPPING
     found = [of for of, kind in table._MODEL_TO_CONVERSION_PATTERN.items() if kind in fused]
     assert sorted(memory.shape.EXPERTS_ADAPTED) == sorted(of for of in found if of in CONFIG_MAPPING)
-
-
-def test_doctor_reads_a_family_that_names_experts_and_has_none_as_it_is_loaded(tmp_path):
-    source = resolve(str(save(tmp_path, COUNTED["Doge"])))
-    assert ModelHost(source, CPU).base.engine == "transformers/padded"
-    found = examine_base(str(source.path), FitQuery(24.0))
-    assert (found.active, found.shape.in_experts) == (source.n_parameters, 0)
 
 
 @pytest.mark.e2e
@@ -417,21 +375,6 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
     assert undecided.source == resolve(str(base)), "a key at its default moves nothing that is stored"
     assert decided.source.template_digest != undecided.source.template_digest
     assert decided.source.weights_digest == undecided.source.weights_digest
-
-
-@pytest.mark.parametrize("name", ["Llama", "Mamba"])
-def test_an_attention_that_an_architecture_lacks_gives_way(tmp_path, name):
-    folder = build(tmp_path / "base", name)
-    wanted = {"Llama": "flash_attention_2", "Mamba": None}[name]
-    assert choose_supported_attention(folder, "flash_attention_2") == wanted
-
-
-def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path):
-    folder = shutil.copytree(tiny, tmp_path / "other")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "not_yet_made"}))
-    with pytest.raises(CandidateFailed, match=r"cannot be loaded.*not_yet_made.*newer transformers"):
-        ModelHost(resolve(str(folder)), CPU)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from harness.cache import recall
 from harness.errors import UserError
 from harness.experiment.preparation.base_fit import FitQuery, examine_base
 from harness.models import hub, memory
-from harness.models.devices.placement import weights_bytes
 from harness.models.memory.shape import shape_of
 
 LLAMA_3_8B = {
@@ -193,14 +192,6 @@ def test_a_7b_in_4_bits_trains_adapters_on_a_card_that_its_16_bits_would_not_fit
     assert {way.name for way in found.ways if way.fits} == {"prompting", "LoRA"}
 
 
-def test_what_a_card_may_unpack_is_said_in_both_sizes(tmp_path):
-    found = examine_base(str(write_quantised_llama(tmp_path / "base", "fp8")), FitQuery(16.0))
-    weights = {way.name: way.peak.weights for way in found.ways if way.name.startswith("prompting")}
-    assert weights == pytest.approx({"prompting": 9.08, "prompting (unpacked)": 16.06}, abs=0.01)
-    assert {way.name for way in found.ways if way.fits} == {"prompting"}
-    assert "older than compute capability 8.9" in found.notes[1]
-
-
 def test_gpt_oss_20b_is_read_as_its_card_has_it_packed_and_unpacked(tmp_path):
     """20.9 billion parameters in a checkpoint of 12.8 GiB (arXiv:2508.10925, table 1)."""
     config = {
@@ -225,12 +216,6 @@ def test_gpt_oss_20b_is_read_as_its_card_has_it_packed_and_unpacked(tmp_path):
     assert unpacked.peak.weights == pytest.approx(2 * 20.9, abs=0.05)
 
 
-def test_a_base_in_4_bits_is_placed_by_the_bytes_of_its_files(tmp_path):
-    folder = write_quantised_llama(tmp_path / "base", "gptq")
-    source = hub.ModelSource("base", folder, "w", "t", 8_030_261_248)
-    assert weights_bytes(source, "bf16") == pytest.approx(5.73e9, rel=0.01)
-
-
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -250,11 +235,6 @@ def test_a_configuration_that_no_model_has_is_refused_with_what_is_wrong_in_it(t
     if "encoder" not in said:
         with pytest.raises(UserError, match=said.replace("[", r"\[")):
             hub.resolve(str(tmp_path))
-
-
-def test_a_family_that_transformers_does_not_know_is_read_as_it_is_written():
-    unknown = {**LLAMA_3_8B, "model_type": "of_tomorrow"}
-    assert shape_of(unknown, 1e9) == shape_of(LLAMA_3_8B, 1e9)
 
 
 def test_that_transformers_does_not_know_a_family_is_remembered(tmp_path, monkeypatch):
@@ -298,14 +278,3 @@ def test_a_family_with_experts_in_some_layers_is_read_by_the_headers_of_its_file
     assert found.shape.in_experts == in_experts
     assert found.active == found.n_parameters - in_experts * 14 / 16
     assert found.shape.kept == 2 * 8 * 128 / 8  # of eight layers one keeps keys
-
-
-def test_a_configuration_that_transformers_wrote_with_a_number_beyond_json_is_read(tmp_path):
-    from transformers import Mamba2Config
-
-    folder = write_headers(tmp_path / "base", {}, {"backbone.embeddings.weight": ("BF16", (50280, 768))})
-    Mamba2Config(hidden_size=768, num_heads=24, num_hidden_layers=24, vocab_size=50280).save_pretrained(
-        folder
-    )
-    assert "__float__" in (folder / "config.json").read_text()
-    assert examine_base(str(folder), FitQuery(24.0)).shape.kept == 0

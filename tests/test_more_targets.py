@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_experiment
 
-from harness.config import json_schema, load
+from harness.config import load
 from harness.errors import UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import list_further_sets
@@ -195,19 +195,3 @@ def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny)
     assert found.keys() == {"prompt", "lora"}
     assert (found["lora"].untrained, found["lora"].vs_untrained) == (None, None)
     assert found["lora"].vs_prompt.n == 6
-
-
-@pytest.mark.e2e
-def test_a_limit_cuts_every_target(tmp_path, tiny):
-    path = write(tmp_path, tiny)
-    (f,) = tiny_experiment.run(path, "suites=[]", candidates=("prompt",), limit=2).facts
-    assert (f.target.n, f.more_targets[0].score.n) == (2, 2)
-
-
-def test_the_schema_takes_a_file_or_a_task():
-    items = json_schema()["properties"]["more_targets"]["items"]
-    assert [one.get("type") or one["$ref"] for one in items["anyOf"]] == [
-        "string",
-        "#/$defs/Task",
-        "#/$defs/Suite",
-    ]

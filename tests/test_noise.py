@@ -4,16 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-import tiny_experiment
 from fake_rows import EXACT, rows
 from typer.testing import CliRunner
 
 from harness import config, store
 from harness.cli import app
 from harness.evaluation import EvaluationJob
-from harness.experiment import Scope, prepare_session, study_session
-from harness.experiment import measure as measure_run
-from harness.experiment.analysis import Reader
+from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import SilentProgress
@@ -70,16 +67,6 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
     assert ("its layout alone" in why) is not admitted
 
 
-def test_a_comparison_judges_with_the_noise_of_its_base(copy):
-    session = prepare_session(config.load(copy), Scope(), SilentProgress())
-    run = tiny_experiment.runs_of(copy)["lora"]
-    of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
-    measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
-    store.save_noise(session.store, measured)
-    found = measure_run(study_session(session, Reader(session)), run)
-    assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
-
-
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
     session = prepare_session(config.load(copy), Scope(), SilentProgress())
     found = measure_noise(session)
@@ -87,21 +74,6 @@ def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
     assert (found.flips, found.n) == (0, 32)
     assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3
     assert store.noises(session.store) == [found]
-
-
-@pytest.mark.e2e
-def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
-    sums = [
-        {**row, "id": f"{row['id']}-{n}", "prompt": f"{n} {row['prompt']}"}
-        for row in tiny_experiment.sums()
-        for n in range(9)
-    ]
-    tiny_experiment.rows(copy.parent / "suites" / "general" / "sums.jsonl", sums)
-    session, read = prepare_session(config.load(copy), Scope(), SilentProgress()), []
-    embeddings = session.host(session.source).model.get_input_embeddings()
-    embeddings.register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
-    measure_noise(session)
-    assert sum(n_tokens > 256 for n_tokens in read) == 1  # the sums, in the usual way alone
 
 
 @pytest.mark.e2e

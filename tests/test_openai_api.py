@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import threading
 import time
 from dataclasses import asdict, replace
@@ -11,12 +10,11 @@ import openai_server
 import pytest
 import tiny_experiment
 import tiny_methods
-from forking import terminal_signals
 from openai_server import Fault, Model, Rule, ServerAnswer, serve_model
 from pydantic import ValidationError
 from tiny_model import CHOICES, QUESTIONS
 
-from harness import config, gate, release, report
+from harness import config, release, report
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import (
@@ -25,7 +23,6 @@ from harness.experiment import (
     estimate_seconds,
     estimate_work,
     load_study,
-    measure,
     prepare_session,
 )
 from harness.experiment.preflight import examine
@@ -35,10 +32,9 @@ from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.openai_api import Settings
 from harness.progress import SilentProgress
-from harness.provenance import timestamp
-from harness.records import Limits, Noise, TaskNoise
+from harness.records import Limits
 from harness.rescue.select import find_case
-from harness.store import Store, read_identity, read_rows, save_noise
+from harness.store import Store, read_identity, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -235,15 +231,6 @@ def test_a_server_that_is_down_a_model_that_it_lacks_and_a_web_page_are_named_wi
         open_candidate(server)
 
 
-@pytest.mark.parametrize("key", [KEY, f"{KEY}\n", f" {KEY} "])
-def test_the_key_of_the_environment_is_sent_without_the_space_around_it(
-    answer_model, open_candidate, monkeypatch, key
-):
-    monkeypatch.setenv("SUPPORT_KEY", key)
-    with serve_model(answer_model, key=KEY) as guarded:
-        assert open_candidate(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
-
-
 @pytest.mark.parametrize(("variable", "asked"), [("SUPPORT_KEY", "SUPPORT_KEY"), ("OPENAI_API_KEY", None)])
 def test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_sent(
     answer_model, open_candidate, monkeypatch, variable, asked
@@ -325,19 +312,6 @@ def ask_chat(server, opened, message, usage=None):
     return output
 
 
-@pytest.mark.parametrize(
-    ("message", "found"),
-    [
-        (None, "a choice without a message"),
-        ({"role": "assistant", "content": 5}, "an answer of the type int"),
-        ({"role": "assistant", "content": [{"type": "image_url"}]}, "an answer of the type list"),
-    ],
-)
-def test_a_message_without_text_is_refused_in_a_sentence(server, open_candidate, message, found):
-    with pytest.raises(CandidateFailed, match=f"found {found}; expected an answer"):
-        ask_chat(server, open_candidate, message)
-
-
 @pytest.mark.parametrize("read", [None, -5, "many"])
 def test_an_answer_in_parts_is_one_text_and_tokens_that_are_no_number_count_as_none(
     server, open_candidate, read
@@ -364,25 +338,6 @@ def test_the_first_failure_ends_what_has_not_begun(server, open_candidate):
     server.faults = [Fault(500)] * 2000
     failure(open_candidate(server, num_concurrent=2), [(5, 6, 7)] * 2000)
     assert len(server.faults) > 1000  # however busy the machine is
-
-
-def test_a_failure_waits_for_no_request_that_is_under_way(server, open_candidate):
-    server.faults = [Fault(200, after_s=20), Fault(500)]
-    start = time.monotonic()
-    failure(open_candidate(server, num_concurrent=2), [(5, 6, 7)] * 2)
-    assert time.monotonic() - start < 10
-
-
-@pytest.mark.e2e
-@terminal_signals()
-def test_an_interrupt_waits_for_no_request_that_is_under_way(server, open_candidate):
-    server.faults = [Fault(200, after_s=20)] * 4
-    candidate, start = open_candidate(server), time.monotonic()
-    main_thread = threading.main_thread().ident
-    threading.Timer(0.3, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        candidate.generate([(5, 6, 7)] * 4, Limits(2))
-    assert time.monotonic() - start < 10
 
 
 # What is written of it
@@ -553,16 +508,6 @@ def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_
         release.gate_stored(path, "served", ["seeds=[0,1]"])
 
 
-def test_the_gate_takes_the_noise_of_the_base(file_and_report, tmp_path):
-    path, store = store_two_ways(file_and_report, tmp_path / "copy")
-    base = read_identity(store, tiny_experiment.runs_of(path)["prompt"].rows["facts/test"])
-    of_tasks = (TaskNoise("facts", 6, {"one by one": 3}, None),)
-    how = ("tiny", base.weights_digest, base.precision, "cpu", base.engine, base.layout_digest)
-    save_noise(store, Noise("1", timestamp(), *how, of_tasks))
-    measured = measure(load_study(config.load(path)), tiny_experiment.runs_of(path)["served"])
-    assert next(m for m in measured if m.task.name == "facts").flip_rate == 0.5
-
-
 def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_and_report, tmp_path):
     shutil.copytree(file_and_report[0].parent, tmp_path / "copy")
     path = tmp_path / "copy" / "harness.yaml"
@@ -604,32 +549,6 @@ def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(
     assert [f.state for f in again.facts] == ["done", "done"]
 
 
-@pytest.mark.e2e
-def test_finished_rows_are_kept_when_a_server_goes_away(answer_model, tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("SUPPORT_KEY", KEY)
-    with serve_model(answer_model) as server:
-        path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url=server.url))
-        asked_before = []
-
-        class ClosedServer:
-            max_model_len = answer_model.max_model_len
-            complete = answer_model.complete
-
-            def logprobs(self, ids):
-                asked_before.append(len(server.asked))
-                raise ConnectionError
-
-        server.model = ClosedServer()
-        server.handle_error = lambda *args: None
-        assert find_facts(compare(path, candidates=["served"]), "served").state == "failed"
-        server.model, server.asked = answer_model, []
-        assert find_facts(compare(path, candidates=["served"]), "served").state == "done"
-    completed = [body for way, body in server.asked if not body.get("echo")]
-    assert asked_before
-    # The six questions of `facts`, and eight timed ones: six, with the first before and after.
-    assert len(completed) == 6 + 8
-
-
 # What is refused before anything runs
 
 
@@ -655,18 +574,6 @@ def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(
     assert missing in [(p.where, p.found) for p in problems]
     code, _, said = command("compare", "-c", experiment_file, "--candidates", "served")
     assert (code, "next: export SUPPORT_KEY=" in said) == (2, True)
-
-
-def test_what_asks_no_endpoint_needs_no_key(file_and_report, monkeypatch):
-    monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    path, server, before = file_and_report
-    n_asked = len(server.asked)
-    assert [f.target for f in compare(path, ["seeds=[0,1]"]).facts] == [f.target for f in before.facts]
-    assert (
-        gate(path, ["seeds=[0,1]"], candidate="served").outcome
-        == find_facts(before, "served").verdict.outcome
-    )
-    assert len(server.asked) == n_asked
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ from harness.data import load_task
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import similarity
 from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlap_notes, overlaps
-from harness.errors import UserError
 from harness.evaluation.candidate_rows import refuse_or_note
 from harness.records import Example
 from harness.spec import Task
@@ -89,24 +87,6 @@ def test_an_item_in_a_greeting_is_found_by_the_words_of_a_part(row):
     assert found == [Overlap(0, 1, "words in a part", 1.0)]
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        "I lost my card at the station yesterday and need a new one soon. Where is my parcel?",
-        "Where is my parcel from last week?",
-        "Hello, where are my 2 parcels? Thanks",
-        "Hello, why is it not my parcel? Thanks",
-    ],
-)
-def test_a_smaller_part_or_one_that_goes_on_is_no_leak(row):
-    assert overlaps([row], ["Where is my parcel?"]) == []
-
-
-def test_rows_that_differ_behind_a_comma_are_no_leaks():
-    items = ["Which car manufacturer is French or American: Aixam, Buick"]
-    assert overlaps(["Which car manufacturer is French or American: Renault, RAM"], items) == []
-
-
 def test_what_many_items_share_is_boilerplate():
     """With the rules in front of eleven items, a row that has them too repeats none of the items."""
     items = [f"{RULES}. Question number {i}: {'why ' * i}" for i in range(11)]
@@ -115,15 +95,6 @@ def test_what_many_items_share_is_boilerplate():
     ]
     assert overlaps(row, items[:10])
     assert overlaps(row, items) == []
-
-
-def test_each_row_is_named_once_and_the_most_alike_come_first():
-    items = [RULES, "How do I open an account for my business in Germany?"]
-    rows = ["How do I open an account for my own business in Germany?", RULES, RULES.replace("sheet", "page")]
-    found = overlaps(rows, items)
-    assert sorted(o.training for o in found) == [0, 1, 2]
-    assert [o.similarity for o in found] == sorted((o.similarity for o in found), reverse=True)
-    assert found[0].training == 1
 
 
 def test_embeddings_name_the_closest_item_above_the_threshold():
@@ -176,20 +147,6 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 
 
-def test_the_step_that_removes_them_names_files_that_begin_with_a_dash_as_no_option(leaky_task):
-    for name in ("train", "test"):
-        Path(f"{name}.jsonl").rename(f"-{name}.jsonl")
-    data = leaky_task[0].data.model_copy(
-        update={"train": "-train.jsonl", "test": "-test.jsonl", "pairs": None}
-    )
-    target = leaky_task[0].model_copy(update={"data": data})
-    notes = refuse_or_note(target, {"target": load_task(target, 0)}, {}).notes
-    assert (
-        "`harness data dedup ./-train.jsonl --against rules.jsonl --against ./-test.jsonl --out ./-train.dedup.jsonl`"
-        in notes[-1]
-    )
-
-
 def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky_task):
     target = leaky_task[0].model_copy(
         update={"data": leaky_task[0].data.model_copy(update={"validation": None})}
@@ -199,17 +156,6 @@ def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky_task):
         target, items, {"arc": TaskTexts((Example("7/0", ({"role": "user", "content": RULES},)),))}
     )
     assert "train.jsonl:5 and arc document 7/0" in said.notes[-2]
-
-
-def test_nothing_is_found_where_there_is_nothing():
-    assert overlaps([], ["a"]) == overlaps(["a"], []) == []
-    assert overlaps([], [], encode=lambda texts: np.zeros((len(texts), 2), np.float32)) == []
-
-
-@pytest.mark.slow
-def test_an_encoder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"could not be loaded \(there is no such folder\)"):
-        open_encoder(str(tmp_path / "nowhere"), "harness data check --embeddings")
 
 
 @pytest.mark.slow
@@ -232,20 +178,6 @@ def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_b
     (note,) = overlap_notes([train], [test], "own.jsonl", drawn_from="rows.jsonl")
     assert "--against" not in note
     assert "`harness data split rows.jsonl --out rows.split`" in note
-
-
-@pytest.mark.parametrize("name", ["test.json", "test.parquet", "a test.json"])
-def test_the_file_of_rows_that_have_no_lines_is_named_in_the_step(name):
-    ask = "How do I open an account for my business in Germany"
-    train, test = (
-        SourcedExample(Example(str(i), ({"role": "user", "content": text},)), where)
-        for i, (text, where) in enumerate(((f"{ask}?", "train.jsonl:3"), (f"{ask} please?", f"{name} row 7")))
-    )
-    other = SourcedExample(
-        Example("2", ({"role": "user", "content": "Where is my parcel"},)), "train.jsonl:4"
-    )
-    (note,) = overlap_notes([train, other], [test], "train.jsonl")
-    assert f"--against {shlex.quote(name)} --out train.dedup.jsonl` leaves them out" in note
 
 
 def test_no_two_commands_write_one_file():
@@ -272,14 +204,3 @@ def test_no_two_commands_write_one_file():
     (both,) = overlap_notes(train, [test], " and ".join(data_sets))
     assert "--out rows.dedup.jsonl`" in both
     assert "--out rows.dedup-2.jsonl`" in both
-
-
-def test_rows_that_are_trained_on_as_rows_and_as_pairs_are_noted_once(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    things, days = ("drill", "ladder", "tent", "kettle"), ("Monday", "Friday", "Sunday")
-    asked = [f"Is the {things[i % 4]} number {i} free on {days[i % 3]}?" for i in range(60)]
-    rows = [{"prompt": ask, "chosen": f"Yes, {i}.", "rejected": "No."} for i, ask in enumerate(asked)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = Task(name="t", data={"all": str(path), "pairs": str(path)})
-    (note,) = refuse_or_note(task, {"t": load_task(task, 0)}, {}).overlap
-    assert "may be evaluated items in other words" in note

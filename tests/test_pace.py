@@ -58,38 +58,10 @@ def test_work_of_next_to_no_tokens_teaches_what_each_thing_takes_and_leaves_the_
     assert learnt.ratio == pytest.approx(1.0, abs=0.05)
 
 
-def test_things_without_tokens_take_what_they_took_on_average():
-    for took_s in (10.0, 14.0, 12.0):
-        record_pace(CPU, SIZE, "fits", 0.0, 1, took_s)
-    assert read_pace(CPU, SIZE).fits.each_s == pytest.approx((12 * 3 + Pace().fits.each_s) / 4, rel=0.02)
-
-
-def test_what_was_measured_last_counts_more_than_what_was_measured_long_ago():
-    for _ in range(20):
-        record_pace(CPU, SIZE, "answering", 300.0, 0, 300.0)
-    for _ in range(8):
-        record_pace(CPU, SIZE, "answering", 300.0, 0, 600.0)
-    assert 1.95 < read_pace(CPU, SIZE).answering.ratio < 2.0
-
-
-def test_one_measurement_that_is_far_off_moves_the_estimate_by_a_bounded_factor():
-    record_pace(CPU, SIZE, "training", 10.0, 5, 1e6)
-    learnt = read_pace(CPU, SIZE).training
-    assert learnt.ratio <= 10.0
-    assert learnt.each_s <= 50 * Pace().training.each_s
-
-
 def test_a_machine_that_is_measured_anew_keeps_what_it_learnt():
     """What was expected in 100 s at 800 GFLOP/s and took 200 s is expected in 400 s at 200."""
     record_pace(CPU, SIZE, "training", 100.0, 0, 200.0)
     assert read_pace(CPU._replace(gflops=200.0), SIZE).training.ratio == pytest.approx(0.5, rel=0.02)
-
-
-def test_a_damaged_file_counts_for_nothing():
-    record_pace(CPU, SIZE, "training", 100.0, 1, 200.0)
-    (file,) = (cache_dir() / "pace").iterdir()
-    file.write_text("[1, 2")
-    assert read_pace(CPU, SIZE) == Pace()
 
 
 def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_session):
@@ -100,13 +72,6 @@ def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_s
     assert tiny_session.seconds(work) == at_first
     tiny_session.paces.clear()
     assert tiny_session.seconds(work) == pytest.approx(at_first + 2 * trained, rel=0.02)
-
-
-def test_each_thing_beside_the_tokens_takes_its_time(tiny_session):
-    pace, work = Pace(), costs.Work(steps=4, fits=1, opened=2, blocks=5, requests=12, runs=3)
-    expected = 4 * pace.training.each_s + pace.fits.each_s + 2 * pace.opened.each_s
-    expected += 5 * pace.answering.each_s + 12 * pace.requests.each_s + 3 * pace.runs.each_s
-    assert tiny_session.seconds(work) == pytest.approx(expected)
 
 
 def test_what_is_disturbed_teaches_nothing_and_is_known_to_have_passed(tiny_session):
@@ -125,15 +90,6 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
     (file,) = (cache_dir() / "pace").iterdir()
     assert set(session.timed) == set(recall(file)) == set(Pace._fields)
     assert sum(session.timed.values()) >= found.header["wall_s"] - 0.1  # which is rounded
-
-
-@pytest.mark.e2e
-def test_a_comparison_of_what_is_stored_teaches_nothing(finished_run, tmp_path):
-    loaded = config.load(finished_run[0] / "harness.yaml")
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    run_all(session, loaded)
-    assert session.timed == {}
-    assert not (cache_dir() / "pace").exists()
 
 
 def test_a_training_is_estimated_by_its_steps_as_its_trainer_makes_them(tiny_session):

@@ -11,7 +11,7 @@ from harness.methods import full, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.records import TrainingRecord
 from harness.training import sft
-from harness.training.packing import FEWEST_STEPS, batch_packs, count_steps, keeps_rows_apart
+from harness.training.packing import FEWEST_STEPS, batch_packs, keeps_rows_apart
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -81,19 +81,6 @@ def test_a_model_is_known_by_its_answers_to_keep_packed_rows_apart_or_not(model)
 
     forward_blindly.device = model.device
     assert not keeps_rows_apart(forward_blindly)
-
-
-@pytest.mark.parametrize(
-    ("params", "steps"),
-    [
-        ({"max_length": 100}, 2 * 3),
-        ({"max_length": 100, "per_device_train_batch_size": 1}, 2 * 24),
-        ({"max_length": 100, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 5}, 2 * 5),
-        ({"max_length": 100, "max_steps": 7}, 7),
-    ],
-)
-def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
-    assert count_steps(lora.Params(**params), [40] * 60) == steps
 
 
 @pytest.mark.e2e

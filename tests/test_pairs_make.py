@@ -211,18 +211,6 @@ def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(sessi
     assert (len(server.asked), rows_of(again)) == (whole, rows_of(made))
 
 
-def test_a_budget_without_prices_is_refused_before_anything_is_asked(session_and_server, tmp_path):
-    session, server = session_and_server
-    text = (tmp_path / "helpful.yaml").read_text().replace(f"{PRICED}\n", "")
-    (tmp_path / "helpful.yaml").write_text(text)
-    path = session.store.folder.parent / "harness.yaml"
-    metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
-    unpriced = prepare_session(load(path, [metrics]), Scope(), SilentProgress())
-    with pytest.raises(UserError, match=r"--max-cost: found judge:helpful by .*, an endpoint without prices"):
-        make_pairs(unpriced, "far", draw_by_judge(max_cost=5), "made.jsonl")
-    assert server.asked == []
-
-
 @pytest.mark.parametrize(
     ("name", "rank", "said"),
     [

@@ -11,9 +11,6 @@ from harness.models.devices.pass_costs import (
     Timings,
     card_costs,
     costs_of,
-    learn_costs,
-    list_known_costs,
-    measure_passes,
     solve,
 )
 from harness.models.hardware import Machine
@@ -91,23 +88,6 @@ def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, 
     assert again == PassCosts(2048, 4096, 512, measured.keys)
 
 
-def test_passes_of_a_model_that_reads_and_answers_take_some_time(tiny):
-    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    found = measure_passes(host.model)  # of the CPU that plays the card
-    assert min(found.one, found.rows, found.twice, found.joined) > 0
-    assert 0 < found.few < found.many
-
-
-def test_timings_that_another_process_disturbed_are_not_kept(tiny, empty_cache, monkeypatch):
-    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    timings = iter([make_timings()._replace(twice=0.001), make_timings()])
-    monkeypatch.setattr(pass_costs, "measure_passes", lambda model: next(timings))
-    assert card_costs(host.model, host.source, CARD, 24 * GB)._replace(keys=0) == CPU_COSTS
-    assert not (empty_cache / "pass_costs").exists()
-    measured = card_costs(host.model, host.source, CARD, 24 * GB)
-    assert measured == solve(make_timings())._replace(keys=measured.keys)
-
-
 def test_a_model_that_cannot_be_read_so_is_laid_out_by_a_cpus_costs_and_nothing_is_kept(
     tiny, empty_cache, monkeypatch
 ):
@@ -129,12 +109,3 @@ def test_keys_take_four_fifths_of_what_the_weights_leave_and_batches_hold_no_mor
     assert len(plan(lengths, Size(8, 1000), 24)) == 1
     assert [len(batch) for batch in plan(lengths, Size(8, 1000), 24, keys=330, shared=100)] == [2, 3, 3]
     assert [len(batch) for batch in plan(lengths, Size(8, 1000), 24, keys=50, shared=100)] == [1] * 8
-
-
-def test_workers_take_over_the_commands_costs(tmp_path, monkeypatch):
-    learn_costs({"of a card": [1024, 4096, 512, 0]})
-    known = list_known_costs()
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "elsewhere"))
-    assert list_known_costs() == {}
-    learn_costs(known)
-    assert list_known_costs() == known == {"of a card": [1024, 4096, 512, 0]}

@@ -34,11 +34,6 @@ def test_rows_that_were_dropped_were_paid_for_too(taught_data):
     assert cost("clean.jsonl") == PAID
 
 
-def test_files_of_the_same_rows_cost_what_the_rows_did(taught_data):
-    run_data(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")
-    assert cost("taught.jsonl", "unique.jsonl") == PAID
-
-
 def test_the_parts_of_a_split_cost_the_whole_together_and_their_share_alone(taught_data):
     run_data(taught_data, "split", "taught.jsonl", "--out", "parts")
     parts = ("train", "validation", "test")
@@ -73,11 +68,3 @@ def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):
         there.read_text().replace('"cost_usd": 6.0,\n      "share"', '"usd": 6.0,\n      "share"')
     )
     assert "a damaged manifest" in read_refusal(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")
-
-
-@pytest.mark.parametrize("name", ["taught.parquet", "taught.json"])
-def test_so_do_those_of_a_file_whose_rows_are_no_lines(taught_data, name):
-    rows = [EditedRow(row) for row in make_distinct_rows(12)]
-    save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path(name))
-    run_data(taught_data, "sample", name, "--rows", "3", "--out", "few.jsonl")
-    assert cost("few.jsonl") == pytest.approx(PAID / 4)

@@ -5,9 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-import tiny_experiment
 import tiny_methods
-from tiny_experiment import runs_of
 from tiny_methods import CPU
 from tiny_model import logits
 
@@ -216,31 +214,6 @@ def test_what_is_converted_are_the_weights_that_were_trained_but_for_the_roundin
     assert logits(opened, ids).allclose(logits(trained.double(), ids), rtol=0, atol=1e-5)
 
 
-def test_adalora_and_eva_that_cannot_begin_fail_with_what_to_turn(tiny, tmp_path):
-    with pytest.raises(CandidateFailed, match="leave none of"):
-        train(tiny, tmp_path, "ADALORA", tinit=100)
-    few = "EVA of rank 16 needs 32 trained tokens in a batch, and the largest batch has [0-9]+"
-    with pytest.raises(CandidateFailed, match=few):
-        train(tiny, tmp_path, "EVA", r=16)
-
-
-def test_a_soft_prompt_is_a_candidate_like_any_other(tiny, tmp_path):
-    soft = "{peft_type: PROMPT_TUNING, num_virtual_tokens: 4, max_steps: 2}"
-    candidates = f"  prompt: {{method: base}}\n  soft: {{method: peft, params: {soft}}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    tiny_experiment.run(path)
-    run = runs_of(path)["soft"]
-    assert run.training.n_trainable == 4 * host_of(tiny).model.config.hidden_size
-
-
-@pytest.mark.e2e
-def test_the_parameters_of_peft_can_be_swept(tiny, tmp_path):
-    soft = "{method: peft, params: {peft_type: VERA, max_steps: 2}, sweep: {r: [2, 4]}}"
-    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  soft: {soft}\n")
-    tiny_experiment.run(path)
-    assert [trial.params["r"] for trial in runs_of(path)["soft"].training.sweep] == [2, 4]
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     "name", ["P_TUNING", "IA3", "VERA", "OFT", "LN_TUNING", "OSF", "DoRA", "whole modules"]
@@ -346,14 +319,6 @@ def test_kasa_is_penalised_for_its_singular_values_and_for_factors_that_are_not_
         far = sum(torch.linalg.matrix_norm(gram - torch.eye(2)) for gram in (a @ a.T, b.T @ b))
         expected += 0.5 * layer.lora_diag["default"].square().sum() + 0.25 * far
     assert family.penalty(model).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_the_divergence_of_monteclora_is_part_of_the_loss(tiny, tmp_path):
-    import torch
-
-    model, family = add_lora(tiny, tmp_path, monteclora_config={})
-    model.train()(torch.tensor([[5, 6, 7]]))
-    assert family.penalty(model).requires_grad
 
 
 def test_an_adapter_with_embeddings_of_its_own_leaves_those_of_the_base_alone(tiny, tmp_path):

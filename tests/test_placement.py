@@ -7,7 +7,7 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation import served_bases
 from harness.models import hub, memory
@@ -145,24 +145,3 @@ def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, 
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source
     (said,) = served_bases.sentences(session.sources)
     assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in said
-
-
-def test_a_base_that_fits_or_is_trained_in_16_bits_is_measured_as_published(tiny, tmp_path):
-    session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 1.1))
-    assert session.source.quantization == ""
-    assert session.candidates["qlora"].served_base.quantization == "nf4"
-    assert served_bases.sentences(session.sources) == []
-    session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 0.6), TWO + "  lora: {method: lora}\n")
-    assert session.source.quantization == ""
-
-
-def test_serving_in_16_bits_on_a_base_that_does_not_fit_so_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"serve_on: bf16 on .* which fits no GPU here in 16 bits"):
-        prepare_candidates(
-            tmp_path, tiny, bytes_of(tiny, 0.6), TWO.replace("qlora, ", "qlora, serve_on: bf16, ")
-        )
-
-
-def test_quantising_what_is_quantised_changes_nothing(source):
-    once = quantize(source, "nf4")
-    assert quantize(once, "nf4") == once

@@ -14,7 +14,7 @@ import harness
 from harness import plugins
 from harness.errors import UserError
 from harness.provenance.code_versions import code_versions
-from harness.spec import BASE, Recipe, TaskData
+from harness.spec import TaskData
 from harness.training.trainer import LoopParams
 
 
@@ -67,18 +67,6 @@ def test_a_method_that_interpolates_starts_from_weights_of_its_kind_and_takes_a_
     assert "scale" in method.params.model_fields
 
 
-def test_methods_are_listed_by_what_they_declare():
-    assert plugins.methods(interpolates=True) == ["interpolated", "scaled"]
-    assert plugins.methods(trains_on_rows=True, makes="model") == ["full"]
-    assert plugins.methods(keeps_base=True) == [BASE] == [Recipe().method]
-    gone = plugins.find_method("of_another_version")
-    assert (gone.tunes, gone.trains) == (True, True)
-
-
-def test_a_loaded_plugin_is_the_module_of_its_file():
-    assert plugins.load("prompting", "zero_shot").__name__ == "harness.prompting.zero_shot"
-
-
 def test_a_misspelt_plugin_is_refused_with_the_nearest_name_or_all():
     with pytest.raises(UserError) as caught:
         plugins.load("prompting", "few_shots", "harness.yaml:7")
@@ -89,11 +77,6 @@ def test_a_misspelt_plugin_is_refused_with_the_nearest_name_or_all():
     with pytest.raises(UserError) as caught:
         plugins.load("prompting", "qqqq")
     assert all(name in caught.value.problems[0].next_step for name in plugins.names("prompting"))
-
-
-def test_a_private_file_is_no_plugin():
-    with pytest.raises(UserError):
-        plugins.load("methods", "__init__")
 
 
 @pytest.mark.parametrize("name", plugins.names("regularizers"))

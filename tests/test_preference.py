@@ -154,11 +154,6 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
         fit_pairs(tiny, tmp_path / "none", pairs=(long,), max_length=60)
 
 
-def test_with_few_steps_only_the_pairs_they_come_to_are_read(tiny, tmp_path):
-    figures = fit_pairs(tiny, tmp_path, max_steps=2, per_device_train_batch_size=3).training
-    assert (figures.n_pairs, figures.n_steps) == (6, 2)
-
-
 def test_pairs_without_a_chat_template_end_with_the_end_of_sequence(tiny, tmp_path):
     _, tokenizer = load_base(resolve(str(tiny)), CPU)
     pairs = tiny_methods.pairs(slice(0, 1))

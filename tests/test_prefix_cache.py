@@ -33,13 +33,6 @@ def test_a_beginning_is_read_once_for_several_calls(model, read):
     assert list(map(math.prod, read)) == [50, 18, 18]
 
 
-def test_a_beginning_comes_back_after_another_one(model, read):
-    prefixes = PrefixCache(model)
-    for ids in (ONE, OTHER, ONE, OTHER):
-        prefixes.read(ids)
-    assert list(map(math.prod, read)) == [50, 50]
-
-
 def test_what_was_asked_before_changes_no_number(model):
     fresh, used = (Executor(model, 512, "packed") for _ in range(2))
     used.loglikelihoods(make_pairs(OTHER))
@@ -62,21 +55,6 @@ def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
     for ids in (ONE, OTHER, ONE, THIRD, ONE, OTHER):
         prefixes.read(ids)
     assert len(read) == 4  # OTHER went when THIRD came
-
-
-def test_one_that_exceeds_the_memory_is_kept_until_the_next(model, read):
-    prefixes = PrefixCache(model, kept_bytes=1)
-    for ids in (ONE, ONE, OTHER, ONE):
-        prefixes.read(ids)
-    assert len(read) == 3
-
-
-def test_what_is_forgotten_is_read_again(model, read):
-    prefixes = PrefixCache(model)
-    prefixes.read(ONE)
-    prefixes.forget()
-    prefixes.read(ONE)
-    assert list(map(math.prod, read)) == [50, 50]
 
 
 def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model):

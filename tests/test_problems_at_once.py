@@ -7,11 +7,9 @@ import pytest
 
 from harness import config
 from harness.config.rubrics import read_rubric
-from harness.data import load_task, suite_contamination
-from harness.data.examples import SourcedExample
+from harness.data import load_task
 from harness.data.training_rows import load_training_rows
-from harness.errors import Problem, UserError, refuse
-from harness.records import Example
+from harness.errors import UserError
 from harness.spec import Task
 
 LABELS = ("refund", "card")
@@ -58,20 +56,8 @@ def task(tmp_path, train):
     return Task(name="rows", data=data, labels=LABELS)
 
 
-def test_what_is_wrong_twice_is_said_once():
-    twice = [Problem("general.jsonl", "an empty file", "a row", "add rows")] * 2
-    assert len(problems(lambda: refuse(twice))) == 1
-
-
 def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
     assert_all_lines(problems(lambda: load_task(task(tmp_path, FAULTY), 0)))
-
-
-def test_so_do_those_of_a_candidates_own_rows(tmp_path):
-    asked = task(tmp_path, GOOD)
-    own = write_rows(tmp_path / "own.jsonl", FAULTY)
-    items = load_task(asked, 0)
-    assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
 
 
 def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
@@ -99,29 +85,6 @@ def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
     (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
     assert said.where == f"{own}:1"
     assert said.found == "only rows made from rows that are evaluated (this is the first of 3)"
-
-
-def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
-    row = Example("a-0", ({"role": "user", "content": "Who?"},), ("Me",))
-    found = suite_contamination([SourcedExample(row, "own.jsonl:7")], {"arc_easy": [row]})
-    assert [(p.where, "arc_easy item a-0" in p.found) for p in found] == [("own.jsonl:7", True)]
-
-
-def refusals_of(tmp_path, data, task=""):
-    (tmp_path / "rows.jsonl").write_text("{}\n")
-    file = tmp_path / "harness.yaml"
-    file.write_text(f"name: x\ntarget:\n  name: x\n  data: {data}\n{task}candidates:\n  prompt: prompt\n")
-    return {p.found for p in problems(lambda: config.load(file))}
-
-
-def test_a_number_beyond_its_bound_is_named_as_it_is_written(tmp_path):
-    said = refusals_of(tmp_path, "{train: rows.jsonl, test: rows.jsonl, folds: 25}")
-    assert {text.partition(",")[0] for text in said} == {"folds: 25"}
-
-
-def test_nothing_is_said_of_a_key_because_another_was_refused(tmp_path):
-    assert refusals_of(tmp_path, "{train: rows.jsonl, test: [a]}") == {"test: ['a']"}
-    assert refusals_of(tmp_path, "{all: rows.jsonl}", "  metrics: f1\n  primary: f1\n") == {"metrics: 'f1'"}
 
 
 def test_training_rows_in_folds_need_no_test_rows(tmp_path):

@@ -37,19 +37,9 @@ def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
     assert found["prompt[system=1-none,template=1-prompt]"].system is None
 
 
-def test_a_template_of_a_grid_without_the_prompt_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"a template with \{prompt\} in it"):
-        load(tiny, tmp_path, '  prompt: {template: ["{prompt}", "no prompt"]}\n')
-
-
 def test_a_value_of_a_grid_that_is_no_text_is_refused_with_its_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"harness\.yaml:8: found system: 3; expected text"):
         load(tiny, tmp_path, "  prompt: {system: [Be brief., 3]}\n")
-
-
-def test_an_empty_list_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match="an empty grid for system"):
-        load(tiny, tmp_path, "  prompt: {system: []}\n")
 
 
 def test_the_schema_for_editors_allows_lists():

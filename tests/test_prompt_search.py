@@ -1,6 +1,5 @@
 """Prompts of a candidate that trains nothing: a sweep or search over them chooses one on validation."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,6 @@ from openai_server import Rule, serve_model
 from tiny_experiment import runs_of
 
 from harness import config
-from harness.decision.results import n_settings
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
 from harness.experiment.run_preview import in_order
@@ -145,41 +143,6 @@ def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
 
 
 @pytest.mark.e2e
-def test_prompts_that_are_sent_alike_are_one_try_under_whatever_names(tiny, tmp_path, own_cache):
-    candidates = """\
-  plain: {method: base}
-  spelt_out: {method: base, template: "{prompt}"}
-  searched: {sweep: {system: [null, Be brief.], template: ["{prompt}", "Say: {prompt}", "Say: {prompt}"]}}
-  doubled: {sweep: {prompting: [few_shot, {few_shot: {select: fixed, shots: 4}}, {few_shot: {shots: 2}}]}}
-  ranked: {method: base, answer: rank}
-"""
-    made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
-    facts = {f.name: f for f in made.facts}
-    assert len(facts["searched"].training.sweep) == 4
-    assert facts["plain"].settings == facts["spelt_out"].settings == facts["searched"].settings[:1]
-    assert len(facts["doubled"].training.sweep) == 2
-    assert n_settings(made.facts) == 7, "four prompts, two of shots, and one whose labels are ranked"
-    assert [len(t.alike) for t in facts["doubled"].training.sweep] == [1, 0]
-    assert not any(t.alike for t in facts["searched"].training.sweep), "a value listed twice is one value"
-    assert "Sent as equal values, so one trial: prompting " in markdown(experiment_document(made))
-
-
-@pytest.mark.e2e
-def test_a_training_beside_a_sweep_that_tries_it_too_is_one_try(tiny, tmp_path, own_cache):
-    candidates = """\
-  plain: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
-  swept:
-    method: lora
-    params: {r: 2, num_train_epochs: 1, max_length: 200}
-    sweep: {learning_rate: [0.01, 0.02]}
-"""
-    made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
-    plain, swept = made.facts
-    assert plain.settings == swept.settings[:1]
-    assert n_settings(made.facts) == 2
-
-
-@pytest.mark.e2e
 def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     systems = ", ".join(f"S{i}." for i in range(9))
     tried = (
@@ -206,33 +169,6 @@ def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed)
     assert all(one not in asked[:i] for i, one in enumerate(asked))
 
 
-def test_a_prompt_that_is_written_in_another_way_uses_up_no_trial():
-    space = {"system": [None, "A.", "B."], "template": ["{prompt}", " {prompt}", "{prompt} "]}
-    source = Recipe(method="base", search=space, trials=3)
-    tried = []
-    for point in proposals(SimpleNamespace(source=source, searches_prompts=True), 0, 1, tried):
-        system = point.params["system"]
-        tried.append(Trial(params=point.params, validation=0.5, asked=f"system {system}"))
-    asked = [one.params["system"] for one in tried]
-    assert set(asked) == {None, "A.", "B."}
-    assert len(asked) > 3
-
-
-@pytest.mark.e2e
-def test_a_server_that_cannot_be_reached_ends_its_search_alone(tiny, tmp_path, own_cache):
-    path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "sweep: {system: [A., B.]}")
-    path.write_text(path.read_text().replace("protocol: chat", "protocol: chat, max_retries: 0"))
-    path.write_text(path.read_text() + "  base: {sweep: {system: [Be brief., null]}}\n")
-    facts = {f.name: f for f in compare(path).facts}
-    assert {name: f.state for name, f in facts.items()} == {
-        "plain": "failed",
-        "best": "failed",
-        "base": "done",
-    }
-    assert "127.0.0.1:9" in facts["best"].error
-    assert len(facts["base"].training.sweep) == 2
-
-
 @pytest.mark.parametrize("recipe", ["sweep: {answer: [generate, rank]}", "answer: rank"])
 def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe):
     path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
@@ -246,13 +182,4 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
     assert problem.found == "answer: rank, and 16 items of desk, none with labels"
     assert problem.next_step == "labels: [..] in desk, or answer: generate"
     path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
-    assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates
-
-
-def test_labels_are_ranked_where_some_items_have_them(tiny, tmp_path):
-    path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
-    text = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
-    path.write_text(f"{text}candidates:\n  one: {{method: base, answer: rank}}\n")
-    first, *others = map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines())
-    tiny_experiment.rows(tmp_path / "test.jsonl", [{**first, "choices": ["yes", "no"]}, *others])
     assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates

@@ -6,7 +6,7 @@ from openai_server import Rule, ServerAnswer, serve_model
 
 from harness import config
 from harness.config import load
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.proposed_prompts import PromptProposal, propose_prompts
 from harness.progress import SilentProgress
@@ -53,20 +53,6 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         assert len(server.asked) == 4  # kept
 
 
-def test_of_a_conversation_all_turns_are_shown(tiny, tmp_path):
-    with serve_model(Proposer(None)) as server:
-        path = write(tmp_path, tiny, server.url)
-        turns = [("user", "A train was"), ("assistant", "Noted."), ("user", "late")]
-        messages = [{"role": role, "content": text} for role, text in turns]
-        rows = [{"id": f"talk-{i}", "messages": messages, "reference": "late"} for i in range(4)]
-        rows.append({"id": "bill", "prompt": "My bill is wrong.", "reference": "money"})
-        tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
-        session = prepare_session(load(path), Scope(), SilentProgress())
-        propose_prompts(session, "large", PromptProposal(n=1, n_examples=5))
-        said = server.asked[0][1]["messages"][-1]["content"]
-        assert "user: A train was\nassistant: Noted.\nuser: late" in said
-
-
 def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with serve_model(Proposer(None)) as server:
@@ -103,10 +89,3 @@ def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(
         assert 0 < 0.07 * n <= 0.2
         propose_prompts(session, "large", asked._replace(max_cost=10.0))
         assert len(server.asked) == 4
-
-
-def test_a_proposer_that_says_nothing_is_refused_and_leaves_no_file(tiny, tmp_path):
-    with serve_model(Rule(lambda messages: " ")) as server:
-        session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
-        with pytest.raises(UserError, match="a text to try"):
-            propose_prompts(session, "large", PromptProposal(n=2))

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from fake_facts import alternatives, comparison, make_decision, make_fine_tune
 from fake_rows import EXACT, rows
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
 from test_report import report as make_report
@@ -17,15 +15,13 @@ from test_report import report as make_report
 from harness import stats
 from harness.comparison import compare_recipes, compare_rows, refuse
 from harness.decision import ItemVariances, item_variances, pool_seeds, summarize_seeds
-from harness.decision.economics import estimate_more_items, list_more_seeds, probability_above, worth_of_items
+from harness.decision.economics import estimate_more_items, list_more_seeds
 from harness.decision.seeds import mean_interval, mean_p
 from harness.report import ExperimentReport, to_json
 from harness.report.first_page import next_steps
 from harness.report.reading import restore
-from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
 
-deltas = st.lists(st.floats(-1, 1), min_size=3, max_size=8)
 HALF = 0.0408  # of one seed's interval: +5.0 [+1, +9]
 
 
@@ -84,27 +80,6 @@ def test_bad_numbers_are_refused_and_equal_seeds_show_no_difference():
     nothing = stats.satterthwaite([Variance(0.0, None), Variance(0.0, 2)])
     assert (mean_p(0.1, nothing), mean_p(0.0, nothing)) == (0, 1)
     assert stats.satterthwaite([Variance(inf, None), Variance(0.1, 2)]) == (inf, None)
-
-
-@given(st.lists(st.tuples(st.floats(0, 9), st.floats(1, 99)), min_size=1, max_size=5))
-def test_degrees_of_freedom_lie_between_the_smallest_and_their_sum(parts):
-    found = stats.satterthwaite([Variance(v, df) for v, df in parts])
-    dfs = [df for v, df in parts if v > 0]
-    if found.variance > 1e-6:
-        assert min(dfs) - 1e-6 <= found.df <= sum(dfs) + 1e-6
-
-
-@given(deltas)
-def test_turning_all_signs_mirrors_the_interval(x):
-    turned = pool_facts(seeds(*(-d for d in x)))
-    there = pool_facts(seeds(*x))
-    assert (turned.lower, turned.upper) == pytest.approx((-there.upper, -there.lower), abs=1e-9)
-
-
-@given(deltas, st.floats(0, 0.2))
-def test_a_larger_error_over_items_never_narrows(x, more):
-    narrow, wide = (pool_facts(seeds(*x, half=half)) for half in (0.05, 0.05 + more))
-    assert wide.se >= narrow.se
 
 
 def test_expected_values_of_information_agree_with_integrals_over_the_t():
@@ -175,34 +150,6 @@ def test_items_needed_with_seeds_come_from_the_intervals_own_distribution():
     assert by_z < n < inf
     reached = stats.detectable_mean(found, (200 + n) / 200)
     assert reached <= g.delta < stats.detectable_mean(found, (200 + n - 1) / 200)
-
-
-def test_more_items_are_worth_nothing_where_all_that_varies_is_the_seed():
-    items, own = (
-        pool_seeds(seeds(*x, half=half))[0] for x, half in (((0.02,) * 3, 0.05), ((0, 0.02, 0.04), 1e-5))
-    )
-    of_items, of_seeds = (worth_of_items(run, DecidePolicy()) for run in (items, own))
-    assert of_items.sample > 0.3 * of_items.perfect
-    assert of_seeds.sample < 0.001 * of_seeds.perfect
-
-
-def test_without_seeds_probability_and_items_are_those_of_one_interval():
-    (run,) = seeds(0.02)
-    g = run.vs_untrained
-    assert probability_above(0, g, 1.0) == pytest.approx(scipy_stats.norm.cdf(g.delta / g.se))
-    assert estimate_more_items(run) == np.ceil(200 * ((1.959964 + 0.841621) * g.se / g.delta) ** 2) - 200
-    few = replace(g, estimator="cluster-t", df=4.0)
-    assert probability_above(0, few, 1.0) == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, 4))
-    assert estimate_more_items(replace(run, vs_untrained=few)) > estimate_more_items(run)
-
-
-def test_a_stored_report_decides_as_the_report_did():
-    over = ItemVariances(Variance(3e-4, None), Variance(4e-4, 150.0), None)
-    facts = (*alternatives(), *seeds(0.05, 0.06, 0.04, over_items=over))
-    written = json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts))))
-    again = restore(ExperimentReport, written)
-    assert again.facts == facts
-    assert decision(again.facts[5:]) == decision(facts[5:])
 
 
 def test_a_gain_without_an_interval_is_decided_on_from_a_stored_report_too():

@@ -22,12 +22,6 @@ def refusal(tiny, folder, candidates):
     return str(refused.value)
 
 
-def test_the_layers_are_those_of_the_encoder_that_a_head_reads_with(tiny, minilm, tmp_path):
-    held = "  held: {{method: head, params: {{train: all, encoder: {}}}, regularize: {{freeze: {{first: {}}}}}}}\n"
-    assert prepare(tiny, tmp_path, held.format(minilm, 5))
-    assert "freeze names 6 layers, and the model has 6" in refusal(tiny, tmp_path, held.format(minilm, 6))
-
-
 TRACKED = "  lora: {{method: lora, params: {{num_train_epochs: 2{}}}, track: {{points: 2}}}}\n"
 EARLY = "  early: {{method: checkpoint, init_from: lora, params: {{step: {}}}}}\n"
 
@@ -40,23 +34,11 @@ def test_a_step_that_the_training_will_not_have_is_refused_with_those_that_it_wi
     assert prepare(tiny, tmp_path, TRACKED.format("") + EARLY.format(4))
 
 
-def test_rows_that_are_too_long_make_no_steps(tiny, tmp_path):
-    """Of thirty rows 17 have at most 35 tokens, three steps an epoch."""
-    said = refusal(tiny, tmp_path, TRACKED.format(", max_length: 35") + EARLY.format(4))
-    assert "one of the steps 3, 6" in said
-
-
 @pytest.mark.parametrize("unknown", ["packing: true", "num_train_epochs: [1, 2]"])
 def test_a_step_is_left_to_the_training_where_nobody_knows_its_steps(tiny, tmp_path, unknown):
     tuned = f"sweep: {{{unknown}}}" if "[" in unknown else f"params: {{{unknown}}}"
     lora = f"  lora: {{method: lora, {tuned}, track: {{points: 2}}}}\n"
     assert prepare(tiny, tmp_path, lora + EARLY.format(5))
-
-
-def test_an_adapter_of_vectors_is_trained_further(tiny, tmp_path):
-    vectors = "  vectors: {method: peft, params: {peft_type: IA3}}\n"
-    further = "  further: {method: rloo, init_from: vectors, reward: exact_match}\n"
-    assert prepare(tiny, tmp_path, vectors + further)
 
 
 @pytest.mark.parametrize("metric", ["json_fields", "tool_call"])

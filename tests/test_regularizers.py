@@ -5,7 +5,6 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config, regularizers, training
-from harness.errors import CandidateFailed, UserError
 from harness.models.hub import resolve
 from harness.records import Example, SampleResult, digest
 from harness.regularizers import MixContext
@@ -89,19 +88,6 @@ def test_a_file_of_rows_is_digested_by_what_is_sampled_and_gives_all_of_them(tmp
     assert (found.n, len(found.rows)) == (2, 2)
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [("", "an empty file"), ('{"prompt": "Who?"}\n{"prompt": "When?"}\n', "no field 'reference'")],
-)
-def test_a_file_that_holds_no_general_rows_is_refused_as_such(tmp_path, content, found):
-    path = tmp_path / "none.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError) as error:
-        regularizers.mixtures({"ewc": {"strength": 1.0, "data": str(path)}}, context())
-    assert {one.where.partition(": ")[0] for one in error.value.problems} == {"general rows of regularize"}
-    assert {one.found for one in error.value.problems} == {found}
-
-
 def test_prompts_that_are_evaluated_are_not_sampled():
     (first, *_) = regularizers.mixtures({"replay": {"share": 0.1}}, context())["replay"].rows
     asked = Example("x", ({"role": "user", "content": first.prompt},))
@@ -134,11 +120,6 @@ def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
     assert asked[0] == asked[1]
     assert rows["ewc"] == rows["kl"]
     assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5
-
-
-def test_a_base_that_answers_no_general_prompt_leaves_a_penalty_without_rows():
-    with pytest.raises(CandidateFailed, match="no whole answer to any of 11 general prompts"):
-        regularizers.general_rows({"kl": {"rows": 5}}, context(), lambda name, mixture: [])
 
 
 def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):

@@ -1,7 +1,6 @@
 """A training that was stopped goes on from its last checkpoint, and ends with the same weights."""
 
 import errno
-import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config
-from harness.errors import CandidateFailed, Diverged, UserError
+from harness.errors import CandidateFailed, UserError
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
@@ -189,20 +188,6 @@ def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(checkpoint_folder, d
     assert checkpoints.find_last_checkpoint(checkpoint_folder) == newest
 
 
-def test_two_checkpoints_without_model_cards_are_kept_at_most(checkpoint_folder):
-    assert 1 <= len(list(checkpoint_folder.iterdir())) <= 2
-    assert list(checkpoint_folder.rglob("adapter_model.safetensors"))
-    assert list(checkpoint_folder.rglob("README.md")) == []
-
-
-def test_the_time_before_a_stop_counts(tiny, tmp_path, checkpoint_folder):
-    for record in checkpoint_folder.glob("*/record.json"):
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"elapsed_s": 1000.0}))
-    training = fit_tiny(tiny, tmp_path, lora, r=2).training
-    assert training.wall_s > 1000
-    assert training.train_loop_s > 1000
-
-
 @pytest.fixture
 def session(tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny)
@@ -263,20 +248,6 @@ def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(sess
     assert session.progress.seen[0] > 1
     assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
     assert not (made.folder / CHECKPOINTS).exists()
-
-
-def test_a_training_that_diverged_keeps_no_checkpoint_and_is_noted_after_a_kill_too(session):
-    part, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
-    assert [p.name for p in part.iterdir()] == ["diverged.json"]
-    (part / "diverged.json").unlink()
-    again, _ = end_training(session, 14, Diverged("the training loss is not a number"), Diverged)
-    assert [p.name for p in again.iterdir()] == ["diverged.json"]
-
-
-def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(session):
-    with pytest.raises(ValueError, match="not enough values"):  # there is no folder
-        end_training(session, 1, RuntimeError("no checkpoint yet"), RuntimeError)
-    assert list((session.store.folder / "weights").iterdir()) == []
 
 
 def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):

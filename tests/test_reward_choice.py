@@ -6,8 +6,6 @@ from test_rewarded_experiment import write_experiment
 
 from harness import config, store
 from harness.config import load
-from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.rows.row_sets import target_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.nightly.watchlist import targets
@@ -68,21 +66,6 @@ def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_mod
     training = tiny_experiment.runs_of(path)["best"].training
     assert len(training.stands_on) == 1
     assert training.init_wall_s > 0
-
-
-def test_stored_rewards_are_read_when_a_metric_changes(file_and_report):
-    path, _ = file_and_report
-    session = prepare_session(
-        load(path, (*OVERRIDES, "target.metrics=[contains]")), Scope(), SilentProgress()
-    )
-    candidate = session.candidates["best"]
-    sets = target_sets(session, candidate.recipe, find_stored_weights(session, candidate, 0), 0)
-    (folder,) = (path.parent / "runs" / "weights").glob("*/reward")
-    away = folder.rename(folder.with_name("away"))
-    try:
-        assert rescore_stored(session, sets) == []
-    finally:
-        away.rename(folder)
 
 
 def test_a_night_refuses_a_choice_that_it_does_not_make(file_and_report):

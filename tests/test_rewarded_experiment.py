@@ -8,12 +8,7 @@ import tiny_methods
 import tiny_model
 
 from harness import store
-from harness.config import load
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.weights_folder import folder_of
-from harness.progress import SilentProgress
-from harness.release import gate_candidate
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -40,24 +35,6 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
     assert len(training.stands_on) == 1
     assert training.init_wall_s > 0
     assert len(training.reward) == len(training.kl) == 1
-
-
-@pytest.mark.e2e
-def test_a_reward_model_that_nobody_names_is_said_not_to_be_trained(tiny, tmp_path):
-    alone = CANDIDATES.partition("  grpo:")[0]
-    report = tiny_experiment.run(write_experiment(tmp_path / "alone", tiny, alone))
-    said = "judge: not trained, as it answers nothing and no candidate uses it; next: harness train judge"
-    assert [remark for remark in report.notes if "not trained" in remark] == [said]
-
-
-def test_a_reward_model_is_selected_only_by_its_name(tiny, tmp_path):
-    path = write_experiment(tmp_path, tiny)
-    assert load(path).selected == ("prompt", "grpo")
-    assert load(path, candidates=["judge"]).selected == ("judge",)
-    with pytest.raises(UserError, match=r"whose weights answer nothing.*harness train judge"):
-        tiny_experiment.run(path, candidates=("judge",))
-    with pytest.raises(UserError, match=r"whose weights answer nothing.*harness train judge"):
-        gate_candidate(path, candidate="judge")
 
 
 def test_a_reward_model_of_another_tokenizer_or_a_metric_of_more_than_an_answer_is_refused(tiny, tmp_path):
@@ -108,17 +85,3 @@ def test_a_metric_of_a_file_that_is_better_when_low_falls_while_it_rewards(tiny,
     answers = {name: store.read_rows(kept, run.rows["letters/test"]) for name, run in runs.items()}
     lengths = {name: fmean(len(row.text) for row in rows) for name, rows in answers.items()}
     assert lengths["brief"] < lengths["prompt"]
-
-
-def test_the_weights_of_a_metric_of_a_file_are_those_of_its_task_too(tiny, tmp_path):
-    (tmp_path / "brief.py").write_text(BRIEF)
-    candidates = CANDIDATES.replace("reward: judge", "reward: ./brief.py")
-
-    def folder(n_tokens):
-        path, suite = write_experiment(tmp_path, tiny, candidates), tmp_path / "suites" / "letters.yaml"
-        suite.write_text(suite.read_text().replace("max_new_tokens: 4", f"max_new_tokens: {n_tokens}"))
-        session = prepare_session(load(path), Scope(), SilentProgress())
-        return folder_of(session, session.candidates["grpo"], 0, None, None, ())
-
-    assert folder(4) == folder(4)
-    assert folder(4) != folder(5)

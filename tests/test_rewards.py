@@ -69,19 +69,6 @@ def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on
     assert sum(wins) >= 14
 
 
-def trainer_of(module, tiny, folder, **params):
-    """Make the trainer of a method as its training makes it, on rewards by a metric."""
-    from harness.training import LoraParams, lora_config
-    from harness.training.low_rank_adapters import load_policy
-
-    context = tiny_methods.context(tiny, folder, reward=Reward(written="token_f1", task=TASK))
-    policy = load_policy(context, folder / "adapter")
-    rows, _ = rl._rows(context, module.Params(), policy.tokenizer)
-    algorithm = {rloo: "RLOO", grpo: "GRPO"}[module]
-    given = module.Params(r=2, max_completion_length=4, **params)
-    return rl._trainer(context, given, algorithm, lora_config(LoraParams(r=2)), policy, rows)
-
-
 LENGTH = '''\
 def reward(prompts, completions, references):
     """Reward short answers."""
@@ -151,35 +138,6 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
     assert again.digest == whole.digest
 
 
-REWARDS = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]  # of four answers to each of two prompts
-
-
-def advantages(method, tiny, folder):
-    """Return the advantages that a method's trainer computes of these rewards."""
-    trainer = trainer_of(method, tiny, folder, num_generations=4, per_device_train_batch_size=8)
-    trainer.reward_funcs = [lambda completions, **_: [reward for group in REWARDS for reward in group]]
-    inputs = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
-    return trainer._generate_and_score_completions(inputs)["advantages"].tolist()
-
-
-def test_leave_one_out_subtracts_the_mean_of_the_other_answers(tiny, tmp_path):
-    """With rewards r of a prompt's answers the advantage is r − mean of the others (Ahmadian et al., eq. 6)."""
-    found = advantages(rloo, tiny, tmp_path)
-    expected = [r - (sum(group) - r) / 3 for group in REWARDS for r in group]
-    assert found == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_group_relative_advantage_is_the_reward_in_units_of_its_group(tiny, tmp_path):
-    """(r − mean) / standard deviation of the group (Shao et al., eq. 3)."""
-    found = advantages(grpo, tiny, tmp_path)
-    expected = []
-    for group in REWARDS:
-        mean = sum(group) / 4
-        deviation = math.sqrt(sum((r - mean) ** 2 for r in group) / 3)
-        expected += [(r - mean) / deviation for r in group]
-    assert found == pytest.approx(expected, rel=1e-2)
-
-
 def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, reward_weights):
     by_model = Reward(model=reward_weights.folder / "reward", source=resolve(str(tiny)))
     context = tiny_methods.context(tiny, tmp_path, reward=by_model)
@@ -241,15 +199,6 @@ def test_a_file_that_returns_no_rewards_fails_its_candidate_by_name(tmp_path, bo
     assert "own.py" in str(error.value)
 
 
-def test_a_file_may_return_numbers_of_numpy_and_none(tmp_path):
-    body = (
-        "import numpy\ndef reward(prompts, completions, references):\n    return [numpy.float32(0.5), None]\n"
-    )
-    (tmp_path / "own.py").write_text(body)
-    scored = rl.rewards_of(Reward(written=str(tmp_path / "own.py"), task=TASK))
-    assert scored([example("late")] * 2, ["late", "money"]) == [0.5, None]
-
-
 def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the_curve(tiny, tmp_path):
     (tmp_path / "none.py").write_text(
         "def reward(prompts, completions, references):\n    return [None] * len(completions)\n"
@@ -259,11 +208,6 @@ def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the
     )
     params = grpo.Params(r=2, max_steps=1, per_device_train_batch_size=8, max_completion_length=4)
     assert [value for _, value in grpo.fit(context, params).training.reward] == [None]
-
-
-def test_answers_of_a_step_are_whole_groups():
-    with pytest.raises(ValueError, match="not whole groups of num_generations: 3"):
-        rloo.Params(num_generations=3)
 
 
 @pytest.mark.parametrize("module", [rloo, grpo])
@@ -303,12 +247,3 @@ def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, s
     remarks = list(note_rewards([run]))
     assert len(remarks) == (said is not None)
     assert all(said in remark for remark in remarks)
-
-
-@pytest.mark.parametrize("module", [rloo, grpo])
-@pytest.mark.parametrize("max_steps", [-1, 2])
-def test_a_step_of_more_prompts_than_there_are_fails_with_what_to_turn(tiny, tmp_path, module, max_steps):
-    context = tiny_methods.context(tiny, tmp_path, reward=Reward(written="exact_match", task=TASK))
-    params = module.Params(per_device_train_batch_size=64, num_generations=4, max_steps=max_steps)
-    with pytest.raises(CandidateFailed, match="steps of 16 prompts, and 12 prompts to train on"):
-        module.fit(context, params)

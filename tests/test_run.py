@@ -12,7 +12,6 @@ import pytest
 import tiny_experiment
 
 from harness import config, store
-from harness.errors import HarnessError, one_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
@@ -277,33 +276,6 @@ def test_weights_that_were_left_half_made_are_made_anew(path):
     again = ensure_weights(made, candidate, 0)
     assert (again.digest, again.folder) == (first.digest, first.folder)
     assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
-
-
-def test_a_classifier_has_no_general_ability_to_measure(path):
-    made = session(path)
-    weights = ensure_weights(made, made.candidates["bag"], 0)
-    assert suite_sets(made, weights) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (HarnessError("no room\nno room at all"), "no room no room at all"),
-        (HarnessError(), "HarnessError"),
-        (ValueError("no room\n\tno room at all"), "ValueError: no room no room at all"),
-        (ValueError(), "ValueError"),
-    ],
-)
-def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error, said):
-    assert one_line(error) == said
-
-
-def test_a_failed_run_keeps_its_whole_reason_on_one_line(path):
-    made = session(path)
-    error = ValueError("no such thing\nand a long story")
-    kept = run_candidate.record_failed_run(made, made.candidates["prompt"], 0, error)
-    assert kept.error == "ValueError: no such thing and a long story"
-    assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 
 
 @pytest.mark.e2e

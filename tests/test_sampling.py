@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from harness import stats
 from harness.evaluation.rows import sampling
-from harness.evaluation.rows.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS, ItemStrata
+from harness.evaluation.rows.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS
 from harness.records import BLOCK
 
 sizes = st.integers(4 * BLOCK, 12 * BLOCK)
@@ -48,29 +48,6 @@ def test_the_closest_calls_are_strata_each_of_one_score():
 def test_a_task_near_chance_has_no_strata_of_the_score_by_which_its_halves_are_admitted(chance, by_score):
     right = np.arange(700) % 5 > 1  # 60 %
     assert sampling.pool_of(rows(right.astype(float)), EXACT, chance).by_score is by_score
-
-
-def test_the_score_of_the_base_takes_its_part_of_the_variance():
-    right = (np.arange(4_000) % 2).astype(float)
-    by_score = sampling.pool_of(rows(right), EXACT)
-    alone = ItemStrata({"all": tuple(map(str, range(4_000)))}, {"all": 0.15})
-    some = sampling.plan_variance(by_score, {"all, 0": 80, "all, 1": 80})
-    drawing = sampling.plan_variance(alone, {"all": 160}) - sampling.plan_variance(alone, {"all": 4_000})
-    assert some - sampling.plan_variance(by_score, by_score.sizes) == pytest.approx(0.85 * drawing)
-    one = ItemStrata({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
-    assert sampling.plan_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
-    assert sampling.plan_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
-
-
-@pytest.mark.parametrize(
-    "answered",
-    [rows(np.full(FEWEST_ITEMS, 0.5)), rows(np.ones(FEWEST_ITEMS), cluster_size=5)],
-    ids=["graded", "clusters"],
-)
-def test_graded_and_clustered_tasks_are_one_stratum(answered):
-    found = sampling.pool_of(answered, EXACT)
-    assert found.sizes == {"all": FEWEST_ITEMS}
-    assert not found.by_score
 
 
 def test_clusters_are_drawn_one_after_the_other_and_large_ones_no_sooner():
@@ -170,16 +147,6 @@ def test_a_look_asks_its_strata_mixed_in_an_order_that_the_seed_fixes():
     assert sampling.order_items(of, [], 3) == sampling.order_items(of, [], 3)
     assert sampling.order_items(of, [], 3) != sampling.order_items(of, [], 4)
     assert stats.inclusion_weights(["a"], {"a": 4}) == [4.0]
-
-
-def test_a_large_task_is_asked_a_small_part_of_unless_the_margin_needs_all():
-    of = pool(700)
-    plan = sampling.plan({"a": of}, [], 0.001, 0.05)
-    assert plan.drawn["a"][-1] == of.sizes
-    assert plan.alphas[-1] < 0.05
-    plan = sampling.plan({"a": pool(10_000)}, [], 0.03, 0.05)
-    assert plan.n("a", len(plan.alphas) - 1) < 2_500
-    assert plan.drawn["a"][-1]["quarter 1, 1"] > 1.5 * plan.drawn["a"][-1]["quarter 4, 1"]
 
 
 def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():

@@ -229,12 +229,6 @@ def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
     assert not (tmp_path / "runs" / "weights").exists()
 
 
-def test_a_rescues_file_of_rows_has_to_be_there(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, extra="rescue: {replay: none.jsonl}\n")
-    with pytest.raises(UserError, match=r"none\.jsonl"):
-        config.load(path)
-
-
 def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_path):
     from harness.models.adapters import tensors_of
     from harness.regularizers.freeze import match_first_layers

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from fake_facts import alternatives, candidate, comparison, make_fine_tune
+from fake_facts import alternatives, candidate, make_fine_tune
 
 from harness.comparison import Estimate
 from harness.decision import decide
@@ -48,14 +48,6 @@ def test_a_fine_tune_that_gains_shows_what_the_base_lacks_though_something_else_
     assert said.endswith("why lora is not shipped, the decision says.")
 
 
-def test_a_gain_from_too_few_rows_is_a_lack_of_rows():
-    said = scenario(make_fine_tune("lora", 0.90, 0.16, n_train=20))
-    assert said.startswith("Scenario 6 of 6: training rows are too few for what the base lacks, so more data")
-    assert said.endswith(
-        "20 training examples and 1 seed are too few to rely on that; knn is shipped until then."
-    )
-
-
 def test_a_gain_of_another_fine_tune_than_the_best_on_validation_counts_too():
     flat = make_fine_tune("flat", 0.95, 0.01)
     assert scenario(flat, make_fine_tune("lora", 0.90, 0.16, "fail")).startswith("Scenario 4 of 6")
@@ -92,11 +84,6 @@ def test_a_hybrid_shows_facts_and_behaviour_where_each_alone_was_measured_to_rea
     assert ("alone was not measured" in said) == (len(parts) < 2)
 
 
-def test_a_fine_tune_that_alone_is_fast_enough_tells_nothing_of_what_the_base_lacks():
-    lora = make_fine_tune("lora", 0.72, -0.02, vs_prompt=comparison(0.52))
-    assert scenario(lora, max_latency_s=0.25).startswith("Scenario: none of the six")
-
-
 def test_retrieval_that_is_chosen_says_what_it_found():
     docs = candidate("docs", 0.85, prompting=RAG, recall=0.92)
     said = scenario(docs, make_fine_tune("lora", 0.80, -0.05), documents=True)
@@ -105,11 +92,3 @@ def test_retrieval_that_is_chosen_says_what_it_found():
     )
     assert "with 92.0 % of the documents found, and prompt 20.0" in said
     assert said.endswith("lora is not shown to gain.")
-
-
-def test_an_open_decision_and_a_baseline_are_in_none_yet():
-    assert scenario(make_fine_tune("lora", 0.90, 0.16, "inconclusive")).startswith(
-        "Scenario open: what is undecided"
-    )
-    large = candidate("large", 0.95, trained=True, baseline=True)
-    assert scenario(large).startswith("Scenario: none of the six, which are about one base; large")

@@ -16,7 +16,6 @@ from harness.progress import SilentProgress
 from harness.records import Trial
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
-from harness.spec import Recipe, span_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -105,15 +104,6 @@ def test_points_of_a_narrow_range_are_apart_and_those_of_a_wide_one_are_short(wr
     assert len(set(drawn)) > 10
     assert all(low <= value <= high for value in drawn)
     assert all(value == float(f"{value:.{most_digits}g}") for value in drawn)
-
-
-def test_a_range_is_halved_on_its_own_scale_and_an_estimate_stands_for_the_whole_space():
-    assert span_of([1e-5, 1e-3, "log"]).at(0.5) == pytest.approx(1e-4)
-    assert span_of([0.0, 0.2, "linear"]).at(0.5) == pytest.approx(0.1)
-    assert span_of([4, 64, "log"]).at(0.5) == 16
-    points = Recipe(method="lora", search=SPACE, trials=4).points
-    assert [point["r"] for point in points] == [2, 4, 8, 2]
-    assert (points[0]["learning_rate"], points[-1]["learning_rate"]) == (1e-4, 1e-1)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from harness.evaluation.rows.sampled_answers import seed_of, settle
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
-from harness.models.candidate import TextCandidate, script_candidate
+from harness.models.candidate import TextCandidate
 from harness.progress import SilentProgress
 from harness.records import Example, Output, RowsIdentity, Sample
 from harness.spec import Decoding, Task
@@ -181,30 +181,7 @@ def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
         assert one.estimate.score == pytest.approx(found.score)
 
 
-def test_a_base_of_which_some_answers_failed_is_beyond_what_may_fail():
-    job = job_of(8, samples=4)
-    (metric,) = job.metrics.values()
-    base, new = (evaluate_block(candidate, job, 0) for candidate in (FailingCandidate(), SeedCandidate()))
-    found = comparison.compare_rows(metric, base, new)
-    assert found.errors.base == sum(row.status == "incomplete" for row in base) > 0
-    assert "8 answers failed" in comparison.refuse_failed(found, 1.0, 0.01).refused
-
-
 # pass@k
-
-
-def evaluate_several(n, n_right, items=4):
-    task = Task(name="t", data={})
-    rows = evaluate_block(
-        script_candidate(lambda _: "x"), replace(job_of(items, samples=2), decoding=None), 0
-    )
-    drawn = {
-        row.example_id: tuple(
-            Sample(k, f"{k}", "ok", {"exact_match": (float(k < n_right),)}) for k in range(n)
-        )
-        for row in rows
-    }
-    return comparison.several_answers(load_metrics(task)["exact_match"], rows, drawn)
 
 
 @pytest.mark.parametrize("name", ["n50c10k1", "n50c10k5", "n50c10k10", "n10c3k5"])
@@ -213,23 +190,6 @@ def test_pass_at_k_is_that_of_the_golden_values(name):
 
     n, c, k = (int(part) for part in name.replace("n", "").replace("c", " ").replace("k", " ").split())
     assert stats.pass_at_k(n, c, k) == pytest.approx(PASSK[name], abs=1e-9)
-
-
-def test_pass_at_k_is_said_for_each_power_of_two_and_for_all_answers():
-    found = evaluate_several(10, 3)
-    assert [one.k for one in found.passes] == [1, 2, 4, 8, 10]
-    assert [round(one.estimate.score, 6) for one in found.passes] == [0.3, 0.533333, 0.833333, 1, 1]
-    assert all(one.estimate.low <= one.estimate.score <= one.estimate.high for one in found.passes)
-    assert (found.n_samples, found.distinct.score, found.commonest.score) == (10, 1.0, pytest.approx(0.1))
-
-
-def test_a_metric_that_is_no_right_or_wrong_has_no_pass_at_k():
-    rows = evaluate_block(SeedCandidate(), job_of(samples=4, metrics=("token_f1",)), 0)
-    drawn = {
-        row.example_id: tuple(replace(s, parts={"token_f1": (0.5,)}) for s in row.samples) for row in rows
-    }
-    assert comparison.several_answers(load_metrics(Task(name="t", data={}, metrics=("token_f1",)))["token_f1"],
-                                      rows, drawn).passes == ()  # fmt: skip
 
 
 def test_collapse_is_counted_over_all_answers():

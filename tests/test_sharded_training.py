@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
-from pydantic import ValidationError
 from safetensors.numpy import load_file
 from test_shared_training import ignore, read_fit
 
@@ -142,32 +141,7 @@ def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path,
     assert record["loss"][0][1] - record["loss"][-1][1] > 0.01  # something was learned
 
 
-def test_processes_without_shards_refuse_a_job_for_them(tiny, tmp_path, monkeypatch):
-    folder = write_job(tiny, tmp_path, FSDP)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        UserError, match="found 2 processes at work; expected 2 processes, shards by FSDP, as its"
-    ):
-        training.run_job(folder, ignore)
-
-
 # What is refused before anything runs
-
-
-@pytest.mark.parametrize(
-    ("written", "told"),
-    [
-        (
-            {"distributed_type": "FSDP"},
-            "distributed_type: FSDP with num_processes: 1; write num_processes: 2",
-        ),
-        ({"num_processes": 2, "zero_stage": 3}, "zero_stage with distributed_type: MULTI_GPU; write"),
-        ({"num_processes": 2, "distributed_type": "FSDP1"}, "'MULTI_GPU', 'FSDP' or 'DEEPSPEED'"),
-    ],
-)
-def test_shards_of_one_process_and_stages_of_nothing_are_refused_when_read(written, told):
-    with pytest.raises(ValidationError, match=told):
-        AcceleratePolicy(**written)
 
 
 CANDIDATES = """\

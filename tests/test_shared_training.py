@@ -143,16 +143,6 @@ def test_a_job_for_several_processes_is_refused_by_one_with_the_command_for_all(
     )
 
 
-def test_the_configuration_of_a_launch_is_one_that_accelerate_reads(tmp_path):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    write_launch(tmp_path, AcceleratePolicy(num_processes=3, gpu_ids="0,1,2"), "cuda")
-    read = load_config_from_file(str(tmp_path / LAUNCH))
-    assert (read.num_processes, read.gpu_ids, read.use_cpu, read.num_machines) == (3, "0,1,2", False, 1)
-    shards = {"zero_stage"}  # of DeepSpeed alone
-    assert set(AcceleratePolicy.model_fields) - shards < set(json.loads((tmp_path / LAUNCH).read_text()))
-
-
 LAUNCHER = """\
 Failures:
 [1]:
@@ -179,13 +169,6 @@ def test_the_process_that_was_killed_is_named_and_not_how_the_others_lost_it(tmp
     script = f"echo '{lost}'; cat {tmp_path / 'said'} >&2; exit 1"
     with pytest.raises(error, match=re.escape(told)):
         worker.launch(tmp_path, ignore, ("bash", "-c", script))
-
-
-def test_the_first_of_several_errors_is_the_cause(tmp_path):
-    cause = json.dumps(["error", "CandidateFailed", ["out of memory while training", "a smaller batch"]])
-    lost = json.dumps(["error", "RuntimeError", ["Connection closed by peer", ""]])
-    with pytest.raises(CandidateFailed, match="out of memory while training"):
-        worker.launch(tmp_path, ignore, ("bash", "-c", f"echo '{cause}'; echo '{lost}'; exit 1"))
 
 
 def session_of(tiny, folder, extra, candidates=tiny_experiment.CANDIDATES):

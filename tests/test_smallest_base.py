@@ -54,12 +54,6 @@ def test_where_none_meets_it_the_nearest_is_named_and_a_lower_metric_is_turned()
     assert "is large" in sentence(*low, goal=0.7, metric="bits_per_byte")
 
 
-@pytest.mark.parametrize("goal", [None, 0.1])
-def test_without_a_goal_or_with_one_base_nothing_is_said(goal):
-    other = candidate("b", 0.6, base=LARGE if goal is None else SMALL)
-    assert sentence(candidate("a", 0.5, base=SMALL), other, goal=goal) == ""
-
-
 @pytest.mark.e2e
 @pytest.mark.usefixtures("own_cache")
 def test_an_experiment_on_two_bases_names_the_smaller_one(tiny, tmp_path):

@@ -11,7 +11,6 @@ from tiny_methods import CPU
 from tiny_model import logits
 
 from harness import report as reporting
-from harness.errors import CandidateFailed
 from harness.methods import _signal_to_noise as signal_to_noise
 from harness.methods import spectrum
 from harness.methods._signal_to_noise import noise_bound, scan_model, sum_up_scan, top_share
@@ -20,7 +19,6 @@ from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.devices.base_loading import load_base
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
-from harness.models.memory.shape import Shape
 from harness.report.wording import figure_text
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -137,21 +135,6 @@ def test_in_bf16_packed_layers_are_replaced_and_put_back(tiny, tmp_path):
     assert logits(host.model, ids).equal(plain)
 
 
-def test_matrices_of_another_base_are_refused(tiny, tmp_path):
-    from harness.models.deltas import save_delta
-
-    model, _ = load_base(resolve(str(tiny)), CPU)
-    import torch
-
-    for name in ("model.layers.0.mlp.up_proj", "model.layers.7.mlp.up_proj"):
-        save_delta(tmp_path, "matrices", {}, {name: torch.ones(3, 4)})
-        with (
-            pytest.raises(CandidateFailed, match=r"a matrix for up_proj of the shape \(3, 4\)"),
-            apply_delta(model, tmp_path),
-        ):
-            pass
-
-
 def test_the_scan_is_kept_and_not_made_again(tiny, tmp_path):
     made, _ = train(tiny, tmp_path, max_steps=1)
     kept = json.loads((made.folder / spectrum.SCAN).read_text())
@@ -160,26 +143,6 @@ def test_the_scan_is_kept_and_not_made_again(tiny, tmp_path):
     model.model.layers[0].mlp.up_proj.weight.data[0] += 100
     assert scan_model(model, resolve(str(tiny)).weights_digest) == kept
     assert scan_model(model, "of another base") != kept
-
-
-def test_what_is_trained_is_estimated_from_the_shape():
-    shape = Shape(0, 2, 32, 64, 4, 2, 8, 400)
-    assert (
-        spectrum.estimate_trained_parameters(shape, spectrum.Params(share=0.5))
-        == 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
-    )
-
-
-def test_a_base_without_linear_layers_is_refused_with_what_takes_it(tiny, tmp_path):
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=256)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(CandidateFailed, match=r"no linear layers to scan") as error:
-        train(tmp_path / "gpt2", tmp_path / "made")
-    assert "method: lora" in error.value.knob
 
 
 @pytest.mark.e2e

@@ -86,18 +86,9 @@ def test_a_query_of_the_docs_is_answered(store, query):
     assert stores.query(store, query).columns
 
 
-@pytest.mark.parametrize("query", filter(str.strip, OF_README.split(";")))
-def test_a_query_of_readme_is_answered(store, query):
-    assert stores.query(store, query).columns
-
-
 def test_readme_and_docs_name_the_same_items_that_every_fine_tune_lost(store):
     lost = stores.query(store, OF_README.partition(";")[0]).rows
     assert lost == [row[:3] for row in stores.query(store, QUERIES[0]).rows]
-
-
-def test_the_items_that_every_fine_tune_lost_are_those_that_both_lost(store):
-    assert stores.query(store, QUERIES[0]).rows == [("support", "item-00001", "exact_match", 2)]
 
 
 def test_a_delta_is_the_score_less_that_of_the_base_on_the_same_item(store):
@@ -158,10 +149,6 @@ def test_an_answer_of_several_parts_that_failed_is_no_row_as_the_others_are_none
     assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'several'") == [0]
 
 
-def test_a_run_of_the_base_has_no_deltas(store):
-    assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'prompt'") == [0]
-
-
 def test_the_base_of_a_run_is_known_when_it_is_measured_after_it(tmp_path):
     store = Store(tmp_path / "runs")
     complete(store, LORA, answers({0}))
@@ -181,19 +168,6 @@ def test_the_weights_behind_a_run_are_its_lineage(store):
         ("own", "weights of dpo-2", "fit-lora"),
         ("served", "nf4", None),
     ]
-
-
-def test_each_trial_of_a_search_stands_in_its_table(store):
-    whole = {"params": {"r": 2}, "validation": 0.5, "chosen": True, "fit_key": "a", "wall_s": 2.0}
-    pruned = {"params": {"r": 4}, "validation": 0.1, "pruned_at": 6, "points": [[6, 0.1]], "fit_key": "b"}
-    stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
-    asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
-    assert stores.query(store, asked).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
-
-
-def test_what_a_training_took_stands_in_its_table(store):
-    stores.save_run(store, make_run("long", [], training={"wall_s": 90.5, "n_steps": 12}))
-    assert stores.query(store, "SELECT run_id, wall_s, n_steps FROM training").rows == [("long", 90.5, 12)]
 
 
 def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
@@ -246,11 +220,6 @@ def test_the_gain_of_a_decision_has_the_direction_of_its_metric(store):
     assert ends == [(pytest.approx(-0.3), pytest.approx(0.4))]
 
 
-def test_what_was_stored_before_units_were_has_none(store):
-    stores.save_run(store, make_run("old", [], rows={"support/test": LORA.digest}))
-    assert column(store, "SELECT DISTINCT improvement FROM deltas WHERE run_id = 'old'") == [None]
-
-
 # Verdicts
 
 
@@ -270,12 +239,6 @@ def test_a_verdict_stands_in_sql_with_its_numbers_and_is_not_stale(store):
     assert stores.query(store, query).rows == [
         ("lora", "fail", said.sentence, *said.macro[:4], said.lost, said.gained, False)
     ]
-
-
-def test_the_same_verdict_said_again_is_stored_once(store):
-    store_verdict(store, "lora")
-    store_verdict(store, "lora")
-    assert column(store, "SELECT count(*) FROM verdicts") == [1]
 
 
 def test_a_verdict_is_stale_where_its_run_has_other_rows_since(store):
@@ -304,14 +267,6 @@ def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
         "SELECT policy->>'each' = '0.1', stale FROM (SELECT record->'policy' AS policy, stale FROM verdicts)"
     )
     assert dict(stores.query(store, query).rows) == {True: True, False: False}
-
-
-def test_a_verdict_file_that_is_damaged_is_written_again(store):
-    store_verdict(store, "lora")
-    (path,) = (store.folder / "verdicts" / "lora").glob("*.json")
-    path.write_text("{", "utf-8")
-    store_verdict(store, "lora")
-    assert json.loads(path.read_text("utf-8"))["outcome"] == "fail"
 
 
 def test_a_verdict_is_stale_where_another_version_of_harness_gave_it(store):
@@ -343,17 +298,6 @@ def test_a_query_is_printed_as_a_table_json_and_csv(store):
     assert plain[0] == {"run_id": "dpo", "trained": True}
     lines = sql(query, "--runs", store.folder, "--csv").stdout.splitlines()
     assert list(csv.reader(lines))[:2] == [["run_id", "trained"], ["dpo", "True"]]
-
-
-def test_json_holds_every_column_and_no_number_that_json_has_not(store):
-    query = "SELECT 1 AS n, 2 AS n, 3 AS n_1, 'nan'::DOUBLE AS x, ['inf'::DOUBLE, 1.5] AS y"
-    (found,) = json.loads(sql(query, "--runs", store.folder, "--json").stdout)
-    assert found == {"n": 1, "n_1": 2, "n_1_1": 3, "x": None, "y": [None, 1.5]}
-
-
-def test_a_models_text_stays_on_its_line_of_the_table(store):
-    shown = sql("SELECT 'a' || chr(10) || chr(27) || '[31mb' AS text", "--runs", store.folder).stdout
-    assert shown.splitlines()[1] == "a b"
 
 
 def test_the_tables_are_listed_with_every_column_without_a_store(tmp_path):
@@ -418,12 +362,6 @@ def test_a_query_reads_and_writes_no_file_but_the_stored_rows(tmp_path, store, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "safe.csv"]
 
 
-@pytest.mark.parametrize("name", ["r[1]", "it's", "a*b"])
-def test_samples_are_read_in_a_folder_of_any_name(tmp_path, store, name):
-    store.folder.rename(tmp_path / name)
-    assert column(Store(tmp_path / name), "SELECT count(text) FROM samples") == [18]
-
-
 @pytest.mark.e2e
 def test_queries_of_several_threads_are_all_answered(store):
     query = "SELECT count(text) FROM samples"
@@ -437,20 +375,6 @@ def test_no_text_in_csv_is_a_formula(store):
     assert lines == "'=a,b,c,d,e\n'=1+1,'@SUM(1),-0.5,'-0.5,\"a\nb\"\n"
 
 
-def test_rows_that_are_damaged_are_named(store):
-    store.parquet(LORA.digest).write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=rf"{LORA.digest}.*next: harness compare"):
-        stores.query(store, "SELECT count(text) FROM samples")
-
-
-def test_a_run_whose_file_is_damaged_is_named_as_left_out(store):
-    file = store.folder / "lora" / "run.json"
-    file.write_text(file.read_text()[:40])
-    done = sql("SELECT run_id FROM runs WHERE run_id = 'lora'", "--runs", store.folder, "--csv")
-    assert (done.stdout, done.exit_code) == ("run_id\n", 0)
-    assert f"left out, as damaged: {file}; next: repair or delete it" in done.stderr
-
-
 def test_rows_in_the_folder_of_other_rows_are_named(store):
     one, other = store.rows(LORA.digest), store.rows(BASE.digest)
     one.rename(one.with_name("aside"))
@@ -460,27 +384,12 @@ def test_rows_in_the_folder_of_other_rows_are_named(store):
         stores.query(store, "SELECT count(text) FROM samples")
 
 
-@pytest.mark.parametrize("words", [[], ["SELECT 1", "--tables"], ["SELECT 1", "--json", "--csv"]])
-def test_options_that_contradict_each_other_are_refused(store, words):
-    assert isinstance(sql(*words, "--runs", store.folder).exception, UserError)
-
-
 def test_a_folder_without_runs_is_refused_and_stays_as_it_is(tmp_path):
     with pytest.raises(UserError, match=r"found no such folder.*next: make one: harness compare"):
         stores.query(Store(tmp_path / "nowhere"), "FROM runs")
     with pytest.raises(UserError, match="found no stored run"):
         stores.query(Store(tmp_path), "FROM runs")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("words", [("runs", "list"), ("reindex",), ("sql", "SELECT run_id FROM runs")])
-def test_the_file_of_an_experiment_names_the_folder_of_its_runs(store, words, monkeypatch):
-    monkeypatch.chdir(store.folder.parents[1])
-    named = store.folder.parent.name
-    by_file = CliRunner().invoke(app, [*words, "-c", f"{named}/harness.yaml", "--json"])
-    by_folder = CliRunner().invoke(app, [*words, "--runs", f"{named}/runs", "--json"])
-    assert (by_file.exit_code, by_file.stdout) == (0, by_folder.stdout)
-    assert by_file.stdout.strip() not in ("{}", "[]")
 
 
 def test_a_run_that_failed_counts_as_no_fine_tune(store):

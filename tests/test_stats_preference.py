@@ -57,12 +57,6 @@ def test_a_side_that_wins_everything_has_no_finite_strength():
     assert stats.bradley_terry([1, 1, 1], [0, 0, 0], [1, 1, 1], "abc")[1] == (None, None, None)
 
 
-def test_a_few_lopsided_comparisons_still_have_a_finite_interval():
-    found = stats.bradley_terry([1] * 6, [0] * 6, [1, 1, 1, 1, 1, 0], range(6))[1]
-    assert np.isfinite(found).all()
-    assert found.low < found.elo < found.high
-
-
 def test_items_rated_by_many_are_resampled_as_one():
     results = [1.0] * 30 + [0.0] * 20
     alone = stats.bradley_terry([1] * 50, [0] * 50, results, range(50))[1]
@@ -110,11 +104,6 @@ def test_raters_who_differ_by_one_grade_agree_on_graded_labels_alone():
     units = [{"a": grade, "b": grade + 1} for grade in (1, 2, 3, 4) for _ in range(10)]
     assert stats.krippendorff_alpha(units, graded=True) > 0.6
     assert stats.krippendorff_alpha(units) < 0
-
-
-def test_agreement_of_one_rater_is_unknown():
-    assert stats.krippendorff_alpha([{"a": 1}, {"a": 2}]) is None
-    assert stats.krippendorff_alpha([{"a": 1, "b": 1}]) is None
 
 
 @pytest.mark.parametrize("name", ["llmbar", "processed"])

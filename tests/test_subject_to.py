@@ -121,22 +121,6 @@ def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
     assert [len(m.items.test) for m in left] == [39, 40, 40, 40]
 
 
-def test_a_second_call_asks_nothing(bound):
-    first, _, tried = bound
-    loaded = config.load(first.store.folder.parent / "harness.yaml", (), ["prompt", "swept"])
-    again = prepare_session(loaded, Scope(), SilentProgress())
-    again.slot.host = host = VersionHost({}, again.source, defaultdict(str))
-    found = experiment.run_all(again, loaded)
-    assert next(f for f in found.facts if f.name == "swept").training.sweep == tried
-    assert host.opened == []
-
-
-def test_the_report_shows_what_each_trial_forgot(bound):
-    text = markdown(experiment_document(bound[1]))
-    assert "forgetting on validation, %" in text
-    assert "chosen among those that forgot at most 10.0 % on general items for validation" in text
-
-
 def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
     """What scores best forgets too much, so with the constraint fewer of the last trials are of that kind."""
     written = "  found: {method: lora, search: {learning_rate: [1.0e-4, 1.0e-1, log], r: [2, 4]}}\n"

@@ -84,18 +84,6 @@ def test_no_family_prompt_or_id_is_in_two_splits():
         assert max(prompts.values()) == 1, (split, prompts.most_common(1))
 
 
-def test_the_matter_that_the_reply_names_comes_last() -> None:
-    from runpy import run_path
-
-    queues = run_path(str(SUITES / "make_support.py"))["MATTERS"]
-    for split in SPLITS:
-        for row in _slice(split, "behaviour"):
-            named = {m: _question(row).lower().rindex(m.lower()) for ms in queues.values() for m in ms
-                     if m.lower() in _question(row).lower()}  # fmt: skip
-            last = max(named, key=named.__getitem__)
-            assert row["reference"].startswith(f"queue: {next(q for q, ms in queues.items() if last in ms)} ")
-
-
 def test_pairs_use_families_of_training_only_and_prefer_the_right_reply() -> None:
     assert {row["cluster"] for row in ROWS["pairs"]} <= {row["cluster"] for row in SPLITS["train"]}
     assert all(row["chosen"] != row["rejected"] for row in ROWS["pairs"])

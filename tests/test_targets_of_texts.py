@@ -55,11 +55,3 @@ def test_a_target_without_training_rows_is_measured_where_nobody_trains(tiny, tm
         tmp_path, tiny, "  prompt: {method: base}\n", "{validation: validation.jsonl, test: test.jsonl}"
     )
     assert compare(path).facts[0].state == "done"
-
-
-def test_a_target_of_test_rows_alone_is_refused_since_candidates_are_chosen_on_others(tiny, tmp_path):
-    path = experiment(tmp_path, tiny, "  prompt: {method: base}\n", "{test: test.jsonl}")
-    with pytest.raises(UserError) as refusal:
-        prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
-    (problem,) = refusal.value.problems
-    assert problem.found == "no data.validation and no data.train"

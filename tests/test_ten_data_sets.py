@@ -57,10 +57,3 @@ def test_an_export_of_a_spreadsheet_is_read_by_its_odd_headers(base, tmp_path):
     assert found.task.fields.reference == "{Final Label}"
     assert found.task.labels == ("borrow", "repair", "return")
     assert any("dropped, invalid: an empty" in line for line in found.said)
-
-
-def test_answers_in_json_are_held_to_be_json(base, tmp_path):
-    path = ten_kinds.write(ten_kinds.KINDS["JSON output"], tmp_path)
-    found = scaffold.propose(Request(tmp_path, str(path), str(base)), HERE)
-    assert found.task.metrics == ("json_fields", "json_valid")
-    assert any("answers in JSON" in line for line in found.said)

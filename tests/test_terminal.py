@@ -1,13 +1,11 @@
 """Progress goes to stderr, and the time left is never below nothing."""
 
-import threading
 import time
 
 import pytest
-from rich.text import Text
 
-from harness.cli.progress_bar import TerminalProgress, console
-from harness.progress import SilentProgress, quiet_libraries
+from harness.cli.progress_bar import TerminalProgress
+from harness.progress import SilentProgress
 
 
 def notes(progress, *steps):
@@ -33,15 +31,6 @@ def test_nothing_is_written_to_stdout_and_by_the_silent_progress_nothing_at_all(
         advance(1, 2, "loss 1.0")
     SilentProgress().finish("a", "a is done")
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(("no_colour", "styled"), [("", True), ("1", False)])
-def test_no_color_leaves_no_style_on_a_terminal(monkeypatch, capsys, no_colour, styled):
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
-    monkeypatch.setenv("NO_COLOR", no_colour)
-    console().print(Text("Ship it", style="bold green"))
-    assert ("\x1b[" in capsys.readouterr().out) is styled
 
 
 def test_the_time_left_falls_as_a_stage_goes_on_and_is_never_negative():
@@ -123,38 +112,6 @@ def test_a_stage_outside_a_plan_says_how_long_it_takes_by_its_own_pace(capsys):
     ]
 
 
-def test_a_stage_outside_a_plan_says_what_is_left_of_its_estimate_before_it_has_a_pace(capsys):
-    now = [0.0]
-    progress = TerminalProgress(lambda: now[0])
-    with progress.stage("noise", 100.0):
-        now[0] = 61.0
-        progress.say_where()
-    said = ["noise … about 1 min 40 s", "noise … 1 min 1 s so far, about 39 s left"]
-    assert lines_of_a_log(capsys) == said
-
-
-def test_a_terminal_shows_the_time_left_of_a_stage_outside_a_plan(monkeypatch, capsys):
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with TerminalProgress().stage("asking the base", 10.0) as advance:
-        advance(1, 4, "arithmetic")
-    said = capsys.readouterr().err
-    assert "asking the base" in said
-    assert "left" in said
-
-
-def test_the_lines_of_a_log_come_while_the_work_says_nothing(capsys):
-    """The thread that looks every five seconds finds that a minute has passed."""
-    now = [0.0]
-    progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
-    with progress.stage("lora: a long block"):
-        now[0] = 90.0
-        deadline = time.monotonic() + 20
-        while not (said := lines_of_a_log(capsys)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert said == ["lora: a long block … 1 min 30 s so far"]
-
-
 def test_a_log_says_each_minute_how_long_it_still_takes_also_where_no_stage_is_open(capsys):
     """Between two stages, and while all that was measured is compared at the end."""
     now = [0.0]
@@ -170,42 +127,3 @@ def test_a_log_says_each_minute_how_long_it_still_takes_also_where_no_stage_is_o
             progress.finish("lora", "lora is done")
             lines_of_a_log(capsys)
             now[0] = 100.0
-
-
-def test_a_plan_and_its_stages_have_one_thread_that_looks(capsys):
-    now = [0.0]
-    progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
-    with progress.follow({"lora": 10.0}):
-        before = threading.active_count()
-        with progress.stage("lora: training", 10.0):
-            assert threading.active_count() == before
-
-
-def test_what_fails_inside_a_stage_still_ends_it():
-    progress = TerminalProgress()
-    with pytest.raises(ZeroDivisionError), progress.stage("stage", 1.0):
-        raise ZeroDivisionError
-    assert progress._bar.tasks == []
-
-
-def test_a_stage_longer_than_a_quarter_of_a_minute_gets_a_line_where_there_is_no_terminal(capsys):
-    progress = TerminalProgress()
-    with progress.follow({"a": 16.0}):
-        for expected_s in (1.0, 16.0):
-            with progress.stage(f"stage of {expected_s:g} s", expected_s):
-                pass
-    err = capsys.readouterr().err
-    assert "stage of 16 s" in err
-    assert "stage of 1 s" not in err
-
-
-def test_quiet_libraries_do_not_warn(capsys):
-    import logging
-    import warnings
-
-    with warnings.catch_warnings():
-        quiet_libraries()
-        warnings.warn("something deprecated", FutureWarning, stacklevel=1)
-        logging.getLogger("transformers.trainer").warning("a note")
-        logging.getLogger("trl").info("a note")
-    assert capsys.readouterr() == ("", "")

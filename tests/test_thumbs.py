@@ -8,14 +8,11 @@ import tiny_experiment
 import tiny_methods
 from tiny_methods import CPU
 
-from harness import config, experiment
 from harness.data import load_task
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
 from harness.methods import kto
 from harness.models.devices.base_loading import load_base
 from harness.models.hub import resolve
-from harness.progress import SilentProgress
 from harness.records import Example
 from harness.spec import Task, TaskData
 from harness.training import LoraParams, lora_config, unpaired
@@ -163,11 +160,3 @@ def test_thumbs_of_unlike_numbers_are_remarked_with_the_weight_that_balances_the
     remarks = list(kto.METHOD.remarks(kto.Params(**weights), [*up, *down]))
     assert len(remarks) == (said is not None)
     assert all(re.search(said, remark) for remark in remarks)
-
-
-def test_unlike_numbers_of_thumbs_stand_among_the_remarks_before_a_run(tiny, tmp_path):
-    rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": i > 0} for i in range(9)]
-    path = tiny_experiment.write(tmp_path, tiny, "  kto: {method: kto}\n", pairs=rows)
-    loaded = config.load(path)
-    lines = experiment.recipe_warnings(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
-    assert any(line.startswith("recipe of kto: 8 thumbs up and 1 down") for line in lines)

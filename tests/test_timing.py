@@ -13,10 +13,7 @@ from harness import config, store
 from harness.evaluation.costs.timing import (
     batch_time,
     describe_timing,
-    latency_figures,
-    request_latency,
     time_requests,
-    wants_more,
 )
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
@@ -28,9 +25,7 @@ from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
-from harness.records import Output
 from harness.report import experiment_document
-from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("watched_load")
 
@@ -80,16 +75,6 @@ def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system
     assert time_requests(machine.ask, 5, read=machine.read).contended
     quick = FakeMachine(lambda i: 0.001 if next(turn) % 7 < 6 else 0.004)
     assert not time_requests(quick.ask, 5, read=quick.read).contended, "of milliseconds nobody notices that"
-
-
-def test_a_network_that_jitters_is_no_work_on_this_machine():
-    turn = count()
-    machine = FakeMachine(lambda i: 0.1 if next(turn) % 7 < 6 else 0.4)
-    found = time_requests(machine.ask, 5, over_network=True, read=machine.read)
-    assert not found.contended
-    assert len(machine.asked) == 7, "and nothing is asked twice"
-    busy = FakeMachine(lambda i: 0.1, lambda turn: 0.5)
-    assert time_requests(busy.ask, 5, over_network=True, read=busy.read).contended
 
 
 # Of stored runs
@@ -153,28 +138,6 @@ def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measu
     assert next(reads).wall_s == pytest.approx((1 + n_asked + 1) * took_s)
 
 
-class AnswersFew(HFCandidate):
-    """A candidate that answers the first few prompts that it is asked, and fails at once on all others."""
-
-    def generate(self, prompts, limits, seeds=()):
-        self.seen |= dict.fromkeys(prompts)
-        if set(prompts) <= set(list(self.seen)[: self.n_answered]):
-            return super().generate(prompts, limits, seeds)
-        return [Output("", "error", error="too long") for _ in prompts]
-
-
-@pytest.mark.parametrize("n_answered", [0, 3])
-def test_requests_that_fail_have_no_time(session_and_run, n_answered):
-    session, run = session_and_run
-    weights = weights_and_test(session, run)[0]
-    validation = row_sets(session, session.candidates["lora"], weights, run.seed)[0]
-    with open_weights(session, weights) as model:
-        model.__class__, model.n_answered, model.seen = AnswersFew, n_answered, {}
-        found = request_latency(session, model, validation, 5)
-    assert (len(found.times_s), found.n_failed) == (n_answered, 5 - n_answered)
-    assert ("p50_s" in latency_figures(found)) is bool(n_answered)
-
-
 def test_a_run_whose_requests_all_failed_is_not_timed_again(session_and_run):
     session, run = session_and_run
     del run.latency["p50_s"], run.latency["p95_s"]
@@ -218,49 +181,6 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert "a second), their first tokens after " in describe_timing([replace(run, latency=served)])[1]
 
 
-@pytest.mark.e2e
-def test_as_many_requests_come_at_once_as_is_written(session_and_run, monkeypatch):
-    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
-    session, run = session_and_run
-    session.experiment = session.experiment.model_copy(update={"concurrency": 3})
-    run.latency.update(contended=1.0)
-    again = time_again(session, session.candidates["lora"], run)
-    assert again.latency["at_once"] == 3
-    assert not wants_more(again, 6, 3)
-    assert wants_more(again, 6, 4)
-
-
-@pytest.mark.parametrize(
-    ("latency", "n_items", "wanted"),
-    [
-        ({"n": 8.0}, 40, True),
-        ({"n": 8.0}, 8, False),
-        ({"n": 30.0}, 40, False),
-        ({"n": 7.0}, 40, False),
-        ({"n": 30.0, "contended": 1.0}, 40, True),
-    ],
-)
-def test_more_requests_are_timed_where_there_are_more_and_time_for_them(
-    session_and_run, latency, n_items, wanted
-):
-    _, run = session_and_run
-    run.latency.clear()
-    run.latency.update(latency)
-    assert wants_more(run, n_items) is wanted
-
-
-def test_a_run_of_before_these_figures_is_still_read(copy):
-    at = Store(copy.parent / "runs")
-    for run in store.list_runs(at):
-        file = at.folder / run.run_id / "run.json"
-        plain = json.loads(file.read_text())
-        plain["latency"] = {"p50_s": 0.25, "n": 5.0, "shared_prompt_tokens": 3.0}
-        file.write_text(json.dumps(plain))
-    found = tiny_experiment.run(copy)
-    assert {f.latency_p50_s for f in found.facts} == {0.25}
-    assert all(f.requests_per_s > 0 and f.cost_per_1k_usd > 0 for f in found.facts)
-
-
 def change_latency(copy, **changes):
     """Change what is stored of the LoRA's times."""
     (file,) = (copy.parent / "runs").glob("*-lora-s0-*/run.json")
@@ -285,13 +205,6 @@ def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_the
     assert any(note.startswith("latencies of ") and "lora" in note for note in said)
     assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in said)
     assert found.decision.arithmetic.get("break_even_requests") is None
-
-
-def test_the_times_of_undisturbed_requests_are_noted_with_their_number(copy):
-    change_latency(copy, contended=0.0, compute_contended=0.0, p50_s=0.2, p95_s=0.4, n=30.0)
-    found = tiny_experiment.run(copy)
-    (note,) = (note for note in found.notes if note.startswith("time of one request"))
-    assert "lora 0.2 s (95 % within 0.4 s, 30 timed)" in note
 
 
 # Adapters as they are served

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import tiny_model
@@ -133,24 +132,3 @@ def test_the_next_block_is_tokenised_in_a_thread_while_a_block_is_computed():
     assert threads[0] is threading.main_thread()
     assert threads[1] is threads[2] is not threads[0]
     assert not threads[1].is_alive()
-
-
-def test_on_a_processor_a_block_is_tokenised_right_before_it_is_computed():
-    order = []
-    for block, _ in encode_blocks(order.append, [1, 2], ahead=False):
-        order.append(f"computed {block}")
-    assert order == [1, "computed 1", 2, "computed 2"]
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_a_block_is_tokenised_when_it_is_due_and_none_is_no_work(ahead):
-    def encode(block):
-        if block == 1:
-            raise ValueError("no such text")
-        return block
-
-    blocks = encode_blocks(encode, [0, 1, 2], ahead=ahead)
-    assert next(blocks) == (0, 0)
-    with pytest.raises(ValueError, match="no such text"):
-        next(blocks)
-    assert list(encode_blocks(partial(pytest.fail, "asked"), [], ahead=ahead)) == []

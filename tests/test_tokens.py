@@ -59,15 +59,6 @@ def test_tokens_of_the_same_rows_are_remembered_and_those_of_others_made_anew(ti
     assert tokens(CountingTokenizer(tiny)) != tokens(CountingTokenizer(started))
 
 
-def test_tokens_whose_file_was_damaged_are_made_anew(tiny):
-    first = tokens(CountingTokenizer(tiny))
-    (memory,) = (cache_dir() / "training").iterdir()
-    memory.write_bytes(memory.read_bytes()[:50])
-    tokenizer = CountingTokenizer(tiny)
-    assert tokens(tokenizer) == first
-    assert tokenizer.n > 0
-
-
 def edit_first_row(rows):
     return (replace(rows[0], references=("money",)), *rows[1:])
 

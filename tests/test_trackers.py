@@ -55,10 +55,6 @@ def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict(
     assert found.tags["decision"] == REPORT.decision.sentence
 
 
-def test_a_smoke_run_is_marked_in_a_tracker():
-    assert list_tracked_runs(replace(REPORT, smoke=True))[0].tags["evidence"] == "smoke, not evidence"
-
-
 def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -71,14 +67,6 @@ def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
     assert [(e.step, e.value) for e in read.Scalars("training/loss")] == [(1, 2.5), (2, 1.5)]
     assert read.Scalars("target/exact_match")[0].value == pytest.approx(0.81)
     assert read.Tensors("verdict")[0].tensor_proto.string_val == [b"PASS"]
-
-
-def test_tensorboard_shows_a_run_that_is_sent_again_once_and_keeps_those_that_are_not(tmp_path):
-    note_of("tensorboard", tmp_path)
-    note_of("tensorboard", tmp_path, replace(REPORT, facts=FACTS[:2]))
-    folder = tmp_path / "trackers" / "tensorboard" / "desk"
-    files = {path.name: len(list(path.iterdir())) for path in folder.iterdir()}
-    assert files == {"lora": 1, "prompt": 1, "worse": 1}
 
 
 @pytest.mark.e2e

@@ -6,25 +6,21 @@ from dataclasses import replace
 import pytest
 import rescue_worlds
 import tiny_methods
-import tiny_model
-import yaml
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
-from harness import config, plugins, rescue, store
-from harness.errors import CandidateFailed, UserError
+from harness import plugins, rescue, store
+from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
-from harness.experiment import Scope, estimate_work, prepare_session
+from harness.experiment import estimate_work
 from harness.experiment.curves.tracking import estimate_tracking, read_tracked_weights
-from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
-from harness.progress import SilentProgress
 from harness.records import TrainingRecord, read_training_record
-from harness.spec import Recipe, Task, TaskData, Tracking
-from harness.training import CHECKPOINTS, TRACKED, Reward, map_tracked_folders, plan_tracked_steps
+from harness.spec import Recipe, Tracking
+from harness.training import CHECKPOINTS, TRACKED, map_tracked_folders, plan_tracked_steps
 
 pytestmark = pytest.mark.e2e
 
@@ -117,25 +113,6 @@ def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_
     assert (planned[-1], 13 in planned) == (600, False)
 
 
-def test_of_more_checkpoints_than_points_those_are_kept_that_are_spread_evenly(tiny, tmp_path):
-    made = fit_until_stopped(tiny, tmp_path, points=2)
-    assert list(map_tracked_folders(made.folder / TRACKED)) == [24, 48]
-    assert not [*(made.folder / TRACKED).glob("*.part")]
-
-
-def test_a_training_that_was_killed_and_then_stops_early_keeps_the_same_points(tiny, tmp_path, stopped_fit):
-    with pytest.raises(KeyboardInterrupt):
-        fit_until_stopped(tiny, tmp_path, points=4, advance=interrupt_at(30))
-    again = fit_until_stopped(tiny, tmp_path, points=4)
-    assert again.digest == stopped_fit.digest
-    assert list(map_tracked_folders(tmp_path / TRACKED)) == [12, 24, 36, 48]
-
-
-def test_a_training_that_pauses_at_points_keeps_those_of_the_steps_that_were_planned(tiny, tmp_path):
-    made = fit_until_stopped(tiny, tmp_path, points=20, pause_at=20)
-    assert list(map_tracked_folders(made.folder / TRACKED)) == [36]
-
-
 @pytest.mark.parametrize(
     "params",
     [
@@ -169,26 +146,8 @@ OTHERS = {
 }
 
 
-def fit_other(tiny, folder, name, track):
-    """Fit another method, of which the last weights are those that are saved."""
-    task = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=("token_f1",))
-    rewarded = {"reward": Reward(written="token_f1", task=task)} if plugins.method(name).rewarded else {}
-    context = replace(tiny_methods.context(tiny, folder, **rewarded), track=track)
-    taught = {"teacher": str(tiny_model.build(folder / "teacher", seed=1))} if name == "gkd" else {}
-    return plugins.method(name).fit(context, plugins.method(name).params(**OTHERS[name], **taught))
-
-
 def test_every_method_that_trains_a_language_model_keeps_its_weights():
     assert plugins.methods(tracks=True) == sorted({*OTHERS, "lora"})
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_weights_are_kept_as_they_are_saved_at_the_end(tiny, tmp_path, own_cache, name):
-    made, plain = (fit_other(tiny, tmp_path / f"{track}", name, track) for track in (1, 0))
-    ((step, folder),) = map_tracked_folders(made.folder / TRACKED).items()
-    kept = json.loads((folder / "fit.json").read_text())
-    assert (step, kept["kind"]) == (made.training.n_steps, made.kind)
-    assert (made.digest, kept["digest"]) == (plain.digest, made.digest)
 
 
 def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_in_fp32(tiny, tmp_path):
@@ -239,14 +198,6 @@ def test_points_say_what_target_and_capability_were_then_and_are_stored_so(track
     assert "tracked" not in TrainingRecord().to_plain()
 
 
-def test_a_step_on_the_front_is_named_with_the_recipe_of_a_candidate(tracked_world):
-    """Of the two early and late, one gains more and the other keeps more."""
-    (said,) = [note for note in tracked_world.report.notes if "on the front" in note]
-    assert said.startswith("held: step 10 of its training on the front of target and capability: ")
-    recipe = yaml.safe_load(said.partition("{")[1] + said.partition("{")[2].rpartition("}")[0] + "}")
-    assert recipe == {"method": "checkpoint", "init_from": "held", "params": {"step": 10}}
-
-
 def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(tracked_world):
     session = tracked_world.session
     made = read_tracked_weights(
@@ -273,17 +224,6 @@ def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured
     assert run_of(tracked_world).training.tracked == before.training.tracked
 
 
-def test_a_run_of_before_gets_its_points_without_being_made_again(tracked_world):
-    before = run_of(tracked_world)
-    store.save_run(
-        tracked_world.session.store, replace(before, training=replace(before.training, tracked=()))
-    )
-    session = rescue_worlds.open_world(tracked_world.path, {}).session
-    made = make_run(session, session.candidates["held"], 0)
-    assert made.run_id == before.run_id
-    assert made.training.tracked == before.training.tracked
-
-
 def test_the_estimate_and_the_folder_know_of_the_points(tracked_world):
     session = tracked_world.session
     work = estimate_tracking(session, session.candidates["held"].source)
@@ -300,14 +240,6 @@ def test_the_estimate_and_the_folder_know_of_the_points(tracked_world):
     )  # how many items are asked is no part
 
 
-@pytest.mark.parametrize("method", ["base", "classifier"])
-def test_a_method_that_keeps_no_weights_along_its_training_is_refused(tracked_world, method):
-    path = tracked_world.path.with_name(f"{method}.yaml")
-    path.write_text(tracked_world.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
-    with pytest.raises(UserError, match=f"track with the method {method}.*expected one of the methods.*lora"):
-        prepare_session(config.load(path), Scope(), SilentProgress())
-
-
 # A checkpoint as a candidate
 
 
@@ -318,15 +250,6 @@ def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, t
     assert made.digest == json.loads((kept / "fit.json").read_text())["digest"]
     for file in (kept / "adapter").iterdir():
         assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
-
-
-@pytest.mark.parametrize("name", ["full", "bottleneck"])
-def test_a_checkpoint_is_of_the_kind_that_was_kept(tiny, tmp_path, own_cache, name):
-    trained = fit_other(tiny, tmp_path / "trained", name, 1)
-    (step,) = map_tracked_folders(trained.folder / TRACKED)
-    context = tiny_methods.context(tiny, tmp_path / "made", init=trained.folder / trained.kind)
-    made = checkpoint.fit(context, checkpoint.Params(step=step))
-    assert (made.kind, made.digest) == (trained.kind, trained.digest)
 
 
 def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(

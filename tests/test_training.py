@@ -10,13 +10,12 @@ from pydantic import ValidationError
 
 from harness import plugins
 from harness.errors import CandidateFailed
-from harness.methods import base, classifier, lora
+from harness.methods import classifier, lora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
 from harness.records import Example, PromptText
-from harness.training import CHECKPOINTS, FitContext, LoraParams, lora_config, trainer
-from harness.training.sft import SupervisedParams, fine_tune
+from harness.training import CHECKPOINTS, FitContext, trainer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -65,27 +64,6 @@ def test_training_lowers_the_loss_and_keeps_token_accuracy_and_learning_rate_by_
     accuracies = [share for _, share in figures.token_accuracy]
     assert accuracies[0] < accuracies[-1] <= 1
     assert len(figures.validation_token_accuracy) == len(figures.validation_loss)
-
-
-def test_rows_of_about_one_length_are_trained_on_together(context):
-    rows = [
-        Example(f"{n}-{words}", ({"role": "user", "content": f"{n}" + " parcel" * words},), ("late",))
-        for n in range(8)
-        for words in (1, 20)
-    ]
-    lengths = []
-
-    def record_lengths(model):
-        model.register_forward_pre_hook(
-            lambda _, __, given: lengths.append(given["attention_mask"].sum(1).tolist()), with_kwargs=True
-        )
-
-    params = SupervisedParams(num_train_epochs=1, per_device_train_batch_size=2)
-    own = lora_config(LoraParams(r=2))
-    watched_context = dataclasses.replace(context, train=tuple(rows), prepare=record_lengths)
-    fine_tune(watched_context, params, own, context.folder / "own")
-    assert max(max(batch) for batch in lengths) > 2 * min(min(batch) for batch in lengths)
-    assert all(max(batch) - min(batch) <= 3 for batch in lengths[:8])
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -197,15 +175,6 @@ def test_an_adapter_reads_what_autocast_made_narrow_with_the_same_gradients(tiny
         assert model(input_ids=ids).logits.isfinite().all()
 
 
-def test_of_several_gpus_one_is_trained_on(tmp_path):
-    from trl import SFTConfig
-
-    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    args._n_gpu = 4  # what transformers finds on a machine with four
-    trainer.use_one_gpu(args)
-    assert args.n_gpu == 1
-
-
 @pytest.mark.parametrize(
     ("config", "batch", "free_gib", "again"),
     [
@@ -225,19 +194,6 @@ def test_activations_are_computed_again_where_memory_would_not_be_enough(
     context = tiny_methods.context("", tmp_path / "made", source=source, machine=GPU)
     params = lora.Params(per_device_train_batch_size=batch, max_length=2048)
     assert trainer.checkpoints_activations(context, params, None, free_gib) is again
-
-
-def test_no_memory_to_train_in_fails_the_candidate_and_names_the_knob():
-    import torch
-
-    with pytest.raises(CandidateFailed, match="per_device_train_batch_size"), trainer.explain_out_of_memory():
-        raise torch.OutOfMemoryError("no room")
-
-
-def test_the_base_method_makes_nothing(context):
-    made = base.fit(context, base.Params())
-    assert (made.kind, made.digest, made.folder) == ("base", context.source.weights_digest, None)
-    assert list(context.folder.iterdir()) == []
 
 
 def test_the_classifier_keeps_texts_and_labels_needs_two_and_the_same_give_one_digest(context, tmp_path):

@@ -49,12 +49,6 @@ def test_a_loss_that_hardly_fell_or_falls_still_is_underfitting(loss, said):
     assert said in found.sentence
 
 
-def test_rows_that_are_known_by_heart_are_named_with_both_losses():
-    found = diagnose(record(make_falling_loss(0.02), ((EPOCH, 0.9),)))
-    assert found.kind == "memorizes"
-    assert "training loss 0.020, validation loss 0.900" in found.sentence
-
-
 @pytest.mark.parametrize(
     "training",
     [
@@ -91,17 +85,6 @@ def make_changes(*changes, half=0.02):
 )
 def test_points_along_a_training_say_whether_it_forgets_and_when(changes, said):
     assert describe_forgetting(make_changes(*changes)).startswith(said)
-
-
-def test_what_is_lost_first_and_in_the_end_stand_with_their_steps():
-    said = describe_forgetting(make_changes(-0.05, -0.08))
-    assert " points at step 50 of 100, and −8.0" in said
-    assert said.endswith(" points at step 100")
-    assert describe_forgetting(make_changes(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith(
-        "forgets late"
-    )
-    assert describe_forgetting(TrainingRecord()) == ""
-    assert describe_forgetting(TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
 
 
 def make_points(*points):

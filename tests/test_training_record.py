@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import read_weights
-from harness.records import TrainingRecord, Trial, read_training_record
+from harness.records import Trial, read_training_record
 
 BEFORE = {  # as fit.json and run.json held it when it was a plain dict
     "wall_s": 36.5,
@@ -49,25 +49,6 @@ def test_a_record_of_before_reads_and_is_stored_with_the_same_figures():
     assert read_training_record(read.to_plain()) == read
     plain = {name: value for name, value in read.to_plain().items() if name not in ("loss", "sweep")}
     assert plain | {"validation_loss": [[2, 1.5]]} == {k: v for k, v in BEFORE.items() if k in plain}
-
-
-def test_what_was_not_measured_is_not_stored_and_figures_of_ones_own_are_kept():
-    assert TrainingRecord(n_dropped_too_long=0, wall_s=0.0).to_plain() == {
-        "wall_s": 0.0,
-        "n_dropped_too_long": 0,
-    }
-    read = read_training_record({"wall_s": 1.0, "reward_entropy": 0.25})
-    assert read == TrainingRecord(wall_s=1.0, others={"reward_entropy": 0.25})
-    assert read.to_plain() == {"wall_s": 1.0, "reward_entropy": 0.25}
-
-
-@pytest.mark.parametrize(
-    ("stored", "place"),
-    [({"n_steps": "many"}, "n_steps"), ({"loss": [2.5]}, "loss.0"), ({"fit_key": None}, "fit_key")],
-)
-def test_a_figure_of_another_kind_is_refused_by_its_name(stored, place):
-    with pytest.raises(ValueError, match=rf"^training\.{place}: found .*; expected .*"):
-        read_training_record(stored)
 
 
 def test_weights_whose_record_cannot_be_read_say_which_folder_to_delete(tmp_path):

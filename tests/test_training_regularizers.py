@@ -1,15 +1,12 @@
 """Regularisers that change how gradients are made and what is seen or trained do what their papers define."""
 
 from collections import defaultdict
-from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import tiny_methods
 from safetensors.torch import load_file
 
-from harness import regularizers
 from harness.methods import dpo, full, lora
 from harness.regularizers import dropout, half, sam
 from harness.training.sft import whole_loss_trainer
@@ -58,25 +55,6 @@ def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
     sam.step(model, backward, sam.Params())
     assert model.weight.grad.allclose(2 * once)
     assert torch.isfinite(once).all()
-
-
-def test_what_is_logged_of_a_step_with_sam_is_of_the_weights_it_starts_from(tiny, tmp_path):
-    context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 5.0}})
-    made = dpo.fit(context, dpo.Params(r=2, learning_rate=0.01, warmup_steps=0, max_steps=2)).training
-    assert made.loss[0][1] == pytest.approx(0.6931, abs=1e-4)
-    assert made.reward_margin[0][1] == pytest.approx(0, abs=1e-5)
-
-
-def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
-    from safetensors.torch import load_file
-
-    prepare = partial(regularizers.prepare, {"freeze": {"first": 1}})
-    context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 1.0}}, prepare=prepare)
-    made = full.fit(context, full.Params(max_steps=2, learning_rate=0.01))
-    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, made.folder / "model"))
-    still = [name for name in before if "layers.0." in name or "embed" in name]
-    assert all(before[name].equal(after[name]) for name in still)
-    assert not before["model.norm.weight"].equal(after["model.norm.weight"])
 
 
 def compute_smoothed_loss(tiny, factor, training):
@@ -228,17 +206,6 @@ def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside(se
     assert len(chosen) - 2 == len(NAMES) / 2
 
 
-def test_each_round_has_a_half_of_its_own_and_weights_and_biases_go_together():
-    both = [*NAMES, *(name.replace("weight", "bias") for name in NAMES)]
-    rounds = half.Params(rounds=3)
-    parts = [set(half.select(both, progress, rounds, 0)) for progress in (0, 0.33, 0.34, 0.66, 0.67, 0.999)]
-    assert parts[0] == parts[1] != parts[2] == parts[3] != parts[4] == parts[5] != parts[0]
-    for part in parts:
-        assert {name.replace("bias", "weight") for name in select_names(part, "bias")} == select_names(
-            part, "weight"
-        )
-
-
 def train_in_rounds(tiny, folder, rounds):
     """Train in rounds, and return the names of the weights that moved, and all weights before."""
     context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
@@ -258,22 +225,6 @@ def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit
 
 
 @pytest.mark.e2e
-def test_another_round_moves_another_half(tiny, tmp_path):
-    once, _ = train_in_rounds(tiny, tmp_path / "once", 1)
-    twice, _ = train_in_rounds(tiny, tmp_path / "twice", 8)
-    assert len(once) < len(twice)
-
-
-@pytest.mark.e2e
-def test_weights_that_rounds_trained_by_turns_all_count_as_trained(tiny, tmp_path):
-    def n_trained(rounds, folder):
-        context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
-        return full.fit(context, full.Params(num_train_epochs=4)).training.n_trainable
-
-    assert n_trained(1, tmp_path / "once") < n_trained(8, tmp_path / "twice")
-
-
-@pytest.mark.e2e
 def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
     given = {"half": {}, "l2_sp": {"strength": 1e4}}
     context = tiny_methods.context(tiny, tmp_path / "held", regularize=given)
@@ -286,57 +237,6 @@ def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
         return sum(float((after[name].float() - before[name].float()).norm()) for name in free)
 
     assert distance(held) < 0.8 * distance(loose)
-
-
-def read_order(tiny, folder, method, regularize, advance=lambda *_: None, **params):
-    """Train, and return what each pass of the training read, in order, with the weights."""
-    read = []
-
-    def prepare(model):
-        def note(module, args, given):
-            if module.training and given["input_ids"].shape[0] == params["per_device_train_batch_size"]:
-                read.append(given["input_ids"].tolist())
-
-        regularizers.prepare(regularize, model)
-        model.register_forward_pre_hook(note, with_kwargs=True)
-
-    context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
-    given = {"num_train_epochs": 3, "learning_rate": 0.01, "early_stopping_patience": 9, **params}
-    return read, method.fit(replace(context, advance=advance), method.Params(**given))
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("method", "regularize"),
-    [
-        (full, {"dropout": {"rate": 0.5}}),
-        (full, {"neftune": {}}),
-        (full, {"dropout": {}, "neftune": {}}),
-        (full, {"half": {}}),
-        (lora, {"neftune": {"noise_alpha": 15}}),
-    ],
-)
-def test_rows_are_read_in_the_order_of_a_training_without_the_regularizer(tiny, tmp_path, method, regularize):
-    plain, _ = read_order(tiny, tmp_path / "plain", method, {}, per_device_train_batch_size=2)
-    read, _ = read_order(tiny, tmp_path / "own", method, regularize, per_device_train_batch_size=2)
-    assert len(plain) == 18
-    assert read == plain
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("regularize", [{"dropout": {"rate": 0.5}}, {"neftune": {}}])
-def test_noise_is_that_of_an_undisturbed_training_after_an_interrupt(tiny, tmp_path, regularize):
-    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-
-    def stop(done, total, note=""):
-        if done == 5:
-            raise KeyboardInterrupt
-
-    _, whole = read_order(tiny, tmp_path / "whole", full, regularize, **given)
-    with pytest.raises(KeyboardInterrupt):
-        read_order(tiny, tmp_path / "cut", full, regularize, stop, **given)
-    _, again = read_order(tiny, tmp_path / "cut", full, regularize, **given)
-    assert again.digest == whole.digest
 
 
 def test_each_batch_of_a_step_has_noise_of_its_own(tiny, tmp_path):

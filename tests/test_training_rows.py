@@ -5,17 +5,15 @@ import json
 import re
 from collections import Counter
 
-import jsonschema
 import pytest
 import tiny_experiment
 from rich.console import Console
 
-from harness import config
 from harness.config import load
 from harness.data import load_task
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
-from harness.experiment import Scope, describe_training_rows, prepare_session
+from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.records import parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
@@ -102,30 +100,6 @@ def test_every_form_of_the_report_shows_the_tables(file_and_report):
     assert "25.0 % " in markdown(experiment_document(report))
 
 
-def test_notes_name_the_selected_candidates_and_those_that_they_take_weights_from(tiny, tmp_path):
-    taken = (
-        "  half: {method: scaled, init_from: curated, params: {scale: 0.5}}\n"
-        "  ranked: {weights_of: curated, answer: rank}\n"
-    )
-    session = session_of(write(tmp_path, tiny, CANDIDATES + taken))
-    named = {
-        one: [n.partition(":")[0] for n in describe_training_rows(session, [one])]
-        for one in session.candidates
-    }
-    assert named["prompt"] == named["lora"] == []
-    assert named["blend"] == ["blend"]
-    assert named["curated"] == named["half"] == named["ranked"] == ["curated"]
-
-
-@pytest.mark.e2e
-def test_the_targets_own_file_makes_the_same_weights(tiny, tmp_path):
-    own = "train: suites/letters/train.jsonl"
-    path = write(tmp_path, tiny, f"  bag: {{method: classifier}}\n  same: {{method: classifier, {own}}}\n")
-    tiny_experiment.run(path)
-    runs = tiny_experiment.runs_of(path)
-    assert runs["same"].weights_digest == runs["bag"].weights_digest
-
-
 @pytest.mark.e2e
 def test_rows_drawn_several_times_are_examples_and_labels_once(tiny, tmp_path):
     drawn = "mix: {files: [curated.jsonl, more.jsonl], rows: 90, replacement: true}"
@@ -162,15 +136,6 @@ def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(
     text = markdown(experiment_document(report))
     assert f"| 60 ({sets['drawn'].n_labelled}) |" in text
     assert "rows are counted as trained: one that occurs twice or is sampled again counts each time" in text
-
-
-def test_the_provenance_of_a_mixture_says_the_shares_that_were_drawn(tiny, tmp_path):
-    mixed = "mix: {files: {curated.jsonl: 0.3, more.jsonl: 0.7}, rows: 4}"
-    path = write(tmp_path, tiny, f"  few: {{method: classifier, {mixed}}}\n")
-    (note,) = (n for n in tiny_experiment.run(path, "suites=[]").notes if "few: trains on" in n)
-    assert "25.0 % " in note
-    assert "75.0 % " in note
-    assert "4 rows" in note
 
 
 def test_rows_that_a_test_item_or_a_suite_asks_too_are_refused_with_their_line(tiny, tmp_path):
@@ -225,11 +190,6 @@ def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
         draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=50)
 
 
-def test_a_candidate_that_trains_on_nothing_has_no_rows_of_its_own(tiny, tmp_path):
-    path = write(tmp_path, tiny, "  prompt: {method: base, train: curated.jsonl}\n")
-    assert "train with the method base, which trains on no rows" in problems(path)
-
-
 def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
     path = write(tmp_path, tiny, "  dpo: {method: dpo, train: pairs.jsonl}\n")
     pairs = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
@@ -238,13 +198,3 @@ def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
     assert {(pair.references[0], pair.rejected) for pair in found.items.pairs} == {
         (f"yes {i}", f"no {i}") for i in range(8)
     }
-
-
-@pytest.mark.e2e
-def test_the_schema_for_editors_takes_the_short_forms():
-    recipe = config.json_schema()
-    schema = {**recipe["$defs"]["Recipe"], "$defs": recipe["$defs"]}
-    for written in ({"train": "a.jsonl"}, {"train": ["a.jsonl"]}, {"mix": {"a": 0.5, "b": 0.5}}):
-        jsonschema.validate(written, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"train": 3}, schema)

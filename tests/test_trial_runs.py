@@ -91,16 +91,6 @@ def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, c
     assert said[4].endswith(", 10 kB")
 
 
-def test_a_trial_that_two_runs_were_chosen_among_is_listed_once_below_that_of_its_candidate(
-    store, capsys, monkeypatch
-):
-    shared = keep_trial(store, "aa")
-    save_chosen(store, "desk-hybrid-s0-1", shared, candidate="hybrid", created="2024-01-01T00:00:00+00:00")
-    save_chosen(store, "desk-lora-s0-1", shared)
-    names = [line.partition(": ")[0] for line in print_runs(store, capsys, monkeypatch).splitlines()]
-    assert names == ["desk-hybrid-s0-1", "desk-lora-s0-1", f"  {shared.run.run_id}"]
-
-
 def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_among_it(
     store, capsys, monkeypatch
 ):
@@ -202,13 +192,6 @@ def keep_prompt_trial(store, system, rows=()):
     run = make_run(f"desk-best-s0-trial-{system}", rows, weights_digest="the base", metrics=metrics)
     stores.save_trial(store, found := TrialRun(run, trial, "f1"))
     return found
-
-
-def test_a_trial_of_prompts_that_no_run_was_chosen_among_takes_no_weights_with_it(store):
-    keep_trial(store, "aa")
-    lost = keep_prompt_trial(store, "brief")
-    stores.remove_run(store, lost.run.run_id)
-    assert list_kept(store) == weights(store) == {"aa"}
 
 
 def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_among_it(store):

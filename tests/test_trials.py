@@ -85,19 +85,6 @@ def test_the_first_rung_is_the_point_of_the_training_that_gains_most_within_the_
     )
 
 
-def test_a_training_without_points_has_no_checkpoint_to_try():
-    assert [said for said in list_left_out(LORA) if said.startswith("earlier: nothing was measured along")]
-    unknown = (TrackedPoint(step=10, target=0.5),)
-    assert "earlier" not in {trial.step for trial in schedule(LORA, tracked=unknown).trials}
-
-
-@pytest.mark.parametrize("method", ["full", "spectrum", "dpo"])
-def test_a_checkpoint_of_any_kind_of_weights_is_tried_first(method):
-    known = (TrackedPoint(step=10, target=0.5, capability=0.0),)
-    first, *_ = schedule(Recipe(method=method), tracked=known).trials
-    assert (first.step, first.recipe.method, first.recipe.params) == ("earlier", "checkpoint", {"step": 10})
-
-
 def test_what_a_kind_of_weights_does_not_take_is_left_out():
     marked = marks(Recipe(method="dpo", init_from="lora"))
     assert marked[3:] == ["kl=0.3", "kl=3", "ewc=30", "l2_sp=0.01", "lr=5e-07"]
@@ -170,18 +157,6 @@ def test_each_rung_changes_one_thing():
     assert (scaled.system, scaled.answer, scaled.serve_on) == ("Be brief.", "rank", "bf16")
 
 
-def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
-    full = Recipe(method="full")
-    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
-    general, penalties = ["kl=0.3", "kl=3", "replay=0.25", "replay=1"], ["ewc=30", "l2_sp=0.01"]
-    assert marks(full) == [*scales, *general, *penalties, "lr=1e-05", "half"]
-    assert find_trial(full, "scale=0.5").method == "interpolated"
-    assert find_trial(full, "half").regularize == {"freeze": {"first": 15}}
-    assert "rank: no new adapter of rank 2 or more is trained, so there is no rank to lower" in list_left_out(
-        full
-    )
-
-
 def rows(task, clusters):
     return [
         SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, cluster=c)
@@ -205,12 +180,6 @@ def test_halves_never_share_a_cluster_and_hold_every_item_once(tasks, seed):
     assert sum(map(len, parts.values())) == sum(map(len, named.values()))
 
 
-@given(st.permutations(range(30)))
-def test_the_order_of_items_does_not_move_them(order):
-    items = rows("chat", [f"c{i // 3}" for i in range(30)])
-    assert split({"chat": [items[i] for i in order]}, 0) == split({"chat": items}, 0)
-
-
 def test_single_items_are_halved_evenly_in_every_task_and_another_seed_halves_them_otherwise():
     named = {task: rows(task, [f"{task}{i}" for i in range(101)]) for task in ("chat", "sums")}
     halved = split(named, 0)
@@ -230,12 +199,6 @@ def test_pinned_items_are_in_both_halves_and_a_task_without_two_clusters_in_a_ha
     parts = [cut_to_half(measured, halved, half) for half in ("search", "confirm")]
     assert all(part[0].new == pinned for part in parts)
     assert list(map(len, parts)) == [1, 1]
-
-
-def test_a_rescue_policy_refuses_scales_that_are_no_shares():
-    for wrong in ({"scales": [1.5]}, {"steps": []}, {"shares": [0]}, {"max_trained": -1}):
-        with pytest.raises(ValueError, match="validation error"):
-            RescuePolicy.model_validate(wrong)
 
 
 def test_items_of_one_document_are_in_one_half_whatever_their_ids_in_each_task():

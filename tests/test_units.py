@@ -10,10 +10,10 @@ import pytest
 from fake_facts import candidate, comparison, make_fine_tune, verdict
 
 from harness import comparison as compared
-from harness import gating, store
+from harness import store
 from harness.comparison.run_diff import differences
 from harness.decision import best_untrained, decide
-from harness.formatting import RATE, Unit, change, score
+from harness.formatting import RATE, Unit
 from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
 from harness.nightly.changes import compare_base
 from harness.records import MetricRange, RowsIdentity, Run
@@ -21,7 +21,7 @@ from harness.report import ExperimentReport
 from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
 from harness.report.plots.pareto_front import front, points_of
-from harness.report.wording import best_first, live_line
+from harness.report.wording import best_first
 from harness.rescue import Rescue
 from harness.rescue.report import rows as rescue_rows
 from harness.rescue.result import HalfVerdict, TrialResult
@@ -94,17 +94,6 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest
     assert of.front == ("low",)
 
 
-def test_a_metric_that_is_no_rate_is_printed_as_it_is():
-    perplexity = mean_metric("perplexity", lambda output, example: None, False, (1.0, float("inf")))
-    found = compared.estimate(perplexity, rows([12.0, 12.6, 12.3], perplexity))
-    assert score(found.unit, found.score) == "12.300"
-    f = replace(candidate("prompt", 12.3), target=found)
-    assert "perplexity 12.300 [" in live_line(f, "perplexity")
-    c = compared.compare_rows(perplexity, rows([12.0, 12.6], perplexity), rows([11.0, 11.4], perplexity))
-    assert change(c.unit, c.delta) == "−1.100"
-    assert (c.unit.name, c.unit.higher_is_better) == ("perplexity", False)
-
-
 @pytest.mark.parametrize(
     ("bounds", "higher", "unit"),
     [
@@ -116,11 +105,6 @@ def test_a_metric_that_is_no_rate_is_printed_as_it_is():
 )
 def test_a_metric_says_its_unit_by_its_bounds_and_its_direction(bounds, higher, unit):
     assert mean_metric("of_x", lambda output, example: None, higher, bounds).unit == unit
-
-
-def test_what_is_gained_is_turned_and_keeps_its_unit():
-    turned = compared.orient(comparison(-0.2, unit=WER))
-    assert (turned.delta, turned.unit.name, turned.unit.higher_is_better) == (0.2, "wer", True)
 
 
 GRADED = mean_metric("f1", lambda output, example: None)
@@ -151,11 +135,6 @@ def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, b
     if before is not None:
         c = compared.compare_rows(metric, rows([before, 1.0], metric), rows([after, 1.0], metric))
         assert bool(c.lost or c.gained) is expected
-
-
-def test_one_table_says_how_many_items_flip_where_nothing_is_wrong():
-    assert gating.aa_rate("fp32") == 0.5 / 120
-    assert gating.aa_rate("of another kind") == gating.aa_rate("bf16") == 0.022
 
 
 def store_slow_run(at, name, latency_s, metric="latency", **changes):

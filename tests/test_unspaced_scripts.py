@@ -19,7 +19,6 @@ from harness.experiment import compare
 from harness.metrics import load_metrics
 from harness.models.candidate import classifier
 from harness.prompting import PromptingContext, compose, question
-from harness.prompting._widths import fold_widths
 from harness.provenance.code_versions import versions_of
 from harness.records import (
     Document,
@@ -67,14 +66,6 @@ def test_a_question_finds_the_document_that_it_names(language):
     assert [retrieve(one).passages for one in questions] == [one.documents for one in questions]
 
 
-@pytest.mark.parametrize("language", TEXTS)
-def test_the_nearest_shot_is_of_the_shop_that_is_asked_about(language):
-    documents, questions = shops(language)
-    train = tuple(ask(d.text, f"shot {d.id}") for d in documents)
-    show = compose({"few_shot": {"select": "knn", "shots": 1}}, PromptingContext(TASK, train, (), seed=0))
-    assert [show(one).messages[0]["content"] for one in questions] == [d.text for d in documents]
-
-
 def test_a_long_text_is_cut_into_passages_of_so_many_words():
     (document, *_), (asked, *_) = shops("Chinese")
     long = document._replace(text=document.text * 10)
@@ -98,25 +89,6 @@ def test_a_text_with_blanks_keeps_its_words_and_is_cut_at_them(text):
 def test_cutting_loses_nothing(text):
     assert "".join(pieces(text)) == " ".join(text.split())
     assert split_into_letters(text).replace(" ", "") == text.replace(" ", "")
-
-
-def test_pieces_are_two_letters_of_han_and_kana_and_three_of_thai():
-    assert split_into_grams("我们用iPhone拍照。").split() == ["我们", "们用", "iPhone", "拍照", "。"]
-    assert split_into_grams("猫 カメラ").split() == ["猫", "カメ", "メラ"]
-    assert split_into_grams("ปลาดี").split() == ["ปลา", "ลาด", "าดี"]
-    assert pieces("ที่นี่มีปลา 25 ตัว") == ["ที่นี่มี", "ปลา", " 25", " ตัว"], "vowel signs stay with their letter"
-
-
-def test_letters_of_another_width_are_the_same_letters():
-    assert fold_widths("ＡＢＣ１２３、ﾊﾞｽ！") == "ABC123、バス！"
-    documents = (Document("a", "", "The tower ABC12 is tall."), Document("b", "", "バス停は駅の前です。"))
-    retrieve = compose({"rag": {"top_k": 1}}, PromptingContext(TASK, (), documents, seed=0))
-    asked = ("ＡＢＣ１２", "ﾊﾞｽ")
-    assert [retrieve(ask(text)).passages for text in asked] == [("a",), ("b",)]
-    train = tuple(ask(d.text, f"shot {d.id}") for d in documents)
-    show = compose({"few_shot": {"select": "knn", "shots": 1}}, PromptingContext(TASK, train, (), seed=0))
-    assert [show(ask(text)).messages[0]["content"] for text in asked] == [d.text for d in documents]
-    assert is_supported("ＡＢＣ１２", "The tower ABC12 is tall.")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight.rounding_noise import measure_noise
-from harness.experiment.weights.weights_folder import folder_of
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -81,15 +80,6 @@ def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, program)
     assert not {where for where, _ in found} & {"engine", "candidate prompt", "candidate plain"}
 
 
-def test_an_adapter_without_its_file_is_refused_by_its_method_alone(experiment_file, program):
-    (experiment_file.parent / "theirs" / "adapter_config.json").unlink()
-    assert [where for where, _ in list_refusals(experiment_file, program, "theirs")] == ["candidate theirs"]
-
-
-def test_transformers_serves_what_vllm_does_not(experiment_file):
-    assert open_session(experiment_file, candidates=("prompt", "quantised", "decomposed", "wide"))
-
-
 def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(experiment_file):
     with pytest.raises(UserError, match=r"found /no/vllm, which is not a program here; .*pip install vllm"):
         open_session(experiment_file, "engine=vllm", "vllm.command=/no/vllm")
@@ -105,15 +95,6 @@ def test_rows_of_two_engines_are_never_compared(experiment_file, program):
     assert ours.digest != theirs.digest
     with pytest.raises(IncompatibleRuns, match=r"engine 'transformers/packed' and 'vllm-server/9\.9\.9'"):
         check_comparable(ours, theirs)
-
-
-def test_weights_do_not_depend_on_the_engine(experiment_file, program):
-    ours, theirs = (
-        open_session(experiment_file),
-        open_session(experiment_file, "engine=vllm", f"vllm.command={program}"),
-    )
-    wide = ours.candidates["wide"].trials[0]
-    assert folder_of(ours, wide, 0, None) == folder_of(theirs, wide, 0, None)
 
 
 def test_noise_between_layouts_is_that_of_transformers_alone(experiment_file, program):

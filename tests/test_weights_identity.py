@@ -2,7 +2,6 @@
 
 import pytest
 import tiny_experiment
-import tiny_methods
 
 from harness.config import load
 from harness.experiment import Scope, prepare_session
@@ -42,14 +41,6 @@ def test_preference_pairs_that_are_asked_otherwise_make_other_weights(name_weigh
     assert before["lora"] != after["lora"]
 
 
-def test_a_system_text_or_names_of_no_modules_change_no_weights(name_weights):
-    assert name_weights()["own"] == name_weights("    system: Be brief.\n")["own"]
-    assert peft.Params(peft_type="LORA", target_modules=[1, "q_proj"]).identity()["target_modules"] == [
-        1,
-        "q_proj",
-    ]
-
-
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -81,17 +72,3 @@ def test_an_adapter_of_a_family_is_named_without_what_is_at_pefts_default(one, o
     named = [peft.Params(peft_type="LORA", **params).identity() for params in (one, other)]
     assert (named[0] == named[1]) is same
     assert peft.Params(peft_type="LORA").identity() == {"peft_type": "LORA"}
-
-
-@pytest.mark.e2e
-def test_modules_in_another_order_train_the_same_adapter(tiny, tmp_path):
-    names = ["q_proj", "v_proj", "down_proj"]
-    for method, own in ((lora, {"r": 2}), (peft, {"peft_type": "VERA", "r": 2})):
-        made = {
-            method.fit(
-                tiny_methods.context(tiny, tmp_path / f"{method.__name__}-{i}"),
-                method.Params(**own, target_modules=modules, max_steps=2, learning_rate=0.01),
-            ).digest
-            for i, modules in enumerate((names, names[::-1]))
-        }
-        assert len(made) == 1

@@ -52,12 +52,6 @@ def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_ship
     assert "120 training examples: enough for LoRA and the like" in find_reason(report, "training ex")
 
 
-def test_where_nothing_gains_the_prompt_is_shipped(tmp_path):
-    report = worlds.report(tmp_path, Truth(answers(80, 80, 80, 80), lost=1, gained=1))
-    assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
-    assert "lora, the best fine-tune, is not shown to help" in report.decision.sentence
-
-
 def test_a_fine_tune_that_collapses_elsewhere_is_blocked_whatever_it_gains(tmp_path):
     report = worlds.report(tmp_path, Truth(FORMAT, lost=50))
     assert (report.decision.action, report.decision.candidate) == ("few-shot", "fixed")
@@ -124,13 +118,6 @@ def test_few_examples_keep_the_prompt_until_three_seeds_show_the_gain(tmp_path):
         worlds.write_training(session, session.candidates["lora"], seed)
     report = experiment.run_all(session, loaded)
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
-
-
-def test_a_second_look_at_a_world_computes_nothing_and_says_the_same(tmp_path):
-    truth = Truth(FORMAT, lost=1, gained=1)
-    first, again = worlds.report(tmp_path, truth), worlds.report_world(tmp_path, truth)
-    assert again.decision == first.decision
-    assert exit_code(again, GatePolicy(), by_verdict=True) == 0
 
 
 def test_a_harness_that_drifted_is_called_so_and_no_candidate_is_blamed(tmp_path):

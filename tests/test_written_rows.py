@@ -85,27 +85,12 @@ def test_a_turn_that_the_template_leaves_out_is_named(command, tmp_path):
     )
 
 
-def test_pairs_are_written_too(command, tmp_path, strict):
-    pair = {"messages": TWICE, "chosen": "late", "rejected": "money"}
-    path = write(tmp_path, strict, pairs=[pair])
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, "pairs.jsonl:1: found a conversation" in said) == (2, True)
-
-
 def test_a_system_text_of_a_candidate_that_the_template_refuses_is_named(command, tmp_path):
     refuses = "{% if messages[0]['content'] == 'Be short.' %}{{ raise_exception('no') }}{% endif %}"
     base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
     path = write(tmp_path, base, extra="  told: {method: base, system: Be short.}\n")
     code, _, said = command("compare", "-c", path, "--dry-run")
     assert (code, "candidate told: the prompt of item " in said) == (2, True)
-
-
-def test_shots_that_a_template_refuses_are_named(command, tmp_path):
-    refuses = "{% if messages[1:] %}{{ raise_exception('one turn alone') }}{% endif %}"
-    base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
-    path = write(tmp_path, base, extra="  shown: {method: base, prompting: {few_shot: {shots: 2}}}\n")
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, "candidate shown: the prompt of item " in said) == (2, True)
 
 
 BOMB = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
@@ -119,18 +104,6 @@ def test_a_template_that_never_ends_is_a_problem_of_the_base_with_the_bound(comm
     assert (
         f"base_model {tmp_path / 'base'}: found a chat template that takes more than 1,000,000 steps" in line
     )
-
-
-def test_a_row_that_the_template_writes_is_no_problem(tmp_path, strict):
-    path = write(tmp_path, strict)
-    change(
-        path,
-        "letters/test.jsonl",
-        2,
-        prompt=None,
-        messages=[TWICE[0], {"role": "assistant", "content": "a"}, TWICE[1]],
-    )
-    prepare_session(load(path), Scope(), SilentProgress())
 
 
 @pytest.mark.parametrize(
