@@ -269,6 +269,12 @@ def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path,
     assert tiny_model.logits(host.model, ids).equal(plain)
 
 
+def test_a_configuration_of_a_newer_peft_whose_new_keys_are_off_is_served(tiny, peft_adapter, tmp_path):
+    folder = shutil.copytree(peft_adapter, tmp_path / "newer")
+    edit_config(use_novelty=False, novelty_config=None, peft_version="9.0.0")(folder)
+    assert not [*adapter_problems(folder, resolve(str(tiny)), "theirs")]
+
+
 def save_tokenizer(tiny, folder, template=None, **changes):
     from transformers import AutoTokenizer
 
@@ -297,6 +303,13 @@ def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_both_ways_out(
     found = refusal(tiny, tmp_path, folder)
     assert re.search(said, found), found
     assert "name it with method: model; or remove chat_template.jinja, tokenizer.json" in found
+
+
+@pytest.mark.parametrize("changes", [{}, {"added": ["<pad2>"], "pad_token": "<pad2>"}])
+def test_a_copy_of_the_bases_tokenizer_beside_an_adapter_is_no_other(tiny, peft_adapter, tmp_path, changes):
+    folder = shutil.copytree(peft_adapter, tmp_path / "theirs")
+    save_tokenizer(tiny, folder, **changes)
+    assert not [*adapter_problems(folder, resolve(str(tiny)), "theirs")]
 
 
 def spoil(folder):

@@ -65,6 +65,12 @@ def test_rows_without_question_or_answer_are_dropped_and_named():
     ]
 
 
+def test_an_empty_list_is_an_answer_where_other_rows_list_objects():
+    rows = rows_of({"text": "Ann is here.", "entities": [{"text": "Ann"}]}, {"text": "Rain.", "entities": []})
+    outcomes = clean(rows, find_roles(Rows("r.jsonl", "r", rows)))
+    assert [outcome.row for outcome in outcomes] == rows
+
+
 def test_a_conversation_ends_with_its_answer():
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
     rows = rows_of({"messages": turns}, {"messages": [turns[0], {"role": "assistant", "content": "Yes "}]})

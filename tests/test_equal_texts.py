@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edited_rows import jsonl
+from edited_rows import jsonl, run_data
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
@@ -19,7 +19,7 @@ from harness.data import load_task
 from harness.data.edit.spellings import several_spellings
 from harness.errors import UserError
 from harness.metrics import load_metrics
-from harness.records import Output, compose_letters, fold_text, normalize
+from harness.records import Example, Output, compose_letters, fold_text, normalize
 from harness.spec import Task
 
 EQUAL = {
@@ -60,6 +60,13 @@ def test_what_is_not_folded_stays_wrong(one_form, other):
     assert one("exact_match", one_form, other) == 0
 
 
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_letters_are_composed_for_metrics_that_count_case(name):
+    said, gold = "Tra\u0302n thi\u0323 o\u031b\u0309 Hue\u0302\u0301 ne\u0300", "Trân thị ở Huế nè"
+    assert one(name, said, gold) == pytest.approx(1)
+    assert one(name, said.lower(), gold) < 0.9
+
+
 @given(SIGNS)
 def test_the_normalisation_changes_nothing_in_what_it_returned(text):
     for fold in (compose_letters, fold_text, normalize):
@@ -88,6 +95,11 @@ def test_token_f1_drops_punctuation_of_every_script(answer, reference, score):
     assert one("token_f1", answer, reference) == score
 
 
+def test_a_hindi_word_is_not_in_another_one_of_more_vowel_signs():
+    assert one("contains", "रामा आया", "राम") == 0
+    assert one("contains", "राम आया", "राम") == 1
+
+
 @pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
 def test_contamination_between_two_forms_is_the_error_that_it_is_between_equal_texts(
     tmp_path, one_form, other
@@ -97,6 +109,13 @@ def test_contamination_between_two_forms_is_the_error_that_it_is_between_equal_t
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
     with pytest.raises(UserError, match=r"the question of .*test\.jsonl:1 too"):
         load_task(Task(name="t", data=files), 0)
+
+
+def test_rows_in_two_forms_are_duplicates_to_the_commands(data):
+    jsonl(Path("r.jsonl"), [{"text": f"What is {t}?", "label": t} for pair in EQUAL.values() for t in pair])
+    said = run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl")
+    assert said.startswith(f"{2 * len(EQUAL)} read, {len(EQUAL)} written, {len(EQUAL)} dropped")
+    assert "exact duplicates of an earlier row 50.0 % (12 of 24)" in run_data(data, "check", "r.jsonl")
 
 
 def test_spellings_of_a_label_are_those_that_metrics_take_for_equal():
@@ -131,10 +150,21 @@ def test_rouge_of_english_is_that_of_the_package(said, gold):
         assert one(f"rouge(kind={kind})", said, gold) == pytest.approx(published)
 
 
+def test_an_item_without_a_word_has_no_score_by_rouge():
+    metric = load_metrics(Task(name="t", data={}, metrics=("rouge",)))["rouge"]
+    assert not metric.reads(Example("e", (), ("🙂 !!",)))
+    assert metric.reads(Example("e", (), ("да",)))
+
+
 def test_bleu_of_chinese_is_that_of_sacrebleus_tokeniser():
     said, gold = "我们在北京大学学习，2024 年。", "我们在北京大学读书，2024 年。"
     assert one("bleu", said, gold) == pytest.approx(corpus_bleu([said], [[gold]], tokenize="zh").score / 100)
     assert one("bleu", "ฉันรักเมืองไทย", "ฉันรักเมืองจีน") > 0.5
+
+
+@pytest.mark.parametrize(("answer", "taken_up"), [("我来帮你写这封信", 1), ("是", 0)])
+def test_an_answer_without_blanks_takes_up_a_request(answer, taken_up):
+    assert one("no_refusal", answer, "-") == taken_up
 
 
 LABELS = {

@@ -58,3 +58,11 @@ def test_sets_whose_ids_were_read_together_are_complete_and_one_that_grows_is_se
     assert not stores.has_rows(store, longer, ids(1))
     write(store, IDENTITY, 4)
     assert stores.has_rows(store, IDENTITY, ids(4))
+
+
+def test_a_damaged_file_among_others_has_no_ids_and_does_not_hide_those_of_the_others(store):
+    path = store.parquet(OTHER.digest)
+    path.write_bytes(path.read_bytes()[:-20])
+    stores.read_ids(store, [IDENTITY.digest, OTHER.digest])
+    assert stores.has_rows(store, IDENTITY, ids(3))
+    assert not stores.has_rows(store, OTHER, ids(5))

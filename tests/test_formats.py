@@ -723,6 +723,12 @@ def test_tools_stand_behind_the_system_message_that_a_row_has(load):
     assert system["content"].startswith("Be brief.\n\nYou can call these tools.")
 
 
+def test_a_function_without_arguments_is_a_tool_beside_others(load):
+    row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"name": "now", "description": "the time"}]}
+    (system, _) = load(test=[row]).test[0].messages
+    assert json.loads(system["content"].splitlines()[-1]) == {"name": "now", "description": "the time"}
+
+
 @pytest.mark.parametrize("written", [str([WEATHER]), json.dumps([WEATHER])[:-1]])
 def test_definitions_of_tools_that_are_no_json_are_refused(load, written):
     ((where, found, _),) = list_problems(load, test=[{"messages": [ASKED, CALL], "tools": written}])
@@ -738,6 +744,11 @@ def test_tools_that_the_system_message_of_a_row_defines_are_not_defined_twice(lo
     assert load(test=[row]).test[0].messages[0]["content"].endswith(json.dumps(tool))
 
 
+def test_tools_stand_in_an_empty_system_message_alone(load):
+    row = {"messages": [{"role": "system", "content": ""}, ASKED, CALL], "tools": [WEATHER]}
+    assert load(test=[row]).test[0].messages[0]["content"].startswith("You can call these tools.")
+
+
 def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(load):
     row = ROWS["OpenAI preference"]
     row = {**row, "input": {**row["input"], "tools": [WEATHER]}}
@@ -745,6 +756,11 @@ def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(loa
     (item,) = load(test=[row]).test
     assert pair.messages == item.messages
     assert pair.messages[0]["content"].endswith(json.dumps(WEATHER))
+
+
+@pytest.mark.parametrize("column", ["hammer", ["hammer"], [{"name": "hammer", "price": 3}], [], None, "[1"])
+def test_a_column_that_is_only_named_tools_adds_nothing_to_what_is_asked(load, column):
+    assert load(test=[{"messages": [ASKED, SAID], "tools": column}]).test[0].messages == (ASKED,)
 
 
 def test_a_template_that_writes_the_tools_itself_has_them_once(load):

@@ -233,6 +233,12 @@ def test_tasks_of_one_model_that_was_served_at_two_addresses_are_one_arm_and_tha
     assert f"--candidate: {served}" in judged.notes
 
 
+def test_one_log_given_as_both_arms_is_refused_in_whatever_form(tmp_path):
+    for other in (REAL / "tuned", REAL / "tuned.json"):
+        with pytest.raises(UserError, match=r"answers of --base .* again, the same in all of 12 items"):
+            gate(REAL / "tuned" / "letters.eval", other)
+
+
 def test_answers_marked_by_different_graders_are_not_compared(tmp_path):
     old, new = arms(tmp_path, n=9, tasks=1, model_roles={"grader": {"model": "openai/other"}})
     inspect_logs.write(old, {"task_0": ["C"] * 9}, model_roles={"grader": {"model": "openai/one"}})

@@ -33,6 +33,12 @@ def test_a_table_in_json_is_read_as_its_rows(tmp_path, text):
     assert [{k: v for k, v in row.fields.items() if k != "index"} for row in read] == ROWS
 
 
+def test_rows_by_their_names_are_read_with_these_as_ids(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps({f"q{i}": row for i, row in enumerate(ROWS)}))
+    read = readers.read(str(tmp_path / "rows.json"), "train").rows
+    assert read[1].fields == {"id": "q1", **ROWS[1]}
+
+
 def test_squads_articles_are_read_question_by_question(tmp_path):
     answers = [{"text": "the sea", "answer_start": 3}]
     question = {"id": "7", "question": "Where?", "answers": answers, "is_impossible": False}
@@ -95,3 +101,14 @@ def test_pictures_in_a_column_are_named_and_refused_where_the_text_refers_to_the
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns, "images": ["a.png"]}))
     with pytest.raises(UserError, match="images in a column, which the text refers to"):
         load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)
+
+
+def test_ids_that_stand_twice_are_refused_with_the_command_that_gives_others(tmp_path):
+    rows = [{"id": "a", **row} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as refusal:
+        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)
+    file = tmp_path / "rows"
+    assert refusal.value.problems[0].next_step.endswith(
+        f": harness data clean {file}.jsonl --out {file}.clean.jsonl --new-ids"
+    )

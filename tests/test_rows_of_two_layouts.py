@@ -65,6 +65,35 @@ def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answe
     assert roles == ((asks,), (answers,))
 
 
+def test_a_source_of_a_story_does_not_answer(tmp_path):
+    row = {"story": "A crate.", "source": "wiki", "answers": {"input_text": ["yes"]}, "questions": ["Is it?"]}
+    roles = find_roles(read(write(tmp_path / "rows.jsonl", [row] * 30), "train"))
+    assert roles.answers == ("answers",)
+    assert {"story", "questions"} <= {*roles.questions}
+    assert "source" not in roles.questions
+
+
+def test_an_identifier_or_a_length_of_a_question_is_no_question(tmp_path):
+    rows = [
+        {"question_id": i, "body": row["prompt"], "team": "ab"[i % 2]} for i, row in enumerate(texts(30, 0))
+    ]
+    assert find_roles(read(write(tmp_path / "rows.jsonl", rows), "train")) == (("body",), ("team",))
+
+
+def test_no_plain_column_answers_beside_a_list_of_answers(tmp_path):
+    rows = [{"query": "Is it?", "query_id": i, "answers": ["yes"]} for i in range(30)]
+    with pytest.raises(UserError, match=r"none of them clearly the .*answer"):
+        find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
+
+
+def test_a_template_that_is_advised_shows_no_solution(tmp_path):
+    rows = [
+        {"hint": f"By {i}.", "solution": f"It is {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)
+    ]
+    with pytest.raises(UserError, match=r"--prompt '\{hint\}\\n\\n\{task\}'"):
+        find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
+
+
 @pytest.fixture
 def lumped_file(tmp_path, monkeypatch):
     """Write 40 Alpaca rows and 20 chat rows, all different, into one file."""

@@ -362,6 +362,12 @@ def test_a_query_reads_and_writes_no_file_but_the_stored_rows(tmp_path, store, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "safe.csv"]
 
 
+@pytest.mark.parametrize("name", ["r[1]", "it's", "a*b"])
+def test_samples_are_read_in_a_folder_of_any_name(tmp_path, store, name):
+    store.folder.rename(tmp_path / name)
+    assert column(Store(tmp_path / name), "SELECT count(text) FROM samples") == [18]
+
+
 @pytest.mark.e2e
 def test_queries_of_several_threads_are_all_answered(store):
     query = "SELECT count(text) FROM samples"

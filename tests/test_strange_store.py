@@ -128,6 +128,16 @@ def test_a_link_in_a_store_is_named_before_anything_is_removed(project, command,
     assert sorted(path.name for path in elsewhere.rglob("*")) == before
 
 
+def test_unused_rows_behind_a_link_are_named_and_stay(project, command):
+    unused = project / "runs" / "rows" / "unused"
+    unused.mkdir()
+    (unused / "rows.parquet").write_bytes(b"")
+    move_behind_link(project, "rows", "unused")
+    code, _, said = command("runs", "rm", "--unused", "--yes", "--runs", project / "runs")
+    assert (code, "found a link to" in said) == (2, True)
+    assert (project.parent / "elsewhere" / "rows.parquet").exists()
+
+
 @pytest.mark.parametrize("name", ["loop", "dangling", "a folder"])
 def test_a_run_file_that_cannot_be_read_is_named(project, command, name):
     folder = project / "runs" / "odd"

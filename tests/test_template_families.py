@@ -8,7 +8,7 @@ import tiny_methods
 import tiny_model
 from tiny_methods import CPU
 
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, UserError
 from harness.methods import full
 from harness.models import render_chat
 from harness.models.devices.base_loading import load_base
@@ -182,6 +182,15 @@ def forget_tokens(base, *names):
     file = base / "tokenizer_config.json"
     known = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in known.items() if name not in names}))
+
+
+def test_a_model_that_names_no_end_at_all_is_refused(tmp_path):
+    base = tiny_model.copy(tiny_model.build(tmp_path / "whole"), tmp_path / "base", eos_token_id=None)
+    forget_tokens(base, "eos_token")
+    (base / "generation_config.json").unlink()
+    source = resolve(str(base))
+    with pytest.raises(UserError, match="a token that ends an answer"):
+        tokenize([Example("row", (_USER,))], [("late",)], True, load_tokenizer(source), source)
 
 
 def test_a_tokenizer_that_ends_every_text_ends_no_prompt(tmp_path):

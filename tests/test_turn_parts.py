@@ -173,6 +173,11 @@ def test_a_system_prompt_in_a_column_stands_in_front_in_every_layout(load, row, 
     assert [m["content"] for m in item.messages] == ["Be brief.", "Who?"]
 
 
+def test_the_history_of_an_instruction_is_asked_before_it(load):
+    row = {"instruction": "And now?", "output": "At home.", "history": [["Where?", "At sea."]]}
+    assert [m["content"] for m in load(row).test[0].messages] == ["Where?", "At sea.", "And now?"]
+
+
 def test_answers_that_differ_in_their_calls_are_no_duplicates(tmp_path):
     rows = [
         talk(

@@ -231,6 +231,13 @@ def test_a_system_prompt_stands_in_front_of_a_question_that_a_template_names(tmp
     assert not any("not read" in note for note in items.read_as)
 
 
+def test_a_context_that_is_no_text_stands_in_front_of_its_question(tmp_path):
+    row = {"question": "Who?", "answer": "Me.", "context": {"title": ["A"], "sentences": [["It is me."]]}}
+    task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", [row])}}
+    (item,) = load_task(Task.model_validate(task), 0).test
+    assert item.prompt == 'Context:\n{"title": ["A"], "sentences": [["It is me."]]}\n\nWho?'
+
+
 def test_an_edit_says_which_context_it_does_not_compare_and_its_options_compare_it(data, tmp_path):
     rows = [
         {

@@ -85,12 +85,27 @@ def test_a_turn_that_the_template_leaves_out_is_named(command, tmp_path):
     )
 
 
+def test_pairs_are_written_too(command, tmp_path, strict):
+    pair = {"messages": TWICE, "chosen": "late", "rejected": "money"}
+    path = write(tmp_path, strict, pairs=[pair])
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "pairs.jsonl:1: found a conversation" in said) == (2, True)
+
+
 def test_a_system_text_of_a_candidate_that_the_template_refuses_is_named(command, tmp_path):
     refuses = "{% if messages[0]['content'] == 'Be short.' %}{{ raise_exception('no') }}{% endif %}"
     base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
     path = write(tmp_path, base, extra="  told: {method: base, system: Be short.}\n")
     code, _, said = command("compare", "-c", path, "--dry-run")
     assert (code, "candidate told: the prompt of item " in said) == (2, True)
+
+
+def test_shots_that_a_template_refuses_are_named(command, tmp_path):
+    refuses = "{% if messages[1:] %}{{ raise_exception('one turn alone') }}{% endif %}"
+    base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
+    path = write(tmp_path, base, extra="  shown: {method: base, prompting: {few_shot: {shots: 2}}}\n")
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "candidate shown: the prompt of item " in said) == (2, True)
 
 
 BOMB = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
