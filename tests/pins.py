@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from harness import plugins, spec
-from harness.provenance.code_versions import TABLE, CodeVersion, code_versions
+from harness.provenance import TABLE, CodeVersion, code_versions
 from harness.records import digest
 
 PACKAGE = Path(__file__).parents[1] / "harness"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from harness import plugins
-from harness.provenance.code_versions import code_versions
+from harness.provenance import code_versions
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "harness"

@@ -3,7 +3,7 @@
 import pytest
 
 from harness import plugins
-from harness.provenance.code_versions import TABLE, code_versions
+from harness.provenance import TABLE, code_versions
 from tests import pins
 
 

@@ -27,7 +27,7 @@ from harness.evaluation.costs import TokenCounts
 from harness.formatting import Unit
 from harness.metrics import load_metrics
 from harness.records import Example
-from harness.records.training_records import Trial
+from harness.records.run_records import Trial
 from harness.spec import DecidePolicy, Need, Recipe, Task
 
 

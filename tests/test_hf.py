@@ -18,7 +18,7 @@ from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost
 from harness.models.hub import resolve
 from harness.models.tokenization import encode_all, end_ids
-from harness.provenance.code_versions import code_versions
+from harness.provenance import code_versions
 from harness.records import Limits, PromptText, digest
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.provenance.own_code import digest_code
+from harness.provenance import digest_code
 from harness.records import checksum
 
 REWARD = """\

@@ -13,7 +13,7 @@ import tiny_experiment
 import harness
 from harness import plugins
 from harness.errors import UserError
-from harness.provenance.code_versions import code_versions
+from harness.provenance import code_versions
 from harness.spec import TaskData
 from harness.training.trainer import LoopParams
 

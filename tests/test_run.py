@@ -193,7 +193,7 @@ def identity_by(folder):
 def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, field):
     package = shutil.copytree(Path(run_candidate.__file__).parents[2], tmp_path / "harness")
     before = identity_by(tmp_path)
-    table = package / "provenance" / "code_versions.toml"
+    table = package / "code_versions.toml"
     table.write_text(table.read_text().replace(f'["{concern}"]\nversion = ', f'["{concern}"]\nversion = 9'))
     after = identity_by(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {field}

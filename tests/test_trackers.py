@@ -11,7 +11,7 @@ from fake_facts import candidate, comparison, make_decision, make_fine_tune
 
 from harness.comparison import Estimate
 from harness.records import TrainingRecord
-from harness.records.training_records import TrackedPoint
+from harness.records.run_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
 from harness.report.trackers.tracked_run import list_tracked_runs
 

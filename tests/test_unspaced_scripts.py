@@ -19,7 +19,7 @@ from harness.experiment import compare
 from harness.metrics import load_metrics
 from harness.models.candidate import classifier
 from harness.prompting import PromptingContext, compose, question
-from harness.provenance.code_versions import versions_of
+from harness.provenance import versions_of
 from harness.records import (
     Document,
     Example,

@@ -1,17 +1,19 @@
 """Contract of a prompting: a function from an example to the example that the candidate receives.
 
 Invariant: a prompting changes only messages and passages; the id, references, choices and cluster of an
-example stay, so every candidate answers the same items.
+example stay, so every candidate answers the same items. A text without such forms is returned as it is;
+punctuation keeps its width.
+Source: NFKC of Unicode's block "Halfwidth and Fullwidth Forms", as in Lucene's CJKWidthFilter
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 from harness import plugins
-from harness.prompting._widths import has_widths
 from harness.records import Document, Example, Message
 from harness.spec import Task
 
@@ -142,3 +144,16 @@ def recall(example: Example) -> float | None:
 def _put_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     return (*messages[:last], {**messages[last], "content": text}, *messages[last + 1 :])
+
+
+_FORMS = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff66-\uff9f\uffa1-\uffdc]+")
+
+
+def has_widths(texts: Iterable[str]) -> bool:
+    """Tell whether any text has letters or digits in an unusual width."""
+    return any(not text.isascii() and _FORMS.search(text) for text in texts)
+
+
+def fold_widths(text: str) -> str:
+    """Return a text with letters and digits in their usual width: `ＡＢＣ` as `ABC`."""
+    return _FORMS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)

@@ -15,8 +15,7 @@ from pydantic import Field
 
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
-from harness.prompting import PromptingContext, Step, question
-from harness.prompting._widths import fold_widths
+from harness.prompting import PromptingContext, Step, fold_widths, question
 from harness.records import WORD, Example, Message, fold_text, split_into_grams, turns_as_text
 from harness.spec import Spec
 

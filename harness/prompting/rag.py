@@ -14,8 +14,7 @@ from pydantic import Field, model_validator
 
 from harness.data.overlap import load_encoder
 from harness.errors import Problem, UserError
-from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
-from harness.prompting._widths import fold_widths
+from harness.prompting import IndexSize, Mark, PromptingContext, Step, fold_widths, with_context
 from harness.provenance import source_digest as source_digest
 from harness.records import WORD, Document, Example, pieces, split_into_grams
 from harness.spec import Spec

@@ -1,18 +1,33 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
-from harness.records.equal_texts import compose_letters, fold_text, list_labels, match_label, normalize
-from harness.records.figures import SERVING, TRAINING, Figure
-from harness.records.grades import Anchor, AnchorCheck, Grade
 from harness.records.repeated_measurements import (
+    Anchor,
+    AnchorCheck,
     AnswerLabel,
     Control,
     ControlBlock,
+    Grade,
     LabelSet,
     Noise,
     Rating,
     TaskNoise,
 )
-from harness.records.run_records import FEWER, MetricRange, Run, SamplingRecord, run_record
+from harness.records.run_records import (
+    FEWER,
+    SERVING,
+    TRAINING,
+    Curve,
+    Figure,
+    MatrixScan,
+    MetricRange,
+    Run,
+    SamplingRecord,
+    TrackedPoint,
+    TrainingRecord,
+    Trial,
+    read_training_record,
+    run_record,
+)
 from harness.records.sample_results import (
     BLOCK,
     Document,
@@ -46,12 +61,16 @@ from harness.records.serialization import (
     read_object,
     reader,
 )
-from harness.records.training_records import (
-    Curve,
-    MatrixScan,
-    TrackedPoint,
-    TrainingRecord,
-    Trial,
-    read_training_record,
+from harness.records.texts import (
+    WORD,
+    compose_letters,
+    fold_text,
+    is_unspaced,
+    list_labels,
+    list_words,
+    match_label,
+    normalize,
+    pieces,
+    split_into_grams,
+    split_into_letters,
 )
-from harness.records.words import WORD, is_unspaced, list_words, pieces, split_into_grams, split_into_letters

@@ -1,12 +1,69 @@
-"""Records of repeated measurements: control arm, A/A noise, ratings and labels by people.
+"""Records of repeated measurements: a judge's grades, control arm, noise, people's ratings and labels.
 
-Invariant: each names the rows or the base that it measures.
+Invariant: `value` is set exactly where the grade could be read. Each names the rows or the base that it
+measures.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.records.sample_results import Example
 from harness.records.serialization import StoredName
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """Grade of one answer, with the judge's own words.
+
+    `key` digests what was graded: question, answer, and the reference where the judge sees it. `task`,
+    `example_id` and `output_digest` name the answer that was first graded under this key. `value` lies in [0,
+    1]. In a pair, `order` says whether this answer was shown `first` or `second`. `said` is the judge's text,
+    or for a scored model the probability of each grade. `error` is the reason why the judge gave no answer.
+    """
+
+    key: str
+    task: str
+    example_id: str
+    output_digest: str
+    status: Literal["ok", "unparsable", "error"]
+    value: float | None
+    said: str
+    n_prompt_tokens: int = 0
+    n_output_tokens: int = 0
+    compute_s: float = 0.0
+    error: str = ""
+    order: Literal["", "first", "second"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Answer to an item that a judge grades again before it grades others, to detect drift.
+
+    `key` is that of its grade, `order` the place of the answer in a pair, `passages` the retrieved text where
+    the judge sees it.
+    """
+
+    key: str
+    task: str
+    example: Example
+    answer: str
+    order: Literal["", "first", "second"] = ""
+    passages: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorCheck:
+    """Check of a judge by its anchors: the `grades` that it gives them now, `n_moved` of them different.
+
+    `mean_before` and `mean_now` are the mean grades in [0, 1]. `drifted` says that more moved than this
+    judge's own noise explains.
+    """
+
+    grades: tuple[Grade, ...]
+    n_moved: int
+    mean_before: float
+    mean_now: float
+    drifted: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from harness.spec.decoding import MEAN_LOGPROB, Decoding
 from harness.spec.policies import (
     PEOPLE,
     AcceleratePolicy,
@@ -23,8 +22,19 @@ from harness.spec.policies import (
     TrainingPolicy,
     VllmPolicy,
 )
-from harness.spec.recipe import PLUGINS, PROMPTS, Mix, Recipe, Tracking, spell_out
-from harness.spec.search_space import SubjectTo, is_span, span_of
+from harness.spec.recipe import (
+    MEAN_LOGPROB,
+    PLUGINS,
+    PROMPTS,
+    Decoding,
+    Mix,
+    Recipe,
+    SubjectTo,
+    Tracking,
+    is_span,
+    span_of,
+    spell_out,
+)
 from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,

@@ -1,18 +1,145 @@
-"""Schema of a candidate's recipe: weights × prompting × answer, and the mixture of rows it trains on.
+"""Schema of a candidate's recipe: weights × prompting × answer, mixture of rows, search space, decoding.
 
-Invariant: a short form and its full form are the same recipe.
+Invariant: a valid setting samples answers that may differ, and chooses among them without their references.
+A list that ends with `log` or `linear` is a range that includes its ends; any other list is a choice. A
+range between two integers contains only integers. A short form and its full form are the same recipe.
+Source: Holtzman et al. 2020, arXiv:1904.09751 (`top_p`); Wang et al. 2023, arXiv:2203.11171 (`majority`)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, Literal
+from math import exp, log
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from harness.masking import mask_values
-from harness.spec.decoding import Decoding
-from harness.spec.search_space import Pruner, SubjectTo, ends, spread
-from harness.spec.values import BASE, Spec, rule
+from harness.spec.values import BASE, JUDGE, Spec, rule
+
+MEAN_LOGPROB = "mean_logprob"
+
+
+class Decoding(Spec):
+    """Decoding of a candidate's answers to the target; without it they are greedy.
+
+    At a `temperature` above 0 the tokens of an answer are sampled from the likeliest ones that together have
+    probability `top_p`. For each item that many `samples` are drawn, each with its own seed, which other runs
+    and candidates share. `choose` says which of several answers a user gets: the `first`, whose expected
+    score is the mean over all of them; the one that the `majority` agrees on (self-consistency), where the
+    primary metric decides which answers are equal and the earliest wins a tie; or the `best` by the criterion
+    that `by` names. `by` is `mean_logprob`, the mean log-probability of an answer's tokens, a judge among the
+    task's metrics, such as `judge:./rubric.yaml`, or a candidate that makes a reward model; never the
+    reference, which no user has.
+    """
+
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    samples: int = Field(1, ge=1, le=256)
+    choose: Literal["first", "majority", "best"] = "first"
+    by: str | None = None
+
+    @property
+    def reward_model(self) -> str:
+        """The name of the candidate whose reward model chooses; empty if none does."""
+        by = self.by or ""
+        return "" if by == MEAN_LOGPROB or by.startswith(JUDGE) else by
+
+    @rule
+    def _check_temperature(self) -> Iterator[str]:
+        if self.temperature == 0 and self.samples > 1:
+            yield (
+                f"{self.samples} samples at temperature 0, which are one and the same answer; write a "
+                "temperature, such as 0.7, or samples: 1"
+            )
+        if self.temperature == 0 and self.top_p < 1:
+            yield ("top_p at temperature 0, where nothing is sampled; write a temperature, such as 0.7")
+
+    @rule
+    def _check_choice(self) -> Iterator[str]:
+        if self.choose != "first" and self.samples == 1:
+            yield f"choose: {self.choose} of one sample; write samples: 5, or more"
+        if (self.choose == "best") != (self.by is not None):
+            yield (
+                f"choose: best and by, which need each other; write by: {MEAN_LOGPROB}, a judge "
+                "or a candidate that makes a reward model"
+            )
+
+
+SCALES = ("log", "linear")
+Pruner = Literal["median", "percentile", "successive_halving", "hyperband"]  # of Optuna
+
+
+class SubjectTo(Spec):
+    """Constraint on what a sweep or search chooses: how much it may have forgotten, on validation items.
+
+    `forgetting` is the largest mean loss against the base over the capability tasks, as a share of their
+    metrics' ranges. It is measured on `items` general items that no test uses: those of a task's `validation`
+    file, else those of its test file beyond its `limit`.
+    """
+
+    forgetting: float = Field(ge=0, lt=1)
+    items: int = Field(200, ge=1)
+
+
+class Span(NamedTuple):
+    """Range of a parameter, uniform on a linear or a logarithmic scale."""
+
+    low: float
+    high: float
+    is_log: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it contains only integers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def at(self, share: float) -> float:
+        """Return the value at a share of the way from the lower to the upper end."""
+        if share in (0, 1):
+            return self.high if share else self.low
+        if self.is_log:
+            value = exp(log(self.low) + share * (log(self.high) - log(self.low)))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return round(value) if self.is_whole else value
+
+
+def is_span(values: Sequence[Any]) -> bool:
+    """Tell whether a list is written as a range."""
+    return bool(values) and values[-1] in SCALES
+
+
+def span_of(values: Sequence[Any]) -> Span:
+    """Read a list written as a range.
+
+    Raises:
+        ValueError: it does not have two rising ends, or they are not positive on a logarithmic scale.
+    """
+    *ends, scale = values
+    if len(ends) != 2 or not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        raise ValueError(f"a range of {len(ends)} values; write [lowest, highest, {scale}]")
+    low, high = ends
+    if not low < high or (scale == "log" and low <= 0):
+        above = ", both above 0" if scale == "log" else ""
+        raise ValueError(f"a range from {low} to {high}; write the lowest first{above}")
+    return Span(low, high, scale == "log")
+
+
+def ends(values: Sequence[Any]) -> list[Any]:
+    """Return the values of a choice, or the two ends of a range."""
+    return list(values[:2]) if is_span(values) else list(values)
+
+
+def spread(space: Mapping[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:
+    """Return `n` points spread over a space, from the lower to the upper ends."""
+    shares = [i / max(1, n - 1) for i in range(n)]
+    return [
+        {
+            name: span_of(values).at(share) if is_span(values) else values[i % len(values)]
+            for name, values in space.items()
+        }
+        for i, share in enumerate(shares)
+    ]
 
 
 class Mix(Spec):

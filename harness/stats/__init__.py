@@ -6,23 +6,36 @@ names what to use instead. Rates and deltas are in [0, 1] and [−1, 1]; `delta`
 two-sided for intervals and one-sided for tests of a margin, as each docstring says.
 """
 
-from harness.stats.agreement import cohen_kappa, rogan_gladen
-from harness.stats.anytime import (
-    betting_mixture,
-    cusum,
-    log_mean_wealth,
-    seed_effects,
+from harness.stats.agreement import (
+    PoweredMean,
+    Strength,
+    WinRate,
+    bradley_terry,
+    cohen_kappa,
+    krippendorff_alpha,
+    labels_needed,
+    prediction_powered_mean,
+    rogan_gladen,
+    win_rate,
 )
-from harness.stats.bootstrap import Bootstrap, Statistic, bca_interval, bootstrap
-from harness.stats.contrasts import clustered_contrast
-from harness.stats.cross_validation import MIN_FOLDS, cross_validated_variance, fold_variance
-from harness.stats.diversity import commonest, pass_at_k, signal_to_noise, unique_share
-from harness.stats.group_sequential import alpha_spent, interim_bounds
+from harness.stats.choosing import (
+    MIN_SIZES,
+    PowerLaw,
+    fit_power_law,
+    hypervolume,
+    pareto_front,
+    perfect_information,
+    sample_information,
+)
 from harness.stats.intervals import (
     TIE,
     Array,
+    Bootstrap,
     Interval,
+    Statistic,
+    bca_interval,
     binomial_p,
+    bootstrap,
     clopper_pearson,
     t_quantile,
     wilson,
@@ -32,6 +45,7 @@ from harness.stats.means import (
     MIN_CLUSTERS,
     Mean,
     cluster_df,
+    clustered_contrast,
     clustered_mean,
     clustered_slope,
     count_differing_clusters,
@@ -43,40 +57,41 @@ from harness.stats.means import (
     quadrature,
     t_interval,
 )
-from harness.stats.multiple_testing import benjamini_hochberg, holm
 from harness.stats.paired import (
+    StratumFlips,
+    inclusion_weights,
     mcnemar,
+    neyman_allocation,
+    noninferiority_power,
+    paired_se,
+    regression_power,
+    stratified_flips_interval,
     tango_interval,
     tango_regression_p,
     tango_z,
 )
-from harness.stats.pareto import hypervolume, pareto_front
-from harness.stats.power import (
-    noninferiority_power,
-    paired_se,
-    regression_power,
+from harness.stats.sequential import (
+    alpha_spent,
+    benjamini_hochberg,
+    betting_mixture,
+    cusum,
+    holm,
+    interim_bounds,
+    log_mean_wealth,
+    seed_effects,
 )
-from harness.stats.prediction_powered import PoweredMean, labels_needed, prediction_powered_mean
-from harness.stats.preference import (
-    Strength,
-    WinRate,
-    bradley_terry,
-    krippendorff_alpha,
-    win_rate,
-)
-from harness.stats.random_effects import (
+from harness.stats.variation import (
+    MIN_FOLDS,
     MIN_SEEDS,
     Variance,
     VarianceComponents,
+    commonest,
+    cross_validated_variance,
     detectable_mean,
+    fold_variance,
+    pass_at_k,
     satterthwaite,
     seed_variance,
+    signal_to_noise,
+    unique_share,
 )
-from harness.stats.scaling_law import MIN_SIZES, PowerLaw, fit_power_law
-from harness.stats.survey import (
-    StratumFlips,
-    inclusion_weights,
-    neyman_allocation,
-    stratified_flips_interval,
-)
-from harness.stats.value_of_information import perfect_information, sample_information

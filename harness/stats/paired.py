@@ -1,9 +1,11 @@
-"""Paired scores of 0 and 1: McNemar's test, and Tango's score interval and tests.
+"""Paired scores: McNemar's test, Tango's score interval, power, and stratified samples of a pool of items.
 
-Invariant: only the items that differ carry evidence; an interval stays valid where none do.
+Invariant: only the items that differ carry evidence; an interval stays valid where none do. Normal
+approximations, one-sided. With the whole pool scored nothing is uncertain about the pool; the caller says
+whether the pool itself or the population behind it is meant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -113,3 +115,154 @@ def _crossing(above: Callable[[float], bool], low: float, high: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if above(middle) else (low, middle)
     return (low + high) / 2
+
+
+def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float = 1.0) -> float:
+    """Return the expected standard error of a paired delta of binary scores.
+
+    √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect` the design
+    effect. Not for graded scores, whose differences are smaller than 1.
+
+    Raises:
+        ValueError: the disagreement or the effect is negative, or n is not positive.
+
+    Source: Miller 2024, arXiv:2411.00640 (its variance for single binary answers).
+    """
+    if min(disagreement, effect) < 0 or n <= 0:
+        raise ValueError(f"expected disagreement and effect >= 0 and n > 0: {disagreement}, {effect}, {n}")
+    return sqrt(effect * (max(disagreement, abs(delta)) - delta**2) / n)
+
+
+def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
+    """Return the chance to show delta > −margin (one-sided α) for a true delta.
+
+    Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m this is the chance to miss the loss. A normal
+    approximation: not below some five differing items.
+
+    Raises:
+        ValueError: the SE is not positive.
+
+    Source: Chow, Shao & Wang 2008.
+    """
+    return _power((delta + margin) / _positive(se), alpha)
+
+
+def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
+    """Return the chance to show delta < −margin (one-sided α) for a true delta.
+
+    Φ(−(δ + m)/SE − z_{1−α}); a veto misses the rest. Under Holm over k tasks pass α/k, its hardest step. A
+    normal approximation: not below some five differing items.
+
+    Raises:
+        ValueError: the SE is not positive.
+
+    Source: Chow, Shao & Wang 2008.
+    """
+    return _power(-(delta + margin) / _positive(se), alpha)
+
+
+def _power(distance: float, alpha: float) -> float:
+    return float(special.ndtr(distance - z_quantile(1 - alpha)))
+
+
+def _positive(se: float) -> float:
+    if se <= 0:
+        raise ValueError("a standard error of 0 says nothing about power: use a score interval's width")
+    return se
+
+
+class StratumFlips(NamedTuple):
+    """Gains and losses among the n items drawn from a stratum of `pool` items; n = pool if all were drawn."""
+
+    gains: float
+    losses: float
+    n: int
+    pool: int
+
+
+def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.05) -> Interval:
+    """Return the score interval of a delta of 0/1 scores from items drawn at random within strata.
+
+    For the population behind the pool: the squared distances of Tango's ends at the counts that the whole
+    pool would have, plus those of each stratum times W_h² (1 − n_h/N_h). So it equals Tango's interval of the
+    pool where every item was drawn, and stays valid where nothing differs. Each end alone is a one-sided 1 −
+    α/2 bound. Not for clustered items.
+
+    Raises:
+        ValueError: a stratum is empty or over-drawn, or its counts are impossible.
+
+    Source: distances added by MOVER (Zou & Donner 2008), Tango 1998; the two phases of the variance after
+    Cochran 1977, section 12.
+    """
+    total = sum(s.pool for s in strata)
+    gains, losses = (sum(s.pool * x / s.n for s, x in zip(strata, xs, strict=True)) for xs in _flips(strata))
+    delta = (gains - losses) / total
+    whole = tango_interval(gains, losses, total, alpha)
+    below, above = (delta - whole.low) ** 2, (whole.high - delta) ** 2
+    for s in strata:
+        unsampled = _finite_population_factor(s.n, s.pool)
+        own_delta, ends = (s.gains - s.losses) / s.n, tango_interval(s.gains, s.losses, s.n, alpha)
+        below += (s.pool / total) ** 2 * unsampled * (own_delta - ends.low) ** 2
+        above += (s.pool / total) ** 2 * unsampled * (ends.high - own_delta) ** 2
+    return Interval(delta - sqrt(below), delta + sqrt(above))
+
+
+def _flips(strata: Sequence[StratumFlips]) -> tuple[list[float], list[float]]:
+    for s in strata:
+        _finite_population_factor(s.n, s.pool)
+    return [s.gains for s in strata], [s.losses for s in strata]
+
+
+def neyman_allocation(
+    pool: Mapping[str, int], spread: Mapping[str, float], n: int, least: int = 2
+) -> dict[str, int]:
+    """Allocate n items to strata in proportion to N_h s_h, at least `least` and at most N_h each.
+
+    Most items go where the change varies most; the minimum covers strata whose guessed spread is too low.
+    Rounded by largest remainder, so that they add up to n. `inclusion_weights` corrects the uneven chances.
+    Not without a guess of s_h from the base's results alone.
+
+    Raises:
+        ValueError: n is less than the strata need, or more than the pool.
+
+    Source: Neyman 1934; Cochran 1977, section 5.5.
+    """
+    low = {name: min(least, size) for name, size in pool.items()}
+    if not sum(low.values()) <= n <= sum(pool.values()):
+        raise ValueError(f"n = {n} is not between {sum(low.values())} and {sum(pool.values())}")
+    allocated = dict(low)
+    while (remaining := n - sum(allocated.values())) > 0:
+        open_ = {name: pool[name] * max(spread[name], 0.0) for name in pool if allocated[name] < pool[name]}
+        if not sum(open_.values()):
+            open_ = {name: float(pool[name]) for name in open_}
+        ideal = {name: remaining * weight / sum(open_.values()) for name, weight in open_.items()}
+        whole = {name: min(int(share), pool[name] - allocated[name]) for name, share in ideal.items()}
+        if not any(whole.values()):
+            for name in sorted(ideal, key=lambda k: -ideal[k])[:remaining]:
+                whole[name] = 1
+        for name, n_added in whole.items():
+            allocated[name] += n_added
+    return allocated
+
+
+def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[float]:
+    """Return each drawn item's weight N_h/n_h, the inverse of its chance to be drawn.
+
+    The weights add up to the pool where every stratum has an item. Not for items that were chosen rather than
+    drawn.
+
+    Raises:
+        ValueError: a stratum is unknown.
+
+    Source: Horvitz & Thompson 1952.
+    """
+    if unknown := set(strata) - set(pool):
+        raise ValueError(f"strata that the pool lacks: {sorted(unknown)}")
+    drawn = {name: strata.count(name) for name in set(strata)}
+    return [pool[name] / drawn[name] for name in strata]
+
+
+def _finite_population_factor(n: int, pool: int) -> float:
+    if not 0 < n <= pool:
+        raise ValueError(f"a sample of {n} out of a pool of {pool}")
+    return 1 - n / pool

@@ -1,16 +1,21 @@
-"""Anytime-valid tests of a series of groups of items, and a CUSUM chart for a series of runs.
+"""Repeated tests: e-processes valid at any time, CUSUM, interim analyses, corrections for many tests.
 
-Invariant: an e-process starts at 1 and exceeds 1/α at any time with a chance of at most α
-while its null hypothesis holds; a bet on a group never looks at that group.
+Invariant: an e-process starts at 1 and exceeds 1/α at any time with a chance of at most α while its null
+hypothesis holds; a bet on a group never looks at that group. One-sided. The estimates at the looks have
+independent increments in information, as means of growing samples have. Stopping early for another reason
+costs power and never raises the error rate. An adjusted p-value is never below the original, and their order
+is kept.
 """
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
-from harness.stats.intervals import Array, finite
+from harness.stats.intervals import Array, finite, z_quantile
 
 BETS = (np.arange(10) + 0.5) / 10  # shares of the largest bet, evenly spread
 _PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the items differ, before anything is seen
@@ -158,3 +163,117 @@ def _walk_one_sided(steps: Array) -> Array:
     """Return the cumulative sum of the steps, held at 0 or above: the walk less its lowest point so far."""
     walk = np.cumsum(steps)
     return np.asarray(walk - np.minimum(np.minimum.accumulate(walk), 0.0))
+
+
+_NODES = 256  # of the quadrature: the bounds of ten looks are right to six digits
+_REACH = 9.0  # standard deviations below which no path is followed
+
+
+def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
+    """Return how much of a one-sided alpha may be spent at this fraction of the information.
+
+    2(1 − Φ(z_{1−α/2}/√t)): little at first, all at the end. Not for looks timed by the results.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1], or alpha not in (0, 1).
+
+    Source: Lan & DeMets 1983, the function after O'Brien & Fleming 1979.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"expected a fraction of the information in (0, 1], found {fraction}")
+    return float(2 * special.ndtr(-z_quantile(1 - alpha / 2) / sqrt(fraction)))
+
+
+def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float, ...]:
+    """Return the z that the statistic has to exceed at each look, so that all looks together err at alpha.
+
+    `fractions` are the shares of the last look's information at the looks, rising to 1. Gauss-Legendre
+    quadrature carries the density of paths that have not crossed a bound from look to look, and each bound is
+    bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval made at that
+    look holds together with those of all other looks (a repeated confidence interval). Not for looks planned
+    from earlier results, nor for an open-ended series (`betting_mixture`).
+
+    Raises:
+        ValueError: the fractions do not rise to 1, or alpha is not in (0, ½).
+
+    Source: Armitage, McPherson & Rowe 1969; Jennison & Turnbull 2000, chapters 7, 9 and 19.
+    """
+    steps = np.diff([0.0, *fractions])
+    if not len(fractions) or steps.min() <= 0 or abs(fractions[-1] - 1) > 1e-9 or not 0 < alpha < 0.5:
+        raise ValueError(f"expected fractions that rise to 1 and alpha in (0, 0.5): {fractions}, {alpha}")
+    bounds: list[float] = []
+    spent_before, nodes, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
+    for fraction, step in zip(fractions, steps, strict=True):
+        spent = alpha_spent(min(float(fraction), 1.0), alpha)
+        limit = _crossing(nodes, weight, float(step), spent - spent_before)
+        bounds.append(limit / sqrt(fraction))
+        nodes, weight = _carry_paths(nodes, weight, float(step), limit, float(fraction))
+        spent_before = spent
+    return tuple(bounds)
+
+
+def _crossing(at: Array, weight: Array, step: float, allowed: float) -> float:
+    """Bisect for the limit that this share of the paths exceeds at the next look."""
+    low, high = -_REACH, _REACH
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        beyond = float(weight @ special.ndtr((at - middle) / sqrt(step)))
+        low, high = (middle, high) if beyond > allowed else (low, middle)
+    return (low + high) / 2
+
+
+def _carry_paths(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:
+    """Carry the paths below the limit to nodes (k,), each with the share of paths that it represents."""
+    nodes, shares = np.polynomial.legendre.leggauss(_NODES)
+    low = min(-_REACH * sqrt(fraction), limit - 1.0)
+    new_nodes = low + (limit - low) * (nodes + 1) / 2
+    gaps = (new_nodes[:, None] - at) / sqrt(step)  # (k, paths)
+    density = np.exp(-(gaps**2) / 2) @ weight / sqrt(2 * np.pi * step)
+    return new_nodes, density * shares * (limit - low) / 2
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values so that the chance of any false rejection stays at the level.
+
+    max_{j ≤ i} min(1, (k − j + 1) p_(j)) over the sorted p-values, in the order given. Valid
+    under any dependence. Not where the share of false discoveries is what matters
+    (`benjamini_hochberg`).
+
+    Raises:
+        ValueError: a p-value is not in [0, 1].
+
+    Source: Holm 1979.
+    """
+    p = _p_array(p_values)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return [float(x) for x in adjusted]
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values so that, on average, at most the level's share of the rejected ones is false.
+
+    min_{j ≥ i} min(1, k p_(j)/j) over the sorted p-values, in the order given. Valid for independent or
+    positively dependent tests, as comparisons with one reference are. Not where a single false alarm is too
+    many (`holm`).
+
+    Raises:
+        ValueError: a p-value is not in [0, 1].
+
+    Source: Benjamini & Hochberg 1995; Benjamini & Yekutieli 2001 for the dependence.
+    """
+    p = _p_array(p_values)
+    order = np.argsort(p, kind="stable")[::-1]
+    steps = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return [float(x) for x in adjusted]
+
+
+def _p_array(p_values: Sequence[float]) -> Array:
+    p = np.asarray(p_values, float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must be numbers in [0, 1], found {list(p_values)}")
+    return p

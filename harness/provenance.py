@@ -1,13 +1,22 @@
 """Provenance of a number besides its recipe: code, packages, machine, and files of further models.
 
-Invariant: unknown values are None or empty; nothing here imports a heavy package or fails. Folders with equal
-files have one digest, wherever they are.
+Code versions are one number per concern, which identities contain in place of the code itself.
+`code_versions.toml` lists each concern with its files and a pin, the digest of their syntax trees; a test
+fails if a pin differs. If results change, raise the version; otherwise run `make pins`. A user's own Python
+file enters by its content, with the modules in its folder that its syntax tree names in imports and in calls
+of `import_module` with a literal.
+
+Invariant: moving, renaming and documenting code changes no identity. Unknown values are None or empty;
+nothing here imports a heavy package or a user's file, or fails. Folders with equal files have one digest,
+wherever they are.
 """
 
+import ast
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +24,89 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import __version__
-from harness.provenance.code_versions import code_versions, versions_of
-from harness.provenance.own_code import digest_code
 from harness.records import checksum, digest
+
+TABLE = Path(__file__).with_name("code_versions.toml")
+
+
+class CodeVersion(NamedTuple):
+    """The version of one concern; `files` are globs below `harness/`, `pin` the digest of their code."""
+
+    version: int
+    files: tuple[str, ...]
+    pin: str
+
+
+@cache
+def code_versions() -> Mapping[str, CodeVersion]:
+    """Read the table: concern, such as `layout` or `methods/lora`, to its version."""
+    rows = tomllib.loads(TABLE.read_text("utf-8"))
+    return {name: CodeVersion(row["version"], tuple(row["files"]), row["pin"]) for name, row in rows.items()}
+
+
+def versions_of(*concerns: str) -> dict[str, int]:
+    """Return the versions of some concerns, for use in a digest.
+
+    Raises:
+        KeyError: the table lacks a concern.
+    """
+    return {name: code_versions()[name].version for name in concerns}
+
+
+_OURS = __name__.partition(".")[0]
+
+
+def digest_code(file: Path) -> str:
+    """Digest a Python file with the modules of its folder that it imports, directly or indirectly."""
+    file_checksum, modules = checksum(file), sorted(_find_beside(file))
+    named_checksums = [[str(module.relative_to(file.parent)), checksum(module)] for module in modules]
+    return digest([file_checksum, named_checksums]) if named_checksums else file_checksum
+
+
+def _find_beside(file: Path) -> set[Path]:
+    modules: set[Path] = set()
+    unread = [file]
+    while unread:
+        imported = {m for m in _list_imports(unread.pop(), file.parent) if m.is_relative_to(file.parent)}
+        imported -= modules | {file}
+        modules |= imported
+        unread += imported
+    return modules
+
+
+def _list_imports(file: Path, root: Path) -> Iterator[Path]:
+    """Yield the files that a module imports; absolute names are below `root`, relative ones in its folder."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # the import will refuse it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _list_files(root, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
+            for alias in node.names:
+                yield from _list_files(base, f"{node.module}.{alias.name}" if node.module else alias.name)
+        elif isinstance(node, ast.Call) and (name := _find_imported(node)):
+            yield from _list_files(root, name)
+
+
+def _find_imported(call: ast.Call) -> str:
+    """Return the module named in a call of `import_module` or `__import__`; empty for any other call."""
+    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
+        return ""
+    name = call.args[0] if call.args else None
+    return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else ""
+
+
+def _list_files(base: Path, name: str) -> Iterator[Path]:
+    """Yield the files of a module and of its parent packages; none for our own package."""
+    parts = name.split(".")
+    for n in range(1, len(parts) + 1) if parts[0] != _OURS else ():
+        path = base.joinpath(*parts[:n])
+        yield from filter(Path.is_file, (path.with_name(f"{path.name}.py"), path / "__init__.py"))
+
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "tokenizers", "numpy")
 _GIT_TIMEOUT_S = 5
