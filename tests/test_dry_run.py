@@ -40,14 +40,6 @@ def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreada
 
 
 @pytest.mark.e2e
-def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unreadable_model, tmp_path):
-    path = tiny_experiment.write(tmp_path, unreadable_model)
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--rescue", "--json")
-    assert code == 0, said
-    assert json.loads(planned)["rescue, at most"]["trained"] > 0
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize("more", [("--rescue",), ()])
 def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
     command, finished_run, empty_cache, own_cache, monkeypatch, more
@@ -122,16 +114,6 @@ def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names
     assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in said
 
 
-@pytest.mark.e2e
-def test_a_dry_run_leaves_the_embedded_model_packed(command, empty_cache, tmp_path):
-    path = tiny_experiment.write(tmp_path, "smollm2-135m")
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
-    assert code == 0, said
-    assert json.loads(planned)["prompt"]["memory_gib"] > 0.2
-    assert "smollm2-135m was never loaded on this machine" in said
-    assert not (empty_cache / "models").exists()
-
-
 def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(empty_cache):
     packed = hub.resolve("smollm2-135m", unpacks=False)
     assert packed.n_parameters == 134_515_008
@@ -177,14 +159,3 @@ def test_a_plan_and_a_report_say_how_many_shots_are_missing(command, tiny, tmp_p
     assert short in tiny_experiment.run(path).notes
     path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 30}}}\n")
     assert "fewer than" not in command("compare", "-c", path, "--dry-run")[2]
-
-
-@pytest.mark.e2e
-def test_without_suites_nothing_is_said_of_a_capability_suite(command, own_cache, tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
-    path.write_text(path.read_text().replace("suites: [suites/general.yaml]", "suites: []"))
-    for more in (["--dry-run"], []):
-        code, out, said = command("compare", "-c", path, *more)
-        assert code == 0, said
-        assert "capability suite of the base" not in out
-        assert "capability suite of the base" not in said

@@ -1,11 +1,8 @@
 """A plan of jobs, their dispatch, and a worker that refuses whatever is not as it is for the command."""
 
 import os
-import socket
 import sys
-import tempfile
 import threading
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -136,12 +133,6 @@ def test_weights_that_two_candidates_share_answer_the_suites_once(session):
     assert WorkerJob("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
 
 
-def test_what_few_runs_answer_is_dealt_out_among_many_workers(session):
-    plan = plan_session(session, 8, ("lora", "bag"))
-    parts = sorted((job.name, job.part, job.parts) for job in plan.needs if job.kind == "answer")
-    assert parts == [*(("bag", part, 2) for part in range(2)), *(("lora", part, 4) for part in range(4))]
-
-
 def test_a_plan_says_how_many_jobs_of_which_kind_it_has_and_an_endpoints_answers_are_none(session):
     assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 jobs (base 1, fit 1, control 1, answer 2)"
     assert "far" not in {name for _, name in kinds(plan_session(session, 1))}
@@ -151,16 +142,6 @@ def test_a_plan_says_how_many_jobs_of_which_kind_it_has_and_an_endpoints_answers
         ("fit", "lora"),
         ("fit", "next"),
     ]
-
-
-def test_a_thousand_jobs_are_planned_and_dispatched_in_less_than_a_second(session):
-    many = [RunRequest(session.candidates["lora"], seed) for seed in range(500)]
-    start = time.perf_counter()
-    plan = plan_work(session, many, 8)
-    pool = ScriptWorkers(8)
-    dispatch.run_jobs(plan.needs, pool, {}, ignore, NOWHERE)
-    assert time.perf_counter() - start < 1
-    assert len(pool.asked) == len(plan.needs) > 1000
 
 
 def test_every_job_runs_once_after_what_it_needs_and_no_more_at_once_than_there_are_workers(session):
@@ -198,23 +179,6 @@ def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(finished
         ("prompt", 0): str(error),
         ("lora", 0): str(error),
     }
-
-
-def test_bad_input_at_a_worker_ends_everything(session):
-    error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "fix it")))
-    pool = ScriptWorkers(2, lambda job: JobResult(error=error))
-    with pytest.raises(UserError, match="worker: found other code"):
-        dispatch.run_jobs(plan_session(session, 2).needs, pool, {}, ignore, NOWHERE)
-    assert pool.stopped
-
-
-def test_the_control_arm_that_was_measured_is_known_to_the_answers_after_it(session):
-    plan, controls = plan_session(session, 2, ("prompt",)), {}
-    pool = ScriptWorkers(2, lambda job: JobResult("arm-1" if job.kind == "control" else ""))
-    dispatch.run_jobs(plan.needs, pool, controls, ignore, NOWHERE)
-    digest = session.source.weights_digest
-    assert controls == {digest: "arm-1"}
-    assert {job.kind for job, known in pool.controls.items() if known == controls} == {"answer"}
 
 
 def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(finished_session):
@@ -327,17 +291,6 @@ def test_nobody_guesses_how_many_workers_share_a_processor(tmp_path):
         slurm.SlurmPool(tmp_path / "x.pickle", ExecutionPolicy(executor="slurm"), 1, "cpu")
 
 
-def test_ray_that_nobody_answers_for_is_refused_within_seconds(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    start = time.monotonic()
-    pool = ray_cluster.RayPool(tmp_path / "x.pickle", address, 1, 1, "cpu")
-    with pytest.raises(UserError, match=f"Ray at {address}: found no cluster"), pool:
-        pass
-    assert time.monotonic() - start < 20
-
-
 @pytest.mark.parametrize(
     ("package", "open_pool"),
     [
@@ -353,15 +306,6 @@ def test_ray_that_nobody_answers_for_is_refused_within_seconds(tmp_path):
 def test_a_package_that_is_missing_is_named_with_what_installs_it(package, open_pool, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install 'harness-evals\[cluster\]'"), open_pool(tmp_path / "x"):
-        pass
-
-
-def test_slurm_where_there_is_none_is_refused(tmp_path):
-    policy = ExecutionPolicy(executor="slurm", workers=1)
-    with (
-        pytest.raises(UserError, match="run this where sbatch is"),
-        slurm.SlurmPool(tmp_path / "x", policy, 1, "cpu"),
-    ):
         pass
 
 
@@ -459,28 +403,6 @@ def test_what_a_job_needs_is_waited_for_where_it_runs(finished_session):
     assert map_write_times(runs) == before
 
 
-def test_a_job_is_told_of_all_files_that_those_before_it_left(session):
-    plan = plan_session(session, 1, ("next",))
-    pool = ScriptWorkers(1, lambda job: JobResult(files=(f"{job.kind}-{job.name}",)))
-    answer = find_answer(plan, "next")
-    made = {f"{job.kind}-{job.name}" for job in list_needed_jobs(plan, answer)}
-    with tempfile.TemporaryDirectory() as folder:
-        for job in plan.needs:
-            Path(folder, f"{job.kind}-{job.name}").touch()
-        dispatch.run_jobs(plan.needs, pool, {}, ignore, Path(folder))
-    assert set(pool.files[answer]) == made
-    assert len(pool.files[answer]) == len(made)
-
-
 def test_a_file_that_is_never_seen_is_named_with_what_hides_it(tmp_path):
     with pytest.raises(CandidateFailed, match=r"rows/x/rows.parquet, which a worker wrote, .*acdirmax"):
         wait_for_files(tmp_path, ["rows/x/rows.parquet"], 0.05)
-
-
-def test_an_experiment_that_one_process_has_finished_needs_no_worker(copy):
-    runs = copy.parent / "runs"
-    before = {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*")}
-    found = tiny_experiment.run(copy, "execution.executor=local", "execution.workers=2")
-    assert [f.state for f in found.facts] == ["done"] * len(found.facts)
-    assert {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*")} == before
-    assert list((runs / ".workers").glob("*")) == []

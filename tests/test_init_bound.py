@@ -73,11 +73,6 @@ def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
     assert found.warnings == ()
 
 
-def test_a_longer_bound_keeps_more(propose_on):
-    short, long = propose_on(gflops=0.12), propose_on(gflops=0.12, minutes=60.0)
-    assert short.task.data.limits.train < (long.task.data.limits.train or N)
-
-
 def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
     path = tmp_path / "few.jsonl"
     content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
@@ -165,23 +160,3 @@ def test_a_training_takes_fewer_rows_at_a_time_where_memory_asks_for_it(llama):
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < 8
     assert [n * k for n, k in zip(rows, steps, strict=True)] == [8, 8, 8]
-
-
-def test_fewer_rows_at_a_time_are_said_with_the_method(llama):
-    here = resources(16)
-    choice = choose_method(
-        fit_batches(RECIPES, llama(1.0), here, longest=4096), llama(1.0), here, longest=4096
-    )
-    assert choice.why.endswith("4 rows at a time, 8 a step, so that it fits")
-
-
-def test_a_base_that_fits_in_no_way_is_warned_of(llama):
-    choice = choose_method(RECIPES, llama(8.0), resources(4, "cuda"), longest=200)
-    assert choice.name == "qlora"
-    assert "next: a smaller --base-model" in choice.warning
-
-
-def test_the_reason_for_the_method_stands_in_the_file(propose_on):
-    found = propose_on(gflops=1000.0)
-    (line,) = [line for line in found.said if line.startswith("full:") and "all" in line]
-    assert f"# {line}" in scaffold.write(found)[0].read_text()

@@ -108,12 +108,6 @@ def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_ch
 
 
 @pytest.mark.e2e
-def test_a_category_answers_where_nothing_else_does(tmp_path):
-    content = [{"text": f"Say {i}.", "category": "ab"[i % 2], "response time": i % 7} for i in range(40)]
-    assert propose(tmp_path, content).task.fields.reference == "{category}"
-
-
-@pytest.mark.e2e
 def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp_path):
     names = ("card", "pin", "refund")
     content = [{"text": f"Say {i}.", "label": i % 3, "label_text": names[i % 3]} for i in range(60)]
@@ -122,12 +116,6 @@ def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp
     assert said.endswith("next: --reference label_text, which names them")
     (alone,) = propose(tmp_path, [{"text": row["text"], "label": row["label"]} for row in content]).warnings
     assert alone.endswith("--instruction TEXT")
-
-
-@pytest.mark.e2e
-def test_ratings_are_no_codes(tmp_path):
-    content = [{"text": f"Say {i}.", "label": i % 5 + 1} for i in range(60)]
-    assert propose(tmp_path, content).warnings == ()
 
 
 @pytest.mark.e2e

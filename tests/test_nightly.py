@@ -11,7 +11,6 @@ import shutil
 import signal
 from dataclasses import replace
 from datetime import date
-from math import inf
 
 import fake_project
 import inbox
@@ -22,29 +21,24 @@ import tiny_model
 from filelock import FileLock
 from nights import Calendar, Rates
 
-from harness import config, nightly, report, store
+from harness import config, nightly, report
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist
-from harness.nightly.alarm import build_report
 from harness.nightly.changes import NightArms, compare_series
 from harness.nightly.notify import issue, slack
 from harness.nightly.state import (
-    Alarm,
     State,
-    acknowledge_alarms,
     home,
-    open_alarms,
     read_nights,
     read_state,
     references,
     write_state,
 )
 from harness.progress import SilentProgress
-from harness.spec import NightlyPolicy
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("module_cache")
@@ -138,13 +132,6 @@ def test_evidence_begins_anew_after_an_acknowledgement(path):
     assert line(found).series["general"].n_nights == 1
 
 
-def test_to_acknowledge_one_alarm_leaves_the_others_open():
-    alarms = tuple(Alarm(about, "regression", "2026-03-01", "") for about in ("lora", "champion knn"))
-    state, closed = acknowledge_alarms(State({}, alarms), "lora", "2026-03-02")
-    assert [a.about for a in closed] == ["lora"]
-    assert [a.about for a in open_alarms(state)] == ["champion knn"]
-
-
 @pytest.mark.e2e
 def test_answers_against_another_reference_are_no_evidence(path):
     calendar, folder = Calendar(path), folder_of(path)
@@ -154,16 +141,6 @@ def test_answers_against_another_reference_are_no_evidence(path):
     found = calendar.night(2, STILL)
     assert found.verdict == "ok"
     assert line(found).series["general"].n_nights == 1
-
-
-def test_a_suspicion_says_how_many_more_nights_would_settle_it(tmp_path):
-    fake_project.nights(tmp_path)
-    kept = read_nights(home(Store(tmp_path / "runs"), "desk"))
-    told = (build_report("desk", NightlyPolicy(), kept[:n], State()) for n in range(1, len(kept)))
-    suspected = next(one for one in told if one.verdict == "suspect")
-    assert suspected.exit_code == 4
-    (sentence,) = (one.sentence for one in suspected.lines if one.verdict == "suspect")
-    assert re.search(r": \d+ nights? more like these would settle it; a comparison", sentence)
 
 
 def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
@@ -232,11 +209,6 @@ def test_changes_are_shares_of_the_metrics_range_whatever_its_direction():
         -1.0,
         0.25,
     ]
-
-
-def test_changes_of_a_metric_without_bounds_stay_apart_in_their_unit():
-    found = compare_night(chat_rows(40), chat_rows(10), metric=replace(METRIC, bounds=(-inf, inf)))
-    assert (found.changes, found.unbounded) == ({}, {"chat": {"chat/chat-000": 30.0}})
 
 
 def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
@@ -451,15 +423,6 @@ def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
         calendar.night(1)
 
 
-@pytest.mark.e2e
-def test_a_night_is_shown_as_a_night_to_whoever_looks_on(path):
-    seen = []
-    calendar = Calendar(path)
-    calendar.night(1, asked=lambda prompt: seen.append(store.current_activity(calendar.session.store)))
-    assert {one["what"] for one in seen} == {"A night"}
-    assert seen[-1]["stage"].startswith("lora: ")
-
-
 def test_one_candidate_that_fails_does_not_end_the_night(path):
     calendar = Calendar(path, ["nightly.candidates=[knn, lora]"])
     found = calendar.night(1, Rates(lost=0, gained=0, general_lost=0))
@@ -467,21 +430,6 @@ def test_one_candidate_that_fails_does_not_end_the_night(path):
     assert line(found, "knn").verdict == "error"
     assert "harness compare --candidates knn" in line(found, "knn").sentence
     assert line(found).verdict == "ok"
-
-
-@pytest.mark.e2e
-def test_a_missed_night_is_shown_as_missed(path):
-    calendar = Calendar(path)
-    calendar.night(1)
-    found = calendar.night(4)
-    assert found.missed == ("2026-03-02", "2026-03-03")
-    assert "missed: 2026-03-02, 2026-03-03" in report.markdown(nightly.night_document(found))
-    assert nightly.status(path, "2026-03-07").missed == (
-        "2026-03-02",
-        "2026-03-03",
-        "2026-03-05",
-        "2026-03-06",
-    )
 
 
 @pytest.mark.e2e
@@ -536,13 +484,6 @@ def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen
     assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
 
 
-@pytest.mark.e2e
-def test_an_address_of_another_kind_is_refused(path):
-    Calendar(path).night(1)
-    with pytest.raises(UserError, match="https://"):
-        nightly.send(path, "file:///etc/passwd", "2026-03-01")
-
-
 def test_a_night_is_written_as_a_page_as_json_and_as_the_text_of_an_issue(path, tmp_path):
     found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
     written = {p.name: p.read_text() for p in nightly.write(found, tmp_path / "reports")}
@@ -586,16 +527,6 @@ def test_an_alarm_whose_night_is_killed_before_it_is_published_is_raised_again(p
     assert [[a.about for a in found.new] for found in published] == [["lora"], []]
 
 
-def test_status_before_the_first_night_says_what_to_do(path):
-    assert nightly.status(path, "2026-03-01").last is None
-
-
-def test_nothing_to_acknowledge_is_said(path):
-    Calendar(path).night(1, Rates(lost=0, gained=0, general_lost=0))
-    with pytest.raises(UserError, match="no open alarm about lora"):
-        nightly.acknowledge(path, "lora")
-
-
 def test_a_new_reference_is_pinned_where_that_is_asked_for(path):
     Calendar(path).night(1)
     assert set(read_state(folder_of(path)).references) == {"lora"}
@@ -635,14 +566,3 @@ def test_what_a_night_tests_is_named(path, prompting, was, expected):
     now = (weights, reference.prompting, reference.environment)
     said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
     assert "; ".join(said) == expected
-
-
-def test_upgraded_libraries_are_named_with_their_versions(path):
-    calendar = Calendar(path)
-    calendar.night(1)
-    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
-    then, newer = (store.keep_environment(session.store, {"numpy": version}) for version in ("1.0", "2.0"))
-    recipe, before = session.experiment.candidates["lora"], replace(reference, environment=then)
-    weights = ensure_weights(session, session.candidates["lora"], 0)
-    said = watchlist.describe_tested(session, recipe, before, weights, reference.prompting, newer)
-    assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

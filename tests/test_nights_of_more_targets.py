@@ -90,18 +90,6 @@ def test_the_base_answers_a_further_target_as_its_control_arm(path):
     assert any(item.startswith("counter/") for item in base.flips)
 
 
-def test_items_of_each_target_rotate_for_themselves(path):
-    calendar = Calendar(path, ["nightly.items=30", "nightly.anchors=10"])
-    calendar.night(2, STILL)
-    (line,) = calendar.night(3, STILL).lines
-    assert {key: one.n for key, one in line.series.items()} == {
-        "target": 60,
-        "target counter": 60,
-        "general": 60,
-    }
-    assert any(said.startswith("target counter: 60 clusters") for said in calendar.night(3, STILL).pool)
-
-
 def test_another_prompting_on_a_further_target_is_named(path):
     calendar = Calendar(path)
     calendar.night(2, STILL)

@@ -37,10 +37,6 @@ def values(tiny, own_cache, tmp_path_factory):
         return [run("".join(cell["source"]), names) for cell in CELLS]
 
 
-def test_the_notebook_is_kept_without_outputs():
-    assert [(cell["outputs"], cell["execution_count"]) for cell in CELLS] == [([], None)] * len(CELLS)
-
-
 def test_a_cell_of_the_notebook_shows_scores_and_intervals_as_a_frame(values):
     frame = values[-2]
     assert sorted(frame["candidate"]) == ["bag", "prompt"]

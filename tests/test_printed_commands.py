@@ -106,24 +106,6 @@ def test_the_split_that_the_note_names_keeps_groups_and_columns():
     assert max(p.name for p in Path("rows.split").iterdir()) == "validation.jsonl"
 
 
-def test_a_file_of_items_that_no_verb_can_read_is_named_in_no_command():
-    (note,) = note_of(NAMED, [*FILL, LEAKS[0]], [LEAKS[1], "eight"])
-    other = jsonl("suite.jsonl", [{"x": LEAKS[1], "y": "z", "q": "w"}])
-    suite = Task.model_validate(
-        {"name": "s", "data": {"test": other}, "fields": {"prompt": "{x}", "reference": "{y}"}}
-    )
-    data = {
-        "train": "own.jsonl",
-        "validation": "v.jsonl",
-        "test": jsonl("e.jsonl", [{"frage": "eight", "klasse": "a"}]),
-    }
-    task = Task.model_validate({"name": "target", "data": data, "fields": NAMED})
-    items = {of.name: load_task(of, 0) for of in (task, suite)}
-    (note,) = refuse_or_note(task, items, {}).overlap
-    assert "suite.jsonl:1" in note
-    assert "`" not in note
-
-
 def test_each_file_of_a_candidates_own_rows_has_its_command():
     first = jsonl("a b.jsonl", [{"frage": text, "klasse": "a"} for text in (*FILL, LEAKS[0])])
     second = jsonl("c.jsonl", [{"frage": f"{text} c", "klasse": "b"} for text in (*FILL, f"{ASK} now")])

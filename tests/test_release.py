@@ -94,12 +94,6 @@ def test_a_run_may_be_named_by_its_id(copy):
     assert release.gate(copy, run.run_id)[0].candidate == "lora"
 
 
-def test_base_weights_pass_by_identity(copy):
-    (judged,) = release.gate(copy, "prompt")
-    assert judged.verdict.outcome == "pass"
-    assert release.combine_exit_codes([judged]) == 0
-
-
 def test_a_level_of_the_target_is_judged_on_stored_rows(copy):
     (judged,) = release.gate(copy, "prompt", ["gate.target={min: 0.99}"])
     assert judged.verdict.outcome == "fail"
@@ -118,12 +112,6 @@ def test_a_candidate_without_a_run_as_written_now_is_missing(copy):
         release.gate(copy, "lora", ["candidates.lora.params.r=4"])
     step = f"next: harness compare --candidates lora -c {copy} candidates.lora.params.r=4"
     assert str(refused.value).endswith(step)
-
-
-def test_a_classifier_has_nothing_to_lose(copy):
-    with pytest.raises(UserError, match="classifier, which answers no task of the suites") as refused:
-        release.gate(copy, "bag", ["seeds=[0]"])
-    assert f"next: harness decide -c {copy} 'seeds=[0]', which compares it on letters" in str(refused.value)
 
 
 def test_a_run_that_has_not_answered_the_suites_yet_is_missing_and_the_next_step_names_the_file(copy):
@@ -226,31 +214,6 @@ def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(c
     assert release.family_note(copy, replace(champion, candidate="prompt")) == ""
 
 
-def verdicts_of_both_doors(harness, path, *options, **settings):
-    """Judge the plain prompt from Python and by the command line; returns the two sentences."""
-    done = harness("gate", "--candidate", "prompt", "-c", str(path), "--json", *options)
-    (judged,) = json.loads(done.stdout)
-    return gate(path, candidate="prompt", **settings).sentence, judged["sentence"]
-
-
-def test_python_and_the_command_line_judge_against_the_champion_where_there_is_one(harness, copy):
-    against_base, by_command = verdicts_of_both_doors(harness, copy)
-    assert against_base == by_command
-    release.promote_named(copy, "lora", despite="a test")
-    against_champion, by_command = verdicts_of_both_doors(harness, copy)
-    assert against_champion == by_command
-    assert against_champion != against_base
-    assert "identity" in against_base
-    assert "identity" not in against_champion
-
-
-def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(harness, copy):
-    release.promote_named(copy, "lora", despite="a test")
-    from_python, by_command = verdicts_of_both_doors(harness, copy, "--baseline", "base", baseline="base")
-    assert from_python == by_command
-    assert "identity" in from_python
-
-
 def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells():
     def make_result(outcome):
         return GateResult((), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy(), candidate=outcome)
@@ -286,11 +249,6 @@ def test_a_run_that_does_not_pass_is_promoted_only_for_a_reason_that_is_kept(cop
     assert champion.verdict in ("fail", "inconclusive")
     assert champion.sentence.startswith(("FAIL: ", "UNDECIDED: "))
     assert json.loads(path.read_text())["despite"] == "the customer accepts it"
-
-
-def test_a_run_that_passes_is_promoted_with_its_verdict(copy):
-    _, champion = release.promote_named(copy, "prompt")
-    assert (champion.verdict, champion.despite) == ("pass", "")
 
 
 def test_what_has_nothing_to_lose_is_promoted_only_for_a_reason(copy):
@@ -330,13 +288,6 @@ def test_a_champion_without_a_stored_run_leaves_the_change_on_the_target_unknown
     path.write_text(path.read_text().replace(champion.run_id, "tiny-bag-elsewhere"))
     (said,) = release.gate(copy, "lora")[0].notes
     assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
-
-
-def test_a_champion_of_an_older_version_is_still_read(copy):
-    path, _ = release.promote_named(copy, "prompt")
-    raw = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in raw.items() if k not in ("verdict", "sentence", "despite")}))
-    assert release.gate(copy, "prompt")[0].baseline.startswith("the champion prompt")
 
 
 def test_asking_for_a_champion_where_there_is_none_is_refused(harness, copy):

@@ -37,12 +37,9 @@ from harness.report import (
 )
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
-from harness.report.labels import shorten_for_picture
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
-from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
-from harness.report.plots.pareto_front import NARROW
-from harness.report.plots.svg import AxisScale, marks, width_of
+from harness.report.plots.loss_curves import gap, smooth
 from harness.report.tables.decision_tables import arithmetic_rows
 from harness.report.tables.origin_tables import provenance_tables
 from harness.spec import DecidePolicy
@@ -322,27 +319,6 @@ def test_the_forest_names_as_many_tasks_as_the_macro_averages_also_those_of_othe
     assert list_titles(forest(report(), three))[0].startswith("macro: mean of 3: −19.8")
 
 
-def test_the_forest_draws_a_margin_at_its_place_on_the_axis():
-    def places(word):
-        lines = (e for e in parse_svg(forest(report(), lora())).iter() if e.tag.endswith("}line"))
-        return [(float(e.get("x1")), float(e.get("x2"))) for e in lines if word in e.get("class").split()]
-
-    (low, high), *_ = places("whisker")
-    pixels_a_point = (high - low) / (100 * (MACRO.high - MACRO.low))
-    found = [100 * MACRO.low + (at - low) / pixels_a_point for at, _ in places("margin")]
-    assert found == pytest.approx([-2.0, -5.0], abs=0.1)
-
-
-def test_a_relative_margin_is_not_drawn_as_points():
-    picture = forest(report(macro_margin=None), lora())
-    assert list_titles(picture)[0] == "macro: mean of 1: −19.8 [−23, −17] points"
-    assert classes(picture)["margin"] == 1
-
-
-def test_without_comparisons_there_is_no_forest():
-    assert forest(report(comparisons={}), lora()) == ""
-
-
 def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     picture = front(report())
     marks_ = {e.text.split(":")[0]: e for e in parse_svg(picture).iter() if e.tag.endswith("}title")}
@@ -353,20 +329,6 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
     assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
-
-
-def test_shapes_tell_verdicts_apart_as_well_as_colours():
-    undecided = make_fine_tune("dpo", 0.85, 0.1, "inconclusive")
-    found = classes(front(report(undecided)))
-    assert found["cross"] >= 1
-    assert found["undecided"] >= 1
-    assert found["even"] >= 1, "weights of the base"
-
-
-def test_the_legend_of_all_verdicts_fits_into_a_narrow_picture():
-    picture = parse_svg(front(report(make_fine_tune("dpo", 0.85, 0.1, "inconclusive")), NARROW))
-    (end,) = (float(e.get("x")) + width_of(e.text, "small") for e in picture.iter() if e.text == "front")
-    assert end <= NARROW.width
 
 
 def test_names_of_equal_points_do_not_cover_each_other():
@@ -404,27 +366,6 @@ def test_long_names_stay_apart_in_pictures(names):
     assert max(map(cell_len, beside)) <= 30
 
 
-def test_a_name_in_a_picture_has_the_room_that_its_widest_font_takes():
-    # Advance widths of DejaVu Sans at 12.5 px, by its own tables: 134.8 px, and 151.1 in bold.
-    assert width_of("fixed (recommended)") >= 134.8
-    assert width_of("fixed (recommended)", "strong") >= 151.1
-
-
-@given(st.lists(st.text("ab[=,]1", min_size=1, max_size=60), unique=True, max_size=8), st.integers(8, 40))
-def test_names_in_a_picture_fit_and_are_as_many_as_before(names, width):
-    shown = shorten_for_picture(names, width)
-    assert len(set(shown)) == len(names)
-    assert all(cell_len(name) <= width for name in shown)
-
-
-def test_losses_of_long_names_have_titles_that_differ():
-    trained = [
-        replace(lora(), name=name, training=replace(lora().training, wall_s=i)) for i, name in enumerate(LONG)
-    ]
-    titles = re.findall(r'<text x="0" y="14"[^>]*>([^<]*)</text>', html(report(*trained)))
-    assert len(set(titles)) == len(titles) == 3
-
-
 def words_of(of):
     return dict(arithmetic_rows(of.decision, of.unit))
 
@@ -441,28 +382,6 @@ def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
     assert shown["τ, points per USD of training"] == "0"
     assert shown["training, USD"] == "0.50"
     assert shown["prompt of a request to the fine-tune, tokens"] == "500"
-
-
-def test_a_gain_in_another_unit_is_named_by_that_unit():
-    shown = dict(arithmetic_rows(report().decision, BITS))
-    assert shown["gain over the best untrained, bits per byte"] == "+0.070 [+0.020, +0.120]"
-
-
-def test_a_number_that_another_version_added_is_shown_by_its_name():
-    of = report()
-    decision = replace(of.decision, arithmetic={"later_usd": 0.5, "unknown": None})
-    assert arithmetic_rows(decision, of.unit) == [("later usd", "0.5"), ("unknown", "–")]
-
-
-def test_nothing_to_draw_gives_no_picture(tmp_path):
-    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, answers=())
-    assert front(bare) == front_file(bare) == ""
-    assert [p.name for p in write(bare, tmp_path)] == [
-        "support.md",
-        "support.json",
-        "support.html",
-        "support.csv",
-    ]
 
 
 def test_the_file_of_the_front_stands_alone_on_white():
@@ -490,12 +409,6 @@ def test_the_curve_shows_every_step_and_validation():
     assert curves("bag", TrainingRecord(wall_s=0.1), "bag") == ""
 
 
-def test_one_training_of_two_candidates_is_drawn_once():
-    page = html(report(replace(lora(), name="hybrid")))
-    assert page.count("training, mean of a round") == 1
-    assert "hybrid, lora" in page or "lora, hybrid" in page
-
-
 def make_training_log(of, noise=0.0, n_steps=80):
     """Log a training of one epoch; the noise is that of batches, which run from long rows to short ones."""
     loss = tuple((i + 1, of(i) + noise * (9.5 - i % 20)) for i in range(n_steps))
@@ -508,24 +421,11 @@ def test_a_mean_of_the_loss_looks_back_over_a_quarter_of_an_epoch():
     assert smooth(training)[-1] == (80, 69.5)
 
 
-def test_a_mean_of_the_loss_covers_fifty_steps_of_a_long_epoch():
-    assert smooth(make_training_log(float, n_steps=1_000))[-1] == (1_000, 974.5)
-
-
-def test_an_epoch_ends_where_validation_is_first_measured():
-    training = replace(make_training_log(float), validation_loss=((40, 1.0), (80, 0.75)))
-    assert smooth(training)[-1] == (80, 74.5)
-
-
 @pytest.mark.parametrize("last", [120, 127, 133, 160])
 def test_the_overfitting_gap_does_not_hang_on_where_in_a_round_validation_comes(last):
     training = make_training_log(lambda _: 0.5, noise=0.1, n_steps=160)
     training = replace(training, validation_loss=((80, 0.8), (last, 0.75)))
     assert gap(training) == pytest.approx(0.25)
-
-
-def test_a_training_without_validation_has_no_gap():
-    assert gap(TrainingRecord(loss=((1, 2.0), (2, 1.0)))) is None
 
 
 def test_the_report_prints_the_loss_of_a_round_and_the_gap():
@@ -538,12 +438,6 @@ def test_the_report_prints_the_loss_of_a_round_and_the_gap():
     row = dict(zip(head.split(" | "), page[page.index(head) :].splitlines()[2].split(" | "), strict=True))
     assert row["loss"] == "1.000 → 0.305"
     assert row["overfitting gap |"] == "0.445 |"
-
-
-def test_the_loss_of_preferences_is_called_so():
-    training = TrainingRecord(loss=((1, 0.69), (2, 0.6)), reward_margin=((1, 0.0), (2, 0.1)))
-    assert "Preference loss of dpo by step" in curves("dpo", training, "dpo")
-    assert PREFERENCES in html(report(lora(training=training)))
 
 
 def test_the_chances_of_the_gate_are_those_of_the_verdict():
@@ -563,26 +457,6 @@ def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():
     assert (chat.change, chat.strength, chat.shown) == ("−35.3", -1.0, True)
     assert (safe.change, safe.shown) == ("−10.0", False)
     assert chat.said == "exact_match −35.3 [−45, −25] points, n = 200"
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
-def test_marks_are_round_and_inside_the_axis(low, span):
-    values, step = marks(low, low + span)
-    assert 1 <= len(values) <= 8
-    assert all(low - 1e-6 * span <= v <= low + span * (1 + 1e-6) for v in values)
-    assert str(f"{step:.0e}")[0] in "125"
-
-
-@given(st.floats(-100, 100))
-def test_a_value_outside_the_axis_lands_on_its_end(value):
-    assert 10 <= AxisScale(-1, 1, 10, 20)(value) <= 20
-
-
-@pytest.mark.parametrize(
-    ("value", "step", "text"), [(-20, 10, "−20"), (0.5, 0.5, "0.5"), (0, 5, "0"), (1500, 500, "1,500")]
-)
-def test_a_mark_of_an_axis_has_the_digits_of_its_step(value, step, text):
-    assert formatting.tick(value, step) == text
 
 
 def test_what_runs_share_is_said_once_and_what_differs_names_the_runs():
@@ -629,11 +503,3 @@ def test_junit_has_a_suite_for_each_verdict_and_a_case_for_each_rule(tmp_path):
     assert [case.get("name") for case in suites[-1]] == ["macro", "target", "critical"]
     assert (suites[-1].get("failures"), suites[-1].get("skipped")) == ("2", "1")
     assert "support: bag" not in [s.get("name") for s in suites]
-
-
-def test_forms_that_have_nothing_to_say_leave_no_older_file_behind(tmp_path):
-    write(report(), tmp_path)
-    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, answers=())
-    write(bare, tmp_path)
-    assert not (tmp_path / "support.junit.xml").exists()
-    assert not (tmp_path / "support.front.svg").exists()

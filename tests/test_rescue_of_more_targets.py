@@ -83,19 +83,6 @@ def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(resc
         assert scores["till"].vs_prompt.delta == pytest.approx(scores["till"].score.score - 0.2)
 
 
-def test_no_gain_is_asked_of_a_trial_where_the_fine_tune_shows_none(rescue_result):
-    """The rescued one has 10 % right on the shelf, where the fine-tune has no more than the prompt."""
-    assert "the gain on counter, till must be kept as well" in rescue_result.notes
-    assert "no gain is shown on shelf, so none is required of a trial there" in rescue_result.notes
-
-
-def test_the_page_has_a_table_of_more_targets_and_is_read_back(rescue_result, tmp_path):
-    written = {path.suffix: path for path in rescue.write(rescue_result, tmp_path)}
-    section = written[".md"].read_text().replace("\\_", "_").split("More targets")[1]
-    assert [section.count(f"| {name} (exact_match) |") for name in TARGETS] == [3, 3, 3]
-    assert rescue.to_json(rescue.read(written[".json"])) == rescue.to_json(rescue_result)
-
-
 def test_a_gain_that_validation_promises_and_test_does_not_show_rescues_nothing(tmp_path, targets):
     """41 % right are one point over the best that trains nothing, too few to be shown on 200 items."""
     found = world(tmp_path, targets, **{"75": Version(88, more=(("counter", 41),))}).rescue()

@@ -1,6 +1,5 @@
 """The units for cron, systemd and GitHub, and the verbs of the night on the command line."""
 
-import json
 import os
 import shlex
 import shutil
@@ -128,15 +127,6 @@ def test_issues_are_opened_whatever_became_of_the_night(config, monkeypatch):
     assert YAML(typ="safe").load(text)["jobs"]["night"]["steps"][2]["if"] == "always()"
 
 
-def test_units_of_two_experiments_stand_side_by_side(config, folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for scheduler in ("systemd", "github"):
-        monkeypatch.chdir(tmp_path)
-        first = install.write(install.units(scheduler, config, "04:00"))
-        second = install.write(install.units(scheduler, folder / "harness.yaml", "04:00"))
-        assert not set(first) & set(second)
-
-
 @pytest.mark.parametrize(
     ("scheduler", "how"),
     [
@@ -158,13 +148,6 @@ def test_the_next_step_starts_the_timer_of_the_experiment_or_asks_for_the_same_u
     assert "; harness nightly install --cron --at 03:15 -c 'a b.yaml') | crontab -" in said
 
 
-@pytest.mark.parametrize(("scheduler", "then"), [("systemd", "systemctl"), ("github", "commit the file")])
-def test_what_is_written_is_not_to_be_written_again(config, scheduler, then):
-    files = install.units(scheduler, config, "02:30")
-    assert " --write, then: " + then in install.next_step(scheduler, files)
-    assert install.next_step(scheduler, files, written=True).startswith(then)
-
-
 def test_files_are_written_once_and_never_over_others(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     files = install.units("github", Path("harness.yaml"), "04:00")
@@ -182,11 +165,6 @@ def test_a_time_that_is_none_is_refused(config, at):
         install.units("cron", config, at)
 
 
-def test_a_cron_line_is_for_the_users_own_crontab(config):
-    with pytest.raises(UserError, match="crontab -"):
-        install.write(install.units("cron", config, "02:30"))
-
-
 # The command line
 
 
@@ -202,47 +180,7 @@ def harness(*words, cwd, **env):
 
 
 @pytest.mark.e2e
-def test_install_prints_the_unit_on_stdout_and_the_next_step_beside_it(config):
-    done = harness("nightly", "install", "--cron", "--at", "03:15", cwd=config.parent)
-    assert done.returncode == 0
-    assert done.stdout.startswith("15 3 * * * cd ")
-    assert "crontab -" in done.stderr
-
-
-@pytest.mark.e2e
-def test_a_webhook_that_is_no_address_is_refused_before_the_night(config):
-    done = harness("nightly", "run", "--webhook", "hooks.example/x", cwd=config.parent)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --webhook: found hooks.exampl…")
-    assert not (config.parent / "runs").exists()
-
-
-@pytest.mark.e2e
-def test_install_asks_for_one_scheduler(config):
-    for words in ([], ["--cron", "--github"]):
-        done = harness("nightly", "install", *words, cwd=config.parent)
-        assert done.returncode == 2
-        assert "one of --cron, --systemd, --github" in done.stderr
-
-
-@pytest.mark.e2e
-def test_status_of_an_experiment_without_nights_says_how_to_begin(folder):
-    done = harness("nightly", "status", cwd=folder)
-    assert (done.returncode, done.stdout) == (0, "no night was run yet; next: harness nightly run\n")
-    found = json.loads(harness("nightly", "status", "--json", cwd=folder).stdout)
-    assert (found["last"], found["n_nights"]) == (None, 0)
-
-
-@pytest.mark.e2e
 def test_status_names_a_night_that_was_begun_and_not_finished(folder):
     (folder / "runs" / "nightly" / "tiny" / "2026-03-01" / "rows").mkdir(parents=True)
     done = harness("nightly", "status", cwd=folder)
     assert done.stdout.startswith("begun and not finished: 2026-03-01; ")
-
-
-@pytest.mark.e2e
-def test_acknowledging_without_an_alarm_is_said_in_a_line(folder):
-    done = harness("nightly", "ack", cwd=folder)
-    assert done.returncode == 2
-    assert "found no open alarm" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -4,7 +4,6 @@ import csv
 import json
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -57,7 +56,6 @@ SPANS = [
 BY_KIND = [{"text": f"Ann{i} is in Oslo.", "output": {"PER": [f"Ann{i}"], "ORG": []}} for i in range(40)]
 ORDERS = [{"text": f"Send {i} hens.", "output": [{"item": "hens", "n": i}]} for i in range(40)]
 SQL = [{"question": f"Who is over {i}?", "sql": f"SELECT name FROM t WHERE age > {i}"} for i in range(40)]
-DOCUMENTS = [{"id": "a", "title": "A", "text": "The lamp is blue."}]
 
 
 def rows(folder, name, content):
@@ -89,13 +87,6 @@ def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(propose_rows)
     n = len(load_task(few.task, 0).test)
     assert 0 < n < 6
     assert [warning.partition(":")[0] for warning in few.warnings] == [f"only {n} items for test"]
-
-
-@pytest.mark.e2e
-def test_enough_rows_are_not_warned_of(propose_rows):
-    enough = propose_rows(FREE)
-    assert len(load_task(enough.task, 0).test) >= 6
-    assert enough.warnings == ()
 
 
 @pytest.mark.e2e
@@ -187,13 +178,6 @@ def test_calls_of_tools_are_scored_as_calls(propose_rows):
 
 
 @pytest.mark.e2e
-def test_rows_that_are_called_like_a_task_of_the_suites_get_another_name(tmp_path):
-    request = Request(tmp_path / "new", rows(tmp_path, "translation.jsonl", LABELLED), minutes=20.0)
-    found = scaffold.propose(request, HERE)
-    assert (found.name, found.task.name) == ("translation-target", "translation-target")
-
-
-@pytest.mark.e2e
 def test_short_answers_that_are_numbers_are_scored_whole(propose_rows):
     content = [{"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"} for i in range(40)]
     assert propose_rows(content).task.metrics == ("exact_match", "token_f1")
@@ -206,14 +190,6 @@ def test_answers_that_reason_are_scored_by_their_final_answer(propose_rows, mark
     task = propose_rows(content).task
     assert task.metrics == ("final_answer", "token_f1")
     assert task.system.startswith("Think step by step")
-
-
-@pytest.mark.e2e
-def test_answers_of_several_lines_are_not_asked_for_in_a_few_words(propose_rows):
-    content = [{"prompt": f"Add {i}.", "completion": f"def f(x):\n    return x + {i}"} for i in range(40)]
-    task = propose_rows(content).task
-    assert task.metrics == ("token_f1", "rouge")
-    assert task.system == "Reply to the request in a few words, and nothing else."
 
 
 @pytest.mark.e2e
@@ -319,14 +295,6 @@ def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows,
 
 
 @pytest.mark.e2e
-def test_rows_whose_system_message_has_their_tools_alone_get_that_of_the_task(propose_rows):
-    tools = [{"name": "look_up", "parameters": {}}]
-    asked = [{"question": f"Who is {i}?", "answer": f"N {i}", "tools": tools} for i in range(40)]
-    asked_with = "Answer the question in a few words. Reply with the answer and nothing else."
-    assert propose_rows(asked).task.system == asked_with
-
-
-@pytest.mark.e2e
 def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows):
     found = propose_rows(QUESTIONS)
     assert found.task.fields.cluster == "{title}"
@@ -339,19 +307,6 @@ def test_the_contexts_of_questions_become_documents_where_retrieval_is_asked_for
     assert {"rag", "hybrid"} <= found.candidates.keys()
     assert found.task.data.documents == found.task.data.all
     assert "documents: 40 to retrieve from" in found.said
-
-
-@pytest.mark.e2e
-def test_documents_of_ones_own_bring_retrieval(propose_rows, tmp_path):
-    found = propose_rows(FREE, documents=rows(tmp_path, "kb.jsonl", DOCUMENTS))
-    assert {"rag", "hybrid"} <= found.candidates.keys()
-
-
-@pytest.mark.e2e
-def test_pairs_of_ones_own_are_named(propose_rows, tmp_path):
-    found = propose_rows(FREE, pairs=rows(tmp_path, "pairs.jsonl", PAIRS))
-    assert found.task.data.pairs.endswith("pairs.jsonl")
-    assert any(line.startswith("pairs: 40") for line in found.said)
 
 
 def thumbs(n, down):
@@ -386,38 +341,12 @@ def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
 
 
 @pytest.mark.e2e
-def test_many_unusable_rows_are_refused_among_answers_with_thumbs_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    content = thumbs(60, lambda i: i % 3 == 0)
-    rows(
-        tmp_path, "few.jsonl", [{**row, "completion": ""} if i < 3 else row for i, row in enumerate(content)]
-    )
-    assert scaffold.propose(Request(tmp_path / "new", "few.jsonl"), HERE).task.data.invalid_rows == "drop"
-    rows(
-        tmp_path, "mine.jsonl", [{**row, "completion": ""} if i < 9 else row for i, row in enumerate(content)]
-    )
-    with pytest.raises(UserError) as caught:
-        scaffold.propose(Request(tmp_path / "new", "mine.jsonl"), HERE)
-    (found,) = caught.value.problems
-    assert found.found == "9 of 60 rows that cannot be used"
-    command, _, new = found.next_step.partition(", then --data ")
-    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
-    assert "kto" in scaffold.propose(Request(tmp_path / "new", new), HERE).candidates
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("down", "method"), [(lambda i: i % 2, "kto"), (lambda i: False, None), (lambda i: True, None)]
 )
 def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(propose_rows, tmp_path, down, method):
     found = propose_rows(FREE, pairs=rows(tmp_path, "thumbs.jsonl", thumbs(20, down)))
     assert found.candidates.keys() & {"dpo", "kto"} == ({method} if method else set())
-
-
-@pytest.mark.e2e
-def test_long_answers_are_scored_although_they_are_cut(propose_rows):
-    assert propose_rows(FREE).task.truncated_scores
-    assert not propose_rows(QUESTIONS).task.truncated_scores
 
 
 @pytest.mark.e2e
@@ -431,15 +360,6 @@ def test_many_rows_are_drawn_from_and_it_is_said(propose_rows):
     found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
     assert found.task.data.limits.test == 400
     assert any("drawn" in line for line in found.said)
-
-
-@pytest.mark.e2e
-def test_a_larger_base_gets_a_lower_learning_rate(propose_rows):
-    rates = {
-        base: propose_rows(FREE, base_model=base).candidates["lora"]["sweep"]["learning_rate"]
-        for base in ("smollm2-135m", "own/model")
-    }
-    assert max(rates["own/model"]) < max(rates["smollm2-135m"])
 
 
 @pytest.mark.e2e
@@ -530,14 +450,6 @@ def test_a_line_above_the_header_is_refused_at_its_place(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_header_that_stands_once_more_is_no_row(tmp_path):
-    content = [("text", "label"), *((row["text"], row["label"]) for row in LABELLED)]
-    found = scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content + content[:1])), HERE)
-    assert found.task.labels == ("card", "pin")
-    assert any("the names of the columns once more (1); the first is 42" in line for line in found.said)
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize("header", [("q", "a"), ("Q", "A")])
 def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, header):
     content = [header, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
@@ -561,12 +473,6 @@ def test_a_column_with_braces_in_its_name_is_refused_in_one_sentence(tmp_path, n
     assert list_problems(Request(tmp_path / "new", data, **named)) == [
         "the column 'te{x}t', which no template can name"
     ]
-
-
-def test_columns_that_say_nothing_are_asked_for(tmp_path):
-    content = [{"a": str(i), "b": "x", "c": "y"} for i in range(9)]
-    found = list_problems(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
-    assert found == ["columns a, b, c, none of them clearly the question and answer"]
 
 
 @pytest.mark.parametrize("named", [{"prompt": "txet"}, {"reference": "lable"}, {"prompt": "{text}: {txet}"}])
@@ -610,16 +516,6 @@ def test_a_file_that_appeared_meanwhile_is_not_overwritten(propose_rows, tmp_pat
 
 
 @pytest.mark.e2e
-def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
-    (tmp_path / "one").mkdir()
-    scaffold.write(
-        scaffold.propose(Request(tmp_path / "one", rows(tmp_path / "one", "mine.jsonl", LABELLED)), HERE)
-    )
-    moved = (tmp_path / "one").rename(tmp_path / "two")
-    assert Path(config.load(moved / "harness.yaml").experiment.target.data.all).parent == moved
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize("label", ["yes", "no", "1", "a: b", "it's", "[x]", "true", "# x", "naïve", "{text}"])
 def test_any_label_survives_the_yaml(propose_rows, label):
     content = [{"prompt": f"What is {i}?", "reference": (label, "other one")[i % 2]} for i in range(20)]
@@ -655,19 +551,6 @@ def test_few_rows_are_tested_in_folds_and_where_a_label_is_too_rare_for_it_this_
     found = propose_rows(LABELLED)
     assert config.load(scaffold.write(found)[0]).experiment.target.data.folds == 5
     assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in found.said)
-
-
-@pytest.mark.e2e
-def test_the_plain_prompt_is_the_best_of_several_instructions(propose_rows):
-    assert "sweep" not in propose_rows(LABELLED, instruction="Say card or pin.").candidates["prompt"]
-    found = propose_rows(LABELLED)
-    assert "prompt: 4 system texts, the best on validation is kept" in found.said
-    assert config.load(scaffold.write(found)[0]).experiment.candidates["prompt"].sweep["system"] == [
-        None,
-        f"You are an expert, and your answers are used as they stand. {found.task.system}",
-        f"{found.task.system} Copy the label exactly, without any other word, sign or explanation.",
-        "The labels are: card, pin.\nClassify the text. Reply with the one that fits best, as it is spelt above.",
-    ]
 
 
 @pytest.mark.e2e
@@ -755,11 +638,6 @@ def test_they_are_from_the_quantised_one_where_memory_allows_no_other(propose_ro
     assert config.load(path).experiment.candidates["dpo"].init_from == "qlora"
 
 
-def test_pairs_are_trained_on_from_the_base_where_all_of_it_is_trained(propose_rows, tiny):
-    found = propose_rows(PAIRS, base_model=str(tiny)).candidates
-    assert ("full" in found, "init_from" in found["dpo"]) == (True, False)
-
-
 def propose_max_tokens(proposed, answers, base):
     """Return how long the answers may be that are proposed for rows with these, in turn."""
     content = [{"prompt": f"Say {i}.", "reference": answers[i % len(answers)]} for i in range(40)]
@@ -783,35 +661,6 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
         == propose_max_tokens(propose_rows, answers, copy)
         == expected
     )
-
-
-@pytest.mark.parametrize(
-    ("answer", "n"),
-    [("the lamp is on it", 16), ("1234567890123", 24), ("是在桌子上的灯", 32)],  # 6, 13 and 21 and 4 to spare
-    ids=["English", "digits", "Chinese"],
-)
-def test_where_the_base_is_not_here_the_length_of_answers_is_guessed_by_their_signs(propose_rows, answer, n):
-    assert propose_max_tokens(propose_rows, [answer, answer + " "], "org/name") == n
-
-
-@pytest.mark.e2e
-def test_a_tokenizer_that_cannot_be_read_is_refused_by_its_file(tmp_path, tiny):
-    copy = tmp_path / "damaged"
-    shutil.copytree(tiny, copy)
-    (copy / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError) as caught:
-        scaffold.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), base_model=str(copy)))
-    (problem,) = caught.value.problems
-    assert problem.where == str(copy / "tokenizer.json")
-
-
-@pytest.mark.e2e
-def test_fewer_shots_are_proposed_of_long_rows(propose_rows):
-    def shots(content):
-        return propose_rows(content).candidates["knn"]["prompting"]["few_shot"]["shots"]
-
-    long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
-    assert (shots(LABELLED), shots(long)) == (8, 3)
 
 
 @pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (1200, 1), (900, None)])
@@ -854,17 +703,6 @@ def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows
 
 
 @pytest.mark.e2e
-def test_items_that_are_longer_than_the_base_reads_are_warned_of(propose_rows, tiny):
-    content = [{"text": f"{i} " + "lamp " * 400 * (i % 2), "label": "ab"[i // 2 % 2]} for i in range(40)]
-    items = load_task(propose_rows(content).task, 0)
-    evaluated = [*items.validation, *items.test]
-    n_long = sum("lamp" in example.prompt for example in evaluated)
-    (warning,) = propose_rows(content, base_model=str(tiny)).warnings
-    assert f"longer than the 256 tokens that the base reads: {n_long} of {len(evaluated)}" in warning
-    assert 0 < n_long < len(evaluated)
-
-
-@pytest.mark.e2e
 def test_the_kind_of_task_can_be_named(propose_rows):
     assert propose_rows(LABELLED, kind="text").task.labels == ()
     many = [{"text": f"Row {i}", "answer": f"class {i % 15}"} for i in range(30)]
@@ -886,19 +724,8 @@ def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
     assert said in " ".join(list_problems(request))
 
 
-def test_a_kind_that_there_is_not_is_refused():
-    with pytest.raises(UserError, match="labels, choice, question, preference, text"):
-        scaffold.parse_kind("label")
-
-
 def test_an_example_to_edit_is_a_task_of_labels(tmp_path):
     path = scaffold.write_example(tmp_path / "new")
     found = scaffold.propose(Request(tmp_path / "new", str(path)), HERE)
     assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
     assert found.warnings == ()
-
-
-def test_an_example_overwrites_nothing(tmp_path):
-    scaffold.write_example(tmp_path)
-    with pytest.raises(UserError, match=r"example\.csv"):
-        scaffold.write_example(tmp_path)
