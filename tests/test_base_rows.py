@@ -17,7 +17,7 @@ from harness.cache import cache_dir
 from harness.config.files import SHIPPED_SUITES, suite_files
 from harness.records import Origin
 from harness.store import Store
-from harness.store.base_rows import find_base_rows, keep_base_rows
+from harness.store.garbage import find_base_rows, keep_base_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

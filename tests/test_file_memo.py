@@ -7,7 +7,7 @@ from test_store import IDENTITY, OTHER, row
 
 from harness import store as stores
 from harness.store.layout import Store
-from harness.store.rows.file_memo import FileMemo
+from harness.store.row_files import FileMemo
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness import stats
-from harness.comparison.biases.length_bias import estimate_length_favour
+from harness.comparison.judge_correction import estimate_length_favour
 from harness.formatting import RATE
 
 FAVOUR = 0.1

@@ -15,9 +15,8 @@ from fake_rows import LOWER, rows
 from test_cli import CommandResult, harness  # noqa: F401 (the fixture)
 
 from harness import comparison, config, decision, formatting, report, store
-from harness.comparison import Estimate, human
-from harness.comparison.biases.length_bias import estimate_length_favour
-from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
+from harness.comparison import Estimate, correct_comparison, correct_estimate, human, labels_missing
+from harness.comparison.judge_correction import estimate_length_favour
 from harness.comparison.labelled_answers import (
     answer_digest,
     calibrate,

@@ -24,8 +24,7 @@ from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, many_rows, run_record
 from harness.store import index, ingest, rows
 from harness.store.layout import Store, rename_when_whole
-from harness.store.rows.checksums import note_checksum
-from harness.store.rows.row_columns import COLUMNS, SAMPLE_COLUMNS
+from harness.store.row_files import COLUMNS, SAMPLE_COLUMNS, note_checksum
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = RowsIdentity(

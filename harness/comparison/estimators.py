@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from scipy import special
 
 from harness import formatting, stats
-from harness.comparison.alignment import Arms, is_binary, is_mean, is_stratified_sample
-from harness.comparison.failed_answers import NO_ERRORS, Errors
-from harness.comparison.fold_intervals import (
+from harness.comparison.alignment import (
+    NO_ERRORS,
+    Arms,
     Ends,
+    Errors,
     FoldInterval,
     Folds,
     interval_in_folds,
+    is_binary,
+    is_mean,
+    is_stratified_sample,
     match_folds,
 )
 from harness.formatting import RATE, Unit

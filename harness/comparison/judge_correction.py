@@ -1,19 +1,29 @@
-"""Judge correction: a judge's mean grade and its paired difference, corrected by people's labels.
+"""Errors of judges beside people's labels: grades and differences corrected, and bias by length or place.
 
-Invariant: grades and labels are numbers in [0, 1]; labels are those of a random sample of the items, drawn by
-item for both arms, and the judge's errors are those of each arm by itself. An interval is never narrower than
-few labels that differ from their grades allow: a judge of whom no error was seen may well have some.
-Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for joining distances (MOVER).
+Invariant: grades and labels are numbers in [0, 1]; labels are those of a random sample of the items, drawn
+by item for both arms, and the judge's errors are those of each arm by itself. An interval is never narrower
+than few labels that differ from their grades allow: a judge of whom no error was seen may well have some.
+Never narrower than few errors that differ allow: a judge whose errors are all alike on some items may well
+make others elsewhere. Lengths are characters; what people say of the same answers is taken off, so a longer
+answer that they too find better is no bias. Items on which the one candidate's answer is the longer count as
+much as those on which the other's is, so that a favour for a candidate is none for its length; where the
+longer answers are nearly all one candidate's, or in too few clusters, the two are one figure, which says so.
+Position is judged by each pair's two orders, so a judge without a preference for a place gives one half
+whatever the answers are. What people prefer of the same pairs is taken off a preference for the longer
+answer, or for a candidate.
+Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for joining distances (MOVER)
 """
 
-from collections.abc import Sequence
-from math import sqrt
+from collections.abc import Mapping, Sequence
+from math import exp, sqrt
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
+from harness.comparison.estimators import Estimate
+from harness.formatting import RATE, Unit
 from harness.stats import Array, Interval
 
 FEW = 10  # labels that differ from their grade, below which their spread alone is not trusted
@@ -162,3 +172,153 @@ def _add_interval(
     score = min(max(mean.mean, bounds.low), bounds.high)
     ends = (min(max(low, bounds.low), score), max(min(high, bounds.high), score))
     return CorrectedEstimate(score, *ends, mean.se, mean.df, mean.n, found.power)
+
+
+def error_interval(
+    mean: stats.Mean, groups: Sequence[Array], clusters: Sequence[NDArray[np.intp]], most: float
+) -> Interval:
+    """Return the t interval of a mean error, or Tango's where errors are few and that is wider.
+
+    It is cut to [−most, most], or to where errors lie beyond. The mean is that of the groups' means, whose
+    errors (n,) and clusters (n,) are given. A group in which errors of fewer than ten clusters differ has the
+    distances of a difference of two binary scores as large, of as many items as its clusters are worth; the
+    groups' distances are joined in quadrature.
+    """
+    plain = stats.t_interval(mean)
+    most = max(most, *(float(np.abs(x).max()) for x in groups))
+    guards = [_few_distances(x / most, codes) for x, codes in zip(groups, clusters, strict=True)]
+    low, high = (most / len(groups) * stats.quadrature(side) for side in zip(*guards, strict=True))
+    ends = min(plain.low, mean.mean - low), max(plain.high, mean.mean + high)
+    return Interval(max(ends[0], -most), min(ends[1], most))
+
+
+def _few_distances(errors: Array, clusters: NDArray[np.intp]) -> tuple[float, float]:
+    """Return how far a mean of errors in [−1, 1] may lie below and above; nothing where enough differ."""
+    if stats.count_differing_clusters(errors, clusters) >= FEW:
+        return 0.0, 0.0
+    effect = stats.design_effect(errors, clusters)
+    gains, losses = (float(np.clip(sign * errors, 0, None).sum()) / effect for sign in (1, -1))
+    n = len(errors) / effect
+    ends = stats.tango_interval(gains, losses, n)
+    at = (gains - losses) / n
+    return at - ends.low, ends.high - at
+
+
+class LengthFavour(NamedTuple):
+    """Favour for the longer of two answers to an item, beyond people's, in the unit of the metric.
+
+    `ratio` is the mean of new to base in length (geometric), `new_longer` the share of the items whose
+    lengths differ on which the new answer is the longer one. `is_length` says that both candidates have
+    enough of the longer answers, in enough clusters, so that it is not a favour for a candidate.
+    """
+
+    favour: Estimate
+    ratio: float
+    new_longer: float
+    is_length: bool
+
+
+def estimate_length_favour(
+    errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, most: float = 1.0
+) -> LengthFavour | None:
+    """Estimate the favour for the longer answer from errors (n,): how much more the new one is overrated.
+
+    `lengths` are those of (base, new), `most` is the largest error that there may be. None where fewer than
+    ten items have answers of another length, or in too few clusters.
+    """
+    base, new = (np.maximum(np.array(of, float), 1.0) for of in lengths)
+    differs = base != new
+    if differs.sum() < MIN_LABELS:
+        return None
+    longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
+    is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
+    mean = _balance_favours(own, longer, groups) if is_length else None
+    if mean is None or mean.se is None:
+        is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
+    if mean.se is None:
+        return None
+    parts = [own[longer], -own[~longer]] if is_length else [np.where(longer, own, -own)]
+    codes = [groups[longer], groups[~longer]] if is_length else [groups]
+    found = Estimate(mean.mean, *error_interval(mean, parts, codes, most), mean.n, unit)
+    ratio = exp(float(np.log(new / base).mean()))
+    return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
+
+
+def _balance_favours(errors: Array, longer: NDArray[np.bool_], clusters: NDArray[np.intp]) -> stats.Mean:
+    """Estimate the mean of the favours that items with a longer new answer show, and those with a shorter."""
+    found = stats.clustered_contrast(errors, longer, clusters)
+    return found._replace(mean=found.mean / 2, se=None if found.se is None else found.se / 2)
+
+
+class PairBias(NamedTuple):
+    """Preferences of a judge of pairs, each None where too few pairs tell.
+
+    `first` is the share of comparisons that the answer shown first won, `longer` the share of pairs of
+    unequal length in which the longer answer was preferred. Beside people, on the pairs that they rated: by
+    how much more it favours the new candidate (`favour`), and the longer answer (`longer_beside_people`), in
+    win rate.
+    """
+
+    first: Estimate | None = None
+    longer: Estimate | None = None
+    favour: Estimate | None = None
+    longer_beside_people: LengthFavour | None = None
+
+
+class JudgedPair(NamedTuple):
+    """One pair of unlike answers as a judge compared it, and as people did where they rated it.
+
+    `won` says how far the new answer is preferred, `first` how far the one shown first; `lengths` are those
+    of (base, new).
+    """
+
+    won: float
+    first: float
+    lengths: tuple[int, int]
+    cluster: str
+    vote: float | None = None
+
+
+def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
+    """Estimate what a judge prefers in the pairs that it compared, by item."""
+    every = list(pairs.values())
+    unequal = [pair for pair in every if pair.lengths[0] != pair.lengths[1]]
+    rated = [pair for pair in every if pair.vote is not None]
+    errors = np.array([pair.won - (pair.vote or 0.0) for pair in rated], float)
+    lengths = [[pair.lengths[arm] for pair in rated] for arm in (0, 1)]
+    return PairBias(
+        first=_rate(every, np.array([pair.first for pair in every], float)),
+        longer=_rate(unequal, np.array([_longer_won(pair) for pair in unequal], float)),
+        favour=_mean(rated, errors),
+        longer_beside_people=estimate_length_favour(errors, lengths, _codes(rated), RATE)
+        if len(rated) >= MIN_LABELS
+        else None,
+    )
+
+
+def _longer_won(pair: JudgedPair) -> float:
+    return pair.won if pair.lengths[1] > pair.lengths[0] else 1 - pair.won
+
+
+def _codes(pairs: list[JudgedPair]) -> NDArray[np.intp]:
+    return np.unique([pair.cluster for pair in pairs], return_inverse=True)[1]
+
+
+def _rate(pairs: list[JudgedPair], values: Array) -> Estimate | None:
+    """Estimate a share of pairs with Wilson's interval of as many as their clusters are worth."""
+    if len(pairs) < MIN_LABELS:
+        return None
+    effect = stats.design_effect(values, _codes(pairs))
+    ends = stats.wilson(float(values.sum()) / effect, len(values) / effect)
+    return Estimate(float(values.mean()), *ends, len(values))
+
+
+def _mean(pairs: list[JudgedPair], values: Array) -> Estimate | None:
+    """Estimate a mean over pairs with its interval; None where they are too few, or in too few clusters."""
+    if len(pairs) < MIN_LABELS:
+        return None
+    codes = _codes(pairs)
+    mean = stats.clustered_mean(values, codes)
+    if mean.se is None:
+        return None
+    return Estimate(mean.mean, *error_interval(mean, [values], [codes], 1.0), mean.n)

@@ -17,16 +17,17 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import stats
-from harness.comparison.biases.length_bias import LengthFavour, estimate_length_favour
-from harness.comparison.biases.mean_error import error_interval
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import (
     MIN_LABELS,
     CorrectedEstimate,
     GradedArm,
+    LengthFavour,
     correct_difference,
     correct_score,
     count_more_labels,
+    error_interval,
+    estimate_length_favour,
 )
 from harness.metrics import Metric
 from harness.records import LabelSet, SampleResult, digest

@@ -1,8 +1,11 @@
-"""Several answers drawn to each item: how varied they are, and the chance that one of k is right.
+"""Several answers to an item, and equal answers to many: pass@k, diversity, the commonest answer's share.
 
 Invariant: an item counts once, whatever is drawn to it, so intervals are those of the items and their
-clusters; an answer that failed is not right.
-Source: Chen et al. 2021, arXiv:2107.03374, for pass@k.
+clusters; an answer that failed is not right. Only generated answers count, and of two arms only items that
+both answered; a share is judged against the base's and against that of the commonest reference, so that a
+task with few right answers is none.
+Source: Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker 1970 for the share, Tango 1998 for
+the paired interval; that "far above" asks for twice the share, or for half of what it leaves, is ours
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ from harness.comparison.alignment import align
 from harness.comparison.estimators import Estimate, identical_difference
 from harness.metrics import Metric, mean_metric
 from harness.records import Sample, SampleResult
+from harness.stats import Interval
 
 _VALUE = mean_metric("value", lambda output, example: None)
 
@@ -111,3 +115,134 @@ def list_each_answer(
         for row in rows
         for one in drawn.get(row.example_id, ())
     ]
+
+
+ALPHA = 0.05
+COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
+_GENERATED = ("stop", "length")
+_LONGEST = 200  # characters of a text that is kept
+
+
+class AnswerCounts(NamedTuple):
+    """The answers of one arm: the text given most often (cut) and its share, the distinct ones and theirs."""
+
+    commonest: str
+    share: float
+    n_distinct: int
+    distinct_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDiversity:
+    """Diversity of the generated answers to n items of a task; shares are of these items.
+
+    `base` is None where the base did not answer, `reference_share` (of the commonest reference) where an
+    item has none. `low` and `high` are the ends of the 95 % interval of the new share less the base's.
+    `collapsed` says that the new share is far above the base's and the references'.
+    """
+
+    task: str
+    n: int
+    new: AnswerCounts
+    base: AnswerCounts | None = None
+    low: float | None = None
+    high: float | None = None
+    reference_share: float | None = None
+    collapsed: bool = False
+
+
+def answer_diversity(
+    new: Sequence[SampleResult], base: Sequence[SampleResult] | None = None
+) -> AnswerDiversity | None:
+    """Describe the generated answers of a task, beside the base's to the same items; None without any."""
+    after, before = _select_generated_rows(new), None if base is None else _select_generated_rows(base)
+    ids = [i for i in after if before is None or i in before]
+    if not ids:
+        return None
+    rows = [after[i] for i in ids]
+    task, n, texts = rows[0].task, len(ids), [row.text.strip() for row in rows]
+    found, right = _answers(texts), _references(rows)
+    reference_share = _answers(right).share if right else None
+    if before is None:
+        return AnswerDiversity(task, n, found, reference_share=reference_share)
+    old = [before[i].text.strip() for i in ids]
+    clusters = [row.cluster or row.example_id for row in rows]
+    low, high = _change(old, texts, clusters)
+    others = [old, right] if right else [old]
+    collapsed = all(_is_far_above(texts, other, clusters) for other in others)
+    return AnswerDiversity(task, n, found, _answers(old), low, high, reference_share, collapsed)
+
+
+def commonest_answer_arms(
+    base: Sequence[SampleResult] | None, new: Sequence[SampleResult]
+) -> list[tuple[list[SampleResult], list[SampleResult]]]:
+    """Pair other arms' rows with the new ones, 1 as the part of `COMMONEST` where an arm's commonest text is.
+
+    The other arms are the base, where it generated answers, and the references where every item has one. An
+    answer that failed has no part. Empty where the new arm generated none.
+    """
+    before = {row.example_id: row for row in base or ()}
+    after = [row for row in new if base is None or row.example_id in before]
+    if not _select_generated_rows(after):
+        return []
+    old, right = [before[row.example_id] for row in after if before], _references(after)
+    others = [_mark_commonest(old)] if _select_generated_rows(old) else []
+    others += [_mark_commonest(_find_generated(after, right))] if right else []
+    return [(other, _mark_commonest(after)) for other in others]
+
+
+def _find_generated(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[SampleResult]:
+    """Return rows that answered with these texts."""
+    return [
+        replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
+    """Give the rows whether each has the commonest text of those that were generated."""
+    texts = {i: row.text.strip() for i, row in _select_generated_rows(rows).items()}
+    marks = dict(zip(texts, _is_commonest([*texts.values()]).tolist(), strict=True))
+    return [
+        replace(row, parts={COMMONEST.name: (marks[row.example_id],) if row.example_id in marks else None})
+        for row in rows
+    ]
+
+
+def _answers(texts: Sequence[str]) -> AnswerCounts:
+    found, distinct_share = stats.commonest(texts), stats.unique_share(texts)
+    assert found is not None
+    assert distinct_share is not None
+    legible = found[0][:_LONGEST].encode("utf-8", "replace").decode("utf-8")
+    return AnswerCounts(legible, found[1], len(set(texts)), distinct_share)
+
+
+def _references(rows: Sequence[SampleResult]) -> list[str]:
+    """List each item's first reference; empty where an item has none."""
+    return [row.references[0].strip() for row in rows] if all(row.references for row in rows) else []
+
+
+def _is_far_above(texts: Sequence[str], other: Sequence[str], clusters: Sequence[str]) -> bool:
+    """Tell whether the commonest text has twice the share, or leaves half as much, and surely more."""
+    share, before = _answers(texts).share, _answers(other).share
+    is_far = share >= 2 * before or 1 - share <= (1 - before) / 2
+    return is_far and _change(other, texts, clusters).low > 0
+
+
+def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> Interval:
+    """Return the paired interval of how much more often the commonest new text stands than the old one."""
+    change = _is_commonest(new) - _is_commonest(old)
+    effect = stats.design_effect(change, np.unique(clusters, return_inverse=True)[1])
+    gains, losses = float((change > 0).sum()), float((change < 0).sum())
+    return stats.tango_interval(gains / effect, losses / effect, len(change) / effect, ALPHA)
+
+
+def _is_commonest(texts: Sequence[str]) -> stats.Array:
+    """Mark the items (n,) that have the commonest text."""
+    found = stats.commonest(texts)
+    return np.array([found is not None and text == found[0] for text in texts], float)
+
+
+def _select_generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
+    """Keep by item what was generated: no ranked choices, no texts read, no errors."""
+    return {row.example_id: row for row in rows if row.status != "error" and row.finish_reason in _GENERATED}

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.estimators import Comparison, Estimate
-from harness.comparison.judge_correction import MIN_LABELS, GradedArm, correct_score
+from harness.comparison.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score
 from harness.comparison.labelled_answers import count_enough_labels
 from harness.formatting import Unit
 from harness.spec import PEOPLE

@@ -29,7 +29,6 @@ content, so everything that was computed once is reused.
     runs/.progress.json                        progress of the running comparison, night or rescue
 """
 
-from harness.store.base_rows import base_rows_use, find_base_rows, keep_base_rows
 from harness.store.champion_files import (
     Champion,
     champion_file,
@@ -40,36 +39,28 @@ from harness.store.champion_files import (
 from harness.store.garbage import (
     Leftover,
     References,
+    base_rows_use,
     begin,
     disk_use,
     end,
+    find_base_rows,
     join_references,
+    keep_base_rows,
     list_begun,
     list_unfinished,
     list_unreferenced,
     run_references,
 )
-from harness.store.grade_books import (
-    find_grades,
-    keep_anchors,
-    keep_asked_again,
-    keep_check,
-    keep_grades,
-    list_grades,
-    read_anchors,
-    read_asked_again,
-    read_checks,
-    read_grades,
-    read_identities,
-)
-from harness.store.index import reindex
+from harness.store.index import QueryResult, query, reindex
 from harness.store.layout import (
     AGAIN,
     CLAIMS,
     Store,
+    StoredProgress,
     append_lines,
     claim,
     clear_errors,
+    current_activity,
     hold,
     read_lines,
     remove,
@@ -80,15 +71,26 @@ from harness.store.layout import (
 from harness.store.measurements import (
     control_file,
     controls,
+    find_grades,
     flip_rates,
+    keep_anchors,
+    keep_asked_again,
+    keep_check,
     keep_environment,
+    keep_grades,
     keep_origin,
+    list_grades,
     list_labels,
     list_ratings,
     noise_rates,
     noises,
     origins,
+    read_anchors,
+    read_asked_again,
+    read_checks,
     read_environment,
+    read_grades,
+    read_identities,
     read_measured,
     save_control,
     save_labels,
@@ -110,22 +112,23 @@ from harness.store.queries import (
     read_samples,
     read_scores,
 )
-from harness.store.read_only import QueryResult, query
+from harness.store.row_files import read_ids
 from harness.store.rows import (
     append_block,
     complete_rows,
     digest_of_base,
     has_rows,
     identities,
+    keep_folds,
     list_stored_blocks,
     read_blocks,
+    read_drawn,
+    read_folds,
     read_identity,
     read_many,
     read_rows,
     remove_merged_blocks,
 )
-from harness.store.rows.beside_rows import keep_folds, read_drawn, read_folds
-from harness.store.rows.row_ids import read_ids
 from harness.store.runs import (
     TrialRun,
     all_runs,
@@ -147,7 +150,6 @@ from harness.store.runs import (
     trials_by_run,
     weights_folder,
 )
-from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES
 from harness.store.verdicts import (
     DecisionRecord,

@@ -7,7 +7,7 @@ have now.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.store.read_only import frame
+from harness.store.index import frame
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]

@@ -15,8 +15,7 @@ from harness import __version__
 from harness.errors import HarnessError
 from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
-from harness.store.rows import read_identity
-from harness.store.rows.row_columns import (
+from harness.store.row_files import (
     COLUMNS,
     DIGEST,
     READ_NAMED,
@@ -25,6 +24,7 @@ from harness.store.rows.row_columns import (
     quote_texts,
     whole_file,
 )
+from harness.store.rows import read_identity
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 

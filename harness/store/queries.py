@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 from harness.errors import HarnessError
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import ANEW, Store, clear_errors, describe_missing_rows
-from harness.store.rows.beside_rows import attach_folds, read_folds
-from harness.store.rows.file_memo import FileMemo
-from harness.store.rows.row_columns import (
+from harness.store.row_files import (
     DIGEST,
     FAILED,
     OF_ERRORS,
     READ_NAMED,
     READ_PARQUET,
+    FileMemo,
     memory,
     rows_from,
     whole_file,
 )
+from harness.store.rows import attach_folds, read_folds
 
 
 class MetricColumns(NamedTuple):

@@ -1,19 +1,36 @@
-"""Row sets: finished blocks while they are computed, one Parquet file when they are complete.
+"""Row sets: blocks, one Parquet file when they are complete, drawn answers and folds.
+
+    runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet ever written
+    runs/rows/<digest>/samples/00000.jsonl   the sampled answers to the items of a block
+    runs/rows/<digest>/folds.json            the fold of each item by its id, from 1, with several models
 
 Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set computed under a limit grows by
 whole blocks and is never computed again. A checksum is noted before its file gets its name, and none is
-deleted, so a whole file is never taken for a damaged one.
-
-    runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet ever written
+deleted, so a whole file is never taken for a damaged one. Rows for a comparison are read with their folds,
+so every interval takes into account that one model answered all items of a fold.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.records import BLOCK, RowsIdentity, Run, SampleResult, load_files, many_rows, parse_json
+from harness.records import (
+    BLOCK,
+    RowsIdentity,
+    Run,
+    Sample,
+    SampleResult,
+    canonical_json,
+    load,
+    load_files,
+    many_rows,
+    parse_json,
+)
 from harness.store.layout import (
     AGAIN,
     ANEW,
@@ -26,23 +43,24 @@ from harness.store.layout import (
     write_record,
     write_whole,
 )
-from harness.store.rows.beside_rows import attach_folds, read_drawn, read_drawn_items, write_drawn
-from harness.store.rows.checksums import note_checksum
-from harness.store.rows.row_columns import (
+from harness.store.row_files import (
     COLUMNS,
     DIGEST,
     READ_NAMED,
     READ_PARQUET,
     SELECTED,
     WITHOUT_TEXTS,
+    file_version,
+    is_as_written,
     memory,
+    note_checksum,
+    parquet_ids,
     pattern,
     row_line,
     row_of,
     rows_from,
     whole_file,
 )
-from harness.store.rows.row_ids import parquet_ids
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -311,3 +329,95 @@ def _whole_prefix(db: "DuckDBPyConnection", n_rows: int, identity: RowsIdentity)
         found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
         raise failure(where, found, "every block", AGAIN)
     return int(n_whole) if n_distinct == n_whole else n_rows
+
+
+def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[SampleResult]) -> None:
+    """Write the sampled answers to the items of a block, if there are any."""
+    drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
+    lines = "".join(canonical_json({"example_id": item, **asdict(sample)}) + "\n" for item, sample in drawn)
+    if not lines:
+        return
+    path = _folder(store, rows_digest) / f"{index:05d}.jsonl"
+
+    def write(part: Path) -> None:
+        part.write_text(lines, "utf-8", newline="\n")
+        note_checksum(store, path, part)
+
+    with clear_errors(store, str(path), AGAIN):
+        rename_when_whole(store, path, write)
+
+
+def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
+    """Read the sampled answers of a row set, by item; damaged files are left out.
+
+    Empty for a set that was answered greedily.
+    """
+    samples_by_item: dict[str, list[Sample]] = {}
+    for path in _files(store, rows_digest):
+        with suppress(OSError, ValueError, TypeError):
+            for line in read_lines(path) if is_as_written(path) else ():
+                values = parse_json(line)
+                parts = {k: None if v is None else tuple(v) for k, v in values.pop("parts").items()}
+                samples_by_item.setdefault(values.pop("example_id"), []).append(Sample(parts=parts, **values))
+    return {item: tuple(samples) for item, samples in samples_by_item.items()}
+
+
+def read_drawn_items(store: Store, rows_digest: str) -> set[str]:
+    """Read which items of a row set have sampled answers; a file is parsed once until it changes."""
+    items: set[str] = set()
+    for path in _files(store, rows_digest):
+        with suppress(OSError):
+            items |= _items_in(path, *file_version(path))
+    return items
+
+
+@lru_cache(maxsize=1024)
+def _items_in(path: Path, *_version: int) -> frozenset[str]:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if is_as_written(path):
+            return frozenset(parse_json(line)["example_id"] for line in read_lines(path))
+    return frozenset()
+
+
+def _files(store: Store, rows_digest: str) -> list[Path]:
+    return sorted(_folder(store, rows_digest).glob("*.jsonl"))
+
+
+def _folder(store: Store, rows_digest: str) -> Path:
+    return store.rows(rows_digest) / "samples"
+
+
+def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None:
+    """Note which fold's model answered each item of a row set, before its rows are written."""
+    write_whole(store, _file(store, rows_digest), json.dumps(dict(folds), sort_keys=True) + "\n")
+
+
+def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
+    """Read which fold's model answered each item; None if one model answered all items.
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    path = _file(store, rows_digest)
+    if not path.exists():
+        return None
+    try:
+        return load(dict[str, int], path.read_bytes())
+    except (OSError, ValueError) as error:
+        step = f"remove {path}, then harness compare, which writes it again"
+        cause = str(error).splitlines()[0]
+        raise failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
+
+
+def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
+    """Return the rows of a set with their folds, if it has any.
+
+    Raises:
+        HarnessError: the file of folds cannot be read.
+    """
+    folds = read_folds(store, rows_digest)
+    return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows
+
+
+def _file(store: Store, rows_digest: str) -> Path:
+    return store.rows(rows_digest) / "folds.json"

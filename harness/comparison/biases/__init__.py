@@ -1,1 +1,0 @@
-"""Biases of judges beside people: what a metric favours that they do not."""

@@ -1,0 +1,320 @@
+"""Files of row sets: their checksums, their columns in Parquet, the ids in them, and a memo of what was read.
+
+Invariant: none is deleted, so a whole file is never taken for a damaged one. A replaced file is read again;
+one that cannot be read together with others is read alone. Parquet is read and written by one in-memory
+database per process. A damaged file has no ids, even if part of it is readable.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from harness.records import RowsIdentity, SampleResult, canonical_json, load, many_rows
+from harness.store.layout import ANEW, Store, failure, write_whole
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_PIECE = 1 << 20  # bytes
+
+
+def note_checksum(store: Store, path: Path, written: Path) -> None:
+    """Note the checksum of a finished file before it gets its final name."""
+    known = {*(_read_checksums(path) or ()), _checksum(written)}
+    write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
+
+
+def is_as_written(path: Path) -> bool | None:
+    """Tell whether a file has the content that was written, in its own folder; None without a checksum.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    actual = _checksum(path)  # before the noted ones are read: the file may be replaced in between
+    known = [] if _is_of_other_rows(path) else _read_checksums(path)
+    return None if known is None else actual in known
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file differs from its noted checksums; a file is read once until it changes.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _is_damaged(path, *file_version(path))
+
+
+@lru_cache(maxsize=4096)
+def _is_damaged(path: Path, *_version: int) -> bool:
+    return is_as_written(path) is False
+
+
+def _is_of_other_rows(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        identity = load(RowsIdentity, path.with_name("identity.json").read_bytes())
+        return identity.digest != path.parent.name
+    return False
+
+
+def file_version(path: Path) -> tuple[int, int, int]:
+    """Return inode, time and size of a file, which change when the file is replaced.
+
+    Raises:
+        OSError: the file is missing.
+    """
+    file_stat = path.stat()
+    return file_stat.st_ino, file_stat.st_mtime_ns, file_stat.st_size
+
+
+def _read_checksums(path: Path) -> list[str] | None:
+    with suppress(OSError, ValueError):
+        return load(list[str], _file(path).read_bytes())
+    return None
+
+
+def _file(path: Path) -> Path:
+    return path.with_name("checksums.json")
+
+
+def _checksum(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            value = zlib.crc32(piece, value)
+    return f"{value:08x}"
+
+
+_Value = TypeVar("_Value")
+_MOST = 1024  # files; beyond these the oldest is dropped
+
+
+class FileMemo(Generic[_Value]):
+    """Values of files; opening one file takes milliseconds, a hundred at once not many more.
+
+    `read` reads one file; `read_all` reads those of row sets, by their digests, in one query.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Path], _Value],
+        read_all: Callable[[Mapping[str, Path]], Mapping[str, _Value]],
+    ) -> None:
+        self._read, self._read_all = read, read_all
+        self._known: dict[tuple[Path, tuple[int, int, int]], _Value] = {}
+
+    def get(self, path: Path) -> _Value:
+        """Return the value of a file in its current state.
+
+        Raises:
+            OSError: the file is missing.
+        """
+        file = path, file_version(path)
+        if file not in self._known:
+            self._keep(file, self._read(path))
+        return self._known[file]
+
+    def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
+        """Read those files of row sets that will be needed and are not known yet."""
+        files = {}
+        for rows_digest in set(rows_digests):
+            with suppress(OSError):
+                path = store.parquet(rows_digest)
+                files[rows_digest] = path, file_version(path)
+        unread = {rows_digest: file for rows_digest, file in files.items() if file not in self._known}
+        if unread:
+            values = self._read_all({rows_digest: path for rows_digest, (path, _) in unread.items()})
+            for rows_digest, value in values.items():
+                self._keep(unread[rows_digest], value)
+
+    def _keep(self, file: tuple[Path, tuple[int, int, int]], value: _Value) -> None:
+        if len(self._known) >= _MOST:
+            del self._known[next(iter(self._known))]
+        self._known[file] = value
+
+
+def pattern(path: Path) -> str:
+    """Escape a path so that DuckDB, which reads paths as patterns, finds just this file."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def quote_texts(texts: Iterable[str]) -> str:
+    """Write texts as a list literal of DuckDB's SQL."""
+    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
+
+
+def whole_file(path: Path) -> str:
+    """Return the pattern of a file of rows, which may be missing.
+
+    Raises:
+        HarnessError: the file is damaged.
+    """
+    with suppress(FileNotFoundError):
+        if is_damaged(path):
+            found = f"{path} of other bytes than were written"
+            raise failure(f"rows {path.parent.name}", found, "the file as it was written", ANEW)
+    return pattern(path)
+
+
+@contextmanager
+def memory() -> Iterator["DuckDBPyConnection"]:
+    """Open a cursor of the in-memory database."""
+    with _database().cursor() as db:
+        yield db
+
+
+@cache
+def _database() -> "DuckDBPyConnection":
+    """Create the one in-memory database that reads and writes Parquet; creating one takes 25 ms."""
+    import duckdb
+
+    # A replaced file must not be served from the cache.
+    return hide_progress_bar(duckdb.connect(config={"enable_external_file_cache": False}))
+
+
+def hide_progress_bar(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
+    """Keep the bar that DuckDB draws during long queries off stdout, which belongs to the result."""
+    db.execute("SET enable_progress_bar = false")
+    return db
+
+
+COLUMNS = {
+    "task": "VARCHAR",
+    "split": "VARCHAR",
+    "example_id": "VARCHAR",
+    "position": "BIGINT",
+    "status": "VARCHAR",
+    "text": "VARCHAR",
+    "prompt": "VARCHAR",
+    "references": "VARCHAR[]",
+    "parts": "MAP(VARCHAR, DOUBLE[])",
+    "cluster": "VARCHAR",
+    "slice": "VARCHAR",
+    "gold_logprob": "DOUBLE",
+    "gold_bytes": "BIGINT",
+    "margin": "DOUBLE",
+    "n_prompt_tokens": "BIGINT",
+    "n_output_tokens": "BIGINT",
+    "compute_s": "DOUBLE",
+    "prompt_digest": "VARCHAR",
+    "output_digest": "VARCHAR",
+    "boundary_merged": "BOOLEAN",
+    "finish_reason": "VARCHAR",
+    "passages": "VARCHAR[]",
+    "recall": "DOUBLE",
+    "attempt": "BIGINT",
+    "weight": "DOUBLE",
+    "error": "VARCHAR",
+}
+# A sampled answer to an item, as a line of JSON.
+SAMPLE_COLUMNS = {
+    "example_id": "VARCHAR",
+    "index": "BIGINT",
+    "text": "VARCHAR",
+    "status": "VARCHAR",
+    "parts": "MAP(VARCHAR, DOUBLE[])",
+    "finish_reason": "VARCHAR",
+    "n_prompt_tokens": "BIGINT",
+    "n_output_tokens": "BIGINT",
+    "compute_s": "DOUBLE",
+    "mean_logprob": "DOUBLE",
+    "error": "VARCHAR",
+}
+# Without hive partitioning a folder named `x=1` does not become a column.
+READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
+READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")
+DIGEST = "parse_path(filename)[-2]"  # digest of a file's row set
+_FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
+# A map is selected as its keys, in its place, and its values, at the end: twice as fast.
+_MAPPED = {"parts": 'map_keys("parts")'}
+_VALUES = ', map_values("parts")'
+SELECTED = ", ".join(_MAPPED.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
+# References are needed to score the worst answer where an item has none.
+FAILED = "('error', 'incomplete')"
+OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
+_EMPTY = _MAPPED | {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
+WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
+_TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
+_PARTS = _FIELDS.index("parts")
+
+
+def row_line(row: SampleResult) -> str:
+    """Write a row as a line of JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    try:
+        return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
+    except ValueError as error:
+        reason = "NaN and inf are not stored; unknown is None"
+        raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
+
+
+def rows_from(
+    db: "DuckDBPyConnection", source: str, *values: object, texts: bool = True
+) -> list[SampleResult]:
+    """Read rows by position; selecting the columns in the order of the fields is fastest."""
+    selected = SELECTED if texts else WITHOUT_TEXTS
+    query = f"SELECT {selected} FROM {source} ORDER BY position"
+    with many_rows():
+        return [row_of(list(row)) for row in db.execute(query, values).fetchall()]
+
+
+def row_of(values: list[Any]) -> SampleResult:
+    """Build a row from DuckDB's values for `SELECTED`: its fields in order, then the values of `parts`."""
+    for place in _TUPLES:
+        values[place] = tuple(values[place])
+    parts = (None if scores is None else tuple(scores) for scores in values.pop())
+    values[_PARTS] = dict(zip(values[_PARTS], parts, strict=True))
+    return SampleResult(*values)
+
+
+def read_ids(store: Store, rows_digests: Iterable[str]) -> None:
+    """Read the ids of many sets at once, so that `has_rows` need not open each file."""
+    _IDS.prepare(store, rows_digests)
+
+
+def parquet_ids(path: Path) -> list[str] | None:
+    """Return the ids of a file by position; None if it is missing or damaged."""
+    try:
+        return _IDS.get(path)
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> list[str] | None:
+    import duckdb
+
+    try:
+        whole = is_as_written(path)
+        if whole is False:
+            return None
+        # A file older than checksums is read in all columns instead, to detect damage.
+        columns = "example_id" if whole else "example_id, hash(file)"
+        query = f"SELECT {columns} FROM {READ_PARQUET} AS file ORDER BY position"
+        with memory() as db:
+            return [example_id for example_id, *_ in db.execute(query, [pattern(path)]).fetchall()]
+    except (OSError, duckdb.Error):
+        return None
+
+
+def _read_all(paths: Mapping[str, Path]) -> Mapping[str, list[str]]:
+    import duckdb
+
+    with suppress(OSError, duckdb.Error), memory() as db:
+        ids_of: dict[str, list[str]] = {name: [] for name, path in paths.items() if is_as_written(path)}
+        query = f"SELECT {DIGEST} AS digest, example_id FROM {READ_NAMED} ORDER BY digest, position"
+        files = [pattern(paths[name]) for name in ids_of]
+        for rows_digest, example_id in db.execute(query, [files]).fetchall() if files else ():
+            ids_of[rows_digest].append(example_id)
+        return ids_of
+    return {}
+
+
+_IDS = FileMemo(_read, _read_all)
