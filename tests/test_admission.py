@@ -105,12 +105,28 @@ def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight)
     )
 
 
+def test_a_half_counts_half_as_much_as_a_whole_task():
+    lost = measurement("sums", *flips(100, 0, 30))
+    found = verdict([make_lopsided_task((40, 25)), lost])
+    assert found.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
+    assert macro_of(found).numbers["one_half"] == [
+        "t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"
+    ]
+
+
 def test_a_task_that_no_half_admits_says_what_each_half_found():
     found = verdict([make_lopsided_task((25, 26))])
     assert found.outcome == "inconclusive"
     (why,) = macro_of(found).numbers["left_out"]
     assert "t cannot show forgetting: on one half of its items the base scores 50.0 [37, 63] %" in why
     assert "and on the other half the base scores 52.0 [39, 65] %, not above chance" in why
+
+
+def test_a_task_of_one_cluster_has_no_halves():
+    one = measurement("chat", np.ones(9), np.ones(9))
+    clustered = [rows(np.ones(9), task="chat", cluster_size=9) for _ in range(2)]
+    found = verdict([one._replace(base=clustered[0], new=clustered[1])])
+    assert "its items form one cluster, which has no halves" in macro_of(found).numbers["left_out"][0]
 
 
 def test_a_relative_margin_of_a_half_takes_the_skill_of_the_half_that_admits_it():
@@ -227,13 +243,6 @@ def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
     assert verdict(apart_).macro.high < one.high - 0.02
 
 
-def test_a_copy_weighs_no_more_than_a_task_of_its_own():
-    lost = measurement("sums", *flips(100, 0, 30))
-    twice = copies(np.random.default_rng(0), 2, n=100, loss=0.0)
-    once = [twice[0], lost]
-    assert verdict([*twice, lost]).macro.score == pytest.approx(verdict(once).macro.score)
-
-
 def drop_first_items(m, k):
     return m._replace(base=m.base[k:], new=m.new[k:])
 
@@ -274,6 +283,12 @@ def test_tasks_that_share_some_items_are_correlated_and_named():
     assert none.high < partly.high < fully.high
     said = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]
     assert said == ["c0 and c1 share 200 items"]
+
+
+def test_items_that_move_apart_are_not_taken_for_a_gain_in_width():
+    a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
+    apart_, known = judge_apart([a, b]).macro, verdict([a, b]).macro
+    assert known.high - known.low >= apart_.high - apart_.low - 1e-12
 
 
 def test_a_document_that_copies_share_is_needed_once():
@@ -368,6 +383,14 @@ def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
 def macro_se(found):
     """Return the standard error of the macro that its 95 % interval amounts to."""
     return (found.macro.high - found.macro.low) / (2 * 1.96)
+
+
+def test_where_all_that_the_tasks_hold_would_not_do_that_is_said():
+    found = describe_more_items(
+        0.0, [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03
+    )
+    assert found.items is None
+    assert found.sentence == "the 30 items that the tasks still hold would not settle it"
 
 
 @given(

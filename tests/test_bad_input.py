@@ -159,6 +159,23 @@ def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, fou
 
 
 @pytest.mark.parametrize(
+    ("overrides", "next_step"),
+    [
+        (
+            ["candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"],
+            "one of: l[r=8], l[r=16]",
+        ),
+        (
+            ["candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}"],
+            "name the one a takes them of",
+        ),
+    ],
+)
+def test_weights_come_from_a_candidate_that_has_its_own(folder, overrides, next_step):
+    assert find_only_problem(folder, *overrides)[2] == next_step
+
+
+@pytest.mark.parametrize(
     "recipe", ["{method: lora}", "{method: classifier}", "{prompting: few_shot}", "lora"]
 )
 def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
@@ -185,6 +202,12 @@ def test_a_target_that_cannot_be_tested_is_refused_at_its_line(folder, target, l
     where, what, then = find_only_problem(folder, target=target)
     assert (where, what) == (f"suites/tiny.yaml:{line}", found.format(folder))
     assert next_step in (None, then)
+
+
+@pytest.mark.parametrize("written", ["candidates:", "candidates: []", "candidates: {}", ""])
+def test_an_experiment_without_candidates_is_told_what_to_write(folder, written):
+    text = EXPERIMENT.partition("candidates:")[0] + written + "\n"
+    assert "such as `prompt: {prompting: zero_shot}`" in find_only_problem(folder, text=text)[2]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +250,26 @@ def test_a_recipe_of_ones_own_is_wrong_at_its_line_and_misnamed_where_it_is_used
 def test_a_policy_names_what_is_there(folder, policy, found, next_step):
     problem = find_only_problem(folder, text=f"{EXPERIMENT}{policy}\n")
     assert problem == ("harness.yaml:10", found, next_step)
+
+
+@pytest.mark.parametrize("name", ["other", "sums"])
+def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
+    loaded = config.load(folder / "harness.yaml", [f"gate.critical=[{name}]"])
+    assert loaded.experiment.gate.critical == (name,)
+
+
+def test_a_broken_suite_is_refused_beside_the_other_problems(folder):
+    found = problems(folder, text=EXPERIMENT + "gat: {}\n", other="name: [")
+    assert {where for where, *_ in found} == {"harness.yaml:9", "suites/other.yaml:1"}
+
+
+def test_text_that_is_not_utf8_is_shown_with_its_byte(folder):
+    (folder / "harness.yaml").write_bytes(b"name: tiny\n# caf\xe9\n")
+    with pytest.raises(UserError) as caught:
+        config.load(folder / "harness.yaml")
+    problem = caught.value.problems[0]
+    assert problem.where == "harness.yaml:2"
+    assert problem.found == "byte 0xe9 at offset 16, which is not UTF-8"
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,25 @@ def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused(llama, 
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        {"time_step_limit": [0.0, float("inf")]},
+        {"rope_theta": float("nan")},
+        {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}},
+    ],
+)
+def test_what_a_shape_does_not_hang_on_refuses_no_base(llama, tmp_path, said):
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
+    assert examine_base(str(tmp_path), FitQuery(24.0)).n_parameters == 6_738_415_616
+
+
+def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
+    with pytest.raises(UserError, match=r"8 cards, and 4 rows of a batch.*--batch 8"):
+        examine_base(str(llama), FitQuery(24.0, batch=4, gpus=8))
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         *((content, "expected an object of names and values") for content in ("null", "[]", "5", '"x"')),

@@ -127,6 +127,12 @@ def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny,
 
 
 @pytest.mark.e2e
+def test_rows_of_a_suite_of_the_users_own_stay_in_their_folder(tmp_path, tiny):
+    stages(tiny_experiment.write(tmp_path, tiny))
+    assert list_kept_files() == []
+
+
+@pytest.mark.e2e
 def test_a_shipped_task_that_is_asked_in_the_users_words_stays_in_its_folder(tmp_path, tiny):
     path = experiment(tmp_path, "one", tiny)
     words = "name: words, system: Our secret terms."

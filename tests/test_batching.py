@@ -9,6 +9,12 @@ from harness.models.batching import Size, grow, pack, plan
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
 PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12)
 BUDGETS = st.integers(1, 40)
+
+
+LENGTHS = st.lists(st.integers(1, 90), max_size=40)
+
+
+SIZES = st.builds(Size, st.integers(1, 12), st.integers(1, 400))
 PURE = settings(deadline=None)
 
 # Trees
@@ -23,6 +29,16 @@ def row(pairs, number):
     """Return the tokens of a pair that predict something."""
     context, continuation = pairs[number]
     return context + continuation[:-1]
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_what_predicts_a_token_sees_what_stands_before_it_and_no_other_branch(pairs, budget):
+    for tree in grow(pairs, budget):
+        for number, sources in zip(tree.numbers, tree.sources, strict=True):
+            context, continuation = pairs[number]
+            before = [(*context, *continuation[:i]) for i in range(len(continuation))]
+            assert [list_seen_ids(tree, source) for source in sources] == before
 
 
 @PURE
@@ -56,6 +72,21 @@ def test_a_pack_keeps_every_continuation_and_names_each_place_once(pairs, budget
         for number, sources in zip(tree.numbers, tree.sources, strict=True):
             places = [packed.sources[w] for w in packed.where[slice(*spans[number])]]
             assert places == [(place, source) for source in sources]
+
+
+def test_padding_sees_padding_alone():
+    pairs = [((1, 2, 3), (4,)), ((5,), (6,))]
+    packed = pack(grow(pairs, 512), pairs)
+    assert packed.ids == [[1, 2, 3], [5, 0, 0]]
+    assert packed.ends == [[3, 3, 3], [1, 3, 3]]
+
+
+@PURE
+@given(LENGTHS, SIZES, st.integers(1, 64))
+def test_a_batch_of_several_rows_keeps_to_its_size(lengths, size, cost):
+    for batch in plan(lengths, size, cost):
+        assert len(batch) <= size.rows
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= size.tokens
 
 
 # Batches

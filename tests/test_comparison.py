@@ -138,6 +138,19 @@ def test_a_slice_holds_its_own_items_only():
     assert compare_rows(EXACT, base, new, slice="b").delta == -1
 
 
+def test_weights_weigh_the_items_and_equal_ones_change_nothing():
+    weights = [1.0] * 10 + [3.0] * 10
+    base = [replace(r, weight=w) for r, w in zip(rows([1.0] * 20), weights, strict=True)]
+    new = [replace(r, weight=w) for r, w in zip(rows([1.0] * 10 + [0.0] * 10), weights, strict=True)]
+    c = compare_rows(EXACT, base, new)
+    assert (c.estimator, c.delta) == ("stratified", pytest.approx(-0.75))
+    base, new = flips(40, 3, 9)
+    plain = compare_scores(base, new)
+    weighted = compare_rows(EXACT, weight_rows(base, np.full(40, 7.0)), weight_rows(new, np.full(40, 7.0)))
+    assert interval(weighted) == interval(plain)
+    assert weighted.estimator == "tango"
+
+
 def test_runs_of_other_or_doubled_or_no_common_items_are_refused():
     with pytest.raises(IncompatibleRuns, match="1 only in the base, 0 only in the new run \\(item-0002\\)"):
         compare_rows(EXACT, rows([1, 1, 1]), rows([1, 1]))
@@ -145,6 +158,12 @@ def test_runs_of_other_or_doubled_or_no_common_items_are_refused():
         compare_rows(EXACT, rows([1, 1]) + rows([1]), rows([1, 1]))
     with pytest.raises(IncompatibleRuns, match="no item"):
         compare_scores([None, [1.0, 2.0]], [[1.0, 2.0], None], RATIO)
+
+
+def test_an_unbounded_metric_on_one_cluster_has_all_that_its_bounds_allow():
+    c = compare_scores([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
+    assert (c.delta, c.low, c.high, c.se) == (0.5, -inf, inf, inf)
+    assert estimate(RATIO, rows([[1.0, 2.0]], RATIO))[:3] == (0.5, 0.0, inf)
 
 
 def test_zeros_and_ones_of_an_unbounded_metric_are_not_taken_for_rates():
@@ -188,6 +207,12 @@ def test_an_unbounded_metric_whose_items_all_agree_says_nothing_of_others(parts)
     assert (score.low, score.high) == metric.bounds
     more = compare_scores([0.0, *parts[1:]], parts, metric) if metric is not RATIO else None
     assert more is None or -inf < more.low < more.high < inf
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_regression_p_falls_below_alpha_just_where_the_bound_passes_the_margin(size):
+    c = compare_scores(*flips(200, 2, 40), cluster_size=size)
+    assert regression_p(c, -c.upper + 1e-6) > 0.05 > regression_p(c, -c.upper - 1e-6)
 
 
 @settings(max_examples=40, deadline=None)

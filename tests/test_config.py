@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import EXPERIMENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -155,6 +156,17 @@ def test_a_selection_names_candidates_and_whole_grids_and_drops_none(folder, ask
     loaded = read(folder, GRID, "candidates.third={}", candidates=asked)
     assert list(loaded.selected) == selected
     assert list(loaded.experiment.candidates) == ["prompt", *MEMBERS, "third"]
+
+
+def test_a_file_with_a_byte_order_mark_is_read(folder):
+    (folder / "harness.yaml").write_bytes(b"\xef\xbb\xbf" + EXPERIMENT.encode())
+    assert experiment(folder).name == "tiny"
+
+
+def test_an_anchor_is_followed(folder):
+    text = EXPERIMENT + "  more:\n    prompting: &p {few_shot: {shots: 1}}\n  again: {prompting: *p}\n"
+    candidates = experiment(folder, text=text).candidates
+    assert candidates["more"] == candidates["again"]
 
 
 def test_the_schema_takes_short_forms_and_knows_every_key():

@@ -8,7 +8,7 @@ import tiny_experiment
 import tiny_model
 from scipy import stats as scipy_stats
 
-from harness import config, experiment, release, store
+from harness import config, experiment, release, stats, store
 from harness.cli.compare import exit_code
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session
@@ -227,6 +227,11 @@ def test_flips_are_drift_from_where_the_exact_binomial_test_is_below_one_percent
     assert "9 of them with another score, which the A/A rate of 2.2 % allows" in found.sentence
     assert has_drifted(facts(differing=("facts/1",)))
     assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
+
+
+@pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (3, 10, 0.2), (10, 10, 0.5), (14, 320, 0.022)])
+def test_the_binomial_p_is_scipys(k, n, rate):
+    assert stats.binomial_p(k, n, rate) == pytest.approx(scipy_stats.binom.sf(k - 1, n, rate), rel=1e-9)
 
 
 @pytest.mark.e2e

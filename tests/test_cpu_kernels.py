@@ -116,6 +116,17 @@ def test_a_mask_of_ones_own_is_kept(small_llama):
     )
 
 
+def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
+    import torch
+    from transformers import DynamicCache
+
+    whole = logits(small_llama, False, input_ids=ids(1))
+    cache = DynamicCache(config=small_llama.config)
+    logits(small_llama, True, input_ids=ids(1)[:, :130], past_key_values=cache, use_cache=True)
+    rest = logits(small_llama, True, input_ids=ids(1)[:, 130:], past_key_values=cache, use_cache=True)
+    torch.testing.assert_close(rest, whole[:, 130:], rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_attends_afterwards_as_before_and_as_it_was_told(small_llama):
     with chunk_attention(small_llama):
         assert small_llama.config._attn_implementation == "parts"

@@ -993,6 +993,16 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page,
     assert expected.sentence.split(":")[0] in html(page)
 
 
+def test_a_budget_of_throughput_leaves_out_who_answers_fewer(open_page, tmp_path):
+    made = fake_project.write(tmp_path)
+    rates = {"prompt": 50.0, "knn": 5.0, "lora": 50.0}
+    facts = tuple(replace(f, requests_per_s=rates[f.name]) for f in made.facts)
+    report.write(replace(made, facts=facts), tmp_path / "reports")
+    page = open_page("decide")
+    page.select_slider(key="decide_requests a second, at least").set_value(20.0).run()
+    assert dict(page.dataframe[0].value.itertuples(index=False))["best untrained candidate"] == "prompt"
+
+
 def test_decide_reprices_training_and_requests_together(open_page, tmp_path):
     made = fake_project.write(tmp_path)
     page = open_page("decide")

@@ -235,6 +235,13 @@ def test_without_a_validation_file_a_fifth_of_training_is_set_aside(task):
     assert (len(items.train), len(items.validation)) == (40, 10)
 
 
+def test_with_a_validation_file_training_stays_whole(task):
+    items = load_task(
+        task(make_rows("test", 3), train=make_rows("train", 50), validation=make_rows("v", 4)), 0
+    )
+    assert (len(items.train), len(items.validation)) == (50, 4)
+
+
 def test_the_smaller_of_two_limits_holds_for_test(task):
     items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
     assert len(items.test) == 9
@@ -340,6 +347,12 @@ def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
 )
 def test_a_row_that_cannot_be_an_item_is_refused_at_its_line(task, rows, where, found):
     assert list_problems(task(rows)) == [(where, found)]
+
+
+def test_a_label_outside_the_set_is_refused_with_the_nearest_label(task):
+    with pytest.raises(UserError) as caught:
+        load_task(task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
+    assert caught.value.problems[0].next_step == "did you mean 'refund'?"
 
 
 def test_two_rows_of_one_id_are_refused_with_both_places(task):
@@ -502,6 +515,18 @@ def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(tmp_path, con
     rows = readers.read(str(tmp_path / "test.csv"), "test").rows
     assert [list(row.fields) for row in rows] == [names, names]
     assert [row.fields["Team"] for row in rows] == ["a", "b"]
+
+
+def test_tabs_separate_a_tsv_whose_names_hold_commas(tmp_path):
+    (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
+    (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows
+    assert row.fields == {"prompt, long": "a, b", "reference": "c"}
+
+
+def test_a_long_document_in_a_csv_is_read(tmp_path):
+    (tmp_path / "test.csv").write_text(f"prompt,reference\n{'a ' * 100_000},b\n")
+    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert len(row.fields["prompt"]) == 200_000
 
 
 UNTITLED = (

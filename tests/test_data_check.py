@@ -27,6 +27,11 @@ def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
         assert "False alarms:" in module.__doc__, name
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_clean_rows_raise_no_alarm(find, seed):
+    assert alarms(find(make_clean_rows(seed=seed))) == []
+
+
 def test_the_worst_stands_first(find):
     rows = make_clean_rows()
     found = find([*rows, rows[0], {"text": "", "label": "refund"}])
@@ -123,6 +128,12 @@ def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
     (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows))
     assert problem.where.endswith("rows.jsonl:5")
     assert "'label' of mixed types" in problem.found
+
+
+def test_texts_alone_are_checked_too(find):
+    rows = [{"text": row["text"]} for row in make_clean_rows()]
+    (found,) = alarms(find([*rows, rows[0]]))
+    assert (found.check, lines(found)) == ("repeated_rows", [401])
 
 
 @pytest.mark.e2e
@@ -226,6 +237,15 @@ def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, mon
     assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"
 
 
+def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", make_clean_rows(40))
+    (tmp_path / "harness.yaml").write_text("nmae: x\n")
+    assert "warning: harness.yaml has" in run("rows.jsonl", "--base", tiny).stderr
+    for words in ([], ["--base", tiny, "-c", str(tmp_path / "harness.yaml")]):
+        assert isinstance(run("rows.jsonl", *words).exception, UserError)
+
+
 def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
     hub = "hub:owner/mails"
     mail = check.Finding("warning", "", "", count=1, of=9, rows=(f"{hub}:1",), command=check.DECIDE)
@@ -299,6 +319,12 @@ def test_the_commands_name_the_columns_that_were_named(find):
     assert " --prompt '{text}' --reference queue --out " in found.command
 
 
+def test_a_file_that_is_named_twice_is_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl", make_clean_rows(30))
+    (problem,) = list_problems(path, str(tmp_path / "." / "rows.jsonl"))
+    assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
+
+
 def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_is_named(
     tmp_path, monkeypatch
 ):
@@ -320,3 +346,12 @@ def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find
     assert alarms(examine_rows(RowCheck([str(mended)], only=["missing_values"])).findings) == []
     written = [json.loads(line) for line in mended.read_text().splitlines()]
     assert [{**row, "id": i // 2} for i, row in enumerate(written)] == rows
+
+
+def test_many_columns_with_empty_cells_are_one_note(find):
+    rows = [
+        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}}
+        for n, row in enumerate(make_clean_rows(40))
+    ]
+    (found,) = (f for f in find(rows, "missing_values") if "empty" in f.title)
+    assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")

@@ -28,6 +28,12 @@ def test_one_answer_to_all_rows_is_warned_of(find):
     assert alarms(find([*content, *others], "class_balance")) == []
 
 
+def test_a_label_of_few_rows_is_found(find):
+    rows = [*make_clean_rows(), {"text": "solo word", "label": "rare"}]
+    (found,) = alarms(find(rows, "class_balance"))
+    assert (lines(found), found.example) == ([401], "'rare' 1")
+
+
 def test_another_mix_of_labels_in_test_is_found_and_the_same_mix_is_not(find, tmp_path):
     same = write(tmp_path / "same.jsonl", make_clean_rows(200, seed=9))
     other = write(
@@ -66,6 +72,11 @@ def test_a_mark_that_gives_the_label_is_found(find, mark):
     (found,) = alarm(find(rows, "label_markers"), "label_markers")
     assert lines(found) == list(range(1, 81, 4))
     assert "gives the label 'refund' in 20 of 20 rows" in found.title
+
+
+def test_a_mark_on_every_label_is_no_marker(find):
+    rows = [{**row, "text": f"{row['text']} kindly"} for row in make_clean_rows()]
+    assert alarms(find(rows, "label_markers")) == []
 
 
 @pytest.mark.e2e
@@ -186,6 +197,14 @@ def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
     found = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
     assert [f.severity for f in found] == ["note"]
     assert found[0].title.startswith("labels are not judged: ")
+
+
+@pytest.mark.parametrize(
+    "labels", [("-1", "0", "1"), ("C", "C++", "C#"), ("<", ">", ">="), ("A", "A+", "A-")]
+)
+def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
+    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(make_clean_rows(60))]
+    assert alarms(find(rows, "answer_formats")) == []
 
 
 def flip_labels(rows, share, rng):

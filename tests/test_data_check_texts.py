@@ -69,6 +69,12 @@ def test_rows_that_cannot_be_used_are_counted_by_why(find):
     assert "an empty prompt (1)" in found.title
 
 
+def test_a_column_of_texts_and_numbers_is_found(find):
+    rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(make_clean_rows())]
+    (found,) = alarms(find(rows, "missing_values"))
+    assert (found.count, lines(found)) == (40, list(range(1, 41)))
+
+
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
@@ -221,6 +227,17 @@ def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, fin
     shown = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
     for part in ("roe", "example", "6151", "123"):
         assert part not in shown
+
+
+@pytest.mark.parametrize("thumbs", [(True, False), (1, 0)])
+def test_thumbs_are_a_layout_and_no_fault(find, thumbs):
+    rows = [
+        {"prompt": row["prompt"], "completion": row["reference"], "label": thumbs[i % 2]}
+        for i, row in enumerate(texts(40, 1))
+    ]
+    found = find(rows)
+    assert alarms(found) == []
+    assert [f.count for f in found if f.title == "answers with a thumb down"] == [20]
 
 
 def test_calls_of_tools_are_read_as_openai_writes_them(find):

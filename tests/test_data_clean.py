@@ -39,6 +39,11 @@ def test_a_damaged_text_is_mended(damaged, mended):
     assert clean_text(damaged)[0] == mended
 
 
+@pytest.mark.parametrize("text", ["“x” &amp; <b>", "ﬁne ＡＢ", "  indented\n  code", "Ａ 1 ² ³"])
+def test_typography_html_and_indents_stay(text):
+    assert clean_text(text) == (text, [])
+
+
 @given(st.text())
 def test_cleaning_a_clean_text_changes_nothing(text):
     once = clean_text(text)[0]
@@ -209,6 +214,18 @@ def test_a_label_of_several_columns_goes_into_all_of_them(data):
     assert read("n.jsonl") == [rows[0], {**rows[1], "team": "fee", "rank": 2}, *rows[2:]]
     (changed,) = manifest("n.jsonl")["rows"]
     assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
+
+
+def test_a_label_of_several_columns_that_no_row_has_is_refused(data):
+    write_template_rows("fee-3")
+    assert "row 2: found the label 'fee-3', which no row has" in read_refusal(data, *OF_TWO)
+
+
+def test_labels_of_one_column_are_refused_where_several_answer(data):
+    write_template_rows("fee-2")
+    said = read_refusal(data, *OF_TWO, "--reference", "{rank} of {team}")
+    assert "where 'rank', 'team' answer" in said
+    assert 'such as "column": "{rank} {team}"' in said
 
 
 def test_labels_of_two_columns_are_not_kept_in_one_file(data):

@@ -163,6 +163,21 @@ def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
     assert read_question_and_answers(rows[0], roles)._replace(choices="").whole == "Who?"
 
 
+def test_two_trees_that_go_on_otherwise_are_no_duplicates():
+    def tree(end):
+        said = {"role": "prompter", "text": "And?", "replies": [{"role": "assistant", "text": end}]}
+        first = {"role": "assistant", "text": "Me", "replies": [said]}
+        return {"message_tree_id": "a", "prompt": {"role": "prompter", "text": "Who?", "replies": [first]}}
+
+    rows = rows_of(tree("yes"), tree("no"), tree("yes"))
+    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
+
+
+def test_accepted_answers_in_another_order_are_the_same():
+    rows = rows_of({"question": "Who?", "answers": ["a", "b"]}, {"question": "Who?", "answers": ["b", "a"]})
+    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
+
+
 def test_ids_in_front_do_not_hide_equal_texts(data):
     said = [
         f"{text} {text[::-1]} q{i}w" for i, text in enumerate(("one two", "my card", "a fee", "old pin") * 3)
@@ -184,3 +199,9 @@ def test_a_template_over_columns_reads_the_test_file_as_well(data):
     named = ("--prompt", "{subject}: {body}", "--reference", "label")
     said = run_data(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
     assert said.startswith("20 read, 14 written")
+
+
+def test_a_column_whose_name_has_braces_is_what_asks(data):
+    rows = [{"{{ticket}}": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2]} for i in range(20)]
+    jsonl(Path("r.jsonl"), [*rows, rows[3]])
+    assert run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("21 read, 20 written")

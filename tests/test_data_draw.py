@@ -82,6 +82,18 @@ def test_a_number_and_its_text_are_one_id(data):
     ]
 
 
+def test_one_file_by_two_spellings_is_no_mixture(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    said = read_refusal(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+    assert "found one file twice: a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
+
+
+def test_a_file_alone_is_no_mixture(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    said = read_refusal(data, "mix", "a.jsonl", "--out", "n.jsonl")
+    assert "found a.jsonl alone; expected two different files or more; next: name another" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -137,6 +149,12 @@ def test_a_balanced_sample_has_equally_many_of_every_value():
         sample(Rows("r", "r", rows), 20, "label", 0)
 
 
+def test_a_balanced_sample_without_a_row_of_each_value_is_refused():
+    rows = make_distinct_rows(60, lambda i: f"label {i % 4}")
+    with pytest.raises(UserError, match=r"--rows: found 3 for 4 values of 'label'; .* next: --rows 4"):
+        sample(Rows("r", "r", rows), 3, "label", 0)
+
+
 def test_what_is_not_drawn_stands_in_the_manifest(data):
     jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(9)])
     assert run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith(
@@ -147,3 +165,11 @@ def test_what_is_not_drawn_stands_in_the_manifest(data):
     assert "expected at least 10" in read_refusal(
         data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl"
     )
+
+
+@pytest.mark.parametrize("column", ["id", "augmented_from", "", "prompt"])
+def test_a_mixture_names_its_files_in_no_column_that_has_a_meaning(data, column):
+    for name in "ab":
+        jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} q{i}w", "label": "x"} for i in range(4)])
+    said = read_refusal(data, "mix", "a.jsonl", "b.jsonl", "--column", column, "--out", "m.jsonl")
+    assert "--column: found" in said

@@ -48,6 +48,16 @@ def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
     )
 
 
+def test_of_a_folder_in_the_place_of_rows_the_files_in_it_are_named(data):
+    Path("mine/old").mkdir(parents=True)
+    assert "next: name a file of rows; this folder holds none" in read_refusal(data, "check", "mine")
+    jsonl(Path("mine/test.jsonl"), [{"prompt": "a", "reference": "x"}])
+    Path("mine/old/my rows.csv").write_text("text,label\na,x\n")
+    said = read_refusal(data, "check", "mine")
+    assert said.startswith("error: mine: found no train rows to be had (")
+    assert said.endswith("next: name a file: 'mine/old/my rows.csv', mine/test.jsonl")
+
+
 def test_licence_and_notes_are_carried_along(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
     run_data(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")
@@ -96,6 +106,16 @@ def test_nothing_is_written_into_a_folder_that_is_read_or_in_place_of_the_workin
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
     assert "the folder that is read" in read_refusal(data, "clean", "rows", "--out", "rows/test.jsonl")
     assert "the working folder" in read_refusal(data, "split", "rows/train.jsonl", "--out", ".")
+
+
+def test_two_parquet_columns_of_one_name_are_refused(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array(of) for of in (["a"], ["x"], ["1"], ["2"])]
+    made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
+    pyarrow.parquet.write_table(made, "r.parquet")
+    assert "two columns named 'n'" in read_refusal(data, "clean", "r.parquet", "--out", "n.jsonl")
 
 
 def links(file):
@@ -183,6 +203,18 @@ def test_a_gzip_file_that_breaks_off_is_refused_at_the_line_in_which_it_does(dat
     assert f"gzip -cd {name}" in said
 
 
+@pytest.mark.parametrize(("behind", "why"), [(-8, "CRC check failed"), (-4, "Incorrect length")])
+def test_a_gzip_file_of_which_only_the_checksum_is_wrong_is_refused_at_its_last_line(data, behind, why):
+    packed, n_lines = pack_rows("jsonl")
+    packed = bytearray(packed)
+    packed[behind] ^= 1
+    Path("r.jsonl.gz").write_bytes(packed)
+    said = read_refusal(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
+    assert f"r.jsonl.gz:{n_lines}: found a broken gzip file ({why}" in said
+    assert "; 5,000 lines can be read, and any of them may be damaged; expected a whole file" in said
+    assert "gzip -cd r.jsonl.gz gives what is left of it" in said
+
+
 @pytest.mark.e2e
 def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
     packed, _ = pack_rows("jsonl")
@@ -227,6 +259,19 @@ def test_mixed_types_are_refused_where_a_column_has_one_type(data):
     assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
 
 
+def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
+    Path("r.csv").write_text(
+        "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
+    )
+    for verb in ("clean", "dedup", "split"):
+        assert "'card', which 5 rows hold" in read_refusal(
+            data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n"
+        )
+    run_data(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
+    code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
+    assert (code, "warning: r.csv:1" in err) == (0, True)
+
+
 def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
     from harness.data.edit.save import Edit, save
 
@@ -243,6 +288,23 @@ def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
     assert Path("n.jsonl").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("x.jsonl.manifest.json", "kept for the files next to rows"), ("r.csv/x.csv", "a file, r.csv")],
+)
+def test_an_output_that_would_stand_in_the_way_is_refused(data, out, said):
+    Path("r.csv").write_text("text,label\na,x\n")
+    assert said in read_refusal(data, "clean", "r.csv", "--out", out)
+
+
+def test_a_file_named_in_capitals_is_read_and_a_quote_that_is_open_stands_at_its_line(data):
+    Path("R.CSV").write_text('text,label\na,x\n"b,y\nc,x\n')
+    assert "R.CSV:3: found" in read_refusal(data, "clean", "R.CSV", "--out", "n.csv")
+    Path("R.CSV").write_text("text,label\na,x\n")
+    run_data(data, "clean", "R.CSV", "--out", "N.CSV")
+    assert read("N.CSV") == [{"text": "a", "label": "x"}]
+
+
 def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(data):
     Path("rows").mkdir()
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
@@ -254,6 +316,13 @@ def test_a_field_that_stands_twice_is_refused(data):
     Path("r.jsonl").write_text('{"prompt": "a", "reference": "x", "prompt": "b"}\n')
     assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in read_refusal(
         data, "clean", "r.jsonl", "--out", "n.jsonl"
+    )
+
+
+def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
+    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in read_refusal(
+        data, "clean", "r.jsonl", "--out", "n.parquet"
     )
 
 

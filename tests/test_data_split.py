@@ -111,6 +111,15 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
     ]
 
 
+@pytest.mark.parametrize("day", ["31/05/2024", "soon", "", None, "2024-13-01"])
+def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
+    rows = [{"text": f"q{i}", "label": "x", "day": "2024-05-01"} for i in range(9)]
+    jsonl(Path("r.jsonl"), [*rows, {**rows[0], "day": day}])
+    found = f"{day!r} in 'day', which is not a time" if day else "no time in 'day'"
+    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    assert f"r.jsonl:10: found {found}; expected" in said
+
+
 @pytest.mark.parametrize(
     ("column", "option", "found", "step"),
     [
@@ -130,6 +139,13 @@ def test_a_part_of_which_earlier_ones_know_all_is_refused_with_the_reason(data, 
     assert code == 2
     assert f"no row for test ({found})" in said
     assert f"next: {step}" in said
+
+
+def test_numbers_beside_dates_are_refused(data):
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
+    assert "r.jsonl:2: found a number in 'day'" in read_refusal(
+        data, "split", "r.jsonl", "--time", "day", "--out", "p"
+    )
 
 
 def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
@@ -159,6 +175,37 @@ def test_a_split_that_cannot_be_made_is_refused(data, words, said):
     jsonl(Path("r.jsonl"), [{"text": f"{i * i} q{i}w v{i}u", "label": "x"} for i in range(9)])
     assert said in read_refusal(data, "split", "r.jsonl", "--out", "parts", *words)
     assert not Path("parts").exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused(data):
+    file = jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(20)])
+    Path("full").mkdir()
+    jsonl(Path("full", "mine.jsonl"), [{}])
+    assert "not empty" in read_refusal(data, "split", "r.jsonl", "--out", "full")
+    assert "never changed in place" in read_refusal(data, "split", "r.jsonl", "--out", file)
+    Path("empty").mkdir()
+    run_data(data, "split", "r.jsonl", "--out", "empty")
+
+
+def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
+    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 6)]
+    rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
+    with pytest.raises(UserError, match="1 group"):
+        parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
+    found = split(Rows("r", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), alike=1))
+    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
+    train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
+    assert not train & test
+
+
+@pytest.mark.parametrize(
+    "times", [["12345678", "99999990"], ["-3", "7"], ["2024-01", "2024-02-03"], ["20240131", "20240201"]]
+)
+def test_times_are_numbers_months_and_days(times):
+    rows = make_distinct_rows(20)
+    for i, row in enumerate(rows):
+        row.fields["t"] = times[i // 10]
+    assert parts_of(rows, time="t", shares=(0.5, 0.0, 0.5))["train"] == list(range(10))
 
 
 def test_parts_that_are_far_from_their_shares_are_said(data):
@@ -261,3 +308,19 @@ def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_c
         assert {frozenset(r.fields["label"] for r in part) for part in parts.values()} == {
             frozenset().union(*groups)
         }
+
+
+def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_together():
+    """Each two of three groups share a class, so in two parts one of the classes is in one part alone."""
+    content = Rows("r.jsonl", "r", make_grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
+    way = SplitOptions((0.5, 0.0, 0.5), stratify="label", group="who")
+    with pytest.raises(UserError, match=r"5 groups .* no split gives each part rows of 'a', 'b', 'c'; "):
+        split(content, ASKED, way)
+
+
+def test_a_column_of_times_of_another_form_is_refused_once_with_the_option_that_says_the_form(data):
+    jsonl(Path("r.jsonl"), [{"text": f"q{i}", "label": "x", "day": f"{i + 10}.05.2024"} for i in range(12)])
+    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    assert said.count("found") == 1
+    assert "no time in any of 12 rows of 'day', such as '10.05.2024'" in said
+    assert "next: --time-format %d.%m.%Y" in said

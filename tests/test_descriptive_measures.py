@@ -65,6 +65,30 @@ def test_the_hypervolume_is_the_dominated_share_of_a_grid(p):
     assert stats.hypervolume(p, (0.0, 0.0)) == pytest.approx(covered.mean(), abs=0.011)
 
 
+def test_points_below_the_reference_add_nothing():
+    assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0
+
+
+def test_no_answers_have_no_diversity_rather_than_none():
+    assert stats.unique_share([]) is None
+
+
+def test_a_collapsed_model_gives_one_answer():
+    assert stats.unique_share(["sea", " sea", "sea\n", "sea"]) == 0.25
+
+
+def test_the_commonest_answer_has_the_largest_share():
+    answers = ["sea", "lake", " sea", "sea\n", "river"]
+    counted = max({a.strip() for a in answers}, key=lambda a: sum(b.strip() == a for b in answers))
+    assert stats.commonest(answers) == (counted, 0.6)
+    assert stats.commonest([]) is None
+
+
+def test_signal_to_noise_is_the_spread_over_repeats():
+    assert stats.signal_to_noise([0.3, 0.5, 0.4], [0.40, 0.42]) == pytest.approx(0.2 / 0.0141421, rel=1e-4)
+    assert stats.signal_to_noise([0.3, 0.5], [0.4, 0.4]) is None
+
+
 @pytest.mark.parametrize(
     "call",
     [

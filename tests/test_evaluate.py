@@ -9,7 +9,7 @@ import tiny_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation import EvaluationJob, evaluate_block, wrap_prompt
+from harness.evaluation import EvaluationJob, evaluate_block, put_in_order, wrap_prompt
 from harness.evaluation.runner import count_shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
 from harness.models.candidate import TextCandidate, TextTable, script_candidate
@@ -56,6 +56,13 @@ def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     found = [evaluate_block(script_candidate(str.upper), job, i) for i in range(blocks)]
     assert [len(block) for block in found] == [BLOCK] * (blocks - 1) + [n - BLOCK * (blocks - 1)]
     assert [r.position for block in found for r in block] == list(range(n))
+
+
+def test_the_order_is_a_shuffle_that_the_version_alone_decides():
+    examples = [example(n) for n in range(30)]
+    first, again, other = (put_in_order(examples, v) for v in ("ab12", "ab12", "ab13"))
+    assert first == again != other
+    assert sorted(e.id for e in first) == sorted(e.id for e in examples) != [e.id for e in first]
 
 
 def test_a_block_does_not_depend_on_what_ran_before_it(base):

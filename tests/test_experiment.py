@@ -120,6 +120,15 @@ def test_a_second_compare_computes_nothing_and_says_the_same(finished_run, copy)
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
+def test_a_second_compare_loads_no_model(copy):
+    code = (
+        "import sys; from harness.experiment import compare; compare(sys.argv[1]); "
+        "print([m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_changed_recipe_computes_only_itself(copy):
     before = files(copy.parent / "runs" / "rows") | files(copy.parent / "runs" / "weights")
     tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
@@ -221,6 +230,14 @@ def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_p
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "endless": "failed"}
     assert "the context holds" in facts(found, "endless").error
     assert "fewer shots" in facts(found, "endless").error
+
+
+@pytest.mark.e2e
+def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
+    candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    found = tiny_experiment.run(path, *UNLABELLED)
+    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
 
 
 @pytest.mark.e2e

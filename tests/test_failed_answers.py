@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_rows import EXACT, LOWER, flips, rows
+from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
 from harness import config, formatting, gating, release, store
-from harness.comparison import compare_rows, estimate, orient
+from harness.comparison import Estimate, compare_rows, estimate, orient
+from harness.comparison.failed_answers import Errors
 from harness.experiment import load_study
 from harness.experiment.analysis.verdict_records import Judgement, record_verdict
-from harness.gating import Measurement, exit_code
+from harness.gating import Measurement, TargetFacts, exit_code
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK
 from harness.release import candidate_runs
@@ -203,11 +204,26 @@ def test_without_a_worst_value_one_error_is_enough(critical):
     assert found.items_needed is None
 
 
+def test_what_a_candidate_fails_of_a_task_that_is_not_admitted_decides_nothing():
+    """The base alone says that it cannot show forgetting: 20 of its 100 answers made the verdict invalid."""
+    fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
+    failed = make_measurement(guessed, [None] * 20 + guessed[20:], "guessed", chance=0.5)
+    assert judge_tasks(fine, failed).outcome == "pass"
+
+
 def test_what_the_base_fails_of_a_task_may_have_kept_it_from_being_admitted():
     fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
     failed = make_measurement([None] * 20 + guessed[20:], guessed, "guessed", chance=0.5)
     found = judge_tasks(fine, failed)
     assert found.sentence.startswith("UNDECIDED: invalid: 20 of 100 answers on guessed (20.0 %) failed")
+
+
+def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
+    gain = compare_rows(POINTS, rows([1.0, 2.0, 3.0], POINTS), rows([2.0, None, 3.5], POINTS))
+    target = TargetFacts(Estimate(2.75, 2.0, 3.0, 2), gain)
+    policy = GatePolicy(target={"gain": 0.1})
+    found = judge_tasks(make_measurement(*flips(2000, 2, 2)), policy=policy, target=target)
+    assert found.sentence.startswith("UNDECIDED: invalid: 1 of 3 answers on task")
 
 
 def task_of(name):
@@ -220,6 +236,27 @@ def test_a_failed_answer_is_the_worst_of_a_metric_of_several_parts(name):
     worst, best = extremes(metric, ("yes",) if metric.parts[0].startswith("tp") else ("a cat sat on a mat",))
     score = [float(metric.aggregate(np.array([parts]), np.ones(1))) for parts in (worst, best)]
     assert score == pytest.approx([0.0, 1.0])
+
+
+def test_a_failed_label_counts_as_missed_among_the_others():
+    metric = load_metrics(task_of("macro_f1"))["macro_f1"]
+    _, right = extremes(metric, ("yes",))
+    base = [replace(row, references=("yes",)) for row in rows([right] * 4, metric)]
+    new = [base[0], base[1], *(replace(r, parts={"macro_f1": None}, status="error") for r in base[2:])]
+    assert compare_rows(metric, base, new).new == pytest.approx(2 / 3)
+    assert estimate(metric, new).score == pytest.approx(2 / 3)
+
+
+def test_a_metric_without_bounds_has_no_worst_value():
+    assert extremes(ratio_metric(), ("yes",)) is None
+    assert extremes(load_metrics(task_of("macro_f1"))["macro_f1"], ()) is None
+
+
+def test_an_item_that_is_no_part_of_the_metric_is_no_error():
+    """Means over some of the items only, as lm-eval has them, give nothing for the others."""
+    arms = [[replace(r, status="ok") for r in rows([1.0, None, 0.0])] for _ in range(2)]
+    c = compare_rows(EXACT, *arms)
+    assert (c.n, c.errors) == (2, Errors(3))
 
 
 # Stored runs
@@ -269,12 +306,6 @@ def test_a_stored_verdict_that_is_another_now_says_why(copy, run):
     assert "against the base was PASS and would now be UNDECIDED: invalid: 5 of " in note
     assert note.endswith("(since then: gate.macro 0.02 → 0.03; 83.3 % of answers on sums failed)")
     assert not [n for n in release.gate(copy, "lora", ["gate.macro=0.03"])[0].notes if "would now" in n]
-
-
-def test_a_stored_verdict_under_the_same_settings_names_the_answers_that_failed_since(copy, run):
-    """It said "the tasks, what else was measured or the rules changed"."""
-    pass_before_errors(copy, run)
-    assert "(since then: 83.3 % of answers on sums failed)" in str(release.gate(copy, "lora")[0].notes)
 
 
 def store_pass(copy, run, **changes):

@@ -68,6 +68,11 @@ def test_a_candidate_that_is_safe_is_shipped_from_among_eight():
     assert make_decision(facts).candidate == "lora-0"
 
 
+def test_one_candidate_reads_as_it_did_before():
+    lora = make_fine_tune("lora", 0.81, 0.07, verdict=verdict_of(*SAFE))
+    assert make_decision([lora], Family({"lora": "lora"})) == make_decision([lora], Family())
+
+
 def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_what_would_settle_it():
     verdict = verdict_of(*DOUBTFUL)
     p = verdict.p

@@ -266,6 +266,15 @@ def test_a_preference_row_becomes_a_pair(load, name):
     assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
 
 
+def test_what_the_instruction_is_about_follows_it(load):
+    rows = [{"instruction": "Translate.", "input": "chat", "output": "cat"}]
+    assert load(test=rows).test[0].prompt == "Translate.\n\nchat"
+
+
+def test_the_category_of_an_instruction_is_its_slice(load):
+    assert load(test=[ROWS["mirror of Dolly"]]).test[0].slice == "open_qa"
+
+
 def test_a_system_message_stays_in_front(load):
     turns = [{"from": "system", "value": "Be brief."}, *ROWS["ShareGPT"]["conversations"]]
     apart = {**ROWS["ShareGPT"], "system": "Be brief."}
@@ -446,6 +455,11 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
     assert made[2].messages == (BRIEF, ASKED, SAID, again, {**SAID, "content": "Hm."}, again)
 
 
+def test_all_turns_of_rows_without_turns_are_refused(load):
+    found = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
+    assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
+
+
 def test_completions_of_equal_ratings_are_no_pair(load):
     rated = [{"response": text, "overall_score": 7} for text in ("Me.", "You.")]
     found = list_problems(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])
@@ -482,6 +496,11 @@ def test_unusable_rows_are_removed_with_a_message_where_the_task_says_so(load):
     assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
 
 
+def test_a_file_without_one_usable_row_is_refused_all_the_same(load):
+    with pytest.raises(UserError, match="an empty 'output'"):
+        load(test=[{**ROWS["Alpaca"], "output": ""}], data={"invalid_rows": "drop"})
+
+
 def articles(n=12, per_article=5):
     return [
         {
@@ -493,6 +512,10 @@ def articles(n=12, per_article=5):
         for a in range(n)
         for i in range(per_article)
     ]
+
+
+def test_a_context_stands_in_front_of_its_question(load):
+    assert load(test=articles(1, 1)).test[0].prompt == "Context:\nText 0 has part 0.\n\nWhat is 0 of 0?"
 
 
 def test_a_context_is_left_to_retrieval_where_there_are_documents(load):

@@ -66,6 +66,14 @@ def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
     assert formatting.score(formatting.RATE, 0.5) == "50.0"
 
 
+@pytest.mark.parametrize(
+    "print_it", [formatting.percent, formatting.points, formatting.usd, formatting.seconds, formatting.count]
+)
+@pytest.mark.parametrize("unknown", [None, math.nan])
+def test_what_is_unknown_is_a_dash(print_it, unknown):
+    assert print_it(unknown) == "–"
+
+
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
 def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
     swapped = {"+": "−", "−": "+"}

@@ -2,15 +2,11 @@
 
 import pytest
 import tiny_experiment
-from conftest import find_shared_data
 
-from harness import config
 from reports.studies.fronts.choice import choose, share_of_gain
-from reports.studies.fronts.experiments import prepare_tasks, prepare_ways
 from reports.studies.fronts.fronts_page import page
 from reports.studies.fronts.plan import make, plan, report_done
-from reports.studies.fronts.processes import unite
-from reports.studies.fronts.rows import Row, list_measured, merge, read_rows, rows_of, write_rows
+from reports.studies.fronts.rows import Row, rows_of
 from reports.studies.fronts.ways import WAYS, candidates, way_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -89,20 +85,6 @@ def test_a_share_of_the_gain_is_that_over_the_prompt_on_one_kind_of_machine():
     assert share_of_gain(rows, rows[2]) == pytest.approx(0.95)
 
 
-def test_kept_rows_need_no_run_and_new_ones_replace_them(tmp_path):
-    write_rows(tmp_path / "fronts.json", ROWS)
-    kept = read_rows(tmp_path / "fronts.json")
-    assert kept == ROWS
-    assert list_measured(kept, "ways", "a CPU") == {row.candidate for row in ROWS}
-    assert list_measured(kept, "ways", "a GPU") == {"a-1", "a-2", "b-1", "c-2"}
-    assert list_measured(kept, "banking77", "a CPU") == set()
-    merged = merge(ROWS, [make_row("a-1", 0.3), make_row("a-1", 0.4, machine="a GPU")])
-    assert [(row.goal, row.machine) for row in merged if row.candidate == "a-1"] == [
-        (0.3, "a CPU"),
-        (0.4, "a GPU"),
-    ]
-
-
 def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(tmp_path):
     assert choose(ROWS) == ["a-2", "b-1", "c-2"]
     same = make_row("d-1", 0.6)._replace(remark="d-1: d found nothing to change")
@@ -112,29 +94,3 @@ def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(tmp_p
     names = candidates(WAYS)
     assert {way_of(name) for name in names if name != "prompt"} == set(WAYS)
     assert len(names) == 1 + 2 * len(WAYS)
-
-
-@pytest.mark.e2e
-def test_the_files_of_both_stages_stand_beside_each_other(tmp_path):
-    find_shared_data("rows")
-    ways = prepare_ways(tmp_path)
-    tasks = prepare_tasks(tmp_path, ["replay-2"])
-    assert len(config.load(ways).experiment.candidates) == 1 + 2 * len(WAYS)
-    found = {
-        config.load(file).experiment.name: set(config.load(file).experiment.candidates) for file in tasks
-    }
-    assert set(found) == {"fronts-support", "fronts-banking77", "fronts-dolly"}
-    assert all(of == {"prompt", "plain-2", "replay-2"} for of in found.values())
-
-
-def test_what_processes_stored_is_united_without_their_indexes(tmp_path):
-    for name in ("process-0", "process-1"):
-        own = tmp_path / name / "runs"
-        (own / "rows" / name).mkdir(parents=True)
-        for file in ("harness.duckdb", "compare.lock", f"rows/{name}/rows.parquet"):
-            (own / file).write_text(name)
-        (tmp_path / "runs").mkdir(exist_ok=True)
-        (tmp_path / "runs" / "harness.duckdb").write_text("stale")
-        unite(tmp_path / name, tmp_path)
-    found = sorted(str(file.relative_to(tmp_path / "runs")) for file in (tmp_path / "runs").rglob("*.*"))
-    assert found == ["rows/process-0/rows.parquet", "rows/process-1/rows.parquet"]

@@ -12,7 +12,7 @@ from harness.formatting import Unit
 from harness.gating import Measurement, TargetFacts, TaskComparison, admit, exit_code, power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.verdict import Rule
-from harness.metrics import mean_metric
+from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
@@ -65,13 +65,6 @@ def test_a_collapsed_model_fails_with_its_lost_tasks_and_items_named():
     assert "chat fell 80.0 points [" in found.sentence
 
 
-def test_few_items_are_inconclusive_with_the_items_needed():
-    found = verdict(suite_of(3, 60, 3, 3))
-    assert found.outcome == "inconclusive"
-    assert found.items_needed > 180
-    assert "more items would probably settle it if nothing is lost" in found.sentence
-
-
 def test_the_items_needed_would_settle_it():
     """Four times 60 items a task at the same flips' share: the advice must be of that order."""
     found = verdict(suite_of(3, 60, 3, 3))
@@ -87,6 +80,11 @@ def test_a_loss_found_at_the_margin_gets_the_items_that_an_equal_model_would_nee
     assert 180 < found.items_needed < 180 * 100
 
 
+def test_no_items_are_asked_for_where_an_equal_model_would_have_passed():
+    found = verdict(suite_of(8, 500, 20, 30))
+    assert (found.outcome, found.items_needed) == ("inconclusive", None)
+
+
 def test_a_small_loss_on_every_task_fails_by_the_macro_alone():
     found = verdict(suite_of(8, 500, 10, 32))
     assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("fail", "pass")
@@ -99,6 +97,12 @@ def test_one_task_that_loses_fifteen_points_is_vetoed_though_the_macro_holds():
     assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("pass", "fail")
     assert found.outcome == "fail"
     assert rule(found, "each").numbers["vetoed"] == ["facts"]
+
+
+def test_a_task_may_have_a_margin_of_its_own():
+    tolerant = compare_task("facts", 300, 5, 50, margin=0.2)
+    found = verdict([*suite_of(11, 1000, 45, 40), tolerant])
+    assert rule(found, "each").outcome == "pass"
 
 
 def test_the_veto_is_corrected_for_the_number_of_tasks():
@@ -117,6 +121,11 @@ def test_a_shown_loss_that_may_lie_within_the_margin_is_inconclusive():
         "whether more than the margin was lost is open: facts fell 6.7 points [3, 11], 5.0 allowed"
         in found.sentence
     )
+
+
+def test_a_loss_within_the_margin_does_not_stop_a_task():
+    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 2, 15)])
+    assert found.outcome == "pass"
 
 
 def test_an_unadmitted_task_is_left_out_and_named():
@@ -226,6 +235,13 @@ def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
     assert rule(found, "validity").outcome == found.outcome == outcome
 
 
+def test_fewer_invalid_answers_than_the_base_gave_are_welcome():
+    assert (
+        rule(verdict(suite_of(8, 500, 25, 25), validity=compare_invalid(300, 90, 0)), "validity").outcome
+        == "pass"
+    )
+
+
 @pytest.mark.parametrize(
     ("ends", "outcome"), [((0.81, 0.9), "pass"), ((0.7, 0.79), "fail"), ((0.75, 0.9), "inconclusive")]
 )
@@ -310,6 +326,11 @@ def test_a_base_that_passed_nothing_has_nothing_to_lose(n):
     assert "not above chance (0.0 %)" in said
 
 
+def test_bits_per_byte_is_never_admitted():
+    metric: Metric = ratio_metric()
+    assert not admit(task("english", kind="bits_per_byte"), metric, rows([[1.0, 2.0]] * 9, metric))[0]
+
+
 def test_margins_that_the_items_cannot_show_are_announced_with_what_they_need():
     suites = [Suite(name="general", role="capability", tasks=(task("a"), task("b")))]
     warnings = power_warnings(suites, {"a": 60, "b": 60}, POLICY)
@@ -331,6 +352,10 @@ def test_a_critical_task_too_small_to_pass_is_announced():
         "refuses, critical margin 5.0 %: 20 items are too few for anything to pass, even without"
     )
     assert "29 items" in said
+
+
+def test_a_suite_without_capability_items_cannot_pass_the_macro():
+    assert "cannot pass" in power_warnings([], {}, POLICY)[0]
 
 
 # Margins relative to the base's skill
@@ -361,6 +386,12 @@ def test_a_tasks_own_margin_may_be_relative():
     assert rule(verdict([*suite_of(11, 1000, 45, 40), lost]), "each").outcome == "pass"
     strict = compare_task("facts", 300, 5, 50, margin="5%")
     assert rule(verdict([*suite_of(11, 1000, 45, 40), strict]), "each").outcome == "fail"
+
+
+def test_a_relative_margin_is_announced_as_unknown_before_the_base_is_measured():
+    suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
+    (said,) = power_warnings(suites, {"a": 3000}, GatePolicy(macro="10%", each=0.05))
+    assert said.startswith("macro margin 10.0 % of the base's skill")
 
 
 # Ten items

@@ -59,6 +59,12 @@ def test_making_the_items_again_gives_the_same_bytes(tmp_path):
 
 
 @parametrize_tasks(TASKS)
+def test_ids_are_unique_and_sorted(task):
+    ids = [row["id"] for row in rows(task)]
+    assert ids == sorted(set(ids))
+
+
+@parametrize_tasks(TASKS)
 def test_there_are_enough_clusters_for_an_interval_and_none_is_large(task):
     sizes = Counter(row["cluster"] for row in rows(task))
     assert len(sizes) >= 25
@@ -134,6 +140,14 @@ def test_the_answer_to_another_item_is_mostly_wrong(task):
         score_answer(task, row, references(other)[0]) for row, other in zip(all_rows, others, strict=True)
     ]
     assert sum(right) / len(right) < 0.1
+
+
+def test_the_questions_of_a_passage_share_its_cluster():
+    task = next(task for task in TASKS if task.name == "reading")
+    passages = {}
+    for row in rows(task):
+        passages.setdefault(row["cluster"], set()).add(row["prompt"].split("\n")[0])
+    assert {len(texts) for texts in passages.values()} == {1}
 
 
 def test_harmful_and_harmless_requests_are_as_many_and_never_the_same():

@@ -60,6 +60,14 @@ def test_a_shared_beginning_read_once_changes_no_answer(model, prefix, ends):
     ]
 
 
+def test_one_prompt_that_another_begins_with_is_answered_too(model):
+    long = tuple(range(10, 40))
+    prompts = [long[:20], long, long[:20]]
+    assert generate_by_engine(model, prompts, 4) == [
+        generate_greedily(model, prompt, 4) for prompt in prompts
+    ]
+
+
 def test_rows_that_have_ended_are_no_longer_computed(model):
     prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
     alone = [generate_greedily(model, prompt, 6) for prompt in prompts]

@@ -95,6 +95,15 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
     assert len(crowded.generate(prompts(crowded)[:n], Limits(1))) == n
 
 
+def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(host):
+    ids = host.base.encode(ASKED).context
+    assert text(host.base, ids) == "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
+    encoded = host.base.encode(ASKED, " late")
+    assert encoded.context == host.base.encode(ASKED).context
+    assert text(host.base, encoded.continuation) == " late"
+    assert not encoded.merged
+
+
 # Encoding
 
 

@@ -198,6 +198,13 @@ def test_other_items_or_prompts_are_refused_by_the_name_of_their_digest(tmp_path
         gate(old, new)
 
 
+def test_another_number_of_items_is_refused(tmp_path):
+    old = inspect_logs.write(tmp_path / "a", {"quiz": ["C"] * 30})
+    new = inspect_logs.write(tmp_path / "b", {"quiz": ["C"] * 20})
+    with pytest.raises(IncompatibleRuns, match=r"10 items are in one of the two only.*--limit"):
+        gate(old, new)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
@@ -310,3 +317,10 @@ def test_samples_of_lm_eval_beside_logs_of_inspect_are_refused(tmp_path):
     lmeval_folder.write(tmp_path, {"quiz": [1.0] * 9})
     with pytest.raises(UserError, match="samples of lm-eval and logs of inspect"):
         gate(tmp_path, tmp_path)
+
+
+def test_a_path_that_holds_neither_says_how_to_get_them(tmp_path):
+    with pytest.raises(UserError, match=r"found neither.*--log-dir DIR"):
+        gate(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        gate(tmp_path / "nowhere", tmp_path)

@@ -75,6 +75,12 @@ def test_kappa_of_graded_labels_is_that_of_sklearn_with_quadratic_weights():
     assert found.kappa == pytest.approx(cohen_kappa_score(people, judge, weights="quadratic"))
 
 
+def test_agreement_on_labels_that_are_all_the_same_is_unknown():
+    assert stats.cohen_kappa([1, 1, 1], [1, 1, 1]) is None
+    assert stats.cohen_kappa([1, 1, 1], [0, 1, 1]) is None
+    assert stats.cohen_kappa([0, 1, 1], [0.5, 0.5, 0.5]) is None
+
+
 def test_the_best_power_has_the_smallest_error():
     draw = np.random.default_rng(7)
     labels = (draw.random(80) < 0.5).astype(float)

@@ -293,6 +293,15 @@ def test_a_judge_that_prefers_a_place_gives_ties_and_is_named(desk):
     assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
 
 
+@pytest.mark.e2e
+def test_a_pair_that_was_readable_in_one_order_alone_has_no_score(desk):
+    d = desk(judge=Chooser(lambda a, b: "neither" if b.startswith("right 3 of") else "A"), rubric=PAIRWISE)
+    d.compare()
+    row = next(row for row in d.rows() if row.text.startswith("right 3 of"))
+    assert (row.parts["judge:helpful"], row.status) == (None, "error")
+    assert "said 'neither'" in row.error
+
+
 def test_a_judge_that_is_shown_references_refuses_items_without_one(desk):
     d = desk(rubric=PAIRWISE)
     needs = [{"kind": "n_words", "max": 5}]

@@ -226,6 +226,11 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     assert held
 
 
+def test_out_of_memory_halves_what_begins_alike_too(model):
+    pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
+    agree(Executor(CrowdedModel(model, 13), 512, "packed"), model, pairs)
+
+
 def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_with_less(model):
     class KeyMemoryModel(CrowdedModel):
         """A device whose memory holds so many keys, of all rows with what they begin with."""
@@ -267,6 +272,12 @@ def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(mod
     (whole,) = Executor(model, 64).loglikelihoods(pairs)
     (found,) = Executor(BlockingModel(model, 0), 64, "packed").loglikelihoods(pairs)
     assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
+
+
+@pytest.mark.parametrize("engine", ["packed", "padded", "plain"])
+def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
+    with pytest.raises(CandidateFailed, match="out of memory while scoring"):
+        Executor(CrowdedModel(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
 
 
 def test_the_layout_digest_depends_on_engine_and_budget(model):

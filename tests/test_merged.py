@@ -59,6 +59,11 @@ def test_linear_adds_a_and_b_each_with_the_roots_of_their_weights(tiny, tmp_path
     assert found.allclose(b @ a, atol=1e-6)
 
 
+def test_without_weights_each_adapter_has_an_equal_share(tiny, tmp_path, adapters):
+    made = merge(tiny, tmp_path, adapters[:2], combination_type="cat")
+    assert delta(made.folder / "adapter").allclose((delta(adapters[0]) + delta(adapters[1])) / 2, atol=1e-6)
+
+
 @pytest.mark.parametrize("written", [{"combination_type": "cat"}, {"combination_type": "svd", "svd_rank": 5}])
 def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(tiny, tmp_path, adapters, written):
     two = [adapters[0], adapters[2]]  # of ranks 2 and 3

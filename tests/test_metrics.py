@@ -17,7 +17,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, pr
 
 from harness import plugins
 from harness.errors import UserError
-from harness.metrics import load_metrics, normalize
+from harness.metrics import load_metrics, mean_metric, normalize
 from harness.metrics._run_code import ALLOWED
 from harness.records import Example, Output
 from harness.spec import Task, TaskData
@@ -188,6 +188,10 @@ def test_the_gold_answer_scores_the_best_value(name, gold):
     assert one(name, gold, gold) == pytest.approx(1.0)
 
 
+def test_metrics_are_loaded_in_the_order_of_the_task():
+    assert list(load_metrics(task("token_f1", "accuracy"))) == ["token_f1", "accuracy"]
+
+
 def test_a_metric_with_parameters_is_written_like_a_prompting_and_named_with_them():
     written = task({"rouge": {"kind": "rougeLsum"}}, "rouge")
     assert list(load_metrics(written)) == ["rouge(kind=rougeLsum)", "rouge"]
@@ -223,6 +227,16 @@ def test_an_unknown_metric_is_refused_with_the_nearest_name():
         load_metrics(task("exact_mach"))
 
 
+def test_an_answer_that_cannot_be_scored_has_no_parts():
+    metric = mean_metric("unknown", lambda *_: None)
+    assert metric.score(answer("x"), example("x")) is None
+
+
+def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
+    assert math.isnan(build_metric("exact_match").aggregate(np.ones((2, 1)), np.zeros(2)))
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("text", ["Paris", " paris. ", '"Paris"', '"Paris."', '"Paris".', "“PARIS”"])
 def test_case_space_quotes_and_one_period_do_not_decide_an_exact_match(text):
     assert one("exact_match", text, "Paris") == 1
@@ -231,6 +245,10 @@ def test_case_space_quotes_and_one_period_do_not_decide_an_exact_match(text):
 @pytest.mark.parametrize("text", ["Paris..", "Par is", "'Paris", "Paris, France", ""])
 def test_anything_else_is_no_exact_match(text):
     assert one("exact_match", text, "Paris") == 0
+
+
+def test_an_exact_match_with_any_reference_counts():
+    assert one("exact_match", "forty", "40", "Forty") == 1
 
 
 @pytest.mark.parametrize(
@@ -278,6 +296,11 @@ def test_a_chain_of_thought_is_scored_by_its_final_answer(text, score):
     assert one("final_answer", "$5", "5") == 0
 
 
+def test_answers_that_end_alike_are_one_to_a_majority():
+    same = build_metric("final_answer").same
+    assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
+
+
 @pytest.mark.parametrize("text", ["\\boxed{" * 3000, "*" * 6000 + "x", "Answer: " * 2000, "#" * 6000])
 def test_a_final_answer_that_repeats_itself_is_read_quickly(text):
     begun = time.process_time()
@@ -301,6 +324,10 @@ def test_choices_that_differ_in_their_final_period_stay_different():
     assert one("accuracy", "He goes", "He goes.", choices=("He goes", "He goes.")) == 0
 
 
+def test_a_generated_label_need_not_be_written_in_the_same_case():
+    assert one("accuracy", "BILLING", "billing", choices=LABELS) == 1
+
+
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
 def test_macro_f1_is_that_of_scikit_learn_over_the_labels_that_occur(pairs):
     gold, said = [g for g, _ in pairs], [s for _, s in pairs]
@@ -318,6 +345,12 @@ def test_precision_and_recall_are_those_of_scikit_learn_over_the_labels_that_occ
     parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
     known = expected(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(known)
+
+
+@pytest.mark.parametrize("name", ["precision", "recall"])
+def test_precision_and_recall_without_labels_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} on a task without labels"):
+        build_metric(name, labels=())
 
 
 def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
@@ -368,6 +401,10 @@ def count_longest_common(a, b):
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said, gold):
     expected = 2 * count_longest_common(said, gold) / (len(said) + len(gold))
     assert one("rouge", " ".join(said), " ".join(gold)) == pytest.approx(expected)
+
+
+def test_rouge_l_takes_the_nearest_reference():
+    assert one("rouge", "blue lamp", "a red cup", "blue lamp") == 1
 
 
 @given(st.lists(st.tuples(SENTENCE, EXPECTED), min_size=1, max_size=6))
@@ -445,6 +482,10 @@ def test_a_part_of_a_word_does_not_contain_the_reference(text):
     assert one("contains", text, "Paris") == 0
 
 
+def test_an_empty_reference_is_contained_in_nothing():
+    assert one("contains", "anything", "") == 0
+
+
 def test_bits_per_byte_is_a_ratio_of_sums():
     metric = build_metric("bits_per_byte")
     rows = [
@@ -453,6 +494,10 @@ def test_bits_per_byte_is_a_ratio_of_sums():
     ]
     parts = np.array([metric.score(row, example("text")) for row in rows])
     assert metric.aggregate(parts, np.ones(2)) == pytest.approx(100 / 40)
+
+
+def test_bits_per_byte_is_unknown_without_a_likelihood():
+    assert build_metric("bits_per_byte").score(Output("text"), example("text")) is None
 
 
 def test_perplexity_is_of_all_tokens_together():

@@ -63,6 +63,15 @@ def test_a_merged_adapter_is_a_fine_tune_with_the_log_likelihoods_of_the_adapter
 
 
 @pytest.mark.e2e
+def test_a_copy_of_the_base_is_judged_by_test_and_never_by_identity(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    path = tiny_experiment.write(tmp_path / "work", tiny, candidates(tmp_path / "copy"))
+    found = tiny_experiment.run(path)
+    assert {c.estimator for c in found.comparisons["theirs"]} & {"identical"} == set()
+    assert {c.delta for c in found.comparisons["theirs"]} == {0.0}
+
+
+@pytest.mark.e2e
 def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_path):
     other = tiny_model.build(tmp_path / "other", seed=5)
     path = tiny_experiment.write(tmp_path / "work", tiny, candidates(other))

@@ -18,7 +18,7 @@ from harness.config import CommandLine, load
 from harness.gating import Rule, SpareItems, TaskComparison, Verdict, find_settling, list_spare_items
 from harness.gating.rules import apply_rules
 from harness.report import advise_more_items
-from harness.spec import Experiment, GatePolicy, Task, TaskData
+from harness.spec import Experiment, GatePolicy, Suite, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows
 
 fractions = st.floats(0, 1)
@@ -89,6 +89,15 @@ def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(
     truth = 0.0 if "nothing is lost" in rule.sentence else (gains - losses) / n * grown
     more = compare_task("task", grown, round((flipped + truth) / 2), round((flipped - truth) / 2))
     assert judge_tasks([more], policy).rules[0].outcome != "inconclusive"
+
+
+def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items():
+    policy = GatePolicy(macro=1e-300, each=1e-300)
+    suites = [Suite(name="general", role="capability", tasks=(Task(name="a", data=TaskData()),))]
+    assert all("∞ items" in said for said in gating.power_warnings(suites, {"a": 9}, policy))
+    rule = judge_tasks([compare_task("a", 9, 1, 1)], policy).rules[0]
+    assert "no number of items would settle so small a margin" in rule.sentence
+    assert "items_needed" not in rule.numbers
 
 
 # The next step

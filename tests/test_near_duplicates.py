@@ -102,6 +102,11 @@ def test_case_punctuation_space_and_width_do_not_count():
     assert nearest(texts[1:], texts[:1]) == [TextMatch(0, 1.0), TextMatch(0, 1.0)]
 
 
+def test_texts_without_a_word_are_like_nothing():
+    assert near_duplicates(["?!", "?!", "", ""]) == []
+    assert nearest(["", "?"], ["", "?"]) == [None, None]
+
+
 def test_texts_without_spaces_are_compared_by_letters():
     a, b = "私の銀行カードを今すぐ止めてください", "私の銀行カードを今すぐに止めてください"
     assert near_duplicates([a, b, "明日の天気はどうですか"], threshold=0.6)[0].others[0].row == 1

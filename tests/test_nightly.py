@@ -31,8 +31,11 @@ from harness.nightly import watchlist
 from harness.nightly.changes import NightArms, compare_series
 from harness.nightly.notify import issue, slack
 from harness.nightly.state import (
+    Alarm,
     State,
+    acknowledge_alarms,
     home,
+    open_alarms,
     read_nights,
     read_state,
     references,
@@ -130,6 +133,13 @@ def test_evidence_begins_anew_after_an_acknowledgement(path):
     found = calendar.night(2, STILL)
     assert found.verdict == "ok"
     assert line(found).series["general"].n_nights == 1
+
+
+def test_to_acknowledge_one_alarm_leaves_the_others_open():
+    alarms = tuple(Alarm(about, "regression", "2026-03-01", "") for about in ("lora", "champion knn"))
+    state, closed = acknowledge_alarms(State({}, alarms), "lora", "2026-03-02")
+    assert [a.about for a in closed] == ["lora"]
+    assert [a.about for a in open_alarms(state)] == ["champion knn"]
 
 
 @pytest.mark.e2e

@@ -4,13 +4,16 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny_experiment
 from fake_rows import EXACT, rows
 from typer.testing import CliRunner
 
 from harness import config, store
 from harness.cli import app
 from harness.evaluation import EvaluationJob
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, study_session
+from harness.experiment import measure as measure_run
+from harness.experiment.analysis import Reader
 from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import SilentProgress
@@ -65,6 +68,16 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
     ok, why = admit(chance, EXACT, rows([1] * 45 + [0] * 55), rate)
     assert ok is admitted
     assert ("its layout alone" in why) is not admitted
+
+
+def test_a_comparison_judges_with_the_noise_of_its_base(copy):
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    run = tiny_experiment.runs_of(copy)["lora"]
+    of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
+    measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
+    store.save_noise(session.store, measured)
+    found = measure_run(study_session(session, Reader(session)), run)
+    assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 
 
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):

@@ -87,6 +87,11 @@ def test_an_item_in_a_greeting_is_found_by_the_words_of_a_part(row):
     assert found == [Overlap(0, 1, "words in a part", 1.0)]
 
 
+def test_rows_that_differ_behind_a_comma_are_no_leaks():
+    items = ["Which car manufacturer is French or American: Aixam, Buick"]
+    assert overlaps(["Which car manufacturer is French or American: Renault, RAM"], items) == []
+
+
 def test_what_many_items_share_is_boilerplate():
     """With the rules in front of eleven items, a row that has them too repeats none of the items."""
     items = [f"{RULES}. Question number {i}: {'why ' * i}" for i in range(11)]

@@ -2,6 +2,8 @@
 
 import pytest
 
+from harness import metrics
+from harness.methods._placeholders import files_digest
 from harness.provenance import digest_code
 from harness.records import checksum
 
@@ -68,3 +70,14 @@ def test_a_file_alone_has_its_checksum_whatever_stands_above_it(tmp_path):
     file.parent.mkdir()
     file.write_text("from .. import above\n")
     assert digest_code(file) == checksum(file)
+
+
+def test_the_folder_itself_is_no_part_of_it_and_metrics_and_trainers_count_alike(reward, tmp_path):
+    def digests():
+        return metrics.version(str(reward)), files_digest("python reward.py {data}", reward.parent, None)
+
+    before = digests()
+    (reward.parent / "lengths.py").write_text("of = hash\n")
+    assert all(one != other for one, other in zip(before, digests(), strict=True))
+    before = digest_code(reward)
+    assert digest_code(tmp_path.rename(tmp_path.with_name("elsewhere")) / "reward.py") == before

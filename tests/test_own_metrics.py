@@ -164,6 +164,10 @@ def test_a_script_of_evaluate_scores_every_answer(tmp_path):
     assert score_answer(f"evaluate:{path}", "a blue lamp", "blue cup") == 0.5
 
 
+def test_several_references_count_by_the_nearest(tmp_path):
+    assert score_answer(f"evaluate:{script(tmp_path, 'shared')}", "a blue lamp", "red", "blue lamp") == 1
+
+
 def test_of_several_numbers_one_is_named(tmp_path):
     path = script(tmp_path, "two", returned='{"first": best, "second": 2.0}')
     with pytest.raises(UserError, match=r"a metric that gives first, second.*evaluate:two:first"):
@@ -184,6 +188,14 @@ def make_bounded_task(path, **bounds):
     return Task(name="t", data=TaskData(), metrics=(f"evaluate:{path}",), bounds=bounds["bounds"])
 
 
+def test_bounds_may_be_declared_for_a_metric_of_evaluate(tmp_path):
+    task = make_bounded_task(script(tmp_path, "shared"), bounds={"evaluate:shared": (0, 1)})
+    (metric,) = metrics.load_metrics(task).values()
+    assert (metric.bounds, metric.unit.is_rate) == ((0.0, 1.0), True)
+    assert metric.worst(Example("e", ())) == (0.0,)
+    assert metric.signature.endswith("|bounds:0,1")
+
+
 def test_a_score_outside_of_the_declared_bounds_is_refused_with_its_item(tmp_path):
     path = script(tmp_path, "many", returned='{"n": 3.0}')
     (metric,) = metrics.load_metrics(make_bounded_task(path, bounds={"evaluate:many": (0, 2)})).values()
@@ -197,6 +209,11 @@ def test_a_score_outside_of_the_declared_bounds_is_refused_with_its_item(tmp_pat
 def test_bounds_of_no_metric_of_the_task_or_that_bound_nothing_are_refused(bounds):
     with pytest.raises(ValueError, match=r"bounds( of|\.exact_match)"):
         Task(name="t", data=TaskData(), bounds=bounds)
+
+
+def test_bounds_of_a_metric_that_has_its_own_are_refused():
+    with pytest.raises(UserError, match="its own bounds, 0 to 1"):
+        metrics.load_metrics(Task(name="t", data=TaskData(), bounds={"exact_match": (0, 2)}))
 
 
 def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
@@ -216,3 +233,9 @@ def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
 def test_a_script_that_cannot_score_texts_is_refused(tmp_path, changes, found):
     with pytest.raises(UserError, match=found):
         load_written(f"evaluate:{script(tmp_path, 'odd', **changes)}")
+
+
+def test_a_broken_script_is_refused(tmp_path):
+    (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
+    with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or fix the script"):
+        load_written(f"evaluate:{tmp_path / 'broken.py'}")

@@ -58,12 +58,6 @@ def test_work_of_next_to_no_tokens_teaches_what_each_thing_takes_and_leaves_the_
     assert learnt.ratio == pytest.approx(1.0, abs=0.05)
 
 
-def test_a_machine_that_is_measured_anew_keeps_what_it_learnt():
-    """What was expected in 100 s at 800 GFLOP/s and took 200 s is expected in 400 s at 200."""
-    record_pace(CPU, SIZE, "training", 100.0, 0, 200.0)
-    assert read_pace(CPU._replace(gflops=200.0), SIZE).training.ratio == pytest.approx(0.5, rel=0.02)
-
-
 def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_session):
     work = costs.Work(read=10**9, generated=10**7, trained=10**10)
     at_first = tiny_session.seconds(work)

@@ -267,6 +267,14 @@ def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole_model, k
         assert gradients[name].allclose(parameter.grad, rtol=1e-2, atol=1e-4)
 
 
+def test_the_rows_of_a_step_are_drawn_by_the_seed_and_the_step(whole_model):
+    penalty = kl.penalty(Start(whole_model, 0, ROWS), kl.Params(rows_per_step=1))
+    move(whole_model)
+    by_step = [measure_penalty(penalty, whole_model, step) for step in range(6)]
+    assert by_step == [measure_penalty(penalty, whole_model, step) for step in range(6)]
+    assert len({round(value, 6) for value in by_step}) == 2
+
+
 def test_chunks_give_the_kl_of_all_tokens(whole_model):
     import torch
 

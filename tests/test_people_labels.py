@@ -738,6 +738,16 @@ def test_labels_are_asked_of_the_seed_with_the_fewest_until_every_answer_has_one
     assert not (folder / "none.csv").exists()
 
 
+def test_a_seed_is_named_as_reports_write_it(two_seeds):
+    def export(*names):
+        file = two_seeds.parent / f"{names[0][-2]}.csv"
+        return pair_file.export_pairs(two_seeds, file, SEEDS, candidates=names)
+
+    assert export("shots (seed 1)", "prompt").runs == ("shots (seed 1)", "prompt")
+    with pytest.raises(IncompatibleRuns, match="no run of seed 2"):
+        export("shots (seed 2)", "prompt")
+
+
 def make_sampled_rows(name, grades, seed):
     """Make rows of several drawn answers, the first of which counts as text and the mean as grade."""
     return [

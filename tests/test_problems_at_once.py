@@ -60,6 +60,13 @@ def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
     assert_all_lines(problems(lambda: load_task(task(tmp_path, FAULTY), 0)))
 
 
+def test_so_do_those_of_a_candidates_own_rows(tmp_path):
+    asked = task(tmp_path, GOOD)
+    own = write_rows(tmp_path / "own.jsonl", FAULTY)
+    items = load_task(asked, 0)
+    assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
+
+
 def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
     asked = task(tmp_path, GOOD)
     own = write_rows(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)

@@ -95,6 +95,10 @@ def test_what_a_prompting_needs_and_does_not_have_is_refused():
         apply({"rag": {}}, context=replace(CONTEXT, documents=()))
 
 
+def test_zero_shot_asks_the_question_as_it_stands():
+    assert apply({"zero_shot": {}}) == ITEM
+
+
 def test_fixed_shots_are_drawn_by_the_seed_and_show_each_label_and_slice_once_first():
     asked = [apply({"few_shot": {"shots": 3}}, ask(text, text)) for text in ("one", "two")]
     assert shots(asked[0]) == shots(asked[1])
@@ -143,6 +147,13 @@ def test_conversations_that_end_alike_are_shots_for_each_other_and_the_same_one_
         f"My number of {topic} is 24." for topic in ("lamps", "parcels", "chairs", "BOATS")
     )
     assert shown[-1] == "My number of BOATS is 24."
+
+
+def test_nearest_shots_are_near_in_any_turn():
+    train = tuple(conversation(f"I sell {what}.", what) for what in ("lamps", "boats", "chairs"))
+    item = conversation("We sell boats to islands.", "q")
+    asked = apply({"few_shot": {"select": "knn", "shots": 1}}, item, replace(CONTEXT, train=train))
+    assert asked.messages[0]["content"] == "I sell boats."
 
 
 def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():
@@ -240,6 +251,16 @@ def test_chunks_are_short_enough_overlap_and_lose_no_word(n_words, size, overlap
     chunks = [line.split() for line in asked.prompt.split("\n\n")[0].splitlines()[1:]]
     assert max(map(len, chunks)) <= size
     assert [word for i, chunk in enumerate(chunks) for word in chunk[overlap if i else 0 :]] == words
+
+
+def test_an_overlap_as_long_as_the_chunk_is_refused():
+    with pytest.raises(ValidationError, match="chunk_overlap 20 is not below chunk_words 20"):
+        apply({"rag": {"chunk_words": 20}})
+
+
+@pytest.mark.parametrize("text", ["", "the", "?", "xyzzy"])
+def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
+    assert apply({"rag": {"top_k": 2}}, ask(text)).passages == ("lamp", "shipping")
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +389,13 @@ def test_only_dense_retrieval_and_reranking_take_a_model(params, found):
         apply({"rag": params})
 
 
+def test_a_retriever_that_cannot_be_had_is_refused(tmp_path):
+    with pytest.raises(UserError, match="model own/nothing could not be loaded"):
+        apply({"rag": {"retriever": "dense", "model": "own/nothing"}})
+    with pytest.raises(UserError, match="rerank: found model own/nothing could not be loaded"):
+        apply({"rag": {"rerank": "own/nothing"}})
+
+
 @pytest.mark.e2e
 def test_without_sentence_transformers_the_line_to_install_it_is_said():
     program = (
@@ -387,6 +415,11 @@ def test_without_sentence_transformers_the_line_to_install_it_is_said():
 def test_recall_is_the_share_of_the_documents_that_were_found():
     item = replace(ITEM, documents=("lamp", "hours"), passages=("shipping", "lamp"))
     assert recall(item) == 0.5
+
+
+@pytest.mark.parametrize("missing", [{"documents": ()}, {"passages": ()}])
+def test_recall_is_unknown_where_nothing_was_to_be_found_or_looked_for(missing):
+    assert recall(replace(ITEM, **{"documents": ("lamp",), "passages": ("lamp",), **missing})) is None
 
 
 def list_shot_remarks(wanted, n_train, items=(ITEM,), **own):

@@ -39,6 +39,11 @@ def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     assert provenance.git_state(tmp_path) == (None, None)
 
 
+def test_without_git_the_commit_is_unknown(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_state(repository) == (None, None)
+
+
 def test_what_is_collected_is_json_and_names_code_packages_and_machine(repository):
     found = provenance.collect("Some GPU", repository)
     assert json.loads(canonical_json(found)) == found
@@ -51,6 +56,10 @@ def test_what_is_collected_is_json_and_names_code_packages_and_machine(repositor
 def test_the_environment_digest_is_stable_and_changes_with_the_device():
     assert provenance.environment_digest("x") == provenance.environment_digest("x")
     assert provenance.environment_digest("x") != provenance.environment_digest("y")
+
+
+def test_a_machine_without_cpuinfo_has_another_name_or_none(tmp_path):
+    assert provenance.processor_name(tmp_path / "none") != ""
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("3", 3), ("", None), ("2,1", None)])

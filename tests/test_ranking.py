@@ -52,3 +52,9 @@ def test_an_estimate_of_columns_is_that_of_rows(options):
     scores = [1.0, 0.0, None, *np.random.default_rng(0).integers(0, 2, 97).astype(float)]
     expected = comparison.estimate(EXACT, rows(scores, **options))
     assert comparison.estimate_columns(EXACT, columns(scores, **options)) == expected
+
+
+def test_an_estimate_of_a_ratio_is_that_of_rows():
+    metric, parts = ratio_metric(), np.random.default_rng(1).uniform(1, 9, (60, 2))
+    found = comparison.estimate_columns(metric, columns(parts, metric))
+    assert found == comparison.estimate(metric, rows(parts, metric))

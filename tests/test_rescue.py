@@ -240,6 +240,14 @@ def test_a_run_that_only_misses_its_target_is_refused(tmp_path):
     assert "what stops it is target: " in read_refusal(made, "lora")
 
 
+def test_what_trains_nothing_is_refused(rescued_world):
+    assert "fine-tunes nothing" in read_refusal(rescued_world[0], "prompt")
+
+
+def test_an_unknown_run_is_refused_with_the_nearest_name(rescued_world):
+    assert "did you mean 'lora'?" in read_refusal(rescued_world[0], "lore")
+
+
 def test_a_candidate_that_was_never_run_is_a_missing_run(tmp_path):
     made = world(tmp_path, {}, sizes=SMALL)
     path = made.path.with_name("more.yaml")

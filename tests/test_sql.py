@@ -149,6 +149,10 @@ def test_an_answer_of_several_parts_that_failed_is_no_row_as_the_others_are_none
     assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'several'") == [0]
 
 
+def test_a_run_of_the_base_has_no_deltas(store):
+    assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'prompt'") == [0]
+
+
 def test_the_base_of_a_run_is_known_when_it_is_measured_after_it(tmp_path):
     store = Store(tmp_path / "runs")
     complete(store, LORA, answers({0}))
@@ -168,6 +172,19 @@ def test_the_weights_behind_a_run_are_its_lineage(store):
         ("own", "weights of dpo-2", "fit-lora"),
         ("served", "nf4", None),
     ]
+
+
+def test_each_trial_of_a_search_stands_in_its_table(store):
+    whole = {"params": {"r": 2}, "validation": 0.5, "chosen": True, "fit_key": "a", "wall_s": 2.0}
+    pruned = {"params": {"r": 4}, "validation": 0.1, "pruned_at": 6, "points": [[6, 0.1]], "fit_key": "b"}
+    stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
+    asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
+    assert stores.query(store, asked).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
+
+
+def test_what_a_training_took_stands_in_its_table(store):
+    stores.save_run(store, make_run("long", [], training={"wall_s": 90.5, "n_steps": 12}))
+    assert stores.query(store, "SELECT run_id, wall_s, n_steps FROM training").rows == [("long", 90.5, 12)]
 
 
 def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
@@ -379,6 +396,12 @@ def test_no_text_in_csv_is_a_formula(store):
     query = "SELECT '=1+1' AS \"=a\", '\x1b[31m@SUM(1)' AS b, -0.5 AS c, '-0.5' AS d, 'a\nb' AS e"
     lines = sql(query, "--runs", store.folder, "--csv").stdout
     assert lines == "'=a,b,c,d,e\n'=1+1,'@SUM(1),-0.5,'-0.5,\"a\nb\"\n"
+
+
+def test_rows_that_are_damaged_are_named(store):
+    store.parquet(LORA.digest).write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=rf"{LORA.digest}.*next: harness compare"):
+        stores.query(store, "SELECT count(text) FROM samples")
 
 
 def test_rows_in_the_folder_of_other_rows_are_named(store):

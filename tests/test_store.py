@@ -23,7 +23,7 @@ from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, many_rows, run_record
 from harness.store import index, ingest, rows
-from harness.store.layout import Store, rename_when_whole
+from harness.store.layout import Store, clear_errors, rename_when_whole
 from harness.store.row_files import COLUMNS, SAMPLE_COLUMNS, note_checksum
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +225,15 @@ def test_completing_leaves_one_file_and_removes_the_blocks_of_its_set_alone(stor
     assert not (store.rows(OTHER.digest) / "blocks").exists()
 
 
+def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
+    complete(store, IDENTITY, make_rows(BLOCK + 3))
+    append(store, IDENTITY, make_rows(2 * BLOCK))  # by another process, which was ended: the second is longer
+    append(store, OTHER, make_rows(BLOCK))
+    stores.remove_merged_blocks(store)
+    assert [path.name for path in (store.rows(IDENTITY.digest) / "blocks").iterdir()] == ["00001.jsonl"]
+    assert stores.list_stored_blocks(store, OTHER) == {0}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("field", ["gold_logprob", "compute_s", "parts"])
 def test_a_number_that_is_not_finite_is_refused_by_the_name_of_its_row(store, field, value):
@@ -352,6 +361,16 @@ def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
     assert [r.text for r in stores.read_rows(store, IDENTITY.digest)] == ["cut"] * BLOCK + ["full"] * (
         BLOCK + 2
     )
+
+
+def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
+    sample = make_rows(2 * BLOCK + 2)
+    complete(store, IDENTITY, sample)
+    ids = [r.example_id for r in sample[: BLOCK + 36]]
+    assert stores.list_stored_blocks(store, IDENTITY, ids) == {0, 1}
+    stores.complete_rows(store, IDENTITY, 100)
+    assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
+    assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
 def test_rows_in_another_order_replace_those_that_were_there(store):
@@ -616,6 +635,14 @@ def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
     with pytest.raises(HarnessError, match="newer harness"):
         stores.save_run(store, make_run("a", []))
     assert store.index.read_bytes() == before
+
+
+def test_a_file_without_tables_is_built_by_its_first_reader(store):
+    stores.save_run(store, make_run("a", []))
+    store.index.unlink()
+    duckdb.connect(str(store.index)).close()
+    assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
+    assert list_indexed_runs(store) == ["a"]
 
 
 KILLED_WHILE_BUILDING = """
@@ -885,6 +912,12 @@ def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(sm
     assert [r.run_id for r in stores.list_runs(store)] == ["a", "b"]
     assert stores.query(store, "SELECT run_id, count(*) FROM scores GROUP BY ALL").rows == [("b", BLOCK)]
     assert stores.reindex(store).runs == 2
+
+
+def test_what_duckdb_says_of_an_interrupt_stops_everything_again(store):
+    # In this way its Python package ends a query during which Ctrl-C was pressed.
+    with pytest.raises(KeyboardInterrupt), clear_errors(store, "rows", "again"):
+        raise RuntimeError("Query interrupted")
 
 
 LIMITED = """

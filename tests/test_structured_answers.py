@@ -156,3 +156,20 @@ def test_a_schema_that_is_none_or_would_be_fetched_is_refused(schema):
 )
 def test_where_no_call_is_right_words_alone_are(text, score):
     assert score_answer("tool_call", text, "[]") == score
+
+
+@pytest.mark.parametrize(
+    ("constraint", "text", "kept"),
+    [
+        ({"kind": "avoids", "words": ["苹果"]}, "我喜欢苹果。", False),
+        ({"kind": "includes", "words": ["苹果"]}, "我喜欢苹果。", True),
+        ({"kind": "includes", "words": ["りんご"]}, "私はりんごが好きです", True),
+        ({"kind": "avoids", "words": ["cat"]}, "a category", True),
+        ({"kind": "n_words", "min": 5, "max": 9}, "我喜欢吃苹果和香蕉", True),
+        ({"kind": "n_words", "min": 5}, "苹果", False),
+    ],
+)
+def test_words_of_scripts_without_blanks_are_found_within_a_text(constraint, text, kept):
+    item = Example("1", (), constraints=(constraint,))
+    (metric,) = load_metrics(Task(name="t", data=TaskData(), metrics=("follows",))).values()
+    assert metric.score(Output(text), item) == (float(kept),)

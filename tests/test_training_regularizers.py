@@ -1,12 +1,14 @@
 """Regularisers that change how gradients are made and what is seen or trained do what their papers define."""
 
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import tiny_methods
 from safetensors.torch import load_file
 
+from harness import regularizers
 from harness.methods import dpo, full, lora
 from harness.regularizers import dropout, half, sam
 from harness.training.sft import whole_loss_trainer
@@ -55,6 +57,18 @@ def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
     sam.step(model, backward, sam.Params())
     assert model.weight.grad.allclose(2 * once)
     assert torch.isfinite(once).all()
+
+
+def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    prepare = partial(regularizers.prepare, {"freeze": {"first": 1}})
+    context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 1.0}}, prepare=prepare)
+    made = full.fit(context, full.Params(max_steps=2, learning_rate=0.01))
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, made.folder / "model"))
+    still = [name for name in before if "layers.0." in name or "embed" in name]
+    assert all(before[name].equal(after[name]) for name in still)
+    assert not before["model.norm.weight"].equal(after["model.norm.weight"])
 
 
 def compute_smoothed_loss(tiny, factor, training):

@@ -23,7 +23,7 @@ from harness.gating.significance import target_p
 from harness.progress import SilentProgress
 from harness.records import Rating
 from harness.spec import GatePolicy, TargetPolicy
-from harness.stats import win_rate
+from harness.stats import wilson, win_rate
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -60,6 +60,15 @@ def draw_pairs(rng, n, n_clusters, differ, win):
             (pairs.clusters if differs else pairs.equal)[f"{c}-{i}"] = str(c)
             votes |= {f"{c}-{i}": won} if differs else {}
     return pairs, votes
+
+
+@pytest.mark.parametrize("alike", [1, 200])
+def test_where_no_answers_differ_some_of_other_items_may(alike):
+    same = {f"item-{i}": f"{i // alike}" for i in range(200)}
+    by_people = wins_by_people("prompt", AnswerPairs({}, same), {}).rate
+    assert by_people == wins_by_judge("prompt", "judge:better", AnswerPairs({}, same), {}, {}).rate
+    most = wilson(0, 200 / alike).high
+    assert by_people[:3] == pytest.approx((0.5, 0.5 - most / 2, 0.5 + most / 2))
 
 
 @pytest.mark.e2e

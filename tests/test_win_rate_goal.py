@@ -45,6 +45,14 @@ def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_con
     assert "is worse" not in " ".join(decision.reasons)
 
 
+def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
+    even = PEOPLE_RATED._replace(rate=Estimate(0.5, 0.42, 0.58, 200))
+    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=even))
+    assert decision.candidate == "knn"
+    assert "is not shown to help (0.0 [−8, +8] points of win rate" in decision.sentence
+    assert "a gain, which the win rate does not show" in find_reason(decision, "By token_f1")
+
+
 @pytest.mark.parametrize(
     ("wins", "why"),
     [
@@ -215,6 +223,14 @@ def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend(
     )
     assert find_reason(decision, "Next best spend").startswith(
         "Next best spend: 9 more ratings of people, which"
+    )
+
+
+def test_a_win_rate_of_which_too_much_is_unreadable_decides_nothing():
+    unread = Wins("knn", "judge:better", Estimate(0.9, 0.0, 1.0, 60), 60, 0.9, is_open=True)
+    assert (
+        "too many items tell nothing"
+        in make_decision(make_fine_tune("lora", 0.9, 0.16, wins=unread)).sentence
     )
 
 

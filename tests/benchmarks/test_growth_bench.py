@@ -9,7 +9,6 @@ import json
 import os
 import random
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import accumulate
@@ -237,35 +236,3 @@ def test_growth_is_measured_on_both_sides_and_written(tmp_path):
     write(found, machine, bench_page.stem("growth"), [memory])
     # bf16 turns near-ties over; more than a tenth would be another computation.
     assert all(growth.differ <= 0.1 for growth in found), [(g.what, g.differ) for g in found]
-
-
-def test_the_page_of_growth_shows_a_picture_of_each_table(tmp_path):
-    step = [Step(n, ArmChoices(0.1 * n, [0]), ArmChoices(0.3 * n, [0])) for n in (1, 2, 4)]
-    found = [Growth(what, "2 choices", tuple(step)) for what in ("items", "choices an item")]
-    write(found, Machine("cpu", "CPU", "fp32", 1.0), tmp_path / "growth")
-    page = (tmp_path / "growth.md").read_text()
-    assert [line for line in page.splitlines() if line.startswith("![")] == [
-        "![Seconds by items](growth.items.svg)",
-        "![Seconds by choices an item](growth.choices.svg)",
-    ]
-    drawn = ET.parse(tmp_path / "growth.items.svg").getroot()
-    said = [e.text for e in drawn.iter() if e.tag.endswith("}title")]
-    assert said == [f"{who}, items {n}: {s}" for who, of in SAID.items() for n, s in of.items()]
-
-
-SAID = {"harness": {1: "0.1 s", 2: "0.2 s", 4: "0.4 s"}, "lm-eval": {1: "0.3 s", 2: "0.6 s", 4: "1.2 s"}}
-
-
-def test_the_items_of_growth_have_as_many_choices_and_shots_as_asked_for():
-    (first, *_) = made = items(3, n_choices=16, n_shots=2)
-    assert len(set(first.choices)) == 16
-    assert first.references[0] in first.choices
-    assert first.messages[0]["content"].count("Question: ") == 3
-    assert len({e.id for e in made}) == len(made)
-
-
-def test_both_sides_of_growth_name_the_same_choices(tiny, tmp_path):
-    machine, source = Machine("cpu", "CPU", "fp32", 1.0), resolve(str(tiny))
-    host, model = ModelHost(source, machine), lm_eval_model(source, machine)
-    of = items(4, n_choices=8, n_shots=1)
-    assert ask_ours(host.base, of).best == ask_lm_eval(model, of).best

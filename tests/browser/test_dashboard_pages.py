@@ -17,9 +17,6 @@ from serving import load_page, serve_pages, wait_until_drawn
 
 from harness import formatting, report
 from harness.formatting import Unit
-from harness.nightly import alarm
-from harness.nightly import state as files
-from harness.spec import NightlyPolicy
 from harness.store import Store
 
 pytestmark = pytest.mark.browser
@@ -112,14 +109,6 @@ def test_the_candidates_of_the_report_are_seen_whole_at_1300_pixels(visit, addre
     table = page.locator("table.cells").first
     table.get_by_text("verdict").wait_for()
     assert table.evaluate("table => table.offsetWidth <= table.parentElement.clientWidth")
-
-
-def test_the_leaderboard_shows_the_numbers_of_the_json(visit, address, finished_run):
-    page = visit[0](address, "/leaderboard")
-    plain = report.to_json(finished_run[1])
-    shown = {row["candidate"]: float(row["target"]) for row in grid(page)}
-    assert shown == pytest.approx({f["name"]: 100 * f["target"]["score"] for f in plain["facts"]})
-    assert plain["decision"]["sentence"] in page.locator("[data-testid=stHtml] .lead").inner_text()
 
 
 def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, address, finished_run):
@@ -222,15 +211,6 @@ def test_an_open_page_shows_a_run_that_comes(visit, tmp_path):
         fake_project.write(tmp_path, {"late": ("base", 30, 48)}, with_report=False)
         page.wait_for_function(ROWS_SHOWN, arg=2)
         assert {row["candidate"] for row in grid(page)} == {"prompt", "late"}
-
-
-def test_the_nights_are_shown_as_they_were_told(visit, large_project, large_address):
-    home = files.home(Store(large_project / "runs"), "desk")
-    nights, state = files.read_nights(home), files.read_state(home)
-    page = visit[0](large_address, "/nightly")
-    sentence = alarm.build_report("desk", NightlyPolicy(), nights, state).sentence
-    assert page.locator(".lead").inner_text() == sentence
-    assert page.locator(".js-plotly-plot .annotation-text", has_text="lora: regression").count() == 1
 
 
 def test_a_rating_is_found_in_duckdb(visit, address, project):

@@ -10,12 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from uuid import uuid4
 
-import duckdb
 import pytest
-from reading import PAGES, cells, complaints, failures, grid, path_of
-from serving import ROOT, serve_pages, wait_until_drawn
+from reading import PAGES, complaints, failures, grid, path_of
+from serving import ROOT, serve_pages
 
 from harness import formatting
 from harness.formatting import Unit
@@ -90,18 +88,6 @@ def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, addre
         assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if judged else "–")
 
 
-def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, comparison_json):
-    shown = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
-    gains = {f["name"]: f["vs_untrained"]["delta"] for f in comparison_json["facts"] if f["vs_untrained"]}
-    kept = {f["name"]: f["verdict"]["macro"]["score"] for f in comparison_json["facts"] if f["verdict"]}
-    assert len(gains) > 5
-    assert len(kept) > 5
-    said = {name: float(shown[name]["vs best untrained"]) for name in gains}
-    assert said == pytest.approx({name: 100 * delta for name, delta in gains.items()})
-    said = {name: float(shown[name]["forgetting (macro)"]) for name in kept}
-    assert said == pytest.approx({name: 100 * delta for name, delta in kept.items()}, abs=1e-9)
-
-
 def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, comparison_json):
     shown = {
         (r["task"], r["metric"]): r["change"] for r in grid(visit[0](address, "/compare?compare=prompt,lora"))
@@ -110,39 +96,6 @@ def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, c
     shared = shown.keys() & said.keys()
     assert {task for task, _ in shared} == {c["task"] for c in comparison_json["comparisons"]["lora"]}
     assert {key: shown[key] for key in shared} == {key: said[key] for key in shared}
-
-
-def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, comparison_json):
-    for row in grid(visit[0](address, "/pareto")):
-        (f,) = (f for f in comparison_json["facts"] if f["name"] == row["candidate"])
-        target = f["target"]
-        assert row["target exact_match"] == formatting.interval(
-            target["score"], target["low"], target["high"]
-        )
-        kept = f["verdict"]["macro"]
-        assert (
-            row["capability suite"].startswith(formatting.points(kept["score"], kept["low"], kept["high"]))
-            or kept["score"] == 0
-        )
-
-
-def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, comparison_json):
-    page = visit[0](address, "/forgetting")
-    drawn = page.locator("table.heat td").all_text_contents()
-    for c in comparison_json["comparisons"]["lora"]:
-        if c["metric"] == "accuracy":
-            assert formatting.points(c["delta"], c["low"], c["high"]) in drawn, c["task"]
-
-
-def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, comparison_json):
-    shown = {row["candidate"]: row for row in grid(visit[0](address, "/training"))}
-    trained = {
-        f["name"]: f for f in comparison_json["facts"] if f["trained"] and f["training"].get("tokens_per_s")
-    }
-    assert {"lora-careless", "lora"} <= trained.keys()
-    for name in ("lora-careless", "lora"):
-        assert shown[name]["time"] == formatting.seconds(trained[name]["training"]["wall_s"])
-        assert shown[name]["cost USD"] == formatting.usd(trained[name]["training_cost_usd"])
 
 
 def test_the_page_of_decisions_says_what_decide_prints(visit, address):
@@ -158,21 +111,3 @@ def test_a_deep_link_opens_an_item_that_was_lost(visit, address, comparison_json
     page = visit[0](address, f"/answers?compare=prompt,lora&task={most['task']}&outcome=lost")
     page.get_by_text(f"{formatting.count(len(most['lost']))} items; ").wait_for()
     assert {row["item"] for row in grid(page)} <= set(most["lost"])
-
-
-def test_a_rating_is_found_in_duckdb(visit, address, quickstart):
-    rater = f"rater-{uuid4()}"  # has rated nothing yet
-    page = visit[0](address, f"/rate?rate=rag,lora&rater={rater}")
-    page.get_by_role("button", name="Left is better").click()
-    page.get_by_text("1 of ").wait_for()
-    wait_until_drawn(page)
-    with duckdb.connect(str(quickstart / "runs" / "harness.duckdb"), read_only=True) as db:
-        found = db.execute("SELECT task, left_side, choice FROM ratings WHERE rater = ?", [rater]).fetchall()
-    assert [(task, left == choice) for task, left, choice in found] == [("support", True)]
-
-
-def test_a_table_is_filtered_by_method(visit, address, comparison_json):
-    heads, rows = cells(visit[0](address, "/leaderboard?filter_method=lora"))
-    assert {row[heads.index("candidate")] for row in rows} == {
-        f["name"] for f in comparison_json["facts"] if f["method"] == "lora"
-    }

@@ -1,15 +1,11 @@
 """The fine-tune that collapses chat gets a second chance, or the report says honestly that nothing passes."""
 
-import time
-
 import collapsing
 import pytest
 
 from harness import config, gating, rescue, store
 from harness.experiment import Scope, measure, prepare_session, study_session
-from harness.experiment.analysis.gate_results import bases_of
 from harness.experiment.runs.stored_rows import Reader
-from harness.gating.halves import cluster_name, split
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly
@@ -80,19 +76,6 @@ def test_what_is_rescued_passes_on_both_halves_by_the_stored_rows_or_nothing_doe
         assert not any(outcome_on(t, "confirm") == "pass" and t.facts.vs_untrained.low > 0 for t in passed)
 
 
-def test_the_halves_share_no_cluster_and_hold_every_item(experiment_file, rescue_result):
-    session, loaded = open_experiment(experiment_file)
-    prepared = rescue.prepare(session, loaded.selected, "lora")
-    base = bases_of(session, Reader(session), [prepared.case.run])[prepared.case.run.base_digest]
-    halved = split(base, 0)
-    halves = [
-        {cluster_name(r) for rows in base.values() for r in halved.rows(rows, h)}
-        for h in ("search", "confirm")
-    ]
-    assert not halves[0] & halves[1]
-    assert rescue_result.original.search.n_all == sum(map(len, base.values()))
-
-
 def test_the_front_holds_what_nothing_beats_in_both(rescue_result, tmp_path):
     points = {
         t.name: (t.facts.target.score, t.capability_change.score)
@@ -115,11 +98,3 @@ def test_the_front_holds_what_nothing_beats_in_both(rescue_result, tmp_path):
 def test_a_replayed_training_was_given_the_bases_own_answers(rescue_result):
     trained = [t for t in rescue_result.tried if t.step == "replay" and t.facts.state == "done"]
     assert all(8 <= t.facts.training.n_replayed <= 16 for t in trained)
-
-
-def test_a_second_rescue_computes_nothing(experiment_file, rescue_result):
-    session, loaded = open_experiment(experiment_file)
-    start = time.monotonic()
-    assert rescue.run(rescue.prepare(session, loaded.selected, "lora")) == rescue_result
-    assert session.slot.host is None
-    assert time.monotonic() - start < 30
