@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from functools import partial
+from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HARNESS_IGNORE_LOAD"] = (
@@ -318,20 +319,36 @@ def find(tmp_path):
     return run
 
 
+class CommandResult(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Return `harness` in a folder; it gives the exit code, stdout and stderr."""
+    """Return `harness`, which runs in this process and in a folder, and may be held to an exit code."""
     from harness.cli import main
 
     monkeypatch.chdir(tmp_path)
 
-    def run(*words):
+    def run(*words, cwd=None, check=None):
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
-        return ended.value.code or 0, *capsys.readouterr()
+        done = CommandResult(ended.value.code or 0, *capsys.readouterr())
+        assert check is None or done.returncode == check, done.stderr
+        return done
 
     return run
+
+
+@pytest.fixture
+def harness(own_cache, tmp_path, command):
+    """Return the command with the cache of the session, in a folder of its own unless told otherwise."""
+    return partial(command, cwd=tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny_experiment
@@ -17,7 +16,7 @@ from fake_facts import candidate, make_fine_tune, verdict
 
 from harness import store
 from harness.cache import cache_dir
-from harness.cli import app, main
+from harness.cli import app
 from harness.cli.app import data_app, regressions_app, runs_app
 from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
@@ -38,28 +37,6 @@ from harness.store import Store
 MAIN = "from harness.cli import main; main()"
 FORMS = ("md", "json", "html", "csv", "junit.xml")
 HEAVY = "torch transformers trl peft pandas duckdb sklearn scipy.stats datasets rich.progress".split()
-
-
-class CommandResult(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def harness(own_cache, tmp_path, monkeypatch, capsys):
-    """Return the command; it runs in this process, in a folder."""
-
-    def command(*arguments, cwd=tmp_path, check=None):
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        done = CommandResult(ended.value.code or 0, *capsys.readouterr())
-        assert check is None or done.returncode == check, done.stderr
-        return done
-
-    return command
 
 
 def start_process(cwd, *arguments, code=MAIN):
@@ -688,18 +665,6 @@ def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
     assert "broken" in harness("reindex", cwd=copy, check=0).stdout
     shutil.rmtree(copy / "runs" / "broken")
     assert "skipped: none\n" in harness("reindex", cwd=copy, check=0).stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("eval", "prompt"), r"exact_match: [\d.]+ \[\d+, \d+\], n = \d+"),
-        (("score", "prompt"), r"exact_match: [\d.]+ \[\d+, \d+\], n = \d+"),
-        (("train", "lora"), r"loss: a list of \d+, which --json shows"),
-    ],
-)
-def test_scores_are_printed_as_far_as_their_interval_reaches_and_curves_counted(harness, copy, words, line):
-    assert re.search(rf"\n    {line}\n", harness(*words, cwd=copy).stdout)
 
 
 CSV = "text,label\n" + "".join(

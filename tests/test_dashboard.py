@@ -325,16 +325,6 @@ def test_selected_runs_are_linked_by_label_and_others_by_id(open_page, tmp_path)
     assert set(page.dataframe[0].value["candidate"]) == {"lora-old", "lora"}
 
 
-def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-    (forest,) = pictures(open_page("leaderboard"))
-    (drawn,) = forest["data"]
-    scores = [f.target for f in reversed(made.facts)]
-    assert drawn["x"] == pytest.approx([100 * e.score for e in scores])
-    assert drawn["error_x"]["array"] == pytest.approx([100 * (e.high - e.score) for e in scores])
-    assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (e.score - e.low) for e in scores])
-
-
 @pytest.mark.e2e
 def test_scores_on_another_task_are_not_drawn_beside_the_targets(open_page, tmp_path):
     candidates = {**fake_project.CANDIDATES, "talker": ("lora", 9, 30)}
@@ -821,29 +811,6 @@ def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_pat
     assert any(text.value.startswith("lora forgets early: capability") for text in page.text)
 
 
-def test_candidates_on_other_training_rows_stand_in_a_table(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-
-    def one(name, score, delta):
-        known = Estimate(score, score - 0.1, score + 0.1, 60)
-        change = Estimate(delta, delta - 0.1, delta + 0.1, 60) if delta else None
-        return decision.TrainingSet(
-            name, "<b>t</b>.jsonl", 40, 900, score, known, change, None, None, 2.0, 0.1
-        )
-
-    sets = (one("lora", 0.8, 0), one("curated", 0.5, -0.3))
-    table = decision.TrainingSets("lora", "lora", sets, 1, True)
-    report.write(replace(made, training_sets=(table,)), tmp_path / "reports")
-    page = open_page("training")
-    assert [s.value.replace("\\", "") for s in page.subheader] == [
-        "Training rows, quality against quantity: lora",
-    ]
-    shown = html(page)
-    assert '<td class="">&lt;b&gt;t&lt;/b&gt;.jsonl</td>' in shown
-    assert "−30.0 [−40, −20]" in shown
-    assert "paired on test with lora" in shown
-
-
 @pytest.mark.e2e
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(open_page, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
@@ -1068,19 +1035,6 @@ def test_the_band_of_a_night_is_its_confidence_sequence(open_page, tmp_path):
 
 
 @pytest.mark.e2e
-def test_nights_are_told_anew_when_the_policy_is_another(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
-    open_page("nightly")
-    file = tmp_path / "harness.yaml"
-    file.write_text(file.read_text() + "nightly: {alpha: 0.001}\n")
-    home = files.home(Store(tmp_path / "runs"), "desk")
-    policy, kept, state = NightlyPolicy(alpha=0.001), files.read_nights(home), files.read_state(home)
-    told = night_alarm.build_report("desk", policy, kept, state)
-    assert all(line.sentence in html(open_page("nightly")) for line in told.lines)
-
-
-@pytest.mark.e2e
 def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_page, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -1290,6 +1244,7 @@ def test_pages_import_neither_torch_nor_duckdb_themselves():
         assert "SELECT " not in file.read_text()
 
 
+@pytest.mark.e2e
 def test_pages_open_with_torch_blocked(tmp_path):
     fake_project.write(tmp_path)
     fake_project.experiment(tmp_path, metrics="exact_match, token_f1")

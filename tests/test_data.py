@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from checked_rows import write
 from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,11 +26,6 @@ INTENTS = (
     "card_acceptance pin_blocked atm_support change_pin compromised_card card_arrival "
     "exchange_rate lost_or_stolen_card top_up_failed verify_my_identity age_limit country_support"
 ).split()
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def row(name, **fields):

@@ -10,7 +10,7 @@ from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
 from harness import config, formatting, gating, release, store
 from harness.comparison import Estimate, compare_rows, estimate, orient
-from harness.comparison.failed_answers import Errors
+from harness.comparison.alignment import Errors
 from harness.experiment import load_study
 from harness.experiment.analysis.verdict_records import Judgement, record_verdict
 from harness.gating import Measurement, TargetFacts, exit_code

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from checked_rows import write
 from conftest import find_shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,11 +93,6 @@ ROWS = {
         "rejected": "\n\nHuman: Who?\n\nAssistant: No.",
     },
 }
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture

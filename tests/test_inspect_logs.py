@@ -72,6 +72,7 @@ def test_two_folders_of_an_equal_model_pass(tmp_path, zipped):
     assert judged.verdict.macro.n == 6000
 
 
+@pytest.mark.e2e
 def test_a_model_that_lost_is_failed_without_torch(tmp_path):
     import subprocess
     import sys

@@ -7,7 +7,6 @@ import re
 import pytest
 import tiny_experiment
 import tiny_model
-from test_cli import harness  # noqa: F401 (the fixture)
 
 HARNESS = (
     tiny_experiment.DESK
@@ -37,7 +36,7 @@ def desk(tmp_path, tiny):
 
 
 @pytest.mark.e2e
-def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):  # noqa: F811
+def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):
     planned = harness("compare", "--dry-run", cwd=desk)
     assert "judge:helpful: at most" in planned.stderr
     said = " ".join(harness("compare", "--verbose", cwd=desk, check=0).stdout.split())
@@ -68,7 +67,7 @@ def hold(desk, n_tokens):
 
 
 @pytest.mark.e2e
-def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(harness, desk):  # noqa: F811
+def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(harness, desk):
     hold(desk, 256)
     for command in ("compare", "doctor"):
         refused = harness(command, cwd=desk, check=2)
@@ -82,7 +81,7 @@ def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(ha
 
 
 @pytest.mark.e2e
-def test_a_judge_that_may_not_read_the_longest_answers_is_named_beforehand(harness, desk):  # noqa: F811
+def test_a_judge_that_may_not_read_the_longest_answers_is_named_beforehand(harness, desk):
     hold(desk, 256)
     said = harness("compare", "--dry-run", cwd=desk).stderr
     shortest = int(re.search(r"up to (\d+) tokens", " ".join(said.split()))[1]) - 8

@@ -12,7 +12,6 @@ import pytest
 from fake_facts import candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
 from fake_rows import LOWER, rows
-from test_cli import CommandResult, harness  # noqa: F401 (the fixture)
 
 from harness import comparison, config, decision, formatting, report, store
 from harness.comparison import Estimate, correct_comparison, correct_estimate, human, labels_missing
@@ -439,7 +438,7 @@ def write(file, written, delimiter=",", encoding="utf-8"):
 BOTH = ("--candidates", "prompt,shots")
 
 
-def rate(harness, project, n, label, *options, candidates=BOTH, form=()):  # noqa: F811
+def rate(harness, project, n, label, *options, candidates=BOTH, form=()):
     """Export the answers to n items, label the i-th row, import the file; returns rows and what is said."""
     harness("rate", "export", "labels.csv", "-n", n, *candidates, cwd=project, check=0)
     written = [{**row, "label": label(i)} for i, row in enumerate(read(project / "labels.csv"))]
@@ -447,7 +446,7 @@ def rate(harness, project, n, label, *options, candidates=BOTH, form=()):  # noq
     return written, harness("rate", "import", "labels.csv", *options, cwd=project, check=0)
 
 
-def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  # noqa: F811
+def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):
     refused = harness("decide", cwd=project, check=0)
     assert "judge_long is graded by a judge" in refused.stdout
     assert "harness rate export labels.csv" in refused.stdout
@@ -465,7 +464,7 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  #
 
 
 @pytest.mark.parametrize("form", [(), ("--pairs",)])
-def test_the_import_that_an_export_names_reads_the_same_experiment(harness, project, form):  # noqa: F811
+def test_the_import_that_an_export_names_reads_the_same_experiment(harness, project, form):
     at = ("-c", "project/harness.yaml")
     done = harness("rate", "export", "labels.csv", *form, *at, *BOTH, cwd=project.parent, check=0)
     column, word = ("better", "tie") if form else ("label", "1")
@@ -476,7 +475,7 @@ def test_the_import_that_an_export_names_reads_the_same_experiment(harness, proj
     harness(*step[1:], cwd=project.parent, check=0)
 
 
-def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):  # noqa: F811
+def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):
     harness("rate", "export", "labels.csv", *BOTH, cwd=project, check=0)
     text = (project / "labels.csv").read_text("utf-8-sig")
     assert "prompt" not in text
@@ -489,7 +488,7 @@ def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):  #
     assert questions != sorted(questions)
 
 
-def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F811
+def test_the_next_export_goes_on_where_labels_end(harness, project):
     harness("rate", "export", "one.csv", "-n", 40, *BOTH, cwd=project, check=0)
     harness("rate", "export", "same.csv", "-n", 40, *BOTH, cwd=project, check=0)
     assert (project / "one.csv").read_bytes() == (project / "same.csv").read_bytes()
@@ -500,7 +499,7 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
     assert len({row["question"] for row in (*first, *second)}) == 130
 
 
-def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
+def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):
     harness("rate", "export", "labels.csv", "-n", 10, *BOTH, cwd=project, check=0)
     written = [{**row, "label": "1"} for row in read(project / "labels.csv")]
     written[1]["label"], written[2]["label"], written[3]["key"] = "good", "1_0", "answer-0"
@@ -516,7 +515,7 @@ def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):
     assert store.list_labels(Store(project / "runs")) == []
 
 
-def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa: F811
+def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):
     said = ("1", "3,0", "5", "", "Yes", "no")
     written, done = rate(harness, project, 5, lambda i: said[i % 6], "--scale", "1,5")
     (found,) = store.list_labels(Store(project / "runs"))
@@ -568,7 +567,7 @@ def test_the_later_of_two_imports_within_a_second_counts(project):
         (("export", "new.csv", "--candidates", "nobody"), "nobody"),
     ],
 )
-def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):  # noqa: F811
+def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):
     (project / "empty.csv").write_text("")
     (project / "blank.csv").write_text("key,label\nanswer-1,\n")
     (project / "two.csv").write_text("key,label,Label \nanswer-1,1,0\n")
@@ -578,7 +577,7 @@ def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):  # no
     assert not (project / "nowhere").exists()
 
 
-def export_pairs(harness, project, name, n, *options):  # noqa: F811
+def export_pairs(harness, project, name, n, *options):
     done = harness("rate", "export", name, "--pairs", "-n", n, *BOTH, *options, cwd=project, check=0)
     return read(project / name), done
 
@@ -591,7 +590,7 @@ def texts_of(project):
     return runs, {item: (row.text, rows_of[1][item].text) for item, row in rows_of[0].items()}
 
 
-def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, project):  # noqa: F811
+def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, project):
     written, done = export_pairs(harness, project, "pairs.csv", 12)
     assert "12 pairs of answers" in done.stdout
     assert list(written[0]) == ["key", "question", "left", "right", "reference", "better"]
@@ -633,7 +632,7 @@ def test_an_import_says_how_many_ratings_of_picked_pairs_count(project):
     assert whole.counted == whole.by_pair
 
 
-def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
+def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, project):
     written, _ = export_pairs(harness, project, "pairs.csv", 4)
     wrong = ({"better": "both"}, {"key": "pair-1", "better": "left"}, {"better": "left"}, {"better": "left"})
     filled = [row | change for row, change in zip(written, wrong, strict=True)]
@@ -655,7 +654,7 @@ def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, proj
     assert "expected two candidates" in done.stderr
 
 
-def test_the_judge_of_a_win_rate_is_labelled_by_pairs(harness, project):  # noqa: F811
+def test_the_judge_of_a_win_rate_is_labelled_by_pairs(harness, project):
     (project / "better.yaml").write_text(
         "criteria: better\nmode: pairwise\njudge: {base_url: http://localhost:1/v1, model: big}\n"
     )

@@ -1,9 +1,9 @@
 """Problems of rows at once: whatever is wrong with a file is said in one round, each by its line."""
 
-import json
 from pathlib import Path
 
 import pytest
+from checked_rows import write
 
 from harness import config
 from harness.config.rubrics import read_rubric
@@ -30,11 +30,6 @@ LINES = {
 }
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def problems(read):
     with pytest.raises(UserError) as error:
         read()
@@ -52,7 +47,7 @@ def assert_all_lines(found):
 
 
 def task(tmp_path, train):
-    data = {"train": write_rows(tmp_path / "a.jsonl", train), "test": write_rows(tmp_path / "b.jsonl", TEST)}
+    data = {"train": write(tmp_path / "a.jsonl", train), "test": write(tmp_path / "b.jsonl", TEST)}
     return Task(name="rows", data=data, labels=LABELS)
 
 
@@ -62,14 +57,14 @@ def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
 
 def test_so_do_those_of_a_candidates_own_rows(tmp_path):
     asked = task(tmp_path, GOOD)
-    own = write_rows(tmp_path / "own.jsonl", FAULTY)
+    own = write(tmp_path / "own.jsonl", FAULTY)
     items = load_task(asked, 0)
     assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
 
 
 def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
     asked = task(tmp_path, GOOD)
-    own = write_rows(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
+    own = write(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
     items = load_task(asked, 0)
     found = problems(lambda: load_training_rows(asked, items, [own], None, 0))
     assert [int(p.where.rpartition(":")[2]) for p in found] == [1, 2, 3]
@@ -88,7 +83,7 @@ def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
         {"prompt": f"in other words {i}", "reference": "card", "augmented_from": TEST[i]["prompt"]}
         for i in range(3)
     ]
-    own = write_rows(tmp_path / "own.jsonl", made)
+    own = write(tmp_path / "own.jsonl", made)
     (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
     assert said.where == f"{own}:1"
     assert said.found == "only rows made from rows that are evaluated (this is the first of 3)"

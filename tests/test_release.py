@@ -10,7 +10,6 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import inspect_logs
 import lmeval_folder
@@ -19,7 +18,6 @@ import pytest
 from conftest import find_shared_data
 
 from harness import config, gate, release, store
-from harness.cli import main
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
 from harness.gating import GateResult, Verdict, worst_result
@@ -32,26 +30,6 @@ from tests.fake_rows import flips
 
 ROOT = Path(__file__).parents[1]
 BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
-
-
-class CommandResult(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def harness(monkeypatch, capsys):
-    """Return the command line; it runs in this process."""
-
-    def command(*words):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", ["harness", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return CommandResult(ended.value.code or 0, *capsys.readouterr())
-
-    return command
 
 
 def run_without_torch(*words):
@@ -137,10 +115,10 @@ def test_without_the_bases_rows_nothing_is_judged(copy):
         release.gate(copy, "lora", ["precision=fp32"])
 
 
-def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(harness, copy):
+def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(command, copy):
     file = copy.parent / "suites" / "general" / "facts.jsonl"
     file.write_text(file.read_text().replace('"reference": "3"', '"reference": "three"'))
-    done = harness("gate", "--candidate", "lora", "-c", str(copy))
+    done = command("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode == 5
     assert "facts/test (task_version '" in done.stderr
     assert "sums/test" not in done.stderr
@@ -164,7 +142,7 @@ def test_training_rows_may_change_without_a_new_verdict(copy):
     [("precision", "bf16", "fp32"), ("engine", "vllm/0.33.0", "transformers/packed")],
 )
 def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(
-    harness, copy, field, value, known
+    command, copy, field, value, known
 ):
     at = Store(copy.parent / "runs")
     run = candidate_runs(load_study(config.load(copy)), "lora")[0]
@@ -174,7 +152,7 @@ def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(
     file = at.rows(other.digest) / "identity.json"
     changed = file.read_text().replace(f'"{known}"', f'"{value}"').replace(base.layout_digest, "0" * 16)
     file.write_text(changed)
-    done = harness("gate", "--candidate", "lora", "-c", str(copy))
+    done = command("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode == 5
     assert (
         f"they differ in {field} '{value}' and '{known}'; layout_digest '0000000000000000' and" in done.stderr
@@ -290,10 +268,10 @@ def test_a_champion_without_a_stored_run_leaves_the_change_on_the_target_unknown
     assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
 
 
-def test_asking_for_a_champion_where_there_is_none_is_refused(harness, copy):
+def test_asking_for_a_champion_where_there_is_none_is_refused(command, copy):
     with pytest.raises(IncompatibleRuns, match="harness promote"):
         release.gate(copy, "lora", baseline="champion")
-    assert harness("gate", "--candidate", "lora", "--baseline", "champion", "-c", str(copy)).returncode == 5
+    assert command("gate", "--candidate", "lora", "--baseline", "champion", "-c", str(copy)).returncode == 5
 
 
 def test_a_champion_whose_rows_are_gone_is_refused(copy):
@@ -306,7 +284,7 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
     assert f"harness compare --candidates lora -c {copy}, then harness promote lora -c" in str(refused.value)
 
 
-def test_rows_of_another_precision_are_refused_and_the_digest_is_named(harness, copy):
+def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, copy):
     path, champion = release.promote_named(copy, "lora", despite="a test")
     at = Store(copy.parent / "runs")
     other = replace(
@@ -318,7 +296,7 @@ def test_rows_of_another_precision_are_refused_and_the_digest_is_named(harness, 
     raw = json.loads(path.read_text())
     raw |= {"weights_digest": "f" * 16, "rows": {**raw["rows"], "facts/test": other.digest}}
     path.write_text(json.dumps(raw))
-    done = harness("gate", "--candidate", "prompt", "-c", str(copy))
+    done = command("gate", "--candidate", "prompt", "-c", str(copy))
     assert done.returncode == 5
     assert "no rows of the champion" in done.stderr or "precision 'bf16' and 'fp32'" in done.stderr
 
@@ -392,8 +370,8 @@ def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_writ
 # The forms of a verdict
 
 
-def test_junit_has_a_test_case_for_every_rule(harness, copy, tmp_path):
-    done = harness(
+def test_junit_has_a_test_case_for_every_rule(command, copy, tmp_path):
+    done = command(
         "gate", "--candidate", "lora", "-c", str(copy), "--junit", str(tmp_path / "ci" / "gate.xml")
     )
     root = ET.parse(tmp_path / "ci" / "gate.xml").getroot()
@@ -420,18 +398,18 @@ def test_an_inconclusive_rule_is_skipped_in_junit_where_the_policy_lets_it_throu
         assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
 
 
-def test_the_summary_page_of_ci_gets_the_verdict_appended(harness, copy, tmp_path, monkeypatch):
+def test_the_summary_page_of_ci_gets_the_verdict_appended(command, copy, tmp_path, monkeypatch):
     page = tmp_path / "summary.md"
     page.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
-    harness("gate", "--candidate", "prompt", "-c", str(copy))
+    command("gate", "--candidate", "prompt", "-c", str(copy))
     text = page.read_text()
     assert text.startswith("before\n## PASS: prompt against the base")
     assert "| macro | PASS |" in text
 
 
-def test_json_holds_the_rules_the_comparisons_and_the_exit_code(harness, copy):
-    done = harness("gate", "--candidate", "lora", "-c", str(copy), "--json")
+def test_json_holds_the_rules_the_comparisons_and_the_exit_code(command, copy):
+    done = command("gate", "--candidate", "lora", "-c", str(copy), "--json")
     (found,) = json.loads(done.stdout)
     assert found["exit_code"] == done.returncode
     assert {r["name"] for r in found["rules"]} >= {"macro", "each", "validity"}
@@ -486,6 +464,7 @@ def test_a_task_to_judge_that_one_model_answered_is_said_to_be_in_one_alone(tmp_
         release.gate_folders(old, new, GatePolicy(tasks=("task_1",)))
 
 
+@pytest.mark.e2e
 def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
     old, new = arms(tmp_path, losses=60)
     done = run_without_torch("gate", "--base", str(old), "--candidate", str(new))
@@ -494,12 +473,12 @@ def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
     assert float(done.stderr.split("cpu:")[1]) < 3
 
 
-def test_few_samples_are_undecided_and_the_policy_may_be_set(harness, tmp_path):
+def test_few_samples_are_undecided_and_the_policy_may_be_set(command, tmp_path):
     old, new = arms(tmp_path, n=40, gains=1, losses=1)
-    assert harness("gate", "--base", str(old), "--candidate", str(new)).returncode == 4
+    assert command("gate", "--base", str(old), "--candidate", str(new)).returncode == 4
     loose = ("gate.on_inconclusive=pass", "gate.macro=0.03")
-    assert harness("gate", "--base", str(old), "--candidate", str(new), *loose).returncode == 0
-    assert harness("gate", "--base", str(old), "--candidate", str(new), "gate.macr=0.03").returncode == 2
+    assert command("gate", "--base", str(old), "--candidate", str(new), *loose).returncode == 0
+    assert command("gate", "--base", str(old), "--candidate", str(new), "gate.macr=0.03").returncode == 2
 
 
 def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
@@ -536,13 +515,13 @@ def test_another_number_of_items_is_refused(tmp_path):
 LATER = "2026-04-01T00-00-00.000001"
 
 
-def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_one(harness, tmp_path):
+def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_one(command, tmp_path):
     """The base's samples are older, so the tuned model was compared with itself: PASS, and 18 points lost."""
     out, n = tmp_path / "out", 800
     base, tuned = (np.arange(n) < share * n for share in (0.85, 0.65))
     lmeval_folder.write(out, {"arc_easy": base.astype(float)}, model="org/base")
     lmeval_folder.write(out, {"arc_easy": tuned.astype(float)}, model="org/tuned", date=LATER)
-    refused = harness("gate", "--base", str(out), "--candidate", str(out / "org__tuned"))
+    refused = command("gate", "--base", str(out), "--candidate", str(out / "org__tuned"))
     assert refused.returncode == 2
     assert (
         "logs of 2 models or configurations (org/base in org__base, org/tuned in org__tuned)"
@@ -550,7 +529,7 @@ def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_o
     )
     step = refused.stderr.strip().partition("next: ")[2]
     assert step == f"--base {out}/org__base"
-    judged = harness("gate", *shlex.split(step), "--candidate", str(out / "org__tuned"))
+    judged = command("gate", *shlex.split(step), "--candidate", str(out / "org__tuned"))
     assert judged.returncode == 3
     assert "FAIL: org/tuned against org/base" in judged.stdout
     assert re.search(r"800 +85\.0 .* 65\.0 .* 160/0", judged.stdout)
@@ -690,9 +669,9 @@ def test_a_folder_without_samples_says_how_to_get_them(tmp_path):
 
 
 @pytest.mark.parametrize("option", [("--baseline", "champion"), ("-c", "harness.yaml")])
-def test_what_is_for_stored_runs_is_refused_with_two_folders(harness, tmp_path, option):
+def test_what_is_for_stored_runs_is_refused_with_two_folders(command, tmp_path, option):
     old, new = (lmeval_folder.write(tmp_path / name, {"t": [1, 0]}) for name in ("old", "new"))
-    done = harness("gate", "--base", str(old), "--candidate", str(new), *option)
+    done = command("gate", "--base", str(old), "--candidate", str(new), *option)
     assert done.returncode == 2
     assert f"--base: found {option[0]} as well" in done.stderr
 
@@ -711,11 +690,11 @@ def copy_renamed(old, new):
     [lambda old, new: new.symlink_to(old), shutil.copytree, copy_renamed],
     ids=["link", "copy", "renamed"],
 )
-def test_a_model_is_not_compared_with_itself(harness, tmp_path, make):
+def test_a_model_is_not_compared_with_itself(command, tmp_path, make):
     old, _ = arms(tmp_path, n=30)
     make(old, tmp_path / "again")
     for arms_alike in ((old, old), (old, tmp_path / "again")):
-        done = harness("gate", "--base", str(arms_alike[0]), "--candidate", str(arms_alike[1]))
+        done = command("gate", "--base", str(arms_alike[0]), "--candidate", str(arms_alike[1]))
         assert done.returncode == 2
         assert f"found the answers of --base {old} again, the same in all of 120 items" in done.stderr
 

@@ -138,6 +138,7 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
     assert again.digest == whole.digest
 
 
+@pytest.mark.e2e
 def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, reward_weights):
     by_model = Reward(model=reward_weights.folder / "reward", source=resolve(str(tiny)))
     context = tiny_methods.context(tiny, tmp_path, reward=by_model)

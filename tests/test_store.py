@@ -592,16 +592,6 @@ def test_an_index_whose_building_is_ended_is_missing_and_not_partial(store):
     assert [run.run_id for run in stores.list_runs(Store(copy))] == ["a", "b", "c"]
 
 
-def test_reindex_skips_what_it_cannot_read_and_says_what(store):
-    save_two_runs(store)
-    store.parquet(OTHER.digest).write_bytes(b"nonsense")
-    (store.folder / "c").mkdir()
-    (store.folder / "c" / "run.json").write_text("{")
-    counts = stores.reindex(store)
-    assert (counts.runs, counts.row_sets, counts.rows) == (2, 1, 70)
-    assert [Path(line.partition(":")[0]).parent.name for line in counts.skipped] == ["c", OTHER.digest]
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("size", [0, 5, 5000])
 def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
@@ -815,14 +805,6 @@ def test_removing_a_run_keeps_the_rows_that_another_refers_to(store):
     assert contents(store) == before
 
 
-def test_removing_the_last_run_removes_its_rows_and_weights(store):
-    complete(store, IDENTITY, make_rows(3))
-    stores.write_whole(store, store.weights("fit-a") / "fit.json", "{}")
-    stores.save_run(store, make_run("a", [IDENTITY.digest]))
-    stores.remove_run(store, "a")
-    assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
-
-
 def test_nothing_is_removed_while_it_is_unknown_what_is_shared(store):
     save_two_runs(store)
     (store.folder / "a" / "run.json").write_text("{")
@@ -934,6 +916,7 @@ except HarnessError as error:
 """
 
 
+@pytest.mark.e2e
 def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
     command = [sys.executable, "-c", LIMITED, str(store.folder)]
     sample = pickle.dumps((IDENTITY, make_rows(BLOCK, text="x" * 1000)))

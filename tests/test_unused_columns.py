@@ -1,9 +1,9 @@
 """A column is read, or holds ids, or is named; one that may hold what a question is about is offered."""
 
-import json
 import shlex
 
 import pytest
+from checked_rows import write
 from ruamel.yaml import YAML
 
 from harness.data import load_task
@@ -131,11 +131,6 @@ LAYOUTS = {
         "question",
     ),
 }
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def context_of(row):

@@ -14,7 +14,7 @@ from bench_page import Row, Table
 
 from harness.formatting import count, percent, points
 from harness.models.hardware import probe
-from tests.looks_on_real_items import (
+from reports.studies.looks_on_real_items import (
     ALPHA,
     BENCHMARKS,
     MARGIN,

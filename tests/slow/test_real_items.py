@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests import looks_on_real_items
-from tests.real_items import study
+from reports.studies import looks_on_real_items
+from reports.studies.real_items import study
 
 pytestmark = pytest.mark.weekly
 

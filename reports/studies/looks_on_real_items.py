@@ -22,7 +22,7 @@ from scipy import special
 
 from harness import stats, store
 from harness.evaluation.rows import sampling
-from tests.real_items import BENCHMARKS, MACRO_DELTAS, POLICY, WIDTH, Half, pairs
+from reports.studies.real_items import BENCHMARKS, MACRO_DELTAS, POLICY, WIDTH, Half, pairs
 
 MARGIN, ALPHA, POWER = 0.02, POLICY.alpha, 0.9
 SHARES = (1 / 3, 2 / 3, 1.0)

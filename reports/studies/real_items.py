@@ -5,7 +5,7 @@ disagreement that the gate would find comes from a random half of each benchmark
 what it does from samples drawn from the other half, whose own delta is the true one. The pair's
 own items are never used twice, so the printed chances are tried on items they have not seen.
 
-`PYTHONPATH=.:tests python -m tests.real_items` writes the table to `reports/gate_on_real_items.md`.
+`PYTHONPATH=.:tests:tests/browser python -m reports.studies.real_items` writes the table to `reports/gate_on_real_items.md`.
 """
 
 import gzip
@@ -223,9 +223,9 @@ def table(rates: Sequence[Rate]) -> str:
         f"{points(r.done - r.printed)} |"
         for r in rates
     ]
-    again = "`PYTHONPATH=.:tests python -m tests.real_items` makes this table again."
+    again = "`PYTHONPATH=.:tests:tests/browser python -m reports.studies.real_items` makes this table again."
     return "\n".join([*lines, "", again]) + "\n"
 
 
 if __name__ == "__main__":
-    (Path(__file__).parents[1] / "reports" / "gate_on_real_items.md").write_text(table(study()), "utf-8")
+    (Path(__file__).parents[1] / "gate_on_real_items.md").write_text(table(study()), "utf-8")
