@@ -110,6 +110,8 @@ class IncompatibleRuns(HarnessError):
 class NotStored(HarnessError):
     """Something is not stored, and the session that asks for it only reads."""
 
+    exit_code = 5
+
 
 class Unscored(HarnessError):
     """A metric could not score an answer that was given."""

@@ -132,7 +132,11 @@ def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line,
 @pytest.mark.parametrize(
     ("override", "found", "next_step"),
     [
-        ("seeds", "'seeds'", "such as candidates.lora.params.r=8"),
+        (
+            "seeds",
+            "'seeds'",
+            "such as candidates.lora.params.r=8; a candidate is chosen by --candidates, or --candidate of gate",
+        ),
         ("gate.macro=[", "no YAML: '['", "quote the value"),
         ("gat.macro=0.1", "unknown key 'gat'", "did you mean 'gate'?"),
         ("gate.macr=0.1", "unknown key 'macr'", "did you mean 'macro'?"),

@@ -100,7 +100,7 @@ def test_a_fine_tune_that_fails_the_gate_is_not_recommended_whatever_it_gains():
     decision = make_decision([*alternatives(), failed])
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "lora gains +21.0 [+16, +26] points over it, but fails the gate" in decision.sentence
-    assert find_reason(decision, "The gate") == "The gate on lora: FAIL for macro."
+    assert find_reason(decision, "The gate") == "The gate on lora: FAIL (forgetting)."
 
 
 def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle_it():

@@ -19,7 +19,10 @@ from ruamel.yaml.error import YAMLError
 from harness.config.problems import Keys, Tree, load_yaml, plain, short_repr
 from harness.errors import Problem, UserError, did_you_mean
 
-_FORM, _SUCH_AS = "KEY.KEY=VALUE", "such as candidates.lora.params.r=8"
+_FORM, _SUCH_AS = (
+    "KEY.KEY=VALUE",
+    "such as candidates.lora.params.r=8; a candidate is chosen by --candidates, or --candidate of gate",
+)
 _OVERRIDE = "override "  # begins the place of a value that the command line gave
 
 

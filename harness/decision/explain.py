@@ -303,9 +303,8 @@ def _gates(case: Case) -> list[str]:
 
 
 def _name_rules(verdict: Verdict) -> str:
-    """Phrase a verdict with the names of its rules, whose sentences are in the gate's own table."""
-    rules = [rule.name for rule in verdict.rules if rule.outcome == verdict.outcome]
-    return f"{gating.WORDS[verdict.outcome]} for {', '.join(rules)}"
+    """Say what a verdict rests on; the sentences of its rules are in the gate's own table."""
+    return f"{gating.WORDS[verdict.outcome]} ({gating.name_reasons(verdict)})"
 
 
 def _name_failed_recipes(case: Case) -> list[str]:

@@ -55,6 +55,7 @@ from harness.gating.verdict import (
     margin_of,
     margin_share,
     may_decide,
+    name_reasons,
 )
 from harness.spec import GatePolicy
 

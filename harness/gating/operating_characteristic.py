@@ -28,7 +28,7 @@ from harness.gating.verdict import (
 from harness.gating.veto import chance_to_pass, se_at, stops
 from harness.spec import GatePolicy, Suite, Task
 
-_MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05)
+_MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05, -0.10)
 _TASK_LOSSES = (-0.05, -0.10)
 _ASSUMED_DISAGREEMENT = 0.15
 

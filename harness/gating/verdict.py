@@ -25,6 +25,20 @@ WORDS: dict[str, str] = {
     "harness-drift": "DRIFT",
     "skipped": formatting.UNKNOWN,
 }
+# What a rule of a verdict is about.
+_REASONS = {
+    "macro": "forgetting",
+    "each": "forgetting on a task",
+    "cumulative": "forgetting since the first base",
+    "safety": "safety",
+    "critical": "a critical task",
+    "regressions": "pinned items",
+    "validity": "unusable answers",
+    "drift": "drift on texts",
+    "target": "gain",
+    "errors": "failed answers",
+    "tasks": "tasks not measured",
+}
 Number = float | int | str | list[str]
 
 
@@ -277,3 +291,9 @@ def margin_text(margin: Margin) -> str:
     """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
     unit = "% of the base's skill" if is_relative(margin) else "pp"
     return f"{formatting.percent(margin_share(margin))} {unit}"
+
+
+def name_reasons(verdict: Verdict) -> str:
+    """Name what the rules that settle a verdict are about."""
+    rules = [rule.name for rule in verdict.rules if rule.outcome == verdict.outcome]
+    return ", ".join(dict.fromkeys(_REASONS.get(name, name) for name in rules))

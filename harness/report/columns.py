@@ -102,27 +102,25 @@ _NO_CHANGE = Estimate(0.0, 0.0, 0.0, 0)
 
 
 def _forgetting(f: CandidateFacts) -> Estimate | None:
-    if f.state == "failed" or _why_unjudged(f):
+    is_model = plugins.find_method(f.method).makes_language_model
+    if f.state == "failed" or _is_judged_baseline(f) or not is_model:
         return None
     if not is_fine_tuned(f):
         return _NO_CHANGE
     return f.verdict.macro if f.verdict else None
 
 
-def _why_unjudged(f: CandidateFacts, tight: bool = False) -> str:
-    """Say why nothing is known of what a run forgot, though it is finished; empty where that is not so."""
-    if f.state != "failed" and not plugins.find_method(f.method).makes_language_model:
-        return "none to lose" if tight else "no capability suite"
-    if f.state != "failed" and f.baseline and f.trained:
-        return "not judged" if tight else "a baseline, not judged"
-    return ""
-
-
 def _forgetting_text(row: Result, tight: bool) -> str:
     if (found := _forgetting(row.facts)) is not None:
         return "0 (base weights)" if found is _NO_CHANGE else points(*found[:3])
-    why = _why_unjudged(row.facts, tight)
-    return f"{UNKNOWN} ({why})" if why else UNKNOWN
+    if _is_judged_baseline(row.facts):
+        return f"{UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"
+    return UNKNOWN
+
+
+def _is_judged_baseline(f: CandidateFacts) -> bool:
+    """Tell whether a trained run is what gates compare with, so that none judges it."""
+    return f.state != "failed" and f.baseline and f.trained
 
 
 def _flips(f: CandidateFacts) -> str | None:
@@ -144,15 +142,16 @@ CANDIDATE_COLUMNS = _by_name(
         lambda r: r.facts.label),
     _shown("metric", "metric", "the target's metric", lambda r: r.metric),
     _shown("verdict", "verdict",
-        "the gate's: PASS where a loss beyond your margin is ruled out with 95 % confidence, and the gain"
-        " that gate.target may ask for is shown; FAIL where the contrary is shown, UNDECIDED where the"
-        " items cannot tell", lambda r: verdict_word(r.facts)),
+        "the gate's: PASS where the items show that no loss is beyond your margin, and that the gain"
+        " is as large as gate.target asks for; FAIL where they show the contrary of one of these, UNDECIDED"
+        " where they cannot tell; with 95 % confidence", lambda r: verdict_word(r.facts)),
     Column("target", "target\n{metric}", "score on the test items", lambda r: r.facts.target,
         lambda r, tight: target_text(r.facts, tight=tight), "interval"),
     Column("gain", "{gain}vs best\nuntrained",
         "paired difference from `this one`, the best on validation of those that train no language model",
         lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained), _gain_text, "interval"),
-    Column("forgetting", "forgetting\n(macro)", "average change over the capability tasks, in points",
+    Column("forgetting", "other skills", "average change over the capability tasks, in points,"
+        " below 0 where skills were lost; – without a language model",
         lambda r: _forgetting(r.facts), _forgetting_text, "interval"),
     _shown("lost_gained", "lost/gained", "items of these tasks that got worse/better than with the base",
         lambda r: _flips(r.facts)),
@@ -255,10 +254,14 @@ def result_rows(report: ExperimentReport, *, tight: bool = False) -> list[dict[s
 
 def explain_columns(report: ExperimentReport) -> str:
     """Say what the columns of the result table mean that only this program has."""
-    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points over all tasks)"
+    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points on average)"
+    rules = (rule for f in report.facts if f.verdict for rule in f.verdict.rules)
+    n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
+    tasks = "items of these tasks" + (f", {count(n)} in all," if n else "")
     shown = [CANDIDATE_COLUMNS[name] for name in _EXPLAINED]
-    said = [f"{heading(one)}: {one.meaning}.".replace("\n", " ") for one in shown]
-    return " ".join([*said, "In brackets: 95 % intervals."]).replace("your margin", f"your margin{margin}")
+    said = " ".join(f"{heading(one)}: {one.meaning}.".replace("\n", " ") for one in shown)
+    said = said.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
+    return f"{said} In brackets: 95 % intervals."
 
 
 def print_table(

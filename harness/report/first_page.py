@@ -24,7 +24,7 @@ from harness.decision import (
     pool_seeds,
     strongest_run,
 )
-from harness.gating import MissRate, Verdict
+from harness.gating import MissRate, Verdict, name_reasons
 from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
@@ -36,6 +36,7 @@ from harness.report.wording import (
     best_first,
     change_text,
     describe_disturbed,
+    describe_stopped,
     describe_unread,
     miss_text,
     target_text,
@@ -47,7 +48,6 @@ CAPTION = (
     "Further right: better at the task. Further up: kept more of what it could do before. A ring marks what"
     " to ship. Grey: another candidate is at least as good on both. Lines are 95 % intervals."
 )
-_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said
 _TASKS_NAMED = 3  # of those that lost most
 
 
@@ -56,7 +56,7 @@ def first_page(report: ExperimentReport) -> FirstPage:
     picture = front(report, NARROW)
     unread = describe_unread(best_first(report), report.metric)
     remarks = filter(None, [describe_disturbed(report.facts), labels_note(report)])
-    notes = [*unread, explain_columns(report), *remarks]
+    notes = [*unread, *describe_stopped(best_first(report)), explain_columns(report), *remarks]
     heads = [head.replace("\n", " ") for head in result_headings(report).values()]
     rows = [list(cells.values()) for cells in result_rows(report)]
     return FirstPage(
@@ -155,9 +155,7 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
         return f"what {run.label} forgot was not measured (suites:)."
     if verdict.outcome == "harness-drift":
         return "the base no longer answers as stored, so what was forgotten cannot be told."
-    stopped = [r.name for r in verdict.rules if r.outcome == verdict.outcome != "pass"]
-    others = [name for name in stopped if name not in ("macro", "each", "safety")]
-    why = f" for {' and '.join(others)}" if others and len(others) == len(stopped) else ""
+    why = "" if verdict.outcome == "pass" else f" ({name_reasons(verdict)})"
     lost = _name_losses(report, run)
     worst = f", worst on {lost}" if lost else ""
     found = _macro_text(verdict) or "an unknown amount, for no task counts"
@@ -171,7 +169,7 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
     Of texts in bits per byte, whose rise is a first sign alone, the names are enough.
     """
     fell: dict[str, list[str]] = {}
-    texts: dict[str, None] = {}
+    rises: dict[str, tuple[float, str]] = {}
     for f in filter(is_fine_tuned, best_first(report)):
         judged = {r.name for r in f.verdict.rules if r.outcome != "skipped"} if f.verdict else set()
         for task, c in report.task_comparisons(f.label).items():
@@ -181,10 +179,12 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
                 base, new = (formatting.score(c.unit, score) for score in (c.base, c.new))
                 fell.setdefault(task, []).append(f"{f.label} {base} → {new}")
             elif "drift" not in judged:
-                texts[task] = None
+                rises[task] = max(rises.get(task, (0.0, "")), (c.delta, f.label))
     said = [f"{task} got worse ({', '.join(of)}): {report.not_admitted[task]}." for task, of in fell.items()]
-    rose = f"bits per byte rose on {', '.join(texts)}, an early sign of loss; gate.drift would judge it."
-    return said + ([rose] if texts else [])
+    if rises:
+        of = ", ".join(f"{task} by {rise:.2f} ({label})" for task, (rise, label) in rises.items())
+        said.append(f"bits per byte rose on {of}, an early sign of loss; gate.drift would judge it.")
+    return said
 
 
 def _macro_text(verdict: Verdict) -> str:
@@ -193,8 +193,8 @@ def _macro_text(verdict: Verdict) -> str:
         return ""
     numbers = next((r.numbers for r in verdict.rules if r.name == "macro"), {})
     n, margin = numbers.get("n_tasks"), numbers.get("margin")
-    over = f" over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
-    allowed = f" where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
+    over = f" on average over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
+    allowed = f", where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
     return f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
 
 
@@ -227,24 +227,26 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
     said = [f"measured on {n} test items"]
     if miss := _nearest(run):
         lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
-        said.append(
-            f"a model that lost {lost} on every task would still pass the gate with a chance of {chance}"
-        )
+        said.append(f"a model that lost {lost} on every task would still pass in {chance} of cases")
     if report.family.size > 1:
         said.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
     return f"{'; '.join([*said, _seeds_text(report, run)])}."
 
 
 def nearest_miss(run: CandidateFacts) -> str:
-    """Say with which chance the gate passes a model that really lost some 3 points; empty where unknown."""
+    """Say with which chance the gate passes a model that lost more than is allowed; empty where unknown."""
     nearest = _nearest(run)
     return miss_text(nearest) if nearest else ""
 
 
 def _nearest(run: CandidateFacts) -> MissRate | None:
-    at = run.corrected or run.verdict
-    macro = [m for m in at.missed if m.what == "macro"] if at else []
-    return min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
+    """Return the line of the smallest loss that the macro's margin does not allow, else of the largest."""
+    if (at := run.corrected or run.verdict) is None:
+        return None
+    margin = next((r.numbers.get("margin") for r in at.rules if r.name == "macro"), None)
+    allowed = margin if isinstance(margin, float) else 0.0
+    by_loss = sorted((m for m in at.missed if m.what == "macro"), key=lambda m: -m.delta)
+    return next((m for m in by_loss if -m.delta > allowed), by_loss[-1] if by_loss else None)
 
 
 def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:

@@ -17,7 +17,13 @@ from rich.text import Text
 
 from harness import formatting
 from harness.comparison import Estimate
-from harness.decision import CandidateFacts, forecast_text, is_fine_tuned, passes_alone
+from harness.decision import (
+    CandidateFacts,
+    best_untrained,
+    forecast_text,
+    is_fine_tuned,
+    passes_alone,
+)
 from harness.formatting import UNKNOWN, count
 from harness.gating import Rule
 from harness.report import labels
@@ -47,6 +53,7 @@ from harness.report.tables.origin_tables import attribution_sentence
 from harness.report.wording import (
     SMOKE,
     best_first,
+    describe_stopped,
     describe_unread,
     last_line,
     score_text,
@@ -86,6 +93,7 @@ def list_notes(report: ExperimentReport) -> list[str]:
     notes = [f"{f.label}: {point}" for f in about if f.state == "failed" for point in said[f.label]]
     notes += describe_unread(best_first(report), report.metric)
     if not report.smoke:
+        notes += describe_stopped(about)
         notes += list_unjudged_losses(report)
         if run:
             notes += [point if run.label in point else f"{run.label}: {point}" for point in said[run.label]]
@@ -190,7 +198,8 @@ def _break_even(report: ExperimentReport) -> Iterator[str]:
     of = report.decision.arithmetic if report.decision else {}
     at = of.get("break_even_requests")
     if isinstance(at, float | int) and report.policy is not None:
-        yield f"break-even after {formatting.round_up(at)} of {forecast_text(report.policy)}"
+        asked, other = forecast_text(report.policy), best_untrained(report.facts)
+        yield f"pays for its training after {formatting.round_up(at)} requests, against {other}; {asked}"
 
 
 def _list_stopping(f: CandidateFacts) -> list[Rule]:

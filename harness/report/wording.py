@@ -10,7 +10,7 @@ from typing import Any
 from harness import formatting, gating
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, is_fine_tuned
-from harness.gating import MissRate, Verdict
+from harness.gating import MissRate, Verdict, name_reasons
 from harness.metrics import short_name, trait
 from harness.report import labels
 from harness.report.experiment_report import ExperimentReport
@@ -220,6 +220,13 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
     return said + (
         [f"empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
     )
+
+
+def describe_stopped(facts: Iterable[CandidateFacts]) -> list[str]:
+    """Say in one line what keeps fine-tunes from passing, as two of the same weights may differ in it."""
+    stopped = [f for f in facts if f.verdict and verdict_word(f) in ("FAIL", "UNDECIDED")]
+    named = [f"{f.label} {verdict_word(f)} ({name_reasons(f.verdict)})" for f in stopped if f.verdict]
+    return [f"what the verdicts rest on: {', '.join(named)}"] if named else []
 
 
 def failure_line(f: CandidateFacts) -> str:

@@ -44,9 +44,7 @@ class TrialRow(NamedTuple):
 def headers(rescue: Rescue) -> TrialRow:
     """Name the columns."""
     target = f"target {rescue.metric}"
-    return TrialRow(
-        "trial", target, "forgetting (macro)", "lost/gained", "front", "search half", "other half"
-    )
+    return TrialRow("trial", target, "other skills", "lost/gained", "front", "search half", "other half")
 
 
 def rows(rescue: Rescue) -> list[TrialRow]:

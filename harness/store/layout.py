@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from harness.cache import make_private_folder, sync
-from harness.errors import HarnessError, Problem, UserError, as_argument, refuse
+from harness.errors import HarnessError, NotStored, Problem, UserError, as_argument, refuse
 from harness.progress import Advance, Progress
 from harness.records import LONGEST_NAME, Run, canonical_json, is_bare_name, load, read_object
 from harness.spec import Recipe
@@ -266,10 +266,10 @@ def failure(where: str, found: str, expected: str, next_step: str) -> HarnessErr
     return HarnessError(str(Problem(where, found, expected, next_step)))
 
 
-def describe_missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
+def describe_missing_rows(store: Store, digests: Sequence[str]) -> NotStored:
     """Build the error for row sets that are missing or incomplete."""
     found = f"no complete rows {', '.join(sorted(set(digests)))}"
-    return failure(str(store.folder / "rows"), found, "rows.parquet", "harness compare")
+    return NotStored(str(Problem(str(store.folder / "rows"), found, "rows.parquet", "harness compare")))
 
 
 def is_no_room(error: BaseException) -> bool:

@@ -112,7 +112,7 @@ def print_tried_value(value: object) -> str:
             f"{name}({', '.join(f'{key}={given}' for key, given in params.items())})" if params else name
             for name, params in value.items()
         )
-    return "none" if value is None else " ".join(str(value).split())
+    return "as written" if value is None else " ".join(str(value).split())
 
 
 def _result_text(one: TrialRun) -> str:
