@@ -47,7 +47,10 @@ def propose_gate(experiment: Experiment) -> ProposedGate:
                 break
     points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
     among = f", as one of {members}," if members > 1 else ""
-    passes = f"; one that lost nothing{among} passes the average in {100 * (chance or 0):.0f} % of cases"
+    passes = (
+        f"; one that lost nothing{among} passes the average in {100 * (chance or 0):.0f} % of cases, if the"
+        " base is above chance on all of their tasks (others do not count)"
+    )
     lost = (
         "margins: a fine-tune may lose {} points on average over the suites, {} on one task and {} on one of"
     )

@@ -34,7 +34,7 @@ from harness.spec import Fields, Task
 
 FEW, FOLDS = 300, 5  # rows that are tested in folds
 _UNUSABLE_SHARE = 0.05
-_MOST_TOKENS = 256  # of an answer
+_LEAST_TOKENS, _MOST_TOKENS = 32, 256  # of an answer; a base that is only prompted needs a sentence to end
 
 
 def propose_task(
@@ -133,9 +133,10 @@ def _is_latin(texts: Sequence[str]) -> bool:
 
 
 def _longest(references: Sequence[str], base: ModelSource | None, share: float) -> int:
-    """Return the tokens of the longer answers with some to spare, at most `_MOST_TOKENS`."""
+    """Return half again the tokens of the longer answers, within `_LEAST_TOKENS` and `_MOST_TOKENS`."""
     lengths = sorted(count_tokens(references, base))
-    return min(_MOST_TOKENS, -(-(lengths[int(share * (len(lengths) - 1))] + 4) // 8) * 8)
+    longer = lengths[int(share * (len(lengths) - 1))]
+    return min(_MOST_TOKENS, max(_LEAST_TOKENS, -(-3 * longer // 16) * 8))
 
 
 def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
