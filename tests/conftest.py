@@ -47,10 +47,14 @@ if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 6 << 30:
 
 # A busy machine is no failure: the first example of a property may import a slow package. And the same
 # examples every time: a fresh clone fails where the code is wrong, never by what was drawn.
-settings.register_profile(
-    "same", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("same")
+for tier, n_examples in (("fast", 15), ("whole", 50)):
+    settings.register_profile(
+        tier,
+        deadline=None,
+        derandomize=True,
+        max_examples=n_examples,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 pytest_plugins = ["time_limit"]
 
@@ -102,6 +106,11 @@ tasks:
   - name: capitals
     data: {test: tiny/test.jsonl}
 """
+
+
+def pytest_configure(config):
+    """Draw fewer examples of each property in the fast tier than in the others."""
+    settings.load_profile("fast" if "not e2e" in config.option.markexpr else "whole")
 
 
 _frozen = 0  # modules that were imported when the garbage collector last let go of what they made

@@ -29,6 +29,7 @@ def steps_file(tiny, own_cache, tmp_path_factory):
     return file
 
 
+@pytest.mark.e2e
 def test_steps_are_made_one_at_a_time_and_the_page_lists_what_is_left(steps_file, tmp_path):
     steps = plan(steps_file)
     assert [step.candidate for step in steps if step.is_done] == ["prompt", "plain-1", "short-1"]

@@ -302,6 +302,7 @@ def test_the_night_of_an_acknowledged_drift_is_not_alarmed_about_again(path):
 STARTED = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}\n"
 
 
+@pytest.mark.e2e
 def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
     model = tiny_model.build(tmp_path / "model", template=tiny_model.STARTED)
     path = tiny_experiment.write(

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +40,10 @@ def answers(right):
     return [row(i, parts={"exact_match": (float(i in right),)}) for i in range(6)]
 
 
-@pytest.fixture
-def store(tmp_path):
+@pytest.fixture(scope="module")
+def written_store(tmp_path_factory):
     """Store a base that has items 0 to 3 right, and two fine-tunes that both lost item 1."""
-    store = Store(tmp_path / "runs")
+    store = Store(tmp_path_factory.mktemp("written") / "runs")
     for identity, right in ((BASE, {0, 1, 2, 3}), (LORA, {0, 2, 3, 4}), (DPO, {0, 2, 5})):
         complete(store, identity, answers(right))
     key = "support/test"
@@ -51,6 +52,12 @@ def store(tmp_path):
     stores.save_run(store, make_run("lora", [], rows={key: LORA.digest}, metrics=RIGHT))
     stores.save_run(store, make_run("dpo", [], rows={key: DPO.digest}, metrics=RIGHT))
     return store
+
+
+@pytest.fixture
+def store(written_store, tmp_path):
+    """Copy the store, for a test to change."""
+    return Store(shutil.copytree(written_store.folder, tmp_path / "runs"))
 
 
 def column(store, query):
