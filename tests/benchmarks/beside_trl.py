@@ -51,8 +51,10 @@ def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCost
     )
 
 
-def train_by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") -> TrainingCosts:
-    """Train with TRL as it comes: only what makes the recipe the same is set."""
+def train_by_trl(
+    context: FitContext, params: LowRankParams, attention: str = "sdpa", *, autocast: bool = True
+) -> TrainingCosts:
+    """Train with TRL as it comes: only what makes the recipe the same is set, and perhaps no autocast."""
     from datasets import Dataset
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
@@ -65,8 +67,8 @@ def train_by_trl(context: FitContext, params: LowRankParams, attention: str = "s
     config = SFTConfig(
         output_dir=str(context.folder / "trl"),
         seed=context.seed,
-        bf16=context.machine.precision == "bf16",
-        fp16=context.machine.precision == "fp16",
+        bf16=autocast and context.machine.precision == "bf16",
+        fp16=autocast and context.machine.precision == "fp16",
         use_cpu=not on_gpu,
         gradient_checkpointing=loop.settings(context, params)["gradient_checkpointing"],
         completion_only_loss=True,
