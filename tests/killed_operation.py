@@ -35,5 +35,5 @@ class Killer:
             os.write(self.counted, b"w" if writes else b"x")
         if self.seen == self.at:
             if writes and self.begun:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+                os.close(os.open(path, arguments[2]))
             os.kill(os.getpid(), signal.SIGKILL)

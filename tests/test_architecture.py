@@ -79,7 +79,7 @@ OFFERED = {
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (
-        "check_rows generated_rows generated_rows.augmentation preflight runs.run_candidate scaffold standalone"
+        "check_rows executors generated_rows generated_rows.augmentation preflight runs.run_candidate scaffold standalone"
     ),
     # Its `split` is of a suite's items.
     "gating": "halves",

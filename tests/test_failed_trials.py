@@ -1,24 +1,21 @@
 """A trial that fails is a failed trial: the sweep or search goes on, and chooses among the others."""
 
-from contextlib import nullcontext
-
 import pytest
 import tiny_experiment
 
 from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
 from harness.evaluation.rows.row_sets import RunRequest
-from harness.experiment import Scope, executors, prepare_session
-from harness.experiment.executors import job_runner
-from harness.experiment.executors.job_runner import JobInputs, JobResult
-from harness.experiment.executors.work_plan import WorkerJob, plan_work
+from harness.experiment import Scope, prepare_session
+from harness.experiment.executors import worker
+from harness.experiment.executors.journal import TRIES, Journal
+from harness.experiment.preparation.plan import Step, make_plan
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.trial_record import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from harness.store import Store
-from harness.training.worker import encode_error
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -88,19 +85,40 @@ class Stages(SilentProgress):
         return super().stage(label, expected_s)
 
 
+class OpenedPlan:
+    """A plan with its journal, and sessions of workers in this process that pull its steps."""
+
+    def __init__(self, loaded):
+        self.loaded = loaded
+        self.session = prepare_session(loaded, Scope(), SilentProgress())
+        candidate = self.session.candidates["found"]
+        self.plan = make_plan(self.session, [RunRequest(candidate, seed) for seed in (0, 1)], 1)
+        self.file = worker.name_assignment(self.session)
+        self.journal = worker.write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
+
+    def pull(self, progress=None):
+        """Let a worker make all that is left; returns the plan's journal as it is then."""
+        own = worker._prepare(worker._read_assignment(self.file))
+        own.progress = progress or own.progress
+        worker.pull(own, Journal(self.file.with_name(worker.JOURNAL), self.plan), self.file)
+        self.journal.read()
+        return self.journal
+
+    def lose(self, step, n=TRIES):
+        """Note that workers were lost at a step."""
+        for _ in range(n):
+            self.journal.begin(step)
+
+
 @pytest.fixture
-def open_jobs(tiny, tmp_path, monkeypatch):
-    """Open an experiment and run jobs of its worker one by one, as a pool of one does."""
+def open_plan(tiny, tmp_path, monkeypatch):
+    """Open an experiment for workers in this process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def open_experiment(tried, *overrides):
+    def open_experiment(tried):
         path = write_experiment(tmp_path, tiny, tried)
         monkeypatch.chdir(path.parent)
-        job_runner._opened.clear()
-        loaded = config.load(path, ["seeds=[0, 1]", *overrides])
-        session = prepare_session(loaded, Scope(), SilentProgress())
-        requests = [RunRequest(session.candidates["found"], seed) for seed in (0, 1)]
-        return loaded, session, plan_work(session, requests, 1)
+        return OpenedPlan(config.load(path, ["seeds=[0, 1]"]))
 
     return open_experiment
 
@@ -108,53 +126,40 @@ def open_jobs(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "tried", ["sweep: {max_length: [8, 9]}", "search: {max_length: [8, 9]}\n    trials: 2"]
 )
-def test_trials_that_all_failed_are_not_tried_again_by_the_other_jobs_of_a_command(open_jobs, tried):
-    loaded, session, plan = open_jobs(tried)
-    first, other = WorkerJob("fit", "found", 0), WorkerJob("fit", "found", 1)
-    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
-        for job in [one for one in plan.needs if one.kind == "trial"] or [first]:
-            job_runner.run_job(file, job, JobInputs({}))
-        job_runner._opened[file].progress = progress = Stages()
-        errors = [job_runner.run_job(file, job, JobInputs({})).error for job in (first, other)]
-    assert progress.begun == []
-    assert len(store.list_trials(session.store)) == 2
-    for _, (reason, _) in errors:
-        assert reason.startswith("every trial failed: ")
-        assert all(f"max_length {most}: all 30 rows" in reason for most in (8, 9))
+def test_trials_that_all_failed_are_not_tried_again_by_the_other_steps_of_a_plan(open_plan, tried):
+    opened, progress = open_plan(tried), Stages()
+    journal = opened.pull(progress)
+    assert sum("max_length" in one or "training" in one for one in progress.begun) <= 2
+    assert len(store.list_trials(opened.session.store)) == 2
+    errors = [journal.failed[Step("fit", "found", seed)] for seed in (0, 1)]
+    for error in errors:
+        assert error.reason.startswith("every trial failed: ")
+        assert all(f"max_length {most}: all 30 rows" in error.reason for most in (8, 9))
 
 
-class KilledPool:
-    """A pool of one, in this process, whose worker is killed at the first trial."""
-
-    size = 1
-
-    def __init__(self, file):
-        self.file = file
-
-    def run(self, job, known):
-        if (job.kind, job.part) == ("trial", 0):
-            lost = CandidateFailed("its worker ended 3 times with exit code -9", "fewer workers")
-            return JobResult(error=encode_error(lost), killed=True)
-        return job_runner.run_job(self.file, job, known)
-
-    def stop(self):
-        pass
+LOST = f"its worker ended {TRIES} times without a result at "
 
 
 @pytest.mark.e2e
-def test_a_trial_whose_worker_is_killed_is_a_failed_trial_and_the_others_are_chosen_among(
-    open_jobs, monkeypatch
-):
-    monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(KilledPool(file)))
-    loaded, session, _ = open_jobs("sweep: {max_length: [190, 200]}", "execution.executor=local")
-    candidate = session.candidates["found"]
-    executors.make_on_workers(session, loaded, Scope(), [RunRequest(candidate, 0)], [None])
-    assert session.failures == {}
-    killed, whole = find_stored_weights(session, candidate, 0).training.sweep
+def test_a_trial_whose_worker_is_lost_is_a_failed_trial_and_the_others_are_chosen_among(open_plan):
+    opened = open_plan("sweep: {max_length: [190, 200]}")
+    opened.lose(Step("trial", "found", 0, 0, 2))
+    assert opened.pull().failed == {}
+    killed, whole = find_stored_weights(opened.session, opened.session.candidates["found"], 0).training.sweep
     assert killed.params == {"max_length": 190}
-    assert killed.error == "its worker ended 3 times with exit code -9; try: fewer workers"
+    assert killed.error.startswith(f"{LOST}trial found; try: ")
     assert whole.chosen
-    assert [t.run.error for t in store.list_trials(session.store) if t.state == "failed"] == [killed.error]
+    failed = [t for t in store.list_trials(opened.session.store) if t.state == "failed"]
+    assert [t.run.error for t in failed] == [killed.error]
+
+
+@pytest.mark.e2e
+def test_a_fit_whose_worker_is_lost_fails_with_what_waits_for_it_and_the_others_go_on(open_plan):
+    opened = open_plan("answer: generate")
+    opened.lose(Step("fit", "found", 0))
+    failed = opened.pull().failed
+    assert {(step.kind, step.seed) for step in failed} == {("fit", 0), ("answer", 0)}
+    assert all(str(error).startswith(f"{LOST}fit found") for error in failed.values())
 
 
 class Killed(BaseException):
@@ -175,55 +180,27 @@ class KilledAtStage(Stages):
         return found
 
 
-class KillingSearch(KilledPool):
-    """A pool of one, in this process, whose worker is killed while its search is at the second trial."""
-
-    def __init__(self, file):
-        super().__init__(file)
-        self.asked = []
-
-    def run(self, job, known):
-        self.asked.append(job)
-        if (job.kind, job.part) != ("fit", 0):
-            return job_runner.run_job(self.file, job, known)
-        session = job_runner._opened[self.file] = job_runner._prepare(job_runner._read_assignment(self.file))
-        session.progress = KilledAtStage(at=4)
-        lost = CandidateFailed("its worker ended 3 times with exit code -9", "fewer workers")
-        try:
-            job_runner.run_job(self.file, job, known)
-        except Killed:
-            job_runner._opened.clear()
-            return JobResult(error=encode_error(lost), killed=True)
-        raise AssertionError(session.progress.begun)
-
-
 @pytest.mark.e2e
-def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at(open_jobs, monkeypatch):
-    pools = []
-
-    def open_pool(session, file, threads):
-        pools.append(KillingSearch(file))
-        return nullcontext(pools[0])
-
-    monkeypatch.setattr(executors, "open_pool", open_pool)
-    loaded, session, _ = open_jobs(
-        "search: {max_length: [190, 200]}\n    trials: 3", "execution.executor=local"
-    )
-    candidate = session.candidates["found"]
-    executors.make_on_workers(session, loaded, Scope(), [RunRequest(candidate, 0)], [None])
-    assert session.failures == {}
-    assert [job.part for job in pools[0].asked if job.kind == "fit"] == [0, 1]
-    trials = find_stored_weights(session, candidate, 0).training.sweep
+def test_a_search_whose_worker_is_lost_goes_on_behind_the_trial_that_it_was_at(open_plan):
+    opened, search = open_plan("search: {max_length: [190, 200]}\n    trials: 3"), Step("fit", "found", 0)
+    while not opened.journal.n_begun[search]:
+        with pytest.raises(Killed):
+            opened.pull(KilledAtStage(at=8))
+        opened.journal.read()
+    opened.lose(search, TRIES - 1)
+    assert opened.pull().failed == {}
+    assert opened.journal.passed_over == {search}
+    trials = find_stored_weights(opened.session, opened.session.candidates["found"], 0).training.sweep
     assert len(trials) == 3
     killed = [t for t in trials if t.error]
     assert killed
-    assert {t.error for t in killed} == {"its worker ended 3 times with exit code -9; try: fewer workers"}
+    assert all(t.error.startswith(f"{LOST}fit found") for t in killed)
     assert any(t.chosen and t.validation is not None for t in trials)
 
 
-def test_the_first_seed_searches_before_the_others_take_what_it_found(open_jobs):
-    plan = open_jobs("search: {max_length: [8, 9]}\n    trials: 2")[-1]
-    assert WorkerJob("fit", "found", 0) in plan.needs[WorkerJob("fit", "found", 1)]
+def test_the_first_seed_searches_before_the_others_take_what_it_found(open_plan):
+    plan = open_plan("search: {max_length: [8, 9]}\n    trials: 2").plan
+    assert Step("fit", "found", 0) in plan.needs[Step("fit", "found", 1)]
 
 
 @pytest.mark.parametrize(

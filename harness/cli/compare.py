@@ -1,8 +1,11 @@
-"""Commands that train, evaluate and compare the candidates of an experiment: compare and train.
+"""Commands that train, evaluate and compare the candidates of an experiment: compare, its workers, train.
 
 Invariant: models load only inside a command.
 """
 
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -261,6 +264,31 @@ def train(
         },
         as_json,
     )
+
+
+@verb(app, "harness worker", "harness worker /shared/project/runs", heading=EXPERIMENT)
+def worker(
+    runs: Annotated[Path, Argument("Runs folder of a comparison that has workers.", "[RUNS]")] = Path("runs"),
+    until_input_ends: Annotated[bool, Option("End as soon as standard input ends.")] = False,
+) -> None:
+    """Help a comparison: make steps of its plan until none is left.
+
+    `harness compare --executor …` starts workers itself; others can join where the folder is seen.
+    """
+    from harness.experiment import executors
+
+    if until_input_ends:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    if runs.is_dir():
+        executors.work(executors.find_assignment(runs), reports=False)
+    else:  # the file of a command that started this worker
+        executors.work(runs)
+
+
+def _end_with_input() -> None:
+    """End this process as soon as whatever started it is gone, and so has closed its standard input."""
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def _print_plan(

@@ -17,14 +17,14 @@ import pytest
 import tiny_experiment
 from bench_page import Row, Table
 from commands import run
+from harness.experiment.executors.dispatch import run_jobs
+from harness.experiment.executors.job_runner import JobResult
+from harness.experiment.executors.work_plan import plan_work
 
 from harness import config
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import JobResult
-from harness.experiment.executors.work_plan import plan_work
 from harness.models.hardware import probe
 from harness.progress import SilentProgress
 

@@ -1,11 +1,9 @@
 """A process that is killed at any of its file operations leaves, after the next one, what an undisturbed one does."""
 
 import json
-import pickle
 import random
 import shutil
 from collections.abc import Callable
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +14,9 @@ from tiny_experiment import read_all_rows
 from harness import config
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
-from harness.experiment.executors import job_runner
-from harness.experiment.executors.work_plan import plan_work
+from harness.experiment.executors import worker as workers
+from harness.experiment.executors.journal import Outcome
+from harness.experiment.preparation.plan import make_plan
 from harness.progress import SilentProgress
 
 CANDIDATES = """\
@@ -55,24 +54,26 @@ def command(command_driver, folder):
 
 @pytest.fixture
 def worker(command_driver, folder):
-    """Return a worker that does all jobs of a comparison but the control arm, whose time it would measure."""
+    """Return a worker that makes all steps of a plan but the control arm, whose time it would measure."""
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
-    plan = plan_work(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
-    known = job_runner.JobInputs({session.source.weights_digest: ""})
-    jobs = [(job, known) for job in TopologicalSorter(plan.needs).static_order() if job.kind != "control"]
-    (folder / "jobs").write_bytes(pickle.dumps(jobs))
+    plan = make_plan(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
+    file = workers.name_assignment(session)
+
+    def begin():
+        file.with_name(workers.JOURNAL).unlink(missing_ok=True)
+        journal = workers.write_assignment(file, session, loaded, Scope(), plan, 1)
+        journal.end(next(step for step in plan.needs if step.kind == "control"), Outcome())
 
     def clear_runs():
         for made in ("rows", "weights"):
             shutil.rmtree(folder / "runs" / made)
+        begin()
 
-    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
-
-        def run(killed):
-            return command_driver.run(folder, str(file), "jobs", main="assigned_jobs:main", killed=killed)
-
-        yield Process(run, folder, clear_runs)
+    begin()
+    return Process(
+        lambda killed: command_driver.run(folder, "worker", str(file), killed=killed), folder, clear_runs
+    )
 
 
 def read_results(folder: Path) -> dict[str, object]:

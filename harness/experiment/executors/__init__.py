@@ -1,41 +1,29 @@
-"""Executors: what workers make of a comparison before the command, alone, goes through it in process.
+"""Executors: workers that pull the steps of a comparison before the command, alone, goes through it.
 
 Invariant: there is one way to judge. Workers make weights, answers and control arms under the names that
 these have in any case; then the ordinary comparison runs, finds them, and times, judges and writes the index.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
-from pathlib import Path
-from typing import Protocol
+import time
+from collections.abc import Sequence
 
 from harness.config import LoadedExperiment
+from harness.errors import CandidateFailed
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import JobInputs, JobResult, write_assignment
-from harness.experiment.executors.work_plan import WorkerJob, WorkPlan, plan_work
+from harness.experiment.executors.journal import TRIES, Journal
+from harness.experiment.executors.starters import Starter, open_starter
+from harness.experiment.executors.worker import find_assignment, name_assignment, work, write_assignment
+from harness.experiment.preparation.plan import Plan, make_plan
 from harness.experiment.preparation.scope import Scope
-from harness.experiment.weights.candidate_weights import note_failed_trial
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads
+from harness.progress import Advance
 from harness.records import Run
 from harness.store import CLAIMS, remove
+from harness.training import MEMORY_KNOBS
 
-
-class WorkerPool(Protocol):
-    """Workers that run jobs: at most `size` at once, each asked from a thread of its own."""
-
-    @property
-    def size(self) -> int:
-        """Number of jobs that run at once."""
-
-    def run(self, job: WorkerJob, known: JobInputs) -> JobResult:
-        """Run a job and wait for it; one whose worker is lost is run again, twice at most."""
-
-    def stop(self) -> None:
-        """End whatever runs."""
+_POLL_S = 0.1
 
 
 def plan_of(
@@ -44,14 +32,14 @@ def plan_of(
     found: Sequence[Run | None],
     n_workers: int,
     scope: Scope,
-) -> WorkPlan:
+) -> Plan:
     """Plan what workers make of the runs that are not done.
 
     Of interim analyses they make weights alone: each analysis decides what the next one asks.
     """
     pairs = zip(requests, found, strict=True)
     open_ = [one for one, run in pairs if run is None or run.state != "done"]
-    return plan_work(session, open_, n_workers, answers=not scope.fewer)
+    return make_plan(session, open_, n_workers, answers=not scope.fewer)
 
 
 def make_on_workers(
@@ -68,38 +56,65 @@ def make_on_workers(
     Raises:
         UserError: the executor cannot be used here, or a worker is not like this machine.
     """
+    policy = session.experiment.execution
     done = all(run and run.state == "done" for run in found)
-    if done or session.experiment.execution.executor == "in_process":
+    if done or policy.executor == "in_process":
         return
     threads = worker_threads(session)
     session.unload()
+    file = name_assignment(session)
     try:
-        with (
-            write_assignment(session, loaded, scope, threads) as file,
-            open_pool(session, file, threads) as pool,
-        ):
-            plan = plan_of(session, requests, found, pool.size, scope)
-            if plan.needs:
-                label = (
-                    f"{plan} on {pluralize(pool.size, 'worker')} ({session.experiment.execution.executor})"
-                )
-                with session.progress.stage(label) as advance:
-                    runs, note = session.store.folder, partial(_note_failed_trial, session)
-                    failed = run_jobs(plan.needs, pool, session.controls, advance, runs, note)
-                _keep_failures(session, plan, failed)
+        with open_starter(file, policy, threads, session.machine.device) as starter:
+            plan = plan_of(session, requests, found, starter.size, scope)
+            if not plan.needs:
+                return
+            journal = write_assignment(file, session, loaded, scope, plan, threads)
+            label = f"{plan} on {pluralize(starter.size, 'worker')} ({policy.executor})"
+            with session.progress.stage(label) as advance:
+                follow(journal, starter, advance)
+                journal.fail_unseen(session.store.folder)
+            session.controls.update(journal.controls)
+            for run, steps in plan.rests_on.items():
+                if errors := [journal.failed[step] for step in steps if step in journal.failed]:
+                    session.failures[run] = errors[0]
     finally:
+        file.unlink(missing_ok=True)
         remove(session.store.folder, [session.store.folder / CLAIMS])
 
 
-def _note_failed_trial(session: Session, job: WorkerJob, error: Exception) -> bool:
-    """Note the trial of a job, or that its search is at, as a failed one; tells whether it could be named."""
-    return note_failed_trial(session, session.candidates[job.name], job.part, error)
+def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
+    """Start workers, and others in the place of those that are lost, until no step is left.
 
-
-def _keep_failures(session: Session, plan: WorkPlan, failed: Mapping[WorkerJob, Exception]) -> None:
-    for run, jobs in plan.rests_on.items():
-        if errors := [failed[job] for job in jobs if job in failed]:
-            session.failures[run] = errors[0]
+    Raises:
+        UserError: a worker met bad input, or is not like this machine.
+    """
+    started = dict(enumerate(starter.start(range(starter.size))))
+    n_ended = n_lost = 0
+    try:
+        while not journal.is_over:
+            time.sleep(_POLL_S)
+            ends = {place: worker.read_end() for place, worker in started.items()}
+            journal.read()
+            if journal.refusal:
+                raise journal.refusal
+            if len(journal.files) > n_ended:
+                n_ended, n_lost = len(journal.files), 0
+                last = next(reversed(journal.files))
+                advance(n_ended, len(journal.plan.needs), f"{last.kind} {last.name}")
+            lost = {place: said for place, said in ends.items() if said}
+            started = {place: worker for place, worker in started.items() if ends[place] is None}
+            n_lost += len(lost)
+            if n_lost >= TRIES * starter.size and not started:
+                found = f"every worker ended {TRIES} times without a result: {next(iter(lost.values()))}"
+                journal.fail_rest(CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers"))
+                return
+            # Where none is lost, what the others left as under way is of one that was.
+            places = list(lost) if started or lost else [0]
+            if places and n_lost < TRIES * starter.size and not journal.is_over:
+                started |= dict(zip(places, starter.start(places), strict=True))
+    finally:
+        for worker in started.values():
+            worker.stop()
 
 
 def worker_threads(session: Session) -> int:
@@ -109,23 +124,3 @@ def worker_threads(session: Session) -> int:
         return policy.threads
     n_sharing = policy.workers or 1 if policy.executor == "local" and session.machine.device == "cpu" else 1
     return max(1, torch_threads() // n_sharing)
-
-
-def open_pool(session: Session, file: Path, threads: int) -> AbstractContextManager[WorkerPool]:
-    """Open the workers of an experiment's executor for an assignment.
-
-    Raises:
-        UserError: they cannot be had here.
-    """
-    policy, device = session.experiment.execution, session.machine.device
-    if policy.executor == "local":
-        from harness.experiment.executors.local import LocalPool
-
-        return LocalPool(file, policy.workers, threads, device)
-    if policy.executor == "ray":
-        from harness.experiment.executors.ray_cluster import RayPool
-
-        return RayPool(file, policy.address, policy.workers, threads, device)
-    from harness.experiment.executors.slurm import SlurmPool
-
-    return SlurmPool(file, policy, threads, device)

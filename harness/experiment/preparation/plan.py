@@ -17,7 +17,7 @@ from harness.formatting import count
 from harness.models.hub import ModelSource
 
 
-class WorkerJob(NamedTuple):
+class Step(NamedTuple):
     """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
 
     `name` is a candidate's, or the weights digest of a base. Of answers it is every `parts`-th row set from
@@ -33,28 +33,28 @@ class WorkerJob(NamedTuple):
     suites: bool = False
 
 
-class WorkPlan(NamedTuple):
+class Plan(NamedTuple):
     """Jobs with those that each waits for, and by candidate and seed the jobs that its run rests on."""
 
-    needs: dict[WorkerJob, tuple[WorkerJob, ...]]
-    rests_on: dict[tuple[str, int], tuple[WorkerJob, ...]]
+    needs: dict[Step, tuple[Step, ...]]
+    rests_on: dict[tuple[str, int], tuple[Step, ...]]
 
     def __str__(self) -> str:
         """Say how many jobs there are of each kind."""
         kinds = Counter(job.kind for job in self.needs)
         said = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
-        return f"{count(len(self.needs))} jobs ({said})"
+        return f"{count(len(self.needs))} steps ({said})"
 
 
-def plan_work(
+def make_plan(
     session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
-) -> WorkPlan:
+) -> Plan:
     """Plan what workers make of the runs that are requested; the rest is made where the command runs.
 
     That is what an endpoint answers, what is made in folds, and what a judge has to grade before a sweep can
     choose. Without `answers` only weights are made that no answer decides on.
     """
-    plan = WorkPlan({}, {})
+    plan = Plan({}, {})
     shared = [one for one in requests if _is_for_workers(session, one.candidate, answers)]
     if answers:
         for source in list_measured_bases([one.candidate for one in shared if _has_base(one.candidate)]):
@@ -79,35 +79,31 @@ def _has_base(candidate: ResolvedCandidate) -> bool:
     return candidate.method.makes_language_model
 
 
-def _base_jobs(
-    session: Session, plan: WorkPlan, source: ModelSource, n_workers: int
-) -> tuple[WorkerJob, ...]:
+def _base_jobs(session: Session, plan: Plan, source: ModelSource, n_workers: int) -> tuple[Step, ...]:
     """Add the answers of a base to the suites."""
     parts = min(n_workers, len(session.suites))
-    jobs = tuple(WorkerJob("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
+    jobs = tuple(Step("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
     plan.needs.update(dict.fromkeys(jobs, ()))
     return jobs
 
 
-def _control_jobs(
-    session: Session, plan: WorkPlan, source: ModelSource, n_workers: int
-) -> tuple[WorkerJob, ...]:
+def _control_jobs(session: Session, plan: Plan, source: ModelSource, n_workers: int) -> tuple[Step, ...]:
     """Add the control arm of a base, which asks some of its stored answers again; none without suites."""
     if not session.suites:
         return ()
-    job = WorkerJob("control", source.weights_digest)
+    job = Step("control", source.weights_digest)
     if job not in plan.needs:
         plan.needs[job] = _base_jobs(session, plan, source, n_workers)
     return (job,)
 
 
 def _weights_job(
-    session: Session, plan: WorkPlan, candidate: ResolvedCandidate, seed: int, n_workers: int
-) -> WorkerJob | None:
+    session: Session, plan: Plan, candidate: ResolvedCandidate, seed: int, n_workers: int
+) -> Step | None:
     """Add what makes a candidate's weights, after all that they start from; None where they are given."""
     if candidate.given:
         return None
-    job = WorkerJob("fit", candidate.source_name, seed)
+    job = Step("fit", candidate.source_name, seed)
     if job in plan.needs:
         return job
     needs = _jobs_before(session, plan, candidate, seed, n_workers)
@@ -121,8 +117,8 @@ def _weights_job(
 
 
 def _jobs_of_trials(
-    session: Session, plan: WorkPlan, candidate: ResolvedCandidate, n_workers: int
-) -> tuple[WorkerJob, ...]:
+    session: Session, plan: Plan, candidate: ResolvedCandidate, n_workers: int
+) -> tuple[Step, ...]:
     """Add what a choice waits for: the trials of a sweep; those of a search are one job, in turn."""
     first = session.first_seed
     before = _jobs_before(session, plan, candidate, first, n_workers)
@@ -130,31 +126,31 @@ def _jobs_of_trials(
     if candidate.source.search:
         return before
     n = len(candidate.points)
-    trials = tuple(WorkerJob("trial", candidate.source_name, first, part, n) for part in range(n))
+    trials = tuple(Step("trial", candidate.source_name, first, part, n) for part in range(n))
     plan.needs.update(dict.fromkeys(trials, before))
     return trials
 
 
 def _jobs_before(
-    session: Session, plan: WorkPlan, candidate: ResolvedCandidate, seed: int, n_workers: int
-) -> tuple[WorkerJob, ...]:
+    session: Session, plan: Plan, candidate: ResolvedCandidate, seed: int, n_workers: int
+) -> tuple[Step, ...]:
     """Add the jobs of the candidates that weights start from, are rewarded by, or merge."""
     behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
     made = (_weights_job(session, plan, one, seed, n_workers) for one in behind)
     return tuple(job for job in made if job)
 
 
-def _answer_jobs(session: Session, plan: WorkPlan, shared: Sequence[RunRequest], n_workers: int) -> None:
+def _answer_jobs(session: Session, plan: Plan, shared: Sequence[RunRequest], n_workers: int) -> None:
     """Add the answers of runs, in as many parts that no worker is idle; the suites once for each weights."""
     parts = -(-n_workers // max(1, len(shared)))
-    answered: dict[tuple[str, int, str], tuple[WorkerJob, ...]] = {}
+    answered: dict[tuple[str, int, str], tuple[Step, ...]] = {}
     for candidate, seed in shared:
         run = (candidate.name, seed)
         weights = (candidate.source_name, seed, candidate.served_base.weights_digest)
         gated = _has_base(candidate) and not candidate.is_target_only
         suites = gated and candidate.given != candidate.base and weights not in answered
         n = min(parts, 2 + suites * len(session.suites))
-        jobs = tuple(WorkerJob("answer", *run, part, n, suites) for part in range(n))
+        jobs = tuple(Step("answer", *run, part, n, suites) for part in range(n))
         controls = _control_jobs(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
         plan.needs.update(dict.fromkeys(jobs, (*plan.rests_on[run], *controls)))
         plan.rests_on[run] += (*jobs, *(answered.get(weights, ()) if gated else ()))

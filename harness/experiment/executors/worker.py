@@ -1,0 +1,313 @@
+"""Worker of a comparison: claims a step of its plan that is ready, makes it, and again until none is left.
+
+Invariant: a worker computes only where code, packages, processor, threads, models and data are those of the
+command that asked; it writes rows, weights and measurements under their own names, and never the index. A
+step says what is to be there, so one that was stored before, or begun by a killed worker, is not made twice.
+
+    runs/.workers/<id>/plan.pickle      experiment, plan and machine, for as long as workers need them
+    runs/.workers/<id>/journal          what became of the steps
+"""
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from harness import provenance, store
+from harness.config import LoadedExperiment
+from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.control_arm import measure_once
+from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
+from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
+from harness.evaluation.session import Session
+from harness.experiment.executors.journal import TRIES, Journal, Outcome, append, wait_for_files
+from harness.experiment.preparation import prepare_session
+from harness.experiment.preparation.plan import Plan, Step
+from harness.experiment.preparation.scope import Scope
+from harness.experiment.runs.run_candidate import row_sets
+from harness.experiment.weights.candidate_weights import ensure_weights, make_trial, note_failed_trial
+from harness.models.devices import learn_costs, list_known_costs
+from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
+from harness.models.hub import ModelSource
+from harness.progress import SilentProgress, quiet_libraries
+from harness.records import digest
+from harness.training import FIT, MEMORY_KNOBS, Weights
+from harness.training.worker import encode_error
+
+PACKAGE = Path(__file__).parents[2]
+WORKERS, ASSIGNMENT, JOURNAL = ".workers", "plan.pickle", "journal"  # a folder of the store, and files in it
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
+
+
+class Assignment(NamedTuple):
+    """The experiment, its scope, plan, machine and threads; `state` has to be the same at a worker.
+
+    `costs` of a pass lay out the batches of its card as the command's.
+    """
+
+    loaded: LoadedExperiment
+    scope: Scope
+    plan: Plan
+    machine: Machine
+    threads: int
+    folder: Path
+    state: dict[str, str]
+    costs: dict[str, Any]
+
+
+def name_assignment(session: Session) -> Path:
+    """Name the file of a new assignment, in a folder of its own; those of killed commands go."""
+    folder = session.store.folder.resolve() / WORKERS
+    store.remove(session.store.folder, [session.store.folder / WORKERS])
+    file = folder / uuid4().hex / ASSIGNMENT
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def write_assignment(
+    file: Path, session: Session, loaded: LoadedExperiment, scope: Scope, plan: Plan, threads: int
+) -> Journal:
+    """Write what workers need to know; returns the journal that they will write."""
+    machine = session.machine
+    if machine.device == "cpu":
+        machine = machine._replace(name=cpu_name(threads))
+    state = _state(session, machine.name, threads)
+    assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
+    # The code comes first: what other code wrote need not be readable.
+    content = pickle.dumps(_code_digest()) + pickle.dumps(assignment)
+    part = file.with_suffix(".part")
+    part.write_bytes(content)
+    part.rename(file)
+    return Journal(file.with_name(JOURNAL), plan)
+
+
+def find_assignment(runs: Path) -> Path:
+    """Find what the comparison that works in a runs folder has written for its workers.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(runs.resolve().glob(f"{WORKERS}/*/{ASSIGNMENT}"))
+    if not found:
+        step = "harness compare --executor local --workers 2, or name its runs folder"
+        raise UserError(Problem(str(runs), "no comparison that has workers", "one at work there", step))
+    return found[-1]
+
+
+def work(file: Path, *, reports: bool = True) -> None:
+    """Make the steps of an assignment until each is made, or under way at another worker.
+
+    Where it `reports`, the command hears of bad input here, and ends everything.
+
+    Raises:
+        UserError: this machine is not like the command's, or a step met bad input.
+    """
+    try:
+        assignment = _read_assignment(file)
+        session = _prepare(assignment)
+    except UserError as error:
+        if reports and file.exists():
+            append(file.with_name(JOURNAL), "refused", *encode_error(error))
+        raise
+    pull(session, Journal(file.with_name(JOURNAL), assignment.plan), file)
+
+
+def pull(session: Session, journal: Journal, file: Path) -> None:
+    """Make one step after the other, as long as the command that wrote the file is interested."""
+    pause = _FIRST_WAIT_S
+    while file.exists() and not journal.is_over:
+        if claimed := journal.claim(session.store.folder / store.CLAIMS):
+            step, lock = claimed
+            try:
+                _make(session, journal, step, file)
+            finally:
+                lock.release()
+            pause = _FIRST_WAIT_S
+        elif journal.is_under_way:
+            return
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_WAIT_S)
+        journal.read()
+
+
+def _make(session: Session, journal: Journal, step: Step, file: Path) -> None:
+    """Make a step as far as it is not stored, and note its outcome."""
+    if journal.n_begun[step] >= TRIES and not _pass_over(session, journal, step):
+        return
+    journal.begin(step)
+    session.controls.update(journal.controls)
+    candidate = session.candidates.get(step.name)
+    # The trials of a sweep were steps before this one; of a search that goes on, the lost one is noted.
+    if step.kind == "fit" and candidate and (candidate.source.sweep or step in journal.passed_over):
+        session.searched.add(candidate.source_name)
+    try:
+        needed = (name for need in journal.plan.needs[step] for name in journal.files[need])
+        wait_for_files(session.store.folder, tuple(needed))
+        outcome = _MAKE[step.kind](session, step)
+    except UserError as error:
+        append(file.with_name(JOURNAL), "refused", *encode_error(error))
+        raise
+    except Exception as error:  # noqa: BLE001 (the command hears of it, and the other steps go on)
+        outcome = Outcome(error=encode_error(error))
+    journal.end(step, outcome)
+
+
+def _pass_over(session: Session, journal: Journal, step: Step) -> bool:
+    """Fail a step whose workers were lost; a trial alone fails as one, and a search goes on behind it."""
+    found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
+    lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
+    is_noted = step.kind in ("trial", "fit") and note_failed_trial(
+        session, session.candidates[step.name], step.part, lost
+    )
+    if is_noted and step.kind == "fit":
+        journal.pass_over(step)
+        journal.read()
+        return True
+    journal.end(step, Outcome() if is_noted else Outcome(error=encode_error(lost)))
+    return False
+
+
+def _read_assignment(file: Path) -> Assignment:
+    # Listing asks the server of a network file system, where looking for a name may ask its memory.
+    if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # noqa: PTH208
+        step = "keep the project on a file system that all workers see, under the same path"
+        raise UserError(Problem(_worker_name(), f"no {file}", "the runs folder of the command", step))
+    with file.open("rb") as content:
+        _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
+        found: Assignment = pickle.load(content)
+    return found
+
+
+def _prepare(assignment: Assignment) -> Session:
+    """Open the experiment as the command has it, on as many threads, and refuse any difference."""
+    os.chdir(assignment.folder)
+    os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
+    quiet_libraries()
+    use_threads(assignment.threads)
+    learn_costs(assignment.costs)
+    session = prepare_session(assignment.loaded, assignment.scope, SilentProgress(), assignment.machine)
+    session.is_worker = True
+    _refuse_other(
+        assignment.state, _state(session, current_device(assignment.machine.device), torch_threads())
+    )
+    return session
+
+
+def _state(session: Session, device: str, threads: int) -> dict[str, str]:
+    """Describe by name what rows and weights depend on: where they are computed, models and data."""
+    of_cpu = session.machine.device == "cpu"
+    kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
+    if "CPU flags" in kernels:
+        kernels["CPU flags"] = digest(kernels["CPU flags"])  # too many to read
+    models = {f"model {name}": _model(source) for name, source in session.sources.items()}
+    data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in session.tasks}
+    computed = {"precision": session.machine.precision, "threads": str(threads)}
+    return provenance.describe_environment(device) | computed | kernels | models | data
+
+
+def _model(source: ModelSource) -> str:
+    return f"{source.weights_digest}/{source.template_digest}"
+
+
+def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse to work where something is not as it is for the command."""
+    step = "give all workers the same code, packages, processor, models and data as the command"
+    problems = [
+        Problem(f"{_worker_name()}: {name}", found.get(name, "none"), expected.get(name, "none"), step)
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    refuse(problems)
+
+
+def _worker_name() -> str:
+    return f"worker on {socket.gethostname()}"
+
+
+def _code_digest() -> str:
+    """Digest the files of this package."""
+    files = sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")))
+    return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])
+
+
+def _make_weights(session: Session, step: Step) -> Outcome:
+    return _weights_outcome(session, ensure_weights(session, session.candidates[step.name], step.seed))
+
+
+def _make_trial(session: Session, step: Step) -> Outcome:
+    return _weights_outcome(session, make_trial(session, session.candidates[step.name], step.part))
+
+
+def _weights_outcome(session: Session, weights: Weights | None) -> Outcome:
+    return Outcome(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
+
+
+def _measure_control(session: Session, step: Step) -> Outcome:
+    measured = measure_once(session, _base(session, step.name))
+    written = [store.control_file(session.store, measured)] if measured else []
+    return Outcome(measured, files=_there(session, written))
+
+
+def _answer_as_base(session: Session, step: Step) -> Outcome:
+    weights = base_weights(_base(session, step.name))
+    sets = suite_sets(session, weights)[step.part :: step.parts]
+    if lacking := find_base_rows(session, _find_unanswered(session, sets)):
+        with open_weights(session, weights) as model:
+            fill(session, model, lacking, "base", shared=True)
+    return _rows_outcome(session, sets)
+
+
+def _answer(session: Session, step: Step) -> Outcome:
+    candidate = session.candidates[step.name]
+    weights = ensure_weights(session, candidate, step.seed)
+    sets = (
+        row_sets(session, candidate, weights, step.seed)
+        if step.suites
+        else target_sets(session, candidate.recipe, weights, step.seed)
+    )
+    own = sets[step.part :: step.parts]
+    if lacking := _find_unanswered(session, own):
+        answer(session, weights, lacking, "", candidate.base)
+    return _rows_outcome(session, own)
+
+
+def _rows_outcome(session: Session, sets: Sequence[RowSet]) -> Outcome:
+    """Name the files of complete sets; what a worker that was killed at their completion left goes."""
+    digests = [rows.answers.identity.digest for rows in sets]
+    for one in digests:
+        if (session.store.rows(one) / "blocks").exists():
+            with session.claim(one):
+                store.remove_merged_blocks(session.store, one)
+    return Outcome(files=_there(session, map(session.store.parquet, digests)))
+
+
+def _there(session: Session, files: Iterable[Path]) -> tuple[str, ...]:
+    """Name the files that are in the store."""
+    own = session.store.folder
+    return tuple(str(file.relative_to(own)) for file in files if file.is_relative_to(own) and file.exists())
+
+
+def _find_unanswered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
+    """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
+    return [rows for rows in rescore_stored(session, sets) if not is_there(session, rows.answers)]
+
+
+def _base(session: Session, weights_digest: str) -> ModelSource:
+    known = (source for one in session.candidates.values() for source in one.bases)
+    return next(source for source in known if source.weights_digest == weights_digest)
+
+
+_MAKE = {
+    "base": _answer_as_base,
+    "control": _measure_control,
+    "trial": _make_trial,
+    "fit": _make_weights,
+    "answer": _answer,
+}
