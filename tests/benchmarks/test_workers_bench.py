@@ -1,8 +1,7 @@
-"""Time of the command that directs workers: planning, dispatching, and two workers beside one process.
+"""Time that workers take besides their steps: planning, claiming, and two workers beside one process.
 
 Invariant: nothing is asserted of a time, because the machine may be busy; that all ways end with the same runs is.
-Simulated workers answer at once, so what is measured of them is the command's own time. `HARNESS_BENCH_SCALE`
-multiplies candidates and items (0.1 for a trial of two minutes).
+Simulated steps take no time, so what is measured is claiming and noting them. `HARNESS_BENCH_SCALE` multiplies candidates and items (0.1 for a trial of two minutes).
 """
 
 import os
@@ -11,20 +10,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from uuid import uuid4
 
 import bench_page
 import pytest
 import tiny_experiment
 from bench_page import Row, Table
 from commands import run
-from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import JobResult
-from harness.experiment.executors.work_plan import plan_work
 
 from harness import config
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
+from harness.experiment.executors.journal import Journal, Outcome
+from harness.experiment.preparation.plan import Plan, make_plan
 from harness.models.hardware import probe
 from harness.progress import SilentProgress
 
@@ -45,17 +44,17 @@ ARMS = {
 }
 
 
-class InstantWorkers:
-    """Workers that have always finished already."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def run(self, job: object, known: object) -> JobResult:
-        return JobResult()
-
-    def stop(self) -> None:
-        pass
+def pull_all(folder: Path, plan: Plan) -> None:
+    """Claim and note all steps of a plan as one worker does, and make nothing."""
+    journal = Journal(folder / uuid4().hex / "journal", plan)
+    journal.file.parent.mkdir()
+    while claimed := journal.claim(folder / "claims"):
+        step, lock = claimed
+        journal.begin(step)
+        journal.end(step, Outcome())
+        lock.release()
+        journal.read()
+    assert journal.is_over
 
 
 def measure_work(work: Callable[[], object]) -> tuple[float, float]:
@@ -77,36 +76,29 @@ def widen_session(session: Session) -> Session:
     return replace(wide, suites=(session.suites * N_TASKS)[:N_TASKS])
 
 
-def measure_planning(session: Session) -> list[Row]:
+def measure_planning(session: Session, folder: Path) -> list[Row]:
     few = [RunRequest(session.candidates["lora"], seed) for seed in range(500)]
-    plan_s, _ = measure_work(lambda: plan_work(session, few, N_WORKERS))
-    rows = [Row("1,000 jobs planned", plan_s, "s", 1.0, "building the order")]
+    plan_s, _ = measure_work(lambda: make_plan(session, few, N_WORKERS))
+    rows = [Row("1,000 steps planned", plan_s, "s", 1.0, "building the order")]
     wide = widen_session(session)
     requests = [RunRequest(wide.candidates[f"lora{n}"], 0) for n in range(N_CANDIDATES)]
-    plan = plan_work(wide, requests, N_WORKERS)
-    plan_s, plan_mb = measure_work(lambda: plan_work(wide, requests, N_WORKERS))
+    plan = make_plan(wide, requests, N_WORKERS)
+    plan_s, plan_mb = measure_work(lambda: make_plan(wide, requests, N_WORKERS))
     of = f"{N_CANDIDATES:,} candidates × {N_TASKS} tasks"
-    run_s, run_mb = measure_work(
-        lambda: run_jobs(plan.needs, InstantWorkers(N_WORKERS), {}, lambda done, total, note="": None, Path())
-    )
+    pull_s, _ = measure_work(lambda: pull_all(folder, plan))
     return [
         *rows,
         Row(
-            f"{of} planned: {len(plan.needs):,} jobs",
+            f"{of} planned: {len(plan.needs):,} steps",
             plan_s,
             "s",
             None,
             "a training and a set of answers each",
         ),
-        Row("memory of the plan", plan_mb, "MB", None, "its jobs and what each waits for"),
+        Row("memory of the plan", plan_mb, "MB", None, "its steps and what each waits for"),
         Row(
-            f"all of them dispatched to {N_WORKERS} workers",
-            run_s,
-            "s",
-            None,
-            "a hand-over between threads each",
+            "all of them claimed and noted", pull_s, "s", None, "two locks and two lines of the journal each"
         ),
-        Row("memory of the dispatch", run_mb, "MB", None, "the order; no row"),
     ]
 
 
@@ -138,12 +130,12 @@ def write_experiment(folder: Path, model: Path, n_items: int) -> Path:
 
 
 @pytest.mark.bench
-def test_what_directing_workers_takes_is_measured_and_written(tiny, tmp_path, monkeypatch):
+def test_what_workers_take_besides_their_steps_is_measured_and_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "planned").mkdir()
     path = tiny_experiment.write(tmp_path / "planned", tiny)
-    rows = measure_planning(prepare_session(config.load(path), Scope(), SilentProgress()))
+    rows = measure_planning(prepare_session(config.load(path), Scope(), SilentProgress()), tmp_path)
     tables = (time_workers(tmp_path, tiny),)
     bench_page.write(
         "Workers", rows, probe(), bench_page.stem("workers"), tables, "make bench ARGS='-k workers'"

@@ -49,7 +49,7 @@ class Journal:
     """
 
     def __init__(self, file: Path, plan: Plan) -> None:
-        self.plan, self._file, self._n_read = plan, file, 0
+        self.plan, self.file, self._n_read = plan, file, 0
         self._steps = list(plan.needs)
         self._places = {step: place for place, step in enumerate(self._steps)}
         self.outcomes: dict[Step, Outcome] = {}
@@ -99,9 +99,9 @@ class Journal:
 
     def _new_lines(self) -> list[Any]:
         """Read the lines that are whole; one that was cut short by a kill is skipped."""
-        if not self._file.exists():
+        if not self.file.exists():
             return []
-        with self._file.open("rb") as file:
+        with self.file.open("rb") as file:
             file.seek(self._n_read)
             whole = file.read().rpartition(b"\n")
         self._n_read += len(whole[0]) + len(whole[1])
@@ -141,7 +141,7 @@ class Journal:
 
         locks.mkdir(exist_ok=True)
         for step in list(self.ready):
-            lock = FileLock(locks / f"{self._file.parent.name}-{self._places[step]}")
+            lock = FileLock(locks / f"{self.file.parent.name}-{self._places[step]}")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -154,15 +154,15 @@ class Journal:
 
     def begin(self, step: Step) -> None:
         """Note that a worker has begun a step."""
-        append(self._file, "begun", self._places[step])
+        append(self.file, "begun", self._places[step])
 
     def pass_over(self, step: Step) -> None:
         """Note that a lost trial of a search was noted as a failed one, so that the search goes on."""
-        append(self._file, "passed over", self._places[step])
+        append(self.file, "passed over", self._places[step])
 
     def end(self, step: Step, outcome: Outcome) -> None:
         """Note the outcome of a step."""
-        append(self._file, "ended", self._places[step], *outcome)
+        append(self.file, "ended", self._places[step], *outcome)
 
     def fail_rest(self, error: Exception) -> None:
         """Let everything that is not made fail with an error, here alone."""
