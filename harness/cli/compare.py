@@ -268,7 +268,7 @@ def train(
 
 @verb(app, "harness worker", "harness worker /shared/project/runs", heading=EXPERIMENT)
 def worker(
-    runs: Annotated[Path, Argument("Runs folder of a comparison that has workers.", "[RUNS]")] = Path("runs"),
+    runs: Annotated[Path, Argument("Runs folder of a comparison that has workers.", "RUNS")] = Path("runs"),
     until_input_ends: Annotated[bool, Option("End as soon as standard input ends.")] = False,
 ) -> None:
     """Help a comparison: make steps of its plan until none is left.
@@ -279,10 +279,10 @@ def worker(
 
     if until_input_ends:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    if runs.is_dir():
-        executors.work(executors.find_assignment(runs), reports=False)
-    else:  # the file of a command that started this worker
+    if runs.name == executors.ASSIGNMENT:  # of the command that started this worker
         executors.work(runs)
+    else:
+        executors.work(executors.find_assignment(runs), reports=False)
 
 
 def _end_with_input() -> None:

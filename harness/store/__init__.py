@@ -23,9 +23,9 @@ content, so everything that was computed once is reused.
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
     runs/.begun/<name>                         work that has begun and not finished
-    runs/.claims/<digest>                      locks of files that workers are making
+    runs/.claims/<digest>                      locks of files and steps that workers are making
     runs/.claims/<candidate>.trial             the current trial of a search on a worker
-    runs/.workers/                             instructions and logs of a comparison's workers
+    runs/.workers/                             plan, journal and logs of a comparison's workers
     runs/.progress.json                        progress of the running comparison, night or rescue
 """
 

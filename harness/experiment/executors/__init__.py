@@ -13,7 +13,13 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.executors.journal import TRIES, Journal
 from harness.experiment.executors.starters import Starter, open_starter
-from harness.experiment.executors.worker import find_assignment, name_assignment, work, write_assignment
+from harness.experiment.executors.worker import (
+    ASSIGNMENT,
+    find_assignment,
+    name_assignment,
+    work,
+    write_assignment,
+)
 from harness.experiment.preparation.plan import Plan, make_plan
 from harness.experiment.preparation.scope import Scope
 from harness.formatting import pluralize
@@ -90,6 +96,7 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
     """
     started = dict(enumerate(starter.start(range(starter.size))))
     n_ended = n_lost = 0
+    last_words = ""
     try:
         while not journal.is_over:
             time.sleep(_POLL_S)
@@ -104,8 +111,9 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
             lost = {place: said for place, said in ends.items() if said}
             started = {place: worker for place, worker in started.items() if ends[place] is None}
             n_lost += len(lost)
+            last_words = next(iter(lost.values()), last_words)
             if n_lost >= TRIES * starter.size and not started:
-                found = f"every worker ended {TRIES} times without a result: {next(iter(lost.values()))}"
+                found = f"every worker ended {TRIES} times without a result: {last_words}"
                 journal.fail_rest(CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers"))
                 return
             # Where none is lost, what the others left as under way is of one that was.

@@ -37,7 +37,7 @@ from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_devi
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
-from harness.training import FIT, MEMORY_KNOBS, Weights
+from harness.training import FIT, MEMORY_KNOBS
 from harness.training.worker import encode_error
 
 PACKAGE = Path(__file__).parents[2]
@@ -206,14 +206,10 @@ def _state(session: Session, device: str, threads: int) -> dict[str, str]:
     kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
     if "CPU flags" in kernels:
         kernels["CPU flags"] = digest(kernels["CPU flags"])  # too many to read
-    models = {f"model {name}": _model(source) for name, source in session.sources.items()}
+    models = {f"model {n}": f"{s.weights_digest}/{s.template_digest}" for n, s in session.sources.items()}
     data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in session.tasks}
     computed = {"precision": session.machine.precision, "threads": str(threads)}
     return provenance.describe_environment(device) | computed | kernels | models | data
-
-
-def _model(source: ModelSource) -> str:
-    return f"{source.weights_digest}/{source.template_digest}"
 
 
 def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -238,14 +234,11 @@ def _code_digest() -> str:
 
 
 def _make_weights(session: Session, step: Step) -> Outcome:
-    return _weights_outcome(session, ensure_weights(session, session.candidates[step.name], step.seed))
-
-
-def _make_trial(session: Session, step: Step) -> Outcome:
-    return _weights_outcome(session, make_trial(session, session.candidates[step.name], step.part))
-
-
-def _weights_outcome(session: Session, weights: Weights | None) -> Outcome:
+    candidate = session.candidates[step.name]
+    if step.kind == "trial":
+        weights = make_trial(session, candidate, step.part)
+    else:
+        weights = ensure_weights(session, candidate, step.seed)
     return Outcome(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
 
 
@@ -307,7 +300,7 @@ def _base(session: Session, weights_digest: str) -> ModelSource:
 _MAKE = {
     "base": _answer_as_base,
     "control": _measure_control,
-    "trial": _make_trial,
+    "trial": _make_weights,
     "fit": _make_weights,
     "answer": _answer,
 }
