@@ -187,12 +187,12 @@ def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path)
 
 
 @pytest.mark.e2e
-def test_a_dry_run_says_which_jobs_workers_would_get_and_that_workers_need_an_executor(
+def test_a_dry_run_says_which_steps_workers_would_get_and_that_workers_need_an_executor(
     harness, tiny, tmp_path
 ):
     tiny_experiment.write(tmp_path, tiny)
     said = harness("compare", "--dry_run", "--executor", "local", "--workers", "2", check=0).stderr
-    assert "workers (local, at most 2 at once) would get 11 jobs (base 2, fit 2, control 1, answer 6)" in said
+    assert "workers (local, at most 2 at once) would get 11 steps (base 2, fit 2, control 1, answer 6)" in said
     said = harness("compare", "--dry-run", "--workers", "3", check=0).stderr
     assert "workers: 3, and no executor: one process does it all; try --executor local" in said
 

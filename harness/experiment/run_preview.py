@@ -59,7 +59,7 @@ def describe_stored(session: Session, found: Sequence[Run | None], missing_s: fl
 def workers_sentence(
     session: Session, selected: Iterable[str], found: Sequence[Run | None], scope: Scope
 ) -> str:
-    """Say which jobs workers would get; empty where there are none."""
+    """Say which steps workers would get; empty where there are none."""
     policy = session.experiment.execution
     if policy.executor == "in_process":
         return ""
