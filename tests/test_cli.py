@@ -192,7 +192,9 @@ def test_a_dry_run_says_which_steps_workers_would_get_and_that_workers_need_an_e
 ):
     tiny_experiment.write(tmp_path, tiny)
     said = harness("compare", "--dry_run", "--executor", "local", "--workers", "2", check=0).stderr
-    assert "workers (local, at most 2 at once) would get 11 steps (base 2, fit 2, control 1, answer 6)" in said
+    assert (
+        "workers (local, at most 2 at once) would get 11 steps (base 2, fit 2, control 1, answer 6)" in said
+    )
     said = harness("compare", "--dry-run", "--workers", "3", check=0).stderr
     assert "workers: 3, and no executor: one process does it all; try --executor local" in said
 
