@@ -113,7 +113,10 @@ LAYOUTS = {
             "long_answer": say(i + 90, 20),
             "final_decision": pick(("yes", "no", "maybe"), i),
         },
-        "pubid, long_answer → not used; question → question; context → context; final_decision → label",
+        (
+            "pubid, long_answer, context.labels → not used; question → question; context → context; "
+            "final_decision → label"
+        ),
         lambda row: ("\n".join(row["context"]["contexts"]) + f"\n\n{row['question']}", row["final_decision"]),
         "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
     ),
@@ -208,7 +211,7 @@ LAYOUTS = {
             "question": f"Who is {i}?",
             "answers_spans": {"spans": [f"Ann {i}"], "types": ["span"]},
         },
-        "section_id, query_id → id; passage → context; question → question; answers_spans → answer",
+        "section_id, query_id → id; passage → context; question → question; answers_spans → answer; answers_spans.types → not used",
         lambda row: (f"{row['passage']}\n\n{row['question']}", row["answers_spans"]["spans"][0]),
         "Answer the question from the passage in a few words. Reply with the answer and nothing else.",
     ),
@@ -315,6 +318,54 @@ LAYOUTS = {
         "ind → not used; ctx → question; endings → choice; label → answer",
         lambda row: (row["ctx"], row["endings"][int(row["label"])]),
         "Continue the text as it most likely goes on.",
+    ),
+    "lists of tags": (
+        lambda i: {"text": say(i), "tags": [[], ["mail"], ["bills"], ["mail", "bills"]][i % 4]},
+        "text → question; tags → answer",
+        lambda row: (row["text"], "; ".join(row["tags"]) or "none"),
+        "Classify the text. Reply with all that apply of: bills, mail, none. Write ';' between them.",
+    ),
+    "lists of numbers": (
+        lambda i: {"text": say(i), "labels": [[3], [7], [3, 7]][i % 3]},
+        "text → question; labels → answer",
+        lambda row: (row["text"], "; ".join(map(str, row["labels"]))),
+        "Classify the text. Reply with all that apply of: 3, 7. Write ';' between them.",
+    ),
+    "CoNLL with names": (
+        lambda i: {"tokens": ["Ann", "Lee", "saw", f"Rome{i}"], "ner_tags": ["B-PER", "I-PER", "O", "B-LOC"]},
+        "tokens → question; ner_tags → answer",
+        lambda row: (
+            " ".join(row["tokens"]),
+            json.dumps([{"text": "Ann Lee", "type": "PER"}, {"text": row["tokens"][3], "type": "LOC"}]),
+        ),
+        (
+            "Extract the data from the text as a JSON list of objects with the keys text, type (one of LOC | "
+            "PER); an empty list where there are none. Reply with the JSON and nothing else."
+        ),
+    ),
+    "turns by another name": (
+        lambda i: {
+            "id": i,
+            "dialog": [{"from": "human", "value": f"Is {i}?"}, {"from": "gpt", "value": say(i, 10)}],
+        },
+        "id → id; dialog → question and answer",
+        lambda row: (row["dialog"][0]["value"], row["dialog"][1]["value"]),
+        "Reply to the message in about 10 words, and nothing else.",
+    ),
+    "a question within an object": (
+        lambda i: {"qa": {"question": f"Who is {i}?", "answer": say(i, 10), "source": "web"}},
+        "qa → question and answer; qa.source → not used",
+        lambda row: (row["qa"]["question"], row["qa"]["answer"]),
+        "Answer the question in about 10 words. Reply with the answer and nothing else.",
+    ),
+    "half stars": (
+        lambda i: {"review": say(i, 20), "rating": pick((0.5, 1.0, 2.5, 4.0, 5.0), i)},
+        "review → question; rating → label",
+        lambda row: (row["review"], str(row["rating"])),
+        (
+            "Rate the review on a scale from 0.5 (lowest) to 5.0 (highest) in steps of a half, as its author did. "
+            "Reply with the number and nothing else."
+        ),
     ),
     "WinoGrande": (
         lambda i: {
@@ -427,10 +478,10 @@ def answer_rows(values):
 MAIL = ("refund", "delivery", "other") * 4
 # Few rows, and what the line on screen calls the task.
 SMALL = {
-    "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "a closed set of 5 labels"),
+    "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
     "ratings with decimals": (
         label_rows("rating", (5.0, 4.0, 5.0, 1.0, 4.0, 2.0, 5.0, 1.0)),
-        "a closed set of 4",
+        "ratings in 4",
     ),
     "yes, no, maybe": (
         answer_rows(("yes", "no", "maybe", "no", "yes", "yes", "no", "no")),

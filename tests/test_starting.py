@@ -663,6 +663,10 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
     )
 
 
+def test_a_label_has_room_for_a_base_that_answers_in_a_sentence(propose_rows):
+    assert propose_rows(LABELLED).task.max_new_tokens == 32
+
+
 @pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (1200, 1), (900, None)])
 def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
     propose_rows, tiny, tmp_path, context, n_shots

@@ -3,14 +3,16 @@
 Invariant: nothing is kept of a row but the places of its empty cells, and of the first cells of each type.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
+from harness.data.formats.turn_parts import text_of_cell
 from harness.data.readers import Row
-from harness.errors import Problem
+from harness.errors import Problem, UserError
 from harness.formatting import pluralize
 
 _FIRST = 1_000  # places of a column's empty cells, and of each type's cells, that are kept
@@ -72,6 +74,28 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
+
+
+# Columns whose lists hold all that applies to a row, not several answers that are each right.
+_SETS = {"tags", "labels", "topics", "categories", "genres", "classes", "keywords", "keyphrases", "hashtags"}
+
+
+def is_label_list(column: str, value: Any) -> bool:
+    """Tell whether a value is a list of labels, by the last word of its column's name."""
+    return isinstance(value, list) and re.split(r"[\W_]", column.lower())[-1] in _SETS
+
+
+def join_labels(where: str, column: str, values: Sequence[Any]) -> str:
+    """Join the labels of a row to one answer, `none` where it has none.
+
+    Raises:
+        UserError: one of them is neither a text nor a number, or holds a semicolon.
+    """
+    texts = [text for value in values if (text := text_of_cell(value)) is not None]
+    if len(texts) < len(values) or any(";" in text for text in texts):
+        found, step = f"{column!r} of another form, or a label with a semicolon", f'such as "{column}": ["…"]'
+        raise UserError(Problem(where, found, "a list of labels", step))
+    return "; ".join(texts) or "none"
 
 
 def is_object(value: Any) -> bool:

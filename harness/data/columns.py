@@ -77,8 +77,6 @@ class QuestionAndAnswers(NamedTuple):
 
 PAIRS = Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected"))
 _ROLES = {
-    "chat": Roles(("messages",), ("messages",)),
-    "ShareGPT": Roles(("conversations",), ("conversations",)),
     "prompt and completion": Roles(("prompt",), ("completion",)),
     "Dolly": Roles(("instruction", CONTEXT), ("response",)),
     "Alpaca": Roles(("instruction", "input"), ("output",)),
@@ -207,7 +205,9 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     if is_up is not None:
         of = of._replace(thumb=str(is_up))
     systems = (
-        SYSTEMS if roles in _ROLES.values() else list_systems(" ".join(map("{{{}}}".format, roles.questions)))
+        SYSTEMS
+        if roles in _ROLES.values() or roles.questions == roles.answers
+        else list_systems(" ".join(map("{{{}}}".format, roles.questions)))
     )
     if own := next((fields[name] for name in systems if isinstance(fields.get(name), str)), None):
         of = of._replace(system="\n".join(filter(None, (own, of.system))))
@@ -328,6 +328,10 @@ def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
         named = dict.fromkeys(names, "")
         question, answers = (find_column(named, of) or of[0] for of in (CHOICE_QUESTIONS, RIGHT))
         return Roles((question, CONTEXT), (answers,))
+    if layout.column:
+        return Roles((layout.column,), (layout.column,))
+    if layout.name == "tokens and tags":
+        return Roles(("tokens",), tuple(name for name in formats.TAGS if name in names)[:1])
     answer = "answers" if "answers" in names else "answer"
     return _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
 

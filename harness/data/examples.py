@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
-from harness.data.column_types import is_object, write_empty_lists
+from harness.data.column_types import is_label_list, is_object, join_labels, write_empty_lists
 from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
 from harness.data.formats.ratings import MEND_ROW
@@ -377,7 +377,7 @@ def _turns(row: Row) -> tuple[Message, ...]:
 def _references(row: Row, template: str) -> tuple[str, ...]:
     """Take one reference, or every entry of a list of texts; an object, or a list of some, is JSON itself.
 
-    A row of constraints needs none.
+    A list of labels is one answer that joins them, `none` where it is empty. A row of constraints needs none.
     """
     if template == _DEFAULT.reference and "references" in row.fields:
         template = "{references}"
@@ -386,7 +386,9 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     field = FIELD.fullmatch(template)
     if field and is_object(value := _value(row, field[1])):
         return (write_json(value),)
-    if field and isinstance(_value(row, field[1]), list):
+    if field and is_label_list(field[1], value):
+        return (join_labels(row.where, field[1], value),)
+    if field and isinstance(value, list):
         accepted = _texts(row, field[1])
         if not accepted:
             found, expected = f"no entry in {field[1]!r}", "at least one accepted answer"

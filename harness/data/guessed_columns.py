@@ -25,8 +25,9 @@ from harness.data.columns import (
     is_reply,
     name_in,
 )
+from harness.data.examples import FIELD
 from harness.data.formats.turn_parts import text_of_cell
-from harness.data.formats.turns import HISTORY, list_history
+from harness.data.formats.turns import HISTORY, SYSTEMS, list_history
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 
@@ -34,10 +35,12 @@ _OTHER_QUESTIONS = (
     *("nl", "problem", "goal", "dialogue", "dialog", "conversation", "review", "review_body"),
     *("body", "tweet"),
     *("comment", "description", "document", "article", "passage", "story", "context", "source", "src"),
+    *("claim", "utterance", "utt"),
 )
 _OTHER_ANSWERS = (
     *("summary", "highlights", "translation", "solution", "sql", "code", "entities", "spans"),
     *("reply", "completion", "decision", "sentiment", "stars", "rating", "score", "grade", "tgt"),
+    *("answers", "labels", "tags", "topics", "categories", "genres", "keywords", "keyphrases", "paraphrases"),
 )
 _COMPARED = ("sentence", "question", "text", "s", "document", "premise", "title")
 _TITLES = ("title", "subject", "headline", "heading")
@@ -74,10 +77,11 @@ SQL = re.compile(
 
 
 def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
-    """Guess which columns ask and which answers, by their names; of two, the one that varies less answers.
+    """Guess which columns ask and which answers; where they stand within objects, the parts of these.
 
-    Of two that vary alike the later one answers. Objects, which are read as JSON, answer by their name alone.
-    What a bot or an agent said, such as `bot_message`, answers where no column does by its name.
+    Names decide; of two columns the one that varies less answers, of two that vary alike the later one.
+    Objects, which are read as JSON, and lists answer by their name alone. What a bot or an agent said, such
+    as `bot_message`, answers where no column does by its name.
 
     `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
 
@@ -85,6 +89,50 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
         UserError: no column is clearly the question, or none the answer; a column that is so by its name
             mixes lists and texts.
     """
+    try:
+        return _guess(content, columns, fields, {})
+    except UserError:
+        flat, places = _flatten(content, columns)
+        if not places:
+            raise
+        texts = {name for name in columns & {*flat.rows[0].fields} if not is_id(name)}
+        if find_by_name(texts, QUESTIONS):
+            raise  # of an object next to a question no part is known to be the whole answer
+        found = _guess(flat, texts | places.keys(), fields, places)
+        if not places.keys() & {*FIELD.findall(found["prompt"])}:
+            raise
+    return {key: _name_whole(template, places) for key, template in found.items()}
+
+
+def _flatten(content: Rows, columns: Iterable[str]) -> tuple[Rows, dict[str, str]]:
+    """Write the parts of objects as columns, by their names where only one has it; and where each stands."""
+    nested = [c for c in columns if all(isinstance(row.fields.get(c), dict) for row in content.rows)]
+    whole = {name: f"{c}.{name}" for row in content.rows for c in sorted(nested) for name in row.fields[c]}
+    taken = Counter(name for c in nested for name in {n for row in content.rows for n in row.fields[c]})
+    others = {name for row in content.rows for name in row.fields} - {*nested}
+    if not nested or any(n > 1 for n in taken.values()) or others & whole.keys():
+        return content, {}
+    rows = [
+        row._replace(
+            fields={
+                name: value
+                for column, held in row.fields.items()
+                for name, value in (held if column in nested else {column: held}).items()
+            }
+        )
+        for row in content.rows
+    ]
+    return content._replace(rows=rows), whole
+
+
+def _name_whole(template: str, places: Mapping[str, str]) -> str:
+    """Name in a template the parts of objects by where they stand: `{text}` as `{data.text}`."""
+    return FIELD.sub(lambda field: f"{{{places.get(field[1], field[1])}}}", template)
+
+
+def _guess(
+    content: Rows, columns: set[str], fields: dict[str, str], places: Mapping[str, str]
+) -> dict[str, str]:
     cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
     plain = {c for c, values in cells.items() if all(text_of_cell(value) is not None for value in values)}
     replies = {c for c in plain if is_reply(c)}
@@ -94,14 +142,15 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     prompt = parts or find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
     ids = {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
     objects = {c for c in columns if all(is_object(value) for value in cells[c] if value != []) and cells[c]}
+    lists = {c for c in columns - objects if _are_lists(cells[c])}
     nested = _find_nested(cells)
     prompt = prompt or nested[0]
     answers = fields.get("reference") or (
         f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
     )
     shown = {*columns_of(prompt, in_order)}
-    answers = answers or find_answer((plain | objects) - shown)
-    answers = answers or find_by_name((plain | objects) - shown, _OTHER_ANSWERS, _OTHER_QUESTIONS)
+    free = (plain | objects | lists) - shown - {*SYSTEMS}
+    answers = answers or find_answer(free) or find_by_name(free, _OTHER_ANSWERS, _OTHER_QUESTIONS)
     if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != prompt:
         answers = f"{{{min(replies)}}}"
     prompt = prompt or find_by_name(plain - replies - sql - {name_in(answers)}, _OTHER_QUESTIONS)
@@ -117,7 +166,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     taken = {*columns_of(prompt, in_order), name_in(answers)}
     if any(find_head(c).removesuffix("s") in (*QUESTIONS, *ANSWERS) for c in columns - plain - objects):
         taken |= plain  # what asks or answers is a list, so what is left does not
-    taken |= ids
+    taken |= ids | {*SYSTEMS}
     left = sorted(
         (c for c in reversed(in_order) if c in plain and c not in taken),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
@@ -134,7 +183,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
             content.shown,
             f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
             "a known layout, or to be told",
-            _advise_columns(content, prompt, answers, in_order),
+            _advise_columns(content, prompt, answers, in_order, places),
         )
     )
 
@@ -163,9 +212,9 @@ def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str]
 
 
 def _are_names_or_steps(values: Sequence[str]) -> bool:
-    """Tell whether texts have a few words each, or are whole numbers of a small range."""
+    """Tell whether texts have a few words each, or are whole and half numbers of a small range."""
     if any(re.match(r"\W*\d", value) for value in values):
-        steps = [float(value) for value in values if re.fullmatch(r"-?\d+(\.0+)?", value)]
+        steps = [float(value) for value in values if re.fullmatch(r"-?\d+(\.[05]0*)?", value)]
         return len(steps) == len(values) and max(steps) - min(steps) <= _WIDEST_SCALE
     return all(len(value.split()) <= 4 for value in values)
 
@@ -234,10 +283,26 @@ def _find_nested(cells: Mapping[str, Sequence[Any]]) -> tuple[str | None, str | 
 NAME_THEM = "name them: "
 
 
-def _advise_columns(content: Rows, prompt: str | None, answers: str | None, names: Iterable[str]) -> str:
-    """Write the options that read a file: texts ask, a column of few values or the last text answers."""
+def _are_lists(values: Sequence[Any]) -> bool:
+    """Tell whether values are lists of texts or numbers, not all of them empty."""
+    are_lists = all(isinstance(value, list) for value in values)
+    return are_lists and any(values) and all(text_of_cell(entry) is not None for v in values for entry in v)
+
+
+def _advise_columns(
+    content: Rows,
+    prompt: str | None,
+    answers: str | None,
+    names: Iterable[str],
+    places: Mapping[str, str],
+) -> str:
+    """Write the options that read a file: texts ask, a column of few values or the last text answers.
+
+    Where no text is left, a list or an object asks or answers.
+    """
+    names = [*names]
     texts: dict[str, list[str]] = {}
-    for name in (name for name in names if not is_id(name)):
+    for name in (name for name in names if not is_id(name) and name not in SYSTEMS):
         values = [row.fields.get(name) for row in content.rows]
         if all(isinstance(value, list) and len(value) == 1 for value in values):
             values = [value[0] if isinstance(value[0], str) else None for value in values if value]
@@ -250,12 +315,22 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None, name
         answers = f"{{{named[0]}}}"
         free = [name for name in free if name not in named]
     of_words = {n: sum(" " in text for text in texts[n]) > len(texts[n]) / 2 for n in free}
+    held = [
+        n
+        for n in names
+        if n not in texts and all(isinstance(r.fields.get(n), list | dict) for r in content.rows)
+    ]
+    held = [name for name in held if name not in {*columns_of(prompt, names), *columns_of(answers, names)}]
+    if len(held) == 1 and prompt and not answers:
+        answers = f"{{{held[0]}}}"
     long = [name for name in free if of_words[name] and find_head(name) not in TELLING]
-    asking = long or (free[:1] if prompt is None else [])
+    asking = long or ((free[:1] or held[:1]) if prompt is None else [])
     prompt = "\n\n".join([*filter(None, [prompt]), *(f"{{{name}}}" for name in asking)])
     if not (prompt and answers):
         return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"
-    words = shlex.join(column_options(prompt, answers[1:-1]))
+    answers = _name_whole(answers, places)
+    answers = answers if "." in answers else answers[1:-1]
+    words = shlex.join(column_options(_name_whole(prompt, places), answers))
     return NAME_THEM + words.replace("\n", "\\n")
 
 

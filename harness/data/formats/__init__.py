@@ -8,7 +8,7 @@ always win over what a layout would give.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from harness.data.formats.multiple_choice import (
@@ -24,12 +24,13 @@ from harness.data.formats.multiple_choice import (
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.tools import TOOL_FIELDS, defines_tools_alone
-from harness.data.formats.turn_parts import spell_calls, text_of_cell
+from harness.data.formats.turn_parts import TAG_NAMES, spell_calls, text_of_cell, write_json
 from harness.data.formats.turns import (
     add_system,
     answer_places,
     find_fields,
     find_known_fields,
+    is_conversation,
     read_flag,
     read_leniently,
     read_text,
@@ -50,18 +51,20 @@ _OWN_ANSWER = {"reference", "references", "constraints"}
 class Layout(NamedTuple):
     """A layout: its name, its fields as one writes them, how to tell it, how to read a row of it.
 
-    `reads` takes a row, and whether contexts are left to retrieval, to the fields of our own layout.
+    `reads` takes a row, and whether contexts are left to retrieval, to the fields of our own layout. `column`
+    is the one that holds a conversation.
     """
 
     name: str
     form: str
     fits: Callable[[set[str]], bool]
     reads: Callable[[Row, bool], dict[str, Any]]
+    column: str = ""
 
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
     """Return the layout of most rows; None where they are in our own, or in none that is known."""
-    found = Counter(_layout_of(find_fields(row)) for row in rows)
+    found = Counter(map(_layout_of, rows))
     return found.most_common(1)[0][0] if found else None
 
 
@@ -130,10 +133,10 @@ def every_turn(content: Rows) -> Rows:
         UserError: the rows are no conversations.
     """
     layout = recognise(content.rows)
-    field = {"chat": "messages", "ShareGPT": "conversations"}.get(layout.name if layout else "")
-    if field is None:
+    field = layout.column if layout else ""
+    if not field:
         found = f"turns: all, and {layout.name if layout else 'our own'} rows"
-        expected = "conversations, as messages or as conversations"
+        expected = "conversations, such as messages of role and content"
         raise UserError(Problem(content.shown, found, expected, "leave turns: out"))
     made: list[Row] = []
     for i, row in enumerate(content.rows):
@@ -162,10 +165,27 @@ def title(row: Row) -> str:
     return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
 
 
-def _layout_of(fields: set[str]) -> Layout | None:
+def _layout_of(row: Row) -> Layout | None:
+    fields = find_fields(row)
     if fields & OWN_QUESTION and fields & _OWN_ANSWER:
         return None
-    return next((layout for layout in LAYOUTS if layout.fits(fields)), None)
+    return next((layout for layout in LAYOUTS if layout.fits(fields)), None) or _find_conversation(row)
+
+
+def _find_conversation(row: Row) -> Layout | None:
+    """Find the one column of turns that end with an answer, by any name, where no other column answers."""
+    from harness.data.guessed_columns import may_answer
+
+    turns = [name for name, value in row.fields.items() if is_conversation(value)]
+    if len(turns) != 1 or any(may_answer(name) for name in find_known_fields(row)):
+        return None
+    return _conversation(turns[0])
+
+
+@cache
+def _conversation(column: str) -> Layout:
+    form = f"{column} that ends with the assistant's answer"
+    return Layout("chat", form, _has(column), _chat(column), column)
 
 
 def _misfit(row: Row, found: str, layout: Layout) -> Problem:
@@ -327,6 +347,27 @@ def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
     return {"messages": user_turns(read_text(row, "query"), row), "references": [calls]}
 
 
+TAGS = ("ner_tags", "tags")
+
+
+def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a sentence in tokens, whose tags become the list of the pieces that they mark, as JSON."""
+    column = next(name for name in TAGS if row.fields.get(name) is not None)
+    tokens, tags = row.fields["tokens"], row.fields[column]
+    if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
+        raise UserError(Problem(row.where, f"no tag for each token in {column!r}", "two lists", MEND_ROW))
+    if not all(isinstance(tag, str) for tag in tags):
+        step = "write the names in their place; the card of the data set lists them"
+        raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))
+    found: list[dict[str, str]] = []
+    for place, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):
+        if tag[:2] == "I-" and place and tags[place - 1] in (tag, f"B-{tag[2:]}"):
+            found[-1]["text"] += f" {token}"
+        elif tag != "O":
+            found.append({"text": token, "type": tag[2:] if tag[1:2] == "-" else tag})
+    return {"messages": user_turns(" ".join(map(str, tokens)), row), "references": [write_json(found)]}
+
+
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a pair as an item whose right answer is the chosen one."""
     pair = read_pair(row).fields
@@ -349,8 +390,20 @@ LAYOUTS = (
     ),
     Layout("FLAN", "inputs, targets", _has("inputs", "targets"), _flan),
     Layout("preference", "chosen and rejected", _has("chosen", "rejected"), _preference),
-    Layout("chat", "messages that end with the assistant's answer", _has("messages"), _chat("messages")),
-    Layout("ShareGPT", "conversations of from and value", _has("conversations"), _chat("conversations")),
+    Layout(
+        "chat",
+        "messages that end with the assistant's answer",
+        _has("messages"),
+        _chat("messages"),
+        "messages",
+    ),
+    Layout(
+        "ShareGPT",
+        "conversations of from and value",
+        _has("conversations"),
+        _chat("conversations"),
+        "conversations",
+    ),
     Layout("prompt and completion", "prompt, completion", _has("prompt", "completion"), _completion),
     Layout(
         "Dolly",
@@ -369,6 +422,12 @@ LAYOUTS = (
         "questions and answers in lists; the last question is asked, behind the others",
         _has("questions", "answers"),
         _questions_in_turn,
+    ),
+    Layout(
+        "tokens and tags",
+        "tokens, and ner_tags or tags of each token, such as B-PER and O",
+        lambda fields: "tokens" in fields and bool(fields & {*TAGS}),
+        _tagged_tokens,
     ),
     Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
     Layout(

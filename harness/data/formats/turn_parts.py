@@ -13,6 +13,7 @@ from harness.data.formats.ratings import MEND_ROW
 from harness.errors import Problem, UserError
 from harness.records import parse_json
 
+TAG_NAMES = "names of tags, such as B-PER and O"
 ONLY_TEXT = "turns of text alone, for only text is read"
 WITHOUT_PARTS = "write what such a part shows as text, or leave the rows out, as harness data clean does"
 # Kinds of parts, by their `type`, or by the one key that Gemini's parts have in its place.

@@ -10,6 +10,7 @@ from harness.data.formats.ratings import MEND_ROW
 from harness.data.formats.turn_parts import (
     IDS,
     ONLY_TEXT,
+    TAG_NAMES,
     WITHOUT_PARTS,
     Content,
     Place,
@@ -46,11 +47,13 @@ _ROLES = {
 }
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
 # Fields that hold no plain text.
-LISTS = frozenset({"messages", "conversations", "completions", "choices", "options", "endings", "questions"})
+LISTS = frozenset(
+    {"messages", "conversations", "completions", "choices", "options", "endings", "questions", "tokens"}
+)
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 _TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
 _CALLS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON
-_SPEAKERS, _SAID = ("role", "from"), ("content", "value", "text", "parts")
+_SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 _TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
 _WRITTEN_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -122,6 +125,13 @@ def read_leniently(entry: Any) -> Turn | None:
         return read_turn(entry)
     except UserError:
         return None
+
+
+def is_conversation(value: Any) -> bool:
+    """Tell whether a value is a list of turns that end with an answer of the assistant."""
+    entries = value if isinstance(value, list) else []
+    read = [read_leniently(entry) for entry in entries]
+    return len(read) > 1 and all(read) and read[-1] is not None and read[-1].role == "assistant"
 
 
 def answer_places(entries: Sequence[Any]) -> list[int]:
@@ -222,11 +232,12 @@ def read_turns(row: Row, field: str) -> Turns:
 
 
 def join_problems(problems: Sequence[Problem]) -> list[Problem]:
-    """Say once what is wrong with all rows that hold parts other than text, with their number."""
-    n = Counter(of.found for of in problems if of.expected == ONLY_TEXT)
+    """Say once what is wrong with all rows that hold parts other than text, or numbers of tags."""
+    once = (ONLY_TEXT, TAG_NAMES)
+    n = Counter(of.found for of in problems if of.expected in once)
     out, seen = list[Problem](), set[str]()
     for of in problems:
-        if of.expected != ONLY_TEXT:
+        if of.expected not in once:
             out.append(of)
         elif of.found not in seen:
             seen.add(of.found)

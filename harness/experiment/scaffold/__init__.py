@@ -239,6 +239,8 @@ def _sentences(
     layout = f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
     form = _FORMS[seen.answers.form].format(n=len(seen.answers.labels), separator=seen.answers.separator)
+    if "within_one" in task.metrics:
+        form = form.replace("a closed set of", "ratings in").replace("labels", "steps")
     scored = f"scored by {task.primary_metric}: {_SCORED[task.primary_metric]}"
     is_small = seen.kind == "labels" and len(seen.rows) < ROWS_A_LABEL * len(seen.answers.labels)
     otherwise = "; --task text where answers may be others" if is_small else ""

@@ -32,7 +32,7 @@ _NOUNS = (
 _OTHER_NOUNS = {"body": "message", "subject": "message", "prompt": "request", "inputs": "request"}
 _OTHER_NOUNS |= {"messages": "message", "conversations": "message"}
 _GENERIC = (
-    *("label", "labels", "category", "class", "target", "targets", "answer", "answers"),
+    *("label", "labels", "category", "class", "target", "targets", "answer", "answers", "tags"),
     *("reference", "output"),
     *("response", "completion", "references", "messages", "conversations", "chosen", "decision", "value"),
 )
@@ -60,7 +60,7 @@ class PromptColumns(NamedTuple):
     @property
     def noun(self) -> str:
         """Name of what is asked about: the question, the review, the dialogue."""
-        heads = [find_head(name.partition(".")[0]).rstrip("12") for name in self.questions]
+        heads = [find_head(part).rstrip("12") for name in self.questions for part in name.split(".")]
         if any(head in _QUESTIONS for head in heads):
             return "question"
         words = [word for name in reversed(self.questions) for word in re.findall(r"[a-z]+", name.lower())]
@@ -130,11 +130,11 @@ _STRESSED = {
 
 
 def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
-    """Tell whether labels are steps of a rating, not codes: whole numbers that are named so or rate a review.
+    """Tell whether labels are steps of a rating, not codes: numbers that are named so or rate a review.
 
-    Reviews are rated from 1 on.
+    Steps are whole or half, and reviews are rated from 1 or 0.5 on.
     """
-    are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.0+)?", label) for label in labels)
+    are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.[05]0*)?", label) for label in labels)
     return are_steps and (
         find_head(columns.answer) in RATINGS or (columns.noun == "review" and "0" not in labels)
     )
@@ -145,7 +145,8 @@ def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
         steps = sorted(labels, key=float)
         is_review = columns.noun == "review" or find_head(columns.answer) in RATINGS[:4]
         noun = "review" if is_review and columns.noun in ("text", "message") else columns.noun
-        scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest)"
+        halves = " in steps of a half" if any(float(step) % 1 for step in steps) else ""
+        scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest){halves}"
         scale += ", as its author did" if is_review else ""
         return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
     listed = ", ".join(labels)
@@ -251,6 +252,8 @@ def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
     what = (
         columns.task
         if columns.noun == "question"
+        else "Solve the problem"
+        if columns.noun == "problem"
         else f"Estimate the {_name_answer(columns)} from {_name_compared(columns)}"
     )
     return f"{what}. Reply with one {unit}{ends or ''} {_NOTHING_ELSE}."

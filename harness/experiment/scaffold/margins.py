@@ -46,9 +46,11 @@ def propose_gate(experiment: Experiment) -> ProposedGate:
             if not gating.power_warnings(suites, n, gate, n_members=members):
                 break
     points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
+    if chance is None:
+        return ProposedGate(gate, "margins: nothing is judged of forgetting: no suite has a task that counts")
     among = f", as one of {members}," if members > 1 else ""
     passes = (
-        f"; one that lost nothing{among} passes the average in {100 * (chance or 0):.0f} % of cases, if the"
+        f"; one that lost nothing{among} passes the average in {100 * chance:.0f} % of cases, if the"
         " base is above chance on all of their tasks (others do not count)"
     )
     lost = (

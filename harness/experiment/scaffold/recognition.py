@@ -328,10 +328,10 @@ def _are_numbers(texts: Sequence[str]) -> bool:
 def _find_joined_labels(texts: Sequence[str], column: str) -> Answers | None:
     """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone.
 
-    Numbers are none: their comma is a decimal's.
+    The comma of numbers is a decimal's.
     """
     values = {text.strip() for text in texts}
-    for separator in () if _are_numbers(texts) else _SEPARATORS:
+    for separator in _SEPARATORS[:2] if _are_numbers(texts) else _SEPARATORS:
         parts = [part.strip() for text in texts for part in text.split(separator) if part.strip()]
         labels = label_set(parts, column)
         if len(values) > len(labels) and values & {*labels}:

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.data import readers
 from harness.data.columns import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
-from harness.data.examples import Notes, examples
+from harness.data.examples import FIELD, Notes, examples
 from harness.data.formats import list_choice_columns
 from harness.data.unused import Unused, find_unused
 from harness.experiment.scaffold.recognition import RecognizedRows, Request, absolute
@@ -55,7 +55,18 @@ def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
     for name in names:
         role = next((role for role, tells_so in tells.items() if tells_so(name)), "read as the layout says")
         found.setdefault(role, []).append(name)
+    found.setdefault("not used", []).extend(_list_unread_parts(task, seen))
+    found = {role: of for role, of in found.items() if of}
     return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in found.items())
+
+
+def _list_unread_parts(task: Task, seen: RecognizedRows) -> list[str]:
+    """List the parts of objects next to those that a template names: `qa.id` next to `qa.question`."""
+    named = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
+    columns = dict.fromkeys(name.partition(".")[0] for name in named if "." in name)
+    held = [(c, value) for c in columns for row in seen.rows if isinstance(value := row.fields.get(c), dict)]
+    parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
+    return [part for part in parts if part not in named]
 
 
 def warn_of_unread(seen: RecognizedRows, request: Request, unused: Unused) -> Iterator[str]:
@@ -81,10 +92,11 @@ def _other_columns(unused: Unused, request: Request) -> Iterator[str]:
 
 
 def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
-    """Warn of labels that are codes, numbers from 0 on, which tell a prompt nothing."""
+    """Warn of labels that are codes, numbers from 0 on or in lists, which tell a prompt nothing."""
     values = [str(value) for value in _read_column(seen, seen.answer_column)]
-    labels = {*values}
-    if seen.kind != "labels" or "0" not in labels or not all(map(str.isdecimal, labels)):
+    labels = {*seen.answers.labels} - {"none"}
+    are_codes = "0" in labels or seen.answers.form == "joined labels"
+    if not labels or not are_codes or not all(map(str.isdecimal, labels)):
         return
     named = "the labels are numbers, which tell a prompt nothing of what they mean"
     for column in unread:
