@@ -181,7 +181,7 @@ def test_an_array_of_workers_by_submitit_leaves_the_rows_of_one_process(path, re
     )
     found, expected = (read_all_rows(of.parent) for of in (path, reference_run[0]))
     assert found == {name: expected[name] for name in found}
-    assert len(list((path.parent / "runs" / ".workers").glob("*/*/*_result.pkl"))) == 2
+    assert len(list((path.parent / "runs" / ".workers").glob("*/*/*_log.out"))) == 2
 
 
 @pytest.fixture
