@@ -650,7 +650,7 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
     own = Tokenizer.from_file(str(tiny / "tokenizer.json"))
     answers = [f"{WORDS} {i}" for i in range(7)]
     longest = max(len(own.encode(answer).ids) for answer in answers)
-    expected = max(32, -(-1.5 * longest // 8) * 8)
+    expected = max(64, -(-1.5 * longest // 8) * 8)
     copy = tmp_path / "padded"
     shutil.copytree(tiny, copy)
     own.enable_truncation(3)
@@ -664,7 +664,7 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
 
 
 def test_a_label_has_room_for_a_base_that_answers_in_a_sentence(propose_rows):
-    assert propose_rows(LABELLED).task.max_new_tokens == 32
+    assert propose_rows(LABELLED).task.max_new_tokens == 64
 
 
 @pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (1200, 1), (900, None)])

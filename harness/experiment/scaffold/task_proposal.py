@@ -34,7 +34,7 @@ from harness.spec import Fields, Task
 
 FEW, FOLDS = 300, 5  # rows that are tested in folds
 _UNUSABLE_SHARE = 0.05
-_LEAST_TOKENS, _MOST_TOKENS = 32, 256  # of an answer; a base that is only prompted needs a sentence to end
+_LEAST_TOKENS, _MOST_TOKENS = 64, 256  # of an answer; a base that is only prompted needs a sentence to end
 
 
 def propose_task(
