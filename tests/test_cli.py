@@ -245,7 +245,7 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("line", "said"),
     [
         ("compere", "compere"),
         ("compare --candidates=no_such", "no_such"),
@@ -286,10 +286,10 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
         ("compare none.yaml", "expected KEY.KEY=VALUE"),
     ],
 )
-def test_what_cannot_be_used_ends_with_2(harness, copy, command, said):
+def test_what_cannot_be_used_ends_with_2(harness, copy, line, said):
     (copy / "other.yaml").write_text("name: other\n")
-    done = harness(*command.split(), cwd=copy, check=2)
-    assert done.stdout == "" or command.startswith("doctor")  # which describes the machine all the same
+    done = harness(*line.split(), cwd=copy, check=2)
+    assert done.stdout == "" or line.startswith("doctor")  # which describes the machine all the same
     assert said in done.stderr
     assert not (copy / "rnus").exists()
 

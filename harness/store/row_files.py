@@ -15,8 +15,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from harness.errors import NotStored, Problem
 from harness.records import RowsIdentity, SampleResult, canonical_json, load, many_rows
-from harness.store.layout import ANEW, Store, failure, write_whole
+from harness.store.layout import ANEW, Store, write_whole
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -152,12 +153,13 @@ def whole_file(path: Path) -> str:
     """Return the pattern of a file of rows, which may be missing.
 
     Raises:
-        HarnessError: the file is damaged.
+        NotStored: the file is damaged.
     """
     with suppress(FileNotFoundError):
         if is_damaged(path):
             found = f"{path} of other bytes than were written"
-            raise failure(f"rows {path.parent.name}", found, "the file as it was written", ANEW)
+            expected = "the file as it was written"
+            raise NotStored(str(Problem(f"rows {path.parent.name}", found, expected, ANEW)))
     return pattern(path)
 
 
