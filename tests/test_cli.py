@@ -707,7 +707,7 @@ def test_init_prints_json(harness, tmp_path):
 @pytest.mark.e2e
 def test_init_never_overwrites(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
-    harness("init", "--data", "mine.csv", check=0)
+    harness("init", "mine.csv", check=0)
     done = harness("init", "--data", "mine.csv", check=2)
     assert done.stderr.count("a file that is there already") == 2
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     heading=EXPERIMENT,
 )
 def init(
-    folder: Annotated[Path, Argument("Where to write.", "DIR")] = Path(),
+    folder: Annotated[Path, Argument("Where to write; a file is taken for --data.", "DIR")] = Path(),
     data: Annotated[
         str | None,
         Option("Your rows: a file, or hub:owner/name. Without it an example to edit is written.", env=True),
@@ -61,6 +61,8 @@ def init(
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import scaffold
 
+    if folder.is_file() and data is None:  # rows are meant
+        folder, data = Path(), str(folder)
     kind = scaffold.parse_kind(task)
     rows = data or str(scaffold.write_example(folder))
     request = scaffold.Request(
