@@ -385,8 +385,8 @@ def find_head(column: str) -> str:
 
 
 def is_id(column: str) -> bool:
-    """Tell from its name whether a column holds ids."""
-    return _IDS.fullmatch(column) is not None
+    """Tell from its name whether a column, or a part of one, holds ids."""
+    return _IDS.fullmatch(column.rpartition(".")[2]) is not None
 
 
 def column_options(prompt: str | None, reference: str | None) -> list[str]:

@@ -318,7 +318,9 @@ def _advise_columns(
     held = [
         n
         for n in names
-        if n not in texts and all(isinstance(r.fields.get(n), list | dict) for r in content.rows)
+        if n not in texts
+        and not is_id(n)
+        and all(isinstance(r.fields.get(n), list | dict) for r in content.rows)
     ]
     held = [name for name in held if name not in {*columns_of(prompt, names), *columns_of(answers, names)}]
     if len(held) == 1 and prompt and not answers:
