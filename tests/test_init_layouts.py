@@ -358,6 +358,28 @@ LAYOUTS = {
         lambda row: (row["qa"]["question"], row["qa"]["answer"]),
         "Answer the question in about 10 words. Reply with the answer and nothing else.",
     ),
+    "entities in pairs": (
+        lambda i: {"sentence": f"Ann met Omar on day {i}.", "entities": [["Ann", "PER"], ["Omar", "PER"]]},
+        "sentence → question; entities → answer",
+        lambda row: (row["sentence"], json.dumps(row["entities"])),
+        (
+            "Extract the entities from the sentence as a JSON list; an empty list where there are none. "
+            "Reply with the JSON and nothing else."
+        ),
+    ),
+    "Alpaca with objects": (
+        lambda i: {
+            "instruction": "Sort it.",
+            "input": say(i),
+            "output": {"queue": pick("ab", i), "place": i},
+        },
+        "instruction, input → question; output → answer",
+        lambda row: (f"Sort it.\n\n{row['input']}", json.dumps(row["output"])),
+        (
+            "Extract the data from the instruction as one JSON object with the keys queue (one of a | b), place. "
+            "Reply with the JSON and nothing else."
+        ),
+    ),
     "half stars": (
         lambda i: {"review": say(i, 20), "rating": pick((0.5, 1.0, 2.5, 4.0, 5.0), i)},
         "review → question; rating → label",

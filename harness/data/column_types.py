@@ -99,9 +99,9 @@ def join_labels(where: str, column: str, values: Sequence[Any]) -> str:
 
 
 def is_object(value: Any) -> bool:
-    """Tell whether a value is an object with some keys, or a list of such."""
+    """Tell whether a value is an object with some keys, or a list of such or of lists."""
     entries = value if isinstance(value, list) else [value]
-    return bool(entries) and all(isinstance(entry, dict) and entry for entry in entries)
+    return bool(entries) and all(isinstance(entry, dict | list) and entry for entry in entries)
 
 
 def find_objects(

@@ -96,7 +96,8 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
         if not places:
             raise
         texts = {name for name in columns & {*flat.rows[0].fields} if not is_id(name)}
-        if find_by_name(texts, QUESTIONS):
+        words = (str(row.fields.get(name)) for name in texts for row in content.rows)
+        if find_by_name(texts, QUESTIONS) or any(" " in text.strip() for text in words):
             raise  # of an object next to a question no part is known to be the whole answer
         found = _guess(flat, texts | places.keys(), fields, places)
         if not places.keys() & {*FIELD.findall(found["prompt"])}:
@@ -166,6 +167,8 @@ def _guess(
     taken = {*columns_of(prompt, in_order), name_in(answers)}
     if any(find_head(c).removesuffix("s") in (*QUESTIONS, *ANSWERS) for c in columns - plain - objects):
         taken |= plain  # what asks or answers is a list, so what is left does not
+    if prompt is None and any(map(may_ask, objects)):
+        taken |= plain
     taken |= ids | {*SYSTEMS}
     left = sorted(
         (c for c in reversed(in_order) if c in plain and c not in taken),
@@ -323,10 +326,11 @@ def _advise_columns(
         and all(isinstance(r.fields.get(n), list | dict) for r in content.rows)
     ]
     held = [name for name in held if name not in {*columns_of(prompt, names), *columns_of(answers, names)}]
-    if len(held) == 1 and prompt and not answers:
+    if len(held) == 1 and (prompt or free) and not answers:
         answers = f"{{{held[0]}}}"
     long = [name for name in free if of_words[name] and find_head(name) not in TELLING]
-    asking = long or ((free[:1] or held[:1]) if prompt is None else [])
+    turns = [name for name in held if may_ask(name) and f"{{{name}}}" != answers]
+    asking = long or ((turns[:1] or free[:1] or held[:1]) if prompt is None else [])
     prompt = "\n\n".join([*filter(None, [prompt]), *(f"{{{name}}}" for name in asking)])
     if not (prompt and answers):
         return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"

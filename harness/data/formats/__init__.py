@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+from harness.data.column_types import is_object
 from harness.data.formats.multiple_choice import (
     ANY_FORM,
     CHOICE_QUESTIONS,
@@ -203,7 +204,9 @@ def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, A
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         parts = [text_of(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
         prompt = {"messages": user_turns("\n\n".join(filter(None, parts)), row)}
-        return prompt | {"references": [read_text(row, answer)]} | _slice(row)
+        value = row.fields[answer]
+        reference = write_json(value) if is_object(value) else read_text(row, answer)
+        return prompt | {"references": [reference]} | _slice(row)
 
     return reads
 
