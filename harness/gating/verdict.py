@@ -185,6 +185,15 @@ class Verdict:
     sentence: str
 
     @property
+    def deciding(self) -> list[Rule]:
+        """The rules that have the verdict's outcome."""
+        return [rule for rule in self.rules if rule.outcome == self.outcome]
+
+    def numbers(self, rule_name: str) -> Mapping[str, Number]:
+        """Return the numbers of a rule; none where it was not asked."""
+        return next((rule.numbers for rule in self.rules if rule.name == rule_name), {})
+
+    @property
     def p(self) -> float | None:
         """The largest p of the rules that have to be shown; None where one is not, at the gate's own alpha.
 
@@ -295,5 +304,4 @@ def margin_text(margin: Margin) -> str:
 
 def name_reasons(verdict: Verdict) -> str:
     """Name what the rules that settle a verdict are about."""
-    rules = [rule.name for rule in verdict.rules if rule.outcome == verdict.outcome]
-    return ", ".join(dict.fromkeys(_REASONS.get(name, name) for name in rules))
+    return ", ".join(dict.fromkeys(_REASONS.get(rule.name, rule.name) for rule in verdict.deciding))

@@ -103,7 +103,7 @@ _NO_CHANGE = Estimate(0.0, 0.0, 0.0, 0)
 
 def _forgetting(f: CandidateFacts) -> Estimate | None:
     is_model = plugins.find_method(f.method).makes_language_model
-    if f.state == "failed" or _is_judged_baseline(f) or not is_model:
+    if f.state == "failed" or _is_unjudged_baseline(f) or not is_model:
         return None
     if not is_fine_tuned(f):
         return _NO_CHANGE
@@ -113,12 +113,12 @@ def _forgetting(f: CandidateFacts) -> Estimate | None:
 def _forgetting_text(row: Result, tight: bool) -> str:
     if (found := _forgetting(row.facts)) is not None:
         return "0 (base weights)" if found is _NO_CHANGE else points(*found[:3])
-    if _is_judged_baseline(row.facts):
+    if _is_unjudged_baseline(row.facts):
         return f"{UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"
     return UNKNOWN
 
 
-def _is_judged_baseline(f: CandidateFacts) -> bool:
+def _is_unjudged_baseline(f: CandidateFacts) -> bool:
     """Tell whether a trained run is what gates compare with, so that none judges it."""
     return f.state != "failed" and f.baseline and f.trained
 

@@ -166,7 +166,7 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
 def list_unjudged_losses(report: ExperimentReport) -> list[str]:
     """Say what fine-tunes are shown to have lost on tasks that no rule judges, and which key judges them.
 
-    Of texts in bits per byte, whose rise is a first sign alone, the names are enough.
+    Of texts in bits per byte, whose rise is a first sign alone, the largest rise is enough.
     """
     fell: dict[str, list[str]] = {}
     rises: dict[str, tuple[float, str]] = {}
@@ -191,7 +191,7 @@ def _macro_text(verdict: Verdict) -> str:
     """Say the mean change over the tasks that count, and its margin; empty where none counts."""
     if verdict.macro is None:
         return ""
-    numbers = next((r.numbers for r in verdict.rules if r.name == "macro"), {})
+    numbers = verdict.numbers("macro")
     n, margin = numbers.get("n_tasks"), numbers.get("margin")
     over = f" on average over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
     allowed = f", where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
@@ -243,8 +243,7 @@ def _nearest(run: CandidateFacts) -> MissRate | None:
     """Return the line of the smallest loss that the macro's margin does not allow, else of the largest."""
     if (at := run.corrected or run.verdict) is None:
         return None
-    margin = next((r.numbers.get("margin") for r in at.rules if r.name == "macro"), None)
-    allowed = margin if isinstance(margin, float) else 0.0
+    allowed = margin if isinstance(margin := at.numbers("macro").get("margin"), float) else 0.0
     by_loss = sorted((m for m in at.missed if m.what == "macro"), key=lambda m: -m.delta)
     return next((m for m in by_loss if -m.delta > allowed), by_loss[-1] if by_loss else None)
 

@@ -206,7 +206,7 @@ def _list_stopping(f: CandidateFacts) -> list[Rule]:
     """List the rules that keep a candidate back."""
     if f.verdict is None or f.verdict.outcome not in ("fail", "inconclusive"):
         return []
-    return [r for r in f.verdict.rules if r.outcome == f.verdict.outcome]
+    return f.verdict.deciding
 
 
 def _rule_text(report: ExperimentReport, f: CandidateFacts, rule: Rule) -> str:

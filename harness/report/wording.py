@@ -134,7 +134,7 @@ def family_text(n_members: int, alpha: float) -> str:
 
 def miss_basis(verdict: Verdict) -> str:
     """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
-    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
+    macro = verdict.numbers("macro")
     n, clusters, share = (macro.get(name) for name in ("n_items", "n_clusters", "disagreement"))
     if not verdict.missed or not isinstance(share, float):
         return ""
@@ -224,8 +224,10 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
 
 def describe_stopped(facts: Iterable[CandidateFacts]) -> list[str]:
     """Say in one line what keeps fine-tunes from passing, as two of the same weights may differ in it."""
-    stopped = [f for f in facts if f.verdict and verdict_word(f) in ("FAIL", "UNDECIDED")]
-    named = [f"{f.label} {verdict_word(f)} ({name_reasons(f.verdict)})" for f in stopped if f.verdict]
+    judged = ((f.label, verdict_word(f), f.verdict) for f in facts if f.verdict)
+    named = [
+        f"{name} {word} ({name_reasons(v)})" for name, word, v in judged if word in ("FAIL", "UNDECIDED")
+    ]
     return [f"what the verdicts rest on: {', '.join(named)}"] if named else []
 
 

@@ -164,7 +164,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
         found = f"no gain that is shown ({gained} over the best untrained candidate)"
         return [(found, "a fine-tune that gains", "rescue keeps a gain, and makes none")]
     if not any(r.outcome in ("fail", "inconclusive") for r in f.verdict.rules if r.name in _RETENTION):
-        said = "; ".join(r.sentence for r in f.verdict.rules if r.outcome == f.verdict.outcome)
+        said = "; ".join(r.sentence for r in f.verdict.deciding)
         found = f"a run that has kept what it could; what stops it is {said}"
         return [(found, "a rule on capability that does not pass", "rescue cannot fix that")]
     return []

@@ -261,15 +261,17 @@ def in_own_folder(run: Run, file: Path) -> Run:
     return run
 
 
-def failure(where: str, found: str, expected: str, next_step: str) -> HarnessError:
+def failure(
+    where: str, found: str, expected: str, next_step: str, kind: type[HarnessError] = HarnessError
+) -> HarnessError:
     """Build an error that is not the user's fault."""
-    return HarnessError(str(Problem(where, found, expected, next_step)))
+    return kind(str(Problem(where, found, expected, next_step)))
 
 
-def describe_missing_rows(store: Store, digests: Sequence[str]) -> NotStored:
+def describe_missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
     """Build the error for row sets that are missing or incomplete."""
     found = f"no complete rows {', '.join(sorted(set(digests)))}"
-    return NotStored(str(Problem(str(store.folder / "rows"), found, "rows.parquet", "harness compare")))
+    return failure(str(store.folder / "rows"), found, "rows.parquet", "harness compare", NotStored)
 
 
 def is_no_room(error: BaseException) -> bool:

@@ -15,9 +15,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from harness.errors import NotStored, Problem
+from harness.errors import NotStored
 from harness.records import RowsIdentity, SampleResult, canonical_json, load, many_rows
-from harness.store.layout import ANEW, Store, write_whole
+from harness.store.layout import ANEW, Store, failure, write_whole
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -159,7 +159,7 @@ def whole_file(path: Path) -> str:
         if is_damaged(path):
             found = f"{path} of other bytes than were written"
             expected = "the file as it was written"
-            raise NotStored(str(Problem(f"rows {path.parent.name}", found, expected, ANEW)))
+            raise failure(f"rows {path.parent.name}", found, expected, ANEW, NotStored)
     return pattern(path)
 
 

@@ -68,8 +68,7 @@ def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
 
 def _n_averaged(verdict: Verdict) -> int:
     """Count the tasks that the macro averages, those in other units than rates among them; 0 if unknown."""
-    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
-    return n if isinstance(n := macro.get("n_tasks"), int) else 0
+    return n if isinstance(n := verdict.numbers("macro").get("n_tasks"), int) else 0
 
 
 def _draw_task(report: ExperimentReport, c: Comparison) -> Line:
