@@ -11,7 +11,7 @@ from harness.comparison import Estimate
 from harness.formatting import count, errors, score
 from harness.records import Run
 from harness.report import ExperimentReport, describe_unread, last_line
-from parts import charts, controls, leaderboard_rows, leaderboard_table, project, safe_text, score_cache
+from parts import charts, controls, leaderboard_rows, project, safe_text, score_cache
 from parts.leaderboard_rows import Board, Line
 
 
@@ -25,7 +25,7 @@ def page() -> None:
     if report is not None:
         safe_text.say(last_line(report), "lead")
     controls.say_absent(report, stored)
-    runs = leaderboard_table.choose_runs(leaderboard_rows.add_reported(stored, report), report)
+    runs = leaderboard_rows.choose_runs(leaderboard_rows.add_reported(stored, report), report)
     if not runs:
         st.info("No run fits these filters.")
         return
@@ -52,9 +52,9 @@ def _choose_more_metrics(report: ExperimentReport | None) -> list[str]:
 def _table(
     lines: Sequence[Line], metrics: Sequence[str], report: ExperimentReport | None, stored: Sequence[Run]
 ) -> None:
-    columns = leaderboard_table.columns(metrics)
+    columns = leaderboard_rows.columns(metrics)
     picked = st.dataframe(
-        leaderboard_table.style_table(lines, metrics),
+        leaderboard_rows.style_table(lines, metrics),
         column_config=columns,
         column_order=list(columns),
         hide_index=True,
@@ -67,7 +67,7 @@ def _table(
     safe_text.say_all(describe_unread([line.facts for line in lines], report.metric if report else ""))
     left, right = st.columns([1, 5])
     with left:
-        controls.offer_csv(lambda: [leaderboard_table.make_row(line) for line in lines], "leaderboard")
+        controls.offer_csv(lambda: [leaderboard_rows.make_row(line) for line in lines], "leaderboard")
     chosen = [lines[i].run for i in picked.selection.rows if lines[i].run.rows]
     if len(chosen) < 2:
         able = sum(bool(line.run.rows) for line in lines) > 1

@@ -4,12 +4,92 @@ Invariant: each night is shown as `harness nightly run` told it, from the nights
 confidence sequence, so it may be looked at every morning.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import streamlit as st
 
-from harness.formatting import UNKNOWN, count, percent
-from harness.nightly import Alarm, Night, home, read_nights, read_state
-from harness.nightly.alarm import list_missed_nights
-from parts import charts, controls, nightly_charts, project, safe_text
+from harness import provenance, store
+from harness.formatting import UNKNOWN, count, percent, plain, points
+from harness.nightly import Alarm, Night, State, home, read_nights, read_state
+from harness.nightly.alarm import NightReport, add_remarks, build_report, list_missed_nights
+from harness.spec import NightlyPolicy
+from parts import charts, controls, project, safe_text
+
+SHOWN = 40  # nights
+
+
+def tell(name: str, policy: NightlyPolicy, nights: list[Night], state: State) -> list[NightReport]:
+    """Tell each of the last nights again from what was known then."""
+    told_from = (tuple((n.night, n.finished) for n in nights), repr(policy), repr(state.alarms))
+    return _read_nights((str(project.project().file), told_from), name, policy, nights, state)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _read_nights(
+    stamp: Any, _name: str, _policy: NightlyPolicy, _nights: list[Night], _state: State
+) -> list[NightReport]:
+    out = []
+    for n in range(max(1, len(_nights) - SHOWN + 1), len(_nights) + 1):
+        then = _nights[n - 1].night
+        alarms = tuple(
+            replace(a, acknowledged=a.acknowledged if a.acknowledged < then else "")
+            for a in _state.alarms
+            if a.night <= then
+        )
+        report = build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms))
+        out.append(add_remarks(report, _nights[n - 1]))
+    return out
+
+
+def trends(told: list[NightReport], key: str) -> dict[str, list[charts.Bar]]:
+    """Collect each candidate's change by night, in points."""
+    series: dict[str, list[charts.Bar]] = {}
+    for night in told:
+        for line in night.lines:
+            e = line.series.get(key)
+            if e is None or e.delta is None or e.low is None or e.high is None:
+                continue
+            said = f"{points(e.delta, e.low, e.high)} pp, evidence {plain(e.e_value)} of {plain(e.needed)}"
+            bar = charts.Bar(night.night, 100 * e.delta, 100 * e.low, 100 * e.high, said)
+            series.setdefault(line.name, []).append(bar)
+    return series
+
+
+def changes(nights: list[Night]) -> list[tuple[str, str]]:
+    """Name the nights on which the code or the libraries were others than the night before."""
+    out = []
+    for before, now in zip([None, *nights[:-1]], nights, strict=True):
+        what = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
+        if before is not None and before.environment != now.environment:
+            what.append(_upgrade(before.environment, now.environment))
+        if what:
+            out.append((now.night, ", ".join(what)))
+    return out[-12:]
+
+
+def _upgrade(before: str, now: str) -> str:
+    """Name what is another in an environment: `numpy 2.3 → 2.4`."""
+    at = project.project().store
+    then, since = (store.read_environment(at, key) for key in (before, now))
+    return provenance.changes(then, since) if then and since else "other libraries"
+
+
+def alarms(state: State, told: list[NightReport]) -> list[tuple[str, str]]:
+    """Name what alarmed on the nights that are shown."""
+    shown = {night.night for night in told}
+    return [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
+
+
+def rows_of(told: list[NightReport]) -> list[dict[str, Any]]:
+    """List what each night showed of each candidate, unrounded."""
+    return [
+        {"night": night.night, "candidate": line.name, "series": key, "verdict": line.verdict}
+        | {"delta": e.delta, "low": e.low, "high": e.high, "n": e.n, "e_value": e.e_value, "needed": e.needed}
+        for night in told
+        for line in night.lines
+        for key, e in line.series.items()
+    ]
 
 
 def page() -> None:
@@ -30,16 +110,16 @@ def page() -> None:
         )
         return
     state = read_state(folder)
-    told = nightly_charts.tell(loaded.experiment.name, loaded.experiment.nightly, stored, state)
+    told = tell(loaded.experiment.name, loaded.experiment.nightly, stored, state)
     last, marks = (
         told[-1],
-        (nightly_charts.changes(stored), nightly_charts.alarms(state, told), list_missed_nights(stored)),
+        (changes(stored), alarms(state, told), list_missed_nights(stored)),
     )
     st.html(safe_text.badge(last.verdict))
     safe_text.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
         st.subheader(safe_text.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
-        charts.draw(charts.nights(nightly_charts.trends(told, key), *marks), key)
+        charts.draw(charts.nights(trends(told, key), *marks), key)
     st.caption(
         "Band: a confidence sequence, which begins again each time the pool goes round; below 0 is an alarm. "
         "Dotted: other code or libraries. Grey: a missed night."
@@ -48,7 +128,7 @@ def page() -> None:
     safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     _alarms(state.alarms)
     _control(stored)
-    controls.offer_csv(lambda: nightly_charts.rows_of(told), "nightly")
+    controls.offer_csv(lambda: rows_of(told), "nightly")
 
 
 def _alarms(alarms: tuple[Alarm, ...]) -> None:
@@ -75,7 +155,7 @@ def _control(stored: list[Night]) -> None:
         | {"scores that moved, %": _share(sum(found.flips.values()), len(found.flips))}
         | {"prompts with other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}
-        for night in reversed(stored[-nightly_charts.SHOWN :])
+        for night in reversed(stored[-SHOWN:])
         for base, found in night.bases.items()
     ]
     controls.show_rows(rows, most=320)

@@ -13,7 +13,7 @@ from harness.comparison import human
 from harness.formatting import count
 from harness.records import Rating, Run
 from harness.store import Store
-from parts import controls, label_form, paired_runs, project, rating_form, rating_results, safe_text
+from parts import controls, label_form, paired_runs, project, rating_form, safe_text
 from parts.paired_runs import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
@@ -59,7 +59,7 @@ def _compare(pair: Pair, runs: tuple[Run, Run], rater: str, target: str) -> None
     """Show two answers, and what the ratings of the pair show."""
     done = store.list_ratings(project.project().store, target)
     _turn(pair, runs, rater, done)
-    rating_results.show(pair, (runs[0].label, runs[1].label), done)
+    rating_form.show(pair, (runs[0].label, runs[1].label), done)
 
 
 def _metric() -> str:

@@ -13,7 +13,7 @@ from tiny_experiment import runs_of
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare
-from harness.experiment.analysis.training_remarks import _note_unswept, note_unmoved
+from harness.experiment.analysis.run_remarks import _note_unswept, note_unmoved
 from harness.experiment.run_preview import refuse_many
 from harness.experiment.weights.capability_on_validation import mean_score
 from harness.records import TrainingRecord

@@ -237,12 +237,12 @@ def convert_to_bits(made):
 
 
 def test_a_row_to_take_away_is_unrounded_with_every_interval(open_page, tmp_path):
-    from parts import leaderboard_rows, leaderboard_table, project
+    from parts import leaderboard_rows, project
 
     made = fake_project.write(tmp_path)
     open_page("leaderboard")
     lines = leaderboard_rows.make_board(project.runs(), made).lines
-    (row,) = (leaderboard_table.make_row(line) for line in lines if line.run.candidate == "lora")
+    (row,) = (leaderboard_rows.make_row(line) for line in lines if line.run.candidate == "lora")
     f = made.facts[2]
     for name, ends in (
         ("target", f.target[:3]),

@@ -12,7 +12,7 @@ from harness import config, release, report
 from harness.data import readers
 from harness.errors import UserError
 from harness.records import parse_json
-from harness.rescue.report import read as read_rescue
+from harness.rescue.result import read as read_rescue
 from harness.spec import GatePolicy
 from harness.store import champion_file, read_champion
 

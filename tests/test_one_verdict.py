@@ -14,7 +14,7 @@ import harness
 from harness import experiment, release, report, store
 from harness.comparison import compare_on_target
 from harness.experiment import judge_labels
-from harness.nightly.judged_changes import compare_judged_answers
+from harness.nightly.changes import compare_judged_answers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 

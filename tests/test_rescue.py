@@ -107,7 +107,7 @@ def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(rescued_world):
 
 def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(rescued_world, tmp_path):
     made, found = rescued_world
-    (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in rescue.result.sentences(found) if "-rescued: " in s]
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")
     again = rescue_worlds.open_world(path, {"scale=0.5": Version(80)})
@@ -188,7 +188,7 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
     assert found.rescued_trial == "lora+scale=0.5"
     assert (
         "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world"
-        in rescue.report.sentences(found)
+        in rescue.result.sentences(found)
     )
 
 
@@ -206,7 +206,7 @@ def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
     assert found.rescued_trial == "hybrid+scale=0.75"
     assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
     assert found.tried[0].facts.prompting.startswith("few_shot")
-    said = rescue.report.sentences(found)
+    said = rescue.result.sentences(found)
     assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
 
 
@@ -215,7 +215,7 @@ def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
     found = made.rescue("grid[r=8]")
     assert found.rescued_trial == "grid[r=8]+scale=0.75"
-    (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in rescue.result.sentences(found) if "-rescued: " in s]
     assert line.strip().startswith("grid-r-8-rescued: ")
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")

@@ -10,7 +10,7 @@ from worlds import GOOD, Sizes
 
 from harness import rescue
 from harness.rescue import exit_code
-from harness.rescue.trial_costs import estimate_trials
+from harness.rescue.trials import estimate_trials
 from harness.spec import GatePolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]

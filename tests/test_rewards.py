@@ -9,7 +9,7 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
-from harness.experiment.analysis.training_remarks import note_rewards
+from harness.experiment.analysis.run_remarks import note_rewards
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
 from harness.records import Example, TrainingRecord

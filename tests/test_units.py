@@ -23,8 +23,8 @@ from harness.report.interchange import to_csv
 from harness.report.plots.pareto_front import front, points_of
 from harness.report.wording import best_first
 from harness.rescue import Rescue
-from harness.rescue.report import rows as rescue_rows
 from harness.rescue.result import HalfVerdict, TrialResult
+from harness.rescue.result import rows as rescue_rows
 from harness.rescue.select import select_case
 from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows

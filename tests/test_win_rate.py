@@ -15,7 +15,7 @@ from harness.comparison.win_rates import AnswerPairs, wins_by_judge, wins_by_peo
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.study import study_session
-from harness.experiment.analysis.target_wins import judge_pairs, open_where_failed, wins_of
+from harness.experiment.analysis.target_facts import judge_pairs, open_where_failed, wins_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule

@@ -30,12 +30,13 @@ from harness.experiment.analysis.target_facts import (
     find_prompt,
     is_answered,
     is_better_on_validation,
+    judge_of_pairs,
+    judge_pairs,
     list_untrained,
     reached_on_target,
     refuse_lost_folds,
     score_on,
 )
-from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import (
     judgement_of,
     record_report,

@@ -17,7 +17,7 @@ from harness.evaluation.rows import sampling
 from harness.evaluation.rows.row_sets import rows_version
 from harness.evaluation.rows.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
+from harness.experiment.analysis import InterimVerdict, judge_runs
 from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.runs.stored_rows import Reader, Runs, base_arm

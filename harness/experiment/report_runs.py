@@ -16,7 +16,7 @@ from harness.evaluation.session import Session
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.run_remarks import describe_prompting, list_remarks
 from harness.experiment.analysis.study import study_session
-from harness.experiment.analysis.target_wins import judge_of_pairs
+from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.analysis.verdict_records import report_changes
 from harness.experiment.curves.data_scaling import fit_stored_curve
 from harness.experiment.preparation import served_bases

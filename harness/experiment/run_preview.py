@@ -17,7 +17,7 @@ from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judges.judge_context import ShortContext, short_contexts
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.analysis.target_wins import judge_of_pairs
+from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.executors import plan_of
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import find_stored_runs

@@ -11,10 +11,9 @@ from harness import config
 from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
-from harness.nightly.alarm import NightReport, build_report, list_missed_nights
+from harness.nightly.alarm import NightReport, build_report, list_missed_nights, report_nights
 from harness.nightly.night import night_lock, run_night, run_prepared
 from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
-from harness.nightly.remarks import report_nights
 from harness.nightly.state import (
     Alarm,
     Night,

@@ -5,7 +5,7 @@ or that earlier code wrote is no evidence on a candidate, and that is said.
 Source: the e-processes of `evidence`; the e-detector of Shin, Ramdas & Rinaldo 2022.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from statistics import fmean
@@ -13,10 +13,12 @@ from statistics import fmean
 import numpy as np
 
 from harness import formatting, gating
+from harness.config import CommandLine, LoadedExperiment
 from harness.nightly.evidence import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
 from harness.nightly.state import (
     Alarm,
     BaseNight,
+    JudgedChange,
     Night,
     NightCandidate,
     SeriesNight,
@@ -50,6 +52,7 @@ def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
     return max(verdicts, key=ORDER.index, default="ok")
 
 
+_HERE = CommandLine()  # typed in the project's folder, as on the dashboard
 HARNESS = "harness"
 _DRIFT = (HARNESS, "harness-drift")
 EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
@@ -290,3 +293,55 @@ def _pool(night: Night) -> Iterable[str]:
                 f"{key}: the pool is used up ({taken} clusters evaluated): weights that do not change answer "
                 "nothing new from here on, and to show a loss by others takes more each time round; add items"
             )
+
+
+def report_nights(loaded: LoadedExperiment, nights: Sequence[Night], state: State) -> NightReport:
+    """Report the last of some nights, with its remarks."""
+    experiment = loaded.experiment
+    report = build_report(experiment.name, experiment.nightly, nights, state)
+    return add_remarks(report, nights[-1], loaded.typed)
+
+
+def add_remarks(report: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:
+    """Return a night's report with the remarks on each candidate in its sentence; commands as `typed`."""
+    more = {one.name: "".join(f"; {said}" for said in _remarks(one, typed)) for one in night.candidates}
+    lines = tuple(
+        replace(line, sentence=typed.complete(line.sentence) + more.get(line.name, ""))
+        for line in report.lines
+    )
+    raised = {line.name: line.sentence for line in lines}
+    new = tuple(replace(a, sentence=raised.get(a.about, a.sentence)) for a in report.new)
+    return replace(report, lines=lines, new=new)
+
+
+def _remarks(one: NightCandidate, typed: CommandLine) -> Iterator[str]:
+    """Yield what people's labels say of a night, and which targets were not watched."""
+    if one.judged and (said := describe_judged_change(one.judged)):
+        yield said
+    if one.unwatched:
+        lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
+        yield f"not watched: {lacking}; next: {typed.command('compare')}, then {_pin_again(one, typed)}"
+
+
+def _pin_again(one: NightCandidate, typed: CommandLine) -> str:
+    if one.name.startswith("champion "):
+        return typed.command("promote")
+    return typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
+
+
+def describe_judged_change(change: JudgedChange) -> str:
+    """Say by whose grades answers changed, and what people's labels make of that; empty where none did."""
+    if not change.n_changed:
+        return ""
+    if change.corrected:
+        by_judge = formatting.points(change.delta)
+        said = f"people's labels correct tonight's {by_judge} pp of {change.metric} to"
+        return f"{said} {formatting.points(*change.corrected)} pp"
+    said = f"{change.metric} grades it, uncorrected"
+    if change.corrected_score is None:
+        lacking = formatting.pluralize(change.n_missing, "answer")
+        return f"{said}: {lacking} of the reference lack people's labels (harness rate export)"
+    some = f"{formatting.count(change.n_unlabelled)} of the {formatting.count(change.n_changed)} answers"
+    own = f"{formatting.percent(change.score)} to {formatting.interval(*change.corrected_score)} %"
+    why = f"{some} that differ from the reference have no label from people"
+    return f"{said}: {why}, whose labels correct its score of the reference from {own}"

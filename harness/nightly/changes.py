@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import gating, stats
+from harness import comparison, gating, stats
+from harness.comparison import Labels, answer_digest, compare_on_target, correct_estimate, labels_missing
 from harness.metrics import Metric, is_flipped
 from harness.nightly.reevaluate import Cluster, Item, Rows
-from harness.nightly.state import BaseNight, SeriesNight
+from harness.nightly.state import BaseNight, JudgedChange, SeriesNight
 from harness.records import SampleResult
 
 _MOVED_P = 0.01
@@ -197,3 +198,36 @@ def _worst_score(metric: Metric) -> float | None:
 
 def _answer(row: SampleResult) -> tuple[str, str, str]:
     return row.prompt_digest, row.text, row.status
+
+
+def compare_judged_answers(
+    metric: Metric,
+    now: Sequence[SampleResult],
+    then: Sequence[SampleResult],
+    labels: Labels,
+    max_errors: float,
+) -> JudgedChange | None:
+    """Put tonight's answers beside those of the whole reference; None where none was graded in both."""
+    answered = {row.example_id: row for row in now}
+    old = [row for row in then if row.example_id in answered]
+    new = [answered[row.example_id] for row in old]
+    by_people = compare_on_target(metric, old, new, labels, max_errors)
+    if by_people is None:
+        return None
+    pairs = [(row, before) for row, before in zip(new, old, strict=True) if row.status != "error"]
+    changed = [row for row, before in pairs if row.text != before.text]
+    found = comparison.compare_rows(metric, old, new)
+    reference = comparison.estimate(metric, then)
+    n_missing = labels_missing(metric.name, labels, then)
+    own = correct_estimate(metric, reference, then, labels)
+    return JudgedChange(
+        metric=metric.name,
+        n=len(new),
+        n_changed=len(changed),
+        n_unlabelled=sum(answer_digest(metric.name, row) not in labels for row in changed),
+        delta=found.delta,
+        score=reference.score,
+        n_missing=n_missing,
+        corrected=(by_people.delta, by_people.low, by_people.high) if by_people.estimator == "ppi" else None,
+        corrected_score=None if n_missing else own[:3],
+    )

@@ -22,9 +22,8 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import Scope, ensure_weights, judge_labels, prepare_session, refuse_folds, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, add_alarms
-from harness.nightly.changes import NightArms, compare_base, compare_series, has_moved
-from harness.nightly.judged_changes import JudgedChange, compare_judged_answers
+from harness.nightly.alarm import HARNESS, NightReport, add_alarms, report_nights
+from harness.nightly.changes import NightArms, compare_base, compare_judged_answers, compare_series, has_moved
 from harness.nightly.reevaluate import (
     ItemBatch,
     NightItems,
@@ -36,9 +35,9 @@ from harness.nightly.reevaluate import (
     reevaluate,
     split_items,
 )
-from harness.nightly.remarks import report_nights
 from harness.nightly.state import (
     BaseNight,
+    JudgedChange,
     Night,
     NightCandidate,
     Reference,

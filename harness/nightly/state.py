@@ -15,11 +15,11 @@ from pathlib import Path
 
 from harness import store
 from harness.errors import refuse_unreadable
-from harness.nightly.judged_changes import JudgedChange
 from harness.records import load
 from harness.store import Store
 
 _WRITTEN = "what a night wrote"
+Ends = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,27 @@ class SeriesNight:
     errors: int = 0
     n_asked: int = 0
     valid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedChange:
+    """One night's answers to the target beside those of the reference, as a judge grades both.
+
+    Of `n_changed` answers that are others than in the reference `n_unlabelled` have no label of people.
+    `delta` is their change by the judge, `corrected` the one that labels correct, with its interval; `score`
+    is that of the whole reference by the judge, `corrected_score` the one that labels correct, of which it
+    lacks `n_missing`. Numbers are in [0, 1]; None is what too few labels leave unknown.
+    """
+
+    metric: str
+    n: int
+    n_changed: int
+    n_unlabelled: int
+    delta: float
+    score: float
+    n_missing: int
+    corrected: Ends | None = None
+    corrected_score: Ends | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,7 @@ from harness.release.cleanup import list_unreferenced, remove_run, remove_unrefe
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import rescore_pinned, rescore_run
-from harness.release.sampled import is_sampled
-from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
+from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, is_sampled, judge_run
 from harness.report import Command, family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
 from harness.spec import Task

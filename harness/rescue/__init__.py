@@ -12,12 +12,28 @@ from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import Session
 from harness.experiment import refuse_folds
 from harness.report import ExperimentReport
-from harness.rescue.report import front_file, read, report_files, rescue_document, to_json, write
-from harness.rescue.result import HalfVerdict, Rescue, TrialResult, exit_code
+from harness.rescue.result import (
+    HalfVerdict,
+    Rescue,
+    TrialResult,
+    exit_code,
+    front_file,
+    read,
+    report_files,
+    rescue_document,
+    to_json,
+    write,
+)
 from harness.rescue.search import add_trials, search
 from harness.rescue.select import RescueCase, answer_whole_tasks, find_case, select_case
-from harness.rescue.trial_costs import TrialCost, estimate_trials, largest_work, plan_document
-from harness.rescue.trials import TrialSchedule, schedule_for_run
+from harness.rescue.trials import (
+    TrialCost,
+    TrialSchedule,
+    estimate_trials,
+    largest_work,
+    plan_document,
+    schedule_for_run,
+)
 from harness.store import list_runs
 
 
