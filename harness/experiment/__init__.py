@@ -24,7 +24,14 @@ from harness.experiment.analysis import report_of
 from harness.experiment.analysis.human_labels import count_missing, judge_labels, read_labels
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
-from harness.experiment.analysis.study import Study, add_lm_eval, is_of_recipe, load_study, study_session
+from harness.experiment.analysis.study import (
+    Study,
+    add_lm_eval,
+    is_of_recipe,
+    is_target_only,
+    load_study,
+    study_session,
+)
 from harness.experiment.analysis.target_facts import (
     compare_on,
     find_prompt,

@@ -23,6 +23,7 @@ from harness.gating.admission import (
     admit_tasks,
     applicable_policy,
     compare_measurements,
+    compare_task,
     cut_tasks,
     cut_to_half,
     may_be_judged,

@@ -10,7 +10,7 @@ from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 from harness import comparison, formatting, stats
-from harness.comparison import BaseErrors, Comparison
+from harness.comparison import Comparison
 from harness.gating.halves import HALVES, Half, HalfSplit, cluster_name, find_other_half, split
 from harness.gating.verdict import (
     AdmittedHalf,
@@ -159,13 +159,10 @@ def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[s
 
 
 def _task(m: Measurement, admitted: AdmittedTasks, alpha: float, identical: bool) -> list[TaskComparison]:
-    primary, out = m.task.primary_metric, []
-    for name in sorted(m.metrics, key=lambda n: n != primary):
-        if comparison.is_comparable(m.metrics[name], m.base, m.new):
-            difference = comparison.compare_rows(
-                m.metrics[name], m.base, m.new, alpha=alpha, identical=identical, base_errors="bounds"
-            )
-            out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
+    primary = m.task.primary_metric
+    metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
+    differences = (_compare(metric, m.base, m.new, alpha, identical) for metric in metrics)
+    out = [TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
     if not out or out[0].comparison.metric != primary:
         return out
     # What it refused, the base cannot have refused by luck of a half that chose it: safety tasks count whole.
@@ -226,21 +223,37 @@ def _compare_admitted_half(
     m: Measurement, cut: HalfSplit, half: Half, why: str, alpha: float, identical: bool
 ) -> AdmittedHalf | None:
     """Compare the only half that counts; None where every answer to it failed and none has a worst value."""
-    difference = compare_half(m, cut, half, alpha, identical=identical, base_errors="bounds")
+    difference = compare_half(m, cut, half, alpha, identical=identical)
     if difference is None:
         return None
     metric, rest = m.metrics[m.task.primary_metric], cut.rows(m.base, find_other_half(half))
     return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
 
 
-def compare_half(
-    m: Measurement,
-    cut: HalfSplit,
-    half: Half,
+def compare_task(m: Measurement, alpha: float) -> Comparison | None:
+    """Compare both arms on a whole task by its primary metric; None where no item of it can be.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items.
+    """
+    return _compare(m.metrics[m.task.primary_metric], m.base, m.new, alpha)
+
+
+def _compare(
+    metric: Metric,
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
     alpha: float,
-    *,
     identical: bool = False,
-    base_errors: BaseErrors = "worst",
+) -> Comparison | None:
+    """Compare two arms as every verdict does: what the base failed to answer widens the interval."""
+    if not comparison.is_comparable(metric, base, new):
+        return None
+    return comparison.compare_rows(metric, base, new, alpha=alpha, identical=identical, base_errors="bounds")
+
+
+def compare_half(
+    m: Measurement, cut: HalfSplit, half: Half, alpha: float, *, identical: bool = False
 ) -> Comparison | None:
     """Compare both arms on one half of a task by its primary metric; None where no item of it can be.
 
@@ -248,8 +261,4 @@ def compare_half(
         IncompatibleRuns: the arms hold different items.
     """
     metric, base, new = m.metrics[m.task.primary_metric], cut.rows(m.base, half), cut.rows(m.new, half)
-    if not comparison.is_comparable(metric, base, new):
-        return None
-    return comparison.compare_rows(
-        metric, base, new, alpha=alpha, identical=identical, base_errors=base_errors
-    )
+    return _compare(metric, base, new, alpha, identical)

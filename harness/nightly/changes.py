@@ -211,12 +211,11 @@ def compare_judged_answers(
     answered = {row.example_id: row for row in now}
     old = [row for row in then if row.example_id in answered]
     new = [answered[row.example_id] for row in old]
-    by_people = compare_on_target(metric, old, new, labels, max_errors)
-    if by_people is None:
+    by_judge, by_people = (compare_on_target(metric, old, new, of, max_errors) for of in ({}, labels))
+    if by_judge is None or by_people is None:
         return None
     pairs = [(row, before) for row, before in zip(new, old, strict=True) if row.status != "error"]
     changed = [row for row, before in pairs if row.text != before.text]
-    found = comparison.compare_rows(metric, old, new)
     reference = comparison.estimate(metric, then)
     n_missing = labels_missing(metric.name, labels, then)
     own = correct_estimate(metric, reference, then, labels)
@@ -225,7 +224,7 @@ def compare_judged_answers(
         n=len(new),
         n_changed=len(changed),
         n_unlabelled=sum(answer_digest(metric.name, row) not in labels for row in changed),
-        delta=found.delta,
+        delta=by_judge.delta,
         score=reference.score,
         n_missing=n_missing,
         corrected=(by_people.delta, by_people.low, by_people.high) if by_people.estimator == "ppi" else None,

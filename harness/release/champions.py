@@ -15,6 +15,7 @@ from harness.experiment import (
     add_lm_eval,
     compare_on,
     count_missing,
+    is_target_only,
     reached_on_target,
 )
 from harness.formatting import RATE
@@ -87,8 +88,8 @@ def _scores(stored: Study, run: Run) -> dict[str, Estimate]:
 
 def answers_suites(recipe: Mapping[str, Any]) -> bool:
     """Tell whether a candidate of this recipe answers the suites: a language model that is not a baseline."""
-    method = plugins.find_method(recipe["method"])
-    return method.makes_language_model and not (method.tunes and recipe.get("role") == "baseline")
+    method = recipe["method"]
+    return plugins.find_method(method).makes_language_model and not is_target_only(method, recipe)
 
 
 def champion_note(study: Study, run: Run, champion: Champion) -> str:

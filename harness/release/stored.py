@@ -22,6 +22,7 @@ from harness.experiment import (
     Study,
     add_lm_eval,
     is_of_recipe,
+    is_target_only,
     judge,
     judgement_of,
     list_untrained,
@@ -122,7 +123,7 @@ def gate_stored(
         )
     against = None if baseline == "base" else champion
     found = candidate_runs(stored, candidate, sampled=True)
-    if any(run.recipe.get("role") == "baseline" and plugins.find_method(run.method).tunes for run in found):
+    if any(is_target_only(run.method, run.recipe) for run in found):
         expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
         raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
     runs = _select_seed(found, candidate, seed)

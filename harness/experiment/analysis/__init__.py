@@ -3,16 +3,15 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import AnswerDiversity
 from harness.decision import CandidateFacts, LearningCurve
-from harness.errors import IncompatibleRuns
+from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.human_labels import calibrations, describe_reached
@@ -24,20 +23,16 @@ from harness.experiment.analysis.run_remarks import (
     count_ungraded,
     note_merged,
 )
-from harness.experiment.analysis.study import Study, study_session
+from harness.experiment.analysis.study import Study, is_target_only, study_session
 from harness.experiment.analysis.target_comparisons import add_more_targets
 from harness.experiment.analysis.target_facts import add_wins, answers_on_target
-from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.stored_rows import (
     Facts,
     Reader,
-    Rows,
     Runs,
-    find_measured_arm,
-    read_documents_of,
 )
 from harness.gating import GateResult, TaskComparison, Verdict
-from harness.records import Run, has_closed_labels
+from harness.records import Run, SampleResult, has_closed_labels
 from harness.report import (
     AttributionStep,
     ExperimentReport,
@@ -61,11 +56,10 @@ class InterimVerdict(NamedTuple):
 
 
 class RunVerdicts(NamedTuple):
-    """Facts of runs with their verdicts, the results behind these by run, the bases' rows, and the study."""
+    """Facts of runs with their verdicts, the results behind these by run, and the study."""
 
     facts: tuple[CandidateFacts, ...]
     results: dict[str, GateResult]
-    base: dict[str, dict[str, Rows]]
     study: Study
 
     @property
@@ -80,13 +74,11 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     A run whose verdict an earlier interim analysis settled keeps that.
     """
     reader.prepare(digest for run in runs for digest in run.rows.values())
-    base = bases_of(session, reader, runs)
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
     compared = against.add_comparisons(study, runs, reached)
     compared = add_wins(study, runs, compared)
     facts = add_more_targets(study, runs, compared)
-    read_documents_of(session, runs)
-    results = _gate_results(session, study, runs)
+    results = _gate_results(study, runs)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
         replace(f, verdict=results[f.run_id].verdict)
@@ -95,50 +87,25 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
         for f in facts
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
-    return RunVerdicts(_judge_family_again(session, study, runs, placed), results, base, study)
+    return RunVerdicts(_judge_family_again(study, runs, placed), results, study)
 
 
-def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
-    """Map digests of the bases that runs are measured against to their rows of each suite's task.
-
-    Raises:
-        IncompatibleRuns: the capability suite of a base was not measured as it is written now.
-    """
-    gated = {name for name, candidate in session.candidates.items() if not candidate.is_target_only}
-    done = [run for run in runs if run.state == "done" and run.candidate in gated]
-    out: dict[str, dict[str, Rows]] = {}
-    for source in list_measured_bases([session.candidates[run.candidate] for run in done]):
-        rows = find_measured_arm(session, source)
-        if rows is not None:
-            reader.prepare(rows.values())
-            sizes = {m.task.name: m.size("test") for m in session.suites}
-            out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
-    if any(run.base_digest not in out for run in done):
-        raise IncompatibleRuns(
-            f"{session.store.folder}: found no rows of the base on the capability suite as written now; "
-            "expected them with the runs; next: harness compare"
-        )
-    return out
-
-
-def _gate_results(session: Session, study: Study, runs: Runs) -> dict[str, GateResult]:
+def _gate_results(study: Study, runs: Runs) -> dict[str, GateResult]:
     """Judge every finished run against its own base."""
     # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
     return {
-        run.run_id: session.settled[run.run_id].result if run.run_id in session.settled else judge(study, run)
+        run.run_id: study.settled[run.run_id].result if run.run_id in study.settled else judge(study, run)
         for run in runs
-        if run.state == "done" and not session.candidates[run.candidate].is_target_only
+        if run.state == "done" and not is_target_only(run.method, run.recipe)
     }
 
 
-def _judge_family_again(
-    session: Session, study: Study, runs: Runs, facts: Facts
-) -> tuple[CandidateFacts, ...]:
+def _judge_family_again(study: Study, runs: Runs, facts: Facts) -> tuple[CandidateFacts, ...]:
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
     def correct(f: CandidateFacts, run: Run) -> CandidateFacts:
-        if run.run_id in session.settled:
-            return replace(f, corrected=session.settled[run.run_id].corrected)
+        if run.run_id in study.settled:
+            return replace(f, corrected=study.settled[run.run_id].corrected)
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
             return f
         return replace(f, corrected=judge(study, run, level=f.standing.level).verdict)
@@ -162,9 +129,11 @@ def report_of(
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     of_runs = judge_runs(session, reader, runs)
     judged, tasks = of_runs.facts, of_runs.tasks
-    steps = _steps(session, reader, runs, of_runs)
+    steps = _steps(session, runs, of_runs)
     family = decide.family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
+    recipes = session.experiment.candidates
+    again = {f.name: n_drawn_again(session, recipes[f.name]) for f in judged if f.n_train}
     curve = curve_of(judged)
     closed_labels = has_closed_labels(session.target.items.test)
     has_documents = bool(session.target.items.documents)
@@ -209,7 +178,7 @@ def report_of(
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.summarize_seeds(judged),
         ablations=against.compare_grids(of_runs.study, runs, judged),
-        training_sets=against.compare_training_sets(session, of_runs.study, runs, judged),
+        training_sets=against.compare_training_sets(of_runs.study, runs, judged, again),
         curve=curve,
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
@@ -232,20 +201,17 @@ def report_of(
     )
 
 
-def _steps(
-    session: Session, reader: Reader, runs: Runs, judged: RunVerdicts
-) -> dict[str, tuple[AttributionStep, ...]]:
+def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AttributionStep, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
-    tasks = judged.tasks
-    unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in session.settled)
-    done = [run for run in unsettled if f"{session.target.task.name}/test" in run.rows]
-    rows: dict[str, Mapping[str, Rows]] = dict(judged.base)
-    for run in done:
-        measured = (m for m in session.suites if f"{m.task.name}/test" in run.rows)
-        rows[run.run_id] = {m.task.name: reader.read(run, m) for m in measured}
-    tuned = (run for run in done if plugins.method(run.method).tunes)
-    steps_of = partial(against.steps_of, session, judged.study)
-    return {run.run_id: steps_of(run, done, rows, tasks[run.run_id]) for run in tuned}
+    study, tasks = judged.study, judged.tasks
+    unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
+    done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
+    served_as = {n: f"{c.served_base.quantization.upper()} base" for n, c in session.candidates.items()}
+    return {
+        run.run_id: against.steps_of(study, run, done, tasks[run.run_id], served_as[run.candidate])
+        for run in done
+        if plugins.method(run.method).tunes
+    }
 
 
 def _count_noteworthy_rows(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
@@ -290,15 +256,21 @@ def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdic
     named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
     named.sort(key=lambda one: one[1].candidate != best)
     shown: list[ShownItem] = []
+    unsettled_first = sorted(
+        (run for _, run in named if run.run_id in judged.results),
+        key=lambda run: run.run_id in judged.study.settled,
+    )
+    bases: dict[str, Sequence[SampleResult]] = {}
+    for run in unsettled_first:
+        bases = {m.task.name: m.base for m in measure(judged.study, run)} | bases
     for m in (session.target, *session.suites):
         labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
         for label, run in ((label, run) for label, run in named if key in run.rows):
             labels.setdefault(run.rows[key], []).append(label)
             by_rows[run.rows[key]] = run
         arms = {", ".join(of): reader.read(by_rows[rows], m) for rows, of in labels.items()}
-        bases = [rows[m.task.name] for rows in judged.base.values() if m.task.name in rows]
-        if bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
-            arms = {"base": bases[0]} | arms
+        if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
+            arms = {"base": bases[m.task.name]} | arms
         if arms and not gating.is_reported_only(m.task):
             shown += show_items(m.primary, arms, _SHOWN if m is session.target else _SHOWN_OF_SUITE)
     return tuple(shown)

@@ -43,6 +43,18 @@ def find_first_base_identity(study: Study, run: Run, own: RowsIdentity, key: str
     return wanted
 
 
+def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
+    """Put a run's rows beside those of other weights, computed as its own; none where some are not stored."""
+
+    def find(own: RowsIdentity, key: str) -> RowsIdentity:
+        return replace(own, weights_digest=weights)
+
+    keys = (f"{one.task.name}/test" for one in study.suite_tasks())
+    own = [store.read_identity(study.store, run.rows[key]) for key in keys if key in run.rows]
+    stored = all(study.store.parquet(find(one, "").digest).exists() for one in own)
+    return measure_arms(study, run, find)[0] if stored else []
+
+
 def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurement], list[str]]:
     """Put both arms' rows beside each task that the run answered; returns notes on items left out as well.
 

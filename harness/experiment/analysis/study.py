@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -53,7 +53,8 @@ class Study:
     `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it, `base_arm`
     to its base's rows of each task, as far as an open session knows them. `first_base` is the digest of the
     base that the first champion was judged against, empty without one. `typed` is what a next step
-    repeats, `selected` its candidates. `compared`, `admitted` and `untrained` keep what verdicts share.
+    repeats, `selected` its candidates, and `settled` maps runs to the verdict of an interim analysis.
+    `compared`, `admitted` and `untrained` keep what verdicts share.
     """
 
     experiment: Experiment
@@ -68,6 +69,7 @@ class Study:
     compared: dict[tuple[str, ...], ArmsOfPair] = field(default_factory=dict)
     admitted: dict[tuple[str, ...], AdmittedTasks] = field(default_factory=dict)
     untrained: dict[tuple[str, str], Run | None] = field(default_factory=dict)
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -136,12 +138,18 @@ def study_session(session: Session, reader: Reader) -> Study:
         partial(_find_weights, session, current),
         lambda run: find_measured_arm(session, session.candidates[run.candidate].base) or {},
         store.find_first_base(session.store.folder.parent, session.target.task.name),
+        settled=session.settled,
     )
 
 
 def _find_weights(session: Session, current: Weights, run: Run) -> Weights:
     settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
     return settled.weights if settled else current
+
+
+def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:
+    """Tell whether a candidate is measured on the target only: a baseline with weights of its own."""
+    return recipe.get("role") == "baseline" and plugins.find_method(method).tunes
 
 
 def is_of_recipe(run: Run, recipe: Recipe) -> bool:

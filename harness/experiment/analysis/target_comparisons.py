@@ -13,18 +13,15 @@ from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import Comparison, RecipeDifference
 from harness.decision import CandidateFacts, ItemVariances, TargetScore
-from harness.evaluation.candidate_rows import n_drawn_again
-from harness.evaluation.session import Session
 from harness.experiment.analysis.human_labels import correct_reached, judge_labels
+from harness.experiment.analysis.judging import measure, measure_over
 from harness.experiment.analysis.study import Study
 from harness.experiment.analysis.target_facts import compare_on, find_prompt, is_answered
-from harness.experiment.runs.stored_rows import Facts, Rows, Runs, documents_of
+from harness.experiment.runs.stored_rows import Facts, Rows, Runs
 from harness.gating import Measurement, TaskComparison, is_in_macro
-from harness.records import Run, SampleResult
+from harness.records import Run
 from harness.report import AttributionStep
 from harness.spec import Task
-
-RowsByTask = Mapping[str, Sequence[SampleResult]]
 
 
 def add_comparisons(
@@ -81,11 +78,10 @@ def compare_grids(study: Study, runs: Runs, facts: Facts) -> tuple[decide.Ablati
 
 
 def compare_training_sets(
-    session: Session, study: Study, runs: Runs, facts: Facts
+    study: Study, runs: Runs, facts: Facts, again: Mapping[str, int]
 ) -> tuple[decide.TrainingSets, ...]:
-    """Compare the candidates that differ in what they were trained on alone."""
-    experiment, ordered = session.experiment, _sort_by_file(study, facts)
-    again = {f.name: n_drawn_again(session, experiment.candidates[f.name]) for f in ordered if f.n_train}
+    """Compare the candidates that differ in what they were trained on alone; `again` counts repeated rows."""
+    experiment, ordered = study.experiment, _sort_by_file(study, facts)
     by = _comparers(study, runs)
     return decide.training_sets(ordered, experiment.candidates, experiment.decide, again, *by)
 
@@ -118,31 +114,27 @@ def _comparers(study: Study, runs: Runs) -> tuple[decide.Pair, decide.Means]:
 
 
 def steps_of(
-    session: Session,
-    study: Study,
-    run: Run,
-    runs: Iterable[Run],
-    rows: Mapping[str, RowsByTask],
-    tasks: Sequence[TaskComparison],
+    study: Study, run: Run, runs: Iterable[Run], tasks: Sequence[TaskComparison], served_as: str
 ) -> tuple[AttributionStep, ...]:
     """List the steps from the base to a run: over its quantised base, and from the run it starts from.
 
-    `rows` maps the digests of bases, and the ids of runs, to rows by task of the suites; `tasks` are the
-    run's comparisons with the base, which say what counts.
+    `tasks` are the run's comparisons with the base, which say what counts; `served_as` names the served base.
     """
-    step = partial(_step, session, run, [t for t in tasks if is_in_macro(t)])
-    out = []
-    if run.served_digest in rows and run.base_digest in rows:
-        base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
-        served_as = f"{session.candidates[run.candidate].served_base.quantization.upper()} base"
+    step = partial(_step, study, [t for t in tasks if is_in_macro(t)])
+    out, measured = [], measure(study, run)
+    over = measure_over(study, run, run.served_digest) if run.served_digest else []
+    if over:
+        served = {m.task.name: m.base for m in over}
+        before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
         out += [
-            step("quantisation", served_as, "base", served, base),
-            step("training", run.candidate, served_as, own, served),
+            step("quantisation", served_as, "base", before),
+            step("training", run.candidate, served_as, over),
         ]
-    if parent := parent_of(session, run, runs):
-        own, old = rows[run.run_id], rows[parent.run_id]
+    if parent := parent_of(study, run, runs):
+        old = {m.task.name: m.new for m in measure(study, parent)}
+        both = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
         target = compare_on(study, run, parent)
-        out.append(step(_change(run), run.candidate, parent.candidate, own, old, target))
+        out.append(step(_change(run), run.candidate, parent.candidate, both, target))
     return tuple(out)
 
 
@@ -156,37 +148,29 @@ def _change(run: Run) -> str:
     )
 
 
-def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
+def parent_of(study: Study, run: Run, runs: Iterable[Run]) -> Run | None:
     """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
-    init = session.candidates[run.candidate].source.init_from
+    recipes = study.experiment.candidates
+    recipe = recipes[run.candidate]
+    init = recipes[recipe.weights_of or run.candidate].init_from
     made = [r for r in runs if r.candidate == init and r.state == "done"]
     return next((r for r in made if r.seed == run.seed), made[0] if made else None)
 
 
 def _step(
-    session: Session,
-    run: Run,
+    study: Study,
     counting: Sequence[TaskComparison],
     what: str,
     new: str,
     base: str,
-    own: RowsByTask,
-    old: RowsByTask,
+    measured: Sequence[Measurement],
     on_target: Comparison | None = None,
 ) -> AttributionStep:
-    """Compare two arms on the tasks that both answered; `counting` are those of the run's own verdict."""
-    measured = []
-    for m in (m for m in session.suites if m.task.name in old and m.task.name in own):
-        then, now, key = old[m.task.name], own[m.task.name], f"{m.task.name}/test"
-        if comparison.is_comparable(m.primary, then, now):
-            documents = documents_of(session.store, m.task, m.role, run.rows[key]) if key in run.rows else {}
-            measured.append(Measurement(m.task, m.role, m.suite, m.metrics, then, now, documents=documents))
-    alpha = session.experiment.gate.alpha
-    compared = {
-        m.task.name: comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, m.new, alpha=alpha)
-        for m in measured
-    }
-    macro = gating.macro_between(measured, compared, counting, session.first_seed)
+    """Compare two arms as a verdict does; `counting` are the tasks of the run's own one."""
+    alpha = study.experiment.gate.alpha
+    compared = {m.task.name: found for m in measured if (found := gating.compare_task(m, alpha))}
+    measured = [m for m in measured if m.task.name in compared]
+    macro = gating.macro_between(measured, compared, counting, study.seed)
     return AttributionStep(what, new, base, macro, tuple(compared.values()), on_target)
 
 

@@ -158,14 +158,6 @@ def facts_of_control(
     )
 
 
-def read_documents_of(session: Session, runs: Iterable[Run]) -> None:
-    """Read the digests of the documents that runs answered in the suites, so that `documents_of` has them."""
-    names = [f"{m.task.name}/test" for m in session.suites if has_documents(m.task, m.role)]
-    store.read_documents(
-        session.store, [run.rows[name] for run in runs for name in names if name in run.rows]
-    )
-
-
 def has_documents(task: Task, role: Role) -> bool:
     """Tell whether a task's rows are known by their documents, which lm-eval's name themselves."""
     return role == "capability" and not task.lm_eval
