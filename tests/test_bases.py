@@ -146,10 +146,10 @@ def test_a_rate_that_another_family_of_adapters_was_trained_at_is_no_sweep():
         return Recipe(method="peft", params={"peft_type": family, "learning_rate": rate})
 
     recipes = {"vera": recipe("VERA", 0.01), "ia3": recipe("IA3", 0.1), "lower": recipe("IA3", 0.05)}
-    session = SimpleNamespace(candidates={n: SimpleNamespace(recipe=r, source=r) for n, r in recipes.items()})
+    study = SimpleNamespace(experiment=SimpleNamespace(candidates=recipes))
     trained = SimpleNamespace(loss=((1, 2.0),))
     runs = [SimpleNamespace(candidate=n, base_digest="", method="peft", training=trained) for n in recipes]
-    assert [*_note_unswept(session, runs)] == ["learning rate not swept: vera; another one may do better"]
+    assert [*_note_unswept(study, runs)] == ["learning rate not swept: vera; another one may do better"]
 
 
 def test_answers_that_failed_score_worst_in_a_trial():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_methods
 
-from harness.experiment.analysis.run_remarks import list_remarks
+from harness.experiment.analysis.run_remarks import describe_trainings
 from harness.methods import full, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.records import TrainingRecord
@@ -94,33 +94,15 @@ def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
 
 def test_that_rows_were_not_packed_is_said_under_the_table():
     run = SimpleNamespace(
-        state="done",
-        candidate="lora",
-        seed=0,
-        method="lora",
-        base_digest="b",
-        weights_digest="w",
-        latency={},
-        training=TrainingRecord(not_packed="would x"),
+        candidate="lora", seed=0, method="lora", training=TrainingRecord(not_packed="would x")
     )
-    session = SimpleNamespace(
-        experiment=SimpleNamespace(decide=SimpleNamespace(usd_per_million_tokens=None), concurrency=None),
-        source=SimpleNamespace(weights_digest="b"),
-        sources={},
-        target=SimpleNamespace(
-            task=None,
-            items=SimpleNamespace(train=(), validation=(), test=(), documents=()),
-            primary=SimpleNamespace(unit=SimpleNamespace(sign=1)),
-        ),
-        candidates={
-            "lora": SimpleNamespace(
-                recipe=SimpleNamespace(weights_of="", init_from=None, prompting={}),
-                method=lora.METHOD,
-                lineage=("lora",),
-            )
-        },
+    recipe = SimpleNamespace(weights_of="", init_from=None)
+    study = SimpleNamespace(
+        experiment=SimpleNamespace(candidates={"lora": recipe}),
+        target=None,
+        primary=lambda task: SimpleNamespace(unit=SimpleNamespace(sign=1)),
     )
-    assert list_remarks(session, [run]) == ["lora: trained without packing, which would x"]
+    assert [*describe_trainings(study, [run])] == ["lora: trained without packing, which would x"]
 
 
 # What a GPU's training computes, on a CPU

@@ -14,8 +14,8 @@ from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks,
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.run_remarks import describe_prompting, list_remarks
-from harness.experiment.analysis.study import study_session
+from harness.experiment.analysis.run_remarks import describe_prompting, describe_trainings, list_remarks
+from harness.experiment.analysis.study import Study, study_session
 from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.analysis.verdict_records import report_changes
 from harness.experiment.curves.data_scaling import fit_stored_curve
@@ -102,9 +102,10 @@ def report_finished(
     `wall_s` is what making them took.
     """
     header = _header(session) | ({} if wall_s is None else {"wall_s": wall_s})
-    notes, curve_of = [*said, *_notes(session, runs)], partial(fit_stored_curve, session, reader, runs)
+    study = study_session(session, reader)
+    notes, curve_of = [*said, *_notes(session, study, runs)], partial(fit_stored_curve, session, reader, runs)
     report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
-    changed = report_changes(report, runs, study_session(session, reader))
+    changed = report_changes(report, runs, study)
     return replace(report, notes=(*report.notes, *changed))
 
 
@@ -116,7 +117,7 @@ def _header(session: Session) -> dict[str, object]:
     return header
 
 
-def _notes(session: Session, runs: Runs) -> list[str]:
+def _notes(session: Session, study: Study, runs: Runs) -> list[str]:
     names = dict.fromkeys(run.candidate for run in runs)
     of_rows = [*session.target.items.notes, *describe_training_rows(session, names)]
     of_rows += describe_prompting(session, names)
@@ -126,7 +127,9 @@ def _notes(session: Session, runs: Runs) -> list[str]:
     for one in of_pairs:
         of_judges += pair_remarks(one, session.experiment.gate.max_errors)
     of_bases = served_bases.sentences(session.sources)
-    return [*_name_left_out(session, names), *of_rows, *of_bases, *list_remarks(session, runs), *of_judges]
+    of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
+    of_runs = [*of_weights, *list_remarks(session, runs)]
+    return [*_name_left_out(session, names), *of_rows, *of_bases, *of_runs, *of_judges]
 
 
 def _name_left_out(session: Session, reported: Collection[str]) -> list[str]:

@@ -172,7 +172,7 @@ def report_of(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *_count_noteworthy_rows(session, reader, runs)),
+        notes=(*notes, *_count_noteworthy_rows(session, of_runs.study, reader, runs)),
         not_admitted=_explain_not_admitted(tasks.values(), policy),
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
@@ -214,9 +214,9 @@ def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple
     }
 
 
-def _count_noteworthy_rows(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
+def _count_noteworthy_rows(session: Session, study: Study, reader: Reader, runs: Runs) -> Iterator[str]:
     """Yield what is counted of single rows: failed, uncited, not judged, noteworthy or rounded ones."""
-    yield from count_unanswered(session, reader, runs)
+    yield from count_unanswered(study, runs)
     yield from count_uncited(session, reader, runs)
     yield from count_ungraded(session, reader, runs)
     yield from count_noteworthy(session, reader, runs)

@@ -12,6 +12,7 @@ from harness.decision import index_usd_per_1k
 from harness.evaluation import has_instruction
 from harness.evaluation.costs.timing import describe_timing
 from harness.evaluation.session import Session
+from harness.experiment.analysis.study import Study
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.runs.stored_rows import Reader, Runs
@@ -24,13 +25,13 @@ from harness.report import front_sentence, print_tried_value
 from harness.spec import DecidePolicy, Recipe, Task
 
 
-def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
+def count_unanswered(study: Study, runs: Iterable[Run]) -> list[str]:
     """Count the test rows that could not be evaluated or scored, with the first one's reason."""
     out = []
     for run in (run for run in runs if run.state == "done"):
-        rows = reader.read(run, session.target)
+        rows = study.rows.cut(run, study.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
-            is_scored = comparison.fill_errors(session.target.primary, rows, rows).errors.is_scored
+            is_scored = comparison.fill_errors(study.primary(study.target), rows, rows).errors.is_scored
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
             some = sum(r.status == "incomplete" for r in failed)
             also = f"; to {some} others some of several answers failed" if some else ""
@@ -115,7 +116,6 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     of_times = dict.fromkeys([*describe_timing(done), *_note_few_at_once(session, done)])
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
     return [
-        *dict.fromkeys(describe_trainings(session, done)),
         *of_times,
         *_note_indexes(session, done),
         *of_bases,
@@ -260,12 +260,12 @@ NO_CHANGE = "found nothing to change"
 _MOSTLY = 0.5  # of the prompts of a training on rewards
 
 
-def describe_trainings(session: Session, runs: Runs) -> Iterator[str]:
+def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
     """Yield the sentences about the weights of finished runs; several seeds may yield the same one."""
     for note in (_note_dropped, _note_unpacked, note_unmoved, note_rewards, _note_sweeps, _note_named_bases):
         yield from note(runs)
     for note_of in (_note_unchanged, _note_unswept, _note_fronts):
-        yield from note_of(session, runs)
+        yield from note_of(study, runs)
 
 
 def _note_dropped(runs: Iterable[Run]) -> Iterator[str]:
@@ -330,26 +330,26 @@ def _cut_to_last_name(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _note_unchanged(session: Session, runs: Runs) -> Iterator[str]:
+def _note_unchanged(study: Study, runs: Runs) -> Iterator[str]:
     """Name what equals the weights that it was made from, as its method had nothing to change."""
     of = {(run.candidate, run.seed): run.weights_digest for run in runs}
     for run in runs:
-        recipe = session.candidates[run.candidate].recipe
+        recipe = study.experiment.candidates[run.candidate]
         if recipe.init_from and of.get((recipe.init_from, run.seed)) == run.weights_digest:
             same = f"its weights are those of {recipe.init_from}"
             yield f"{run.candidate}: {run.method} {NO_CHANGE}, so {same}"
 
 
-def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
     """Name what was trained at one learning rate: the best one differs tenfold between methods."""
     tried: dict[tuple[str, str, str], set[object]] = {}
     named: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:
-        candidate = session.candidates[run.candidate]
-        if candidate.recipe.weights_of is None and run.training.loss:
-            family = str(candidate.source.params.get("peft_type", ""))
+        recipe = study.experiment.candidates[run.candidate]
+        if recipe.weights_of is None and run.training.loss:
+            family = str(recipe.params.get("peft_type", ""))
             key = (run.base_digest, run.method, family)
-            tried.setdefault(key, set()).update(_rates(candidate.source))
+            tried.setdefault(key, set()).update(_rates(recipe))
             named.setdefault(key, []).append(run.candidate)
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
@@ -360,10 +360,10 @@ def _rates(source: Recipe) -> list[object]:
     return source.tried.get("learning_rate") or [source.params.get("learning_rate")]
 
 
-def _note_fronts(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+def _note_fronts(study: Study, runs: Iterable[Run]) -> Iterator[str]:
     """Name the steps of tracked trainings that no other beats in both target and capability."""
-    sign = session.target.primary.unit.sign
+    sign = study.primary(study.target).unit.sign
     for run in runs:
-        own = session.candidates[run.candidate].recipe.weights_of is None
+        own = study.experiment.candidates[run.candidate].weights_of is None
         if own and (said := front_sentence(run.candidate, run.training, sign)):
             yield f"{run.candidate}: {said}"
