@@ -256,10 +256,8 @@ def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdic
     named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
     named.sort(key=lambda one: one[1].candidate != best)
     shown: list[ShownItem] = []
-    unsettled_first = sorted(
-        (run for _, run in named if run.run_id in judged.results),
-        key=lambda run: run.run_id in judged.study.settled,
-    )
+    gated = [run for run in runs if run.run_id in judged.results]
+    unsettled_first = sorted(gated, key=lambda run: run.run_id in judged.study.settled)
     bases: dict[str, Sequence[SampleResult]] = {}
     for run in unsettled_first:
         bases = {m.task.name: m.base for m in measure(judged.study, run)} | bases

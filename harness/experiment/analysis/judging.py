@@ -12,17 +12,16 @@ from harness import comparison, gating, store
 from harness.errors import IncompatibleRuns
 from harness.experiment.analysis.study import ArmsOfPair, Study, SuiteTask
 from harness.experiment.analysis.target_facts import target_facts
-from harness.experiment.runs.stored_rows import documents_of, has_documents
+from harness.experiment.runs.stored_rows import Rows, documents_of, has_documents
 from harness.formatting import count
 from harness.gating import GateResult, Measurement, Rule
 from harness.gating.halves import Half
 from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint
-from harness.records import FEWER, RowsIdentity, Run, SampleResult
+from harness.records import FEWER, RowsIdentity, Run
 from harness.spec import TargetPolicy, Task
 from harness.store import Champion, Store
 
-Rows = list[SampleResult]
 FindIdentity = Callable[
     [RowsIdentity, str], RowsIdentity
 ]  # of a run's rows of a task, and their key in the run
