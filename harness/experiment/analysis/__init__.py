@@ -29,10 +29,11 @@ from harness.experiment.analysis.target_facts import add_wins, answers_on_target
 from harness.experiment.runs.stored_rows import (
     Facts,
     Reader,
+    Rows,
     Runs,
 )
 from harness.gating import GateResult, TaskComparison, Verdict
-from harness.records import Run, SampleResult, has_closed_labels
+from harness.records import Run, has_closed_labels
 from harness.report import (
     AttributionStep,
     ExperimentReport,
@@ -257,10 +258,11 @@ def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdic
     named.sort(key=lambda one: one[1].candidate != best)
     shown: list[ShownItem] = []
     gated = [run for run in runs if run.run_id in judged.results]
-    unsettled_first = sorted(gated, key=lambda run: run.run_id in judged.study.settled)
-    bases: dict[str, Sequence[SampleResult]] = {}
-    for run in unsettled_first:
-        bases = {m.task.name: m.base for m in measure(judged.study, run)} | bases
+    gated.sort(key=lambda run: run.run_id in judged.study.settled)
+    # The first run that no interim analysis settled names the base's rows.
+    bases: dict[str, Rows] = {
+        one.task.name: list(one.base) for run in gated[::-1] for one in measure(judged.study, run)
+    }
     for m in (session.target, *session.suites):
         labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
         for label, run in ((label, run) for label, run in named if key in run.rows):
