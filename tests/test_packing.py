@@ -94,7 +94,11 @@ def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
 
 def test_that_rows_were_not_packed_is_said_under_the_table():
     run = SimpleNamespace(
-        candidate="lora", seed=0, method="lora", training=TrainingRecord(not_packed="would x")
+        candidate="lora",
+        seed=0,
+        method="lora",
+        weights_digest="w",
+        training=TrainingRecord(not_packed="would x"),
     )
     recipe = SimpleNamespace(weights_of="", init_from=None)
     study = SimpleNamespace(
