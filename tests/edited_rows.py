@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from harness.data import readers
 from harness.data.columns import Roles
-from harness.data.readers import Row
+from harness.data.text_files import Row
 
 ASKED = Roles(("text",), ("label",))
 

@@ -15,7 +15,7 @@ import json, sys, torch
 from pathlib import Path
 from peft import PeftModel
 from harness.models.hardware import Machine
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 

@@ -14,10 +14,10 @@ from tiny_methods import CPU
 from harness import store
 from harness.errors import CandidateFailed, UserError
 from harness.methods import adapter, lora
-from harness.models.adapters import CONFIG, WEIGHTS
-from harness.models.adapters.against_base import adapter_problems
+from harness.models.against_base import adapter_problems
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.store import Store
 from harness.training import adapter_digest
 

@@ -88,7 +88,7 @@ def family(tiny, folder, name):
     # opened here by PEFT alone.
     from peft import PeftModel
 
-    from harness.models.devices.base_loading import load_base
+    from harness.models.devices import load_base
 
     weights, model = test_peft.train(tiny, folder, name)
     if name in test_peft.SOFT:

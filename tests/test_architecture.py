@@ -66,16 +66,13 @@ OFFERED = {
     "config": "judge_sources",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
     # and `edit.dedup` import `overlap`, which imports `edit`; `training_rows` imports the package.
-    "data": "check columns contamination edit edit.augment edit.dedup examples formats guessed_columns overlap readers splits training_rows unused",
+    "data": "check columns contamination edit edit.augment edit.dedup examples formats guessed_columns multiple_choice overlap readers splits text_files tools training_rows turns unused",
     # Its `ENDS`, `NUMBERS`, `Number` and `Value` are terms of the arithmetic.
     "decision": "arithmetic",
-    # A group: `session` and what uses it import the package, so it cannot import them; the stages of
-    # `judges` import `judges`, and `costs.timing` a session, which imports `costs`.
+    # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs costs.timing judges "
-        "judges.answer_pairs judges.grade_costs judges.grade_reading judges.grading judges.judge_context "
-        "judges.judging_stage lm_eval openers rescoring rows.row_sets "
-        "rows.sampling runner session"
+        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
+        "row_sets runner sampling session timing"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (
@@ -84,10 +81,7 @@ OFFERED = {
     # Its `split` is of a suite's items.
     "gating": "halves",
     # A group: engines, weights and devices, of which each package needs a few.
-    "models": (
-        "adapters adapters.against_base chat_templates deltas deltas.bottleneck_layers deltas.matrices devices embedded_model hardware hf hub "
-        "loglikelihood memory model_folder oom openai_api supervision vllm"
-    ),
+    "models": "against_base chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs shapes supervision two_layer_copy vllm weight_files",
     # Its `write` is of files for cron and systemd.
     "nightly": "scheduler",
     # A module a kind of file, of which a command loads one.
@@ -217,7 +211,17 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
 
     On which devices layers lie changes no layout.
     """
-    apart = {"tokenization", "hub", "hardware", "adapters", "oom", "devices"}
+    apart = {
+        "tokenization",
+        "hub",
+        "hardware",
+        "against_base",
+        "weight_files",
+        "oom",
+        "pass_costs",
+        "shapes",
+        "memory",
+    }
     listed = code_versions()["layout"].files
     sources = {
         i.module.split(".")[-1]: i.module.split(".")[2] for i in imports(PACKAGE / "models/__init__.py")

@@ -17,7 +17,7 @@ from harness.cli.doctor import gigabytes
 from harness.errors import UserError
 from harness.experiment.preparation.base_fit import FitQuery, examine_base, ways
 from harness.models import memory
-from harness.models.memory.shape import has_other_layers, shape_of
+from harness.models.shapes import has_other_layers, shape_of
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from tiny_methods import CPU
 from tiny_model import logits
 
 from harness.errors import CandidateFailed
-from harness.evaluation.openers import OPENERS
+from harness.evaluation.runner import OPENERS
 from harness.methods import bottleneck
+from harness.models import deltas
 from harness.models.deltas import CONFIG, apply_delta
-from harness.models.deltas import bottleneck_layers as layers
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve, shape
 
@@ -39,9 +39,9 @@ def state(model):
 def test_a_new_adapter_changes_no_bit_of_what_the_base_computes(tiny, style, precision):
     model, _ = load_base(resolve(str(tiny)), CPU._replace(precision=precision))
     ids = list(range(5, 25))
-    plain, form = logits(model, ids), layers.Bottleneck(style, 4, "gelu")
-    bottlenecks = layers.new_bottlenecks(model, form)
-    handles = layers.hook(model, form, bottlenecks)
+    plain, form = logits(model, ids), deltas.Bottleneck(style, 4, "gelu")
+    bottlenecks = deltas.new_bottlenecks(model, form)
+    handles = deltas.hook(model, form, bottlenecks)
     assert logits(model, ids).equal(plain)
     bottlenecks["1_mlp"].up.bias.data += 0.5
     assert not logits(model, ids).equal(plain)
@@ -134,7 +134,7 @@ def test_a_base_without_such_layers_is_refused():
             self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
 
     with pytest.raises(CandidateFailed, match="no attention or feed-forward part"):
-        layers.new_bottlenecks(OddLayer(), layers.Bottleneck("pfeiffer", 2, "relu"))
+        deltas.new_bottlenecks(OddLayer(), deltas.Bottleneck("pfeiffer", 2, "relu"))
 
 
 @pytest.mark.e2e

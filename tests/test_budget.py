@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import CandidateFailed
-from harness.evaluation.costs.budget import Budget, Words
+from harness.evaluation.costs import Budget, Words
 
 
 def price(read, written):

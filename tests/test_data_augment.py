@@ -14,7 +14,7 @@ from harness.data import load_task
 from harness.data.edit.augment import Rewording, augment
 from harness.data.edit.dedup import dedup
 from harness.data.edit.split import SplitOptions, split
-from harness.data.readers import Rows
+from harness.data.text_files import Rows
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress

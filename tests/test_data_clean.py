@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from harness.data.columns import find_roles
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.decisions import RowDecision, keep_decision, read_decisions
-from harness.data.readers import Rows
+from harness.data.text_files import Rows
 from harness.errors import UserError
 from harness.records import checksum
 

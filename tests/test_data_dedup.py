@@ -22,7 +22,7 @@ from test_formats import ROWS as LAYOUT_ROWS
 from harness.data.columns import find_roles, read_question_and_answers
 from harness.data.edit.clean import clean
 from harness.data.edit.dedup import dedup
-from harness.data.readers import Rows
+from harness.data.text_files import Rows
 
 
 def test_the_manifest_names_a_row_that_stays():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.edit.mix import RowMixture, mix, sample, shares
-from harness.data.readers import Row, Rows
+from harness.data.text_files import Row, Rows
 from harness.errors import UserError
 
 

@@ -8,7 +8,7 @@ from test_formats import ROWS as LAYOUT_ROWS
 from harness.data import readers
 from harness.data.columns import find_roles
 from harness.data.edit.dedup import dedup
-from harness.data.formats.multiple_choice import has_choices
+from harness.data.multiple_choice import has_choices
 
 OTHERS = [f"{WORDS[i]} {WORDS[2 * i]} {WORDS[-i]} {WORDS[-2 * i]}?" for i in range(1, 30)]
 PRIMARY = "Name a primary colour of light."

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.edit.split import SHARES, SplitOptions, split
-from harness.data.readers import Rows
+from harness.data.text_files import Rows
 from harness.errors import UserError
 from harness.records import fold_text
 

@@ -6,8 +6,8 @@ import pytest
 import tiny_methods
 
 from harness.methods import bottleneck, spectrum
-from harness.models.adapters import tensors_of
 from harness.models.deltas import WEIGHTS
+from harness.models.weight_files import tensors_of
 from harness.training import CHECKPOINTS
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -7,7 +7,7 @@ import tiny_experiment
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness.config import load
-from harness.data.edit.manifests import payments_for, total_usd
+from harness.data.edit.row_files import payments_for, total_usd
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.distilled_rows import Distillation, distill_rows, plan_distillation

@@ -16,7 +16,7 @@ from test_metrics import one
 from harness.config import load
 from harness.config.problems import parse
 from harness.data import load_task
-from harness.data.edit.spellings import several_spellings
+from harness.data.edit.changes import several_spellings
 from harness.errors import UserError
 from harness.metrics import load_metrics
 from harness.records import Example, Output, compose_letters, fold_text, normalize

@@ -14,7 +14,7 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.rows.row_sets import RunRequest, target_sets
+from harness.evaluation.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import worker
 from harness.experiment.executors.journal import TRIES, Journal, Outcome, append, wait_for_files

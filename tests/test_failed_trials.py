@@ -5,7 +5,7 @@ import tiny_experiment
 
 from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors import worker
 from harness.experiment.executors.journal import TRIES, Journal

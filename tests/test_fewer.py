@@ -12,7 +12,7 @@ from harness import config, release, rescue, store
 from harness.cli import app
 from harness.decision.results import FamilyRank
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation.rows import sampling
+from harness.evaluation import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
 from harness.experiment.runs.stored_rows import base_arm
 from harness.gating import Rule, Verdict

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data import formats, load_task
-from harness.data.formats.preference_rows import read_pair
-from harness.data.readers import Row
+from harness.data.rated_rows import read_pair
+from harness.data.text_files import Row
 from harness.errors import UserError
 from harness.spec import Task
 

@@ -10,9 +10,9 @@ from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
 from harness.methods import dpo, full, lora
-from harness.models.adapters import tensors_of
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.models.weight_files import tensors_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 FP16 = CPU._replace(precision="fp16")

@@ -20,9 +20,9 @@ from harness.models.hardware import (
     probe_notes,
     slow_bf16,
 )
-from harness.models.hardware.step_times import measure_speeds
 from harness.models.hub import resolve, shape
-from harness.models.memory import Shape
+from harness.models.shapes import Shape
+from harness.models.step_times import measure_speeds
 
 pytestmark = pytest.mark.usefixtures("watched_load")
 SMALL = Shape(1e7, 12, 64, 192, 6, 4, 11, 500)

@@ -14,10 +14,10 @@ import pytest
 import tiny_model
 
 from harness.errors import UserError
-from harness.models.adapters import Tensor, parameters_of
 from harness.models.embedded_model import NAMES, save_tokenizer, unpack
 from harness.models.hub import load_tokenizer, resolve, set_switches
 from harness.models.tokenization import encode_all
+from harness.models.weight_files import Tensor, parameters_of
 from harness.records import PromptText
 
 

@@ -9,11 +9,11 @@ from tiny_experiment import runs_of
 from tiny_methods import CPU
 
 from harness.methods import lora
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
 from harness.models.memory import BYTES, weights_gb
-from harness.models.memory.shape import Shape
+from harness.models.shapes import Shape
 from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -10,9 +10,9 @@ from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixtur
 
 from harness import store
 from harness.errors import CandidateFailed
+from harness.evaluation.grade_costs import GradeAccount, list_paid_grades
+from harness.evaluation.grading import ALPHA, check_anchors, is_drift, n_repeats
 from harness.evaluation.judges import open_judged
-from harness.evaluation.judges.grade_costs import GradeAccount, list_paid_grades
-from harness.evaluation.judges.judge_drift import ALPHA, check_anchors, is_drift, n_repeats
 from harness.formatting import usd
 from harness.models.hardware import Machine
 from harness.nightly import run_night

@@ -9,7 +9,7 @@ from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (th
 
 from harness.config.rubrics import Rubric, read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges.grading import likelihood_weights, mean_grade, token_weights
+from harness.evaluation.grading import likelihood_weights, mean_grade, token_weights
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -8,8 +8,8 @@ from openai_server import Rule, ServerAnswer, serve_model
 
 from harness import config, store
 from harness.config.rubrics import Rubric
-from harness.evaluation.judges.grade_costs import plan_grades
-from harness.evaluation.judges.judge_prompts import answer_key, judge_messages
+from harness.evaluation.grade_costs import plan_grades
+from harness.evaluation.judges import answer_key, judge_messages
 from harness.experiment import Scope, compare, prepare_session
 from harness.progress import SilentProgress
 from harness.records import Example

@@ -15,8 +15,8 @@ from harness import config, release, store
 from harness.comparison.labelled_answers import answer_digest
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges.grade_costs import cost_usd, plan_grades
-from harness.evaluation.judges.judge_prompts import judge_messages
+from harness.evaluation.grade_costs import cost_usd, plan_grades
+from harness.evaluation.judges import judge_messages
 from harness.experiment import Scope, compare, prepare_session
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve

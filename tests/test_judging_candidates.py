@@ -10,7 +10,7 @@ import tiny_methods
 from harness import config, store
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges.judge_prompts import judge_messages
+from harness.evaluation.judges import judge_messages
 from harness.experiment import Scope, compare, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.models.hf import ModelHost

@@ -22,11 +22,11 @@ from harness import cli, config
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import EvaluationJob
 from harness.evaluation import lm_eval as capability
-from harness.evaluation.lm_eval import metrics as scores
 from harness.evaluation.lm_eval import registry, requests, tasks
+from harness.evaluation.lm_eval import requests as scores
 from harness.experiment import standalone
 from harness.models.candidate import TextCandidate, TextTable
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hardware import Machine
 from harness.models.hub import resolve
 from harness.progress import SilentProgress

@@ -6,7 +6,7 @@ from golden import golden
 
 from harness.decision.economics import break_even
 from harness.models import memory
-from harness.models.memory.shape import Shape, shape_of
+from harness.models.shapes import Shape, shape_of
 from harness.spec import DecidePolicy
 
 LLAMA_7B = Shape(6738415616.0, 32, 4096, 11008, 32, 32, 128, 32000)

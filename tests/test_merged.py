@@ -9,7 +9,7 @@ from tiny_experiment import runs_of
 
 from harness.errors import CandidateFailed
 from harness.methods import lora, merged
-from harness.models.adapters import CONFIG, WEIGHTS
+from harness.models.weight_files import CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

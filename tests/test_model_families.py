@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation.base_fit import base_remarks, leaves_experts
 from harness.methods import lora, peft
-from harness.models import memory
+from harness.models import memory, shapes
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
@@ -337,7 +337,7 @@ def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_b
         made = transformers.AutoModelForCausalLM.from_config(written)
     model = get_peft_model(made, LoraConfig(r=2, target_modules="all-linear"))
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    found = memory.shape.shape_of(json.loads(written.to_json_string()), 1e6)
+    found = shapes.shape_of(json.loads(written.to_json_string()), 1e6)
     assert memory.lora_parameters(found, 2) == n_trained
 
 
@@ -347,7 +347,7 @@ def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
 
     fused = table._MOE_TARGET_MODULE_MAPPING
     found = [of for of, kind in table._MODEL_TO_CONVERSION_PATTERN.items() if kind in fused]
-    assert sorted(memory.shape.EXPERTS_ADAPTED) == sorted(of for of in found if of in CONFIG_MAPPING)
+    assert sorted(shapes.EXPERTS_ADAPTED) == sorted(of for of in found if of in CONFIG_MAPPING)
 
 
 @pytest.mark.e2e

@@ -9,7 +9,7 @@ from harness.cache import recall
 from harness.errors import UserError
 from harness.experiment.preparation.base_fit import FitQuery, examine_base
 from harness.models import hub, memory
-from harness.models.memory.shape import shape_of
+from harness.models.shapes import shape_of
 
 LLAMA_3_8B = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,

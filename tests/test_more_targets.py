@@ -8,7 +8,7 @@ import tiny_experiment
 from harness.config import load
 from harness.errors import UserError
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.rows.row_sets import list_further_sets
+from harness.evaluation.row_sets import list_further_sets
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.report import experiment_document, markdown, read, to_json

@@ -11,7 +11,7 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness.methods import qlora
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hardware import dtype
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve

@@ -2,7 +2,7 @@
 
 from typing import get_args, get_type_hints
 
-from harness.evaluation.openers import OPENERS
+from harness.evaluation.runner import OPENERS
 from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
 from harness.training import Weights

@@ -6,7 +6,7 @@ import tiny_experiment
 from harness import config
 from harness.cache import cache_dir, recall
 from harness.evaluation import costs
-from harness.evaluation.costs.pace import Pace, read_pace, record_pace
+from harness.evaluation.costs import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session, run_all
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hardware import Machine

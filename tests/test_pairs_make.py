@@ -11,7 +11,7 @@ from openai_server import Rule, ServerAnswer, serve_model
 
 from harness.config import load
 from harness.data.edit import save
-from harness.data.edit.manifests import payments_for
+from harness.data.edit.row_files import payments_for
 from harness.data.readers import read as read_rows
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session

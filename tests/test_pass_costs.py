@@ -4,18 +4,17 @@ import pytest
 import tiny_methods
 
 from harness.cache import remember
-from harness.models import memory
+from harness.models import memory, pass_costs
 from harness.models.batching import CPU_COSTS, PassCosts, Size, plan
-from harness.models.devices import pass_costs
-from harness.models.devices.pass_costs import (
+from harness.models.hardware import Machine
+from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hub import resolve, shape
+from harness.models.pass_costs import (
     Timings,
     card_costs,
     costs_of,
     solve,
 )
-from harness.models.hardware import Machine
-from harness.models.hf import HFCandidate, ModelHost
-from harness.models.hub import resolve, shape
 from harness.records import Limits
 
 CARD = Machine("cuda", "a card", "bf16", 1.0)

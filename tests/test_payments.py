@@ -7,7 +7,7 @@ import pytest
 from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 
 from harness.data.edit import Edit, EditedRow, save
-from harness.data.edit.manifests import is_taught, payments_for, total_usd
+from harness.data.edit.row_files import is_taught, payments_for, total_usd
 
 PAID = 6.0
 

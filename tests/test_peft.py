@@ -11,7 +11,7 @@ from tiny_model import logits
 
 from harness.errors import CandidateFailed
 from harness.methods import peft
-from harness.models.adapters.against_base import adapter_problems
+from harness.models.against_base import adapter_problems
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.records import Limits

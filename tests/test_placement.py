@@ -11,7 +11,7 @@ from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation import served_bases
 from harness.models import hub, memory
-from harness.models.devices.placement import LEAST_TOKENS, Placement, is_spread, place
+from harness.models.devices import LEAST_TOKENS, Placement, is_spread, place
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
 from harness.progress import SilentProgress

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data import formats
-from harness.data.readers import Row
+from harness.data.text_files import Row
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
 from harness.methods import dpo, lora
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS

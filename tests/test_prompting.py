@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from harness import plugins
 from harness.errors import UserError
-from harness.evaluation.rows.row_sets import prompting_digest
+from harness.evaluation.row_sets import prompting_digest
 from harness.prompting import PromptingContext, compose, describe_prompts, index_sizes, recall
 from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData

@@ -4,7 +4,7 @@ import pytest
 from tiny_methods import CPU
 from tiny_model import logits
 
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hub import quantize, resolve
 from harness.spec import Recipe
 from harness.training.peft_families import families, peft_config

@@ -13,7 +13,7 @@ from harness.cli import main
 from harness.errors import IncompatibleRuns
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.rows.row_sets import suite_sets, target_sets
+from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.models.candidate import script_candidate

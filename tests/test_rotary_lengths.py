@@ -6,7 +6,7 @@ import pytest
 import test_model_families as families
 from tiny_methods import CPU
 
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.tokenization import end_ids

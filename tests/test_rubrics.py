@@ -7,7 +7,7 @@ import pytest
 from harness import config, store
 from harness.config.rubrics import GradedExample, Rubric, Scale, read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges.judge_prompts import (
+from harness.evaluation.judges import (
     answer_key,
     grade_value,
     judge_messages,

@@ -13,7 +13,7 @@ import tiny_experiment
 
 from harness import config, store
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.rows.row_sets import prompting_digest, suite_sets, target_sets
+from harness.evaluation.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs import run_candidate
@@ -163,7 +163,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from harness.data import TaskItems
 from harness.evaluation.session import join_items
-from harness.evaluation.rows.row_sets import identity
+from harness.evaluation.row_sets import identity
 from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from harness import stats
-from harness.evaluation.rows import sampling
-from harness.evaluation.rows.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS
+from harness.evaluation import sampling
+from harness.evaluation.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS
 from harness.records import BLOCK
 
 sizes = st.integers(4 * BLOCK, 12 * BLOCK)

@@ -13,9 +13,9 @@ from harness import config, plugins, store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.methods import lora, scaled
-from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
 from harness.progress import SilentProgress
 from harness.records import Run
@@ -230,7 +230,7 @@ def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
 
 
 def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_path):
-    from harness.models.adapters import tensors_of
+    from harness.models.weight_files import tensors_of
     from harness.regularizers.freeze import match_first_layers
 
     params = lora.Params(r=2, max_steps=1, max_length=200, exclude_modules=match_first_layers(1))

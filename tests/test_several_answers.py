@@ -12,9 +12,9 @@ from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.rows.row_sets import target_sets
-from harness.evaluation.rows.sampled_answers import seed_of, settle
+from harness.evaluation.row_sets import target_sets
 from harness.evaluation.runner import fill
+from harness.evaluation.sampled_answers import seed_of, settle
 from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
 from harness.models.candidate import TextCandidate

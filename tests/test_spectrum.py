@@ -14,11 +14,11 @@ from harness import report as reporting
 from harness.methods import _signal_to_noise as signal_to_noise
 from harness.methods import spectrum
 from harness.methods._signal_to_noise import noise_bound, scan_model, sum_up_scan, top_share
-from harness.models.adapters import tensors_of
 from harness.models.deltas import WEIGHTS, apply_delta
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
+from harness.models.weight_files import tensors_of
 from harness.report.wording import figure_text
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness.errors import CandidateFailed, UserError
 from harness.methods import full
 from harness.models import render_chat
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.tokenization import encode_all

@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness.data import load_task
 from harness.errors import UserError
 from harness.methods import kto
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.spec import Task, TaskData

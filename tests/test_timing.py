@@ -10,17 +10,17 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config, store
-from harness.evaluation.costs.timing import (
+from harness.evaluation.runner import open_weights
+from harness.evaluation.timing import (
     batch_time,
     describe_timing,
     time_requests,
 )
-from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs.run_candidate import row_sets, time_again
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.methods import lora
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter
 from harness.models.hub import resolve

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.evaluation import EvaluationJob, encode_block, evaluate_block
 from harness.evaluation.runner import encode_blocks
 from harness.metrics import load_metrics
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hardware import Machine
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve

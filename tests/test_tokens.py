@@ -10,7 +10,7 @@ from tiny_methods import CPU
 
 from harness.cache import cache_dir
 from harness.methods import dpo, lora
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.training.tokenized import tokenize
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.data import load_task
 from harness.data.formats import every_turn
-from harness.data.readers import Row, Rows
+from harness.data.text_files import Row, Rows
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.spec import Task

@@ -11,11 +11,11 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
-from harness.models.devices.base_loading import load_base
-from harness.models.devices.two_layer_copy import find_copied_engine, two_layer_copy
+from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.loglikelihood import Executor
+from harness.models.two_layer_copy import find_copied_engine, two_layer_copy
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -14,7 +14,7 @@ from openai_server import Rule, serve_model
 
 from harness import plugins
 from harness.comparison.retrieval_use import is_supported
-from harness.evaluation.rows.row_sets import prompting_digest, scoring_digest
+from harness.evaluation.row_sets import prompting_digest, scoring_digest
 from harness.experiment import compare
 from harness.metrics import load_metrics
 from harness.models.candidate import classifier

@@ -10,7 +10,7 @@ from harness import config
 from harness.comparison import check_comparable
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.rows.row_sets import suite_sets
+from harness.evaluation.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight.rounding_noise import measure_noise
 from harness.progress import SilentProgress

@@ -295,7 +295,7 @@ def _print_plan(
     session: "Session", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
 ) -> None:
     """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
-    from harness.evaluation.judges.grade_costs import plan_grades, plan_pairs
+    from harness.evaluation.grade_costs import plan_grades, plan_pairs
     from harness.experiment import judge_of_pairs
     from harness.experiment.preflight import estimate_costs
     from harness.models.hardware import memory

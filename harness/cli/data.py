@@ -16,7 +16,7 @@ from harness.formatting import count, pluralize
 if TYPE_CHECKING:
     from harness.data.columns import Roles
     from harness.data.edit import Edit, EditedRow, SavedEdit
-    from harness.data.readers import Rows
+    from harness.data.text_files import Rows
 
 _SEEN = 1_000  # rows by which the columns of a file are recognised
 
@@ -369,7 +369,7 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     """Name the files that an edit takes beside its rows, each with the digest of its content."""
     from harness.data.edit import digest_of
-    from harness.data.readers import display_path
+    from harness.data.text_files import display_path
 
     named = (
         (option, [{"file": display_path(f), "sha256": digest_of(f)} for f in of])

@@ -197,7 +197,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
 
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
     """Return what rewords: a candidate, or the model behind an address."""
-    from harness.evaluation.openers import sensitive_problems
+    from harness.evaluation.runner import sensitive_problems
     from harness.experiment.generated_rows import candidate_writer, endpoint_writer
 
     of_address = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}

@@ -15,11 +15,10 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
-from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
+from harness.data.cells import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import ContaminatedRow, find_contaminated_rows, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
-from harness.data.splits import augmented_rows
-from harness.data.splits.balanced_folds import assign_folds, describe_folds
+from harness.data.splits import assign_folds, describe_folds
 from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
@@ -233,19 +232,19 @@ def _split(
     """Read a split; what is wrong with its rows is added to `problems`."""
     if not content:
         return SplitExamples([], [])
-    made = augmented_rows.origins(content.rows)
+    made = splits.origins(content.rows)
     if made and split != "train":
         raise UserError(_phrase_augmented_rows(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
     read = items.examples(task, content, notes, documents, problems, all_rows)
     note_unused(task, content, read, notes)
-    return augmented_rows.add_origins(read, made)
+    return splits.add_origins(read, made)
 
 
 def _phrase_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
     """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
-    found, expected = f"an augmented row ({augmented_rows.ORIGIN}: …) in {split}", "rows to train on alone"
+    found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
     step = "remove the row, or name the file under train:"
     problems = [Problem(where, found, expected, step) for where in made]
     return readers.cap_problems(problems, content.shown, "augmented rows")
@@ -290,15 +289,15 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     shown = readers.display_path(task.data.source("train") or "")
     train = [row for row in files.train if row.origin is None]
     if files.train and not train and not (validation and test):
-        raise UserError(augmented_rows.phrase_only_augmented(shown))
+        raise UserError(splits.phrase_only_augmented(shown))
     if task.data.all:
         train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice, leave=2)
     if train and not validation:
         train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
     evaluated = [*validation, *test]
     set_aside = bool(task.data.all) or len(validation) > len(files.validation)
-    train = augmented_rows.keep_with_origins(files.train, train, evaluated, without_original=not set_aside)
-    files.notes.removed.extend(augmented_rows.describe_augmented_left_out(files.train, train, shown))
+    train = splits.keep_with_origins(files.train, train, evaluated, without_original=not set_aside)
+    files.notes.removed.extend(splits.describe_augmented_left_out(files.train, train, shown))
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
         by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""

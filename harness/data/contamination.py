@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from harness.data.examples import SourcedExample
-from harness.data.readers import cap_problems
+from harness.data.text_files import cap_problems
 from harness.errors import Problem
 from harness.formatting import pluralize
 from harness.records import Example, fold_text

@@ -11,15 +11,23 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
-from harness.data.column_types import is_label_list, is_object, join_labels, write_empty_lists
+from harness.data.cells import is_label_list, is_object, join_labels, remove_special, write_empty_lists
 from harness.data.formats import Layout
-from harness.data.formats.preference_rows import read_pair, read_thumb
-from harness.data.formats.ratings import MEND_ROW
-from harness.data.formats.tools import TOOL_FIELDS, add_tools
-from harness.data.formats.turn_parts import text_of_cell, write_json
-from harness.data.formats.turns import add_system, is_plain, join_problems, read_turns, refuse_media, text_of
-from harness.data.readers import Row, Rows, cap_problems, clean_command, file_of
-from harness.data.special_tokens import remove_special
+from harness.data.rated_rows import read_pair, read_thumb
+from harness.data.readers import clean_command, file_of
+from harness.data.text_files import Row, Rows, cap_problems
+from harness.data.tools import TOOL_FIELDS, add_tools
+from harness.data.turns import (
+    MEND_ROW,
+    add_system,
+    is_plain,
+    join_problems,
+    read_turns,
+    refuse_media,
+    text_of,
+    text_of_cell,
+    write_json,
+)
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
 from harness.spec import Fields, Task
@@ -97,8 +105,11 @@ def examples(
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
     twice = _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     found += cap_problems(twice, content.shown, "ids that stand twice")
-    kept = [sourced for sourced in made if _is_closed(sourced.example)]
-    outside = [sourced for sourced in made if not _is_closed(sourced.example)]
+    kept: list[SourcedExample] = []
+    outside: list[SourcedExample] = []
+    for sourced in made:
+        choices, references = sourced.example.choices, sourced.example.references
+        (kept if not choices or set(references) <= set(choices) else outside).append(sourced)
     if task.data.unknown_labels == "error" or not task.labels:
         found += cap_problems([_outside(one) for one in outside], content.shown, "rows of other labels")
     if not kept and not found:
@@ -188,7 +199,8 @@ def documents(content: Rows) -> list[Document]:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
-        return list({document.id: document for document in map(_context, content.rows)}.values())
+        contexts = {text_of(row.fields["context"]): formats.title(row) for row in content.rows}
+        return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
     made = _make_each(content, _document)
     of_rows = [(d.id, row.where) for d, row in zip(made, content.rows, strict=True)]
     problems = _twice(of_rows, content.shown)
@@ -267,11 +279,6 @@ def _name_context(example: Example, row: Row, known: set[str]) -> Example:
     return replace(example, documents=(ident,)) if ident in known and not example.documents else example
 
 
-def _context(row: Row) -> Document:
-    text = text_of(row.fields["context"])
-    return Document(formats.context_id(text), formats.title(row), text)
-
-
 def _example(task: Task, row: Row, name: str) -> Example:
     is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
     own = () if is_text else _texts(row, "choices")
@@ -286,6 +293,8 @@ def _example(task: Task, row: Row, name: str) -> Example:
     references = (_text if only_read else _references)(row, task.fields.reference)
     if task.labels and not own:
         references = tuple(match_label(text, task.labels) or text for text in references)
+    # Documents themselves, as objects in the field, are not ids of the documents that hold the answer.
+    holds_texts = not task.data.documents and is_object(row.fields.get("documents"))
     return Example(
         id=ident,
         messages=() if only_read else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
@@ -293,15 +302,9 @@ def _example(task: Task, row: Row, name: str) -> Example:
         choices=own or task.labels,
         cluster=_fill_own(row, task.fields.cluster, "cluster") or ident,
         slice=_fill_own(row, task.fields.slice, "slice"),
-        documents=_document_ids(task, row),
+        documents=() if holds_texts else _texts(row, "documents"),
         constraints=tuple(row.fields.get("constraints") or ()),
     )
-
-
-def _document_ids(task: Task, row: Row) -> tuple[str, ...]:
-    """Return the ids of the documents that hold the answer; documents themselves are none."""
-    is_other = not task.data.documents and is_object(row.fields.get("documents"))
-    return () if is_other else _texts(row, "documents")
 
 
 def _pair(task: Task, written: Row, name: str) -> Example:
@@ -313,7 +316,9 @@ def _pair(task: Task, written: Row, name: str) -> Example:
     else:
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
     # Pairs in a file of their own need not have the columns that the items' prompt shows.
-    is_asked = row.fields.keys() & {"prompt", "messages"} and not _has_fields(row, task.fields.prompt)
+    is_asked = row.fields.keys() & {"prompt", "messages"} and None in [
+        _value(row, field) for field in FIELD.findall(task.fields.prompt)
+    ]
     prompt = _DEFAULT.prompt if is_asked else task.fields.prompt
     ident = _fill_own(row, None, "id") or name
     cluster = task.fields.cluster if _has_fields(row, task.fields.cluster or "") else None
@@ -470,10 +475,6 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
         return tuple(value)
     found, step = f"{field!r} of another form", f'such as "{field}": ["…", "…"]'
     raise UserError(Problem(row.where, found, "a list of texts", step))
-
-
-def _is_closed(example: Example) -> bool:
-    return not example.choices or set(example.references) <= set(example.choices)
 
 
 def _outside(sourced: SourcedExample) -> Problem:

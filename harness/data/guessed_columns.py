@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns, is_object
+from harness.data.cells import ColumnCells, count_cells, find_mixed_columns, is_object
 from harness.data.columns import (
     ANSWERS,
     CONTEXTS,
@@ -26,9 +26,8 @@ from harness.data.columns import (
     name_in,
 )
 from harness.data.examples import FIELD
-from harness.data.formats.turn_parts import text_of_cell
-from harness.data.formats.turns import HISTORY, SYSTEMS, list_history
-from harness.data.readers import Row, Rows
+from harness.data.text_files import Row, Rows
+from harness.data.turns import HISTORY, SYSTEMS, list_history, text_of_cell
 from harness.errors import Problem, UserError
 
 _OTHER_QUESTIONS = (

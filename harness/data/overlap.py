@@ -29,7 +29,8 @@ from harness.data.contamination import key
 from harness.data.edit.row_files import OutputNames, name_output
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
-from harness.data.readers import Rows, file_of, stream
+from harness.data.readers import file_of, stream
+from harness.data.text_files import Rows
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries

@@ -14,8 +14,7 @@ from harness.data import examples as items_of
 from harness.data.contamination import find_contaminated_rows
 from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
-from harness.data.readers import Row, Rows
-from harness.data.splits import augmented_rows
+from harness.data.text_files import Row, Rows
 from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
@@ -65,12 +64,12 @@ def _read(
     content = readers.read(path, "train")
     if pairs:
         return items_of.pairs(task, content, notes)
-    made = augmented_rows.origins(content.rows)
+    made = splits.origins(content.rows)
     if task.data.turns == "all":
         content = formats.every_turn(content)
     kept = items_of.examples(task, content, notes, items.documents, problems)
     note_unused(task, content, kept, notes)
-    return augmented_rows.add_origins(kept, made).examples
+    return splits.add_origins(kept, made).examples
 
 
 def _drop_contaminated(
@@ -92,8 +91,8 @@ def _drop_contaminated(
     if n := len(rows) - len(kept) - len(found):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
     own = [row for row in kept if row.origin is None]
-    whole, kept = kept, augmented_rows.keep_with_origins(kept, own, [*written, *held])
-    notes.removed.extend(augmented_rows.describe_augmented_left_out(whole, kept, shown))
+    whole, kept = kept, splits.keep_with_origins(kept, own, [*written, *held])
+    notes.removed.extend(splits.describe_augmented_left_out(whole, kept, shown))
     if not kept and whole:
         said = f"only rows made from rows that are evaluated (this is the first of {len(whole):,})"
         raise UserError(

@@ -27,9 +27,12 @@ from harness.data.columns import (
 )
 from harness.data.examples import FIELD, Notes, SourcedExample, SplitExamples
 from harness.data.formats import Layout, layout_of, recognise
-from harness.data.formats.multiple_choice import list_choice_columns
-from harness.data.formats.tools import TOOL_FIELDS
-from harness.data.formats.turns import (
+from harness.data.guessed_columns import may_answer, may_ask
+from harness.data.multiple_choice import list_choice_columns
+from harness.data.splits import AUGMENTED, ORIGIN
+from harness.data.text_files import Row, Rows
+from harness.data.tools import TOOL_FIELDS
+from harness.data.turns import (
     HISTORY,
     MEDIA,
     SYSTEMS,
@@ -39,9 +42,6 @@ from harness.data.formats.turns import (
     list_systems,
     text_of,
 )
-from harness.data.guessed_columns import may_answer, may_ask
-from harness.data.readers import Row, Rows
-from harness.data.splits.augmented_rows import AUGMENTED, ORIGIN
 from harness.formatting import count, percent, pluralize
 from harness.records import Example
 from harness.spec import Fields, Task

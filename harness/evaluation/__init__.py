@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.config import is_judged
 from harness.errors import Problem, Unscored, UserError
-from harness.evaluation.rows.sampled_answers import ItemPrompt, draw_answers, seed_of, settle
+from harness.evaluation.sampled_answers import ItemPrompt, draw_answers, seed_of, settle
 from harness.metrics import Metric, Parts, extremes, is_refusal, normalize
 from harness.models import Candidate
 from harness.prompting import recall

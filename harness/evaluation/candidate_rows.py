@@ -21,7 +21,8 @@ from harness.data import PartName, SourcedExample, TaskItems, suite_contaminatio
 from harness.data.columns import option_text
 from harness.data.edit import OutputNames, is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.overlap import Encode, ReadBy, overlap_notes
-from harness.data.readers import display_path, file_of
+from harness.data.readers import file_of
+from harness.data.text_files import display_path
 from harness.data.training_rows import load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation import costs, lm_eval

@@ -16,7 +16,7 @@ import numpy as np
 from harness import provenance, store
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.rows.row_sets import RowSet, suite_sets, work_of
+from harness.evaluation.row_sets import RowSet, suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
 from harness.models import Candidate

@@ -10,9 +10,9 @@ from typing import Any
 
 from harness import store
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
-from harness.evaluation.judges.grade_reading import GradeReader, UngradedAnswer
-from harness.evaluation.rows.answer_rewards import Rewards, read_stored_rewards, score_rewards
-from harness.evaluation.rows.row_sets import RowSet
+from harness.evaluation.answer_rewards import Rewards, read_stored_rewards, score_rewards
+from harness.evaluation.judges import GradeReader, UngradedAnswer
+from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, SampleResult
 

@@ -19,15 +19,15 @@ from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed, NotStored
 from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
-from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
+from harness.evaluation.costs import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
 from harness.models import Candidate, hub, oom, vllm
-from harness.models.devices import find_copied_engine
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
+from harness.models.two_layer_copy import find_copied_engine
 from harness.progress import Advance, Progress
 from harness.provenance import versions_of
 from harness.records import Example, SampleResult, digest

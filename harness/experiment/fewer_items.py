@@ -13,9 +13,9 @@ from typing import NamedTuple
 from harness import store
 from harness.decision import CandidateFacts, passes_alone
 from harness.errors import IncompatibleRuns
-from harness.evaluation.rows import sampling
-from harness.evaluation.rows.row_sets import rows_version
-from harness.evaluation.rows.sampling import ItemStrata, SamplingPlan
+from harness.evaluation import sampling
+from harness.evaluation.row_sets import rows_version
+from harness.evaluation.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import InterimVerdict, judge_runs
 from harness.experiment.preparation.planned_work import list_measured_bases

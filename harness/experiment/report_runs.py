@@ -10,8 +10,8 @@ from functools import partial
 
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.run_remarks import describe_prompting, describe_trainings, list_remarks

@@ -14,8 +14,8 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.judges.judge_context import ShortContext, short_contexts
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.grade_costs import ShortContext, short_contexts
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.executors import plan_of

@@ -16,7 +16,7 @@ from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import LmEvalTask
-from harness.evaluation.rows.row_sets import suite_sets, work_of
+from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.preparation import join_lm_eval_task
 from harness.experiment.runs.run_candidate import begin

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import Problem, UserError
 from harness.models.hub import ModelSource, architecture_difference
-from harness.models.model_folder import read_config, refuse_damaged
+from harness.models.weight_files import read_config, refuse_damaged
 
 PICKLED = "adapter_model.bin"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from harness.errors import CandidateFailed, Problem
 from harness.methods._elsewhere import PICKLED
-from harness.models.adapters import CONFIG, WEIGHTS
-from harness.models.adapters.against_base import adapter_problems, read_named_base
+from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource
+from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import Method
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec

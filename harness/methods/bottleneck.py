@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.models.deltas import bottleneck_layers as layers
+from harness.models import deltas
 from harness.models.deltas import save_delta
-from harness.models.memory import Shape
+from harness.models.shapes import Shape
 from harness.plugins import Method
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
@@ -48,21 +48,26 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: out of memory, no row fits, the loss was not a number, or a base without such layers.
     """
     folder = context.folder / "delta"
-    activation = params.non_linearity or layers.NON_LINEARITY[params.style]
+    activation = params.non_linearity or deltas.NON_LINEARITY[params.style]
 
-    def form_for(model: Any) -> layers.Bottleneck:
+    def form_for(model: Any) -> deltas.Bottleneck:
         size = params.size_for(model.config.get_text_config().hidden_size)
-        return layers.Bottleneck(params.style, size, activation)
+        return deltas.Bottleneck(params.style, size, activation)
 
     def prepare(model: Any) -> None:
         context.prepare(model)
         model.requires_grad_(False)
         form = form_for(model)
-        model.add_module(layers.FORM, layers.new_bottlenecks(model, form))
-        layers.hook(model, form, getattr(model, layers.FORM))
+        model.add_module(deltas.BOTTLENECK_LAYERS, deltas.new_bottlenecks(model, form))
+        deltas.hook(model, form, getattr(model, deltas.BOTTLENECK_LAYERS))
 
     def save(model: Any, to: Path) -> None:
-        save_delta(to, layers.FORM, form_for(model)._asdict(), getattr(model, layers.FORM).state_dict())
+        save_delta(
+            to,
+            deltas.BOTTLENECK_LAYERS,
+            form_for(model)._asdict(),
+            getattr(model, deltas.BOTTLENECK_LAYERS).state_dict(),
+        )
 
     training = fine_tune(replace(context, prepare=prepare), params, None, folder, save)
     return Weights("delta", delta_digest(folder, context.source.weights_digest), context.folder, training)
@@ -71,7 +76,7 @@ def fit(context: FitContext, params: Params) -> Weights:
 def adapter_parameters(shape: Shape, params: Params) -> int:
     """Count the parameters of new adapters on a model of this shape."""
     size = params.size_for(shape.hidden)
-    return layers.n_parameters(params.style, size, shape.hidden, shape.n_layers)
+    return deltas.n_parameters(params.style, size, shape.hidden, shape.n_layers)
 
 
 METHOD = Method(

@@ -29,10 +29,10 @@ from harness.methods._placeholders import (
     template_problems,
 )
 from harness.models import join_to_plain_text
-from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
-from harness.models.adapters.against_base import adapter_problems, read_named_base
+from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
+from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.plugins import Method
 from harness.records import Curve, Example, TrainingRecord
 from harness.spec import Recipe, Spec

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
 from harness.models.devices import load_base
+from harness.models.weight_files import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
 from harness.plugins import Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec

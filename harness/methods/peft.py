@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import ConfigDict
 
 from harness.errors import Problem
-from harness.models.memory import Shape, lora_parameters
-from harness.models.model_folder import read_config
+from harness.models.memory import lora_parameters
+from harness.models.shapes import Shape
+from harness.models.weight_files import read_config
 from harness.plugins import Method
 from harness.spec import Recipe
 from harness.training import (

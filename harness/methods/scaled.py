@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.methods._init_from import RESCUE, requires_init
-from harness.models.adapters import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
+from harness.models.weight_files import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
 from harness.plugins import InitWeights, Method, RescueSituation, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Spec

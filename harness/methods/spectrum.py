@@ -15,9 +15,10 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.methods._signal_to_noise import scan_model, sum_up_scan, top_share
-from harness.models.deltas import matrices, save_delta
+from harness.models import deltas
+from harness.models.deltas import save_delta
 from harness.models.hardware import dtype
-from harness.models.memory import Shape
+from harness.models.shapes import Shape
 from harness.plugins import Method
 from harness.records import MatrixScan
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
@@ -59,7 +60,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     def save(model: Any, to: Path) -> None:
         kept = dtype(context.machine.precision)
         trained = {name: model.get_submodule(name).weight.to(kept) for name in chosen}
-        save_delta(to, matrices.FORM, {}, trained)
+        save_delta(to, deltas.MATRICES, {}, trained)
 
     training = fine_tune(replace(context, prepare=prepare), params, None, folder, save)
     own = delta_digest(folder, context.source.weights_digest)

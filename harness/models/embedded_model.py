@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from harness.cache import cache_dir
 from harness.errors import HarnessError, Problem, UserError
-from harness.models.memory.shape import Shape
-from harness.models.model_folder import file_checksum
+from harness.models.shapes import Shape
+from harness.models.weight_files import file_checksum
 from harness.progress import quiet_libraries
 from harness.records import checksum
 

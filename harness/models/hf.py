@@ -1,34 +1,27 @@
-"""Language models of transformers in memory: a base, and the adapters that are put on it.
+"""Language models of transformers in memory: a base, and the adapters and soft prompts that are put on it.
 
-Invariant: a base is itself again, bit for bit, when an adapter is taken off.
+Invariant: a base is itself again, bit for bit, when an adapter is taken off. The base's own layers are never
+written; merged copies stand in their place for a while. A layer that adds a sparse update at each pass
+computes what PEFT computes, without gradients. What follows is computed as by PEFT's own forward pass; the
+base model is not changed.
+Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385), Li and Liang 2021
+(arXiv:2101.00190)
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import oom
-from harness.models.adapters import (
-    WEIGHTS,
-    changes_modules,
-    moves_base,
-    own_name,
-    refuse_infinite,
-    tensors_of,
-)
-from harness.models.adapters.against_base import adapter_problems, open_adapter, read_adapter_config
-from harness.models.adapters.merged_layers import compute_in_normal_mode, merge_layers
-from harness.models.adapters.soft_prompts import soft_prompt
+from harness.models import devices, oom
+from harness.models.against_base import adapter_problems, open_adapter, read_adapter_config
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
 from harness.models.candidate import Candidate
 from harness.models.cpu_kernels import prepack
-from harness.models.devices import placement
-from harness.models.devices.base_loading import load_base
-from harness.models.devices.pass_costs import costs_of
-from harness.models.devices.two_layer_copy import find_copied_engine
+from harness.models.devices import load_base
 from harness.models.generation import (
     Continuation,
     PromptReader,
@@ -37,10 +30,21 @@ from harness.models.generation import (
     pick_at_random,
     pick_likeliest,
 )
-from harness.models.hardware import Machine
+from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor, layout_digest
+from harness.models.pass_costs import costs_of
+from harness.models.prefix_cache import empty_cache, windows
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
+from harness.models.two_layer_copy import find_copied_engine
+from harness.models.weight_files import (
+    WEIGHTS,
+    changes_modules,
+    moves_base,
+    own_name,
+    refuse_infinite,
+    tensors_of,
+)
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
 if TYPE_CHECKING:
@@ -164,10 +168,10 @@ class ModelHost:
         source: ModelSource,
         machine: Machine,
         scoring_engine: str | None = None,
-        room: placement.Room | None = None,
+        room: devices.Room | None = None,
     ) -> None:
         self.source, self.machine = source, machine
-        placed = placement.place(source, machine, room or placement.free_room(machine))
+        placed = devices.place(source, machine, room or devices.free_room(machine))
         self.model, self.tokenizer = load_base(source, machine, placed=placed)
         self.model.eval()
         prepack(self.model)
@@ -190,7 +194,7 @@ class ModelHost:
                 cannot be opened: it does not fit the base, holds weights that are not numbers, or was to be
                 merged and cannot be.
         """
-        placement.refuse_offloaded(self.model)
+        devices.refuse_offloaded(self.model)
         with ExitStack() as stack:
             with _explain_unopened(folder):
                 refuse_infinite(folder)
@@ -278,3 +282,105 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
     """Serve a candidate with its adapter merged (see `merged_layers`); what has none is left as it is."""
     with merge_layers(candidate.model) if isinstance(candidate, HFCandidate) else nullcontext():
         yield
+
+
+@contextmanager
+def merge_layers(model: Any) -> Iterator[bool]:
+    """Put merged copies of the layers that an adapter changes into a model; undone afterwards.
+
+    Yields whether it did. Left as it is: what has no adapter, one that is more than low-rank updates of
+    unquantised linear layers, and one for whose copies there is no memory.
+    """
+    places = _low_rank_layers(model)
+    try:
+        for parent, name, layer in places:
+            setattr(parent, name, _merge_layer(layer))
+        yield bool(places)
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)
+
+
+def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
+    """List an adapter's layers that can be merged, with their places; none where one of them cannot."""
+    if not hasattr(model, "peft_config") or devices.is_spread(model.get_base_model()):
+        return []
+    import torch
+    from peft.tuners import lora
+
+    def is_more(layer: Any) -> bool:
+        return bool(layer.lora_variant) or any(layer.lora_bias.values())
+
+    places: list[tuple[Any, str, Any]] = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, lora.LoraLayer)
+    ]
+    plain = all(
+        type(layer) is lora.Linear and type(layer.base_layer) is torch.nn.Linear and not is_more(layer)
+        for _, _, layer in places
+    )
+    n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
+    return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
+
+
+def _merge_layer(layer: Any) -> Any:
+    """Return a linear layer of a layer's weights and its adapter's together, rounded once."""
+    import torch
+
+    base = layer.base_layer
+    with torch.no_grad():
+        weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
+        weight = weight.to(base.weight.dtype)
+    made = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+    made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
+    prepack(made)
+    return made
+
+
+def compute_in_normal_mode(model: Any) -> None:
+    """Let the layers that add sparse updates leave inference mode while they compute.
+
+    On a CPU several threads add a sparse matrix to one that is stored by columns (see `cpu_kernels`). They
+    are not in inference mode, and may not write to a tensor that was made in it.
+    """
+    from peft.tuners.shira.layer import ShiraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, ShiraLayer):
+            forward = partial(_compute, layer.forward)  # type: ignore[attr-defined]
+            setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
+
+
+def _compute(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return forward(*args, **kwargs)
+
+
+_AS_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
+
+
+def soft_prompt(model: Any, engine: str) -> "Cache":
+    """Return the keys and values of the soft prompt of a PEFT model, one row.
+
+    Raises:
+        CandidateFailed: the base does not keep all keys, or ignores the masks that packed rows need.
+    """
+    import torch
+
+    base = model.get_base_model()
+    if engine != "packed" or any(windows(base.config) or ()):
+        reason = "a soft prompt needs a base whose layers all attend to everything that was read"
+        raise CandidateFailed(reason, "another peft_type, as LORA")
+    with torch.inference_mode():
+        learned = model.get_prompt(batch_size=1)
+        if model.active_peft_config.peft_type in _AS_KEYS:
+            keys: Cache = learned
+            return keys
+        cache = empty_cache(base)
+        embeddings = learned.to(base.get_input_embeddings().weight.dtype)
+        base(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache

@@ -1,6 +1,8 @@
-"""Model resolution: from a model's name to a folder on disk, the embedded one, a local one or the hub's.
+"""Model resolution: from a model's name to a folder on disk, and the chat template of each base.
 
 Invariant: a model is named by the digests of its files; what is refused is refused before weights are read.
+Chat prompts are for bases that have a template, and one that the experiment names was tried on each of them
+before anything is trained by it.
 """
 
 import json
@@ -12,8 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import Problem, UserError, did_you_mean, refuse, refuse_unreadable
-from harness.models.adapters import Tensor, expert_parameters, parameters_of
-from harness.models.chat_templates import join_system, put_template, special_tokens_of
+from harness.models.chat_templates import (
+    join_system,
+    put_template,
+    read_template,
+    special_tokens_of,
+    template_names,
+    template_problems,
+)
 from harness.models.embedded_model import (
     NAMES,
     SHAPE,
@@ -22,7 +30,7 @@ from harness.models.embedded_model import (
     is_unpacked,
     unpack,
 )
-from harness.models.memory.shape import (
+from harness.models.shapes import (
     UNPACKED,
     Shape,
     complete_config,
@@ -30,11 +38,14 @@ from harness.models.memory.shape import (
     quantization_method,
     shape_of,
 )
-from harness.models.model_folder import (
+from harness.models.weight_files import (
     SAFETENSORS,
+    Tensor,
     content_digest,
+    expert_parameters,
     find_matching,
     map_stored_tensors,
+    parameters_of,
     pickled_problems,
     read_config,
     refuse_damaged,
@@ -42,7 +53,7 @@ from harness.models.model_folder import (
     weights_files,
 )
 from harness.records import digest, parse_json, read_object
-from harness.spec import HUB
+from harness.spec import HUB, Experiment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -372,3 +383,51 @@ def _phrase_gated(where: str, name: str) -> Problem:
     found = "a model whose licence has to be accepted first"
     step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
     return Problem(where, found, "one that this account may fetch", step)
+
+
+def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    """Return the models of an experiment, those without a chat template with the one that it names.
+
+    Raises:
+        UserError: tasks are prompted in chat of a base without a template; or a template is named that cannot
+            be used, or that no base needs.
+    """
+    lacking = [name for name, source in sources.items() if _lacks_template(source)]
+    if experiment.chat_template is not None:
+        return {**sources, **_complete(experiment.chat_template, {name: sources[name] for name in lacking})}
+    in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
+    if in_chat and lacking:
+        raise UserError([_phrase_no_template(name, in_chat) for name in lacking])
+    return dict(sources)
+
+
+def _lacks_template(source: ModelSource) -> bool:
+    return not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
+
+
+def _phrase_no_template(name: str, in_chat: list[str]) -> Problem:
+    known = ", ".join(template_names())
+    return Problem(
+        f"base_model {name}",
+        f"a tokenizer without a chat template, and tasks prompted in chat: {', '.join(in_chat)}",
+        "an instruction-tuned model, or a template for this one",
+        f"chat_template: {known.replace(', ', ' or ')} in harness.yaml, choose an instruct model, "
+        "or set chat_template: false on these tasks",
+    )
+
+
+def _complete(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    text = read_template(written)
+    if not lacking:
+        found, expected = f"{written}, and every base has a template of its own", "a base without one"
+        raise UserError(Problem("chat_template", found, expected, "remove chat_template"))
+    made = {name: set_template(source, text) for name, source in lacking.items()}
+    problems = [p for source in made.values() for p in _problems(source, f"chat_template {written}")]
+    refuse(problems)
+    return made
+
+
+def _problems(source: ModelSource, where: str) -> Iterator[Problem]:
+    tokenizer = load_tokenizer(source)
+    ends = [*map_end_tokens(source, tokenizer).values()]
+    yield from template_problems(tokenizer, ends, f"{where}, {source.name}")

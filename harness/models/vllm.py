@@ -26,11 +26,11 @@ from urllib.request import ProxyHandler, Request, build_opener
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, refuse
 from harness.models import openai_api, supervision
-from harness.models.adapters import refuse_infinite
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import end_ids
+from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
 from harness.spec import VllmPolicy

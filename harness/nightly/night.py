@@ -15,9 +15,9 @@ from harness import comparison, config, provenance, store
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, Problem, UserError, one_line
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judges.grading import check_judge
-from harness.evaluation.judges.judging_stage import grade_rows
-from harness.evaluation.rows.row_sets import RowSet
+from harness.evaluation.grading import check_judge
+from harness.evaluation.judging_stage import grade_rows
+from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import Scope, ensure_weights, judge_labels, prepare_session, refuse_folds, stands_on
 from harness.models.openai_api import PROTOCOLS

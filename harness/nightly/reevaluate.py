@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import gating, store
-from harness.evaluation.judges.judging_stage import grade_rows
-from harness.evaluation.rows.row_sets import RowSet
+from harness.evaluation.judging_stage import grade_rows
+from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize

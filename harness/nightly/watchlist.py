@@ -11,7 +11,7 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.rows.row_sets import RowSet, list_further_test_sets, suite_sets, target_sets
+from harness.evaluation.row_sets import RowSet, list_further_test_sets, suite_sets, target_sets
 from harness.evaluation.session import Session
 from harness.experiment import load_study
 from harness.models.hub import ModelSource

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO, NamedTuple
 
-from harness.data.readers import refuse_bomb
+from harness.data.text_files import refuse_bomb
 from harness.errors import Problem, UserError, refuse_unreadable
 from harness.records import Status, canonical_json, digest, parse_json
 from harness.release.eval_logs import (

@@ -14,7 +14,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.data.readers import open_text
+from harness.data.text_files import open_text
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.records import parse_json, read_object
 from harness.release.eval_logs import (

@@ -12,7 +12,7 @@ from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.rows.row_sets import suite_sets
+from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
 from harness.experiment import Reader, ensure_weights, suite_arm
 from harness.experiment.runs import run_candidate

@@ -17,7 +17,7 @@ from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, d
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
-from harness.evaluation.rows.row_sets import rows_version, scoring_digest
+from harness.evaluation.row_sets import rows_version, scoring_digest
 from harness.experiment import (
     Study,
     add_lm_eval,

@@ -13,7 +13,7 @@ from harness import formatting, plugins
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.rows.row_sets import (
+from harness.evaluation.row_sets import (
     RunRequest,
     list_further_sets,
     suite_sets,

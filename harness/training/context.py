@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
+from harness.models.weight_files import adapter_digest, model_digest
 from harness.progress import Advance
 from harness.records import Example, TrainingRecord
 from harness.regularizers import Regularize

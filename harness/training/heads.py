@@ -20,7 +20,7 @@ from harness.models import TextCandidate, TextTable, oom
 from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, resolve
-from harness.models.model_folder import content_digest
+from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop

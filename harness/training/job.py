@@ -21,7 +21,7 @@ from harness.masking import mask_values
 from harness.models import hardware
 from harness.models.hardware import Load, Machine
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.model_folder import weights_bytes
+from harness.models.weight_files import weights_bytes
 from harness.progress import Advance
 from harness.provenance import versions_of
 from harness.records import Example, canonical_json, drop_defaults, load

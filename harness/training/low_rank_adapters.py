@@ -12,8 +12,9 @@ from pydantic import Field
 
 from harness.errors import Problem
 from harness.models.devices import load_base
-from harness.models.memory import Shape, lora_parameters
-from harness.models.model_folder import read_config
+from harness.models.memory import lora_parameters
+from harness.models.shapes import Shape
+from harness.models.weight_files import read_config
 from harness.plugins import InitWeights, Method
 from harness.progress import quiet_libraries
 from harness.records import TrainingRecord

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 from pydantic import ValidationError, create_model
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
-from harness.models.adapters import CONVERTED, WEIGHTS, describe_beside_low_rank
+from harness.models.weight_files import CONVERTED, WEIGHTS, describe_beside_low_rank
 from harness.progress import quiet_libraries
 from harness.training.refused_families import (
     ADAPTED_HEAD,

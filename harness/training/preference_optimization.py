@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from harness.models.adapters import adapter_digest
 from harness.models.loglikelihood import Executor
+from harness.models.weight_files import adapter_digest
 from harness.provenance import environment_digest, versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import heldout

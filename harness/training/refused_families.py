@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import Problem
 from harness.models import windows
-from harness.models.adapters import CONVERTED
+from harness.models.weight_files import CONVERTED
 from harness.spec import Recipe
 
 if TYPE_CHECKING:

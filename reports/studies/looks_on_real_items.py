@@ -21,7 +21,7 @@ import numpy as np
 from scipy import special
 
 from harness import stats, store
-from harness.evaluation.rows import sampling
+from harness.evaluation import sampling
 from reports.studies.real_items import BENCHMARKS, MACRO_DELTAS, POLICY, WIDTH, Half, pairs
 
 MARGIN, ALPHA, POWER = 0.02, POLICY.alpha, 0.9

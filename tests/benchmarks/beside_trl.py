@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import peaks
 
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.training import FitContext, LowRankParams, lora_config, low_rank
 from harness.training import trainer as loop
 from harness.training.sft import _rows

@@ -14,7 +14,7 @@ from bench_page import Row
 
 from harness.models.batching import common_length
 from harness.models.hardware import Machine, _gflops
-from harness.models.memory.shape import Shape
+from harness.models.shapes import Shape
 
 SHARE_GOAL = 65  # % of the GEMM peak
 # Kinds of work, by torch's names of the operators that do it on a CPU.

@@ -23,11 +23,11 @@ from peaks import forget, peak_gb
 
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.metrics import load_metrics
-from harness.models.adapters import adapter_digest
-from harness.models.devices.base_loading import load_base
+from harness.models.devices import load_base
 from harness.models.hardware import Machine, probe
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
+from harness.models.weight_files import adapter_digest
 from harness.records import Example, RowsIdentity
 from harness.spec import Task, TaskData
 from harness.training.low_rank_adapters import LoraParams, lora_config

@@ -16,11 +16,11 @@ from bench_page import Row, Table
 from lm_eval_mirror import cut_mirror
 from peaks import ScoringCounter, forget, peak_gb, peak_gflops, profile_operators, share_row
 
-from harness.evaluation.rows.row_sets import suite_sets
+from harness.evaluation.row_sets import suite_sets
 from harness.experiment import standalone
 from harness.models.hardware import Machine, probe
 from harness.models.hf import HFCandidate
-from harness.models.memory.shape import shape_of
+from harness.models.shapes import shape_of
 from harness.progress import SilentProgress
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))

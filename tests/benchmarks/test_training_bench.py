@@ -18,7 +18,7 @@ from bench_page import Row, Table
 from beside_trl import train_by_harness, train_by_trl
 
 from harness import config
-from harness.evaluation.rows.row_sets import prompting_step
+from harness.evaluation.row_sets import prompting_step
 from harness.experiment import Scope, prepare_session
 from harness.models import hub, memory
 from harness.models.hardware import probe

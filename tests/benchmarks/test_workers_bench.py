@@ -19,7 +19,7 @@ from bench_page import Row, Table
 from commands import run
 
 from harness import config
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors.journal import Journal, Outcome

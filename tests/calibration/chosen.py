@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.decision import CandidateFacts, Family, place_in_family
-from harness.evaluation.rows import sampling
+from harness.evaluation import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
 from harness.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
 from harness.gating.halves import HALVES

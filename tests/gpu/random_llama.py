@@ -13,7 +13,7 @@ from typing import NamedTuple
 from harness.models import memory as footprint
 from harness.models.hardware import Machine, dtype, memory
 from harness.models.hub import ModelSource
-from harness.models.memory.shape import Shape
+from harness.models.shapes import Shape
 from harness.records import BLOCK
 
 

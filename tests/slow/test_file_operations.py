@@ -12,7 +12,7 @@ import tiny_experiment
 from tiny_experiment import read_all_rows
 
 from harness import config
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors import worker as workers
 from harness.experiment.executors.journal import Outcome

@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
-from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns, write_empty_lists
+from harness.data.cells import (
+    FORMS,
+    ColumnCells,
+    count_cells,
+    find_mixed_columns,
+    read_date,
+    write_empty_lists,
+)
 from harness.data.columns import (
     PAIRS,
     QuestionAndAnswers,
@@ -27,13 +34,12 @@ from harness.data.columns import (
     find_reading_roles,
     read_question_and_answers,
 )
-from harness.data.edit.repeats import fold_row
-from harness.data.edit.written_answers import WrittenAnswer, list_written_answers
+from harness.data.edit.changes import WrittenAnswer, list_written_answers
+from harness.data.edit.dedup import fold_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
-from harness.data.formats.dates import FORMS, read_date
 from harness.data.guessed_columns import LONGEST_LABEL, label_set
-from harness.data.readers import Row, cap_problems
+from harness.data.text_files import Row, cap_problems
 from harness.data.unused import Unused, UnusedCounter
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.records import Example

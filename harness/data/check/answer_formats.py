@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt, mask_text
-from harness.data.edit.spellings import commonest_spellings, several_spellings
+from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.formatting import pluralize
 
 _FORMS: dict[str, Callable[[str], bool]] = {

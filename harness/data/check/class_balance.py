@@ -14,7 +14,7 @@ from math import exp, log
 
 from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import RowTable
-from harness.data.edit.spellings import unify_spellings
+from harness.data.edit.changes import unify_spellings
 
 _FEWEST = 5  # a fifth of fewer rows is less than one row
 

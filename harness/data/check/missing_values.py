@@ -7,10 +7,10 @@ listed as a column that may hold the context; all else are counts.
 from collections import Counter
 from collections.abc import Iterator
 
+from harness.data.cells import ColumnCells
 from harness.data.check import CheckContext, Finding, Severity
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.column_types import ColumnCells
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
 from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys, name_media

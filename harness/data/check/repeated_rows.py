@@ -17,7 +17,7 @@ import numpy as np
 from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.edit.repeats import NormalizedRow, fold_row, near_repeats, stand_on_same
+from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import EMBEDDINGS, Encode, repeats_by_sense
 

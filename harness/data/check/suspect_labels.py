@@ -20,7 +20,7 @@ from typing import NamedTuple
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.edit.spellings import unify_spellings
+from harness.data.edit.changes import unify_spellings
 
 _FOLDS = 5
 _FEWEST = 5  # rows of a class, one for each fold

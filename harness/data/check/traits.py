@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
-from harness.data.edit.manifests import find_grouping_column
+from harness.data.edit.row_files import find_grouping_column
 
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST = 20  # rows of each side

@@ -5,7 +5,8 @@ reason, and one that a model adds says so and names the row that it was made fro
 and seed give the same bytes.
 """
 
-from harness.data.edit.change import Change, EditedRow, drop
+from harness.data.cells import cut_special, find_special
+from harness.data.edit.changes import Change, EditedRow, drop
 from harness.data.edit.clean import CleaningOptions, clean, spellings_in
 from harness.data.edit.decisions import (
     RowDecision,
@@ -15,9 +16,19 @@ from harness.data.edit.decisions import (
     open_decisions,
     read_decisions,
 )
-from harness.data.edit.manifests import is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.edit.mix import RowIds, RowMixture, draw, mix, refuse_no_rows, refuse_other_layouts, sample
-from harness.data.edit.row_files import OutputNames, free_folders, name_output, new_name, row_suffix
+from harness.data.edit.row_files import (
+    OutputNames,
+    free_folders,
+    is_taught,
+    n_rows_of,
+    name_output,
+    new_name,
+    payments_for,
+    row_suffix,
+    take_share,
+    total_usd,
+)
 from harness.data.edit.save import (
     Edit,
     SavedEdit,
@@ -29,4 +40,3 @@ from harness.data.edit.save import (
     save_split,
 )
 from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
-from harness.data.special_tokens import cut_special, find_special

@@ -11,11 +11,11 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from harness.data.columns import CONTEXT, Roles, read_question_and_answers
-from harness.data.edit.change import Change, EditedRow
+from harness.data.edit.changes import Change, EditedRow
 from harness.data.edit.dedup import dedup
 from harness.data.near_duplicates import THRESHOLD, are_alike
-from harness.data.readers import Row
-from harness.data.splits.augmented_rows import AUGMENTED, ORIGIN, SOURCE, is_augmented
+from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented
+from harness.data.text_files import Row
 from harness.records import fold_text
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")

@@ -13,18 +13,27 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
-from harness.data.column_types import find_objects
+from harness.data.cells import find_objects, remove_special
 from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
-from harness.data.edit.change import Change, EditedRow, drop
+from harness.data.edit.changes import (
+    Change,
+    EditedRow,
+    Keys,
+    answer_at,
+    commonest_spellings,
+    describe_no_labels,
+    drop,
+    label_places,
+    list_written_answers,
+    put_answer,
+    several_spellings,
+)
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
-from harness.data.edit.spellings import commonest_spellings, describe_no_labels, several_spellings
-from harness.data.edit.written_answers import Keys, answer_at, label_places, list_written_answers, put_answer
 from harness.data.formats import THUMB_DOWN, Layout
-from harness.data.formats.multiple_choice import CHOICES
 from harness.data.guessed_columns import label_set
-from harness.data.readers import Row
-from harness.data.special_tokens import remove_special
+from harness.data.multiple_choice import CHOICES
+from harness.data.text_files import Row
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from harness.data import readers
 from harness.data.columns import PAIRS, Roles, are_rated, columns_of, join_texts
 from harness.data.examples import FIELD
-from harness.data.readers import Row
+from harness.data.text_files import Row
 from harness.errors import Problem, UserError
 from harness.records import checksum, parse_json
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from harness.data import formats
 from harness.data.columns import find_roles
-from harness.data.edit.change import NOT_DRAWN, Change, EditedRow, drop
-from harness.data.formats.multiple_choice import settle_forms
-from harness.data.readers import Row, Rows
-from harness.data.splits.augmented_rows import ORIGIN
+from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow, drop
+from harness.data.multiple_choice import settle_forms
+from harness.data.splits import ORIGIN
+from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 

@@ -24,8 +24,9 @@ from harness import __version__
 from harness.cache import sync
 from harness.data import readers
 from harness.data.columns import join_texts
-from harness.data.edit.change import NOT_DRAWN, Change, EditedRow
-from harness.data.edit.manifests import (
+from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow
+from harness.data.edit.row_files import (
+    KINDS,
     MANIFEST,
     SPLIT_MANIFEST,
     TAUGHT,
@@ -36,12 +37,13 @@ from harness.data.edit.manifests import (
     manifest_of,
     n_rows_of,
     payments_for,
+    row_suffix,
     take_share,
     total_usd,
+    write_rows,
 )
-from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import SplitRows
-from harness.data.readers import Row
+from harness.data.text_files import Row
 from harness.errors import Problem, UserError, as_argument
 from harness.provenance import versions_of
 from harness.records import canonical_json, checksum

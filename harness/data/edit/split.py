@@ -10,21 +10,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from harness.data.cells import FORMS, are_days, read_moment
 from harness.data.columns import Roles, read_question_and_answers
-from harness.data.edit.change import Change
+from harness.data.edit.changes import Change
 from harness.data.examples import SourcedExample, SourceText
-from harness.data.formats.dates import FORMS, are_days, read_moment
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
-from harness.data.readers import Row, Rows, cap_problems
-from harness.data.splits import groups_of, set_aside
-from harness.data.splits.augmented_rows import is_augmented, origins, phrase_only_augmented
-from harness.data.splits.balanced_folds import (
+from harness.data.splits import (
     deal,
     find_clashing_classes,
+    groups_of,
+    is_augmented,
     labels_of,
+    origins,
+    phrase_only_augmented,
     scarce_classes,
+    set_aside,
     spread_labels,
 )
+from harness.data.text_files import Row, Rows, cap_problems
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.records import Example, fold_text

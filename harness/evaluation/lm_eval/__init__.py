@@ -18,11 +18,18 @@ from harness.data import TaskItems
 from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob
 from harness.evaluation.lm_eval import metadata, registry, tasks
-from harness.evaluation.lm_eval import metrics as scores
+from harness.evaluation.lm_eval import requests as scores
 from harness.evaluation.lm_eval.metadata import Description
-from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
 from harness.evaluation.lm_eval.registry import datasets_folder, names
-from harness.evaluation.lm_eval.requests import RequestResponse, UnfitRequest, answer, encode_requests
+from harness.evaluation.lm_eval.requests import (
+    RequestResponse,
+    Score,
+    UnfitRequest,
+    answer,
+    encode_requests,
+    metric_of,
+    parts_of,
+)
 from harness.evaluation.lm_eval.tasks import sample_records
 from harness.metrics import Metric, is_refusal
 from harness.models import Candidate

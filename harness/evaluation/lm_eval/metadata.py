@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.cache import cache_dir, recall, remember
 from harness.errors import Problem, UserError
-from harness.evaluation.lm_eval import metrics, registry, tasks
+from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.evaluation.lm_eval.requests import limits_of
 from harness.provenance import versions_of
 from harness.records import digest, reader
@@ -38,7 +38,7 @@ class Description:
 
     version: str
     kind: Kind
-    scores: tuple[metrics.Score, ...]
+    scores: tuple[requests.Score, ...]
     left_out: tuple[str, ...]
     max_new_tokens: int
     num_fewshot: int
@@ -92,7 +92,7 @@ def _key(
 
 
 def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, where: str) -> Description:
-    scores = [metrics.scores_of(task) for task in loaded]
+    scores = [requests.scores_of(task) for task in loaded]
     kinds = {task.OUTPUT_TYPE for task in loaded}
     if len(kinds) > 1 or any(task_scores != scores[0][0] for task_scores, _ in scores):
         problem = "a group whose tasks are scored in different ways"

@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from harness.errors import HarnessError, Problem, UserError
-from harness.evaluation.lm_eval.metrics import Score
 from harness.evaluation.lm_eval.registry import RegisteredTask, local_copy
-from harness.evaluation.lm_eval.requests import is_sampled
+from harness.evaluation.lm_eval.requests import Score, is_sampled
 from harness.progress import quiet_libraries
 from harness.records import SampleResult, canonical_json, pieces
 

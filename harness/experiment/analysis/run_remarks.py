@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
 from harness.evaluation import has_instruction
-from harness.evaluation.costs.timing import describe_timing
 from harness.evaluation.session import Session
+from harness.evaluation.timing import describe_timing
 from harness.experiment.analysis.study import Study
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.k_fold import fold_sessions

@@ -29,15 +29,15 @@ from harness.data import Split
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import JudgedMetric, open_judged, read_stored_grades
-from harness.evaluation.judges.answer_pairs import (
+from harness.evaluation.judging_stage import (
     Preferences,
     answers_differ,
+    grade_all,
     list_ungraded_pairs,
     map_shown_pairs,
     pair_rows,
     preferences,
 )
-from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
 from harness.experiment.analysis.human_labels import correct_reached, describe_reached, judge_labels
 from harness.experiment.analysis.study import Study, is_of_recipe

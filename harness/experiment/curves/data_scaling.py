@@ -15,7 +15,7 @@ from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.rows.row_sets import RunRequest, target_sets, total_work
+from harness.evaluation.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.k_fold import refuse_folds

@@ -14,8 +14,8 @@ from harness.errors import Problem
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.judges.judging_stage import answer_and_score
-from harness.evaluation.rows.row_sets import prompting_step, suite_set, target_sets, work_of
+from harness.evaluation.judging_stage import answer_and_score
+from harness.evaluation.row_sets import prompting_step, suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.capability_on_validation import capability_change, mean_score
 from harness.experiment.weights.weights_folder import processes_of

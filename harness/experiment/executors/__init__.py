@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.executors.journal import TRIES, Journal
 from harness.experiment.executors.starters import Starter, open_starter

@@ -13,11 +13,10 @@ import numpy as np
 from harness import plugins
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges import JudgedMetric, key_problems
-from harness.evaluation.judges.grade_costs import GradeAccount
-from harness.evaluation.judges.grade_reading import GradeReader
-from harness.evaluation.judges.judging_stage import grade_all
-from harness.evaluation.rows.row_sets import prompting_step
+from harness.evaluation.grade_costs import GradeAccount
+from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
+from harness.evaluation.judging_stage import grade_all
+from harness.evaluation.row_sets import prompting_step
 from harness.evaluation.session import Session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.metrics import item_scores

@@ -16,7 +16,7 @@ from harness.data.edit import Change, EditedRow, draw
 from harness.data.edit.augment import QuestionText, Rewording, augment, find_question
 from harness.data.examples import read_example
 from harness.data.overlap import overlaps
-from harness.data.readers import Row, Rows
+from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of
 from harness.evaluation.session import Session

@@ -15,11 +15,11 @@ from harness.data import Notes, SourcedExample, readers, splits
 from harness.data import examples as items_of
 from harness.data.edit import Change, Edit, EditedRow, drop
 from harness.data.examples import FIELD
-from harness.data.readers import Row
+from harness.data.text_files import Row
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation import seed_of
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
+from harness.evaluation.row_sets import prompting_digest, prompting_step
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.asking import (
     AnswerBook,

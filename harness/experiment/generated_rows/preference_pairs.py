@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from harness.data import SourcedExample, splits
 from harness.data.edit import Change, Edit, EditedRow
-from harness.data.readers import Row
+from harness.data.text_files import Row
 from harness.errors import Problem, UserError
 from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files, training_data
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
+from harness.evaluation.row_sets import prompting_digest, prompting_step
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
 from harness.experiment.generated_rows.asking import TOO_LONG, BudgetedWriter, PromptRequest, WriterUsage

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.data.edit import digest_of
-from harness.data.readers import display_path
+from harness.data.text_files import display_path
 from harness.errors import Problem, UserError
 from harness.evaluation import seed_of
 from harness.evaluation.session import Session

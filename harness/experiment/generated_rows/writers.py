@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.cache import cache_dir
 from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows
-from harness.data.readers import display_path
+from harness.data.text_files import display_path
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import refuse_or_note

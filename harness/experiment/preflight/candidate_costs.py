@@ -14,7 +14,7 @@ from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.rows.row_sets import (
+from harness.evaluation.row_sets import (
     RowSet,
     list_further_sets,
     prompting_step,
@@ -29,8 +29,8 @@ from harness.experiment.weights.weights_folder import processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
-from harness.models.memory import Shape
-from harness.models.model_folder import weights_bytes
+from harness.models.shapes import Shape
+from harness.models.weight_files import weights_bytes
 from harness.records import BLOCK, Run, TrainingRecord
 from harness.spec import Recipe
 

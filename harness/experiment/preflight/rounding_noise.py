@@ -11,7 +11,7 @@ from harness.errors import Problem, UserError
 from harness.evaluation import EvaluationJob
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import reevaluate
-from harness.evaluation.rows.row_sets import suite_sets
+from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
 from harness.models import Candidate, Size

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.models.adapters import CONFIG
+from harness.models.weight_files import CONFIG
 from harness.records import read_object
 from harness.spec import Recipe
 

@@ -15,11 +15,19 @@ from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
-from harness.models import embedded_model, hub, memory
-from harness.models.adapters import CONFIG, Tensor, expert_parameters, parameters_of
+from harness.models import embedded_model, hub, memory, shapes
 from harness.models.hub import ModelSource
-from harness.models.memory import Peak, Shape
-from harness.models.model_folder import map_stored_tensors, read_config, refuse_damaged
+from harness.models.memory import Peak
+from harness.models.shapes import Shape
+from harness.models.weight_files import (
+    CONFIG,
+    Tensor,
+    expert_parameters,
+    map_stored_tensors,
+    parameters_of,
+    read_config,
+    refuse_damaged,
+)
 from harness.records import Run, read_object
 from harness.spec import HUB
 
@@ -89,13 +97,13 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
     """
     refuse(_unusable(query))
     config, tensors = _headers(name)
-    counted = parameters_of(tensors, memory.find_packed_bits(config))
+    counted = parameters_of(tensors, shapes.find_packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
     in_experts = float(expert_parameters(counted))
-    shape = memory.shape_of(config, sum(counted.values()), n_bytes, in_experts or None)
+    shape = shapes.shape_of(config, sum(counted.values()), n_bytes, in_experts or None)
     if shape is None or not counted:
         found = "a configuration without layers, widths or weights" if counted else "no safetensors"
-        if memory.complete_config(config).get("is_encoder_decoder"):
+        if shapes.complete_config(config).get("is_encoder_decoder"):
             found = "an encoder with a decoder"
         expected = "config.json of a causal language model, and its weights as safetensors"
         raise UserError(Problem(f"--base {name}", found, expected, "a language model of transformers"))
@@ -103,8 +111,8 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         found = f"experts of {shape.in_experts:,.0f} parameters, and weights of {shape.n_parameters:,.0f}"
         step = "the config.json that was published with the weights"
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
-    quantized = memory.quantization_method(config)
-    notes = tuple(_notes(quantized, is_rough=memory.has_other_layers(config)))
+    quantized = shapes.quantization_method(config)
+    notes = tuple(_notes(quantized, is_rough=shapes.has_other_layers(config)))
     return BaseFit(
         name, sum(counted.values()), shape.active, shape, query, ways(shape, query, quantized), notes
     )
@@ -134,8 +142,8 @@ def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
             f"its files are quantised ({quantized}), and take the memory of their headers; QLoRA and "
             f"{_WHOLE} take a base in 16 bits"
         )
-    if quantized in memory.UNPACKED:
-        yield memory.UNPACKED[quantized]
+    if quantized in shapes.UNPACKED:
+        yield shapes.UNPACKED[quantized]
 
 
 def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
@@ -184,7 +192,7 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
     adapts = name == "prompting" or not quantized or quantized in _ADAPTED
     if adapts:
         yield name, shape
-    if quantized in memory.UNPACKED or not adapts:
+    if quantized in shapes.UNPACKED or not adapts:
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
@@ -237,7 +245,7 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):
             continue
-        said = memory.quantization_method(read_config(base.path))
+        said = shapes.quantization_method(read_config(base.path))
         if said not in ("", "bitsandbytes"):
             found = f"{base.quantization} of {base.name}, whose files are quantised already ({said})"
             yield Problem(where, found, "a base in 16 bits", "method: lora on the files as they are")

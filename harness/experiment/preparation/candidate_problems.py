@@ -14,7 +14,7 @@ from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidate_rows import regularization_problems, training_data
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
-from harness.evaluation.openers import sensitive_problems
+from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import check_tracking, plan_tracked_steps
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
@@ -24,9 +24,9 @@ from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
 from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models import hub, openai_api, vllm
-from harness.models.adapters import describe_beside_low_rank
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
+from harness.models.weight_files import describe_beside_low_rank
 from harness.regularizers import layer_problems
 from harness.report import trackers
 from harness.spec import Recipe

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.k_fold import is_cross_validated

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.costs.timing import n_timed
-from harness.evaluation.rows.row_sets import list_further_sets, suite_sets, target_sets, total_work, work_of
+from harness.evaluation.row_sets import list_further_sets, suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
+from harness.evaluation.timing import n_timed
 from harness.experiment.curves.tracking import estimate_tracking
 from harness.experiment.runs.k_fold import fold_sessions, is_cross_validated
 from harness.experiment.runs.stored_rows import is_measured

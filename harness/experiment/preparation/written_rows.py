@@ -12,7 +12,7 @@ from typing import NamedTuple
 from harness.cache import memo
 from harness.data import PartName, readers
 from harness.data.edit import cut_special, find_special, name_output
-from harness.data.readers import cap_problems
+from harness.data.text_files import cap_problems
 from harness.errors import CandidateFailed, Problem, as_argument
 from harness.evaluation import wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate

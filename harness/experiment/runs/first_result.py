@@ -13,8 +13,8 @@ import numpy as np
 from harness.comparison import estimate
 from harness.errors import UserError
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.judging_stage import score_answered
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import is_cross_validated, sets_of_target

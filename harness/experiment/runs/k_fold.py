@@ -12,9 +12,9 @@ from typing import NamedTuple
 from harness import plugins, store
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges.judging_stage import answer_and_score
+from harness.evaluation.judging_stage import answer_and_score
 from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.rows.row_sets import RowSet, is_there, target_sets
+from harness.evaluation.row_sets import RowSet, is_there, target_sets
 from harness.evaluation.session import Session
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.records import BLOCK, Origin, digest

@@ -14,7 +14,7 @@ from harness import store
 from harness.errors import CandidateFailed, HarnessError, Problem, UserError
 from harness.evaluation import prompt_text
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.rows.row_sets import RowSet, prompting_step
+from harness.evaluation.row_sets import RowSet, prompting_step
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.runs.run_candidate import row_sets

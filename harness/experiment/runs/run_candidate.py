@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
+from harness.evaluation import timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.costs import timing
-from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.judging_stage import score_answered
 from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.rows.row_sets import (
+from harness.evaluation.row_sets import (
     RowSet,
     RunRequest,
     describe_run,

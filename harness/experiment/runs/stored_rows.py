@@ -14,8 +14,8 @@ from harness.comparison import Estimate
 from harness.data import Split
 from harness.decision import CandidateFacts
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets
+from harness.evaluation.judging_stage import score_answered
+from harness.evaluation.row_sets import RowSet, is_there, suite_sets
 from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.gating import ControlFacts

@@ -22,7 +22,7 @@ from harness.models import hub, memory
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource, context_length, is_packed
-from harness.models.memory import Shape
+from harness.models.shapes import Shape
 from harness.records import Example
 from harness.spec import Task
 

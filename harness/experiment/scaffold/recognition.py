@@ -20,9 +20,11 @@ from harness.data.columns import (
     name_in,
     require_column,
 )
-from harness.data.formats import CHOICE_QUESTIONS, Layout, find_column, find_fields, settle_forms
+from harness.data.formats import Layout
 from harness.data.guessed_columns import MOST_LABELS, SQL, add_contexts, guess_columns, label_set
-from harness.data.readers import Row
+from harness.data.multiple_choice import CHOICE_QUESTIONS, find_column, settle_forms
+from harness.data.text_files import Row
+from harness.data.turns import find_fields
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED

@@ -11,7 +11,7 @@ from harness.data import SPLITS, Notes, TaskItems, load_task, readers
 from harness.data.columns import column_options, find_reading_roles, option_text
 from harness.data.edit import new_name
 from harness.data.examples import FIELD, pairs
-from harness.data.formats import defines_tools_alone
+from harness.data.tools import defines_tools_alone
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.experiment.scaffold.instruction import (
     PromptColumns,

@@ -12,7 +12,7 @@ from typing import Any
 from harness.data import readers
 from harness.data.columns import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
 from harness.data.examples import FIELD, Notes, examples
-from harness.data.formats import list_choice_columns
+from harness.data.multiple_choice import list_choice_columns
 from harness.data.unused import Unused, find_unused
 from harness.experiment.scaffold.recognition import RecognizedRows, Request, absolute
 from harness.formatting import count, pluralize

@@ -19,8 +19,8 @@ from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judges.judging_stage import answer_and_score
-from harness.evaluation.rows.row_sets import RowSet, is_there, suite_set, target_sets
+from harness.evaluation.judging_stage import answer_and_score
+from harness.evaluation.row_sets import RowSet, is_there, suite_set, target_sets
 from harness.evaluation.session import MeasuredTask, Session
 from harness.gating import Measurement
 from harness.metrics import Metric, extremes

@@ -13,7 +13,7 @@ from typing import Any
 from harness import provenance, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, one_line
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
+from harness.evaluation.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
 from harness.evaluation.session import Session
 from harness.records import Trial
 from harness.store import CLAIMS, TrialRun

@@ -7,10 +7,10 @@ from typing import Any
 from harness import plugins
 from harness.evaluation.candidate_rows import mix_context, training_data
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import prompting_digest
+from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.metrics import version as metric_version
-from harness.models.model_folder import content_digest
+from harness.models.weight_files import content_digest
 from harness.plugins import Method
 from harness.provenance import digest_code, versions_of
 from harness.records import digest, drop_defaults, is_unspaced

@@ -16,7 +16,7 @@ from harness import config, decision, store
 from harness.comparison import human
 from harness.comparison.human import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
-from harness.evaluation.judges.answer_pairs import map_shown_pairs
+from harness.evaluation.judging_stage import map_shown_pairs
 from harness.experiment import StoredRows, Study, load_study
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows

@@ -6,8 +6,8 @@ from pathlib import Path
 from harness.formatting import size
 from harness.models.hub import resolve, shape
 from harness.models.memory import lora_parameters
-from harness.models.memory.shape import Shape
-from harness.models.model_folder import weights_bytes
+from harness.models.shapes import Shape
+from harness.models.weight_files import weights_bytes
 from reports.studies.claims.claim import ClaimResult
 
 EMBEDDED = "smollm2-135m"
@@ -40,7 +40,7 @@ def size_of_checkpoint() -> ClaimResult:
     from peft import get_peft_model
 
     from harness.methods import lora
-    from harness.models.devices.base_loading import load_base
+    from harness.models.devices import load_base
     from harness.models.hardware import Machine
     from harness.training import lora_config
 
@@ -66,7 +66,7 @@ def bits_of_nf4() -> ClaimResult:
     import torch
     from bitsandbytes.functional import quantize_4bit
 
-    from harness.models.devices.base_loading import load_base
+    from harness.models.devices import load_base
     from harness.models.hardware import Machine
 
     base, _ = load_base(resolve(EMBEDDED), Machine("cpu", "CPU", "fp32", 1.0))

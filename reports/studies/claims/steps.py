@@ -31,7 +31,7 @@ def train(whole: bool) -> Training:
     import torch
     from peft import get_peft_model
 
-    from harness.models.devices.base_loading import load_base
+    from harness.models.devices import load_base
     from harness.models.hardware import Machine
     from harness.models.hub import resolve
     from harness.training import LoraParams, lora_config
@@ -113,7 +113,7 @@ def _latencies() -> tuple[list[float], list[float], list[float]]:
     import torch
     from peft import get_peft_model
 
-    from harness.models.devices.base_loading import load_base
+    from harness.models.devices import load_base
     from harness.models.hardware import Machine
     from harness.models.hf import HFCandidate, merge_adapter
     from harness.models.hub import resolve

@@ -1,0 +1,231 @@
+"""Values of cells: their types, dates and times, and texts that hold a model's special tokens.
+
+Invariant: nothing is kept of a row but the places of its empty cells, and of the first cells of each type.
+Both read the same forms alike; a time without a zone is UTC. What is found is what is removed. Angle
+brackets of HTML and of code are no marks: `<s>` is one at a text's start alone and `</s>` at its end, but
+where a tokenizer is known to have them.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from harness.data.text_files import Row
+from harness.data.turns import text_of_cell
+from harness.errors import Problem, UserError
+from harness.formatting import pluralize
+
+_FIRST = 1_000  # places of a column's empty cells, and of each type's cells, that are kept
+
+
+@dataclass(slots=True)
+class ColumnCells:
+    """Cells of a column: how many rows have it, the kinds of its values, and the first places of each.
+
+    `places` are those of empty cells.
+    """
+
+    n: int = 0
+    empty: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+    of_kind: dict[str, list[str]] = field(default_factory=dict)
+
+
+def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
+    """Add the cells of a row to what is known of its columns."""
+    for name, value in row.fields.items():
+        column = cells.setdefault(name, ColumnCells())
+        column.n += 1
+        if value is None or (isinstance(value, str | list | dict) and not value):
+            column.empty += 1
+            if len(column.places) < _FIRST:
+                column.places.append(row.where)
+        else:
+            kind = _kind(value)
+            column.kinds[kind] += 1
+            places = column.of_kind.setdefault(kind, [])
+            if len(places) < _FIRST:
+                places.append(row.where)
+
+
+def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
+    """List columns that hold lists or objects in some rows and texts or numbers in others, by each type."""
+    found = []
+    for name, column in cells.items():
+        if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
+            ranked = column.kinds.most_common()
+            kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in ranked)
+            found += [
+                Problem(
+                    column.of_kind[kind][0],
+                    f"{name!r} of mixed types: {kinds}",
+                    "one type",
+                    f"write the {kind} as in the other rows",
+                )
+                for kind, _ in ranked[1:]
+            ]
+    return found
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "object"
+    if isinstance(value, bool):
+        return "true or false"
+    return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
+
+
+# Columns whose lists hold all that applies to a row, not several answers that are each right.
+_SETS = {"tags", "labels", "topics", "categories", "genres", "classes", "keywords", "keyphrases", "hashtags"}
+
+
+def is_label_list(column: str, value: Any) -> bool:
+    """Tell whether a value is a list of labels, by the last word of its column's name."""
+    return isinstance(value, list) and re.split(r"[\W_]", column.lower())[-1] in _SETS
+
+
+def join_labels(where: str, column: str, values: Sequence[Any]) -> str:
+    """Join the labels of a row to one answer, `none` where it has none.
+
+    Raises:
+        UserError: one of them is neither a text nor a number, or holds a semicolon.
+    """
+    texts = [text for value in values if (text := text_of_cell(value)) is not None]
+    if len(texts) < len(values) or any(";" in text for text in texts):
+        found, step = f"{column!r} of another form, or a label with a semicolon", f'such as "{column}": ["…"]'
+        raise UserError(Problem(where, found, "a list of labels", step))
+    return "; ".join(texts) or "none"
+
+
+def is_object(value: Any) -> bool:
+    """Tell whether a value is an object with some keys, or a list of such or of lists."""
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, dict | list) and entry for entry in entries)
+
+
+def find_objects(
+    columns: Iterable[str], rows: Iterable[Row], n_first: int | None = None
+) -> tuple[set[str], Iterator[Row]]:
+    """Find the columns that hold objects in the first rows, by default in all; returns the rows as well.
+
+    An empty list there is an answer: nothing was found.
+    """
+    left = iter(rows)
+    first = list(islice(left, n_first))
+    found = {name for name in columns if any(is_object(row.fields.get(name)) for row in first)}
+    return found, chain(first, left)
+
+
+def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
+    """Write an empty list as JSON where other rows hold lists of objects."""
+    objects, rows = find_objects([column], rows, n_first)
+    for row in rows:
+        is_empty = objects and row.fields.get(column) == []
+        yield row._replace(fields={**row.fields, column: "[]"}) if is_empty else row
+
+
+FORMS = "2024-05-31, 2024-05, 20240531, 2024-05-31T10:00:00Z or seconds since 1970"
+_NUMBER, _EIGHT_DIGITS = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d{8}")
+_MONTH = re.compile(r"\d{4}-\d{2}")
+
+
+class Moment(NamedTuple):
+    """A time to sort by: seconds since 1970, or where it is a plain number that number."""
+
+    at: float
+    is_number: bool
+
+
+def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) -> Moment:
+    """Read a time as ISO 8601, as a month, as a number, or in a `form` of strptime's.
+
+    Eight digits are a day where `with_days`, else a number as well.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or value is None:
+        raise ValueError(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(value)
+    whole = isinstance(value, float) and value.is_integer()
+    text = value.isoformat() if hasattr(value, "isoformat") else str(int(value) if whole else value).strip()
+    if form is None and isinstance(value, int | float) and not (with_days and _is_day(text)):
+        return Moment(float(value), is_number=True)
+    if form is None and _NUMBER.fullmatch(text) and not (with_days and _is_day(text)):
+        return Moment(float(text), is_number=True)
+    text = f"{text}-01" if form is None and _MONTH.fullmatch(text) else text
+    read = datetime.strptime(text, form) if form else datetime.fromisoformat(text)  # noqa: DTZ007
+    return Moment((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), is_number=False)
+
+
+def read_date(value: Any, form: str | None = None) -> datetime:
+    """Read a date in UTC, without its zone; a number of more than eight digits is seconds since 1970.
+
+    Raises:
+        ValueError: it is none.
+        OverflowError: it is too far away.
+        OSError: likewise.
+    """
+    found = read_moment(value, form)
+    if found.is_number and abs(found.at) < 1e8:
+        raise ValueError(value)
+    return datetime.fromtimestamp(found.at, UTC).replace(tzinfo=None)
+
+
+def are_days(values: Iterable[Any]) -> bool:
+    """Tell whether all values of eight digits, if any, are days."""
+    return all(map(_is_day, filter(_EIGHT_DIGITS.fullmatch, map(str, values))))
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return bool(_EIGHT_DIGITS.fullmatch(text) and datetime.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+_FAMILIES = (
+    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|</?(?:bos|eos|pad|(?:start|end)_of_\w+)>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT)\]|\A\s*<s>|</s>\s*\Z"
+)
+# What a template writes behind the token that begins a turn.
+_ROLE = (
+    r"(?:(?<=<\|im_start\|>)|(?<=<\|start_header_id\|>)|(?<=<start_of_turn>))"
+    r"(?:system|user|assistant|model|tool)"
+)
+
+
+@cache
+def compile_special(own: tuple[str, ...] = ()) -> re.Pattern[str]:
+    """Return what finds a special token, of known families or a tokenizer's own, with the role behind it."""
+    written = "|".join([*map(re.escape, sorted(own, key=len, reverse=True)), _FAMILIES])
+    return re.compile(rf"(?P<token>{written})(?:{_ROLE})?")
+
+
+def find_special(texts: Iterable[str], own: tuple[str, ...] = ()) -> str:
+    """Return the first special token of texts as it is written; empty where they hold none."""
+    special = compile_special(own)
+    return next((found["token"].strip() for text in texts for found in special.finditer(text)), "")
+
+
+def remove_special(text: str, own: tuple[str, ...] = ()) -> str:
+    """Return a text without special tokens, wherever they stand."""
+    return compile_special(own).sub("", cut_special(text, own))
+
+
+def cut_special(text: str, own: tuple[str, ...] = ()) -> str:
+    """Return an answer without the special tokens around it; at its start one of `own` may mean something."""
+    started = re.sub(rf"\A(?:\s*(?:{_pattern(())}))+\s*", "", text)
+    return re.sub(rf"(?:\s*(?:{_pattern(own)}))+\s*\Z", "", started)
+
+
+def _pattern(own: tuple[str, ...]) -> str:
+    return compile_special(own).pattern.replace("?P<token>", "?:")

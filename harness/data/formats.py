@@ -1,0 +1,448 @@
+"""Layouts that other tools write, recognised by their fields and read into our own.
+
+Invariant: a column that is only named as a layout's list, and holds plain texts, makes no layout; a file has
+one layout, that of most of its rows, and a row that does not fit it is refused; templates under `fields:`
+always win over what a layout would give.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+from harness.data.cells import is_object
+from harness.data.multiple_choice import (
+    ANY_FORM,
+    AnswerForms,
+    has_choices,
+    read_choices,
+    settle_forms,
+)
+from harness.data.rated_rows import OWN_QUESTION, PREFERRED, RATED, TREE, best_answer, read_pair
+from harness.data.text_files import Row, Rows
+from harness.data.tools import TOOL_FIELDS
+from harness.data.turns import (
+    MEND_ROW,
+    TAG_NAMES,
+    add_system,
+    answer_places,
+    find_fields,
+    find_known_fields,
+    is_conversation,
+    read_flag,
+    read_leniently,
+    read_text,
+    read_turns,
+    spell_calls,
+    text_of,
+    text_of_cell,
+    user_turns,
+    write_json,
+)
+from harness.errors import Problem, UserError
+from harness.spec import Task
+
+_CONTEXT = "Context:\n"
+_LOGGED = ("doc_id", "doc", "target", "resps")
+THUMB_DOWN = "an answer with a thumb down"
+_OWN_ANSWER = {"reference", "references", "constraints"}
+
+
+class Layout(NamedTuple):
+    """A layout: its name, its fields as one writes them, how to tell it, how to read a row of it.
+
+    `reads` takes a row, and whether contexts are left to retrieval, to the fields of our own layout. `column`
+    is the one that holds a conversation.
+    """
+
+    name: str
+    form: str
+    fits: Callable[[set[str]], bool]
+    reads: Callable[[Row, bool], dict[str, Any]]
+    column: str = ""
+
+
+def recognise(rows: Sequence[Row]) -> Layout | None:
+    """Return the layout of most rows; None where they are in our own, or in none that is known."""
+    found = Counter(map(_layout_of, rows))
+    return found.most_common(1)[0][0] if found else None
+
+
+def layout_of(task: Task, content: Rows) -> Layout | None:
+    """Return the layout that the rows of a task are read by; None where its templates say it all."""
+    template = type(task.fields).model_fields
+    said = (
+        task.fields.prompt != template["prompt"].default,
+        task.fields.reference != template["reference"].default,
+    )
+    return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
+
+
+def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> Layout | None:
+    """Return a layout of choices with what the answers of these rows are; another one as it is.
+
+    Raises:
+        UserError: answers may be read in two ways, or in none, and the task does not say which.
+    """
+    if layout is None or layout.name != "multiple choice":
+        return layout
+    forms = settle_forms(rows, task.fields.answers_are)
+    if forms.problems:
+        raise UserError(forms.problems)
+    numbers = f"; numbers are {forms.numbers[0]}" if forms.has_numbers else ""
+    reads = partial(_multiple_choice, forms=forms)
+    return layout._replace(form=f"{layout.form}{numbers}", reads=reads)
+
+
+def find_other_layout(row: Row, layout: Layout | None) -> str:
+    """Name the layout of a row that does not fit that of its file; empty where it fits, or has none."""
+    own = recognise([row]) if layout and not layout.fits(find_known_fields(row)) else None
+    return own.name if own else ""
+
+
+def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
+    """Return the row with the fields of our own layout beside its own.
+
+    Raises:
+        UserError: the row does not fit, or is the header of the file once more.
+    """
+    if _is_header(row):
+        raise UserError(Problem(row.where, "the names of the columns once more", "a row", MEND_ROW))
+    if layout is None:
+        return row
+    if not layout.fits(find_known_fields(row)):
+        raise UserError(
+            _misfit(row, f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}", layout)
+        )
+    return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
+
+
+def _is_header(row: Row) -> bool:
+    """Tell whether a row repeats the header, as where files of separated values were joined."""
+    cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
+    return len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells)
+
+
+def every_turn(content: Rows) -> Rows:
+    """Return a row for every answer of the assistant in a conversation, each with the turns before it.
+
+    An answer that is not to be trained on, as by OpenAI's weight 0, is only read; a conversation without one
+    stays as it is.
+
+    Raises:
+        UserError: the rows are no conversations.
+    """
+    layout = recognise(content.rows)
+    field = layout.column if layout else ""
+    if not field:
+        found = f"turns: all, and {layout.name if layout else 'our own'} rows"
+        expected = "conversations, such as messages of role and content"
+        raise UserError(Problem(content.shown, found, expected, "leave turns: out"))
+    made: list[Row] = []
+    for i, row in enumerate(content.rows):
+        name = row.fields.get("id") or f"{content.stem}-{i}"
+        cluster, written = row.fields.get("cluster"), row.fields.get(field)
+        entries = written if isinstance(written, list) else []
+        ends = answer_places(entries)
+        for end in ends:
+            own = {
+                "id": f"{name}-{end}",
+                "cluster": name if cluster in (None, "") else cluster,
+                field: entries[: end + 1],
+            }
+            made.append(row._replace(fields={**row.fields, **own}))
+        made += [] if ends else [row]
+    return content._replace(rows=made)
+
+
+def context_id(text: str) -> str:
+    """Name a context by its text."""
+    return f"context-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def title(row: Row) -> str:
+    """Return the title of the document a question belongs to, or nothing."""
+    return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
+
+
+def _layout_of(row: Row) -> Layout | None:
+    fields = find_fields(row)
+    if fields & OWN_QUESTION and fields & _OWN_ANSWER:
+        return None
+    return next((layout for layout in LAYOUTS if layout.fits(fields)), None) or _find_conversation(row)
+
+
+def _find_conversation(row: Row) -> Layout | None:
+    """Find the one column of turns that end with an answer, by any name, where no other column answers."""
+    from harness.data.guessed_columns import may_answer
+
+    turns = [name for name, value in row.fields.items() if is_conversation(value)]
+    if len(turns) != 1 or any(may_answer(name) for name in find_known_fields(row)):
+        return None
+    return _conversation(turns[0])
+
+
+@cache
+def _conversation(column: str) -> Layout:
+    form = f"{column} that ends with the assistant's answer"
+    return Layout("chat", form, _has(column), _chat(column), column)
+
+
+def _misfit(row: Row, found: str, layout: Layout) -> Problem:
+    expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
+    return Problem(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:")
+
+
+def _has(*names: str) -> Callable[[set[str]], bool]:
+    return lambda fields: fields >= set(names)
+
+
+def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, Any]]:
+    """Read an instruction, what it is about where there is something, and its answer."""
+
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        parts = [text_of(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
+        prompt = {"messages": user_turns("\n\n".join(filter(None, parts)), row)}
+        value = row.fields[answer]
+        reference = write_json(value) if is_object(value) else read_text(row, answer)
+        return prompt | {"references": [reference]} | _slice(row)
+
+    return reads
+
+
+def _slice(row: Row) -> dict[str, Any]:
+    known = row.fields.get("slice") or row.fields.get("category")
+    return {"slice": known} if isinstance(known, str) else {}
+
+
+def has_thumb_down(row: Row, layout: Layout | None) -> bool:
+    """Tell whether a row of prompt and completion is an answer with a thumb down, false or 0 as for TRL."""
+    return layout is not None and layout.reads is _completion and read_flag(row.fields.get("label")) is False
+
+
+def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
+    if read_flag(row.fields.get("label")) is False:
+        expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
+        raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
+    if isinstance(row.fields["prompt"], list):
+        answer = read_turns(row, "completion")
+        _refuse_untrained(row, "completion")
+        if len(answer) != 1 or answer[0]["role"] != "assistant":
+            raise UserError(
+                Problem(row.where, "a completion of another form", "one turn of the assistant", MEND_ROW)
+            )
+        return {"messages": add_system(read_turns(row, "prompt"), row), "references": [answer[0]["content"]]}
+    return {
+        "messages": user_turns(read_text(row, "prompt"), row),
+        "references": [read_text(row, "completion")],
+    }
+
+
+def _refuse_untrained(row: Row, field: str) -> None:
+    """Refuse turns whose last one is not to be trained on."""
+    last = read_leniently(next(reversed(row.fields[field]), None))
+    if last and last.role == "assistant" and not last.is_trained:
+        found = "a last answer that is not to be trained on"
+        raise UserError(Problem(row.where, found, "a last answer to train on", MEND_ROW))
+
+
+def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
+    """Read a conversation whose last turn is the answer."""
+
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        turns = read_turns(row, field)
+        _refuse_untrained(row, field)
+        turns = add_system(turns, row)
+        if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+            found = f"{field} that end with the {turns[-1]['role']}" if turns else f"empty {field}"
+            found = (
+                f"{field} whose last turn is empty" if turns and turns[-1]["role"] == "assistant" else found
+            )
+            expected = "turns that end with an answer of the assistant"
+            raise UserError(Problem(row.where, found, expected, MEND_ROW))
+        return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
+
+    return reads
+
+
+def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read FLAN's inputs and targets."""
+    return {"messages": user_turns(read_text(row, "inputs"), row), "references": [read_text(row, "targets")]}
+
+
+def _message(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Refuse a message of a tree that stands alone, since its question is in another row."""
+    step = "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz"
+    raise UserError(Problem(row.where, "single messages of OASST", "its message trees, one a row", step))
+
+
+def _refuse_log(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Refuse what lm-eval logs of a model's answers, which are not rows to learn from."""
+    expected = "rows of questions and answers"
+    step = "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models"
+    raise UserError(Problem(row.where, "lm-eval's log of a model's answers", expected, step))
+
+
+def _question(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a question with its accepted answers; its context goes in front of it unless it is retrieved."""
+    question, context = read_text(row, "question"), text_of(row.fields.get("context") or "")
+    out: dict[str, Any] = {"references": _answers(row)}
+    if context.strip():
+        out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
+        question = question if context_apart else f"{_CONTEXT}{' '.join(context.split())}\n\n{question}"
+    return out | {"messages": user_turns(question, row)} | _slice(row)
+
+
+def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FORM) -> dict[str, Any]:
+    """Read a question with choices, of which the right one is the answer."""
+    found = read_choices(row, forms)
+    fields = {**row.fields, "question": found.question, "answers": None, "answer": found.right}
+    return _question(row._replace(fields=fields), context_apart) | {"choices": found.texts}
+
+
+def _answers(row: Row) -> list[str]:
+    field = "answers" if row.fields.get("answers") is not None else "answer"
+    value = row.fields[field]
+    if isinstance(value, dict):
+        value = value.get("text") or [value.get("value"), *(value.get("aliases") or ())]
+    entries = value if isinstance(value, list) else [value]
+    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
+    answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
+    if not answers:
+        raise UserError(
+            Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", MEND_ROW)
+        )
+    return list(dict.fromkeys(answers))
+
+
+def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a conversation with lists of questions and answers: the last one is asked, behind the others."""
+    said, held = row.fields["questions"], row.fields["answers"]
+    if isinstance(held, dict):
+        held = next((held[key] for key in ("texts", "input_text", "text") if key in held), None)
+    accepted = [[*dict.fromkeys(of)] if isinstance(of, list) else [of] for of in held or []]
+    texts = [of for one in [said, *accepted] for of in (one if isinstance(one, list) else [None])]
+    if not accepted or not all(map(len, accepted)) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            Problem(row.where, "questions and answers of another form", "two lists of texts", MEND_ROW)
+        )
+    if len(said) != len(accepted):
+        counts = f"{len(said)} questions and {len(accepted)} answers"
+        raise UserError(Problem(row.where, counts, "an answer for each question", MEND_ROW))
+    turns = [
+        turn
+        for question, answers in zip(said, accepted, strict=True)
+        for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answers[0]})
+    ]
+    about = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
+    turns[0] = {"role": "user", "content": "\n\n".join([*about, said[0]])}
+    return {"messages": turns[:-1], "references": accepted[-1]}
+
+
+def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read xLAM's query, whose answers are calls of the row's tools; an empty list calls none."""
+    calls = spell_calls(row.fields["answers"])
+    if not isinstance(calls, str) or not calls.strip():
+        expected = "a list of calls with name and arguments, also as JSON within a text"
+        raise UserError(Problem(row.where, "answers of another form", expected, MEND_ROW))
+    return {"messages": user_turns(read_text(row, "query"), row), "references": [calls]}
+
+
+TAGS = ("ner_tags", "tags")
+
+
+def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a sentence in tokens, whose tags become the list of the pieces that they mark, as JSON."""
+    column = next(name for name in TAGS if row.fields.get(name) is not None)
+    tokens, tags = row.fields["tokens"], row.fields[column]
+    if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
+        raise UserError(Problem(row.where, f"no tag for each token in {column!r}", "two lists", MEND_ROW))
+    if not all(isinstance(tag, str) for tag in tags):
+        step = "write the names in their place; the card of the data set lists them"
+        raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))
+    found: list[dict[str, str]] = []
+    for place, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):
+        if tag[:2] == "I-" and place and tags[place - 1] in (tag, f"B-{tag[2:]}"):
+            found[-1]["text"] += f" {token}"
+        elif tag != "O":
+            found.append({"text": token, "type": tag[2:] if tag[1:2] == "-" else tag})
+    return {"messages": user_turns(" ".join(map(str, tokens)), row), "references": [write_json(found)]}
+
+
+def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a pair as an item whose right answer is the chosen one."""
+    pair = read_pair(row).fields
+    prompt = {name: pair[name] for name in ("prompt", "messages", *TOOL_FIELDS) if name in pair}
+    return prompt | {"references": [pair["chosen"]]}
+
+
+def _read_judged(row: Row, context_apart: bool) -> dict[str, Any]:
+    return best_answer(row)
+
+
+PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
+LAYOUTS = (
+    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _read_judged),
+    Layout("lm-eval log", "doc_id, doc, target, resps", _has(*_LOGGED), _refuse_log),
+    Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
+    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _read_judged),
+    Layout(
+        "OpenAI preference", "input, preferred_output, non_preferred_output", _has(*PREFERRED), _preference
+    ),
+    Layout("FLAN", "inputs, targets", _has("inputs", "targets"), _flan),
+    Layout("preference", "chosen and rejected", _has("chosen", "rejected"), _preference),
+    Layout(
+        "chat",
+        "messages that end with the assistant's answer",
+        _has("messages"),
+        _chat("messages"),
+        "messages",
+    ),
+    Layout(
+        "ShareGPT",
+        "conversations of from and value",
+        _has("conversations"),
+        _chat("conversations"),
+        "conversations",
+    ),
+    Layout("prompt and completion", "prompt, completion", _has("prompt", "completion"), _completion),
+    Layout(
+        "Dolly",
+        "instruction, context (may be empty), response",
+        _has("instruction", "response"),
+        _instruction("response", "context"),
+    ),
+    Layout(
+        "Alpaca",
+        "instruction, input (may be empty), output",
+        _has("instruction", "output"),
+        _instruction("output", "input"),
+    ),
+    Layout(
+        "questions in turn",
+        "questions and answers in lists; the last question is asked, behind the others",
+        _has("questions", "answers"),
+        _questions_in_turn,
+    ),
+    Layout(
+        "tokens and tags",
+        "tokens, and ner_tags or tags of each token, such as B-PER and O",
+        lambda fields: "tokens" in fields and bool(fields & {*TAGS}),
+        _tagged_tokens,
+    ),
+    Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
+    Layout(
+        "multiple choice",
+        "question (or query, question_stem), choices or options, and answerKey, gold, answer or label",
+        has_choices,
+        _multiple_choice,
+    ),
+    Layout(
+        "question",
+        "question, answers or answer, context where there is one",
+        lambda fields: "question" in fields and bool(fields & {"answer", "answers"}),
+        _question,
+    ),
+)

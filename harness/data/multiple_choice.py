@@ -1,0 +1,240 @@
+"""Questions with choices, as public multiple-choice sets and lm-eval's tasks have them: which one is right.
+
+Choices stand in a list, `choices`, `options` or `endings`, or each in a column of its own: `A`, `B` and so
+on, `option1`, `opa`, `Answer A`; or the wrong ones do (`distractor1`) beside the right one.
+
+Invariant: what an answer is (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
+is a property of all rows of a task. What reads each of them is taken; where two ways do and give another
+choice, or places count in two ways, nothing is read until the task says which (`answers_are`).
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from harness.data.text_files import Row
+from harness.data.turns import MEND_ROW, is_plain
+from harness.errors import Problem, UserError
+from harness.records import normalize, parse_json
+
+CHOICE_QUESTIONS = (
+    *("question", "query", "question_stem", "ctx", "sentence", "goal", "problem", "premise"),
+    "text",
+)
+RIGHT = (
+    *("answerKey", "gold", "answer", "answer_idx", "answer_index"),
+    *("correct", "correct_answer", "correct_idx", "correct_index", "label", "cop", "best_answer"),
+)
+_SURE = tuple(name for name in RIGHT if name not in ("gold", "correct", "label", "cop"))
+CHOICES = ("choices", "options", "endings")
+_MARKED = re.compile(r"(?:op|opt|option|choice|sol|solution|ending|answer)[ _-]?([a-h]|[0-8])")
+_WRONG = re.compile(r"(?:distractor|(?:incorrect|wrong)(?:[ _-]?(?:answer|option|choice))?)[ _-]?[a-d\d]?")
+_ITSELF, _LABELS, _FROM_0, _FROM_1 = "choices", "labels", "places from 0", "places from 1"
+_NUMBERS, _WORDS = (_ITSELF, _FROM_0, _FROM_1), (_ITSELF, _LABELS)
+_NUMBER = re.compile(r"-?\d{1,9}(?:\.0+)?")
+
+
+class Choices(NamedTuple):
+    """A question, the texts to choose from, and the right one."""
+
+    question: object
+    texts: list[str]
+    right: object
+
+
+class AnswerForms(NamedTuple):
+    """Forms of answers, as tried in turn: of those that are numbers, and of all others.
+
+    `has_numbers` says that some are. Where `problems` are listed the rows do not say what answers are.
+    """
+
+    numbers: tuple[str, ...] = _NUMBERS
+    words: tuple[str, ...] = _WORDS
+    has_numbers: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+ANY_FORM = AnswerForms()
+
+
+class _Answer(NamedTuple):
+    """The answer of a row: where it stands, as it is written, and the choice that it is in each form."""
+
+    where: str
+    column: str
+    written: object
+    is_number: bool
+    choices: dict[str, str]
+
+
+def has_choices(fields: set[str]) -> bool:
+    """Tell whether rows of these fields are questions with choices."""
+    named = dict.fromkeys(fields, "…")
+    listed = bool(fields & {*CHOICES}) or len(list_choice_columns(named)) > 1
+    return listed and bool(find_column(named, CHOICE_QUESTIONS)) and bool(find_column(named, RIGHT))
+
+
+def find_column(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
+    """Find the column of the first known name that has a value; `Correct Answer` is `correct_answer` too."""
+    filled = [name for name in fields if fields[name] is not None]
+    alike = {name.lower().replace(" ", "_"): name for name in reversed(filled)}
+    named = (name if name in filled else alike.get(name) for name in known)
+    return next((name for name in named if name), None)
+
+
+def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
+    """List the columns that hold the choices of a row: a list, letters or numbers, or all answers."""
+    if listed := [name for name in CHOICES if fields.get(name) is not None][:1]:
+        return listed
+    filled = [name for name, value in fields.items() if value not in (None, "")]
+    letters = list(takewhile(filled.__contains__, ascii_uppercase))
+    marked = {mark[1]: name for name in filled if (mark := _MARKED.fullmatch(name.lower()))}
+    in_order = [marked[mark] for mark in sorted(marked)]
+    wrong = [name for name in filled if _WRONG.fullmatch(name.lower())]
+    right = find_column(fields, ("correct_answer", "best_answer", "answer")) if wrong else None
+    forms = [letters, in_order, [right, *sorted(wrong)] if right else []]
+    return next((columns for columns in forms if len(columns) > 1), [])
+
+
+def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
+    found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
+    if isinstance(found, str) and not is_plain(found):
+        found = _parse(found)
+    labels = list(ascii_uppercase)
+    if found is None:
+        columns = list_choice_columns(fields)
+        texts = [str(fields[name]) for name in columns]
+        return labels, sorted(texts) if find_column(fields, RIGHT) in columns else texts
+    if isinstance(found, dict) and "text" in found:
+        return list(map(str, found.get("label") or labels)), found["text"]
+    return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
+
+
+def _parse(text: str) -> Any:
+    """Read JSON within a text, as a CSV file holds it; a text that is none as it is."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def read_choices(row: Row, forms: AnswerForms) -> Choices:
+    """Read a question with its choices.
+
+    Raises:
+        UserError: the choices are of another form, or none of them is the right one.
+    """
+    fields = row.fields
+    question = fields[find_column(fields, CHOICE_QUESTIONS) or ""]
+    column, texts = _right_column(row), _texts(row)
+    if not isinstance(fields[column], str | int | float):
+        return Choices(question, texts, fields[column])
+    answer = _read_answer(row)
+    taken = forms.numbers if answer.is_number else forms.words
+    right = next((answer.choices[form] for form in taken if form in answer.choices), None)
+    if right is None:
+        ways = {_ITSELF: "itself", _LABELS: "by its label", _FROM_0: "by its place from 0"}
+        ways[_FROM_1] = "by its place from 1"
+        expected = f"one of the {len(texts)} choices, {' or '.join(ways[form] for form in taken)}"
+        raise UserError(Problem(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW))
+    _refuse_other_answer(row, column, right)
+    return Choices(question, texts, right)
+
+
+def _refuse_other_answer(row: Row, column: str, right: str) -> None:
+    """Refuse a row in which another column says that another choice is right."""
+    for name in _SURE:
+        if name == column or row.fields.get(name) is None:
+            continue
+        other = _read_answer(row, name)
+        if other.choices and right not in other.choices.values():
+            found = (
+                f"{other.written!r} in {name!r}, and {row.fields[column]!r} in {column!r}, which is {right!r}"
+            )
+            raise UserError(Problem(row.where, found, "columns that name one right choice", MEND_ROW))
+
+
+def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
+    """Find the form that reads all answers that are numbers, and that of the others; or take what is told."""
+    answers: dict[bool, list[_Answer]] = {True: [], False: []}
+    for row in rows:
+        try:
+            answer = _read_answer(row)
+        except (UserError, KeyError):  # a row of another form, which is refused by itself
+            continue
+        if answer.choices:
+            answers[answer.is_number].append(answer)
+    problems: list[Problem] = []
+    numbers = (told,) if told in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
+    if not numbers:
+        problems.append(_phrase_two_counts(answers[True]))
+    words = (told,) if told in _WORDS else _settle(answers[False], _WORDS, problems)
+    return AnswerForms(numbers or _NUMBERS, words or _WORDS, bool(answers[True]), tuple(problems))
+
+
+def _settle(answers: Sequence[_Answer], forms: Sequence[str], problems: list[Problem]) -> tuple[str, ...]:
+    """Return the form that reads all answers, or all that may; none where each fails on some."""
+    if not answers:
+        return tuple(forms)
+    possible = [form for form in forms if all(form in answer.choices for answer in answers)]
+    for other in possible[1:]:
+        if unlike := [answer for answer in answers if answer.choices[other] != answer.choices[possible[0]]]:
+            problems.append(_phrase_two_forms(unlike[0], possible[0], other, len(answers)))
+            return tuple(possible)
+    return tuple(possible[:1])
+
+
+def _phrase_two_forms(answer: _Answer, one: str, other: str, n: int) -> Problem:
+    first, second = answer.choices[one], answer.choices[other]
+    written = f"{answer.written!r} in {answer.column!r}, which is {first!r} if answers are {one}"
+    found = f"{written} and {second!r} if they are {other}; none of {n:,} answers says which"
+    return Problem(answer.where, found, "answers that can be read in one way", _say_forms(one, other))
+
+
+def _phrase_two_counts(answers: Sequence[_Answer]) -> Problem:
+    one, other = (next(a for a in answers if form not in a.choices) for form in (_FROM_1, _FROM_0))
+    written = f"{one.written!r} in {one.column!r}, which is not a place from 1"
+    found = f"{written}, and {other.written!r} in {other.where}, which is none from 0"
+    expected = "places that count from 0, or from 1, in all rows"
+    return Problem(one.where, found, expected, _say_forms(_FROM_0, _FROM_1))
+
+
+def _say_forms(one: str, other: str) -> str:
+    ways = f"write answers_are: {one}, or {other}, under fields: of the task"
+    return f"{ways}, or the texts of the choices into the file"
+
+
+def _right_column(row: Row) -> str:
+    return find_column(row.fields, RIGHT) or ""
+
+
+def _texts(row: Row) -> list[str]:
+    texts = list_choices(row.fields)[1]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        name = next((name for name in CHOICES if row.fields.get(name) is not None), "A")
+        expected = (
+            "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON within a text"
+        )
+        raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
+    return [text.strip() for text in texts]
+
+
+def _read_answer(row: Row, column: str = "") -> _Answer:
+    """Read an answer, that of a column where it is named, in each form that it may have."""
+    texts, column = _texts(row), column or _right_column(row)
+    labels, written = list_choices(row.fields)[0], row.fields[column]
+    said = (str(written).lower() if isinstance(written, bool) else str(written)).strip()
+    alike = [text for text in texts if text == said] or [t for t in texts if normalize(t) == normalize(said)]
+    choices = {_ITSELF: alike[0]} if len(alike) == 1 else {}
+    is_own_label = said in labels
+    is_number = _NUMBER.fullmatch(said) is not None and not is_own_label
+    if is_number:
+        place = int(said.partition(".")[0])
+        places = {_FROM_0: place, _FROM_1: place - 1}
+        choices |= {form: texts[at] for form, at in places.items() if 0 <= at < len(texts)}
+    elif (label := said if is_own_label else said.strip("(). ").upper()) in labels[: len(texts)]:
+        choices[_LABELS] = texts[labels.index(label)]
+    return _Answer(row.where, column, written, is_number, choices)

@@ -1,0 +1,274 @@
+"""Rows that say which answer is better: rated, ranked, a chosen and a rejected one, and thumbs.
+
+Invariant: an answer is better only where its rating says so; equal ratings make no pair.
+Source: Cui et al. 2023, UltraFeedback, https://arxiv.org/abs/2310.01377 (its `fine-grained_score` goes
+before `overall_score`, of which some are wrong); Köpf et al. 2023, OpenAssistant Conversations,
+https://arxiv.org/abs/2304.07327; OpenAI,
+https://platform.openai.com/docs/guides/direct-preference-optimization
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from harness.data.text_files import Row
+from harness.data.turns import (
+    MEND_ROW,
+    Turns,
+    add_system,
+    find_known_fields,
+    is_plain,
+    read_flag,
+    read_text,
+    read_turns,
+    user_turns,
+)
+from harness.errors import Problem, UserError
+from harness.records import Message
+
+RATED, TREE = {"instruction", "completions"}, {"message_tree_id", "prompt"}
+PREFERRED = {"input", "preferred_output", "non_preferred_output"}
+_SCORES = ("fine-grained_score", "overall_score", "rating", "score")
+
+
+class RatedAnswer(NamedTuple):
+    """A text and how good it is, as a number of which more is better; None where it was not judged."""
+
+    text: str
+    score: float | None
+
+
+class RatedConversation(NamedTuple):
+    """Turns that end with a question, and the answers to it, the best first."""
+
+    messages: list[Message]
+    answers: list[RatedAnswer]
+
+
+def best_answer(row: Row) -> dict[str, Any]:
+    """Read a row as an item whose reference is the best answer; of a tree, the last on the path of the best.
+
+    Raises:
+        UserError: there is no answer, or the row is of another form.
+    """
+    judged = _read_rated(row) if row.fields.keys() >= RATED else _tree(row)[-1]
+    return {"messages": judged.messages, "references": [judged.answers[0].text.strip()]}
+
+
+def make_judged_pair(row: Row) -> Row:
+    """Return a row with `messages`, `chosen` and `rejected`; of a tree, the first on the path of the best.
+
+    A row of another form comes back as it is.
+
+    Raises:
+        UserError: no two answers are rated differently.
+    """
+    known = {name for name, value in row.fields.items() if value is not None}
+    if known >= PREFERRED:
+        given = row.fields["input"]
+        turns = given.get("messages") if isinstance(given, dict) else None
+        pair = {"chosen": row.fields["preferred_output"], "rejected": row.fields["non_preferred_output"]}
+        tools = {"tools": given["tools"]} if isinstance(given, dict) and "tools" in given else {}
+        return row._replace(fields={**row.fields, "prompt": turns, **pair, **tools})
+    if not (known >= RATED or known >= TREE):
+        return row
+    for messages, answers in [_read_rated(row)] if known >= RATED else _tree(row):
+        scored = [answer for answer in answers if answer.score is not None]
+        if len({answer.score for answer in scored}) > 1:
+            pair = {"chosen": scored[0].text.strip(), "rejected": scored[-1].text.strip()}
+            return row._replace(fields={**row.fields, "messages": messages, **pair})
+    expected = "two answers, one rated higher than the other"
+    raise UserError(Problem(row.where, "no two answers of different ratings", expected, MEND_ROW))
+
+
+def _read_rated(row: Row) -> RatedConversation:
+    """Read UltraFeedback's instruction and rated completions."""
+    completions = row.fields["completions"]
+    if not isinstance(completions, list) or not all(isinstance(of, dict) for of in completions):
+        raise _misfit(row, "'completions' of another form", "a list of {response, overall_score}")
+    answers = [RatedAnswer(str(of.get("response") or ""), _score(row, of)) for of in completions]
+    question = str(row.fields["instruction"])
+    if not question.strip():
+        raise _misfit(row, "an empty question", "a text")
+    return RatedConversation([{"role": "user", "content": question}], _best_first(row, answers))
+
+
+def _score(row: Row, completion: Mapping[str, Any]) -> float | None:
+    value = next((completion[name] for name in _SCORES if completion.get(name) is not None), None)
+    try:
+        score = None if value is None else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if score is not None and not math.isfinite(score):
+        raise _misfit(row, f"the rating {value!r}", "a number")
+    return score
+
+
+def _tree(row: Row) -> list[RatedConversation]:
+    """Follow the best reply from the root of an OASST tree; give every question answered on that path."""
+    message, turns, found = row.fields["prompt"], list[Message](), list[RatedConversation]()
+    while message is not None:
+        if not isinstance(message, dict) or not isinstance(message.get("text"), str):
+            raise _misfit(row, "a message of another form", "{text, role, replies}, as OASST writes trees")
+        if message.get("deleted"):
+            raise _misfit(row, "a question that was deleted", "one that is there")
+        is_answer = message.get("role") == "assistant"
+        turns = [*turns, {"role": "assistant" if is_answer else "user", "content": message["text"]}]
+        replies = sorted(_replies(row, message), key=_rank)
+        if replies and not is_answer:
+            ranked = [RatedAnswer(str(of.get("text") or ""), _rank_score(of)) for of in replies]
+            found.append(RatedConversation(turns, _best_first(row, ranked)))
+        message = replies[0] if replies else None
+    if not found:
+        raise _misfit(row, "a tree without an answer", "a reply of the assistant")
+    return found
+
+
+def _replies(row: Row, message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    replies = message.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(of, dict) for of in replies):
+        raise _misfit(row, "replies of another form", "a list of messages")
+    return [of for of in replies if not of.get("deleted")]
+
+
+def _rank(message: Mapping[str, Any]) -> tuple[bool, float]:
+    """Sort by rank, 0 first, and what has none behind."""
+    score = _rank_score(message)
+    return score is None, 0.0 if score is None else -score
+
+
+def _rank_score(message: Mapping[str, Any]) -> float | None:
+    rank = message.get("rank")
+    return -float(rank) if isinstance(rank, int | float) else None
+
+
+def _best_first(row: Row, answers: Sequence[RatedAnswer]) -> list[RatedAnswer]:
+    written = [answer for answer in answers if answer.text.strip()]
+    if not written:
+        raise _misfit(row, "no answer", "at least one with a text")
+    return sorted(written, key=lambda a: (a.score is None, 0.0 if a.score is None else -a.score))
+
+
+def _misfit(row: Row, found: str, expected: str) -> UserError:
+    return UserError(Problem(row.where, found, expected, MEND_ROW))
+
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+OWN_QUESTION = {"prompt", "messages"}
+
+
+def read_pair(row: Row) -> Row:
+    """Return a preference pair with its prompt as messages, and its two answers as texts.
+
+    Raises:
+        UserError: the answers are equal or empty, or do not answer the same conversation.
+    """
+    row = make_judged_pair(row)
+    if not {"chosen", "rejected"} <= find_known_fields(row):
+        return row
+    chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
+    if chosen is None or rejected is None:
+        return _check_pair(_name_question(row))
+    if not chosen or not rejected:
+        raise UserError(Problem(row.where, "an empty conversation", "turns", MEND_ROW))
+    n = _n_shared(chosen, rejected)
+    answers = chosen[n:], rejected[n:]
+    if any(len(rest) > 1 or rest[0]["role"] != "assistant" for rest in answers if rest):
+        raise UserError(
+            Problem(
+                row.where,
+                "two conversations that part before the last answer",
+                "chosen and rejected with the same turns up to one last answer each",
+                MEND_ROW,
+            )
+        )
+    texts = [rest[0]["content"] if rest else "" for rest in answers]
+    fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
+    return _check_pair(_name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
+
+
+def read_thumb(row: Row) -> Row | None:
+    """Return an answer with a thumb as TRL writes it, `completion` beside `label`; None of other rows.
+
+    Its prompt is read as a pair's is; `completion` is a text, and `label` true or false.
+
+    Raises:
+        UserError: the label is no thumb, or the completion is empty or no answer.
+    """
+    if not {"completion", "label"} <= find_known_fields(row) or {"chosen", "rejected"} <= find_known_fields(
+        row
+    ):
+        return None
+    label, completion = row.fields["label"], row.fields["completion"]
+    if (is_up := read_flag(label)) is None:
+        raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", MEND_ROW))
+    if isinstance(completion, list):
+        turns = read_turns(row, "completion")
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            expected = "one turn of the assistant"
+            raise UserError(Problem(row.where, "a completion of another form", expected, MEND_ROW))
+        completion = turns[0]["content"]
+    answer = read_text(row._replace(fields={**row.fields, "completion": completion}), "completion")
+    return _name_question(row._replace(fields={**row.fields, "completion": answer, "label": is_up}))
+
+
+def is_transcript(text: str) -> bool:
+    """Tell a transcript of Human and Assistant from a text."""
+    return bool(_SPEAKER.match(f"\n\n{text.lstrip()[:12]}"))
+
+
+def _conversation(row: Row, field: str) -> Turns | None:
+    """Read a list of turns, or a transcript of Human and Assistant; None where it is a text alone."""
+    value = row.fields[field]
+    if isinstance(value, dict):  # LLaMA-Factory's: one turn, beside `conversations`
+        return read_turns(row._replace(fields={field: [value]}), field)
+    if isinstance(value, list):
+        return read_turns(row, field)
+    if not isinstance(value, str) or not is_transcript(value):
+        return None
+    parts = _SPEAKER.split(f"\n\n{value.lstrip()}")[1:]
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": speakers[speaker], "content": text.strip()}
+        for speaker, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _n_shared(chosen: Turns, rejected: Turns) -> int:
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    # Equal to the end: the last turn is the answer, twice.
+    return n - 1 if n == len(chosen) == len(rejected) else n
+
+
+def _name_question(row: Row) -> Row:
+    """Give a pair whose question stands under another tool's name our own."""
+    fields = row.fields
+    listed = (
+        name
+        for name in ("messages", "prompt", "conversations")
+        if fields.get(name) and not is_plain(fields[name])
+    )
+    parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
+    text = fields.get("prompt") or "\n\n".join(str(part) for part in parts if part)
+    if name := next(listed, None):
+        turns = add_system(read_turns(row, name), row)
+    elif text and not is_plain(fields.get("messages")):
+        turns = user_turns(str(text), row)
+    else:
+        return row
+    return row._replace(fields={**fields, "messages": turns})
+
+
+def _check_pair(pair: Row) -> Row:
+    """Refuse a pair that says nothing of what is preferred."""
+    chosen, rejected = (" ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise UserError(
+            Problem(pair.where, "two equal answers", "a chosen answer and another rejected one", MEND_ROW)
+        )
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text:
+            raise UserError(Problem(pair.where, f"an empty {name} answer", "a text", MEND_ROW))
+    return pair

@@ -1,0 +1,449 @@
+"""Turns of a conversation as other tools write them, with calls of tools and their results, as messages.
+
+Invariant: a part is shown, or named as not used, or its turn is refused; none is left out in silence.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, time
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from harness.data.text_files import Row
+from harness.errors import Problem, UserError
+from harness.records import Message, parse_json
+from harness.spec import Fields
+
+TAG_NAMES = "names of tags, such as B-PER and O"
+ONLY_TEXT = "turns of text alone, for only text is read"
+WITHOUT_PARTS = "write what such a part shows as text, or leave the rows out, as harness data clean does"
+# Kinds of parts, by their `type`, or by the one key that Gemini's parts have in its place.
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+MEND_ROW = "fix the row, or set invalid_rows: drop in data: of the task"
+_CALLS = ("tool_use", "tool_call", "function_call", "functionCall")
+_RESULTS = ("tool_result", "tool_response", "function_call_output", "functionResponse", "function_response")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "thought")
+_MEDIA = ("image", "image_url", "audio", "video", "inlineData", "inline_data", "fileData", "file_data")
+_KINDS = (*_TEXTS, *_CALLS, *_RESULTS, *_MEDIA)
+_RETURNED = ("content", "output", "result", "response")
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+IDS = frozenset({"id", "type", "index", "call_id", "tool_call_id", "tool_use_id", "message_id"})
+
+
+class Place(NamedTuple):
+    """Place of a turn: its row, and who speaks."""
+
+    where: str
+    speaker: str
+
+
+class Content(NamedTuple):
+    """Texts of a turn in their order, and the keys of its parts that are not used."""
+
+    texts: Sequence[str] = ()
+    unused: Sequence[str] = ()
+
+
+def drop_empty(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out keys without a value: a table gives each turn the keys of all the others."""
+    return {key: value for key, value in entry.items() if value is not None and value not in ("", [], {})}
+
+
+def read_content(value: Any, place: Place) -> Content:
+    """Read a text, a part, or a list of either.
+
+    Raises:
+        UserError: a part is no text, as an image is none, or of an unknown form.
+    """
+    return _join([_read_part(part, place) for part in (value if isinstance(value, list) else [value])])
+
+
+def read_result(value: Any, place: Place) -> Content:
+    """Read what a tool returned: as any turn is read, and other values as their JSON."""
+    parts = value if isinstance(value, list) else [value]
+    are_parts = all(part is None or isinstance(part, str) or _kind_of(part) for part in parts)
+    return read_content(value, place) if are_parts else Content([write_json(value)])
+
+
+def read_calls(value: Any, key: str, place: Place) -> Content:
+    """Read a call, or a list of calls, each also as JSON within a text.
+
+    Raises:
+        UserError: one of them is no call.
+    """
+    read = [_read_call(call) for call in _list_calls(value)]
+    if not all(read):
+        expected = "calls of tools with a name and arguments, also as JSON within a text"
+        raise UserError(Problem(place.where, f"{key!r} of another form", expected, MEND_ROW))
+    found = _join(filter(None, read))
+    return found._replace(unused=[f"{key}.{name}" for name in found.unused])
+
+
+def spell_calls(value: Any) -> Any:
+    """Write one call, or a list of calls, as JSON, one a line; no call as `[]`, another value as it is."""
+    if value == []:
+        return "[]"
+    read = [_read_call(call) for call in _list_calls(value)]
+    return "\n".join(text for found in read if found for text in found.texts) if read and all(read) else value
+
+
+def _list_calls(value: Any) -> list[Any]:
+    """List calls, or what stands in their place; JSON within a text is parsed."""
+    parsed = _parse(value)
+    if isinstance(parsed, list):
+        return [_parse(call) for call in parsed]
+    return [] if parsed is None else [parsed]
+
+
+def _read_call(call: Any) -> Content | None:
+    """Write a call as JSON, in the form of our own; None of what is not a call.
+
+    A call stands by itself, or within the key `function`, as OpenAI's files have it.
+    """
+    if not isinstance(call, Mapping):
+        return None
+    around = {key: _parse(value) if key == "function" else value for key, value in drop_empty(call).items()}
+    within = next((key for key in ("function", *_CALLS) if isinstance(around.get(key), Mapping)), None)
+    inner = around.pop(within) if within else around
+    name = inner.get("name") or inner.get("function")
+    if not isinstance(name, str):
+        return None
+    own = call if within is None else inner
+    given = next((key for key in _ARGUMENTS if own.get(key) is not None), "arguments")
+    unused = {*around, *drop_empty(inner)} - {"name", "function", given} - IDS
+    return Content([write_json({"name": name, "arguments": _parse(own.get(given))})], sorted(unused))
+
+
+def _read_part(part: Any, place: Place) -> Content:
+    if part is None or isinstance(part, str):
+        return Content([part] if part else [])
+    kind, known = _kind_of(part), drop_empty(part) if isinstance(part, Mapping) else {}
+    if isinstance(part, Mapping) and not known:
+        return Content()
+    if not kind:
+        expected = "texts, calls of tools, and what these returned"
+        found = f"a turn of {place.speaker!r} with a part of another form"
+        raise UserError(Problem(place.where, found, expected, MEND_ROW))
+    if kind in _THOUGHTS or known.get("thought") is True:
+        return Content([], [kind if kind in _THOUGHTS else "thought"])
+    within = known.get(kind)
+    inner = drop_empty(within) if isinstance(within, Mapping) else known
+    around = {} if inner is known else known
+    if kind in _CALLS:
+        read, used = read_calls([inner], kind, place), {*inner}
+    elif kind in _RESULTS:
+        key = next((key for key in _RETURNED if key in inner), "")
+        read, used = read_result(inner.get(key), place), {key}
+    elif kind in _TEXTS and isinstance(text := known.get("text", known.get("content", within)), str):
+        read, used = Content([text]), {"text", "content"}
+    else:
+        what = "an image part" if "image" in kind else "a part that is not text"
+        found = f"{what} ({kind}) in a turn of {place.speaker!r}"
+        raise UserError(Problem(place.where, found, ONLY_TEXT, WITHOUT_PARTS))
+    unused = {*around, *inner} - {kind, *used} - IDS
+    return read._replace(unused=[*read.unused, *(f"{kind}.{key}" for key in sorted(unused))])
+
+
+def _kind_of(part: Any) -> str:
+    """Name the kind of a part; empty of what is not a part."""
+    if not isinstance(part, Mapping):
+        return ""
+    named = part.get("type")
+    return (
+        named if isinstance(named, str) else next((kind for kind in _KINDS if kind in drop_empty(part)), "")
+    )
+
+
+def _join(read: Any) -> Content:
+    every = list(read)
+    return Content([t for of in every for t in of.texts], [key for of in every for key in of.unused])
+
+
+def _parse(value: Any) -> Any:
+    """Read JSON within a text; another text, or value, as it is."""
+    try:
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def write_json(value: Any) -> str:
+    """Write a value as JSON; decimals as numbers, dates and times by ISO 8601, as tables hold them."""
+    return json.dumps(value, ensure_ascii=False, default=_write_cell)
+
+
+def _write_cell(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return text_of_cell(value) or f"<{type(value).__name__}>"
+
+
+def text_of_cell(value: Any) -> str | None:
+    """Write a number, a decimal, a date or a time as a text; None of another value."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | int | float | Decimal) else None
+
+
+Turns = list[Message]
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "developer": "system",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "user",
+    "function": "user",
+    "observation": "user",
+    "tool_response": "user",
+}
+SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
+# Fields that hold no plain text.
+LISTS = frozenset(
+    {"messages", "conversations", "completions", "choices", "options", "endings", "questions", "tokens"}
+)
+_JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
+_TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
+_CALLING_SPEAKERS = (
+    "function_call",
+    "tool_call",
+)  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON
+_SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "parts")
+_TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
+_WRITTEN_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
+
+
+class Turn(NamedTuple):
+    """A turn as it is shown, whether its answer may be trained on, and its keys that are not used."""
+
+    speaker: str
+    role: str
+    text: str
+    is_trained: bool = True
+    unused: Sequence[str] = ()
+
+
+def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
+    """Read a turn: calls of tools stand as JSON behind what is said, one a line.
+
+    Raises:
+        UserError: nobody known speaks, it holds nothing, or something that is not text.
+    """
+    known = drop_empty(entry)
+    speaker = str(next((known[key] for key in _SPEAKERS if key in known), None))
+    place, role = Place(where, speaker), _ROLES.get(speaker.lower())
+    if role is None:
+        raise _misfit(where, f"a turn of {speaker!r}")
+    if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in known), None):
+        raise UserError(Problem(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS))
+    key = next((key for key in _SAID if entry.get(key) is not None), "content")
+    said = _read_said(entry.get(key), place)
+    calls = [read_calls(known[of], of, place) for of in ("tool_calls", "function_call") if of in known]
+    refusal = [known["refusal"]] if isinstance(known.get("refusal"), str) else []
+    texts = [*said.texts, *refusal, *(text for of in calls for text in of.texts)]
+    flags = {flag: read_flag(known[flag]) for flag in _TRAINED if flag in known}
+    used = {*_SPEAKERS, key, "tool_calls", "function_call", "refusal", *IDS}
+    used |= {flag for flag, is_on in flags.items() if is_on is not None}
+    unused = [*(name for of in (said, *calls) for name in of.unused), *(k for k in known if k not in used)]
+    if not texts and (not isinstance(entry.get(key), str) or (unused and role == "assistant")):
+        beside = f", but with {unused[0]}" if unused else ""
+        raise _misfit(where, f"a turn of {speaker!r} without text{beside}")
+    return Turn(speaker.lower(), role, "\n".join(texts), False not in flags.values(), unused)
+
+
+def _read_said(value: Any, place: Place) -> Content:
+    """Read what a turn says, by who says it."""
+    speaker = place.speaker.lower()
+    if speaker in _CALLING_SPEAKERS and isinstance(spelt := spell_calls(value), str):
+        return Content([spelt])
+    return read_result(value, place) if speaker in _TOOLS else read_content(value, place)
+
+
+def read_flag(value: object) -> bool | None:
+    """Read true or 1, false or 0, also as a text, as a CSV file holds them; None of another value."""
+    if isinstance(value, str):
+        return _WRITTEN_FLAGS.get(value.strip().lower())
+    return bool(value) if value in (0, 1) else None
+
+
+def _misfit(where: str, found: str) -> UserError:
+    return UserError(Problem(where, found, "turns of system, user and assistant, with text", MEND_ROW))
+
+
+def read_leniently(entry: Any) -> Turn | None:
+    """Read a turn; None of what is none, or cannot be read."""
+    if not isinstance(entry, Mapping) or not {*_SPEAKERS} & entry.keys():
+        return None
+    try:
+        return read_turn(entry)
+    except UserError:
+        return None
+
+
+def is_conversation(value: Any) -> bool:
+    """Tell whether a value is a list of turns that end with an answer of the assistant."""
+    entries = value if isinstance(value, list) else []
+    read = [read_leniently(entry) for entry in entries]
+    return len(read) > 1 and all(read) and read[-1] is not None and read[-1].role == "assistant"
+
+
+def answer_places(entries: Sequence[Any]) -> list[int]:
+    """Return the places of the assistant's turns that can be trained on."""
+    read = enumerate(map(read_leniently, entries))
+    return [i for i, t in read if i and t and t.role == "assistant" and t.is_trained and t.text.strip()]
+
+
+def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
+    """Count the turns of a row that have each of the keys which are not used."""
+    found = Counter[str]()
+    for value in fields.values():
+        if isinstance(value, Mapping) and not {*_SPEAKERS} & value.keys():
+            found += count_unused_keys({k: of for k, of in value.items() if isinstance(of, list)})
+        for entry in value if isinstance(value, list) else [value]:
+            found.update({*turn.unused} if (turn := read_leniently(entry)) else ())
+    return found
+
+
+def user_turns(text: str, row: Row) -> Turns:
+    """Return a question as a turn of the user, behind the row's system prompt and history where it has them.
+
+    Raises:
+        UserError: the question is empty.
+    """
+    if not text.strip():
+        raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
+    return add_system([*list_history(row), {"role": "user", "content": text}], row)
+
+
+def add_system(turns: Turns, row: Row, template: str = Fields().prompt) -> Turns:
+    """Put the system prompt that a column of the row holds in front of its turns, unless it is there."""
+    name = next((name for name in list_systems(template) if row.fields.get(name)), None)
+    if name is None:
+        return turns
+    texts = read_content(row.fields[name], Place(row.where, name)).texts
+    system, own = "\n".join(texts), next((t["content"] for t in turns[:1] if t["role"] == "system"), None)
+    if not system.strip() or (own is not None and system.strip() in own):
+        return turns
+    whole = "\n\n".join(filter(None, (system, own)))
+    return [{"role": "system", "content": whole}, *turns[own is not None :]]
+
+
+def list_systems(template: str) -> list[str]:
+    """List the columns of system prompts beside a template; beside one of the user's own, `system_prompt`."""
+    is_own = template == Fields().prompt or "{messages}" in template
+    names = SYSTEMS if is_own else ("system_prompt",)
+    return [name for name in names if f"{{{name}}}" not in template]
+
+
+def list_history(row: Row) -> Turns:
+    """List the turns before a question, as LLaMA-Factory's `history` holds them; none of another form."""
+    value = row.fields.get(HISTORY)
+    entries = value if isinstance(value, list) else []
+    if entries and all(map(read_leniently, entries)):
+        return read_turns(row, HISTORY)
+    if not all(isinstance(e, list) and len(e) == 2 and all(isinstance(t, str) for t in e) for e in entries):
+        return []
+    said = [text for entry in entries for text in entry]
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
+
+
+def read_text(row: Row, field: str) -> str:
+    """Return the text or number of a field.
+
+    Raises:
+        UserError: it is empty or of another type.
+    """
+    value = text_of_cell(row.fields[field])
+    if value is None or not value.strip():
+        kind = type(row.fields[field]).__name__
+        found = f"an empty {field!r}" if value is not None else f"a {kind} in {field!r}"
+        raise UserError(Problem(row.where, found, "a text", MEND_ROW))
+    return value.strip()
+
+
+def read_turns(row: Row, field: str) -> Turns:
+    """Read turns of role and content, or of from and value."""
+    entries = row.fields[field]
+    expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
+    if isinstance(entries, str) and not is_plain(entries):
+        step = "write the rows as JSON Lines, with the list itself in the field"
+        raise UserError(Problem(row.where, f"a list within a text in {field!r}", expected, step))
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
+    turns: Turns = []
+    was = ""
+    for i, entry in enumerate(entries, start=1):
+        turn = read_turn(entry, row.where)
+        content = turn.text
+        if turn.role == "assistant" and not content.strip() and i < len(entries):
+            raise _misfit(row.where, f"a turn of {turn.speaker!r} without text, and turns behind it")
+        if turn.speaker in _TOOLS and was == turn.speaker:
+            content = f"{turns.pop()['content']}\n{content}"  # results of several calls
+        turns.append({"role": turn.role, "content": content})
+        was = turn.speaker
+    return turns
+
+
+def join_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """Say once what is wrong with all rows that hold parts other than text, or numbers of tags."""
+    once = (ONLY_TEXT, TAG_NAMES)
+    n = Counter(of.found for of in problems if of.expected in once)
+    out, seen = list[Problem](), set[str]()
+    for of in problems:
+        if of.expected not in once:
+            out.append(of)
+        elif of.found not in seen:
+            seen.add(of.found)
+            rows = f", the first of {n[of.found]:,} such rows" if n[of.found] > 1 else ""
+            out.append(replace(of, found=f"{of.found}{rows}"))
+    return out
+
+
+def refuse_media(texts: Iterable[str], row: Row) -> None:
+    """Refuse a row whose texts show a picture or a sound that stands in a column.
+
+    Raises:
+        UserError: they do.
+    """
+    column = next((name for name in MEDIA if row.fields.get(name)), None)
+    if column and any(map(_SHOWS_MEDIA.search, texts)):
+        found = f"{column} in a column, which the text refers to"
+        raise UserError(Problem(row.where, found, ONLY_TEXT, WITHOUT_PARTS))
+
+
+def text_of(value: Any) -> str:
+    """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON."""
+    if isinstance(value, list):
+        return "\n".join(map(text_of, value))
+    if isinstance(value, str):
+        return value
+    return write_json(value) if isinstance(value, dict | bool) else text_of_cell(value) or write_json(value)
+
+
+def find_known_fields(row: Row) -> set[str]:
+    """Return the names of the fields that have a value."""
+    return {name for name, value in row.fields.items() if value is not None}
+
+
+def find_fields(row: Row) -> set[str]:
+    """Return the names of the fields that have a value, without plain texts where a layout has a list.
+
+    JSON within a text, as a CSV file may hold it, is no plain text.
+    """
+    return {name for name in find_known_fields(row) if name not in LISTS or not is_plain(row.fields[name])}
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a number or a text, and not JSON of a list or an object within a text."""
+    return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))

@@ -1,0 +1,356 @@
+"""Cost estimates: tokens that an experiment reads, generates and trains on, the machine's pace, and a budget.
+
+Invariant: a request starts only if past costs, the highest cost of running requests and its own highest cost
+are within the budget. Prompt tokens are estimated until an answer reports them: so the first request is sent
+alone, and later estimates are multiplied by the largest ratio seen. The same holds for answer tokens when a
+server reports more than were allowed, as for hidden thinking. Disturbed or resumed work is not used, and
+older measurements count less. An estimate by the steps that `probe` timed is used until there are
+measurements, and weighs as much as five seconds of them. Pure arithmetic on texts and sizes, without a
+tokenizer or a model; measured figures take precedence as soon as there are any.
+Source: 2 N floating-point operations per token read or generated, 4 N per token trained with low-rank
+adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients), and 2 N more if
+activations are recomputed, as on GPUs. For a mixture of experts N counts the parameters that a token uses
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from math import exp
+from pathlib import Path
+from threading import Condition
+from typing import Literal, NamedTuple
+
+from harness.cache import cache_dir, recall, remember
+from harness.errors import CandidateFailed
+from harness.formatting import count, usd
+from harness.models.hardware import Machine
+from harness.records import BLOCK, Example, digest
+from harness.spec import TokenPrices
+
+Spend = Callable[[float | None, int, int], None]
+"""Counts an answer: its cost in USD, None if unknown, and the tokens read and written."""
+
+
+class Words(NamedTuple):
+    """Words for refusing a request: the option that sets the budget, its place, and what is paid for."""
+
+    option: str = "--max-cost"
+    where: str = ""
+    paid: str = "answers"
+
+
+class Budget:
+    """Budget of `most` USD, of which `n` answers have cost `spent`, None if unknown.
+
+    `price` maps tokens read and written to USD.
+    """
+
+    def __init__(
+        self,
+        most: float,
+        price: Callable[[float, float], float],
+        spent: float | None = 0.0,
+        n: int = 0,
+        words: Words = Words(),  # noqa: B008 (a constant)
+    ) -> None:
+        self._most, self._price, self._words = most, price, words
+        self._spent, self._n = spent, n
+        self._under_way: list[float] = []
+        self._ratio: float | None = None  # largest ratio of a prompt's tokens to their estimate
+        self._written_ratio = 1.0  # largest ratio of an answer's tokens to the allowed ones
+        self._changed = Condition()
+
+    @contextmanager
+    def reserve(self, read: int, written: int) -> Iterator[Spend]:
+        """Reserve the cost of a request that reads `read` tokens and writes at most `written`.
+
+        Waits for running requests if the budget may suffice once they cost less than reserved.
+
+        Raises:
+            CandidateFailed: the budget does not suffice.
+        """
+        with self._changed:
+            while (usd_at_most := self._highest_price(read, written)) is None:
+                self._changed.wait()
+            self._under_way.append(usd_at_most)
+
+        def spend(cost_usd: float | None, n_read: int, n_written: int) -> None:
+            with self._changed:
+                unknown = self._spent is None or cost_usd is None
+                self._spent = None if unknown else (self._spent or 0.0) + (cost_usd or 0.0)
+                self._n += 1
+                self._ratio = max(self._ratio or 0.0, n_read / max(1, read))
+                self._written_ratio = max(self._written_ratio, n_written / max(1, written))
+
+        try:
+            yield spend
+        finally:
+            with self._changed:
+                self._under_way.remove(usd_at_most)
+                self._changed.notify_all()
+
+    def _highest_price(self, read: int, written: int) -> float | None:
+        """Return the highest cost of a request; None if running requests have to end first."""
+        option, where, paid = self._words
+        if self._spent is None:
+            found = f"{paid} without usage, so what they cost is unknown, and {option} is {self._most:g}"
+            raise CandidateFailed(found, f"a server that counts tokens, or no {option}{where}")
+        cost = self._price(read * (self._ratio or 1.0), written * self._written_ratio)
+        fits = self._spent + sum(self._under_way) + cost <= self._most
+        if fits and not (self._ratio is None and self._under_way):
+            return cost
+        if self._under_way:
+            return None
+        found = (
+            f"{count(self._n)} {paid} have cost {usd(self._spent)} USD, the next may cost {usd(cost)}, "
+            f"and {option} is {self._most:g}"
+        )
+        raise CandidateFailed(found, f"a larger {option}{where}; the {paid} so far are kept")
+
+
+Kind = Literal["answering", "training", "fits", "opened", "requests", "runs"]
+_PRIOR_S = 5.0  # weight of the first estimate, in estimated seconds
+_MEMORY_S = 600.0  # estimated seconds after which a measurement counts a third
+_LEAST, _MOST = 0.1, 10.0
+_MOST_EACH = 50.0  # upper bound as a multiple of the assumption
+
+
+class Rate(NamedTuple):
+    """Measured seconds per estimated second of tokens, and seconds per unit of other work."""
+
+    ratio: float = 1.0
+    each_s: float = 0.0
+
+
+class Pace(NamedTuple):
+    """Rates of answering in blocks, of training in steps, and of work without tokens.
+
+    Seconds per unit are assumptions until something was measured here: those of a model with 135 million
+    parameters on two CPU cores. `fits` are trainings without their steps (process, model, saving), `opened`
+    is weights being made ready to answer, `requests` single requests that are timed, `runs` the rest of a
+    comparison: grading, statistics, writing.
+    """
+
+    answering: Rate = Rate(each_s=0.1)
+    training: Rate = Rate(each_s=0.03)
+    fits: Rate = Rate(each_s=3.0)
+    opened: Rate = Rate(each_s=0.3)
+    requests: Rate = Rate(each_s=0.3)
+    runs: Rate = Rate(each_s=0.5)
+
+
+_ASSUMED = Pace()
+
+
+class _Sums(NamedTuple):
+    """Sums over measurements of a kind, older ones discounted, each weighted by its inverse expected time.
+
+    A measurement has `s` estimated seconds of tokens and `n` units, and took `took` seconds. The sums are
+    normalised to 1 GFLOP/s, because the same machine may be measured again when it is idle.
+    """
+
+    s_s: float = 0.0
+    s_n: float = 0.0
+    n_n: float = 0.0
+    s_took: float = 0.0
+    n_took: float = 0.0
+
+    def rate(self, assumed: Rate, gflops: float) -> Rate:
+        """Solve for the rate by least squares, with the assumption as one more measurement of each part."""
+        n_n, n_took = self.n_n + 1 / assumed.each_s, self.n_took + 1.0
+        s_s, s_took = self.s_s / gflops**2 + _PRIOR_S, self.s_took / gflops + _PRIOR_S
+        s_n, most_s = self.s_n / gflops, _MOST_EACH * assumed.each_s
+        each_s = (s_s * n_took - s_n * s_took) / (s_s * n_n - s_n**2)
+        ratio = min(max((s_took - s_n * min(max(each_s, 0.0), most_s)) / s_s, _LEAST), _MOST)
+        return Rate(ratio, min(max((n_took - s_n * ratio) / n_n, 0.0), most_s))
+
+
+def read_pace(machine: Machine, n_parameters: int) -> Pace:
+    """Read the pace measured here for a model of this size."""
+    sums_by_kind = _read(machine, n_parameters)
+    rates = {kind: sums.rate(getattr(_ASSUMED, kind), machine.gflops) for kind, sums in sums_by_kind.items()}
+    return Pace(**rates)
+
+
+def record_pace(
+    machine: Machine, n_parameters: int, kind: Kind, estimated_s: float, n: float, took_s: float
+) -> None:
+    """Record that `n` units with tokens estimated at `estimated_s` seconds took `took_s` seconds."""
+    expected_s = estimated_s + n * getattr(_ASSUMED, kind).each_s
+    if expected_s <= 0:
+        return
+    known = _read(machine, n_parameters)
+    discount, old = exp(-expected_s / _MEMORY_S), known.get(kind, _Sums())
+    s = estimated_s * machine.gflops
+    terms = (s * s, s * n, n * n, s * took_s, n * took_s)
+    known[kind] = _Sums(
+        *(discount * before + new / expected_s for before, new in zip(old, terms, strict=True))
+    )
+    with suppress(OSError):  # a read-only cache only costs accuracy
+        remember(_file(machine, n_parameters), known)
+
+
+def _read(machine: Machine, n_parameters: int) -> dict[str, _Sums]:
+    with suppress(OSError, ValueError):
+        raw = recall(_file(machine, n_parameters))
+        return {kind: _Sums(*map(float, raw[kind])) for kind in Pace._fields if kind in raw}
+    return {}
+
+
+def _file(machine: Machine, n_parameters: int) -> Path:
+    key = digest(["steps", machine.name, machine.device, machine.precision, n_parameters, _Sums._fields])
+    return cache_dir() / "pace" / f"{key}.json"
+
+
+# Characters per token in English prose with a vocabulary of some 50,000.
+_CHARS_PER_TOKEN = 4.0
+# Bytes per token outside ASCII: such a vocabulary has 1.6 to 2.3 in Thai, Japanese, Arabic, Chinese, Russian
+# and Hindi. A vocabulary made for a language has more (Petrov et al. 2023, arXiv:2305.15425).
+_BYTES_PER_TOKEN = 2.0
+CHAT_TOKENS = 12
+
+
+class Shares(NamedTuple):
+    """Shares of the speed of a large matrix product that reading, generating and training reach."""
+
+    read: float
+    generate: float
+    train: float
+
+
+# Without timed steps, as on a GPU: the usual values of models with 1 to 8 billion parameters. About half of
+# the allowed tokens are generated.
+SHARES = Shares(0.4, 0.08, 0.42)
+# Operations per parameter and trained token: GPUs recompute activations.
+_TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
+
+# Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
+# data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
+DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
+# Assumed value of one more right answer in USD, as of November 2026, so that volume counts by default.
+# `decide.right_answer_usd` overrides it.
+RIGHT_ANSWER_USD = 1.0
+
+
+class TokenCounts(NamedTuple):
+    """Mean tokens of one request: of its prompt, of the beginning shared by all prompts, of its answer."""
+
+    prompt: float
+    cached: float
+    output: float
+
+
+class Work(NamedTuple):
+    """Tokens to read, to generate (at most) and to train, and other work that takes time.
+
+    That is optimiser `steps`, trainings (`fits`), weights `opened` to answer, `blocks` of rows answered and
+    written, single `requests` to time, and finished `runs`.
+    """
+
+    read: int = 0
+    generated: int = 0
+    trained: int = 0
+    steps: int = 0
+    fits: int = 0
+    opened: int = 0
+    blocks: int = 0
+    requests: int = 0
+    runs: int = 0
+
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
+        """Add up two amounts of work."""
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def seconds(self, n_parameters: float, machine: Machine) -> float:
+        """Estimate the time for these tokens on a machine, by the speeds of steps that were timed there."""
+        speeds = machine.step_speeds or [machine.gflops * share for share in SHARES]
+        operations = 2 * self.read, 2 * self.generated, _TRAIN_OPERATIONS[machine.device] * self.trained
+        return n_parameters / 1e9 * sum(n / speed for n, speed in zip(operations, speeds, strict=True))
+
+
+# Start of a GPU's context and libraries, and reading speed of weights from disk: assumptions.
+_START_S, _READ_BYTES_PER_S = 10.0, 1.5e9
+
+
+def start_s(n_bytes: float, device: str) -> float:
+    """Estimate how long a GPU takes to start and to load weights; 0 for a CPU, which reads them in place."""
+    return _START_S + n_bytes / _READ_BYTES_PER_S if device == "cuda" else 0.0
+
+
+def tokens(text: str) -> int:
+    """Estimate the tokens of a text from its ASCII characters and its other bytes."""
+    n_ascii = len(text.encode("ascii", "ignore"))
+    n_others = len(text.encode("utf-8", "surrogatepass")) - n_ascii
+    return max(1, round(n_ascii / _CHARS_PER_TOKEN + n_others / _BYTES_PER_TOKEN))
+
+
+def estimate_answering(
+    examples: Sequence[Example], *, ranked: bool, max_new_tokens: int, chat: bool = True
+) -> Work:
+    """Estimate the work of answering these examples; ranked items read their choices instead.
+
+    When answers are generated, messages shared by the beginning of all examples are read once per block.
+    """
+    n_shared = _n_shared(examples)
+    n_read = n_generated = 0
+    for number, example in enumerate(examples):
+        closed = ranked and example.choices
+        once = 0 if closed or number % BLOCK == 0 else n_shared
+        n_read += sum(tokens(m["content"]) + chat * CHAT_TOKENS for m in example.messages[once:])
+        n_read += sum(map(tokens, example.choices)) if closed else 0
+        n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
+        n_generated += 0 if closed or not example.messages else max_new_tokens
+    return Work(read=n_read, generated=n_generated)
+
+
+def _n_shared(examples: Sequence[Example]) -> int:
+    """Count the messages shared by the beginning of all examples."""
+    columns = zip(*(e.messages for e in examples), strict=False)
+    return next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
+
+
+def times(work: Work, n: int) -> Work:
+    """Return a multiple of an amount of work."""
+    return Work(*(n * amount for amount in work))
+
+
+def training(examples: Sequence[Example], epochs: float) -> Work:
+    """Estimate the tokens to train on."""
+    once = sum(
+        sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages) + tokens(e.references[0])
+        for e in examples
+    )
+    return Work(trained=round(once * epochs))
+
+
+def describe_longer(examples: Sequence[Example], max_length: int, rows: str, limit: str) -> str:
+    """Estimate how many `rows` are too long for a training, and say so; empty without any."""
+    if not (n := sum(training([example], 1).trained > max_length for example in examples)):
+        return ""
+    return (
+        f"about {count(n)} of {rows} are longer than {limit}, by the length of their texts, and left out; "
+        "next: a larger params.max_length, or shorter rows"
+    )
+
+
+def preference(pairs: Sequence[Example], epochs: float) -> Work:
+    """Estimate the work of training on pairs: both answers, and the reference model's pass over them."""
+    once = sum(
+        2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
+        + sum(map(tokens, pair.references))
+        + tokens(pair.rejected)
+        for pair in pairs
+    )
+    return Work(read=once, trained=round(once * epochs))
+
+
+def request_usd(tokens: TokenCounts, prices: TokenPrices) -> float:
+    """Price one request by its tokens; the shared beginning costs the price of cached tokens."""
+    cached_usd = prices.input if prices.cached is None else prices.cached
+    read_usd = (tokens.prompt - tokens.cached) * prices.input + tokens.cached * cached_usd
+    return (read_usd + tokens.output * prices.output) / 1e6
+
+
+def price_usd(seconds: float, device: str, device_hour_usd: float | None) -> float:
+    """Price device time; the default price per hour is the device's."""
+    hour = DEVICE_HOUR_USD[device] if device_hour_usd is None else device_hour_usd
+    return seconds * hour / 3600

@@ -1,0 +1,326 @@
+"""Costs of grades, what is left of a budget, and prompts that are too long for a local judge.
+
+Invariant: every requested grade counts, including those of anchors; if a server reports no tokens the cost
+is unknown, never zero. The planned number of grades is an upper bound, found without asking: equal answers,
+and those with a grade, are asked about once. No model is loaded or asked. A prompt that is too long for any
+answer is counted with the judge's own tokenizer; an answer counts with its maximal number of tokens.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from harness.data import TaskItems
+from harness.errors import Problem
+from harness.evaluation import costs
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.costs import Budget, Words, price_usd
+from harness.evaluation.judges import LIMITS, GradingLimit, Judge, JudgedMetric, judge_messages, orders
+from harness.evaluation.row_sets import prompting_step
+from harness.evaluation.session import MeasuredTask, Session
+from harness.formatting import count
+from harness.models import encode_all
+from harness.models.hub import ModelSource, context_length, has_chat_template, is_packed, load_tokenizer
+from harness.prompting import context_of
+from harness.records import Example, Grade, PromptText
+from harness.spec import TokenPrices
+from harness.store import list_grades, read_asked_again
+
+
+def list_paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
+    """List all grades that a judge was asked for, including those of its anchors."""
+    again = read_asked_again(judged.store, judge.book)
+    return [*list_grades(judged.store, judge.book), *again]
+
+
+def sum_paid_usd(judged: JudgedMetric) -> float | None:
+    """Add up the costs of all endpoints of a rubric so far; None if unknown."""
+    remote = [judge for judge in judged.judges if judge.settings]
+    return _total(cost_usd(list_paid_grades(judged, judge), judge.prices) for judge in remote)
+
+
+def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
+    """Add up the costs of grades by their tokens; None without prices, or if a server reported no tokens."""
+    if prices is None or any(map(_lacks_tokens, grades)):
+        return None
+    read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
+    return tokens_usd(prices, read, written)
+
+
+def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
+    """Return the cost in USD of tokens read and written."""
+    return (read * prices.input + written * prices.output) / 1e6
+
+
+def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
+    """Return the remaining budget of `max_cost` after all grades by the rubric, or of the command.
+
+    The smaller of both; None if neither is set, or the judge has no price.
+    """
+    if judge.prices is None:
+        return None
+    spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
+    n = sum(len(list_paid_grades(judged, other)) for other in judged.judges if other.settings)
+    most, limit = judged.rubric.max_cost, judged.limit
+    if limit and (most is None or spent is None or limit.left_usd(spent) < most - spent):
+        since = None if spent is None else spent - limit.before_usd
+        return Budget(limit.usd, price, since, n - limit.n_before, Words(paid="grades"))
+    return (
+        None if most is None else Budget(most, price, spent, n, Words("max_cost", " in the rubric", "grades"))
+    )
+
+
+class GradeAccount:
+    """Account of the grades of some answers: their cost, whenever they were given.
+
+    Anchors graded while the account is open count too.
+    """
+
+    def __init__(self, judged: JudgedMetric) -> None:
+        self._judged, self._keys = judged, dict[str, set[str]]()
+        books = (judge.book for judge in judged.judges)
+        self._n_again = {book: len(read_asked_again(judged.store, book)) for book in books}
+
+    def count(self, keys: Mapping[str, set[str]]) -> None:
+        """Count the answers with these keys, by book."""
+        for book, answer_keys in keys.items():
+            self._keys.setdefault(book, set()).update(answer_keys)
+
+    def cost_usd(self, device: str, device_hour_usd: float | None) -> float | None:
+        """Add up the judges' costs so far, of a local one by its time; None if unknown."""
+        local = [judge for judge in self._judged.judges if judge.weights]
+        seconds = sum(grade.compute_s for judge in local for grade in self._grades(judge))
+        remote = self._remote_usd()
+        return None if remote is None else remote + price_usd(seconds, device, device_hour_usd)
+
+    def limit(self, most_usd: float | None) -> GradingLimit | None:
+        """Return the limit under which these grades cost at most `most_usd`; None for no limit."""
+        if most_usd is None:
+            return None
+        remote = [judge for judge in self._judged.judges if judge.settings]
+        n_others = sum(len(list_paid_grades(self._judged, j)) - len(self._grades(j)) for j in remote)
+        return GradingLimit(
+            most_usd, (sum_paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0), n_others
+        )
+
+    def _remote_usd(self) -> float | None:
+        remote = [judge for judge in self._judged.judges if judge.settings]
+        return _total(cost_usd(self._grades(judge), judge.prices) for judge in remote)
+
+    def _grades(self, judge: Judge) -> list[Grade]:
+        grades_store, keys = self._judged.store, self._keys.get(judge.book, set())
+        counted = [grade for grade in list_grades(grades_store, judge.book) if grade.key in keys]
+        return [*counted, *read_asked_again(grades_store, judge.book)[self._n_again[judge.book] :]]
+
+
+def _total(costs: Iterable[float | None]) -> float | None:
+    """Add up costs; None if one of them is unknown."""
+    all_costs = list(costs)
+    known = [cost for cost in all_costs if cost is not None]
+    return sum(known) if len(known) == len(all_costs) else None
+
+
+def _lacks_tokens(grade: Grade) -> bool:
+    """Tell whether a grade's tokens are unknown: its server sent no `usage`."""
+    return grade.status != "error" and not grade.n_prompt_tokens
+
+
+_CHARACTERS = 4  # assumed characters per token of an answer
+
+
+class PlannedGrades(NamedTuple):
+    """Upper bound of the grades by one judge for one metric of a task; `read` and `generated` in tokens.
+
+    `cost_usd` is None without a price, or if the judge is local.
+    """
+
+    task: str
+    metric: str
+    judge: str
+    grades: int
+    read: int
+    generated: int
+    cost_usd: float | None
+
+
+def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+    """Yield the planned grades of each judge, for the candidates' answers and the base's on suites."""
+    named = [session.candidates[name] for name in candidates]
+    target = session.target
+    n_answers = sum(len(one.seeds) * (of.samples if (of := one.recipe.decoding) else 1) for one in named)
+    examples = [*target.items.validation, *target.items.test]
+    shown = any(one.rubric.passages for one in target.judged.values())
+    n_passages = max((passage_tokens(session, one, examples) for one in named), default=0) if shown else 0
+    yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
+    n_own = sum(len(one.seeds) for one in named if not one.method.keeps_base)
+    for other in session.more_targets:
+        items = [*other.items.validation, *other.items.test]
+        yield from _plan_items(other, items, n_answers, n_checks=len(named))
+    for suite in session.suites:
+        yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
+
+
+def plan_pairs(session: Session, judged: JudgedMetric, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+    """Yield a judge's planned comparisons of fine-tunes with the best untrained candidate."""
+    target = session.target
+    named = [session.candidates[name] for name in candidates]
+    n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_baseline)
+    other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
+    examples = [replace(example, references=(other,)) for example in target.items.test]
+    yield from _plan_items(target._replace(judged={judged.metric: judged}), examples, n_tuned)
+
+
+def passage_tokens(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
+    """Estimate the tokens of the longest passages in a candidate's prompts."""
+    step = prompting_step(session, candidate.recipe, candidate.seeds[0])
+    return max((costs.tokens(context_of(step(e).prompt, e.prompt)) for e in examples), default=0)
+
+
+def _plan_items(
+    measured: MeasuredTask,
+    examples: Sequence[Example],
+    n_answers: int,
+    n_passages: int = 0,
+    n_checks: int = 1,
+) -> Iterator[PlannedGrades]:
+    """Yield the grades of `n_answers` to each item; an endpoint grades its anchors again at each check."""
+    for judged in measured.judged.values():
+        n_each = n_answers * len(orders(judged.rubric))
+        more = n_passages if judged.rubric.passages else 0
+        longest = [_n_read(measured, judged, example) + more for example in examples]
+        for judge in judged.judges:
+            n_anchors = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
+            again = n_checks * n_anchors
+            grades = judge.attempts * n_each * len(examples) + again
+            read = judge.attempts * n_each * sum(longest) + again * max(longest, default=0)
+            written = grades * LIMITS.max_new_tokens
+            cost = tokens_usd(judge.prices, read, written) if judge.prices else None
+            yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
+
+
+def _n_read(measured: MeasuredTask, judged: JudgedMetric, example: Example) -> int:
+    """Estimate the tokens of one prompt: its texts, and an answer of the task's maximal length."""
+    (order, *_) = orders(judged.rubric)
+    messages = judge_messages(judged.rubric, example, "", order)
+    return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens
+
+
+STEP = (
+    "shorter criteria, fewer graded examples, a smaller max_new_tokens, or a judge that reads longer prompts"
+)
+
+
+class ShortContext(NamedTuple):
+    """A judge whose context is too short for some prompts of a task.
+
+    Of `n_items` prompts `n_long` are too long with an answer of maximal length, and `n_sure` with any answer;
+    `longest` and `shortest` are in tokens, the second without an answer.
+    """
+
+    task: str
+    metric: str
+    judge: str
+    context: int
+    n_items: int
+    n_long: int
+    n_sure: int
+    longest: int
+    shortest: int
+
+    @property
+    def problem(self) -> Problem | None:
+        """Reason to stop: no answer to any item can be graded; None if some can."""
+        if self.n_sure < self.n_items:
+            return None
+        found = f"prompts of {count(self.shortest)} tokens and more for {self.task}, before any answer"
+        expected = f"at most {count(self.context)}, the context of {self.judge}"
+        return Problem(f"{self.metric}: judge", found, expected, STEP)
+
+    @property
+    def text(self) -> str:
+        """What happens to the answers, and what to do."""
+        items = f"{count(self.n_long)} of {count(self.n_items)} items of {self.task}"
+        sure = f", {count(self.n_sure)} of them with any answer" if self.n_sure else ""
+        return (
+            f"{self.metric}: the context of {self.judge} holds {count(self.context)} tokens; with the longest"
+            f" answer that it may be shown, the prompts of {items} are longer (up to {count(self.longest)}"
+            f" tokens){sure}. Such an answer gets no grade; next: {STEP}"
+        )
+
+
+def short_contexts(
+    session: Session, names: Sequence[str], pairs: JudgedMetric | None = None
+) -> list[ShortContext]:
+    """List the judges whose context is too short for some prompts about the candidates' answers.
+
+    `pairs` is the judge that compares two answers for a win rate, if there is one.
+    """
+    measured_by = [(judged, m, False) for m in session.tasks for judged in m.judged.values()]
+    measured_by += [(pairs, session.target, True)] if pairs else []
+    named = [session.candidates[name] for name in names]
+    return [
+        short
+        for judged, measured, is_pair in measured_by
+        for judge in judged.judges
+        if (short := _short_context(session, named, measured, judged, judge, is_pair=is_pair))
+    ]
+
+
+def _short_context(
+    session: Session,
+    candidates: Sequence[ResolvedCandidate],
+    measured: MeasuredTask,
+    judged: JudgedMetric,
+    judge: Judge,
+    *,
+    is_pair: bool,
+) -> ShortContext | None:
+    source = _source_of(session, judge)
+    context = context_length(source) if source and not is_packed(source) else None
+    examples = _examples(measured.items, is_pair=is_pair)
+    if source is None or context is None or not examples:
+        return None
+    answers = (2 if is_pair else 1) * measured.task.max_new_tokens
+    if judged.rubric.passages and measured.role == "target":
+        answers += max((passage_tokens(session, c, examples) for c in candidates), default=0)
+    texts = list(_prompts(judged, examples, chat=has_chat_template(source)))
+    if max(map(_most_tokens, texts)) + answers <= context:
+        return None
+    sizes = [len(e.context) + len(e.continuation) for e in encode_all(load_tokenizer(source), texts)]
+    n_long = sum(size + answers > context for size in sizes)
+    n_sure = sum(size > context for size in sizes)
+    named = (measured.task.name, judged.metric, judge.name, context)
+    short = ShortContext(*named, len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
+    return short if n_long else None
+
+
+def _source_of(session: Session, judge: Judge) -> ModelSource | None:
+    """Return the model that reads the judge's prompts; None for an endpoint."""
+    if judge.weights:
+        return judge.weights.source
+    return session.candidates[judge.name].served_base if judge.absent else None
+
+
+def _examples(items: TaskItems, *, is_pair: bool) -> list[Example]:
+    """List the judged items; in a pair the other answer is another candidate's."""
+    if is_pair:
+        return [replace(example, references=("",)) for example in items.test]
+    return [*items.validation, *items.test]
+
+
+def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:
+    """Write each item's prompt with an empty answer, followed by the longest grade."""
+    (order, *_), gap = orders(judged.rubric), "" if chat else " "
+    grade = max(judged.rubric.grades, key=len)
+    for example in examples:
+        yield PromptText(judge_messages(judged.rubric, example, "", order), gap + grade, chat)
+
+
+_TEMPLATE = 64  # tokens of a chat template around one turn, at most
+
+
+def _most_tokens(prompt: PromptText) -> int:
+    """Bound the tokens of a prompt by its bytes, which no tokenizer exceeds."""
+    texts = [turn["content"] for turn in prompt.messages] + [prompt.continuation]
+    return sum(len(text.encode()) + _TEMPLATE for text in texts)

@@ -1,0 +1,406 @@
+"""Grading of answers by one judge, an endpoint or a local model, and the drift of an endpoint.
+
+Invariant: each grade is stored as soon as it arrives, so an interruption loses none. Equal questions and
+answers are graded once, or until a grade is readable, as often as the rubric allows. An endpoint's text is
+parsed and never guessed, even when the probabilities of its first token weight the grades. A token counts
+for the one grade that it begins, so that ` 4` and `4` are one grade and a token that begins none is ignored;
+the weights of the grades add up to one. An answer cannot end its turn: control words written by others are
+broken up or read as text (see `models.tokenization`). An anchor of a book stays one, and a judge that grades
+its anchors differently grades nothing new. A judge's own noise is measured, not assumed: anchors are graded
+again as soon as they are graded, and every check without drift adds to the measured noise, except checks
+that found moves but could not have told them from drift. Each grade is stored before the next is requested;
+an interrupted check starts again, because the judge may have changed by then.
+Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2; Fisher's exact test, one-sided
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from statistics import fmean
+from threading import Lock
+
+import numpy as np
+
+from harness import formatting, store
+from harness.config import Rubric
+from harness.errors import CandidateFailed, SharedFailure
+from harness.evaluation import costs
+from harness.evaluation.costs import Budget
+from harness.evaluation.grade_costs import cost_usd, open_budget
+from harness.evaluation.judges import (
+    LIMITS,
+    Judge,
+    JudgedMetric,
+    Order,
+    UngradedAnswer,
+    grade_value,
+    judge_messages,
+    read_grade,
+)
+from harness.evaluation.runner import open_weights
+from harness.evaluation.session import Session
+from harness.formatting import pluralize
+from harness.metrics import normalize
+from harness.models import Candidate
+from harness.models.hub import has_chat_template
+from harness.models.openai_api import ChatCandidate, Server, Settings
+from harness.records import Anchor, AnchorCheck, Encoded, Grade, Message, Output, PromptText, digest
+from harness.stats import Array
+from harness.training import Weights
+
+_TOGETHER = 32  # answers that a local model scores and stores together
+
+Keep = Callable[[Sequence[Grade]], None]
+Say = Callable[[UngradedAnswer], Grade]
+
+
+def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
+    """Let one judge grade answers by one rubric; grades are stored as they arrive.
+
+    Raises:
+        SharedFailure: the judge cannot be asked, or the rubric's budget is spent.
+    """
+    distinct = list({answer.key: answer for answer in answers}.values())
+    judged, judge = distinct[0].judged, distinct[0].judge
+    label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
+    with session.progress.stage(label) as advance:
+        kept: list[Grade] = []
+
+        def keep(grades: Sequence[Grade]) -> None:
+            store.keep_grades(judged.store, judge.book, judge.identity, grades)
+            kept.extend(grades)
+            advance(len(kept), len(distinct))
+
+        try:
+            if judge.settings:
+                _ask_endpoint(session, judge, distinct, keep)
+            elif judge.weights:
+                _score_grades(session, judge.weights, distinct, keep)
+            else:
+                raise CandidateFailed(judge.absent, "a judge that is trained")
+        except CandidateFailed as error:
+            raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
+
+
+def check_judge(judged: JudgedMetric, judge: Judge) -> None:
+    """Let an endpoint judge grade its anchors again; a local judge is not checked.
+
+    Raises:
+        CandidateFailed: it grades them differently than before, or could not be asked.
+    """
+    if judge.settings:
+        budget = open_budget(judged, judge)
+        with _open_server(judge.settings, judged) as (_, candidate):
+            check_anchors(judged, judge, partial(_say, candidate, budget))
+
+
+def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
+    """Let an endpoint grade answers after it has graded its anchors as before."""
+    # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
+    # found even if the grading is interrupted.
+    judged = answers[0].judged
+    assert judge.settings is not None, "a judge behind an address"
+    anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
+    anchor_answers = [answer for answer in answers if answer.key in anchors]
+    budget = open_budget(judged, judge)
+    with _open_server(judge.settings, judged) as (server, candidate):
+        say = partial(_say, candidate, budget)
+        if judge.book not in session.checked_judges:
+            try:
+                check_anchors(judged, judge, say)
+            except CandidateFailed as error:
+                session.refused_judges[judge.book] = error
+                raise
+        if anchor_answers:
+            _ask_each(server, say, anchor_answers, keep)
+            check_anchors(judged, judge, say, graded_now={answer.key for answer in anchor_answers})
+        session.checked_judges.add(judge.book)
+        _ask_each(server, say, [answer for answer in answers if answer.key not in anchors], keep)
+
+
+@contextmanager
+def _open_server(settings: Settings, judged: JudgedMetric) -> Iterator[tuple[Server, ChatCandidate]]:
+    server = Server(settings)
+    try:
+        yield server, ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
+    finally:
+        server.api.close()
+
+
+def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
+    """Ask about several answers at once; after a failure no request starts, but running ones are stored."""
+    if not answers:
+        return
+    judged, judge, lock = answers[0].judged, answers[0].judge, Lock()
+    failures: list[CandidateFailed] = []
+    asked = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
+
+    def ask(answer: UngradedAnswer) -> None:
+        try:
+            for _ in range(asked[answer.key], judge.attempts):
+                if failures:
+                    return
+                grade = say(answer)
+                with lock:
+                    keep([grade])
+                if grade.value is not None:
+                    return
+        except CandidateFailed as error:
+            failures.append(error)
+
+    server.each(ask, answers)
+    if failures:
+        raise failures[0]
+
+
+def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer) -> Grade:
+    """Ask for one grade within the budget."""
+    if budget is None:
+        return _grade_in_words(candidate, answer)
+    prices, messages = answer.judge.prices, _messages(answer)
+    read = sum(costs.tokens(message["content"]) for message in messages)
+    with budget.reserve(read, LIMITS.max_new_tokens) as spend:
+        grade = _grade_in_words(candidate, answer)
+        spend(cost_usd([grade], prices), grade.n_prompt_tokens, grade.n_output_tokens)
+    return grade
+
+
+def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
+    """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
+    rubric = answer.judged.rubric
+    prompt = candidate.encode(_messages(answer)).context
+    (output,) = candidate.generate([prompt], LIMITS)
+    if output.finish_reason == "error":
+        return _grade(answer, output, "", None)
+    grade = read_grade(rubric, output.text)
+    weights = token_weights(rubric, output.first_logprobs) if grade is not None else None
+    if weights is not None:
+        text = f"{output.text} ({weights_text(rubric, weights)})"
+        return _grade(answer, output, text, mean_grade(rubric, weights, answer.order))
+    value = None if grade is None else grade_value(rubric, grade, answer.order)
+    return _grade(answer, output, output.text, value)
+
+
+def _messages(answer: UngradedAnswer) -> list[Message]:
+    """Write the judge's prompt."""
+    rubric = answer.judged.rubric
+    return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
+
+
+def _score_grades(session: Session, weights: Weights, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
+    """Score every grade of the scale after each prompt with a local model."""
+    assert weights.source is not None, "weights that judge name their base"
+    chat = has_chat_template(weights.source)
+    with open_weights(session, weights) as candidate:
+        for start in range(0, len(answers), _TOGETHER):
+            keep(list(_grade_by_likelihood(candidate, answers[start : start + _TOGETHER], chat=chat)))
+
+
+def _grade_by_likelihood(
+    candidate: Candidate, answers: Sequence[UngradedAnswer], *, chat: bool
+) -> Iterator[Grade]:
+    """Yield the mean grade of each answer, weighted by the grades' probabilities given the prompt."""
+    start = time.perf_counter()
+    encoded = [_encode_grades(candidate, answer, chat=chat) for answer in answers]
+    sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
+    fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
+    scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
+    share = (time.perf_counter() - start) / len(answers)
+    for answer, each, size in zip(answers, encoded, sizes, strict=True):
+        n_prompt = len(each[0].context)
+        if size > candidate.max_context:
+            reason = f"a prompt of {size} tokens, the judge's context holds {candidate.max_context}"
+            yield _grade(answer, Output("", "error", n_prompt_tokens=n_prompt, error=reason), "", None)
+        else:
+            rubric, weights = answer.judged.rubric, likelihood_weights([next(scores).logprob for _ in each])
+            output = Output("", n_prompt_tokens=n_prompt, compute_s=share)
+            value = mean_grade(rubric, weights, answer.order)
+            yield _grade(answer, output, weights_text(rubric, weights), value)
+
+
+def _encode_grades(candidate: Candidate, answer: UngradedAnswer, *, chat: bool) -> list[Encoded]:
+    """Encode the prompt with each grade after it, the worst first."""
+    messages, gap = _messages(answer), "" if chat else " "
+    grades = answer.judged.rubric.grades
+    return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
+
+
+def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | None) -> Grade:
+    failed = output.finish_reason == "error"
+    return Grade(
+        key=answer.key,
+        task=answer.task,
+        example_id=answer.example.id,
+        output_digest=digest(answer.answer),
+        status="error" if failed else "unparsable" if value is None else "ok",
+        value=value,
+        said=said,
+        n_prompt_tokens=output.n_prompt_tokens,
+        n_output_tokens=output.n_output_tokens,
+        compute_s=output.compute_s,
+        error=output.error,
+        order=answer.order,
+    )
+
+
+_LEAST = 0.5  # smallest probability of grades for the first token; with less the answer is not a grade
+
+
+def likelihood_weights(logprobs: Sequence[float]) -> Array:
+    """Return the probabilities of grades from their log-probabilities (nats), (k,)."""
+    shifted = np.exp(np.array(logprobs) - max(logprobs))
+    return np.asarray(shifted / shifted.sum())
+
+
+def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:
+    """Return the probabilities of grades from those of their first tokens.
+
+    None if such tokens have less than half of the probability: the answer begins with something else.
+    """
+    weights = np.zeros(len(rubric.grades))
+    for token, logprob in tokens:
+        start = normalize(token)
+        matches = [
+            at for at, grade in enumerate(rubric.grades) if start and normalize(grade).startswith(start)
+        ]
+        if len(matches) == 1:
+            weights[matches[0]] += np.exp(logprob)
+    return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
+
+
+def weights_text(rubric: Rubric, weights: Array) -> str:
+    """Format the probability of each grade."""
+    return ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
+
+
+def mean_grade(rubric: Rubric, weights: Array, order: Order) -> float:
+    """Return the mean grade as a share of the scale."""
+    values = np.array([grade_value(rubric, grade, order) for grade in rubric.grades])
+    return float(weights @ values)
+
+
+ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each check
+_NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded again"
+
+
+def anchors_of(judged: JudgedMetric, judge: Judge, answers: Sequence[UngradedAnswer]) -> list[Anchor]:
+    """Return a book's anchors; missing ones are chosen from these answers, which are graded first.
+
+    They are chosen by digest, that is as if at random.
+    """
+    anchors = store.read_anchors(judged.store, judge.book)
+    n_lacking, keys = judged.rubric.anchors - len(anchors), {anchor.key for anchor in anchors}
+    if n_lacking > 0:
+        new_answers = sorted((a for a in answers if a.key not in keys), key=lambda a: a.key)
+        anchors += [
+            Anchor(a.key, a.task, a.example, a.answer, a.order, a.passages) for a in new_answers[:n_lacking]
+        ]
+        store.keep_anchors(judged.store, judge.book, anchors)
+    return anchors
+
+
+def check_anchors(
+    judged: JudgedMetric,
+    judge: Judge,
+    ask: Callable[[UngradedAnswer], Grade],
+    *,
+    graded_now: Collection[str] = (),
+) -> None:
+    """Let a judge grade its anchors again, and store the grades; nothing if no anchor has a grade.
+
+    With `graded_now` only anchors with these keys are graded again: this measures today's noise of the judge.
+    Otherwise the check is repeated if the noise is unknown, or measured on too few anchors to tell moves from
+    drift.
+
+    Raises:
+        CandidateFailed: it changes more grades than its noise explains, or could not be asked.
+    """
+    grade_by_key = store.read_grades(judged.store, judge.book, judge.attempts)
+    stored_anchors = store.read_anchors(judged.store, judge.book)
+    anchors = [a for a in stored_anchors if a.key in grade_by_key and (not graded_now or a.key in graded_now)]
+    if not anchors:
+        return
+    ask_all = partial(_ask_all, judged, judge, anchors, ask)
+    before, now = [grade_by_key[anchor.key] for anchor in anchors], ask_all()
+    earlier = store.read_checks(judged.store, judge.book)
+    check = _check(judged.rubric, before, now, earlier)
+    for _ in range(0 if graded_now else n_repeats(check, earlier, judged.rubric.anchors)):
+        earlier.append(_check(judged.rubric, now, ask_all(), []))
+        store.keep_check(judged.store, judge.book, earlier[-1])
+    check = _check(judged.rubric, before, now, earlier)
+    n = len(now)
+    if graded_now or not check.n_moved or is_drift(n, n, earlier):
+        store.keep_check(judged.store, judge.book, check)
+    if check.drifted:
+        raise CandidateFailed(_drift_text(judge, check), _NEXT)
+
+
+def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> int:
+    """Return how many more times anchors are graded again, to know today's noise of the judge.
+
+    Once if there was no check yet. If some moved, as often as needed to detect a judge without noise that
+    moved all of them; at most `most` answers, which may be too few for one or two anchors.
+    """
+    n, least = len(check.grades), 0 if earlier else 1
+    if not check.n_moved:
+        return least
+    calm = replace(check, n_moved=0, drifted=False)
+    numbers = range(least, max(least, most // n) + 1)
+    return next((k for k in numbers if is_drift(n, n, [*earlier, *[calm] * k])), least)
+
+
+def _ask_all(
+    judged: JudgedMetric, judge: Judge, anchors: Sequence[Anchor], ask: Callable[[UngradedAnswer], Grade]
+) -> list[Grade]:
+    grades = []
+    for a in anchors:
+        grade = ask(UngradedAnswer(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages))
+        store.keep_asked_again(judged.store, judge.book, grade)
+        if grade.status == "error":
+            text = f"{judge.name} could not be asked again: {grade.error}"
+            raise CandidateFailed(text, "a judge that answers")
+        grades.append(grade)
+    return grades
+
+
+def _check(
+    rubric: Rubric, before: Sequence[Grade], now: Sequence[Grade], earlier: Sequence[AnchorCheck]
+) -> AnchorCheck:
+    moves = zip(before, now, strict=True)
+    n_moved = sum(_nearest(rubric, old) != _nearest(rubric, new) for old, new in moves)
+    drifted = is_drift(n_moved, len(now), earlier)
+    return AnchorCheck(tuple(now), n_moved, _mean(before), _mean(now), drifted)
+
+
+def _nearest(rubric: Rubric, grade: Grade) -> int | None:
+    """Return the nearest grade of the scale by index; a mean of grades lies between two of them."""
+    return None if grade.value is None else round(grade.value * (len(rubric.grades) - 1))
+
+
+def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
+    """Tell whether more of `n` anchors moved than in earlier checks without drift; never at the first."""
+    from scipy.stats import fisher_exact
+
+    calm = [check for check in earlier if not check.drifted]
+    if not calm:
+        return False
+    moved, asked = sum(check.n_moved for check in calm), sum(len(check.grades) for check in calm)
+    table = [[n_moved, n - n_moved], [moved, asked - moved]]
+    return float(fisher_exact(table, alternative="greater").pvalue) < ALPHA
+
+
+def _drift_text(judge: Judge, check: AnchorCheck) -> str:
+    n = len(check.grades)
+    means = f"{formatting.percent(check.mean_before)} → {formatting.percent(check.mean_now)} %"
+    return (
+        f"{judge.name} grades otherwise than before: of {n} answers that it had graded {check.n_moved} got "
+        f"another grade (mean {means}), so it was asked for no new one"
+    )
+
+
+def _mean(grades: Sequence[Grade]) -> float:
+    """Average grades; an unreadable one counts as the worst."""
+    return fmean(grade.value or 0.0 for grade in grades)

@@ -1,0 +1,435 @@
+"""Row sets: the items of a run, the identity that names their folder, and the id of the resulting run.
+
+Further targets: the answers of a candidate made for the target to other tasks. Nothing is trained for them
+and nothing is chosen on them; shots and passages come from their own files.
+
+Invariant: prompts are built only if rows are missing, because building them may require a retriever.
+Settings that only judge answers are in `scoring_digest` alone, so a changed metric leaves the rest of an
+identity unchanged and stored answers can be scored again. The id of a finished run names its weights and
+rows, so an equal stored run replaces a new one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+from harness import metrics, plugins, provenance, store
+from harness.data import SCORING, SPLITS, Split
+from harness.evaluation import EvaluationJob, costs, wrap_prompt
+from harness.evaluation.answer_rewards import Chooser
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.judges import GradeReader
+from harness.evaluation.sampled_answers import answers_digest, choice_name, reward_name
+from harness.evaluation.session import MeasuredTask, Session
+from harness.models import openai_api
+from harness.prompting import PromptingContext, Step, compose, has_widths
+from harness.provenance import versions_of
+from harness.records import (
+    BLOCK,
+    Example,
+    MetricRange,
+    RowsIdentity,
+    Run,
+    SampleResult,
+    digest,
+    is_unspaced,
+    turns_as_text,
+)
+from harness.spec import MEAN_LOGPROB, Decoding, Recipe, Role, Task, metric_name
+from harness.training import Weights
+
+
+class RowSet(NamedTuple):
+    """Rows of a run: the items, their prompts, and the identity that names their folder.
+
+    `step` returns the function that builds an item's prompt; it is called only if rows are missing, because
+    building prompts may require a retriever. `decoding` is None if answers are greedy, `chooser` is the
+    reward model that chooses the best of several answers.
+    """
+
+    measured: MeasuredTask
+    split: Split
+    answer: Literal["generate", "rank"]
+    identity: RowsIdentity
+    step: Callable[[], Step]
+    decoding: Decoding | None = None
+    chooser: Chooser | None = None
+
+    @property
+    def name(self) -> str:
+        """The key of these rows in a run: task and split."""
+        return f"{self.measured.task.name}/{self.split}"
+
+    @property
+    def ids(self) -> list[str]:
+        """The example ids, in the order of evaluation."""
+        return [e.id for e in self.measured.examples(self.split)]
+
+    @property
+    def n_blocks(self) -> int:
+        """The number of blocks of `BLOCK` items, without building prompts."""
+        return -(-len(self.ids) // BLOCK)
+
+    def read(self, at: store.Store) -> list[SampleResult]:
+        """Read the rows, which must all be stored."""
+        return store.read_rows(at, self.identity.digest, len(self.ids))
+
+    @property
+    def answers(self) -> "RowSet":
+        """The same rows before a judge or a reward model has graded them."""
+        if not (self.measured.judged or self.chooser):
+            return self
+        m = self.measured.without_judges() if self.measured.judged else self.measured
+        choice = choice_name(self.decoding) if self.chooser else self.identity.choice
+        named = replace(self.identity, scoring_digest=_scoring_digest(m), choice=choice)
+        return self._replace(measured=m, identity=named, chooser=None)
+
+    def grades(self) -> GradeReader:
+        """Return a reader of the existing grades of judges."""
+        m = self.measured
+        return GradeReader(m.task.name, m.judged, m.examples(self.split) if m.judged else ())
+
+    def examples(self) -> tuple[Example, ...]:
+        """Return the items with their prompts."""
+        return tuple(map(self.step(), self.measured.examples(self.split)))
+
+    def job(
+        self, grades: GradeReader | None = None, examples: tuple[Example, ...] | None = None
+    ) -> EvaluationJob:
+        """Return the job that evaluates the items with their prompts, or `examples`, with existing grades."""
+        m, reader = self.measured, grades or self.grades()
+        scored = reader.bind(m.metrics)
+        items = self.examples() if examples is None else examples
+        return EvaluationJob(
+            m.task, m.role, self.split, items, scored, self.answer, self.identity, self.decoding
+        )
+
+
+def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List validation and test of the target, prompted as this recipe does."""
+    prompting = prompting_digest(session, recipe, seed)
+    if _has_turns(session):  # rows then contain all turns; weights do not depend on that
+        prompting = digest([prompting, "turns"])
+    target, answer, drawn = session.target, recipe.answer, recipe.sampling
+    chooser = _chooser(session, drawn, weights, seed)
+    choice = choice_name(drawn, chooser.weights.digest if chooser else "")
+    settings = {"decoding": answers_digest(drawn), "choice": choice}
+    step = cache(partial(prompting_step, session, recipe, seed))
+    return [
+        RowSet(
+            target,
+            split,
+            answer,
+            replace(identity(session, weights, target, split, prompting, answer), **settings),
+            step,
+            drawn,
+            chooser,
+        )
+        for split in SPLITS[1:]
+    ]
+
+
+def _chooser(session: Session, drawn: Decoding | None, weights: Weights, seed: int) -> Chooser | None:
+    """Return the reward model that chooses among answers; None without one, or if it is not made yet."""
+    name = drawn.reward_model if drawn else ""
+    made = dict(weights.choosers).get(name)
+    if made is None:
+        return None
+    maker = session.candidates[name]
+    step = cache(partial(prompting_step, session, maker.source, seed))
+    return Chooser(reward_name(name), made, maker.trained_base, step)
+
+
+def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
+    """List the capability tasks that can be evaluated: none for a classifier; in chat only tasks of text."""
+    if not weights.is_language_model:
+        return []
+    able = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
+    return [suite_set(session, weights, m) for m in able]
+
+
+def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
+    """Return the test items of one task, prompted as the task says, for any weights."""
+    named = identity(session, weights, m, "test", "task", "generate")
+    return RowSet(m, "test", "generate", named, partial(_suite_step, m))
+
+
+def _suite_step(m: MeasuredTask) -> Step:
+    """Return the function that adds the task's own shots and system message; lm-eval does that itself."""
+    if m.task.lm_eval:
+        return lambda example: example
+    n = m.task.num_fewshot
+    shots = {"few_shot": {"select": "fixed", "shots": n}} if n else {}
+    step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
+    return lambda example: wrap_prompt(step(example), m.task.system, None)
+
+
+def total_work(sets: Iterable[RowSet]) -> costs.Work:
+    """Add up the work of answering several sets."""
+    return sum((work_of(rows.job()) for rows in sets), costs.Work())
+
+
+def work_of(job: EvaluationJob) -> costs.Work:
+    """Estimate the work of answering a job."""
+    ranked = job.answer == "rank" or job.task.kind == "choice"
+    if job.task.lm_eval:
+        return _work_of_lm_eval(job)
+    chat, most = job.task.chat_template, job.task.max_new_tokens
+    once = costs.estimate_answering(job.examples, ranked=ranked, max_new_tokens=most, chat=chat)
+    n_samples = job.decoding.samples if job.decoding else 1
+    return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
+
+
+def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
+    """Estimate from the documents' texts, counting shots as documents of the same length."""
+    once = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
+    generated = once.generated if job.task.kind == "generate" else 0
+    return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
+
+
+def identity(
+    session: Session, weights: Weights, m: MeasuredTask, split: Split, prompting: str, answer: str
+) -> RowsIdentity:
+    """Return the identity of a task's rows for weights with this prompting: all that they depend on."""
+    how = _describe_computation(session, weights)
+    return RowsIdentity(
+        weights.digest,
+        how.template_digest,
+        m.task.name,
+        rows_version(m.task, m.versions[split]),
+        split,
+        prompting,
+        answer,
+        how.precision,
+        how.engine,
+        how.layout_digest,
+        how.device_class,
+        _scoring_digest(m),
+    )
+
+
+class _Computation(NamedTuple):
+    """Computation of answers, apart from the weights; each field as in `RowsIdentity`."""
+
+    template_digest: str
+    precision: str
+    engine: str
+    layout_digest: str
+    device_class: str
+
+
+def _describe_computation(session: Session, weights: Weights) -> _Computation:
+    """Describe how weights compute here; of an endpoint only the origin of its prompts is known."""
+    base, machine = weights.source or session.source, session.machine
+    if weights.kind in openai_api.PROTOCOLS:
+        template = base.template_digest if weights.kind == "completions" else ""
+        engine, layout = openai_api.identity(weights.kind)
+        return _Computation(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
+    engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
+    return _Computation(base.template_digest, machine.precision, engine, layout, machine.device)
+
+
+def rows_version(task: Task, version: str) -> str:
+    """Return the version of rows: that of definition and items, and that of the evaluation code."""
+    return digest([version, _evaluation_versions(task)])
+
+
+def _evaluation_versions(task: Task) -> dict[str, int | str]:
+    """Return the versions of the evaluation code; that of lm-eval's tasks includes scoring."""
+    if task.lm_eval:
+        return {**versions_of("tokenization", "lm_eval")}
+    shots = {"few_shot": plugins.version("prompting", "few_shot")} if task.num_fewshot else {}
+    return {**versions_of("tokenization", "evaluation"), **shots}
+
+
+_GRADED = "refusals too"  # answers that judges grade besides valid ones
+
+
+def _scoring_digest(m: MeasuredTask) -> str:
+    answered = chain(m.items.validation, m.items.test)
+    unspaced = not m.task.lm_eval and is_unspaced(text for e in answered for text in e.references)
+    judged = {name: metric.digest for name, metric in m.judged.items()}
+    return scoring_digest(m.task, m.role, judged, unspaced)
+
+
+def scoring_digest(task: Task, role: Role, judged: Mapping[str, str], unspaced: bool = False) -> str:
+    """Digest how answers become scores: the task's settings, and the code; no paths.
+
+    `judged` maps each judged metric to the digest of its judges; `unspaced` says that references use a script
+    without blanks.
+    """
+    if task.lm_eval:
+        return ""
+    settings = task.model_dump(include=set(SCORING), exclude_defaults=True)
+    settings |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
+    code = [versions_of("scoring"), *(metrics.version(name, unspaced) for name in task.metrics)]
+    return digest([settings, role == "safety", code, *([dict(judged), _GRADED] if judged else [])])
+
+
+class RunRequest(NamedTuple):
+    """A candidate and a seed to make a run with."""
+
+    candidate: ResolvedCandidate
+    seed: int
+
+
+class RunIdentity(NamedTuple):
+    """The id of a run, and the row set of each of its tasks and splits."""
+
+    run_id: str
+    rows: dict[str, str]
+
+
+def run_identity(
+    session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]
+) -> RunIdentity | None:
+    """Return the identity of the run of these rows; None if rows are missing, so that there is no run."""
+    if not all(is_there(session, s) for s in sets):
+        return None
+    return RunIdentity(
+        run_id_of(session, name, seed, weights, sets), {s.name: s.identity.digest for s in sets}
+    )
+
+
+def find_runs(session: Session, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
+    """Find the stored runs; None for each that is missing."""
+    stored = store.read_written_runs(session.store, [named.run_id for named in wanted if named])
+    pairs = [(named, stored.get(named.run_id)) if named else (None, None) for named in wanted]
+    return [run if named and run and run.rows == named.rows else None for named, run in pairs]
+
+
+def failure(session: Session, known: Mapping[str, Run], request: RunRequest) -> Run | None:
+    """Find the failed run of the recipe's current form among the known runs."""
+    run = known.get(make_failure_id(session, request.candidate.name, request.seed))
+    return run if run and Recipe.model_validate(run.recipe) == request.candidate.recipe else None
+
+
+def is_there(session: Session, rows: RowSet) -> bool:
+    """Tell whether a row set is complete."""
+    return store.has_rows(session.store, rows.identity, rows.ids)
+
+
+def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
+    """Return the id of a finished run, from its weights and rows."""
+    rows = {s.name: s.identity.digest for s in sets}
+    return f"{name_begun_run(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
+
+
+def make_failure_id(session: Session, name: str, seed: int) -> str:
+    """Return the id of the run that says why a recipe failed."""
+    return f"{name_begun_run(session, name, seed)}-failed"
+
+
+def name_begun_run(session: Session, name: str, seed: int) -> str:
+    """Return the name of a run that has begun; its result is not known yet."""
+    return f"{session.experiment.name}-{name}-s{seed}"
+
+
+def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
+    """Return the function that turns an example of the target into this recipe's prompt."""
+    task, items = session.target.task, session.target.items
+    context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
+    prompted = compose(recipe.prompting, context)
+    system = recipe.system if recipe.system is not None else task.system
+    return lambda example: replace(
+        wrap_prompt(prompted(example), system, recipe.template),
+        earlier=turns_as_text(example.messages[:-1]),
+        plain_prompt=example.prompt,
+    )
+
+
+def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
+    """Digest the prompt around a question, and the sources of shots and passages."""
+    promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
+    items = session.target.items
+    sources: list[Any] = [seed, session.target.versions["train"], items.documents]
+    questions = (e.question for e in chain(items.train, items.validation, items.test))
+    texts = [*(f"{d.title} {d.text}" for d in items.documents), *questions]
+    sources += [versions_of("words")] if is_unspaced(texts) else []
+    sources += [versions_of("widths")] if has_widths(texts) else []
+    sources += ["turns"] if _has_turns(session) else []
+    return digest(
+        [
+            promptings,
+            versions_of("prompting"),
+            recipe.system,
+            recipe.template,
+            sources if set(recipe.prompting) - {"zero_shot"} else [],
+        ]
+    )
+
+
+def _has_turns(session: Session) -> bool:
+    """Tell whether any item of the target is a conversation."""
+    items = session.target.items
+    return any(len(example.messages) > 1 for example in chain(items.train, items.validation, items.test))
+
+
+def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
+    """Return a prompting's code version and parameters, with models replaced by their content digest."""
+    plugin = plugins.load("prompting", name)
+    built = plugin.Params(**params)
+    plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
+    for key in {*getattr(plugin, "MODELS", ())} & plain.keys():
+        plain[key] = plugin.source_digest(plain[key]) or plain[key]
+    return plugins.version("prompting", name), plain
+
+
+def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
+    """Build the record of a run from its recipe and its outcome."""
+    recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
+    return Run(
+        experiment=session.experiment.name,
+        candidate=candidate.name,
+        method=candidate.source.method,
+        prompting=" + ".join(
+            f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
+            for name, params in recipe.prompting.items()
+        ),
+        answer=recipe.answer,
+        seed=seed,
+        base_model=base.name,
+        base_digest=base.weights_digest,
+        served_digest=served.weights_digest if served != base else "",
+        created=provenance.timestamp(),
+        recipe=recipe.stored_form(),
+        **outcome,
+    )
+
+
+def metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
+    """Map task and metric to direction and bounds."""
+    return {s.measured.task.name: {name: m.range for name, m in s.measured.metrics.items()} for s in sets}
+
+
+def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List test, and validation if any, of each further target that a recipe can answer."""
+    able = (m for m in session.more_targets if _can_answer(recipe, weights, m))
+    sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
+    return [rows for rows in sets if rows.ids]
+
+
+def list_further_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List the test items of each further target that a recipe can answer, sorted by target."""
+    tests = (rows for rows in list_further_sets(session, recipe, weights, seed) if rows.split == "test")
+    return sorted(tests, key=lambda rows: rows.name)
+
+
+def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:
+    """Tell whether a task has what a recipe's prompts, answers and sampling need; False for a classifier."""
+    # Ranked labels are the task's own, and a judge that chooses among answers is the target's.
+    task, decoding = measured.task, recipe.sampling
+    needs = {need for name in recipe.prompting for need in _needs_of(name)}
+    ranks = recipe.answer == "rank" and task.kind == "generate" and not task.labels
+    by_judge = decoding is not None and decoding.by not in (None, MEAN_LOGPROB)
+    in_chat = weights.kind != "chat" or openai_api.can_chat(task)
+    prompts = all(task.data.source(need) for need in needs)
+    return weights.is_language_model and prompts and in_chat and not (ranks or by_judge)
+
+
+def _needs_of(name: str) -> tuple[str, ...]:
+    """Return the files of a task that a prompting reads."""
+    needs: tuple[str, ...] = getattr(plugins.load("prompting", name), "NEEDS", ())
+    return needs

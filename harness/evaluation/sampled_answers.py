@@ -1,0 +1,176 @@
+"""Several answers to one item: sampled with separate seeds, and settled into the one that counts.
+
+Invariant: an answer depends on the item, its index and the model, never on the other answers. Settling uses
+references only through the scores of the answer that was chosen without them.
+Source: Wang et al. 2023, arXiv:2203.11171, for the majority; Stiennon et al. 2020, arXiv:2009.01325, for the
+best of n
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from statistics import fmean
+from typing import NamedTuple
+
+from harness.metrics import Parts
+from harness.models import Candidate
+from harness.provenance import versions_of
+from harness.records import Encoded, Example, Limits, Output, PromptText, Sample, digest
+from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
+
+_SEEDS = 2**31  # number of seeds that every server accepts
+
+
+class ItemPrompt(NamedTuple):
+    """One item with a candidate's prompt."""
+
+    example: Example
+    context: Encoded
+
+
+def answers_digest(decoding: Decoding | None) -> str:
+    """Digest the settings that decide the sampled answers; empty for greedy ones."""
+    if decoding is None:
+        return ""
+    drawn = [decoding.temperature, decoding.top_p, decoding.samples, decoding.by == MEAN_LOGPROB]
+    return digest([drawn, versions_of("decoding")])
+
+
+def choice_name(decoding: Decoding | None, chooser_digest: str = "") -> str:
+    """Name how one of several answers is chosen; empty if the first one counts.
+
+    `chooser_digest` is that of the reward model that chooses, if it has scored them.
+    """
+    if decoding is None or decoding.choose == "first":
+        return ""
+    by = f"{_score_name(decoding)}@{chooser_digest}" if chooser_digest else _score_name(decoding)
+    return f"{decoding.choose}:{by}" if decoding.by else decoding.choose
+
+
+def seed_of(*drawn: str | int) -> int:
+    """Return the seed of an answer, derived from its name; all candidates use the same."""
+    return int(digest(list(drawn)), 16) % _SEEDS
+
+
+def draw_answers(
+    candidate: Candidate, task: Task, decoding: Decoding, prompts: Sequence[ItemPrompt]
+) -> list[Output]:
+    """Sample the answers to each item; the first of each has all of them attached, and their total cost."""
+    limits = Limits(task.max_new_tokens, task.stop, decoding.temperature, decoding.top_p)
+    n = decoding.samples
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    seeds = [seed_of(prompt.example.id, index) for prompt in prompts for index in range(n)]
+    outputs = candidate.generate([p.context.context for p in repeated], limits, seeds) if repeated else []
+    if decoding.by == MEAN_LOGPROB:
+        outputs = _score_tokens(candidate, task, repeated, outputs)
+    groups = (outputs[start : start + n] for start in range(0, len(outputs), n))
+    return list(map(join_samples, groups))
+
+
+def join_samples(samples: Sequence[Output]) -> Output:
+    """Return the first of several answers with all of them attached, and their total cost."""
+    return replace(
+        samples[0],
+        n_prompt_tokens=sum(sample.n_prompt_tokens for sample in samples),
+        n_output_tokens=sum(sample.n_output_tokens for sample in samples),
+        compute_s=sum(sample.compute_s for sample in samples),
+        samples=tuple(samples),
+    )
+
+
+def _score_tokens(
+    candidate: Candidate, task: Task, prompts: Sequence[ItemPrompt], outputs: Sequence[Output]
+) -> list[Output]:
+    """Score the tokens of each nonempty answer, in nats per token, as the model itself would."""
+    encoded = candidate.encode_all(
+        [
+            PromptText(prompt.example.messages, output.text, task.chat_template)
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+    )
+    fit = [i for i, e in enumerate(encoded) if e.continuation and outputs[i].finish_reason != "error"]
+    scores = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fit])
+    mean_logprobs = {i: s.logprob / len(encoded[i].continuation) for i, s in zip(fit, scores, strict=True)}
+    return [replace(output, mean_logprob=mean_logprobs.get(i)) for i, output in enumerate(outputs)]
+
+
+def settle(
+    samples: Sequence[Sample],
+    decoding: Decoding,
+    same: Callable[[str], object],
+    worst: Mapping[str, Parts | None],
+) -> Sample:
+    """Return the answer that counts: the chosen one, or the mean of all as the expected score.
+
+    Failed answers are chosen only if there are no others, and count in a mean with the metric's `worst`
+    parts, if it has any. An item with some failed answers is incomplete. Answers with equal `same` are one
+    answer.
+    """
+    failed = [sample for sample in samples if sample.status == "error"]
+    if len(failed) == len(samples):
+        return samples[0]
+    settled = _settle(samples, decoding, same, worst)
+    if not failed:
+        return settled
+    why = f"{len(failed)} of {len(samples)} answers failed: {failed[0].error}"
+    return replace(settled, status="incomplete", error=why)
+
+
+def _settle(
+    samples: Sequence[Sample],
+    decoding: Decoding,
+    same: Callable[[str], object],
+    worst: Mapping[str, Parts | None],
+) -> Sample:
+    answered = [sample for sample in samples if sample.status != "error"]
+    valid = [sample for sample in answered if sample.status == "ok"] or answered
+    if decoding.choose == "majority":
+        return _majority(valid, same)
+    if decoding.choose == "best" and (
+        decoding.by == MEAN_LOGPROB or _score_name(decoding) in samples[0].parts
+    ):
+        return max(valid, key=lambda sample: _merit(sample, decoding))
+    return _mean(samples, worst)
+
+
+def _majority(samples: Sequence[Sample], same: Callable[[str], object]) -> Sample:
+    """Return the first of the most frequent answers; of a tie the earliest."""
+    votes = Counter(same(sample.text) for sample in samples)
+    return max(samples, key=lambda sample: (votes[same(sample.text)], -sample.index))
+
+
+def _merit(sample: Sample, decoding: Decoding) -> float:
+    if decoding.by == MEAN_LOGPROB:
+        return -inf if sample.mean_logprob is None else sample.mean_logprob
+    graded = sample.parts[_score_name(decoding)]
+    return -inf if graded is None else graded[0]
+
+
+def reward_name(candidate: str) -> str:
+    """Return the name of the scores of a candidate's reward model."""
+    return f"reward:{candidate}"
+
+
+def _score_name(decoding: Decoding) -> str:
+    """Return the name of the scores that choose the best answer."""
+    return reward_name(decoding.reward_model) if decoding.reward_model else metric_name(decoding.by or "")
+
+
+def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:
+    """Return the first answer that did not fail, with the mean parts of all and the commonest status."""
+    answered = [sample for sample in samples if sample.status != "error"]
+    parts = {name: _mean_parts([_parts(s, name, worst) for s in samples]) for name in samples[0].parts}
+    ((status, _),) = Counter(sample.status for sample in answered).most_common(1)
+    return replace(answered[0], status=status, parts=parts)
+
+
+def _parts(sample: Sample, name: str, worst: Mapping[str, Parts | None]) -> Parts | None:
+    """Return an answer's parts of a metric, the worst if it failed or could not be scored."""
+    parts = sample.parts[name]
+    return worst.get(name) if parts is None and (sample.status == "error" or sample.error) else parts
+
+
+def _mean_parts(parts: Sequence[Parts | None]) -> Parts | None:
+    scored = [values for values in parts if values is not None]
+    return tuple(map(fmean, zip(*scored, strict=True))) if scored else None

@@ -1,0 +1,333 @@
+"""Timing of requests: single ones, their first token, several at once, and in batches.
+
+Invariant: contention is detected; disturbed timings are repeated once, and marked if they are disturbed
+again. A request includes its prompting (shots, retrieval), and an adapter is merged as on a server.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from math import ceil
+from statistics import fmean, median
+from time import perf_counter
+from typing import NamedTuple
+
+from harness import store
+from harness.evaluation import EvaluationJob, evaluate_block
+from harness.evaluation.costs import Work
+from harness.evaluation.row_sets import RowSet
+from harness.evaluation.session import Session
+from harness.formatting import count, seconds
+from harness.models import Candidate, openai_api
+from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
+from harness.models.hf import merge_adapter
+from harness.records import BLOCK, Origin, Run, SampleResult
+
+FEW_REQUESTS, MANY_REQUESTS = 8, 20
+AT_ONCE = 8  # default number of concurrent requests
+_BESIDE = 2  # requests sent before and after the timed ones
+_ROUNDS = 3  # rounds of concurrent requests for timing first tokens
+_FEWEST, _LONGEST_S = 5, 10.0  # slow candidates get fewer timed requests, but at least so many
+# If a repeated request takes longer by this factor and these seconds, something else was running.
+_SPREAD, _NOTICED_S = 1.5, 0.05
+_LEAST_S = 0.2  # repeated batches last at least this long, many scheduler time slices
+
+
+class Latency(NamedTuple):
+    """Seconds of the answered single requests, and whether other work disturbed them."""
+
+    times_s: tuple[float, ...]
+    contended: bool
+    n_failed: int = 0
+
+    @property
+    def p50_s(self) -> float:
+        """The median."""
+        return median(self.times_s)
+
+    @property
+    def p95_s(self) -> float:
+        """The 95th percentile (nearest rank)."""
+        return sorted(self.times_s)[ceil(0.95 * len(self.times_s)) - 1]
+
+
+def time_requests(
+    answer: Callable[[int], object],
+    n: int,
+    *,
+    n_threads: int = 0,
+    over_network: bool = False,
+    read: Callable[[], Load] = load,
+) -> Latency:
+    """Time the requests 0 to n − 1, one at a time; if other work disturbed them, once more.
+
+    The first request is also sent before, to warm up, and again at the end, when it should take as long.
+    `n_threads` compute all the time, 0 if unknown. The duration of requests `over_network` may vary and says
+    nothing about other work here.
+    """
+    first = _time_once(answer, n, n_threads, over_network, read)
+    if not first.contended:
+        return first
+    return min(
+        first,
+        _time_once(answer, n, n_threads, over_network, read),
+        key=lambda latency: (latency.contended, latency.p50_s),
+    )
+
+
+def _time_once(
+    answer: Callable[[int], object], n: int, n_threads: int, over_network: bool, read: Callable[[], Load]
+) -> Latency:
+    def seconds(i: int) -> float:
+        before = read()
+        answer(i)
+        return read().wall_s - before.wall_s
+
+    seconds(0)
+    start, times = read(), [seconds(0)]
+    for i in range(1, n):
+        if len(times) >= _FEWEST and read().wall_s - start.wall_s > _LONGEST_S:
+            break
+        times.append(seconds(i))
+    fast, slow = sorted((times[0], seconds(0)))
+    may_jump = over_network or ignores_load()
+    jumped = not may_jump and slow > _SPREAD * fast and slow - fast > _NOTICED_S
+    return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
+
+
+def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int) -> Latency:
+    """Time single requests to a candidate for items of a row set, from the item to the answer.
+
+    A failed request, such as one that is too long, has no time.
+    """
+    job, step = rows.job(), rows.step()
+    items, failed = rows.measured.examples(rows.split)[:n], set[int]()
+
+    def answer(i: int) -> None:
+        (row,) = evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
+        if row.finish_reason == "error":
+            failed.add(i)
+
+    with merge_adapter(candidate):
+        latency = time_requests(
+            answer,
+            len(items),
+            n_threads=_n_threads(session, candidate),
+            over_network=openai_api.is_endpoint(candidate.engine),
+        )
+    answered = tuple(s for i, s in enumerate(latency.times_s) if i not in failed)
+    return latency._replace(times_s=answered, n_failed=len(latency.times_s) - len(answered))
+
+
+def n_timed(n_items: int, *, best: bool = False) -> int:
+    """Count the single requests for timing a candidate; with `best` those for timing it again.
+
+    There are none if the items are so few that all were timed. A batch of concurrent requests counts as two.
+    """
+    if not best:
+        return min(FEW_REQUESTS, n_items) + _BESIDE
+    if n_items <= FEW_REQUESTS:
+        return 0
+    one_token = min(_FEWEST, n_items) + _BESIDE
+    return min(MANY_REQUESTS, n_items) + _BESIDE + one_token + 2 * (1 + _BESIDE) + _ROUNDS + _BESIDE
+
+
+class LoadTime(NamedTuple):
+    """Seconds until the last of `n` concurrent requests is answered, and until their first tokens.
+
+    `alone_s` is the time to the first token of a single request, `first_tokens` those of concurrent ones.
+    Both are None if no text is generated: for a ranked label or a classifier.
+    """
+
+    n: int
+    all_s: float
+    alone_s: float | None
+    first_tokens: Latency | None
+    contended: bool
+
+
+def load_time(
+    session: Session, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
+) -> LoadTime:
+    """Time concurrent requests including prompting, complete ones and ones that end with the first token.
+
+    `generates` says that answers are text of a language model, which has a first token. A model in this
+    process answers them in one batch, so all first tokens come together; an endpoint gets one request per
+    thread.
+    """
+    job, step = rows.job(), rows.step()
+    items = rows.measured.examples(rows.split)[:at_once]
+    one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
+    if openai_api.is_endpoint(candidate.engine):
+        prompted = tuple(map(step, items))
+        whole, first = (
+            _times_of_threads(candidate, replace(timed_job, examples=prompted))
+            for timed_job in (job, one_token)
+        )
+        return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
+
+    def answer_all(timed_job: EvaluationJob, _: int) -> None:
+        evaluate_block(candidate, replace(timed_job, examples=tuple(map(step, items))), 0)
+
+    def answer_one_token(i: int) -> None:
+        evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
+
+    timed = partial(time_requests, n_threads=_n_threads(session, candidate))
+    with merge_adapter(candidate):
+        together = timed(partial(answer_all, job), 1)
+        alone = timed(answer_one_token, min(_FEWEST, len(items))) if generates else None
+        tokens = timed(partial(answer_all, one_token), _ROUNDS) if generates else None
+    contended = any(latency.contended for latency in (together, alone, tokens) if latency)
+    return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
+
+
+def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, ...]:
+    """Return the seconds of each request of a job; all requests start together."""
+    start = perf_counter()
+
+    def answer(i: int) -> float:
+        evaluate_block(candidate, replace(job, examples=job.examples[i : i + 1]), 0)
+        return perf_counter() - start
+
+    with ThreadPoolExecutor(len(job.examples)) as threads:
+        return tuple(threads.map(answer, range(len(job.examples))))
+
+
+@contextmanager
+def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
+    """Learn how long single requests to a model take here, for the estimates of later commands.
+
+    The block fills in the figures of their times; requests that all failed teach nothing.
+    """
+    start, figures = load(), dict[str, float]()
+    yield figures
+    passed = load().since(start)
+    if "p50_s" not in figures:
+        return
+    if source := session.base_in_memory(candidate.engine):
+        alone = not (session.is_worker or passed.is_contended())
+        session.learn_pace("requests", Work(requests=n), passed.wall_s, source, teaches=alone)
+
+
+def measure_prompting(rows: RowSet, n: int) -> float:
+    """Return the mean seconds for prompting one request: choosing shots, retrieval, reranking."""
+    step, items = rows.step(), rows.measured.examples(rows.split)[:n]
+    start = perf_counter()
+    for item in items:
+        step(item)
+    return (perf_counter() - start) / len(items)
+
+
+class BatchTime(NamedTuple):
+    """Mean seconds of a request answered in a batch, and whether other work disturbed them."""
+
+    compute_s: float
+    contended: bool
+
+
+def batch_time(
+    session: Session, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
+) -> BatchTime:
+    """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated.
+
+    A very fast block is repeated many times: otherwise a moment in which its process has to wait would
+    dominate its time.
+    """
+    stored = store.read_rows(session.store, rows.identity.digest)
+    origins = store.origins(session.store, rows.identity.digest)
+    quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
+    if quiet:
+        return BatchTime(_mean_s(quiet), contended=False)
+    start = read()
+    again: list[SampleResult] = []
+    while not again or read().since(start).wall_s < _LEAST_S:
+        again += rows.measured.evaluate(candidate, rows.job(), 0)
+    if read().since(start).is_contended(_n_threads(session, candidate)):
+        return BatchTime(min(_mean_s(stored), _mean_s(again)), contended=True)
+    return BatchTime(_mean_s(again), contended=False)
+
+
+def latency_figures(latency: Latency) -> dict[str, float]:
+    """Return the times of single requests as a run stores them; `contended` is 1 if they are disturbed.
+
+    The times are missing if no request was answered.
+    """
+    known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
+    known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
+    return known | {"n": float(len(latency.times_s)), "contended": float(latency.contended)}
+
+
+def load_figures(under_load: LoadTime) -> dict[str, float]:
+    """Return the times under load as a run stores them."""
+    first = {} if under_load.alone_s is None else {"first_token_s": under_load.alone_s}
+    if tokens := under_load.first_tokens:
+        first |= {"first_token_at_once_p50_s": tokens.p50_s, "first_token_at_once_p95_s": tokens.p95_s}
+    return {
+        "at_once": float(under_load.n),
+        "at_once_s": under_load.all_s,
+        "at_once_contended": float(under_load.contended),
+        **first,
+    }
+
+
+def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
+    """Tell whether timing more requests would help: there are more items, or other work disturbed the times.
+
+    Also if `at_once` sets another number of concurrent requests than was timed.
+    """
+    n = run.latency.get("n", 0.0) + run.latency.get("n_failed", 0.0)
+    is_other_load = at_once is not None and run.latency.get("at_once") != min(n_items, at_once)
+    return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items or is_other_load
+
+
+def batch_figures(batch: BatchTime) -> dict[str, float]:
+    """Return the time of a request in a batch as a run stores it."""
+    return {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
+
+
+def describe_timing(runs: Iterable[Run]) -> list[str]:
+    """Describe how long the runs' single requests took, and which figures other work disturbed."""
+    timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
+    quiet = [_times_text(run) for run in timed if not run.latency["contended"]]
+    single = _names(run for run in timed if run.latency["contended"])
+    batch = _names(run for run in timed if run.latency["compute_contended"])
+    trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
+    notes = [f"time of one request: {', '.join(quiet)}"] if quiet else []
+    under_load = [_load_text(run) for run in timed if run.latency.get("at_once_contended") == 0]
+    notes += [f"several requests at once: {'; '.join(under_load)}"] if under_load else []
+    others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
+    notes += [f"latencies of {single} {others}"] if single else []
+    notes += [f"costs and requests a second of {batch} {others}"] if batch else []
+    notes += [f"{trained} trained while other work ran: an idle machine takes less time"] if trained else []
+    return notes
+
+
+def _names(runs: Iterable[Run]) -> str:
+    return ", ".join(dict.fromkeys(run.candidate for run in runs))
+
+
+def _times_text(run: Run) -> str:
+    p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
+    return f"{run.label} {p50} (95 % within {p95}, {run.latency['n']:.0f} timed)"
+
+
+def _load_text(run: Run) -> str:
+    n, all_s = run.latency["at_once"], run.latency["at_once_s"]
+    first = run.latency.get("first_token_s")
+    alone = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
+    p50 = run.latency.get("first_token_at_once_p50_s")
+    together = f", their first tokens after {seconds(p50)}" if p50 is not None else ""
+    rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
+    return f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second){together}{alone}"
+
+
+def _mean_s(rows: Iterable[SampleResult]) -> float:
+    return fmean(row.compute_s for row in rows)
+
+
+def _n_threads(session: Session, candidate: Candidate) -> int:
+    """Return how many threads compute while a candidate answers; 0 if it answers elsewhere."""
+    here = session.machine.device == "cpu" and candidate.engine.startswith("transformers")
+    return 1 if here else 0

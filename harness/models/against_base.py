@@ -1,0 +1,292 @@
+"""Adapters held against the base that they are to stand on, before anything is computed with them.
+
+Invariant: of an adapter its configuration and the header of its weights are read, of the base what builds it
+without weights; PEFT itself says which tensors it makes of the one on the other. Some families compute with
+weights already when they are put on: what does not fit of these is found when they are opened.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from harness.cache import memo
+from harness.errors import CandidateFailed, Problem, one_line
+from harness.models.devices import build_without_weights
+from harness.models.hub import ModelSource, chat_template, is_packed, load_tokenizer, tokenizer_files
+from harness.models.weight_files import CONFIG, WEIGHTS, Tensor, content_digest, own_name, tensors_of
+from harness.progress import quiet_libraries
+from harness.provenance import package_versions
+from harness.records import digest, parse_json
+
+_VERSION = 1  # of what is refused: what fitted before may not fit now
+_TASKS = (None, "CAUSAL_LM")
+# Families that need more than a row: a task's number, other adapters, or the rows that are read with it.
+_NOT_ALONE = ("LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
+_PROBE = " A first line, 12,345 words:\n\n\tna\u00efve \u6f22\u5b57\r\n  and  an end. "
+# Sizes of the base in the configuration of a soft prompt.
+_SIZES = ("num_layers", "token_dim", "num_attention_heads")
+_OF_A_PART = "alora_invocation_tokens"
+# Embeddings with rows for tokens that were added before the training.
+_ADDED = re.compile(r"\b(?:embed_tokens|lm_head)\S*weight of size \((\d+), \d+\)")
+_SIZE = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
+    r"the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of an adapter.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    config = parse_json((folder / CONFIG).read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("no JSON object")
+    return config
+
+
+def read_named_base(folder: Path) -> str | None:
+    """Return the base that an adapter in a folder names."""
+    named: str | None = read_adapter_config(folder).get("base_model_name_or_path")
+    return named
+
+
+def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids to put the adapter in a folder on a base, the first thing that is found."""
+    try:
+        tensors = tensors_of(folder / WEIGHTS)
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        found = f"a damaged {WEIGHTS}, which is not a whole safetensors file ({one_line(error)})"
+        yield Problem(f"{folder / WEIGHTS}", found, "the adapter's weights", "copy or export it again")
+        return
+    try:
+        config = read_adapter_config(folder)
+    except ValueError:
+        found = f"a damaged {CONFIG}, which is not a JSON object"
+        yield Problem(f"{folder / CONFIG}", found, "PEFT's configuration", "copy or export it again")
+        return
+    if is_packed(source):
+        return
+    misfit: list[str] = []
+
+    def check() -> bool | None:
+        misfit.extend(_misfit(folder, config, tensors, source) or _own_tokenizer(folder, source))
+        return None if misfit else True
+
+    known = [
+        config,
+        {n: (t.dtype, t.shape) for n, t in tensors.items()},
+        content_digest(tokenizer_files(folder)),
+    ]
+    of_base = [source.weights_digest, source.template_digest]
+    memo("adapters_against_bases", digest([*known, *of_base, package_versions(), _VERSION]), check)
+    if misfit:
+        yield Problem(where, *misfit)
+
+
+def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
+    """Say how the tokenizer or chat template beside an adapter differs from the base's, with what to do."""
+    files = [file.name for file in tokenizer_files(folder)]
+    theirs = source._replace(path=folder, template="", switches="")
+    own_template = chat_template(theirs).strip()
+    # As the base's file has it, or as it is used, which a training here saves.
+    is_known = (
+        own_template in ("", chat_template(source).strip())
+        or own_template == str(load_tokenizer(source).chat_template).strip()
+    )
+    difference = "" if is_known else "a chat template of its own"
+    if not difference and {*files} - {"chat_template.jinja"}:
+        difference = _tokenizer_difference(theirs, source)
+    if not difference:
+        return []
+    step = (
+        f"merge it into its base, save that with its tokenizer, and name it with method: model; or remove "
+        f"{', '.join(files)} from {folder}, if the training did not use them"
+    )
+    expected = f"the tokenizer and the chat template of {source.name}, by which an adapter is asked"
+    return [f"an adapter with {difference}", expected, step]
+
+
+def _tokenizer_difference(theirs: ModelSource, source: ModelSource) -> str:
+    """Say in what two tokenizers differ that changes a prompt or where an answer ends; empty for nothing."""
+    try:
+        own, base = load_tokenizer(theirs), load_tokenizer(source)
+    except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
+        return f"a tokenizer that cannot be loaded ({one_line(error)})"
+    known = base.get_vocab()
+    # What pads stands in no prompt.
+    changed = {token for token, i in own.get_vocab().items() if known.get(token) != i} - {own.pad_token}
+    if changed:
+        return f"a tokenizer of its own, which has {_list_some(map(repr, changed))} otherwise than the base's"
+    if own.eos_token != base.eos_token:
+        return f"a tokenizer that ends answers with {own.eos_token!r} and not with {base.eos_token!r}"
+    if own(_PROBE)["input_ids"] != base(_PROBE)["input_ids"]:
+        return "a tokenizer of its own, which divides a text otherwise than the base's"
+    return ""
+
+
+def _misfit(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: ModelSource
+) -> list[str]:
+    """Say what was found, expected and is to be done; nothing where the adapter fits."""
+    quiet_libraries()
+    if unserved := _find_unserved(config):
+        return [*unserved]
+    found = _try_on(folder, tensors, source)
+    if not found:
+        return []
+    named = str(config.get("base_model_name_or_path") or source.name).rstrip("/")
+    is_own = Path(named).name in (Path(source.name).name, source.path.name)
+    expected = f"an adapter for {source.name}"
+    if added := _ADDED.search(found):
+        step = (
+            f"resize_token_embeddings({added[1]}) on {named}, save_pretrained with the tokenizer of the "
+            "training, and set base_model to that folder"
+        )
+    elif is_own:
+        step = "save it again with PEFT's save_pretrained, where it was trained"
+    else:
+        can_be_set = Path(named).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", named)
+        step = f"set base_model: {named} on this candidate" if can_be_set else "set its base_model"
+    return [
+        f"{'an adapter that does not fit' if is_own else f'an adapter for another base ({named})'}: {found}",
+        expected,
+        step,
+    ]
+
+
+def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """Put the adapter of a folder on a base, and hold what PEFT made of it against the file once more.
+
+    Raises:
+        CandidateFailed: a tensor is lacking, or has no place, of which PEFT says nothing or warns.
+    """
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    opened: Any = PeftModel.from_pretrained(model, str(folder), **options)
+    config: Any = opened.active_peft_config
+    ranks = vars(config).get("rank_pattern")
+    if config.peft_type == "ADALORA":
+        config.rank_pattern = None  # by which PEFT has already cut what it would cut again
+    misfit = _hold(opened, config, load_file(folder / WEIGHTS), own)
+    if config.peft_type == "ADALORA":
+        config.rank_pattern = ranks
+    if misfit:
+        found = f"an adapter that does not fit: {misfit}"
+        raise CandidateFailed(found, "save it again with PEFT's save_pretrained, where it was trained")
+    return opened
+
+
+def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Say what of a configuration nothing here can serve: found, expected and next step."""
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind, installed = config.get("peft_type"), f"PEFT {peft.__version__}"
+    known = {str(getattr(one, "value", one)): made for one, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in known:
+        found = f"peft_type: {kind} in {CONFIG}"
+        return found, f"a family that {installed} knows", f"an adapter that {installed} can open"
+    if kind in _NOT_ALONE:
+        found = f"peft_type: {kind}, which needs more than a row to answer it"
+        return found, "an adapter that answers each row by itself", "another adapter"
+    if (task := config.get("task_type")) not in _TASKS:
+        found, step = f"task_type: {task}, an adapter with another head", "train it with CAUSAL_LM"
+        return found, "an adapter of a causal language model", step
+    if config.get(_OF_A_PART):
+        return f"{_OF_A_PART}: an adapter for a part of a row", "an adapter for whole rows", "another adapter"
+    names = {field.name for field in fields(known[kind])} | {"runtime_config"}
+    if unknown := {name: value for name, value in config.items() if name not in names and value}:
+        found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
+        step = f"export it by {installed}, or remove {', '.join(unknown)} if nothing was trained so"
+        return f"{found} in {CONFIG}", f"keys that {installed} knows, as it ignores others", step
+    return None
+
+
+def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) -> str:
+    """Put an adapter on the base without weights; say what does not fit, if that can be told."""
+    import torch
+    from peft import PeftConfig, get_peft_model
+
+    model = build_without_weights(source.path)
+    if model is None:
+        return ""
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    n_tokens = model.get_input_embeddings().weight.shape[0]
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        if hasattr(config, "init_lora_weights"):
+            config.init_lora_weights = True  # others compute with weights
+        if beyond := [index for index in _trained_tokens(config) if index >= n_tokens]:
+            return f"trained rows of the tokens {_list_some(beyond)}, and the base has {n_tokens}"
+        if wrong := _other_sizes(config, model):
+            return wrong
+        with torch.device("meta"):
+            made = get_peft_model(model, config)
+            given = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
+        return _hold(made, config, given, own)
+    except NotImplementedError:
+        return ""
+    except Exception as error:  # noqa: BLE001 (PEFT refuses a configuration in many ways)
+        return "" if "meta tensor" in str(error) else _phrase(error)
+
+
+def _trained_tokens(config: Any) -> list[int]:
+    """List the tokens whose embeddings an adapter holds."""
+    written = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
+    return [i for of in written.values() for i in of] if isinstance(written, dict) else list(written)
+
+
+def _other_sizes(config: Any, model: Any) -> str:
+    """Say which size of the base a soft prompt was made for is not this one's; empty of other adapters."""
+    if not config.is_prompt_learning:
+        return ""
+    from peft.utils.other import _prepare_prompt_learning_config
+
+    blank = replace(config, **dict.fromkeys(_SIZES))
+    here = vars(_prepare_prompt_learning_config(blank, model.config))
+    other = [name for name in _SIZES if vars(config)[name] not in (None, here[name])]
+    return ", ".join(f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
+
+
+def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
+    """Compare the tensors that PEFT makes of an adapter on a base with those that its file holds."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    loaded: Any = set_peft_model_state_dict(made, dict(tensors))
+    if config.is_prompt_learning:
+        unused, lacking = tensors.keys() - {"prompt_embeddings"}, set[str]()
+    else:
+        wanted = get_peft_model_state_dict(made, save_embedding_layers=False).keys()
+        unused, lacking = set(loaded.unexpected_keys), wanted - tensors.keys()
+        if tensors.keys() - wanted - {name for name in tensors if own_name(name) in own}:
+            # Names of an older version, which PEFT maps to its own.
+            lacking = {name for name in loaded.missing_keys if "default" in name.split(".")}
+    if unused:
+        return f"{_list_some(unused)}, which would be ignored as the base does not have it"
+    return f"no {_list_some(lacking)}, which its configuration asks for" if lacking else ""
+
+
+def _phrase(error: Exception) -> str:
+    """Say what PEFT refused; of tensors of another size the first with its sizes."""
+    if isinstance(error, KeyError):
+        return f"no {error.args[0]}, which its configuration asks for"
+    sizes = _SIZE.findall(str(error))
+    if not sizes:
+        return one_line(error)
+    name, theirs, ours = sizes[0]
+    more = f", and {len(sizes) - 1} more" if len(sizes) > 1 else ""
+    tensor = own_name(name).replace(".default", "")
+    return f"{tensor} of size ({theirs}), where the base and {CONFIG} make ({ours}){more}"
+
+
+def _list_some(names: Iterable[Any]) -> str:
+    """Name the first of some, and how many more there are."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else f"{first}"

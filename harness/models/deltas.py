@@ -1,0 +1,222 @@
+"""Deltas of a base, in forms of our own: bottleneck adapters, matrices in place of others.
+
+Invariant: a folder names its form, and the file of that name in this package puts it on the base and takes
+it off again; the base is then what it was, to the last bit. Behind each sublayer of the style stands h +
+W_up f(W_down h + b_down) + b_up. In new ones W_up and b_up are 0, so that they change no bit of what the
+base computes. Its layer normalisation is not trained. A layer is replaced by one of the stored matrix and
+its own bias, and put back as it was.
+Source: Ding et al. 2022 (arXiv:2203.06904), who call parameters that are added or chosen so; Houlsby et al.
+2019 (arXiv:1902.00751), behind the attention and the feed-forward part of each layer; Pfeiffer et al. 2020
+(arXiv:2005.00247), behind the feed-forward part alone. An adapter of m units for d hidden ones has 2md + d +
+m parameters. The non-linearity of a style is AdapterHub's (arXiv:2007.07779); Hartford et al. 2024
+(arXiv:2406.06623), who train whole matrices of some layers
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.errors import CandidateFailed
+from harness.models.cpu_kernels import prepack
+from harness.models.weight_files import tensors_digest
+from harness.records import digest, parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Linear, Module, ModuleDict
+    from torch.utils.hooks import RemovableHandle
+
+CONFIG, WEIGHTS = "delta_config.json", "delta_model.safetensors"
+
+
+def save_delta(folder: Path, form: str, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> None:
+    """Write a delta: the name of its form with what that needs, and its tensors."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = json.dumps({"form": form, **config}, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(f"{written}\n", "utf-8")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / WEIGHTS, {"format": "pt"})
+
+
+def delta_digest(folder: Path, base_digest: str) -> str:
+    """Return the digest of a delta on its base: its form and its tensors."""
+    config = parse_json((folder / CONFIG).read_text("utf-8"))
+    return digest([base_digest, tensors_digest(folder / WEIGHTS), config])
+
+
+@contextmanager
+def apply_delta(model: Any, folder: Path) -> Iterator[None]:
+    """Let a loaded base compute with the delta of a folder; it is itself again afterwards.
+
+    Raises:
+        CandidateFailed: the delta is not one of this base, or of no form that is known.
+    """
+    from safetensors.torch import load_file
+
+    config = parse_json((folder / CONFIG).read_text("utf-8"))
+    forms = {BOTTLENECK_LAYERS: put_on_bottlenecks, MATRICES: put_on_matrices}
+    if (form := config.pop("form", None)) not in forms:
+        found = f"{folder / CONFIG} of the form {form!r}, and the known ones are {', '.join(forms)}"
+        raise CandidateFailed(found, "delete that folder, and compare makes it again")
+    tensors = load_file(folder / WEIGHTS, device=str(model.device))
+    with forms[form](model, config, tensors):
+        yield
+
+
+BOTTLENECK_LAYERS = "bottleneck_layers"
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_SUBLAYERS = {"houlsby": (_ATTENTION, _FEED_FORWARD), "pfeiffer": (_FEED_FORWARD,)}
+NON_LINEARITY = {"houlsby": "swish", "pfeiffer": "relu"}
+_ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "swish": "SiLU", "tanh": "Tanh"}
+_SPREAD = 0.01  # standard deviation of a new W_down, cut at twice that (Houlsby et al. 2019, section 2.1)
+
+
+class Bottleneck(NamedTuple):
+    """Form of bottleneck adapters: `size` units each, behind the sublayers of a `style`."""
+
+    style: str
+    size: int
+    non_linearity: str
+
+
+def n_parameters(style: str, size: int, hidden: int, n_layers: int) -> int:
+    """Count the parameters: 2md + d + m for each sublayer."""
+    return n_layers * len(_SUBLAYERS[style]) * (2 * size * hidden + hidden + size)
+
+
+def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
+    """Make the adapters of a base, in fp32 on its device, by the sublayers that they stand behind.
+
+    Raises:
+        CandidateFailed: the base has no such sublayers.
+    """
+    from torch import nn
+
+    hidden = model.config.get_text_config().hidden_size
+
+    def make() -> nn.Sequential:
+        down, up = nn.Linear(hidden, form.size), nn.Linear(form.size, hidden)
+        activation: nn.Module = getattr(nn, _ACTIVATIONS[form.non_linearity])()
+        nn.init.trunc_normal_(down.weight, std=_SPREAD, a=-2 * _SPREAD, b=2 * _SPREAD)
+        for zero in (down.bias, up.weight, up.bias):
+            nn.init.zeros_(zero)
+        return nn.Sequential(OrderedDict(down=down, activation=activation, up=up))
+
+    return nn.ModuleDict({name: make() for name in _sublayers(model, form.style)}).to(model.device)
+
+
+def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[RemovableHandle]":
+    """Add the adapters' output to that of their sublayers, until the handles are removed."""
+    found = _sublayers(model, form.style)
+    return [found[name].register_forward_hook(_make_hook(one)) for name, one in bottlenecks.items()]
+
+
+@contextmanager
+def put_on_bottlenecks(
+    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]"
+) -> Iterator[None]:
+    """Let a base compute with stored adapters, in its own precision.
+
+    Raises:
+        CandidateFailed: the adapters are not of this base.
+    """
+    form = Bottleneck(**config)
+    bottlenecks = new_bottlenecks(model, form)
+    try:
+        bottlenecks.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        found = f"bottleneck adapters of another base ({str(error).splitlines()[-1].strip()})"
+        raise CandidateFailed(found, "the base that they were trained on") from None
+    handles = hook(model, form, bottlenecks.to(model.dtype).requires_grad_(False))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _make_hook(bottleneck: Any) -> Any:
+    """Return a hook that adds a bottleneck's output to that of a sublayer, the first of several outputs."""
+
+    def add(module: Any, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = hidden + bottleneck(hidden.to(bottleneck.down.weight.dtype)).to(hidden.dtype)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return add
+
+
+def _sublayers(model: Any, style: str) -> "dict[str, Module]":
+    """Map names such as `0_mlp` to the sublayers of each decoder layer that a style adds to."""
+    from torch import nn
+
+    n_layers = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers)
+    layers = next(lists, nn.ModuleList())
+    found = {
+        f"{i}_{name}": getattr(layer, name)
+        for i, layer in enumerate(layers)
+        for names in _SUBLAYERS[style]
+        for name in names
+        if hasattr(layer, name)
+    }
+    if not found or len(found) != len(layers) * len(_SUBLAYERS[style]):
+        reason = f"a base whose layers have no attention or feed-forward part that the style {style} knows"
+        raise CandidateFailed(reason, "another method, as one of low-rank adapters")
+    return found
+
+
+MATRICES = "matrices"
+
+
+@contextmanager
+def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> Iterator[None]:
+    """Let a base compute with stored matrices, which bear the names of their layers.
+
+    Raises:
+        CandidateFailed: the base has no such layers.
+    """
+    places = [(_parent(model, name), name.rpartition(".")[2], weight) for name, weight in tensors.items()]
+    before = [(parent, name, _layer_of(parent, name, weight)) for parent, name, weight in places]
+    try:
+        for (parent, name, layer), (_, _, weight) in zip(before, places, strict=True):
+            setattr(parent, name, _make_layer(layer, weight))
+        yield
+    finally:
+        for parent, name, layer in before:
+            setattr(parent, name, layer)
+
+
+def _layer_of(parent: Any, name: str, weight: "Tensor") -> "Linear":
+    """Return the layer of a name, whose weight has the shape of another."""
+    layer: Linear | None = getattr(parent, name, None)
+    own = getattr(layer, "weight", None)
+    if layer is None or own is None or own.shape != weight.shape:
+        has = "none" if own is None else f"one of the shape {tuple(own.shape)}"
+        found = f"a matrix for {name} of the shape {tuple(weight.shape)}, and the base has {has}"
+        raise CandidateFailed(found, "the base that it was trained on")
+    return layer
+
+
+def _parent(model: Any, name: str) -> Any:
+    try:
+        return model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return None
+
+
+def _make_layer(layer: "Linear", weight: "Tensor") -> "Linear":
+    """Return a linear layer of a matrix with the bias of another one, in that one's precision."""
+    import torch
+
+    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    made.weight = torch.nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
+    made.bias = layer.bias
+    prepack(made)
+    return made.train(layer.training)

@@ -1,0 +1,318 @@
+"""Loading of a base: on which devices it lies, in which precision, quantised and checked.
+
+Invariant: the plan rests on sizes alone. Where the base fits one device nothing is spread, and where it is
+spread accelerate computes each layer as it would be computed there: the answers are the same, later. Weights
+are in the machine's precision, and lie where they are placed. What transformers cannot load, and a tokenizer
+that does not fit, fails with its reason. CuDNN's is none of them. Its backward pass gives gradients that are
+not numbers where a mask is passed and a batch is 64 tokens longer than a multiple of 128.
+Source: pytorch/pytorch issue 196678 (H100 and H200, torch from 2.11 on, where cuDNN's kernel comes first)
+and huggingface/trl issue 7181, where DPO and KTO met it
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.errors import CandidateFailed, one_line
+from harness.models import hub, memory, oom
+from harness.models.hardware import Machine, dtype
+from harness.models.hardware import memory as device_memory
+from harness.models.hub import ModelSource, is_encoder_decoder, load_tokenizer
+from harness.models.loglikelihood import UNSUPPORTED
+from harness.progress import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SPARE = 0.9  # of main memory that weights may take, where they are held there for another device
+# Tokens whose keys and values need room beside the weights: a long prompt. What is answered together is
+# halved where memory runs out, so a base that has room for this much is one that fits.
+LEAST_TOKENS = 4_096
+Room = Mapping[int | str, int]  # free bytes by accelerate's names of devices: 0, 1, … and cpu
+
+
+class Placement(NamedTuple):
+    """Arguments of transformers that place a base; without `max_memory` it is whole on one device."""
+
+    device_map: str | dict[str, str] | None
+    max_memory: dict[int | str, int] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of `from_pretrained`."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def free_room(machine: Machine) -> Room:
+    """Ask how much memory is free on each device that a base may lie on."""
+    room: dict[int | str, int] = {"cpu": int(device_memory("cpu").free_gib * 2**30)}
+    if machine.device == "cuda":
+        import torch
+
+        room |= {place: torch.cuda.mem_get_info(place)[0] for place in range(torch.cuda.device_count())}
+    return room
+
+
+def weights_bytes(source: ModelSource, precision: str) -> float:
+    """Return the bytes of a base's weights as it is served, by its size and shape."""
+    shape = hub.shape(source)
+    if shape is None:
+        return source.n_parameters * memory.BYTES[precision]
+    return 1e9 * memory.weights_gb(shape, precision, quantization=source.quantization)
+
+
+def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
+    """Plan where a base lies that answers with the keys of at least one long prompt in memory.
+
+    Quantised weights are spread over GPUs alone, as bitsandbytes computes on no other device here.
+    """
+    shape = hub.shape(source)
+    keys = memory.kv_cache_bytes(shape, LEAST_TOKENS, machine.precision) if shape else 0.0
+    weights, main = weights_bytes(source, machine.precision), "cpu" if machine.device == "cpu" else 0
+    if weights + keys <= room[main] or (machine.device == "cpu" and source.quantization):
+        return Placement(None if machine.device == "cpu" else {"": machine.device})
+    gpus = {name: n for name, n in room.items() if name != "cpu"}
+    kept = keys / max(1, len(gpus))  # each device holds the keys of its own layers
+    most: dict[int | str, int] = {name: max(0, int(n - kept)) for name, n in gpus.items()}
+    if not source.quantization:
+        most["cpu"] = max(0, int(_SPARE * (room["cpu"] - (0 if gpus else keys))))
+    return Placement("auto", most)
+
+
+def is_spread(model: Any) -> bool:
+    """Tell whether a model lies on several devices, or partly on the disk."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
+def refuse_offloaded(model: Any) -> None:
+    """Refuse to put an adapter on a base of which some layers wait elsewhere until they are computed.
+
+    Raises:
+        CandidateFailed: they lie in main memory beside a GPU, or on the disk.
+    """
+    if is_spread(model) and {"cpu", "disk"} & {*model.hf_device_map.values()}:
+        found = (
+            "an adapter on a base that lies partly in main memory or on the disk, which PEFT cannot change"
+        )
+        raise CandidateFailed(found, "quantization: nf4, or more memory")
+
+
+def refuse_headless(model: Any, name: str) -> None:
+    """Refuse a base of which not even the embeddings have room on a device.
+
+    Raises:
+        CandidateFailed: they lie on the disk.
+    """
+    if model.device.type == "meta":
+        raise CandidateFailed(f"{name}: no memory has room for its embeddings", "a smaller base_model")
+
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def _load_plain(
+    source: ModelSource, machine: Machine, attention: str | None, placed: Placement
+) -> "PreTrainedModel":
+    """Load onto the device; on a GPU each tensor goes there as it is read, not through a copy of them all."""
+    return _load_whole(source, machine, attention, placed.arguments)
+
+
+def _load_whole(
+    source: ModelSource, machine: Machine, attention: str | None, arguments: Mapping[str, Any]
+) -> "PreTrainedModel":
+    """Load a model by transformers, and refuse one whose files do not fit its configuration."""
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    loaded = kind.from_pretrained(
+        source.path,
+        dtype=dtype(machine.precision),
+        attn_implementation=attention,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # which are refused by name
+        **arguments,
+    )
+    return _refuse_incomplete(source, *loaded)
+
+
+def _quantization_arguments(machine: Machine, placed: Placement, **config: Any) -> dict[str, Any]:
+    """Return the arguments by which bitsandbytes quantises a model as it is loaded."""
+    from transformers import BitsAndBytesConfig
+
+    where = {"device_map": {"": machine.device}, **placed.arguments}
+    return {**where, "quantization_config": BitsAndBytesConfig(**config)}
+
+
+def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> "PreTrainedModel":
+    """Refuse a model whose files lack some of its parameters, which transformers then draws at random."""
+    # Those of a classifier lack the output layer; others differ in size, or have layers beyond config.json.
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
+        raise CandidateFailed(reason, "the config.json that was published with the weights")
+    names = {name for name, _ in model.named_parameters()}
+    if lacking := sorted(names.intersection(info["missing_keys"])):
+        n, kind = len(lacking), type(model).__name__
+        found = f"{source.path}: its files lack {n} of {len(names)} tensors of {kind}, such as {lacking[0]}"
+        raise CandidateFailed(found, "a base that was saved as a causal language model")
+    text: Any = model.config.get_text_config(decoder=True)
+    n_layers = getattr(text, "num_hidden_layers", inf)
+    n_read = n_layers + (getattr(text, "num_nextn_predict_layers", 0) or 0)
+    if left := sorted(name for name in info["unexpected_keys"] if _is_of_layer_beyond(name, n_read, names)):
+        found = f"{source.path}: num_hidden_layers: {n_layers} by its config.json, and {left[0]} in its files"
+        raise CandidateFailed(found, "the config.json that was published with the weights")
+    return model
+
+
+def _is_of_layer_beyond(name: str, n_layers: float, names: set[str]) -> bool:
+    """Tell whether a tensor is one that the first layer has too, of a layer beyond so many."""
+    at = _LAYER.search(name)
+    return at is not None and int(at[1]) >= n_layers and f"{name[: at.start()]}.0.{name[at.end() :]}" in names
+
+
+def _load_nf4(
+    source: ModelSource, machine: Machine, attention: str | None, placed: Placement
+) -> "PreTrainedModel":
+    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once."""
+    # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass of
+    # an evaluation, rounding their scales again and cutting the gradient of later training.
+    # Source: Dettmers et al. 2023 (arXiv:2305.14314).
+    arguments = _quantization_arguments(
+        machine,
+        placed,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype(machine.precision),
+    )
+    model: Any = _load_whole(source, machine, attention, arguments)
+    if machine.device != "cuda":
+        model = model.dequantize(dtype(machine.precision))
+        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
+    whole: PreTrainedModel = model
+    return whole
+
+
+def _load_int8(
+    source: ModelSource, machine: Machine, attention: str | None, placed: Placement
+) -> "PreTrainedModel":
+    """Load with LLM.int8: inputs and weights by rows in 8 bits, large activations multiplied apart."""
+    # Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
+    # on the dequantised weights and answers with the quantised ones.
+    # Source: Dettmers et al. 2022 (arXiv:2208.07339).
+    # bitsandbytes would say of each product that it is made in fp16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return _load_whole(
+        source, machine, attention, _quantization_arguments(machine, placed, load_in_8bit=True)
+    )
+
+
+LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
+
+
+_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # no GPU, or one that failed: no fault of the base
+
+
+def load_base(
+    source: ModelSource, machine: Machine, attention: str = "sdpa", placed: Placement | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load model and tokenizer in the machine's precision, quantised where the source is.
+
+    They lie on the machine's device, or as they are `placed`.
+
+    `attention` is transformers' `attn_implementation`; one that the architecture does not have gives way to
+    its own. Scoring needs one that honours masks.
+
+    Raises:
+        CandidateFailed: the model does not fit the device's memory, transformers cannot load it, its files
+            lack tensors, or its tokenizer has tokens that it has no embeddings for.
+    """
+    quiet_libraries()
+    avoid_cudnn_attention()
+    found = f"{source.name} does not fit the memory of {machine.name}"
+    with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
+        if is_encoder_decoder(source):
+            raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
+        known = choose_supported_attention(source.path, attention)
+        placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
+        model = LOADERS[source.quantization](source, machine, known, placed)
+        refuse_headless(model, source.name)
+        _expect_no_router(model.config.get_text_config())
+        tokenizer = load_tokenizer(source)
+        embeddings: Any = model.get_input_embeddings()
+        _refuse_unknown_ids(tokenizer, len(embeddings.weight), source.name)
+        return model, tokenizer
+
+
+def _expect_no_router(config: Any) -> None:
+    """Weight no loss of routers where there are none, as in the small sizes of Granite 4.0."""
+    if getattr(config, "num_local_experts", None) == 0:
+        config.router_aux_loss_coef = 0.0  # else TRL asks the model for it
+
+
+def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: str) -> None:
+    """Refuse a tokenizer with tokens beyond the embeddings; added ones that stand in no chat may stay."""
+    if len(tokenizer) <= n_ids:
+        return
+    added, chat = tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
+    in_use = (tokenizer.bos_token, tokenizer.eos_token)
+    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
+    if read := sorted(one for one in beyond if one not in added or one in in_use or one in chat):
+        found = f"{name}: {len(read)} of its tokens have no embeddings, such as {read[0]!r}"
+        raise CandidateFailed(found, "its own tokenizer, or model.resize_token_embeddings before saving it")
+
+
+@contextmanager
+def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
+    """Turn what transformers cannot load into a failure of the candidate that says why."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (*UNSUPPORTED, ImportError, StrictDataclassError) as error:
+        if oom.ran_out(error) or _OF_A_DEVICE.search(str(error)):
+            raise
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+        reason = f"{source.name} cannot be loaded ({one_line(cause or error)})"
+        raise CandidateFailed(reason, "another base_model, or a newer transformers") from error
+
+
+def choose_supported_attention(folder: Path, wanted: str) -> str | None:
+    """Return the attention that is wanted where an architecture has it; None leaves it to transformers."""
+    if wanted == "sdpa":  # what transformers takes unasked, where an architecture has it
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    has_flash = model._supports_flash_attn  # noqa: SLF001  (transformers asks so itself)
+    return wanted if has_flash or "flash" not in wanted else None
+
+
+def build_without_weights(folder: Path) -> Any:
+    """Build a base on the meta device; None where transformers cannot, which loading it will say."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+
+    quiet_libraries()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except (*UNSUPPORTED, OSError, ImportError, StrictDataclassError):
+        return None
+
+
+def avoid_cudnn_attention() -> None:
+    """Leave torch its own kernels: FlashAttention, the memory-efficient one and plain products."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)

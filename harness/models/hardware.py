@@ -1,0 +1,373 @@
+"""Hardware probe: device, fastest precision and matrix speed, measured once and cached; contention.
+
+Invariant: the probe's result is cached under a key of everything it depends on, so an unchanged second
+command knows its precision without importing torch. What was measured while other work took the processors
+is cached for an hour, and decides nothing for longer.
+Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run; 5 in
+/proc/PID/clear_refs resets the peak (proc(5))
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from statistics import geometric_mean
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.cache import cache_dir, recall, remember
+from harness.errors import Problem, UserError
+from harness.formatting import pluralize
+from harness.models.embedded_model import SHAPE
+from harness.models.shapes import Shape
+from harness.models.step_times import measure_speeds
+from harness.progress import spins_briefly
+from harness.provenance import processor_name
+from harness.records import digest
+
+if TYPE_CHECKING:
+    import torch
+
+# A GPU is done with a smaller product before the next one is launched.
+_MATRIX = {"cpu": 1024, "cuda": 8192}
+_ROUNDS, _ROUND_S = 5, 0.08
+# bf16 without units for it is some hundred times slower; the speed of a smaller product is the same.
+_MOST_PRODUCT_S = 4 * _ROUND_S
+# A measurement is contended when its threads waited for a processor for more than this share of its time.
+# Where the system does not count that, when they ran for less than the other share of the time they should.
+MOST_WAITED, _LEAST_RUN = 0.1, 0.85
+_DISTURBED_KEPT_S = 3600.0
+# bf16, which needs half the memory, is taken unless steps in it are slower by more than measurements differ.
+# None are timed in what multiplies this much slower than the other: emulated bf16 would take minutes.
+_SLOW_BELOW, _HOPELESS_BELOW = 0.9, 0.5
+
+
+class Machine(NamedTuple):
+    """The device, its fastest trustworthy precision and the matrix speed measured for it.
+
+    `gflops` is the measured speed of a large square matrix product in `precision` (1,024 rows on a
+    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `speeds` are what the choice was
+    made from: of bf16 and fp32 that speed, and those that reading, generating and training reach by
+    `step_times`, where these were timed. `contended` says that other work took the processors meanwhile, so
+    that the machine may be faster than that.
+    """
+
+    device: str
+    name: str
+    precision: str
+    gflops: float
+    contended: bool = False
+    speeds: Mapping[str, Sequence[float]] = {}
+
+    @property
+    def step_speeds(self) -> Sequence[float]:
+        """The speeds of reading, generating and training in `precision`; empty where they were not timed."""
+        return self.speeds.get(self.precision, ())[1:]
+
+
+class Load(NamedTuple):
+    """Time in seconds: by the clock, of this process on processors, and its threads waited for one.
+
+    `waited_s` is None where the system does not count that. The difference of two readings is the load
+    of what ran between them.
+    """
+
+    wall_s: float
+    cpu_s: float
+    waited_s: float | None
+
+    def since(self, start: "Load") -> "Load":
+        """Return what has passed since an earlier reading."""
+        unknown = self.waited_s is None or start.waited_s is None
+        waited_s = None if unknown else max(0.0, (self.waited_s or 0.0) - (start.waited_s or 0.0))
+        return Load(self.wall_s - start.wall_s, self.cpu_s - start.cpu_s, waited_s)
+
+    def is_contended(self, n_threads: int = 0) -> bool:
+        """Tell whether other work took the processors.
+
+        Where the system does not count the waiting, `n_threads` should have run all the time; with 0
+        nobody knows, and it was not. Never where `HARNESS_IGNORE_LOAD` is set.
+        """
+        if ignores_load():
+            return False
+        if self.waited_s is not None:
+            return self.waited_s > MOST_WAITED * self.wall_s
+        return self.cpu_s < _LEAST_RUN * n_threads * self.wall_s
+
+
+def ignores_load() -> bool:
+    """Tell whether all measurements count as undisturbed, as `HARNESS_IGNORE_LOAD` says."""
+    return bool(os.environ.get("HARNESS_IGNORE_LOAD"))
+
+
+def load() -> Load:
+    """Read what this process has used so far: clock, processor time and time that its threads waited."""
+    return Load(time.perf_counter(), time.process_time(), _measure_waited_s())
+
+
+def reset_peak() -> bool:
+    """Begin again to count the most memory that this process holds; tells whether the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
+
+
+def _measure_waited_s() -> float | None:
+    """Add up how long the threads of this process were runnable and did not run; None where nobody counts."""
+    waited_ns = []
+    for thread in Path("/proc/self/task").glob("*"):
+        with suppress(OSError, IndexError, ValueError):
+            waited_ns.append(int((thread / "schedstat").read_text().split()[1]))
+    return sum(waited_ns) / 1e9 if waited_ns else None
+
+
+class Memory(NamedTuple):
+    """Free and total memory in GiB; `of` says whether of the GPU or the machine."""
+
+    free_gib: float
+    total_gib: float
+    of: str
+
+
+def memory(device: str) -> Memory:
+    """Ask how much memory the device has; on a CPU what the system could give without swapping."""
+    if device == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        return Memory(free / 2**30, total / 2**30, "GPU")
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    found = proc_line("meminfo", "MemAvailable:").split()
+    free = int(found[1]) * 1024 if found else total
+    return Memory(free / 2**30, total / 2**30, "main memory")
+
+
+def proc_line(file: str, begins: str) -> str:
+    """Return the line of a file below /proc that begins so; empty where there is none."""
+    with suppress(OSError):
+        lines = Path("/proc", file).read_text().splitlines()
+        return next((line for line in lines if line.startswith(begins)), "")
+    return ""
+
+
+def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machine:
+    """Measure the device; of a CPU with steps of a model of some shape, about six seconds in all.
+
+    Raises:
+        UserError: as `probe`.
+    """
+    spins_briefly()
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError(Problem("device", "cuda", "a GPU that torch can see", "device: auto or cpu"))
+    if device == "cuda" or (device == "auto" and has_gpu):
+        # A GPU older than Ampere runs bf16 in emulation; fp16 is its fast type.
+        best = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+        chosen = best if precision == "auto" else precision
+        return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
+    n_threads = torch.get_num_threads()
+    start = load()
+    rounds = [{one: _gflops("cpu", one) for one in ("bf16", "fp32")} for _ in range(_ROUNDS)]
+    products = {one: max(speeds[one] for speeds in rounds) for one in rounds[0]}
+    least = _HOPELESS_BELOW * max(products.values())
+    wanted = [one for one in products if precision == one or (precision == "auto" and products[one] > least)]
+    steps = {one: measure_speeds(shape, one) for one in wanted}
+    contended = load().since(start).is_contended()
+    if precision == "fp16":
+        products["fp16"] = _gflops("cpu", "fp16")
+    speeds = {one: [product, *steps.get(one, ())] for one, product in products.items()}
+    return cpu(cpu_name(n_threads), precision, speeds)._replace(contended=contended)
+
+
+def cpu_name(n_threads: int) -> str:
+    """Name the processor that computes with so many threads."""
+    return f"CPU, {pluralize(n_threads, 'thread')}"
+
+
+def current_device(device: str) -> str:
+    """Name what torch computes on here, on a device of this kind."""
+    import torch
+
+    if device == "cpu":
+        return cpu_name(torch.get_num_threads())
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can see"
+
+
+def torch_threads() -> int:
+    """Return how many threads torch computes with on a CPU."""
+    spins_briefly()
+    import torch
+
+    return torch.get_num_threads()
+
+
+def use_threads(n: int) -> None:
+    """Let this process, and the libraries it has yet to load, compute with so many threads."""
+    os.environ["OMP_NUM_THREADS"] = str(n)
+    import torch
+
+    torch.set_num_threads(n)
+
+
+def visible_gpus() -> list[str]:
+    """List the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    import torch
+
+    return [str(place) for place in range(torch.cuda.device_count())]
+
+
+def probe(
+    device: str = "auto",
+    precision: str = "auto",
+    shape: Shape | None = None,
+    *,
+    renew: bool = False,
+    measure: Callable[[str, str, Shape], Machine] = measure_machine,
+    root: Path = Path("/"),
+) -> Machine:
+    """Choose device and precision, measuring for some seconds the first time.
+
+    A CPU is measured by steps of a model of this `shape`, without one by the embedded one's. What was
+    measured beside other work is kept for an hour. What is kept is measured again to `renew` it, which other
+    work puts off; the precision stays, as other weights and answers would be looked for, unless only the
+    former measurement was disturbed. Of a GPU the key holds its model and driver; that a CPU was taken beside
+    one is not kept. `measure` takes the place of the measurement, `root` that of the system's files.
+
+    Raises:
+        UserError: `cuda` is requested and torch sees no GPU.
+    """
+    shape = SHAPE if shape is None else shape
+    key = digest(
+        [device, precision, version("torch"), platform.machine(), shape]
+        + [_cpu_flags()]
+        + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
+        + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+        + gpus_of_driver(root)
+    )
+    memory, kept, is_old = cache_dir() / "machines" / f"{key}.json", None, False
+    with suppress(OSError, ValueError, TypeError):
+        kept = Machine(**recall(memory))
+        is_old = kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S
+    if kept and not (renew or is_old):
+        return kept
+    machine = measure(device, precision, shape)
+    if device == "auto" and describe_unused_gpu(machine, root):
+        return machine  # a driver may be fixed, which the key does not show
+    if kept and (machine.contended or not kept.contended) and kept.precision in machine.speeds:
+        machine = cpu(machine.name, kept.precision, machine.speeds)._replace(contended=machine.contended)
+    if kept and machine.contended and not kept.contended:
+        return max(machine, kept, key=lambda one: one.gflops)
+    with suppress(OSError):
+        remember(memory, machine._asdict())
+    return machine
+
+
+def cpu_kernels() -> dict[str, str]:
+    """Describe what chooses the kernels that compute on this CPU, and so the last digits of an answer."""
+    import torch
+
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor_name() or "",
+        "flags": _cpu_flags(),
+        **{name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")},
+    }
+
+
+def _cpu_flags() -> str:
+    return proc_line("cpuinfo", "flags") or platform.processor()
+
+
+def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:
+    """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is slower."""
+    found = Machine("cpu", name, precision, 0.0, speeds=speeds)
+    chosen = ("fp32" if slow_bf16(found) else "bf16") if precision == "auto" else precision
+    return found._replace(precision=chosen, gflops=speeds[chosen][0])
+
+
+def gpus_of_driver(root: Path = Path("/")) -> list[str]:
+    """List the models of GPUs and the version of their driver, as that says it; empty without a GPU."""
+    if not any((root / "dev").glob("nvidia[0-9]*")):
+        return []
+    driver = root / "proc" / "driver" / "nvidia"
+    found: list[str] = []
+    for file, begins in [
+        *((f, "Model") for f in sorted(driver.glob("gpus/*/information"))),
+        (driver / "version", "NVRM"),
+    ]:
+        with suppress(OSError):
+            found += [line for line in file.read_text().splitlines() if line.startswith(begins)]
+    return found or ["unknown"]
+
+
+def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
+    """Say that a GPU is there beside the CPU that was taken, because torch does not see it; else nothing."""
+    if machine.device != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""
+    if not (found := gpus_of_driver(root)):
+        return ""
+    driver = " ".join(found[-1].split()) if found[-1].startswith("NVRM") else "driver unknown"
+    step = "a newer driver, or a torch that was built for this one"
+    return f"a GPU is here, and torch {version('torch')} does not use it ({driver}); next: {step}"
+
+
+def probe_notes(machine: Machine) -> str:
+    """Say what to know of the probe: an unused GPU, a slow precision, and that other work disturbed it."""
+    disturbed = "measured while other work ran; the machine may be faster" if machine.contended else ""
+    slow = slow_bf16(machine)
+    if (machine.device, machine.precision) == ("cpu", "fp16"):
+        slow = "fp16 on a CPU is for tests of what a GPU without bf16 does"
+    return "; ".join(filter(None, (describe_unused_gpu(machine), slow, disturbed)))
+
+
+def slow_bf16(machine: Machine) -> str:
+    """Say how slow bf16 is on this CPU; nothing where it is about as fast as fp32, and of a GPU.
+
+    That is the geometric mean of the steps that were timed in both, or else of a large product.
+    """
+    bf16, fp32 = (machine.speeds.get(one, ()) for one in ("bf16", "fp32"))
+    pairs = list(zip(bf16, fp32, strict=False))
+    fast, plain = map(geometric_mean, zip(*(pairs[1:] or pairs), strict=True)) if pairs else (1.0, 1.0)
+    if fast >= _SLOW_BELOW * plain:
+        return ""
+    by = "in short steps" if pairs[1:] else "in a product"
+    return f"bf16 is slower here: {fast:,.0f} GFLOP/s {by} against {plain:,.0f} in fp32"
+
+
+def _gflops(device: str, precision: str) -> float:
+    import torch
+
+    def time_product(a: torch.Tensor) -> float:
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        return time.perf_counter() - start
+
+    a = torch.randn(_MATRIX[device], _MATRIX[device], device=device).to(dtype(precision))
+    small = a[: len(a) // 4, : len(a) // 4].contiguous()
+    time_product(small)
+    a = a if may_be_large(time_product(small)) else small
+    time_product(a)
+    times = [time_product(a)]
+    while sum(times) < _ROUND_S:
+        times.append(time_product(a))
+    return 2 * len(a) ** 3 * len(times) / sum(times) / 1e9
+
+
+def may_be_large(quarter_s: float) -> bool:
+    """Tell whether a product is quick enough to measure, by the seconds of one of a quarter of its rows."""
+    return 4**3 * quarter_s <= _MOST_PRODUCT_S
+
+
+def dtype(precision: str) -> "torch.dtype":
+    """Return torch's type for a precision's name."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

@@ -1,0 +1,196 @@
+"""Memory and floating-point operations of a model from its shape, before anything is loaded.
+
+Invariant: pure arithmetic with one set of named constants; bytes and operations, 1 GB = 1e9 bytes.
+Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for the bytes of a parameter in training, Korthikanti et
+al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023 (arXiv:2305.14314) for NF4, Kaplan et al.
+2020 (arXiv:2001.08361) for operations
+"""
+
+from typing import NamedTuple
+
+from harness.models.shapes import (
+    Shape,
+)
+
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8
+# What optimisers remember of a parameter, in numbers: those of torch and bitsandbytes by transformers' names.
+_REMEMBERED = {"ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
+LAYER_BYTES = 34  # activations of a layer, for a token and hidden unit, with attention computed in blocks
+CHECKPOINT_BYTES = 2  # what is kept of a layer that is computed again for its gradient
+LOGIT_BYTES = 8  # of a token and entry of the vocabulary in training: logits, their gradient, a copy
+# The same where a teacher is learned from: logits and log-probabilities of both models, those of the
+# mixture, both divergences, gradients. Measured of TRL's generalized_jsd_loss on a CPU.
+DISTILLED_BYTES = {"fp32": 68, "bf16": 50, "fp16": 50}
+# Of a loss that is computed in tiles, as TRL's is on a GPU: rows and columns of logits that exist at a time.
+TILE = (4096, 32_768)
+OVERHEAD_GB = 3.0  # context of the GPU, its libraries, buffers, fragments
+
+# Quantising leaves experts as they are: of a model with a larger share of them it spares too little.
+MOST_IN_EXPERTS = 0.2
+_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
+    """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
+
+    On `all-linear` PEFT gives each expert r for its last matrix and 2 r for the first two together, which it
+    keeps as one, and r to what routes among them; of families whose experts it leaves alone, r to the
+    matrices of those that all tokens pass.
+    """
+    if isinstance(modules, str) and shape.adapted:
+        return round(r * shape.adapted)
+    queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    width = shape.intermediate
+    if shape.in_experts:
+        width = 0 if shape.adapted_experts else shape.shared_width
+    sums = (
+        shape.hidden + queries,
+        shape.hidden + keys,
+        shape.hidden + keys,
+        queries + shape.hidden,
+        *[shape.hidden + width if width else 0] * 3,
+    )
+    wanted = _LINEAR if isinstance(modules, str) else modules
+    of_experts = 0
+    if isinstance(modules, str) and shape.adapted_experts:
+        of_each = 3 * shape.hidden + 5 * shape.expert_width
+        of_experts = shape.adapted_experts * of_each + shape.hidden + shape.adapted_experts
+    return r * shape.n_layers * of_experts + r * shape.n_layers * sum(
+        s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted
+    )
+
+
+def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
+    """Return the weights' size in GB: as their files are where these are quantised.
+
+    Quantising leaves embeddings, output layer and experts in 16 bits.
+    """
+    if not quantization:
+        return (shape.stored_bytes or shape.n_parameters * BYTES[precision]) / 1e9
+    left = shape.in_embeddings + shape.in_experts
+    quantised = max(shape.n_parameters - left, 0.0)
+    return (quantised * BITS[quantization] / 8 + left * 2) / 1e9
+
+
+def optimizer_bytes(optim: str | None, trained_in: str = "fp32") -> float:
+    """Return what an optimiser remembers of a parameter in bytes; AdamW, which is the default, two moments.
+
+    Torch's keep them in the type of the parameter, those of bitsandbytes in 8 or 32 bits.
+    """
+    name = optim or "adamw"
+    n = next((n for family, n in _REMEMBERED.items() if family in name), 2)
+    if name.endswith("8bit"):
+        return float(n)
+    return n * (4.0 if name.endswith(("32bit", "ademamix")) else BYTES[trained_in])
+
+
+class Peak(NamedTuple):
+    """Peak memory in GB by what it holds."""
+
+    weights: float
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    keys: float = 0.0
+    overhead: float = OVERHEAD_GB
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts."""
+        return sum(self)
+
+
+def training_peak(
+    shape: Shape,
+    n_trained: float,
+    tokens: float,
+    precision: str = "bf16",
+    *,
+    quantization: str = "",
+    checkpointing: bool = True,
+    in_tiles: bool = False,
+    optim: str | None = None,
+    trained_in: str = "fp32",
+    shards: int = 1,
+    zero_stage: int = 3,
+) -> Peak:
+    """Estimate the peak memory of training, `tokens` being batch size times length.
+
+    A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers, of AdamW two
+    moments. Where all parameters are trained a copy in 16 bits lies beside them for the products, unless they
+    are `trained_in` 16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`. Each
+    process holds one of so many `shards` of weights, gradients and the optimiser's, with two layers whole; at
+    `zero_stage` 2 it holds all weights.
+    """
+    of_layer = tokens * shape.hidden * LAYER_BYTES
+    kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
+    activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
+    whole = n_trained >= shape.n_parameters
+    is_one = whole and BYTES[trained_in] <= BYTES[precision]  # products are made of the weights themselves
+    weights = 0.0 if is_one else weights_gb(shape, precision, quantization=quantization)
+    logits = LOGIT_BYTES * tokens * shape.vocabulary
+    if in_tiles:  # in 16 bits, and the gradient of the last layer in fp32
+        logits = min(logits, 2 * min(tokens, TILE[0]) * TILE[1] + 4 * tokens * shape.hidden)
+    weights += BYTES[trained_in] * n_trained / 1e9
+    if shards > 1 and zero_stage == 3:  # and the layer that is computed, and the next one
+        weights = weights / shards + 2 * weights / shape.n_layers
+    return Peak(
+        weights=weights,
+        gradients=BYTES[trained_in] * n_trained / 1e9 / shards,
+        optimizer=optimizer_bytes(optim, trained_in) * n_trained / 1e9 / shards,
+        activations=activations / 1e9,
+        logits=logits / 1e9,
+    )
+
+
+def taught_gb(shape: Shape, teacher: Shape, tokens: float, precision: str = "bf16") -> float:
+    """Return what a teacher adds to the peak of a training with whole logits: its weights, and the loss."""
+    loss = (DISTILLED_BYTES[precision] - LOGIT_BYTES) * tokens * shape.vocabulary
+    return weights_gb(teacher, precision) + loss / 1e9
+
+
+def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> float:
+    """Return what all layers keep of each token while answers are generated: 2 L n_kv d_head numbers."""
+    return shape.n_layers * shape.kept * tokens * BYTES[precision]
+
+
+def inference_peak(
+    shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
+) -> Peak:
+    """Estimate the memory of answering with so many tokens in the cache, `read` of them in one pass.
+
+    A pass holds the activations of one layer; logits are made of few tokens.
+    """
+    return Peak(
+        weights=weights_gb(shape, precision, quantization=quantization),
+        activations=read * shape.hidden * LAYER_BYTES / 1e9,
+        keys=kv_cache_bytes(shape, tokens, precision) / 1e9,
+    )
+
+
+def inference_gb(
+    shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
+) -> float:
+    """Estimate the memory of answering in GB, all parts of `inference_peak` together."""
+    return inference_peak(shape, tokens, precision, quantization=quantization, read=read).total
+
+
+def inference_flops(n_parameters: float, tokens: float, *, attention: float = 0.0) -> float:
+    """Return 2 N operations a token, and `attention` more."""
+    return 2 * n_parameters * tokens + attention
+
+
+def attention_flops(shape: Shape, tokens: float, context: float) -> float:
+    """Return 4 L s h for each token that looks back on s others."""
+    return 4 * shape.n_layers * context * shape.hidden * tokens
+
+
+def training_flops(
+    n_parameters: float, tokens: float, n_adapter: float = 0.0, *, checkpointing: bool = False
+) -> float:
+    """Return 6 N D for all parameters, (4 N + 6 N_adapter) D for an adapter; 2 N D more for checkpointing."""
+    each = 4 * n_parameters + 6 * n_adapter if n_adapter else 6 * n_parameters
+    each += 2 * n_parameters if checkpointing else 0
+    return each * tokens

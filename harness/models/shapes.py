@@ -1,0 +1,391 @@
+"""Shape of a decoder, on which its memory and its operations depend, from transformers' configuration.
+
+Linear modules of families whose layers differ: state spaces beside attention, heads of a number by layer.
+
+Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
+read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
+The sums are those of the modules that transformers builds and PEFT adapts unasked; experts and what routes
+among them are left alone.
+Source: `configuration_*.py` and the caches of `modeling_deepseek_v2.py` of transformers 5.23;
+`modeling_jamba.py` and `modeling_laguna.py` of transformers 5.23
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from harness.cache import memo
+from harness.errors import Problem
+from harness.records import digest
+
+# What is read of a configuration beside what all families say, by family.
+_OF_MIXED_LAYERS = {
+    "jamba": ("mamba_expand", "mamba_d_state", "mamba_dt_rank", "expert_layer_period", "expert_layer_offset"),
+    "laguna": ("num_attention_heads_per_layer", "mlp_layer_types", "gating"),
+}
+# What is read of a configuration, by Llama's name, and what families call it otherwise.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "num_hidden_layers": (),
+    "hidden_size": (),
+    "num_attention_heads": (),
+    "num_key_value_heads": ("num_kv_heads",),
+    "intermediate_size": ("ffn_dim", "ffn_hidden_size"),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": (
+        "experts_per_token",
+        "num_experts_per_token",
+        "top_k_experts",
+        "moe_topk",
+        "moe_k",
+    ),
+    "head_dim": (),
+    "vocab_size": (),
+    "max_position_embeddings": (),
+    "tie_word_embeddings": (),
+    "multi_query": (),
+    "new_decoder_architecture": (),
+    "kv_lora_rank": (),
+    "qk_rope_head_dim": (),
+    "qk_nope_head_dim": (),
+    "moe_intermediate_size": (),
+    "shared_expert_intermediate_size": ("shared_intermediate_size",),
+    "num_shared_experts": ("n_shared_experts", "moe_num_shared_experts"),
+    "is_moe": (),
+    "first_k_dense_replace": (),
+    "mlp_only_layers": (),
+    "layer_types": (),
+    "num_kv_shared_layers": (),
+    "model_type": (),
+    "is_encoder_decoder": (),
+    **{name: () for names in _OF_MIXED_LAYERS.values() for name in names},
+}
+# The same in the configuration as it is written, of GPT-2 and its kin.
+_LIKE_GPT_2 = {
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+}
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+# What a family may leave out, or say of each layer.
+_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size", "num_experts", "num_experts_per_tok")
+_PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, of which several lie in a number of 32 bits
+# Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them.
+UNPACKED = {
+    "fp8": "a GPU older than compute capability 8.9 (RTX 4090, H100) unpacks FP8 to 16 bits",
+    "mxfp4": (
+        "MXFP4 is unpacked to 16 bits by a GPU older than compute capability 7.5 (T4), without the packages "
+        "triton and kernels, and by every training"
+    ),
+}
+# Layers that keep the same of a long text as of a short one; transformers' names.
+_KEEPING_NOTHING = ("linear_attention", "conv", "moe", "mlp")
+# Families on whose experts PEFT puts adapters unasked, by its table of fused experts, and none on
+# their shared experts; of other families it is the other way round.
+EXPERTS_ADAPTED = (
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+    "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next",
+    "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+)  # fmt: skip
+# Families with one shared expert in each layer, as wide as the others, that no key names.
+_SHARING_ONE = ("llama4", "llama4_text")
+
+
+class Shape(NamedTuple):
+    """Shape of a decoder, on which its memory and its operations depend.
+
+    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
+    puts adapters on `adapted_experts` of a layer, each `expert_width` wide, or else on what all tokens pass
+    beside them, `shared_width` wide. A layer of multi-head latent attention keeps `latent` numbers of a
+    token, in place of keys and values. Where layers differ, heads and their width are the largest, and layers
+    keep on average `keeping` of that: those of linear attention and those that share another one's keys
+    nothing. `stored_bytes` is the size of files that are quantised, 0 of others. `adapted` is the sum of d_in
+    and d_out over the linear modules of families that `sum_linear_sizes` counts, 0 of others.
+    """
+
+    n_parameters: float
+    n_layers: int
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    in_experts: float = 0.0
+    idle: float = 0.0
+    adapted_experts: int = 0
+    expert_width: int = 0
+    shared_width: int = 0
+    latent: int = 0
+    stored_bytes: float = 0.0
+    keeping: float = 1.0
+    adapted: float = 0.0
+
+    @property
+    def active(self) -> float:
+        """Parameters that a token passes."""
+        return self.n_parameters - self.idle
+
+    @property
+    def in_embeddings(self) -> float:
+        """Parameters of the embeddings and the output layer, which quantisation leaves as they are."""
+        return (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+    @property
+    def kept(self) -> float:
+        """Numbers that a layer keeps of a token: its key and value of each head, or what both are made of."""
+        return self.keeping * (self.latent or 2 * self.n_kv_heads * self.head_dim)
+
+
+def shape_of(
+    config: Mapping[str, Any], n_parameters: float, stored_bytes: float = 0.0, in_experts: float | None = None
+) -> Shape | None:
+    """Read a shape from transformers' configuration; None where it does not say what is needed.
+
+    `stored_bytes` is the size of the weights' files, which counts where the configuration says that they
+    are quantised. `in_experts` are the parameters in experts by the files' headers; without it they are
+    counted as if all layers but the first dense ones had experts.
+    """
+    said = complete_config(config)
+    if any(said.get(name) is None for name in _NEEDED) or said.get("is_encoder_decoder"):
+        return None
+    try:
+        heads, hidden = _widest(said["num_attention_heads"]), int(said["hidden_size"])
+        latent = int(said.get("kv_lora_rank") or 0)
+        rotated = int(said.get("qk_rope_head_dim") or 0)
+        width = _widest(said.get("head_dim")) or (hidden // heads if heads else 0)
+        one = bool(said.get("multi_query")) and not said.get("new_decoder_architecture")
+        return Shape(
+            n_parameters,
+            int(said["num_hidden_layers"]),
+            hidden,
+            _widest(said.get("intermediate_size")) or 4 * hidden,
+            heads,
+            1 if one else _widest(said.get("num_key_value_heads")) or heads,
+            rotated + int(said.get("qk_nope_head_dim") or 0) if latent else width,
+            int(said["vocab_size"]),
+            bool(said.get("tie_word_embeddings")),
+            *_experts(said, hidden, in_experts),
+            latent + rotated if latent else 0,
+            stored_bytes if quantization_method(config) else 0.0,
+            _cache_share(said),
+            sum_linear_sizes(said),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _cache_share(said: Mapping[str, Any]) -> float:
+    """Return what layers keep of a token on average, as a share of what the widest of them keep."""
+    n_layers = int(said["num_hidden_layers"])
+    heads, widths = (_list_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
+    sizes = [n * width for n, width in zip(heads, widths, strict=True)]
+    kinds = _list_each(said.get("layer_types"), n_layers)
+    keys = [size for size, kind in zip(sizes, kinds, strict=True) if kind not in _KEEPING_NOTHING]
+    shared = int(said.get("num_kv_shared_layers") or 0)
+    widest = n_layers * max(heads) * max(widths)
+    return sum(keys[: len(keys) - shared]) / widest if widest else 1.0
+
+
+def has_other_layers(config: Mapping[str, Any]) -> bool:
+    """Tell whether some layers are no attention, such as a state space, whose adapters nobody counts."""
+    said = complete_config(config)
+    if sum_linear_sizes(said):
+        return False
+    kinds = said.get("layer_types")
+    is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
+    has_states = any(
+        name.startswith(("mamba_", "ssm_")) for name in (*config, *_section(config, "text_config"))
+    )
+    return is_other or has_states or said.get("num_attention_heads") == 0
+
+
+def _list_each(said: Any, n_layers: int) -> list[Any]:
+    """Return what is said of each layer, 1 where nothing is."""
+    return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
+
+
+def _experts(
+    said: Mapping[str, Any], hidden: int, counted: float | None
+) -> tuple[float, float, int, int, int]:
+    """Return the parameters in experts, three matrices each, those idle, adapted experts, and both widths."""
+    # Doge names experts also where it has none.
+    n_experts = int(said.get("num_experts") or 0) if said.get("is_moe") is not False else 0
+    if not n_experts or counted == 0:
+        return counted or 0.0, 0.0, 0, 0, 0
+    of_a_token = int(said.get("num_experts_per_tok") or n_experts)
+    n_layers = int(said["num_hidden_layers"]) - int(said.get("first_k_dense_replace") or 0)
+    n_layers -= len(said.get("mlp_only_layers") or ())
+    width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
+    of_each = 3.0 * hidden * width * n_layers
+    adapted = n_experts if said.get("model_type") in EXPERTS_ADAPTED else 0
+    shared = int(said.get("num_shared_experts") or 0) * width
+    shared = int(said.get("shared_expert_intermediate_size") or 0) or shared
+    shared = width if said.get("model_type") in _SHARING_ONE else shared
+    in_all = n_experts * of_each if counted is None else counted
+    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, adapted, width, shared
+
+
+def _widest(said: int | list[int] | None) -> int:
+    """Return a width, of families whose layers differ in it the largest; 0 where nothing is said."""
+    return int(max(said) if isinstance(said, list) else said or 0)
+
+
+def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a configuration says of a decoder's shape, by Llama's names, with its family's defaults.
+
+    A family without attention has no heads: 0. What transformers says is remembered by its version.
+    """
+    try:
+        # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
+        key = digest([json.dumps(config, sort_keys=True), version("transformers"), _KEYS])
+    except PackageNotFoundError:
+        return _rename_keys(config)
+    return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
+
+
+def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Let transformers fill in a configuration: empty where it refuses it, None where it is not installed.
+
+    An empty one is remembered too, or each command on stored runs would import transformers again.
+    """
+    try:
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return None
+    family = str(config.get("model_type", ""))
+    if family not in CONFIG_MAPPING:
+        return {}
+    try:
+        text = CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError):
+        return {}
+    values = {
+        name: next((v for one in (name, *others) if (v := _value(text, one)) is not None), None)
+        for name, others in _KEYS.items()
+    }
+    if values["num_attention_heads"] is None and not hasattr(text, "num_attention_heads"):
+        values["num_attention_heads"] = 0
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _value(config: Any, name: str) -> Any:
+    """Return what a configuration says under a name; a list where that differs by layer, as in Gemma-4."""
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return getattr(config, name, None)
+
+
+def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename what a configuration says itself to Llama's names; GPT-2 ties its embeddings unasked."""
+    known = _LIKE_GPT_2 | {other: name for name, others in _KEYS.items() for other in others}
+    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
+    text = config.get("text_config") or config
+    return tied | {known.get(name, name): value for name, value in text.items()}
+
+
+def quantization_method(config: Mapping[str, Any]) -> str:
+    """Return what quantised a model's files, as transformers calls it; empty of files in 16 or 32 bits."""
+    said = _quantization(config)
+    return str(said.get("quant_method") or "unknown") if said else ""
+
+
+def find_packed_bits(config: Mapping[str, Any]) -> int:
+    """Return the bits of a packed weight, which AWQ, compressed-tensors and HQQ call otherwise than GPTQ."""
+    said = _quantization(config)
+    weights = (_section(group, "weights") for group in _section(said, "config_groups").values())
+    of_hqq = _section(said, "quant_config")  # of all layers, or of each kind of them
+    layers = (_section(one, "weight_quant_params") for one in (of_hqq, *of_hqq.values()))
+    found = [said.get("bits"), said.get("w_bit"), *(of.get("num_bits") for of in weights)]
+    found += [of.get("nbits") for of in layers]
+    bits = next((one for one in found if one is not None), None)
+    return int(bits) if isinstance(bits, int) and bits in _PACKED_BITS else 4
+
+
+def _section(said: Any, name: str) -> Mapping[str, Any]:
+    """Return an object within another, an empty one where there is none."""
+    found = said.get(name) if isinstance(said, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_count(value: Any) -> bool:
+    """Tell whether a value is a whole number of 0 or more, or one for each layer."""
+    each = value if isinstance(value, list) else [value]
+    return all(one is None or (type(one) is int and one >= 0) for one in each)
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _section(config, "quantization_config")
+
+
+def config_problems(config: Any, where: str) -> Iterator[Problem]:
+    """Yield what in a model's configuration is no configuration, or no number that a shape could have."""
+    step = "the config.json that was published with the model"
+    whole = config if isinstance(config, Mapping) else {"config.json": config}
+    for section in ("config.json", "text_config", "quantization_config"):
+        said = whole.get(section, {} if section == "config.json" else None)
+        if not isinstance(said, Mapping) and (said is not None or section == "config.json"):
+            yield Problem(where, f"{section}: {whole[section]!r}", "an object of names and values", step)
+            return
+    text = _rename_keys(whole)
+    for name in _NEEDED:
+        if (value := text.get(name)) is not None and not (type(value) is int and value > 0):
+            yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)
+    for name in _OPTIONAL:
+        if (value := text.get(name)) is not None and not _is_count(value):
+            yield Problem(where, f"{name}: {value!r}", "a whole number of 0 or more", step)
+    bits = _quantization(whole).get("bits")
+    if bits is not None and bits not in _PACKED_BITS:
+        one_of = ", ".join(map(str, _PACKED_BITS))
+        yield Problem(where, f"quantization_config: {{bits: {bits!r}}}", f"one of {one_of}", step)
+
+
+_LINEAR, _DENSE = "linear_attention", "dense"
+
+
+def sum_linear_sizes(said: Mapping[str, Any]) -> float:
+    """Return the sum of d_in and d_out over the linear modules of all layers; 0 of a family of one kind."""
+    family = said.get("model_type")
+    needed = _OF_MIXED_LAYERS.get(str(family), ())
+    if not needed or any(said.get(name) is None for name in (*needed, "layer_types")):
+        return 0.0
+    return float(_jamba(said) if family == "jamba" else _laguna(said))
+
+
+def _jamba(said: Mapping[str, Any]) -> int:
+    """Sum over attention, state spaces, and the networks of the layers that have no experts."""
+    hidden, heads = said["hidden_size"], said["num_attention_heads"]
+    inner, of_step, state = said["mamba_expand"] * hidden, said["mamba_dt_rank"], said["mamba_d_state"]
+    space = (hidden + 2 * inner) + (inner + of_step + 2 * state) + (of_step + inner) + (inner + hidden)
+    attention = _attention(hidden, heads, said["num_key_value_heads"], hidden // heads)
+    kinds, period, offset = said["layer_types"], said["expert_layer_period"], said["expert_layer_offset"]
+    has_experts = [said["num_experts"] > 1 and i % period == offset for i in range(len(kinds))]
+    return sum(space if kind == _LINEAR else attention for kind in kinds) + sum(
+        _network(hidden, said["intermediate_size"]) for experts in has_experts if not experts
+    )
+
+
+def _laguna(said: Mapping[str, Any]) -> int:
+    """Sum over attention with its gates, and the network of each layer or what all tokens pass of it."""
+    hidden, width = said["hidden_size"], said["head_dim"]
+    by_head = said["gating"] is True or said["gating"] == "per-head"
+    of_gate = 1 if by_head else width
+    attention: int = sum(
+        _attention(hidden, heads, said["num_key_value_heads"], width) + hidden + heads * of_gate
+        for heads in said["num_attention_heads_per_layer"]
+    )
+    widths = {True: said["intermediate_size"], False: said["shared_expert_intermediate_size"]}
+    return attention + sum(_network(hidden, widths[kind == _DENSE]) for kind in said["mlp_layer_types"])
+
+
+def _attention(hidden: int, heads: int, kv_heads: int, width: int) -> int:
+    queries, keys = heads * width, kv_heads * width
+    return 2 * (hidden + queries) + 2 * (hidden + keys)
+
+
+def _network(hidden: int, width: int) -> int:
+    return 3 * (hidden + width)

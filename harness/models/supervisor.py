@@ -1,0 +1,77 @@
+"""Supervisor of a command, in a small process of its own: `python supervisor.py FOLDER LOG COMMAND …`.
+
+Invariant: the command ends, with its process group, when whoever holds this process's standard input ends,
+however that is. The last line of standard output is `[exit code, peak memory in bytes]`; a signal's code is
+negative. The peak is the command's own, because a process begins at that of the one it comes from, and this
+one holds next to nothing.
+Source: wait4(2), getrusage(2) and prctl(2)
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+_GRACE_S = 10  # between the request to end and the end
+_NOT_STARTED = 127  # as a shell says it
+_PR_SET_PDEATHSIG = 1
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+def main() -> None:
+    """Run the command of the command line in a folder, its output going to the log."""
+    folder, log, *command = sys.argv[1:]
+    with Path(log).open("ab") as output:
+        try:
+            child = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            output.write(f"{error}\n".encode())
+            _say(_NOT_STARTED)
+            return
+    threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
+    code = child.wait()
+    _signal(child.pid, signal.SIGKILL)  # what it left running
+    _say(code)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with its parent; the program that it becomes keeps that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_with_input(child: "subprocess.Popen[bytes]") -> None:
+    while os.read(0, 1024):  # of which nothing is left when the other end is closed
+        pass
+    _signal(child.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_GRACE_S)
+    _signal(child.pid, signal.SIGKILL)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _say(code: int) -> None:
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _MAXRSS_BYTES
+    sys.stdout.write(f"{json.dumps([code, peak])}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Random copy of a base with two narrow layers, by which its scoring engine is found without its weights.
+
+Invariant: a copy has each kind of layer that the base has, with windows of a few tokens, and its answers
+hang on what stands before them. Where no such copy can be made, as of recurrent layers, the base itself is
+probed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import CandidateFailed
+from harness.models.loglikelihood import UNSUPPORTED, Executor, gap
+from harness.models.prefix_cache import windows
+from harness.progress import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_MOST_PARAMETERS = 100_000_000  # of a copy; a configuration that we cannot make narrower has more
+_BUDGET = 512  # tokens of a pass: room for all probes
+_WINDOW = 8  # tokens; one more or less of them is seen in log p
+# Standard deviation of a product of a row of inputs of unit variance: its softmax then prefers some.
+_SPREAD = 1.7
+_BIAS = 0.1  # added to what families leave at 0 or 1
+_HEARD_NATS = 0.5  # by which log p differs at least after other contexts
+# Sizes by transformers' names, and what they are at most in a copy.
+_MOST = {
+    "vocab_size": 512,
+    "vocab_size_per_layer_input": 512,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "ffn_dim": 64,
+    "ffn_hidden_size": 64,
+    "n_inner": 64,
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "sliding_window": _WINDOW,
+}
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_MOST_HEADS = 4
+_NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
+
+
+def find_copied_engine(path: Path, device: str) -> str | None:
+    """Return how transformers lays out the scoring of a base; None where no copy of it can tell.
+
+    The copy is computed in fp32 on the device; what a base is refused for is found on the base itself.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    quiet_libraries()
+    try:
+        model: Any = two_layer_copy(path)
+        if model is None:
+            return None
+        executor = Executor(model.to(device), _BUDGET)
+        return executor.engine if _hears(executor) else None
+    except (CandidateFailed, OSError, ImportError, ArithmeticError, StrictDataclassError, *UNSUPPORTED):
+        return None
+
+
+def two_layer_copy(path: Path) -> "PreTrainedModel | None":
+    """Make a random copy of a base from its configuration; None where it is large or has other layers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    kinds = _kinds(config)
+    small = _narrow_config(config) if kinds else None
+    if small is None or _kinds(small) != kinds:
+        return None
+    kind: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        planned = kind.from_config(small, dtype=torch.float32)
+    if sum(p.numel() for p in planned.parameters()) > _MOST_PARAMETERS:
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = kind.from_config(small, dtype=torch.float32)
+        _draw(model)
+    model.eval()
+    return model
+
+
+def _draw(model: "PreTrainedModel") -> None:
+    """Draw weights with which each layer moves log p, whatever a family begins with."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, _SPREAD * parameter.shape[-1] ** -0.5)
+        else:
+            parameter.data += _BIAS * torch.randn_like(parameter)
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.weight.data *= embeddings.weight.shape[1] ** 0.5 / _SPREAD
+
+
+def _kinds(config: "PretrainedConfig") -> set[bool] | None:
+    """Return whether layers of a model have a window, each kind once; None where they keep no keys."""
+    found = windows(config)
+    return None if found is None else set(map(bool, found))
+
+
+def _hears(executor: Executor) -> bool:
+    """Tell whether what a copy answers hangs on what stands before; else an ignored mask shows nowhere."""
+    contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
+    found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
+    return gap(found[1:], found[:-1]) > _HEARD_NATS
+
+
+def _narrow_config(config: "PretrainedConfig") -> "PretrainedConfig":
+    """Return a configuration of the same kind with two layers, few heads and small matrices."""
+    said = config.to_dict()
+    for name in getattr(config, "sub_configs", {}):
+        if isinstance(said.get(name), Mapping):
+            said[name] = _narrow(said[name])
+    narrow: PretrainedConfig = type(config).from_dict(_narrow(said))
+    return narrow
+
+
+def _narrow(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Narrow what one configuration says; the width of a head stays, as turns of positions depend on it."""
+    small = {name: value for name, value in said.items() if name not in _NOT_COPIED}
+    small |= {name: _cap(small[name], most) for name, most in _MOST.items() if small.get(name)}
+    small |= _few_layers(small)
+    small |= _few_heads(small)
+    last = small.get("vocab_size", 1) - 1
+    ids = {name: value for name, value in small.items() if name.endswith(("_token_id", "_token_index"))}
+    return small | {name: _cap(value, last) for name, value in ids.items() if value is not None}
+
+
+def _cap(value: Any, most: int) -> Any:
+    return [_cap(one, most) for one in value] if isinstance(value, list) else min(value, most)
+
+
+def _few_layers(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the first layer of each kind, two at least, with what is said of them."""
+    name = _find_first(_LAYERS, said)
+    if not name:
+        return {}
+    n_layers = said[name]
+    kinds: Sequence[str] = said.get("layer_types") or ()
+    kept = sorted({list(kinds).index(kind) for kind in kinds})
+    kept = sorted({*kept, *[n for n in range(n_layers) if n not in kept][: max(0, 2 - len(kept))]})
+    lists = {key: of for key, of in said.items() if isinstance(of, list) and len(of) == n_layers}
+    some = {key: of for key, of in said.items() if isinstance(of, dict) and of and all(map(_is_index, of))}
+    return {
+        name: len(kept),
+        **{key: [of[n] for n in kept] for key, of in lists.items()},
+        **{key: {str(kept.index(int(n))): of[n] for n in of if int(n) in kept} for key, of in some.items()},
+    }
+
+
+def _is_index(name: Any) -> bool:
+    return str(name).isdigit()
+
+
+def _few_heads(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep at most four heads, of which as many share keys as before or two do, and the width of one."""
+    heads, hidden = _find_first(_HEADS, said), _find_first(_HIDDEN, said)
+    if not (heads and hidden) or said[heads] <= _MOST_HEADS:
+        return {}
+    width = said.get("head_dim") or said[hidden] // said[heads]
+    small = {heads: _MOST_HEADS, hidden: _MOST_HEADS * width}
+    if name := _find_first(_KEY_HEADS, said):
+        small[name] = {1: 1, said[heads]: _MOST_HEADS}.get(said[name], _MOST_HEADS // 2)
+    return small
+
+
+def _find_first(names: Sequence[str], said: Mapping[str, Any]) -> str:
+    """Return the first of some names that a configuration gives a number; empty without one."""
+    return next((name for name in names if isinstance(said.get(name), int) and said[name]), "")

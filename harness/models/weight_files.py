@@ -1,0 +1,304 @@
+"""Files of weights: tensors and parameters by their headers, digests, configuration of a model's folder.
+
+Invariant: a digest depends on what the weights compute (tensors, and what scales them), never on paths,
+versions or how a file is laid out. No weights are loaded, and no pickle is read. Of weights in several forms
+those that transformers reads count.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.cache import memo
+from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.models.shapes import config_problems
+from harness.records import checksum, digest, parse_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What an adapter computes does not depend on where it came from and how it was trained.
+_OF_TRAINING = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+# Initialisations of LoRA that change the base's own weights, and of these the ones that PEFT saves converted.
+CONVERTED = ("pissa", "olora", "corda", "lora_ga")
+_MOVES_BASE = (*CONVERTED, "loftq")
+_BESIDE = ("modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "kasa_config")
+
+
+def own_name(name: str) -> str:
+    """Return the base's own name of a tensor that PEFT calls by it in an adapter."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+class Tensor(NamedTuple):
+    """One tensor of a safetensors file: its type, its shape, and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """List the tensors of a safetensors file by name, read from its header alone.
+
+    Raises:
+        ValueError: the file is no safetensors file, or it is cut short.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path} has no safetensors header")
+        header: dict[str, Any] = parse_json(file.read(size))
+    header.pop("__metadata__", None)
+    start, there = 8 + size, path.stat().st_size
+    tensors = {
+        name: Tensor(t["dtype"], tuple(t["shape"]), *(start + offset for offset in t["data_offsets"]))
+        for name, t in header.items()
+    }
+    if (whole := max((t.end for t in tensors.values()), default=start)) > there:
+        raise ValueError(f"{path} has {there:,} of {whole:,} bytes")
+    return tensors
+
+
+# Beside a quantised weight: its scales, zeros and order.
+_OF_QUANTIZATION = re.compile(
+    r"(^|[._])(qzeros|scales|g_idx|(weight|input)_scale(_inv|_2)?|weight_(zero_point|shape|global_scale)|"
+    r"input_global_scale|(nested_)?(absmax|quant_map)|quant_state\..*)$"
+)
+# Granite's and JetMoE's are called after what goes into and out of all experts of a layer.
+_EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_linear\.")
+
+
+def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:
+    """Count the parameters of a model's tensors, by name; several of a quantised one lie in a number.
+
+    `bits` is the width of a weight that AWQ and GPTQ pack into 32, and HQQ into 8. Masks that old files keep
+    are none.
+    """
+    return {
+        name: int(prod(tensor.shape) * _weights_per_number(name, tensor, tensors, bits))
+        for name, tensor in tensors.items()
+        if not _OF_QUANTIZATION.search(name)
+        and not _is_beside_hqq(name, tensors)
+        and not (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
+    }
+
+
+def _is_beside_hqq(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether a tensor says how HQQ's weights of the same layer are quantised."""
+    layer, _, last = name.rpartition(".")
+    return f"{layer}.W_q" in tensors and last not in ("W_q", "bias")
+
+
+def _weights_per_number(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
+    """Return how many weights a number of a tensor holds."""
+    if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
+        return 32 / bits
+    if name.endswith("W_q"):
+        return 8 / bits if tensor.dtype == "U8" else 32 // bits
+    scaled = (f"{name}.absmax", f"{name}_scale_2")  # bitsandbytes' and ModelOpt's
+    is_half_bytes = name.endswith(("_blocks", "weight_packed")) or any(one in tensors for one in scaled)
+    return 2 if tensor.dtype == "U8" and is_half_bytes else 1
+
+
+def expert_parameters(counted: Mapping[str, int]) -> int:
+    """Count the parameters of experts, of which a token passes some, by the names of their tensors."""
+    return sum(n for name, n in counted.items() if _EXPERT.search(name))
+
+
+def refuse_infinite(folder: Path) -> None:
+    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
+    from safetensors.torch import load_file
+
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            found = f"an adapter whose weights are not numbers ({name})"
+            raise CandidateFailed(found, "training it again, with a lower learning rate")
+
+
+def moves_base(config: Mapping[str, Any]) -> bool:
+    """Tell whether an adapter of this configuration changes the base's own weights when it is put on."""
+    start = str(config.get("init_lora_weights", "")).lower()
+    return start.startswith(_MOVES_BASE) or bool(config.get("kasa_config"))
+
+
+def refuse_moved_base(config: Mapping[str, Any]) -> None:
+    """Refuse to compute with an adapter that stands on a base whose weights it changed.
+
+    Raises:
+        CandidateFailed: the adapter's initialisation changed them, and it was saved unconverted.
+    """
+    if moves_base(config):
+        found = (
+            f"an adapter with init_lora_weights: {config.get('init_lora_weights')}, which changed its base"
+        )
+        step = "saving it with path_initial_model_for_weight_conversion, as PEFT describes"
+        raise CandidateFailed(found, step)
+
+
+def changes_modules(config: Mapping[str, Any]) -> bool:
+    """Tell whether an adapter of this configuration copies or changes modules of the base."""
+    return moves_base(config) or bool(config.get("modules_to_save") or config.get("layer_replication"))
+
+
+def describe_beside_low_rank(config: Mapping[str, Any]) -> str:
+    """Name what an adapter of LoRA holds beside low-rank matrices that are added; empty for nothing."""
+    if config.get("bias", "none") != "none":
+        return f"bias: {config['bias']}"
+    return next((name for name in _BESIDE if config.get(name)), "")
+
+
+def adapter_digest(folder: Path, base_digest: str) -> str:
+    """Return the digest of an adapter on its base: its tensors and what scales them, no paths."""
+    config = parse_json((folder / CONFIG).read_text())
+    of_training = set(_OF_TRAINING) - ({"init_lora_weights"} if moves_base(config) else set())
+    kept = {k: v for k, v in config.items() if k not in of_training and v is not None}
+    plain = {k: sorted(v) if isinstance(v, list) else v for k, v in kept.items()}
+    return digest([base_digest, tensors_digest(folder / WEIGHTS), plain])
+
+
+def model_digest(folder: Path, base_digest: str) -> str:
+    """Return the digest of a whole model that was trained from a base: its tensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    return digest([base_digest, {path.name: tensors_digest(path) for path in files}])
+
+
+def tensors_digest(path: Path) -> str:
+    """Digest the tensors of a safetensors file in the order of their names, whatever its own order."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        for name, tensor in sorted(tensors_of(path).items()):
+            content.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            file.seek(tensor.begin)
+            left = tensor.end - tensor.begin
+            while left > 0 and (part := file.read(min(left, 1 << 24))):
+                content.update(part)
+                left -= len(part)
+    return content.hexdigest()
+
+
+SAFETENSORS = "*.safetensors"
+_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
+_TWICE = "consolidated*"  # Mistral's own form of the weights that lie beside it in shards
+_AGAIN = "copy or download it again"
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
+    """List the files of a folder whose names match a pattern, each once, by name."""
+    return sorted({p for pattern in patterns for p in path.glob(pattern)})
+
+
+def weights_files(path: Path) -> list[Path]:
+    """List the safetensors that transformers reads, or would if the others were not there."""
+    found = find_matching(path, (SAFETENSORS,))
+    if (path / _INDEX).exists() or (path / _WHOLE).exists():
+        return [file for file in found if not file.match(_TWICE)]
+    return found
+
+
+def pickled_problems(path: Path, where: str) -> Iterator[Problem]:
+    """Yield that the weights in a folder are pickled alone, with the lines that save them again."""
+    if weights_files(path) or not any(path.glob("*.bin")):
+        return
+    found = f"{path} with pickled weights, which can run code when they are opened"
+    step = (
+        "save them again where you trust them: from transformers import AutoModelForCausalLM as model; "
+        f"model.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+    )
+    yield Problem(where, found, "weights in safetensors", step)
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the bytes that the weights of a model take on disk."""
+    return sum(file.stat().st_size for file in weights_files(folder))
+
+
+def map_stored_tensors(path: Path) -> dict[str, Tensor]:
+    """List the tensors of a folder's safetensors, read from their headers alone."""
+    return {name: tensor for file in weights_files(path) for name, tensor in tensors_of(file).items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the configuration of a model's folder.
+
+    Raises:
+        UserError: it is not there or no JSON, or holds what no model has.
+    """
+    file = path / "config.json"
+    try:
+        config = parse_json(file.read_text("utf-8"), object_hook=_read_float)
+    except FileNotFoundError:
+        found = Problem(str(path), "no config.json", "a model saved by save_pretrained", "check the path")
+        raise UserError(found) from None
+    except ValueError as error:
+        found = Problem(str(file), f"no JSON ({error})", "the configuration of a model", _AGAIN)
+        raise UserError(found) from None
+    refuse(config_problems(config, str(path)))
+    return dict(config)
+
+
+def _read_float(said: dict[str, Any]) -> Any:
+    """Return a number that transformers writes as an object, as JSON has no word for inf."""
+    with suppress(TypeError, ValueError, KeyError):
+        return float(said["__float__"])
+    return said
+
+
+def refuse_damaged(path: Path) -> None:
+    """Refuse weights that are not whole, such as those of a download that ended early.
+
+    Raises:
+        UserError: a file is cut short or none of safetensors, or one that the index names is missing.
+    """
+    problems = []
+    for file in weights_files(path):
+        try:
+            tensors_of(file)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            problems.append(Problem(str(file), f"a damaged file ({error})", "whole safetensors", _AGAIN))
+    missing, index = [], path / _INDEX
+    if index.exists():
+        try:
+            named = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
+            missing = sorted(name for name in named if not (path / name).exists())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            problems.append(Problem(str(index), f"a damaged file ({error})", "an index of weights", _AGAIN))
+    expected = "all files of its weights"
+    problems += [Problem(str(path), f"no {name}, which {_INDEX} names", expected, _AGAIN) for name in missing]
+    refuse(problems)
+
+
+def content_digest(files: Iterable[Path]) -> str:
+    """Digest files by their names and contents."""
+    return digest({p.name: file_checksum(p) for p in files})
+
+
+def file_checksum(path: Path) -> str:
+    """Return the checksum of a file, remembered by its path, size and time of change.
+
+    The cache of the hub names large files by it, and was told it before it fetched them.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
+        return real.name
+    stat = real.stat()
+    key = digest([str(real), stat.st_size, stat.st_mtime_ns])
+    return str(memo("checksums", key, lambda: checksum(real)))
