@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data.check import ALPHA
-from harness.data.check.class_balance import mix_p
+from harness.data.check.labels import mix_p
 from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows

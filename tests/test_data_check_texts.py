@@ -13,7 +13,7 @@ from harness.cli import app
 from harness.data import check
 from harness.data.check import Tokenizer
 from harness.data.check._table import read_table
-from harness.data.check.personal_data import personal_data
+from harness.data.check.texts import personal_data
 from harness.data.edit.clean import clean_text
 from harness.experiment.check_rows import RowCheck, examine_rows
 

@@ -76,15 +76,12 @@ class TaskItems:
         Preference pairs that ask, or are of a cluster of, what is tested are left out.
         """
         tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
-        pairs = self.list_sourced("pairs")
-        contaminated = {row.training.where for row in find_contaminated_rows(pairs, tested)}
-        clusters = {row.example.cluster for row in tested if row.example.cluster != row.example.id}
-        kept = (p.example for p in pairs if p.where not in contaminated)
+        pairs = contamination.drop_related(self.list_sourced("pairs"), tested)
         return replace(
             self,
             train=tuple(e for e in self.train if self.folds[e.id] != fold),
             test=tuple(e for e in self.test if self.folds[e.id] == fold),
-            pairs=tuple(pair for pair in kept if pair.cluster not in clusters),
+            pairs=tuple(pair.example for pair in pairs),
             folds={},
             evaluated={**self.evaluated, "test": tested},
         )
@@ -120,7 +117,16 @@ def load_task(task: Task, seed: int) -> TaskItems:
     read = _read(task, problems)
     files = _drop_contamination(task, read, problems)
     refuse(problems)
-    files = _cluster_repeats(task, _split_up(task, files, seed))
+    files = _split_up(task, files, seed)
+    # Evaluated rows that ask the same make one cluster.
+    evaluated = {"validation": files.validation, "test": files.test}
+    for part, rows in evaluated.items():
+        evaluated[part], n_repeats = splits.cluster_repeats(rows)
+        if n_repeats:
+            shown = readers.display_path(getattr(task.data, part) or task.data.source("train") or "")
+            repeats = f"{pluralize(n_repeats, 'repeat')} of questions in {part}"
+            files.notes.read_as.append(f"{shown}: {repeats}; each question counts as one item")
+    files = files._replace(validation=evaluated["validation"], test=evaluated["test"])
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
@@ -149,7 +155,7 @@ def load_rows(task: Task, path: str) -> tuple[Example, ...]:
     """
     problems: list[Problem] = []
     content = readers.read(path, "train")
-    read = _split(task, content, "train", Notes([], []), [], problems, content.rows)
+    read = read_split(task, content, "train", Notes([], []), [], problems)
     refuse(problems)
     return tuple(sourced.example for sourced in read.examples)
 
@@ -195,7 +201,7 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
     rows = [row for content in contents.values() if content for row in content.rows]
     empty = SplitExamples([], [])
     train, validation, test = (
-        _try(problems, empty, _split, task, contents.get(split), split, notes, documents, problems, rows)
+        _try(problems, empty, read_split, task, contents.get(split), split, notes, documents, problems, rows)
         for split in SPLITS
     )
     problems[:] = dict.fromkeys(problems)
@@ -220,42 +226,42 @@ def _try(
         return otherwise
 
 
-def _split(
+def read_split(
     task: Task,
     content: readers.Rows | None,
     split: Split,
     notes: Notes,
     documents: Sequence[Document],
     problems: list[Problem],
-    all_rows: Sequence[readers.Row],
+    all_rows: Sequence[readers.Row] | None = None,
 ) -> SplitExamples:
-    """Read a split; what is wrong with its rows is added to `problems`."""
+    """Read a split; what is wrong with its rows is added to `problems`.
+
+    Raises:
+        UserError: rows of the test or validation split are augmented.
+    """
     if not content:
         return SplitExamples([], [])
     made = splits.origins(content.rows)
     if made and split != "train":
-        raise UserError(_phrase_augmented_rows(content, made, split))
+        # What a model made up is no evidence.
+        found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
+        step = "remove the row, or name the file under train:"
+        augmented = [Problem(where, found, expected, step) for where in made]
+        raise UserError(readers.cap_problems(augmented, content.shown, "augmented rows"))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
     read = items.examples(task, content, notes, documents, problems, all_rows)
     note_unused(task, content, read, notes)
-    return splits.add_origins(read, made)
-
-
-def _phrase_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
-    """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
-    found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
-    step = "remove the row, or name the file under train:"
-    problems = [Problem(where, found, expected, step) for where in made]
-    return readers.cap_problems(problems, content.shown, "augmented rows")
-
-
-def _pairs(task: Task, notes: Notes) -> list[SourcedExample]:
-    return items.pairs(task, readers.read(task.data.pairs, "train"), notes) if task.data.pairs else []
+    return read._replace(examples=[row._replace(origin=made.get(row.where)) for row in read.examples])
 
 
 def _documents(task: Task) -> list[Document]:
     return items.documents(readers.read(task.data.documents, "train")) if task.data.documents else []
+
+
+def _pairs(task: Task, notes: Notes) -> list[SourcedExample]:
+    return items.pairs(task, readers.read(task.data.pairs, "train"), notes) if task.data.pairs else []
 
 
 def _drop_contamination(task: Task, files: _Files, problems: list[Problem]) -> _Files:
@@ -306,21 +312,6 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
 
-def _cluster_repeats(task: Task, files: _Files) -> _Files:
-    """Make one cluster of evaluated rows that ask the same, and say how many there are."""
-
-    def join(rows: list[SourcedExample], part: str, path: str | None) -> list[SourcedExample]:
-        joined, n = splits.cluster_repeats(rows)
-        if n:
-            shown = readers.display_path(path or task.data.source("train") or "")
-            repeats = f"{pluralize(n, 'repeat')} of questions in {part}; each question counts as one item"
-            files.notes.read_as.append(f"{shown}: {repeats}")
-        return joined
-
-    validation = join(files.validation, "validation", task.data.validation)
-    return files._replace(validation=validation, test=join(files.test, "test", task.data.test))
-
-
 def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
     """Set aside validation rows where no file holds them, and deal the others, whatever the seed."""
     train, validation, choice = files.train, files.validation, task.kind == "choice"
@@ -340,9 +331,7 @@ def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
 
 def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
     """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
-    contaminated = {row.training.where for row in find_contaminated_rows(files.pairs, evaluated)}
-    clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
-    kept = [p for p in files.pairs if p.where not in contaminated and p.example.cluster not in clusters]
+    kept = contamination.drop_related(files.pairs, evaluated)
     if n := len(files.pairs) - len(kept):
         shown = readers.display_path(task.data.pairs or "")
         files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")

@@ -1,28 +1,19 @@
-"""Boilerplate: words that many texts share in one order, such as an instruction in front of every row.
+"""Boilerplate: words that many texts share in one order, and the parts of texts that tell them apart.
 
 Invariant: 8-grams that more than `MOST` different texts have are boilerplate, wherever texts are compared by
 their words; of fewer than twenty texts those that more than half have. What is left of a text is what tells
-it from the others.
-Source: n-grams that stand in more than ten places do not count, as for GPT-3 (Brown et al. 2020,
-https://arxiv.org/abs/2005.14165, appendix C).
-
-Shared n-grams of words: which item's n-grams a row has the largest share of.
-
-Invariant: n-grams of more than `MOST` items are boilerplate and do not count; nor, where that is requested,
-those of more than `MOST` different rows, so that few items need not tell what is boilerplate.
-
-Parts of texts that tell them apart: the word in which a series of them differs, and ids in front of them.
-
-Invariant: a frame is a text without one of its words; where at least `FILLED` different texts fill one, that
-word is what tells them apart. Texts of more than `_LONGEST` words have no frames. A number is an id where
-more than `MOST` different texts begin with the same words up to it and more than half of their numbers
+it from the others. A frame is a text without one of its words; where at least `FILLED` different texts fill
+one, that word is what tells them apart. Texts of more than `_LONGEST` words have no frames. A number is an id
+where more than `MOST` different texts begin with the same words up to it and more than half of their numbers
 differ, as in `Ticket 4821: ...` or a time stamp. A text of which more than `MOST` others differ in numbers
 alone, such as a sum, has none: there the numbers are the question.
+Source: n-grams that stand in more than ten places do not count, as for GPT-3 (Brown et al. 2020,
+https://arxiv.org/abs/2005.14165, appendix C).
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from hashlib import blake2b
@@ -68,16 +59,12 @@ def find_telling_words(texts: Sequence[str]) -> dict[str, str]:
     for text, own in grams.items():
         at = np.minimum(np.searchsorted(shared, own), len(shared) - 1)
         if (is_shared := shared[at] == own).any():
-            left[text] = _outside(text.split(), is_shared)
+            words = text.split()
+            covered = np.zeros(len(words), dtype=bool)
+            for i in range(N):
+                covered[i : i + len(is_shared)] |= is_shared
+            left[text] = " ".join(word for word, out in zip(words, ~covered, strict=True) if out)
     return left
-
-
-def _outside(words: list[str], is_shared: NDArray[np.bool_]) -> str:
-    """Join the words that no shared 8-gram covers."""
-    covered = np.zeros(len(words), dtype=bool)
-    for i in range(N):
-        covered[i : i + len(is_shared)] |= is_shared
-    return " ".join(word for word, out in zip(words, ~covered, strict=True) if out)
 
 
 @lru_cache(maxsize=1 << 18)
@@ -101,8 +88,8 @@ def largest_shares(
 ) -> list[Share]:
     """Find for each row the item of whose n-grams it has the largest share, where that is `least` or more.
 
-    Both are folded words, single spaces between them.
-    With `rare_in_rows` only n-grams that few different rows have count.
+    Both are folded words, single spaces between them. N-grams of more than `MOST` items do not count; with
+    `rare_in_rows` nor do those of more than `MOST` different rows, as few items need not tell boilerplate.
     """
     grams, owners = _join_grams([_distinct(words, n) for words in items])
     known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
@@ -187,18 +174,20 @@ def compute_frames(texts: Sequence[str]) -> NDArray[np.uint64]:
 
 def differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
     """Return whether two texts have different words in a place that several texts fill."""
-    places = list(_find_other_words(one.split(), other.split()))
+    words = list(zip(one.split(), other.split(), strict=False))
+    if one.count(" ") != other.count(" ") or len(words) > _LONGEST:
+        return False
+    # Words that only one of the two has, but for slips of the pen.
+    in_one, in_other = ({pair[side] for pair in words} for side in (0, 1))
+    places = [
+        place
+        for place, (a, b) in enumerate(words)
+        if a not in in_other
+        and b not in in_one
+        and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP
+    ]
     frames = [of[places] for of in map(_frames, (one, other)) if len(of)] if places else []
     return bool(frames) and bool(np.isin(np.concatenate(frames), filled).any())
-
-
-def _find_other_words(one: Sequence[str], other: Sequence[str]) -> Iterator[int]:
-    """Yield the places of words that only one of two texts of one length has, but for slips of the pen."""
-    if len(one) != len(other) or len(one) > _LONGEST:
-        return
-    for place, (a, b) in enumerate(zip(one, other, strict=True)):
-        if a not in other and b not in one and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP:
-            yield place
 
 
 def _frames(text: str) -> NDArray[np.uint64]:

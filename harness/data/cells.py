@@ -157,10 +157,9 @@ def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) 
         raise ValueError(value)
     whole = isinstance(value, float) and value.is_integer()
     text = value.isoformat() if hasattr(value, "isoformat") else str(int(value) if whole else value).strip()
-    if form is None and isinstance(value, int | float) and not (with_days and _is_day(text)):
-        return Moment(float(value), is_number=True)
-    if form is None and _NUMBER.fullmatch(text) and not (with_days and _is_day(text)):
-        return Moment(float(text), is_number=True)
+    is_number = isinstance(value, int | float) or _NUMBER.fullmatch(text)
+    if form is None and is_number and not (with_days and _is_day(text)):
+        return Moment(float(value if isinstance(value, int | float) else text), is_number=True)
     text = f"{text}-01" if form is None and _MONTH.fullmatch(text) else text
     read = datetime.strptime(text, form) if form else datetime.fromisoformat(text)  # noqa: DTZ007
     return Moment((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), is_number=False)

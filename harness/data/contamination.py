@@ -44,6 +44,16 @@ def find_contaminated_rows(
     ]
 
 
+def drop_related(
+    training: Iterable[SourcedExample], evaluated: Sequence[SourcedExample], with_choices: bool = False
+) -> list[SourcedExample]:
+    """Return the training rows that neither ask, nor are of a cluster of, what is evaluated."""
+    training = list(training)
+    gone = {row.training.where for row in find_contaminated_rows(training, evaluated, with_choices)}
+    clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
+    return [row for row in training if row.where not in gone and row.example.cluster not in clusters]
+
+
 def suite_contamination(
     train: Sequence[Example | SourcedExample], others: Mapping[str, Sequence[Example]]
 ) -> list[Problem]:

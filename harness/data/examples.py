@@ -96,15 +96,19 @@ def examples(
 
     def read_example(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
-        return SourcedExample(_name_context(example, row, known), row.where)
+        # The document that a question's own context is, where it is one of those that are known.
+        context = text_of(row.fields.get("context") or "")
+        ident = formats.context_id(context) if context else ""
+        if ident in known and not example.documents:
+            example = replace(example, documents=(ident,))
+        return SourcedExample(example, row.where)
 
     answer = FIELD.fullmatch(task.fields.reference)
     content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
-    twice = _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
-    found += cap_problems(twice, content.shown, "ids that stand twice")
+    found += _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     kept: list[SourcedExample] = []
     outside: list[SourcedExample] = []
     for sourced in made:
@@ -168,9 +172,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         task.data.invalid_rows,
         notes.removed,
     )
-    problems = _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
-    if problems:
-        raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
+    refuse(_twice([(sourced.example.id, sourced.where) for sourced in made], content.shown))
     return made
 
 
@@ -187,8 +189,7 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
     made = _make_each(content, read_question, task.data.invalid_rows, notes.removed)
-    if problems := _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown):
-        raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
+    refuse(_twice([(sourced.example.id, sourced.where) for sourced in made], content.shown))
     return made
 
 
@@ -201,11 +202,16 @@ def documents(content: Rows) -> list[Document]:
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         contexts = {text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
-    made = _make_each(content, _document)
-    of_rows = [(d.id, row.where) for d, row in zip(made, content.rows, strict=True)]
-    problems = _twice(of_rows, content.shown)
-    if problems:
-        raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
+
+    def read_document(row: Row, name: str) -> Document:
+        text = _fill(row, "{text}")
+        if not text.strip():
+            step = "fill it in or remove the row"
+            raise UserError(Problem(row.where, "an empty document", "a text", step))
+        return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
+
+    made = _make_each(content, read_document)
+    refuse(_twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)], content.shown))
     return made
 
 
@@ -255,28 +261,16 @@ def _make_each(
     if is_refused and problems is not None:
         problems += found
     elif found and notes is not None:
-        notes.append(_describe_removed_rows(content, found))
+        n_rows = len({problem.where for problem in found})
+        kinds = Counter(problem.found for problem in found)
+        why = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(3))
+        more = ", …" if len(kinds) > 3 else ""
+        first = found[0].where.removeprefix(content.shown).lstrip(": ")
+        notes.append(
+            f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
+            f"{why}{more}; the first is {first}"
+        )
     return made
-
-
-def _describe_removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
-    """Say how many rows were left out because they cannot be used, and what was wrong with them."""
-    n_rows = len({problem.where for problem in problems})
-    kinds = Counter(problem.found for problem in problems).most_common(3)
-    why = ", ".join(f"{found} ({count})" for found, count in kinds)
-    more = ", …" if len({problem.found for problem in problems}) > len(kinds) else ""
-    first = problems[0].where.removeprefix(content.shown).lstrip(": ")
-    return (
-        f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
-        f"{why}{more}; the first is {first}"
-    )
-
-
-def _name_context(example: Example, row: Row, known: set[str]) -> Example:
-    """Name the document that a question's own context is, where it is one of those that are known."""
-    context = text_of(row.fields.get("context") or "")
-    ident = formats.context_id(context) if context else ""
-    return replace(example, documents=(ident,)) if ident in known and not example.documents else example
 
 
 def _example(task: Task, row: Row, name: str) -> Example:
@@ -316,12 +310,13 @@ def _pair(task: Task, written: Row, name: str) -> Example:
     else:
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
     # Pairs in a file of their own need not have the columns that the items' prompt shows.
-    is_asked = row.fields.keys() & {"prompt", "messages"} and None in [
-        _value(row, field) for field in FIELD.findall(task.fields.prompt)
-    ]
+    shown = [_value(row, field) for field in FIELD.findall(task.fields.prompt)]
+    is_asked = row.fields.keys() & {"prompt", "messages"} and None in shown
     prompt = _DEFAULT.prompt if is_asked else task.fields.prompt
     ident = _fill_own(row, None, "id") or name
-    cluster = task.fields.cluster if _has_fields(row, task.fields.cluster or "") else None
+    cluster = task.fields.cluster
+    if any(_value(row, field) is None for field in FIELD.findall(cluster or "")):
+        cluster = None
     return Example(
         id=ident,
         messages=_messages(row, prompt),
@@ -330,19 +325,6 @@ def _pair(task: Task, written: Row, name: str) -> Example:
         cluster=_fill_own(row, cluster, "cluster") or ident,
         slice=_fill_own(row, None, "slice"),
     )
-
-
-def _document(row: Row, name: str) -> Document:
-    return Document(
-        _fill_own(row, None, "id") or name, _fill_own(row, None, "title"), _text_of_document(row, "{text}")
-    )
-
-
-def _text_of_document(row: Row, template: str) -> str:
-    text = _fill(row, template)
-    if not text.strip():
-        raise UserError(Problem(row.where, "an empty document", "a text", "fill it in or remove the row"))
-    return text
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
@@ -434,10 +416,6 @@ def _fill_shown(row: Row, template: str) -> str:
     return FIELD.sub(show, template)
 
 
-def _has_fields(row: Row, template: str) -> bool:
-    return all(_value(row, field) is not None for field in FIELD.findall(template))
-
-
 def _value(row: Row, field: str) -> Any:
     """Take a field of the row, or as `answers.text` a field of what stands in it."""
     value: Any = row.fields.get(field)
@@ -497,4 +475,4 @@ def _twice(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
             found = f"id {ident!r}, which stands in {first[ident]} too"
             problems.append(Problem(where, found, "every id once in a file", step))
         first.setdefault(ident, where)
-    return problems
+    return cap_problems(problems, shown, "ids that stand twice")

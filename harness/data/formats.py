@@ -107,7 +107,9 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     Raises:
         UserError: the row does not fit, or is the header of the file once more.
     """
-    if _is_header(row):
+    # A header stands again where files of separated values were joined.
+    cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
+    if len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells):
         raise UserError(Problem(row.where, "the names of the columns once more", "a row", MEND_ROW))
     if layout is None:
         return row
@@ -116,12 +118,6 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
             _misfit(row, f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}", layout)
         )
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
-
-
-def _is_header(row: Row) -> bool:
-    """Tell whether a row repeats the header, as where files of separated values were joined."""
-    cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
-    return len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells)
 
 
 def every_turn(content: Rows) -> Rows:
@@ -167,16 +163,14 @@ def title(row: Row) -> str:
 
 
 def _layout_of(row: Row) -> Layout | None:
+    from harness.data.guessed_columns import may_answer
+
     fields = find_fields(row)
     if fields & OWN_QUESTION and fields & _OWN_ANSWER:
         return None
-    return next((layout for layout in LAYOUTS if layout.fits(fields)), None) or _find_conversation(row)
-
-
-def _find_conversation(row: Row) -> Layout | None:
-    """Find the one column of turns that end with an answer, by any name, where no other column answers."""
-    from harness.data.guessed_columns import may_answer
-
+    if known := next((layout for layout in LAYOUTS if layout.fits(fields)), None):
+        return known
+    # One column of turns that end with an answer, by any name, where no other column answers.
     turns = [name for name, value in row.fields.items() if is_conversation(value)]
     if len(turns) != 1 or any(may_answer(name) for name in find_known_fields(row)):
         return None
@@ -378,16 +372,22 @@ def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
     return prompt | {"references": [pair["chosen"]]}
 
 
-def _read_judged(row: Row, context_apart: bool) -> dict[str, Any]:
-    return best_answer(row)
-
-
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
 LAYOUTS = (
-    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _read_judged),
+    Layout(
+        "OASST tree",
+        "message_tree_id, and a prompt with its replies",
+        _has(*TREE),
+        best_answer,
+    ),
     Layout("lm-eval log", "doc_id, doc, target, resps", _has(*_LOGGED), _refuse_log),
     Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
-    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _read_judged),
+    Layout(
+        "UltraFeedback",
+        "instruction, and completions with their ratings",
+        _has(*RATED),
+        best_answer,
+    ),
     Layout(
         "OpenAI preference", "input, preferred_output, non_preferred_output", _has(*PREFERRED), _preference
     ),

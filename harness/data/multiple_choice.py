@@ -140,21 +140,14 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
         ways[_FROM_1] = "by its place from 1"
         expected = f"one of the {len(texts)} choices, {' or '.join(ways[form] for form in taken)}"
         raise UserError(Problem(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW))
-    _refuse_other_answer(row, column, right)
-    return Choices(question, texts, right)
-
-
-def _refuse_other_answer(row: Row, column: str, right: str) -> None:
-    """Refuse a row in which another column says that another choice is right."""
     for name in _SURE:
-        if name == column or row.fields.get(name) is None:
+        if name == column or fields.get(name) is None:
             continue
         other = _read_answer(row, name)
         if other.choices and right not in other.choices.values():
-            found = (
-                f"{other.written!r} in {name!r}, and {row.fields[column]!r} in {column!r}, which is {right!r}"
-            )
+            found = f"{other.written!r} in {name!r}, and {fields[column]!r} in {column!r}, which is {right!r}"
             raise UserError(Problem(row.where, found, "columns that name one right choice", MEND_ROW))
+    return Choices(question, texts, right)
 
 
 def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
@@ -170,7 +163,11 @@ def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
     problems: list[Problem] = []
     numbers = (told,) if told in _NUMBERS else _settle(answers[True], _NUMBERS, problems)
     if not numbers:
-        problems.append(_phrase_two_counts(answers[True]))
+        one, other = (next(a for a in answers[True] if form not in a.choices) for form in (_FROM_1, _FROM_0))
+        written = f"{one.written!r} in {one.column!r}, which is not a place from 1"
+        found = f"{written}, and {other.written!r} in {other.where}, which is none from 0"
+        expected = "places that count from 0, or from 1, in all rows"
+        problems.append(Problem(one.where, found, expected, _say_forms(_FROM_0, _FROM_1)))
     words = (told,) if told in _WORDS else _settle(answers[False], _WORDS, problems)
     return AnswerForms(numbers or _NUMBERS, words or _WORDS, bool(answers[True]), tuple(problems))
 
@@ -181,25 +178,16 @@ def _settle(answers: Sequence[_Answer], forms: Sequence[str], problems: list[Pro
         return tuple(forms)
     possible = [form for form in forms if all(form in answer.choices for answer in answers)]
     for other in possible[1:]:
-        if unlike := [answer for answer in answers if answer.choices[other] != answer.choices[possible[0]]]:
-            problems.append(_phrase_two_forms(unlike[0], possible[0], other, len(answers)))
+        form = possible[0]
+        unlike = next((answer for answer in answers if answer.choices[other] != answer.choices[form]), None)
+        if unlike:
+            n, first, second = len(answers), unlike.choices[form], unlike.choices[other]
+            written = f"{unlike.written!r} in {unlike.column!r}, which is {first!r} if answers are {form}"
+            found = f"{written} and {second!r} if they are {other}; none of {n:,} answers says which"
+            expected = "answers that can be read in one way"
+            problems.append(Problem(unlike.where, found, expected, _say_forms(form, other)))
             return tuple(possible)
     return tuple(possible[:1])
-
-
-def _phrase_two_forms(answer: _Answer, one: str, other: str, n: int) -> Problem:
-    first, second = answer.choices[one], answer.choices[other]
-    written = f"{answer.written!r} in {answer.column!r}, which is {first!r} if answers are {one}"
-    found = f"{written} and {second!r} if they are {other}; none of {n:,} answers says which"
-    return Problem(answer.where, found, "answers that can be read in one way", _say_forms(one, other))
-
-
-def _phrase_two_counts(answers: Sequence[_Answer]) -> Problem:
-    one, other = (next(a for a in answers if form not in a.choices) for form in (_FROM_1, _FROM_0))
-    written = f"{one.written!r} in {one.column!r}, which is not a place from 1"
-    found = f"{written}, and {other.written!r} in {other.where}, which is none from 0"
-    expected = "places that count from 0, or from 1, in all rows"
-    return Problem(one.where, found, expected, _say_forms(_FROM_0, _FROM_1))
 
 
 def _say_forms(one: str, other: str) -> str:

@@ -195,14 +195,14 @@ def fold_words(text: str) -> str:
 def _fold(text: str) -> _NormalizedText:
     plain = fold_text(text)
     found = (_NUMBER_OR_SIGN if _DIGIT.search(plain) else _SIGN).findall(plain)
-    marks = [mark for mark in found if _is_number_or_sign(mark)]
+    # Punctuation, to which a dash belongs that is in front of no number, does not count.
+    marks = [
+        mark
+        for mark in found
+        if len(mark) > 1 or mark.isalnum() or mark in _SIGNS or unicodedata.category(mark) in _SIGN_CATEGORIES
+    ]
     marks += ["not"] * len(_NEGATION.findall(plain))
     return _NormalizedText(" ".join(_WORD.findall(plain)), tuple(marks))
-
-
-def _is_number_or_sign(mark: str) -> bool:
-    """Tell punctuation apart, to which a dash belongs that is in front of no number."""
-    return len(mark) > 1 or mark.isalnum() or mark in _SIGNS or unicodedata.category(mark) in _SIGN_CATEGORIES
 
 
 class _Search:
@@ -221,7 +221,7 @@ class _Search:
         for j in self._likely(i, candidates):
             alike = self._similarity(i, j)
             enough = alike >= self._threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
-            if enough and self._say_the_same(i, j) and (self._same is None or self._same(i, j)):
+            if enough and self._tell_the_same(i, j) and (self._same is None or self._same(i, j)):
                 best = TextMatch(j, alike)
         return best
 
@@ -229,14 +229,6 @@ class _Search:
         one, other = self._index.texts[i].words, self._index.texts[j].words
         unit = _unit(one, other)
         return _jaccard(self._shingles(one, unit), self._shingles(other, unit))
-
-    def _say_the_same(self, i: int, j: int) -> bool:
-        one, other = self._index.texts[i].words, self._index.texts[j].words
-        if one == other:
-            return True
-        if _are_opposites(one, other) or differ_in_a_frame(one, other, self._shared_frames):
-            return False
-        return self._tell_the_same(i, j)
 
     @cached_property
     def _shared_frames(self) -> NDArray[np.uint64]:
@@ -246,6 +238,10 @@ class _Search:
     def _tell_the_same(self, i: int, j: int) -> bool:
         """Compare what two texts have beside boilerplate; a slip in the midst of it leaves more in one."""
         texts, telling = (self._index.texts[i].words, self._index.texts[j].words), self._index.telling
+        if texts[0] == texts[1]:
+            return True
+        if _are_opposites(*texts) or differ_in_a_frame(*texts, self._shared_frames):
+            return False
         if not any(text in telling for text in texts):
             return True
         (less, of_less), (more, _) = sorted(
@@ -326,7 +322,13 @@ def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_Norm
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
     telling = find_telling_words([text.words for text in (*texts, *among)])
-    words = [_select_own_words(text.words, telling.get(text.words)) for text in texts]
+    words = []
+    for whole_text, _ in texts:
+        own = telling.get(whole_text)
+        boilerplate = Counter(whole_text.split()) - Counter((own or whole_text).split())
+        # Of its words, those that stand beside the boilerplate are left out too.
+        rest = " ".join(word for word in (own or "").split() if word not in boilerplate)
+        words.append(rest or own or whole_text)
     takes: dict[_Unit, list[int]] = {
         "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
         "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
@@ -363,14 +365,6 @@ def _least_agreeing(threshold: float) -> float:
     return float(stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, threshold)) / PERMUTATIONS
 
 
-def _select_own_words(words: str, telling: str | None) -> str:
-    """Leave out of a text its boilerplate, and what stands beside that of its words."""
-    if telling is None:
-        return words
-    boilerplate = Counter(words.split()) - Counter(telling.split())
-    return " ".join(word for word in telling.split() if word not in boilerplate) or telling or words
-
-
 def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.uint32]:
     """Return the MinHash of the chosen texts, (texts, permutations); the other rows are zero."""
     from datasketch import MinHash
@@ -391,7 +385,10 @@ def _bands(
     signatures: NDArray[np.uint32], chosen: NDArray[np.intp], threshold: float
 ) -> Iterator[NDArray[np.int64]]:
     """Yield for every band the bucket of each text, -1 for a text that is alone in it or is not chosen."""
-    n_rows = _rows_in_band(threshold)
+    # The most rows in a band with which a pair at the threshold is seldom overlooked.
+    n_rows = max(
+        (r for r in range(1, 9) if (1 - threshold**r) ** (PERMUTATIONS // r) <= OVERLOOKED), default=1
+    )
     # Two bands that differ may get one number: a candidate more, which is then verified.
     factors = np.random.default_rng(_SEED).integers(1, 2**63, n_rows, dtype=np.uint64) | np.uint64(1)
     for start in range(0, PERMUTATIONS - n_rows + 1, n_rows):
@@ -400,8 +397,3 @@ def _bands(
         band = np.full(len(signatures), -1, dtype=np.int64)
         band[chosen] = np.where(count[bucket] > 1, bucket, -1)
         yield band
-
-
-def _rows_in_band(threshold: float) -> int:
-    """Return the most rows in a band with which a pair at the threshold is seldom overlooked."""
-    return max((r for r in range(1, 9) if (1 - threshold**r) ** (PERMUTATIONS // r) <= OVERLOOKED), default=1)

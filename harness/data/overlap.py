@@ -14,7 +14,7 @@ https://arxiv.org/abs/2204.02311, section 8); those that many items or rows shar
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, combinations, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.boilerplate import N, Share, largest_shares
+from harness.data.boilerplate import N, largest_shares
 from harness.data.columns import column_options, columns_of, find_roles
 from harness.data.contamination import key
 from harness.data.edit.row_files import OutputNames, name_output
@@ -93,10 +93,13 @@ def overlaps(
             found[i] = Overlap(i, near.row, "words in common", near.similarity)
     for share in largest_shares(whole, items, n=N, least=EIGHT_GRAMS, rare_in_rows=True):
         found.setdefault(share.row, Overlap(share.row, share.item, "8-grams", share.share))
-    for overlap in _alike_parts(
-        training, evaluated, largest_shares(words, items, n=_FEW_WORDS, least=_PROPOSED)
-    ):
-        found.setdefault(overlap.training, overlap)
+    for share in largest_shares(words, items, n=_FEW_WORDS, least=_PROPOSED):
+        item = evaluated[share.item]
+        parts = _larger_parts(training[share.row], len(fold_words(item).split()))
+        alike = [similarity(part, item) for part in parts if are_alike(part, item, WORDS_IN_COMMON)]
+        if alike:
+            part = Overlap(share.row, share.item, "words in a part", max(alike))
+            found.setdefault(share.row, part)
     if encode:
         for overlap in _close_embeddings(training, evaluated, encode):
             found.setdefault(overlap.training, overlap)
@@ -157,21 +160,6 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
             if cosines[i, j] >= EMBEDDINGS:
                 found.append(Overlap(start + i, j, "embeddings", min(1.0, float(cosines[i, j]))))
     return found
-
-
-def _alike_parts(
-    training: Sequence[str], evaluated: Sequence[str], proposed: Iterable[Share]
-) -> Iterator[Overlap]:
-    """Yield the rows of which at least half is as alike to an item as words in common ask for."""
-    for share in proposed:
-        item = evaluated[share.item]
-        alike = [
-            similarity(part, item)
-            for part in _larger_parts(training[share.row], len(fold_words(item).split()))
-            if are_alike(part, item, WORDS_IN_COMMON)
-        ]
-        if alike:
-            yield Overlap(share.row, share.item, "words in a part", max(alike))
 
 
 def _larger_parts(text: str, n_words: int) -> Iterator[str]:

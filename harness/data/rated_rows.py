@@ -46,7 +46,7 @@ class RatedConversation(NamedTuple):
     answers: list[RatedAnswer]
 
 
-def best_answer(row: Row) -> dict[str, Any]:
+def best_answer(row: Row, context_apart: bool = False) -> dict[str, Any]:
     """Read a row as an item whose reference is the best answer; of a tree, the last on the path of the best.
 
     Raises:

@@ -240,21 +240,19 @@ def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bo
     if n:
         next_step = "fix its files, or fetch them again"
     elif not is_hub:
-        expected, next_step = "a file of rows, or a folder in the hub's layout", _name_a_file(Path(reference))
+        expected = "a file of rows, or a folder in the hub's layout"
+        next_step = "name a file of rows; this folder holds none"
+        # Files of rows in the folder, or in folders of it, are named one by one.
+        files = [file for at in ("*", "*/*") for file in Path(reference).glob(at) if kind_of(file)]
+        if names := sorted(map(str, files)):
+            more = f" or {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            shown = ", ".join(map(as_argument, map(display_path, names[:SHOWN])))
+            next_step = f"name a file: {shown}{more}"
     elif is_copy:
         next_step = "name the part that there is, as in hub:owner/name:config:split, or fix its files"
     else:
         next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
     return Problem(display_path(reference), f"{found} ({why})", expected, next_step)
-
-
-def _name_a_file(folder: Path) -> str:
-    """Say which files of rows lie in a folder, or in folders of it, to be named one by one."""
-    names = sorted(str(file) for at in ("*", "*/*") for file in folder.glob(at) if kind_of(file))
-    if not names:
-        return "name a file of rows; this folder holds none"
-    more = f" or {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f"name a file: {', '.join(map(as_argument, map(display_path, names[:SHOWN])))}{more}"
 
 
 def read_parquet(file: Path, shown: str) -> Iterator[Row]:
@@ -270,16 +268,12 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
         n_bytes, places, step = 0, count(), "where that is meant, write it as JSON Lines"
         refuse_bomb(shown, _LEAST * table.metadata.num_rows, file.stat().st_size, step)
         for batch in table.iter_batches(_AT_ONCE):  # of one text a million times a file holds one
-            n_bytes += _LEAST * batch.num_rows + sum(_count_bytes(column) for column in batch.columns)
+            # Every value by itself: a dictionary holds once what stands many times.
+            columns = [c.dictionary_decode() if hasattr(c, "dictionary") else c for c in batch.columns]
+            n_bytes += _LEAST * batch.num_rows + sum(column.nbytes for column in columns)
             refuse_bomb(shown, n_bytes, file.stat().st_size, step)
             for fields in batch.to_pylist():
                 yield Row(f"{shown} row {next(places)}", replace_nan(fields))
-
-
-def _count_bytes(column: Any) -> int:
-    """Count the bytes of a column's values, each by itself."""
-    n_bytes: int = (column.dictionary_decode() if hasattr(column, "dictionary") else column).nbytes
-    return n_bytes
 
 
 def replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,21 +341,11 @@ def read(path: str, split: str) -> Rows:
 
 def phrase_no_rows(path: str, expected: str, next_step: str) -> Problem:
     """Phrase a file without a row: an empty one, or one that has but a header line."""
-    return Problem(
-        display_path(path),
-        "a header line alone" if _has_header(path) else "an empty file",
-        expected,
-        next_step,
-    )
-
-
-def _has_header(path: str) -> bool:
-    """Tell whether anything stands in a file of separated values."""
-    file = Path(path)
-    if path.startswith(HUB) or not (is_csv(path) and file.is_file()):
-        return False
-    with open_bytes(file, display_path(path)) as raw:
-        return bool(raw.read(BEGINNING).strip())
+    found, file = "an empty file", Path(path)
+    if not path.startswith(HUB) and is_csv(path) and file.is_file():
+        with open_bytes(file, display_path(path)) as raw:
+            found = "a header line alone" if raw.read(BEGINNING).strip() else found
+    return Problem(display_path(path), found, expected, next_step)
 
 
 def refuse_no_header(path: str, rows: Sequence[Row]) -> None:

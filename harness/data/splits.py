@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.contamination import key
-from harness.data.examples import SourcedExample, SourceText, SplitExamples
+from harness.data.examples import SourcedExample, SourceText
 from harness.data.readers import file_of
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, as_argument, refuse
@@ -83,24 +83,20 @@ def draw(
         return tuple(row.example for row in rows)
     strata = [stratum_of([row.example]) for row in rows]
     order = _spread(strata, rng)
-    if folds:
-        order = _take_from_folds(order, strata, [folds[row.example.id] for row in rows])
+    if folds:  # keep the order of strata, and take each row from the fold that is furthest behind its share
+        fold_of = [folds[row.example.id] for row in rows]
+        left: dict[str, dict[int, deque[int]]] = defaultdict(lambda: defaultdict(deque))
+        for index in order:
+            left[strata[index]][fold_of[index]].append(index)
+        sizes, taken, drawn = Counter(fold_of), Counter[int](), list[int]()
+        for index in order:
+            held = left[strata[index]]
+            fold = min((f for f in held if held[f]), key=lambda f: (taken[f] / sizes[f], f))
+            taken[fold] += 1
+            drawn.append(held[fold].popleft())
+        order = drawn
     chosen = set(order[:limit])
     return tuple(row.example for i, row in enumerate(rows) if i in chosen)
-
-
-def _take_from_folds(order: Sequence[int], strata: Sequence[str], folds: Sequence[int]) -> list[int]:
-    """Keep the order of strata, and take each row from the fold that is furthest behind its share."""
-    left: dict[str, dict[int, deque[int]]] = {}
-    for index in order:
-        left.setdefault(strata[index], {}).setdefault(folds[index], deque()).append(index)
-    sizes, taken, out = Counter(folds), Counter[int](), list[int]()
-    for index in order:
-        of = left[strata[index]]
-        fold = min((f for f in of if of[f]), key=lambda f: (taken[f] / sizes[f], f))
-        taken[fold] += 1
-        out.append(of[fold].popleft())
-    return out
 
 
 def stratum_of(group: Sequence[Example]) -> str:
@@ -126,7 +122,7 @@ def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
 
 def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[list[int]]:
     """Join the indices of examples that share a cluster or a question, in the order of the file."""
-    return _join([(("cluster", e.cluster), ("question", key(e, with_choices))) for e in examples])
+    return join([(("cluster", e.cluster), ("question", key(e, with_choices))) for e in examples])
 
 
 def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
@@ -135,7 +131,7 @@ def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample
     A question that stands twice is no second item: an interval would be too narrow by it.
     """
     out, n = list(rows), 0
-    for group in _join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
+    for group in join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
         members = [rows[i].example for i in group]
         if len({e.cluster for e in members}) == 1:
             continue
@@ -154,7 +150,7 @@ def _fold_question(example: Example) -> str:
     return "\n".join([*map(fold_text, system), key(example, with_choices=True)])
 
 
-def _join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
+def join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
     """Join the indices of what shares a mark, also by way of others, in their order."""
     parent = list(range(len(marks)))
 
@@ -201,13 +197,6 @@ def origins(rows: Sequence[Row]) -> dict[str, SourceText]:
     known = {row.where: str(row.fields.get(ORIGIN) or "") for row in made}
     places.pop("", None)
     return {where: SourceText(text, tuple(places.get(fold_text(text), ()))) for where, text in known.items()}
-
-
-def add_origins(kept: SplitExamples, made: Mapping[str, SourceText]) -> SplitExamples:
-    """Return the examples of a split, the augmented ones with what they were made from."""
-    if not made:
-        return kept
-    return kept._replace(examples=[row._replace(origin=made.get(row.where)) for row in kept.examples])
 
 
 def keep_with_origins(

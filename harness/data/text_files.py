@@ -308,13 +308,12 @@ def _separator(lines: Sequence[str]) -> str:
     # Of equal ones it is the comma.
     unquoted = re.sub(r'"[^"]*"', "", lines[0])
     signs = [sign for sign in _SEPARATORS if sign in unquoted] or [","]
-    return max(signs, key=lambda sign: _n_as_header(lines, sign)) if len(signs) > 1 else signs[0]
 
+    def n_as_header(sign: str) -> int:  # rows that have as many fields as the first
+        widths = [len(cells) for cells in csv.reader(lines, delimiter=sign) if any(cells)]
+        return widths.count(widths[0]) if widths else 0
 
-def _n_as_header(lines: Sequence[str], separator: str) -> int:
-    """Count the rows that have as many fields as the first."""
-    widths = [len(cells) for cells in csv.reader(lines, delimiter=separator) if any(cells)]
-    return widths.count(widths[0]) if widths else 0
+    return max(signs, key=n_as_header) if len(signs) > 1 else signs[0]
 
 
 def _column_names(header: list[str]) -> list[str]:
@@ -362,7 +361,9 @@ def probable_row(
     `step` is what else there is to do where it is the header after all.
     """
     problem = _value_problem(where, names, rows, step)
-    if problem is None and any(map(_is_sentence, names)) and all(map(_is_data, names)):
+    others = [cell for cell in names if not _is_sentence(cell)]
+    are_numbers = all(cell.replace(".", "", 1).isdigit() for cell in others)
+    if problem is None and len(others) < len(names) and are_numbers:
         problem = _problem(where, f"{_excerpt(names[0])!r} and other data", step)
     return problem
 
@@ -390,10 +391,6 @@ def _holds(row: Mapping[str, Any], name: str) -> bool:
 def _is_sentence(cell: str) -> bool:
     ends = cell.endswith((".", "?", "!")) and len(cell.split()) >= _SENTENCE_WORDS
     return ends or len(cell) > _LONGEST_NAME
-
-
-def _is_data(cell: str) -> bool:
-    return _is_sentence(cell) or cell.replace(".", "", 1).isdigit()
 
 
 def _excerpt(cell: str) -> str:

@@ -35,7 +35,13 @@ def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
     """
     tools = list_tools(row)
     own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-    if not tools or all(_is_named(tool, own or "") for tool in tools):
+
+    def is_named(tool: Mapping[str, Any]) -> bool:  # as a definition does: in quotes, with its description
+        name, description = tool["name"], tool.get("description") or ""
+        is_quoted = any(f"{sign}{name}{sign}" in (own or "") for sign in "\"'")
+        return is_quoted and str(description) in (own or "")
+
+    if all(map(is_named, tools)):
         return messages
     text = "\n".join([_HOW, *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
     rest = messages if own is None else messages[1:]
@@ -56,12 +62,6 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
 def defines_tools_alone(system: str) -> bool:
     """Tell whether a system message was made of a row's tools, and says nothing else."""
     return system.startswith(_HOW)
-
-
-def _is_named(tool: Mapping[str, Any], text: str) -> bool:
-    """Tell whether a text names a tool as a definition does, in quotes, and describes it."""
-    name, description = tool["name"], tool.get("description") or ""
-    return any(f"{sign}{name}{sign}" in text for sign in "\"'") and str(description) in text
 
 
 def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:

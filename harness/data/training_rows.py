@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-from harness.data import TaskItems, contamination, formats, readers, splits
+from harness.data import TaskItems, contamination, read_split, readers, splits
 from harness.data import examples as items_of
 from harness.data.contamination import find_contaminated_rows
 from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
 from harness.data.text_files import Row, Rows
-from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
 from harness.spec import Mix, Task
@@ -38,11 +37,27 @@ def load_training_rows(
     for path in mix.paths if mix else train:
         n_problems = len(problems)
         with gather(problems):
-            read = _read(task, items, path, notes, pairs, problems)
+            content = readers.read(path, "train")
+            read = (
+                items_of.pairs(task, content, notes)
+                if pairs
+                else read_split(task, content, "train", notes, items.documents, problems).examples
+            )
             if read or len(problems) == n_problems:  # of rows that cannot be read nothing more is known
                 files.append(_drop_contaminated(task, items, read, path, notes))
     refuse(problems)
-    rows = _distinct_ids(_draw_shares(files, mix, seed) if mix else [row for file in files for row in file])
+    if mix:  # of every file its share, in the order of each
+        contents = [
+            Rows(readers.display_path(path), "", [Row(row.where, {}) for row in file])
+            for path, file in zip(mix.paths, files, strict=True)
+        ]
+        mixture = RowMixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
+        numbers = row_numbers(contents, mixture, "rows: {} in mix:, or replacement: true")
+        files = [
+            [file[i] for i in draw(range(len(file)), n, f"{seed}/{place}", replacement=mix.replacement)]
+            for place, (file, n) in enumerate(zip(files, numbers, strict=True))
+        ]
+    rows = _distinct_ids([row for file in files for row in file])
     limit = None if pairs else task.data.limits.train
     kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
     part = "pairs" if pairs else "train"
@@ -55,21 +70,6 @@ def load_training_rows(
         overlap=(),
         places={**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}},
     )
-
-
-def _read(
-    task: Task, items: TaskItems, path: str, notes: Notes, pairs: bool, problems: list[Problem]
-) -> list[SourcedExample]:
-    """Read what can be used of a file; what is wrong with the other rows is added to `problems`."""
-    content = readers.read(path, "train")
-    if pairs:
-        return items_of.pairs(task, content, notes)
-    made = splits.origins(content.rows)
-    if task.data.turns == "all":
-        content = formats.every_turn(content)
-    kept = items_of.examples(task, content, notes, items.documents, problems)
-    note_unused(task, content, kept, notes)
-    return splits.add_origins(kept, made).examples
 
 
 def _drop_contaminated(
@@ -85,9 +85,8 @@ def _drop_contaminated(
             step = "remove the row, or set contamination: drop in data: of the task"
             raise UserError(contamination.problems(found, shown, step))
         notes.removed.append(contamination.say_removed(found, shown))
-    gone = {row.training.where for row in (*found, *find_contaminated_rows(rows, held, choice))}
-    clusters = {row.example.cluster for row in held if row.example.cluster != row.example.id}
-    kept = [row for row in rows if row.where not in gone and row.example.cluster not in clusters]
+    gone = {row.training.where for row in found}
+    kept = [row for row in contamination.drop_related(rows, held, choice) if row.where not in gone]
     if n := len(rows) - len(kept) - len(found):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
     own = [row for row in kept if row.origin is None]
@@ -101,21 +100,6 @@ def _drop_contaminated(
     if not kept:
         raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
     return kept
-
-
-def _draw_shares(files: Sequence[list[SourcedExample]], mix: Mix, seed: int) -> list[SourcedExample]:
-    """Draw from every file its share, file by file in the order of each."""
-    shown = [readers.display_path(path) for path in mix.paths]
-    contents = [
-        Rows(name, "", [Row(row.where, {}) for row in file]) for name, file in zip(shown, files, strict=True)
-    ]
-    mixture = RowMixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
-    numbers = row_numbers(contents, mixture, "rows: {} in mix:, or replacement: true")
-    return [
-        file[i]
-        for place, (file, n) in enumerate(zip(files, numbers, strict=True))
-        for i in draw(range(len(file)), n, f"{seed}/{place}", replacement=mix.replacement)
-    ]
 
 
 def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.data.check import Finding, names
+from harness.data.check import MODULES, Finding
 from harness.data.overlap import EMBEDDINGS, Encode, open_encoder, overlaps
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import fold_text
@@ -205,7 +205,7 @@ def measure(name: str, encoder: str | None) -> dict[str, Any]:
     faults = {}
     for fault, lines in planted.lines.items():
         known = FAULTS[fault]
-        if known.check not in names():
+        if known.check not in MODULES:
             continue
         flagged, clean = find_named_lines(after, known), find_named_lines(before, known)
         unplanted = flagged - lines
@@ -249,7 +249,7 @@ def run_checks(folder: Path, rows: Sequence[Row]) -> list[Finding]:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     asked = [fault.check for fault in FAULTS.values()] + ["label_markers"]
-    only = [check for check in dict.fromkeys(asked) if check in names()]
+    only = [check for check in dict.fromkeys(asked) if check in MODULES]
     return list(examine_file(file, only))
 
 

@@ -1,16 +1,14 @@
 """Check of rows before anything is trained on them: findings, the worst first.
 
 Invariant: nothing is changed and nothing is trained that is kept; the same files, columns and tokenizer give
-the same findings. A file of this package is a check, and its name is the check's: it exports `check(table,
-given)`, which yields findings, and its docstring states how often clean rows raise an alarm. What an alarm
-tests against chance is tested at `ALPHA` for the whole file of rows, by Bonferroni over all that the check
-looks at.
+the same findings. A check NAME is a function `check_NAME(table, given)` that yields findings, and its
+docstring states how often clean rows raise an alarm. What an alarm tests against chance is tested at `ALPHA`
+for the whole file of rows, by Bonferroni over all that the check looks at.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from harness.data.check._table import ReadingOptions, RowTable, TableEntry, read_table
@@ -25,6 +23,20 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
+MODULES = {  # of each check
+    "amount": "figures",
+    "answer_formats": "texts",
+    "class_balance": "labels",
+    "conflicting_answers": "repeats",
+    "encoding_damage": "texts",
+    "label_markers": "labels",
+    "missing_values": "figures",
+    "personal_data": "texts",
+    "repeated_rows": "repeats",
+    "suspect_labels": "labels",
+    "test_leaks": "repeats",
+    "traits": "figures",
+}
 MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 
@@ -87,11 +99,6 @@ class CheckContext:
     encode: "Encode | None" = None
 
 
-def names() -> list[str]:
-    """List the checks, by name."""
-    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_"))
-
-
 def check_rows(
     table: "RowTable",
     given: CheckContext,
@@ -99,20 +106,19 @@ def check_rows(
     advance: "Advance | None" = None,
 ) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
-    chosen = names() if only is None else list(only)
+    from harness.data.check.texts import mask_text
+
+    chosen = list(MODULES if only is None else only)
     found: list[Finding] = []
     for done, name in enumerate(chosen):
         if advance is not None:
             advance(done, len(chosen), name.replace("_", " "))
-        check = import_module(f"{__name__}.{name}").check
-        found += [_complete(finding, name) for finding in check(table, given)]
+        check = getattr(import_module(f"{__name__}.{MODULES[name]}"), f"check_{name}")
+        for finding in check(table, given):
+            masked = mask_text(finding.title), mask_text(finding.example), map(mask_text, finding.beside)
+            title, example, beside = masked
+            count = finding.count or len(finding.rows)
+            found.append(
+                replace(finding, check=name, count=count, title=title, example=example, beside=tuple(beside))
+            )
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
-
-
-def _complete(finding: Finding, name: str) -> Finding:
-    """Add the name of a finding's check and the count of its rows, and mask personal data."""
-    from harness.data.check.personal_data import mask_text
-
-    title, example = mask_text(finding.title), mask_text(finding.example)
-    finding = replace(finding, check=name, count=finding.count or len(finding.rows))
-    return replace(finding, title=title, example=example, beside=tuple(map(mask_text, finding.beside)))

@@ -34,7 +34,7 @@ from harness.data.columns import (
     find_reading_roles,
     read_question_and_answers,
 )
-from harness.data.edit.changes import WrittenAnswer, list_written_answers
+from harness.data.edit.changes import list_written_answers
 from harness.data.edit.dedup import fold_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
@@ -249,7 +249,9 @@ class _Maker:
         said = _read_qa(row, roles, question)
         folded = fold_row(said)
         compared = (*folded.setting, folded.question), folded.answers
-        self.digests.extend(_digest("\n".join(of)) for of in compared)
+        for texts in compared:
+            digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=8).digest()
+            self.digests.append(int.from_bytes(digest, "big"))
         self.places.append(row.where)
         draw = self.rng.random()
         if draw >= self.share:
@@ -259,7 +261,10 @@ class _Maker:
         source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
         written = list_written_answers(row.fields, roles)
-        self.in_rows &= len(answer) > LONGEST_LABEL or _is_written(answer, written, roles)
+        # An answer stands in its row by itself, or is made of columns that stand there so.
+        stands = any(of.text.strip() == answer.strip() for of in written)
+        is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
+        self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
         self.entries.append(
             TableEntry(row.where, example, question, answer, said, str(source), when, draw, spaced)
@@ -325,13 +330,6 @@ def _read_qa(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
     return found._replace(question=question) if found.question == question else found
 
 
-def _is_written(answer: str, written: Sequence[WrittenAnswer], roles: Roles) -> bool:
-    """Tell whether an answer stands in its row by itself, or is made of columns that stand there so."""
-    return any(of.text.strip() == answer.strip() for of in written) or (
-        len(roles.answers) > 1 and roles != PAIRS and bool(written)
-    )
-
-
 def _size(entry: TableEntry) -> int:
     texts = entry.question, entry.answer, entry.qa.question, *entry.qa.answers, *entry.spaced
     return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
@@ -342,7 +340,3 @@ def _texts(example: Example) -> tuple[str, str]:
     turns = [m["content"] for m in example.messages if m["role"] != "system"]
     answer = example.references[0] if example.references else ""
     return ("\n".join(turns), answer) if turns else (answer, "")
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -59,31 +59,16 @@ def find_question(row: Row, roles: Roles) -> QuestionText | None:
         if isinstance(value, str) and value.strip() and column != CONTEXT:
             return QuestionText(value, column)
         if isinstance(value, list):
-            return _find_last_turn(value, column)
+            turns = [(i, turn) for i, turn in enumerate(value) if isinstance(turn, dict)]
+            of_user = [(i, turn) for i, turn in turns if {*_USER} & {turn.get("role"), turn.get("from")}]
+            place, last = of_user[-1] if of_user else (0, {})
+            key = next((name for name in _SAID if isinstance(last.get(name), str)), "")
+            return QuestionText(last[key], column, place, key) if key and last[key].strip() else None
         if isinstance(value, dict):
-            return _root(value, column)
-    return None
-
-
-def _root(message: Mapping[str, Any], column: str) -> QuestionText | None:
-    """Find what a tree of messages asks first; None of what is no such tree."""
-    text = message.get("text")
-    is_question = (
-        message.get("role") in _USER and isinstance(message.get("replies"), list) and message["replies"]
-    )
-    return (
-        QuestionText(text, column, key="text")
-        if is_question and isinstance(text, str) and text.strip()
-        else None
-    )
-
-
-def _find_last_turn(turns: Sequence[Any], column: str) -> QuestionText | None:
-    for place in reversed(range(len(turns))):
-        turn = turns[place]
-        if isinstance(turn, dict) and {turn.get("role"), turn.get("from")} & {*_USER}:
-            key = next((name for name in _SAID if isinstance(turn.get(name), str)), "")
-            return QuestionText(turn[key], column, place, key) if key and turn[key].strip() else None
+            text, replies = value.get("text"), value.get("replies")
+            is_question = value.get("role") in _USER and isinstance(replies, list) and replies
+            is_asked = is_question and isinstance(text, str) and text.strip()
+            return QuestionText(str(text), column, key="text") if is_asked else None
     return None
 
 
@@ -101,8 +86,14 @@ def augment(
     """
     made = list(_make_rows(rows, roles, rewordings))
     fit = [one for one in made if not one.why_not]
-    repeats = _repeats(rows, [one.row for one in fit], roles)
-    changes = {(one.of, one.number): found for one, found in zip(fit, repeats, strict=True)}
+    # A made row may repeat or contradict an earlier one.
+    named = [one.row._replace(where=f"{one.row.where}, reworded") for one in fit]
+    judged = dedup([*rows, *named], roles, conflicts="drop")[len(rows) :]
+    changes = {
+        (one.of, one.number): change._replace(where=one.row.where, reasons=(f"a rewording: {change.reason}",))
+        for one, (row, change) in zip(fit, judged, strict=True)
+        if change and row is None
+    }
     by_row: dict[int, list[EditedRow]] = defaultdict(list)
     for one in made:
         change = Change(one.row.where, "dropped", (f"a rewording that {one.why_not}",))
@@ -148,8 +139,13 @@ def _make_rows(
         for number, rewording in enumerate(found, start=1):
             fields = original.put(row.fields, rewording.text)
             fields |= {**marks, ORIGIN: original.text}
-            if row.fields.get("id") is not None:
-                fields["id"] = _fresh_id(row.fields["id"], known)
+            ident = row.fields.get("id")
+            if isinstance(ident, int):  # an id that no row has, of the same type
+                fields["id"] = 1 + max(one for one in known if isinstance(one, int))
+            elif ident is not None:
+                names = (f"{ident}-augmented-{k}" for k in count(1))
+                fields["id"] = next(name for name in names if name not in known)
+            known.add(fields.get("id"))
             why_not = rewording.failure or _unfit(rewording.text, original.text, answers[i] - labels)
             yield _AugmentedRow(Row(row.where, fields), i, number, why_not)
 
@@ -158,16 +154,6 @@ def _marks(rows: Sequence[Row]) -> dict[str, str]:
     """Return the source of an augmented row; none where rows have such a column of their own."""
     taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
     return {} if taken else {SOURCE: AUGMENTED}
-
-
-def _fresh_id(ident: Any, known: set[Any]) -> Any:
-    """Return an id that no row has, of the type of the one that it was made from."""
-    if isinstance(ident, int):
-        fresh: Any = 1 + max(one for one in known if isinstance(one, int))
-    else:
-        fresh = next(name for k in count(1) if (name := f"{ident}-augmented-{k}") not in known)
-    known.add(fresh)
-    return fresh
 
 
 def _unfit(text: str, original: str, spans: Collection[str]) -> str:
@@ -189,15 +175,3 @@ def _holds(text: str, span: str) -> bool:
 
 def _numbers(text: str) -> Counter[str]:
     return Counter(_NUMBER.findall(text))
-
-
-def _repeats(rows: Sequence[Row], made: Sequence[Row], roles: Roles) -> list[Change | None]:
-    """Return why made rows repeat or contradict an earlier row; None of those that do not."""
-    named = [row._replace(where=f"{row.where}, reworded") for row in made]
-    found = dedup([*rows, *named], roles, conflicts="drop")[len(rows) :]
-    return [
-        outcome.change._replace(where=row.where, reasons=(f"a rewording: {outcome.change.reason}",))
-        if outcome.change and outcome.row is None
-        else None
-        for row, outcome in zip(made, found, strict=True)
-    ]

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import Roles
-from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL
 from harness.data.multiple_choice import CHOICES, has_choices, list_choice_columns
 from harness.data.rated_rows import PREFERRED, is_transcript
 from harness.data.text_files import Row
 from harness.data.turns import answer_places
-from harness.formatting import pluralize
 from harness.records import normalize
 
 Kind = Literal["dropped", "changed", "reported", "added"]
@@ -73,13 +71,6 @@ class LabelSpellings(NamedTuple):
     counts: tuple[tuple[str, int], ...]
 
 
-def describe_no_labels(answers: Sequence[str]) -> tuple[str, str]:
-    """Say what answers are that are not a closed set, and what labels are."""
-    found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
-    most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
-    return found, f"{most}, each of {ROWS_A_LABEL} rows in the mean"
-
-
 def several_spellings(answers: Iterable[str]) -> list[LabelSpellings]:
     """List the labels that are spelt in several ways."""
     counts: dict[str, Counter[str]] = {}
@@ -133,26 +124,27 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Writte
             found += [of for i in places for of in _texts(value[i], (column, i))]
         elif column not in roles.questions:
             found += _texts(value, keys)
-    return found + list(_choices(fields))
-
-
-def _choices(fields: Mapping[str, Any]) -> Iterator[WrittenAnswer]:
-    """Yield the choices of a row, in a list, by their labels, or each in a column of its own."""
+    # The choices stand in a list, by their labels, or each in a column of its own.
     for column in CHOICES:
         value = fields.get(column)
         if isinstance(value, dict) and "text" not in value:
-            for label, text in value.items():
-                yield from _texts(text, (column, label))
+            found += [of for label, text in value.items() for of in _texts(text, (column, label))]
         else:
-            yield from _texts(value, (column,))
+            found += _texts(value, (column,))
     if has_choices({*fields} - {*CHOICES}):
         for column in list_choice_columns({k: v for k, v in fields.items() if k not in CHOICES}):
-            yield from _texts(fields[column], (column,))
+            found += _texts(fields[column], (column,))
+    return found
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
-    return [of for of in list_written_answers(fields, roles) if not _is_earlier_turn(fields, of.keys)]
+
+    def is_earlier_turn(keys: Keys) -> bool:
+        value: Any = fields[str(keys[0])]
+        return _are_turns(value) and keys[1] != len(value) - 1
+
+    return [of for of in list_written_answers(fields, roles) if not is_earlier_turn(of.keys)]
 
 
 def answer_at(fields: Any, keys: Keys) -> Any:
@@ -176,11 +168,6 @@ def _are_turns(value: Any) -> bool:
     return isinstance(value, list) and any(
         isinstance(of, dict) and {"role", "from"} & of.keys() for of in value
     )
-
-
-def _is_earlier_turn(fields: Mapping[str, Any], keys: Keys) -> bool:
-    value: Any = fields[str(keys[0])]
-    return _are_turns(value) and keys[1] != len(value) - 1
 
 
 def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[WrittenAnswer]:

@@ -21,7 +21,6 @@ from harness.data.edit.changes import (
     Keys,
     answer_at,
     commonest_spellings,
-    describe_no_labels,
     drop,
     label_places,
     list_written_answers,
@@ -31,10 +30,11 @@ from harness.data.edit.changes import (
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
-from harness.data.guessed_columns import label_set
+from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
 from harness.data.multiple_choice import CHOICES
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError
+from harness.formatting import pluralize
 
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig
@@ -99,41 +99,28 @@ def clean(
             places = (of.keys for of in label_places(fields, roles) if of.text.strip())
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
-        cleaned = Row(row.where, _mend_answers(row, fields, roles, mending, reasons))
+        for text, keys in list_written_answers(fields, roles) if mending.leading_spaces else ():
+            if text[:1].isspace():
+                reasons[f"leading spaces cut in {keys[0]!r}"] = None
+                fields = put_answer(fields, keys, text.lstrip())
+        for text, keys in label_places(fields, roles) if mending.spellings else ():
+            if label := mending.spellings.get(text.strip()):
+                fields = _relabel(row, fields, keys, label, reasons)
+        cleaned = Row(row.where, fields)
         if other := formats.find_other_layout(cleaned, layout):
             yield drop(row, f"a row of another layout: {other}")
             continue
         finds_nothing = any(cleaned.fields.get(name) == [] for name in objects)
         unusable = _unusable(cleaned, roles, drop_lost=drop_lost, may_be_empty=finds_nothing)
-        if unusable := unusable or _unreadable(cleaned, layout):
+        if unusable := unusable or _find_unreadable(cleaned, layout):
             yield drop(row, unusable)
             continue
-        if mending.ids:
-            cleaned = _give_own_id(cleaned, mending.ids, reasons)
+        ident = cleaned.fields.get("id")
+        if mending.ids and isinstance(ident, str | int) and (given := mending.ids.give(ident)) != ident:
+            reasons[STOOD_ALREADY] = None
+            cleaned = cleaned._replace(fields={**cleaned.fields, "id": given})
         changed = Change(row.where, "changed", tuple(reasons))
         yield EditedRow(cleaned, changed) if reasons else EditedRow(row)
-
-
-def _mend_answers(
-    row: Row, fields: dict[str, Any], roles: Roles, mending: CleaningOptions, reasons: dict[str, None]
-) -> dict[str, Any]:
-    """Cut white space in front of answers, and spell labels, as far as either is requested."""
-    for text, keys in list_written_answers(fields, roles) if mending.leading_spaces else ():
-        if text[:1].isspace():
-            reasons[f"leading spaces cut in {keys[0]!r}"] = None
-            fields = put_answer(fields, keys, text.lstrip())
-    for text, keys in label_places(fields, roles) if mending.spellings else ():
-        if label := mending.spellings.get(text.strip()):
-            fields = _relabel(row, fields, keys, label, reasons)
-    return fields
-
-
-def _give_own_id(row: Row, ids: RowIds, reasons: dict[str, None]) -> Row:
-    ident = row.fields.get("id")
-    if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
-        return row
-    reasons[STOOD_ALREADY] = None
-    return row._replace(fields={**row.fields, "id": given})
 
 
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
@@ -149,7 +136,9 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
     if not answers:
         raise UserError(Problem(where, "no column that answers", "a column of labels", step))
     if not label_set(answers, roles.answers[0]):
-        raise UserError(Problem(where, *describe_no_labels(answers), step))
+        found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
+        most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
+        raise UserError(Problem(where, found, f"{most}, each of {ROWS_A_LABEL} rows in the mean", step))
     return commonest_spellings(several_spellings(answers))
 
 
@@ -192,13 +181,12 @@ def _unusable(row: Row, roles: Roles, *, drop_lost: bool, may_be_empty: bool) ->
     return "lost signs (U+FFFD)" if drop_lost and _LOST in join_texts([question, *answers]) else ""
 
 
-def _unreadable(row: Row, layout: Layout | None) -> str:
+def _find_unreadable(row: Row, layout: Layout | None) -> str:
     """Say why a row cannot be read as the others are; one with a thumb down can be learned from."""
     try:
         formats.read(row, layout)
     except UserError as error:
-        found = error.problems[0].found
-        return "" if found == THUMB_DOWN else found
+        return "" if error.problems[0].found == THUMB_DOWN else error.problems[0].found
     return ""
 
 

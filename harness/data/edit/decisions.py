@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
@@ -179,7 +179,15 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
         if template:
             held = json.dumps({name: row.fields.get(name) for name in roles.answers}, default=str)
             values.setdefault(_fill(template, row), Counter())[held] += 1
-    problems = list(_problems(kept, lines, roles)) or list(_label_problems(kept, template, values))
+    problems = list(_problems(kept, lines, roles))
+    if template and not problems:  # what stands in which column is not known of a label that no row has
+        expected, step = f"a label by {template} of another row", "drop the row, or fix it by hand"
+        labels = {line: of["label"] for line, of in kept.rows.items() if of["decision"] == "relabel"}
+        problems = [
+            Problem(f"{kept.shown}, row {line}", f"the label {label!r}, which no row has", expected, step)
+            for line, label in labels.items()
+            if label.strip() not in values
+        ]
     if problems:
         raise UserError(readers.cap_problems(problems, kept.shown, "malformed decisions"))
     out = {int(line): RowDecision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
@@ -192,14 +200,6 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
 def _fill(template: str, row: Row) -> str:
     """Return the label of a row, as a template over its columns makes it."""
     return FIELD.sub(lambda field: join_texts(row.fields.get(field[1])), template).strip()
-
-
-def _label_problems(kept: Decisions, template: str | None, known: Container[str]) -> Iterator[Problem]:
-    """Phrase labels of several columns that no row has: what stands in which column is not known."""
-    for line, of in kept.rows.items() if template else ():
-        if of["decision"] == "relabel" and of["label"].strip() not in known:
-            found, step = f"the label {of['label']!r}, which no row has", "drop the row, or fix it by hand"
-            yield Problem(f"{kept.shown}, row {line}", found, f"a label by {template} of another row", step)
 
 
 def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Problem]:

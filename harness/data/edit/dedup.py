@@ -10,7 +10,7 @@ row goes with the row that it was made from.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
@@ -61,21 +61,18 @@ def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -
 
     Of each group the first row is the one that the others repeat.
     """
-    questions = [row.question for row in rows]
-    return near_duplicates(
-        questions, threshold=alike, same=lambda i, j: _answer_alike(rows[i], rows[j], alike)
-    )
 
+    def have_same_answer(i: int, j: int) -> bool:
+        row, earlier = rows[i], rows[j]
+        if _marks(row.question) != _marks(earlier.question) or not stand_on_same(row, earlier):
+            return False
+        return all(
+            _fold(a) == _fold(b)
+            or (_marks(a) == _marks(b) and are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1))
+            for a, b in zip(row.answers, earlier.answers, strict=False)
+        )
 
-def _answer_alike(row: QuestionAndAnswers, earlier: QuestionAndAnswers, alike: float) -> bool:
-    """Return whether the answers of two rows are alike, and all that their questions stand on is equal."""
-    if _marks(row.question) != _marks(earlier.question) or not stand_on_same(row, earlier):
-        return False
-    return all(
-        _fold(a) == _fold(b)
-        or (_marks(a) == _marks(b) and are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1))
-        for a, b in zip(row.answers, earlier.answers, strict=False)
-    )
+    return near_duplicates([row.question for row in rows], threshold=alike, same=have_same_answer)
 
 
 def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
@@ -115,39 +112,31 @@ def dedup(
     """
     entries = [_entry(row, roles) for row in rows]
     changes: _Changes = {}
-    steps: tuple[Callable[[Mapping[int, DedupEntry]], _Changes], ...] = (
-        lambda left: _drop_evaluated(left, [_entry(*of) for of in against]),
-        _equal,
-        lambda left: _report_conflicts(left, drop_them=conflicts == "drop"),
-        lambda left: _nearly_equal(left, alike),
-    )
-    for step in steps:
-        left = {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
-        changes |= step(left)
-    _follow(changes, entries)
-    changes |= _drop_without_originals(rows, changes)
-    return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
+    made = origins(rows)
 
+    def left() -> dict[int, DedupEntry]:
+        return {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
 
-def _follow(changes: _Changes, entries: Sequence[DedupEntry]) -> None:
-    """Give a duplicate of a row that is dropped itself the reason of that one, and the row it names."""
-    dropped = {entries[i].row.where: found.change for i, found in changes.items() if found.row is None}
+    changes |= _drop_evaluated(left(), [_entry(*of) for of in against])
+    changes |= _drop_equal(left())
+    changes |= _report_conflicts(left(), drop_them=conflicts == "drop")
+    indices = list(left())
+    for kept, others in near_repeats([entries[i].qa for i in indices], alike) if alike < 1 else ():
+        earlier = rows[indices[kept]].where
+        for i, similarity in others:
+            changes[indices[i]] = drop(rows[indices[i]], "a near duplicate", earlier, similarity)
+    # A duplicate of a row that is dropped itself gets the reason of that one, and the row it names.
+    dropped = {rows[i].where: found.change for i, found in changes.items() if found.row is None}
     for i, (row, change) in list(changes.items()):
         of = dropped.get(change.of) if change and row is None and change.reason == "a duplicate" else None
-        if of and of.of != entries[i].row.where:
-            changes[i] = drop(entries[i].row, of.reason, of.of, of.similarity)
-
-
-def _drop_without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
-    """Drop augmented rows of which every row with the text that they were made from is dropped."""
-    gone = {rows[i].where for i, found in changes.items() if found.row is None}
-    places = {where: origin.places for where, origin in origins(rows).items()}
-    alone = {where: at[0] for where, at in places.items() if at and where not in gone and gone.issuperset(at)}
-    return {
-        i: drop(row, "augmented from a row that is dropped", alone[row.where])
-        for i, row in enumerate(rows)
-        if row.where in alone
-    }
+        if of and of.of != rows[i].where:
+            changes[i] = drop(rows[i], of.reason, of.of, of.similarity)
+    # An augmented row goes where every row with the text that it was made from is dropped.
+    gone = dropped.keys()
+    for i, origin in enumerate(made.get(row.where) for row in rows):
+        if origin and origin.places and rows[i].where not in gone and gone >= set(origin.places):
+            changes[i] = drop(rows[i], "augmented from a row that is dropped", origin.places[0])
+    return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
 def _entry(row: Row, roles: Roles) -> DedupEntry:
@@ -173,7 +162,7 @@ def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry])
     }
 
 
-def _equal(left: Mapping[int, DedupEntry]) -> _Changes:
+def _drop_equal(left: Mapping[int, DedupEntry]) -> _Changes:
     """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
     first: dict[NormalizedRow, DedupEntry] = {}
     changes: _Changes = {}
@@ -205,15 +194,3 @@ def _report_conflicts(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Ch
                 drop(row, "another answer to the question", other) if drop_them else EditedRow(row, reported)
             )
     return changes
-
-
-def _nearly_equal(left: Mapping[int, DedupEntry], alike: float) -> _Changes:
-    """Drop rows whose question and answer are alike to those of an earlier row."""
-    if alike == 1:
-        return {}
-    indices, entries = list(left), list(left.values())
-    return {
-        indices[i]: drop(entries[i].row, "a near duplicate", entries[kept].row.where, similarity)
-        for kept, others in near_repeats([entry.qa for entry in entries], alike)
-        for i, similarity in others
-    }

@@ -22,8 +22,6 @@ from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 
 STOOD_ALREADY = "an id of its own, since it stood already"
-
-
 OWN = {"prompt", "messages", "reference", "references", "constraints"}  # columns of our own layout
 _READ = {"id", ORIGIN, *OWN}  # columns that say something of a row to whoever reads it
 
@@ -48,8 +46,14 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
     Raises:
         UserError: shares do not add up, a file is too small for its share, or rows have the column already.
     """
-    numbers = row_numbers(files, mixture)
-    _refuse_column(files, mixture.column)
+    numbers, column = row_numbers(files, mixture), mixture.column
+    if column in _READ or not column.strip():
+        found, expected = repr(column), "a name that says nothing else of a row"
+        raise UserError(Problem("--column", found, expected, "name another: --column source"))
+    taken = next((row for content in files for row in content.rows if column in row.fields), None)
+    if taken:
+        step = "name another: --column from"
+        raise UserError(Problem(taken.where, f"the column {column!r}", "rows without it", step))
     ids = RowIds(row for content in files for row in content.rows)
     for place, (content, n) in enumerate(zip(files, numbers, strict=True)):
         seed = f"{mixture.seed}/{place}"
@@ -58,8 +62,14 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
         for i, row in enumerate(content.rows):
             if not times[i]:
                 yield drop(row, NOT_DRAWN)
+            fields = {**row.fields, column: content.shown}
+            ident = row.fields.get("id")
             for _ in range(times[i]):
-                yield _name_source(row, mixture.column, content.shown, ids)
+                if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
+                    yield EditedRow(Row(row.where, fields))
+                else:
+                    changed = Change(row.where, "changed", (STOOD_ALREADY,))
+                    yield EditedRow(Row(row.where, fields | {"id": given}), changed)
 
 
 def refuse_other_layouts(files: Sequence[Rows]) -> None:
@@ -143,7 +153,12 @@ def row_numbers(
         found = "--replacement without --rows"
         raise UserError(Problem("harness data mix", found, "how many rows to draw", "--rows N"))
     most = math.floor(min(n / share for n, share in zip(sizes, parts, strict=True)) + 1e-9)
-    numbers = _round_shares(most if mixture.n_rows is None else mixture.n_rows, parts)
+    total = most if mixture.n_rows is None else mixture.n_rows
+    exact = [total * part for part in parts]
+    numbers = [math.floor(x + 1e-9) for x in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (numbers[i] - exact[i], i))
+    for i in by_remainder[: total - sum(numbers)]:
+        numbers[i] += 1
     if mixture.n_rows is None:  # rounding up may ask for a row more than there is
         numbers = [min(n, size) for n, size in zip(numbers, sizes, strict=True)]
     problems = [
@@ -160,30 +175,6 @@ def row_numbers(
     ]
     refuse(problems)
     return numbers
-
-
-def _round_shares(total: int, parts: Sequence[float]) -> list[int]:
-    exact = [total * part for part in parts]
-    floors = [math.floor(x + 1e-9) for x in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda i: (floors[i] - exact[i], i))
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return floors
-
-
-def _refuse_column(files: Sequence[Rows], column: str) -> None:
-    """Refuse a column that rows have already, or whose name says something of a row to those who read it."""
-    if column in _READ or not column.strip():
-        found, expected = repr(column), "a name that says nothing else of a row"
-        raise UserError(Problem("--column", found, expected, "name another: --column source"))
-    problems = [
-        Problem(row.where, f"the column {column!r}", "rows without it", "name another: --column from")
-        for content in files
-        for row in content.rows
-        if column in row.fields
-    ]
-    if problems:
-        raise UserError(problems[:1])
 
 
 class RowIds:
@@ -212,16 +203,6 @@ class RowIds:
                 return fresh
 
 
-def _name_source(row: Row, column: str, source: str, ids: RowIds) -> EditedRow:
-    """Name the file a row comes from; an id that stands already becomes another of its type."""
-    fields = {**row.fields, column: source}
-    ident = row.fields.get("id")
-    if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
-        return EditedRow(Row(row.where, fields))
-    changed = Change(row.where, "changed", (STOOD_ALREADY,))
-    return EditedRow(Row(row.where, fields | {"id": given}), changed)
-
-
 def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[EditedRow]:
     """Draw rows; balanced, equally many of every value of a column, one more of the first where they differ.
 
@@ -236,7 +217,17 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[E
         raise UserError(Problem("--rows", found, expected, f"--rows {len(classes)}"))
     each, more = divmod(n_rows, len(classes))
     wanted = {name: each + (i < more) for i, name in enumerate(sorted(classes))}
-    _refuse_too_many(content.shown, {name: len(of) for name, of in classes.items()}, wanted, balance)
+    most = min(map(len, classes.values())) * len(classes)
+    refuse(
+        Problem(
+            f"{content.shown}, --balance {balance}" if balance else content.shown,
+            f"{pluralize(len(classes[name]), 'row')}{f' of the class {name!r}' if balance else ''}",
+            f"at least {n:,} to draw from",
+            f"--rows {most} at most",
+        )
+        for name, n in wanted.items()
+        if n > len(classes[name])
+    )
     drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
     return [EditedRow(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
 
@@ -245,21 +236,6 @@ def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False
     """Draw n of some indices, in their order; with replacement one may come several times."""
     rng = random.Random(seed)
     return sorted(rng.choices(indices, k=n) if replacement else rng.sample(indices, len(indices))[:n])
-
-
-def _refuse_too_many(shown: str, there: dict[str, int], wanted: dict[str, int], balance: str | None) -> None:
-    most = min(there.values()) * len(there)
-    problems = [
-        Problem(
-            f"{shown}, --balance {balance}" if balance else shown,
-            f"{pluralize(there[name], 'row')}{f' of the class {name!r}' if balance else ''}",
-            f"at least {n:,} to draw from",
-            f"--rows {most} at most",
-        )
-        for name, n in wanted.items()
-        if n > there[name]
-    ]
-    refuse(problems)
 
 
 def refuse_no_rows(n_rows: int) -> None:

@@ -161,7 +161,12 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
 
     batches: Iterator[list[Row]]
     if all(source.lower().endswith(".parquet") for source in sources):
-        schema = _source_schema(sources)
+        try:
+            schema = pyarrow.unify_schemas([pyarrow.parquet.read_schema(source) for source in sources])
+        except pyarrow.ArrowException as error:
+            found = f"columns of other types ({str(error).splitlines()[0]})"
+            shown = ", ".join(sources)
+            raise UserError(Problem(shown, found, "equal types", "write a .jsonl file")) from None
         first = list(itertools.islice(rows := iter(rows), _BATCH))
         names = list(dict.fromkeys(itertools.chain(schema.names, *(row.fields for row in first[:1]))))
         for name in names[len(schema.names) :]:
@@ -169,7 +174,8 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
         batches = itertools.chain([first], iter(lambda: list(itertools.islice(rows, _BATCH)), []))
     else:
         first = list(rows)
-        schema = _value_schema(first)
+        columns = dict.fromkeys(name for row in first for name in row.fields)
+        schema = pyarrow.schema([(name, _column_type(first, name)) for name in columns])
         batches = iter([first])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
@@ -182,38 +188,16 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
             writer.write_table(table)
 
 
-def _source_schema(sources: Sequence[str]) -> "pyarrow.Schema":
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.unify_schemas([pyarrow.parquet.read_schema(source) for source in sources])
-    except pyarrow.ArrowException as error:
-        found = f"columns of other types ({str(error).splitlines()[0]})"
-        shown = ", ".join(sources)
-        raise UserError(Problem(shown, found, "equal types", "write a .jsonl file")) from None
-
-
-def _value_schema(rows: Sequence[Row]) -> "pyarrow.Schema":
-    """Find each column's type from all of its values."""
-    import pyarrow
-
-    names = dict.fromkeys(name for row in rows for name in row.fields)
-    return pyarrow.schema([(name, _column_type(rows, name)) for name in names])
-
-
-def _is_large(value: Any) -> bool:
-    return isinstance(value, int) and not -(2**63) <= value < 2**63
-
-
 def _column_type(rows: Sequence[Row], name: str) -> "pyarrow.DataType":
+    """Find a column's type from all of its values."""
     import pyarrow
 
     values = [row.fields.get(name) for row in rows]
     try:
         return pyarrow.array(values).type
     except OverflowError:
-        large = next(row for row in rows if _is_large(row.fields.get(name)))
+        is_large = (isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values)
+        large = next(itertools.compress(rows, is_large))
         found, step = f"an integer of more than 64 bits in {name!r}", "write a .jsonl file"
         raise UserError(Problem(large.where, found, "numbers that Parquet can hold", step)) from None
     except pyarrow.ArrowException:
@@ -277,17 +261,14 @@ def manifest_of(path: str) -> dict[str, Any] | None:
     """
     if path.startswith(HUB):
         return None
-    places = dict.fromkeys((Path(path), Path(path).resolve()))
-    return next((found for file in places if (found := _manifest_beside(file))), None)
-
-
-def _manifest_beside(file: Path) -> dict[str, Any] | None:
-    for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
-        if (there := file.with_name(name + MANIFEST)).is_file():
-            return _read_manifest(there)
-    if (there := file.with_name(SPLIT_MANIFEST)).is_file():
-        found = _read_manifest(there)
-        return found if _part_of(file, found) else None
+    for file in dict.fromkeys((Path(path), Path(path).resolve())):
+        for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
+            if (there := file.with_name(name + MANIFEST)).is_file():
+                return _read_manifest(there)
+        if (there := file.with_name(SPLIT_MANIFEST)).is_file():
+            found = _read_manifest(there)
+            if _part_of(file, found):
+                return found
     return None
 
 

@@ -84,8 +84,8 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         UserError: the output is one of the inputs, also by a link, exists, is of no known kind, or its folder
             is missing.
     """
-    same = (path for path in inputs if not path.startswith(HUB) and _is_same(out, Path(path)))
     shown = readers.display_path(str(out))
+    same = (path for path in inputs if not path.startswith(HUB) and _is_same(out, Path(path)))
     if (path := next(same, None)) is not None:
         found = "the file that is read" if str(out) == path else f"the file that is read, {path},"
         expected = "a new file: rows are never changed in place"
@@ -251,7 +251,16 @@ def manifest(
         UserError: the manifest of an input cannot be read.
     """
     before = {path: manifest_of(path) for path in edit.inputs}
-    paid = _list_payments(edit, outputs, changes)
+    # A row that was not drawn leaves its part of what was paid to others.
+    left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
+    paid_before = (
+        take_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
+        for path in edit.inputs
+    )
+    here = [
+        Payment(str(output["sha256"]), edit.cost_usd) for output in outputs[:1] if edit.cost_usd is not None
+    ]
+    paid = join_payments([*here, *chain.from_iterable(paid_before)])
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -268,21 +277,6 @@ def manifest(
         **({"labels": TAUGHT} if edit.taught or (edit.inputs and all(map(is_taught, edit.inputs))) else {}),
         "rows": [change.plain() for change in changes],
     }
-
-
-def _list_payments(
-    edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Change]
-) -> tuple[Payment, ...]:
-    """List what was paid for rows, here and before; a row that was not drawn leaves its part to others."""
-    left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
-    before = (
-        take_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
-        for path in edit.inputs
-    )
-    here = [
-        Payment(str(output["sha256"]), edit.cost_usd) for output in outputs[:1] if edit.cost_usd is not None
-    ]
-    return join_payments([*here, *chain.from_iterable(before)])
 
 
 def manifest_text(made: Mapping[str, Any]) -> str:
@@ -314,7 +308,7 @@ def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter
 
 def _count_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
     """Pass rows on, and count those whose texts hold personal data, by kind."""
-    from harness.data.check.personal_data import personal_data
+    from harness.data.check.texts import personal_data
 
     for row in rows:
         text = join_texts([value for value in row.fields.values() if isinstance(value, str | list | dict)])

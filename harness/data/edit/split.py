@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from harness.data.cells import FORMS, are_days, read_moment
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.edit.changes import Change
-from harness.data.examples import SourcedExample, SourceText
+from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
 from harness.data.splits import (
     deal,
     find_clashing_classes,
     groups_of,
     is_augmented,
+    join,
     labels_of,
     origins,
     phrase_only_augmented,
@@ -111,23 +112,17 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
     if not (made := origins(content.rows)):
         return found
     changes = {change.where: change for change in found.changes}
-    changes |= dict(_find_untrained(found, made))
-    changes |= dict(_find_evaluated(found, content, roles, way))
-    trained = {row.where for row in found.parts["train"]} | made.keys() - changes.keys()
-    rows = [row for row in content.rows if row.where in trained]
-    ordered = [changes[row.where] for row in content.rows if row.where in changes]
-    return SplitRows({**found.parts, "train": rows}, ordered)
-
-
-def _find_untrained(found: SplitRows, made: Mapping[str, SourceText]) -> Iterator[tuple[str, Change]]:
-    """Yield the augmented rows that were made from a row of another part, or from one that is not there."""
     trained = {row.where for row in found.parts["train"]}
     for where, origin in made.items():
         if not origin.places:
-            yield where, Change(where, "dropped", ("augmented from a row that is not in the file",))
+            changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
         elif of := next((at for at in origin.places if at not in trained), None):
-            reason = "augmented from a row that is not trained on"
-            yield where, Change(where, "dropped", (reason,), of)
+            changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
+    changes |= dict(_find_evaluated(found, content, roles, way))
+    trained |= made.keys() - changes.keys()
+    rows = [row for row in content.rows if row.where in trained]
+    ordered = [changes[row.where] for row in content.rows if row.where in changes]
+    return SplitRows({**found.parts, "train": rows}, ordered)
 
 
 def _find_evaluated(
@@ -147,8 +142,13 @@ def _find_evaluated(
 
 def check_way(way: SplitOptions) -> None:
     """Refuse shares that do not add up, and folds that there cannot be."""
+    shares = way.shares
     if way.folds is None:
-        _check_shares(way.shares)
+        bad = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
+        if bad or abs(sum(shares) - 1) > 1e-6:
+            found = f"{','.join(map(plain, shares))}, which add up to {sum(shares):g}"
+            expected = "shares of train, validation and test that add up to 1, such as 0.8,0.1,0.1"
+            raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
     elif way.folds < 2:
         raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
     elif way.time:
@@ -156,19 +156,9 @@ def check_way(way: SplitOptions) -> None:
         raise UserError(
             Problem("--folds", f"--time {way.time} as well", "folds that rows are dealt into", step)
         )
-    elif way.shares != SHARES:
-        found, step = f"--shares {','.join(map(plain, way.shares))} as well", "leave one of the two out"
+    elif shares != SHARES:
+        found, step = f"--shares {','.join(map(plain, shares))} as well", "leave one of the two out"
         raise UserError(Problem("--folds", found, "folds, all of one size", step))
-
-
-def _check_shares(shares: Sequence[float]) -> None:
-    """Refuse shares of parts that do not add up to 1."""
-    shown = ",".join(map(plain, shares))
-    bad = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
-    if bad or abs(sum(shares) - 1) > 1e-6:
-        found = f"{shown}, which add up to {sum(shares):g}"
-        expected = "shares of train, validation and test that add up to 1, such as 0.8,0.1,0.1"
-        raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
 
 
 def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
@@ -194,7 +184,14 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
             return SplitRows(
                 {name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[]
             )
-        kinds = _join_kinds(kinds, joined)
+        marks = [[("kind", str(kind))] for kind in kinds]
+        for number, pair in enumerate(joined):
+            for i in pair:
+                marks[i].append(("pair", str(number)))
+        for group in join(marks):
+            first = min(kinds[i] for i in group)
+            for i in group:
+                kinds[i] = first
 
 
 def _kinds(questions: Sequence[str], alike: float) -> list[int]:
@@ -207,22 +204,6 @@ def _kinds(questions: Sequence[str], alike: float) -> list[int]:
     return [equal.setdefault(of, kinds[i]) if of else kinds[i] for i, of in enumerate(folded)]
 
 
-def _join_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Join the kinds of each pair of rows, under the name of the first."""
-    parent: dict[int, int] = {}
-
-    def root(kind: int) -> int:
-        while kind in parent:
-            kind = parent[kind]
-        return kind
-
-    for a, b in pairs:
-        low, high = sorted((root(kinds[a]), root(kinds[b])))
-        if low != high:
-            parent[high] = low
-    return [root(kind) for kind in kinds]
-
-
 def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
     rows = [_make_source(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
@@ -231,25 +212,21 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
         found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
-    dealt = _deal_parts(rows, way)
+    if way.folds:
+        dealt = deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
+    else:
+        train, dealt, left = rows, list[list[SourcedExample]](), 1.0
+        for n_before, name in reversed(list(enumerate(way.parts))[1:]):
+            rng, share = random.Random(f"{way.seed}/{name}"), way.parts[name] / left
+            train, part = set_aside(train, rng, share=share, leave=n_before)
+            dealt.insert(0, part)
+            left -= way.parts[name]
+        dealt.insert(0, train)
     if way.stratify:
         dealt = spread_labels(rows, dealt)
         if problems := list(_class_problems(content.shown, rows, dealt, way)):
             raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
-
-
-def _deal_parts(rows: list[SourcedExample], way: SplitOptions) -> list[list[SourcedExample]]:
-    """Deal rows into folds, or set them aside by shares, the last part first."""
-    if way.folds:
-        return deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
-    dealt, left = list[list[SourcedExample]](), 1.0
-    for n_before, name in reversed(list(enumerate(way.parts))[1:]):
-        rng, share = random.Random(f"{way.seed}/{name}"), way.parts[name] / left
-        rows, part = set_aside(rows, rng, share=share, leave=n_before)
-        dealt.insert(0, part)
-        left -= way.parts[name]
-    return [rows, *dealt]
 
 
 def _class_problems(
@@ -316,14 +293,9 @@ def _alike_across(
 def _nearest(
     questions: Sequence[str], known: Sequence[str], alike: float, among: Sequence[str]
 ) -> list[TextMatch | None]:
-    """Give for each question the one most alike of those known, or with 1 an equal one."""
-    if alike == 1:
-        return _equal(questions, known)
-    return nearest(questions, known, threshold=alike, among=among)
-
-
-def _equal(questions: Sequence[str], known: Sequence[str]) -> list[TextMatch | None]:
-    """Give for each question the first equal one of those known, letter case and spaces aside."""
+    """Give for each question the one most alike of those known, or with 1 the first equal one, folded."""
+    if alike < 1:
+        return nearest(questions, known, threshold=alike, among=among)
     first = {of: i for i, question in reversed(list(enumerate(known))) if (of := fold_text(question))}
     places = (first.get(fold_text(question)) for question in questions)
     return [None if place is None else TextMatch(place, 1.0) for place in places]
@@ -341,16 +313,9 @@ def _split_by_time(content: Rows, questions: list[str], way: SplitOptions) -> Sp
         while 0 < end < len(order) and times[order[end]] == times[order[end - 1]]:
             end += 1
         parts[name], start = sorted(order[start:end]), max(start, end)
-    return _drop_known(content, questions, parts, way)
-
-
-def _drop_known(
-    content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: SplitOptions
-) -> SplitRows:
-    """Drop from each part the rows of a group, and those with a question, that an earlier part has."""
     changes: dict[int, Change] = {}
     alike = dict(_alike_across(parts, questions, way.alike))
-    first: dict[str, int] = {}
+    first: dict[str, int] = {}  # row of each group in an earlier part
     for part in parts.values():
         groups = {i: _group(content.rows[i], way) for i in part}
         for i in part:

@@ -1,0 +1,315 @@
+"""Checks of a file as a whole: missing values, amount and lengths of rows, and traits.
+
+Source: Lopez-Paz & Oquab 2017, Revisiting Classifier Two-Sample Tests; Friedman & Dieng 2023, Vendi Score.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from harness.data.check import ALPHA, CheckContext, Finding, Severity, Tokenizer
+from harness.data.check._table import HELD, RowTable, TableEntry
+from harness.data.check.texts import excerpt
+from harness.data.edit.row_files import find_grouping_column
+from harness.data.formats import THUMB_DOWN
+from harness.data.readers import file_of
+from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys, name_media
+from harness.errors import as_argument
+from harness.formatting import count, pluralize
+from harness.records import pieces
+
+_MOST_COLUMNS = 8  # that are named one by one
+_BARS = "▁▂▃▄▅▆▇█"
+_BINS = 16
+_FEWEST = 25  # below it a fifth set aside twice leaves fewer than five rows, too few for any sign test
+_MOST, _MOST_VARIED = 4_000, 1_000
+_FEWEST_COMPARED = 20  # rows of each side
+_DISAGREEMENTS = (0.1, 0.3)
+
+
+def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """List rows that no comparison can use, for an id too, empty cells, and columns of texts and numbers.
+
+    False alarms: a long text that was written when the answer was known, such as a note of the person who
+    answered, is listed as a column that may hold the context; all else are counts.
+    """
+    down = [row for row in table.unusable if row.why == THUMB_DOWN]
+    if down:
+        meaning = "no right answers, but for methods that learn from thumbs"
+        rows = tuple(row.where for row in down)
+        yield Finding("note", "answers with a thumb down", meaning, table.n, rows)
+    if others := [row for row in table.unusable if row.layout]:
+        named = Counter(row.layout for row in others).most_common()
+        yield Finding(
+            "error",
+            "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named),
+            "compare refuses them, and no command can read them together with the others",
+            table.n,
+            tuple(row.where for row in others),
+            "",
+            "no command: write them to a file of their own; a candidate reads several, train: [a, b]",
+        )
+    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN and not row.layout]:
+        kinds = Counter(row.why for row in unusable).most_common(3)
+        yield Finding(
+            "error",
+            "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds),
+            "compare stops at such a row, unless it is told to leave it out",
+            table.n,
+            tuple(row.where for row in unusable),
+            f"{unusable[0].where}: {unusable[0].why}",
+            "harness data clean FILE --out OUT",
+        )
+    yield from _find_repeated_ids(table)
+    yield from _list_empty_cells(table)
+    for name, column in table.columns.items():
+        if {"text", "number"} <= column.kinds.keys():
+            rarest = min(("text", "number"), key=lambda kind: column.kinds[kind])
+            yield Finding(
+                "warning",
+                f"column {name!r} holds texts and numbers",
+                "1 and '1' become one text; a number where a text belongs is often a slip of an export",
+                table.n,
+                tuple(column.of_kind[rarest]),
+                f"the first {rarest}: {column.of_kind[rarest][0]}",
+                "write the column as texts alone",
+                count=column.kinds[rarest],
+            )
+    yield from _list_unused(table)
+
+
+def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
+    """List the rows whose id stands earlier in their file."""
+    first: dict[tuple[str, str], TableEntry] = {}
+    again: list[tuple[TableEntry, TableEntry]] = []
+    for entry in table.entries:
+        earlier = first.setdefault((file_of(entry.where), entry.example.id), entry)
+        if earlier is not entry:
+            again.append((entry, earlier))
+    if again:
+        entry, earlier = again[0]
+        yield Finding(
+            "error",
+            "rows whose id stands already",
+            "compare stops at them, since it keeps answers by the id of their question",
+            len(table.entries),
+            tuple(entry.where for entry, _ in again),
+            f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}",
+            "harness data clean FILE --out OUT --new-ids",
+        )
+
+
+def _list_empty_cells(table: RowTable) -> Iterator[Finding]:
+    """List columns with empty cells: a note, since an optional one is empty in many rows on purpose."""
+    lacking = {name: n for name, of in table.columns.items() if (n := table.n - of.n + of.empty)}
+    if len(lacking) <= _MOST_COLUMNS:
+        meaning = "harmless where the column is optional or not read"
+        for name, n in lacking.items():
+            places = tuple(table.columns[name].places)
+            yield Finding("note", f"column {name!r} is empty", meaning, table.n, places, count=n)
+        return
+    most = sorted(lacking, key=lambda name: -lacking[name])[:_MOST_COLUMNS]
+    shown = ", ".join(f"{name!r} {count(lacking[name])}" for name in most)
+    title = f"{count(len(lacking))} columns have empty cells; the most {shown}"
+    yield Finding("note", title, "harmless where a column is optional or not read")
+
+
+def _list_unused(table: RowTable) -> Iterator[Finding]:
+    """List columns that may be the context of questions, the other unread ones, and unused keys of turns."""
+    unused = table.unused
+    if unused.contexts:
+        command = f"harness data check {' '.join(map(as_argument, table.files))} {unused.options()}"
+        explains = any(context.explains for context in unused.contexts)
+        yield Finding(
+            "error" if explains else "warning",
+            name_contexts(unused),
+            f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite",
+            command=command,
+            steps=(command,) if explains else (),
+        )
+    for other in unused.others:
+        if getattr(table.reading, other.option) is None:
+            command = f"harness data check {' '.join(map(as_argument, table.files))} {other.options}"
+            yield Finding("note", other.said, "where it does, name that column", command=command)
+    if media := name_media(unused):
+        yield Finding("warning", media, "without it a question may have no answer")
+    if rest := name_columns(unused):
+        yield Finding("note", rest, "no prompt shows them, and nothing is trained on them")
+    if keys := name_keys(unused):
+        severity: Severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
+        yield Finding(severity, keys, "they stand in the file, and in no prompt and no answer")
+
+
+def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """Count rows, show how long they are, and list those beyond the model's context.
+
+    A row that is longer than the context is counted for certain: a text has at most as many tokens as bytes,
+    so only rows of more bytes than the context has tokens are counted in tokens, the histogram on a draw.
+    False alarms: none; every figure is a count.
+    """
+    files = ", ".join(f"{name} {n:,}" for name, n in table.per_file.items())
+    memory = f"as many as {HELD / 1e9:g} GB of memory holds"
+    held = f"; texts of {len(table.entries):,} sampled rows are looked at, {memory}" if table.is_drawn else ""
+    if table.n < _FEWEST:
+        meaning = "a fifth set aside for test holds fewer than 5 items: nothing can be shown on them"
+        title = f"{pluralize(table.n, 'row')} in all ({files})"
+        yield Finding("warning", title, meaning, command="collect more rows")
+    else:
+        yield Finding("note", f"{table.n:,} rows ({files}){held}", "how much there is to train on")
+    drawn = table.draw(given.most)
+    if given.tokenizer:
+        lengths = given.tokenizer.lengths([f"{entry.question}\n{entry.answer}" for entry in drawn])
+        yield _lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
+        yield from _find_beyond(table, given.tokenizer)
+    else:
+        words = [len(pieces(entry.question)) + len(pieces(entry.answer)) for entry in drawn]
+        yield _lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
+
+
+def _lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
+    ordered = sorted(lengths)
+    at = {q: ordered[int(q * (n - 1))] for q in (0.5, 0.95, 1.0)}
+    drawn = f", of {n:,} sampled rows" if n < len(table.digests) else ""
+    title = f"{what}: median {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {at[1.0]:,}{drawn}"
+    return Finding("note", title, "how long rows are", example=histogram(ordered))
+
+
+def histogram(ordered: Sequence[int]) -> str:
+    """Draw a histogram of sorted lengths as bars between the shortest and the longest."""
+    low, high = ordered[0], ordered[-1]
+    if low == high:
+        return f"all {low:,}"
+    counts = [0] * _BINS
+    for length in ordered:
+        counts[min(_BINS - 1, (length - low) * _BINS // (high - low))] += 1
+    bars = "".join(_BARS[-(-7 * n // max(counts))] if n else " " for n in counts)
+    return f"{low:,} {bars} {high:,}"
+
+
+def _find_beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
+    if tokenizer.context is None:
+        return
+    texts = ((entry, f"{entry.question}\n{entry.answer}") for entry in table.entries)
+    long = [(entry, text) for entry, text in texts if len(text.encode()) > tokenizer.context]
+    counts = tokenizer.lengths([text for _, text in long])
+    beyond = [entry for (entry, _), n in zip(long, counts, strict=True) if n > tokenizer.context]
+    if beyond:
+        yield Finding(
+            "error",
+            f"longer than the {tokenizer.context:,} tokens of {tokenizer.name}'s context",
+            "a training leaves such rows out or cuts them, and the model cannot read them",
+            len(table.entries),
+            tuple(entry.where for entry in beyond),
+            f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",
+            "shorten the rows, or take a base with a longer context",
+        )
+
+
+def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """Give each trait that the rows allow; label accuracy, the fifth, stands with the suspect labels.
+
+    False alarms: only representativeness raises an alarm, where a classifier tells unseen training rows from
+    unseen test rows: a Mann-Whitney test of its scores at `ALPHA`, so independent rows of one source are told
+    apart in 1 file of 1,000. Rows of a group are not independent: where training and test have no group in
+    common there is no alarm, of the groups that `--source` names or by which `harness data split --group`
+    parted them.
+    """
+    drawn = table.draw(_MOST)
+    if len(drawn) >= _FEWEST_COMPARED:
+        yield _diversity(drawn)
+    yield from _freshness(table, given.test)
+    if given.test is None:
+        return
+    test = given.test.draw(_MOST)
+    if given.detectable:
+        n = len(given.test.entries)
+        few, many = (100 * given.detectable(n, share) for share in _DISAGREEMENTS)
+        title = f"{n:,} test items show a difference of {few:.1f} to {many:.1f} percentage points"
+        meaning = "with 80 % power, where two models answer 10 to 30 % of the items differently"
+        yield Finding("note", title, meaning)
+    if min(len(drawn), len(test)) >= _FEWEST_COMPARED:
+        yield _relevance(drawn, test)
+        # Groups that training and test do not share: those of `--source`, or by which the files were split.
+        if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
+            apart: str | None = table.reading.source
+        else:
+            groups = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
+            apart = groups.pop() if len(groups) == 1 else None
+        yield _representativeness(drawn, test, apart)
+
+
+def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
+    """Return the TF-IDF of the words of groups of rows, each (n, words) with rows of length 1."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\S+")
+    words.fit([entry.question for group in groups for entry in group])
+    return [words.transform([entry.question for entry in group]) for group in groups]
+
+
+def _diversity(drawn: Sequence[TableEntry]) -> Finding:
+    """Give the Vendi score: the exponential of the entropy of the eigenvalues of the similarities over n."""
+    import numpy as np
+
+    (x,) = _vectors(random.Random(0).sample(list(drawn), min(len(drawn), _MOST_VARIED)))
+    values = np.linalg.eigvalsh((x @ x.T).toarray() / x.shape[0])
+    values = values[values > 1e-12]
+    score = float(np.exp(-(values * np.log(values)).sum()))
+    title = f"diversity: {x.shape[0]:,} rows vary as much as {score:,.0f} rows without a word in common would"
+    return Finding("note", title, "few: many rows say the same in the same words")
+
+
+def _relevance(train: Sequence[TableEntry], test: Sequence[TableEntry]) -> Finding:
+    x, y = _vectors(train, test)
+    near = sum(float((y[i : i + 500] @ x.T).max(axis=1).sum()) for i in range(0, y.shape[0], 500))
+    far = float((y @ x.mean(axis=0).T).mean())
+    title = (
+        f"relevance: a test item is {near / y.shape[0]:.2f} similar to its nearest training row,"
+        f" {far:.2f} to an average one"
+    )
+    return Finding(
+        "note",
+        title,
+        "1: the same words, 0: none in common (cosine); near 0, training does not prepare for the test",
+    )
+
+
+def _representativeness(
+    train: Sequence[TableEntry], test: Sequence[TableEntry], apart: str | None
+) -> Finding:
+    """Train a classifier on half of both, and test on the other half whether it tells them apart."""
+    # Where the two are of other groups, values of the column `apart`, their rows are no independent draws.
+    from scipy import stats
+    from scipy.sparse import vstack
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.utils import shuffle
+
+    n = min(len(train), len(test))
+    halves = [shuffle(rows, random_state=0)[:n] for rows in _vectors(train, test)]
+    seen = vstack([half[: n // 2] for half in halves])
+    model = LogisticRegression().fit(seen, [0] * (n // 2) + [1] * (n // 2))
+    scores = [model.decision_function(half[n // 2 :]) for half in halves]
+    u = stats.mannwhitneyu(scores[1], scores[0], alternative="greater")
+    auc, p = float(u.statistic) / (len(scores[0]) * len(scores[1])), float(u.pvalue)
+    title = f"representativeness: a classifier tells test from training, AUC {auc:.2f} (p = {p:.1g})"
+    if apart:
+        return Finding("note", title, f"0.5 is alike; test has other values of {apart!r} than training")
+    if p < ALPHA:
+        meaning = (
+            "0.5 is alike: the questions of test differ from those of training, so it shows less of what"
+            " training brought"
+        )
+        return Finding("warning", title, meaning, command="harness data split FILE --out OUT")
+    return Finding("note", title, "0.5 is alike: test items look like training rows")
+
+
+def _freshness(table: RowTable, test: RowTable | None) -> Iterator[Finding]:
+    dates = sorted(entry.date for entry in table.entries if entry.date)
+    if not dates:
+        return
+    newest = max([dates[-1], *(entry.date for entry in (test.entries if test else ()) if entry.date)])
+    age = median((newest - date).days for date in dates)
+    title = f"freshness: half of the rows are {age:,.0f} days or older at {newest:%Y-%m-%d}, the newest"
+    yield Finding("note", title, f"from {dates[0]:%Y-%m-%d} on; old rows teach what has changed since")

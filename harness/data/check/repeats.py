@@ -1,0 +1,262 @@
+"""Checks for rows that repeat another one: in their own file, with another answer, or in the test.
+
+Invariant: exact duplicates are counted among all rows, near ones among those whose texts are held. Digests of
+64 bits stand for texts: two unlike rows of 10 million are taken for one with a chance below 1 in 100,000.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding
+from harness.data.check._table import RowTable, TableEntry
+from harness.data.check.texts import excerpt
+from harness.data.contamination import ContaminatedRow, find_contaminated_rows
+from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
+from harness.data.examples import SourcedExample
+from harness.data.near_duplicates import THRESHOLD
+from harness.data.overlap import EMBEDDINGS, Encode, Overlap, overlaps, repeats_by_sense
+from harness.data.readers import file_of
+from harness.errors import as_argument
+from harness.formatting import pluralize
+
+
+def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """List rows that repeat an earlier one, exactly and nearly; a near duplicate is no exact one.
+
+    False alarms: near duplicates are alike by their exact Jaccard index, which clean rows may be: those made
+    from patterns are, and reports/data_check.md counts how often they ask the same. Those by sense reach the
+    threshold of contamination by sense, which 5 % of look-alikes of another sense reach.
+    """
+    _, first, inverse = np.unique(table.digests, axis=0, return_index=True, return_inverse=True)
+    earlier = first[inverse.ravel()]
+    again = np.flatnonzero(earlier != np.arange(len(table.digests)))
+    if len(again):
+        yield Finding(
+            "warning",
+            "exact duplicates of an earlier row",
+            "repeated rows count twice in training, and set apart for test they contaminate it",
+            len(table.digests),
+            tuple(table.places(int(i)) for i in again),
+            f"{table.places(int(again[0]))} repeats {table.places(int(earlier[again[0]]))}",
+            "harness data dedup FILE --out OUT",
+            beside=tuple(table.places(int(earlier[i])) for i in again),
+        )
+    distinct: dict[NormalizedRow, TableEntry] = {}
+    for entry in table.entries:
+        distinct.setdefault(fold_row(entry.qa), entry)
+    near = list(_report_near_duplicates(table, list(distinct.values())))
+    yield from near
+    if given.encode:
+        named = {where for finding in near for where in finding.rows}
+        others = [entry for entry in distinct.values() if entry.where not in named]
+        yield from _find_by_sense(table, given.encode, others, given.most)
+
+
+def _report_near_duplicates(table: RowTable, distinct: Sequence[TableEntry]) -> Iterator[Finding]:
+    """List rows that repeat an earlier one in almost the same words, as `data dedup` drops them."""
+    groups = near_repeats([entry.qa for entry in distinct])
+    numbers = sorted((i, group.kept, alike) for group in groups for i, alike in group.others)
+    pairs = [(distinct[i], distinct[kept], alike) for i, kept, alike in numbers]
+    if pairs:
+        row, kept, alike = max(pairs, key=lambda pair: pair[2])
+        yield Finding(
+            "warning",
+            f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)",
+            "they add little to learn from, and set apart for test they contaminate it",
+            len(table.entries),
+            tuple(row.where for row, _, _ in pairs),
+            f"{row.where} is {100 * alike:.0f} % {kept.where}: {_cut_question(row)} / {_cut_question(kept)}",
+            "harness data dedup FILE --out OUT",
+            beside=tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in pairs),
+        )
+
+
+def _find_by_sense(
+    table: RowTable, encode: Encode, rows: Sequence[TableEntry], most: int
+) -> Iterator[Finding]:
+    """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
+    drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
+    left = [rows[i] for i in drawn]
+
+    def may_repeat(i: int, j: int) -> bool:
+        same_label = not table.labels or left[i].answer == left[j].answer
+        return same_label and stand_on_same(left[i].qa, left[j].qa)
+
+    numbers = repeats_by_sense([entry.qa.question for entry in left], encode, may_repeat)
+    pairs = [(left[i], left[j], cosine) for i, j, cosine in numbers]
+    if pairs:
+        row, first, cosine = max(pairs, key=lambda pair: pair[2])
+        said = f", of {len(left):,} sampled" if len(left) < len(rows) else ""
+        yield Finding(
+            "warning",
+            f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})",
+            "read some: they add little to learn from, and set apart for test they contaminate it",
+            len(left),
+            tuple(row.where for row, _, _ in pairs),
+            f"{row.where} and {first.where} ({cosine:.2f}): {_cut_question(row)} / {_cut_question(first)}",
+            DECIDE_BY_SENSE,
+            beside=tuple(f"{e.where} (embeddings {c:.2f}): {_cut_question(e)}" for _, e, c in pairs),
+        )
+
+
+def _cut_question(entry: TableEntry) -> str:
+    one = excerpt(" ".join(entry.qa.question.split()), 61)
+    return repr(one if len(one) <= 60 else f"{one[:59]}…")
+
+
+def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """List the rows whose question has another answer elsewhere.
+
+    False alarms: none where answers are labels; a question with two free texts may have two right ones, so it
+    is a note there.
+    """
+    questions, answers = table.digests[:, 0], table.digests[:, 1]
+    _, first, inverse = np.unique(questions, return_index=True, return_inverse=True)
+    differs = answers != answers[first[inverse]]
+    groups = np.unique(inverse[differs])
+    rows = np.flatnonzero(np.isin(inverse, groups))
+    if not len(rows) or not any(entry.answer for entry in table.entries):
+        return
+    a = int(np.flatnonzero(differs)[0])
+    b = int(first[inverse[a]])
+    of = {entry.where: entry for entry in table.entries}
+    other = {inverse[i]: i for i in reversed(np.flatnonzero(differs))}
+    pairs = [(int(i), int(first[inverse[i]] if differs[i] else other[inverse[i]])) for i in rows]
+    beside = [
+        f"{where}, which answers {excerpt(of[where].answer, 40)!r}" if where in of else where
+        for where in (table.places(i) for _, i in pairs)
+    ]
+    there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
+    shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
+    question = excerpt(" ".join(there[0].question.split()), 60) if there else ""
+    places = tuple(table.places(i) for i, _ in pairs)
+    command = (
+        "harness data dedup FILE --conflicts drop --out OUT  # all of them; the Data page decides one by one"
+    )
+    if table.files_emptied_by(places):
+        command = DECIDE
+    yield Finding(
+        "error" if table.labels else "note",
+        f"{pluralize(len(groups), 'question')} with different answers",
+        "one of them is wrong, or the question does not hold what decides"
+        if table.labels
+        else "several answers may be right; a metric that compares with one reference takes others for wrong",
+        len(table.digests),
+        places,
+        f"{question!r}: {shown}" if there else "",
+        command if table.labels else "",
+        beside=tuple(beside),
+    )
+
+
+class _AlikeRow(NamedTuple):
+    """A training row, the test row that it may ask the same as, and how alike they are."""
+
+    row: TableEntry
+    item: TableEntry
+    by: Overlap
+
+    @property
+    def place(self) -> str:
+        return f"{self.item.where} ({self.by.measure} {self.by.similarity:.2f})"
+
+
+def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """List the training rows that a test row repeats, and those that may ask the same in other words.
+
+    The exact ones are those that a comparison would refuse, the others those that it would note.
+    False alarms: of the exact ones none; letter case and spaces aside the two are the same text. Those in
+    other words reach thresholds that 5 % of look-alikes of another sense reach too (reports/data_check.md).
+    """
+    if given.test is None:
+        return
+    rows, items = (
+        [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
+    )
+    exact = find_contaminated_rows(rows, items)
+    exact_places = {row.training.where for row in exact}
+    left = [entry for entry in table.entries if entry.where not in exact_places]
+    found = overlaps(
+        list(map(_bare_question, left)),
+        list(map(_bare_question, given.test.entries)),
+        answers=[entry.answer for entry in left],
+        encode=given.encode,
+    )
+    alike = [_AlikeRow(left[o.training], given.test.entries[o.evaluated], o) for o in found]
+    # Dedup looks at words alone, so what only embeddings find is decided row by row.
+    by_sense = [pair for pair in alike if pair.by.measure == "embeddings"]
+    in_words = [pair for pair in alike if pair.by.measure != "embeddings"]
+    dropped = [*(row.training.where for row in exact), *(pair.row.where for pair in in_words)]
+    emptied = table.files_emptied_by(dropped)
+    if emptied:
+        yield _say_emptied(table, emptied, dropped, exact)
+    exact = [row for row in exact if file_of(row.training.where) not in emptied]
+    in_words = [pair for pair in in_words if file_of(pair.row.where) not in emptied]
+    if exact:
+        first = exact[0]
+        question = excerpt(" ".join(first.training.example.prompt.split()), 60)
+        yield Finding(
+            "error",
+            "training rows that a test row repeats",
+            "the score on test counts what was learned by heart",
+            len(table.entries),
+            tuple(row.training.where for row in exact),
+            f"{first.training.where} has the question of {first.evaluated.where}: {question!r}",
+            _name_dedup_command(given.test),
+            beside=tuple(f"{row.evaluated.where}, with the same question" for row in exact),
+        )
+    if in_words:
+        yield _say_alike(table, in_words, "in other words", _name_dedup_command(given.test))
+    if by_sense:
+        decided = f"page, where the target's `test:` is {', '.join(given.test.files)},"
+        yield _say_alike(table, by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
+
+
+def _say_emptied(
+    table: RowTable, emptied: Sequence[str], dropped: Sequence[str], exact: Sequence[ContaminatedRow]
+) -> Finding:
+    """Say of files that all their rows are contaminated: without these no row is left to train on."""
+    rows = [where for where in dropped if file_of(where) in emptied]
+    is_exact = {row.training.where for row in exact}.issuperset(rows)
+    shown = ", ".join(emptied)
+    split = "harness data split FILE --out OUT  # and test on its part, or on another file"
+    return Finding(
+        "error" if exact else "warning",
+        f"all {len(rows):,} rows of {shown} {'are' if is_exact else 'are or may be'} in the test",
+        "the score on test counts what was learned by heart, and without these rows none is left to train on",
+        len(table.entries),
+        tuple(rows),
+        command=split
+        if len(emptied) == len(table.files)
+        else f"train without {shown}, or test on another file",
+    )
+
+
+def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
+    return Finding(
+        "warning",
+        f"training rows whose question may be that of a test row, {how}",
+        "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not",
+        len(table.entries),
+        tuple(pair.row.where for pair in pairs),
+        "; ".join(f"{pair.row.where} and {pair.place}" for pair in pairs[:3]),
+        command,
+        beside=tuple(
+            f"{pair.place}: {excerpt(' '.join(_bare_question(pair.item).split()), 80)!r}" for pair in pairs
+        ),
+    )
+
+
+def _name_dedup_command(test: RowTable) -> str:
+    """Name the command that leaves out what the test rows ask."""
+    against = " ".join(f"--against {as_argument(file)}" for file in test.files)
+    return f"harness data dedup FILE {against} --out OUT"
+
+
+def _bare_question(entry: TableEntry) -> str:
+    """Return the question without the context in front of it, which rows may share."""
+    alone = entry.qa.question
+    return alone if entry.qa.context and entry.question.endswith(alone) else entry.question
