@@ -19,7 +19,7 @@ from harness.data.multiple_choice import (
     read_choices,
     settle_forms,
 )
-from harness.data.rated_rows import OWN_QUESTION, PREFERRED, RATED, TREE, best_answer, read_pair
+from harness.data.rated_rows import OWN_QUESTION, PREFERRED, RATED, TREE, best_answer, misfit, read_pair
 from harness.data.text_files import Row, Rows
 from harness.data.tools import TOOL_FIELDS
 from harness.data.turns import (
@@ -110,13 +110,13 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     # A header stands again where files of separated values were joined.
     cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
     if len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells):
-        raise UserError(Problem(row.where, "the names of the columns once more", "a row", MEND_ROW))
+        raise misfit(row, "the names of the columns once more", "a row")
     if layout is None:
         return row
     if not layout.fits(find_known_fields(row)):
-        raise UserError(
-            _misfit(row, f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}", layout)
-        )
+        found = f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}"
+        expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
+        raise UserError(Problem(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:"))
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
 
 
@@ -183,11 +183,6 @@ def _conversation(column: str) -> Layout:
     return Layout("chat", form, _has(column), _chat(column), column)
 
 
-def _misfit(row: Row, found: str, layout: Layout) -> Problem:
-    expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
-    return Problem(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:")
-
-
 def _has(*names: str) -> Callable[[set[str]], bool]:
     return lambda fields: fields >= set(names)
 
@@ -224,9 +219,7 @@ def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
         answer = read_turns(row, "completion")
         _refuse_untrained(row, "completion")
         if len(answer) != 1 or answer[0]["role"] != "assistant":
-            raise UserError(
-                Problem(row.where, "a completion of another form", "one turn of the assistant", MEND_ROW)
-            )
+            raise misfit(row, "a completion of another form", "one turn of the assistant")
         return {"messages": add_system(read_turns(row, "prompt"), row), "references": [answer[0]["content"]]}
     return {
         "messages": user_turns(read_text(row, "prompt"), row),
@@ -239,7 +232,7 @@ def _refuse_untrained(row: Row, field: str) -> None:
     last = read_leniently(next(reversed(row.fields[field]), None))
     if last and last.role == "assistant" and not last.is_trained:
         found = "a last answer that is not to be trained on"
-        raise UserError(Problem(row.where, found, "a last answer to train on", MEND_ROW))
+        raise misfit(row, found, "a last answer to train on")
 
 
 def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
@@ -255,7 +248,7 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
                 f"{field} whose last turn is empty" if turns and turns[-1]["role"] == "assistant" else found
             )
             expected = "turns that end with an answer of the assistant"
-            raise UserError(Problem(row.where, found, expected, MEND_ROW))
+            raise misfit(row, found, expected)
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
 
     return reads
@@ -305,9 +298,7 @@ def _answers(row: Row) -> list[str]:
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
     if not answers:
-        raise UserError(
-            Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", MEND_ROW)
-        )
+        raise misfit(row, f"no answer in {field!r}", "at least one accepted answer")
     return list(dict.fromkeys(answers))
 
 
@@ -319,12 +310,10 @@ def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
     accepted = [[*dict.fromkeys(of)] if isinstance(of, list) else [of] for of in held or []]
     texts = [of for one in [said, *accepted] for of in (one if isinstance(one, list) else [None])]
     if not accepted or not all(map(len, accepted)) or not all(isinstance(text, str) for text in texts):
-        raise UserError(
-            Problem(row.where, "questions and answers of another form", "two lists of texts", MEND_ROW)
-        )
+        raise misfit(row, "questions and answers of another form", "two lists of texts")
     if len(said) != len(accepted):
         counts = f"{len(said)} questions and {len(accepted)} answers"
-        raise UserError(Problem(row.where, counts, "an answer for each question", MEND_ROW))
+        raise misfit(row, counts, "an answer for each question")
     turns = [
         turn
         for question, answers in zip(said, accepted, strict=True)
@@ -340,7 +329,7 @@ def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
     calls = spell_calls(row.fields["answers"])
     if not isinstance(calls, str) or not calls.strip():
         expected = "a list of calls with name and arguments, also as JSON within a text"
-        raise UserError(Problem(row.where, "answers of another form", expected, MEND_ROW))
+        raise misfit(row, "answers of another form", expected)
     return {"messages": user_turns(read_text(row, "query"), row), "references": [calls]}
 
 
@@ -352,7 +341,7 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
     column = next(name for name in TAGS if row.fields.get(name) is not None)
     tokens, tags = row.fields["tokens"], row.fields[column]
     if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
-        raise UserError(Problem(row.where, f"no tag for each token in {column!r}", "two lists", MEND_ROW))
+        raise misfit(row, f"no tag for each token in {column!r}", "two lists")
     if not all(isinstance(tag, str) for tag in tags):
         step = "write the names in their place; the card of the data set lists them"
         raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))

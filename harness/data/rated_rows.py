@@ -33,10 +33,10 @@ _SCORES = ("fine-grained_score", "overall_score", "rating", "score")
 
 
 class RatedAnswer(NamedTuple):
-    """A text and how good it is, as a number of which more is better; None where it was not judged."""
+    """A text and how good it is, as a number of which more is better; -inf where it was not judged."""
 
     text: str
-    score: float | None
+    score: float
 
 
 class RatedConversation(NamedTuple):
@@ -74,34 +74,36 @@ def make_judged_pair(row: Row) -> Row:
     if not (known >= RATED or known >= TREE):
         return row
     for messages, answers in [_read_rated(row)] if known >= RATED else _tree(row):
-        scored = [answer for answer in answers if answer.score is not None]
+        scored = [answer for answer in answers if answer.score > -math.inf]
         if len({answer.score for answer in scored}) > 1:
             pair = {"chosen": scored[0].text.strip(), "rejected": scored[-1].text.strip()}
             return row._replace(fields={**row.fields, "messages": messages, **pair})
     expected = "two answers, one rated higher than the other"
-    raise UserError(Problem(row.where, "no two answers of different ratings", expected, MEND_ROW))
+    raise misfit(row, "no two answers of different ratings", expected)
 
 
 def _read_rated(row: Row) -> RatedConversation:
     """Read UltraFeedback's instruction and rated completions."""
     completions = row.fields["completions"]
     if not isinstance(completions, list) or not all(isinstance(of, dict) for of in completions):
-        raise _misfit(row, "'completions' of another form", "a list of {response, overall_score}")
+        raise misfit(row, "'completions' of another form", "a list of {response, overall_score}")
     answers = [RatedAnswer(str(of.get("response") or ""), _score(row, of)) for of in completions]
     question = str(row.fields["instruction"])
     if not question.strip():
-        raise _misfit(row, "an empty question", "a text")
+        raise misfit(row, "an empty question", "a text")
     return RatedConversation([{"role": "user", "content": question}], _best_first(row, answers))
 
 
-def _score(row: Row, completion: Mapping[str, Any]) -> float | None:
+def _score(row: Row, completion: Mapping[str, Any]) -> float:
     value = next((completion[name] for name in _SCORES if completion.get(name) is not None), None)
+    if value is None:
+        return -math.inf
     try:
-        score = None if value is None else float(value)
+        score = float(value)
     except (TypeError, ValueError):
         score = math.nan
-    if score is not None and not math.isfinite(score):
-        raise _misfit(row, f"the rating {value!r}", "a number")
+    if not math.isfinite(score):
+        raise misfit(row, f"the rating {value!r}", "a number")
     return score
 
 
@@ -110,47 +112,39 @@ def _tree(row: Row) -> list[RatedConversation]:
     message, turns, found = row.fields["prompt"], list[Message](), list[RatedConversation]()
     while message is not None:
         if not isinstance(message, dict) or not isinstance(message.get("text"), str):
-            raise _misfit(row, "a message of another form", "{text, role, replies}, as OASST writes trees")
+            raise misfit(row, "a message of another form", "{text, role, replies}, as OASST writes trees")
         if message.get("deleted"):
-            raise _misfit(row, "a question that was deleted", "one that is there")
+            raise misfit(row, "a question that was deleted", "one that is there")
         is_answer = message.get("role") == "assistant"
         turns = [*turns, {"role": "assistant" if is_answer else "user", "content": message["text"]}]
-        replies = sorted(_replies(row, message), key=_rank)
+        replies = message.get("replies") or []
+        if not isinstance(replies, list) or not all(isinstance(of, dict) for of in replies):
+            raise misfit(row, "replies of another form", "a list of messages")
+        replies = sorted((of for of in replies if not of.get("deleted")), key=_rank)
         if replies and not is_answer:
-            ranked = [RatedAnswer(str(of.get("text") or ""), _rank_score(of)) for of in replies]
+            ranked = [RatedAnswer(str(of.get("text") or ""), -_rank(of)) for of in replies]
             found.append(RatedConversation(turns, _best_first(row, ranked)))
         message = replies[0] if replies else None
     if not found:
-        raise _misfit(row, "a tree without an answer", "a reply of the assistant")
+        raise misfit(row, "a tree without an answer", "a reply of the assistant")
     return found
 
 
-def _replies(row: Row, message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    replies = message.get("replies") or []
-    if not isinstance(replies, list) or not all(isinstance(of, dict) for of in replies):
-        raise _misfit(row, "replies of another form", "a list of messages")
-    return [of for of in replies if not of.get("deleted")]
-
-
-def _rank(message: Mapping[str, Any]) -> tuple[bool, float]:
-    """Sort by rank, 0 first, and what has none behind."""
-    score = _rank_score(message)
-    return score is None, 0.0 if score is None else -score
-
-
-def _rank_score(message: Mapping[str, Any]) -> float | None:
+def _rank(message: Mapping[str, Any]) -> float:
+    """Return the rank of a reply, 0 for the best; one without a rank is behind all others."""
     rank = message.get("rank")
-    return -float(rank) if isinstance(rank, int | float) else None
+    return float(rank) if isinstance(rank, int | float) else math.inf
 
 
 def _best_first(row: Row, answers: Sequence[RatedAnswer]) -> list[RatedAnswer]:
     written = [answer for answer in answers if answer.text.strip()]
     if not written:
-        raise _misfit(row, "no answer", "at least one with a text")
-    return sorted(written, key=lambda a: (a.score is None, 0.0 if a.score is None else -a.score))
+        raise misfit(row, "no answer", "at least one with a text")
+    return sorted(written, key=lambda answer: -answer.score)
 
 
-def _misfit(row: Row, found: str, expected: str) -> UserError:
+def misfit(row: Row, found: str, expected: str) -> UserError:
+    """Phrase a row that does not hold what is expected."""
     return UserError(Problem(row.where, found, expected, MEND_ROW))
 
 
@@ -171,18 +165,12 @@ def read_pair(row: Row) -> Row:
     if chosen is None or rejected is None:
         return _check_pair(_name_question(row))
     if not chosen or not rejected:
-        raise UserError(Problem(row.where, "an empty conversation", "turns", MEND_ROW))
+        raise misfit(row, "an empty conversation", "turns")
     n = _n_shared(chosen, rejected)
     answers = chosen[n:], rejected[n:]
     if any(len(rest) > 1 or rest[0]["role"] != "assistant" for rest in answers if rest):
-        raise UserError(
-            Problem(
-                row.where,
-                "two conversations that part before the last answer",
-                "chosen and rejected with the same turns up to one last answer each",
-                MEND_ROW,
-            )
-        )
+        expected = "chosen and rejected with the same turns up to one last answer each"
+        raise misfit(row, "two conversations that part before the last answer", expected)
     texts = [rest[0]["content"] if rest else "" for rest in answers]
     fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
     return _check_pair(_name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
@@ -202,12 +190,12 @@ def read_thumb(row: Row) -> Row | None:
         return None
     label, completion = row.fields["label"], row.fields["completion"]
     if (is_up := read_flag(label)) is None:
-        raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", MEND_ROW))
+        raise misfit(row, f"the label {label!r}", "true or false, a thumb")
     if isinstance(completion, list):
         turns = read_turns(row, "completion")
         if len(turns) != 1 or turns[0]["role"] != "assistant":
             expected = "one turn of the assistant"
-            raise UserError(Problem(row.where, "a completion of another form", expected, MEND_ROW))
+            raise misfit(row, "a completion of another form", expected)
         completion = turns[0]["content"]
     answer = read_text(row._replace(fields={**row.fields, "completion": completion}), "completion")
     return _name_question(row._replace(fields={**row.fields, "completion": answer, "label": is_up}))
@@ -265,10 +253,8 @@ def _check_pair(pair: Row) -> Row:
     """Refuse a pair that says nothing of what is preferred."""
     chosen, rejected = (" ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected"))
     if chosen == rejected:
-        raise UserError(
-            Problem(pair.where, "two equal answers", "a chosen answer and another rejected one", MEND_ROW)
-        )
+        raise misfit(pair, "two equal answers", "a chosen answer and another rejected one")
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text:
-            raise UserError(Problem(pair.where, f"an empty {name} answer", "a text", MEND_ROW))
+            raise misfit(pair, f"an empty {name} answer", "a text")
     return pair

@@ -66,11 +66,9 @@ def read_json_array(file: Path, shown: str) -> list[Row]:
         value = parse_json(text, parse_constant=_no_number, object_pairs_hook=_once)
         _refuse_half_signs(text, value)
     except json.JSONDecodeError as error:
-        found = f"malformed JSON ({error.msg} at column {error.colno})"
+        where, found = f"{shown}:{error.lineno}", f"malformed JSON ({error.msg} at column {error.colno})"
         expected = "a list of objects (one object a line is a .jsonl file)"
-        raise UserError(
-            Problem(f"{shown}:{error.lineno}", found, expected, "fix or rename the file")
-        ) from None
+        raise UserError(Problem(where, found, expected, "fix or rename the file")) from None
     except ValueError as error:
         raise UserError(Problem(shown, f"malformed JSON ({error})", "a list of objects", "fix it")) from None
     rows = _list_objects(value)
@@ -332,9 +330,8 @@ def read(path: str, split: str) -> Rows:
     is_set = path.startswith(HUB) or file.is_dir()
     found = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not found.rows:
-        raise UserError(
-            phrase_no_rows(path, f"at least one row of {split}", "add rows, or leave the file out")
-        )
+        step = "add rows, or leave the file out"
+        raise UserError(phrase_no_rows(path, f"at least one row of {split}", step))
     refuse_no_header(path, found.rows)
     return found
 

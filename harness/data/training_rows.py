@@ -94,9 +94,8 @@ def _drop_contaminated(
     notes.removed.extend(splits.describe_augmented_left_out(whole, kept, shown))
     if not kept and whole:
         said = f"only rows made from rows that are evaluated (this is the first of {len(whole):,})"
-        raise UserError(
-            Problem(whole[0].where, said, "rows made from training rows", "augment those instead")
-        )
+        expected, step = "rows made from training rows", "augment those instead"
+        raise UserError(Problem(whole[0].where, said, expected, step))
     if not kept:
         raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
     return kept

@@ -227,9 +227,8 @@ class _Maker:
             self._add(row, shown)
         self.per_file[shown] = n
         if not n:
-            raise UserError(
-                readers.phrase_no_rows(path, "at least one row", "add rows, or leave the file out")
-            )
+            step = "add rows, or leave the file out"
+            raise UserError(readers.phrase_no_rows(path, "at least one row", step))
 
     def _count(self, row: Row) -> Row:
         count_cells(self.columns, row)

@@ -210,11 +210,8 @@ def _find_beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
 def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Give each trait that the rows allow; label accuracy, the fifth, stands with the suspect labels.
 
-    False alarms: only representativeness raises an alarm, where a classifier tells unseen training rows from
-    unseen test rows: a Mann-Whitney test of its scores at `ALPHA`, so independent rows of one source are told
-    apart in 1 file of 1,000. Rows of a group are not independent: where training and test have no group in
-    common there is no alarm, of the groups that `--source` names or by which `harness data split --group`
-    parted them.
+    False alarms: only representativeness raises an alarm, by a Mann-Whitney test at `ALPHA`. Rows of a group
+    are not independent: where training and test have no group in common there is no alarm.
     """
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST_COMPARED:

@@ -117,11 +117,8 @@ def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Findin
     What is tested is form, not content: how a question begins and ends, its outer white space, and a word or
     a sign, alone or at a word, only where it stands at one end in nine of ten of its rows. A marker gives the
     label in nine of ten of its rows.
-
     False alarms: each form is tested against each label by Fisher's exact test (one-sided), at `ALPHA` over
-    all pairs by Bonferroni: where forms are independent of labels, fewer than 1 file in 1,000 raises one. A
-    word that questions of one label truly begin with is found as well, which only a reader can tell from a
-    marker; a word in the middle is none, however well it gives the label: none is found in Banking77.
+    all pairs by Bonferroni. A word that questions of one label truly begin with is found as well.
     """
     from scipy import stats
 
@@ -207,11 +204,8 @@ class SuspectLabels(NamedTuple):
 def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the suspect rows, the most suspect first, with the label that is proposed.
 
-    At most `given.most` rows, drawn by class, are judged by a logistic regression on the TF-IDF of their
-    words and signs, each by one that was trained on the other four fifths; classes of fewer than five rows
-    are left out. A classifier that gives too few of the labels judges none: its own errors would pass for
-    theirs. Too few is below the share `_SKILL` of what always answering the commonest label leaves open.
-
+    Labels of fewer than five rows are left out. A classifier that gives less than the share `_SKILL` of what
+    always answering the commonest label leaves open judges none: its own errors would pass for theirs.
     False alarms: a suspect is a row to read, not a proof. Whether there is an alarm is a binomial test at
     `ALPHA` that more than the share `_EXPECTED` of the labels surely differ: the row's own has a probability
     below `_OWN`, another one above `_OTHER`. They were chosen on 180 draws of Banking77 and the own

@@ -111,14 +111,9 @@ def _json(row: Row) -> str:
     try:
         return json.dumps(row.fields, ensure_ascii=False, allow_nan=False, default=_as_text)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            Problem(
-                row.where,
-                f"a value that JSON cannot hold ({error})",
-                "texts and numbers",
-                "write a .parquet file" if isinstance(error, TypeError) else "fix the row",
-            )
-        ) from None
+        step = "write a .parquet file" if isinstance(error, TypeError) else "fix the row"
+        found = f"a value that JSON cannot hold ({error})"
+        raise UserError(Problem(row.where, found, "texts and numbers", step)) from None
 
 
 def _as_text(value: Any) -> str:
@@ -149,9 +144,8 @@ def _cell(row: Row, name: str) -> str:
     try:
         return _as_text(value)
     except TypeError as error:
-        raise UserError(
-            Problem(row.where, f"{error} in {name!r}", "values that CSV can hold", "write a .jsonl file")
-        ) from None
+        found, expected = f"{error} in {name!r}", "values that CSV can hold"
+        raise UserError(Problem(row.where, found, expected, "write a .jsonl file")) from None
 
 
 def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> None:

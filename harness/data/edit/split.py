@@ -118,26 +118,19 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
             changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
         elif of := next((at for at in origin.places if at not in trained), None):
             changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
-    changes |= dict(_find_evaluated(found, content, roles, way))
+    rows = [row for row in content.rows if is_augmented(row)]
+    others = [row for name, part in found.parts.items() if name != "train" for row in part]
+    augmented, known, every = (
+        [read_question_and_answers(row, roles).whole for row in of] for of in (rows, others, content.rows)
+    )
+    for row, near in zip(rows, _nearest(augmented, known, way.alike, every), strict=True):
+        if near:
+            reason = "alike to a question of another part"
+            changes[row.where] = Change(row.where, "dropped", (reason,), others[near.row].where)
     trained |= made.keys() - changes.keys()
     rows = [row for row in content.rows if row.where in trained]
     ordered = [changes[row.where] for row in content.rows if row.where in changes]
     return SplitRows({**found.parts, "train": rows}, ordered)
-
-
-def _find_evaluated(
-    found: SplitRows, content: Rows, roles: Roles, way: SplitOptions
-) -> Iterator[tuple[str, Change]]:
-    """Yield the augmented rows whose question is alike to one of validation or test."""
-    made = [row for row in content.rows if is_augmented(row)]
-    others = [row for name, rows in found.parts.items() if name != "train" for row in rows]
-    augmented, known, every = (
-        [read_question_and_answers(row, roles).whole for row in of] for of in (made, others, content.rows)
-    )
-    for row, near in zip(made, _nearest(augmented, known, way.alike, every), strict=True):
-        if near:
-            reason = "alike to a question of another part"
-            yield row.where, Change(row.where, "dropped", (reason,), others[near.row].where)
 
 
 def check_way(way: SplitOptions) -> None:
@@ -153,9 +146,8 @@ def check_way(way: SplitOptions) -> None:
         raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
     elif way.time:
         step = "leave one of the two out: without --folds the newest rows are for test"
-        raise UserError(
-            Problem("--folds", f"--time {way.time} as well", "folds that rows are dealt into", step)
-        )
+        found = f"--time {way.time} as well"
+        raise UserError(Problem("--folds", found, "folds that rows are dealt into", step))
     elif shares != SHARES:
         found, step = f"--shares {','.join(map(plain, shares))} as well", "leave one of the two out"
         raise UserError(Problem("--folds", found, "folds, all of one size", step))
