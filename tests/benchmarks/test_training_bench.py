@@ -62,12 +62,22 @@ def measure(side: str, precision: str, folder: Path) -> dict[str, float]:
 
 
 def train(side: str, precision: str, folder: Path) -> dict[str, float]:
-    """Train on one side in this process."""
+    """Train on one side in this process; both train by transformers' Trainer, whose processors' time is taken."""
+    from transformers import Trainer
+
     context = the_context(folder, precision)
     gflops = context.machine.gflops
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    train_as_it_is, used = Trainer.train, 0.0
+
+    def train_timed(*args, **kwargs):
+        nonlocal used
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        result = train_as_it_is(*args, **kwargs)
+        used = (time.process_time() - cpu_s) / (time.perf_counter() - wall_s)
+        return result
+
+    Trainer.train = train_timed
     costs = SIDES[side](context, PARAMS)
-    used = (time.process_time() - cpu_s) / (time.perf_counter() - wall_s)
     shape = hub.shape(context.source)
     needed = memory.training_flops(shape.active, costs.n_tokens, adapter_parameters(shape, PARAMS))
     return costs._asdict() | {"cpu": 100 * used, "peak": 100 * needed / costs.loop_s / 1e9 / gflops}
