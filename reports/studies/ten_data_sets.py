@@ -3,7 +3,7 @@
 Each kind of `tests/ten_kinds.py` is written, `init` proposes an experiment for it on this machine, and
 `compare` runs that without an edit. Where the truth is known the decision is held to it.
 
-`PYTHONPATH=. python -m reports.studies.ten_data_sets FOLDER` takes up to twenty minutes a kind on the embedded
+`PYTHONPATH=. python -m reports.studies.ten_data_sets FOLDER` takes some ten minutes a kind on the embedded
 model; `--only "labels"` takes one, `--base-model` another model. A second call goes on where the first one
 stopped. What is finished is kept in `reports/ten_data_sets.json`, so that a kind that was finished on any machine
 is not begun again, and `reports/ten_data_sets.md` is written from it.
@@ -78,7 +78,7 @@ def run_proposal(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
     log, experiment = folder / "init.json", folder / "new"
     if not log.exists():
         rows = ten_kinds.write(kind, folder)
-        proposal = scaffold.propose(scaffold.Request(experiment, str(rows), base_model, minutes=20.0))
+        proposal = scaffold.propose(scaffold.Request(experiment, str(rows), base_model, minutes=5.0))
         scaffold.write(proposal)
         said = [line.replace(f"{folder}/", "") for line in (*proposal.said, *proposal.warnings)]
         log.write_text(json.dumps(said, ensure_ascii=False))
