@@ -339,9 +339,35 @@ LAYOUTS = {
             json.dumps([{"text": "Ann Lee", "type": "PER"}, {"text": row["tokens"][3], "type": "LOC"}]),
         ),
         (
-            "Extract the data from the text as a JSON list of objects with the keys text, type (one of LOC | "
+            "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
             "PER); an empty list where there are none. Reply with the JSON and nothing else."
         ),
+    ),
+    "words and their entities": (
+        lambda i: {"words": ["Ann", "saw", f"Rome{i}"], "ner": ["B-PER", "O", "B-LOC"]},
+        "words → question; ner → answer",
+        lambda row: (
+            " ".join(row["words"]),
+            json.dumps([{"text": "Ann", "type": "PER"}, {"text": row["words"][2], "type": "LOC"}]),
+        ),
+        (
+            "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
+            "PER); an empty list where there are none. Reply with the JSON and nothing else."
+        ),
+    ),
+    "several labels under the name of one": (
+        lambda i: {"text": say(i), "label": [[3], [7], [3, 7]][i % 3]},
+        "text → question; label → answer",
+        lambda row: (row["text"], "; ".join(map(str, row["label"]))),
+        "Classify the text. Reply with all that apply of: 3, 7. Write ';' between them.",
+    ),
+    "turns of a prompter": (
+        lambda i: {
+            "thread": [{"role": "prompter", "text": f"Is {i}?"}, {"role": "assistant", "text": say(i, 10)}]
+        },
+        "thread → question and answer",
+        lambda row: (row["thread"][0]["text"], row["thread"][1]["text"]),
+        "Reply to the message in about 10 words, and nothing else.",
     ),
     "turns by another name": (
         lambda i: {
@@ -454,6 +480,37 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     read = [*items.validation, *items.test]  # in folds every row to train on is tested
     assert len(read) == N
     assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
+
+
+def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_somebody_says(tmp_path):
+    tagged = [f'text {i},"{["red"] if i % 3 else ["red", "blue"]}"\n' for i in range(N)]
+    path = tmp_path / "tagged.csv"
+    path.write_text("text,tags\n" + "".join(tagged))
+    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    items = load_task(found.task, 0)
+    assert {e.references for e in [*items.validation, *items.test]} == {("red",), ("red; blue",)}
+
+    path, made = write_rows(
+        tmp_path,
+        lambda i: (
+            {"dialogue": [{"speaker": "Ann", "text": say(i)}, {"speaker": "Bo", "text": "Yes."}]}
+            | {"summary": say(i, 5)}
+        ),
+    )
+    request = Request(tmp_path / "new", str(path), prompt="dialogue", reference="summary", **ELSEWHERE)
+    items = load_task(scaffold.propose(request, HERE).task, 0)
+    expected = {f"Ann: {row['dialogue'][0]['text']}\nBo: Yes." for row in made}
+    assert {e.prompt for e in [*items.validation, *items.test]} == expected
+
+
+def test_what_cannot_be_a_label_is_said(tmp_path):
+    path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "label": pick(("yes", "no", "-"), i)})
+    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    assert any(line.startswith("the label '-' of 13 rows means nothing") for line in found.warnings)
+
+    path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "joy": i % 2, "fear": 1 - i % 2})
+    with pytest.raises(UserError, match="the columns joy, fear say yes or no each: write those that apply"):
+        scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def _kind(value: Any) -> str:
 
 
 # Columns whose lists hold all that applies to a row, not several answers that are each right.
-_SETS = {"tags", "labels", "topics", "categories", "genres", "classes", "keywords", "keyphrases", "hashtags"}
+_SETS = {
+    *("tags", "labels", "topics", "categories", "genres", "classes", "keywords", "keyphrases", "hashtags"),
+    *("emotions", "intents", "tag", "label", "topic", "category", "genre", "class", "emotion", "intent"),
+}
 
 
 def is_label_list(column: str, value: Any) -> bool:

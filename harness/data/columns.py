@@ -330,7 +330,8 @@ def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
     if layout.column:
         return Roles((layout.column,), (layout.column,))
     if layout.name == "tokens and tags":
-        return Roles(("tokens",), tuple(name for name in formats.TAGS if name in names)[:1])
+        shown, tags = (tuple(n for n in known if n in names)[:1] for known in (formats.WORDS, formats.TAGS))
+        return Roles(shown, tags)
     answer = "answers" if "answers" in names else "answer"
     return _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
 

@@ -333,13 +333,14 @@ def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
     return {"messages": user_turns(read_text(row, "query"), row), "references": [calls]}
 
 
-TAGS = ("ner_tags", "tags")
+TAGS = ("ner_tags", "ner", "tags")
+WORDS = ("tokens", "words")
 
 
 def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a sentence in tokens, whose tags become the list of the pieces that they mark, as JSON."""
     column = next(name for name in TAGS if row.fields.get(name) is not None)
-    tokens, tags = row.fields["tokens"], row.fields[column]
+    tokens, tags = next(row.fields[name] for name in WORDS if name in row.fields), row.fields[column]
     if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
         raise misfit(row, f"no tag for each token in {column!r}", "two lists")
     if not all(isinstance(tag, str) for tag in tags):
@@ -417,8 +418,8 @@ LAYOUTS = (
     ),
     Layout(
         "tokens and tags",
-        "tokens, and ner_tags or tags of each token, such as B-PER and O",
-        lambda fields: "tokens" in fields and bool(fields & {*TAGS}),
+        "tokens or words, and ner_tags, ner or tags of each, such as B-PER and O",
+        lambda fields: bool(fields & {*WORDS}) and bool(fields & {*TAGS}),
         _tagged_tokens,
     ),
     Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),

@@ -69,6 +69,7 @@ _LABEL_WORDS = {
     *("entailment", "contradiction", "spam", "ham", "low", "medium", "high", "pass", "fail"),
 }
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
+_FLAGS = {"0", "1", "0.0", "1.0", "true", "false"}
 _WIDEST_SCALE = 10  # between the ends of numbers that are steps
 SQL = re.compile(
     r"\s*(?:select|with|insert|update|delete)\s.*?\b(?:from|into|set|as)\b", re.IGNORECASE | re.DOTALL
@@ -303,6 +304,12 @@ def _advise_columns(
     Where no text is left, a list or an object asks or answers.
     """
     names = [*names]
+    flags = [n for n in names if {str(row.fields.get(n)).lower() for row in content.rows} <= _FLAGS]
+    if answers is None and len(flags) > 1:
+        return (
+            f"the columns {', '.join(flags)} say yes or no each: write those that apply as a list, "
+            f'such as "labels": ["{flags[0]}"]'
+        )
     texts: dict[str, list[str]] = {}
     for name in (name for name in names if not is_id(name) and name not in SYSTEMS):
         values = [row.fields.get(name) for row in content.rows]

@@ -5,6 +5,7 @@ is refused for certain only where its cell stands in the same column again and a
 sentence; a header that stands in a file once more, as where files were joined, is no sign.
 """
 
+import ast
 import codecs
 import csv
 import gzip
@@ -13,7 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO, cast
@@ -235,6 +236,7 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
     return [*problems[:SHOWN], Problem(where, found, "none", "fix these; the next call names the others")]
 
 
+_PYTHON_LIST = re.compile(r"\s*\[\s*'.*\]\s*", re.DOTALL)
 _TRIED = 100  # lines behind the first by which separators are told apart
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
@@ -271,7 +273,7 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
                         step = "delete it, or name one more column in the first line"
                         n_trailing += 1
                     problems.append(Problem(where, found, expected, step))
-                yield Row(where, dict(zip(header, cells, strict=False)))
+                yield Row(where, dict(zip(header, map(_read_cell, cells), strict=False)))
         except csv.Error as error:
             expected = f"values separated by {_SEPARATORS[delimiter]}"
             where = f"{shown}:{line + bool(named)}"
@@ -280,6 +282,16 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
         raise UserError(_title_line(f"{shown}:{1 + bool(named)}", len(header), widths))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
+
+
+def _read_cell(cell: str) -> Any:
+    """Read a cell; a list of texts as Python writes it, such as `['a', 'b']` by pandas, is that list."""
+    if not _PYTHON_LIST.fullmatch(cell):
+        return cell
+    with suppress(ValueError, SyntaxError):
+        entries = ast.literal_eval(cell.strip())
+        return entries if all(isinstance(entry, str) for entry in entries) else cell
+    return cell
 
 
 def _quotes_behind_blank(line: str, delimiter: str) -> bool:

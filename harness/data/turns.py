@@ -193,6 +193,7 @@ _ROLES = {
     "system": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "developer": "system",
     "assistant": "assistant",
     "gpt": "assistant",
@@ -209,7 +210,17 @@ _ROLES = {
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
 # Fields that hold no plain text.
 LISTS = frozenset(
-    {"messages", "conversations", "completions", "choices", "options", "endings", "questions", "tokens"}
+    (
+        "messages",
+        "conversations",
+        "completions",
+        "choices",
+        "options",
+        "endings",
+        "questions",
+        "tokens",
+        "words",
+    )
 )
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 _TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
@@ -423,7 +434,14 @@ def refuse_media(texts: Iterable[str], row: Row) -> None:
 
 
 def text_of(value: Any) -> str:
-    """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON."""
+    """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON.
+
+    An object of a speaker and a text is `speaker: text`.
+    """
+    if isinstance(value, dict) and len(value) == 2 and (names := {*_SPEAKERS} & value.keys()):
+        speaker = names.pop()
+        said = next(text for name, text in value.items() if name != speaker)
+        return f"{value[speaker]}: {said}"
     if isinstance(value, list):
         return "\n".join(map(text_of, value))
     if isinstance(value, str):

@@ -66,6 +66,8 @@ def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
     """Find the columns that a task shows and the one that answers; of nested ones the part that is named."""
     if seen.layout and seen.layout.column:
         return PromptColumns(("messages",), "messages")
+    if seen.layout and seen.layout.name == "tokens and tags":
+        return PromptColumns(("text",), "entities")
     names = dict.fromkeys(name for row in seen.rows for name in row.fields)
     roles = find_reading_roles(reading, seen.layout, names)
     shown = FIELD.findall(seen.fields.get("prompt", "")) or [c for c in names if c in roles.questions]

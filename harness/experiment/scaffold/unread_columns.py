@@ -92,8 +92,13 @@ def _other_columns(unused: Unused, request: Request) -> Iterator[str]:
 
 
 def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
-    """Warn of labels that are codes, numbers from 0 on or in lists, which tell a prompt nothing."""
+    """Warn of labels that are codes, numbers from 0 on or in lists, or signs, which tell a prompt nothing."""
     values = [str(value) for value in _read_column(seen, seen.answer_column)]
+    for sign in (label for label in seen.answers.labels if not any(map(str.isalnum, label))):
+        yield (
+            f"the label {sign!r} of {pluralize(values.count(sign), 'row')} means nothing; next: "
+            "delete these rows where it stands for no label, or say what it means: --instruction TEXT"
+        )
     labels = {*seen.answers.labels} - {"none"}
     are_codes = "0" in labels or seen.answers.form == "joined labels"
     if not labels or not are_codes or not all(map(str.isdecimal, labels)):
