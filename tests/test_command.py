@@ -18,7 +18,7 @@ from tiny_experiment import runs_of
 
 from harness import config
 from harness.errors import CandidateFailed, UserError
-from harness.methods import _placeholders
+from harness.methods import command
 from harness.methods.command import METHOD, Params, fit
 from harness.models import supervision
 from harness.models.hub import has_tokenizer, resolve
@@ -313,15 +313,15 @@ def test_secrets_that_a_program_printed_are_not_repeated(tmp_path, monkeypatch):
 class TestPlaceholders:
     def test_a_value_stays_one_argument_whatever_it_holds(self):
         values = {"out": "/a b/$(x)'y"}
-        assert _placeholders.arguments("tool --out={out}", values) == ["tool", "--out=/a b/$(x)'y"]
-        shell = _placeholders.arguments("echo {out}", values, shell=True)
+        assert command.arguments("tool --out={out}", values) == ["tool", "--out=/a b/$(x)'y"]
+        shell = command.arguments("echo {out}", values, shell=True)
         assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "/a b/$(x)'y\n"
 
     def test_a_folder_of_templates_is_filled_and_says_where_it_lies(self, tmp_path):
         (tmp_path / "t").mkdir()
         (tmp_path / "t" / "a.json").write_text('{"file": "{data}", "as": "{{data}}"}')
         (tmp_path / "t" / "b.yaml").write_text("folder: {config}")
-        whole = _placeholders.fill_template(tmp_path / "t", tmp_path / "to", {"data": "/rows"})
+        whole = command.fill_template(tmp_path / "t", tmp_path / "to", {"data": "/rows"})
         assert (whole / "a.json").read_text() == '{"file": "/rows", "as": "{{data}}"}'
         assert (whole / "b.yaml").read_text() == f"folder: {whole}"
 
@@ -329,7 +329,7 @@ class TestPlaceholders:
         self, tmp_path
     ):
         def digest(folder):
-            return _placeholders.files_digest("python train.py {data}", folder, folder / "t.yaml")
+            return command.files_digest("python train.py {data}", folder, folder / "t.yaml")
 
         one, two = tmp_path / "one", tmp_path / "two"
         for folder in (one, two):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.regularizers._general import general_prompts
+from harness.regularizers import general_prompts
 
 SUITES = Path(__file__).parents[1] / "suites"
 RUN = 5  # words in a row that no prompt shares with an item

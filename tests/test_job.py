@@ -23,8 +23,8 @@ from harness.progress import SilentProgress
 from harness.spec import TrainingPolicy
 from harness.training import job as jobs
 from harness.training import worker
+from harness.training.context import resident_peak_bytes
 from harness.training.preference_optimization import PreferenceParams
-from harness.training.training_figures import resident_peak_bytes
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

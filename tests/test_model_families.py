@@ -24,7 +24,7 @@ from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
 from harness.progress import SilentProgress
 from harness.records import Limits
-from harness.training.adapter_names import unknown_names
+from harness.training.low_rank_adapters import unknown_names
 from harness.training.peft_families import family_problems
 
 pytestmark = pytest.mark.usefixtures("own_cache")

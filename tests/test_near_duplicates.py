@@ -17,7 +17,7 @@ from harness.data.near_duplicates import (
     nearest,
     similarity,
 )
-from harness.regularizers._general import general_prompts
+from harness.regularizers import general_prompts
 
 WORDS = (
     "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()

@@ -3,7 +3,7 @@
 import pytest
 
 from harness import metrics
-from harness.methods._placeholders import files_digest
+from harness.methods.command import files_digest
 from harness.provenance import digest_code
 from harness.records import checksum
 

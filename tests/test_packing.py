@@ -11,7 +11,7 @@ from harness.methods import full, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.records import TrainingRecord
 from harness.training import sft
-from harness.training.packing import FEWEST_STEPS, batch_packs, keeps_rows_apart
+from harness.training.tokenized import FEWEST_STEPS, batch_packs, keeps_rows_apart
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -6,7 +6,7 @@ import pytest
 import tiny_methods
 
 from harness.errors import CandidateFailed
-from harness.regularizers import GeneralRow, Start, _displacement, ewc, kl, l2_sp
+from harness.regularizers import GeneralRow, Start, _weights, ewc, kl, l2_sp
 
 ROWS = (GeneralRow([5, 9, 11, 40, 41, 42], 3), GeneralRow([7, 8, 60, 61], 2))
 
@@ -71,7 +71,7 @@ def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole_mod
     assert measure_penalty(penalty, model) == 0
     move(model)
     found, expected = measure_penalty(penalty, model), 0.0
-    for layer in _displacement.find_adapted_layers(model).values():
+    for layer in _weights.find_adapted_layers(model).values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         delta = (3 * b @ a).detach()
         expected += 1.5 * delta.square().sum().item()
@@ -88,13 +88,13 @@ def test_factors_of_the_same_product_are_penalised_alike(whole_model):
     move(model)
     before = measure_penalty(penalty, model)
     with torch.no_grad():
-        for layer in _displacement.find_adapted_layers(model).values():
+        for layer in _weights.find_adapted_layers(model).values():
             layer.lora_A["default"].weight.mul_(4)
             layer.lora_B["default"].weight.div_(4)
     assert measure_penalty(penalty, model) == pytest.approx(before, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", _displacement.ADDITIVE)
+@pytest.mark.parametrize("family", _weights.ADDITIVE)
 def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family):
     import torch
 
@@ -102,11 +102,11 @@ def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family
     own |= {"C3A": {"block_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2}}
     own |= {"VERA": {"r": 4, "target_modules": ["o_proj"]}}
     model = add_adapter(whole_model, family, **own.get(family, {}))
-    before = _displacement.displacements(model)
+    before = _weights.displacements(model)
     assert all(displacement().abs().max() == 0 for displacement in before.values())
     move(model, by=0.3)
     model.eval()
-    name, layer = next(iter(_displacement.find_adapted_layers(model).items()))
+    name, layer = next(iter(_weights.find_adapted_layers(model).items()))
     seen = torch.randn(3, layer.get_base_layer().in_features)
     added = layer(seen) - layer.get_base_layer()(seen)
     delta = layer.get_delta_weight("default")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from harness import plugins, regularizers
 from harness.methods import head
-from harness.regularizers import Start, _displacement, l2_sp
+from harness.regularizers import Start, _weights, l2_sp
 from harness.training.heads import load_with_head
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -59,7 +59,7 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
     new = {name: p for name, p in model.named_parameters() if "score" in name and p.requires_grad}
     assert len(new) == 1
-    assert not set(new) & set(_displacement.displacements(model))
+    assert not set(new) & set(_weights.displacements(model))
     with torch.no_grad():
         for parameter in new.values():
             parameter.add_(1)

@@ -11,9 +11,9 @@ from tiny_methods import CPU
 from tiny_model import logits
 
 from harness import report as reporting
-from harness.methods import _signal_to_noise as signal_to_noise
 from harness.methods import spectrum
-from harness.methods._signal_to_noise import noise_bound, scan_model, sum_up_scan, top_share
+from harness.methods import spectrum as signal_to_noise
+from harness.methods.spectrum import noise_bound, scan_model, sum_up_scan, top_share
 from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.devices import load_base
 from harness.models.hf import HFCandidate, ModelHost

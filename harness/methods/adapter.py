@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._elsewhere import PICKLED
+from harness.methods._shared import PICKLED
 from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource
 from harness.models.weight_files import CONFIG, WEIGHTS

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._init_from import requires_init
+from harness.methods._shared import requires_init
 from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrackedPoint, TrainingRecord
 from harness.spec import Spec

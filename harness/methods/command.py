@@ -2,12 +2,16 @@
 
 Invariant: the command is given files and folders of its own and nothing else; what it leaves in `{out}` is
 judged like what is made here: an adapter on the base, or a whole model of the base's layers. What it did is
-named by its text, by what it reads, by the rows and by the seed.
+named by its text, by what it reads, by the rows and by the seed. What stands in two pairs of braces, or is
+no lower-case name, is left as it is; in a template a name that is none of ours is refused, so that a
+misspelt one is never trained with.
 """
 
 import json
+import re
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
@@ -16,25 +20,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.errors import CandidateFailed, Problem
+from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.masking import mask_file, mask_secrets
-from harness.methods._elsewhere import PICKLED, model_problems
-from harness.methods._placeholders import (
-    arguments,
-    files_digest,
-    fill_template,
-    misspelt,
-    placeholders_in,
-    template_files,
-    template_problems,
-)
+from harness.methods._shared import PICKLED, model_problems
 from harness.models import join_to_plain_text
 from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.plugins import Method
-from harness.records import Curve, Example, TrainingRecord
+from harness.provenance import digest_code
+from harness.records import Curve, Example, TrainingRecord, checksum, digest
 from harness.spec import Recipe, Spec
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_weights, model_digest
 
@@ -286,3 +282,84 @@ METHOD = Method(
     reads=reads,
     problems=problems,
 )
+
+
+NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")
+_ONE = re.compile(r"(?<!\{)\{([a-z_]+)\}(?!\})")
+
+
+def placeholders_in(text: str) -> set[str]:
+    """Return the names that stand in a text as placeholders."""
+    return set(_ONE.findall(text))
+
+
+def misspelt(text: str) -> str:
+    """Say which placeholder of a text is none, and what was meant; empty where all are known."""
+    for name in sorted(placeholders_in(text) - set(NAMES)):
+        return f"unknown placeholder {{{name}}}: {did_you_mean(name, NAMES)}"
+    return ""
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Put values in place of the placeholders of a text."""
+    return _ONE.sub(lambda found: values[found[1]], text)
+
+
+def arguments(command: str, values: Mapping[str, str], *, shell: bool = False) -> list[str]:
+    """Return a command as a list of arguments; a value is always within one, whatever it holds."""
+    if shell:
+        quoted = {name: shlex.quote(value) for name, value in values.items()}
+        return ["/bin/sh", "-c", fill(command, quoted)]
+    return [fill(argument, values) for argument in shlex.split(command)]
+
+
+def template_files(template: Path) -> dict[str, Path]:
+    """Map the files of a template, one or those of a folder, to their names within it."""
+    if template.is_file():
+        return {template.name: template}
+    inside = sorted(path for path in template.rglob("*") if path.is_file())
+    return {str(path.relative_to(template)): path for path in inside}
+
+
+def template_problems(template: Path) -> Iterator[str]:
+    """Say of each file of a template what is wrong with it."""
+    for name, path in template_files(template).items():
+        try:
+            if said := misspelt(path.read_text("utf-8")):
+                yield f"{name}: {said}, or {{{{two pairs of braces}}}} where none is meant"
+        except UnicodeDecodeError:
+            yield f"{name}: not UTF-8"
+
+
+def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Path:
+    """Write a template with its placeholders filled into a folder; returns where the whole of it lies."""
+    # Within the template `{config}` is that place too.
+    whole = folder / template.name
+    values = {**values, "config": str(whole)}
+    for name, path in template_files(template).items():
+        filled = folder / name if template.is_file() else whole / name
+        filled.parent.mkdir(parents=True, exist_ok=True)
+        filled.write_text(fill(path.read_text("utf-8"), values), "utf-8")
+        shutil.copymode(path, filled)
+    return whole
+
+
+def files_digest(command: str, folder: Path, template: Path | None) -> str:
+    """Digest the files that a command reads: of its template, and those below a folder that it names.
+
+    Of a Python file that counts what it imports from its own folder.
+    """
+    named = [folder / argument for argument in command.split() if not placeholders_in(argument)]
+    own = {
+        str(path.relative_to(folder)): path for path in named if path.is_file() and _lies_below(path, folder)
+    }
+    of_template = template_files(template) if template else {}
+    return digest([{name: _digest_file(path) for name, path in of.items()} for of in (own, of_template)])
+
+
+def _digest_file(path: Path) -> str:
+    return digest_code(path) if path.suffix == ".py" else checksum(path)
+
+
+def _lies_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -5,7 +5,7 @@ the adapter of another candidate is trained further, and that candidate is the r
 Source: Rafailov et al. 2023 (arXiv:2305.18290).
 """
 
-from harness.methods._rates import params_on_pairs
+from harness.methods._shared import params_on_pairs
 from harness.training import LoraParams, PreferenceParams, low_rank, low_rank_method, preference
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.methods._rates import propose_all_parameters
+from harness.methods._shared import propose_all_parameters
 from harness.plugins import Method
 from harness.training import FitContext, SupervisedParams, Weights, fine_tune, model_digest
 

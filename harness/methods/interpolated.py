@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from harness.errors import CandidateFailed
-from harness.methods._init_from import RESCUE, requires_init
+from harness.methods._shared import RESCUE, requires_init
 from harness.plugins import Method
 from harness.records import TrainingRecord
 from harness.spec import Spec

@@ -5,7 +5,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from harness.methods._rates import propose_adapter
+from harness.methods._shared import propose_adapter
 from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import Problem
-from harness.methods._elsewhere import model_problems
+from harness.methods._shared import model_problems
 from harness.models.hub import ModelSource, has_tokenizer, is_packed
 from harness.plugins import Method
 from harness.spec import Recipe, Spec

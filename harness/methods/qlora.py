@@ -5,7 +5,7 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
-from harness.methods._rates import propose_adapter
+from harness.methods._shared import propose_adapter
 from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 

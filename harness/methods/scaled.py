@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._init_from import RESCUE, requires_init
+from harness.methods._shared import RESCUE, requires_init
 from harness.models.weight_files import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
 from harness.plugins import InitWeights, Method, RescueSituation, TrialSetting
 from harness.records import TrainingRecord, parse_json

@@ -11,42 +11,65 @@ if the method's `hooks` name them all, because its training then calls them:
 - `arguments(params)` returns arguments of TRL and transformers;
 - `smoothing(params)` returns the share of each target's probability that the loss spreads over all labels.
 
-`sample(context, params)` without `mix` returns the general rows that a penalty reads in `start`.
+`sample(context, params)` without `mix` returns the general rows that a penalty reads in `start`: prompts with
+the base's own answers, or rows of a file. Which ones depends only on the parameters, the number of training
+rows and the seed, and none asks the question of an evaluated item.
 `cost(params, n_rows)` is the work of a step with `n_rows` rows as a multiple of plain training.
 `problem(params)` says which method parameters forbid it, `layer_problem(params, n_layers)` whether a model
 with so many layers does, and `WHY_NOT` why trainings that do not call its hooks are unsuitable. `DRAWS` marks
 a regulariser whose passes draw random numbers.
 """
 
+import json
+import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import plugins
+from harness.data import load_rows, suite_contamination
+from harness.errors import CandidateFailed, UserError, refuse
+from harness.plugins import RescueSituation, RescueStep, TrialSetting
 from harness.provenance import versions_of
-from harness.records import Example, digest, drop_defaults
-from harness.regularizers._general import (
-    Answered,
-    MixContext,
-    Mixture,
-    collect_answered_rows,
-    find_shipped_answers,
-    general_mixture,
-)
+from harness.records import Example, digest, drop_defaults, fold_text
+from harness.spec import Task, TaskData
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Answered",
-    "MixContext",
-    "Mixture",
-    "collect_answered_rows",
-    "find_shipped_answers",
-    "general_mixture",
-]
+_LONGEST = 64  # tokens of an answer
+_SPARE = 1.9  # some four in ten answers are cut at that length, and a few are empty or refused
+_ENDS = (".", "!", "?")
+_PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
+_SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by reports/studies/shipped_answers.py
 
+
+class Mixture(NamedTuple):
+    """General rows of a regulariser: `n` of them, taken from `rows`.
+
+    If `max_new_tokens` is not 0 the rows are prompts, and the base's answers of at most that many tokens are
+    added to them.
+    """
+
+    n: int
+    rows: tuple[Example, ...]
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MixContext:
+    """The number of training rows, the seed, and by task the evaluated items, which are never mixed in."""
+
+    n_train: int
+    seed: int
+    evaluated: Mapping[str, tuple[Example, ...]]
+
+
+# Answer of a base to a general prompt, like a stored row: `example_id`, `text` and `status`.
+Answered = Any
 Regularize = Mapping[str, Mapping[str, Any]]  # names to parameters, as a recipe writes them
 EvaluateBase = Callable[[str, Mixture], Iterable[Answered]]
 Penalty = Callable[[int], Iterable["torch.Tensor"]]  # terms of the loss, by step
@@ -138,16 +161,6 @@ def arguments(regularize: Regularize) -> dict[str, Any]:
     return set_arguments
 
 
-def changes_steps(regularize: Regularize) -> bool:
-    """Tell whether a training needs steps other than its trainer's own."""
-    return has_hook(regularize, "penalty", "step", "select")
-
-
-def draws(regularize: Regularize) -> bool:
-    """Tell whether a training's passes draw random numbers that a plain training does not draw."""
-    return has_hook(regularize, "DRAWS")
-
-
 def has_hook(regularize: Regularize, *hooks: str) -> bool:
     """Tell whether any regulariser has one of these hooks."""
     return any(_select_with(hook, regularize) for hook in hooks)
@@ -212,15 +225,13 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
             name,
             plugins.version("regularizers", name),
             params.model_dump(mode="json", exclude_defaults=True, exclude={"data"}),
-            _plain(sampled[name]) if name in sampled else [],
+            [found.n, found.max_new_tokens, [drop_defaults(row) for row in found.rows]]
+            if (found := sampled.get(name))
+            else [],
         ]
         for name, _, params in _load(regularize)
     ]
     return digest([versions_of("regularizers"), digested])
-
-
-def _plain(mixture: Mixture) -> list[Any]:
-    return [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
 
 
 def _select_with(part: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
@@ -231,3 +242,107 @@ def _load(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     """Load regularisers in the order of their names: the order of keys in a file has no meaning."""
     loaded = {name: plugins.load("regularizers", name) for name in sorted(regularize)}
     return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in loaded.items()]
+
+
+class ShippedAnswer(NamedTuple):
+    """Answer of a base that ships with the package."""
+
+    example_id: str
+    text: str
+    status: str
+
+
+def find_shipped_answers(base_digest: str, mixture: Mixture) -> tuple[ShippedAnswer, ...]:
+    """Return the shipped answers to a mixture's prompts; empty if any is missing.
+
+    `base_digest` names the base's weights and template. Any other base has to compute its answers.
+    """
+    shipped = _read_shipped_answers(base_digest)
+    if not mixture.max_new_tokens or any(e.prompt not in shipped for e in mixture.rows):
+        return ()
+    rows = ((e.id, shipped[e.prompt]) for e in mixture.rows)
+    return tuple(ShippedAnswer(example_id, row["answer"], row["status"]) for example_id, row in rows)
+
+
+@cache
+def _read_shipped_answers(base_digest: str) -> dict[str, dict[str, str]]:
+    path = _SHIPPED / f"{base_digest[:16]}.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return {row["prompt"]: row for row in map(json.loads, lines)}
+
+
+@cache
+def general_prompts() -> tuple[str, ...]:
+    """Return the general prompts, ordered so that each prefix has about equal shares of all kinds."""
+    lines = _PROMPTS.read_text("utf-8").splitlines()
+    return tuple(json.loads(line)["prompt"] for line in lines)
+
+
+def rescue_by_strength(
+    name: str, params: type[Any], strengths: tuple[float, ...], says: str, place: float
+) -> RescueStep:
+    """Return the step of a rescue that adds a penalty, or strengthens it, from weak to strong.
+
+    Its `place` ranks it by what was kept at an equal gain in reports/fronts.md.
+    """
+
+    def settings(at: RescueSituation) -> list[TrialSetting] | str:
+        present = dict(at.present or {})
+        least = 0.0 if at.present is None else params(**present).strength
+        stronger = [s for s in strengths if s > least]
+        return [
+            TrialSetting({**present, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}")
+            for s in stronger
+        ] or f"its recipe has {name} of the strength {least:g} already"
+
+    return RescueStep(name, settings, place)
+
+
+@cache
+def _folded_prompts() -> tuple[tuple[str, str], ...]:
+    return tuple((text, fold_text(text)) for text in general_prompts())
+
+
+def general_mixture(name: str, n: int, data: str | None, context: MixContext) -> Mixture:
+    """Sample `n` rows of the user's file, or more than `n` general prompts; none of them is evaluated."""
+    if data is None:
+        evaluated = {fold_text(e.prompt) for examples in context.evaluated.values() for e in examples}
+        prompts = tuple(
+            Example(f"{name}-{number}", ({"role": "user", "content": text},), cluster=f"{name}-{number}")
+            for number, (text, folded) in enumerate(_folded_prompts())
+            if folded not in evaluated
+        )
+        return Mixture(n, prompts[: round(_SPARE * n) + 1], _LONGEST)
+    try:
+        rows = sorted(load_rows(Task(name=name, data=TaskData(train=data)), data), key=lambda e: e.id)
+    except UserError as error:
+        where = "general rows of regularize"
+        raise UserError([replace(p, where=f"{where}: {p.where}") for p in error.problems]) from None
+    refuse(suite_contamination(rows, context.evaluated))
+    n = min(n, len(rows))
+    return Mixture(n, tuple(random.Random(f"{context.seed}/{name}").sample(rows, n)))
+
+
+def collect_answered_rows(
+    name: str, mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]
+) -> tuple[Example, ...]:
+    """Return rows of a file as they are; join prompts with the base's answers, complete ones first.
+
+    If complete answers are too few, cut ones follow, each up to its last sentence.
+    """
+    if not mixture.max_new_tokens:
+        return mixture.rows
+    answers = {row.example_id: row for row in evaluate()}
+    complete, cut = [], []
+    for example in mixture.rows:
+        row = answers.get(example.id)
+        text = row.text.strip() if row else ""
+        if row and row.status == "ok":
+            complete.append((example, text))
+        elif row and row.status == "truncated":
+            cut.append((example, text[: 1 + max(text.rfind(end) for end in _ENDS)]))
+    answered = [(example, text) for example, text in complete + cut if text]
+    if not answered:
+        reason = f"the base gave no whole answer to any of {len(mixture.rows)} general prompts"
+        raise CandidateFailed(reason, f"data: rows-of-yours.jsonl under regularize: {name}")
+    return tuple(Example(e.id, e.messages, (text,), cluster=e.cluster) for e, text in answered[: mixture.n])

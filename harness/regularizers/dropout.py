@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed
-from harness.regularizers._layers import decoder_layers
+from harness.regularizers._weights import decoder_layers
 from harness.spec import Spec
 
 DRAWS = True

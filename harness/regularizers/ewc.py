@@ -21,10 +21,10 @@ from harness.regularizers import (
     Mixture,
     Penalty,
     Start,
-    _displacement,
+    _weights,
     general_mixture,
+    rescue_by_strength,
 )
-from harness.regularizers._strengths import rescue_by_strength
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Params(Spec):
 RESCUE = rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
 
 
-problem = _displacement.problem
+problem = _weights.problem
 
 
 def sample(context: MixContext, params: Params) -> Mixture:
@@ -60,7 +60,7 @@ def penalty(start: Start, params: Params) -> Penalty:
         CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
     """
     fisher = fisher_diagonal(start.model, start.rows, start.seed)
-    moved = _displacement.displacements(start.model)
+    moved = _weights.displacements(start.model)
 
     def terms(step: int) -> "Iterator[torch.Tensor]":
         for name, displacement in moved.items():
@@ -112,11 +112,11 @@ def _draw_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> 
 def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
     """Add the squared gradients of one backward pass to `squares`; hooks on layers read those of ΔW."""
     with ExitStack() as hooks:
-        for name, layer in _displacement.find_adapted_layers(model).items():
+        for name, layer in _weights.find_adapted_layers(model).items():
             _refuse_embedding(name, layer)
             hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
         yield
-    for name, parameter in _displacement.find_plain_parameters(model).items():
+    for name, parameter in _weights.find_plain_parameters(model).items():
         if parameter.grad is not None:
             _add(squares, name, parameter.grad.float().square())
             parameter.grad = None

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed
 from harness.plugins import RescueSituation, RescueStep, TrialSetting
-from harness.regularizers._layers import decoder_layers
+from harness.regularizers._weights import decoder_layers
 from harness.spec import Spec
 
 

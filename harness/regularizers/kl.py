@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed
-from harness.regularizers import GENERAL, GeneralRow, MixContext, Mixture, Penalty, Start, general_mixture
-from harness.regularizers._strengths import rescue_by_strength
+from harness.regularizers import (
+    GENERAL,
+    GeneralRow,
+    MixContext,
+    Mixture,
+    Penalty,
+    Start,
+    general_mixture,
+    rescue_by_strength,
+)
 from harness.spec import Spec
 
 if TYPE_CHECKING:

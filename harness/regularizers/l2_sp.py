@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from harness.regularizers import Penalty, Start, _displacement
-from harness.regularizers._strengths import rescue_by_strength
+from harness.regularizers import Penalty, Start, _weights, rescue_by_strength
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -28,12 +27,12 @@ class Params(Spec):
 RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty", place=4)
 
 
-problem = _displacement.problem
+problem = _weights.problem
 
 
 def penalty(start: Start, params: Params) -> Penalty:
     """Return the penalty, one term for each weight."""
-    moved = _displacement.displacements(start.model)
+    moved = _weights.displacements(start.model)
 
     def terms(step: int) -> "Iterator[torch.Tensor]":
         for displacement in moved.values():

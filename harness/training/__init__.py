@@ -6,7 +6,6 @@ what is evaluated later is what was saved.
 
 from harness.models.deltas import delta_digest
 from harness.models.weight_files import adapter_digest, model_digest
-from harness.training.adapter_names import unknown_names
 from harness.training.checkpoints import map_tracked_folders, read_log_until
 from harness.training.context import (
     CHECKPOINTS,
@@ -56,6 +55,7 @@ from harness.training.low_rank_adapters import (
     low_rank_method,
     low_rank_problems,
     lower_rank,
+    unknown_names,
 )
 from harness.training.parallel import can_share, rows_of_each, write_launch
 from harness.training.peft_families import family_problems, list_own_values, peft_config

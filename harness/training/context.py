@@ -1,21 +1,32 @@
-"""Context of a fit, and the weights that it returns.
+"""Context of a fit, the weights that it returns, and what was measured of their training.
 
-Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there.
+Loss scale of an fp16 training: what the loss is multiplied with, and the steps whose gradients overflowed.
+
+Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there. A
+step whose gradients overflowed changes no weight, and the scale is lower after it.
+Source: Micikevicius et al. 2018 (arXiv:1710.03740); torch's GradScaler does it, which accelerate has on GPUs
+alone. Its own flag of a skipped step knows no optimiser that is fused, as AdamW is by default
 """
 
-from collections.abc import Callable, Mapping
+import resource
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.models.deltas import delta_digest
-from harness.models.hardware import Machine
+from harness.models.hardware import Machine, proc_line
 from harness.models.hub import ModelSource
 from harness.models.weight_files import adapter_digest, model_digest
 from harness.progress import Advance
-from harness.records import Example, TrainingRecord
+from harness.records import Curve, Example, TrainingRecord
 from harness.regularizers import Regularize
 from harness.spec import Task
+from harness.training.parallel import most, size_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
 
 _LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
@@ -119,3 +130,80 @@ def adapter_weights(context: FitContext, training: TrainingRecord) -> Weights:
     """Return the weights of the adapter that lies under `adapter/` of a context's folder."""
     own = adapter_digest(context.folder / "adapter", context.source.weights_digest)
     return Weights("adapter", own, context.folder, training)
+
+
+Row = Mapping[str, Any]
+
+
+def curve(history: Sequence[Row], name: str) -> Curve:
+    """Return what was logged under a name, by step; None where it was no number."""
+    logged = ((entry["step"], entry[name]) for entry in history if name in entry)
+    return tuple((step, None if value is None else float(value)) for step, value in logged)
+
+
+def figures(
+    trainer: "Trainer", n_dropped: int, wall_s: float, device: str, earlier_s: float
+) -> TrainingRecord:
+    """Return what was measured: time, tokens, memory, parameters and the loss by step."""
+    import torch
+
+    model: Any = trainer.model
+    history = trainer.state.log_history
+    summary = next(e for e in reversed(history) if "train_runtime" in e)
+    loop_s = float(summary["train_runtime"]) + earlier_s
+    n_tokens = int(trainer.state.num_input_tokens_seen)
+    peak = most(
+        torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes(), trainer.args.device
+    )
+    return TrainingRecord(
+        wall_s=round(wall_s, 3),
+        train_loop_s=round(loop_s, 3),
+        n_tokens=n_tokens,
+        tokens_per_s=round(n_tokens / loop_s, 1),
+        n_steps=trainer.state.global_step,
+        n_dropped_too_long=n_dropped,
+        label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
+        n_trainable=sum(size_of(p) for p in model.parameters() if p.requires_grad),
+        peak_memory_gib=round(peak / 2**30, 3),
+        loss=curve(history, "loss"),
+        learning_rate=curve(history, "learning_rate"),
+        loss_scale=curve(history, SCALE),
+        n_skipped_steps=count_skipped_steps(curve(history, SCALE)),
+    )
+
+
+def resident_peak_bytes() -> int:
+    """Return the most memory that this process held; `ru_maxrss` begins at that of the one it came from."""
+    own = proc_line("self/status", "VmHWM:").split()
+    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+SCALE = "loss_scale"  # in an entry of the log
+
+
+def scale_callback() -> "TrainerCallback":
+    """Return a callback that logs the scale with which a training begins, and that which each step leaves."""
+    from transformers import TrainerCallback
+
+    class LossScaleCallback(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            if state.global_step == 0 and (scale := _scale(optimizer)):
+                state.log_history.append({SCALE: scale, "step": 0})
+
+        def on_log(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            if "loss" in state.log_history[-1] and (scale := _scale(optimizer)):
+                state.log_history[-1][SCALE] = scale
+
+    return LossScaleCallback()
+
+
+def _scale(optimizer: Any) -> float:
+    """Return what the loss of an optimiser is multiplied with; 0 where it is not scaled."""
+    scaler = getattr(optimizer, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 0.0
+
+
+def count_skipped_steps(scales: Curve) -> int | None:
+    """Count the steps after which the scale was lower; None of a training whose loss was not scaled."""
+    known = [scale or 0.0 for _, scale in scales]
+    return sum(after < before for before, after in pairwise(known)) if known else None

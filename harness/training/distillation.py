@@ -18,11 +18,10 @@ from harness.models.devices import load_base
 from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.context import FitContext
+from harness.training.context import FitContext, curve
 from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
-from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     from peft import PeftConfig

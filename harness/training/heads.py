@@ -24,10 +24,9 @@ from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.context import CHECKPOINTS, FitContext, curve, figures
 from harness.training.low_rank_adapters import LoraParams, lora_config
 from harness.training.trainer import LoopParams, Row
-from harness.training.training_figures import curve, figures
 
 if TYPE_CHECKING:
     from torch import Tensor

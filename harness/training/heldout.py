@@ -16,10 +16,9 @@ from harness.data import SourcedExample
 from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.context import FitContext
+from harness.training.context import FitContext, curve
 from harness.training.tokenized import tokenize
 from harness.training.trainer import KNOBS, LoopParams, Row
-from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer

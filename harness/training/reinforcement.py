@@ -26,12 +26,11 @@ from harness.models.hub import map_end_tokens
 from harness.records import Example, Message, Output, PromptText, TrainingRecord
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
-from harness.training.context import FitContext, Reward
+from harness.training.context import FitContext, Reward, curve
 from harness.training.heads import open_reward_model
 from harness.training.low_rank_adapters import LoraParams, Policy, load_policy, policy_options, train_policy
 from harness.training.reward_model import score_tokens
 from harness.training.trainer import LoopParams, Row
-from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -18,12 +18,11 @@ from harness.models.hub import ModelSource
 from harness.records import Example, TrainingRecord
 from harness.training import heldout
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.context import CHECKPOINTS, FitContext, curve, figures
 from harness.training.heads import load_with_head, open_reward_model
 from harness.training.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
-from harness.training.training_figures import curve, figures
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -24,14 +24,7 @@ from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.training import checkpoints
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, TRACKED, FitContext
-from harness.training.packing import (
-    batch_packs,
-    check_packing,
-    count_epoch_steps,
-    count_row_steps,
-    joins_packs,
-)
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve, figures
 from harness.training.parallel import (
     is_first,
     placement,
@@ -41,9 +34,16 @@ from harness.training.parallel import (
     wait_for_all,
 )
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
-from harness.training.tokenized import Tokens, tokenize
+from harness.training.tokenized import (
+    Tokens,
+    batch_packs,
+    check_packing,
+    count_epoch_steps,
+    count_row_steps,
+    joins_packs,
+    tokenize,
+)
 from harness.training.trainer import LoopParams, Row
-from harness.training.training_figures import curve, figures
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from harness.models.hardware import Machine
 from harness.progress import Advance
 from harness.spec import Spec
 from harness.training import checkpoints
-from harness.training.context import TRACKED, FitContext
+from harness.training.context import TRACKED, FitContext, scale_callback
 from harness.training.parallel import (
     DEEPSPEED,
     is_first,
@@ -33,7 +33,6 @@ from harness.training.parallel import (
     zero_stage,
 )
 from harness.training.tokenized import tokenize
-from harness.training.training_figures import scale_callback
 
 if TYPE_CHECKING:
     from transformers import (
@@ -236,7 +235,7 @@ def add_regularizers(
         CandidateFailed: the general rows of one of them are all too long.
     """
     given, kind = context.regularize, _draw_apart(kind, context)
-    if not regularizers.changes_steps(given):
+    if not regularizers.has_hook(given, "penalty", "step", "select"):
         return kind
     rows = _general_rows(context, tokenizer, max_length)
 
@@ -287,7 +286,7 @@ def _draw_apart(kind: Any, context: FitContext) -> Any:
     They leave the generator as it was by which the order of the rows is drawn. On a GPU that is still so, but
     what is drawn there comes from the device's own generator.
     """
-    if not regularizers.draws(context.regularize):
+    if not regularizers.has_hook(context.regularize, "DRAWS"):
         return kind
     import torch
 

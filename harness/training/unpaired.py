@@ -17,12 +17,11 @@ from pydantic import Field
 from harness.records import Example, TrainingRecord
 from harness.training import heldout
 from harness.training import trainer as loop
-from harness.training.context import FitContext
+from harness.training.context import FitContext, curve
 from harness.training.heldout import HeldOutParams
 from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
 from harness.training.tokenized import Tokens, tokenize
 from harness.training.trainer import Row
-from harness.training.training_figures import curve
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -12,7 +12,7 @@ import harness
 from harness import frames
 from harness.models import hub
 from harness.records import digest
-from harness.regularizers._general import general_prompts
+from harness.regularizers import general_prompts
 
 ANSWERS = Path(harness.__file__).parent / "regularizers" / "answers"
 N_PROMPTS = 640  # a general row for each of 320 training rows; some four in ten answers are not whole

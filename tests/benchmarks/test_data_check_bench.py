@@ -17,7 +17,7 @@ from bench_page import Row, Table
 from commands import CommandRun, run
 
 from harness.models.hardware import probe
-from harness.regularizers._general import general_prompts
+from harness.regularizers import general_prompts
 
 ROOT = Path(__file__).parents[2]
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))

@@ -35,7 +35,7 @@ def train(whole: bool) -> Training:
     from harness.models.hardware import Machine
     from harness.models.hub import resolve
     from harness.training import LoraParams, lora_config
-    from harness.training.training_figures import resident_peak_bytes
+    from harness.training.context import resident_peak_bytes
 
     torch.manual_seed(0)
     precision = "fp32" if whole else "bf16"  # as the harness trains

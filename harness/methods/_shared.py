@@ -1,13 +1,58 @@
-"""Trainings that a method proposes: learning rates to try by the size of the base, and replayed rows.
+"""Shared by methods: checks of whole models and of `init_from`, and the trainings that are proposed.
 
-Invariant: each rate lies within a range of `config/recipe_ranges.toml` that is for such a base, where there
-is one, so nothing that `harness init` proposes is remarked on.
+Invariant: configurations and the headers of safetensors are read, never a pickle and no tensor. The scales
+that a rescue tries are those of `rescue.scales`, in its order. Each rate lies within a range of
+`config/recipe_ranges.toml` that is for such a base, where there is one, so nothing that `harness init`
+proposes is remarked on.
 """
 
+from collections.abc import Callable, Iterator
 from math import inf
+from pathlib import Path
 from typing import Any
 
-from harness.plugins import Situation
+from harness.errors import Problem, UserError
+from harness.models.hub import ModelSource, architecture_difference
+from harness.models.weight_files import read_config, refuse_damaged
+from harness.plugins import RescueSituation, RescueStep, Situation, TrialSetting
+from harness.spec import Recipe
+
+PICKLED = "adapter_model.bin"
+
+
+def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Compare the layers of a whole model with those of the base, where its files are whole."""
+    try:
+        read_config(folder)
+        refuse_damaged(folder)
+    except UserError as damaged:
+        yield from damaged.problems
+        return
+    if found := architecture_difference(folder, source.path):
+        step = f"name it as base_model: {folder} of an experiment of its own"
+        yield Problem(where, found, f"the architecture of {source.name}", step)
+
+
+def requires_init(
+    expected: str, example: str = "lora"
+) -> Callable[[Recipe, ModelSource, str], Iterator[Problem]]:
+    """Return what yields that a recipe names no candidate."""
+
+    def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+        if recipe.init_from is None:
+            yield Problem(where, f"{recipe.method} without init_from", expected, f"add init_from: {example}")
+
+    return problems
+
+
+def _list_settings(at: RescueSituation) -> list[TrialSetting]:
+    return [
+        TrialSetting({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in at.policy.scales
+    ]
+
+
+RESCUE = RescueStep("scale", _list_settings, place=2)
+
 
 _BILLION = 1e9
 _USUAL = 7e9  # parameters of a base whose size is not known

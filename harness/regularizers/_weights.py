@@ -1,7 +1,7 @@
-"""Displacement of each weight matrix from the start of training; for an adapter its addition ΔW.
+"""Weights that regularisers act on: their displacement from the start of training, and decoder layers.
 
 Invariant: every displacement is zero before the first step. Each function returns one tensor at a time, in
-fp32 and with its gradient.
+fp32 and with its gradient. Layers are found by their structure, not by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from harness.errors import CandidateFailed
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 # PEFT's families whose `get_delta_weight` is added to a weight matrix.
 ADDITIVE = ("ADALORA", "C3A", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "LORA", "RANDLORA", "VBLORA", "VERA")
@@ -89,3 +90,10 @@ def _displace_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
     if not start.any():  # an adapter that starts at zero: no matrix is kept
         return lambda: layer.get_delta_weight(_ADAPTER).float()
     return lambda: layer.get_delta_weight(_ADAPTER).float() - start
+
+
+def decoder_layers(model: Any) -> "nn.ModuleList":
+    """Return the longest list of modules of a model: its decoder layers."""
+    from torch import nn
+
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
