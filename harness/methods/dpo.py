@@ -6,18 +6,16 @@ Source: Rafailov et al. 2023 (arXiv:2305.18290).
 """
 
 from harness.methods._shared import params_on_pairs
-from harness.training import LoraParams, PreferenceParams, low_rank, low_rank_method, preference
+from harness.training import LoraParams, PreferenceParams, low_rank_method, preference
 
 
 class Params(PreferenceParams, LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
 
-fit = low_rank(preference)
-
 METHOD = low_rank_method(
     Params,
-    fit,
+    preference,
     draws_from="pairs",
     init_from="adapter",
     hooks=("penalty", "step", "arguments"),
@@ -31,3 +29,5 @@ METHOD = low_rank_method(
         else None
     ),
 )
+
+fit = METHOD.fit

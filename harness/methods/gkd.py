@@ -14,10 +14,8 @@ from harness.training import (
     DistilledParams,
     LoraParams,
     distill,
-    low_rank,
     low_rank_method,
     low_rank_problems,
-    teacher_digest,
     teacher_of,
     teacher_problem,
 )
@@ -49,18 +47,18 @@ def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> t
     return round(tokens * ratio), round(params.lmbda * drawn + taught)
 
 
-fit = low_rank(distill)
-
 METHOD = low_rank_method(
     Params,
-    fit,
+    distill,
     draws_from="train",
     init_from="adapter",
     hooks=("penalty",),
     published_as="distillation",
     loops=("training", "tokens", "distillation"),
-    reads=teacher_digest,
+    reads=lambda params: teacher_of(params).weights_digest,
     problems=problems,
     teacher=teacher_of,
     extra_tokens=extra_tokens,
 )
+
+fit = METHOD.fit

@@ -12,7 +12,6 @@ from harness.training import (
     REWARDED,
     LoraParams,
     ReinforcedParams,
-    low_rank,
     low_rank_method,
     train_on_rewards,
 )
@@ -25,6 +24,6 @@ class Params(ReinforcedParams, LoraParams):
     scale_rewards: Literal["group", "batch", "none"] = "group"
 
 
-fit = low_rank(partial(train_on_rewards, "GRPO"))
+METHOD = low_rank_method(Params, partial(train_on_rewards, "GRPO"), **REWARDED)
 
-METHOD = low_rank_method(Params, fit, **REWARDED)
+fit = METHOD.fit

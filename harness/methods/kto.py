@@ -8,7 +8,6 @@ Source: Ethayarajh et al. 2024 (arXiv:2402.01306); trained by TRL's KTOTrainer.
 from harness.training import (
     LoraParams,
     UnpairedParams,
-    low_rank,
     low_rank_method,
     preference_without_pairs,
     weigh_thumbs,
@@ -19,11 +18,9 @@ class Params(UnpairedParams, LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
 
-fit = low_rank(preference_without_pairs)
-
 METHOD = low_rank_method(
     Params,
-    fit,
+    preference_without_pairs,
     draws_from="pairs",
     unpaired=True,
     init_from="adapter",
@@ -39,3 +36,5 @@ METHOD = low_rank_method(
         else None
     ),
 )
+
+fit = METHOD.fit

@@ -6,21 +6,20 @@ ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673
 """
 
 from harness.methods._shared import propose_adapter
-from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
+from harness.training import SUPERVISED, LowRankParams, low_rank_method
 
 
 class Params(LowRankParams):
     """PEFT's names beside TRL's."""
 
 
-fit = low_rank()
-
 METHOD = low_rank_method(
     Params,
-    fit,
     **SUPERVISED,
     data_parallel=True,
     published_as="low-rank adapters",
     loops=("training", "tokens", "sft"),
     proposal=propose_adapter,
 )
+
+fit = METHOD.fit

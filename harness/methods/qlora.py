@@ -6,21 +6,20 @@ Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
 from harness.methods._shared import propose_adapter
-from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
+from harness.training import SUPERVISED, LowRankParams, low_rank_method
 
 
 class Params(LowRankParams):
     """PEFT's names beside TRL's, as for `lora`."""
 
 
-fit = low_rank()
-
 METHOD = low_rank_method(
     Params,
-    fit,
     **SUPERVISED,
     quantization="nf4",
     published_as="low-rank adapters",
     loops=("training", "tokens", "sft"),
     proposal=propose_adapter,
 )
+
+fit = METHOD.fit

@@ -11,7 +11,6 @@ from harness.training import (
     REWARDED,
     LoraParams,
     ReinforcedParams,
-    low_rank,
     low_rank_method,
     train_on_rewards,
 )
@@ -23,6 +22,6 @@ class Params(ReinforcedParams, LoraParams):
     normalize_advantages: bool = False
 
 
-fit = low_rank(partial(train_on_rewards, "RLOO"))
+METHOD = low_rank_method(Params, partial(train_on_rewards, "RLOO"), **REWARDED)
 
-METHOD = low_rank_method(Params, fit, **REWARDED)
+fit = METHOD.fit

@@ -19,7 +19,6 @@ from harness.training.context import (
 from harness.training.distillation import (
     DistilledParams,
     distill,
-    teacher_digest,
     teacher_of,
     teacher_problem,
 )

@@ -49,14 +49,6 @@ def find_last_checkpoint(folder: Path) -> Checkpoint | None:
     return max(whole, key=lambda made: made.step, default=None)
 
 
-def read_planned_steps(folder: str | None) -> int | None:
-    """Return the steps that a training was to make by a checkpoint in a folder; None without one."""
-    if folder is None:
-        return None
-    planned: int = _read_state(Path(folder))["max_steps"]
-    return planned
-
-
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
     """Return the seconds of a training until its last checkpoint, and both losses as far as a step.
 
@@ -65,7 +57,7 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     last = find_last_checkpoint(folder)
     if last is None:
         return None, (), ()
-    history = _read_state(last.folder)["log_history"]
+    history = read_state(last.folder)["log_history"]
     known = [entry for entry in history if entry["step"] <= step]
     losses = [tuple((e["step"], e[name]) for e in known if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
@@ -79,12 +71,9 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def stop_at_last_step(trainer: "Trainer", checkpoint: Checkpoint) -> None:
-    """Let a training that was stopped after its last step make no other.
-
-    transformers forgets on its way back that training was over, and would finish the epoch under way,
-    or begin the next.
-    """
-    state = _read_state(checkpoint.folder)
+    """Let a training that was stopped after its last step make no other."""
+    # transformers forgets on its way back that it was over, and would finish the epoch or begin another.
+    state = read_state(checkpoint.folder)
     if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
 
@@ -117,9 +106,7 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
                 control.should_save = True
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if (
-                name_sharding()
-            ):  # the best checkpoint is one whose folder is there before its shards are written
+            if name_sharding():  # the best is one whose folder is there before its shards are written
                 _folder(args, state).mkdir(parents=True, exist_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -128,7 +115,10 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
                 return
             folder = _folder(args, state)
             order = self.order if state.epoch % 1 else _generator_state()
-            _write(folder, time.perf_counter() - start, order)
+            elapsed_s = round(time.perf_counter() - start, 3)
+            part = folder / f"{_RECORD}.part"
+            part.write_text(json.dumps({"elapsed_s": elapsed_s, "order": order, "sizes": _sizes(folder)}))
+            part.replace(folder / _RECORD)
             rotate_checkpoints(args.output_dir, 1, state.best_model_checkpoint)
 
     return CheckpointCallback()
@@ -190,8 +180,16 @@ def make_tracking_callback(
             if ends:  # nobody knows when: twice as many, evenly over the steps so far
                 wanted |= {*spread_steps(made, 2 * points, step)}
             if step in wanted:
+                part = folder / f"{_STEP}{step}.part"  # a folder appears complete or not at all
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
                 with torch.random.fork_rng():  # saving may draw, and training goes on as if it had not
-                    _keep(folder / f"{_STEP}{step}", kind, trained_on, lambda to: save(model, to))
+                    save(model, part / kind)
+                own = DIGESTS[kind](part / kind, trained_on)
+                record = {"kind": kind, "digest": own, "trained_on": trained_on, "training": {}}
+                (part / FIT).write_text(json.dumps(record))
+                shutil.rmtree(part.with_suffix(""), ignore_errors=True)
+                part.rename(part.with_suffix(""))
             _remove(folder, {*made} - wanted)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -224,20 +222,8 @@ def make_pausing_callback(folder: Path, points: int) -> "TrainerCallback":
     return PauseCallback()
 
 
-def _keep(point: Path, kind: str, trained_on: str, save: Callable[[Path], None]) -> None:
-    """Write weights and their record, so that the folder appears complete or not at all."""
-    part = point.with_name(f"{point.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save(part / kind)
-    own = DIGESTS[kind](part / kind, trained_on)
-    record = {"kind": kind, "digest": own, "trained_on": trained_on, "training": {}}
-    (part / FIT).write_text(json.dumps(record))
-    shutil.rmtree(point, ignore_errors=True)
-    part.rename(point)
-
-
-def _read_state(folder: Path) -> Any:
+def read_state(folder: Path) -> Any:
+    """Read the trainer's state from the folder of a checkpoint."""
     return json.loads((folder / "trainer_state.json").read_text())
 
 
@@ -247,18 +233,9 @@ def _generator_state() -> str:
     return bytes(torch.get_rng_state().tolist()).hex()
 
 
-def _write(folder: Path, elapsed_s: float, order: str) -> None:
-    record = {"elapsed_s": round(elapsed_s, 3), "order": order, "sizes": _sizes(folder)}
-    part = folder / f"{_RECORD}.part"
-    part.write_text(json.dumps(record))
-    part.replace(folder / _RECORD)
-
-
 def _read(folder: Path) -> Checkpoint | None:
-    if not (folder / _RECORD).exists():
-        return None
-    record = json.loads((folder / _RECORD).read_text())
-    if _sizes(folder) != record["sizes"]:
+    record = json.loads((folder / _RECORD).read_text()) if (folder / _RECORD).exists() else None
+    if record is None or _sizes(folder) != record["sizes"]:
         return None
     return Checkpoint(folder, record["elapsed_s"], record["order"])
 
@@ -272,8 +249,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 def skip_cards(trainer: Any) -> Iterator[None]:
     """Let TRL and PEFT write no model cards into checkpoints, which nobody reads."""
 
-    def write_nothing(*_: Any, **__: Any) -> None:
-        """Take what a card would be made of."""
+    def write_nothing(*_: Any, **__: Any) -> None: ...
 
     trainer.create_model_card = write_nothing
     adapted = hasattr(trainer.model, "create_or_update_model_card")

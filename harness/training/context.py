@@ -1,11 +1,9 @@
 """Context of a fit, the weights that it returns, and what was measured of their training.
 
-Loss scale of an fp16 training: what the loss is multiplied with, and the steps whose gradients overflowed.
-
-Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there. A
-step whose gradients overflowed changes no weight, and the scale is lower after it.
+Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there. A step
+whose gradients overflowed in fp16 changes no weight, and what the loss is multiplied with is lower after it.
 Source: Micikevicius et al. 2018 (arXiv:1710.03740); torch's GradScaler does it, which accelerate has on GPUs
-alone. Its own flag of a skipped step knows no optimiser that is fused, as AdamW is by default
+alone. Its own flag of a skipped step knows no optimiser that is fused, as AdamW is by default.
 """
 
 import resource
@@ -141,9 +139,7 @@ def curve(history: Sequence[Row], name: str) -> Curve:
     return tuple((step, None if value is None else float(value)) for step, value in logged)
 
 
-def figures(
-    trainer: "Trainer", n_dropped: int, wall_s: float, device: str, earlier_s: float
-) -> TrainingRecord:
+def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float) -> TrainingRecord:
     """Return what was measured: time, tokens, memory, parameters and the loss by step."""
     import torch
 
@@ -152,9 +148,10 @@ def figures(
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen)
-    peak = most(
-        torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes(), trainer.args.device
-    )
+    device = trainer.args.device
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
+    scales = curve(history, SCALE)
+    known = [scale or 0.0 for _, scale in scales]  # lower after a step that was skipped
     return TrainingRecord(
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),
@@ -164,11 +161,11 @@ def figures(
         n_dropped_too_long=n_dropped,
         label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
         n_trainable=sum(size_of(p) for p in model.parameters() if p.requires_grad),
-        peak_memory_gib=round(peak / 2**30, 3),
+        peak_memory_gib=round(most(peak, device) / 2**30, 3),
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),
-        loss_scale=curve(history, SCALE),
-        n_skipped_steps=count_skipped_steps(curve(history, SCALE)),
+        loss_scale=scales,
+        n_skipped_steps=sum(after < before for before, after in pairwise(known)) if known else None,
     )
 
 
@@ -185,25 +182,17 @@ def scale_callback() -> "TrainerCallback":
     """Return a callback that logs the scale with which a training begins, and that which each step leaves."""
     from transformers import TrainerCallback
 
+    def scale_of(optimizer: Any) -> float:
+        scaler = getattr(optimizer, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else 0.0
+
     class LossScaleCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            if state.global_step == 0 and (scale := _scale(optimizer)):
+            if state.global_step == 0 and (scale := scale_of(optimizer)):
                 state.log_history.append({SCALE: scale, "step": 0})
 
         def on_log(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            if "loss" in state.log_history[-1] and (scale := _scale(optimizer)):
+            if "loss" in state.log_history[-1] and (scale := scale_of(optimizer)):
                 state.log_history[-1][SCALE] = scale
 
     return LossScaleCallback()
-
-
-def _scale(optimizer: Any) -> float:
-    """Return what the loss of an optimiser is multiplied with; 0 where it is not scaled."""
-    scaler = getattr(optimizer, "scaler", None)
-    return float(scaler.get_scale()) if scaler is not None else 0.0
-
-
-def count_skipped_steps(scales: Curve) -> int | None:
-    """Count the steps after which the scale was lower; None of a training whose loss was not scaled."""
-    known = [scale or 0.0 for _, scale in scales]
-    return sum(after < before for before, after in pairwise(known)) if known else None

@@ -25,9 +25,7 @@ from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-_OWN = ("teacher", *loop.KNOBS)  # parameters that are not TRL's as they are
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 
 class DistilledParams(LoopParams):
@@ -57,11 +55,6 @@ def teacher_of(params: DistilledParams, where: str = "params.teacher") -> ModelS
         UserError: there is no such model.
     """
     return resolve(params.teacher, where=where)
-
-
-def teacher_digest(params: DistilledParams) -> str:
-    """Digest what is learned from the teacher: its weights."""
-    return teacher_of(params).weights_digest
 
 
 def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
@@ -96,20 +89,14 @@ def distill(
     rows, n_dropped = _rows(context.train, context, params, policy.tokenizer)
     measured = _rows(context.validation, context, params, policy.tokenizer)[0]
     with loop.explain_out_of_memory():
-        loaded = load_base(teacher, context.machine, loop.attention(context.machine))[0]
-        taught_by = _set_width(loaded, policy.model)
-        trainer = _trainer(context, params, peft_config, policy, taught_by, (rows, measured))
+        taught_by: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
+        width = policy.model.config.get_text_config().vocab_size
+        if taught_by.config.get_text_config().vocab_size > width:  # what it has more is of no token
+            taught_by.resize_token_embeddings(width, mean_resizing=False)
+    trainer = _trainer(context, params, peft_config, policy, taught_by, (rows, measured))
     made = train_policy(context, policy, trainer, n_dropped, save_to)
     losses = curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
-
-
-def _set_width(teacher: "PreTrainedModel", base: "PreTrainedModel") -> "PreTrainedModel":
-    """Return the teacher with as many probabilities as the base, where its others are of no token."""
-    width = base.config.get_text_config().vocab_size
-    if teacher.config.get_text_config().vocab_size > width:
-        teacher.resize_token_embeddings(width, mean_resizing=False)
-    return teacher
 
 
 def _rows(
@@ -121,12 +108,11 @@ def _rows(
     """Return the rows that fit, as TRL's collator takes tokens, and how many did not."""
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
-    rows: list[Row] = [_row(start, whole) for start, (whole,) in made]
+    rows: list[Row] = [
+        {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
+        for start, (ids,) in made
+    ]
     return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
-
-
-def _row(start: int, ids: list[int]) -> Row:
-    return {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
 
 
 def _trainer(
@@ -134,7 +120,7 @@ def _trainer(
     params: DistilledParams,
     peft_config: "PeftConfig",
     policy: Policy,
-    teacher: "PreTrainedModel",
+    teacher: Any,
     rows: tuple[list[Row], list[Row]],
 ) -> "Trainer":
     from datasets import Dataset
@@ -149,22 +135,23 @@ def _trainer(
             self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
             return loss
 
-    config = GKDConfig(
-        output_dir=str(policy.scratch),
-        eval_strategy="epoch",
-        per_device_eval_batch_size=params.per_device_train_batch_size,
-        prediction_loss_only=True,
-        **loop.settings(context, params) | {"include_num_input_tokens_seen": "no"},
-        **params.model_dump(include=set(DistilledParams.model_fields) - set(_OWN)),
-    )
-    loop.use_one_gpu(config)
-    kind = loop.add_regularizers(DistillationTrainer, context, policy.tokenizer, params.max_length)
-    trainer: Trainer = kind(
-        teacher_model=teacher,
-        args=config,
+    arguments = {
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": params.per_device_train_batch_size,
+        "prediction_loss_only": True,
+        "include_num_input_tokens_seen": "no",
+    }
+    trainer: Trainer = loop.make_trainer(
+        DistillationTrainer,
+        GKDConfig,
+        context,
+        params,
+        policy.tokenizer,
+        policy.scratch,
+        arguments,
         **policy_options(context, policy, peft_config),
+        teacher_model=teacher,
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
-        callbacks=[loop.progress_callback(context.advance)],
     )
     return trainer

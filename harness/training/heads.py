@@ -7,7 +7,6 @@ SEQ_CLS.
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, curve, figures
+from harness.training.context import CHECKPOINTS, FitContext, curve
 from harness.training.low_rank_adapters import LoraParams, lora_config
 from harness.training.trainer import LoopParams, Row
 
@@ -117,18 +116,13 @@ def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labe
     """
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
     known = list(labels) or sorted({e.references[0] for e in closed})
+    if not known:
+        found = "the task has no closed label set to classify into"
+        raise CandidateFailed(found, "give the task `labels:`, or leave this candidate out")
     if len(known) < 2:
-        raise _phrase_too_few(known)
+        found = f"training rows of one label alone, {known[0]!r}"
+        raise CandidateFailed(found, "add rows of another label, or leave this candidate out")
     return LabelledTexts([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
-
-
-def _phrase_too_few(known: Sequence[str]) -> CandidateFailed:
-    """Phrase rows of one label, or of none, between which nothing can tell."""
-    if known:
-        found, step = f"training rows of one label alone, {known[0]!r}", "add rows of another label"
-    else:
-        found, step = "the task has no closed label set to classify into", "give the task `labels:`"
-    return CandidateFailed(found, f"{step}, or leave this candidate out")
 
 
 class HeadParams(LoopParams, LoraParams):
@@ -164,12 +158,15 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
     context.prepare(model)
     train, n_dropped = _rows(known, tokenizer, params.max_length)
     validation, _ = _rows(label_texts(context.validation, known.labels), tokenizer, params.max_length)
-    trainer = _trainer(context, params, _trainable(model, params), tokenizer, (train, validation), scratch)
-    earlier_s = loop.run(trainer, start)
-    _save(trainer.model, params, save_to)
-    content = {"labels": known.labels, "params": params.model_dump(mode="json")}
-    (save_to / _FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    made = figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
+    trainable = _trainable(model, params)
+    trainer = _trainer(context, params, trainable, tokenizer, (train, validation), scratch)
+
+    def save(trained: Any) -> None:
+        _save(trained, params, save_to)
+        content = {"labels": known.labels, "params": params.model_dump(mode="json")}
+        (save_to / _FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+    made = loop.run(trainer, start, n_dropped, save)
     losses = curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses if loss is not None), default=None)
     return replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
@@ -184,14 +181,19 @@ def head_digest(folder: Path, source: ModelSource) -> str:
 def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest: str) -> TextCandidate:
     """Open a saved head as a candidate that answers with its most likely label."""
     import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
 
     content = json.loads((folder / _FILE).read_text("utf-8"))
     labels, params = tuple(content["labels"]), HeadParams(**content["params"])
     source = encoder_of(params.encoder, base)
+    model: Any
     model, tokenizer = load_with_head(source, machine, len(labels))
-    model = (
-        _load_trained(model, params, folder).to(device=machine.device, dtype=dtype(machine.precision)).eval()
-    )
+    if params.train == "adapter":
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    else:
+        model.load_state_dict(load_file(folder / _TRAINED), strict=False)
+    model = model.to(device=machine.device, dtype=dtype(machine.precision)).eval()
 
     def predict(texts: Sequence[str]) -> list[TextTable]:
         tables = []
@@ -230,16 +232,6 @@ def _save(model: Any, params: HeadParams, folder: Path) -> None:
     save_file(trained, folder / _TRAINED, {"format": "pt"})
 
 
-def _load_trained(model: Any, params: HeadParams, folder: Path) -> Any:
-    from peft import PeftModel
-    from safetensors.torch import load_file
-
-    if params.train == "adapter":
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    model.load_state_dict(load_file(folder / _TRAINED), strict=False)
-    return model
-
-
 def _rows(
     known: LabelledTexts, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[list[Row], int]:
@@ -257,39 +249,11 @@ def _trainer(
     scratch: Path,
 ) -> "Trainer":
     from datasets import Dataset
-    from transformers import DataCollatorWithPadding, TrainingArguments
-
-    validates = bool(rows[1])
-    own = {"max_length", "encoder", "train", *LoraParams.model_fields, *loop.KNOBS}
-    args = TrainingArguments(
-        output_dir=str(scratch),
-        eval_strategy="epoch" if validates else "no",
-        load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        per_device_eval_batch_size=params.per_device_train_batch_size,
-        prediction_loss_only=True,
-        **loop.settings(context, params),
-        **params.model_dump(exclude=own),
-    )
-    loop.use_one_gpu(args)
-    kind = loop.add_regularizers(_make_plain_validation(), context, tokenizer, params.max_length)
-    trainer: Trainer = kind(
-        model=model,
-        args=args,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]) if validates else None,
-        callbacks=[loop.progress_callback(context.advance)],
-    )
-    return trainer
-
-
-def _make_plain_validation() -> "type[Trainer]":
-    """Return transformers' trainer with labels smoothed in training alone."""
-    from transformers import Trainer
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     class PlainValidation(Trainer):
+        """transformers' trainer with labels smoothed in training alone."""
+
         def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
             smoother = self.label_smoother
             self.label_smoother = smoother if model.training else None
@@ -298,7 +262,29 @@ def _make_plain_validation() -> "type[Trainer]":
             finally:
                 self.label_smoother = smoother
 
-    return PlainValidation
+    validates = bool(rows[1])
+    arguments = {
+        "eval_strategy": "epoch" if validates else "no",
+        "load_best_model_at_end": validates,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "per_device_eval_batch_size": params.per_device_train_batch_size,
+        "prediction_loss_only": True,
+    }
+    trainer: Trainer = loop.make_trainer(
+        PlainValidation,
+        TrainingArguments,
+        context,
+        params,
+        tokenizer,
+        scratch,
+        arguments,
+        model=model,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]) if validates else None,
+    )
+    return trainer
 
 
 Embedder = Callable[[Sequence[str]], "Tensor"]

@@ -18,7 +18,7 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.tokenized import tokenize
-from harness.training.trainer import KNOBS, LoopParams, Row
+from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -40,9 +40,6 @@ class HeldOutParams(LoopParams):
         if self.early_stopping_patience is not None and not self.heldout:
             raise ValueError("early_stopping_patience counts evaluations of held-out rows: heldout above 0")
         return self
-
-
-OWN = ("heldout", "early_stopping_patience", *KNOBS)  # parameters that are not passed on as they are
 
 
 _Item = TypeVar("_Item")
@@ -105,8 +102,8 @@ def settings(params: HeldOutParams, measured: bool) -> dict[str, Any]:
     }
 
 
-def data(context: FitContext, params: HeldOutParams, rows: tuple[list[Row], list[Row]]) -> dict[str, Any]:
-    """Return a trainer's rows, trained on and held out, and its callbacks: progress, and early stopping."""
+def data(params: HeldOutParams, rows: tuple[list[Row], list[Row]]) -> dict[str, Any]:
+    """Return a trainer's rows, trained on and held out, and its callback of early stopping."""
     from datasets import Dataset
     from transformers import EarlyStoppingCallback
 
@@ -116,7 +113,7 @@ def data(context: FitContext, params: HeldOutParams, rows: tuple[list[Row], list
     return {
         "train_dataset": Dataset.from_list(train),
         "eval_dataset": Dataset.from_list(apart) if apart else None,
-        "callbacks": [*stopping, loop.progress_callback(context.advance)],
+        "callbacks": stopping,
     }
 
 

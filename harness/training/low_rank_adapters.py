@@ -5,7 +5,6 @@ base is built without its weights, and only where names are written: `all-linear
 """
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +24,7 @@ from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
 from harness.spec import Recipe, Spec
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights, figures
+from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
 from harness.training.peft_families import is_soft_prompt, sort_names
 from harness.training.refused_families import (
     ADAPTED_HEAD,
@@ -92,26 +91,24 @@ def low_rank(train: Callable[..., TrainingRecord] = fine_tune) -> Callable[[FitC
     return fit
 
 
-def low_rank_method(params: type[LoraParams], fit: Callable[..., Weights], **own: Any) -> Method:
-    """Declare a method that trains a low-rank adapter; `own` are its other fields of `Method`.
+def low_rank_method(
+    params: type[LoraParams], train: Callable[..., TrainingRecord] = fine_tune, **own: Any
+) -> Method:
+    """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
 
     Where it can start from another candidate's adapter, that one settles the shape.
     """
-    shaped = {"shape_params": tuple(LoraParams.model_fields)} if own.get("init_from") else {}
-    given: dict[str, Any] = {
-        "makes": "adapter",
-        "trains": True,
-        "seeded": True,
-        "problems": low_rank_problems,
-        "init_problems": _init_problems,
-    }
+    shape_params = tuple(LoraParams.model_fields) if own.get("init_from") else ()
     return Method(
         params=params,
-        fit=fit,
+        fit=low_rank(train),
+        makes="adapter",
+        init_problems=_init_problems,
         adapter_parameters=adapter_parameters,
         lower_rank=lower_rank,
         leave_out=leave_out,
-        **given | shaped | own,
+        shape_params=shape_params,
+        **{"trains": True, "seeded": True, "problems": low_rank_problems} | own,
     )
 
 
@@ -191,10 +188,7 @@ def train_policy(
         CandidateFailed: out of memory, or the loss was not a number.
     """
     loop.track(trainer, context, save_to, save_policy)
-    earlier_s = loop.run(trainer, policy.start)
-    save_policy(trainer.model, save_to)
-    wall_s = time.perf_counter() - policy.start
-    return figures(trainer, n_dropped, wall_s, context.machine.device, earlier_s)
+    return loop.run(trainer, policy.start, n_dropped, lambda model: save_policy(model, save_to))
 
 
 def save_policy(model: Any, folder: Path) -> None:
@@ -226,24 +220,18 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
     found: list[Problem] = []
 
     def check() -> bool | None:
-        found.extend(_unknown(params, base, tensors, where))
+        model = build_without_weights(base.path)
+        if model is not None:
+            parameters = [name for name, _ in model.named_parameters()]
+            found.extend(_absent("target_parameters", tensors, parameters, parameters, where))
+            if isinstance(params, LoraParams) and not found:
+                found.extend(_unknown_modules(params, model, where))
         return None if found else True
 
     written = [type(params).__module__, params.model_dump(mode="json")]
     key = digest([base.weights_digest, written, package_versions(), _VERSION])
     memo("adapter_names", key, check)
     return found
-
-
-def _unknown(params: Spec, base: ModelSource, tensors: Sequence[str], where: str) -> Iterator[Problem]:
-    model = build_without_weights(base.path)
-    if model is None:
-        return
-    parameters = [name for name, _ in model.named_parameters()]
-    found = [*_absent("target_parameters", tensors, parameters, parameters, where)]
-    yield from found
-    if isinstance(params, LoraParams) and not found:
-        yield from _unknown_modules(params, model, where)
 
 
 def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Problem]:
@@ -262,15 +250,8 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
     except (TypeError, ValueError, AttributeError, re.error) as error:
         refusal = " ".join(str(error).split())
     left = _list_names(config.target_modules)
-    found = [
-        *_absent(
-            "target_modules",
-            [name for name in _list_names(params.target_modules) if name in left],
-            modules,
-            holders,
-            where,
-        )
-    ]
+    targets = [name for name in _list_names(params.target_modules) if name in left]
+    found = [*_absent("target_modules", targets, modules, holders, where)]
     if set(config.target_parameters or ()) == set(params.target_parameters or ()):
         found += _absent("exclude_modules", _list_names(params.exclude_modules), modules, holders, where)
     yield from found

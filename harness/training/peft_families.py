@@ -2,16 +2,11 @@
 
 Invariant: what is saved gives, on the base as published, the logits that it had in memory; initialisations
 that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs
-from what was trained by how the moved weights were rounded to their precision.
+from what was trained by how the moved weights were rounded to their precision. Where no batch has the tokens
+that EVA's decomposition needs, the training fails before it begins.
 Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
-(arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's.
-
-Starts of LoRA from the base's weights or activations: PiSSA and OLoRA, saved as others, and EVA.
-
-Invariant: an adapter that moved the weights of its base is saved as a LoRA of twice the rank on the base as
-published; it differs from what was trained by how the moved weights were rounded to their precision. Where no
-batch has the tokens that EVA's decomposition needs, the training fails before it begins.
-Source: Meng et al. 2024 (arXiv:2404.02948); Paischer et al. 2024 (arXiv:2410.07170); both are PEFT's.
+(arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's, and so are
+PiSSA (Meng et al. 2024, arXiv:2404.02948) and EVA (Paischer et al. 2024, arXiv:2410.07170).
 """
 
 import json
@@ -49,14 +44,8 @@ _OWN_LOOPS = ("CPT", "CARTRIDGE", "LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SH
 # Families whose own choice of modules is their point.
 _OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
 # Parameters that choose modules and layers, none of which has to be written.
-_OF_MODULES = (
-    "target_modules",
-    "exclude_modules",
-    "modules_to_save",
-    "layers_to_transform",
-    "layers_pattern",
-)
 _NAMES = ("target_modules", "exclude_modules")
+_OF_MODULES = (*_NAMES, "modules_to_save", "layers_to_transform", "layers_pattern")
 # Keys that the harness sets, or that describe how an adapter is applied later.
 _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
 _ITERATED = re.compile(r"pissa_niter_\d+")
@@ -157,7 +146,12 @@ def _find_unsupported(
         return found, *other
     if start == "corda":
         return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
-    if start.startswith(CONVERTED) and (lost := find_lost(params)):
+    patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
+    if params.get("use_rslora") and patterns:
+        lost = f"use_rslora and {patterns[0]}"
+    else:
+        lost = "use_dora" if params.get("use_dora") else describe_beside_low_rank(params)
+    if start.startswith(CONVERTED) and lost:
         found = f"init_lora_weights: {start} with {lost}, which PEFT's conversion does not save"
         return found, "one of the two", "leave one of them out"
     if start.startswith(CONVERTED) and quantization:
@@ -213,10 +207,8 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     made = families()[peft_type]
     types = get_type_hints(made)
     # PEFT's annotation spells PiSSA's number of iterations as a placeholder.
-    own = [
-        name for name in params if not (name == "init_lora_weights" and _ITERATED.fullmatch(_start(params)))
-    ]
-    annotated: dict[str, Any] = {name: (types[name], ...) for name in own}
+    own = set(params) - ({"init_lora_weights"} if _ITERATED.fullmatch(_start(params)) else set())
+    annotated: dict[str, Any] = {name: (types[name], ...) for name in params if name in own}
     taken: Any = create_model(str(made.__name__), **annotated)
     checked = taken.model_validate({name: params[name] for name in own})
     given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
@@ -270,15 +262,19 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
         return PeftFamily(_penalize_variant)
     if start == "eva":
-        return PeftFamily(begin=begin_eva)
+        return PeftFamily(begin=_begin_eva)
     if start.startswith(CONVERTED):
-        initial = scratch / "initial"
+        initial, written = scratch / "initial", vars(config)["init_lora_weights"]
 
         def begin(trainer: Any) -> None:
-            save_initial(trainer.model, initial)
+            config = trainer.model.peft_config["default"]
+            config.init_lora_weights = True  # opened again, it is not to begin so a second time
+            trainer.model.save_pretrained(initial)
+            config.init_lora_weights = written
 
         def save(model: Any, folder: Path) -> None:
-            save_converted(model, folder, initial)
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
+            _add_embeddings(model, folder / WEIGHTS)
 
         return PeftFamily(begin=begin, save=save)
     return PLAIN
@@ -340,28 +336,6 @@ def _orthogonality(model: Any) -> "torch.Tensor":
     return weight * torch.stack(far).mean()
 
 
-def find_lost(params: Mapping[str, Any]) -> str:
-    """Name what PEFT's conversion leaves out of an adapter or refuses; empty for nothing."""
-    patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
-    if params.get("use_rslora") and patterns:
-        return f"use_rslora and {patterns[0]}"
-    return "use_dora" if params.get("use_dora") else describe_beside_low_rank(params)
-
-
-def save_initial(model: Any, folder: Path) -> None:
-    """Save an adapter as it began, under a configuration that does not begin so again when it is loaded."""
-    config = model.peft_config["default"]
-    start, config.init_lora_weights = config.init_lora_weights, True
-    model.save_pretrained(folder)
-    config.init_lora_weights = start
-
-
-def save_converted(model: Any, folder: Path, initial: Path) -> None:
-    """Save an adapter converted, by what it was in the folder `initial` before its first step."""
-    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
-    _add_embeddings(model, folder / WEIGHTS)
-
-
 def _add_embeddings(model: Any, converted: Path) -> None:
     """Add adapters of embeddings to a converted adapter, at its rank: PEFT's conversion leaves them out."""
     # They began at 0 and moved no weights of the base.
@@ -381,21 +355,10 @@ def _add_embeddings(model: Any, converted: Path) -> None:
     save_file({**kept, **padded}, converted, {"format": "pt"})
 
 
-def begin_eva(trainer: Any) -> None:
-    """Set the adapter of a trainer to begin so.
-
-    Raises:
-        CandidateFailed: no batch has enough learnt tokens.
-    """
-    from peft import initialize_lora_eva_weights
-
-    _refuse_few_tokens(trainer)
-    initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())
-
-
-def _refuse_few_tokens(trainer: Any) -> None:
-    """Refuse batches without the tokens that the decomposition needs: PEFT would wait for one for ever."""
+def _begin_eva(trainer: Any) -> None:
+    """Set an adapter to begin so; refuse batches without the tokens that PEFT would wait for for ever."""
     import torch
+    from peft import initialize_lora_eva_weights
     from peft.tuners.lora.eva import prepare_model_inputs_fn_language_modeling as learnt_tokens
 
     config = trainer.model.peft_config["default"]
@@ -407,3 +370,4 @@ def _refuse_few_tokens(trainer: Any) -> None:
     if most < n:
         found = f"EVA of rank {rank} needs {n} trained tokens in a batch, and the largest batch has {most}"
         raise CandidateFailed(found, "a larger params.per_device_train_batch_size, or a smaller r")
+    initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())

@@ -53,6 +53,7 @@ LossType = Literal[
     "sigmoid_norm",
 ]
 _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that read `label_smoothing`
+Inputs = dict[str, Any]
 
 
 class PreferenceParams(HeldOutParams):
@@ -90,18 +91,17 @@ def preference(
 ) -> TrainingRecord:
     """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
 
-    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used.
-
-    The reward margin of its record is in nats times beta.
+    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used. The reward
+    margin of its record is in nats times beta.
 
     Raises:
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
     """
     policy = load_policy(context, save_to)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
-    rows = _draw_pairs(context, params, rows)
-    with loop.explain_out_of_memory():  # the reference is read while the trainer is made
-        trainer = _trainer(context, params, peft_config, policy, (rows, apart))
+    if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # the reference reads each: those that are seen
+        rows = random.Random(context.seed).sample(rows, n_seen)
+    trainer = _trainer(context, params, peft_config, policy, (rows, apart))
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
     measured = train_policy(context, policy, trainer, n_dropped, save_to)
@@ -111,14 +111,6 @@ def preference(
     return heldout.add_curves(
         measured, trainer, len(apart), accuracy="rewards/accuracies", margin="rewards/margins"
     )
-
-
-def _draw_pairs(context: FitContext, params: PreferenceParams, rows: list[Row]) -> list[Row]:
-    """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
-    n_seen = heldout.n_seen(params)
-    if params.max_steps < 0 or n_seen >= len(rows):
-        return rows
-    return random.Random(context.seed).sample(rows, n_seen)
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
@@ -140,41 +132,29 @@ def _trainer(
 ) -> "DPOTrainer":
     from trl import DPOConfig
 
-    config = DPOConfig(
-        output_dir=str(policy.scratch),
-        precompute_ref_log_probs=True,
-        remove_unused_columns=False,  # `length` is read by the sampler
-        **loop.settings(context, params),
-        **heldout.settings(params, bool(rows[1])),
-        **params.model_dump(include=set(PreferenceParams.model_fields) - set(heldout.OWN)),
-    )
-    loop.use_one_gpu(config)
-    train, apart = (_reference_key(context, params, part) for part in rows)
+    reference = [  # all that the reference's log-probabilities depend on, beside the rows
+        context.source.weights_digest,
+        adapter_digest(context.init, context.source.weights_digest) if context.init else "",
+        params.per_device_train_batch_size,
+        context.machine.precision,
+        environment_digest(context.machine.name),
+        versions_of("training", "dpo"),
+    ]
+    train, apart = (digest([part, *reference]) for part in rows)
     kind = _make_caching_trainer({"train": train, "eval": apart})
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
         known = Executor(policy.model, 1)
         shares = known.engine == "packed" and not any(known.prefixes.windows or ())
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
     kind = heldout.make_weighting_trainer(kind, lambda inputs: len(inputs["input_ids"]) // 2)
-    trainer: DPOTrainer = loop.add_regularizers(kind, context, policy.tokenizer, params.max_length)(
-        args=config, **policy_options(context, policy, peft_config), **heldout.data(context, params, rows)
+    # `length` is read by the sampler.
+    arguments = {"precompute_ref_log_probs": True, "remove_unused_columns": False}
+    arguments |= heldout.settings(params, bool(rows[1]))
+    options = policy_options(context, policy, peft_config) | heldout.data(params, rows)
+    trainer: DPOTrainer = loop.make_trainer(
+        kind, DPOConfig, context, params, policy.tokenizer, policy.scratch, arguments, **options
     )
     return trainer
-
-
-def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row]) -> str:
-    """Digest everything that the reference's log-probabilities depend on."""
-    return digest(
-        [
-            rows,
-            context.source.weights_digest,
-            adapter_digest(context.init, context.source.weights_digest) if context.init else "",
-            params.per_device_train_batch_size,
-            context.machine.precision,
-            environment_digest(context.machine.name),
-            versions_of("training", "dpo"),
-        ]
-    )
 
 
 def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
@@ -245,9 +225,6 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
             return (loss, {}) if return_outputs else loss
 
     return AnswerPairTrainer
-
-
-Inputs = dict[str, Any]
 
 
 def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":

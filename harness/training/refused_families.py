@@ -1,20 +1,11 @@
-"""Adapters of PEFT that cannot be trained or opened again: on quantised layers, or by their values.
+"""Adapters of PEFT that cannot be trained or opened again: on quantised layers, on a head, by their values.
 
 Invariant: what is refused is what PEFT cannot put on int8 or NF4 layers, what it computes with their stored
 integers in the place of weights, and variants of LoRA that it leaves out there without a word. On a CPU a
 base in NF4 is dequantised, and takes every adapter. What is wrong with a value is a ValueError that names it
-and its bound; no weights are read.
+and its bound; no weights are read. An adapter of the output head is refused, as the losses of TRL's trainers
+multiply hidden states by the head's own matrix; a model that classifies or rewards has another head.
 Source: PEFT's layers of each family; `tests/test_quantized_families.py` holds the list to them.
-
-Adapters of the output head (`lm_head`), which no training here trains.
-
-Source: TRL's trainers refuse them, as their losses multiply hidden states by the head's own matrix; a model
-that classifies or rewards has another head.
-
-Linear layers of a base that take no adapter, and stay out where an adapter is put on all of them.
-
-Source: PEFT refuses its low-rank families on `out_proj` of Mamba's kind, whose weights kernels read past the
-adapter; routers of experts return more than their products, on which no adapter can lie.
 """
 
 from collections.abc import Iterator, Mapping
@@ -146,6 +137,8 @@ def adapts_head(model: Any) -> bool:
     return isinstance(model.get_output_embeddings(), BaseTunerLayer)
 
 
+# Linear layers that take no adapter: routers of experts return more than their products, and kernels read the
+# weights of `out_proj` of Mamba's kind past an adapter, on which PEFT refuses its low-rank families.
 _ROUTERS = dict.fromkeys(("llama4", "llama4_text", "phimoe"), "router")
 _FUSED = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), "out_proj")
 _LOW_RANK = ("LORA", "ADALORA", "RANDLORA")

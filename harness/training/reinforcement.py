@@ -23,12 +23,12 @@ from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_li
 from harness.metrics import Metric, item_scores, load_metrics
 from harness.models import encode_all, encode_answered, join_to_plain_text
 from harness.models.hub import map_end_tokens
-from harness.records import Example, Message, Output, PromptText, TrainingRecord
+from harness.records import Example, Output, PromptText, TrainingRecord
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward, curve
 from harness.training.heads import open_reward_model
-from harness.training.low_rank_adapters import LoraParams, Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
 from harness.training.reward_model import score_tokens
 from harness.training.trainer import LoopParams, Row
 
@@ -96,8 +96,7 @@ def train_on_rewards(
         raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
     policy = load_policy(context, save_to)
     rows, n_dropped = _rows(context, params, policy.tokenizer)
-    with loop.explain_out_of_memory():
-        trainer = _trainer(context, params, algorithm, peft_config, policy, rows)
+    trainer = _trainer(context, params, algorithm, peft_config, policy, rows)
     made = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
     return replace(
@@ -112,22 +111,20 @@ def _rows(
     context: FitContext, params: ReinforcedParams, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Row], int]:
     """Return the prompts that fit, each with the index of its example, and how many did not."""
-    rows = [{"prompt": _prompt(context, e.messages), "index": i} for i, e in enumerate(context.train)]
+    prompts = (
+        list(e.messages) if context.chat_template else join_to_plain_text(e.messages) for e in context.train
+    )
+    rows: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
     lengths = list(map(len, _encode([row["prompt"] for row in rows], tokenizer)))
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
-    n_prompts = (
-        params.per_device_train_batch_size * params.gradient_accumulation_steps // params.num_generations
-    )
+    n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    n_prompts = n_answers // params.num_generations
     if len(kept) < n_prompts:  # TRL leaves out what is not a whole step, here everything
         raise CandidateFailed(
             f"steps of {n_prompts} prompts, and {len(kept)} prompts to train on",
             "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
         )
     return kept, n_dropped
-
-
-def _prompt(context: FitContext, messages: Sequence[Message]) -> Any:
-    return list(messages) if context.chat_template else join_to_plain_text(messages)
 
 
 def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
@@ -153,18 +150,17 @@ def _trainer(
     from datasets import Dataset
 
     assert context.reward is not None
-    of_trl = params.model_dump(exclude={*LoraParams.model_fields, *loop.KNOBS, "max_length"})
-    common = loop.settings(context, params) | {
-        "include_num_input_tokens_seen": "no"
-    }  # TRL counts them itself
-    config = getattr(trl, f"{algorithm}Config")(output_dir=str(policy.scratch), **common, **of_trl)
-    loop.use_one_gpu(config)
-    plain = _make_resumable(getattr(trl, f"{algorithm}Trainer"))
-    trainer: Trainer = loop.add_regularizers(plain, context, policy.tokenizer, params.max_length)(
+    trainer: Trainer = loop.make_trainer(
+        _make_resumable(getattr(trl, f"{algorithm}Trainer")),
+        getattr(trl, f"{algorithm}Config"),
+        context,
+        params,
+        policy.tokenizer,
+        policy.scratch,
+        {"include_num_input_tokens_seen": "no"},  # TRL counts them itself
+        own=["max_length"],
         reward_funcs=[_open_reward(context.reward, context)],
-        args=config,
         train_dataset=Dataset.from_list(rows),
-        callbacks=[loop.progress_callback(context.advance)],
         **policy_options(context, policy, peft_config),
     )
     return trainer
@@ -214,7 +210,9 @@ def _open_reward(reward: Reward, context: FitContext) -> Callable[..., list[floa
     scored = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
 
     def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
-        return scored([context.train[i] for i in index], [_text(completion) for completion in completions])
+        # TRL gives an answer as a text, or as a list of one turn.
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        return scored([context.train[i] for i in index], [str(text).strip() for text in texts])
 
     score_rows.__name__ = metric_name(reward.written)
     return score_rows
@@ -245,7 +243,8 @@ def rewards_of(reward: Reward) -> Rewards:
     if is_path(reward.written) and not is_metric_file(Path(reward.written)):
         return _reward_by_file(Path(reward.written))
     assert reward.task is not None
-    return _reward_by_metric(_metric(reward.written, reward.task))
+    alone = reward.task.model_copy(update={"metrics": (reward.written,), "primary": "", "bounds": {}})
+    return _reward_by_metric(load_metrics(alone)[metric_name(reward.written)])
 
 
 def is_metric_file(path: Path) -> bool:
@@ -273,24 +272,15 @@ def reward_problems(written: str, task: Task, examples: Sequence[Example], where
     yield Problem(where, found, "a metric of answers", "name another, such as exact_match or token_f1")
 
 
-def _metric(written: str, task: Task) -> Metric:
-    alone = task.model_copy(update={"metrics": (written,), "primary": "", "bounds": {}})
-    return load_metrics(alone)[metric_name(written)]
-
-
 def _reward_by_metric(metric: Metric) -> Rewards:
-    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        return [_item_score(metric, Output(text), e) for e, text in zip(examples, answers, strict=True)]
+    def score(text: str, example: Example) -> float | None:
+        try:
+            parts = metric.score(Output(text), example)
+        except Unscored:
+            return None
+        return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
 
-    return score
-
-
-def _item_score(metric: Metric, output: Output, example: Example) -> float | None:
-    try:
-        parts = metric.score(output, example)
-    except Unscored:
-        return None
-    return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
+    return lambda examples, answers: [score(text, e) for e, text in zip(examples, answers, strict=True)]
 
 
 def _module(path: Path) -> ModuleType:
@@ -337,8 +327,3 @@ def _check_rewards(found: Any, n: int, path: Path) -> list[float | None]:
     if wrong:
         raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _MEND)
     return [None if value is None else float(value) for value in values]
-
-
-def _text(completion: Any) -> str:
-    """Return the text of an answer as TRL gives it: a text, or a list of one turn."""
-    return str(completion if isinstance(completion, str) else completion[0]["content"]).strip()

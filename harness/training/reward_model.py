@@ -5,11 +5,10 @@ that were held out.
 Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; TRL's RewardTrainer.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -18,7 +17,7 @@ from harness.models.hub import ModelSource
 from harness.records import Example, TrainingRecord
 from harness.training import heldout
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, curve, figures
+from harness.training.context import CHECKPOINTS, FitContext, curve
 from harness.training.heads import load_with_head, open_reward_model
 from harness.training.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
@@ -27,8 +26,6 @@ from harness.training.trainer import Row
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import RewardTrainer
-
 
 _TOGETHER = 16  # answers that are scored at once
 
@@ -59,21 +56,33 @@ def train_reward_model(
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
     """
     from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
 
     set_seed(context.seed)
-    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    scratch = save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_with_head(context.source, context.machine, 1)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
-    with loop.explain_out_of_memory():
-        trainer = _trainer(params, peft_config, base, tokenizer, (rows, apart), context, scratch)
+    kind = heldout.make_weighting_trainer(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
+    # `length` is read by the sampler.
+    arguments = heldout.settings(params, bool(apart)) | {"remove_unused_columns": False}
+    trainer = loop.make_trainer(
+        kind,
+        RewardConfig,
+        context,
+        params,
+        tokenizer,
+        scratch,
+        arguments,
+        model=base,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        **heldout.data(params, (rows, apart)),
+    )
     longest = max(row["length"] for row in rows + apart)
     loop.attend_plainly(base, longest, 2 * params.per_device_train_batch_size)
-    earlier_s = loop.run(trainer, start)
-    model: Any = trainer.model
-    model.save_pretrained(save_to)
+    made = loop.run(trainer, start, n_dropped, lambda model: model.save_pretrained(save_to))
     history = trainer.state.log_history
-    made = figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     made = replace(
         made,
         n_pairs=len(rows),
@@ -123,33 +132,3 @@ def score_tokens(
 def _row(_: int, wholes: list[list[int]]) -> Row:
     chosen, rejected = wholes
     return {"chosen_ids": chosen, "rejected_ids": rejected, "length": max(len(chosen), len(rejected))}
-
-
-def _trainer(
-    params: RewardParams,
-    peft_config: "PeftConfig",
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: tuple[list[Row], list[Row]],
-    context: FitContext,
-    scratch: Path,
-) -> "RewardTrainer":
-    from trl import RewardConfig, RewardTrainer
-
-    config = RewardConfig(
-        output_dir=str(scratch),
-        remove_unused_columns=False,  # `length` is read by the sampler
-        **loop.settings(context, params),
-        **heldout.settings(params, bool(rows[1])),
-        **params.model_dump(include=set(RewardParams.model_fields) - set(heldout.OWN)),
-    )
-    loop.use_one_gpu(config)
-    kind = heldout.make_weighting_trainer(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
-    made: RewardTrainer = loop.add_regularizers(kind, context, tokenizer, params.max_length)(
-        model=model,
-        args=config,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        **heldout.data(context, params, rows),
-    )
-    return made

@@ -6,8 +6,7 @@ adapters says so.
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +17,14 @@ from pydantic import Field, field_validator
 from harness.errors import CandidateFailed
 from harness.models import mask_assistant, oom
 from harness.models.devices import load_base
-from harness.models.hardware import Machine, dtype
+from harness.models.hardware import dtype
 from harness.models.hub import map_end_tokens
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
+from harness.regularizers import has_hook
 from harness.training import checkpoints
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve, figures
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve
 from harness.training.parallel import (
     is_first,
     placement,
@@ -35,7 +35,6 @@ from harness.training.parallel import (
 )
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.tokenized import (
-    Tokens,
     batch_packs,
     check_packing,
     count_epoch_steps,
@@ -52,13 +51,6 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 
-_OWN = (
-    "assistant_only_loss",
-    "early_stopping_patience",
-    "eval_steps",
-    "auto_find_batch_size",
-    *loop.KNOBS,
-)  # not TRL's as they are
 _BATCH_SIZE = "batch_size"  # a file beside the checkpoints
 # Fields of `Method` that follow where `fine_tune` trains a part of the model.
 SUPERVISED: dict[str, Any] = {
@@ -118,8 +110,11 @@ def fine_tune(
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
     scratch = save_to.parent / CHECKPOINTS
-    if params.auto_find_batch_size:
-        params = _set_batch_size(params, _read_batch_size(scratch) or params.per_device_train_batch_size)
+    if params.auto_find_batch_size and (found := scratch / _BATCH_SIZE).exists():
+        n_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+        size = int(found.read_text())  # for which memory was enough so far, with as many rows a step
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": n_rows // size}
+        params = params.model_copy(update=sizes)
     try:
         return _fine_tune(context, params, peft_config, save_to, save)
     except CandidateFailed as error:
@@ -146,19 +141,6 @@ def smaller_batch_size(size: int, n_rows: int) -> int:
     return next((smaller for smaller in range(size - 1, 0, -1) if n_rows % smaller == 0), 0)
 
 
-def _set_batch_size(params: SupervisedParams, size: int) -> SupervisedParams:
-    """Return the parameters of steps with as many rows as before, read in batches of another size."""
-    rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
-    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
-    return params.model_copy(update=sizes)
-
-
-def _read_batch_size(scratch: Path) -> int:
-    """Return the batch size for which memory was enough so far; 0 where all was tried once."""
-    found = scratch / _BATCH_SIZE
-    return int(found.read_text()) if found.exists() else 0
-
-
 def _fine_tune(
     context: FitContext,
     params: SupervisedParams,
@@ -178,7 +160,10 @@ def _fine_tune(
         wait_for_all()
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
-    loaded_in = _pick_precision(machine, params) if whole else machine
+    if whole and (params.trained_in, machine.precision) == ("bf16", "fp16"):
+        found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
+        raise CandidateFailed(found, "dtype: float32, or precision: bf16")
+    loaded_in = machine._replace(precision=params.trained_in) if whole else machine
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placement())
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
@@ -190,37 +175,18 @@ def _fine_tune(
         family = PLAIN._replace(save=save, keeps_part=True)
     if whole:
         family = PLAIN._replace(save=partial(_save_model, tokenizer, dtype(machine.precision)))
-    with loop.set_up():
-        trainer = _trainer(
-            context, params, (peft_config, family), base, tokenizer, (train, validation), scratch
-        )
-    loop.refuse_untrained(trainer)
+    trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
+    model: Any = trainer.model
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # the base lacks such layers
+        raise CandidateFailed("nothing of this base is trained", "another method or params.target_modules")
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
     loop.track(trainer, context, save_to, family.save)
-    earlier_s = loop.run(trainer, start, loaded_in.precision if whole else "fp32")
-    model: Any = trainer.model
-    save_trained(family.save, model, save_to)
-    wait_for_all()
-    measured = figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
-    return replace(
-        _add_curves(measured, trainer, params),
-        not_packed=against,
-        n_packs=len(read) if params.packing else None,
+    trained_in = loaded_in.precision if whole else "fp32"
+    measured = loop.run(
+        trainer, start, n_dropped, lambda model: save_trained(family.save, model, save_to), trained_in
     )
-
-
-def _pick_precision(machine: Machine, params: SupervisedParams) -> Machine:
-    """Return the machine with the precision in which whole weights are trained."""
-    if (params.trained_in, machine.precision) == ("bf16", "fp16"):
-        found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
-        raise CandidateFailed(found, "dtype: float32, or precision: bf16")
-    return machine._replace(precision=params.trained_in)
-
-
-def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: SupervisedParams) -> TrainingRecord:
-    """Add the curves of a training to its record, and how its batches were parted."""
     losses = curve(trainer.state.log_history, "eval_loss")
     is_parted = params.auto_find_batch_size or process_count() > 1
     return replace(
@@ -232,6 +198,8 @@ def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: Supervi
         n_processes=process_count() if process_count() > 1 else None,
         batch_size=params.per_device_train_batch_size if is_parted else None,
         accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
+        not_packed=against,
+        n_packs=len(read) if params.packing else None,
     )
 
 
@@ -266,29 +234,16 @@ def _rows(
     """Return tokenised rows that fit, and how many did not."""
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
-    rows = [_row(*tokens) for tokens in made]
-    if params.assistant_only_loss:
-        ends = {*map_end_tokens(context.source, tokenizer)}
-        masks = (
-            assistant_mask(example, tokens, ends, tokenizer)
-            for example, tokens in zip(examples, made, strict=True)
-        )
-        rows = [row | {"completion_mask": mask} for row, mask in zip(rows, masks, strict=True)]
+    ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
+    rows: list[Row] = []
+    for example, (start, (ids,)) in zip(examples, made, strict=True):
+        mask = [0] * start + [1] * (len(ids) - start)
+        if params.assistant_only_loss:  # what the template marks, and the answer to its end
+            end = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1) + 1
+            earlier = mask_assistant(tokenizer, example.messages)
+            mask = [*earlier, *[1] * (end - start), *[0] * (len(ids) - end)]
+        rows.append({"input_ids": ids, "completion_mask": mask})
     return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
-
-
-def assistant_mask(
-    example: Example, tokens: Tokens, ends: Container[int], tokenizer: "PreTrainedTokenizerBase"
-) -> list[int]:
-    """Mark the tokens of a row that its chat template says the assistant wrote, and the answer to its end."""
-    start, (ids,) = tokens
-    end = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1) + 1
-    return [*mask_assistant(tokenizer, example.messages), *[1] * (end - start), *[0] * (len(ids) - end)]
-
-
-def _row(start: int, wholes: list[list[int]]) -> Row:
-    (ids,) = wholes
-    return {"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
 
 
 def _trainer(
@@ -306,47 +261,44 @@ def _trainer(
 
     peft_config, family = adapter
     n_trained = None if peft_config else sum(p.numel() for p in model.parameters() if p.requires_grad)
-    config = SFTConfig(
-        output_dir=str(scratch),
-        completion_only_loss=True,
-        eval_packing=False,
-        load_best_model_at_end=not family.keeps_last,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        per_device_eval_batch_size=params.per_device_train_batch_size,
-        prediction_loss_only=True,
-        **loop.settings(context, params, n_trained) | _evaluations(params),
-        **params.model_dump(include=set(SupervisedParams.model_fields) - set(_OWN)),
-    )
-    loop.use_one_gpu(config)
-    in_tiles = context.machine.device == "cuda" and not config.label_smoothing_factor
+    arguments: dict[str, Any] = {
+        "completion_only_loss": True,
+        "eval_packing": False,
+        "load_best_model_at_end": not family.keeps_last,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "per_device_eval_batch_size": params.per_device_train_batch_size,
+        "prediction_loss_only": True,
+        "eval_strategy": "epoch",
+    }
+    if params.eval_steps is not None:  # a checkpoint stands at each evaluation
+        steps = params.eval_steps if params.eval_steps < 1 else int(params.eval_steps)
+        arguments |= {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps"}
+        arguments["save_steps"] = steps
+    in_tiles = context.machine.device == "cuda" and not has_hook(context.regularize, "smoothing")
     kind = make_tiled_loss_trainer() if in_tiles else whole_loss_trainer()
     kind = _save_part(_add_penalty(kind, family)) if family.keeps_part else _add_penalty(kind, family)
-    kind = loop.add_regularizers(kind, context, tokenizer, params.max_length)
-    trainer: SFTTrainer = kind(
+    stopping = [] if family.keeps_last else [EarlyStoppingCallback(params.early_stopping_patience)]
+    trainer: SFTTrainer = loop.make_trainer(
+        kind,
+        SFTConfig,
+        context,
+        params,
+        tokenizer,
+        scratch,
+        arguments,
+        own=("assistant_only_loss", "eval_steps", "auto_find_batch_size"),
+        n_trained=n_trained,
+        callbacks=[*stopping, *family.callbacks],
         model=model,
-        args=config,
         processing_class=tokenizer,
         peft_config=peft_config,
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
-        callbacks=[
-            *([] if family.keeps_last else [EarlyStoppingCallback(params.early_stopping_patience)]),
-            *family.callbacks,
-            loop.progress_callback(context.advance),
-        ],
     )
     if params.packing and not joins_packs(model):
         batch_packs(trainer.data_collator)
     return trainer
-
-
-def _evaluations(params: SupervisedParams) -> dict[str, Any]:
-    """Return TRL's arguments of when to measure the validation loss; a checkpoint stands at each time."""
-    if params.eval_steps is None:
-        return {"eval_strategy": "epoch"}
-    steps = params.eval_steps if params.eval_steps < 1 else int(params.eval_steps)
-    return {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
 
 
 def _add_penalty(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
@@ -414,7 +366,11 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
             kept = wanted + virtual_tokens(model)
-            outputs = model(**_model_inputs(inputs), logits_to_keep=kept, use_cache=False)
+            # transformers tells packed rows apart by their positions, and only where there is no mask;
+            # padding is then a row of one token each.
+            seen_by = "position_ids" if "position_ids" in inputs else "attention_mask"
+            read = {name: inputs[name] for name in ("input_ids", seen_by)}
+            outputs = model(**read, logits_to_keep=kept, use_cache=False)
             targets, logits = labels[:, wanted].flatten(), outputs.logits.flatten(0, 1)
             answered = targets != -100
             total = torch.nn.functional.cross_entropy(
@@ -451,11 +407,3 @@ def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> li
     evaluated = checkpoints.list_saved_steps(last, of_epoch, params.eval_steps or last, by_epoch=by_epoch)
     may_end = len(evaluated) > params.early_stopping_patience + 1
     return saved if may_end else checkpoints.spread_steps(saved, points, last)
-
-
-def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model reads of a batch."""
-    # transformers tells packed rows apart by their positions, and only where there is no mask; padding is
-    # then a row of one token each.
-    seen_by = "position_ids" if "position_ids" in inputs else "attention_mask"
-    return {name: inputs[name] for name in ("input_ids", seen_by)}

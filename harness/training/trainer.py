@@ -6,8 +6,9 @@ which knob to turn.
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -20,9 +21,10 @@ from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory, oom
 from harness.models.hardware import Machine
 from harness.progress import Advance
+from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
-from harness.training.context import TRACKED, FitContext, scale_callback
+from harness.training.context import TRACKED, FitContext, figures, scale_callback
 from harness.training.parallel import (
     DEEPSPEED,
     is_first,
@@ -172,15 +174,6 @@ def is_of_bitsandbytes(optim: str | None) -> bool:
     return (optim or "").endswith(_OF_BITSANDBYTES)
 
 
-def _free_gib() -> float:
-    """Return the memory of the GPU that is free, or is this process's own; of several the least."""
-    # Processes that hold shards of one model have to compute its activations alike.
-    import torch
-
-    free = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
-    return -most(-free, "cuda")
-
-
 def settings(context: FitContext, params: LoopParams, n_trained: float | None = None) -> dict[str, Any]:
     """Return TRL's arguments that no method sets, and of `KNOBS` those that the user set.
 
@@ -189,9 +182,13 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
     Raises:
         CandidateFailed: the optimiser's package is not installed.
     """
+    import torch
     from transformers.utils import is_bitsandbytes_available
 
-    on_gpu = context.machine.device == "cuda"
+    recompute, on_gpu = False, context.machine.device == "cuda"
+    if on_gpu:  # free or this process's own; shards of one model compute alike, by the least of all processes
+        free_gib = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
+        recompute = checkpoints_activations(context, params, n_trained, -most(-free_gib, "cuda"))
     own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
     if is_of_bitsandbytes(params.optim) and not is_bitsandbytes_available():
         found = f"optim: {params.optim} is bitsandbytes', which is not installed"
@@ -203,7 +200,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "logging_nan_inf_filter": False,  # else a loss that is not a number is shown as a number
         "include_num_input_tokens_seen": "non_padding",
         "disable_tqdm": True,
-        "gradient_checkpointing": on_gpu and checkpoints_activations(context, params, n_trained, _free_gib()),
+        "gradient_checkpointing": recompute,
         "bf16": context.machine.precision == "bf16",
         "fp16": context.machine.precision == "fp16",
         "use_cpu": not on_gpu,
@@ -243,7 +240,9 @@ def add_regularizers(
         def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
             self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            n_planned = checkpoints.read_planned_steps(resume_from_checkpoint)  # else removed by then
+            n_planned = 0  # by the checkpoint, which is removed by the end
+            if resume_from_checkpoint:
+                n_planned = checkpoints.read_state(Path(resume_from_checkpoint))["max_steps"]
             found = super().train(resume_from_checkpoint, **options)
             steps = self.state.global_step, n_planned or self.state.max_steps
             moved = regularizers.select_moved_names(given, list(self.trained), *steps, context.seed)
@@ -262,10 +261,8 @@ def add_regularizers(
 
             def backward() -> Any:
                 nonlocal of_first
-                taken = (
-                    dict(inputs) if isinstance(inputs, Mapping) else inputs
-                )  # prompts to answer are a list
-                loss = plain(model, taken, num_items_in_batch)
+                given_inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a list of prompts
+                loss = plain(model, given_inputs, num_items_in_batch)
                 of_first = of_first or {name: len(values) for name, values in logged.items()}
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
@@ -274,7 +271,8 @@ def add_regularizers(
                 return loss
 
             loss = regularizers.compute_gradients(given, model, backward)
-            _cut(logged, of_first)  # what a regulariser's own passes log is of other weights
+            for name, length in of_first.items():
+                del logged[name][length:]  # what a regulariser's own passes log is of other weights
             return loss
 
     return RegularizedTrainer
@@ -308,12 +306,6 @@ def _draw_apart(kind: Any, context: FitContext) -> Any:
     return ApartTrainer
 
 
-def _cut(logged: Mapping[str, list[Any]], lengths: Mapping[str, int]) -> None:
-    """Cut lists to lengths, by name."""
-    for name, length in lengths.items():
-        del logged[name][length:]
-
-
 def _general_rows(
     context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> dict[str, tuple[regularizers.GeneralRow, ...]]:
@@ -338,24 +330,42 @@ def explain_out_of_memory() -> AbstractContextManager[None]:
     return oom.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
 
 
-@contextmanager
-def set_up() -> Iterator[None]:
-    """Turn what TRL or PEFT refuse when a trainer is made into a failure of the candidate in their words."""
-    try:
-        yield
-    except ValueError as error:
-        raise CandidateFailed(f"the training cannot be set up ({one_line(error)})", "other params") from error
+def make_trainer(
+    kind: Any,
+    config: Any,
+    context: FitContext,
+    params: LoopParams,
+    tokenizer: "PreTrainedTokenizerBase",
+    scratch: Path,
+    arguments: Mapping[str, Any],
+    *,
+    own: Iterable[str] = (),
+    n_trained: float | None = None,
+    callbacks: Iterable[Any] = (),
+    **options: Any,
+) -> Any:
+    """Return a trainer of a kind, with the context's regularisers, which keeps checkpoints in `scratch`.
 
-
-def refuse_untrained(trainer: "Trainer") -> None:
-    """Refuse a training of nothing, as of an adapter that finds none of its family's layers in the base.
+    Its configuration, of the type `config`, holds the shared settings, `arguments`, and what it knows of the
+    parameters by TRL's names, but for those that are the loop's `own`. `options` are the trainer's.
 
     Raises:
-        CandidateFailed: no parameter is trained.
+        CandidateFailed: out of memory, or TRL or PEFT refuse the training, in their words.
     """
-    model: Any = trainer.model
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise CandidateFailed("nothing of this base is trained", "another method or params.target_modules")
+    known = set(type(params).model_fields) & {field.name for field in fields(config)}
+    given = params.model_dump(include=known.difference(KNOBS, own))
+    with explain_out_of_memory():
+        shared = settings(context, params, n_trained)
+        try:
+            args = config(output_dir=str(scratch), **shared | dict(arguments), **given)
+            use_one_gpu(args)
+            regularized = add_regularizers(kind, context, tokenizer, params.max_length)
+            return regularized(
+                args=args, callbacks=[*callbacks, progress_callback(context.advance)], **options
+            )
+        except ValueError as error:
+            found = f"the training cannot be set up ({one_line(error)})"
+            raise CandidateFailed(found, "other params") from error
 
 
 def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
@@ -369,25 +379,25 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
     if context.track:
         kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
         stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
-        trainer.add_callback(
-            checkpoints.make_tracking_callback(
-                kept,
-                context.track,
-                save_to.name,
-                base_digest,
-                save,
-                ends=stopping and not context.pause_at,
-            )
-        )
+        ends = stopping and not context.pause_at
+        weights = context.track, save_to.name, base_digest, save
+        trainer.add_callback(checkpoints.make_tracking_callback(kept, *weights, ends=ends))
         if context.pause_at:
             trainer.add_callback(checkpoints.make_pausing_callback(kept, context.pause_at))
 
 
-def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
-    """Train, from the last whole checkpoint where an earlier call was stopped.
+def run(
+    trainer: "Trainer",
+    start: float,
+    n_dropped: int,
+    save: Callable[[Any], None],
+    trained_in: str = "fp32",
+) -> TrainingRecord:
+    """Train, from the last whole checkpoint where an earlier call was stopped; save, and return the record.
 
-    `start` is when training began by `time.perf_counter`, less what earlier calls took; returns that. What
-    is trained is held in fp32, or as it was loaded where it is `trained_in` another precision.
+    `start` is when training began by `time.perf_counter`, less what earlier calls took. What is trained is
+    held in fp32, or as it was loaded where it is `trained_in` another precision. `save(model)` writes the
+    finished weights.
 
     Raises:
         CandidateFailed: out of memory.
@@ -395,10 +405,15 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
     """
     import torch
     from transformers import PrinterCallback
+    from transformers.utils import is_liger_kernel_available
 
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
-        _use_liger(trainer.model)
+        if is_liger_kernel_available():
+            from transformers.integrations.liger import apply_liger_kernel
+
+            # TRL's argument for it is deprecated, and refuses Liger's loss; TRL's own loss stays.
+            apply_liger_kernel(trainer.model, {"fused_linear_cross_entropy": False})
     if trained_in == "fp32" and name_sharding() != DEEPSPEED:  # which keeps copies in fp32 of its own
         _keep_updates(trainer.model)
     _spare_casts(trainer.model)
@@ -416,17 +431,9 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
         checkpoints.stop_at_last_step(trainer, last)
     with explain_out_of_memory(), checkpoints.skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
-    return last.elapsed_s if last else 0.0
-
-
-def _use_liger(model: Any) -> None:
-    """Put Liger's kernels on a model's layers where they are installed; TRL's own loss stays."""
-    # TRL's argument for it is deprecated. What it would do beside this is refuse Liger's loss.
-    from transformers.integrations.liger import apply_liger_kernel
-    from transformers.utils import is_liger_kernel_available
-
-    if is_liger_kernel_available():
-        apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
+    save(trainer.model)
+    wait_for_all()
+    return figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
 
 
 def start_time(folder: Path) -> float:

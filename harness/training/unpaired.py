@@ -20,15 +20,13 @@ from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.heldout import HeldOutParams
 from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
-from harness.training.tokenized import Tokens, tokenize
+from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
     from trl import KTOTrainer
-
-_LOWEST, _HIGHEST = 1.0, 4 / 3  # of what thumbs up weigh in all, beside thumbs down
 
 
 class UnpairedParams(HeldOutParams):
@@ -66,8 +64,7 @@ def preference_without_pairs(
     rows, n_dropped = _rows(train, context, params, policy.tokenizer)
     random.Random(context.seed).shuffle(rows)
     measured = _rows(apart, context, params, policy.tokenizer)[0]
-    with loop.explain_out_of_memory():
-        trainer = _trainer(context, params, peft_config, policy, (rows, measured))
+    trainer = _trainer(context, params, peft_config, policy, (rows, measured))
     made = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
     return replace(
@@ -88,10 +85,10 @@ def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bo
 
 def weigh_thumbs(params: UnpairedParams, pairs: Sequence[Example]) -> Iterator[str]:
     """Say where thumbs up and down weigh more unlike than TRL recommends, and which weight would fix it."""
-    n_up = sum(up for _, _, up in answers_with_thumbs(pairs))
-    n_down = len(answers_with_thumbs(pairs)) - n_up
+    thumbs = [up for _, _, up in answers_with_thumbs(pairs)]
+    n_up, n_down = sum(thumbs), len(thumbs) - sum(thumbs)
     up, down = params.desirable_weight * n_up, params.undesirable_weight * n_down
-    if not (n_up and n_down) or _LOWEST <= up / down <= _HIGHEST:
+    if not (n_up and n_down) or 1 <= up / down <= 4 / 3:
         return
     mend = f"undesirable_weight: {up / n_down:.3g}" if up > down else f"desirable_weight: {down / n_up:.3g}"
     yield (
@@ -110,14 +107,12 @@ def _rows(
     thumbs = answers_with_thumbs(pairs)
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
     made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
-    rows = [_row(tokens, up) for tokens, (_, _, up) in zip(made, thumbs, strict=True)]
+    rows: list[Row] = [
+        {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
+        for (start, (ids,)), (_, _, up) in zip(made, thumbs, strict=True)
+    ]
     lengths = [len(tokens.wholes[0]) for tokens in made]
     return loop.rows_that_fit(rows, lengths, params.max_length, "answers to train on")
-
-
-def _row(tokens: Tokens, up: bool) -> Row:
-    start, (ids,) = tokens
-    return {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
 
 
 def _trainer(
@@ -141,15 +136,9 @@ def _trainer(
             parts = (answers[start : start + size] for start in starts)
             return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
 
-    kind = loop.add_regularizers(TokensTrainer, context, policy.tokenizer, params.max_length)
-    config = KTOConfig(
-        output_dir=str(policy.scratch),
-        **loop.settings(context, params) | {"train_sampling_strategy": "sequential"},
-        **heldout.settings(params, bool(rows[1])),
-        **params.model_dump(include=set(UnpairedParams.model_fields) - set(heldout.OWN)),
-    )
-    loop.use_one_gpu(config)
-    trainer: KTOTrainer = kind(
-        args=config, **policy_options(context, policy, peft_config), **heldout.data(context, params, rows)
+    arguments = heldout.settings(params, bool(rows[1])) | {"train_sampling_strategy": "sequential"}
+    options = policy_options(context, policy, peft_config) | heldout.data(params, rows)
+    trainer: KTOTrainer = loop.make_trainer(
+        TokensTrainer, KTOConfig, context, params, policy.tokenizer, policy.scratch, arguments, **options
     )
     return trainer
