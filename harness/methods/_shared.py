@@ -45,13 +45,13 @@ def requires_init(
     return problems
 
 
-def _list_settings(at: RescueSituation) -> list[TrialSetting]:
+def _list_scales(at: RescueSituation) -> list[TrialSetting]:
     return [
         TrialSetting({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in at.policy.scales
     ]
 
 
-RESCUE = RescueStep("scale", _list_settings, place=2)
+RESCUE = RescueStep("scale", _list_scales, place=2)
 
 
 _BILLION = 1e9

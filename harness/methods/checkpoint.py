@@ -15,7 +15,7 @@ from pydantic import Field
 from harness.errors import CandidateFailed, Problem
 from harness.methods._shared import requires_init
 from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
-from harness.records import TrackedPoint, TrainingRecord
+from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
 
@@ -59,29 +59,18 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     """List what a rescue tries: the best on the target within the margin, else what keeps most."""
-    known = [p for p in at.tracked if p.target is not None and p.capability is not None]
+    known = [
+        (at.sign * p.target, p.capability, p.step)
+        for p in at.tracked
+        if p.target is not None and p.capability is not None
+    ]
     if not known:
         return "nothing was measured along its training: its recipe has no track, or no task counts"
-    front = [p for p in known if not any(_beats(other, p, at.sign) for other in known)]
-    within = [p for p in front if _retention(p) >= -at.margin]
-    best = max(within, key=lambda p: _gain(p, at.sign)) if within else max(front, key=_retention)
-    return [
-        TrialSetting({"step": best.step}, f"step={best.step}", f"as it was at step {best.step}, no training")
-    ]
-
-
-def _beats(one: TrackedPoint, other: TrackedPoint, sign: int) -> bool:
-    """Tell whether a point is as good as another in target and capability, and better in one."""
-    a, b = ((_gain(p, sign), _retention(p)) for p in (one, other))
-    return a != b and a[0] >= b[0] and a[1] >= b[1]
-
-
-def _gain(point: TrackedPoint, sign: int) -> float:
-    return sign * (point.target or 0.0)
-
-
-def _retention(point: TrackedPoint) -> float:
-    return point.capability or 0.0
+    within = [point for point in known if point[1] >= -at.margin]
+    # At equal values the other one decides, so that no point beats it, and then the earlier step.
+    best = max(within or known, key=lambda p: (p[0], p[1], -p[2]) if within else (p[1], p[0], -p[2]))
+    step = best[2]
+    return [TrialSetting({"step": step}, f"step={step}", f"as it was at step {step}, no training")]
 
 
 METHOD = Method(

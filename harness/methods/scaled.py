@@ -45,22 +45,18 @@ def fit(context: FitContext, params: Params) -> Weights:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
     start, folder = time.perf_counter(), context.folder / "adapter"
     config = parse_json((context.init / CONFIG).read_text("utf-8"))
-    scaled = _scale_config(config, params.scale)
-    folder.mkdir()
-    (folder / CONFIG).write_text(json.dumps(scaled, indent=2, sort_keys=True), "utf-8")
-    shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
-    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
-    return adapter_weights(context, made)
-
-
-def _scale_config(config: dict[str, Any], scale: float) -> dict[str, Any]:
     found = _describe_beside_scale({"peft_type": None, **config})
     if found := found or ("" if config.get("lora_alpha") else "without lora_alpha"):
         raise CandidateFailed(f"an adapter {found}", "a candidate whose adapter is low-rank matrices alone")
     refuse_moved_base(config)
-    pattern = {name: _times(scale, alpha) for name, alpha in (config.get("alpha_pattern") or {}).items()}
-    scaled = {**config, "lora_alpha": _times(scale, config["lora_alpha"])}
-    return {**scaled, "alpha_pattern": pattern} if pattern else scaled
+    config["lora_alpha"] = _times(params.scale, config["lora_alpha"])
+    if pattern := config.get("alpha_pattern"):
+        config["alpha_pattern"] = {name: _times(params.scale, alpha) for name, alpha in pattern.items()}
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
+    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
+    return adapter_weights(context, made)
 
 
 def _describe_beside_scale(config: Mapping[str, Any]) -> str:
@@ -74,10 +70,8 @@ def _describe_beside_scale(config: Mapping[str, Any]) -> str:
 
 
 def _list_settings(at: RescueSituation) -> Sequence[TrialSetting] | str:
-    """List the scales that a rescue tries."""
-    if found := _describe_beside_scale(at.params):
-        return f"it is an adapter {found}"
-    return RESCUE.settings(at)
+    found = _describe_beside_scale(at.params)
+    return f"it is an adapter {found}" if found else RESCUE.settings(at)
 
 
 def _times(scale: float, alpha: float) -> float:

@@ -21,7 +21,7 @@ from harness.progress import Advance
 from harness.records import Curve, Example, TrainingRecord
 from harness.regularizers import Regularize
 from harness.spec import Task
-from harness.training.parallel import most, size_of
+from harness.training.parallel import most
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -148,6 +148,7 @@ def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float)
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
     scales = curve(history, SCALE)
@@ -160,7 +161,7 @@ def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float)
         n_steps=trainer.state.global_step,
         n_dropped_too_long=n_dropped,
         label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
-        n_trainable=sum(size_of(p) for p in model.parameters() if p.requires_grad),
+        n_trainable=int(sum(getattr(p, "ds_numel", p.numel()) for p in trained)),  # ZeRO 3 leaves none of p
         peak_memory_gib=round(most(peak, device) / 2**30, 3),
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),

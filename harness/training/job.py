@@ -141,7 +141,12 @@ def run_job(folder: Path, advance: Advance) -> None:
     try:
         with FileLock(folder / LOCK, timeout=_WAIT_S) if is_first() else nullcontext():
             job, rows = read_job(folder)
-            _refuse_other_launch(folder, job)
+            at_work, wanted = (
+                (process_count(), name_sharding()),
+                (job.processes, job.shards.partition("/")[0]),
+            )
+            if at_work != wanted:
+                raise UserError(_describe_other_launch(folder, at_work, wanted))
             join(job.machine.device)
             if not (folder / FIT).exists():
                 _make(folder, job, rows, advance)
@@ -151,14 +156,12 @@ def run_job(folder: Path, advance: Advance) -> None:
         raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
 
 
-def _refuse_other_launch(folder: Path, job: TrainingJob) -> None:
-    """Refuse to make weights by other processes than their key says: of another number, or other shards."""
-    at_work, wanted = (process_count(), name_sharding()), (job.processes, job.shards.partition("/")[0])
-    if at_work != wanted:
-        found, expected = (f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted))
-        step = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
-        step = step if job.processes > 1 else "one alone"
-        raise UserError(Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step))
+def _describe_other_launch(folder: Path, at_work: tuple[int, str], wanted: tuple[int, str]) -> Problem:
+    """Describe processes at work, with what shards their model, that the weights' key does not name."""
+    found, expected = (f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted))
+    step = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
+    step = step if wanted[0] > 1 else "one alone"
+    return Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step)
 
 
 def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:
@@ -169,25 +172,14 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
         import torch
 
         torch.set_num_threads(max(1, job.threads // job.processes))
+    same = ("source", "machine", "chat_template", "seed", "init", "path", "reward", "regularize", "merges")
     context = FitContext(
-        job.source,
-        job.machine,
-        folder,
-        rows["train"],
-        rows["validation"],
-        job.chat_template,
-        job.seed,
-        advance,
-        rows["pairs"],
-        job.init,
-        job.path,
-        partial(prepare, job.regularize),
-        job.reward,
-        job.regularize,
-        {n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
-        job.merges,
-        job.track,
-        job.pause_at,
+        folder=folder,
+        advance=advance,
+        prepare=partial(prepare, job.regularize),
+        **{split: rows[split] for split in _SPLITS},
+        general={n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
+        **{name: getattr(job, name) for name in (*same, "track", "pause_at")},
     )
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
@@ -199,33 +191,27 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
 
 def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is_own_peak: bool) -> None:
     """Write the record of weights, by which they are complete."""
-    method = plugins.method(job.method)
-    _save_template(job.source, folder / made.kind)
-    spent, key = hardware.load().since(start), folder.name.removesuffix(".part")
-    training = replace(
-        made.training, n_replayed=job.n_mixed or None, fit_key=key, **_sizes(made, folder, job.source)
-    )
-    if method.trains:
+    own, source, n_trainable = folder / made.kind, job.source, made.training.n_trainable
+    if source.template and own.is_dir() and not has_tokenizer(own):
+        load_tokenizer(source).save_pretrained(own)  # for others to load: the base has no chat template
+    spent = hardware.load().since(start)
+    measured: dict[str, Any] = {
+        "n_replayed": job.n_mixed or None,
+        "fit_key": folder.name.removesuffix(".part"),
+    }
+    if n_trainable is not None:
+        measured["trainable_share"] = n_trainable / source.n_parameters
+    if own.is_dir():
+        measured |= {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(source.path)}
+    if plugins.method(job.method).trains:
         waited_share = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
-        includes = "" if is_own_peak else "what this process did before"
-        training = replace(training, waited_share=waited_share, peak_includes=includes)
-    record = {"kind": made.kind, "digest": made.digest, "trained_on": job.source.weights_digest}
+        measured |= {
+            "waited_share": waited_share,
+            "peak_includes": "" if is_own_peak else "what this process did before",
+        }
+    training = replace(made.training, **measured)
+    record = {"kind": made.kind, "digest": made.digest, "trained_on": source.weights_digest}
     _write_whole(folder / FIT, json.dumps(record | {"training": training.to_plain()}))
-
-
-def _save_template(source: ModelSource, made: Path) -> None:
-    """Leave the tokenizer beside weights whose base has no chat template of its own, for others to load."""
-    if source.template and made.is_dir() and not has_tokenizer(made):
-        load_tokenizer(source).save_pretrained(made)
-
-
-def _sizes(made: Weights, folder: Path, base: ModelSource) -> dict[str, Any]:
-    """Return the share of the base's parameters that was trained, and bytes on disk beside the base's."""
-    n_trainable, own = made.training.n_trainable, folder / made.kind
-    share = {} if n_trainable is None else {"trainable_share": n_trainable / base.n_parameters}
-    if not own.is_dir():
-        return share
-    return share | {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(base.path)}
 
 
 def clean_up(folder: Path, *, complete: bool) -> None:

@@ -99,6 +99,7 @@ def low_rank_method(
     Where it can start from another candidate's adapter, that one settles the shape.
     """
     shape_params = tuple(LoraParams.model_fields) if own.get("init_from") else ()
+    given: dict[str, Any] = {"trains": True, "seeded": True, "problems": low_rank_problems} | own
     return Method(
         params=params,
         fit=low_rank(train),
@@ -108,7 +109,7 @@ def low_rank_method(
         lower_rank=lower_rank,
         leave_out=leave_out,
         shape_params=shape_params,
-        **{"trains": True, "seeded": True, "problems": low_rank_problems} | own,
+        **given,
     )
 
 

@@ -1,17 +1,11 @@
 """Processes that share one training, as `accelerate launch` starts them; a training of its own is one of one.
 
 Invariant: the first process alone writes into the folder of a job, and none goes on before what it wrote is
-there. A step has as many rows as one process would give it: each reads its part of them.
-
-Shards of a model that several processes train: how it is loaded, and its trained weights put together.
-
-Invariant: all processes gather what one of them saves, in the same order, or each would wait for the others.
-Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al. 2023 (arXiv:2304.11277) for FSDP.
-
-Launch of the processes that share a training: accelerate's own configuration, in the folder of the job.
-
-Invariant: `accelerate launch` reads all of it from that file, so a folder can be launched by hand.
-Source: accelerate's documentation of FSDP2 and of DeepSpeed, https://huggingface.co/docs/accelerate
+there; all gather what it saves of a sharded model, in the same order. A step has as many rows as one process
+would give it: each reads its part of them. `accelerate launch` reads all from a file of the job, so a folder
+can be launched by hand.
+Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al. 2023 (arXiv:2304.11277) for FSDP;
+accelerate's documentation of FSDP2 and of DeepSpeed, https://huggingface.co/docs/accelerate
 """
 
 import json
@@ -20,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.models.devices import Placement
 from harness.regularizers import Regularize, has_hook
 from harness.spec import AcceleratePolicy
 
@@ -99,7 +92,6 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
 
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # by accelerate's names
 _LAUNCHED = {FSDP: "ACCELERATE_USE_FSDP", DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}  # set by `accelerate launch`
-_WHOLE = Placement(None)  # in main memory, from where accelerate takes each process's shard
 
 
 def name_sharding() -> str:
@@ -112,16 +104,6 @@ def name_sharding() -> str:
 def zero_stage() -> int:
     """Return the stage of DeepSpeed's ZeRO, 3 of FSDP, which shards as much."""
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3"))
-
-
-def size_of(parameter: Any) -> int:
-    """Count the numbers of a parameter, of which ZeRO 3 leaves none in its place."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def placement() -> Placement | None:
-    """Return where a base is loaded that is to be sharded; None leaves it to the device."""
-    return _WHOLE if name_sharding() else None
 
 
 def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
@@ -180,25 +162,16 @@ _ZERO = {
 
 def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
     """Write accelerate's configuration of the processes that make the weights of a job into its folder."""
+    kind = policy.distributed_type if policy.num_processes > 1 else "NO"
+    stage = {"zero_stage": policy.zero_stage, "zero3_save_16bit_model": policy.zero_stage == 3}
+    own = {"FSDP": {"fsdp_config": _FSDP}, "DEEPSPEED": {"deepspeed_config": _ZERO | stage}}
     config = {
         "compute_environment": "LOCAL_MACHINE",
-        "use_cpu": device == "cpu",
+        "use_cpu": device == "cpu",  # which makes a MULTI_GPU launch one on CPUs
         "mixed_precision": "no",  # what the job says is computed in
         "num_machines": 1,
         **policy.model_dump(exclude={"distributed_type", "zero_stage"}),
-        **_distribution(policy),
+        "distributed_type": kind,
+        **own.get(kind, {}),
     }
     (folder / LAUNCH).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _distribution(policy: AcceleratePolicy) -> dict[str, Any]:
-    """Return accelerate's type of distribution, with what it takes."""
-    if policy.num_processes == 1:
-        return {"distributed_type": "NO"}
-    kind = {"distributed_type": policy.distributed_type}  # MULTI_GPU also on CPUs, which `use_cpu` makes them
-    if policy.distributed_type == "FSDP":
-        return kind | {"fsdp_config": _FSDP}
-    if policy.distributed_type == "DEEPSPEED":
-        stage = {"zero_stage": policy.zero_stage, "zero3_save_16bit_model": policy.zero_stage == 3}
-        return kind | {"deepspeed_config": _ZERO | stage}
-    return kind

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed
 from harness.models import mask_assistant, oom
-from harness.models.devices import load_base
+from harness.models.devices import Placement, load_base
 from harness.models.hardware import dtype
 from harness.models.hub import map_end_tokens
 from harness.progress import quiet_libraries
@@ -27,7 +27,7 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve
 from harness.training.parallel import (
     is_first,
-    placement,
+    name_sharding,
     process_count,
     rows_of_each,
     save_trained,
@@ -131,7 +131,6 @@ def fine_tune(
 
 
 def _remove_begun(scratch: Path) -> None:
-    """Remove what a training left so far: its checkpoints, and the weights that were kept of some."""
     for begun in (scratch, scratch.with_name(TRACKED)):
         shutil.rmtree(begun, ignore_errors=True)
 
@@ -164,7 +163,8 @@ def _fine_tune(
         found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
     loaded_in = machine._replace(precision=params.trained_in) if whole else machine
-    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placement())
+    placed = Placement(None) if name_sharding() else None  # accelerate takes its shards from main memory
+    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placed)
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
     validation, _ = _rows(context.validation, context, tokenizer, params)
@@ -277,10 +277,9 @@ def _trainer(
         arguments["save_steps"] = steps
     in_tiles = context.machine.device == "cuda" and not has_hook(context.regularize, "smoothing")
     kind = make_tiled_loss_trainer() if in_tiles else whole_loss_trainer()
-    kind = _save_part(_add_penalty(kind, family)) if family.keeps_part else _add_penalty(kind, family)
     stopping = [] if family.keeps_last else [EarlyStoppingCallback(params.early_stopping_patience)]
     trainer: SFTTrainer = loop.make_trainer(
-        kind,
+        _of_family(kind, family),
         SFTConfig,
         context,
         params,
@@ -301,32 +300,27 @@ def _trainer(
     return trainer
 
 
-def _add_penalty(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
-    """Return a trainer that adds the penalty of a family of adapters to the loss it trains on."""
-    if family.penalty is PLAIN.penalty:
+def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
+    """Return a trainer that adds the penalty of a family of adapters to the loss, and saves what it keeps."""
+    if family.penalty is PLAIN.penalty and not family.keeps_part:
         return kind
 
-    class PenaltyTrainer(kind):  # type: ignore[misc, valid-type]
+    class FamilyTrainer(kind):  # type: ignore[misc, valid-type]
         def compute_loss(
             self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
+            if family.penalty is PLAIN.penalty or not model.training:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            if model.training:
-                loss = loss + family.penalty(model) / self.args.gradient_accumulation_steps
+            loss = loss + family.penalty(model) / self.args.gradient_accumulation_steps
             return (loss, outputs) if return_outputs else loss
 
-    return PenaltyTrainer
-
-
-def _save_part(kind: "type[SFTTrainer]") -> "type[SFTTrainer]":
-    """Return a trainer whose checkpoints hold of the model what is trained; the rest is the base's."""
-
-    class PartTrainer(kind):  # type: ignore[misc, valid-type]
         def _save(self, output_dir: str | None = None, state_dict: Row | None = None) -> None:
-            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            super()._save(output_dir, trained)
+            if family.keeps_part:  # the rest is the base's
+                state_dict = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            super()._save(output_dir, state_dict)
 
-    return PartTrainer
+    return FamilyTrainer
 
 
 def make_tiled_loss_trainer() -> "type[SFTTrainer]":

@@ -17,15 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import (
-    CandidateFailed,
-    Diverged,
-    HarnessError,
-    Problem,
-    SharedFailure,
-    UserError,
-    one_line,
-)
+from harness import errors
+from harness.errors import CandidateFailed, HarnessError, Problem, UserError, one_line
 from harness.progress import Advance, quiet_environment
 from harness.training.job import LOG, run_job
 from harness.training.parallel import LAUNCH, is_first
@@ -45,14 +38,14 @@ def main() -> None:
             lines.write(f"{json.dumps(message)}\n")
             lines.flush()
 
-        sys.exit(_run(sys.argv[1:], say))  # of several processes, the first says how far they are
+        def advance(done: float, total: float, note: str = "") -> None:
+            if is_first():  # of several processes
+                say("advance", done, total, note)
+
+        sys.exit(_run(sys.argv[1:], say, advance))
 
 
-def _run(arguments: Sequence[str], say: Any) -> int:
-    def advance(done: float, total: float, note: str = "") -> None:
-        if is_first():
-            say("advance", done, total, note)
-
+def _run(arguments: Sequence[str], say: Any, advance: Advance) -> int:
     try:
         if len(arguments) != 1:
             problem = Problem("worker", f"{len(arguments)} arguments", "one folder of a job", "name it")
@@ -73,14 +66,6 @@ def _run(arguments: Sequence[str], say: Any) -> int:
     return 0
 
 
-def _command(folder: Path) -> Sequence[str]:
-    """Return what runs the job of a folder: one process, or those that share it."""
-    if not (folder / LAUNCH).exists():
-        return COMMAND
-    launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
-    return *launcher, str(folder / LAUNCH), "-m", COMMAND[-1]
-
-
 def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
     """Run the job of a folder in one process or several of its own, which end with this call in any case.
 
@@ -89,10 +74,13 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         CandidateFailed: a process was killed.
     """
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    if not command and (folder / LAUNCH).exists():  # for processes that share the job
+        launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
+        command = *launcher, str(folder / LAUNCH), "-m", COMMAND[-1]
     with (
         (folder / LOG).open("wb") as log,
         subprocess.Popen(
-            [*(command or _command(folder)), str(folder)],
+            [*(command or COMMAND), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -175,8 +163,8 @@ def decode_error(kind: str, content: Sequence[Any]) -> Exception:
         error = RuntimeError(content[0])
         error.add_note(content[1])
         return error
-    kinds: tuple[type[Exception], ...] = (CandidateFailed, Diverged, SharedFailure, HarnessError, OSError)
-    return next(one for one in kinds if one.__name__ == kind)(*content)
+    made: Exception = (OSError if kind == "OSError" else getattr(errors, kind))(*content)
+    return made
 
 
 if __name__ == "__main__":
