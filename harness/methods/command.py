@@ -34,6 +34,8 @@ from harness.records import Curve, Example, TrainingRecord, checksum, digest
 from harness.spec import Recipe, Spec
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_weights, model_digest
 
+NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")
+_ONE = re.compile(r"(?<!\{)\{([a-z_]+)\}(?!\})")
 LOG = "command.log"
 _OF_A_MODEL = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _BY_HAND = "running it by hand, and the folder that it fills as base_model of an experiment of its own"
@@ -96,17 +98,12 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     if "out" not in named:
         found, step = "a command that is not told where to write", "name {out} in run or in config"
         yield Problem(f"{where}: run", found, "weights in {out}", step)
-    program = (
-        "" if params.shell else arguments(params.run, dict.fromkeys(placeholders_in(params.run), "x"))[0]
-    )
-    if program and _program(program, Path(params.folder)) is None:
+    if params.shell:
+        return
+    program = arguments(params.run, dict.fromkeys(placeholders_in(params.run), "x"))[0]
+    if shutil.which(str(Path(params.folder) / program) if "/" in program else program) is None:
         step = f"install it, best in an environment of its own, and write its path: /opt/venv/bin/{program}"
         yield Problem(f"{where}: run", f"no program {program}", "one that can be run here", step)
-
-
-def _program(name: str, folder: Path) -> str | None:
-    """Find a program by its path, which may be relative to a folder, or by its name among those installed."""
-    return shutil.which(str(folder / name) if "/" in name else name)
 
 
 def reads(params: Params) -> str:
@@ -128,7 +125,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     ended = run(command, folder, log, params.timeout_s, context.advance)
     for file in (log, *(context.folder / "config").rglob("*"), context.folder / "config"):
         mask_file(file)
-    _refuse_failure(ended, params, log)
+    if ended.code or ended.timed_out:
+        raise _describe_failure(ended, params, log)
+    version = arguments(params.version, values, shell=params.shell) if params.version else None
     out = Path(values["out"])
     if not out.is_dir():
         raise CandidateFailed("the command ended well and removed the folder {out}", "leaving weights in it")
@@ -136,7 +135,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         wall_s=round(ended.wall_s, 3),
         peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
         command=mask_secrets(params.run),
-        command_version=mask_secrets(_version(params, folder, values)),
+        command_version=mask_secrets(read_first_line(version, folder) if version else ""),
         exit_code=ended.code,
         **_curves(out),
     )
@@ -185,22 +184,14 @@ def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
-    """Raise what a command that did not end well is to be told from."""
-    if ended.code == 0 and not ended.timed_out:
-        return
+def _describe_failure(ended: CommandResult, params: Params, log: Path) -> CandidateFailed:
+    """Phrase that a command did not end well, by the last lines of its log."""
     said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
     how = f"ended with exit code {ended.code}" if ended.code >= 0 else f"was ended by signal {-ended.code}"
     if ended.timed_out:
         how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
     program = params.run.split()[0]
-    raise CandidateFailed(f"{program} {how}; its last lines: {said}", f"fixing it by its log, {log}")
-
-
-def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
-    if not params.version:
-        return ""
-    return read_first_line(arguments(params.version, values, shell=params.shell), folder)
+    return CandidateFailed(f"{program} {how}; its last lines: {said}", f"fixing it by its log, {log}")
 
 
 def _curves(out: Path) -> dict[str, Any]:
@@ -215,19 +206,16 @@ def _curves(out: Path) -> dict[str, Any]:
         return {}
     _, history = max(states, key=lambda state: state[0])
     names = {"loss": "loss", "validation_loss": "eval_loss", "learning_rate": "learning_rate"}
-    curves: dict[str, Curve] = {
-        ours: tuple(
-            (step, value) for step, entry in history if (value := _finite(entry.get(theirs))) is not None
+    curves: dict[str, Curve] = {}
+    for ours, theirs in names.items():
+        logged = ((step, entry.get(theirs)) for step, entry in history)
+        curves[ours] = tuple(
+            (step, float(value))
+            for step, value in logged
+            if isinstance(value, int | float) and isfinite(value)
         )
-        for ours, theirs in names.items()
-    }
     losses = [loss for _, loss in curves["validation_loss"] if loss is not None]
     return curves | {"best_validation_loss": min(losses, default=None)}
-
-
-def _finite(value: Any) -> float | None:
-    """Return a figure that a trainer logged; None where it is no finite number."""
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
@@ -272,22 +260,6 @@ def _describe_no_weights(out: Path) -> CandidateFailed:
     return CandidateFailed(reason, "writing the finished weights to {out} itself, not below it")
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="adapter or model",
-    draws_from="train",
-    seeded=True,
-    loops=("placeholders",),
-    reads=reads,
-    problems=problems,
-)
-
-
-NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")
-_ONE = re.compile(r"(?<!\{)\{([a-z_]+)\}(?!\})")
-
-
 def placeholders_in(text: str) -> set[str]:
     """Return the names that stand in a text as placeholders."""
     return set(_ONE.findall(text))
@@ -295,9 +267,8 @@ def placeholders_in(text: str) -> set[str]:
 
 def misspelt(text: str) -> str:
     """Say which placeholder of a text is none, and what was meant; empty where all are known."""
-    for name in sorted(placeholders_in(text) - set(NAMES)):
-        return f"unknown placeholder {{{name}}}: {did_you_mean(name, NAMES)}"
-    return ""
+    name = min(placeholders_in(text) - set(NAMES), default="")
+    return name and f"unknown placeholder {{{name}}}: {did_you_mean(name, NAMES)}"
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
@@ -350,16 +321,28 @@ def files_digest(command: str, folder: Path, template: Path | None) -> str:
     Of a Python file that counts what it imports from its own folder.
     """
     named = [folder / argument for argument in command.split() if not placeholders_in(argument)]
-    own = {
-        str(path.relative_to(folder)): path for path in named if path.is_file() and _lies_below(path, folder)
-    }
+    inside = [p for p in named if p.is_file() and p.resolve().is_relative_to(folder.resolve())]
+    own = {str(path.relative_to(folder)): path for path in inside}
     of_template = template_files(template) if template else {}
-    return digest([{name: _digest_file(path) for name, path in of.items()} for of in (own, of_template)])
-
-
-def _digest_file(path: Path) -> str:
-    return digest_code(path) if path.suffix == ".py" else checksum(path)
+    return digest(
+        [
+            {name: digest_code(p) if p.suffix == ".py" else checksum(p) for name, p in files.items()}
+            for files in (own, of_template)
+        ]
+    )
 
 
 def _lies_below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter or model",
+    draws_from="train",
+    seeded=True,
+    loops=("placeholders",),
+    reads=reads,
+    problems=problems,
+)

@@ -26,19 +26,9 @@ _AVERAGED = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")  # means of the a
 _NOT_MERGED = ("use_dora", "use_rslora", "target_parameters")
 _NAME = "combined"
 
-Combination = Literal[
-    "svd",
-    "linear",
-    "cat",
-    "ties",
-    "ties_svd",
-    "dare_ties",
-    "dare_linear",
-    "dare_ties_svd",
-    "dare_linear_svd",
-    "magnitude_prune",
-    "magnitude_prune_svd",
-]
+_Plain = Literal["svd", "linear", "cat"]
+_Pruned = Literal["ties", "dare_ties", "dare_linear", "magnitude_prune"]
+_PrunedSvd = Literal["ties_svd", "dare_ties_svd", "dare_linear_svd", "magnitude_prune_svd"]
 
 
 class Params(Spec):
@@ -49,7 +39,7 @@ class Params(Spec):
     """
 
     weights: list[float] | None = None
-    combination_type: Combination = "svd"
+    combination_type: Literal[_Plain, _Pruned, _PrunedSvd] = "svd"
     svd_rank: int | None = Field(None, ge=1)
     svd_clamp: float | None = Field(None, gt=0, le=1)
     density: float | None = Field(None, gt=0, le=1)
@@ -85,28 +75,20 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
     for name, config in adapters.items():
         if (family := config.get("peft_type", "LORA")) != "LORA":
             return f"{name}, an adapter of the family {family}", "adapters of LoRA", "leave it out of merges"
-        for variant in _NOT_MERGED:
-            if config.get(variant):
-                return f"{name}, an adapter with {variant}", "plain LoRA adapters", "leave it out of merges"
-        if more := describe_beside_low_rank(config):  # PEFT would leave it out
+        variants = (variant for variant in _NOT_MERGED if config.get(variant))
+        if more := next(variants, "") or describe_beside_low_rank(config):  # PEFT would leave it out
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
-    ranks = {
-        name: sorted(
-            {_rank_factor(config) * r for r in (config["r"], *(config.get("rank_pattern") or {}).values())}
-        )
-        for name, config in adapters.items()
-        if "r" in config
-    }
+    ranks: dict[str, list[int]] = {}
+    for name, config in adapters.items():
+        if "r" in config:  # an adapter that moved its base's weights is saved with twice its rank
+            moved = str(config.get("init_lora_weights", "")).lower().startswith(CONVERTED)
+            given = {config["r"], *(config.get("rank_pattern") or {}).values()}
+            ranks[name] = sorted((2 if moved else 1) * r for r in given)
     if combination in _OF_ONE_RANK and len({r for own in ranks.values() for r in own}) > 1:
         named = ", ".join(f"{name} of rank {' and '.join(map(str, own))}" for name, own in ranks.items())
         step = "combination_type: svd or cat, which take several ranks"
         return f"{combination} of {named}", "adapters of one rank", step
     return None
-
-
-def _rank_factor(config: Mapping[str, Any]) -> int:
-    """Return how many times its rank an adapter is saved with: two of one that moved its base's weights."""
-    return 2 if str(config.get("init_lora_weights", "")).lower().startswith(CONVERTED) else 1
 
 
 def fit(context: FitContext, params: Params) -> Weights:
@@ -119,15 +101,12 @@ def fit(context: FitContext, params: Params) -> Weights:
     share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
     weights = params.weights or [share] * n
     if n < 2 or len(weights) != n:
-        raise CandidateFailed(
-            f"{len(weights)} weights of {n} adapters", "a weight for each of two adapters or more"
-        )
-    configs = {
-        f"adapter {i}": parse_json((path / CONFIG).read_text("utf-8"))
-        for i, path in enumerate(context.merges, start=1)
-    }
-    if found := unlike(configs, params.combination_type):
-        raise CandidateFailed(f"{found[0]}, where {found[1]} are expected", found[2])
+        found = f"{len(weights)} weights of {n} adapters"
+        raise CandidateFailed(found, "a weight for each of two adapters or more")
+    texts = [(path / CONFIG).read_text("utf-8") for path in context.merges]
+    configs = {f"adapter {i}": parse_json(text) for i, text in enumerate(texts, start=1)}
+    if wrong := unlike(configs, params.combination_type):
+        raise CandidateFailed(f"{wrong[0]}, where {wrong[1]} are expected", wrong[2])
     for config in configs.values():
         refuse_moved_base(config)
     _merge(context, params, weights)
@@ -145,7 +124,14 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
     model: Any = PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
     for name, path in zip(names[1:], context.merges[1:], strict=True):
         model.load_adapter(str(path), adapter_name=name)
-    _refuse_rank(model, params)
+    if params.combination_type.endswith("svd"):
+        layers = [layer for layer in model.modules() if getattr(layer, "lora_A", None)]
+        rank = params.svd_rank or max(r for layer in layers for r in layer.r.values())
+        smallest = min(min(layer.in_features, layer.out_features) for layer in layers)
+        if rank > smallest:
+            kind = params.combination_type
+            found = f"{kind} of rank {rank}, and a layer that has {smallest} singular values"
+            raise CandidateFailed(found, f"params.svd_rank: {smallest}, or combination_type: cat")
     set_seed(context.seed)  # DARE drops values by chance
     rest = params.model_dump(exclude={"weights"})
     try:
@@ -154,18 +140,6 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
         raise CandidateFailed(f"PEFT does not merge them ({error})", "another combination_type") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
-
-
-def _refuse_rank(model: Any, params: Params) -> None:
-    """Refuse to take more singular values of a layer than it has; raises CandidateFailed."""
-    if not params.combination_type.endswith("svd"):
-        return
-    layers = [layer for layer in model.modules() if getattr(layer, "lora_A", None)]
-    rank = params.svd_rank or max(r for layer in layers for r in layer.r.values())
-    smallest = min(min(layer.in_features, layer.out_features) for layer in layers)
-    if rank > smallest:
-        found = f"{params.combination_type} of rank {rank}, and a layer that has {smallest} singular values"
-        raise CandidateFailed(found, f"params.svd_rank: {smallest}, or combination_type: cat")
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:

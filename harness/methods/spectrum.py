@@ -4,11 +4,10 @@ Invariant: of each type of linear layer the share with the largest ratios is tra
 the precision it is served in; nothing else of the model changes or is saved. The scan lies beside the
 weights. A singular value is signal where it exceeds the bound of Marchenko and Pastur for noise alone, whose
 scale is that of the matrix's own singular values; a ratio depends on the base's weights and nothing else.
-Source: Hartford et al. 2024 (arXiv:2406.06623); Hartford et al. 2024 (arXiv:2406.06623): the sum of the
-values above the bound over that of those below, divided by the largest. As there the scale of the noise
-comes from the interquartile range, which a few large values hardly move; here it is held against that of the
-law itself (Marchenko and Pastur 1967), where the authors take a normal distribution's, which puts the bound
-of a square matrix inside of its noise
+Source: Hartford et al. 2024 (arXiv:2406.06623): a ratio is the sum of the values above the bound over that of
+those below, divided by the largest. As there the scale of the noise comes from the interquartile range, which
+a few large values hardly move; here it is held against that of the law itself (Marchenko and Pastur 1967),
+where the authors take a normal distribution's, which puts the bound of a square matrix inside of its noise.
 """
 
 import json
@@ -17,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from math import ceil, pi, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -33,10 +32,8 @@ from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
-if TYPE_CHECKING:
-    from torch import nn
-
 SCAN = "signal_to_noise.json"
+_GRID = 20_001  # points at which the law's distribution is added up
 
 
 class Params(SupervisedParams):
@@ -87,19 +84,6 @@ def estimate_trained_parameters(shape: Shape, params: Params) -> int:
     return int(params.share * shape.n_layers * (attention + 3 * shape.hidden * shape.intermediate))
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="delta",
-    **SUPERVISED,
-    loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
-    adapter_parameters=estimate_trained_parameters,
-)
-
-
-_GRID = 20_001  # points at which the law's distribution is added up
-
-
 def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
     """Return the ratio of every linear layer of a decoder by its name; remembered by the digest."""
     key = digest([weights_digest, str(model.dtype), versions_of("signal_to_noise")])
@@ -107,13 +91,13 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
     def make() -> dict[str, float]:
         import torch
 
-        with torch.no_grad():
-            values = {
-                name: torch.linalg.svdvals(layer.weight.float()).cpu().numpy().astype(float)
-                for name, layer in _linear_layers(model).items()
-            }
-        shapes = {name: tuple(layer.weight.shape) for name, layer in _linear_layers(model).items()}
-        return {name: signal_to_noise(values[name], shapes[name]) for name in values}
+        ratios = {}
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear) and any(part.isdecimal() for part in name.split(".")):
+                with torch.no_grad():
+                    values = torch.linalg.svdvals(layer.weight.float()).cpu().numpy().astype(float)
+                ratios[name] = signal_to_noise(values, layer.weight.shape)
+        return ratios
 
     found: dict[str, float] = memo("signal_to_noise", key, make)
     return found
@@ -164,16 +148,8 @@ def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Mat
     out = []
     for kind, names in _group_by_type(ratios).items():
         trained = [ratios[name] for name in names if name in chosen]
-        left = [ratios[name] for name in names if name not in chosen]
-        out.append(
-            MatrixScan(
-                type=kind,
-                n=len(names),
-                n_trained=len(trained),
-                least_trained=min(trained),
-                most_frozen=max(left, default=None),
-            )
-        )
+        most_frozen = max((ratios[name] for name in names if name not in chosen), default=None)
+        out.append(MatrixScan(kind, len(names), len(trained), min(trained), most_frozen))
     return tuple(out)
 
 
@@ -187,11 +163,11 @@ def _group_by_type(ratios: Mapping[str, float]) -> dict[str, list[str]]:
     return found
 
 
-def _linear_layers(model: Any) -> "dict[str, nn.Linear]":
-    from torch import nn
-
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part.isdecimal() for part in name.split("."))
-    }
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="delta",
+    **SUPERVISED,
+    loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
+    adapter_parameters=estimate_trained_parameters,
+)

@@ -35,23 +35,8 @@ if TYPE_CHECKING:
 
 
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
-LossType = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-]
+_Paired = Literal["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"]
+_Others = Literal["aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]
 _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that read `label_smoothing`
 Inputs = dict[str, Any]
 
@@ -68,7 +53,7 @@ class PreferenceParams(HeldOutParams):
     """
 
     beta: float = Field(0.1, gt=0)
-    loss_type: LossType = "sigmoid"
+    loss_type: Literal[_Paired, _Others] = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     learning_rate: float = Field(5e-6, gt=0, le=1)
     num_train_epochs: float = Field(1.0, gt=0, le=100)

@@ -53,23 +53,9 @@ _LARGE_RANK = 64  # of an adapter whose rank is not known here
 
 
 # transformers' optimisers that come with torch and with bitsandbytes.
-Optimizer = Literal[
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adafactor",
-    "sgd",
-    "adagrad",
-    "rmsprop",
-    "adamw_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "lion_8bit",
-    "lion_32bit",
-    "paged_lion_8bit",
-    "paged_lion_32bit",
-    "ademamix",
-    "ademamix_8bit",
-]
+_OfTorch = Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
+_OfAdam = Literal["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "ademamix", "ademamix_8bit"]
+_OfLion = Literal["lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"]
 _OF_BITSANDBYTES = ("8bit", "32bit", "ademamix")
 KNOBS = ("optim", "gradient_checkpointing", "lr_scheduler_kwargs")  # `settings` passes on those that are set
 
@@ -93,7 +79,7 @@ class LoopParams(Spec):
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr"
     ] = "cosine"
     lr_scheduler_kwargs: dict[Literal["min_lr", "min_lr_rate", "num_cycles"], float] | None = None
-    optim: Optimizer | None = None
+    optim: Literal[_OfTorch, _OfAdam, _OfLion] | None = None
     gradient_checkpointing: bool | None = None
     warmup_steps: float = Field(0.05, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
