@@ -13,20 +13,11 @@ from typing import Any
 
 from pydantic import Field
 
+from harness import training
 from harness.errors import Problem, UserError
 from harness.plugins import Method
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
-from harness.training import (
-    EMBEDDING,
-    FitContext,
-    Weights,
-    embedder,
-    encoder_digest,
-    encoder_of,
-    head_digest,
-    label_texts,
-)
 
 
 class Params(Spec):
@@ -47,12 +38,12 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
         step = "pip install 'harness-evals[dense]', or leave encoder out"
         yield Problem(where, "no package sentence-transformers", "the package that embeds texts", step)
     try:
-        encoder_digest(params)
+        training.encoder_digest(params)
     except UserError as error:
         yield from error.problems
 
 
-def fit(context: FitContext, params: Params) -> Weights:
+def fit(context: training.FitContext, params: Params) -> training.Weights:
     """Embed the training texts, fit the classifier, and keep its coefficients.
 
     Raises:
@@ -60,8 +51,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     """
     from sklearn.linear_model import LogisticRegression
 
-    start, known = time.perf_counter(), label_texts(context.train)
-    embed = embedder(params.encoder, context.source, context.machine, params.max_length)
+    start, known = time.perf_counter(), training.label_texts(context.train)
+    embed = training.embedder(params.encoder, context.source, context.machine, params.max_length)
     fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(known.texts).numpy(), known.indices)
     content = {
         "labels": known.labels,
@@ -70,12 +61,12 @@ def fit(context: FitContext, params: Params) -> Weights:
         "coefficients": fitted.coef_.tolist(),
         "intercepts": fitted.intercept_.tolist(),
     }
-    folder = context.folder / EMBEDDING
+    folder = context.folder / training.EMBEDDING
     folder.mkdir()
     (folder / "embedding.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(known.texts))
-    own = head_digest(folder, encoder_of(params.encoder, context.source))
-    return Weights("embedding", own, context.folder, made)
+    own = training.head_digest(folder, training.encoder_of(params.encoder, context.source))
+    return training.Weights("embedding", own, context.folder, made)
 
 
 METHOD = Method(
@@ -84,6 +75,6 @@ METHOD = Method(
     makes="embedding",
     draws_from="train",
     loops=("heads",),
-    reads=encoder_digest,
+    reads=training.encoder_digest,
     problems=problems,
 )

@@ -8,22 +8,16 @@ Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 from functools import partial
 from typing import Literal
 
-from harness.training import (
-    REWARDED,
-    LoraParams,
-    ReinforcedParams,
-    low_rank_method,
-    train_on_rewards,
-)
+from harness import training
 
 
-class Params(ReinforcedParams, LoraParams):
+class Params(training.ReinforcedParams, training.LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
 
 
-METHOD = low_rank_method(Params, partial(train_on_rewards, "GRPO"), **REWARDED)
+METHOD = training.low_rank_method(Params, partial(training.train_on_rewards, "GRPO"), **training.REWARDED)
 
 fit = METHOD.fit

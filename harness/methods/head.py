@@ -7,45 +7,34 @@ Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trai
 from collections.abc import Iterator
 from typing import Any
 
+from harness import training
 from harness.errors import Problem, UserError
 from harness.plugins import Method
 from harness.spec import Recipe
-from harness.training import (
-    HEAD,
-    FitContext,
-    HeadParams,
-    Weights,
-    adapter_parameters,
-    encoder_digest,
-    encoder_of,
-    head_digest,
-    lower_rank,
-    train_head,
-)
 
 
-class Params(HeadParams):
+class Params(training.HeadParams):
     """The names of transformers' Trainer, and PEFT's for the adapter."""
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     """Yield what forbids reading with the encoder that is named."""
     try:
-        encoder_digest(Params(**recipe.params))
+        training.encoder_digest(Params(**recipe.params))
     except UserError as error:
         yield from error.problems
 
 
-def fit(context: FitContext, params: Params) -> Weights:
+def fit(context: training.FitContext, params: Params) -> training.Weights:
     """Train the head and save it under `head/`.
 
     Raises:
         CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was not a number.
     """
-    folder = context.folder / HEAD
-    training = train_head(context, params, folder)
-    own = head_digest(folder, encoder_of(params.encoder, context.source))
-    return Weights("head", own, context.folder, training)
+    folder = context.folder / training.HEAD
+    made = training.train_head(context, params, folder)
+    own = training.head_digest(folder, training.encoder_of(params.encoder, context.source))
+    return training.Weights("head", own, context.folder, made)
 
 
 METHOD = Method(
@@ -58,8 +47,8 @@ METHOD = Method(
     hooks=("penalty", "step", "arguments", "smoothing"),
     hooks_where={("train", "all"): ("prepare", "select")},
     loops=("training", "heads"),
-    reads=encoder_digest,
+    reads=training.encoder_digest,
     problems=problems,
-    adapter_parameters=adapter_parameters,
-    lower_rank=lower_rank,
+    adapter_parameters=training.adapter_parameters,
+    lower_rank=training.lower_rank,
 )

@@ -5,29 +5,23 @@ adapter of another candidate is trained further, and that candidate is the refer
 Source: Ethayarajh et al. 2024 (arXiv:2402.01306); trained by TRL's KTOTrainer.
 """
 
-from harness.training import (
-    LoraParams,
-    UnpairedParams,
-    low_rank_method,
-    preference_without_pairs,
-    weigh_thumbs,
-)
+from harness import training
 
 
-class Params(UnpairedParams, LoraParams):
+class Params(training.UnpairedParams, training.LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
 
-METHOD = low_rank_method(
+METHOD = training.low_rank_method(
     Params,
-    preference_without_pairs,
+    training.preference_without_pairs,
     draws_from="pairs",
     unpaired=True,
     init_from="adapter",
     hooks=("penalty", "step"),
     published_as="unpaired preferences",
     loops=("training", "tokens", "heldout", "unpaired"),
-    remarks=weigh_thumbs,
+    remarks=training.weigh_thumbs,
     # As dpo, from the fine-tune on the answers with a thumb up; TRL's documentation asks for 16 rows a step.
     proposal=lambda situation: (
         ({"init_from": situation.adapter} if situation.adapter else {})

@@ -10,28 +10,16 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from harness import training
 from harness.errors import Problem
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
 from harness.plugins import Method
 from harness.spec import Recipe
-from harness.training import (
-    SUPERVISED,
-    FitContext,
-    SupervisedParams,
-    Weights,
-    adapter_weights,
-    exclude_unadapted,
-    family_problems,
-    fine_tune,
-    list_own_values,
-    peft_config,
-    quantization_problems,
-)
 
 
-class Params(SupervisedParams):
+class Params(training.SupervisedParams):
     """`peft_type` names the family; beside TRL's names all parameters of PEFT's configuration are taken."""
 
     model_config = ConfigDict(extra="allow")
@@ -46,7 +34,7 @@ class Params(SupervisedParams):
         """Return what digests hold of the values: those that are not at their default."""
         held = super().identity()
         of_peft = {name: held.pop(name) for name in self.of_peft}
-        return held | list_own_values(self.peft_type, of_peft)
+        return held | training.list_own_values(self.peft_type, of_peft)
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
@@ -58,22 +46,23 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
         params = Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
         of_peft = {"peft_type": params.peft_type, **params.of_peft}
         given = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
-        if found := family_problems(*given) or [*quantization_problems(recipe, of_peft, device, where)]:
+        found = training.family_problems(*given)
+        if found := found or [*training.quantization_problems(recipe, of_peft, device, where)]:
             yield from found
             return
 
 
-def fit(context: FitContext, params: Params) -> Weights:
+def fit(context: training.FitContext, params: Params) -> training.Weights:
     """Train the adapter and save it under `adapter/`.
 
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
     folder = context.folder / "adapter"
-    config = peft_config(params.peft_type, params.of_peft)
-    exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-    training = fine_tune(context, params, config, folder)
-    return adapter_weights(context, training)
+    config = training.peft_config(params.peft_type, params.of_peft)
+    training.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
+    made = training.fine_tune(context, params, config, folder)
+    return training.adapter_weights(context, made)
 
 
 def adapter_parameters(shape: Shape, params: Params) -> int:
@@ -86,7 +75,7 @@ METHOD = Method(
     params=Params,
     fit=fit,
     makes="adapter",
-    **SUPERVISED,
+    **training.SUPERVISED,
     loops=("training", "tokens", "sft", "peft_families"),
     problems=problems,
     adapter_parameters=adapter_parameters,

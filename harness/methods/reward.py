@@ -4,32 +4,24 @@ Invariant: it answers no task and is in no comparison; the candidates whose `rew
 Source: Ouyang et al. 2022 (arXiv:2203.02155); trained by TRL's RewardTrainer, its head by PEFT's SEQ_CLS.
 """
 
+from harness import training
 from harness.plugins import Method
-from harness.training import (
-    FitContext,
-    LoraParams,
-    RewardParams,
-    Weights,
-    adapter_digest,
-    adapter_parameters,
-    lora_config,
-    train_reward_model,
-)
 
 
-class Params(RewardParams, LoraParams):
+class Params(training.RewardParams, training.LoraParams):
     """TRL's names, and PEFT's for the adapter."""
 
 
-def fit(context: FitContext, params: Params) -> Weights:
+def fit(context: training.FitContext, params: Params) -> training.Weights:
     """Train adapter and head, and save them under `reward/`.
 
     Raises:
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
     """
     folder = context.folder / "reward"
-    training = train_reward_model(context, params, lora_config(params, "SEQ_CLS"), folder)
-    return Weights("reward", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    made = training.train_reward_model(context, params, training.lora_config(params, "SEQ_CLS"), folder)
+    own = training.adapter_digest(folder, context.source.weights_digest)
+    return training.Weights("reward", own, context.folder, made)
 
 
 METHOD = Method(
@@ -41,5 +33,5 @@ METHOD = Method(
     seeded=True,
     hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "heads", "reward_model"),
-    adapter_parameters=adapter_parameters,
+    adapter_parameters=training.adapter_parameters,
 )

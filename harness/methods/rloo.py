@@ -7,21 +7,15 @@ Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
 
 from functools import partial
 
-from harness.training import (
-    REWARDED,
-    LoraParams,
-    ReinforcedParams,
-    low_rank_method,
-    train_on_rewards,
-)
+from harness import training
 
 
-class Params(ReinforcedParams, LoraParams):
+class Params(training.ReinforcedParams, training.LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
     normalize_advantages: bool = False
 
 
-METHOD = low_rank_method(Params, partial(train_on_rewards, "RLOO"), **REWARDED)
+METHOD = training.low_rank_method(Params, partial(training.train_on_rewards, "RLOO"), **training.REWARDED)
 
 fit = METHOD.fit

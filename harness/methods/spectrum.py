@@ -149,7 +149,8 @@ def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Mat
     for kind, names in _group_by_type(ratios).items():
         trained = [ratios[name] for name in names if name in chosen]
         most_frozen = max((ratios[name] for name in names if name not in chosen), default=None)
-        out.append(MatrixScan(kind, len(names), len(trained), min(trained), most_frozen))
+        counts = {"n": len(names), "n_trained": len(trained)}
+        out.append(MatrixScan(type=kind, **counts, least_trained=min(trained), most_frozen=most_frozen))
     return tuple(out)
 
 

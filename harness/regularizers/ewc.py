@@ -13,18 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from harness import regularizers
 from harness.errors import CandidateFailed
-from harness.regularizers import (
-    GENERAL,
-    GeneralRow,
-    MixContext,
-    Mixture,
-    Penalty,
-    Start,
-    _weights,
-    general_mixture,
-    rescue_by_strength,
-)
+from harness.regularizers import _weights
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -42,18 +33,18 @@ class Params(Spec):
     data: str | None = None
 
 
-RESCUE = rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
+RESCUE = regularizers.rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
 
 
 problem = _weights.problem
 
 
-def sample(context: MixContext, params: Params) -> Mixture:
+def sample(context: regularizers.MixContext, params: Params) -> regularizers.Mixture:
     """Sample the general rows."""
-    return general_mixture(GENERAL, params.rows, params.data, context)
+    return regularizers.general_mixture(regularizers.GENERAL, params.rows, params.data, context)
 
 
-def penalty(start: Start, params: Params) -> Penalty:
+def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
     """Return the penalty, one term per weight; it keeps one fp32 number per weight.
 
     Raises:
@@ -69,7 +60,9 @@ def penalty(start: Start, params: Params) -> Penalty:
     return terms
 
 
-def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dict[str, torch.Tensor]":
+def fisher_diagonal(
+    model: Any, rows: tuple[regularizers.GeneralRow, ...], seed: int
+) -> "dict[str, torch.Tensor]":
     """Estimate the diagonal of the Fisher information of one token, by the names of `displacements`.
 
     The labels at each position of a row are drawn from the model, so the expected squared gradient of their
@@ -95,7 +88,7 @@ def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dic
     return {name: square / n_tokens for name, square in squares.items()}
 
 
-def _draw_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
+def _draw_logprob(model: Any, row: regularizers.GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
     """Return the joint log-probability of answer tokens drawn from the model at each position of the row."""
     import torch
 

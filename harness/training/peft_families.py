@@ -22,16 +22,7 @@ from pydantic import ValidationError, create_model
 from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.models.weight_files import CONVERTED, WEIGHTS, describe_beside_low_rank
 from harness.progress import quiet_libraries
-from harness.training.refused_families import (
-    ADAPTED_HEAD,
-    adapts_head,
-    exclude_unadapted,
-    is_pattern,
-    refuse_order,
-    refuse_rank,
-    refuse_soft_prompt,
-    refuse_values,
-)
+from harness.training import refused_families as refused
 
 if TYPE_CHECKING:
     import torch
@@ -111,8 +102,8 @@ def family_problems(
     if unknown:
         expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
         return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
-    if refused := _find_unsupported(params, device, quantization):
-        return [Problem(where, *refused)]
+    if unsupported := _find_unsupported(params, device, quantization):
+        return [Problem(where, *unsupported)]
     expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
         _try(peft_type, json.dumps(params), base)
@@ -175,7 +166,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = peft_config(peft_type, json.loads(params))
-    refuse_values(config)
+    refused.refuse_values(config)
     kind: Any = AutoModelForCausalLM
     tried: Any = config
     if _start(vars(config)):
@@ -183,8 +174,8 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     if not (base / "config.json").exists():
         return  # still packed: PEFT tries it where the run has unpacked it
     of_base = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    refuse_soft_prompt(config, of_base)
-    exclude_unadapted(tried, of_base.model_type)
+    refused.refuse_soft_prompt(config, of_base)
+    refused.exclude_unadapted(tried, of_base.model_type)
     try:
         with torch.device("meta"):
             made: Any = get_peft_model(kind.from_config(of_base), tried)
@@ -192,10 +183,10 @@ def _try(peft_type: str, params: str, base: Path) -> None:
         if "negative dimension" in str(error):
             raise ValueError("a size below 0") from error
         return  # some families compute with the weights already when they are put on
-    if adapts_head(made):
-        raise ValueError(ADAPTED_HEAD)
-    refuse_order(json.loads(params), made)
-    refuse_rank(config, made, _start(vars(config)))
+    if refused.adapts_head(made):
+        raise ValueError(refused.ADAPTED_HEAD)
+    refused.refuse_order(json.loads(params), made)
+    refused.refuse_rank(config, made, _start(vars(config)))
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
@@ -213,7 +204,9 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     checked = taken.model_validate({name: params[name] for name in own})
     given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
     # In the order that PEFT saves them in, and opens an adapter with: the first pattern that matches counts.
-    given |= {n: dict(sorted(value.items(), key=str)) for n, value in given.items() if is_pattern(n, value)}
+    given |= {
+        n: dict(sorted(value.items(), key=str)) for n, value in given.items() if refused.is_pattern(n, value)
+    }
     if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
         given.setdefault("target_modules", "all-linear")
     if peft_type == "ADALORA":
@@ -236,7 +229,7 @@ def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]
         default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else made
         if field is None or isinstance(value, bool) != isinstance(default, bool) or value != default:
             # Pairs, as adapters that were trained with patterns in another order have digests of mappings.
-            own[name] = sorted(value.items(), key=str) if is_pattern(name, value) else value
+            own[name] = sorted(value.items(), key=str) if refused.is_pattern(name, value) else value
     return sort_names(own)
 
 

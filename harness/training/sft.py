@@ -22,26 +22,10 @@ from harness.models.hub import map_end_tokens
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.regularizers import has_hook
-from harness.training import checkpoints
+from harness.training import checkpoints, parallel, tokenized
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve
-from harness.training.parallel import (
-    is_first,
-    name_sharding,
-    process_count,
-    rows_of_each,
-    save_trained,
-    wait_for_all,
-)
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
-from harness.training.tokenized import (
-    batch_packs,
-    check_packing,
-    count_epoch_steps,
-    count_row_steps,
-    joins_packs,
-    tokenize,
-)
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -120,7 +104,7 @@ def fine_tune(
     except CandidateFailed as error:
         size = params.per_device_train_batch_size
         smaller = smaller_batch_size(size, size * params.gradient_accumulation_steps)
-        alone = process_count() == 1  # the others would wait for this one in the middle of a step
+        alone = parallel.process_count() == 1  # the others would wait for this one in the middle of a step
         if not (params.auto_find_batch_size and alone and smaller) or error.reason != loop.NO_MEMORY:
             raise
     oom.release()
@@ -154,23 +138,29 @@ def _fine_tune(
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
     family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
     if family.begins_anew:
-        if is_first():
+        if parallel.is_first():
             _remove_begun(scratch)
-        wait_for_all()
+        parallel.wait_for_all()
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
     if whole and (params.trained_in, machine.precision) == ("bf16", "fp16"):
         found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
     loaded_in = machine._replace(precision=params.trained_in) if whole else machine
-    placed = Placement(None) if name_sharding() else None  # accelerate takes its shards from main memory
+    placed = (
+        Placement(None) if parallel.name_sharding() else None
+    )  # accelerate takes its shards from main memory
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placed)
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
     validation, _ = _rows(context.validation, context, tokenizer, params)
-    against = check_packing(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
+    against = (
+        tokenized.check_packing(params, [len(row["input_ids"]) for row in train], base)
+        if params.packing
+        else ""
+    )
     params = params.model_copy(update={"packing": params.packing and not against})
-    params = rows_of_each(params, process_count())
+    params = parallel.rows_of_each(params, parallel.process_count())
     if save:
         family = PLAIN._replace(save=save, keeps_part=True)
     if whole:
@@ -185,17 +175,21 @@ def _fine_tune(
     loop.track(trainer, context, save_to, family.save)
     trained_in = loaded_in.precision if whole else "fp32"
     measured = loop.run(
-        trainer, start, n_dropped, lambda model: save_trained(family.save, model, save_to), trained_in
+        trainer,
+        start,
+        n_dropped,
+        lambda model: parallel.save_trained(family.save, model, save_to),
+        trained_in,
     )
     losses = curve(trainer.state.log_history, "eval_loss")
-    is_parted = params.auto_find_batch_size or process_count() > 1
+    is_parted = params.auto_find_batch_size or parallel.process_count() > 1
     return replace(
         measured,
         validation_loss=losses,
         token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
-        n_processes=process_count() if process_count() > 1 else None,
+        n_processes=parallel.process_count() if parallel.process_count() > 1 else None,
         batch_size=params.per_device_train_batch_size if is_parted else None,
         accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
         not_packed=against,
@@ -233,7 +227,7 @@ def _rows(
 ) -> tuple[list[Row], int]:
     """Return tokenised rows that fit, and how many did not."""
     answers = [example.references[:1] for example in examples]
-    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
+    made = tokenized.tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
     rows: list[Row] = []
     for example, (start, (ids,)) in zip(examples, made, strict=True):
@@ -295,8 +289,8 @@ def _trainer(
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
     )
-    if params.packing and not joins_packs(model):
-        batch_packs(trainer.data_collator)
+    if params.packing and not tokenized.joins_packs(model):
+        tokenized.batch_packs(trainer.data_collator)
     return trainer
 
 
@@ -393,7 +387,7 @@ def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> li
 
     They are those that it keeps, or where validation may end it early those at which there is a checkpoint.
     """
-    of_epoch, last = count_epoch_steps(params, n_rows), count_row_steps(params, n_rows)
+    of_epoch, last = tokenized.count_epoch_steps(params, n_rows), tokenized.count_row_steps(params, n_rows)
     by_epoch = params.eval_steps is None
     saved = checkpoints.list_saved_steps(
         last, of_epoch, params.eval_steps or checkpoints.SAVED_EVERY, by_epoch=by_epoch

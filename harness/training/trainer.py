@@ -23,17 +23,8 @@ from harness.models.hardware import Machine
 from harness.progress import Advance
 from harness.records import TrainingRecord
 from harness.spec import Spec
-from harness.training import checkpoints
+from harness.training import checkpoints, parallel
 from harness.training.context import TRACKED, FitContext, figures, scale_callback
-from harness.training.parallel import (
-    DEEPSPEED,
-    is_first,
-    most,
-    name_sharding,
-    process_count,
-    wait_for_all,
-    zero_stage,
-)
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -149,8 +140,8 @@ def checkpoints_activations(
         in_tiles=True,
         optim=params.optim,
         trained_in=params.trained_in,
-        shards=process_count() if name_sharding() else 1,
-        zero_stage=zero_stage(),
+        shards=parallel.process_count() if parallel.name_sharding() else 1,
+        zero_stage=parallel.zero_stage(),
     )
     return _SPARE * peak.total > free_gib * 2**30 / 1e9
 
@@ -174,7 +165,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
     recompute, on_gpu = False, context.machine.device == "cuda"
     if on_gpu:  # free or this process's own; shards of one model compute alike, by the least of all processes
         free_gib = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
-        recompute = checkpoints_activations(context, params, n_trained, -most(-free_gib, "cuda"))
+        recompute = checkpoints_activations(context, params, n_trained, -parallel.most(-free_gib, "cuda"))
     own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
     if is_of_bitsandbytes(params.optim) and not is_bitsandbytes_available():
         found = f"optim: {params.optim} is bitsandbytes', which is not installed"
@@ -400,15 +391,17 @@ def run(
 
             # TRL's argument for it is deprecated, and refuses Liger's loss; TRL's own loss stays.
             apply_liger_kernel(trainer.model, {"fused_linear_cross_entropy": False})
-    if trained_in == "fp32" and name_sharding() != DEEPSPEED:  # which keeps copies in fp32 of its own
+    if (
+        trained_in == "fp32" and parallel.name_sharding() != parallel.DEEPSPEED
+    ):  # which keeps copies in fp32 of its own
         _keep_updates(trainer.model)
     _spare_casts(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
-    if is_first():
+    if parallel.is_first():
         checkpoints.remove_incomplete(folder)
-    wait_for_all()
+    parallel.wait_for_all()
     last = checkpoints.find_last_checkpoint(folder)
     trainer.add_callback(checkpoints.checkpoint_callback(start, last))
     if trainer.args.fp16:
@@ -418,7 +411,7 @@ def run(
     with explain_out_of_memory(), checkpoints.skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     save(trainer.model)
-    wait_for_all()
+    parallel.wait_for_all()
     return figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
 
 
