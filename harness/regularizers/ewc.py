@@ -34,8 +34,6 @@ class Params(Spec):
 
 
 RESCUE = regularizers.rescue_by_strength("ewc", Params, (30.0,), "elastic weight consolidation", place=3)
-
-
 problem = _weights.problem
 
 
@@ -104,24 +102,21 @@ def _draw_logprob(model: Any, row: regularizers.GeneralRow, generator: "torch.Ge
 @contextmanager
 def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
     """Add the squared gradients of one backward pass to `squares`; hooks on layers read those of ΔW."""
+    import torch
+
     with ExitStack() as hooks:
         for name, layer in _weights.find_adapted_layers(model).items():
-            _refuse_embedding(name, layer)
+            if isinstance(layer.get_base_layer(), torch.nn.Embedding):  # token ids cannot be multiplied
+                found = (
+                    f"an adapter of {name}, an embedding, for which no Fisher information can be estimated"
+                )
+                raise CandidateFailed(found, "target_modules without it, or regularize: l2_sp or kl")
             hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
         yield
     for name, parameter in _weights.find_plain_parameters(model).items():
         if parameter.grad is not None:
             _add(squares, name, parameter.grad.float().square())
             parameter.grad = None
-
-
-def _refuse_embedding(name: str, layer: Any) -> None:
-    """Refuse an adapter of an embedding, whose inputs are token ids that cannot be multiplied."""
-    import torch
-
-    if isinstance(layer.get_base_layer(), torch.nn.Embedding):
-        found = f"an adapter of {name}, an embedding, for which no Fisher information can be estimated"
-        raise CandidateFailed(found, "target_modules without it, or regularize: l2_sp or kl")
 
 
 def _reader(name: str, layer: Any, squares: "dict[str, torch.Tensor]") -> Any:

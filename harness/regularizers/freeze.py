@@ -23,6 +23,11 @@ class Params(Spec):
     first: int | None = Field(None, ge=1)
     all_but_last: int | None = Field(None, ge=1)
 
+    @property
+    def n(self) -> int:
+        """Number of layers that are named."""
+        return self.first or self.all_but_last or 0
+
     @model_validator(mode="after")
     def _check_choice(self) -> "Params":
         if (self.first is None) == (self.all_but_last is None):
@@ -51,8 +56,7 @@ RESCUE = RescueStep("half", _list_settings, place=7)
 
 def layer_problem(params: Params, n_layers: int) -> str:
     """Say that the model has too few layers for the layers to freeze or train; empty if it has enough."""
-    n = _count(params)
-    return f"freeze names {n} layers, and the model has {n_layers}" if n >= n_layers else ""
+    return f"freeze names {params.n} layers, and the model has {n_layers}" if params.n >= n_layers else ""
 
 
 def prepare(model: Any, params: Params) -> None:
@@ -61,7 +65,7 @@ def prepare(model: Any, params: Params) -> None:
     Raises:
         CandidateFailed: the model has too few layers.
     """
-    layers, n = decoder_layers(model), _count(params)
+    layers, n = decoder_layers(model), params.n
     if too_few := layer_problem(params, len(layers)):
         raise CandidateFailed(too_few, "fewer layers in freeze")
     if params.first:
@@ -70,7 +74,3 @@ def prepare(model: Any, params: Params) -> None:
     else:
         model.requires_grad_(False)
         layers[-n:].requires_grad_(True)
-
-
-def _count(params: Params) -> int:
-    return params.first or params.all_but_last or 0

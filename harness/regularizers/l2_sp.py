@@ -25,8 +25,6 @@ class Params(Spec):
 
 
 RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty", place=4)
-
-
 problem = _weights.problem
 
 

@@ -147,6 +147,7 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
     Raises:
         CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was not a number.
     """
+    from safetensors.torch import save_file
     from transformers import set_seed
 
     set_seed(context.seed)
@@ -162,7 +163,14 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
     trainer = _trainer(context, params, trainable, tokenizer, (train, validation), scratch)
 
     def save(trained: Any) -> None:
-        _save(trained, params, save_to)
+        save_to.mkdir()
+        if params.train == "adapter":
+            trained.save_pretrained(save_to)
+        else:
+            kept = {
+                n: p.detach().cpu().contiguous() for n, p in trained.named_parameters() if p.requires_grad
+            }
+            save_file(kept, save_to / _TRAINED, {"format": "pt"})
         content = {"labels": known.labels, "params": params.model_dump(mode="json")}
         (save_to / _FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
@@ -221,20 +229,7 @@ def _trainable(model: Any, params: HeadParams) -> Any:
     return model
 
 
-def _save(model: Any, params: HeadParams, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    if params.train == "adapter":
-        model.save_pretrained(folder)
-        return
-    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(trained, folder / _TRAINED, {"format": "pt"})
-
-
-def _rows(
-    known: LabelledTexts, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> tuple[list[Row], int]:
+def _rows(known: LabelledTexts, tokenizer: Any, max_length: int) -> tuple[list[Row], int]:
     ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in known.texts]
     rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
     return loop.rows_that_fit(rows, list(map(len, ids)), max_length)

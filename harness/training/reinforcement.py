@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_line
-from harness.metrics import Metric, item_scores, load_metrics
+from harness.metrics import item_scores, load_metrics
 from harness.models import encode_all, encode_answered, join_to_plain_text
 from harness.models.hub import map_end_tokens
 from harness.records import Example, Output, PromptText, TrainingRecord
@@ -244,7 +244,16 @@ def rewards_of(reward: Reward) -> Rewards:
         return _reward_by_file(Path(reward.written))
     assert reward.task is not None
     alone = reward.task.model_copy(update={"metrics": (reward.written,), "primary": "", "bounds": {}})
-    return _reward_by_metric(load_metrics(alone)[metric_name(reward.written)])
+    metric = load_metrics(alone)[metric_name(reward.written)]
+
+    def score(text: str, example: Example) -> float | None:
+        try:
+            parts = metric.score(Output(text), example)
+        except Unscored:
+            return None
+        return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
+
+    return lambda examples, answers: [score(text, e) for e, text in zip(examples, answers, strict=True)]
 
 
 def is_metric_file(path: Path) -> bool:
@@ -270,17 +279,6 @@ def reward_problems(written: str, task: Task, examples: Sequence[Example], where
         return
     found = f"{written}, which needs more than the text of an answer"
     yield Problem(where, found, "a metric of answers", "name another, such as exact_match or token_f1")
-
-
-def _reward_by_metric(metric: Metric) -> Rewards:
-    def score(text: str, example: Example) -> float | None:
-        try:
-            parts = metric.score(Output(text), example)
-        except Unscored:
-            return None
-        return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
-
-    return lambda examples, answers: [score(text, e) for e, text in zip(examples, answers, strict=True)]
 
 
 def _module(path: Path) -> ModuleType:

@@ -17,7 +17,7 @@ from harness.cache import cache_dir, fill_cache_file
 from harness.models import encode_answered
 from harness.models.hub import ModelSource, map_end_tokens
 from harness.provenance import versions_of
-from harness.records import Encoded, Example, PromptText, digest
+from harness.records import Example, PromptText, digest
 from harness.training.parallel import name_sharding
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ def tokenize(
 
         rows = [PromptText(e.messages, a, chat) for e, of in zip(examples, answers, strict=True) for a in of]
         made = iter(encode_answered(tokenizer, rows, ends))
-        return Dataset.from_list([_join([next(made) for _ in of])._asdict() for of in answers])
+        joined = []
+        for of in answers:  # the token ids of all answers to a prompt begin with the prompt's
+            encoded = [next(made) for _ in of]
+            wholes = [[*one.context, *one.continuation] for one in encoded]
+            joined.append({"start": len(encoded[0].context), "wholes": wholes})
+        return Dataset.from_list(joined)
 
     made = cache_dataset(key, make) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in made]
@@ -73,28 +78,19 @@ def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
     return made
 
 
-def _join(encoded: Sequence[Encoded]) -> Tokens:
-    """Join the answers to one prompt, whose token ids all of them begin with."""
-    return Tokens(len(encoded[0].context), [[*one.context, *one.continuation] for one in encoded])
-
-
 FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
 
 
 def check_packing(params: "LoopParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
-    if (steps := count_steps(params, lengths)) < FEWEST_STEPS:
+    n_packs = ceil(sum(lengths) / params.max_length)  # filled to the last token
+    if (steps := count_row_steps(params, n_packs)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
     if name_sharding():
         return "may let a row see others: that cannot be told of a sharded model"
     if not keeps_rows_apart(model, flash=joins_packs(model)):
         return "would let a row see others: this model does not keep packed rows apart"
     return ""
-
-
-def count_steps(params: "LoopParams", lengths: Sequence[int]) -> int:
-    """Count the optimiser steps of a training whose packs are filled to the last token."""
-    return count_row_steps(params, ceil(sum(lengths) / params.max_length))
 
 
 def count_row_steps(params: "LoopParams", n_rows: int) -> int:
@@ -137,8 +133,5 @@ def keeps_rows_apart(model: "PreTrainedModel", *, flash: bool = False) -> bool:
 
 
 def batch_packs(collator: Any) -> None:
-    """Keep the packs of a batch in rows of their own, where attention would else be of all with all.
-
-    FlashAttention wants them in one row, which is how TRL joins them.
-    """
+    """Keep the packs of a batch in rows of their own; TRL joins them in one, as FlashAttention wants them."""
     collator.padding_free, collator.return_position_ids = False, True
