@@ -48,12 +48,11 @@ def train_policy(algorithm, tiny, folder):
     """Train a policy by the trainer of its method; returns what it computes, and how rewards differed by step."""
     (folder / "short.py").write_text(LENGTH)
     context = tiny_methods.context(tiny, folder, reward=Reward(written=str(folder / "short.py")))
-    policy = load_policy(context, folder / "adapter")
+    policy = load_policy(context, lora_config(LoraParams(r=4)), folder / "adapter")
     quick = {"learning_rate": 0.05, "warmup_steps": 0, "max_steps": 2, "per_device_train_batch_size": 8}
     params = ALGORITHMS[algorithm].Params(r=4, max_completion_length=6, **quick)
     rows, _ = rl._rows(context, params, policy.tokenizer)
-    config = lora_config(LoraParams(r=4))
-    trainer = rl._trainer(context, params, algorithm, config, policy, rows)
+    trainer = rl._trainer(policy, params, algorithm, rows)
     trainer.train()
     save_policy(trainer.model, folder / "adapter")
     spread = [entry["reward_std"] for entry in trainer.state.log_history if "reward_std" in entry]

@@ -110,7 +110,7 @@ def make_both_trainers(tiny, folder, init, way):
         trainer = kind(
             args=config,
             train_dataset=Dataset.from_list(rows),
-            **policy_options(context, Policy(model, tokenizer, folder, 0.0), lora_config(LoraParams(r=2))),
+            **policy_options(Policy(context, lora_config(LoraParams(r=2)), folder, model, tokenizer, 0.0)),
         )
         torch.manual_seed(1)
         with torch.no_grad():

@@ -48,9 +48,9 @@ DEFINITIONS = {
 
 def make_moved_trainer(context, params):
     """Make a trainer whose adapter is off the reference."""
-    policy = load_policy(context, context.folder / "adapter")
+    policy = load_policy(context, lora_config(LoraParams(r=2)), context.folder / "adapter")
     train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
-    trainer = preferences._trainer(context, params, lora_config(LoraParams(r=2)), policy, (train, apart))
+    trainer = preferences._trainer(policy, params, (train, apart))
     tiny_methods.move_adapter(trainer.model)
     return trainer
 

@@ -19,7 +19,7 @@ from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, 
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
-from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -85,7 +85,7 @@ def distill(
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
-    policy = load_policy(context, save_to)
+    policy = load_policy(context, peft_config, save_to)
     rows, n_dropped = _rows(context.train, context, params, policy.tokenizer)
     measured = _rows(context.validation, context, params, policy.tokenizer)[0]
     with loop.explain_out_of_memory():
@@ -93,8 +93,8 @@ def distill(
         width = policy.model.config.get_text_config().vocab_size
         if taught_by.config.get_text_config().vocab_size > width:  # what it has more is of no token
             taught_by.resize_token_embeddings(width, mean_resizing=False)
-    trainer = _trainer(context, params, peft_config, policy, taught_by, (rows, measured))
-    made = train_policy(context, policy, trainer, n_dropped, save_to)
+    trainer = _trainer(policy, params, taught_by, (rows, measured))
+    made = train_policy(policy, trainer, n_dropped)
     losses = curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
 
@@ -116,12 +116,7 @@ def _rows(
 
 
 def _trainer(
-    context: FitContext,
-    params: DistilledParams,
-    peft_config: "PeftConfig",
-    policy: Policy,
-    teacher: Any,
-    rows: tuple[list[Row], list[Row]],
+    policy: Policy, params: DistilledParams, teacher: Any, rows: tuple[list[Row], list[Row]]
 ) -> "Trainer":
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -141,17 +136,7 @@ def _trainer(
         "prediction_loss_only": True,
         "include_num_input_tokens_seen": "no",
     }
-    trainer: Trainer = loop.make_trainer(
-        DistillationTrainer,
-        GKDConfig,
-        context,
-        params,
-        policy.tokenizer,
-        policy.scratch,
-        arguments,
-        **policy_options(context, policy, peft_config),
-        teacher_model=teacher,
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]),
-    )
-    return trainer
+    train, apart = map(Dataset.from_list, rows)
+    given = {"teacher_model": teacher, "train_dataset": train, "eval_dataset": apart}
+    made: Trainer = make_policy_trainer(policy, DistillationTrainer, GKDConfig, params, arguments, **given)
+    return made

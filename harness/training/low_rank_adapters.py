@@ -145,27 +145,31 @@ def leave_out(params: LoraParams, modules: str) -> dict[str, Any]:
 
 
 class Policy(NamedTuple):
-    """Base of an adapter that TRL trains beside a reference, with its folder of checkpoints and its start."""
+    """Base of an adapter that TRL trains beside a reference, and what it is trained by.
 
+    `start` is when its training began, and `save_to` the folder of the finished adapter.
+    """
+
+    context: FitContext
+    peft_config: "PeftConfig"
+    save_to: Path
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    scratch: Path
     start: float
 
 
-def load_policy(context: FitContext, save_to: Path) -> Policy:
+def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -> Policy:
     """Load the base of an adapter that is saved at `save_to`, and seed its training."""
     quiet_libraries()
     from transformers import set_seed
 
     set_seed(context.seed)
-    scratch = save_to.parent / CHECKPOINTS
-    start = loop.start_time(scratch)
+    start = loop.start_time(save_to.parent / CHECKPOINTS)
     loaded = load_base(context.source, context.machine, loop.attention(context.machine))
-    return Policy(*loaded, scratch, start)
+    return Policy(context, peft_config, save_to, *loaded, start)
 
 
-def policy_options(context: FitContext, policy: Policy, peft_config: "PeftConfig") -> dict[str, Any]:
+def policy_options(policy: Policy) -> dict[str, Any]:
     """Return a trainer's model, tokenizer and adapter: a new one, or that of `context.init` to go on with.
 
     TRL copies the one called `default` as reference.
@@ -173,23 +177,32 @@ def policy_options(context: FitContext, policy: Policy, peft_config: "PeftConfig
     from peft import PeftModel
 
     options: dict[str, Any] = {"processing_class": policy.tokenizer}
-    if context.init is None:
-        return options | {"model": policy.model, "peft_config": peft_config}
-    init = str(context.init)
+    if policy.context.init is None:
+        return options | {"model": policy.model, "peft_config": policy.peft_config}
+    init = str(policy.context.init)
     model = PeftModel.from_pretrained(policy.model, init, adapter_name="default", is_trainable=True)
     return options | {"model": model}
 
 
-def train_policy(
-    context: FitContext, policy: Policy, trainer: "Trainer", n_dropped: int, save_to: Path
-) -> TrainingRecord:
+def make_policy_trainer(
+    policy: Policy, kind: Any, config: Any, params: loop.LoopParams, arguments: dict[str, Any], **given: Any
+) -> Any:
+    """Return a trainer of a kind for a policy, configured as `trainer.make_trainer` says."""
+    scratch = policy.save_to.parent / CHECKPOINTS
+    given |= policy_options(policy)
+    return loop.make_trainer(
+        kind, config, policy.context, params, policy.tokenizer, scratch, arguments, **given
+    )
+
+
+def train_policy(policy: Policy, trainer: "Trainer", n_dropped: int) -> TrainingRecord:
     """Train and save the adapter of a policy.
 
     Raises:
         CandidateFailed: out of memory, or the loss was not a number.
     """
-    loop.track(trainer, context, save_to, save_policy)
-    return loop.run(trainer, policy.start, n_dropped, lambda model: save_policy(model, save_to))
+    loop.track(trainer, policy.context, policy.save_to, save_policy)
+    return loop.run(trainer, policy.start, n_dropped, lambda model: save_policy(model, policy.save_to))
 
 
 def save_policy(model: Any, folder: Path) -> None:

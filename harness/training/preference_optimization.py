@@ -24,7 +24,7 @@ from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.heldout import HeldOutParams
-from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.tokenized import cache_dataset
 from harness.training.trainer import Row
 
@@ -82,14 +82,14 @@ def preference(
     Raises:
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
     """
-    policy = load_policy(context, save_to)
+    policy = load_policy(context, peft_config, save_to)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # the reference reads each: those that are seen
         rows = random.Random(context.seed).sample(rows, n_seen)
-    trainer = _trainer(context, params, peft_config, policy, (rows, apart))
+    trainer = _trainer(policy, params, (rows, apart))
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
-    measured = train_policy(context, policy, trainer, n_dropped, save_to)
+    measured = train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     margins, accuracies = (curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
@@ -108,15 +108,10 @@ def _row(start: int, wholes: list[list[int]]) -> Row:
     }
 
 
-def _trainer(
-    context: FitContext,
-    params: PreferenceParams,
-    peft_config: "PeftConfig",
-    policy: Policy,
-    rows: tuple[list[Row], list[Row]],
-) -> "DPOTrainer":
+def _trainer(policy: Policy, params: PreferenceParams, rows: tuple[list[Row], list[Row]]) -> "DPOTrainer":
     from trl import DPOConfig
 
+    context = policy.context
     reference = [  # all that the reference's log-probabilities depend on, beside the rows
         context.source.weights_digest,
         adapter_digest(context.init, context.source.weights_digest) if context.init else "",
@@ -135,11 +130,9 @@ def _trainer(
     # `length` is read by the sampler.
     arguments = {"precompute_ref_log_probs": True, "remove_unused_columns": False}
     arguments |= heldout.settings(params, bool(rows[1]))
-    options = policy_options(context, policy, peft_config) | heldout.data(params, rows)
-    trainer: DPOTrainer = loop.make_trainer(
-        kind, DPOConfig, context, params, policy.tokenizer, policy.scratch, arguments, **options
-    )
-    return trainer
+    given = heldout.data(params, rows)
+    made: DPOTrainer = make_policy_trainer(policy, kind, DPOConfig, params, arguments, **given)
+    return made
 
 
 def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":

@@ -28,7 +28,7 @@ from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward, curve
 from harness.training.heads import open_reward_model
-from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.reward_model import score_tokens
 from harness.training.trainer import LoopParams, Row
 
@@ -94,10 +94,10 @@ def train_on_rewards(
     """
     if context.reward is None:
         raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
-    policy = load_policy(context, save_to)
+    policy = load_policy(context, peft_config, save_to)
     rows, n_dropped = _rows(context, params, policy.tokenizer)
-    trainer = _trainer(context, params, algorithm, peft_config, policy, rows)
-    made = train_policy(context, policy, trainer, n_dropped, save_to)
+    trainer = _trainer(policy, params, algorithm, rows)
+    made = train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(
         made,
@@ -138,32 +138,23 @@ def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> lis
     return [list(one.context) for one in encode_all(tokenizer, texts)]
 
 
-def _trainer(
-    context: FitContext,
-    params: ReinforcedParams,
-    algorithm: Algorithm,
-    peft_config: "PeftConfig",
-    policy: Policy,
-    rows: list[Row],
-) -> "Trainer":
+def _trainer(policy: Policy, params: ReinforcedParams, algorithm: Algorithm, rows: list[Row]) -> "Trainer":
     import trl
     from datasets import Dataset
 
-    assert context.reward is not None
-    trainer: Trainer = loop.make_trainer(
-        _make_resumable(getattr(trl, f"{algorithm}Trainer")),
-        getattr(trl, f"{algorithm}Config"),
-        context,
+    assert policy.context.reward is not None
+    plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
+    made: Trainer = make_policy_trainer(
+        policy,
+        _make_resumable(plain),
+        config,
         params,
-        policy.tokenizer,
-        policy.scratch,
         {"include_num_input_tokens_seen": "no"},  # TRL counts them itself
         own=["max_length"],
-        reward_funcs=[_open_reward(context.reward, context)],
+        reward_funcs=[_open_reward(policy.context.reward, policy.context)],
         train_dataset=Dataset.from_list(rows),
-        **policy_options(context, policy, peft_config),
     )
-    return trainer
+    return made
 
 
 def _make_resumable(plain: Any) -> Any:

@@ -19,7 +19,7 @@ from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.heldout import HeldOutParams
-from harness.training.low_rank_adapters import Policy, load_policy, policy_options, train_policy
+from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 
@@ -59,13 +59,13 @@ def preference_without_pairs(
     Raises:
         CandidateFailed: out of memory, no answer fits, or the loss was not a number.
     """
-    policy = load_policy(context, save_to)
+    policy = load_policy(context, peft_config, save_to)
     train, apart = heldout.split(context.pairs, context.pairs, params)
     rows, n_dropped = _rows(train, context, params, policy.tokenizer)
     random.Random(context.seed).shuffle(rows)
     measured = _rows(apart, context, params, policy.tokenizer)[0]
-    trainer = _trainer(context, params, peft_config, policy, (rows, measured))
-    made = train_policy(context, policy, trainer, n_dropped, save_to)
+    trainer = _trainer(policy, params, (rows, measured))
+    made = train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(
         made,
@@ -115,13 +115,7 @@ def _rows(
     return loop.rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
-def _trainer(
-    context: FitContext,
-    params: UnpairedParams,
-    peft_config: "PeftConfig",
-    policy: Policy,
-    rows: tuple[list[Row], list[Row]],
-) -> "KTOTrainer":
+def _trainer(policy: Policy, params: UnpairedParams, rows: tuple[list[Row], list[Row]]) -> "KTOTrainer":
     from trl import KTOConfig, KTOTrainer
 
     class TokensTrainer(KTOTrainer):
@@ -137,8 +131,6 @@ def _trainer(
             return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
 
     arguments = heldout.settings(params, bool(rows[1])) | {"train_sampling_strategy": "sequential"}
-    options = policy_options(context, policy, peft_config) | heldout.data(params, rows)
-    trainer: KTOTrainer = loop.make_trainer(
-        TokensTrainer, KTOConfig, context, params, policy.tokenizer, policy.scratch, arguments, **options
-    )
-    return trainer
+    given = heldout.data(params, rows)
+    made: KTOTrainer = make_policy_trainer(policy, TokensTrainer, KTOConfig, params, arguments, **given)
+    return made
